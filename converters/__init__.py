@@ -1,0 +1,1 @@
+"""Trained model -> ONNX -> proof that the conversion kept the model's answers."""

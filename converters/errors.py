@@ -1,0 +1,23 @@
+"""What can go wrong in a conversion.
+
+ConversionError             the message says what failed and what to do
+|- SourceMissing            the weights or their package are not there
+|- ExportFailed             the framework's exporter gave up
+`- ProofFailed              the converted model does not give the original's answers
+"""
+
+
+class ConversionError(RuntimeError):
+    """The base of the tree above."""
+
+
+class SourceMissing(ConversionError):
+    pass
+
+
+class ExportFailed(ConversionError):
+    pass
+
+
+class ProofFailed(ConversionError):
+    pass

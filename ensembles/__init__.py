@@ -1,0 +1,1 @@
+"""The public pipelines, one declaration each. ``steps/`` holds what runs inside Triton."""

@@ -1,0 +1,18 @@
+"""``identity_fp32``: returns what it gets. Probes and benchmarks use it; it has no face."""
+
+from modelspec.model import Batching, ModelSpec, Pipeline, TensorSpec
+
+STEP = "identity"
+
+PIPELINE = Pipeline(
+    members=(),
+    public=ModelSpec(
+        name="identity_fp32",
+        backend="python",
+        max_batch_size=64,
+        inputs=(TensorSpec("INPUT0", "FP32", (-1,)),),
+        outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),
+        batching=Batching(),
+        versions=(1,),
+    ),
+)

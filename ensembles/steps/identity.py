@@ -1,0 +1,19 @@
+"""Return the input (runs inside Triton): what probes and benchmarks measure against."""
+
+from typing import Any
+
+try:  # exists only inside Triton's Python stub
+    import triton_python_backend_utils as pb_utils
+except ImportError:
+    pb_utils = None
+
+
+class TritonPythonModel:
+    """INPUT0 FP32 [n, m] -> OUTPUT0, the same values."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        values = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", values)])

@@ -1,0 +1,138 @@
+"""What is being served: read from Triton, swapped whole, never half-updated."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import orjson
+from tritonclient.grpc import model_config_pb2
+
+from gateway.errors import GatewayError, NotFound
+from gateway.face import Face, FaceError
+from gateway.upstream import Upstream
+
+FACE, GOLDEN, INTERNAL = "tidegate.face", "tidegate.golden", "tidegate.internal"
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """A tensor as the config declares it; ``dims`` leave the batch axis out, -1 is any length."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model that Triton serves. With a ``face`` it is public, and has an endpoint."""
+
+    name: str
+    versions: tuple[str, ...]
+    max_batch_size: int
+    inputs: Mapping[str, TensorMeta]
+    outputs: Mapping[str, TensorMeta]
+    decoupled: bool
+    face: Face | None
+    golden: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All models that a client may reach, by name."""
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+
+    def model(self, name: str) -> Model:
+        """The model; NotFound says where to look."""
+        try:
+            return self.models[name]
+        except KeyError:
+            shown = name[:64]
+            raise NotFound(
+                f"there is no model {shown!r}: see GET /v1/models for those there are"
+            ) from None
+
+    def endpoint(self, name: str) -> tuple[Model, Face]:
+        """The public model and its face; NotFound for one without."""
+        model = self.model(name)
+        if model.face is None:
+            raise NotFound(f"the model {name!r} has no endpoint: it is served under /v2 only")
+        return model, model.face
+
+    @cached_property
+    def public(self) -> list[Model]:
+        return [model for _, model in sorted(self.models.items()) if model.face]
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when anything that the API's description shows has changed."""
+        text = repr([(m.name, m.versions, m.face and m.face.raw) for m in self.public])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Reader:
+    """Reads the catalogue from one Triton; faults of single models are kept and not fatal."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, str] = {}
+        self._read: dict[bytes, Model | None] = {}
+
+    async def read(self, upstream: Upstream) -> Catalogue:
+        """The catalogue now; GatewayError when Triton does not answer."""
+        models = {}
+        faults = {}
+        for name, versions in (await upstream.ready_versions()).items():
+            try:
+                model = self._model(await upstream.config(name), versions)
+            except NotFound:
+                continue  # it left between the two questions
+            except (FaceError, GatewayError) as error:
+                faults[name] = str(error)
+                continue
+            if model:
+                models[name] = model
+        self.faults = faults
+        return Catalogue(models)
+
+    def _model(
+        self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]
+    ) -> Model | None:
+        """The model, compiled once for each state of its config; None for an internal one."""
+        key = config.SerializeToString(deterministic=True) + repr(versions).encode()
+        if key not in self._read:
+            if len(self._read) > 1024:
+                self._read.clear()
+            self._read[key] = read_model(config, versions)
+        return self._read[key]
+
+
+def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
+    """A model from its config; FaceError when its face binds to nothing."""
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    if parameters.get(INTERNAL) == "true":
+        return None
+    inputs = {t.name: _meta(t, t.optional) for t in config.input}
+    outputs = {t.name: _meta(t) for t in config.output}
+    face = None
+    if FACE in parameters:
+        face = Face.compile(parameters[FACE], set(inputs), set(outputs))
+    return Model(
+        name=config.name,
+        versions=versions,
+        max_batch_size=config.max_batch_size,
+        inputs=inputs,
+        outputs=outputs,
+        decoupled=config.model_transaction_policy.decoupled,
+        face=face,
+        golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+    )
+
+
+def _meta(tensor: Any, optional: bool = False) -> TensorMeta:
+    dtype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    name = "BYTES" if dtype == "STRING" else dtype
+    return TensorMeta(tensor.name, name, tuple(tensor.dims), optional)

@@ -1,0 +1,78 @@
+"""One taxonomy of what can go wrong, whatever the door.
+
+GatewayError                 a stable code, a message that says what to do, sometimes Retry-After
+|- Unauthenticated           no identity, or a bad one
+|- Forbidden                 known, but not allowed
+|- NotFound                  unknown, or not yours
+|- WrongMethod               the path exists, the method does not
+|- Malformed                 the request does not fit the schema
+|- TooLarge                  the body is over the limit
+|- TooSlow                   the body did not arrive in time
+|- QuotaExceeded             the caller's own limit
+|- NoCapacity                nobody can serve this now
+|- DeadlineExceeded          the answer did not come in time
+|- UpstreamBroke             a model or its server failed
+`- Internal                  our own bug
+
+Nothing here knows HTTP: ``gateway.render`` has the table of statuses, one column a door.
+"""
+
+
+class GatewayError(Exception):
+    """``code`` is stable: clients may branch on it. ``message`` is for people."""
+
+    code = "internal"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None, param: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.param = param  # the field of the request that is wrong, where one is
+
+
+class Unauthenticated(GatewayError):
+    code = "unauthenticated"
+
+
+class Forbidden(GatewayError):
+    code = "forbidden"
+
+
+class NotFound(GatewayError):
+    code = "not_found"
+
+
+class WrongMethod(GatewayError):
+    code = "method_not_allowed"
+
+
+class Malformed(GatewayError):
+    code = "invalid_request"
+
+
+class TooLarge(GatewayError):
+    code = "too_large"
+
+
+class TooSlow(GatewayError):
+    code = "request_timeout"
+
+
+class QuotaExceeded(GatewayError):
+    code = "quota_exceeded"
+
+
+class NoCapacity(GatewayError):
+    code = "no_capacity"
+
+
+class DeadlineExceeded(GatewayError):
+    code = "deadline_exceeded"
+
+
+class UpstreamBroke(GatewayError):
+    code = "upstream_error"
+
+
+class Internal(GatewayError):
+    code = "internal"

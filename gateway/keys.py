@@ -1,0 +1,132 @@
+"""API keys: their form, and who holds one.
+
+    tg_<id: 12>_<secret: 43>_<checksum: 6>       letters and digits
+
+The secret has 256 bits. A scanner can recognise the prefix and check the CRC-32 without asking us.
+Only HMAC-SHA256(pepper, key) is stored: with that much entropy a slow hash would protect nothing
+and let anybody spend our CPU.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import string
+import tomllib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import Unauthenticated
+
+ALPHABET = string.ascii_letters + string.digits
+KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
+_NO_HASH = "0" * 64
+_REFUSED = (
+    "no valid API key: send the header 'Authorization: Bearer KEY' "
+    "(`tidegate keys create NAME` makes a key)"
+)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is calling."""
+
+    key_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What is stored of one key; never the key itself."""
+
+    key_id: str
+    name: str
+    hmac: str
+    created: str
+    revoked: str = ""
+
+
+def generate_key() -> tuple[str, str]:
+    """A new (id, key)."""
+    key_id, secret = _random(12), _random(43)
+    body = f"tg_{key_id}_{secret}"
+    return key_id, f"{body}_{_checksum(body)}"
+
+
+def key_hash(pepper: bytes, key: str) -> str:
+    return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
+
+
+def parse_records(text: str) -> dict[str, KeyRecord]:
+    """The records in a keys.toml; ValueError when it is not one."""
+    tables: Mapping[str, Any] = tomllib.loads(text).get("keys", {})
+    try:
+        return {key_id: KeyRecord(key_id=key_id, **table) for key_id, table in tables.items()}
+    except TypeError as error:
+        raise ValueError(f"a key's table is not as expected: {error}") from error
+
+
+class KeyRing:
+    """Verifies keys against the file; ``refresh`` notices when the file has changed."""
+
+    def __init__(self, keys_file: Path, pepper_file: Path) -> None:
+        self._keys_file, self._pepper_file = keys_file, pepper_file
+        self._records: dict[str, KeyRecord] = {}
+        self._pepper = b""
+        self._seen: tuple[int, int, int] | None = None
+
+    def verify(self, authorization: bytes | None) -> Principal:
+        """The principal behind an Authorization header; Unauthenticated, always in the same words.
+
+        Constant time: an unknown id and a wrong secret both cost one HMAC and one comparison.
+        """
+        key = _bearer(authorization)
+        form = KEY_FORM.match(key)
+        record = self._records.get(form[1]) if form else None
+        wanted = record.hmac if record and not record.revoked else _NO_HASH
+        if hmac.compare_digest(key_hash(self._pepper, key), wanted) and record:
+            return Principal(record.key_id, record.name)
+        raise Unauthenticated(_REFUSED)
+
+    def refresh(self) -> bool:
+        """Read the files again if the keys changed; True if so. Without files no key is valid.
+
+        ValueError when the file cannot be read: the keys in force stay in force.
+        """
+        try:
+            stat = self._keys_file.stat()
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen == self._seen:
+                return False
+            pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_text()
+        except FileNotFoundError:
+            changed = bool(self._records)
+            self._records, self._seen = {}, None
+            return changed
+        self._records, self._pepper, self._seen = parse_records(text), pepper, seen
+        return True
+
+
+def _bearer(authorization: bytes | None) -> str:
+    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    value, text = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        value, digit = divmod(value, len(ALPHABET))
+        text += ALPHABET[digit]
+    return text
+
+
+def has_good_checksum(key: str) -> bool:
+    """Whether this could be one of our keys: what a secret scanner asks."""
+    return bool(KEY_FORM.match(key)) and _checksum(key[:-7]) == key[-6:]

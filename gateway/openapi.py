@@ -1,0 +1,152 @@
+"""The API's description, rendered from the catalogue: a pipeline declared is documented."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.catalogue import Catalogue, Model
+from gateway.face import Face
+
+Json = dict[str, Any]
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong and what to do."},
+        "instance": {"type": "string"},
+        "code": {"type": "string", "description": "Stable: branch on this."},
+        "param": {"type": "string", "description": "The field that is wrong."},
+        "request_id": {"type": "string"},
+    },
+}
+_ERRORS = {
+    "401": "No valid API key",
+    "413": "The body is over the limit",
+    "422": "The request does not fit the schema",
+    "502": "The model failed",
+    "503": "No capacity; see Retry-After",
+    "504": "The deadline passed",
+}
+_IDENTITY_BODY = {
+    "inputs": [{"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}]
+}
+
+
+def describe(base: Json, catalogue: Catalogue) -> Json:
+    """``base`` (FastAPI's document of the control routes) with every door's routes added."""
+    document = dict(base)
+    paths = dict(base.get("paths", {}))
+    for model in catalogue.public:
+        if model.face:
+            paths[f"/v1/{model.name}"] = {"post": _task(model, model.face)}
+    paths |= _openai_paths(catalogue) | _v2_paths(catalogue)
+    document["paths"] = paths
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`."}
+    }
+    components.setdefault("schemas", {})["Problem"] = _PROBLEM
+    document["security"] = [{"key": []}]
+    return document
+
+
+def _task(model: Model, face: Face) -> Json:
+    row, answer = face.raw["request"], face.raw["response"]
+    example = face.raw["example"]
+    batch = {
+        "type": "object",
+        "required": ["inputs"],
+        "additionalProperties": False,
+        "properties": {"inputs": {"type": "array", "minItems": 1, "maxItems": 1024, "items": row}},
+    }
+    outputs = {
+        "type": "object",
+        "required": ["outputs"],
+        "properties": {"outputs": {"type": "array", "items": answer}},
+    }
+    examples = {"one": {"value": example}, "several": {"value": {"inputs": [example, example]}}}
+    card = "\n".join(f"- **{key}**: {value}" for key, value in face.raw.get("card", {}).items())
+    return {
+        "tags": ["tasks"],
+        "summary": face.purpose,
+        "description": card,
+        "operationId": model.name,
+        "requestBody": _body({"oneOf": [row, batch]}, examples),
+        "responses": _responses({"oneOf": [answer, outputs]}, "application/problem+json"),
+    }
+
+
+def _openai_paths(catalogue: Catalogue) -> Json:
+    paths: Json = {
+        "/v1/models": {
+            "get": _plain("The pipelines that can be called, as OpenAI lists models", "OpenAI"),
+        },
+    }
+    serving = [m.name for m in catalogue.public if m.face and m.face.openai("embeddings")]
+    if serving:
+        paths["/v1/embeddings"] = {"post": _embeddings(serving)}
+    return paths
+
+
+def _embeddings(models: list[str]) -> Json:
+    text = {"type": "string", "minLength": 1}
+    schema = {
+        "type": "object",
+        "required": ["model", "input"],
+        "additionalProperties": False,
+        "properties": {
+            "model": {"type": "string", "enum": models},
+            "input": {"oneOf": [text, {"type": "array", "items": text, "minItems": 1}]},
+            "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+            "dimensions": {"type": "integer", "minimum": 1},
+            "user": {"type": "string"},
+        },
+    }
+    example = {"model": models[0], "input": ["Where is my parcel?", "I want my money back."]}
+    operation = _plain("Vectors of texts, as OpenAI's API gives them", "OpenAI")
+    operation["requestBody"] = _body(schema, {"two texts": {"value": example}})
+    return operation
+
+
+def _v2_paths(catalogue: Catalogue) -> Json:
+    name = {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "enum": sorted(catalogue.models) or ["identity_fp32"]},
+    }
+    if "identity_fp32" in catalogue.models:
+        name["example"] = "identity_fp32"
+    infer = _plain("Infer tensors (JSON, or the binary tensor data extension)", "V2")
+    infer["requestBody"] = _body({"type": "object"}, {"identity": {"value": _IDENTITY_BODY}})
+    one = "/v2/models/{model}"
+    return {
+        "/v2": {"get": _plain("The server's name and extensions", "V2")},
+        "/v2/health/live": {"get": _plain("Whether the gateway runs", "V2")},
+        "/v2/health/ready": {"get": _plain("Whether every pipeline answers", "V2")},
+        one: {"parameters": [name], "get": _plain("A model's tensors", "V2")},
+        f"{one}/ready": {"parameters": [name], "get": _plain("Whether a model answers", "V2")},
+        f"{one}/infer": {"parameters": [name], "post": infer},
+    }
+
+
+def _plain(summary: str, tag: str) -> Json:
+    return {"tags": [tag], "summary": summary, "responses": _responses({}, "application/json")}
+
+
+def _body(schema: Json, examples: Mapping[str, Any]) -> Json:
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"required": True, "content": content}
+
+
+def _responses(schema: Json, error_type: str) -> Json:
+    is_problem = error_type == "application/problem+json"
+    error = {"$ref": "#/components/schemas/Problem"} if is_problem else {"type": "object"}
+    failures = {
+        status: {"description": text, "content": {error_type: {"schema": error}}}
+        for status, text in _ERRORS.items()
+    }
+    ok = {"description": "OK", "content": {"application/json": {"schema": schema}}}
+    return {"200": ok, **failures}

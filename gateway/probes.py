@@ -1,0 +1,119 @@
+"""Background work: reload keys, read the catalogue, probe each pipeline with its golden sample.
+
+Triton's own readiness says 200 while a model's process is dead; an answer that is right does not.
+"""
+
+import asyncio
+import logging
+import tomllib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gateway.catalogue import Model
+from gateway.core import Gateway
+from gateway.errors import GatewayError
+from gateway.face import Face
+from gateway.rows import Tensors
+
+log = logging.getLogger("gateway")
+KEYS_S = 0.25  # a revoked key is refused within a second
+PROBE_TIMEOUT_S = 5.0
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Call ``work`` for ever; a failure is logged, and the next round comes all the same."""
+    while True:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("background work failed; trying again in %s s", seconds)
+        await asyncio.sleep(seconds)
+
+
+class Background:
+    """The gateway's three loops; ``run`` ends only by being cancelled."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    async def run(self) -> None:
+        settings = self.gateway.settings
+        await asyncio.gather(
+            every(KEYS_S, self.refresh_keys),
+            every(settings.refresh_s, self.refresh_catalogue),
+            every(settings.probe_s, self.probe),
+        )
+
+    async def refresh_keys(self) -> None:
+        try:
+            if self.gateway.keys.refresh():
+                log.info("keys read again")
+        except (ValueError, tomllib.TOMLDecodeError) as error:
+            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+
+    async def refresh_catalogue(self) -> None:
+        gateway = self.gateway
+        before = gateway.reader.faults
+        try:
+            gateway.catalogue = await gateway.reader.read(gateway.pool.first)
+        except GatewayError:
+            return  # the probes say that it does not answer; the last catalogue stays
+        for model, fault in gateway.reader.faults.items():
+            if before.get(model) != fault:
+                log.error("model %s is not shown: %s", model, fault)
+
+    async def probe(self) -> None:
+        gateway = self.gateway
+        names = set(gateway.settings.pipelines) | {m.name for m in gateway.catalogue.public}
+        results = await asyncio.gather(*(self._probed(name) for name in sorted(names)))
+        found = dict(results)
+        for name, fault in found.items():
+            if gateway.probes.get(name) != fault:
+                log.info("pipeline %s: %s", name, fault or "answers its golden probe")
+        gateway.probes = found
+
+    async def _probed(self, name: str) -> tuple[str, str]:
+        model = self.gateway.catalogue.models.get(name)
+        if model is None:
+            return name, "is not being served"
+        if model.face is None or model.golden is None:
+            return name, ""
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                fault = await self._ask(model, model.face, model.golden)
+        except (GatewayError, TimeoutError) as error:
+            fault = f"does not answer its golden probe ({error or 'timeout'})"
+        return name, fault
+
+    async def _ask(self, model: Model, face: Face, golden: Mapping[str, Any]) -> str:
+        answers = await self.gateway.rows(model, face, [golden["request"]], PROBE_TIMEOUT_S)
+        return golden_fault(golden, *answers[0])
+
+
+def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str:
+    """'' when the row's first elements are the golden ones, else which tensor differs."""
+    for name, wanted in golden["expect"].items():
+        if name not in tensors:
+            return f"answers without the tensor {name}"
+        got = tensors[name][index].reshape(-1)[: len(wanted)]
+        if got.dtype == object:
+            right = [value.decode("utf-8", "replace") for value in got] == wanted
+        else:
+            right = len(got) == len(wanted) and bool(
+                np.allclose(got, wanted, rtol=0, atol=golden["tolerance"])
+            )
+        if not right:
+            return f"answers its golden probe wrongly in {name}"
+    return ""
+
+
+def readiness(gateway: Gateway) -> dict[str, str]:
+    """Each pipeline that must be ready, and '' or what is wrong with it."""
+    return {
+        name: gateway.probes.get(name, "has not been probed yet")
+        for name in gateway.settings.pipelines
+    }

@@ -1,0 +1,84 @@
+"""Settings from the environment, read once from a mapping that is handed in.
+
+Every setting is listed in docs/settings.md (a test compares).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """The message names the variable and what it should hold."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Field ``x`` is the environment variable ``TIDEGATE_X``; units are in the names."""
+
+    host: str = "127.0.0.1"
+    gateway_port: int = 8080
+    workers: int = 1
+    # Comma-separated gRPC addresses of Triton servers.
+    replicas: tuple[str, ...] = ("127.0.0.1:8001",)
+    # The key to Triton's repository index (a file, so that it is not in the environment).
+    triton_key_file: Path = Path(".tidegate/triton.key")
+    keys_file: Path = Path(".tidegate/keys.toml")
+    pepper_file: Path = Path(".tidegate/pepper")
+    # Pipelines that must answer their golden probe before /readyz says 200.
+    pipelines: tuple[str, ...] = ()
+    body_limit_bytes: int = 32 * 1024 * 1024
+    deadline_s: float = 30.0
+    # Requests under way to one replica; one more is refused, never queued here.
+    max_inflight: int = 512
+    # Whether /docs and /openapi.json can be read without a key.
+    open_docs: bool = True
+    refresh_s: float = 0.5
+    probe_s: float = 1.0
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "Settings":
+        """Settings from ``TIDEGATE_*``; SettingsError names a variable that cannot be read."""
+        values = {}
+        for each in fields(cls):
+            variable = f"TIDEGATE_{each.name.upper()}"
+            if variable in environ:
+                values[each.name] = _read(variable, environ[variable], each.default)
+        return cls(**values)._checked()
+
+    def _checked(self) -> "Settings":
+        if not 0 < self.gateway_port < 65536:
+            raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
+        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
+        if not self.replicas:
+            raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
+        return self
+
+
+def _read(variable: str, text: str, default: Any) -> Any:
+    """``text`` as the type that the default has."""
+    try:
+        return _READERS[type(default)](text)
+    except ValueError:
+        kind = type(default).__name__
+        raise SettingsError(f"{variable}={text!r} cannot be read as {kind}") from None
+
+
+def _boolean(text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in known:
+        raise ValueError(text)
+    return known[text.lower()]
+
+
+_READERS: dict[type, Any] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: _boolean,
+    tuple: lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+    type(Path()): Path,
+}

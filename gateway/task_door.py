@@ -1,0 +1,49 @@
+"""The task door: one catch-all ``POST /v1/{endpoint}`` for every pipeline that has a face."""
+
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.endpoint import Endpoint
+from gateway.errors import Malformed
+from gateway.exchange import Exchange
+from gateway.face import Row
+from gateway.json_body import parse_json
+from gateway.reply import Reply, json_reply
+
+MAX_ROWS = 1024
+
+
+class TaskDoor:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/{endpoint}", Endpoint(self.call), methods=["POST"])]
+
+    async def call(self, exchange: Exchange) -> Reply:
+        """``{field: ...}`` answers with one object; ``{"inputs": [{...}, ...]}`` with
+        ``{"outputs": [...]}``, in the same order."""
+        model, face = self.gateway.catalogue.endpoint(exchange.param("endpoint"))
+        body = parse_json(await exchange.body())
+        rows, single = _rows(body)
+        for place, row in enumerate(rows):
+            face.check(row, "" if single else f"inputs.{place}")
+        answers = await self.gateway.infer_rows(exchange, model, face, rows)
+        rendered = [face.render(tensors, index) for tensors, index in answers]
+        return json_reply(rendered[0] if single else {"outputs": rendered})
+
+
+def _rows(body: Any) -> tuple[list[Row], bool]:
+    """The rows and whether there was just one, not in a list."""
+    if not isinstance(body, dict):
+        raise Malformed("the body must be a JSON object")
+    if "inputs" not in body:
+        return [body], True
+    rows = body["inputs"]
+    if len(body) > 1:
+        raise Malformed("send 'inputs' alone: the fields go into its objects")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_ROWS:
+        raise Malformed(f"'inputs' must be a list of 1 to {MAX_ROWS} objects", param="inputs")
+    return rows, False

@@ -1,0 +1,114 @@
+"""One Triton server over gRPC, and its errors in our words.
+
+gRPC, not HTTP: Triton's HTTP door does not notice a client that left, its gRPC door does, so a
+cancelled request stops using the machine.
+"""
+
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Malformed,
+    NoCapacity,
+    NotFound,
+    TooLarge,
+    UpstreamBroke,
+)
+
+# A step's error that is meant for the client begins with this; every other text of Triton's may
+# name paths or shared-memory regions and stays here.
+FOR_CLIENT = "[tidegate:invalid_input] "
+KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
+CONTROL_TIMEOUT_S = 5.0
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that was restarted is found again within a second, not within two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class Upstream:
+    """Calls to one Triton; each raises a GatewayError, never a gRPC one."""
+
+    def __init__(self, address: str, triton_key_file: Path) -> None:
+        self.address = address
+        self._key_file = triton_key_file
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def infer(
+        self, request: service_pb2.ModelInferRequest, timeout_s: float
+    ) -> service_pb2.ModelInferResponse:
+        """One unary inference; cancelling the awaiting task cancels it in Triton."""
+        return await _translated(self._stub.ModelInfer(request, timeout=timeout_s))
+
+    async def metadata(self, model: str, version: str) -> service_pb2.ModelMetadataResponse:
+        request = service_pb2.ModelMetadataRequest(name=model, version=version)
+        return await self._control(self._stub.ModelMetadata, request)
+
+    async def is_ready(self, model: str, version: str) -> bool:
+        request = service_pb2.ModelReadyRequest(name=model, version=version)
+        return bool((await self._control(self._stub.ModelReady, request)).ready)
+
+    async def config(self, model: str) -> model_config_pb2.ModelConfig:
+        request = service_pb2.ModelConfigRequest(name=model)
+        return (await self._control(self._stub.ModelConfig, request)).config
+
+    async def ready_versions(self) -> dict[str, tuple[str, ...]]:
+        """Model -> its versions that Triton says are ready, from the repository index."""
+        index = await self._control(
+            self._stub.RepositoryIndex,
+            service_pb2.RepositoryIndexRequest(ready=True),
+            metadata=((KEY_HEADER, self._key()),),
+        )
+        versions: dict[str, tuple[str, ...]] = {}
+        for model in index.models:
+            versions[model.name] = (*versions.get(model.name, ()), model.version)
+        return versions
+
+    def _key(self) -> str:
+        # Read each time: `up` may have made a new one since.
+        try:
+            return self._key_file.read_text().strip()
+        except OSError:
+            return ""
+
+    async def _control(self, method: Any, request: Any, **options: Any) -> Any:
+        return await _translated(method(request, timeout=CONTROL_TIMEOUT_S, **options))
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+async def _translated(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise translate(error.code(), error.details() or "") from error
+
+
+def translate(status: grpc.StatusCode, details: str) -> GatewayError:
+    """What a gRPC status of Triton's means to our client."""
+    _, marked, text = details.partition(FOR_CLIENT)
+    if marked:
+        return Malformed(text.strip())
+    if status is grpc.StatusCode.INVALID_ARGUMENT:
+        return Malformed("the model does not take this input: compare it with the model's metadata")
+    if status is grpc.StatusCode.NOT_FOUND:
+        return NotFound("the model or version is not being served: see GET /v1/models")
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return NoCapacity("no server can take this now: try again shortly", retry_after_s=1)
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return TooLarge("the tensors are over what the server takes: send fewer rows")
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded("the model did not answer in time: try again or send less")
+    return UpstreamBroke("the model failed on this request: try again; report it if it lasts")

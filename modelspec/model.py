@@ -1,0 +1,115 @@
+"""What a model in the repository is: its tensors, how it is batched, which steps it is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from modelspec.dtypes import element_type
+from modelspec.face import Face, Golden
+from modelspec.layout import require_model_name
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor. ``dims`` leave the batch axis out; -1 is an axis of any length."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        element_type(self.dtype)
+        if not self.name:
+            raise ValueError("a tensor needs a name")
+        bad = [dim for dim in self.dims if dim != -1 and dim < 1]
+        if bad:
+            raise ValueError(f"tensor {self.name}: dims {self.dims} must be positive or -1")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Triton's dynamic batcher and its queue.
+
+    ``timeout_us`` must not be 0: Triton ignores a request's own ``timeout`` unless the policy both
+    allows the override and has a default (measured on 2.51).
+    """
+
+    queue_delay_us: int = 0  # on 2 cores a 2 ms delay halves light-load throughput: one batch
+    # takes everything and the other instance idles
+    max_queue_size: int = 1024
+    timeout_us: int = 30_000_000
+
+
+@dataclass(frozen=True)
+class Instances:
+    """How many copies of the model run, and where (``KIND_CPU``, ``KIND_GPU``, ``KIND_AUTO``)."""
+
+    count: int = 1
+    kind: str = "KIND_CPU"
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One step of an ensemble: which model and version, and how its tensors are wired.
+
+    ``version`` is the pin: an ensemble never follows "the newest" (see design: the pin is the
+    alias). ``inputs`` and ``outputs`` map the step's tensor name to the ensemble's.
+    """
+
+    model: str
+    version: int
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.version < 1:
+            raise ValueError(f"step {self.model}: pin a version of 1 or more, not {self.version}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One folder of the model repository.
+
+    ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a ``face`` is public;
+    ``internal`` ones are engines and steps that the gateway hides.
+    """
+
+    name: str
+    backend: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    instances: Instances = field(default_factory=Instances)
+    batching: Batching | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    versions: tuple[int, ...] = ()
+    steps: tuple[StepSpec, ...] = ()
+    face: Face | None = None
+    golden: Golden | None = None
+    internal: bool = False
+
+    def __post_init__(self) -> None:
+        require_model_name(self.name)
+        if (self.backend == "ensemble") != bool(self.steps):
+            raise ValueError(f"{self.name}: an ensemble has steps, and only an ensemble has them")
+        if self.max_batch_size < 0:
+            raise ValueError(f"{self.name}: max_batch_size {self.max_batch_size} is negative")
+        if self.batching and self.max_batch_size == 0:
+            raise ValueError(f"{self.name}: dynamic batching needs max_batch_size above 0")
+        if self.face and not self.golden:
+            raise ValueError(f"{self.name}: a public model needs a golden sample to be probed with")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A public model and everything it is made of: the members first, the public model last."""
+
+    members: tuple[ModelSpec, ...]
+    public: ModelSpec
+
+    @property
+    def name(self) -> str:
+        return self.public.name
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        return (*self.members, self.public)

@@ -1,0 +1,33 @@
+"""Write a model's folder as Triton expects it: ``config.pbtxt`` and one version folder."""
+
+import py_compile
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelspec.layout import CONFIG_FILE, STEP_FILE
+from modelspec.model import ModelSpec
+from modelspec.pbtxt import render, to_proto
+
+# An ensemble has no files of its own, but Triton wants a version folder all the same.
+KEEP = ".gitkeep"
+
+
+def stage_model(
+    repository: Path, spec: ModelSpec, files: Mapping[str, Path], version: int = 1
+) -> Path:
+    """Write ``repository/NAME`` and return it. ``files`` maps a name in the version folder to the
+    file to copy there."""
+    folder = repository / spec.name
+    version_folder = folder / str(version)
+    version_folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(render(to_proto(spec)), encoding="utf-8")
+    for name, source in files.items():
+        shutil.copyfile(source, version_folder / name)
+    if STEP_FILE in files:
+        # Triton's stub would write it at the first load, whatever PYTHONDONTWRITEBYTECODE says,
+        # and Triton takes a version folder that has changed for a model that must be reloaded.
+        py_compile.compile(str(version_folder / STEP_FILE), doraise=True)
+    if not files:
+        (version_folder / KEEP).touch()
+    return folder

@@ -1,0 +1,1 @@
+"""Start, watch and heal a Triton server, and publish models into its repository."""

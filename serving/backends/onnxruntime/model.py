@@ -1,0 +1,121 @@
+"""Triton backend "onnxruntime" over the onnxruntime package, where NVIDIA's native one is missing.
+
+Triton copies nothing in: this folder, with libtriton_python.so in ``python/`` beside it, *is* the
+backend. It serves the config that the native backend takes: see ort_session.py for the parameters,
+ort_graph.py for how a config is completed and checked, ort_batch.py for how requests share a run.
+
+No ``__init__.py`` may stand here: a package called onnxruntime would shadow the real one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from ort_batch import BatchError, InvalidInput, Job, Runner, Tensors
+from ort_graph import (
+    Config,
+    Graph,
+    ModelRefused,
+    check_config,
+    complete_config,
+    drop_empty_reshape,
+    is_complete,
+)
+from ort_session import (
+    REPOSITORY_VARIABLE,
+    choose_providers,
+    find_model_file,
+    find_version_folder,
+    open_session,
+    read_only_session,
+)
+
+try:
+    import triton_python_backend_utils as pb_utils
+except ImportError:  # outside Triton: a unit test puts its own stand-in here
+    pb_utils = None
+
+
+class TritonPythonModel:
+    """One instance of one model: a process of its own, with its own session."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        config = auto_complete_model_config.as_dict()
+        try:
+            _complete(config)
+        except ModelRefused as refusal:
+            raise pb_utils.TritonModelException(str(refusal)) from None
+        return auto_complete_model_config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        try:
+            self._runner = _open(args)
+        except ModelRefused as refusal:
+            raise pb_utils.TritonModelException(str(refusal)) from None
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        jobs = [self._read(request) for request in requests]
+        answers = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
+        return [_respond(next(answers) if isinstance(job, Job) else job) for job in jobs]
+
+    def finalize(self) -> None:
+        del self._runner
+
+    def _read(self, request: Any) -> Any:
+        """The request as a Job, or the TritonError that answers it."""
+        if request.is_cancelled():
+            return pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            return self._runner.job(feeds, frozenset(request.requested_output_names()))
+        except BatchError as error:
+            return _triton_error(error)
+
+
+def _complete(config: Config) -> None:
+    drop_empty_reshape(config)
+    if is_complete(config):
+        return  # as the native backend does: a full config is checked at load, and saves a session
+    folder = find_version_folder(config)
+    if folder is None:
+        raise ModelRefused(
+            f"model '{config['name']}': config.pbtxt leaves inputs or outputs open, and no version "
+            f"to read them from was found: set {REPOSITORY_VARIABLE} to the model repository "
+            "before Triton starts, or write input and output out"
+        )
+    session = read_only_session(config, find_model_file(config, folder))
+    complete_config(config, Graph.read(session))
+
+
+def _open(args: dict[str, str]) -> Runner:
+    config = json.loads(args["model_config"])
+    # Triton names the kind with or without the prefix of the config file.
+    kind = args["model_instance_kind"].removeprefix("KIND_")
+    providers = choose_providers(
+        config, kind, int(args["model_instance_device_id"]), ort.get_available_providers()
+    )
+    file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
+    session = open_session(config, file, providers, pb_utils.Logger.log_warn)
+    graph = Graph.read(session)
+    check_config(config, graph, pb_utils.Logger.log_warn)
+    return Runner(config, graph, session)
+
+
+def _respond(answer: Tensors | BatchError | Any) -> Any:
+    if isinstance(answer, BatchError):
+        answer = _triton_error(answer)
+    if isinstance(answer, pb_utils.TritonError):
+        return pb_utils.InferenceResponse(output_tensors=[], error=answer)
+    return pb_utils.InferenceResponse(
+        output_tensors=[pb_utils.Tensor(name, array) for name, array in answer.items()]
+    )
+
+
+def _triton_error(error: BatchError) -> Any:
+    if isinstance(error, InvalidInput):
+        return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+    # With its cause, paths and all: the operator's log is where these belong.
+    pb_utils.Logger.log_error(f"{error} ({error.__cause__!r})")
+    return pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)

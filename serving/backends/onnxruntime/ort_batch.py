@@ -1,0 +1,223 @@
+"""Run requests through one session: merge what can be merged, split the answer, blame the guilty.
+
+    BatchError
+      +- InvalidInput   the client's fault: a wrong rank, axis or value; carries the marker
+      +- RunFailed      everything else
+
+Nothing here knows Triton, so it runs in a unit test as it is.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from ort_graph import Config, Graph, GraphTensor, is_squeezed
+from ort_session import run_options
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+
+# The gateway shows a client only texts with this marker, after cutting it off.
+MARKER = "[tidegate:invalid_input]"
+
+
+class BatchError(Exception):
+    """One request has no answer."""
+
+
+class InvalidInput(BatchError):
+    """The client sent what the graph cannot take."""
+
+    def __init__(self, model: str, tensors: str, problem: str, advice: str) -> None:
+        super().__init__(f"{MARKER} model '{model}' tensor {tensors}: {problem}; {advice}")
+
+
+class RunFailed(BatchError):
+    """ONNX Runtime failed, or gave an answer that cannot be split."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one request feeds, in the graph's order, and which outputs it wants."""
+
+    feeds: Tensors
+    wanted: frozenset[str]
+    rows: int
+
+    @property
+    def shape_key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple((name, array.shape[1:]) for name, array in self.feeds.items())
+
+
+class Runner:
+    """One session with the config it is served under."""
+
+    def __init__(self, config: Config, graph: Graph, session: Any) -> None:
+        self._model: str = config["name"]
+        self._session = session
+        self._options = run_options(config)
+        self._batched = config["max_batch_size"] > 0
+        self._inputs = graph.inputs | graph.defaults
+        self._outputs = tuple(entry["name"] for entry in config["output"])
+        self._padding = _padding(config, graph, self._batched)
+
+    def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
+        """A request as the graph takes it; InvalidInput when it cannot be taken."""
+        fitted = {
+            name: self._fit(tensor, feeds[name])
+            for name, tensor in self._inputs.items()
+            if name in feeds
+        }
+        rows = next(iter(fitted.values())).shape[0] if self._batched and fitted else 1
+        return Job(fitted, requested & set(self._outputs) or frozenset(self._outputs), rows)
+
+    def run(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
+        """An answer or an error for each job, in order."""
+        answers: dict[int, Tensors | BatchError] = {}
+        for group in self._groups(jobs):
+            members = [jobs[index] for index in group]
+            answers.update(zip(group, self._run_group(members), strict=True))
+        return [answers[index] for index in range(len(jobs))]
+
+    def _fit(self, tensor: GraphTensor, array: Array) -> Array:
+        if tensor.name in self._padding:
+            array = array.reshape(array.shape[: 1 if self._batched else 0])
+        if tensor.axes and not _fits(array.shape, tensor.dims):
+            raise InvalidInput(
+                self._model,
+                f"'{tensor.name}'",
+                f"the shape is {list(array.shape)} and the graph takes {list(tensor.dims)}",
+                "send that shape (-1 is any length)",
+            )
+        return self._as_text(tensor.name, array) if array.dtype == np.object_ else array
+
+    def _as_text(self, name: str, array: Array) -> Array:
+        # ONNX strings are UTF-8, and ONNX Runtime would take str(bytes) for the text.
+        try:
+            texts = [item.decode() if isinstance(item, bytes) else item for item in array.flat]
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                self._model, f"'{name}'", f"a string is not UTF-8 ({error.reason})", "encode it so"
+            ) from None
+        return np.array(texts, dtype=np.object_).reshape(array.shape)
+
+    def _groups(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
+        """Indices of the jobs that can share a run: all of them, unless shapes differ."""
+        if not self._batched:
+            yield from ([index] for index in range(len(jobs)))
+            return
+        groups: dict[Any, list[int]] = {}
+        for index, job in enumerate(jobs):
+            groups.setdefault(job.shape_key, []).append(index)
+        yield from groups.values()
+
+    def _run_group(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
+        if len(jobs) == 1:
+            return [self._run_alone(jobs[0])]
+        try:
+            return self._run_merged(jobs)
+        except BatchError:
+            # One bad request must not fail its neighbours: each gets its own verdict.
+            return [self._run_alone(job) for job in jobs]
+
+    def _run_alone(self, job: Job) -> Tensors | BatchError:
+        try:
+            return self._run_once(job.feeds, job.wanted, job.rows)
+        except BatchError as error:
+            return error
+
+    def _run_merged(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
+        feeds = {name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds}
+        wanted = frozenset[str]().union(*(job.wanted for job in jobs))
+        outputs = self._run_once(feeds, wanted, sum(job.rows for job in jobs))
+        answers, start = [], 0
+        for job in jobs:
+            rows = slice(start, start + job.rows)
+            answers.append({name: outputs[name][rows] for name in job.wanted})
+            start += job.rows
+        return list(answers)
+
+    def _run_once(self, feeds: Tensors, wanted: frozenset[str], rows: int) -> Tensors:
+        names = [name for name in self._outputs if name in wanted]
+        try:
+            arrays = self._session.run(names, feeds, self._options)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise self._explain(error, feeds) from error
+        return {
+            name: self._checked(name, array, rows)
+            for name, array in zip(names, arrays, strict=True)
+        }
+
+    def _checked(self, name: str, array: Array | None, rows: int) -> Array:
+        """The output as the config shows it; RunFailed when its rows cannot be told apart."""
+        if array is None:
+            raise RunFailed(f"model '{self._model}' tensor '{name}': the graph gave no value")
+        if self._batched and (array.ndim == 0 or array.shape[0] != rows):
+            raise RunFailed(
+                f"model '{self._model}' tensor '{name}': the graph gave shape {list(array.shape)} "
+                f"for {rows} rows, so it does not batch; write max_batch_size: 0 in config.pbtxt"
+            )
+        ones = self._padding.get(name, ())
+        bare = array.ndim == (1 if self._batched else 0)
+        return array.reshape((*array.shape, *ones)) if ones and bare else array
+
+    def _explain(self, error: Exception, feeds: Tensors) -> BatchError:
+        conflict = _symbol_conflict(self._inputs, feeds)
+        if conflict:
+            return InvalidInput(self._model, *conflict)
+        if isinstance(error, InvalidArgument):
+            names = " or ".join(f"'{name}'" for name in feeds)
+            return InvalidInput(
+                self._model, names, _reason(error), "send values that the model takes"
+            )
+        return RunFailed(f"model '{self._model}': ONNX Runtime failed: {_reason(error)}")
+
+
+def _padding(config: Config, graph: Graph, batched: bool) -> dict[str, tuple[int, ...]]:
+    """For each tensor whose config shows axes of 1 that the graph lacks: those axes."""
+    sides = ((config["input"], graph.inputs | graph.defaults), (config["output"], graph.outputs))
+    return {
+        entry["name"]: (1,) * len(entry["dims"])
+        for entries, tensors in sides
+        for entry in entries
+        if is_squeezed(entry, tensors[entry["name"]], batched)
+    }
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    pairs = zip(shape, dims, strict=False)
+    return len(shape) == len(dims) and all(dim in (-1, length) for length, dim in pairs)
+
+
+def _symbol_conflict(
+    inputs: Mapping[str, GraphTensor], feeds: Tensors
+) -> tuple[str, str, str] | None:
+    """Two inputs that give one named axis two lengths, such as ids and mask of unlike length.
+
+    Asked only after a run has failed: exporters give one name to axes that may broadcast, and
+    then unlike lengths are right.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    for name, array in feeds.items():
+        for axis, length in zip(inputs[name].axes, array.shape, strict=False):
+            if not isinstance(axis, str):
+                continue
+            other, expected = seen.setdefault(axis, (name, length))
+            if length != expected:
+                problem = f"axis '{axis}' has length {length} here and {expected} in '{other}'"
+                return f"'{name}'", problem, "send both with the same length"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's own words without file names, which are nobody's business but ours."""
+    text = " ".join(str(error).split())
+    node = re.search(r"while running (\w+) node", text)
+    _, _, status = text.rpartition("Status Message: ")
+    # Paths of its sources, and node names that look like paths.
+    status = re.sub(r"(?<![\w.])/[^\s'\",;)]+", "", status).strip()
+    return f"{node[1]}: {status}" if node else status

@@ -1,0 +1,278 @@
+"""What an ONNX graph takes and gives, and whether a Triton config agrees with it.
+
+    graph = Graph.read(session)
+    complete_config(config, graph)      # what auto_complete_config does
+    check_config(config, graph, warn)   # raises ModelRefused, naming model and tensor
+
+``config`` is Triton's ModelConfig as JSON. The rules are those of NVIDIA's native ONNX Runtime
+backend, so that a config which loads here loads there.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Config = dict[str, Any]
+Warn = Callable[[str], None]
+
+# What the native backend sets when a graph can batch and the config says nothing.
+DEFAULT_MAX_BATCH_SIZE = 4
+
+# Triton's Python backend hands tensors over as numpy arrays, so bfloat16 and the 8- and 4-bit
+# floats, which numpy does not have, cannot be carried. Nor does the native backend take them.
+CONFIG_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
+}
+
+
+class ModelRefused(Exception):
+    """The model cannot be loaded; the text says which part is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output. An axis is a length, the name of an open length, or None (open)."""
+
+    name: str
+    onnx_type: str
+    axes: tuple[int | str | None, ...]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else -1 for axis in self.axes)
+
+    @property
+    def config_type(self) -> str:
+        """The config's name for the element type; ModelRefused when Triton cannot carry it."""
+        if self.onnx_type in CONFIG_TYPES:
+            return CONFIG_TYPES[self.onnx_type]
+        if self.onnx_type.startswith("tensor("):
+            raise ModelRefused(
+                f"the graph says {self.onnx_type}, which Triton's Python backend cannot carry: "
+                "cast it to FP32 or FP16 inside the graph"
+            )
+        raise ModelRefused(
+            f"the graph says {self.onnx_type}, and Triton carries only tensors: export the model "
+            "without it (skl2onnx: options={'zipmap': False}), or list in config.pbtxt only the "
+            "outputs that are tensors"
+        )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The tensors of a graph by name; ``defaults`` are inputs that an initialiser fills."""
+
+    inputs: dict[str, GraphTensor]
+    defaults: dict[str, GraphTensor]
+    outputs: dict[str, GraphTensor]
+
+    @classmethod
+    def read(cls, session: Any) -> "Graph":
+        return cls(
+            _tensors(session.get_inputs()),
+            _tensors(session.get_overridable_initializers()),
+            _tensors(session.get_outputs()),
+        )
+
+    @property
+    def can_batch(self) -> bool:
+        tensors = (*self.inputs.values(), *self.outputs.values())
+        return all(tensor.dims[:1] == (-1,) for tensor in tensors)
+
+
+def complete_config(config: Config, graph: Graph) -> None:
+    """Fill in what the user left open; what is written stays."""
+    if config["max_batch_size"] == 0 and graph.can_batch and not _spells_batch_axis(config, graph):
+        config["max_batch_size"] = DEFAULT_MAX_BATCH_SIZE
+    batched = config["max_batch_size"] > 0
+    if config["max_batch_size"] > 1 and "sequence_batching" not in config:
+        config.setdefault("dynamic_batching", {})
+    _fill(config, "input", graph.inputs, batched)
+    _fill(config, "output", graph.outputs, batched)
+
+
+def is_complete(config: Config) -> bool:
+    """Whether the config says all there is to say about its tensors."""
+    sides = (config.get("input"), config.get("output"))
+    return all(side and all(map(_is_described, side)) for side in sides)
+
+
+def drop_empty_reshape(config: Config) -> None:
+    """Take ``reshape { shape: [] }`` out; the backend itself adds and drops those axes of 1.
+
+    Triton 2.51 dies with SIGSEGV when a client sends zero rows to a Python-based model whose
+    input has an empty reshape. Without it Triton refuses such a request, and clients see the
+    same shapes.
+    """
+    for entry in (*config.get("input", ()), *config.get("output", ())):
+        if "reshape" in entry and not entry["reshape"].get("shape") and _all_ones(entry["dims"]):
+            del entry["reshape"]
+
+
+def check_config(config: Config, graph: Graph, warn: Warn) -> None:
+    """ModelRefused when the config and the graph disagree."""
+    _refuse_what_python_cannot(config)
+    controls = set(_sequence_controls(config))
+    written = {entry["name"] for entry in config["input"]} | controls
+    for name in graph.inputs.keys() - written:
+        raise ModelRefused(
+            f"{_named(config, 'input', name)}: the graph needs it and config.pbtxt does not list "
+            "it: add it, or leave out all inputs and let auto-complete list them"
+        )
+    for entry in config["input"]:
+        _check_entry(config, "input", entry, graph.inputs | graph.defaults, warn)
+        _check_optional(config, entry, graph)
+    for entry in config["output"]:
+        _check_entry(config, "output", entry, graph.outputs, warn)
+
+
+def is_squeezed(entry: Config, tensor: GraphTensor, batched: bool) -> bool:
+    """Whether the config shows axes of 1 that the graph lacks: a scalar, or one value per row.
+
+    Triton wants at least one dim for each tensor, so rank 0 is written ``dims: [1]``.
+    """
+    is_bare = len(tensor.axes) == (1 if batched else 0)
+    return is_bare and "reshape" not in entry and _all_ones(entry["dims"])
+
+
+def _tensors(nodes: Iterable[Any]) -> dict[str, GraphTensor]:
+    return {node.name: GraphTensor(node.name, node.type, tuple(node.shape)) for node in nodes}
+
+
+def _all_ones(dims: Iterable[Any]) -> bool:
+    return all(int(dim) == 1 for dim in dims)
+
+
+def _named(config: Config, side: str, tensor: str) -> str:
+    return f"model '{config['name']}' {side} tensor '{tensor}'"
+
+
+def _is_described(entry: Config) -> bool:
+    return bool(entry.get("dims")) and entry.get("data_type", "TYPE_INVALID") != "TYPE_INVALID"
+
+
+def _spells_batch_axis(config: Config, graph: Graph) -> bool:
+    """Whether the user wrote dims of the graph's full rank, that is, wants no batch axis."""
+    tensors = graph.inputs | graph.outputs
+    entries = (*config.get("input", ()), *config.get("output", ()))
+    known = [entry for entry in entries if entry.get("dims") and entry["name"] in tensors]
+    return any(len(entry["dims"]) == len(tensors[entry["name"]].axes) for entry in known)
+
+
+def _fill(config: Config, side: str, tensors: dict[str, GraphTensor], batched: bool) -> None:
+    # A side that the user began is only completed: an output that is not listed is not served.
+    entries = config.get(side) or [{"name": name} for name in tensors]
+    for entry in entries:
+        if entry["name"] in tensors and not _is_described(entry):
+            _describe(config, side, entry, tensors[entry["name"]], batched)
+    config[side] = entries
+
+
+def _describe(config: Config, side: str, entry: Config, tensor: GraphTensor, batched: bool) -> None:
+    try:
+        config_type = tensor.config_type
+    except ModelRefused as reason:
+        raise ModelRefused(f"{_named(config, side, tensor.name)}: {reason}") from None
+    if entry.get("data_type", "TYPE_INVALID") == "TYPE_INVALID":
+        entry["data_type"] = config_type
+    if not entry.get("dims"):
+        entry["dims"] = list(tensor.dims[1 if batched else 0 :]) or [1]
+
+
+def _refuse_what_python_cannot(config: Config) -> None:
+    unsupported = {
+        "batch_input": config.get("batch_input"),
+        "batch_output": config.get("batch_output"),
+        "sequence_batching.state": config.get("sequence_batching", {}).get("state"),
+    }
+    for field, value in unsupported.items():
+        if value:
+            raise ModelRefused(
+                f"model '{config['name']}': config.pbtxt uses {field}, which Triton's Python "
+                "backend does not offer: serve this model with the native ONNX Runtime backend, "
+                "or take the field out"
+            )
+
+
+def _sequence_controls(config: Config) -> Iterable[str]:
+    """Inputs that Triton's sequence batcher adds to each request."""
+    batching = config.get("sequence_batching", {})
+    return (control["name"] for control in batching.get("control_input", ()))
+
+
+def _check_entry(
+    config: Config, side: str, entry: Config, tensors: dict[str, GraphTensor], warn: Warn
+) -> None:
+    name = _named(config, side, entry["name"])
+    tensor = tensors.get(entry["name"])
+    if tensor is None:
+        raise ModelRefused(
+            f"{name}: config.pbtxt lists it, the graph has {sorted(tensors)}: correct the name"
+        )
+    try:
+        graph_type = tensor.config_type
+    except ModelRefused as reason:
+        raise ModelRefused(f"{name}: {reason}") from None
+    if entry["data_type"] != graph_type:
+        raise ModelRefused(
+            f"{name}: config.pbtxt says {entry['data_type']}, the graph says {graph_type}: "
+            f"write data_type: {graph_type}"
+        )
+    _check_dims(config, side, entry, tensor, warn)
+
+
+def _check_dims(config: Config, side: str, entry: Config, tensor: GraphTensor, warn: Warn) -> None:
+    name, batched = _named(config, side, tensor.name), config["max_batch_size"] > 0
+    if not tensor.axes:
+        # ONNX Runtime tells a scalar and a tensor without a declared shape in the same words.
+        if not _all_ones(entry["dims"]):
+            warn(f"{name}: the graph declares no shape, so dims {entry['dims']} are not checked")
+        return
+    if batched and tensor.dims[0] != -1:
+        raise ModelRefused(
+            f"{name}: config.pbtxt says max_batch_size {config['max_batch_size']}, the graph "
+            f"fixes the first axis, {list(tensor.dims)}: write max_batch_size: 0, or export the "
+            "graph with a dynamic first axis"
+        )
+    if not is_squeezed(entry, tensor, batched) and not _agree(side, entry, tensor, batched):
+        raise ModelRefused(
+            f"{name}: config.pbtxt says dims {_model_dims(entry)}, the graph says "
+            f"{list(tensor.dims)}{' of which the first is the batch axis' if batched else ''}: "
+            f"write dims: {list(tensor.dims[1 if batched else 0 :])}"
+        )
+
+
+def _model_dims(entry: Config) -> list[int]:
+    """The dims on the model's side: a reshape, where there is one, is what the graph gets."""
+    shape = entry["reshape"].get("shape", []) if "reshape" in entry else entry["dims"]
+    return [int(dim) for dim in shape]
+
+
+def _agree(side: str, entry: Config, tensor: GraphTensor, batched: bool) -> bool:
+    written = (-1, *_model_dims(entry)) if batched else tuple(_model_dims(entry))
+    if side == "output":
+        # As strict as the native backend: an output is written as open as the graph leaves it.
+        return written == tensor.dims
+    pairs = zip(written, tensor.dims, strict=False)
+    return len(written) == len(tensor.dims) and all(axis in (-1, dim) for dim, axis in pairs)
+
+
+def _check_optional(config: Config, entry: Config, graph: Graph) -> None:
+    if entry.get("optional") and entry["name"] not in graph.defaults:
+        raise ModelRefused(
+            f"{_named(config, 'input', entry['name'])}: config.pbtxt says optional, and the graph "
+            "has no default for it: take optional out, or give the graph an initialiser of that "
+            "name"
+        )

@@ -1,0 +1,295 @@
+"""From a Triton config to an ONNX Runtime session: which file, which options, which provider.
+
+Parameters are those of NVIDIA's native backend. Threads: ``intra_op_thread_count`` absent or 0
+means, as there, one thread for each core *for each instance*; instances are processes, so with
+several of them write it out (cores / instances), or they fight for the cores. numpy's own pool
+never runs: nothing here calls BLAS.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from ort_graph import Config, ModelRefused, Warn
+
+REPOSITORY_VARIABLE = "TIDEGATE_MODEL_REPOSITORY"
+DEFAULT_FILE = "model.onnx"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+TENSORRT, OPENVINO = "TensorrtExecutionProvider", "OpenVINOExecutionProvider"
+Provider = tuple[str, dict[str, str]]
+
+# The native backend's reading of optimization.graph.level; absent or 0 is everything.
+GRAPH_LEVELS = {
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+FLAGS = {"1": True, "true": True, "0": False, "false": False}
+EXECUTION_MODES = {"0": ort.ExecutionMode.ORT_SEQUENTIAL, "1": ort.ExecutionMode.ORT_PARALLEL}
+
+# Threads that spin while they wait take the core from Triton, from the other instances and from
+# every other model; ONNX Runtime's own default is to spin. The config can say "1" again.
+NO_SPINNING = {
+    "session.intra_op.allow_spinning": "0",
+    "session.inter_op.allow_spinning": "0",
+}
+ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+CUDA_CHOICES = {
+    "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
+    "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
+}
+CUDA_PARAMETERS = {*CUDA_CHOICES, "gpu_mem_limit", "do_copy_in_default_stream"}
+# A parameter that begins like a native option and is none is probably misspelt.
+NATIVE_PREFIXES = (
+    "intra_op", "inter_op", "execution_", "enable_mem", "memory.", "cudnn_", "gpu_mem", "arena_",
+    "do_copy", "share_session", "optimization", "graph",
+)  # fmt: skip
+TENSORRT_NAMES = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+TENSORRT_PRECISIONS = {
+    "FP32": {},
+    "FP16": {"trt_fp16_enable": "True"},
+    "BF16": {"trt_bf16_enable": "True"},
+    "INT8": {"trt_int8_enable": "True"},
+}
+# Config files say 1 or true; the Python door of the TensorRT provider wants True.
+TENSORRT_FLAGS = (
+    "_enable", "_native_calibration_table", "_subgraphs", "_engine_build", "_fallback",
+    "_force_timing_cache", "_build_log", "trt_dump_ep_context_model",
+)  # fmt: skip
+
+
+def find_model_file(config: Config, folder: Path) -> Path:
+    """The ONNX file in a version folder; ModelRefused when there is none."""
+    file = folder / (config.get("default_model_filename") or DEFAULT_FILE)
+    if file.is_dir():
+        file = file / DEFAULT_FILE
+    if not file.is_file():
+        raise ModelRefused(
+            f"model '{config['name']}': there is no {file}: put the ONNX file there, or name it "
+            "in default_model_filename"
+        )
+    return file
+
+
+def find_version_folder(config: Config, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The newest version that Triton will serve, or None when nobody said where models lie."""
+    paths = filter(None, environment.get(REPOSITORY_VARIABLE, "").split(os.pathsep))
+    models = [Path(path) / config["name"] for path in paths]
+    model = next((folder for folder in models if folder.is_dir()), None)
+    if model is None:
+        return None
+    versions = {int(folder.name): folder for folder in model.iterdir() if folder.name.isdigit()}
+    policy = config.get("version_policy", {})
+    if "specific" in policy:
+        wanted = {int(version) for version in policy["specific"].get("versions", ())}
+        versions = {number: versions[number] for number in versions.keys() & wanted}
+    return versions[max(versions)] if versions else None
+
+
+def open_session(config: Config, file: Path, providers: list[Provider], warn: Warn) -> Any:
+    """A session that runs where the config says; ModelRefused when it would run elsewhere."""
+    options = session_options(config, warn)
+    for library in config.get("model_operations", {}).get("op_library_filename", ()):
+        options.register_custom_ops_library(library)
+    session = _load(config, file, options, providers)
+    missing = [name for name, _ in providers if name not in session.get_providers()]
+    if missing:
+        raise ModelRefused(
+            f"model '{config['name']}': {', '.join(missing)} did not start on this machine "
+            "(driver, CUDA or TensorRT libraries): see Triton's log, or write kind: KIND_CPU"
+        )
+    return session
+
+
+def read_only_session(config: Config, file: Path) -> Any:
+    """A session for looking at the graph: nothing is optimised, no TensorRT engine is built."""
+    kinds = {group.get("kind") for group in config.get("instance_group", ())}
+    gpu = "KIND_GPU" in kinds and CUDA in ort.get_available_providers()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = GRAPH_LEVELS[2]
+    options.intra_op_num_threads = 1
+    for library in config.get("model_operations", {}).get("op_library_filename", ()):
+        options.register_custom_ops_library(library)
+    return _load(config, file, options, [(CUDA, {}), (CPU, {})] if gpu else [(CPU, {})])
+
+
+def _load(config: Config, file: Path, options: Any, providers: list[Provider]) -> Any:
+    try:
+        return ort.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelRefused(
+            f"model '{config['name']}': ONNX Runtime {ort.__version__} cannot load {file}: {error}"
+        ) from error
+
+
+def string_parameters(config: Config) -> dict[str, str]:
+    """The config's parameters as the native backend reads them: every value is a string."""
+    parameters = config.get("parameters", {})
+    return {name: value.get("string_value", "") for name, value in parameters.items()}
+
+
+def session_options(config: Config, warn: Warn) -> Any:
+    """ONNX Runtime's options for the config, with a warning for each parameter not understood."""
+    parameters = string_parameters(config)
+    options = ort.SessionOptions()
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    options.graph_optimization_level = GRAPH_LEVELS.get(level, GRAPH_LEVELS[0])
+    for name, apply in OPTIONS.items():
+        if name in parameters:
+            _apply(config, name, apply, options, parameters[name])
+    entries = {name: value for name, value in parameters.items() if name.startswith("session.")}
+    for name, value in (NO_SPINNING | entries).items():
+        options.add_session_config_entry(name, value)
+    for text in _doubts(config, parameters, options.intra_op_num_threads):
+        warn(f"model '{config['name']}': {text}")
+    return options
+
+
+def run_options(config: Config) -> Any:
+    options = ort.RunOptions()
+    # A run that fails is answered to its client; ONNX Runtime need not also print it.
+    options.log_severity_level = 4
+    shrinkage = string_parameters(config).get(ARENA_SHRINKAGE)
+    if shrinkage:
+        options.add_run_config_entry(ARENA_SHRINKAGE, shrinkage)
+    return options
+
+
+def _set(attribute: str, read: Callable[[str], Any]) -> Callable[[Any, str], None]:
+    return lambda options, value: setattr(options, attribute, read(value))
+
+
+def _thread_count(value: str) -> int:
+    # The native backend takes a negative count as "not said".
+    return max(0, int(value))
+
+
+OPTIONS = {
+    "intra_op_thread_count": _set("intra_op_num_threads", _thread_count),
+    "inter_op_thread_count": _set("inter_op_num_threads", _thread_count),
+    "execution_mode": _set("execution_mode", EXECUTION_MODES.__getitem__),
+    "enable_mem_arena": _set("enable_cpu_mem_arena", lambda value: FLAGS[value.lower()]),
+    "enable_mem_pattern": _set("enable_mem_pattern", lambda value: FLAGS[value.lower()]),
+}
+
+
+def _apply(
+    config: Config, name: str, apply: Callable[[Any, str], None], options: Any, value: str
+) -> None:
+    try:
+        apply(options, value)
+    except (KeyError, ValueError):
+        raise ModelRefused(
+            f"model '{config['name']}': parameter '{name}' cannot be '{value}': write "
+            + ("a number of threads" if name.endswith("_count") else "0 or 1")
+        ) from None
+
+
+def _doubts(config: Config, parameters: Mapping[str, str], threads: int) -> Iterable[str]:
+    known = {*OPTIONS, *CUDA_PARAMETERS, ARENA_SHRINKAGE}
+    for name in parameters.keys() - known:
+        if name == "share_session_between_instances":
+            yield f"parameter '{name}' is ignored: each instance is a process with its own session"
+        elif name.startswith(NATIVE_PREFIXES):
+            yield f"parameter '{name}' is not an option of this backend and is ignored"
+    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", ()))
+    if threads == 0 and instances > 1:
+        yield (
+            f"{instances} instances with a thread for every core each fight for the cores: write "
+            "the parameter intra_op_thread_count (cores / instances)"
+        )
+
+
+def choose_providers(
+    config: Config, kind: str, device_id: int, available: Iterable[str]
+) -> list[Provider]:
+    """Where to run, best first. ``kind`` is CPU, GPU, AUTO or MODEL, as Triton says it."""
+    built_in = set(available)
+    if kind == "GPU" and CUDA not in built_in:
+        raise ModelRefused(
+            f"model '{config['name']}': instance_group says KIND_GPU, and this onnxruntime build "
+            f"has no {CUDA} (it has {', '.join(sorted(built_in))}): install onnxruntime-gpu, or "
+            "write kind: KIND_CPU"
+        )
+    on_gpu = CUDA in built_in and kind in ("GPU", "AUTO")
+    providers = _gpu_providers(config, device_id) if on_gpu else []
+    providers += [_cpu_accelerator(config, each) for each in _accelerators(config, "cpu")]
+    for name, _ in providers:
+        if name not in built_in:
+            raise ModelRefused(
+                f"model '{config['name']}': execution_accelerators ask for {name}, which this "
+                f"onnxruntime build lacks (it has {', '.join(sorted(built_in))}): install a build "
+                "with it, or take the accelerator out"
+            )
+    return [*providers, (CPU, {})]
+
+
+def _accelerators(config: Config, where: str) -> list[Config]:
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    return list(accelerators.get(f"{where}_execution_accelerator", ()))
+
+
+def _gpu_providers(config: Config, device_id: int) -> list[Provider]:
+    device = {"device_id": str(device_id)}
+    cuda, providers = device | _deprecated_cuda_options(config), []
+    for each in _accelerators(config, "gpu"):
+        parameters = each.get("parameters", {})
+        if each["name"] == "tensorrt":
+            providers.append((TENSORRT, device | tensorrt_options(config, parameters)))
+        elif each["name"] == "cuda":
+            cuda = cuda | parameters
+        else:
+            raise _unknown_accelerator(config, each)
+    return [*providers, (CUDA, cuda)]
+
+
+def _cpu_accelerator(config: Config, each: Config) -> Provider:
+    if each["name"] != "openvino":
+        raise _unknown_accelerator(config, each)
+    return OPENVINO, {"device_type": "CPU", **each.get("parameters", {})}
+
+
+def _unknown_accelerator(config: Config, each: Config) -> ModelRefused:
+    return ModelRefused(
+        f"model '{config['name']}': unknown execution accelerator '{each['name']}': use tensorrt "
+        "or cuda on a GPU, openvino on a CPU"
+    )
+
+
+def _deprecated_cuda_options(config: Config) -> dict[str, str]:
+    """CUDA options written as plain parameters, with the native backend's numbers for words."""
+    options = {}
+    for name, value in string_parameters(config).items():
+        if name in CUDA_CHOICES and value not in CUDA_CHOICES[name]:
+            raise ModelRefused(
+                f"model '{config['name']}': parameter '{name}' cannot be '{value}': write one of "
+                f"{', '.join(CUDA_CHOICES[name])}"
+            )
+        if name in CUDA_PARAMETERS:
+            options[name] = CUDA_CHOICES.get(name, {}).get(value, value)
+    return options
+
+
+def tensorrt_options(config: Config, parameters: Mapping[str, str]) -> dict[str, str]:
+    """The native backend's accelerator parameters in ONNX Runtime's names."""
+    options: dict[str, str] = {}
+    for key, value in parameters.items():
+        name = TENSORRT_NAMES.get(key, key)
+        if key == "precision_mode" and value in TENSORRT_PRECISIONS:
+            options |= TENSORRT_PRECISIONS[value]
+        elif name.startswith("trt_"):
+            is_flag = name.endswith(TENSORRT_FLAGS)
+            options[name] = str(FLAGS.get(value.lower(), value)) if is_flag else value
+        else:
+            raise ModelRefused(
+                f"model '{config['name']}': the tensorrt accelerator does not know "
+                f"{key} '{value}': precision_mode is one of {', '.join(TENSORRT_PRECISIONS)}"
+            )
+    return options

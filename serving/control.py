@@ -1,0 +1,101 @@
+"""Triton's control surface over gRPC: load, unload, index, readiness.
+
+The repository API is closed by a key (see ``TritonServer``); every call here carries it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from serving.errors import ModelLoadFailed, ServingError
+
+KEY_HEADER = "tidegate-triton-key"
+# Triton's gRPC twin of a restricted HTTP header carries this prefix.
+GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
+LOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One line of the repository index."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class TritonControl:
+    """A blocking client for one server; close it, or use it as a context manager."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._metadata = ((GRPC_KEY_HEADER, key),)
+
+    def is_live(self) -> bool:
+        try:
+            response = self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+        return bool(response.live)
+
+    def load(self, model: str) -> None:
+        """Load (or reload) a model and what it is made of; ModelLoadFailed says why not."""
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        try:
+            self._call(self._stub.RepositoryModelLoad, request, timeout_s=LOAD_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise ModelLoadFailed(model, _first_line(error)) from error
+
+    def unload(self, model: str) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        try:
+            self._call(self._stub.RepositoryModelUnload, request)
+        except grpc.RpcError as error:
+            raise ServingError(f"model {model} failed to unload: {_first_line(error)}") from error
+
+    def index(self) -> list[ModelState]:
+        """Every model that Triton knows of; ServingError when the server does not answer."""
+        try:
+            response = self._call(
+                self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s=5
+            )
+        except grpc.RpcError as error:
+            raise ServingError(f"Triton does not answer: {_first_line(error)}") from error
+        return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
+
+    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = 60) -> Any:
+        return method(request, metadata=self._metadata, timeout=timeout_s)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_key(path: Path) -> str:
+    """The key in ``.tidegate/triton.key``; ServingError when there is none."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise ServingError(f"no Triton key at {path}: start the stack with `make up`") from None
+
+
+def _first_line(error: grpc.RpcError) -> str:
+    detail = error.details() if isinstance(error, grpc.Call) else str(error)
+    return " ".join(str(detail).split())[:2000]

@@ -1,0 +1,35 @@
+"""What can go wrong while serving.
+
+ServingError                 the message says what failed and what to do
+|- TritonMissing             no tritonserver, or a library that it needs is not there
+|- PortTaken                 something else listens on a port that we were asked to use
+|- TritonDied                the server process ended by itself
+|- ModelLoadFailed           Triton refused a model; carries its name
+`- PublishFailed             nothing was published
+"""
+
+
+class ServingError(RuntimeError):
+    """The base of the tree above."""
+
+
+class TritonMissing(ServingError):
+    pass
+
+
+class PortTaken(ServingError):
+    pass
+
+
+class TritonDied(ServingError):
+    pass
+
+
+class ModelLoadFailed(ServingError):
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"model {model} failed to load: {reason}")
+        self.model = model
+
+
+class PublishFailed(ServingError):
+    pass

@@ -1,0 +1,186 @@
+"""Run one Triton server as a child process: start, wait, stop, leave nothing behind.
+
+with TritonServer(LaunchOptions(repository, work_dir)) as server:
+    server.control.load("text_embedding")
+"""
+
+import os
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from serving import children, shared_memory
+from serving.backend_directory import assemble
+from serving.control import KEY_HEADER, TritonControl
+from serving.errors import ServingError, TritonDied
+from serving.installation import Installation, find_triton
+from serving.ports import Ports, require_free
+
+# Closed to everybody without our key: they read or change what the server serves.
+RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
+RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
+START_TIMEOUT_S = 60.0
+EXIT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Where the models are, where to keep logs and keys, and which ports to listen on."""
+
+    repository: Path
+    work_dir: Path
+    ports: Ports = field(default_factory=Ports)
+    address: str = "127.0.0.1"
+    config_name: str | None = None
+    name: str = "triton"
+
+
+class TritonServer:
+    """One tritonserver process and the shared memory, backend directory and key that it owns."""
+
+    def __init__(self, options: LaunchOptions, installation: Installation | None = None) -> None:
+        self.options = options
+        self.key = _restricted_key(options.work_dir / "triton.key")
+        self._installation = installation or find_triton()
+        self._shm_prefix = shared_memory.new_prefix()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
+
+    @property
+    def log_file(self) -> Path:
+        return self.options.work_dir / "logs" / f"{self.options.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Launch, and return when the server is live; raises ServingError and leaves nothing."""
+        self.require_ports()
+        shared_memory.remove_orphans()
+        work = self.options.work_dir
+        backends = assemble(self._installation, work / "build" / f"{self.options.name}-backends")
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        log = self.log_file.open("ab")
+        self._process = children.start(self._command(backends), self._environment(), log)
+        try:
+            self._wait_live()
+        except BaseException:
+            self.stop()
+            raise
+
+    def require_ports(self) -> None:
+        """PortTaken unless this server's ports are free now."""
+        require_free(self.options.address, self.options.ports)
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the server and its Python stubs, gently and then not, and clear its shared memory."""
+        if self._process is None:
+            return
+        family = _family(self._process.pid)
+        children.end(self._process, EXIT_TIMEOUT_S + 5)
+        _end(family)
+        shared_memory.remove_regions(self._shm_prefix)
+        self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self.control.close()
+
+    def _wait_live(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.control.is_live():
+            if not self.is_alive():
+                raise TritonDied(f"Triton ended while starting: {self._last_error()}")
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"Triton was not live after {START_TIMEOUT_S:.0f} s: see {self.log_file}"
+                )
+            time.sleep(0.05)
+
+    def _last_error(self) -> str:
+        lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
+        return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
+
+    def _command(self, backends: Path) -> list[str]:
+        options, ports, address = self.options, self.options.ports, self.options.address
+        command = [
+            str(self._installation.binary),
+            f"--model-repository={options.repository}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=explicit",
+            f"--http-address={address}",
+            f"--grpc-address={address}",
+            f"--metrics-address={address}",
+            f"--http-port={ports.http}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-port={ports.metrics}",
+            f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
+            f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        ]
+        if self._installation.caches:
+            command.append(f"--cache-directory={self._installation.caches}")
+        if options.config_name:
+            command.append(f"--model-config-name={options.config_name}")
+        return command
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self._installation.environment,
+            # Python-based backends are told the config, but not where the model lies.
+            "TIDEGATE_MODEL_REPOSITORY": str(self.options.repository),
+            # A new __pycache__ in a version folder would look like a changed model to Triton.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+def _restricted_key(path: Path) -> str:
+    """Read the key, or make one that only this user can read."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    return path.read_text().strip()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=2)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+def _dial(address: str) -> str:
+    """Where to reach a server that listens on ``address``."""
+    return "127.0.0.1" if address in {"0.0.0.0", "::"} else address  # noqa: S104

@@ -1,0 +1,1 @@
+"""The command line: one small file a verb. It composes the other packages and imports them late."""

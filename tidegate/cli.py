@@ -1,0 +1,67 @@
+"""``tidegate``: the command line. Each verb is a file of its own, imported when it is called."""
+
+import importlib
+import sys
+
+import click
+
+VERBS = {
+    "up": "tidegate.up",
+    "convert": "tidegate.convert",
+    "keys": "tidegate.keys",
+    "demo": "tidegate.demo",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a verb's module only when the verb is used: ``tidegate keys`` needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(VERBS[cmd_name])
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tidegate")
+def cli() -> None:
+    """Trained models into a Triton repository, each conversion proved, behind one governed gateway.
+
+    \b
+    tidegate up                          convert what is missing, serve it, print how to call it
+    tidegate convert text_embedding      one model, proved and published
+    tidegate keys create my-app          an API key
+    tidegate demo                        real sentences through the running stack
+    """
+
+
+def main() -> None:
+    """Run the command line; a foreseen failure is one line on stderr and exit code 1."""
+    try:
+        cli.main(prog_name="tidegate")
+    except _foreseen() as error:
+        click.secho(f"tidegate: {error}", fg="red", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        message = (
+            f"tidegate: the package {error.name} is not installed: run `make up` once, or "
+            "pip install 'tidegate[gateway,convert,server]'"
+        )
+        click.secho(message, fg="red", err=True)
+        sys.exit(1)
+
+
+def _foreseen() -> tuple[type[Exception], ...]:
+    from converters.errors import ConversionError
+    from serving.errors import ServingError
+
+    return (ConversionError, ServingError)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The running stack: Triton and the gateway as child processes, started, watched and stopped."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+import click
+
+from serving.children import end, start
+from serving.errors import PortTaken, ServingError
+from serving.launch import LaunchOptions, TritonServer
+from serving.ports import Ports, is_taken
+from serving.publish import is_published
+from serving.watch import Watcher
+from tidegate.pipelines import BUILDERS
+from tidegate.places import Places
+
+READY_TIMEOUT_S = 60.0
+GATEWAY_STOP_S = 15.0
+DEV_KEY_NAME = "dev"
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    places: Places
+    host: str
+    gateway_port: int
+    triton: Ports
+    workers: int
+    pipelines: tuple[str, ...]
+
+
+class Stack:
+    """``start``, then ``check`` often, then ``stop``; each raises ServingError with what to do."""
+
+    def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
+        self.options, self._say = options, say
+        self._server: TritonServer | None = None
+        self._watcher: Watcher | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
+        self._converter: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.options.host in {"0.0.0.0", "::"} else self.options.host  # noqa: S104
+        return f"http://{host}:{self.options.gateway_port}"
+
+    def start(self) -> None:
+        """Convert, launch, load, and wait until every pipeline answers."""
+        options = self.options
+        if is_taken(options.host, options.gateway_port):
+            raise PortTaken(
+                f"port {options.gateway_port} is taken: stop what listens there, or choose "
+                "another with --gateway-port (TIDEGATE_GATEWAY_PORT)"
+            )
+        self._server = TritonServer(
+            LaunchOptions(options.places.repository, options.places.state, options.triton)
+        )
+        self._server.require_ports()
+        self._convert_missing()
+        self._make_dev_key()
+        self._say("starting Triton ...")
+        self._server.start()
+        models = self._load(self._server)
+        self._watcher = Watcher(self._server, models, self._say)
+        self._say("starting the gateway ...")
+        self._start_gateway()
+        self._wait_ready()
+
+    def check(self) -> None:
+        """Heal what has died."""
+        if self._watcher:
+            self._watcher.check()
+        if self._gateway and self._gateway.poll() is not None:
+            self._say("the gateway ended by itself; starting it again")
+            time.sleep(1)  # no tight loop when it cannot start
+            self._start_gateway()
+
+    def stop(self) -> None:
+        for child in (self._converter, self._gateway):
+            if child:
+                end(child, GATEWAY_STOP_S)
+        if self._server:
+            self._server.stop()
+
+    def invitation(self) -> str:
+        """What is where, and three lines that work when pasted."""
+        places, triton = self.options.places, self.options.triton
+        key = places.shown(places.dev_key)
+        header = f'-H "Authorization: Bearer $(cat {key})"'
+        return "\n".join(
+            [
+                "",
+                click.style("Tidegate is ready.", fg="green", bold=True),
+                f"  gateway   {self.url}   docs {self.url}/docs",
+                f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
+                f"  API key   {key}",
+                "Try:",
+                f"""  curl -s {self.url}/v1/models {header}""",
+                f"""  curl -s {self.url}/v1/text_embedding {header} """
+                """-d '{"text": "Where is my parcel?"}'""",
+                f"""  curl -s {self.url}/v1/embeddings {header} """
+                """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
+                "Stop with Ctrl-C.",
+            ]
+        )
+
+    def _wanted(self) -> list[str]:
+        """The models to load by name: pipelines, and what a user has put into the repository."""
+        if self.options.pipelines:
+            return list(dict.fromkeys([*self.options.pipelines, "identity_fp32"]))
+        from serving.repository import top_models
+
+        return list(dict.fromkeys([*BUILDERS, *top_models(self.options.places.repository)]))
+
+    def _convert_missing(self) -> None:
+        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+        repository = self.options.places.repository
+        for name in self._wanted():
+            if is_published(repository, name):
+                continue
+            if name not in BUILDERS:
+                raise ServingError(
+                    f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
+                    f"this name: known are {', '.join(BUILDERS)}"
+                )
+            self._say(f"converting {name} ...")
+            self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
+            if self._converter.wait() != 0:
+                raise ServingError(f"{name} was not converted (see above); nothing was started")
+
+    def _make_dev_key(self) -> None:
+        from gateway.key_store import KeyStore, write_private
+
+        places = self.options.places
+        store = KeyStore(places.keys, places.pepper)
+        valid = {record.name for record in store.records() if not record.revoked}
+        if places.dev_key.exists() and DEV_KEY_NAME in valid:
+            return
+        _, key = store.create(DEV_KEY_NAME)
+        write_private(places.dev_key, key.encode())
+
+    def _load(self, server: TritonServer) -> list[str]:
+        models = self._wanted()
+        for model in models:
+            server.control.load(model)
+            self._say(f"  loaded {model}")
+        return models
+
+    def _start_gateway(self) -> None:
+        self._gateway = start(
+            [sys.executable, "-m", "gateway"], environment=self._environment(), log=self._log()
+        )
+
+    def _log(self) -> IO[bytes]:
+        path = self.options.places.state / "logs" / "gateway.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+
+    def _environment(self) -> dict[str, str]:
+        options = self.options
+        return {
+            **os.environ,
+            "TIDEGATE_HOST": options.host,
+            "TIDEGATE_GATEWAY_PORT": str(options.gateway_port),
+            "TIDEGATE_WORKERS": str(options.workers),
+            "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}",
+            "TIDEGATE_TRITON_KEY_FILE": str(options.places.triton_key),
+            "TIDEGATE_KEYS_FILE": str(options.places.keys),
+            "TIDEGATE_PEPPER_FILE": str(options.places.pepper),
+            "TIDEGATE_PIPELINES": ",".join(m for m in self._wanted() if m != "identity_fp32"),
+        }
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        answer = "it did not answer"
+        while time.monotonic() < deadline:
+            if self._gateway and self._gateway.poll() is not None:
+                raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
+            ready, answer = _ask(f"{self.url}/readyz")
+            if ready:
+                return
+            time.sleep(0.1)
+        raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
+
+
+def _ask(url: str) -> tuple[bool, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return True, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return False, error.read().decode()
+    except OSError as error:
+        return False, str(error)

@@ -1,0 +1,98 @@
+"""``tidegate up``: convert what is missing, start Triton and the gateway, keep them running."""
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from tidegate.places import Places
+from tidegate.stack import Stack, StackOptions
+
+POLL_S = 0.3
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
+    variable = f"TIDEGATE_{flag.upper().replace('-', '_')}"
+    return click.option(
+        f"--{flag}",
+        type=click.IntRange(1, 65535),
+        default=default,
+        envvar=variable,
+        show_default=True,
+        show_envvar=True,
+        help=what,
+    )
+
+
+@click.command("up")
+@click.argument("pipelines", nargs=-1)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    envvar="TIDEGATE_HOST",
+    show_default=True,
+    show_envvar=True,
+    help="Address that the gateway listens on.",
+)
+@_port("gateway-port", 8080, "The gateway.")
+@_port("triton-http-port", 8000, "Triton, HTTP.")
+@_port("triton-grpc-port", 8001, "Triton, gRPC.")
+@_port("triton-metrics-port", 8002, "Triton, metrics.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    envvar="TIDEGATE_WORKERS",
+    show_default=True,
+    show_envvar=True,
+    help="Processes of the gateway.",
+)
+def command(
+    pipelines: tuple[str, ...],
+    host: str,
+    gateway_port: int,
+    triton_http_port: int,
+    triton_grpc_port: int,
+    triton_metrics_port: int,
+    workers: int,
+) -> None:
+    """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
+
+    PIPELINES are those to serve; without any, all known ones and every model in model_repository/.
+
+    \b
+    tidegate up
+    tidegate up text_embedding --gateway-port 9090
+    """
+    from serving.ports import Ports
+
+    ports = Ports(triton_http_port, triton_grpc_port, triton_metrics_port)
+    options = StackOptions(Places.current(), host, gateway_port, ports, workers, pipelines)
+    _serve(Stack(options, click.echo))
+
+
+def _serve(stack: Stack) -> None:
+    """Run the stack until a signal; whatever happens, nothing of it is left running."""
+    signal.signal(signal.SIGTERM, _stop_now)
+    try:
+        stack.start()
+        click.echo(stack.invitation())
+        while True:
+            time.sleep(POLL_S)
+            stack.check()
+    except KeyboardInterrupt:
+        click.echo("stopping ...")
+    finally:
+        # A second Ctrl-C must not leave half of it behind; stopping is bounded in time.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stack.stop()
+    click.echo("stopped")
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
