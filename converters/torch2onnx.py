@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,4 +63,6 @@ def _quiet() -> Iterator[None]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
+        # It logs that torchvision is missing, which nothing here needs.
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         yield

@@ -28,7 +28,9 @@ VERSION = "0.1.0"
 def create_app(settings: Settings) -> FastAPI:
     """The application; everything that it needs is in ``settings``."""
     # The docs page carries its own JavaScript: it works where there is no internet.
-    app = FastAPIOffline(title=TITLE, version=VERSION, lifespan=_lifespan)
+    app = FastAPIOffline(
+        title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False
+    )
     gateway = Gateway(settings)
     app.state.gateway = gateway
     for door in (V2Door(gateway), OpenAIDoor(gateway), TaskDoor(gateway)):

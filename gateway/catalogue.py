@@ -1,7 +1,7 @@
 """What is being served: read from Triton, swapped whole, never half-updated."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from tritonclient.grpc import model_config_pb2
 
-from gateway.errors import GatewayError, NotFound
+from gateway.errors import GatewayError, NoCapacity, NotFound
 from gateway.face import Face, FaceError
 from gateway.upstream import Upstream
 
@@ -42,19 +42,22 @@ class Model:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models that a client may reach, by name."""
+    """All models that a client may reach, by name. ``expected`` are those that should be there."""
 
     models: Mapping[str, Model] = field(default_factory=dict)
+    expected: frozenset[str] = frozenset()
 
     def model(self, name: str) -> Model:
-        """The model; NotFound says where to look."""
-        try:
-            return self.models[name]
-        except KeyError:
-            shown = name[:64]
-            raise NotFound(
-                f"there is no model {shown!r}: see GET /v1/models for those there are"
-            ) from None
+        """The model; NoCapacity for one that should be there, NotFound says where to look."""
+        model = self.models.get(name)
+        if model:
+            return model
+        if name in self.expected:
+            # Its server is starting again: a 404 would tell clients to give up.
+            raise NoCapacity(
+                f"the model {name!r} is not being served now: try again shortly", retry_after_s=1
+            )
+        raise NotFound(f"there is no model {name[:64]!r}: see GET /v1/models for those there are")
 
     def endpoint(self, name: str) -> tuple[Model, Face]:
         """The public model and its face; NotFound for one without."""
@@ -77,8 +80,9 @@ class Catalogue:
 class Reader:
     """Reads the catalogue from one Triton; faults of single models are kept and not fatal."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Iterable[str] = ()) -> None:
         self.faults: dict[str, str] = {}
+        self._expected = frozenset(expected)
         self._read: dict[bytes, Model | None] = {}
 
     async def read(self, upstream: Upstream) -> Catalogue:
@@ -88,7 +92,7 @@ class Reader:
         for name, versions in (await upstream.ready_versions()).items():
             try:
                 model = self._model(await upstream.config(name), versions)
-            except NotFound:
+            except NoCapacity:
                 continue  # it left between the two questions
             except (FaceError, GatewayError) as error:
                 faults[name] = str(error)
@@ -96,7 +100,7 @@ class Reader:
             if model:
                 models[name] = model
         self.faults = faults
-        return Catalogue(models)
+        return Catalogue(models, self._expected)
 
     def _model(
         self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]

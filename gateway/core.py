@@ -23,8 +23,8 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
-        self.catalogue = Catalogue()
-        self.reader = Reader()
+        self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
+        self.reader = Reader(settings.pipelines)
         self.probes: Mapping[str, str] = {}  # pipeline -> '' when it answers, else what is wrong
         self.pool = ReplicaPool(
             [Replica(Upstream(each, settings.triton_key_file)) for each in settings.replicas],

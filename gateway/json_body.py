@@ -13,7 +13,7 @@ def parse_json(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         text = str(error)
-        if "recursion" in text:
+        if "depth limit" in text:
             text = "it is nested too deeply"
         elif b"NaN" in data or b"Infinity" in data:
             text += "; JSON has no NaN or Infinity: send such values as binary tensors under /v2"

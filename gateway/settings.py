@@ -26,7 +26,8 @@ class Settings:
     triton_key_file: Path = Path(".tidegate/triton.key")
     keys_file: Path = Path(".tidegate/keys.toml")
     pepper_file: Path = Path(".tidegate/pepper")
-    # Pipelines that must answer their golden probe before /readyz says 200.
+    # Models that should be served: /readyz says 200 when each answers its golden probe (or, for one
+    # without a probe, is loaded), and until then calling it is a 503, not a 404.
     pipelines: tuple[str, ...] = ()
     body_limit_bytes: int = 32 * 1024 * 1024
     deadline_s: float = 30.0

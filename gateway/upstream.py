@@ -16,7 +16,6 @@ from gateway.errors import (
     GatewayError,
     Malformed,
     NoCapacity,
-    NotFound,
     TooLarge,
     UpstreamBroke,
 )
@@ -104,7 +103,8 @@ def translate(status: grpc.StatusCode, details: str) -> GatewayError:
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return Malformed("the model does not take this input: compare it with the model's metadata")
     if status is grpc.StatusCode.NOT_FOUND:
-        return NotFound("the model or version is not being served: see GET /v1/models")
+        # The catalogue had it a moment ago: it is being loaded again, or has just left.
+        return NoCapacity("the model is not being served now: try again shortly", retry_after_s=1)
     if status is grpc.StatusCode.UNAVAILABLE:
         return NoCapacity("no server can take this now: try again shortly", retry_after_s=1)
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:

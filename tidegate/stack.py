@@ -174,7 +174,7 @@ class Stack:
             "TIDEGATE_TRITON_KEY_FILE": str(options.places.triton_key),
             "TIDEGATE_KEYS_FILE": str(options.places.keys),
             "TIDEGATE_PEPPER_FILE": str(options.places.pepper),
-            "TIDEGATE_PIPELINES": ",".join(m for m in self._wanted() if m != "identity_fp32"),
+            "TIDEGATE_PIPELINES": ",".join(self._wanted()),
         }
 
     def _wait_ready(self) -> None:

@@ -26,7 +26,7 @@ except ImportError:
 # The gateway shows a client only texts that begin with this marker.
 INVALID = "[tidegate:invalid_input] "
 # Far above any bucket (a token has about 4 bytes), and small enough to tokenise in a blink.
-TEXT_LIMIT_BYTES = 1 << 20
+TEXT_LIMIT_BYTES = 65_536
 
 
 class InvalidText(ValueError):

@@ -149,7 +149,7 @@ OPTIONS = "".join(
     for pair in (
         ("intra_op_thread_count", "1"),
         ("execution_mode", "0"),
-        ("enable_mem_arena", "0"),
+        ("enable_mem_arena", "1"),
         ("memory.enable_memory_arena_shrinkage", "cpu:0"),
         ("session.intra_op.allow_spinning", "0"),
         ("intra_op_threads", "3"),
@@ -200,6 +200,14 @@ GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
         + "".join(tensor("input", n, "FP32", "-1", "allow_ragged_batch: true") for n in "ab"),
     ),
     "heavy": (heavy(), "max_batch_size: 16\ndynamic_batching {}\n" + OPTIONS),
+    # Written out, so that auto-complete adds no dynamic batcher, which drops some by itself.
+    "slow": (
+        heavy(),
+        "max_batch_size: 256\n"
+        + tensor("input", "x", "FP32", "1024")
+        + tensor("output", "y", "FP32", "1024")
+        + parameter("intra_op_thread_count", "1"),
+    ),
     "flattening": (flattening(), "max_batch_size: 8\n"),
     "two_instances": (ROW, "instance_group [{ kind: KIND_CPU count: 2 }]\n"),
 }
@@ -445,7 +453,7 @@ def test_a_dynamic_batch_is_one_execution(served: Served) -> None:
         for after, before in zip(served.counts("heavy"), (inferences, executions), strict=True)
     )
     assert inferences == 320
-    assert executions < inferences / 2
+    assert executions < 0.8 * inferences
     # Hundreds on two slow cores: a floor that only a stall or a serial path falls below.
     assert per_second > 50
 
@@ -480,6 +488,21 @@ def test_unlike_shapes_in_one_batch_each_get_their_answer(served: Served) -> Non
     assert served.counts("mixed_shapes")[1] - before == 1
 
 
+def test_what_its_client_gave_up_is_not_run(served: Served) -> None:
+    rows = np.ones((256, 1024), np.float32)
+    served.infer("slow", x=rows)
+    before = served.counts("slow")[0]
+    calls = [served.client.async_infer("slow", [_input("x", rows)], _ignore) for _ in range(30)]
+    for call in calls[10:]:
+        call.cancel()
+    served.infer("slow", x=rows[:1])
+    assert served.counts("slow")[0] - before < 31 * 256 // 2
+
+
+def _ignore(result: object, error: object) -> None:
+    """A client that does not look."""
+
+
 def test_inputs_of_unlike_length_are_the_clients_fault(served: Served) -> None:
     error = _refusal(served, "two_inputs", a=np.zeros((1, 3), "f"), b=np.zeros((1, 4), "f"))
     assert error.startswith("[StatusCode.INVALID_ARGUMENT]")
@@ -510,12 +533,22 @@ def test_no_error_shows_a_path(served: Served) -> None:
     assert not any(re.search(r"/\w+/|onnxruntime_src|\.cc|\.h:", error) for error in errors)
 
 
+@pytest.fixture(scope="module")
+def refusals(served: Served) -> dict[str, str]:
+    """What Triton says of each wrong model; all at once, since each takes more than a second."""
+
+    def refusal(name: str) -> str:
+        with pytest.raises(ModelLoadFailed) as caught:
+            served.server.control.load(name)
+        return str(caught.value)
+
+    return dict(zip(WRONG, _together(refusal, list(WRONG)), strict=True))
+
+
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_config_does_not_load(served: Served, name: str) -> None:
-    with pytest.raises(ModelLoadFailed) as caught:
-        served.server.control.load(name)
-    assert f"model '{name}' " in str(caught.value)
-    assert WRONG[name][2] in str(caught.value)
+def test_a_wrong_config_does_not_load(refusals: dict[str, str], name: str) -> None:
+    assert f"model '{name}'" in refusals[name].split("TritonModelException")[1]
+    assert WRONG[name][2] in refusals[name]
 
 
 def test_doubtful_options_are_in_the_log(served: Served) -> None:

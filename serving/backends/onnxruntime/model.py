@@ -36,6 +36,10 @@ try:
 except ImportError:  # outside Triton: a unit test puts its own stand-in here
     pb_utils = None
 
+# Asking whether a request was cancelled is a round trip to the server process: 45 us measured on
+# 2 cores, a third of the throughput of a trivial model. It pays only where a run costs more.
+ASK_CANCELLED_ABOVE_S = 0.001
+
 
 class TritonPythonModel:
     """One instance of one model: a process of its own, with its own session."""
@@ -65,7 +69,7 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Any:
         """The request as a Job, or the TritonError that answers it."""
-        if request.is_cancelled():
+        if self._runner.last_run_s > ASK_CANCELLED_ABOVE_S and request.is_cancelled():
             return pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
             feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -7,7 +7,9 @@
 Nothing here knows Triton, so it runs in a unit test as it is.
 """
 
+import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,9 @@ Tensors = Mapping[str, Array]
 
 # The gateway shows a client only texts with this marker, after cutting it off.
 MARKER = "[tidegate:invalid_input]"
+
+# ONNX Runtime also says InvalidArgument of options that the operator wrote.
+BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
 
 
 class BatchError(Exception):
@@ -64,6 +69,7 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
+        self.last_run_s = math.inf  # until one has run, a run is taken to be long
 
     def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
         """A request as the graph takes it; InvalidInput when it cannot be taken."""
@@ -143,10 +149,12 @@ class Runner:
 
     def _run_once(self, feeds: Tensors, wanted: frozenset[str], rows: int) -> Tensors:
         names = [name for name in self._outputs if name in wanted]
+        started = time.perf_counter()
         try:
             arrays = self._session.run(names, feeds, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise self._explain(error, feeds) from error
+        self.last_run_s = time.perf_counter() - started
         return {
             name: self._checked(name, array, rows)
             for name, array in zip(names, arrays, strict=True)
@@ -169,7 +177,7 @@ class Runner:
         conflict = _symbol_conflict(self._inputs, feeds)
         if conflict:
             return InvalidInput(self._model, *conflict)
-        if isinstance(error, InvalidArgument):
+        if isinstance(error, InvalidArgument) and BLAMES_INPUT.search(str(error)):
             names = " or ".join(f"'{name}'" for name in feeds)
             return InvalidInput(
                 self._model, names, _reason(error), "send values that the model takes"

@@ -1,0 +1,135 @@
+"""``python -m loadtests``: check that the stack answers, then become Locust."""
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from loadtests.target import CannotStart, check_gateway, check_triton, check_ui_port, find_key
+from loadtests.texts import CorpusMissing, real_texts
+
+F = TypeVar("F", bound=Callable[..., Any])
+PORT = click.IntRange(1, 65535)
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+USER_CLASSES = {"rest": "RestUser", "grpc": "TritonUser"}
+STOP_S = 10  # requests under way at the end are waited for: dropping them would drop the slowest
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags; see ``--help``."""
+
+    headless: bool
+    url: str
+    grpc_address: str
+    only: str | None
+    users: int
+    spawn_rate: float
+    run_time: str
+    max_p99_ms: float | None
+    json: Path | None
+    ui_port: int
+
+    @property
+    def kinds(self) -> list[str]:
+        return [self.only] if self.only else list(USER_CLASSES)
+
+
+def locust_arguments(options: Options) -> list[str]:
+    """Locust's command line. The key is not in it: other users of the machine can read that."""
+    arguments = ["-f", str(LOCUSTFILE), "--host", options.url]
+    arguments += ["--grpc-address", options.grpc_address]
+    arguments += ["--users", str(options.users), "--spawn-rate", str(options.spawn_rate)]
+    arguments += ["--stop-timeout", str(STOP_S)]
+    if options.max_p99_ms is not None:
+        arguments += ["--max-p99-ms", str(options.max_p99_ms)]
+    if options.json:
+        arguments += ["--summary-file", str(options.json)]
+    if options.headless:
+        arguments += ["--headless", "--only-summary", "--run-time", options.run_time]
+    else:
+        arguments += ["--web-host", "127.0.0.1", "--web-port", str(options.ui_port)]
+    return [*arguments, *(USER_CLASSES[kind] for kind in options.kinds)]
+
+
+def check(options: Options) -> None:
+    """CannotStart or CorpusMissing when the run could not mean anything."""
+    if importlib.util.find_spec("locust") is None:
+        raise CannotStart("Locust is not installed: pip install 'tidegate[load]'")
+    real_texts()
+    if options.users < len(options.kinds):
+        raise CannotStart(f"--users {options.users} is too few for {' and '.join(options.kinds)}")
+    if not options.headless:
+        check_ui_port(options.ui_port)
+    if "rest" in options.kinds:
+        check_gateway(options.url, find_key(os.environ))
+    if "grpc" in options.kinds:
+        check_triton(options.grpc_address)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _run_time(context: click.Context, parameter: click.Parameter, given: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[smh]?", given):
+        raise click.BadParameter("give seconds, or for example 90s, 5m, 1h")
+    return given
+
+
+def _flag(name: str, default: Any, what: str, **more: Any) -> Callable[[F], F]:
+    """An option whose help shows its default and its environment variable."""
+    more |= {"show_default": default is not None, "show_envvar": "envvar" in more}
+    return click.option(f"--{name}", default=default, help=what, **more)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--headless", is_flag=True, help="No UI: run at once, print the table, exit.")
+@_flag("url", "http://127.0.0.1:8080", "The gateway.", envvar="TIDEGATE_URL")
+@_flag(
+    "grpc-address",
+    "127.0.0.1:8001",
+    "Triton's gRPC port.",
+    envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
+)
+@_flag("only", None, "One kind of user; both without it.", type=click.Choice(list(USER_CLASSES)))
+@_flag("users", 16, "Users at the same time, half of each kind.", type=click.IntRange(1))
+@_flag("spawn-rate", 8.0, "Users started a second.", type=click.FloatRange(0, min_open=True))
+@_flag("run-time", "15s", "How long a headless run lasts: 90s, 5m, 1h.", callback=_run_time)
+@_flag("max-p99-ms", None, "Fail when a route's p99 is over this.", type=click.FloatRange(0))
+@_flag("json", None, "Write the figures to this file.", type=click.Path(path_type=Path))
+@_flag("ui-port", 8089, "Locust's UI.", type=PORT, envvar="TIDEGATE_LOCUST_PORT")
+def command(**flags: Any) -> None:
+    """Load-test the running stack: REST through the gateway, gRPC straight to Triton.
+
+    The API key is TIDEGATE_API_KEY, else the one in .tidegate/dev.key (under TIDEGATE_HOME).
+
+    \b
+    python -m loadtests                         Locust's UI on http://127.0.0.1:8089
+    python -m loadtests --headless              a table and an exit code
+    python -m loadtests --headless --only rest --users 4 --run-time 1m --max-p99-ms 250
+
+    \b
+    Exit codes: 0 passed; 1 a request failed, a kind of user made none, or a p99 was over its
+    limit; 2 could not start.
+    """
+    options = Options(**{**flags, "url": flags["url"].rstrip("/")})
+    try:
+        check(options)
+    except (CannotStart, CorpusMissing) as error:
+        click.secho(f"loadtests: {error}", fg="red", err=True)
+        sys.exit(2)
+    if not options.headless:
+        click.echo(f"Locust's UI: http://127.0.0.1:{options.ui_port} (Ctrl-C stops it)")
+    # In place of this process: Ctrl-C, SIGTERM and the exit code are Locust's own.
+    arguments = [sys.executable, "-m", "locust", *locust_arguments(options)]
+    sys.stdout.flush()
+    os.execv(sys.executable, arguments)  # noqa: S606 (our own argument list, no shell)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m loadtests")

@@ -1,0 +1,80 @@
+"""What an answer must be to count: a load test that only counts would praise a broken server."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+DIMENSIONS = 384
+NORM_TOLERANCE = 1e-3
+# The same text's vectors differ by rounding alone (dot product 0.99999); different texts that
+# changed places in a batch are far below this, and dynamic INT8 stays above it.
+SAME_TEXT = 0.97
+Reader = Callable[[Any], list[Any]]
+
+
+class WrongAnswer(Exception):
+    """The answer does not count. Its message is the same for the same fault: Locust groups by it,
+    so it never holds a request id."""
+
+
+class AnswerBook:
+    """Remembers the first vector of each text: whichever door and batch the text goes through
+    later, it must get that vector again. So an answer that went to the wrong caller is noticed."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, np.ndarray] = {}
+
+    def check(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """WrongAnswer unless there is one good vector a text, in the texts' order."""
+        if vectors.shape != (len(texts), DIMENSIONS):
+            raise WrongAnswer(f"vectors of shape {vectors.shape} for {len(texts)} texts")
+        norms = np.linalg.norm(vectors, axis=1)
+        if not np.allclose(norms, 1, rtol=0, atol=NORM_TOLERANCE):  # NaN is not close either
+            raise WrongAnswer("a vector is not of unit length")
+        for text, vector in zip(texts, vectors, strict=True):
+            if float(vector @ self._first.setdefault(text, vector)) < SAME_TEXT:
+                raise WrongAnswer("a text got another vector than before")
+
+
+def read(status: int, content: bytes | None, reader: Reader) -> np.ndarray:
+    """The vectors in an HTTP answer; WrongAnswer says what there is instead."""
+    if status != 200:
+        raise WrongAnswer(f"HTTP {status}: {_error_text(content)}" if status else "no HTTP answer")
+    try:
+        return np.asarray(reader(json.loads(content or b"")), dtype=np.float32)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise WrongAnswer(f"an answer of another shape ({type(error).__name__})") from error
+
+
+def task_rows(body: Any) -> list[Any]:
+    return [body["embedding"]]
+
+
+def openai_rows(body: Any) -> list[Any]:
+    """Base64, which the stock ``openai`` client asks for; the order is that of ``index``."""
+    if [entry["index"] for entry in body["data"]] != list(range(len(body["data"]))):
+        raise ValueError("the answers are not in order")
+    return [np.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in body["data"]]
+
+
+def v2_rows(body: Any) -> list[Any]:
+    output = next(each for each in body["outputs"] if each["name"] == "sentence_embedding")
+    return [
+        np.asarray(output["data"]).reshape(output["shape"])[row]
+        for row in range(output["shape"][0])
+    ]
+
+
+def _error_text(content: bytes | None) -> str:
+    """The message inside whichever door's error this is, without its request id."""
+    try:
+        body = json.loads(content or b"")
+        error = body.get("detail") or body.get("error")
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, AttributeError, KeyError):
+        text = "(not one of the gateway's errors)"
+    return re.sub(r" \(request [^)]*\)", "", text)[:160]

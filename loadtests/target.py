@@ -1,0 +1,105 @@
+"""What is tested, and whether it is there: asked before Locust starts, answered in one line.
+
+Locust would start all the same, and call a stack that is not running 100 % failures.
+"""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PIPELINE = "text_embedding"
+CHECK_TIMEOUT_S = 10.0
+
+
+class CannotStart(Exception):
+    """There is nothing to test, or no way in; the message says what to do."""
+
+
+def find_key(environ: Mapping[str, str]) -> str:
+    """TIDEGATE_API_KEY, else the key that ``make up`` made; CannotStart when there is neither."""
+    if environ.get("TIDEGATE_API_KEY"):
+        return environ["TIDEGATE_API_KEY"].strip()
+    file = Path(environ.get("TIDEGATE_HOME", ".")) / ".tidegate" / "dev.key"
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        raise CannotStart(
+            f"there is no API key in TIDEGATE_API_KEY or {file}: run `make up` first, "
+            "or make one with `tidegate keys create NAME`"
+        ) from None
+
+
+def check_gateway(url: str, key: str) -> None:
+    """CannotStart unless the gateway is ready, takes the key, and serves the pipeline."""
+    if not url.startswith(("http://", "https://")):
+        raise CannotStart(f"{url!r} is not an address: give http://HOST:PORT")
+    status, _ = _get(f"{url}/readyz", "")
+    if status != 200:
+        raise CannotStart(f"the stack at {url} is not ready (HTTP {status}): run `make up`")
+    status, body = _get(f"{url}/v1/models", key)
+    if status in (401, 403):
+        raise CannotStart(
+            f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY to a valid "
+            "one (`tidegate keys create NAME` makes one), or TIDEGATE_HOME to the stack's folder"
+        )
+    if status != 200 or PIPELINE not in _model_ids(body):
+        raise CannotStart(f"{url} does not serve {PIPELINE}: run `make up`, or see its /v1/models")
+
+
+def check_triton(address: str) -> None:
+    """CannotStart unless Triton's gRPC port says that the pipeline is ready."""
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    no_proxy = [("grpc.enable_http_proxy", 0)]
+    try:
+        with InferenceServerClient(address, channel_args=no_proxy) as client:
+            ready = client.is_model_ready(PIPELINE, client_timeout=CHECK_TIMEOUT_S)
+    except InferenceServerException as error:
+        raise CannotStart(
+            f"no Triton answers gRPC at {address} ({error.status()}): run `make up`, "
+            "or say where it is with --grpc-address"
+        ) from error
+    if not ready:
+        raise CannotStart(f"Triton at {address} does not serve {PIPELINE}")
+
+
+def check_ui_port(port: int) -> None:
+    """CannotStart when something listens there: Locust would end in a traceback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise CannotStart(
+                f"port {port} is taken: choose another for Locust's UI with --ui-port "
+                "(TIDEGATE_LOCUST_PORT)"
+            ) from None
+
+
+def _get(url: str, key: str) -> tuple[int, bytes]:
+    """Status and body, whatever the status; never through a proxy."""
+    request = urllib.request.Request(url)  # noqa: S310 (check_gateway takes http and https only)
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"nothing answers at {url} ({error}): run `make up`") from error
+
+
+def _model_ids(body: bytes) -> set[str]:
+    try:
+        document: Any = json.loads(body)
+        return {entry["id"] for entry in document["data"]}
+    except (ValueError, KeyError, TypeError):
+        return set()

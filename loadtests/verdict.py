@@ -1,0 +1,141 @@
+"""Measurements -> figures -> pass or fail. No Locust in here: it is arithmetic, and unit-tested.
+
+Locust rounds the times it keeps (147 ms becomes 150), which could carry a p99 over or under its
+limit, so the exact ones are kept here.
+"""
+
+import json
+import math
+import time
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+BUSY_CLIENT = 0.8
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run must do to pass: requests of each kind, and p99 of each route under the limit."""
+
+    kinds: tuple[str, ...]
+    max_p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class RouteFigures:
+    """One row. The percentiles are of the good answers; a quick refusal must not flatter them."""
+
+    kind: str
+    name: str
+    requests: int
+    failures: int
+    rps: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass
+class _Route:
+    good_ms: "array[float]" = field(default_factory=lambda: array("d"))
+    failures: int = 0
+
+
+class Record:
+    """Every request of a run, exactly. Written from one thread (gevent's), so without a lock."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._routes: dict[tuple[str, str], _Route] = {}
+        self.crashes: Counter[str] = Counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        self.elapsed_s = self.cpu_s = 0.0
+
+    def add(self, kind: str, name: str, response_ms: float, failed: bool) -> None:
+        route = self._routes.setdefault((kind, name), _Route())
+        if failed:
+            route.failures += 1
+        else:
+            route.good_ms.append(response_ms)
+        self.elapsed_s = time.perf_counter() - self._started
+        self.cpu_s = time.process_time() - self._cpu_started
+
+    def crash(self, error: BaseException) -> None:
+        """A user broke off with an exception: our own bug, or the environment's."""
+        self.crashes[f"{type(error).__name__}: {error}"] += 1
+
+    def figures(self) -> list[RouteFigures]:
+        return [self._row(*key, route) for key, route in sorted(self._routes.items())]
+
+    def _row(self, kind: str, name: str, route: _Route) -> RouteFigures:
+        ordered = sorted(route.good_ms)
+        requests = len(ordered) + route.failures
+        rps = requests / self.elapsed_s if self.elapsed_s else 0.0
+        p50, p95, p99 = (percentile(ordered, share) for share in (0.50, 0.95, 0.99))
+        return RouteFigures(kind, name, requests, route.failures, round(rps, 2), p50, p95, p99)
+
+    @property
+    def client_cpu(self) -> float:
+        """How much of one core Locust itself used: near 1 it is what limits the run."""
+        return self.cpu_s / self.elapsed_s if self.elapsed_s else 0.0
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """Nearest rank: a time that was really measured; None without any."""
+    if not ordered:
+        return None
+    return round(ordered[max(1, math.ceil(share * len(ordered))) - 1], 3)
+
+
+def faults(record: Record, demand: Demand) -> list[str]:
+    """Why the run fails; empty when it passes."""
+    rows = record.figures()
+    asked = {row.kind for row in rows}
+    missing = [f"no {kind} user made a request" for kind in demand.kinds if kind not in asked]
+    failed = [f"{r.name}: {r.failures} of {r.requests} requests failed" for r in rows if r.failures]
+    crashed = [f"{count} x a user broke off: {why}" for why, count in record.crashes.items()]
+    return [*missing, *failed, *crashed, *_too_slow(rows, demand.max_p99_ms)]
+
+
+def _too_slow(rows: Sequence[RouteFigures], limit_ms: float | None) -> list[str]:
+    if limit_ms is None:
+        return []
+    return [
+        f"{row.name}: p99 {row.p99_ms:.1f} ms is over {limit_ms:g} ms"
+        for row in rows
+        if row.p99_ms is not None and row.p99_ms > limit_ms
+    ]
+
+
+def as_json(record: Record, demand: Demand) -> str:
+    found = faults(record, demand)
+    document: dict[str, Any] = {
+        "passed": not found,
+        "faults": found,
+        "elapsed_s": round(record.elapsed_s, 3),
+        "client_cpu": round(record.client_cpu, 3),
+        "max_p99_ms": demand.max_p99_ms,
+        "routes": [asdict(row) for row in record.figures()],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def as_text(record: Record, demand: Demand) -> str:
+    """The last lines that an operator reads."""
+    rows, found = record.figures(), faults(record, demand)
+    lines = [f"FAIL: {fault}" for fault in found]
+    if not found:
+        total = sum(row.requests for row in rows)
+        limit = "" if demand.max_p99_ms is None else f", p99 at most {demand.max_p99_ms:g} ms"
+        lines = [f"PASS: {total} requests in {record.elapsed_s:.1f} s, no failures{limit}"]
+    if record.client_cpu > BUSY_CLIENT:
+        lines.append(
+            f"Locust itself used {record.client_cpu:.0%} of a core: it limits these figures, "
+            "and its own waiting is in them (docs/load-testing.md)"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,30 @@
+"""One stack for the whole run: a real Triton and a gateway, started once, on free ports."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningStack, copy_repository, launch, stop, wait_ready
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A running stack with every known pipeline, on a copy of the repository."""
+    home: Path = tmp_path_factory.mktemp("stack")
+    copy_repository(home)
+    running = launch(home)
+    try:
+        wait_ready(running)
+        yield running
+    finally:
+        assert stop(running) == 0, running.output
+
+
+@pytest.fixture(scope="session")
+def built(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose models are built, for tests that start and break a stack of their own."""
+    home: Path = tmp_path_factory.mktemp("built")
+    shutil.copytree(stack.home / "model_repository", home / "model_repository")
+    return home

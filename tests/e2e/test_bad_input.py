@@ -1,0 +1,307 @@
+"""What attackers and tired users send: a right status, a message that helps, within a second."""
+
+import json
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+INFER = "/v2/models/identity_fp32/infer"
+GOOD = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}
+
+
+def _ask(stack, path: str, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    started = time.monotonic()
+    answer = stack_post(stack, path, body, headers or {})
+    assert time.monotonic() - started < 1
+    return answer
+
+
+def stack_post(stack, path, body, headers):
+    return httpx.post(
+        stack.url + path, content=body, headers={**stack.headers, **headers}, timeout=10
+    )
+
+
+def _with(**changes) -> bytes:
+    return json.dumps({"inputs": [{**GOOD, **changes}]}).encode()
+
+
+@pytest.fixture(autouse=True)
+def still_serving(stack):
+    """After every one of these the server answers the next caller."""
+    yield
+    assert _ask(stack, INFER, _with()).status_code == 200
+    assert _ask(stack, "/v1/text_embedding", b'{"text": "hello"}').status_code == 200
+
+
+V2_CASES = {
+    "wrong dtype": (_with(datatype="INT32", data=[1, 2, 3]), "is FP32, not INT32"),
+    "unknown dtype": (_with(datatype="FLOAT"), "no datatype 'FLOAT'"),
+    "wrong rank": (_with(shape=[3]), "does not fit [-1, -1]"),
+    "shape larger than data": (_with(shape=[1, 4]), "needs 16 bytes"),
+    "shape smaller than data": (_with(shape=[1, 2]), "needs 8 bytes"),
+    "negative dim": (_with(shape=[1, -3]), "dimensions are 0 to"),
+    "dims that overflow": (_with(shape=[2**62, 2**62]), "dimensions are 0 to"),
+    "product that overflows": (_with(shape=[2**31 - 1, 2**31 - 1]), "needs"),
+    "fractional dim": (_with(shape=[1, 3.0]), "dimensions are 0 to"),
+    "boolean dim": (_with(shape=[True, 3]), "dimensions are 0 to"),
+    "shape of another kind": (_with(shape="1,3"), "shape must be a list"),
+    "too many rows": (_with(shape=[65, 1], data=[1] * 65), "takes 1 to 64"),
+    "no rows": (_with(shape=[0, 3], data=[]), "takes 1 to 64"),
+    "missing tensor": (b'{"inputs": []}', "at least one tensor"),
+    "no inputs": (b"{}", "at least one tensor"),
+    "misspelt tensor": (_with(name="INPUT1"), "it takes INPUT0"),
+    "tensor without a name": (_with(name=""), "'name' must be a string"),
+    "same tensor twice": (json.dumps({"inputs": [GOOD, GOOD]}).encode(), "given twice"),
+    "extra tensor": (
+        json.dumps({"inputs": [GOOD, {**GOOD, "name": "EXTRA"}]}).encode(),
+        "no input 'EXTRA'",
+    ),
+    "unknown output": (
+        json.dumps({"inputs": [GOOD], "outputs": [{"name": "OUT"}]}).encode(),
+        "it gives OUTPUT0",
+    ),
+    "text for numbers": (_with(data=["1", "2", "3"]), "must not contain str"),
+    "null for a number": (_with(data=[1, None, 3]), "must not contain NoneType"),
+    "true for a number": (_with(data=[1, True, 3]), "must not contain bool"),
+    "a number too large for FP32": (_with(data=[1e39, 2, 3]), "does not fit FP32"),
+    "an integer without end": (
+        _with().replace(b"1.5", b"9" * 400),
+        "",
+    ),
+    "ragged nesting": (_with(shape=[2, 2], data=[[1, 2], [3]]), "not nested like shape"),
+    "nested too deeply": (_with(shape=[1, 3], data=[[[1], [2], [3]]]), ""),
+    "data that is no list": (_with(data=3), "needs 'data'"),
+    "NaN": (b'{"inputs": [{"name": "INPUT0", "data": [NaN]}]}', "no NaN or Infinity"),
+    "Infinity": (b'{"inputs": [{"name": "INPUT0", "data": [-Infinity]}]}', "no NaN or Infinity"),
+    "10,000 deep": (b'{"inputs":' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
+    "a million deep": (b"[" * 1_000_000, "not JSON"),
+    "cut off": (_with()[:-5], "not JSON"),
+    "not JSON": (b"\xff\xfe\x00", "not JSON"),
+    "empty body": (b"", "not JSON"),
+    "a list": (b"[1, 2]", "must be a JSON object"),
+    "inputs of another kind": (b'{"inputs": [1]}', "must be an object"),
+    "shared memory": (
+        _with(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 12}),
+        "shared memory cannot be used",
+    ),
+    "a parameter of another kind": (
+        json.dumps({"inputs": [GOOD], "parameters": {"a": [1]}}).encode(),
+        "must be a string, a number or a boolean",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", V2_CASES)
+def test_v2_refuses(stack, case):
+    body, message = V2_CASES[case]
+    answer = _ask(stack, INFER, body)
+    assert answer.status_code == 400, answer.text
+    assert list(answer.json()) == ["error"]
+    assert message in answer.json()["error"]
+
+
+BINARY = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32"}
+THREE = np.array([1, 2, 3], dtype=np.float32).tobytes()
+
+
+def _binary(size: int, tail: bytes, header_length: int | str | None = None, **changes):
+    entry = {**BINARY, "parameters": {"binary_data_size": size}, **changes}
+    header = json.dumps({"inputs": [entry]}).encode()
+    length = len(header) if header_length is None else header_length
+    return header + tail, {"Inference-Header-Content-Length": str(length)}
+
+
+BINARY_CASES = {
+    "truncated tail": (*_binary(12, THREE[:-1]), "only 11 bytes are left"),
+    "tail too long": (*_binary(12, THREE + b"x"), "add up to 12"),
+    "size does not fit the shape": (*_binary(8, THREE[:8]), "needs 12 bytes"),
+    "negative size": (*_binary(-1, THREE), "integer of 0 or more"),
+    "size that overflows": (*_binary(2**63, THREE), "bytes are left"),
+    "both data and binary": (*_binary(12, THREE, data=[1, 2, 3]), "both"),
+    "header length over the body": (*_binary(12, THREE, header_length=10_000), "must be 0 to"),
+    "header length too short": (*_binary(12, THREE, header_length=20), "not JSON"),
+    "header length 0": (*_binary(12, THREE, header_length=0), "not JSON"),
+    "header length negative": (*_binary(12, THREE, header_length=-1), "must be 0 to"),
+    "header length no number": (*_binary(12, THREE, header_length="abc"), "must be 0 to"),
+    "header length enormous": (*_binary(12, THREE, header_length="9" * 5000), "must be 0 to"),
+    "header length missing": (_binary(12, THREE)[0], {}, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BINARY_CASES)
+def test_v2_binary_refuses(stack, case):
+    body, headers, message = BINARY_CASES[case]
+    answer = _ask(stack, INFER, body, headers)
+    assert answer.status_code == 400, answer.text
+    assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x05\x00\x00\x00hell", b"\x05\x00", b"\xff\xff\xff\xffx"], ids=["cut", "short", "huge"]
+)
+def test_v2_refuses_strings_that_are_cut_off(stack, raw):
+    entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES"}
+    header = json.dumps(
+        {"inputs": [{**entry, "parameters": {"binary_data_size": len(raw)}}]}
+    ).encode()
+    answer = _ask(
+        stack,
+        "/v2/models/text_embedding/infer",
+        header + raw,
+        {"Inference-Header-Content-Length": str(len(header))},
+    )
+    assert answer.status_code == 400
+    assert "cut off" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("   ", "is empty"),
+        ("x" * 100_000, "send at most 65536"),
+        ("word " * 2_000, "truncate: true"),
+        ("word " * 20_000, "send at most 65536"),
+        ("x" * 2_000_000, "bytes: send at most"),
+    ],
+    ids=["empty", "blank", "100k letters", "too many tokens", "100k of words", "2M letters"],
+)
+def test_v2_refuses_texts(stack, text, message):
+    entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+    answer = _ask(
+        stack, "/v2/models/text_embedding/infer", json.dumps({"inputs": [entry]}).encode()
+    )
+    assert answer.status_code == 400, answer.text
+    assert message in answer.json()["error"]
+
+
+TASK_CASES = {
+    "empty string": ({"text": ""}, "text"),
+    "blank": ({"text": " \n"}, ""),
+    "100,000 characters": ({"text": "x" * 100_000}, "text"),
+    "too many tokens": ({"text": "word " * 2_000}, ""),
+    "no field": ({}, ""),
+    "another type": ({"text": 5}, "text"),
+    "extra field": ({"text": "a", "txt": "b"}, ""),
+    "a list": ([1], ""),
+    "no rows": ({"inputs": []}, "inputs"),
+    "too many rows": ({"inputs": [{"text": "a"}] * 1025}, "inputs"),
+    "one bad row": ({"inputs": [{"text": "a"}, {"text": ""}]}, "inputs.1.text"),
+    "row that is no object": ({"inputs": ["a"]}, "inputs.0"),
+    "rows and a field": ({"inputs": [{"text": "a"}], "text": "b"}, ""),
+    "truncate of another type": ({"text": "a", "truncate": "yes"}, "truncate"),
+}
+
+
+@pytest.mark.parametrize("case", TASK_CASES)
+def test_task_refuses_with_a_problem(stack, case):
+    body, param = TASK_CASES[case]
+    answer = _ask(stack, "/v1/text_embedding", json.dumps(body).encode())
+    problem = answer.json()
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["code"] == "invalid_request"
+    assert problem["status"] == 422
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem.get("param", "") == param
+    assert len(problem["detail"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/models/no_such_model/infer", 404),
+        ("/v2/models/text_embedding_onnx/infer", 404),  # an engine: internal
+        ("/v2/models/identity_fp32/versions/99/infer", 404),
+        ("/v2/models/identity_fp32/versions/latest/infer", 404),
+        ("/v2/models/..%2f..%2fetc/infer", 404),
+        ("/v2/models/%00/infer", 404),
+        ("/v2/models/" + "x" * 5000 + "/infer", 404),
+        ("/v2/repository/index", 404),
+        ("/v2/systemsharedmemory/status", 404),
+        ("/v2/logging", 404),
+        ("/v1/no_such_pipeline", 404),
+        ("/v1/identity_fp32", 404),  # served, but it has no face
+        ("/v1/text_embedding/", 404),
+        ("/readyz", 405),
+    ],
+)
+def test_unknown_paths(stack, path, status):
+    answer = _ask(stack, path, _with())
+    assert answer.status_code == status, answer.text
+    assert len(answer.text) < 600
+
+
+@pytest.mark.parametrize("path", [INFER, "/v1/text_embedding", "/v1/embeddings"])
+def test_a_body_over_the_limit(stack, path):
+    body = b'{"text": "' + b"x" * (33 * 1024 * 1024) + b'"}'
+    for content in (body, _chunks(body)):
+        answer = stack_post(stack, path, content, {})
+        assert answer.status_code == 413, answer.text
+        assert "33554432 bytes" in answer.text
+
+
+def _chunks(body: bytes):
+    """Chunked: no Content-Length says how long it is."""
+    for start in range(0, len(body), 1 << 20):
+        yield body[start : start + (1 << 20)]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_compressed_bodies_are_refused(stack, encoding):
+    answer = _ask(stack, INFER, b"\x1f\x8b", {"Content-Encoding": encoding})
+    assert answer.status_code == 400
+    assert "uncompressed" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Basic abc", "Bearer tg_short", "Bearer ☃", "Bearer " + "x" * 8000],
+)
+def test_no_valid_key(stack, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization.encode()}
+    answers = [
+        httpx.post(stack.url + path, content=b"not even JSON", headers=headers)
+        for path in (INFER, "/v1/text_embedding", "/v1/embeddings", "/v1/nothing")
+    ]
+    assert {answer.status_code for answer in answers} == {401}
+    assert "error" in answers[0].json()
+    assert answers[1].json()["code"] == "unauthenticated"
+    assert answers[2].json()["error"]["type"] == "authentication_error"
+    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+
+
+def test_a_revoked_key_is_refused_within_a_second(stack):
+    made = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    url = f"{stack.url}/v1/models"
+    assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 200)
+    assert stack.tidegate("keys", "revoke", made["id"]).returncode == 0
+    assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 401)
+
+
+def _within_a_second(condition) -> bool:
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_v2_output_that_json_cannot_carry(stack):
+    """NaN goes through as binary data; as JSON it is refused, and the way out is named."""
+    raw = np.array([1, np.nan, np.inf], dtype=np.float32).tobytes()
+    entry = {**BINARY, "parameters": {"binary_data_size": 12}}
+    for wants_binary, status in ((True, 200), (False, 400)):
+        header = json.dumps(
+            {"inputs": [entry], "parameters": {"binary_data_output": wants_binary}}
+        ).encode()
+        answer = _ask(
+            stack, INFER, header + raw, {"Inference-Header-Content-Length": str(len(header))}
+        )
+        assert answer.status_code == status
+        assert answer.content.endswith(raw) if wants_binary else "binary_data" in answer.text

@@ -1,0 +1,113 @@
+"""kill -9 of what the stack is made of, under load: errors are clear, and it heals by itself."""
+
+import collections
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.running import RunningStack, launch, stop, wait_ready, wait_until
+
+# A request may wait for a restart, but it never hangs.
+LONGEST_S = 12.0
+HEAL_S = 30.0
+
+
+class Load:
+    """A few clients that call without a pause, and what they were answered."""
+
+    def __init__(self, stack: RunningStack, clients: int = 4) -> None:
+        self._stack, self._stopped = stack, threading.Event()
+        self.statuses: collections.Counter[int] = collections.Counter()
+        self.longest_s = 0.0
+        self.bodies: dict[int, str] = {}
+        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        with httpx.Client(headers=self._stack.headers, timeout=60) as client:
+            while not self._stopped.is_set():
+                started = time.monotonic()
+                answer = client.post(
+                    f"{self._stack.url}/v1/text_embedding", json={"text": "Where is my parcel?"}
+                )
+                self.longest_s = max(self.longest_s, time.monotonic() - started)
+                self.statuses[answer.status_code] += 1
+                self.bodies[answer.status_code] = answer.text
+
+
+@pytest.fixture(scope="module")
+def own(built):
+    running = launch(built)
+    wait_ready(running, 60)
+    yield running
+    assert stop(running) == 0
+
+
+def _serves(stack: RunningStack) -> bool:
+    """Twenty answers in a row, so that each instance has had its turn, and /readyz agrees."""
+    body = {"text": "hello"}
+    return all(
+        stack.post("/v1/text_embedding", json=body).status_code == 200 for _ in range(20)
+    ) and (httpx.get(f"{stack.url}/readyz").status_code == 200)
+
+
+@pytest.mark.parametrize("model", ["text_embedding_pre", "text_embedding_onnx"])
+def test_a_killed_model_process_is_revived(own, model):
+    told = own.output.count(f"revived {model}")
+    with Load(own) as load:
+        wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
+        own.stubs(model)[0].kill()
+        wait_until(lambda: own.output.count(f"revived {model}") > told, HEAL_S, "revival")
+        wait_until(lambda: _serves(own), HEAL_S, "service after the revival")
+    assert set(load.statuses) <= {200, 502, 503}, load.bodies
+    assert load.longest_s < LONGEST_S
+    assert "stub" not in str(load.bodies).lower()
+    assert "/dev/shm" not in str(load.bodies)
+
+
+def test_a_killed_triton_is_started_again(own):
+    with Load(own) as load:
+        wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
+        own.triton().kill()
+        wait_until(lambda: load.statuses[503] > 0, 10, "a clear answer while it is down")
+        wait_until(lambda: "Triton is serving again" in own.output, HEAL_S, "restart")
+        wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+    assert set(load.statuses) <= {200, 502, 503}, load.bodies
+    assert load.longest_s < LONGEST_S
+
+
+def test_a_503_says_when_to_come_back(own):
+    own.triton().kill()
+
+    def refused() -> bool:
+        answer = own.post("/v1/text_embedding", json={"text": "hello"})
+        return answer.status_code == 503 and answer.headers["retry-after"] == "1"
+
+    wait_until(refused, 5, "a 503 with Retry-After")
+    wait_until(lambda: httpx.get(f"{own.url}/readyz").status_code == 503, 5, "not ready")
+    wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+
+
+def test_a_killed_gateway_is_started_again(own):
+    gateway = next(p for p in own.family() if "gateway" in p.cmdline())
+    gateway.kill()
+    wait_until(lambda: "the gateway ended by itself" in own.output, 10, "notice")
+
+    def answers() -> bool:
+        try:
+            return _serves(own)
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, HEAL_S, "service after the restart")

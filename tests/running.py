@@ -1,0 +1,144 @@
+"""Start a whole stack (``tidegate up``) in a scratch folder, on free ports, and end it again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from serving.ports import free_ports
+
+ROOT = Path(__file__).parent.parent
+# A cold machine converts every pipeline first.
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 40.0
+
+
+@dataclass
+class RunningStack:
+    """A stack under test. ``key`` is its dev key; ``home`` holds its repository and state."""
+
+    home: Path
+    process: subprocess.Popen[str]
+    gateway_port: int
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http_address(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    @property
+    def key(self) -> str:
+        return (self.home / ".tidegate" / "dev.key").read_text()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def output(self) -> str:
+        return (self.home / "up.log").read_text()
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, headers=self.headers, timeout=30, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, headers=self.headers, timeout=30, **options)
+
+    def tidegate(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line in this stack's home."""
+        return subprocess.run(
+            [sys.executable, "-m", "tidegate", *arguments],
+            env={**environment(self.home), "TIDEGATE_URL": self.url},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **options,
+        )
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def triton(self) -> psutil.Process:
+        return next(p for p in self.family() if p.name() == "tritonserver")
+
+    def stubs(self, model: str) -> list[psutil.Process]:
+        """The Python processes of one model."""
+        return [
+            p
+            for p in self.family()
+            if p.status() != psutil.STATUS_ZOMBIE
+            and "python_backend_stub" in p.name() + " ".join(p.cmdline()[:1])
+            and f"/{model}/" in " ".join(p.cmdline())
+        ]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment without Tidegate's own variables."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")}
+    return {**kept, "TIDEGATE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+
+
+def copy_repository(home: Path) -> None:
+    """The repository as it is in the working tree: what is built there need not be built again."""
+    shutil.copytree(ROOT / "model_repository", home / "model_repository", dirs_exist_ok=True)
+
+
+def launch(home: Path, *arguments: str, ports: list[int] | None = None) -> RunningStack:
+    """Start ``tidegate up`` in ``home``; returns at once."""
+    gateway, http, grpc, metrics = ports or free_ports(4)
+    command = [sys.executable, "-m", "tidegate", "up", *arguments]
+    for flag, port in (
+        ("gateway-port", gateway),
+        ("triton-http-port", http),
+        ("triton-grpc-port", grpc),
+        ("triton-metrics-port", metrics),
+    ):
+        command.append(f"--{flag}={port}")
+    with (home / "up.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment(home), stdout=log, stderr=subprocess.STDOUT, text=True
+        )
+    return RunningStack(home, process, gateway, http, grpc, metrics)
+
+
+def wait_ready(stack: RunningStack, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Return when the stack prints its invitation; fail with its output if it ends first."""
+    deadline = time.monotonic() + timeout_s
+    while "Tidegate is ready." not in stack.output:
+        assert stack.process.poll() is None, f"the stack ended:\n{stack.output}"
+        assert time.monotonic() < deadline, f"the stack did not start:\n{stack.output}"
+        time.sleep(0.05)
+
+
+def stop(stack: RunningStack, number: int = signal.SIGTERM) -> int:
+    """Signal the stack and return its exit code; fail if it does not end."""
+    if stack.process.poll() is None:
+        stack.process.send_signal(number)
+    return stack.process.wait(STOP_TIMEOUT_S)
+
+
+def wait_until(condition: Any, timeout_s: float, what: str) -> None:
+    """Poll ``condition`` until it is true; fail saying ``what`` did not happen."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)

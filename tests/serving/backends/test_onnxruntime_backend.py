@@ -1,0 +1,750 @@
+"""The parts of the onnxruntime backend that need no Triton, over the real ONNX Runtime."""
+
+import copy
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import serving.backends
+
+FOLDER = Path(serving.backends.__file__).parent / "onnxruntime"
+# Triton puts the backend's folder last on the path of each stub; so do we.
+sys.path.append(str(FOLDER))
+
+from ort_batch import (  # noqa: E402 - found through the line above
+    MARKER,
+    BatchError,
+    InvalidInput,
+    Job,
+    RunFailed,
+    Runner,
+)
+from ort_graph import (  # noqa: E402
+    Graph,
+    GraphTensor,
+    ModelRefused,
+    check_config,
+    complete_config,
+    drop_empty_reshape,
+    is_complete,
+)
+from ort_session import (  # noqa: E402
+    NO_SPINNING,
+    choose_providers,
+    find_model_file,
+    find_version_folder,
+    open_session,
+    read_only_session,
+    run_options,
+    session_options,
+    tensorrt_options,
+)
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+FLOAT = TensorProto.FLOAT
+
+
+def value(name: str, element_type: int, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, element_type, list(shape))
+
+
+def session_of(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    *initialisers: onnx.TensorProto,
+) -> Any:
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initialisers))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return ort.InferenceSession(model.SerializeToString(), providers=[CPU])
+
+
+def identity(element_type: int = FLOAT, *shape: int | str) -> Any:
+    return session_of(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", element_type, *shape)],
+        [value("y", element_type, *shape)],
+    )
+
+
+def addition() -> Any:
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["total"]),
+        helper.make_node("Sub", ["a", "b"], ["difference"]),
+    ]
+    names = ("a", "b"), ("total", "difference")
+    inputs, outputs = ([value(name, FLOAT, "N", "L") for name in side] for side in names)
+    return session_of(nodes, inputs, outputs)
+
+
+def lookup() -> Any:
+    table = numpy_helper.from_array(np.array([10, 20, 30], np.float32), "table")
+    return session_of(
+        [helper.make_node("Gather", ["table", "index"], ["y"])],
+        [value("index", TensorProto.INT64, "N", 1)],
+        [value("y", FLOAT, "N", 1)],
+        table,
+    )
+
+
+def entry(name: str, data_type: str = "TYPE_FP32", *dims: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "data_type": data_type, "dims": list(dims), **more}
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    return {"name": "m", "max_batch_size": 0, "input": [], "output": [], **fields}
+
+
+def parameters(**texts: str) -> dict[str, Any]:
+    return config(parameters={k: {"string_value": v} for k, v in texts.items()})
+
+
+class Counting:
+    """A session that counts its runs."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.runs = session, 0
+
+    def run(self, *args: Any) -> Any:
+        self.runs += 1
+        return self.session.run(*args)
+
+
+def runner(session: Any, **fields: Any) -> tuple[Runner, Counting]:
+    graph, counting = Graph.read(session), Counting(session)
+    full = config(**fields)
+    complete_config(full, graph)
+    check_config(full, graph, pytest.fail)
+    return Runner(full, graph, counting), counting
+
+
+def job(to: Runner, *wanted: str, **feeds: Any) -> Job:
+    return to.job({name: np.asarray(array) for name, array in feeds.items()}, frozenset(wanted))
+
+
+class TestCompleteConfig:
+    def test_open_first_axes_mean_batching(self) -> None:
+        full = config()
+        complete_config(full, Graph.read(identity(FLOAT, "N", 3)))
+        assert full["max_batch_size"] == 4
+        assert full["dynamic_batching"] == {}
+        assert full["input"] == [entry("x", "TYPE_FP32", 3)]
+        assert full["output"] == [entry("y", "TYPE_FP32", 3)]
+
+    def test_a_fixed_first_axis_means_none(self) -> None:
+        full = config()
+        complete_config(full, Graph.read(identity(FLOAT, 8, "L")))
+        assert full["max_batch_size"] == 0
+        assert "dynamic_batching" not in full
+        assert full["input"] == [entry("x", "TYPE_FP32", 8, -1)]
+
+    @pytest.mark.parametrize(
+        ("shape", "max_batch_size"), [((), 0), (("N",), 4)], ids=["scalar", "one value per row"]
+    )
+    def test_no_dims_are_written_as_one(self, shape: tuple[str, ...], max_batch_size: int) -> None:
+        full = config()
+        complete_config(full, Graph.read(identity(FLOAT, *shape)))
+        assert full["max_batch_size"] == max_batch_size
+        assert full["input"][0]["dims"] == [1]
+        assert "reshape" not in full["input"][0]
+
+    def test_what_is_written_stays(self) -> None:
+        written = entry("x", "TYPE_FP32", 7)
+        full = config(max_batch_size=32, input=[written], sequence_batching={})
+        complete_config(full, Graph.read(identity(FLOAT, "N", "L")))
+        assert full["max_batch_size"] == 32
+        assert full["input"] == [written]
+        assert "dynamic_batching" not in full
+
+    def test_an_output_that_is_not_listed_is_not_added(self) -> None:
+        full = config(output=[entry("total", "TYPE_INVALID")])
+        complete_config(full, Graph.read(addition()))
+        assert full["output"] == [entry("total", "TYPE_FP32", -1)]
+
+    def test_dims_of_full_rank_mean_no_batch_axis(self) -> None:
+        full = config(input=[entry("x", "TYPE_FP32", -1, -1)])
+        complete_config(full, Graph.read(identity(FLOAT, "N", "L")))
+        assert full["max_batch_size"] == 0
+        assert full["output"][0]["dims"] == [-1, -1]
+
+    def test_is_complete(self) -> None:
+        full = config(input=[entry("x", "TYPE_FP32", 1)], output=[entry("y", "TYPE_FP32", 1)])
+        assert is_complete(full)
+        assert not is_complete(full | {"output": []})
+        assert not is_complete(full | {"output": [entry("y")]})
+        assert not is_complete(full | {"output": [entry("y", "TYPE_INVALID", 1)]})
+
+    def test_only_an_empty_reshape_is_dropped(self) -> None:
+        full = config(
+            input=[entry("x", "TYPE_FP32", 1, reshape={"shape": []})],
+            output=[entry("y", "TYPE_FP32", 4, reshape={"shape": [2, 2]})],
+        )
+        drop_empty_reshape(full)
+        assert full["input"] == [entry("x", "TYPE_FP32", 1)]
+        assert full["output"][0]["reshape"] == {"shape": [2, 2]}
+
+    @pytest.mark.parametrize(
+        ("onnx_type", "advice"),
+        [
+            ("tensor(bfloat16)", "cast it to FP32"),
+            ("seq(map(int64,tensor(float)))", "zipmap"),
+        ],
+    )
+    def test_what_triton_cannot_carry_is_refused(self, onnx_type: str, advice: str) -> None:
+        graph = Graph({}, {}, {"y": GraphTensor("y", onnx_type, ("N",))})
+        with pytest.raises(ModelRefused, match=r"model 'm' output tensor 'y': .*") as caught:
+            complete_config(config(), graph)
+        assert onnx_type in str(caught.value)
+        assert advice in str(caught.value)
+
+
+class TestCheckConfig:
+    GRAPH = Graph(
+        {"x": GraphTensor("x", "tensor(float)", ("N", 3))},
+        {"scale": GraphTensor("scale", "tensor(float)", (1,))},
+        {"y": GraphTensor("y", "tensor(float)", ("N", "L"))},
+    )
+    GOOD = config(
+        max_batch_size=4,
+        input=[entry("x", "TYPE_FP32", 3)],
+        output=[entry("y", "TYPE_FP32", -1)],
+    )
+
+    def test_agreement(self) -> None:
+        check_config(self.GOOD, self.GRAPH, pytest.fail)
+
+    @pytest.mark.parametrize(
+        ("field", "entries", "text"),
+        [
+            ("input", [], "input tensor 'x': the graph needs it"),
+            ("output", [entry("z", "TYPE_FP32", 1)], "output tensor 'z': .* the graph has"),
+            ("input", [entry("x", "TYPE_FP64", 3)], "says TYPE_FP64, the graph says TYPE_FP32"),
+            ("input", [entry("x", "TYPE_FP32", 4)], r"says dims \[4\], the graph says \[-1, 3\]"),
+            ("input", [entry("x", "TYPE_FP32", 1, 3)], r"write dims: \[3\]"),
+            ("output", [entry("y", "TYPE_FP32", 9)], r"write dims: \[-1\]"),
+            ("input", [entry("x", "TYPE_FP32", 3, optional=True)], "the graph has no default"),
+            ("batch_input", [{"kind": "BATCH_ELEMENT_COUNT"}], "uses batch_input"),
+            ("batch_output", [{"kind": "BATCH_SCATTER"}], "uses batch_output"),
+            ("sequence_batching", {"state": [{}]}, "uses sequence_batching.state"),
+        ],
+    )
+    def test_disagreement(self, field: str, entries: Any, text: str) -> None:
+        with pytest.raises(ModelRefused, match=f"model 'm'.*{text}"):
+            check_config({**self.GOOD, field: entries}, self.GRAPH, pytest.fail)
+
+    def test_an_axis_that_the_graph_leaves_open_may_be_fixed_in_an_input(self) -> None:
+        graph = Graph.read(identity(FLOAT, "N", "L"))
+        full = config(
+            input=[entry("x", "TYPE_FP32", 2, 5)], output=[entry("y", "TYPE_FP32", -1, -1)]
+        )
+        check_config(full, graph, pytest.fail)
+
+    def test_a_reshape_is_what_the_graph_gets(self) -> None:
+        graph = Graph.read(identity(FLOAT, "N", 2, 2))
+        reshaped = {"reshape": {"shape": ["2", "2"]}}
+        full = config(
+            max_batch_size=4,
+            input=[entry("x", "TYPE_FP32", 4, **reshaped)],
+            output=[entry("y", "TYPE_FP32", 4, **reshaped)],
+        )
+        check_config(full, graph, pytest.fail)
+
+    def test_a_batch_needs_an_open_first_axis(self) -> None:
+        full = config(max_batch_size=4, input=[entry("x", "TYPE_FP32", 3)])
+        with pytest.raises(ModelRefused, match=r"fixes the first axis.*write max_batch_size: 0"):
+            check_config(full, Graph.read(identity(FLOAT, 8, 3)), pytest.fail)
+
+    def test_dims_of_an_undeclared_shape_are_doubted_aloud(self) -> None:
+        tensors = (
+            {"x": GraphTensor("x", "tensor(float)", ())},
+            {"y": GraphTensor("y", "tensor(float)", ())},
+        )
+        full = config(input=[entry("x", "TYPE_FP32", 1)], output=[entry("y", "TYPE_FP32", 5)])
+        said: list[str] = []
+        check_config(full, Graph(tensors[0], {}, tensors[1]), said.append)
+        assert len(said) == 1
+        assert "output tensor 'y': the graph declares no shape" in said[0]
+
+    def test_sequence_controls_count_as_inputs(self) -> None:
+        control = {"sequence_batching": {"control_input": [{"name": "x"}]}}
+        check_config({**self.GOOD, "input": [], **control}, self.GRAPH, pytest.fail)
+
+
+class TestFiles:
+    def test_the_newest_version_unless_the_policy_says_which(self, tmp_path: Path) -> None:
+        for name in ("2", "9", "10", "notes"):
+            (tmp_path / "models" / "m" / name).mkdir(parents=True)
+        paths = os.pathsep.join([str(tmp_path / "empty"), str(tmp_path / "models")])
+        environment = {"TIDEGATE_MODEL_REPOSITORY": paths}
+
+        def found(**policy: Any) -> str:
+            folder = find_version_folder(config(**policy), environment)
+            return folder.name if folder else "none"
+
+        assert found() == "10"
+        assert found(version_policy={"latest": {"num_versions": 2}}) == "10"
+        assert found(version_policy={"specific": {"versions": ["2", 9]}}) == "9"
+        assert found(version_policy={"specific": {"versions": [7]}}) == "none"
+        assert find_version_folder(config(), {}) is None
+
+    def test_the_file_may_have_another_name_or_be_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "big").mkdir()
+        for file in ("model.onnx", "other.onnx", "big/model.onnx"):
+            (tmp_path / file).touch()
+        names = {"": "model.onnx", "other.onnx": "other.onnx", "big": "big/model.onnx"}
+        for name, file in names.items():
+            assert find_model_file(config(default_model_filename=name), tmp_path) == tmp_path / file
+        with pytest.raises(ModelRefused, match=r"model 'm': there is no .*default_model_filename"):
+            find_model_file(config(default_model_filename="x.onnx"), tmp_path)
+
+    def test_a_file_that_is_not_onnx_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "model.onnx"
+        file.write_bytes(b"not a model")
+        with pytest.raises(ModelRefused, match=r"model 'm': ONNX Runtime .* cannot load"):
+            read_only_session(config(), file)
+        with pytest.raises(ModelRefused, match="cannot load"):
+            open_session(config(), file, [(CPU, {})], pytest.fail)
+
+    def test_a_provider_that_did_not_start_is_refused(self, tmp_path: Path) -> None:
+        session = SimpleNamespace(get_providers=lambda: [CPU])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ort, "InferenceSession", lambda *_, **__: session)
+            assert open_session(config(), tmp_path, [(CPU, {})], pytest.fail) is session
+            with pytest.raises(ModelRefused, match=f"model 'm': {CUDA} did not start"):
+                open_session(config(), tmp_path, [(CUDA, {}), (CPU, {})], pytest.fail)
+
+
+class TestSessionOptions:
+    def test_defaults_are_the_native_ones_without_spinning(self) -> None:
+        options = session_options(config(), pytest.fail)
+        assert options.intra_op_num_threads == 0
+        assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+        assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        for name in NO_SPINNING:
+            assert options.get_session_config_entry(name) == "0"
+
+    def test_parameters(self) -> None:
+        given = {
+            "intra_op_thread_count": "3",
+            "inter_op_thread_count": "-1",
+            "execution_mode": "1",
+            "enable_mem_arena": "0",
+            "enable_mem_pattern": "false",
+            "session.intra_op.allow_spinning": "1",
+            "tidegate.face": "{}",
+        }
+        options = session_options(parameters(**given), pytest.fail)
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 0)
+        assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+        assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+
+    @pytest.mark.parametrize(
+        ("level", "name"),
+        [
+            (-1, "ORT_ENABLE_BASIC"),
+            (0, "ORT_ENABLE_ALL"),
+            (1, "ORT_ENABLE_EXTENDED"),
+            (2, "ORT_DISABLE_ALL"),
+        ],
+    )
+    def test_graph_level(self, level: int, name: str) -> None:
+        options = session_options(config(optimization={"graph": {"level": level}}), pytest.fail)
+        assert options.graph_optimization_level == getattr(ort.GraphOptimizationLevel, name)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("intra_op_thread_count", "two"), ("execution_mode", "2"), ("enable_mem_arena", "on")],
+    )
+    def test_a_value_that_cannot_be_is_refused(self, name: str, text: str) -> None:
+        with pytest.raises(ModelRefused, match=f"parameter '{name}' cannot be '{text}'"):
+            session_options(parameters(**{name: text}), pytest.fail)
+
+    @pytest.mark.parametrize(
+        "name", ["intra_op_threads", "enable_mem_arenas", "share_session_between_instances"]
+    )
+    def test_a_parameter_like_a_native_one_is_warned_of(self, name: str) -> None:
+        said: list[str] = []
+        session_options(parameters(**{name: "1"}), said.append)
+        assert len(said) == 1
+        assert f"model 'm': parameter '{name}'" in said[0]
+
+    def test_instances_that_would_fight_for_the_cores_are_warned_of(self) -> None:
+        said: list[str] = []
+        session_options(config(instance_group=[{"count": 1}, {"count": 2}]), said.append)
+        assert "3 instances" in said[0]
+
+    def test_run_options(self) -> None:
+        name = "memory.enable_memory_arena_shrinkage"
+        options = run_options(parameters(**{name: "cpu:0"}))
+        assert options.get_run_config_entry(name) == "cpu:0"
+        assert options.log_severity_level == 4
+
+
+class TestProviders:
+    TRT = config(
+        optimization={
+            "execution_accelerators": {
+                "gpu_execution_accelerator": [
+                    {"name": "tensorrt", "parameters": {"precision_mode": "FP16"}},
+                    {"name": "cuda", "parameters": {"use_ep_level_unified_stream": "1"}},
+                ]
+            }
+        }
+    )
+
+    @pytest.mark.parametrize("kind", ["CPU", "AUTO", "MODEL"])
+    def test_cpu(self, kind: str) -> None:
+        assert choose_providers(config(), kind, 0, [CPU]) == [(CPU, {})]
+
+    @pytest.mark.parametrize("kind", ["GPU", "AUTO"])
+    def test_gpu(self, kind: str) -> None:
+        chosen = choose_providers(config(), kind, 1, [CUDA, CPU])
+        assert chosen == [(CUDA, {"device_id": "1"}), (CPU, {})]
+
+    def test_kind_cpu_stays_there(self) -> None:
+        assert choose_providers(self.TRT, "CPU", 0, [TENSORRT, CUDA, CPU]) == [(CPU, {})]
+
+    def test_gpu_without_cuda_is_refused(self) -> None:
+        with pytest.raises(ModelRefused, match="KIND_GPU, and this onnxruntime build has no CUDA"):
+            choose_providers(config(), "GPU", 0, [CPU])
+
+    def test_accelerators(self) -> None:
+        tensorrt, cuda, cpu = choose_providers(self.TRT, "GPU", 2, [TENSORRT, CUDA, CPU])
+        assert tensorrt == (TENSORRT, {"device_id": "2", "trt_fp16_enable": "True"})
+        assert cuda == (CUDA, {"device_id": "2", "use_ep_level_unified_stream": "1"})
+        assert cpu == (CPU, {})
+
+    def test_an_accelerator_that_is_not_built_in_is_refused(self) -> None:
+        with pytest.raises(ModelRefused, match=f"ask for {TENSORRT}, which this onnxruntime build"):
+            choose_providers(self.TRT, "GPU", 0, [CUDA, CPU])
+
+    @pytest.mark.parametrize(("where", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
+    def test_an_unknown_accelerator_is_refused(self, where: str, kind: str) -> None:
+        accelerators = {f"{where}_execution_accelerator": [{"name": "warp"}]}
+        odd = config(optimization={"execution_accelerators": accelerators})
+        with pytest.raises(ModelRefused, match="unknown execution accelerator 'warp'"):
+            choose_providers(odd, kind, 0, [CUDA, CPU])
+
+    def test_openvino_on_the_cpu(self) -> None:
+        accelerators = {"cpu_execution_accelerator": [{"name": "openvino"}]}
+        given = config(optimization={"execution_accelerators": accelerators})
+        chosen = choose_providers(given, "CPU", 0, ["OpenVINOExecutionProvider", CPU])
+        assert chosen == [("OpenVINOExecutionProvider", {"device_type": "CPU"}), (CPU, {})]
+
+    def test_deprecated_cuda_parameters(self) -> None:
+        given = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="5", arena_extend_strategy="0")
+        cuda, _ = choose_providers(given, "GPU", 0, [CUDA, CPU])
+        assert cuda[1] == {
+            "device_id": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "gpu_mem_limit": "5",
+            "arena_extend_strategy": "kNextPowerOfTwo",
+        }
+        with pytest.raises(ModelRefused, match="'cudnn_conv_algo_search' cannot be '7'"):
+            choose_providers(parameters(cudnn_conv_algo_search="7"), "GPU", 0, [CUDA, CPU])
+
+    def test_tensorrt_parameters(self) -> None:
+        given = {
+            "precision_mode": "INT8",
+            "max_workspace_size_bytes": "1073741824",
+            "int8_use_native_calibration_table": "0",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "cache",
+            "trt_builder_optimization_level": "1",
+        }
+        assert tensorrt_options(config(), given) == {
+            "trt_int8_enable": "True",
+            "trt_max_workspace_size": "1073741824",
+            "trt_int8_use_native_calibration_table": "False",
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": "cache",
+            "trt_builder_optimization_level": "1",
+        }
+        for odd in ({"precision_mode": "FP4"}, {"speed": "11"}):
+            with pytest.raises(ModelRefused, match="the tensorrt accelerator does not know"):
+                tensorrt_options(config(), odd)
+
+
+class TestRunner:
+    def test_a_batch_is_one_run_and_each_gets_its_rows(self) -> None:
+        add, session = runner(addition())
+        jobs = [
+            job(add, a=np.full((rows, 2), rows, "f"), b=np.ones((rows, 2), "f"))
+            for rows in (1, 3, 2)
+        ]
+        answers = add.run(jobs)
+        assert session.runs == 1
+        for rows, answer in zip((1, 3, 2), answers, strict=True):
+            assert isinstance(answer, dict)
+            np.testing.assert_array_equal(answer["total"], np.full((rows, 2), rows + 1))
+            np.testing.assert_array_equal(answer["difference"], np.full((rows, 2), rows - 1))
+
+    def test_each_gets_only_what_it_asked_for(self) -> None:
+        add, session = runner(addition())
+        one = np.ones((1, 2), "f")
+        wanted = [("total",), ("difference",), ()]
+        answers = add.run([job(add, *names, a=one, b=one) for names in wanted])
+        assert [set(answer) for answer in answers] == [  # type: ignore[arg-type]
+            {"total"},
+            {"difference"},
+            {"total", "difference"},
+        ]
+        assert session.runs == 1
+
+    def test_unlike_shapes_run_apart_and_answers_keep_their_order(self) -> None:
+        echo, session = runner(identity(FLOAT, "N", "L"))
+        rows = [np.full((1, length), length, "f") for length in (2, 3, 2, 5)]
+        answers = echo.run([job(echo, x=row) for row in rows])
+        assert session.runs == 3
+        for row, answer in zip(rows, answers, strict=True):
+            np.testing.assert_array_equal(answer["y"], row)  # type: ignore[index]
+
+    def test_without_a_batch_axis_each_runs_alone(self) -> None:
+        echo, session = runner(identity(FLOAT, 1, 3))
+        echo.run([job(echo, x=np.ones((1, 3), "f"))] * 3)
+        assert session.runs == 3
+
+    def test_nothing_to_run(self) -> None:
+        echo, session = runner(identity(FLOAT, "N", 1))
+        assert echo.run([]) == []
+        assert session.runs == 0
+
+    def test_only_the_guilty_request_fails(self) -> None:
+        find, session = runner(lookup())
+        answers = find.run([job(find, index=[[index]]) for index in (0, 7, 2)])
+        assert session.runs == 4  # together, then one by one
+        assert float(answers[0]["y"][0, 0]) == 10  # type: ignore[index]
+        assert float(answers[2]["y"][0, 0]) == 30  # type: ignore[index]
+        guilty = answers[1]
+        assert isinstance(guilty, InvalidInput)
+        assert str(guilty).startswith(f"{MARKER} model 'm' tensor 'index': Gather: indices element")
+        assert str(guilty).endswith("; send values that the model takes")
+
+    def test_inputs_that_share_an_axis_and_differ_in_it(self) -> None:
+        add, _ = runner(addition())
+        (error,) = add.run([job(add, a=np.ones((1, 2), "f"), b=np.ones((1, 3), "f"))])
+        assert isinstance(error, InvalidInput)
+        assert "tensor 'b': axis 'L' has length 3 here and 2 in 'a'; " in str(error)
+
+    def test_unlike_lengths_that_broadcast_are_right(self) -> None:
+        add, _ = runner(addition())
+        (answer,) = add.run([job(add, a=np.ones((1, 1), "f"), b=np.ones((1, 3), "f"))])
+        np.testing.assert_array_equal(answer["total"], np.full((1, 3), 2))  # type: ignore[index]
+
+    @pytest.mark.parametrize("shape", [(3,), (1, 4), (1, 3, 1)])
+    def test_a_shape_that_the_graph_does_not_take(self, shape: tuple[int, ...]) -> None:
+        echo, _ = runner(identity(FLOAT, "N", 3))
+        with pytest.raises(InvalidInput, match=r"model 'm' tensor 'x': the shape is .* \[-1, 3\]"):
+            job(echo, x=np.zeros(shape, "f"))
+
+    def test_a_failure_of_the_runtime_names_no_path(self) -> None:
+        def fail(*_: Any) -> None:
+            where = "/onnxruntime_src/core/add.h:563 Init() bad axis in '/encoder/layer/Add'"
+            raise RuntimeError(
+                f"Non-zero status code returned while running Add node. Status Message: {where}"
+            )
+
+        session = identity(FLOAT, "N", 3)
+        echo, counting = runner(session)
+        counting.session = SimpleNamespace(run=fail)
+        (error,) = echo.run([job(echo, x=np.ones((1, 3), "f"))])
+        assert isinstance(error, RunFailed)
+        assert str(error) == "model 'm': ONNX Runtime failed: Add: Init() bad axis in ''"
+
+    def test_an_answer_that_cannot_be_split(self) -> None:
+        flatten, _ = runner(
+            session_of(
+                [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+                [value("x", FLOAT, "N", 2)],
+                [value("y", FLOAT, "M", 1)],
+                numpy_helper.from_array(np.array([-1, 1], np.int64), "shape"),
+            )
+        )
+        answers = flatten.run([job(flatten, x=np.ones((1, 2), "f"))] * 2)
+        assert [type(answer) for answer in answers] == [RunFailed, RunFailed]
+        assert "tensor 'y': the graph gave shape [2, 1] for 1 rows" in str(answers[0])
+
+    @pytest.mark.parametrize(
+        ("axes", "shape"), [((), (1,)), (("N",), (3, 1))], ids=["scalar", "one value per row"]
+    )
+    def test_axes_of_one_that_only_the_config_has(
+        self, axes: tuple[str, ...], shape: tuple[int, ...]
+    ) -> None:
+        echo, _ = runner(identity(FLOAT, *axes))
+        rows = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        given = job(echo, x=rows)
+        assert given.feeds["x"].ndim == len(axes)
+        np.testing.assert_array_equal(echo.run([given])[0]["y"], rows)  # type: ignore[index]
+
+    def test_no_rows(self) -> None:
+        echo, _ = runner(identity(FLOAT, "N", 3))
+        (answer,) = echo.run([job(echo, x=np.zeros((0, 3), "f"))])
+        assert answer["y"].shape == (0, 3)  # type: ignore[index]
+
+    def test_text(self) -> None:
+        echo, session = runner(identity(TensorProto.STRING, "N", 1))
+        texts = [np.array([["grüße".encode()]], object), np.array([[b"a\0b"]], object)]
+        answers = echo.run([job(echo, x=text) for text in texts])
+        assert session.runs == 1
+        assert [answer["y"].tolist() for answer in answers] == [[["grüße"]], [["a\0b"]]]  # type: ignore[index]
+        with pytest.raises(InvalidInput, match="tensor 'x': a string is not UTF-8"):
+            job(echo, x=np.array([[b"\xff"]], object))
+
+    def test_a_default_is_used_until_it_is_given(self) -> None:
+        factor = numpy_helper.from_array(np.array([2], np.float32), "factor")
+        session = session_of(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])],
+            [value("x", FLOAT, "L"), value("factor", FLOAT, 1)],
+            [value("y", FLOAT, "L")],
+            factor,
+        )
+        optional = entry("factor", "TYPE_FP32", 1, optional=True)
+        scale, _ = runner(session, input=[entry("x", "TYPE_FP32", -1), optional])
+        plain = job(scale, x=np.ones(2, "f"))
+        scaled = job(scale, x=np.ones(2, "f"), factor=np.array([5], "f"))
+        first, second = scale.run([plain, scaled])
+        assert first["y"].tolist() == [2, 2]  # type: ignore[index]
+        assert second["y"].tolist() == [5, 5]  # type: ignore[index]
+
+    def test_the_operators_mistake_is_not_the_clients(self) -> None:
+        name = "memory.enable_memory_arena_shrinkage"
+        echo, _ = runner(identity(FLOAT, "N", 3), parameters={name: {"string_value": "gpu:7"}})
+        (error,) = echo.run([job(echo, x=np.ones((1, 3), "f"))])
+        assert isinstance(error, BatchError)
+        assert MARKER not in str(error)
+
+
+class StandIn:
+    """The few classes of triton_python_backend_utils that model.py touches."""
+
+    TritonModelException = type("TritonModelException", (Exception,), {})
+
+    class TritonError:
+        INTERNAL, INVALID_ARG, CANCELLED = range(3)
+
+        def __init__(self, message: str, code: int) -> None:
+            self.message, self.code = message, code
+
+    class Tensor:
+        def __init__(self, name: str, array: Any) -> None:
+            self.name, self.as_numpy = lambda: name, lambda: array
+
+    class InferenceResponse:
+        def __init__(self, output_tensors: list[Any], error: Any = None) -> None:
+            self.tensors = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
+            self.error = error
+
+    class Logger:
+        log_warn = staticmethod(pytest.fail)
+        log_error = staticmethod(print)
+
+
+class Request:
+    def __init__(self, cancelled: bool = False, **arrays: Any) -> None:
+        self.is_cancelled = lambda: cancelled
+        self.requested_output_names = lambda: {"y"}
+        self.inputs = lambda: [StandIn.Tensor(*each) for each in arrays.items()]
+
+
+@pytest.fixture(name="backend")
+def _backend() -> Iterator[ModuleType]:
+    # By file: "model" is also the name of every other backend's module.
+    spec = importlib.util.spec_from_file_location("onnxruntime_backend_model", FOLDER / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.pb_utils = StandIn  # type: ignore[attr-defined]
+    yield module
+
+
+class TestModel:
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        graph = helper.make_graph(
+            [helper.make_node("Gather", ["table", "index"], ["y"])],
+            "graph",
+            [value("index", TensorProto.INT64, "N", 1)],
+            [value("y", FLOAT, "N", 1)],
+            [numpy_helper.from_array(np.array([10, 20, 30], np.float32), "table")],
+        )
+        opset = [helper.make_opsetid("", 18)]
+        onnx.save(
+            helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx"
+        )
+
+    def _load(self, backend: ModuleType, full: dict[str, Any], repository: Path) -> Any:
+        model = backend.TritonPythonModel()
+        model.initialize(
+            {
+                "model_config": json.dumps(full),
+                "model_instance_kind": "CPU",
+                "model_instance_device_id": "0",
+                "model_repository": str(repository / "m"),
+                "model_version": "1",
+            }
+        )
+        return model
+
+    def test_from_an_empty_config_to_answers(
+        self, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._save(tmp_path / "m" / "1")
+        monkeypatch.setenv("TIDEGATE_MODEL_REPOSITORY", str(tmp_path))
+        full = config()
+        given = SimpleNamespace(as_dict=lambda: full)
+        assert backend.TritonPythonModel.auto_complete_config(given) is given
+        assert full["max_batch_size"] == 4
+
+        model = self._load(backend, full, tmp_path)
+        bad, left = Request(index=np.array([[9]])), Request(index=np.array([[0]]), cancelled=True)
+        good, odd = Request(index=np.array([[1]])), Request(index=np.array([1, 2]))
+        responses = model.execute([bad, left, good, odd])
+        codes = [response.error and response.error.code for response in responses]
+        error = StandIn.TritonError
+        assert codes == [error.INVALID_ARG, error.CANCELLED, None, error.INVALID_ARG]
+        assert responses[2].tensors["y"].tolist() == [[20]]
+        # Now that a run is known to be short, asking would cost more than running.
+        (response,) = model.execute([left])
+        assert response.tensors["y"].tolist() == [[10]]
+        model.finalize()
+
+    def test_a_failed_run_is_internal_and_logged(
+        self, backend: ModuleType, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        response = backend._respond(RunFailed("model 'm': it broke"))
+        assert response.error.code == StandIn.TritonError.INTERNAL
+        assert "it broke" in capsys.readouterr().out
+
+    def test_an_open_config_needs_the_repository(
+        self, backend: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("TIDEGATE_MODEL_REPOSITORY", raising=False)
+        given = SimpleNamespace(as_dict=config)
+        with pytest.raises(StandIn.TritonModelException, match="set TIDEGATE_MODEL_REPOSITORY"):
+            backend.TritonPythonModel.auto_complete_config(given)
+
+    def test_a_full_config_is_left_alone(self, backend: ModuleType) -> None:
+        full = config(input=[entry("x", "TYPE_FP32", 1)], output=[entry("y", "TYPE_FP32", 1)])
+        before = copy.deepcopy(full)
+        backend.TritonPythonModel.auto_complete_config(SimpleNamespace(as_dict=lambda: full))
+        assert full == before
+
+    def test_a_refusal_reaches_triton(self, backend: ModuleType, tmp_path: Path) -> None:
+        self._save(tmp_path / "m" / "1")
+        full = config(input=[entry("index", "TYPE_INT32", -1, 1)])
+        with pytest.raises(StandIn.TritonModelException, match=r"'index': .* TYPE_INT64"):
+            self._load(backend, full, tmp_path)
