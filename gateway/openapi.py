@@ -73,7 +73,7 @@ def _task(model: Model, face: Face) -> Json:
         "summary": face.purpose,
         "description": card,
         "operationId": model.name,
-        "requestBody": _body({"oneOf": [row, batch]}, examples),
+        "requestBody": _with_form(_body({"oneOf": [row, batch]}, examples), row),
         "responses": _responses({"oneOf": [answer, outputs]}, "application/problem+json"),
     }
 
@@ -84,6 +84,11 @@ def _openai_paths(catalogue: Catalogue) -> Json:
             "get": _plain("The pipelines that can be called, as OpenAI lists models", "OpenAI"),
         },
     }
+    names = [model.name for model in catalogue.public]
+    if names:
+        one = _plain("One pipeline, as OpenAI describes a model", "OpenAI")
+        parameter = _path_parameter("model", names[0], names)
+        paths["/v1/models/{model}"] = {"parameters": [parameter], "get": one}
     serving = [m.name for m in catalogue.public if m.face and m.face.openai("embeddings")]
     if serving:
         paths["/v1/embeddings"] = {"post": _embeddings(serving)}
@@ -111,25 +116,34 @@ def _embeddings(models: list[str]) -> Json:
 
 
 def _v2_paths(catalogue: Catalogue) -> Json:
-    name = {
-        "name": "model",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "enum": sorted(catalogue.models) or ["identity_fp32"]},
-    }
-    if "identity_fp32" in catalogue.models:
-        name["example"] = "identity_fp32"
-    infer = _plain("Infer tensors (JSON, or the binary tensor data extension)", "V2")
-    infer["requestBody"] = _body({"type": "object"}, {"identity": {"value": _IDENTITY_BODY}})
+    model = _path_parameter("model", "identity_fp32", sorted(catalogue.models))
+    version = _path_parameter("version", "1")
     one = "/v2/models/{model}"
     return {
         "/v2": {"get": _plain("The server's name and extensions", "V2")},
         "/v2/health/live": {"get": _plain("Whether the gateway runs", "V2")},
         "/v2/health/ready": {"get": _plain("Whether every pipeline answers", "V2")},
-        one: {"parameters": [name], "get": _plain("A model's tensors", "V2")},
-        f"{one}/ready": {"parameters": [name], "get": _plain("Whether a model answers", "V2")},
-        f"{one}/infer": {"parameters": [name], "post": infer},
+        **_v2_model_paths(one, [model], "a model"),
+        **_v2_model_paths(f"{one}/versions/{{version}}", [model, version], "a version of a model"),
     }
+
+
+def _v2_model_paths(prefix: str, parameters: list[Json], what: str) -> Json:
+    infer = _plain(f"Infer tensors with {what} (JSON, or the binary tensor data extension)", "V2")
+    infer["requestBody"] = _body({"type": "object"}, {"identity": {"value": _IDENTITY_BODY}})
+    return {
+        prefix: {"parameters": parameters, "get": _plain(f"The tensors of {what}", "V2")},
+        f"{prefix}/ready": {
+            "parameters": parameters,
+            "get": _plain(f"Whether {what} answers", "V2"),
+        },
+        f"{prefix}/infer": {"parameters": parameters, "post": infer},
+    }
+
+
+def _path_parameter(name: str, example: str, values: list[str] | None = None) -> Json:
+    schema: Json = {"type": "string"} | ({"enum": values} if values else {})
+    return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
 def _plain(summary: str, tag: str) -> Json:
@@ -139,6 +153,20 @@ def _plain(summary: str, tag: str) -> Json:
 def _body(schema: Json, examples: Mapping[str, Any]) -> Json:
     content = {"application/json": {"schema": schema, "examples": examples}}
     return {"required": True, "content": content}
+
+
+def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
+    """The same body as a multipart form too, where the row has a field for a file."""
+    fields = row["properties"]
+    files = {
+        name: {"type": "string", "format": "binary", "description": field.get("description", "")}
+        for name, field in fields.items()
+        if field.get("x-bytes")
+    }
+    if files:
+        schema = {**row, "properties": {**fields, **files}}
+        body["content"]["multipart/form-data"] = {"schema": schema}
+    return body
 
 
 def _responses(schema: Json, error_type: str) -> Json:

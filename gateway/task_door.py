@@ -8,8 +8,9 @@ from gateway.core import Gateway
 from gateway.endpoint import Endpoint
 from gateway.errors import Malformed
 from gateway.exchange import Exchange
-from gateway.face import Row
+from gateway.face import Face, Row
 from gateway.json_body import parse_json
+from gateway.multipart import is_form, read_form
 from gateway.reply import Reply, json_reply
 
 MAX_ROWS = 1024
@@ -24,15 +25,23 @@ class TaskDoor:
 
     async def call(self, exchange: Exchange) -> Reply:
         """``{field: ...}`` answers with one object; ``{"inputs": [{...}, ...]}`` with
-        ``{"outputs": [...]}``, in the same order."""
+        ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
         model, face = self.gateway.catalogue.endpoint(exchange.param("endpoint"))
-        body = parse_json(await exchange.body())
-        rows, single = _rows(body)
-        for place, row in enumerate(rows):
-            face.check(row, "" if single else f"inputs.{place}")
+        rows, single = _read(face, exchange, await exchange.body())
         answers = await self.gateway.infer_rows(exchange, model, face, rows)
         rendered = [face.render(tensors, index) for tensors, index in answers]
         return json_reply(rendered[0] if single else {"outputs": rendered})
+
+
+def _read(face: Face, exchange: Exchange, body: bytes) -> tuple[list[Row], bool]:
+    """The rows, checked, and whether there was just one, not in a list."""
+    content_type = exchange.headers.get(b"content-type", b"")
+    if is_form(content_type):
+        return [read_form(face, content_type, body)], True
+    rows, single = _rows(parse_json(body))
+    for place, row in enumerate(rows):
+        face.check(row, "" if single else f"inputs.{place}")
+    return rows, single
 
 
 def _rows(body: Any) -> tuple[list[Row], bool]:

@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from loadtests.answers import AnswerBook, Reader, WrongAnswer, openai_rows, read, task_rows, v2_rows
-from loadtests.listeners import register
+from loadtests.listeners import register, require_launch_host
 from loadtests.target import PIPELINE, find_key
 from loadtests.texts import endless, real_texts
 
@@ -39,6 +39,7 @@ class RestUser(FastHttpUser):
     connection_timeout = network_timeout = TIMEOUT_S
 
     def on_start(self) -> None:
+        require_launch_host(self.host)
         self.headers = {"Authorization": f"Bearer {find_key(os.environ)}"}
 
     @task(3)

@@ -3,6 +3,7 @@
 Locust would start all the same, and call a stack that is not running 100 % failures.
 """
 
+import http.client
 import json
 import socket
 import urllib.error
@@ -93,8 +94,9 @@ def _get(url: str, key: str) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
-    except (OSError, ValueError) as error:
-        raise CannotStart(f"nothing answers at {url} ({error}): run `make up`") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = getattr(error, "reason", None) or type(error).__name__
+        raise CannotStart(f"no gateway answers at {url} ({why}): run `make up`") from error
 
 
 def _model_ids(body: bytes) -> set[str]:

@@ -1,5 +1,6 @@
 """Assemble the backend directory for Triton: its own backends, and ours where it lacks one."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,20 +12,36 @@ OURS = Path(__file__).parent / "backends"
 def assemble(installation: Installation, target: Path) -> Path:
     """Fill ``target`` afresh and return it.
 
-    Triton's native backends are linked and win; ``serving/backends/NAME`` is copied only where
-    Triton has no NAME of its own, so one config serves on a laptop and in NVIDIA's container.
+    Triton's native backends win; ``serving/backends/NAME`` is copied only where Triton has no NAME
+    of its own, so one config serves on a laptop and in NVIDIA's container. A Triton that has them
+    all is given its own directory back.
     """
+    missing = [own for own in _python_based_backends() if not _has(installation, own.name)]
+    if not missing and installation.python_stub is None:
+        return installation.backends
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for native in installation.backends.iterdir():
         if native.is_dir() and not (native.name == "python" and installation.python_stub):
-            (target / native.name).symlink_to(native)
+            shutil.copytree(native, target / native.name, copy_function=_link)
     if installation.python_stub:
         _copy_python_backend(installation.backends, installation.python_stub, target / "python")
-    for own in _python_based_backends():
-        if not (target / own.name).exists():
-            shutil.copytree(own, target / own.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for own in missing:
+        shutil.copytree(own, target / own.name, ignore=shutil.ignore_patterns("__pycache__"))
     return target
+
+
+def _has(installation: Installation, backend: str) -> bool:
+    return (installation.backends / backend).is_dir()
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link where the file system allows (backends have gigabytes), else a copy. Not a
+    symbolic link: Triton refuses a library that "escapes" the backend directory."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _python_based_backends() -> list[Path]:
@@ -32,7 +49,6 @@ def _python_based_backends() -> list[Path]:
 
 
 def _copy_python_backend(backends: Path, stub: Path, target: Path) -> None:
-    # The stub must lie beside the library, and the wheel is not ours to edit. Copied, not linked:
-    # Triton refuses a library that "escapes" the backend directory.
+    # The stub must lie beside the library, and the wheel is not ours to edit.
     shutil.copytree(backends / "python", target, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(stub, target / "triton_python_backend_stub")

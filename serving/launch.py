@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from serving import children, shared_memory
+from serving import children, leftovers
 from serving.backend_directory import assemble
 from serving.control import KEY_HEADER, TritonControl
 from serving.errors import ServingError, TritonDied
@@ -48,7 +48,7 @@ class TritonServer:
         self.options = options
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
-        self._shm_prefix = shared_memory.new_prefix()
+        self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
         self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
 
@@ -63,9 +63,10 @@ class TritonServer:
     def start(self) -> None:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
-        shared_memory.remove_orphans()
-        work = self.options.work_dir
-        backends = assemble(self._installation, work / "build" / f"{self.options.name}-backends")
+        build = self.options.work_dir / "build"
+        leftovers.remove_orphans(build)
+        # A folder of its own: another server of the same home may be running from the last one.
+        backends = assemble(self._installation, build / f"{self._prefix}backends")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         log = self.log_file.open("ab")
         self._process = children.start(self._command(backends), self._environment(), log)
@@ -89,7 +90,7 @@ class TritonServer:
         family = _family(self._process.pid)
         children.end(self._process, EXIT_TIMEOUT_S + 5)
         _end(family)
-        shared_memory.remove_regions(self._shm_prefix)
+        leftovers.remove(self._prefix, self.options.work_dir / "build")
         self._process = None
 
     def __enter__(self) -> Self:
@@ -136,7 +137,7 @@ class TritonServer:
             f"--metrics-port={ports.metrics}",
             f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
             f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
         if self._installation.caches:
@@ -154,6 +155,8 @@ class TritonServer:
             # A new __pycache__ in a version folder would look like a changed model to Triton.
             "PYTHONDONTWRITEBYTECODE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            # Else ONNX Runtime (1.31) keeps a device id in ~/.cache and sends events to its maker.
+            "ORT_DISABLE_TELEMETRY": "1",
         }
 
 

@@ -1,10 +1,14 @@
 """One stack for the whole run: a real Triton and a gateway, started once, on free ports."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before anything imports ONNX Runtime: tests send nothing to anybody either.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from tests.running import RunningStack, copy_repository, launch, stop, wait_ready
 

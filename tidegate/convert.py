@@ -5,6 +5,7 @@ import time
 import click
 
 from tidegate.places import Places
+from tidegate.signals import interrupt_on_sigterm
 
 
 @click.command("convert")
@@ -34,4 +35,5 @@ def command(name: str, force: bool) -> None:
     def say(text: str) -> None:
         click.echo(f"[{time.monotonic() - started:5.1f} s] {text}")
 
+    interrupt_on_sigterm()  # so that what is half-built is cleared up
     convert_pipeline(name, places.repository, places.state, say)

@@ -1,16 +1,21 @@
-"""The known pipelines: how each is built, staged and proved. The one place that joins declaration
-(``ensembles``), conversion (``converters``) and server (``serving``)."""
+"""Build a known pipeline, stage it, prove it through a scratch Triton and publish it.
+
+``tidegate.builders`` says what each known pipeline is made of.
+"""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelspec.layout import STEP_FILE, staging_folder
-from modelspec.model import ModelSpec, Pipeline
+from modelspec.layout import staging_folder
 from modelspec.staging import stage_model
+from tidegate.builders import BUILDERS, Built, Say
 
-Say = Callable[[str], None]
-Files = Mapping[str, Mapping[str, Path]]
+if TYPE_CHECKING:
+    from converters.proof import Proof
+
+__all__ = ["BUILDERS", "convert_pipeline"]
 
 
 def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> None:
@@ -20,76 +25,33 @@ def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> N
     """
     from serving.publish import publish
 
+    built = BUILDERS[name](say)
     staging = staging_folder(repository)
     staging.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=staging, prefix=f"{name}-") as staged_name:
         staged = Path(staged_name)
-        pipeline = BUILDERS[name](staged, work_dir, say)
-        publish(staged, repository, [spec.name for spec in pipeline.models])
+        _stage(staged, built)
+        if built.prove:
+            say(f"{name}: proving it again through a scratch Triton, from what a client sends")
+            _prove_through_triton(staged, work_dir, name, built.prove)
+        publish(staged, repository, [spec.name for spec in built.pipeline.models])
     say(f"{name}: published into {repository.name}/")
 
 
-def _stage(staged: Path, pipeline: Pipeline, files: Files) -> None:
-    for spec in pipeline.models:
-        stage_model(staged, spec, files.get(spec.name, {}))
-
-
-def _build_identity(staged: Path, work_dir: Path, say: Say) -> Pipeline:
-    from ensembles.identity_fp32 import PIPELINE, STEP
-
-    _stage(staged, PIPELINE, {PIPELINE.name: {STEP_FILE: step_file(STEP)}})
-    return PIPELINE
-
-
-def _build_text_embedding(staged: Path, work_dir: Path, say: Say) -> Pipeline:
-    from converters.text_embedding import Converted, Recipe, convert
-    from ensembles.text_embedding import BUCKETS, ENGINE, GOLDEN, PIPELINE, STEP, TOKENIZER
-
-    recipe = Recipe(PIPELINE.name, BUCKETS, GOLDEN.request["text"], GOLDEN.expect, GOLDEN.tolerance)
-    converted: Converted = convert(recipe, say)
-    _stage(
-        staged,
-        PIPELINE,
-        {
-            TOKENIZER.name: {STEP_FILE: step_file(STEP), "tokenizer.json": converted.tokenizer},
-            ENGINE.name: {"model.onnx": converted.engine, "proof.json": converted.proof},
-        },
-    )
-    say(f"{PIPELINE.name}: proving it again through a scratch Triton, from raw text")
-    _prove_through_triton(staged, work_dir, PIPELINE.public, converted.oracle())
-    return PIPELINE
+def _stage(staged: Path, built: Built) -> None:
+    for spec in built.pipeline.models:
+        stage_model(staged, spec, built.files.get(spec.name, {}))
 
 
 def _prove_through_triton(
-    staged: Path, work_dir: Path, public: ModelSpec, oracle: Mapping[str, object]
+    staged: Path, work_dir: Path, model: str, prove: Callable[[str], "Proof"]
 ) -> None:
-    import numpy as np
-
-    from converters.served_proof import prove_served_embedding
+    """``prove`` is given the gRPC address of a Triton that serves ``model`` from ``staged``."""
     from serving.launch import LaunchOptions, TritonServer
     from serving.ports import Ports, free_ports
 
     ports = Ports(*free_ports(3))
     with TritonServer(LaunchOptions(staged, work_dir, ports, name="scratch")) as server:
-        server.control.load(public.name)
-        proof = prove_served_embedding(
-            f"127.0.0.1:{ports.grpc}",
-            public.name,
-            [str(text) for text in np.asarray(oracle["texts"])],
-            np.asarray(oracle["vectors"]),
-            np.asarray(oracle["token_count"]),
-        )
+        server.control.load(model)
+        proof = prove(f"127.0.0.1:{ports.grpc}")
     proof.require()
-
-
-def step_file(step: str) -> Path:
-    """The source of a step; it stands once in git and is copied into the repository."""
-    import ensembles.steps
-
-    return Path(ensembles.steps.__path__[0]) / f"{step}.py"
-
-
-BUILDERS: Mapping[str, Callable[[Path, Path, Say], Pipeline]] = {
-    "identity_fp32": _build_identity,
-    "text_embedding": _build_text_embedding,
-}

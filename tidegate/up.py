@@ -3,12 +3,12 @@
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
 from tidegate.places import Places
+from tidegate.signals import interrupt_on_sigterm
 from tidegate.stack import Stack, StackOptions
 
 POLL_S = 0.3
@@ -77,7 +77,7 @@ def command(
 
 def _serve(stack: Stack) -> None:
     """Run the stack until a signal; whatever happens, nothing of it is left running."""
-    signal.signal(signal.SIGTERM, _stop_now)
+    interrupt_on_sigterm()
     try:
         stack.start()
         click.echo(stack.invitation())
@@ -92,7 +92,3 @@ def _serve(stack: Stack) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
     click.echo("stopped")
-
-
-def _stop_now(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

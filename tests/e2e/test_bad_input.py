@@ -140,7 +140,9 @@ def test_v2_binary_refuses(stack, case):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"\x05\x00\x00\x00hell", b"\x05\x00", b"\xff\xff\xff\xffx"], ids=["cut", "short", "huge"]
+    "raw",
+    [b"\x05\x00\x00\x00hell", b"\x05\x00", b"\xff\xff\xff\xffx"],
+    ids=["cut", "short", "huge"],
 )
 def test_v2_refuses_strings_that_are_cut_off(stack, raw):
     entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES"}

@@ -94,7 +94,9 @@ def test_openai_client_embeds(stack, direct):
     assert np.allclose(answer.data[0].embedding, direct[0], atol=1e-5)
     assert [item.index for item in answer.data] == [0, 1]
     assert answer.usage.prompt_tokens == 7 + 8
-    as_floats = client.embeddings.create(model="text_embedding", input=TEXT, encoding_format="float")
+    as_floats = client.embeddings.create(
+        model="text_embedding", input=TEXT, encoding_format="float"
+    )
     assert np.allclose(as_floats.data[0].embedding, direct[0], atol=1e-5)
     client.close()
 

@@ -8,8 +8,12 @@ No ``__init__.py`` may stand here: a package called onnxruntime would shadow the
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+# Read when the library is loaded; else 1.31 keeps a device id and sends events to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 from ort_batch import BatchError, InvalidInput, Job, Runner, Tensors

@@ -1,0 +1,42 @@
+"""What a server leaves behind when it is killed: shared-memory regions and its backend directory.
+
+Both are named ``tidegate_PID_...`` after the process that started the server, so that what belongs
+to a dead owner can be told apart and removed.
+"""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+FOLDER = Path("/dev/shm")  # noqa: S108 - not a temporary file: it is where POSIX keeps the regions
+PREFIX = "tidegate_"
+
+
+def new_prefix() -> str:
+    return f"{PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
+
+
+def remove(prefix: str, build_folder: Path) -> None:
+    """Remove what one server left; call it only when that server is gone."""
+    for region in FOLDER.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+    for folder in build_folder.glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_orphans(build_folder: Path) -> None:
+    """Remove what belongs to owners that no longer run (they were killed with -9)."""
+    for region in _orphans(FOLDER):
+        region.unlink(missing_ok=True)
+    for folder in _orphans(build_folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _orphans(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.glob(f"{PREFIX}*"):
+        owner = path.name.removeprefix(PREFIX).partition("_")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            found.append(path)
+    return found

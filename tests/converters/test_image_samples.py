@@ -1,0 +1,48 @@
+"""The photos are real, named, and sent in every way that people send them."""
+
+import io
+from importlib.machinery import PathFinder
+
+import pytest
+from PIL import Image
+
+from converters import photos
+from converters.errors import SourceMissing
+from converters.photos import KNOWN, PHOTOS, photo_file
+from converters.picture_samples import VARIED, picture_samples
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return {sample.name: sample for sample in picture_samples()}
+
+
+def test_every_photo_is_installed():
+    assert len(PHOTOS) >= 15
+    assert all(photo_file(name).stat().st_size > 10_000 for name in PHOTOS)
+    assert set(KNOWN) <= set(PHOTOS)
+
+
+def test_a_package_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SourceMissing, match="scikit-image, which is not installed: pip install"):
+        photo_file("coffee")
+    assert PathFinder.find_spec("skimage") is not None
+
+
+def test_names_are_unique_and_twins_exist(samples):
+    assert len(samples) == len(picture_samples())
+    twins = {sample.twin for sample in samples.values() if sample.twin}
+    assert twins <= set(samples)
+    assert all("/" not in name for name in samples)
+
+
+def test_every_kind_of_file_is_among_them(samples):
+    seen = set()
+    for sample in samples.values():
+        with Image.open(io.BytesIO(sample.data)) as image:
+            seen |= {image.format, image.mode, image.getexif().get(0x0112)}
+    assert {"JPEG", "PNG", "WEBP"} <= seen
+    assert {"RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"} <= seen
+    assert set(range(2, 9)) <= seen
+    assert len(VARIED) >= 3

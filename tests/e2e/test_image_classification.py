@@ -1,0 +1,248 @@
+"""``image_classification`` through the running stack: one answer by every door, bad pictures."""
+
+import base64
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as grpc_client
+import tritonclient.http as http_client
+from tritonclient.utils import InferenceServerException
+
+from converters.photos import photo_file
+from tests.ensembles.pictures import bad_pictures, colours, encoded
+from tidegate.client import GatewayClient
+from tidegate.demo_photo import show_photo
+
+NAME = "image_classification"
+PATH = f"/v1/{NAME}"
+PAGE = Path(__file__).parents[2] / "docs" / "image-classification.md"
+BAD = bad_pictures()
+COFFEE = photo_file("coffee").read_bytes()
+# The photo's best label is sure of itself; the rest share 5 %.
+ESPRESSO = 0.951
+
+
+def _form(stack, picture: bytes, name: str = "photo.jpg"):
+    return stack.post(PATH, files={"image": (name, picture)})
+
+
+def _as_json(picture: bytes) -> dict:
+    return {"image": {"b64": base64.b64encode(picture).decode()}}
+
+
+def _pairs(answer: dict) -> list[tuple[str, float]]:
+    return [(each["label"], each["score"]) for each in answer["labels"]]
+
+
+def _input(library, *pictures: bytes):
+    tensor = library.InferInput("image", [len(pictures), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[each] for each in pictures], dtype=object))
+    return tensor
+
+
+def _named(result) -> list[tuple[str, float]]:
+    label, score = result.as_numpy("label")[0], result.as_numpy("score")[0]
+    return [(name.decode(), float(value)) for name, value in zip(label, score, strict=True)]
+
+
+def _v2(stack, *pictures: bytes):
+    with http_client.InferenceServerClient(stack.url.removeprefix("http://")) as client:
+        return client.infer(NAME, [_input(http_client, *pictures)], headers=stack.headers)
+
+
+def _grpc(stack, *pictures: bytes):
+    with grpc_client.InferenceServerClient(stack.grpc_address) as client:
+        return client.infer(NAME, [_input(grpc_client, *pictures)])
+
+
+def test_every_door_gives_one_answer(stack):
+    by_form = _pairs(_form(stack, COFFEE, "coffee.png").json())
+    assert by_form[0][0] == "espresso"
+    assert by_form[0][1] == pytest.approx(ESPRESSO, abs=2e-3)
+    assert len(by_form) == 5
+    for other in (
+        _pairs(stack.post(PATH, json=_as_json(COFFEE)).json()),
+        _named(_v2(stack, COFFEE)),
+        _named(_grpc(stack, COFFEE)),
+    ):
+        assert [name for name, _ in other] == [name for name, _ in by_form]
+        assert [s for _, s in other] == pytest.approx([s for _, s in by_form], abs=1e-5)
+
+
+def test_several_pictures_in_one_request(stack):
+    cat = photo_file("chelsea").read_bytes()
+    answer = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
+    first, second = (_pairs(output) for output in answer["outputs"])
+    assert first[0][0] == "espresso"
+    assert "cat" in second[0][0]
+
+
+def test_requests_are_batched(stack):
+    def counts() -> tuple[int, int]:
+        found = client.get_inference_statistics(f"{NAME}_onnx").model_stats[0]
+        return found.inference_count, found.execution_count
+
+    with grpc_client.InferenceServerClient(stack.grpc_address) as client:
+        before = counts()
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: _form(stack, COFFEE).json(), range(64)))
+        after = counts()
+    assert {_pairs(answer)[0][0] for answer in answers} == {"espresso"}
+    assert after[0] - before[0] >= 64
+    assert after[1] - before[1] < after[0] - before[0]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_the_clients_error(stack, name):
+    picture, message = BAD[name]
+    started = time.monotonic()
+    answer = _form(stack, picture)
+    assert time.monotonic() - started < 2
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert message in answer.json()["detail"]
+    assert answer.json()["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["empty", "text called .jpg", "animated png", "bomb"])
+def test_a_bad_picture_is_refused_at_every_door(stack, name):
+    picture, message = BAD[name]
+    by_json = stack.post(PATH, json=_as_json(picture))
+    assert by_json.status_code == 422
+    assert message in by_json.json()["detail"]
+    with pytest.raises(InferenceServerException, match=message) as by_v2:
+        _v2(stack, picture)
+    assert by_v2.value.status() == "400"
+    with pytest.raises(InferenceServerException, match=message) as by_grpc:
+        _grpc(stack, picture)
+    assert "INVALID_ARGUMENT" in by_grpc.value.status()
+
+
+def test_a_bad_picture_fails_only_its_own_request(stack):
+    pictures = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda picture: _form(stack, picture), pictures))
+    assert [answer.status_code for answer in answers] == [200, 422, 200, 422] * 6
+    assert {_pairs(a.json())[0][0] for a in answers if a.status_code == 200} == {"espresso"}
+
+
+def _resident_mb(processes: list[psutil.Process]) -> float:
+    return max(process.memory_info().rss for process in processes) / 1e6
+
+
+def test_memory_stays_bounded(stack):
+    """Bombs take nothing; the largest picture allowed is given back after it."""
+    stubs = stack.stubs(f"{NAME}_pre")
+    assert stubs
+    before = _resident_mb(stubs)
+    for name in ("50 megapixels", "bomb", "webp bomb"):
+        assert _form(stack, BAD[name][0]).status_code == 422
+    assert _resident_mb(stubs) - before < 30
+    largest = encoded(colours((5000, 5000)), "JPEG", quality=60)
+    assert _form(stack, largest).status_code == 200
+    assert _resident_mb(stubs) - before < 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"files": {"photo": ("a.jpg", b"x")}}, "no field 'photo': send image"),
+        ({"files": {"image": ("a", b"x")}, "data": {"k": "3"}}, "no field 'k'"),
+        ({"json": {"image": "x"}}, "image"),
+        ({"json": {"image": {"b64": "not base64!"}}}, "image.b64 is not base64"),
+        ({"json": {}}, '"image" is a required property'),
+    ],
+)
+def test_a_request_that_does_not_fit_names_the_field(stack, options, message):
+    answer = stack.post(PATH, **options)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_a_form_over_the_limit_is_refused(stack):
+    answer = _form(stack, bytes(33 << 20))
+    assert answer.status_code == 413
+
+
+def test_a_form_needs_a_key(stack):
+    bare = httpx.post(stack.url + PATH, files={"image": ("a.jpg", COFFEE)}, timeout=30)
+    assert bare.status_code == 401
+
+
+def test_the_endpoint_is_described(stack):
+    operation = stack.get("/openapi.json").json()["paths"][PATH]["post"]
+    content = operation["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["properties"]["image"]["format"] == "binary"
+    assert "application/json" in content
+    assert "EfficientNet-Lite0" in operation["description"]
+
+
+def test_the_gateway_knows_no_task():
+    for path in (Path(__file__).parents[2] / "gateway").glob("*.py"):
+        assert NAME not in path.read_text()
+
+
+def test_the_demo_shows_a_photo(stack):
+    said: list[str] = []
+    answer = show_photo(GatewayClient(stack.url, stack.key), said.append)
+    assert "coffee.png" in said[0]
+    assert re.search(r"95\.\d%  espresso", said[1])
+    assert answer.timing["upstream"] > 0
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def _here(stack, text: str) -> str:
+    """The page's text with this stack's ports."""
+    moved = text.replace("http://127.0.0.1:8080", stack.url)
+    return moved.replace("127.0.0.1:8001", stack.grpc_address)
+
+
+@pytest.fixture
+def folder(stack, tmp_path):
+    """Where the page's commands run: a photo, and the key where `up` puts it."""
+    (tmp_path / "photo.jpg").write_bytes(COFFEE)
+    (tmp_path / ".tidegate").symlink_to(stack.home / ".tidegate")
+    return tmp_path
+
+
+def test_the_pages_commands_work(stack, folder):
+    commands = _blocks("bash")
+    assert len(commands) >= 2
+    for command in commands:
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", _here(stack, command)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+        )
+        assert run.returncode == 0, f"{shlex.quote(command)}: {run.stderr}"
+        assert json.loads(run.stdout)["labels"][0]["label"] == "espresso"
+
+
+def test_the_pages_programs_work(stack, folder):
+    programs = _blocks("python")
+    assert programs
+    for program in programs:
+        run = subprocess.run(
+            [sys.executable, "-c", _here(stack, program)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("espresso 0.95")

@@ -1,0 +1,148 @@
+"""Models that a user drops into the repository: served under /v2, cancelled, timed out, refused."""
+
+import http.client
+import json
+import shutil
+import time
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tritonclient import http as triton_http
+
+from tests.running import launch, stop, wait_ready, wait_until
+
+# Sleeps in small steps until INPUT0 seconds are over or the caller has gone, and counts both.
+SLEEPER = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.cancelled = 0
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        seconds = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy().item()
+        if seconds < 0:
+            raise RuntimeError("secret path /root/model.bin")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if request.is_cancelled():
+                self.cancelled += 1
+                break
+            time.sleep(0.01)
+        answer = np.array([self.cancelled], dtype=np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", answer)])
+"""
+CONFIG = """
+backend: "python"
+max_batch_size: 0
+input { name: "INPUT0" data_type: TYPE_FP32 dims: 1 }
+output { name: "OUTPUT0" data_type: TYPE_FP32 dims: 1 }
+"""
+
+
+def _add_onnx(folder) -> None:
+    """An ONNX file and nothing else: the backend completes the config from the graph."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["sum"])],
+        "g",
+        [value("a", TensorProto.INT64, ["n", 2]), value("b", TensorProto.INT64, ["n", 2])],
+        [value("sum", TensorProto.INT64, ["n", 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "1").mkdir(parents=True)
+    onnx.save(model, folder / "1" / "model.onnx")
+    (folder / "config.pbtxt").write_text('backend: "onnxruntime"\n')
+
+
+@pytest.fixture(scope="module")
+def own(built, tmp_path_factory):
+    home = tmp_path_factory.mktemp("own")
+    shutil.copytree(built / "model_repository", home / "model_repository")
+    sleeper = home / "model_repository" / "sleeper"
+    (sleeper / "1").mkdir(parents=True)
+    (sleeper / "1" / "model.py").write_text(SLEEPER)
+    (sleeper / "config.pbtxt").write_text(CONFIG)
+    _add_onnx(home / "model_repository" / "adder")
+    running = launch(home)
+    wait_ready(running, 60)
+    yield running
+    assert stop(running) == 0
+
+
+def _body(seconds: float, **parameters) -> bytes:
+    tensor = {"name": "INPUT0", "shape": [1], "datatype": "FP32", "data": [seconds]}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+
+
+def _sleep(stack, seconds: float, **parameters) -> httpx.Response:
+    return stack.post("/v2/models/sleeper/infer", content=_body(seconds, **parameters))
+
+
+def _cancelled(stack) -> float:
+    return _sleep(stack, 0).json()["outputs"][0]["data"][0]
+
+
+def test_an_onnx_file_is_served_as_it_is(own):
+    with triton_http.InferenceServerClient(own.url.removeprefix("http://")) as client:
+        metadata = client.get_model_metadata("adder", headers=own.headers)
+        assert metadata["inputs"][0] == {"name": "a", "datatype": "INT64", "shape": [-1, 2]}
+        tensors = []
+        for name in ("a", "b"):
+            tensors.append(triton_http.InferInput(name, [3, 2], "INT64"))
+            tensors[-1].set_data_from_numpy(np.arange(6, dtype=np.int64).reshape(3, 2))
+        result = client.infer("adder", tensors, headers=own.headers)
+    assert result.as_numpy("sum").tolist() == [[0, 2], [4, 6], [8, 10]]
+
+
+def test_inputs_with_different_rows_are_refused(own):
+    tensors = [
+        {"name": name, "shape": [rows, 2], "datatype": "INT64", "data": [0] * rows * 2}
+        for name, rows in (("a", 1), ("b", 2))
+    ]
+    answer = own.post("/v2/models/adder/infer", json={"inputs": tensors})
+    assert answer.status_code == 400
+    assert "different numbers of rows: [1, 2]" in answer.json()["error"]
+
+
+def test_a_client_that_leaves_stops_the_work(own):
+    before = _cancelled(own)
+    connection = http.client.HTTPConnection("127.0.0.1", own.gateway_port)
+    connection.request("POST", "/v2/models/sleeper/infer", _body(10), own.headers)
+    time.sleep(0.3)
+    connection.close()
+    started = time.monotonic()
+    wait_until(lambda: _cancelled(own) == before + 1, 5, "the cancel in Triton")
+    assert time.monotonic() - started < 2
+
+
+def test_the_requests_own_timeout_is_a_deadline(own):
+    before = _cancelled(own)
+    started = time.monotonic()
+    answer = _sleep(own, 10, timeout=300_000)
+    assert 0.25 < time.monotonic() - started < 2
+    assert answer.status_code == 504
+    assert "did not answer in time" in answer.json()["error"]
+    wait_until(lambda: _cancelled(own) == before + 1, 5, "the cancel in Triton")
+
+
+def test_a_model_that_fails_tells_the_client_nothing_of_its_insides(own):
+    answer = _sleep(own, -1)
+    assert answer.status_code == 502
+    assert "the model failed" in answer.json()["error"]
+    assert "secret" not in answer.text
+    assert "/root" not in answer.text
+
+
+def test_models_without_a_face_are_not_listed(own):
+    names = [model["id"] for model in own.get("/v1/models").json()["data"]]
+    assert not {"sleeper", "adder"} & set(names)
+    assert own.post("/v1/sleeper", json={}).status_code == 404

@@ -1,0 +1,188 @@
+"""The decoding step, as the ordinary module that it is."""
+
+import resource
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from ensembles.steps import decode_image
+from ensembles.steps.decode_image import InvalidPicture, prepare
+from tests.ensembles.pictures import bad_pictures, colours, encoded, png_of_16_bits
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+BAD = bad_pictures()
+
+
+@pytest.fixture(autouse=True)
+def as_in_triton(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    decode_image.TritonPythonModel().initialize({})
+
+
+@pytest.fixture
+def upright() -> np.ndarray:
+    return prepare(encoded(colours(), "PNG"))
+
+
+def test_pixels_are_rgb_and_normalised():
+    red = prepare(encoded(Image.new("RGB", (50, 40), (255, 127, 0)), "PNG"))
+    assert red.shape == (3, 224, 224)
+    assert red.dtype == np.float32
+    assert red[:, 100, 100].tolist() == [1.0, 0.0, -127 / 128]
+
+
+def test_the_middle_is_kept():
+    """Shorter side to 256 and the middle 224: of 512x256 the columns 144 to 367."""
+    columns = np.tile(np.arange(512, dtype=np.float64) / 2, (256, 1))
+    pixels = prepare(encoded(Image.fromarray(columns.astype(np.uint8)), "PNG"))
+    values = pixels[0, 100] * 128 + 127
+    assert values[0] == 144 // 2
+    assert values[-1] == 367 // 2
+
+
+@pytest.mark.parametrize("tag", TURNS)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_orientation_is_applied(tag, kind, upright):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = tag
+    turned = colours().transpose(TURNS[tag])
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(prepare(encoded(turned, kind, exif=exif, **options)), upright)
+
+
+def test_a_turned_jpeg_is_upright(upright):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = colours().transpose(Image.Transpose.ROTATE_90)
+    got = prepare(encoded(turned, "JPEG", quality=95, exif=exif))
+    assert np.abs(got - upright).mean() < 0.02
+
+
+def test_broken_exif_is_not_a_broken_picture(upright):
+    got = prepare(encoded(colours(), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff nothing"))
+    assert np.array_equal(got, upright)
+
+
+def test_alpha_is_dropped(upright):
+    image = colours()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    assert np.array_equal(prepare(encoded(image, "PNG")), upright)
+
+
+def test_a_palette_is_its_colours():
+    paletted = colours().quantize(32)
+    wanted = prepare(encoded(paletted.convert("RGB"), "PNG"))
+    assert np.array_equal(prepare(encoded(paletted, "PNG")), wanted)
+    assert np.array_equal(prepare(encoded(paletted, "PNG", transparency=0)), wanted)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_grey_is_three_equal_channels(mode):
+    pixels = prepare(encoded(colours().convert(mode), "PNG"))
+    assert np.array_equal(pixels[0], pixels[1])
+    assert np.array_equal(pixels[0], pixels[2])
+
+
+def test_16_bit_colour_keeps_the_high_byte(upright):
+    assert np.array_equal(prepare(png_of_16_bits(colours())), upright)
+
+
+def test_16_bit_grey_keeps_the_high_byte():
+    grey = colours().convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99)
+    assert np.array_equal(prepare(encoded(deep, "PNG")), prepare(encoded(grey, "PNG")))
+
+
+def test_cmyk_shows_the_same_colours(upright):
+    got = prepare(encoded(colours().convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert np.abs(got - upright).mean() < 0.02
+
+
+def test_a_phones_jpeg_with_further_pictures_is_its_first(upright):
+    further = [Image.new("RGB", (96, 64), "black")]
+    several = encoded(colours(), "MPO", save_all=True, append_images=further, quality=95)
+    assert np.abs(prepare(several) - upright).mean() < 0.05
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_refused_by_name(name):
+    picture, message = BAD[name]
+    with pytest.raises(InvalidPicture, match=message):
+        prepare(picture)
+
+
+@pytest.mark.parametrize("name", ["50 megapixels", "bomb", "webp bomb"])
+def test_a_bomb_takes_no_memory(name):
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidPicture):
+        prepare(BAD[name][0])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 20_000
+
+
+def test_any_cut_is_refused_or_decoded():
+    """No prefix of a file makes anything but a picture or an error for its sender."""
+    for kind in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(colours(), kind)
+        for length in range(0, len(whole), 37):
+            with pytest.raises(InvalidPicture):
+                prepare(whole[:length])
+
+
+def test_any_damage_is_refused_or_decoded():
+    random = np.random.default_rng(7)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(colours(), kind)
+        for _ in range(100):
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            damaged[random.integers(0, len(damaged), 8)] = random.integers(0, 256, 8)
+            try:
+                pixels = prepare(damaged.tobytes())
+            except InvalidPicture:
+                continue
+            assert pixels.shape == (3, 224, 224)
+
+
+class _Triton:
+    """As much of ``triton_python_backend_utils`` as the step uses."""
+
+    class TritonError(Exception):
+        INVALID_ARG = 3
+
+    @staticmethod
+    def get_input_tensor_by_name(request, name):
+        return request[name]
+
+    @staticmethod
+    def Tensor(name, values):  # noqa: N802 - Triton's name
+        return name, values
+
+    @staticmethod
+    def InferenceResponse(tensors=(), error=None):  # noqa: N802 - Triton's name
+        return SimpleNamespace(tensors=dict(tensors), error=error)
+
+
+def _request(*pictures):
+    values = np.array([[picture] for picture in pictures], dtype=object)
+    return {"image": SimpleNamespace(as_numpy=lambda: values)}
+
+
+def test_a_bad_picture_fails_only_its_own_request(monkeypatch, upright):
+    monkeypatch.setattr(decode_image, "pb_utils", _Triton)
+    good = encoded(colours(), "PNG")
+    model = decode_image.TritonPythonModel()
+    first, bad, last = model.execute([_request(good), _request(good, b""), _request(good, good)])
+    assert np.array_equal(first.tensors["pixels"][0], upright)
+    assert last.tensors["pixels"].shape == (2, 3, 224, 224)
+    text, code = bad.error.args
+    assert text.startswith("[tidegate:invalid_input] picture 1 is empty")
+    assert code == _Triton.TritonError.INVALID_ARG

@@ -1,0 +1,129 @@
+"""API keys: their form, how they are stored, and that nothing but a valid one gets in."""
+
+import re
+import threading
+
+import pytest
+
+from gateway.errors import Unauthenticated
+from gateway.key_store import KeyStore, UnknownKey
+from gateway.keys import KEY_FORM, KeyRing, generate_key, has_good_checksum
+
+
+@pytest.fixture
+def store(tmp_path):
+    return KeyStore(tmp_path / "keys.toml", tmp_path / "pepper")
+
+
+@pytest.fixture
+def ring(tmp_path):
+    return KeyRing(tmp_path / "keys.toml", tmp_path / "pepper")
+
+
+def _bearer(key: str) -> bytes:
+    return f"Bearer {key}".encode()
+
+
+def test_a_key_has_a_prefix_256_bits_and_a_checksum():
+    keys = {generate_key()[1] for _ in range(100)}
+    assert len(keys) == 100
+    for key in keys:
+        assert KEY_FORM.match(key)
+        assert len(key.split("_")[2]) * 5.95 >= 255  # log2(62) = 5.954 bits a character
+        assert has_good_checksum(key)
+    assert not has_good_checksum(key[:-1] + ("a" if key[-1] != "a" else "b"))
+    assert not has_good_checksum("tg_nonsense")
+
+
+def test_a_created_key_lets_in_and_only_its_hmac_is_stored(store, ring, tmp_path):
+    record, key = store.create("app")
+    assert ring.refresh()
+    principal = ring.verify(_bearer(key))
+    assert (principal.key_id, principal.name) == (record.key_id, "app")
+    text = (tmp_path / "keys.toml").read_text()
+    assert key not in text
+    assert key.split("_")[2] not in text
+    assert re.search(r'hmac = "[0-9a-f]{64}"', text)
+    for name in ("keys.toml", "pepper"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_changed_character_anywhere_keeps_out(store, ring):
+    _, key = store.create("app")
+    ring.refresh()
+    for place in range(len(key)):
+        wrong = key[:place] + ("x" if key[place] != "x" else "y") + key[place + 1 :]
+        with pytest.raises(Unauthenticated):
+            ring.verify(_bearer(wrong))
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Basic dGc6", b"Bearer \xff\xfe"]
+)
+def test_all_refusals_read_the_same(store, ring, header):
+    store.create("app")
+    ring.refresh()
+    with pytest.raises(Unauthenticated) as refused:
+        ring.verify(header)
+    with pytest.raises(Unauthenticated) as unknown:
+        ring.verify(_bearer(generate_key()[1]))
+    assert refused.value.message == unknown.value.message
+
+
+def test_a_revoked_key_is_refused_after_the_next_look(store, ring):
+    record, key = store.create("app")
+    _, other = store.create("other")
+    ring.refresh()
+    assert [r.key_id for r in store.revoke("app")] == [record.key_id]
+    assert ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.verify(_bearer(key))
+    assert ring.verify(_bearer(other)).name == "other"
+    assert not ring.refresh()  # nothing has changed since
+
+
+def test_without_files_nobody_gets_in(ring):
+    assert not ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.verify(_bearer(generate_key()[1]))
+
+
+def test_another_pepper_makes_every_key_worthless(store, ring, tmp_path):
+    _, key = store.create("app")
+    (tmp_path / "pepper").write_bytes(b"x" * 32)
+    ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.verify(_bearer(key))
+
+
+@pytest.mark.parametrize("text", ["not toml [", "[keys.a]\nname = 1\nextra = 2\n"])
+def test_a_broken_file_leaves_the_keys_before_it_in_force(store, ring, tmp_path, text):
+    _, key = store.create("app")
+    ring.refresh()
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"."):
+        ring.refresh()
+    assert ring.verify(_bearer(key)).name == "app"
+
+
+def test_two_writers_lose_nothing(store, tmp_path):
+    def create(number: int) -> None:
+        KeyStore(tmp_path / "keys.toml", tmp_path / "pepper").create(f"app-{number}")
+
+    threads = [threading.Thread(target=create, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {record.name for record in store.records()} == {f"app-{n}" for n in range(16)}
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "line\nbreak"])
+def test_names_that_would_spoil_a_list_are_refused(store, name):
+    with pytest.raises(ValueError, match="1 to 64 printable"):
+        store.create(name)
+
+
+def test_revoking_what_is_not_there_says_how_to_list(store):
+    with pytest.raises(UnknownKey, match="tidegate keys list"):
+        store.revoke("nobody")

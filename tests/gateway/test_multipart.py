@@ -1,0 +1,168 @@
+"""A multipart form becomes a row of any face that has a field for a file."""
+
+import json
+
+import httpx
+import pytest
+
+from gateway.catalogue import Catalogue, Model, TensorMeta
+from gateway.errors import Malformed
+from gateway.face import Face
+from gateway.multipart import MAX_PARTS, is_form, read_form
+from gateway.openapi import describe
+
+FILE = {
+    "type": "object",
+    "required": ["b64"],
+    "properties": {"b64": {"type": "string", "minLength": 1}},
+    "x-bytes": True,
+}
+REQUEST = {
+    "type": "object",
+    "required": ["scan"],
+    "additionalProperties": False,
+    "properties": {
+        "scan": {**FILE, "x-tensor": "SCAN", "description": "A scan."},
+        "mask": {**FILE, "x-tensor": "MASK"},
+        "title": {"type": "string", "maxLength": 9, "x-tensor": "TITLE"},
+        "weights": {"type": "array", "items": {"type": "number"}, "x-tensor": "WEIGHTS"},
+        "greedy": {"type": "boolean", "x-parameter": "greedy"},
+    },
+}
+RESPONSE = {"type": "object", "properties": {"score": {"type": "number", "x-tensor": "SCORE"}}}
+EVERY_BYTE = bytes(range(256)) * 3 + b"\r\n--x--\r\n--"
+
+
+def _compiled(request):
+    raw = {"purpose": "p", "request": request, "response": RESPONSE, "example": {}}
+    return Face.compile(json.dumps(raw), {"SCAN", "MASK", "TITLE", "WEIGHTS"}, {"SCORE"})
+
+
+@pytest.fixture
+def face():
+    return _compiled(REQUEST)
+
+
+def _form(files=None, data=None):
+    """As a stock client writes it: Content-Type and body."""
+    request = httpx.Request("POST", "http://gateway", files=files or {}, data=data)
+    return request.headers["content-type"].encode(), request.read()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        (b"multipart/form-data; boundary=x", True),
+        (b"Multipart/Form-Data;boundary=x", True),
+        (b"application/json", False),
+        (b"application/x-www-form-urlencoded", False),
+        (b"", False),
+    ],
+)
+def test_what_is_a_form(content_type, expected):
+    assert is_form(content_type) is expected
+
+
+def test_a_file_arrives_byte_for_byte(face):
+    row = read_form(face, *_form({"scan": ("a scan.bin", EVERY_BYTE)}))
+    assert row == {"scan": EVERY_BYTE}
+    assert face.values(row) == {"SCAN": [EVERY_BYTE]}
+
+
+def test_a_file_in_a_form_is_the_file_in_json(face):
+    row = read_form(face, *_form({"scan": ("x", b"abc")}))
+    assert face.values(row) == face.values({"scan": {"b64": "YWJj"}})
+
+
+def test_other_fields_are_read_by_their_schema(face):
+    files = {"scan": ("x", b"1"), "mask": ("y", b"2")}
+    data = {"title": "42", "weights": "[1, 2.5]", "greedy": "true"}
+    assert read_form(face, *_form(files, data)) == {
+        "scan": b"1",
+        "mask": b"2",
+        "title": "42",
+        "weights": [1, 2.5],
+        "greedy": True,
+    }
+
+
+SCAN = {"scan": ("x", b"1")}
+WRONG_FORMS = {
+    "missing field": ({"mask": ("x", b"1")}, {}, '"scan" is a required property'),
+    "empty file": ({"scan": ("x", b"")}, {}, "scan.b64"),
+    "unknown field": ({**SCAN, "scam": ("x", b"1")}, {}, "no field 'scam': send scan, mask"),
+    "text that is too long": (SCAN, {"title": "0123456789"}, "title: .*longer than 9"),
+    "no JSON": (SCAN, {"greedy": "yes"}, "greedy: write it as JSON"),
+    "JSON of another type": (SCAN, {"weights": '["a"]'}, "weights.0"),
+    "text that is not UTF-8": ({**SCAN, "title": ("x", b"\xff")}, {}, "title is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FORMS)
+def test_a_form_that_does_not_fit_names_the_field(face, name):
+    files, data, message = WRONG_FORMS[name]
+    with pytest.raises(Malformed, match=message):
+        read_form(face, *_form(files, data))
+
+
+def _raw(*parts: bytes, end: bytes = b"--x--\r\n") -> tuple[bytes, bytes]:
+    return b"multipart/form-data; boundary=x", b"".join(b"--x\r\n" + p for p in parts) + end
+
+
+PART = b'Content-Disposition: form-data; name="scan"\r\n\r\nabc\r\n'
+BROKEN_FORMS = {
+    "no boundary in the header": ((b"multipart/form-data", b""), "has no boundary"),
+    "another boundary": ((b"multipart/form-data; boundary=y", _raw(PART)[1]), "not a multipart"),
+    "no form at all": ((b"multipart/form-data; boundary=x", b'{"scan": 1}'), "not a multipart"),
+    "endless boundary": ((b"multipart/form-data; boundary=" + b"y" * 9999, b""), "form"),
+    "empty body": ((b"multipart/form-data; boundary=x", b""), "cut off"),
+    "cut off in a part": (_raw(PART[:-4], end=b""), "cut off"),
+    "cut off between parts": (_raw(PART, end=b""), "cut off"),
+    "same field twice": (_raw(PART, PART), "'scan' twice"),
+    "no name": (_raw(b"Content-Disposition: form-data\r\n\r\nabc\r\n"), "has no name"),
+    "no disposition": (_raw(b"Content-Type: text/plain\r\n\r\nabc\r\n"), "has no name"),
+    "too many parts": (_raw(*[PART] * (MAX_PARTS + 1)), f"more than {MAX_PARTS} parts"),
+    "too many headers": (_raw(b"A: b\r\n" * 100 + PART), "not a multipart"),
+    "endless header": (_raw(b"A: " + b"b" * 100_000 + b"\r\n" + PART), "not a multipart"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FORMS)
+def test_a_broken_form_is_malformed(face, name):
+    form, message = BROKEN_FORMS[name]
+    with pytest.raises(Malformed, match=message):
+        read_form(face, *form)
+
+
+def test_a_face_without_files_takes_no_form():
+    fields = {name: REQUEST["properties"][name] for name in ("title", "weights")}
+    face = _compiled({"type": "object", "properties": fields})
+    with pytest.raises(Malformed, match="send JSON"):
+        read_form(face, *_form(None, {"title": "a"}))
+
+
+def _described(face: Face) -> dict:
+    tensor = {"SCORE": TensorMeta("SCORE", "FP32", (1,))}
+    model = Model("scanner", ("1",), 8, {}, tensor, False, face, None)
+    operation = describe({}, Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
+    return operation["requestBody"]["content"]
+
+
+def test_the_description_shows_the_form(face):
+    content = _described(face)
+    form = content["multipart/form-data"]["schema"]
+    assert form["required"] == ["scan"]
+    assert form["properties"]["scan"] == {
+        "type": "string",
+        "format": "binary",
+        "description": "A scan.",
+    }
+    assert form["properties"]["title"]["type"] == "string"
+    assert content["application/json"]["schema"]["oneOf"][0] == REQUEST
+
+
+def test_a_face_without_files_has_no_form_in_the_description():
+    title = {"title": REQUEST["properties"]["title"]}
+    assert set(_described(_compiled({"type": "object", "properties": title}))) == {
+        "application/json"
+    }

@@ -1,0 +1,69 @@
+"""One taxonomy, one shape a door: the table of the design, pinned."""
+
+import inspect
+
+import orjson
+import pytest
+
+from gateway import errors
+from gateway.errors import GatewayError
+from gateway.render import STATUS, TITLES, Door, door_of, error_reply
+
+# From the design's table: task, OpenAI, V2.
+DESIGN = {
+    "unauthenticated": (401, 401, 401),
+    "forbidden": (403, 403, 403),
+    "not_found": (404, 404, 404),
+    "invalid_request": (422, 400, 400),
+    "too_large": (413, 413, 413),
+    "quota_exceeded": (429, 429, 429),
+    "no_capacity": (503, 503, 503),
+    "deadline_exceeded": (504, 504, 504),
+    "upstream_error": (502, 502, 502),
+}
+PATHS = {Door.TASK: "/v1/anything", Door.OPENAI: "/v1/embeddings", Door.V2: "/v2/models/m/infer"}
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, GatewayError) and kind is not GatewayError
+]
+
+
+def test_the_table_is_the_designs():
+    assert {code: STATUS[code] for code in DESIGN} == DESIGN
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("door", Door)
+def test_every_error_has_the_shape_of_its_door(kind, door):
+    reply = error_reply(kind("what is wrong", retry_after_s=3, param="field"), PATHS[door], "id-1")
+    body = orjson.loads(reply.body)
+    assert reply.status == STATUS[kind.code][door.value]
+    assert (b"retry-after", b"3") in reply.headers
+    if door is Door.TASK:
+        assert reply.content_type == b"application/problem+json"
+        assert body["detail"] == "what is wrong"
+        assert (body["code"], body["request_id"], body["param"]) == (kind.code, "id-1", "field")
+        assert body["title"] == TITLES[kind.code]
+    elif door is Door.OPENAI:
+        assert body["error"]["message"] == "what is wrong"
+        assert (body["error"]["code"], body["error"]["param"]) == (kind.code, "field")
+    else:
+        assert body == {"error": "what is wrong (request id-1)"}
+
+
+@pytest.mark.parametrize(
+    ("path", "door"),
+    [
+        ("/v2", Door.V2),
+        ("/v2/models/x/infer", Door.V2),
+        ("/v22", Door.TASK),
+        ("/v1/models", Door.OPENAI),
+        ("/v1/embeddings", Door.OPENAI),
+        ("/v1/chat/completions", Door.OPENAI),
+        ("/v1/text_embedding", Door.TASK),
+        ("/readyz", Door.TASK),
+    ],
+)
+def test_a_path_has_a_door_before_it_is_routed(path, door):
+    assert door_of(path) is door

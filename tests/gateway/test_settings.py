@@ -1,0 +1,45 @@
+"""Settings come from a mapping, and what cannot be read is named."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import Settings, SettingsError
+
+
+def test_defaults_need_no_environment():
+    assert Settings.read({}) == Settings()
+
+
+def test_every_type_is_read():
+    settings = Settings.read(
+        {
+            "TIDEGATE_GATEWAY_PORT": "9090",
+            "TIDEGATE_REPLICAS": "a:1, b:2,",
+            "TIDEGATE_DEADLINE_S": "2.5",
+            "TIDEGATE_OPEN_DOCS": "no",
+            "TIDEGATE_KEYS_FILE": "/tmp/keys.toml",
+            "UNRELATED": "x",
+        }
+    )
+    assert settings.gateway_port == 9090
+    assert settings.replicas == ("a:1", "b:2")
+    assert settings.deadline_s == 2.5
+    assert settings.open_docs is False
+    assert settings.keys_file == Path("/tmp/keys.toml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("TIDEGATE_GATEWAY_PORT", "http", "cannot be read as int"),
+        ("TIDEGATE_GATEWAY_PORT", "70000", "1 to 65535"),
+        ("TIDEGATE_OPEN_DOCS", "maybe", "cannot be read as bool"),
+        ("TIDEGATE_DEADLINE_S", "0", "above 0"),
+        ("TIDEGATE_REPLICAS", ",", "at least one"),
+    ],
+)
+def test_a_value_that_is_wrong_is_named(variable, value, message):
+    with pytest.raises(SettingsError, match=message) as refused:
+        Settings.read({variable: value})
+    assert variable in str(refused.value)

@@ -1,0 +1,125 @@
+"""The V2 body: every dtype there and back, and whatever is thrown at it a Malformed at most."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.catalogue import Model, TensorMeta
+from gateway.errors import Malformed
+from gateway.tensors import NUMPY, pack, unpack
+from gateway.v2_request import parse
+from gateway.v2_response import json_data
+
+MODEL = Model(
+    "m",
+    ("1",),
+    8,
+    {"x": TensorMeta("x", "FP32", (-1,)), "s": TensorMeta("s", "BYTES", (1,), optional=True)},
+    {"y": TensorMeta("y", "FP32", (-1,))},
+    False,
+    None,
+    None,
+)
+GOOD = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4.5]]}
+
+
+def _parse(document, tail=b"", header_length=None):
+    return parse(MODEL, "", json.dumps(document).encode() + tail, header_length)
+
+
+def test_nested_and_flat_data_are_the_same():
+    nested = _parse({"inputs": [GOOD]}).message
+    flat = _parse({"inputs": [{**GOOD, "data": [1, 2, 3, 4.5]}]}).message
+    assert nested == flat
+    assert np.frombuffer(nested.raw_input_contents[0], np.float32).tolist() == [1, 2, 3, 4.5]
+
+
+@pytest.mark.parametrize("dtype", sorted(set(NUMPY) - {"FP16"}))
+def test_every_dtype_survives_json_there_and_back(dtype):
+    kind = np.dtype(NUMPY[dtype])
+    if dtype == "BOOL":
+        values = [True, False]
+    elif kind.kind == "f":
+        values = [0.0, -1.5, float(np.finfo(kind).max)]
+    else:
+        values = [int(np.iinfo(kind).min), 0, int(np.iinfo(kind).max)]
+    raw = pack("x", dtype, values)
+    assert json_data("y", dtype, [len(values)], raw).tolist() == values
+
+
+def test_strings_survive_there_and_back():
+    texts = ["", "plain", "中文 and ☃", "nul \x00 inside"]
+    raw = pack("x", "BYTES", texts)
+    assert json_data("y", "BYTES", [4], raw) == texts
+    assert unpack("BYTES", [2, 2], raw).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("INT8", 128),
+        ("INT8", -129),
+        ("UINT8", -1),
+        ("UINT64", 2**64),
+        ("INT64", 2**63),
+        ("INT32", 1.0),
+        ("INT32", "1"),
+        ("INT32", True),
+        ("BOOL", 1),
+        ("FP32", 1e39),
+        ("FP32", None),
+        ("FP32", 10**400),
+        ("BYTES", 1),
+        ("FP16", 1.0),
+        ("BF16", 1.0),
+        ("FLOAT32", 1.0),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_not_wrapped(dtype, value):
+    with pytest.raises(Malformed):
+        pack("x", dtype, [value])
+
+
+def test_reserved_parameters_do_not_reach_triton():
+    parameters = {
+        "priority": 1,
+        "timeout": 2_000_000,
+        "triton_enable_empty_final_response": True,
+        "mine": "x",
+        "n": 3,
+        "f": 0.5,
+    }
+    request = _parse({"inputs": [GOOD], "parameters": parameters})
+    assert set(request.message.parameters) == {"mine", "n", "f"}
+    assert request.timeout_s == 2.0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4)
+    ),
+    max_leaves=20,
+)
+keys = st.sampled_from(["name", "shape", "datatype", "data", "parameters"])
+near_misses = st.dictionaries(keys, json_values).map(lambda changes: {**GOOD, **changes})
+
+
+@given(st.one_of(json_values, st.fixed_dictionaries({"inputs": st.lists(near_misses)})))
+def test_any_json_is_answered_or_malformed(document):
+    try:
+        request = _parse(document)
+    except Malformed as error:
+        assert error.message
+    else:
+        assert request.message.inputs[0].name == "x"
+
+
+@given(st.binary(max_size=200), st.none() | st.binary(max_size=6) | st.integers(0, 99))
+def test_any_bytes_are_answered_or_malformed(body, header_length):
+    length = str(header_length).encode() if isinstance(header_length, int) else header_length
+    with pytest.raises(Malformed):
+        parse(MODEL, "", body, length)

@@ -1,0 +1,121 @@
+"""The invariants of ARCHITECTURE.md, each kept by a test."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("tidegate", "modelspec", "converters", "ensembles", "serving", "gateway", "loadtests")
+MAY_IMPORT = {
+    "tidegate": set(PACKAGES),
+    "modelspec": set(),
+    "converters": {"modelspec"},
+    "ensembles": {"modelspec"},
+    "serving": {"modelspec"},
+    "gateway": set(),
+    "loadtests": set(),
+}
+INSIDE_TRITON = ("ensembles/steps", "serving/backends")
+HEAVY = ("torch", "onnx", "onnxruntime", "transformers")
+BANNED = {"utils", "helpers", "common", "base", "manager", "misc"}
+SHADOWING = {"triton", "onnx", "tensorrt", "locust"}
+FILE_LIMIT, FUNCTION_LIMIT = 300, 60
+
+
+def _files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def _imports(path: Path) -> set[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_every_package_has_files():
+    assert all(len(_files(package)) > 2 for package in PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_they_may(package):
+    ours = set(PACKAGES) - {package} - MAY_IMPORT[package]
+    wrong = {
+        str(path.relative_to(ROOT)): found
+        for path in _files(package)
+        if (found := _imports(path) & ours)
+    }
+    assert not wrong
+
+
+def test_tidegate_imports_the_heavy_packages_late():
+    """``tidegate --help`` and ``tidegate keys list`` need neither torch nor onnx."""
+    code = "import sys, tidegate.cli, tidegate.keys, tidegate.up, tidegate.stack, tidegate.convert"
+    assert not _loaded_by(code)
+
+
+def test_the_gateway_starts_without_the_heavy_packages():
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY)
+    code = f"import sys; {blocked}; import gateway.app; from gateway.settings import Settings; "
+    code += "gateway.app.create_app(Settings())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+
+
+def _loaded_by(code: str) -> set[str]:
+    code += f"; print([name for name in {HEAVY} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    return set(ast.literal_eval(run.stdout))
+
+
+def test_code_that_runs_inside_triton_imports_nothing_of_ours():
+    for path in _files(*INSIDE_TRITON):
+        assert not _imports(path) & set(PACKAGES), path
+
+
+def test_code_that_runs_inside_triton_stands_once_in_git():
+    listed = subprocess.run(
+        ["git", "ls-files", "model_repository"], capture_output=True, text=True, cwd=ROOT
+    ).stdout.split()
+    assert not [path for path in listed if path.endswith((".py", ".onnx", ".plan"))]
+
+
+def test_only_what_locust_loads_imports_locust():
+    importers = {
+        str(path.relative_to(ROOT)) for path in _files(*PACKAGES) if "locust" in _imports(path)
+    }
+    assert importers <= {"loadtests/locustfile.py", "loadtests/listeners.py"}
+
+
+def test_names_say_something_and_shadow_nothing():
+    for path in _files(*PACKAGES):
+        inside = path.relative_to(ROOT)
+        names = {*inside.parent.parts, path.stem}
+        assert not names & (BANNED | SHADOWING), inside
+
+
+def test_files_and_functions_stay_small():
+    for path in _files(*PACKAGES):
+        text = path.read_text()
+        assert text.count("\n") <= FILE_LIMIT, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= FUNCTION_LIMIT, f"{path}:{node.lineno} {node.name}: {length} lines"
+
+
+def test_functions_take_few_parameters():
+    """At most six; click's commands get one for each option."""
+    for path in _files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
+                arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg != "self"]
+                assert len(arguments) <= 6, f"{path}:{node.lineno} {node.name}"

@@ -1,0 +1,60 @@
+"""A small client of the gateway, for the verbs that talk to a running stack."""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import ServingError
+from tidegate.places import Places
+
+TIMEOUT_S = 30
+_TIMING = re.compile(r"(\w+);dur=([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``timing`` is the Server-Timing header: milliseconds in the gateway and upstream of it."""
+
+    body: Any
+    timing: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class GatewayClient:
+    url: str
+    key: str
+
+    @classmethod
+    def at(cls, url: str) -> "GatewayClient":
+        """With the key in TIDEGATE_API_KEY, else the dev key; ServingError if there is neither."""
+        key = os.environ.get("TIDEGATE_API_KEY", "")
+        if not key:
+            path = Places.current().dev_key
+            if not path.exists():
+                raise ServingError(f"no key at {path}: start the stack with `make up`")
+            key = path.read_text().strip()
+        return cls(url.rstrip("/"), key)
+
+    def call(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        """POST to a task endpoint; ServingError says what the gateway answered."""
+        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
+            f"{self.url}/v1/{endpoint}",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+                timing = _TIMING.findall(response.headers.get("server-timing", ""))
+                return Answer(json.load(response), {name: float(ms) for name, ms in timing})
+        except urllib.error.HTTPError as error:
+            problem = json.loads(error.read() or b"{}")
+            raise ServingError(f"the gateway refused: {problem.get('detail', error)}") from error
+        except OSError as error:
+            raise ServingError(
+                f"no gateway answers at {self.url}: start it with `make up` ({error})"
+            ) from error

@@ -1,0 +1,122 @@
+"""``tidegate demo``: real sentences through the running stack, and where the time went."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+import numpy as np
+
+from tidegate.client import GatewayClient
+from tidegate.triton_times import StepTimes, measured
+
+ENDPOINT = "text_embedding"
+STEPS = ("text_embedding_pre", "text_embedding_onnx")
+# Two pairs that mean the same in other words, and one sentence that belongs to neither.
+SENTENCES = (
+    "Where is my parcel?",
+    "When will my order be delivered?",
+    "I would like my money back.",
+    "How do I get a refund?",
+    "The cat sleeps in the sun.",
+)
+ROUNDS = 5  # the first answers of a cold server would be all that is seen otherwise
+
+
+@dataclass(frozen=True)
+class Result:
+    """``similarity`` is cosine [n, n]. Times are milliseconds, the mean of one request: gateway
+    and upstream add up to what the gateway saw, steps are Triton's own count within upstream."""
+
+    sentences: Sequence[str]
+    similarity: list[list[float]]
+    gateway_ms: float
+    upstream_ms: float
+    steps: Mapping[str, StepTimes]
+
+
+@click.command("demo")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8080",
+    envvar="TIDEGATE_URL",
+    show_default=True,
+    show_envvar=True,
+    help="The gateway.",
+)
+@click.option(
+    "--triton",
+    default="127.0.0.1:8001",
+    envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
+    show_default=True,
+    show_envvar=True,
+    help="Triton's gRPC port.",
+)
+def command(as_json: bool, url: str, triton: str) -> None:
+    """Embed real sentences, show how near they are, and where the time of a request went.
+
+    Needs a running stack (`make up`).
+
+    \b
+    tidegate demo
+    tidegate demo --json
+    """
+    result = run(GatewayClient.at(url), triton)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=2))
+    else:
+        click.echo(_similarities(result))
+        click.echo(_times(result))
+
+
+def run(client: GatewayClient, triton: str) -> Result:
+    """Ask ROUNDS times for every sentence; ServingError when the stack does not answer."""
+    with measured(triton, STEPS) as steps:
+        answers = [
+            client.call(ENDPOINT, {"text": sentence})
+            for _ in range(ROUNDS)
+            for sentence in SENTENCES
+        ]
+    vectors = np.array([a.body["embedding"] for a in answers[: len(SENTENCES)]], dtype=np.float32)
+    return Result(
+        SENTENCES,
+        [[round(float(value), 4) for value in row] for row in vectors @ vectors.T],
+        _mean([answer.timing["gateway"] for answer in answers]),
+        _mean([answer.timing["upstream"] for answer in answers]),
+        steps,
+    )
+
+
+def _similarities(result: Result) -> str:
+    lines = [click.style("How near the sentences are (1 = the same meaning)", bold=True)]
+    for number, (sentence, row) in enumerate(zip(result.sentences, result.similarity, strict=True)):
+        cells = "".join(_cell(value, number == other) for other, value in enumerate(row))
+        lines.append(f"  {number + 1} {sentence:<34}{cells}")
+    return "\n".join(lines)
+
+
+def _cell(value: float, is_self: bool) -> str:
+    text = f"{value:7.2f}"
+    return click.style(text, fg="green", bold=True) if value > 0.5 and not is_self else text
+
+
+def _times(result: Result) -> str:
+    total = result.gateway_ms + result.upstream_ms
+    lines = ["", click.style(f"Where {total:.2f} ms of a request went", bold=True)]
+    rows: list[tuple[str, float]] = [("gateway", result.gateway_ms)]
+    for name, step in result.steps.items():
+        rows += [(f"{name}: queue", step.queue_ms), (f"{name}: compute", step.compute_ms)]
+    inside = sum(step.queue_ms + step.compute_ms for step in result.steps.values())
+    rows.append(("transport and Triton's scheduling", max(0.0, result.upstream_ms - inside)))
+    lines += [f"  {name:<36}{value:8.2f} ms {_bar(value, total)}" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _bar(value: float, total: float) -> str:
+    return "#" * round(30 * value / total) if total else ""
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return round(float(np.mean(values)), 3)
