@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ import sys
 
 import uvicorn
 
+from gateway.corked import CorkedProtocol
 from gateway.settings import Settings, SettingsError
 
 STOP_TIMEOUT_S = 10
@@ -25,7 +26,7 @@ def main() -> int:
         port=settings.gateway_port,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=CorkedProtocol,
         ws="none",
         access_log=False,
         server_header=False,

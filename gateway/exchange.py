@@ -1,8 +1,8 @@
 """One HTTP request under way: its identity, its clock, its body."""
 
 import asyncio
+import os
 import re
-import secrets
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -113,28 +113,28 @@ class Exchange:
 
         Raises ClientGone in that case.
         """
-        task = asyncio.ensure_future(work)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (a coroutine runs in a task)
         watch: list[asyncio.Task[None]] = []
         handle = asyncio.get_running_loop().call_later(
             DISCONNECT_WATCH_S, lambda: watch.append(asyncio.ensure_future(self._cancel(task)))
         )
         try:
-            return await task
+            return await work
         except asyncio.CancelledError:
-            if watch and watch[0].done() and not watch[0].cancelled():
+            if watch and watch[0].done() and not watch[0].cancelled() and not task.uncancel():
                 raise ClientGone from None
-            task.cancel()
             raise
         finally:
             handle.cancel()
             for each in watch:
                 each.cancel()
 
-    async def _cancel(self, task: "asyncio.Future[Any]") -> None:
+    async def _cancel(self, task: "asyncio.Task[Any]") -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         task.cancel()
 
 
 def _request_id(offered: bytes) -> str:
-    return offered.decode() if _REQUEST_ID.match(offered) else secrets.token_hex(8)
+    return offered.decode() if _REQUEST_ID.match(offered) else os.urandom(8).hex()

@@ -7,7 +7,6 @@ Only HMAC-SHA256(pepper, key) is stored: with that much entropy a slow hash woul
 and let anybody spend our CPU.
 """
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -57,7 +56,7 @@ def generate_key() -> tuple[str, str]:
 
 
 def key_hash(pepper: bytes, key: str) -> str:
-    return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(pepper, key.encode(), "sha256").hex()
 
 
 def parse_records(text: str) -> dict[str, KeyRecord]:

@@ -1,5 +1,6 @@
 """Rows of a face -> as few inference requests as their shapes allow -> rows of the answer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,11 +79,11 @@ def _tensor(
 
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dims with their one open axis filled in."""
-    fixed = int(np.prod([dim for dim in dims if dim != -1], dtype=np.int64))
+    fixed = math.prod(dim for dim in dims if dim != -1)
     if dims.count(-1) > 1 or length % fixed:
         raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
     shape = tuple(length // fixed if dim == -1 else dim for dim in dims)
-    if int(np.prod(shape, dtype=np.int64)) != length:
+    if math.prod(shape) != length:
         raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
     return shape
 

@@ -29,6 +29,8 @@ NUMPY: dict[str, Any] = {
     "FP64": np.float64,
 }
 SIZE_BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
+CODES = dict(zip(NUMPY, "?bhiqBHIQefd", strict=True))  # for ``struct``
+FEW = 64  # up to so many elements, an array costs more to make than it saves
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 16
 MAX_DIM = 2**31 - 1
@@ -126,8 +128,10 @@ def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
         raise Malformed(f"input {name!r}: there is no datatype {dtype!r}") from None
     _check_kinds(name, dtype, values)
     try:
+        if len(values) <= FEW:
+            return struct.pack(f"<{len(values)}{CODES[dtype]}", *values)
         return _exact(values, kind).tobytes()
-    except (OverflowError, ValueError, TypeError):
+    except (OverflowError, ValueError, TypeError, struct.error):
         raise Malformed(f"input {name!r}: a value does not fit {dtype}") from None
 
 

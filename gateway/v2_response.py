@@ -1,5 +1,6 @@
 """Triton's answer -> V2 over HTTP, each output as JSON or in the binary tail."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.errors import Malformed
 from gateway.reply import Reply, json_reply
-from gateway.tensors import unpack
+from gateway.tensors import FEW, unpack
 from gateway.v2_request import V2Request
 
 # Triton writes these on every answer of an ensemble; they tell a client nothing.
@@ -54,11 +55,17 @@ def json_data(name: str, dtype: str, shape: list[int], raw: bytes) -> Any:
         return _texts(name, values)
     if dtype == "FP16":
         values = values.astype(np.float32)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not _all_finite(values):
         raise Malformed(
             f"output {name!r} has NaN or Infinity, which JSON cannot carry: ask for binary_data"
         )
     return values
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if values.size <= FEW:
+        return all(map(math.isfinite, values.tolist()))
+    return bool(np.isfinite(values).all())
 
 
 def _texts(name: str, values: np.ndarray) -> list[str]:

@@ -62,7 +62,7 @@ def openai_rows(body: Any) -> list[Any]:
 
 
 def v2_rows(body: Any) -> list[Any]:
-    output = next(each for each in body["outputs"] if each["name"] == "sentence_embedding")
+    (output,) = body["outputs"]  # we ask for one
     return [
         np.asarray(output["data"]).reshape(output["shape"])[row]
         for row in range(output["shape"][0])

@@ -1,4 +1,4 @@
-"""``tidegate demo``: real sentences through the running stack, and where the time went."""
+"""``tidegate demo``: real sentences and a real photo through the running stack."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from tidegate.client import GatewayClient
+from tidegate.demo_photo import Photo, described, show_photo
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
@@ -34,6 +35,7 @@ class Result:
     gateway_ms: float
     upstream_ms: float
     steps: Mapping[str, StepTimes]
+    photo: Photo
 
 
 @click.command("demo")
@@ -55,7 +57,7 @@ class Result:
     help="Triton's gRPC port.",
 )
 def command(as_json: bool, url: str, triton: str) -> None:
-    """Embed real sentences, show how near they are, and where the time of a request went.
+    """Real sentences: how near they are, and where the time went; a real photo: what is on it.
 
     Needs a running stack (`make up`).
 
@@ -69,6 +71,7 @@ def command(as_json: bool, url: str, triton: str) -> None:
     else:
         click.echo(_similarities(result))
         click.echo(_times(result))
+        click.echo(described(result.photo))
 
 
 def run(client: GatewayClient, triton: str) -> Result:
@@ -86,6 +89,7 @@ def run(client: GatewayClient, triton: str) -> Result:
         _mean([answer.timing["gateway"] for answer in answers]),
         _mean([answer.timing["upstream"] for answer in answers]),
         steps,
+        show_photo(client),
     )
 
 
