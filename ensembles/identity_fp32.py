@@ -2,13 +2,12 @@
 
 from modelspec.model import Batching, ModelSpec, Pipeline, TensorSpec
 
-STEP = "identity"
-
 PIPELINE = Pipeline(
     members=(),
     public=ModelSpec(
         name="identity_fp32",
         backend="python",
+        step="identity",
         max_batch_size=64,
         inputs=(TensorSpec("INPUT0", "FP32", (-1,)),),
         outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),

@@ -7,8 +7,6 @@ image -> image_classification_pre (decode, upright, RGB, 224x224) -> image_class
 from modelspec.face import Face, Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
-DECODE_STEP = "decode_image"
-LABEL_STEP = "top_labels"
 LABELS = "imagenet_1k.txt"
 TOP_K = 5
 MAX_BATCH_SIZE = 16
@@ -22,6 +20,7 @@ _SCORE = TensorSpec("score", "FP32", (TOP_K,))
 DECODER = ModelSpec(
     name="image_classification_pre",
     backend="python",
+    step="decode_image",
     max_batch_size=MAX_BATCH_SIZE,
     inputs=(_IMAGE,),
     outputs=(_PIXELS,),
@@ -47,6 +46,7 @@ ENGINE = ModelSpec(
 LABELLER = ModelSpec(
     name="image_classification_post",
     backend="python",
+    step="top_labels",
     max_batch_size=MAX_BATCH_SIZE,
     inputs=(_LOGITS,),
     outputs=(_LABEL, _SCORE),

@@ -6,7 +6,6 @@ text -> text_embedding_pre (tokenise, pad to a bucket) -> text_embedding_onnx ->
 from modelspec.face import Face, Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
-STEP = "tokenize_text"
 # all-MiniLM-L6-v2 was trained and is evaluated at 256 tokens (sentence_bert_config.json).
 BUCKETS = (16, 32, 64, 128, 256)
 MAX_BATCH_SIZE = 64
@@ -22,6 +21,7 @@ _COUNT = TensorSpec("token_count", "INT32", (1,))
 TOKENIZER = ModelSpec(
     name="text_embedding_pre",
     backend="python",
+    step="tokenize_text",
     max_batch_size=MAX_BATCH_SIZE,
     inputs=(_TEXT,),
     outputs=(*_TOKENS, _COUNT),

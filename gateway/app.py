@@ -27,11 +27,7 @@ VERSION = "0.1.0"
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; everything that it needs is in ``settings``.
-
-    Requests come in by ``app.state.edge``, which wraps it: the framework's own layers, inside,
-    would cost each request for a door 10 us.
-    """
+    """The application; everything that it needs is in ``settings``."""
     # The docs page carries its own JavaScript: it works where there is no internet.
     app = FastAPIOffline(title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False)
     gateway = Gateway(settings)
@@ -45,14 +41,13 @@ def create_app(settings: Settings) -> FastAPI:
     _add_control_routes(app, gateway)
     _document(app, gateway)
     app.add_exception_handler(HTTPException, _translate)
-    app.state.edge = Edge(app, settings, gateway.keys, doors)
+    app.add_middleware(Edge, settings=settings, keys=gateway.keys, doors=doors)
     return app
 
 
-def from_environment() -> Edge:
+def from_environment() -> FastAPI:
     """What each uvicorn worker calls."""
-    edge: Edge = create_app(Settings.read(os.environ)).state.edge
-    return edge
+    return create_app(Settings.read(os.environ))
 
 
 @contextlib.asynccontextmanager

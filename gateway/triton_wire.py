@@ -1,4 +1,4 @@
-"""Triton's gRPC messages as HTTP/1.1: the binary tensor extension of the Open Inference Protocol."""
+"""Triton's gRPC messages as HTTP/1.1: the Open Inference Protocol with binary tensors."""
 
 from dataclasses import dataclass
 from typing import Any

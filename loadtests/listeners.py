@@ -33,6 +33,7 @@ def add_options(parser: Any) -> None:
         "--grpc-address",
         default="127.0.0.1:8001",
         env_var="TIDEGATE_TRITON_GRPC_ADDRESS",
+        include_in_web_ui=False,
         help="Where Triton listens for gRPC",
     )
     parser.add_argument("--max-p99-ms", type=float, include_in_web_ui=False)

@@ -8,7 +8,7 @@
 import os
 import time
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc.experimental.gevent  # type: ignore[import-not-found]
 import numpy as np
@@ -72,16 +72,24 @@ class RestUser(FastHttpUser):
                 response.failure(str(fault))
 
 
-class TritonClient(InferenceServerClient):
-    """A client that is closed by the end of the process.
+class TritonClient(InferenceServerClient):  # type: ignore[misc]  # tritonclient ships no types
+    """A client that the end of the process closes; until then the next user takes it over.
 
-    ``InferenceServerClient`` closes its channel a second time when it is collected, and under
-    gevent gRPC (1.85) counts its channels down at each close: calls of other users stall, and a
-    close that meets gRPC's own thread never returns. Both were seen here.
+    Stock, it closes its channel once more when it is collected. Under gevent gRPC (1.85) counts
+    its open channels down at each close: other users' calls stall, and a close that meets gRPC's
+    own thread never returns.
     """
 
+    idle: ClassVar[list["TritonClient"]] = []
+
+    @classmethod
+    def take(cls, address: str) -> "TritonClient":
+        # A connection of its own, as another process would have: channels share one otherwise.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        return cls.idle.pop() if cls.idle else cls(address, channel_args=options)
+
     def __del__(self) -> None:
-        """Not closed."""
+        """Nothing: see above."""
 
 
 class TritonUser(User):
@@ -90,10 +98,10 @@ class TritonUser(User):
     kind = "grpc"
 
     def on_start(self) -> None:
-        # A connection of its own, as another process would have: channels share one otherwise.
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        address = self.environment.parsed_options.grpc_address
-        self.client = TritonClient(address, channel_args=options)
+        self.client = TritonClient.take(self.environment.parsed_options.grpc_address)
+
+    def on_stop(self) -> None:
+        TritonClient.idle.append(self.client)
 
     @task
     def infer(self) -> None:
@@ -121,9 +129,8 @@ class TritonUser(User):
 
 
 def _size_bytes(answer: InferResult | InferenceServerException) -> int:
-    return (
-        0 if isinstance(answer, InferenceServerException) else int(answer.get_response().ByteSize())
-    )
+    failed = isinstance(answer, InferenceServerException)
+    return 0 if failed else int(answer.get_response().ByteSize())
 
 
 def _fault(text: str, answer: InferResult | InferenceServerException) -> Exception | None:

@@ -70,7 +70,8 @@ class ModelSpec:
     """One folder of the model repository.
 
     ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a ``face`` is public;
-    ``internal`` ones are engines and steps that the gateway hides.
+    ``internal`` ones are engines and steps that the gateway hides. ``step`` names the module of
+    ``ensembles.steps`` that is copied into the version folder as its ``model.py``.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ModelSpec:
     face: Face | None = None
     golden: Golden | None = None
     internal: bool = False
+    step: str = ""
 
     def __post_init__(self) -> None:
         require_model_name(self.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.layout import ENGINE_FILE, STEP_FILE
+from modelspec.layout import ENGINE_FILE
 from modelspec.model import Pipeline
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """``files`` maps a model to the files of its version folder, by the name they have there.
-    ``prove`` checks the pipeline as a Triton at the given gRPC address serves it."""
+    """``files`` maps a model to the files of its version folder, by the name they have there; a
+    step's own module is copied without being named here. ``prove`` checks the pipeline as a Triton
+    at the given gRPC address serves it."""
 
     pipeline: Pipeline
     files: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
@@ -29,16 +30,16 @@ class Built:
 
 
 def build_identity(say: Say) -> Built:
-    from ensembles.identity_fp32 import PIPELINE, STEP
+    from ensembles.identity_fp32 import PIPELINE
 
-    return Built(PIPELINE, {PIPELINE.name: {STEP_FILE: step_file(STEP)}})
+    return Built(PIPELINE)
 
 
 def build_text_embedding(say: Say) -> Built:
     """Converted and proved in the cache; raises ConversionError."""
     from converters.served_proof import prove_served_embedding
     from converters.text_embedding import Recipe, convert
-    from ensembles.text_embedding import BUCKETS, ENGINE, GOLDEN, PIPELINE, STEP, TOKENIZER
+    from ensembles.text_embedding import BUCKETS, ENGINE, GOLDEN, PIPELINE, TOKENIZER
 
     name = PIPELINE.name
     recipe = Recipe(name, BUCKETS, GOLDEN.request["text"], GOLDEN.expect, GOLDEN.tolerance)
@@ -48,7 +49,7 @@ def build_text_embedding(say: Say) -> Built:
     return Built(
         PIPELINE,
         {
-            TOKENIZER.name: {STEP_FILE: step_file(STEP), "tokenizer.json": converted.tokenizer},
+            TOKENIZER.name: {"tokenizer.json": converted.tokenizer},
             ENGINE.name: {ENGINE_FILE: converted.engine, PROOF_FILE: converted.proof},
         },
         lambda address: prove_served_embedding(
@@ -68,23 +69,14 @@ def build_image_classification(say: Say) -> Built:
     labels = tuple(label_file.read_text(encoding="utf-8").splitlines())
     picture = base64.b64decode(declared.GOLDEN_PICTURE)
     converted = convert(Recipe(name, labels, picture, golden.expect, golden.tolerance), say)
-    decoder, labeller = step_file(declared.DECODE_STEP), step_file(declared.LABEL_STEP)
     return Built(
         declared.PIPELINE,
         {
-            declared.DECODER.name: {STEP_FILE: decoder},
             declared.ENGINE.name: {ENGINE_FILE: converted.engine, PROOF_FILE: converted.proof},
-            declared.LABELLER.name: {STEP_FILE: labeller, "labels.txt": label_file},
+            declared.LABELLER.name: {"labels.txt": label_file},
         },
         lambda address: prove_served_classification(address, name, converted.asked(), labels),
     )
-
-
-def step_file(step: str) -> Path:
-    """The source of a step; it stands once in git and is copied into the repository."""
-    import ensembles.steps
-
-    return Path(ensembles.steps.__path__[0]) / f"{step}.py"
 
 
 def labels_file(name: str) -> Path:

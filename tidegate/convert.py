@@ -19,13 +19,12 @@ def command(name: str, force: bool) -> None:
     \b
     tidegate convert text_embedding
     """
-    from serving.publish import is_published
-    from tidegate.pipelines import BUILDERS, convert_pipeline
+    from tidegate.pipelines import BUILDERS, convert_pipeline, is_current
 
     if name not in BUILDERS:
         raise click.UsageError(f"there is no pipeline {name!r}: choose {', '.join(BUILDERS)}")
     places = Places.current()
-    if is_published(places.repository, name) and not force:
+    if is_current(name, places.repository) and not force:
         click.echo(
             f"{name}: already in {places.shown(places.repository)}/ (--force builds it again)"
         )

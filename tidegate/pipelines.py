@@ -3,19 +3,21 @@
 ``tidegate.builders`` says what each known pipeline is made of.
 """
 
+import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.layout import staging_folder
+from modelspec.layout import STEP_FILE, staging_folder, version_folders
+from modelspec.model import ModelSpec, Pipeline
 from modelspec.staging import stage_model
 from tidegate.builders import BUILDERS, Built, Say
 
 if TYPE_CHECKING:
     from converters.proof import Proof
 
-__all__ = ["BUILDERS", "convert_pipeline"]
+__all__ = ["BUILDERS", "convert_pipeline", "is_current"]
 
 
 def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> None:
@@ -38,9 +40,37 @@ def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> N
     say(f"{name}: published into {repository.name}/")
 
 
+def is_current(name: str, repository: Path) -> bool:
+    """Whether the known pipeline is in the repository, with the steps that this code has."""
+    from serving.publish import is_published
+
+    pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
+    return all(
+        is_published(repository, spec.name) and _has_step(repository / spec.name, spec)
+        for spec in pipeline.models
+    )
+
+
+def _has_step(folder: Path, spec: ModelSpec) -> bool:
+    newest = folder / str(version_folders(folder)[-1])
+    return not spec.step or _is_same(newest / STEP_FILE, step_file(spec.step))
+
+
+def _is_same(published: Path, source: Path) -> bool:
+    return published.is_file() and published.read_bytes() == source.read_bytes()
+
+
+def step_file(step: str) -> Path:
+    """The source of a step; it stands once in git and is copied into the repository."""
+    import ensembles.steps
+
+    return Path(ensembles.steps.__path__[0]) / f"{step}.py"
+
+
 def _stage(staged: Path, built: Built) -> None:
     for spec in built.pipeline.models:
-        stage_model(staged, spec, built.files.get(spec.name, {}))
+        step = {STEP_FILE: step_file(spec.step)} if spec.step else {}
+        stage_model(staged, spec, {**step, **built.files.get(spec.name, {})})
 
 
 def _prove_through_triton(

@@ -18,7 +18,7 @@ from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, is_taken
 from serving.publish import is_published
 from serving.watch import Watcher
-from tidegate.pipelines import BUILDERS
+from tidegate.pipelines import BUILDERS, is_current
 from tidegate.places import Places
 
 READY_TIMEOUT_S = 60.0
@@ -123,7 +123,7 @@ class Stack:
         """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
         repository = self.options.places.repository
         for name in self._wanted():
-            if is_published(repository, name):
+            if is_current(name, repository) if name in BUILDERS else is_published(repository, name):
                 continue
             if name not in BUILDERS:
                 raise ServingError(

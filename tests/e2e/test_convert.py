@@ -57,7 +57,7 @@ def test_a_step_that_was_tampered_with_does_not_pass_the_proof(stack, tmp_path):
     """A fault planted in the tokeniser step: only the proof through Triton can see it."""
     planted = tmp_path / "planted.py"
     planted.write_text(
-        "import tidegate.builders as b\n"
+        "import tidegate.pipelines as b\n"
         "from pathlib import Path\n"
         "source = b.step_file('tokenize_text').read_text()\n"
         "wrong = Path(__file__).with_name('wrong.py')\n"
@@ -126,3 +126,14 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, after):
     left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
     assert [p.name for p in left if p.name != "triton.key"] == []
     assert not list(Path("/dev/shm").glob(f"tidegate_{process.pid}_*"))
+
+
+def test_a_step_that_is_older_than_the_code_is_published_again(tmp_path):
+    assert _convert(tmp_path, "identity_fp32").returncode == 0
+    published = tmp_path / "model_repository" / "identity_fp32" / "1" / "model.py"
+    current = published.read_text()
+    published.write_text(current + "# from an older checkout\n")
+    run = _convert(tmp_path, "identity_fp32")
+    assert "published into model_repository/" in run.stdout
+    assert published.read_text() == current
+    assert "already in" in _convert(tmp_path, "identity_fp32").stdout

@@ -5,10 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
-from pathlib import Path
 
+import httpx
 import pytest
 
 from serving.ports import free_ports
@@ -70,7 +68,7 @@ def test_only_one_kind_and_a_p99_limit_that_is_read(stack):
 
 
 def test_a_wrong_key_is_refused_before_locust_starts(stack):
-    code, output, errors = run(stack, TIDEGATE_API_KEY="tg_wrong")
+    code, _, errors = run(stack, TIDEGATE_API_KEY="tg_wrong")
     assert code == 2
     assert errors.count("\n") == 1
     assert "refuses the API key (HTTP 401): set TIDEGATE_API_KEY" in errors
@@ -83,7 +81,7 @@ def test_without_a_stack_it_says_make_up(stack, only):
         "TIDEGATE_URL": f"http://127.0.0.1:{port}",
         "TIDEGATE_TRITON_GRPC_ADDRESS": f"127.0.0.1:{port}",
     }
-    code, output, errors = run(stack, f"--only={only}", **nowhere)
+    code, _, errors = run(stack, f"--only={only}", **nowhere)
     assert code == 2
     assert errors.count("\n") == 1
     assert "run `make up`" in errors
@@ -112,14 +110,13 @@ class UI:
         self.process = start(stack, "--users=4", f"--ui-port={port}")
 
     def ask(self, path: str, **form: str) -> str:
-        data = urllib.parse.urlencode(form).encode() if form else None
-        with urllib.request.urlopen(self.url + path, data, timeout=10) as answer:
-            return answer.read().decode()
+        with httpx.Client(base_url=self.url, timeout=10) as client:
+            return (client.post(path, data=form) if form else client.get(path)).text
 
     def answers(self) -> bool:
         try:
             return "<title>Locust" in self.ask("/")
-        except OSError:
+        except httpx.TransportError:
             return False
 
     def requests(self) -> dict[str, int]:

@@ -45,8 +45,7 @@ def gateway():
 @pytest.fixture
 def dead_port():
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        port = server.server_port
-    return port
+        return server.server_port
 
 
 def test_a_ready_gateway_is_asked_with_the_key(gateway):
