@@ -75,9 +75,9 @@ class RestUser(FastHttpUser):
 class TritonClient(InferenceServerClient):  # type: ignore[misc]  # tritonclient ships no types
     """A client that the end of the process closes; until then the next user takes it over.
 
-    Stock, it closes its channel once more when it is collected. Under gevent gRPC (1.85) counts
-    its open channels down at each close: other users' calls stall, and a close that meets gRPC's
-    own thread never returns.
+    Stock, it closes its channel again when it is collected. Under gevent (grpcio 1.85) such a close
+    was seen to wait for ever on gRPC's own lock, in ``gevent_decrement_channel_count``, and Locust
+    with it.
     """
 
     idle: ClassVar[list["TritonClient"]] = []
