@@ -10,7 +10,7 @@ import time
 from itertools import islice
 from typing import Any, ClassVar
 
-import grpc.experimental.gevent  # type: ignore[import-not-found]
+import grpc.experimental.gevent
 import numpy as np
 from locust import FastHttpUser, User, task
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
