@@ -2,6 +2,7 @@
 
 ConversionError             the message says what failed and what to do
 |- SourceMissing            the weights or their package are not there
+|- SourceRefused            they are there, but broken, unsafe or not for this task
 |- ExportFailed             the framework's exporter gave up
 `- ProofFailed              the converted model does not give the original's answers
 """
@@ -12,6 +13,10 @@ class ConversionError(RuntimeError):
 
 
 class SourceMissing(ConversionError):
+    pass
+
+
+class SourceRefused(ConversionError):
     pass
 
 

@@ -9,27 +9,20 @@ proof compares against this, never against code that Tidegate also serves with.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from converters.errors import ConversionError
-from converters.offline import OFFLINE
+from converters.original import ask
 
 
 def classify(pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, 3, 224, 224] and ``logits`` FP32 [n, 1000] of these files."""
     questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
     questions.write_text(json.dumps([str(path) for path in pictures]))
-    command = [sys.executable, "-m", "converters.image_oracle", str(questions), str(answers)]
-    run = subprocess.run(command, capture_output=True, text=True, env=OFFLINE, check=False)
-    if run.returncode:
-        raise ConversionError(f"the original model could not answer: {run.stderr.strip()[-1000:]}")
-    with np.load(answers) as stored:
-        return dict(stored)
+    return ask("converters.image_oracle", questions, answers=answers)
 
 
 def main(questions: str, answers: str) -> None:

@@ -6,28 +6,19 @@ The proof compares against this, never against code that Tidegate also serves wi
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from converters.errors import ConversionError
-from converters.offline import OFFLINE
+from converters.original import ask
 
 
 def embed(folder: Path, texts: list[str], work_dir: Path) -> dict[str, np.ndarray]:
     """``vectors`` FP32 [n, width] and ``token_count`` INT32 [n] by sentence-transformers."""
     questions, answers = work_dir / "texts.json", work_dir / "oracle.npz"
     questions.write_text(json.dumps(texts))
-    command = [sys.executable, "-m", "converters.oracle", folder, questions, answers]
-    run = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env=OFFLINE, check=False
-    )
-    if run.returncode:
-        raise ConversionError(f"the original model could not answer: {run.stderr.strip()[-1000:]}")
-    with np.load(answers) as stored:
-        return dict(stored)
+    return ask("converters.oracle", folder, questions, answers=answers)
 
 
 def main(folder: str, questions: str, answers: str) -> None:

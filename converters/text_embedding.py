@@ -79,14 +79,13 @@ def _prove(recipe: Recipe, source: Path, folder: Path, say: Say) -> None:
     from converters import embedding_proof, oracle
     from converters.golden_proof import golden_checks
     from converters.proof import Proof
+    from converters.token_graph import TokenGraph
 
     texts = _samples(recipe)
     say(f"{recipe.name}: asking the original model about {len(texts)} real texts")
     original = oracle.embed(source, texts, folder)
     say(f"{recipe.name}: proving the graph against it")
-    graph = embedding_proof.Graph(
-        folder / "model.onnx", folder / "tokenizer.json", recipe.buckets[-1]
-    )
+    graph = TokenGraph(folder / "model.onnx", folder / "tokenizer.json", recipe.buckets[-1])
     vectors = original["vectors"]
     proof = embedding_proof.prove(recipe.name, graph, texts, vectors, recipe.buckets)
     golden = golden_checks(recipe.golden, recipe.tolerance, _first_row(original))
@@ -98,7 +97,7 @@ def _prove(recipe: Recipe, source: Path, folder: Path, say: Say) -> None:
 
 def _samples(recipe: Recipe) -> list[str]:
     """The golden text first, then real sentences, then texts that reach into every bucket."""
-    from converters.embedding_proof import texts_for_buckets
+    from converters.invariance import texts_for_buckets
 
     sentences = default_texts()
     return [recipe.golden_text, *sentences, *texts_for_buckets(sentences, recipe.buckets)]

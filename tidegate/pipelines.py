@@ -12,22 +12,25 @@ from typing import TYPE_CHECKING
 from modelspec.layout import STEP_FILE, staging_folder, version_folders
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.staging import stage_model
+from serving.publish import is_published
 from tidegate.builders import BUILDERS, Built, Say
 
 if TYPE_CHECKING:
     from converters.proof import Proof
 
-__all__ = ["BUILDERS", "convert_pipeline", "is_current"]
+__all__ = ["BUILDERS", "convert_pipeline", "is_current", "is_published"]
 
 
-def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> None:
-    """Build the known pipeline ``name``, prove it, publish it into ``repository``.
+def convert_pipeline(
+    name: str, build: Callable[[Say], Built], repository: Path, work_dir: Path, say: Say
+) -> None:
+    """Build the pipeline ``name``, prove it, publish it into ``repository``.
 
     Raises ConversionError or ServingError; the repository is then as it was before.
     """
     from serving.publish import publish
 
-    built = BUILDERS[name](say)
+    built = build(say)
     staging = staging_folder(repository)
     staging.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=staging, prefix=f"{name}-") as staged_name:
@@ -42,8 +45,6 @@ def convert_pipeline(name: str, repository: Path, work_dir: Path, say: Say) -> N
 
 def is_current(name: str, repository: Path) -> bool:
     """Whether the known pipeline is in the repository, with the steps that this code has."""
-    from serving.publish import is_published
-
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
     return all(
         is_published(repository, spec.name) and _has_step(repository / spec.name, spec)

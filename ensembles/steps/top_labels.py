@@ -1,9 +1,11 @@
 """Logits -> the likeliest labels with their scores (a step that runs inside Triton).
 
 Input ``logits`` FP32 [n, classes]; outputs ``label`` BYTES [n, k] and ``score`` FP32 [n, k], the
-likeliest first. Scores are the softmax over all classes.
+likeliest first. Scores are the softmax over all classes or, where labels do not exclude each other,
+the sigmoid of each.
 
-Files beside this module: ``labels.txt``, one name a line. Model parameters: ``top_k``.
+Files beside this module: ``labels.txt``, one name a line. Model parameters: ``top_k`` and, if it is
+not softmax, ``function``.
 """
 
 import json
@@ -18,14 +20,31 @@ except ImportError:
     pb_utils = None
 
 
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """FP32 [n, classes], each row adding up to 1."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """FP32 [n, classes], each element on its own."""
+    return np.asarray(0.5 * (1 + np.tanh(logits.astype(np.float64) / 2)), dtype=np.float32)
+
+
+FUNCTIONS = {"softmax": _softmax, "sigmoid": _sigmoid}
+
+
 class TopLabels:
     """Names the ``k`` likeliest of the classes; ``labels`` are in the model's order."""
 
-    def __init__(self, labels: list[str], k: int) -> None:
+    def __init__(self, labels: list[str], k: int, function: str = "softmax") -> None:
+        if function not in FUNCTIONS:
+            raise ValueError(f"function is {function!r}: give one of {', '.join(FUNCTIONS)}")
         if not 1 <= k <= len(labels):
             raise ValueError(f"top_k is {k}: give 1 to {len(labels)}, the number of labels")
         self._labels = np.array([label.encode() for label in labels], dtype=object)
         self._k = k
+        self._scores = FUNCTIONS[function]
 
     def __call__(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """label object (bytes) [n, k] and score FP32 [n, k] of logits FP32 [n, classes].
@@ -36,16 +55,10 @@ class TopLabels:
             raise ValueError(f"the engine gave {logits.shape}, not [n, {len(self._labels)}]")
         if not np.isfinite(logits).all():
             raise ValueError("the engine gave numbers that are not finite")
-        scores = _softmax(logits)
+        scores = self._scores(logits)
         # Stable: of two equal scores the earlier class comes first, every time.
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
         return self._labels[best], np.take_along_axis(scores, best, axis=1)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """FP32 [n, classes], each row adding up to 1."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 class TritonPythonModel:
@@ -55,7 +68,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
-        self._name = TopLabels(labels, int(parameters["top_k"]["string_value"]))
+        function = parameters.get("function", {}).get("string_value", "softmax")
+        self._name = TopLabels(labels, int(parameters["top_k"]["string_value"]), function)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

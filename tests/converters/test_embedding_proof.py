@@ -6,12 +6,14 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from converters.embedding_proof import Graph, prove, texts_for_buckets
+from converters.embedding_proof import prove
 from converters.errors import ProofFailed
 from converters.golden_proof import golden_checks
+from converters.invariance import texts_for_buckets
 from converters.proof import Proof
 from converters.samples import default_texts
 from converters.text_embedding import Recipe, convert
+from converters.token_graph import TokenGraph
 from ensembles.text_embedding import BUCKETS, GOLDEN
 
 SHORT_BUCKETS = (16, 32)
@@ -32,7 +34,7 @@ def sample(converted):
     return [str(text) for text in oracle["texts"][:24]], oracle["vectors"][:24]
 
 
-def _prove(graph: Graph, sample) -> Proof:
+def _prove(graph: TokenGraph, sample) -> Proof:
     texts, vectors = sample
     return prove("planted", graph, texts, vectors, SHORT_BUCKETS)
 
@@ -44,18 +46,18 @@ def _failed(proof: Proof) -> str:
 
 
 def test_the_real_conversion_passes(converted, sample):
-    graph = Graph(converted.engine, converted.tokenizer, BUCKETS[-1])
+    graph = TokenGraph(converted.engine, converted.tokenizer, BUCKETS[-1])
     proof = _prove(graph, sample)
     proof.require()
     assert proof.samples == 24
     assert '"passed": true' in converted.proof.read_text()
 
 
-def _tampered(converted, target, change) -> Graph:
+def _tampered(converted, target, change) -> TokenGraph:
     model = onnx.load(converted.engine)
     change(model)
     onnx.save(model, target)
-    return Graph(target, converted.tokenizer, BUCKETS[-1])
+    return TokenGraph(target, converted.tokenizer, BUCKETS[-1])
 
 
 def _largest_weight(model: onnx.ModelProto):
@@ -87,7 +89,7 @@ def test_a_nan_in_the_weights_is_caught(converted, sample, tmp_path):
     assert "is not finite" in message
 
 
-class Planted(Graph):
+class Planted(TokenGraph):
     """The real graph, with a fault added to its answers: faults that an exporter can make."""
 
     fault = staticmethod(lambda ids, mask, vectors: vectors)
@@ -139,7 +141,7 @@ def test_a_golden_sample_that_is_not_the_originals_is_caught():
 def test_the_samples_are_real_and_reach_into_every_bucket(converted):
     texts = default_texts()
     assert len(texts) == len(set(texts)) > 200
-    graph = Graph(converted.engine, converted.tokenizer, BUCKETS[-1])
+    graph = TokenGraph(converted.engine, converted.tokenizer, BUCKETS[-1])
     lengths = [graph.length(text) for text in texts_for_buckets(texts, BUCKETS)]
     below = (0, *BUCKETS)
     for length, low, high in zip(lengths, below, BUCKETS, strict=False):

@@ -143,7 +143,8 @@ def test_a_bomb_takes_no_memory(name):
 
 @pytest.mark.parametrize(("kind", "limit_mb"), [("JPEG", 240), ("PNG", 240), ("WEBP", 460)])
 def test_the_largest_picture_takes_a_known_amount(kind, limit_mb):
-    assert 80 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), kind)) < limit_mb
+    # 75 MB are the pixels themselves, of which the process may have had some before.
+    assert 40 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), kind)) < limit_mb
 
 
 def test_any_cut_is_refused_or_decoded():

@@ -1,0 +1,160 @@
+"""A text-classification pipeline of any name: text -> the likeliest labels with their scores.
+
+text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx -> NAME_post (softmax or sigmoid, top k)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelspec.face import Face, Golden
+from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
+
+MAX_BATCH_SIZE = 32
+
+_TEXT = TensorSpec("text", "BYTES", (1,))
+_TOKENS = (
+    TensorSpec("input_ids", "INT64", (-1,)),
+    TensorSpec("attention_mask", "INT64", (-1,)),
+)
+_COUNT = TensorSpec("token_count", "INT32", (1,))
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """``buckets`` are lengths in tokens, the last the longest text. ``function`` is what turns
+    logits into scores: ``softmax``, or ``sigmoid`` where labels do not exclude each other."""
+
+    name: str
+    labels: Sequence[str]
+    buckets: Sequence[int]
+    pad_id: int
+    function: str
+    golden: Golden
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def pipeline(self) -> Pipeline:
+        members = (self._tokenizer(), self._engine(), self._labeller())
+        return Pipeline(members, self._public())
+
+    def _tokenizer(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_pre",
+            backend="python",
+            step="tokenize_text",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(_TEXT,),
+            outputs=(*_TOKENS, _COUNT),
+            batching=Batching(),
+            parameters={"buckets": ",".join(map(str, self.buckets)), "pad_id": str(self.pad_id)},
+            versions=(1,),
+            internal=True,
+        )
+
+    def _engine(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_onnx",
+            backend="onnxruntime",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=_TOKENS,
+            outputs=(self._logits,),
+            instances=Instances(count=2),
+            batching=Batching(),
+            parameters={"intra_op_thread_count": "1", "inter_op_thread_count": "1"},
+            versions=(1,),
+            internal=True,
+        )
+
+    def _labeller(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_post",
+            backend="python",
+            step="top_labels",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(self._logits,),
+            outputs=self._answer,
+            batching=Batching(),
+            parameters={"top_k": str(len(self.labels)), "function": self.function},
+            versions=(1,),
+            internal=True,
+        )
+
+    @property
+    def _logits(self) -> TensorSpec:
+        return TensorSpec("logits", "FP32", (len(self.labels),))
+
+    @property
+    def _answer(self) -> tuple[TensorSpec, TensorSpec]:
+        shape = (len(self.labels),)
+        return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
+
+    def _public(self) -> ModelSpec:
+        tokens = {tensor.name: tensor.name for tensor in _TOKENS}
+        return ModelSpec(
+            name=self.name,
+            backend="ensemble",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(_TEXT,),
+            outputs=(*self._answer, _COUNT),
+            steps=(
+                StepSpec(
+                    f"{self.name}_pre",
+                    1,
+                    {"text": "text"},
+                    {**tokens, "token_count": "token_count"},
+                ),
+                StepSpec(f"{self.name}_onnx", 1, tokens, {"logits": "logits"}),
+                StepSpec(
+                    f"{self.name}_post",
+                    1,
+                    {"logits": "logits"},
+                    {"label": "label", "score": "score"},
+                ),
+            ),
+            face=self._face(),
+            golden=self.golden,
+        )
+
+    def _face(self) -> Face:
+        return Face(
+            purpose=f"Say which of {len(self.labels)} labels fit a text, with scores.",
+            request=_REQUEST,
+            response=_RESPONSE,
+            example=self.golden.request,
+            card=self.card,
+        )
+
+
+_REQUEST = {
+    "type": "object",
+    "required": ["text"],
+    "additionalProperties": False,
+    "properties": {
+        "text": {"type": "string", "minLength": 1, "maxLength": 65536, "x-tensor": "text"},
+        "truncate": {
+            "type": "boolean",
+            "default": False,
+            "description": "Cut a text that is too long instead of refusing it.",
+            "x-parameter": "truncate",
+        },
+    },
+}
+_RESPONSE = {
+    "type": "object",
+    "required": ["labels", "token_count"],
+    "properties": {
+        "labels": {
+            "type": "array",
+            "description": "The likeliest first.",
+            "items": {
+                "type": "object",
+                "required": ["label", "score"],
+                "properties": {
+                    "label": {"type": "string", "x-tensor": "label"},
+                    "score": {"type": "number", "x-tensor": "score"},
+                },
+            },
+        },
+        "token_count": {"type": "integer", "x-tensor": "token_count"},
+    },
+}
