@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as config
 
 from modelspec.dtypes import element_type
 from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
-from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
+from modelspec.model import ModelSpec, StepSpec, TensorSpec
 
 
 def to_proto(spec: ModelSpec) -> config.ModelConfig:
@@ -81,16 +81,6 @@ def _run_with(proto: config.ModelConfig, spec: ModelSpec) -> None:
         kind=config.ModelInstanceGroup.Kind.Value(spec.instances.kind),
     )
     if spec.batching:
-        proto.dynamic_batching.CopyFrom(_batching(spec.batching))
-
-
-def _batching(batching: Batching) -> config.ModelDynamicBatching:
-    policy = config.ModelQueuePolicy(
-        timeout_action=config.ModelQueuePolicy.REJECT,
-        default_timeout_microseconds=batching.timeout_us,
-        allow_timeout_override=True,
-        max_queue_size=batching.max_queue_size,
-    )
-    return config.ModelDynamicBatching(
-        max_queue_delay_microseconds=batching.queue_delay_us, default_queue_policy=policy
-    )
+        # Set even when it is all defaults: its presence switches batching on.
+        proto.dynamic_batching.SetInParent()
+        proto.dynamic_batching.max_queue_delay_microseconds = spec.batching.queue_delay_us

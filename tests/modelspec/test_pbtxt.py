@@ -35,14 +35,11 @@ def test_the_committed_config_is_what_the_declaration_says(spec):
 
 
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
-def test_batched_models_batch_dynamically_with_a_queue_policy_that_triton_obeys(spec):
-    if not spec.max_batch_size or spec.steps:
-        return
-    batching = to_proto(spec).dynamic_batching
-    policy = batching.default_queue_policy
-    assert policy.allow_timeout_override
-    assert policy.default_timeout_microseconds > 0
-    assert policy.max_queue_size > 0
+def test_batched_models_batch_dynamically_and_without_a_queue_policy(spec):
+    """With one, Triton 2.51 answers up to 0.5 s late."""
+    proto = to_proto(spec)
+    assert proto.HasField("dynamic_batching") == bool(spec.max_batch_size and not spec.steps)
+    assert not proto.dynamic_batching.HasField("default_queue_policy")
 
 
 def test_max_batch_size_0_is_written_out():
