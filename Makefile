@@ -1,16 +1,25 @@
 # Two commands are enough: `make up` and `make test`. `make help` lists the rest.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
+# The load generator is compiled: a Python one would be what limits the figures.
+WRK = command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk >/dev/null; } \
+	|| { echo "wrk is not installed: apt-get install -y wrk"; exit 2; }
+# Each peer in an environment of its own, with the same engine and tokeniser as ours.
+PEERS := fastapi_onnx litserve_app bentoml_app
+PEER_fastapi_onnx := fastapi 'uvicorn[standard]'
+PEER_litserve_app := litserve
+PEER_bentoml_app := bentoml
+PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format load demo clean
+.PHONY: help up test check format load demo bench bench-peers clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 up: $(VENV)/.up ## Install, convert what is missing, serve (Ctrl-C stops)
 	@exec $(BIN)/tidegate up $(ARGS)
@@ -33,8 +42,22 @@ demo: $(VENV)/.up ## Real sentences through the running stack
 load: $(VENV)/.load ## Load test against the running stack (HEADLESS=1: a table and an exit code)
 	@$(BIN)/python -m loadtests $(if $(HEADLESS),--headless) $(ARGS)
 
+bench: $(VENV)/.load ## Measure what each layer costs against its floor (about 5 minutes)
+	@$(WRK)
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure against FastAPI, LitServe and BentoML
+	@$(WRK)
+	@$(BIN)/python -m loadtests.bench peers $(ARGS)
+
 clean: ## Remove the environment and everything built (not your models)
 	rm -rf $(VENV) .tidegate .model_repository.staging build *.egg-info
+
+.venv-bench/%/.installed:
+	@echo "installing the peer $* (once) ..."
+	@$(PYTHON) -m venv .venv-bench/$*
+	@.venv-bench/$*/bin/pip --disable-pip-version-check install -qq $(PEER_$*) $(PEER_ENGINE)
+	@touch $@
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it with PYTHON=..."; exit 1; }

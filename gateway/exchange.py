@@ -114,7 +114,7 @@ class Exchange:
         Raises ClientGone in that case.
         """
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 (a coroutine runs in a task)
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
         watch: list[asyncio.Task[None]] = []
         handle = asyncio.get_running_loop().call_later(
             DISCONNECT_WATCH_S, lambda: watch.append(asyncio.ensure_future(self._cancel(task)))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ def command(
     if task is None and name is None:
         _convert_known(source, places, force, say)
     else:
-        _convert_brought(source, task, name, samples, places, force, say)
+        _convert_brought(Order(source, task, name, samples, force), places, say)
 
 
 def _convert_known(source: str, places: Places, force: bool, say: Callable[[str], None]) -> None:
@@ -55,26 +56,29 @@ def _convert_known(source: str, places: Places, force: bool, say: Callable[[str]
     convert_pipeline(source, BUILDERS[source], places.repository, places.state, say)
 
 
-def _convert_brought(
-    source: str,
-    task: str | None,
-    name: str | None,
-    samples: Path | None,
-    places: Places,
-    force: bool,
-    say: Callable[[str], None],
-) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What was asked for on the command line."""
+
+    source: str
+    task: str | None
+    name: str | None
+    samples: Path | None
+    force: bool
+
+
+def _convert_brought(order: Order, places: Places, say: Callable[[str], None]) -> None:
     from tidegate.brought import TASKS, Brought
     from tidegate.pipelines import convert_pipeline, is_published
 
-    if task is None or task not in TASKS or name is None:
+    name, builder = order.name, TASKS.get(order.task or "")
+    if builder is None or name is None:
         raise click.UsageError(f"a folder needs --name and --task; tasks are {', '.join(TASKS)}")
     _require_free_name(name)
-    if is_published(places.repository, name) and not force:
+    if is_published(places.repository, name) and not order.force:
         _already(name, places)
         return
-    brought = Brought(Path(source), name, _lines(samples))
-    builder = TASKS[task]
+    brought = Brought(Path(order.source), name, _lines(order.samples))
     convert_pipeline(
         name, lambda tell: builder(brought, tell), places.repository, places.state, say
     )

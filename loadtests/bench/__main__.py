@@ -1,0 +1,82 @@
+"""``python -m loadtests.bench``: measure, print the tables, save them, judge the floors."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from loadtests.bench import cases_engine, cases_gateway, cases_peers
+from loadtests.bench.errors import BenchError
+from loadtests.bench.machine import describe
+from loadtests.bench.report import Section, markdown, missed, save
+from loadtests.bench.settings import REPOSITORY, RESULTS, ROOT, Effort
+from loadtests.bench.stack import BenchStack, running
+from loadtests.bench.wrk import require_wrk
+from loadtests.texts import CorpusMissing
+
+Case = Callable[[BenchStack, Effort], Section]
+CASES: dict[str, tuple[Case, ...]] = {
+    "ours": (
+        cases_gateway.identity,
+        cases_gateway.task_route,
+        cases_engine.text_embedding,
+        cases_engine.backend_overhead,
+    ),
+    "peers": (cases_peers.peers,),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("what", type=click.Choice(list(CASES)), default="ours")
+@click.option("--rounds", default=Effort.rounds, show_default=True, help="Passes of each.")
+@click.option("--seconds", default=Effort.seconds, show_default=True, help="Length of a pass.")
+@click.option("--only", help="One of the tables: identity, task_route, text_embedding, ...")
+@click.option("--no-floors", is_flag=True, help="Exit 0 though a floor was missed.")
+@click.option(
+    "--repository",
+    default=REPOSITORY,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The models to serve.",
+)
+def command(
+    what: str, rounds: int, seconds: int, only: str | None, no_floors: bool, repository: Path
+) -> None:
+    """Measure our own stack (``ours``), or it against its peers (``peers``).
+
+    Exit codes: 0 every floor held; 1 one was missed; 2 it could not be measured.
+    """
+    try:
+        cases = _chosen(CASES[what], only)
+        machine = describe(ROOT)
+        sections = _measure(cases, repository, Effort(rounds, seconds))
+    except (BenchError, CorpusMissing) as error:
+        click.secho(f"bench: {error}", fg="red", err=True)
+        sys.exit(2)
+    click.echo(markdown(machine, sections))
+    click.echo(f"saved in {save(RESULTS, what, machine, sections)}")
+    if missed(sections) and not no_floors:
+        sys.exit(1)
+
+
+def _chosen(cases: tuple[Case, ...], only: str | None) -> tuple[Case, ...]:
+    found = tuple(case for case in cases if only in (None, case.__name__))
+    if not found:
+        known = ", ".join(case.__name__ for case in cases)
+        raise BenchError(f"there is no table {only!r}: there are {known}")
+    return found
+
+
+def _measure(cases: tuple[Case, ...], repository: Path, effort: Effort) -> list[Section]:
+    require_wrk()
+    click.echo("starting the stack ...", err=True)
+    with running(repository) as stack:
+        found = []
+        for case in cases:
+            click.echo(f"measuring {case.__name__} ...", err=True)
+            found.append(case(stack, effort))
+    return found
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m loadtests.bench")

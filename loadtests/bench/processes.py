@@ -1,0 +1,84 @@
+"""Start a server of our own, wait until it answers, and end it by its id."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.bench.errors import BenchError
+
+STOP_S = 40.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A child in a session of its own, so that its workers end with it."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def wait_ready(self, url: str, timeout_s: float) -> None:
+        """Return when ``url`` answers 200; BenchError with the log's end when it does not."""
+        deadline = time.monotonic() + timeout_s
+        while not answers(url):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"{self.name} did not start:\n{self.tail()}")
+            time.sleep(0.2)
+
+    def tail(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        """Ask it to stop, then end what is left of its session."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+def start(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Server:
+    """Start it; what it prints goes to ``log``."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Server(name, process, log)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 (our own address)
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,17 @@
+"""How long to measure, and where things are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT / "model_repository"
+RESULTS = ROOT / "bench-results"
+ENVIRONMENTS = ROOT / ".venv-bench"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Each contender gets ``rounds`` passes of ``seconds`` each, in turn with the others."""
+
+    rounds: int = 4
+    seconds: int = 2

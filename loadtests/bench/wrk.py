@@ -1,0 +1,101 @@
+"""Run ``wrk``, a compiled load generator, and read what it measured.
+
+The bodies go to it in a file and the headers in its environment: other users of the machine can
+read a command line, and an API key is among the headers.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.bench.errors import BenchError
+
+SCRIPT = Path(__file__).with_name("send.lua")
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way to ask the same thing. Each body is sent in turn."""
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+    bodies: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One pass, or the median of several. Latencies are of all answers; times in milliseconds."""
+
+    rps: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+def require_wrk() -> None:
+    if shutil.which("wrk") is None:
+        raise BenchError("wrk is not installed: apt-get install -y wrk")
+
+
+def run(target: Target, connections: int, seconds: int) -> Figures:
+    """One pass from one thread; BenchError when anything was answered with an error."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s"]
+    with _bodies(target.bodies) as file:
+        result = subprocess.run(
+            [*command, "-s", str(SCRIPT), target.url],
+            env={**os.environ, "BENCH_BODIES": file, "BENCH_HEADERS": _lines(target.headers)},
+            capture_output=True,
+            text=True,
+            timeout=seconds + 2 * TIMEOUT_S,
+            check=False,
+        )
+    if result.returncode != 0:
+        raise BenchError(f"wrk failed on {target.name}: {result.stderr.strip()[:300]}")
+    return parse(target.name, result.stdout)
+
+
+def parse(name: str, output: str) -> Figures:
+    """The figures in wrk's output, which ends with the script's line of JSON."""
+    try:
+        found = json.loads(output.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise BenchError(
+            f"wrk said nothing of {name} that can be read: {output[-300:]!r}"
+        ) from None
+    failed = found["refused"] + found["broken"]
+    if failed or not found["requests"]:
+        raise BenchError(
+            f"{name}: {failed} of {found['requests']} requests failed "
+            f"({found['refused']} refused, {found['broken']} without an answer)"
+        )
+    return Figures(
+        rps=found["requests"] / found["duration_us"] * 1e6,
+        p50_ms=found["p50_us"] / 1e3,
+        p95_ms=found["p95_us"] / 1e3,
+        p99_ms=found["p99_us"] / 1e3,
+    )
+
+
+def record(bodies: Sequence[bytes]) -> bytes:
+    """The bodies as ``send.lua`` reads them."""
+    return b"".join(b"%d\n%s" % (len(body), body) for body in bodies)
+
+
+@contextmanager
+def _bodies(bodies: Sequence[bytes]) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(prefix="tidegate-bench-") as file:
+        file.write(record(bodies))
+        file.flush()
+        yield file.name
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in headers.items())
