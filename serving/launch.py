@@ -87,7 +87,7 @@ class TritonServer:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is None:
             return
-        family = _family(self._process.pid)
+        family = _family(self._prefix)
         children.end(self._process, EXIT_TIMEOUT_S + 5)
         _end(family)
         leftovers.remove(self._prefix, self.options.work_dir / "build")
@@ -170,11 +170,16 @@ def _restricted_key(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _family(prefix: str) -> list[psutil.Process]:
+    """The server's Python stubs, whoever their parent is: those of a server that was killed live
+    on, and hold its HTTP port and connections open (Triton does not mark them close-on-exec)."""
+    processes = psutil.process_iter(["name", "cmdline"])
+    return [
+        process
+        for process in processes
+        if process.info["name"] != "tritonserver"
+        and any(prefix in word for word in process.info["cmdline"] or ())
+    ]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -12,6 +12,7 @@ from tests.running import RunningStack, launch, stop, wait_ready, wait_until
 # A request may wait for a restart, but it never hangs.
 LONGEST_S = 12.0
 HEAL_S = 30.0
+STEPS = ("text_embedding_pre", "text_embedding_onnx")
 
 
 class Load:
@@ -77,6 +78,8 @@ def test_a_killed_model_process_is_revived(own, model):
 
 
 def test_a_killed_triton_is_started_again(own):
+    stubs = [stub for model in STEPS for stub in own.stubs(model)]
+    assert len(stubs) >= 3
     with Load(own) as load:
         wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
         own.triton().kill()
@@ -85,6 +88,8 @@ def test_a_killed_triton_is_started_again(own):
         wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
+    # They would live on without their server, at 165 MB each.
+    assert not [stub for stub in stubs if stub.is_running()]
 
 
 def test_a_503_says_when_to_come_back(own):

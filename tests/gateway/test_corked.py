@@ -1,0 +1,46 @@
+"""The head of an answer leaves with its first bytes; nothing is held back for longer."""
+
+import asyncio
+
+from gateway.corked import _Corked
+
+
+class Transport:
+    def __init__(self):
+        self.written, self.closed = [], False
+
+    def write(self, data):
+        self.written.append(data)
+
+    def close(self):
+        self.closed = True
+
+    def is_closing(self):
+        return self.closed
+
+
+async def test_two_writes_are_one():
+    transport = Transport()
+    corked = _Corked(transport, asyncio.get_running_loop())
+    corked.write(b"head ")
+    corked.write(b"body")
+    assert transport.written == [b"head body"]
+    await asyncio.sleep(0)
+    assert transport.written == [b"head body"]
+
+
+async def test_a_head_without_a_body_yet_is_not_kept():
+    transport = Transport()
+    _Corked(transport, asyncio.get_running_loop()).write(b"head")
+    assert transport.written == []
+    await asyncio.sleep(0)
+    assert transport.written == [b"head"]
+
+
+async def test_closing_sends_what_is_held():
+    transport = Transport()
+    corked = _Corked(transport, asyncio.get_running_loop())
+    corked.write(b"last words")
+    corked.close()
+    assert transport.written == [b"last words"]
+    assert corked.is_closing()
