@@ -7,17 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE
 from modelspec.face import Face, Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32
-
-_TEXT = TensorSpec("text", "BYTES", (1,))
-_TOKENS = (
-    TensorSpec("input_ids", "INT64", (-1,)),
-    TensorSpec("attention_mask", "INT64", (-1,)),
-)
-_COUNT = TensorSpec("token_count", "INT32", (1,))
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,8 @@ class Declaration:
             backend="python",
             step="tokenize_text",
             max_batch_size=MAX_BATCH_SIZE,
-            inputs=(_TEXT,),
-            outputs=(*_TOKENS, _COUNT),
+            inputs=(TEXT,),
+            outputs=(*TOKENS, TOKEN_COUNT),
             batching=Batching(),
             parameters={"buckets": ",".join(map(str, self.buckets)), "pad_id": str(self.pad_id)},
             versions=(1,),
@@ -56,7 +50,7 @@ class Declaration:
             name=f"{self.name}_onnx",
             backend="onnxruntime",
             max_batch_size=MAX_BATCH_SIZE,
-            inputs=_TOKENS,
+            inputs=TOKENS,
             outputs=(self._logits,),
             instances=Instances(count=2),
             batching=Batching(),
@@ -89,13 +83,13 @@ class Declaration:
         return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
 
     def _public(self) -> ModelSpec:
-        tokens = {tensor.name: tensor.name for tensor in _TOKENS}
+        tokens = {tensor.name: tensor.name for tensor in TOKENS}
         return ModelSpec(
             name=self.name,
             backend="ensemble",
             max_batch_size=MAX_BATCH_SIZE,
-            inputs=(_TEXT,),
-            outputs=(*self._answer, _COUNT),
+            inputs=(TEXT,),
+            outputs=(*self._answer, TOKEN_COUNT),
             steps=(
                 StepSpec(
                     f"{self.name}_pre",
@@ -131,12 +125,7 @@ _REQUEST = {
     "additionalProperties": False,
     "properties": {
         "text": {"type": "string", "minLength": 1, "maxLength": 65536, "x-tensor": "text"},
-        "truncate": {
-            "type": "boolean",
-            "default": False,
-            "description": "Cut a text that is too long instead of refusing it.",
-            "x-parameter": "truncate",
-        },
+        "truncate": TRUNCATE,
     },
 }
 _RESPONSE = {

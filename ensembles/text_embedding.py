@@ -3,6 +3,7 @@
 text -> text_embedding_pre (tokenise, pad to a bucket) -> text_embedding_onnx -> vector
 """
 
+from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE
 from modelspec.face import Face, Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -10,21 +11,15 @@ from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, 
 BUCKETS = (16, 32, 64, 128, 256)
 MAX_BATCH_SIZE = 64
 
-_TOKENS = (
-    TensorSpec("input_ids", "INT64", (-1,)),
-    TensorSpec("attention_mask", "INT64", (-1,)),
-)
-_TEXT = TensorSpec("text", "BYTES", (1,))
 _VECTOR = TensorSpec("sentence_embedding", "FP32", (384,))
-_COUNT = TensorSpec("token_count", "INT32", (1,))
 
 TOKENIZER = ModelSpec(
     name="text_embedding_pre",
     backend="python",
     step="tokenize_text",
     max_batch_size=MAX_BATCH_SIZE,
-    inputs=(_TEXT,),
-    outputs=(*_TOKENS, _COUNT),
+    inputs=(TEXT,),
+    outputs=(*TOKENS, TOKEN_COUNT),
     batching=Batching(),
     parameters={"buckets": ",".join(map(str, BUCKETS))},
     versions=(1,),
@@ -35,7 +30,7 @@ ENGINE = ModelSpec(
     name="text_embedding_onnx",
     backend="onnxruntime",
     max_batch_size=MAX_BATCH_SIZE,
-    inputs=_TOKENS,
+    inputs=TOKENS,
     outputs=(_VECTOR,),
     instances=Instances(count=2),  # 2 instances of 1 thread beat 1 of 2 on a 2-core machine
     batching=Batching(),
@@ -58,12 +53,7 @@ FACE = Face(
                 "description": "English text of at most 256 tokens (about 1,000 characters).",
                 "x-tensor": "text",
             },
-            "truncate": {
-                "type": "boolean",
-                "default": False,
-                "description": "Cut a text that is too long instead of refusing it.",
-                "x-parameter": "truncate",
-            },
+            "truncate": TRUNCATE,
         },
     },
     response={
@@ -122,8 +112,8 @@ PIPELINE = Pipeline(
         name="text_embedding",
         backend="ensemble",
         max_batch_size=MAX_BATCH_SIZE,
-        inputs=(_TEXT,),
-        outputs=(_VECTOR, _COUNT),
+        inputs=(TEXT,),
+        outputs=(_VECTOR, TOKEN_COUNT),
         steps=(
             StepSpec(
                 "text_embedding_pre",
