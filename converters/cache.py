@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -10,8 +11,10 @@ from pathlib import Path
 from converters.errors import ConversionError
 
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-# A conversion is whole, and proved, when it has this file.
 PROOF_FILE = "proof.json"
+
+# Folders under construction: .building-PID-...
+BUILDING = ".building-"
 
 Say = Callable[[str], None]
 
@@ -21,39 +24,60 @@ def cache_root() -> Path:
     return Path(base) / "tidegate"
 
 
-def conversion(name: str, key: str, build: Callable[[Path], None], say: Say) -> Path:
-    """The folder of the conversion with this key: from the cache, or built by ``build`` in a
-    temporary folder and then kept. What ``build`` raises leaves nothing behind."""
+def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) -> Path:
+    """The folder with this key: from the cache, or built by ``build`` in a temporary folder and
+    then kept. It is whole when it has the file ``marker``. What ``build`` raises leaves nothing
+    behind."""
     final = cache_root() / "conversions" / key
-    if (final / PROOF_FILE).is_file():
-        say(f"{name}: converted and proved before, taken from the cache")
+    if (final / marker).is_file():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".building-") as building:
-        folder = Path(building) / "done"
-        folder.mkdir()
-        build(folder)
-        _keep(folder, final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(final.parent)
+        prefix = f"{BUILDING}{os.getpid()}-"
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=prefix) as building:
+            folder = Path(building) / "done"
+            folder.mkdir()
+            build(folder)
+            _keep(folder, final, marker)
+    except OSError as error:
+        raise ConversionError(
+            f"{name}: a file could not be read or written ({error}): the conversion needs room and "
+            f"rights in {final.parent} (XDG_CACHE_HOME chooses another folder); then run the same "
+            "command again"
+        ) from error
     return final
 
 
-def _keep(folder: Path, final: Path) -> None:
+def _clear_up(folder: Path) -> None:
+    """Remove what processes that were killed have left half-built."""
+    for left in folder.glob(f"{BUILDING}*"):
+        owner = left.name.removeprefix(BUILDING).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _keep(folder: Path, final: Path, marker: str) -> None:
     """One rename makes it visible; another process that was quicker is as good."""
     try:
         folder.rename(final)
-    except OSError as error:
-        if not (final / PROOF_FILE).is_file():
-            raise ConversionError(f"cannot write the cache {final.parent}: {error}") from error
+    except OSError:
+        if not (final / marker).is_file():
+            raise
 
 
-def content_key(files: Iterable[Path], settings: str = "", more_tools: tuple[str, ...] = ()) -> str:
-    """SHA-256 over the files' bytes, this package's own code, the tools' versions and settings."""
-    digest = hashlib.sha256(settings.encode())
+def content_key(settings: str) -> str:
+    """SHA-256 over this package's own code, the tools' versions and ``settings``."""
     own = sorted(Path(__file__).parent.rglob("*.py"))
-    for path in [*sorted(files), *own]:
+    tools = "".join(f"{tool}={version(tool)};" for tool in TOOLS)
+    return files_sha256(own, tools + settings)
+
+
+def files_sha256(files: Iterable[Path], settings: str = "") -> str:
+    """SHA-256 over the files' names and bytes, in the order given, and ``settings``."""
+    digest = hashlib.sha256(settings.encode())
+    for path in files:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    for tool in (*TOOLS, *more_tools):
-        digest.update(f"{tool}={version(tool)};".encode())
     return digest.hexdigest()

@@ -1,14 +1,11 @@
-"""The record of a proof: checks, each with what was measured and what was allowed."""
+"""What a proof is made of: checks, each with what was measured and what was allowed."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
 import numpy as np
-
-from converters.errors import ProofFailed
 
 
 @dataclass(frozen=True)
@@ -20,14 +17,32 @@ class Check:
     limit: float
     passed: bool
     worst: str = ""
+    least: bool = False  # ``limit`` is the least that is allowed, not the most
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Check":
+        """What ``to_dict`` wrote."""
+        measured, limit = fields["measured"], fields["limit"]
+        numbers = {
+            "measured": float("nan") if measured is None else measured,
+            "limit": float("inf") if limit is None else limit,
+        }
+        return cls(**{**fields, **numbers})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, which knows no NaN and no infinity: null stands for both."""
+        numbers = {"measured": self.measured, "limit": self.limit}
+        finite = {key: number if isfinite(number) else None for key, number in numbers.items()}
+        return {**asdict(self), **finite}
+
+    @property
+    def allowed(self) -> str:
+        return f"{'at least' if self.least else 'at most'} {self.limit:g}"
 
     def line(self) -> str:
-        relation = "<=" if self.passed == (self.measured <= self.limit) else ">="
         verdict = "ok  " if self.passed else "FAIL"
         where = f"  worst: {self.worst}" if self.worst and not self.passed else ""
-        return (
-            f"{verdict} {self.name}: {self.measured:.3g} (must be {relation} {self.limit}){where}"
-        )
+        return f"{verdict} {self.name}: {self.measured:.3g} (must be {self.allowed}){where}"
 
 
 def at_most(name: str, measured: float, limit: float, worst: str = "") -> Check:
@@ -36,7 +51,7 @@ def at_most(name: str, measured: float, limit: float, worst: str = "") -> Check:
 
 
 def at_least(name: str, measured: float, limit: float, worst: str = "") -> Check:
-    return Check(name, float(measured), limit, bool(measured >= limit), worst)
+    return Check(name, float(measured), limit, bool(measured >= limit), worst, least=True)
 
 
 def worst_difference(
@@ -57,28 +72,19 @@ def worst_difference(
 
 @dataclass(frozen=True)
 class Proof:
-    """All checks of one conversion."""
+    """All checks of one subject: the graph, or the pipeline through Triton."""
 
     subject: str
-    samples: int
     checks: tuple[Check, ...]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Proof":
+        return cls(fields["subject"], tuple(map(Check.from_dict, fields["checks"])))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"subject": self.subject, "checks": [check.to_dict() for check in self.checks]}
 
     @property
     def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
-
-    def require(self) -> None:
-        """ProofFailed lists every check that failed, with the sample and both values."""
-        failed = [check.line() for check in self.checks if not check.passed]
-        if failed:
-            raise ProofFailed(
-                f"{self.subject} does not give the original's answers; nothing was published:\n  "
-                + "\n  ".join(failed)
-            )
-
-    def to_json(self) -> str:
-        record: dict[str, Any] = {"passed": self.passed, **asdict(self)}
-        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-
-    def save(self, path: Path) -> None:
-        path.write_text(self.to_json(), encoding="utf-8")
+        # A proof without a check proves nothing.
+        return bool(self.checks) and all(check.passed for check in self.checks)

@@ -28,11 +28,15 @@ def export_token_model(
 
 
 def export_image_model(
-    module: torch.nn.Module, input_name: str, side: int, output_name: str, target: Path
+    module: torch.nn.Module,
+    input_name: str,
+    size: tuple[int, int],
+    output_name: str,
+    target: Path,
 ) -> None:
-    """Write ``target``: input FP32 [batch, 3, side, side], one output; ExportFailed with the
-    cause."""
-    example = torch.zeros(2, 3, side, side)
+    """Write ``target``: input FP32 [batch, 3, height, width], one output; ExportFailed with the
+    cause. ``size`` is (height, width)."""
+    example = torch.zeros(2, 3, *size)
     _export(module, {input_name: example}, (0,), output_name, target)
 
 
@@ -58,7 +62,9 @@ def _export(
                 verbose=False,
             )
     except Exception as error:  # torch raises many kinds; all of them mean the same to a user
-        raise ExportFailed(f"torch could not export the model: {error}") from error
+        # The exporter wraps the reason in a page of advice.
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ExportFailed(f"torch could not export the model: {reason}") from error
     if program is None:
         raise ExportFailed("torch exported nothing")
     program.save(str(target), external_data=False)

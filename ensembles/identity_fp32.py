@@ -13,5 +13,6 @@ PIPELINE = Pipeline(
         outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),
         batching=Batching(),
         versions=(1,),
+        parameters={"tidegate.short": "true"},  # the gateway may relay it over HTTP
     ),
 )

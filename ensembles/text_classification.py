@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE
+from ensembles.engine import onnx_engine
+from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_tokenizer
 from modelspec.face import Face, Golden
-from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32
 
@@ -28,36 +29,12 @@ class Declaration:
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def pipeline(self) -> Pipeline:
-        members = (self._tokenizer(), self._engine(), self._labeller())
+        pre = text_tokenizer(self.name, self.buckets, self.pad_id, MAX_BATCH_SIZE)
+        members = (pre, self._engine(), self._labeller())
         return Pipeline(members, self._public())
 
-    def _tokenizer(self) -> ModelSpec:
-        return ModelSpec(
-            name=f"{self.name}_pre",
-            backend="python",
-            step="tokenize_text",
-            max_batch_size=MAX_BATCH_SIZE,
-            inputs=(TEXT,),
-            outputs=(*TOKENS, TOKEN_COUNT),
-            batching=Batching(),
-            parameters={"buckets": ",".join(map(str, self.buckets)), "pad_id": str(self.pad_id)},
-            versions=(1,),
-            internal=True,
-        )
-
     def _engine(self) -> ModelSpec:
-        return ModelSpec(
-            name=f"{self.name}_onnx",
-            backend="onnxruntime",
-            max_batch_size=MAX_BATCH_SIZE,
-            inputs=TOKENS,
-            outputs=(self._logits,),
-            instances=Instances(count=2),
-            batching=Batching(),
-            parameters={"intra_op_thread_count": "1", "inter_op_thread_count": "1"},
-            versions=(1,),
-            internal=True,
-        )
+        return onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE)
 
     def _labeller(self) -> ModelSpec:
         return ModelSpec(
@@ -117,6 +94,13 @@ class Declaration:
             example=self.golden.request,
             card=self.card,
         )
+
+
+def declare(
+    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> Pipeline:
+    """The pipeline of a model whose facts are ``buckets``, ``pad_id``, ``labels``, ``function``."""
+    return Declaration(name, golden=golden, card=card, **facts).pipeline()
 
 
 _REQUEST = {

@@ -1,6 +1,9 @@
 """What every pipeline that begins with a text shares: the tokeniser step's tensors and fields."""
 
-from modelspec.model import TensorSpec
+from collections.abc import Sequence
+from typing import Any
+
+from modelspec.model import Batching, ModelSpec, TensorSpec
 
 TEXT = TensorSpec("text", "BYTES", (1,))
 TOKENS = (
@@ -8,6 +11,7 @@ TOKENS = (
     TensorSpec("attention_mask", "INT64", (-1,)),
 )
 TOKEN_COUNT = TensorSpec("token_count", "INT32", (1,))
+TOKEN_SPAN = TensorSpec("token_span", "INT32", (-1, 2))
 
 TRUNCATE = {
     "type": "boolean",
@@ -15,3 +19,39 @@ TRUNCATE = {
     "description": "Cut a text that is too long instead of refusing it.",
     "x-parameter": "truncate",
 }
+
+
+def text_request(description: str) -> dict[str, Any]:
+    """The request's schema: ``text``, and whether one that is too long is cut."""
+    text = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 65536,
+        "description": description,
+        "x-tensor": "text",
+    }
+    return {
+        "type": "object",
+        "required": ["text"],
+        "additionalProperties": False,
+        "properties": {"text": text, "truncate": TRUNCATE},
+    }
+
+
+def text_tokenizer(
+    pipeline: str, buckets: Sequence[int], pad_id: int, max_batch_size: int, spans: bool = False
+) -> ModelSpec:
+    """``NAME_pre``: text -> token tensors, padded to one of ``buckets`` (lengths in tokens); with
+    ``spans`` also where in the text each token stands."""
+    return ModelSpec(
+        name=f"{pipeline}_pre",
+        backend="python",
+        step="tokenize_text",
+        max_batch_size=max_batch_size,
+        inputs=(TEXT,),
+        outputs=(*TOKENS, TOKEN_COUNT, *([TOKEN_SPAN] if spans else [])),
+        batching=Batching(),
+        parameters={"buckets": ",".join(map(str, buckets)), "pad_id": str(pad_id)},
+        versions=(1,),
+        internal=True,
+    )

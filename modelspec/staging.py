@@ -27,7 +27,12 @@ def stage_model(
     if STEP_FILE in files:
         # Triton's stub would write it at the first load, whatever PYTHONDONTWRITEBYTECODE says,
         # and Triton takes a version folder that has changed for a model that must be reloaded.
-        py_compile.compile(str(version_folder / STEP_FILE), doraise=True)
+        # By hash, not by time: the same source gives the same bytes, and a copy stays valid.
+        py_compile.compile(
+            str(version_folder / STEP_FILE),
+            doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH,
+        )
     if not files:
         (version_folder / KEEP).touch()
     return folder

@@ -5,7 +5,7 @@ Weights are read from safetensors (or, where there are none, from a ``.bin`` wit
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.archive import require_no_bomb
 
 SAFETENSORS, SHARDS, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 VOCABULARIES = (
@@ -51,13 +52,27 @@ class HuggingFaceFolder:
                 f"{path} wants to run code of its own (auto_map in config.json), which is never "
                 "done: convert a model whose architecture transformers knows"
             )
-        for weights in _weight_files(path):
-            _check_weights(weights)
+        checked_weights(path)
         return cls(path, config)
 
-    def labels(self) -> tuple[str, ...]:
-        """The class names in the model's order; SourceRefused when they do not match the head."""
-        named = {int(key): str(value) for key, value in self.config.get("id2label", {}).items()}
+    def document(self, name: str) -> Mapping[str, Any]:
+        """A JSON file of the folder; SourceMissing or SourceRefused says what is wrong with it."""
+        return _read_json(self.path / name)
+
+    def files(self) -> list[Path]:
+        """What decides the model's answers: the weights, and every small text file beside them."""
+        small = [
+            path
+            for pattern in ("*.json", "*.txt", "*.model", "*/config.json")
+            for path in sorted(self.path.glob(pattern))
+            if path.is_file()
+        ]
+        return sorted({*_weight_files(self.path), *small})
+
+    def labels(self, distinct: bool = True) -> tuple[str, ...]:
+        """The class names in the model's order; SourceRefused when they do not match the head, or
+        when two are the same and must be ``distinct`` (two of ImageNet's are called "crane")."""
+        named = self._named_labels(distinct)
         count = int(self.config.get("num_labels", len(named) or 2))
         if not named:
             return tuple(f"LABEL_{index}" for index in range(count))
@@ -65,8 +80,31 @@ class HuggingFaceFolder:
             raise SourceRefused(f"id2label in {self.path}/config.json skips a number: number all")
         return tuple(named[index] for index in range(len(named)))
 
-    def model(self, auto_class: Any) -> torch.nn.Module:
-        """The model in evaluation mode; SourceRefused with transformers' own reason."""
+    def _named_labels(self, distinct: bool) -> dict[int, str]:
+        """id2label by number; SourceRefused when a caller could not tell two labels apart."""
+        try:
+            raw = dict(self.config.get("id2label") or {})
+            named = {int(key): str(value) for key, value in raw.items()}
+        except (ValueError, TypeError) as error:
+            raise SourceRefused(
+                f"id2label in {self.path}/config.json must give each number a name: {error}"
+            ) from error
+        for index, label in named.items():
+            if not label.strip() or label.splitlines() != [label]:
+                raise SourceRefused(
+                    f"label {index} in {self.path}/config.json is {label!r}: give each label a "
+                    "name of one line"
+                )
+        if distinct and len(set(named.values())) < len(named):
+            raise SourceRefused(
+                f"two labels in {self.path}/config.json have one name, and an answer could not say "
+                "which it means: give each a name of its own in id2label"
+            )
+        return named
+
+    def model(self, auto_class: Any, unused: str = "") -> torch.nn.Module:
+        """The model in evaluation mode; SourceRefused with transformers' own reason. A missing
+        weight whose name begins with ``unused`` does no harm: nothing reads what it computes."""
         try:
             model, report = auto_class.from_pretrained(
                 self.path,
@@ -77,8 +115,11 @@ class HuggingFaceFolder:
             )
         except Exception as error:  # transformers raises many kinds; all mean: not loadable
             raise SourceRefused(f"transformers cannot load {self.path}: {error}") from error
-        if report["missing_keys"]:
-            some = ", ".join(sorted(report["missing_keys"])[:3])
+        missing = {
+            key for key in report["missing_keys"] if not unused or not key.startswith(unused)
+        }
+        if missing:
+            some = ", ".join(sorted(missing)[:3])
             raise SourceRefused(
                 f"{self.path} lacks weights that this task needs ({some}): they would be random. "
                 "Give a model that was trained for the task"
@@ -88,6 +129,17 @@ class HuggingFaceFolder:
 
     def tokenizer(self) -> "TokenizerFile":
         """The fast tokenizer; SourceRefused when the folder has none and none can be made."""
+        self.require_vocabulary()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise SourceRefused(f"no tokenizer can be loaded from {self.path}: {error}") from error
+        return self.tokenizer_file(tokenizer)
+
+    def require_vocabulary(self) -> None:
+        """SourceRefused when the folder has no tokenizer."""
         if not any((self.path / name).is_file() for name in VOCABULARIES):
             # transformers would make one up that knows no word, and the proof would find the
             # original just as senseless.
@@ -95,31 +147,46 @@ class HuggingFaceFolder:
                 f"{self.path} has no tokenizer (none of {', '.join(VOCABULARIES)}): copy it from "
                 "where the model was trained"
             )
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                self.path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise SourceRefused(f"no tokenizer can be loaded from {self.path}: {error}") from error
+
+    def tokenizer_file(self, tokenizer: Any) -> "TokenizerFile":
+        """A tokenizer of transformers as the served step needs it; SourceRefused for a slow one."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SourceRefused(f"the tokenizer of {self.path} has no fast form (tokenizer.json)")
-        said = int(min(tokenizer.model_max_length, UNSAID_TOKENS))
+        said = int(min(tokenizer.model_max_length or UNSAID_TOKENS, UNSAID_TOKENS))
         if said == UNSAID_TOKENS:
             said = int(self.config.get("max_position_embeddings", FALLBACK_TOKENS))
-        return TokenizerFile(backend, int(tokenizer.pad_token_id or 0), said)
+        probe = tokenizer("a")
+        # The step reads from the file from which side a long text is cut.
+        backend.enable_truncation(said, direction=tokenizer.truncation_side)
+        if any(probe.get("token_type_ids", ())):
+            raise SourceRefused(
+                f"the tokenizer of {self.path} gives a single text token types other than 0, which "
+                "the served tokeniser does not: this architecture cannot be converted"
+            )
+        return TokenizerFile(backend, int(tokenizer.pad_token_id or 0), said, tuple(probe))
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """``max_tokens`` is the longest text that the tokenizer says the model takes."""
+    """``max_tokens`` is the longest text that the tokenizer says the model takes; ``inputs`` are
+    the names of what it gives the model."""
 
     backend: Tokenizer
     pad_id: int
     max_tokens: int
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def save(self, path: Path) -> None:
+        """Write it as a ``tokenizer.json``."""
         self.backend.save(str(path))
+
+    def counter(self) -> Callable[[str], int]:
+        """How many tokens a text has, special tokens included, however long it is."""
+        tokenizer = Tokenizer.from_str(self.backend.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return lambda text: len(tokenizer.encode(text).ids)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -134,6 +201,14 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise SourceRefused(f"{path} must hold a JSON object")
     return document
+
+
+def checked_weights(path: Path) -> list[Path]:
+    """The folder's weight files; SourceMissing or SourceRefused when they cannot be read safely."""
+    files = _weight_files(path)
+    for file in files:
+        _check_weights(file)
+    return files
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -159,6 +234,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _check_weights(file: Path) -> None:
     """SourceRefused for a file that is cut off or is a pickle that does more than hold tensors."""
+    require_no_bomb(file)
     try:
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, framework="pt") as opened:

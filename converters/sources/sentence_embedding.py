@@ -1,19 +1,38 @@
-"""A sentence-transformers folder -> one torch module, pooling and normalising inside the graph.
+"""A sentence-transformers folder, or a plain transformers encoder -> one torch module, pooling and
+normalising inside the graph.
 
-The weights are read from safetensors only, and no code of the folder is run.
+The weights are read from safetensors (or a ``.bin`` with ``weights_only=True``), and no code of the
+folder is run: only modules named here are loaded, by sentence-transformers itself.
 """
 
 import importlib.util
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModel
 
-from converters.errors import SourceMissing
+from converters.errors import SourceMissing, SourceRefused
+from converters.sources.huggingface import HuggingFaceFolder, checked_weights
+from converters.sources.token_model import takes_token_types
 
-WEIGHTS = "model.safetensors"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+# Those whose answer depends on the tokens alone. sentence-transformers has moved them about.
+_KNOWN = re.compile(
+    r"sentence_transformers\.(models|base\.modules|sentence_transformer\.modules)(\.\w+)?\."
+    r"(Transformer|Pooling|Normalize|Dense|LayerNorm|Dropout)"
+)
+_WITH_WEIGHTS = ("Dense", "LayerNorm")
+# What a sentence_bert_config.json may say: that a text goes through ``forward``, and no more.
+_PLAIN = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
+_CARRIED = ("max_seq_length", "do_lower_case")
 
 
 def packaged_folder(package: str) -> Path:
@@ -25,42 +44,145 @@ def packaged_folder(package: str) -> Path:
     return Path(found.origin).parent / "model"
 
 
-class SentenceEncoder(torch.nn.Module):
-    """Token ids and mask INT64 [n, length] -> unit vectors FP32 [n, width], by mean pooling."""
+@dataclass(frozen=True)
+class SentenceFolder:
+    """A checked folder. ``transformer`` is the part with config.json and the tokeniser; ``modules``
+    are (kind, folder) of what follows it, empty for a plain transformers folder."""
 
-    def __init__(self, transformer: torch.nn.Module) -> None:
+    path: Path
+    transformer: HuggingFaceFolder
+    modules: tuple[tuple[str, Path], ...]
+
+    @classmethod
+    def open(cls, path: Path) -> "SentenceFolder":
+        """Check the folder; SourceMissing or SourceRefused says what is wrong and what to do."""
+        if not (path / MODULES).is_file():
+            return cls(path, HuggingFaceFolder.open(path), ())
+        kinds = [_module(path, entry) for entry in _entries(path / MODULES)]
+        if [kind for kind, _ in kinds[:2]] != ["Transformer", "Pooling"]:
+            raise SourceRefused(
+                f"{path}/{MODULES} must begin with a Transformer and a Pooling, not "
+                f"{', '.join(kind for kind, _ in kinds[:2])}: such a model cannot be converted"
+            )
+        transformer = HuggingFaceFolder.open(kinds[0][1])
+        _check_transformer(kinds[0][1])
+        _check_prompts(path)
+        return cls(path, transformer, tuple(kinds[1:]))
+
+    def files(self) -> list[Path]:
+        """What decides the answers: every module's weights and small text files."""
+        small = [file for file in sorted(self.path.glob("*.json")) if file.is_file()]
+        configs = [file for _, folder in self.modules for file in sorted(folder.glob("*.json"))]
+        weights = [file for kind, folder in self.modules for file in _weights(kind, folder)]
+        return sorted({*self.transformer.files(), *small, *configs, *weights})
+
+    def load(self) -> Any:
+        """The SentenceTransformer, in FP32; SourceRefused with its own reason."""
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(
+                str(self.path),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32},
+            )
+        except Exception as error:  # it raises many kinds; all of them mean: not loadable
+            reason = " ".join(str(error).split())
+            raise SourceRefused(
+                f"sentence-transformers cannot load {self.path}: {reason}"
+            ) from error
+        first: Any = model[0]
+        if "text" not in first.modality_config or "message" in first.modality_config:
+            raise SourceRefused(f"{self.path} does not embed plain texts: this cannot be converted")
+        # Loaded again to hear what is missing; the pooler's answer is not used.
+        self.transformer.model(type(first.model), unused="pooler.")
+        return model.eval()
+
+
+class SentenceEncoder(torch.nn.Module):
+    """Token ids and mask INT64 [n, length] -> vectors FP32 [n, width], through the modules of a
+    SentenceTransformer. ``inputs`` are the names of what its tokenizer gives it."""
+
+    def __init__(self, original: Any, inputs: Sequence[str]) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.steps = torch.nn.ModuleList(list(original))
+        self._types = takes_token_types(self.model, inputs)
+        self._width = original.truncate_dim
+
+    @property
+    def model(self) -> Any:
+        """The transformer itself, with its config."""
+        return self.steps[0].model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=torch.zeros_like(input_ids),
-        ).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)
-        return torch.nn.functional.normalize(mean, p=2.0, dim=1)
+        features: Any = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._types:
+            features["token_type_ids"] = torch.zeros_like(input_ids)
+        for step in self.steps:
+            features = step(features)
+        vector: torch.Tensor = features["sentence_embedding"]
+        return vector[:, : self._width]
 
 
-def load(folder: Path) -> SentenceEncoder:
-    """The encoder in ``folder``, in evaluation mode; SourceMissing names what it lacks."""
-    for needed in ("config.json", "tokenizer.json", WEIGHTS):
-        if not (folder / needed).is_file():
-            raise SourceMissing(f"{folder} has no {needed}: give a folder that has one")
-    _require_mean_pooling(folder)
-    transformer = AutoModel.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
-    # Without eval() the exporter restores training mode, and dropout is on in the graph.
-    return SentenceEncoder(transformer).eval()
+def _entries(path: Path) -> list[Mapping[str, Any]]:
+    entries = _read_json(path)
+    if isinstance(entries, list) and all(
+        isinstance(entry, dict) and {"type", "path"} <= set(entry) for entry in entries
+    ):
+        return entries
+    raise SourceRefused(f"{path} must be a list of modules, each with a type and a path")
 
 
-def _require_mean_pooling(folder: Path) -> None:
-    pooling = folder / "1_Pooling" / "config.json"
-    if not pooling.is_file():
-        return
-    config: Mapping[str, object] = json.loads(pooling.read_text())
-    others = [key for key, on in config.items() if key.startswith("pooling_mode") and on is True]
-    if others != ["pooling_mode_mean_tokens"]:
-        raise SourceMissing(f"{folder} pools by {others}: only mean pooling is converted so far")
+def _module(root: Path, entry: Mapping[str, Any]) -> tuple[str, Path]:
+    """The kind of a module and its folder, which is inside the model's."""
+    known = _KNOWN.fullmatch(str(entry["type"]))
+    if known is None:
+        raise SourceRefused(
+            f"{root}/{MODULES} names the module {entry['type']!r}, which is never loaded: convert "
+            "a model made of Transformer, Pooling, Dense, LayerNorm and Normalize"
+        )
+    folder = (root / str(entry["path"])).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise SourceRefused(f"{root}/{MODULES} names {entry['path']!r}, outside the folder")
+    _weights(known[3], folder)
+    return known[3], folder
+
+
+def _weights(kind: str, folder: Path) -> list[Path]:
+    return checked_weights(folder) if kind in _WITH_WEIGHTS else []
+
+
+def _check_transformer(folder: Path) -> None:
+    """SourceRefused for settings that change the answer and are not carried over."""
+    for path in sorted(folder.glob("sentence_*_config.json")):
+        for key, value in dict(_read_json(path)).items():
+            if value and key not in _CARRIED and _PLAIN.get(key) != value:
+                raise SourceRefused(
+                    f"{path} sets {key} to {value!r}, which is not carried over: take it out if "
+                    "the model does not need it"
+                )
+
+
+def _check_prompts(path: Path) -> None:
+    settings = prompts(path)
+    name = settings.get("default_prompt_name")
+    if name and settings.get("prompts", {}).get(name):
+        raise SourceRefused(
+            f"{path}/{SETTINGS} puts the prompt {settings['prompts'][name]!r} before every text, "
+            "which is not carried over: take default_prompt_name out, and send the prompt with the "
+            "text"
+        )
+
+
+def prompts(path: Path) -> Mapping[str, Any]:
+    """The settings of sentence-transformers in this folder; {} when there are none."""
+    return dict(_read_json(path / SETTINGS)) if (path / SETTINGS).is_file() else {}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SourceRefused(f"{path} is not JSON: {error}") from error

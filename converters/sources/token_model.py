@@ -1,26 +1,53 @@
 """A transformer with a head -> one torch module over token ids, and the longest text it takes."""
 
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from converters.errors import SourceRefused
+
+# What a graph is asked with; anything else that a tokenizer gives has no place in the pipeline.
+KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+# Attention costs the square of the length, and every check is made at the longest.
+LONGEST_TOKENS = 2048
 
 
 class Logits(torch.nn.Module):
     """Token ids and mask INT64 [n, length] -> the head's logits FP32, [n, classes] or
     [n, length, classes]."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, inputs: Sequence[str] = ()) -> None:
+        """``inputs`` are the names of what the original's tokenizer gives the model."""
         super().__init__()
         self.model = model
+        self._types = takes_token_types(model, inputs)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        types = {"token_type_ids": torch.zeros_like(input_ids)} if self._types else {}
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **types
+        ).logits
         return logits
+
+
+def takes_token_types(model: torch.nn.Module, inputs: Sequence[str]) -> bool:
+    """Whether the original is given token types (zeros, for a single text). SourceRefused when it
+    is given something that the pipeline has no tensor for."""
+    unknown = sorted(set(inputs) - KNOWN_INPUTS)
+    if unknown:
+        raise SourceRefused(
+            f"the model's tokenizer also gives it {', '.join(unknown)}, which a text alone does "
+            "not say: this architecture cannot be converted"
+        )
+    return "token_type_ids" in inputs and "token_type_ids" in _parameters(model)
 
 
 def usable_tokens(module: torch.nn.Module, said: int) -> int:
     """The longest text that the model really takes: RoBERTa's position table, for one, has two
     entries that are no positions. SourceRefused when nothing near ``said`` works."""
+    said = min(said, LONGEST_TOKENS)
     for length in (said, said - 1, said - 2):
         ids = torch.full((1, length), 5, dtype=torch.int64)
         try:
@@ -34,7 +61,31 @@ def usable_tokens(module: torch.nn.Module, said: int) -> int:
     )
 
 
+def require_batches(module: torch.nn.Module) -> None:
+    """SourceRefused when the model cannot answer two texts at once: a decoder with a head on its
+    last token does not know which that is unless it knows the padding."""
+    ids = torch.full((2, 3), 5, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            module(ids, torch.ones_like(ids))
+    except ValueError as error:
+        raise SourceRefused(
+            f"the model cannot answer two texts at once ({error}): set pad_token in the tokenizer "
+            "and pad_token_id in config.json, and save both again"
+        ) from error
+
+
+def pad_id(module: Any, of_tokenizer: int) -> int:
+    """The token that the model takes for padding; the tokenizer's where the model says none."""
+    said = getattr(module.config, "pad_token_id", None)
+    return said if isinstance(said, int) and said >= 0 else of_tokenizer
+
+
 def buckets_up_to(limit: int) -> tuple[int, ...]:
     """The lengths that texts are padded to: powers of two from 16, the last the limit itself."""
     powers = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048) if length < limit]
     return (*powers, limit)
+
+
+def _parameters(model: torch.nn.Module) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)

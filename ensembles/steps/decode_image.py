@@ -1,18 +1,23 @@
 """Decode pictures and prepare them for the engine (a step that runs inside Triton).
 
 Input ``image`` BYTES [n, 1], each a whole JPEG, PNG or WebP file; output ``pixels`` FP32
-[n, 3, 224, 224], RGB, (value - 127) / 128.
+[n, 3, height, width].
 
-The transform is the model's own for evaluation: upright by EXIF, RGB, shorter side to 256 by
-antialiased bicubic interpolation, the middle 224 x 224. As there, alpha is dropped, an embedded
-colour profile is not applied, and CMYK is converted without one.
+A picture is put upright by its EXIF and made RGB: alpha is dropped, an embedded colour profile is
+not applied, and CMYK is converted without one. What then follows is the model's own transform for
+evaluation, in ``preprocess.json`` beside this module:
+``{"height": 224, "width": 224, "operations": [{"op": "crop", "height": 224, "width": 224}, ...]}``,
+whose operations are the functions below.
 
 A picture is refused by its header, before memory is taken for its pixels: by its format, number of
 frames, number of pixels or shape. Each limit is below, and its error says what to send instead.
 """
 
 import io
+import json
 import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +36,9 @@ PICTURE_LIMIT_BYTES = 16 << 20
 # is turned) to 17 (a WebP), so at most 430 MB: an instance decodes one picture at a time.
 PIXEL_LIMIT = 25_000_000
 SHORTEST_SIDE = 16
-# The model sees the middle square only: of a longer strip less than a twentieth.
+# Most models see the middle square only: of a longer strip less than a twentieth.
 LONGEST_TO_SHORTEST = 20
 
-RESIZED, CROPPED = 256, 224
-MEAN, DEVIATION = np.float32(127), np.float32(128)
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,22 +55,97 @@ class InvalidPicture(ValueError):
     """The client's picture cannot be used; the message says what to do."""
 
 
-def prepare(picture: bytes) -> np.ndarray:
-    """Pixels FP32 [3, 224, 224] of one picture; InvalidPicture for one that cannot be used."""
+class Transform:
+    """What ``preprocess.json`` says. ``height`` and ``width`` are those of its result, in pixels.
+
+    Raises ValueError for an operation that is not one of ``OPERATIONS``.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.height, self.width = int(document["height"]), int(document["width"])
+        self._operations = []
+        for settings in document["operations"]:
+            name = settings["op"]
+            if name not in OPERATIONS:
+                raise ValueError(f"there is no operation {name!r}: {', '.join(OPERATIONS)} are")
+            arguments = {key: value for key, value in settings.items() if key != "op"}
+            self._operations.append((OPERATIONS[name], arguments))
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Pixels FP32 [3, height, width] of an upright RGB image."""
+        pixels: Any = image
+        for operation, arguments in self._operations:
+            pixels = operation(pixels, **arguments)
+        return np.asarray(pixels, dtype=np.float32).transpose(2, 0, 1)
+
+
+def resize(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
+    """To just this size, with one of Pillow's filters, by its number; always antialiased."""
+    return image.resize((width, height), Image.Resampling(resample))
+
+
+def resize_shorter(image: Image.Image, edge: int, resample: int) -> Image.Image:
+    """The shorter side to ``edge`` pixels, the other in proportion, cut to a whole number."""
+    shorter = min(image.size)
+    width, height = (int(edge * side / shorter) for side in image.size)
+    return resize(image, height, width, resample)
+
+
+def crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle; black surrounds a picture that is smaller."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def crop_part(image: Image.Image, height: float, width: float) -> Image.Image:
+    """The middle, measured in parts of the shorter side."""
+    shorter = min(image.size)
+    return crop(image, int(height * shorter), int(width * shorter))
+
+
+def rescale(image: Any, factor: float, offset: float = 0.0) -> np.ndarray:
+    """value * factor + offset; rounded as transformers does, which multiplies in FP64."""
+    scaled = (np.asarray(image, dtype=np.float64) * factor).astype(np.float32)
+    return scaled + np.float32(offset)
+
+
+def normalize(image: Any, mean: list[float], std: list[float]) -> np.ndarray:
+    """(value - mean) / std, each a number for every channel."""
+    pixels = np.asarray(image, dtype=np.float32)
+    means, deviations = (np.array(each, dtype=np.float32) for each in (mean, std))
+    return np.asarray((pixels - means) / deviations)
+
+
+def flip(image: Any) -> np.ndarray:
+    """RGB to BGR."""
+    return np.asarray(image)[..., ::-1]
+
+
+OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    operation.__name__: operation
+    for operation in (resize, resize_shorter, crop, crop_part, rescale, normalize, flip)
+}
+
+
+def prepare(picture: bytes, transform: Transform) -> np.ndarray:
+    """Pixels FP32 [3, height, width] of one picture; InvalidPicture for one that cannot be used."""
     # One name throughout: each stage frees the one before it.
-    image = _opened(picture)
-    _check(image)
+    image = _opened(picture, transform.size)
+    _check(image, transform.size)
     _load(image)
     turn = _turn(image)
     image = _rgb(image)
     if turn is not None:
         image = image.transpose(turn)
-    small = np.asarray(_middle(image), dtype=np.float32)
-    return ((small - MEAN) / DEVIATION).transpose(2, 0, 1)
+    return transform(image)
 
 
-def _opened(picture: bytes) -> Image.Image:
-    """The picture with only its header read."""
+def _opened(picture: bytes, seen: str) -> Image.Image:
+    """The picture with only its header read; ``seen`` is the size that the model looks at."""
     if not picture:
         raise InvalidPicture("is empty: send the bytes of a JPEG, PNG or WebP file")
     if len(picture) > PICTURE_LIMIT_BYTES:
@@ -77,7 +155,7 @@ def _opened(picture: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(picture), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_many_pixels() from None
+        raise _too_many_pixels(seen) from None
     except UnidentifiedImageError:
         raise InvalidPicture(
             "is not a whole JPEG, PNG or WebP file, whatever its name says: convert it to one"
@@ -86,11 +164,11 @@ def _opened(picture: bytes) -> Image.Image:
         raise _broken() from None
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, seen: str) -> None:
     width, height = image.size
     shorter, longer = sorted(image.size)
     if width * height > PIXEL_LIMIT:
-        raise _too_many_pixels()
+        raise _too_many_pixels(seen)
     # A phone's JPEG may carry further pictures (MPO); the first is the photo.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise InvalidPicture("is animated: send one frame of it as a still picture")
@@ -132,18 +210,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _middle(image: Image.Image) -> Image.Image:
-    shorter = min(image.size)
-    width, height = (int(RESIZED * side / shorter) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - CROPPED) // 2, (height - CROPPED) // 2
-    return resized.crop((left, top, left + CROPPED, top + CROPPED))
-
-
-def _too_many_pixels() -> InvalidPicture:
+def _too_many_pixels(seen: str) -> InvalidPicture:
     return InvalidPicture(
         f"has more than {PIXEL_LIMIT // 10**6} million pixels: send a smaller one "
-        f"(the model looks at {CROPPED}x{CROPPED})"
+        f"(the model looks at {seen})"
     )
 
 
@@ -156,16 +226,20 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
+        folder = Path(args["model_repository"]) / args["model_version"]
+        document = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+        self._transform = Transform(document)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         pictures = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        pixels = np.empty((len(pictures), 3, CROPPED, CROPPED), dtype=np.float32)
+        shape = (len(pictures), 3, self._transform.height, self._transform.width)
+        pixels = np.empty(shape, dtype=np.float32)
         for index, picture in enumerate(pictures):
             try:
-                pixels[index] = prepare(picture)
+                pixels[index] = prepare(picture, self._transform)
             except InvalidPicture as error:
                 text = f"{INVALID}picture {index} {error}"
                 failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)

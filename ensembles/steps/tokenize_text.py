@@ -1,17 +1,22 @@
 """Tokenise text and pad it to a length bucket (a step that runs inside Triton).
 
-Input ``text`` BYTES [n, 1]; outputs ``input_ids`` and ``attention_mask`` INT64 [n, bucket] and
-``token_count`` INT32 [n, 1].
+Input ``text`` BYTES [n, 1]; outputs ``input_ids`` and ``attention_mask`` INT64 [n, bucket],
+``token_count`` INT32 [n, 1] and, if the model's config has that output, ``token_span`` INT32
+[n, bucket, 2]: where in the text each token begins and ends, in Unicode code points, and -1 twice
+for what is not of the text (special tokens, padding).
 
 Triton merges only requests of equal shape, so every request is padded to the next of a few lengths
 and the engine's dynamic batcher can merge those that share one. A text longer than the model takes
 is refused, unless the request says ``truncate`` (a request parameter).
 
-Files beside this module: ``tokenizer.json``. Model parameters: ``buckets``, the lengths in tokens.
+Files beside this module: ``tokenizer.json`` (its truncation says from which side a long text is
+cut). Model parameters: ``buckets``, the lengths in tokens, and ``pad_id``.
 """
 
 import json
 from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +38,52 @@ class InvalidText(ValueError):
     """The client's text cannot be tokenised; the message says what to do."""
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """``ids`` and ``mask`` INT64 [n, bucket], ``count`` INT32 [n, 1]."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    count: np.ndarray
+    encodings: Sequence[Any]
+
+    def span(self) -> np.ndarray:
+        """INT32 [n, bucket, 2]: begin and end of each token in its text; -1 if it is not of it."""
+        span = np.full((*self.ids.shape, 2), -1, dtype=np.int32)
+        for row, encoding in zip(span, self.encodings, strict=True):
+            of_text = np.array(encoding.special_tokens_mask) == 0
+            row[: len(of_text)][of_text] = np.array(encoding.offsets)[of_text]
+        return span
+
+
 class BucketTokenizer:
     """A tokenizer that pads to buckets; the last bucket is the longest text allowed, in tokens."""
 
     def __init__(self, tokenizer: Tokenizer, buckets: list[int], pad_id: int = 0) -> None:
-        # tokenizer.json may carry the padding and truncation of its training: ours decide.
+        # tokenizer.json may carry the padding and truncation of its training: ours decide, but for
+        # the side that a text is cut from.
+        self._cut_from = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._buckets = sorted(buckets)
         self._pad_id = pad_id
 
-    def __call__(
-        self, texts: list[bytes], truncate: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids INT64 [n, bucket], mask INT64 [n, bucket], count INT32 [n, 1] of the texts.
-
-        Raises InvalidText for no text, one that is empty, not UTF-8 or too long.
-        """
+    def __call__(self, texts: list[bytes], truncate: bool) -> Tokens:
+        """The tokens of the texts; raises InvalidText for no text, one that is empty, not UTF-8 or
+        too long."""
         if not texts:
             raise InvalidText("there is no text: send at least one")
-        rows = [self._ids(index, text, truncate) for index, text in enumerate(texts)]
-        count = np.array([len(row) for row in rows], dtype=np.int32)
+        rows = [self._encoding(index, text, truncate) for index, text in enumerate(texts)]
+        count = np.array([len(row.ids) for row in rows], dtype=np.int32)
         length = self._bucket(int(count.max()))
         ids = np.full((len(rows), length), self._pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
+            ids[index, : len(row.ids)] = row.ids
         mask = (np.arange(length) < count[:, None]).astype(np.int64)
-        return ids, mask, count[:, None]
+        return Tokens(ids, mask, count[:, None], rows)
 
-    def _ids(self, index: int, text: bytes, truncate: bool) -> list[int]:
+    def _encoding(self, index: int, text: bytes, truncate: bool) -> Any:
         limit = self._buckets[-1]
         # encode, not encode_batch: the latter wakes a thread pool, which costs more than it saves.
         encoding = self._tokenizer.encode(_decoded(index, text))
@@ -73,10 +94,10 @@ class BucketTokenizer:
                     "send a shorter text, or truncate: true to cut it"
                 )
             encoding = self._truncated(index, text, limit)
-        return list(encoding.ids)
+        return encoding
 
     def _truncated(self, index: int, text: bytes, limit: int) -> Any:
-        self._tokenizer.enable_truncation(limit)
+        self._tokenizer.enable_truncation(limit, direction=self._cut_from)
         try:
             return self._tokenizer.encode(_decoded(index, text))
         finally:
@@ -108,7 +129,9 @@ class TritonPythonModel:
     """Triton's entry point: requests in, padded token tensors out."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
+        self._gives_spans = "token_span" in {output["name"] for output in config["output"]}
         buckets = [int(length) for length in parameters["buckets"]["string_value"].split(",")]
         folder = Path(args["model_repository"]) / args["model_version"]
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -121,16 +144,15 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         texts = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
         try:
-            ids, mask, count = self._tokenize(
-                list(texts.reshape(-1)), wants_truncation(request.parameters())
-            )
+            tokens = self._tokenize(list(texts.reshape(-1)), wants_truncation(request.parameters()))
         except InvalidText as error:
             failure = pb_utils.TritonError(f"{INVALID}{error}", pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("input_ids", ids),
-                pb_utils.Tensor("attention_mask", mask),
-                pb_utils.Tensor("token_count", count),
-            ]
-        )
+        outputs = [
+            pb_utils.Tensor("input_ids", tokens.ids),
+            pb_utils.Tensor("attention_mask", tokens.mask),
+            pb_utils.Tensor("token_count", tokens.count),
+        ]
+        if self._gives_spans:
+            outputs.append(pb_utils.Tensor("token_span", tokens.span()))
+        return pb_utils.InferenceResponse(outputs)

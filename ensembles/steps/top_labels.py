@@ -2,7 +2,7 @@
 
 Input ``logits`` FP32 [n, classes]; outputs ``label`` BYTES [n, k] and ``score`` FP32 [n, k], the
 likeliest first. Scores are the softmax over all classes or, where labels do not exclude each other,
-the sigmoid of each.
+the sigmoid of each; of a regression they are the numbers themselves.
 
 Files beside this module: ``labels.txt``, one name a line. Model parameters: ``top_k`` and, if it is
 not softmax, ``function``.
@@ -31,7 +31,12 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * (1 + np.tanh(logits.astype(np.float64) / 2)), dtype=np.float32)
 
 
-FUNCTIONS = {"softmax": _softmax, "sigmoid": _sigmoid}
+def _none(logits: np.ndarray) -> np.ndarray:
+    """FP32 [n, classes], as they are: what a regression says is no probability."""
+    return logits.astype(np.float32)
+
+
+FUNCTIONS = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _none}
 
 
 class TopLabels:

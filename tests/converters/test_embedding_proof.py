@@ -1,92 +1,185 @@
-"""The proof has teeth: faults planted in a built graph and in its answers are caught, by name."""
+"""The proof of an embedding has teeth: faults planted in graph and steps are caught, by name."""
+
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from converters.embedding_proof import prove
+from converters.conversion import ask_original, case_in
 from converters.errors import ProofFailed
-from converters.golden_proof import golden_checks
-from converters.invariance import texts_for_buckets
-from converters.proof import Proof
-from converters.samples import default_texts
-from converters.text_embedding import Recipe, convert
-from converters.token_graph import TokenGraph
-from ensembles.text_embedding import BUCKETS, GOLDEN
+from converters.task import Order
+from converters.texts.answered import case_texts
+from converters.texts.embedding import Embedding
+from converters.texts.embedding_proof import graph_checks, parity
+from converters.texts.invariance import texts_for_buckets
+from converters.texts.samples import default_texts, multilingual_texts
+from converters.texts.served_embedding import checks_of
+from converters.texts.token_graph import TokenGraph
+from ensembles.text_embedding import GOLDEN, PIPELINE, declare
+from tests.brought import save_embedder
+from tests.in_process import InProcess, as_it_is, changed
 
-SHORT_BUCKETS = (16, 32)
-
-
-@pytest.fixture(scope="module")
-def converted():
-    recipe = Recipe(
-        "text_embedding", BUCKETS, GOLDEN.request["text"], GOLDEN.expect, GOLDEN.tolerance
-    )
-    return convert(recipe, lambda text: None)
+BUCKETS = (16, 32, 40)
+# Each way of pooling that there is, one beside the other.
+POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 @pytest.fixture(scope="module")
-def sample(converted):
-    """24 texts and their original vectors."""
-    oracle = converted.oracle()
-    return [str(text) for text in oracle["texts"][:24]], oracle["vectors"][:24]
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("embedder")
 
 
-def _prove(graph: TokenGraph, sample) -> Proof:
-    texts, vectors = sample
-    return prove("planted", graph, texts, vectors, SHORT_BUCKETS)
+@pytest.fixture(scope="module")
+def task(work):
+    samples = work / "samples.txt"
+    samples.write_text("\n".join([*default_texts(16), *multilingual_texts()]))
+    modules = (Pooling(32, POOLING), Dense(6 * 32, 24), Normalize())
+    folder = save_embedder("roberta", work / "m", *modules, max_seq_length=40, do_lower_case=True)
+    return Embedding(Order("embedder", str(folder), samples))
 
 
-def _failed(proof: Proof) -> str:
-    with pytest.raises(ProofFailed, match="nothing was published") as refused:
-        proof.require()
-    return str(refused.value)
+@pytest.fixture(scope="module")
+def case(task, work):
+    folder = work / "case"
+    folder.mkdir()
+    task.export(folder / "model.onnx")
+    ask_original(task, folder, lambda text: None)
+    return case_in(folder, "embedder", task.name, "fp32")
 
 
-def test_the_real_conversion_passes(converted, sample):
-    graph = TokenGraph(converted.engine, converted.tokenizer, BUCKETS[-1])
-    proof = _prove(graph, sample)
-    proof.require()
-    assert proof.samples == 24
-    assert '"passed": true' in converted.proof.read_text()
+def _failed(checks) -> dict[str, str]:
+    return {check.name: check.worst for check in checks if not check.passed}
 
 
-def _tampered(converted, target, change) -> TokenGraph:
-    model = onnx.load(converted.engine)
+def _served(task, case, pre=as_it_is) -> dict[str, str]:
+    graph = task.graph(case.folder / "model.onnx", case)
+
+    def finish(vectors, tokens, texts):
+        return {"sentence_embedding": vectors}
+
+    return _failed(checks_of(InProcess(graph, case, finish, pre), case))
+
+
+def test_a_folder_of_many_modules_is_converted_as_it_says(task, case):
+    """Lower case, the length limit, every pooling, a dense layer and the normalising."""
+    assert case.facts["buckets"] == list(BUCKETS)
+    assert (case.facts["width"], case.facts["normalised"]) == (24, True)
+    assert np.linalg.norm(case.answers["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
+    assert _failed(task.prove_graph(case.folder / "model.onnx", case)) == {}
+    assert _served(task, case) == {}
+    assert task.card()["pooling"] == "Pooling then Dense then Normalize"
+
+
+PRE_FAULTS = {
+    "other scripts": (
+        "_decoded(index, text))\n        if",
+        "_decoded(index, text).encode('ascii', 'replace').decode())\n        if",
+        "parity: largest difference",
+    ),
+    "the longest": (
+        "ids[index, : len(row.ids)] = row.ids",
+        "ids[index, : len(row.ids)] = row.ids\n"
+        "            if len(row.ids) == self._buckets[-1]:\n"
+        "                ids[index, -2] = ids[index, -3]",
+        "parity: largest difference",
+    ),
+    "rows of a batch change places": (
+        "ids[index, : len(row.ids)] = row.ids",
+        "ids[index, : len(row.ids)] = row.ids\n        ids = ids[::-1] if len(rows) == 8 else ids",
+        "the same in batches of 8",
+    ),
+    "cut one short": ("enable_truncation(limit,", "enable_truncation(limit - 1,", "that is cut"),
+    "cut from the other side": ('.get("direction", "right")', '.get("no", "left")', "that is cut"),
+    "counts the padding": (
+        "mask, count[:, None]",
+        "mask, np.full_like(count[:, None], length)",
+        "token counts, alone",
+    ),
+    "another normaliser": ("= tokenizer\n", "= _without_marks(tokenizer)\n", "parity: largest"),
+}
+WITHOUT_MARKS = """
+
+def _without_marks(tokenizer):
+    from tokenizers import normalizers
+    without = [normalizers.Lowercase(), normalizers.Replace("?", "")]
+    tokenizer.normalizer = normalizers.Sequence(without)
+    return tokenizer
+"""
+
+
+@pytest.mark.parametrize("fault", PRE_FAULTS)
+def test_a_fault_in_the_step_is_caught(task, case, fault):
+    old, new, caught = PRE_FAULTS[fault]
+    plant = changed(old, new)
+    failed = _served(task, case, pre=lambda source: plant(source) + WITHOUT_MARKS)
+    named = [worst for name, worst in failed.items() if caught in name]
+    assert named, failed
+    assert "original" in named[0]  # the sample and both values
+
+
+def _tampered(task, case, target, change) -> dict[str, str]:
+    model = onnx.load(case.folder / "model.onnx")
     change(model)
     onnx.save(model, target)
-    return TokenGraph(target, converted.tokenizer, BUCKETS[-1])
+    return _failed(task.prove_graph(target, case))
 
 
 def _largest_weight(model: onnx.ModelProto):
     return max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
 
 
-def test_a_weight_that_was_changed_is_caught(converted, sample, tmp_path):
-    """One column of 2,000 rows of the embedding table is off."""
-
-    def change(model):
+def _with_weights(change):
+    def plant(model):
         tensor = _largest_weight(model)
-        values = numpy_helper.to_array(tensor).copy()
-        values[1000:3000, 0] += 0.5  # not a whole row: LayerNorm would take that out again
+        values = change(numpy_helper.to_array(tensor).copy())
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    message = _failed(_prove(_tampered(converted, tmp_path / "m.onnx", change), sample))
-    assert "parity: largest difference" in message
-    assert "original" in message  # both values are shown
+    return plant
 
 
-def test_a_nan_in_the_weights_is_caught(converted, sample, tmp_path):
-    def change(model):
-        tensor = _largest_weight(model)
-        values = numpy_helper.to_array(tensor).copy()
-        values[1000:3000] = np.nan
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+def _nudged(values):
+    values[100:300, 0] += 0.5  # not a whole row: LayerNorm would take that out again
+    return values
 
-    message = _failed(_prove(_tampered(converted, tmp_path / "m.onnx", change), sample))
-    assert "is not finite" in message
+
+def _is_nan(values):
+    values[100:300] = np.nan
+    return values
+
+
+def _scaled(model):
+    for node in model.graph.node:
+        name = "sentence_embedding"
+        node.output[:] = ["unscaled" if each == name else each for each in node.output]
+    factor = numpy_helper.from_array(np.array(1.001, dtype=np.float32), "factor")
+    model.graph.initializer.append(factor)
+    make = onnx.helper.make_node
+    model.graph.node.append(make("Mul", ["unscaled", "factor"], ["sentence_embedding"]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "caught", "says"),
+    [
+        (_with_weights(_nudged), "parity: largest difference", "original"),
+        (_with_weights(_is_nan), "parity: largest difference", "is not finite"),
+        (_scaled, "parity: largest difference", "original"),
+    ],
+)
+def test_a_fault_in_the_graph_is_caught(task, case, tmp_path, fault, caught, says):
+    failed = _tampered(task, case, tmp_path / "m.onnx", fault)
+    assert says in failed[caught]
+
+
+def test_a_graph_with_a_baked_batch_says_which_shape_it_refuses(task, case, tmp_path):
+    def bake(model):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+    with pytest.raises(ProofFailed, match="does not run on 1 texts of"):
+        _tampered(task, case, tmp_path / "m.onnx", bake)
 
 
 class Planted(TokenGraph):
@@ -94,12 +187,13 @@ class Planted(TokenGraph):
 
     fault = staticmethod(lambda ids, mask, vectors: vectors)
 
-    def run(self, ids, mask):
-        return type(self).fault(ids, mask, super().run(ids, mask))
+    def run(self, input_ids, attention_mask):
+        vectors = super().run(input_ids, attention_mask)
+        return type(self).fault(input_ids, attention_mask, vectors)
 
 
 def _mixes_the_batch(ids, mask, vectors):
-    return vectors + 1e-3 * vectors.mean(axis=0) * (len(vectors) > 1)
+    return vectors + 1e-2 * vectors.mean(axis=0) * (len(vectors) > 1)
 
 
 def _minds_the_padding(ids, mask, vectors):
@@ -123,42 +217,74 @@ def _throws_dice(ids, mask, vectors):
         (_throws_dice, "determinism"),
     ],
 )
-def test_a_planted_fault_is_caught_by_its_check(converted, sample, fault, caught):
-    graph = type("Faulty", (Planted,), {"fault": staticmethod(fault)})(
-        converted.engine, converted.tokenizer, BUCKETS[-1]
-    )
-    assert caught in _failed(_prove(graph, sample))
+def test_a_planted_fault_is_caught_by_its_check(task, case, fault, caught):
+    real = task.graph(case.folder / "model.onnx", case)
+    real.__class__ = type("Faulty", (Planted,), {"fault": staticmethod(fault)})
+    failed = _failed(graph_checks(real, case_texts(case), case))
+    assert [name for name in failed if name.startswith(caught)], failed
 
 
-def test_a_golden_sample_that_is_not_the_originals_is_caught():
-    original = {"sentence_embedding": np.arange(384) / 384, "token_count": np.array([7])}
-    good = {"sentence_embedding": [0, 1 / 384], "token_count": [7]}
-    assert all(check.passed for check in golden_checks(good, 1e-3, original))
-    wrong = golden_checks({**good, "token_count": [8]}, 1e-3, original)
-    assert [check.name for check in wrong if not check.passed] == ["golden sample: token_count"]
+def test_vectors_that_are_not_normalised_may_differ_in_proportion(case):
+    """The same vectors 100 times as long, and one element 1e-5 or 1e-3 of the length off."""
+    long = replace(case, answers={**case.answers, "vectors": case.answers["vectors"] * 100})
+    texts = case_texts(case)
+    for gap, passes in ((1e-5, True), (1e-3, False)):
+        got = long.answers["vectors"].copy()
+        got[3, 5] += 100 * gap
+        checks = {check.name: check.passed for check in parity(got, long, texts)}
+        assert checks["parity: largest difference"] is passes
 
 
-def test_the_samples_are_real_and_reach_into_every_bucket(converted):
+def test_another_neighbour_is_caught_and_a_tie_is_none(case):
+    texts, vectors = case_texts(case), case.answers["vectors"]
+    turned = vectors[np.roll(np.arange(len(vectors)), 1)]
+    failed = _failed(parity(turned, case, texts))
+    assert "task: same nearest neighbour" in failed
+    tied = np.tile(vectors[:1], (len(vectors), 1))
+    same = replace(case, answers={**case.answers, "vectors": tied})
+    assert _failed(parity(tied, same, texts)) == {}
+
+
+def test_the_samples_are_real_and_reach_into_every_bucket(task, case):
     texts = default_texts()
     assert len(texts) == len(set(texts)) > 200
-    graph = TokenGraph(converted.engine, converted.tokenizer, BUCKETS[-1])
-    lengths = [graph.length(text) for text in texts_for_buckets(texts, BUCKETS)]
-    below = (0, *BUCKETS)
-    for length, low, high in zip(lengths, below, BUCKETS, strict=False):
-        assert low < length <= high, (lengths, BUCKETS)
+    tokens = task.tokenizer.counter()
+    lengths = [tokens(text) for text in texts_for_buckets(texts, BUCKETS, tokens)]
+    assert all(full - 3 <= length <= full for length, full in zip(lengths, BUCKETS, strict=True))
+    assert sum(not text.isascii() for text in case_texts(case)) >= 10
 
 
-def test_a_second_conversion_comes_from_the_cache(converted):
-    said: list[str] = []
-    recipe = Recipe(
-        "text_embedding", BUCKETS, GOLDEN.request["text"], GOLDEN.expect, GOLDEN.tolerance
-    )
-    assert convert(recipe, said.append).folder == converted.folder
-    assert said == ["text_embedding: converted and proved before, taken from the cache"]
-
-
-def test_the_graph_has_no_custom_operators(converted):
+def test_the_graph_has_no_custom_operators(case):
     """It loads in plain ONNX Runtime, and every operator is of the standard domain."""
-    onnxruntime.InferenceSession(str(converted.engine), providers=["CPUExecutionProvider"])
-    domains = {node.domain for node in onnx.load(converted.engine).graph.node}
-    assert domains <= {"", "ai.onnx"}
+    path = str(case.folder / "model.onnx")
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
+
+
+FACTS = {"buckets": [16, 32, 64, 128, 256], "pad_id": 0, "width": 384, "normalised": True}
+
+
+def test_the_known_pipeline_is_the_committed_one():
+    card = {"precision": "fp32"}
+    assert declare("text_embedding", FACTS, GOLDEN, card) is PIPELINE
+    wide = replace(GOLDEN, tolerance=0.1)
+    int8 = declare("text_embedding", FACTS, wide, {"precision": "int8"})
+    assert int8.public.golden.tolerance == 0.1
+    assert int8.public.face.card["precision"] == "int8"
+    assert int8.public.outputs == PIPELINE.public.outputs
+
+
+@pytest.mark.parametrize(
+    ("facts", "golden", "message"),
+    [
+        ({"buckets": [16, 512]}, {}, "the declaration says"),
+        ({"width": 768}, {}, "the declaration says"),
+        ({}, {"token_count": [8]}, "token_count of .* is .8."),
+        ({}, {"sentence_embedding": [0.1] * 8}, "golden sample is not the original's"),
+        ({}, {"sentence_embedding": [float("nan")] * 8}, "golden sample is not the original's"),
+    ],
+)
+def test_an_original_that_is_not_the_declared_one_is_refused(facts, golden, message):
+    other = replace(GOLDEN, expect={**GOLDEN.expect, **golden})
+    with pytest.raises(ValueError, match=message):
+        declare("text_embedding", {**FACTS, **facts}, other, {"precision": "fp32"})

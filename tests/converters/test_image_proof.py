@@ -1,77 +1,33 @@
-"""The proof has teeth: faults planted in the graph, the decoding and the labels are caught."""
+"""The proof of the graph has teeth: what is planted in it is caught."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from PIL import Image
 
-from converters import served_image_proof
-from converters.image_classification import Asked, Converted
-from converters.image_oracle import classify
-from converters.image_proof import Graph, golden_label, known_photos, prove
-from converters.proof import Proof
-from converters.served_image_proof import prove_served_classification
-from ensembles.image_classification import ENGINE, LABELS, PIPELINE, TOP_K
-from ensembles.steps import decode_image
-from ensembles.steps.top_labels import TopLabels
-from tidegate.builders import build_image_classification, labels_file
-
-SHOWN = ("golden", "coffee", "chelsea-exif6", "flower-grey16", "coffee-cmyk", "china-half")
-SERVED = (
-    "golden",
-    "camera",
-    "chelsea",
-    "coffee-rgb",
-    "coffee-exif6",
-    "coffee-exif8-jpeg",
-    "coffee-webp-lossless",
-    "coffee-alpha",
-    "flower-grey",
-    "flower-grey16",
-    "flower-palette",
-    "flower-cmyk",
-    "motorcycle-half",
-)
+from converters.pictures.image_classification import known_photos
+from converters.pictures.proof import Graph, case_names, graph_checks
+from tests.converters.image_in_process import SHOWN, few_converted
 
 
 @pytest.fixture(scope="module")
-def converted() -> Converted:
-    built = build_image_classification(lambda text: None)
-    return Converted(built.files[ENGINE.name]["model.onnx"].parent)
+def converted():
+    return few_converted()
 
 
 @pytest.fixture(scope="module")
-def labels() -> list[str]:
-    return labels_file(LABELS).read_text(encoding="utf-8").splitlines()
+def case(converted):
+    return converted.case
 
 
-@pytest.fixture(scope="module")
-def original(converted, tmp_path_factory):
-    """The oracle's pixels and logits of a few pictures, asked for anew."""
-    paths = []
-    for name in SHOWN:
-        asked = converted.folder / "asked" / name
-        paths.append(asked if asked.is_file() else converted.folder / "samples" / name)
-    return classify(paths, tmp_path_factory.mktemp("oracle"))
+def _failed(checks):
+    return {check.name for check in checks if not check.passed}
 
 
-def _failed(proof: Proof) -> set[str]:
-    return {check.name for check in proof.checks if not check.passed}
-
-
-def test_the_real_conversion_passes(converted, original):
-    proof = prove("real", Graph(converted.engine), SHOWN, original)
-    proof.require()
-    assert proof.samples == len(SHOWN)
-    assert '"passed": true' in converted.proof.read_text()
-
-
-def test_our_decoding_is_the_originals_transform(converted, original):
-    """The step's pixels are the oracle's, to the last bit of the normalisation."""
-    for name, pixels in zip(SHOWN, original["pixels"], strict=True):
-        ours = decode_image.prepare((converted.folder / "samples" / name).read_bytes())
-        assert np.abs(ours - pixels).max() < 1e-6, name
+def test_the_real_graph_passes(converted, case):
+    assert case_names(case) == sorted(SHOWN, key=case_names(case).index)
+    assert not _failed(graph_checks(Graph(converted.engine), case))
+    assert converted.record.passed
 
 
 def _tampered(converted, target, change) -> Graph:
@@ -81,24 +37,34 @@ def _tampered(converted, target, change) -> Graph:
     return Graph(target)
 
 
+def _last_weight(graph):
+    """The classifier's own: what is before it may be scaled back by a normalisation."""
+    feeding = next(node for node in graph.node if "logits" in node.output)
+    return next(each for each in graph.initializer if each.name == feeding.input[1])
+
+
 def _scale_a_weight(graph):
-    weight = max(graph.initializer, key=lambda each: len(each.raw_data))
-    scaled = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight = _last_weight(graph)
+    scaled = numpy_helper.to_array(weight) * np.float32(1.002)
     weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
 
 
 def _nothing_is_a_number(graph):
-    weight = max(graph.initializer, key=lambda each: len(each.raw_data))
+    weight = _last_weight(graph)
     broken = numpy_helper.to_array(weight) * np.float32(np.nan)
     weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
 
 
-def _look_at_the_batch(graph):
-    """Subtract the batch's mean: right for a picture that is alone, and only there."""
+def _rename_logits(graph):
     for node in graph.node:
         for place, name in enumerate(node.output):
             if name == "logits":
                 node.output[place] = "own"
+
+
+def _look_at_the_batch(graph):
+    """The batch's highest: right for a picture that is alone, and only there."""
+    _rename_logits(graph)
     axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis")
     graph.initializer.append(axes)
     for node in (
@@ -108,92 +74,54 @@ def _look_at_the_batch(graph):
         graph.node.append(node)
 
 
+def _answer_one(graph):
+    """A baked axis: as many answers as the example had pictures."""
+    _rename_logits(graph)
+    shape = numpy_helper.from_array(np.array([1, 1000], dtype=np.int64), "one_row")
+    graph.initializer.append(shape)
+    graph.node.append(onnx.helper.make_node("Reshape", ["own", "one_row"], ["logits"]))
+
+
+LOGITS = "parity: largest difference of a logit"
+
+
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        (_scale_a_weight, "parity: largest difference of a logit"),
+        (_scale_a_weight, LOGITS),
         (_nothing_is_a_number, "extreme pictures: answers that are not finite"),
         (_look_at_the_batch, "batch invariance"),
+        (_look_at_the_batch, "batch of 2"),
+        (_answer_one, "batch of 3"),
     ],
 )
-def test_a_fault_in_the_graph_is_caught(converted, original, tmp_path, change, check):
+def test_a_fault_in_the_graph_is_caught(converted, case, tmp_path, change, check):
     graph = _tampered(converted, tmp_path / "model.onnx", change)
-    assert check in _failed(prove("planted", graph, SHOWN, original))
+    checks = graph_checks(graph, case)
+    assert check in _failed(checks)
+    assert all(each.worst for each in checks if not each.passed and each.name in (LOGITS, check))
 
 
-def test_labels_out_of_order_are_caught(original, labels):
-    known = {"coffee": {"espresso"}}
-    assert known_photos(original["logits"], SHOWN, labels, known).passed
-    assert golden_label("tripod", original["logits"][0], labels).passed
-    shifted = labels[1:] + labels[:1]
-    check = known_photos(original["logits"], SHOWN, shifted, known)
+def test_a_graph_that_cannot_run_at_all_fails(case):
+    def broken(pixels):
+        raise RuntimeError("no such operator")
+
+    checks = graph_checks(broken, case)
+    assert [(check.passed, check.worst) for check in checks] == [(False, "no such operator")]
+
+
+def test_an_engine_that_is_no_graph_fails(converted, case, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"this is no graph")
+    checks = converted.task.prove_graph(tmp_path / "model.onnx", case)
+    assert not checks[0].passed
+    assert "INVALID_PROTOBUF" in checks[0].worst or "protobuf" in checks[0].worst
+
+
+def test_labels_out_of_order_are_caught(case):
+    known = {"coffee-rgb": {"espresso"}}
+    arguments = case.answers["logits"], case_names(case)
+    labels = case.facts["labels"]
+    assert known_photos(*arguments, labels, known).passed
+    check = known_photos(*arguments, labels[1:] + labels[:1], known)
     assert not check.passed
-    assert "coffee is called" in check.worst
-    assert not golden_label("tripod", original["logits"][0], shifted).passed
-
-
-@pytest.fixture
-def served(converted, labels, monkeypatch):
-    """Prove the pipeline of our own steps in this process, with ``labels`` of its own."""
-    whole = converted.asked()
-    rows = [whole.names.index(name) for name in SERVED]
-    asked = Asked(
-        list(SERVED),
-        [whole.twins[row] for row in rows],
-        [whole.pictures[row] for row in rows],
-        whole.logits[rows],
-    )
-    graph = Graph(converted.engine)
-
-    def run(names=labels, spoil=lambda label, score: (label, score)):
-        step = TopLabels(names, TOP_K)
-
-        def classify_here(client, model, pictures):
-            pixels = np.stack([decode_image.prepare(each) for each in pictures])
-            return spoil(*step(graph(pixels)))
-
-        monkeypatch.setattr(served_image_proof, "_classify", classify_here)
-        return prove_served_classification("127.0.0.1:1", PIPELINE.name, asked, labels)
-
-    return run
-
-
-def test_the_real_steps_pass(served):
-    served().require()
-
-
-def _wrong_resampling(image):
-    return image.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
-
-
-def _wrong_channels(image):
-    red, green, blue = image.convert("RGB").split()
-    return Image.merge("RGB", (blue, green, red))
-
-
-SCORES = "parity: the score of each label"
-PLANTED = {
-    "bilinear, without the aspect": ("_middle", _wrong_resampling, SCORES),
-    "channels exchanged": ("_rgb", _wrong_channels, SCORES),
-    "16 bits and palettes as they come": ("_rgb", lambda image: image.convert("RGB"), SCORES),
-    "EXIF not read": ("_turn", lambda image: None, "format and EXIF invariance"),
-    "another mean": ("MEAN", np.float32(127.5), SCORES),
-}
-
-
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_fault_in_the_decoding_is_caught(served, monkeypatch, name):
-    place, fault, check = PLANTED[name]
-    monkeypatch.setattr(decode_image, place, fault)
-    assert check in _failed(served())
-
-
-def test_labels_out_of_order_are_caught_when_served(served, labels):
-    failed = _failed(served(names=labels[1:] + labels[:1]))
-    assert "task: pictures with another likeliest label" in failed
-
-
-def test_answers_that_depend_on_the_batch_are_caught(served):
-    """The score of a neighbour, as a step would give it that mixes up its rows."""
-    failed = _failed(served(spoil=lambda label, score: (label, np.roll(score, 1, axis=0))))
-    assert failed == {"batch invariance, served"}
+    assert "coffee-rgb is called" in check.worst

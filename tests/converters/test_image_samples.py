@@ -6,10 +6,10 @@ from importlib.machinery import PathFinder
 import pytest
 from PIL import Image
 
-from converters import photos
 from converters.errors import SourceMissing
-from converters.photos import KNOWN, PHOTOS, photo_file
-from converters.picture_samples import VARIED, picture_samples
+from converters.pictures import photos
+from converters.pictures.photos import KNOWN, PHOTOS, photo_file
+from converters.pictures.samples import VARIED, picture_samples
 
 
 @pytest.fixture(scope="module")

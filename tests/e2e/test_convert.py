@@ -76,8 +76,8 @@ def test_a_step_that_was_tampered_with_does_not_pass_the_proof(stack, tmp_path):
         timeout=110,
     )
     assert run.returncode == 1
-    assert "through Triton does not give the original's answers" in run.stderr
-    assert "nothing was published" in run.stderr
+    assert "does not give the original's answers; nothing was published" in run.stderr
+    assert "served by Triton: FAIL parity: largest difference" in run.stderr
     assert not (tmp_path / "model_repository").exists()
 
 

@@ -1,17 +1,25 @@
 """Models that nobody here has seen: converted, proved, served, and refused when they should be."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from converters.errors import ConversionError
+from serving.errors import ServingError
 from tests.brought import LABELS, save_classifier
 from tests.running import environment, launch, stop, wait_ready
+from tidegate.convert import Wish, carry_out
+from tidegate.places import Places
 
 TEXTS = (
     "Where is my parcel?",
@@ -19,6 +27,10 @@ TEXTS = (
     "包裹在哪里",
     "thanks",
 )
+
+
+def _said_nothing(text: str) -> None:
+    """Progress is not what is tested here."""
 
 
 def _convert(home, source, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -181,12 +193,20 @@ REFUSED = {
 def test_a_folder_that_is_broken_or_unsafe_is_refused(models, tmp_path, spoil):
     folder = _copy(models, tmp_path / "model")
     spoil(folder)
-    run = _convert(tmp_path, folder, "--name", "mood")
-    assert run.returncode == 1, run.stdout
-    assert REFUSED[spoil] in run.stderr
-    assert "Traceback" not in run.stderr
+    wish = Wish(str(folder), "text-classification", "mood", force=True)
+    with pytest.raises(ConversionError) as refusal:
+        carry_out(wish, Places(tmp_path), _said_nothing)
+    assert REFUSED[spoil] in str(refusal.value)
     assert not (tmp_path / "model_repository").exists()
     assert not Path("/tmp/tidegate-was-here").exists()
+
+
+def test_a_refusal_on_the_command_line_is_one_line_and_exit_code_1(models, tmp_path):
+    folder = _copy(models, tmp_path / "model")
+    _no_weights(folder)
+    run = _convert(tmp_path, folder, "--name", "mood")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("tidegate: ") and run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -195,9 +215,11 @@ def test_a_folder_that_is_broken_or_unsafe_is_refused(models, tmp_path, spoil):
         (["--name", "text_embedding"], "is a known pipeline"),
         (["--name", "../escape"], "illegal model name"),
         (["--name", "chat"], "reserved"),
-        (["--task", "no-such-task", "--name", "x"], "tasks are text-classification"),
-        ([], "needs --name and --task"),
+        (["--task", "no-such-task", "--name", "x"], "'no-such-task' is not one of"),
+        ([], "give --name"),
         (["--name", "x", "--samples", "/nonexistent"], "does not exist"),
+        (["--name", "x", "--precision", "fp32,int4"], "choose each once from fp32, fp16"),
+        (["--name", "x", "--precision", "fp32,fp32"], "choose each once"),
     ],
 )
 def test_a_wrong_command_line_is_refused_at_once(models, tmp_path, arguments, message):
@@ -208,15 +230,45 @@ def test_a_wrong_command_line_is_refused_at_once(models, tmp_path, arguments, me
 
 def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
     samples = tmp_path / "samples.txt"
-    samples.write_text("\n  \n")
-    run = _convert(tmp_path, models / "bert", "--name", "x", "--samples", str(samples))
-    assert (run.returncode, "holds no sample" in run.stderr) == (2, True)
-    samples.write_bytes(b"\xff\xfe\x00")
-    run = _convert(tmp_path, models / "bert", "--name", "x", "--samples", str(samples))
-    assert (run.returncode, "not UTF-8" in run.stderr) == (2, True)
+    wish = Wish(str(models / "bert"), "text-classification", "x", samples)
+    for content, message in ((b"\n  \n", "holds no sample"), (b"\xff\xfe\x00", "not UTF-8")):
+        samples.write_bytes(content)
+        with pytest.raises(ConversionError, match=message):
+            carry_out(wish, Places(tmp_path), _said_nothing)
     samples.write_text("\n".join(TEXTS))
-    run = _convert(tmp_path, models / "bert", "--name", "x", "--samples", str(samples))
-    assert run.returncode == 0, run.stderr
+    carry_out(wish, Places(tmp_path), _said_nothing)
     proof = json.loads((tmp_path / "model_repository/x_onnx/1/proof.json").read_text())
-    assert proof["passed"]
-    assert proof["samples"] >= len(TEXTS)
+    assert proof["passed"] and len(proof["proofs"]) == 2
+    # The same again is there already; another model of this name is not let over it.
+    before = (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns
+    carry_out(wish, Places(tmp_path), _said_nothing)
+    with pytest.raises(ServingError, match="the name is taken"):
+        other = replace(wish, source=str(models / "roberta"))
+        carry_out(other, Places(tmp_path), _said_nothing)
+    assert (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 8.0, 13.0])
+def test_an_interrupt_leaves_nothing_half_written(models, tmp_path, seconds):
+    """Wherever it is by then: importing, exporting, asking, serving."""
+    command = [sys.executable, "-m", "tidegate", "convert", str(models / "bert"), "--name", "mood"]
+    process = subprocess.Popen(
+        [*command, "--task", "text-classification"],
+        env={**environment(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    published = (tmp_path / "model_repository" / "mood" / "config.pbtxt").exists()
+    assert published == (process.returncode == 0), output
+    assert b"Traceback" not in output
+    assert not list((tmp_path / "cache").rglob(".building-*"))
+    assert not list(tmp_path.glob(".model_repository.staging/*"))
+    assert not [p for p in psutil.process_iter(["environ"]) if _is_of(p, tmp_path)]
+
+
+def _is_of(process: psutil.Process, home: Path) -> bool:
+    return (process.info["environ"] or {}).get("TIDEGATE_HOME") == str(home)

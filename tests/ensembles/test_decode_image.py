@@ -1,5 +1,6 @@
 """The decoding step, as the ordinary module that it is."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from ensembles.steps import decode_image
-from ensembles.steps.decode_image import InvalidPicture, prepare
+from ensembles.steps.decode_image import InvalidPicture, Transform
 from tests.ensembles.pictures import bad_pictures, colours, encoded, png_of_16_bits
 
 TURNS = {
@@ -22,12 +23,34 @@ TURNS = {
     8: Image.Transpose.ROTATE_270,
 }
 BAD = bad_pictures()
+# EfficientNet-Lite0's.
+DOCUMENT = {
+    "height": 224,
+    "width": 224,
+    "operations": [
+        {"op": "resize_shorter", "edge": 256, "resample": 3},
+        {"op": "crop", "height": 224, "width": 224},
+        {"op": "normalize", "mean": [127, 127, 127], "std": [128, 128, 128]},
+    ],
+}
+
+
+def prepare(picture: bytes) -> np.ndarray:
+    return decode_image.prepare(picture, Transform(DOCUMENT))
+
+
+def _model(folder):
+    """The step as Triton makes it, from version 1 of a model's folder."""
+    (folder / "1").mkdir()
+    (folder / "1" / "preprocess.json").write_text(json.dumps(DOCUMENT))
+    model = decode_image.TritonPythonModel()
+    model.initialize({"model_repository": str(folder), "model_version": "1"})
+    return model
 
 
 @pytest.fixture(autouse=True)
 def as_in_triton(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    decode_image.TritonPythonModel().initialize({})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", decode_image.PIXEL_LIMIT)
 
 
 @pytest.fixture
@@ -124,11 +147,14 @@ def test_a_bad_picture_is_refused_by_name(name):
 
 # In a process of its own: what a test before it has freed would be used again and not be seen.
 MEASURE = """
-import contextlib, sys
+import contextlib, json, sys
 from pathlib import Path
-from ensembles.steps.decode_image import InvalidPicture, TritonPythonModel, prepare
+from PIL import Image
 
-TritonPythonModel().initialize({})
+from ensembles.steps.decode_image import PIXEL_LIMIT, InvalidPicture, Transform, prepare
+
+Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
+transform = Transform(json.loads(sys.argv[1]))
 
 def read(field):
     status = Path("/proc/self/status").read_text().split()
@@ -138,14 +164,14 @@ picture = sys.stdin.buffer.read()
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = read("VmRSS")
 with contextlib.suppress(InvalidPicture):
-    prepare(picture)
+    prepare(picture, transform)
 print((read("VmHWM") - before) / 1e6)
 """
 
 
 def _peak_mb(picture: bytes) -> float:
     """What decoding adds to a process's memory at its highest."""
-    command = [sys.executable, "-c", MEASURE]
+    command = [sys.executable, "-c", MEASURE, json.dumps(DOCUMENT)]
     run = subprocess.run(command, input=picture, capture_output=True, check=True)
     return float(run.stdout)
 
@@ -159,6 +185,55 @@ def test_a_bomb_takes_no_memory(name):
 def test_the_largest_picture_takes_a_known_amount(kind, limit_mb):
     # 75 MB are the pixels themselves.
     assert 60 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), kind)) < limit_mb
+
+
+def _as_image(values) -> Image.Image:
+    return Image.fromarray(np.asarray(values, dtype=np.uint8))
+
+
+def _run(image, *operations) -> np.ndarray:
+    return Transform({"height": 1, "width": 1, "operations": operations})(image)
+
+
+def test_a_small_picture_is_cropped_with_black_around_it():
+    """As transformers does: of an odd rest the larger half comes first."""
+    white = _as_image(np.full((2, 4, 3), 255))
+    got = _run(white, {"op": "crop", "height": 5, "width": 2})
+    assert got.shape == (3, 5, 2)
+    assert got[0].tolist() == [[0, 0], [0, 0], [255, 255], [255, 255], [0, 0]]
+
+
+def test_a_crop_by_parts_is_measured_on_the_shorter_side():
+    got = _run(colours((100, 50)), {"op": "crop_part", "height": 0.5, "width": 0.875})
+    assert got.shape == (3, 25, 43)
+
+
+def test_values_are_rescaled_offset_normalised_and_flipped():
+    one = _as_image([[[0, 127, 255]]])
+    half = {"op": "rescale", "factor": 1 / 127.5, "offset": -1.0}
+    assert _run(one, half)[:, 0, 0] == pytest.approx([-1, -1 / 255, 1])
+    by_channel = {"op": "normalize", "mean": [0, 127, 5], "std": [1, 2, 50]}
+    assert _run(one, by_channel)[:, 0, 0].tolist() == [0, 0, 5]
+    assert _run(one, {"op": "flip"})[:, 0, 0].tolist() == [255, 127, 0]
+
+
+@pytest.mark.parametrize("resample", range(6))
+def test_every_filter_is_pillows(resample):
+    image = colours((50, 40))
+    got = _run(image, {"op": "resize", "height": 20, "width": 10, "resample": resample})
+    wanted = np.asarray(image.resize((10, 20), Image.Resampling(resample)))
+    assert np.array_equal(got, wanted.transpose(2, 0, 1))
+
+
+def test_an_operation_that_is_none_is_an_error():
+    with pytest.raises(ValueError, match="no operation 'blur': resize, "):
+        Transform({**DOCUMENT, "operations": [{"op": "blur"}]})
+
+
+def test_the_error_says_what_the_model_looks_at():
+    small = Transform({**DOCUMENT, "height": 32, "width": 48})
+    with pytest.raises(InvalidPicture, match="the model looks at 48x32"):
+        decode_image.prepare(BAD["bomb"][0], small)
 
 
 def test_any_cut_is_refused_or_decoded():
@@ -208,10 +283,10 @@ def _request(*pictures):
     return {"image": SimpleNamespace(as_numpy=lambda: values)}
 
 
-def test_a_bad_picture_fails_only_its_own_request(monkeypatch, upright):
+def test_a_bad_picture_fails_only_its_own_request(monkeypatch, tmp_path, upright):
     monkeypatch.setattr(decode_image, "pb_utils", _Triton)
     good = encoded(colours(), "PNG")
-    model = decode_image.TritonPythonModel()
+    model = _model(tmp_path)
     first, bad, last = model.execute([_request(good), _request(good, b""), _request(good, good)])
     assert np.array_equal(first.tensors["pixels"][0], upright)
     assert last.tensors["pixels"].shape == (2, 3, 224, 224)

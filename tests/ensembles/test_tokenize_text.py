@@ -6,6 +6,7 @@ from tokenizers import Tokenizer
 
 from converters.sources.sentence_embedding import packaged_folder
 from ensembles.steps.tokenize_text import BucketTokenizer, InvalidText, wants_truncation
+from tests.brought import byte_tokenizer, piece_tokenizer, word_tokenizer
 
 BUCKETS = [16, 32, 64]
 
@@ -17,7 +18,8 @@ def tokenize():
 
 
 def test_a_text_is_padded_to_its_bucket(tokenize):
-    ids, mask, count = tokenize([b"Where is my parcel?"], truncate=False)
+    tokens = tokenize([b"Where is my parcel?"], truncate=False)
+    ids, mask, count = tokens.ids, tokens.mask, tokens.count
     assert ids.shape == mask.shape == (1, 16)
     assert ids.dtype == mask.dtype == np.int64
     assert count.dtype == np.int32
@@ -27,25 +29,64 @@ def test_a_text_is_padded_to_its_bucket(tokenize):
 
 
 def test_a_batch_takes_the_bucket_of_its_longest(tokenize):
-    ids, mask, count = tokenize([b"a", b"word " * 20], truncate=False)
-    assert ids.shape == (2, 32)
-    assert count.tolist() == [[3], [22]]
-    assert mask.sum(axis=1).tolist() == [3, 22]
+    tokens = tokenize([b"a", b"word " * 20], truncate=False)
+    assert tokens.ids.shape == (2, 32)
+    assert tokens.count.tolist() == [[3], [22]]
+    assert tokens.mask.sum(axis=1).tolist() == [3, 22]
 
 
 def test_the_last_bucket_is_the_limit(tokenize):
     exactly = b"word " * 62  # and [CLS] and [SEP]
-    assert tokenize([exactly], truncate=False)[0].shape == (1, 64)
+    assert tokenize([exactly], truncate=False).ids.shape == (1, 64)
     with pytest.raises(InvalidText, match=r"text 1 has 65 tokens and the model takes 64.*truncate"):
         tokenize([b"a", exactly + b"word"], truncate=False)
 
 
 def test_truncation_cuts_and_leaves_no_trace(tokenize):
-    ids, _, count = tokenize([b"word " * 100], truncate=True)
-    assert count.tolist() == [[64]]
-    assert ids[0, -1] == 102  # [SEP] stays at the end
+    tokens = tokenize([b"word " * 100], truncate=True)
+    assert tokens.count.tolist() == [[64]]
+    assert tokens.ids[0, -1] == 102  # [SEP] stays at the end
     with pytest.raises(InvalidText):
         tokenize([b"word " * 100], truncate=False)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_is_cut_from_the_side_that_the_file_says(side):
+    fast = word_tokenizer(64, truncation_side=side)
+    text = "the first words and the last words"
+    original = fast(text, truncation=True, max_length=6)["input_ids"]
+    fast.backend_tokenizer.enable_truncation(64, direction=side)
+    ids = BucketTokenizer(fast.backend_tokenizer, [6])([text.encode()], truncate=True).ids
+    assert ids[0].tolist() == original
+
+
+TEXTS = (
+    "Where is Berlin?",
+    "  leading,\ttab\nand trailing  ",
+    "👩‍👩‍👧 family 🇪🇸 in Café",
+    "Zoe\u0308 met Rene\u0301e",  # NFD
+    "北京大学 and 서울",
+    "שלום דוד \u200f\u0627\u0647\u0644\u0627",  # right to left, with a mark
+)
+
+
+@pytest.mark.parametrize("make", [word_tokenizer, byte_tokenizer, piece_tokenizer])
+@pytest.mark.parametrize("text", TEXTS)
+def test_spans_are_those_of_transformers_in_code_points(make, text):
+    """And what is not of the text, special tokens and padding, has none."""
+    fast = make(64)
+    original = fast(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = BucketTokenizer(fast.backend_tokenizer, [16, 64])(
+        [text.encode(), b"a long text after it " * 3], truncate=False
+    )
+    wanted = np.array(original["offset_mapping"])
+    wanted[np.array(original["special_tokens_mask"]) == 1] = -1
+    span = tokens.span()
+    assert span.dtype == np.int32
+    assert span.shape == (2, 64, 2)
+    assert span[0, : len(wanted)].tolist() == wanted.tolist()
+    assert (span[0, len(wanted) :] == -1).all()
+    assert span[0].max() <= len(text)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ensembles.image_classification import LABELS
+from converters.pictures.image_classification import LABELS
 from ensembles.steps.top_labels import TopLabels, TritonPythonModel
-from tidegate.builders import labels_file
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -67,7 +66,7 @@ def test_the_model_reads_the_labels_of_its_version(tmp_path):
 
 
 def test_the_label_file_names_a_thousand_classes():
-    labels = labels_file(LABELS).read_text(encoding="utf-8").splitlines()
+    labels = LABELS.read_text(encoding="utf-8").splitlines()
     assert len(labels) == len(set(labels)) == 1000
     assert all(label == label.strip() and label for label in labels)
     # Where ImageNet's own order puts them.

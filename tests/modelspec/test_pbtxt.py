@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
-from tidegate.pipelines import BUILDERS
+from tidegate.kinds import KNOWN
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = TensorSpec("x", "FP32", (-1,))
@@ -18,7 +18,7 @@ ONE = TensorSpec("x", "FP32", (-1,))
 def _specs():
     import importlib
 
-    for name in BUILDERS:
+    for name in KNOWN:
         yield from importlib.import_module(f"ensembles.{name}").PIPELINE.models
 
 

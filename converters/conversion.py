@@ -1,0 +1,132 @@
+"""Source -> FP32 graph and the original's answers -> a proved variant of the graph.
+
+Two folders in the cache: the *original* (graph, steps, answers), made once for a source and its
+samples, and one *variant* for each precision, which is there only if its proof held.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.cache import PROOF_FILE, Say, content_key, conversion, files_sha256
+from converters.errors import ConversionError
+from converters.proof import Check, Proof
+from converters.record import Record
+from converters.task import Case, Task
+from converters.tolerance import tolerance
+
+GRAPH, FACTS, ANSWERS = "model.onnx", "facts.json", "original.npz"
+STEPS = ("pre", "post")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of a conversion, with the reason for accepting it if its proof fails."""
+
+    precision: str = "fp32"
+    accepted: str = ""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A proved graph: ``engine`` is the file, ``record`` its proof so far."""
+
+    task: Task
+    case: Case
+    engine: Path
+    record: Record
+
+    def step_files(self, part: str) -> Mapping[str, Path]:
+        """The files of ``NAME_pre`` or ``NAME_post``, by their name in the version folder."""
+        folder = self.case.folder / part
+        return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+def convert(task: Task, variant: Variant, say: Say) -> Converted:
+    """The task's source as a proved graph of this precision, from the cache where it is there.
+
+    Raises ConversionError (its tree says what kind); the cache then has no such variant.
+    """
+    if variant.precision not in task.precisions:
+        raise ConversionError(
+            f"{task.name} has no precision {variant.precision!r}: choose one of "
+            f"{', '.join(task.precisions)}"
+        )
+    name = task.order.name
+    key = _key(task)
+    original = conversion(name, key, ANSWERS, lambda folder: _original(task, folder, say))
+    case = case_in(original, name, task.name, variant.precision)
+    settings = json.dumps([key, variant.precision, variant.accepted])
+    built = conversion(
+        name,
+        content_key(settings),
+        PROOF_FILE,
+        lambda folder: _variant(task, case, variant, folder, say),
+    )
+    return Converted(task, case, built / GRAPH, Record.load(built / PROOF_FILE))
+
+
+def case_in(folder: Path, name: str, task: str, precision: str) -> Case:
+    """The case that ``folder`` holds, with the tolerances of this precision."""
+    facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    with np.load(folder / ANSWERS) as stored:
+        answers = dict(stored)
+    return Case(name, folder, facts, answers, tolerance(task, precision))
+
+
+def ask_original(task: Task, folder: Path, say: Say) -> None:
+    """Write into ``folder`` all that a Case needs, from the source alone: no graph."""
+    facts = task.facts()
+    for part in STEPS:
+        (folder / part).mkdir()
+    task.write_steps(folder)
+    say(f"{task.order.name}: asking the original model")
+    answers = task.ask(folder, say)
+    (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    np.savez(folder / ANSWERS, **answers)
+
+
+def prove_graph(task: Task, engine: Path, case: Case) -> Proof:
+    """Every check of the graph in ``engine``, passed or not: one that cannot run failed."""
+    try:
+        checks = tuple(task.prove_graph(engine, case))
+    except Exception as error:
+        # ONNX Runtime's own exceptions have no common class, only a common module.
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        checks = (Check("the graph runs", float("nan"), 0, False, " ".join(str(error).split())),)
+    return Proof(f"{case.name}: the graph", checks)
+
+
+def source_sha256(task: Task) -> str:
+    """What the model and its samples are, whatever converts them."""
+    return files_sha256(task.files(), json.dumps([task.name, task.settings()]))
+
+
+def _key(task: Task) -> str:
+    return content_key(json.dumps([task.order.name, source_sha256(task)]))
+
+
+def _original(task: Task, folder: Path, say: Say) -> None:
+    say(f"{task.order.name}: exporting to ONNX")
+    task.export(folder / GRAPH)
+    ask_original(task, folder, say)
+
+
+def _variant(task: Task, case: Case, variant: Variant, folder: Path, say: Say) -> None:
+    from converters.precision import write_variant
+
+    if variant.precision != "fp32":
+        say(f"{case.name}: writing the {variant.precision} variant")
+    target = folder / GRAPH
+    write_variant(variant.precision, case.folder / GRAPH, target, lambda: task.feeds(case))
+    say(f"{case.name}: proving the {variant.precision} graph against the original")
+    record = Record.start(
+        task, variant, source_sha256(task), prove_graph(task, target, case), target
+    )
+    record.require()
+    record.save(folder)

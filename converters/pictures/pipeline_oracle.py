@@ -1,0 +1,68 @@
+"""What ``transformers``' own image-classification pipeline answers, in a process of its own.
+
+    python -m converters.pictures.pipeline_oracle FOLDER PATHS.json ANSWERS.npz
+
+One picture at a time, through the pipeline's three stages, so that pixels and logits are seen as
+well as scores. The proof compares against this, never against code that Tidegate also serves with.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.original import ask
+
+
+def classify(folder: Path, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
+    """``pixels`` FP32 [n, 3, height, width], ``logits`` and ``scores`` FP32 [n, labels]."""
+    questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
+    questions.write_text(json.dumps([str(path) for path in pictures]))
+    answered = ask("converters.pictures.pipeline_oracle", folder, questions, answers=answers)
+    answers.unlink()
+    return answered
+
+
+def main(folder: str, questions: str, answers: str) -> None:
+    import transformers
+
+    # The PIL form, wherever torchvision is installed too: it is the one that can be served.
+    reader: Any = transformers.AutoImageProcessor
+    processor = reader.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    classifier: Any = transformers.pipeline(
+        "image-classification",
+        model=folder,
+        image_processor=processor,
+        device="cpu",
+        trust_remote_code=False,
+    )
+    pixels, logits, scores = [], [], []
+    for path in json.loads(Path(questions).read_text()):
+        inputs = classifier.preprocess(path)
+        pixels.append(inputs["pixel_values"].numpy())
+        outputs = classifier.forward(inputs)
+        logits.append(outputs["logits"].numpy())
+        scores.append(_in_order(classifier, outputs))
+    arrays = {"pixels": pixels, "logits": logits, "scores": scores}
+    np.savez(answers, **{name: np.concatenate(rows) for name, rows in arrays.items()})
+
+
+def _in_order(classifier: Any, outputs: Any) -> np.ndarray:
+    """The pipeline's scores FP32 [1, labels] in the model's order: it gives them sorted, with
+    labels of which two may be the same, so that each class is given its number for a name."""
+    config = classifier.model.config
+    named = config.id2label
+    config.id2label = {index: str(index) for index in range(config.num_labels)}
+    answer = classifier.postprocess(outputs, top_k=config.num_labels)
+    config.id2label = named
+    scores = np.zeros((1, config.num_labels), dtype=np.float32)
+    for each in answer:
+        scores[0, int(each["label"])] = each["score"]
+    return scores
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""Prove an image classifier's graph against the original's logits for the same pixels.
+
+Logits have no scale of their own: they are measured against how far the original's differ between
+the pictures, so that a graph that is 1 % off is caught however small its numbers are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from converters.proof import Check, at_most, worst_difference
+from converters.task import Case
+from converters.texts.classification_proof import FUNCTIONS, parity
+
+BATCH_SIZES = (1, 2, 3, 16)
+ROWS = 16
+# Of the range of the logits, for each unit that a score may differ by.
+LOGITS_PER_SCORE = 5
+# Two correct FP32 runs differ by a few units in the last place of the largest logit (6e-8 each);
+# below 1e-7 no score can tell.
+NOISE, LEAST = 2e-6, 1e-7
+
+
+class Graph:
+    """The converted graph, run by ONNX Runtime; what it raises is for the checks to report."""
+
+    def __init__(self, engine: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        options.log_severity_level = 4  # what goes wrong is raised as well
+        self._session = onnxruntime.InferenceSession(
+            str(engine), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits FP32 [n, labels] of pixels FP32 [n, 3, height, width], as one batch."""
+        return np.asarray(self._session.run(None, {"pixels": pixels})[0])
+
+
+def graph_checks(graph: Graph, case: Case) -> list[Check]:
+    """Every check on the original's ``pixels`` and ``logits``, whose rows are ``names``."""
+    pixels, names = case.answers["pixels"], case_names(case)
+    wanted, limit = case.answers["logits"], logit_limit(case, case.tolerance.difference)
+    try:
+        got = np.concatenate([graph(row[None]) for row in pixels])
+    except Exception as error:  # ONNX Runtime raises many kinds
+        return [failed("the graph runs", error)]
+    few = pixels[:ROWS]
+    return [
+        worst_difference("parity: largest difference of a logit", got, wanted, limit, names),
+        *_score_parity(got, case, names),
+        checked("batch invariance", lambda name: _batch_invariance(name, graph, got, case)),
+        *(checked(f"batch of {rows}", _batch_of(rows, graph, got, case)) for rows in BATCH_SIZES),
+        checked("extreme pictures: answers that are not finite", _extremes(graph, pixels)),
+        checked(
+            "determinism", lambda name: worst_difference(name, graph(few), graph(few), 0.0, names)
+        ),
+    ]
+
+
+def case_names(case: Case) -> list[str]:
+    """The pictures' names, in the order of every other array of ``case.answers``."""
+    return [str(name) for name in case.answers["names"]]
+
+
+def logit_limit(case: Case, score: float) -> float:
+    """How far a logit may be off where a score may be by ``score``."""
+    logits = case.answers["logits"].astype(np.float64)
+    spread = np.abs(logits - logits.mean(axis=0)).max()
+    return float(LOGITS_PER_SCORE * score * spread + NOISE * np.abs(logits).max() + LEAST)
+
+
+def _score_parity(got: np.ndarray, case: Case, names: Sequence[str]) -> list[Check]:
+    if got.shape != case.answers["scores"].shape:
+        return []  # the check of the logits has failed already
+    return parity(FUNCTIONS[case.facts["function"]](got.astype(np.float64)), case, names)
+
+
+def checked(name: str, measure: Callable[[str], Check]) -> Check:
+    """The check, failed with the reason if its subject cannot be run at all."""
+    try:
+        return measure(name)
+    except Exception as error:  # ONNX Runtime raises many kinds
+        return failed(name, error)
+
+
+def failed(name: str, error: Exception) -> Check:
+    """What is reported of a subject that raises instead of answering."""
+    return Check(name, float("nan"), 0.0, False, " ".join(str(error).split())[:300])
+
+
+def _batch_invariance(name: str, graph: Graph, alone: np.ndarray, case: Case) -> Check:
+    """A picture's logits must not depend on who shares its batch: two batches of other company."""
+    pixels, names = case.answers["pixels"], case_names(case)
+    limit = logit_limit(case, case.tolerance.invariance)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    together = np.empty_like(alone)
+    for start in range(0, len(pixels), ROWS):
+        rows = order[start : start + ROWS]
+        together[rows] = graph(pixels[rows])
+    return worst_difference(name, together, alone, limit, names)
+
+
+def _batch_of(rows: int, graph: Graph, alone: np.ndarray, case: Case) -> Callable[[str], Check]:
+    """A batch of this size gives each of its pictures its own answer."""
+    places = np.arange(rows) % len(alone)
+    limit = logit_limit(case, case.tolerance.invariance)
+    names = [case_names(case)[place] for place in places]
+
+    def measure(name: str) -> Check:
+        got = graph(case.answers["pixels"][places])
+        return worst_difference(name, got, alone[places], limit, names)
+
+    return measure
+
+
+def _extremes(graph: Graph, pixels: np.ndarray) -> Callable[[str], Check]:
+    """All black, all white, and both in turn: the answer must be a number."""
+    black, white = (edge(pixels, axis=(0, 2, 3), keepdims=True) for edge in (np.min, np.max))
+    shape = pixels.shape[1:]
+    chequered = np.where(np.indices(shape).sum(axis=0) % 2, black, white)
+    pictures = {
+        named: np.broadcast_to(each, (1, *shape)).copy()
+        for named, each in (("black", black), ("white", white), ("chequered", chequered))
+    }
+
+    def measure(name: str) -> Check:
+        wrong = [
+            named for named, picture in pictures.items() if not np.isfinite(graph(picture)).all()
+        ]
+        return at_most(name, len(wrong), 0, ", ".join(wrong))
+
+    return measure

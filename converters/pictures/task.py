@@ -1,0 +1,149 @@
+"""What every task that begins with a picture shares: samples, graph, proof and golden probe."""
+
+import base64
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from converters.cache import Say
+from converters.pictures.files import read_pictures
+from converters.pictures.proof import Graph, failed, graph_checks
+from converters.pictures.samples import Sample
+from converters.pictures.served import served_checks
+from converters.proof import Check
+from converters.task import Case, Feed, Task
+from converters.torch2onnx import export_image_model
+from modelspec.face import Golden
+
+SAMPLES = "samples"
+TOP_K = 5
+# The golden picture stands in the pipeline's config.pbtxt, and is sent with every probe.
+GOLDEN_LIMIT_BYTES = 16 << 10
+# It may be asked on another machine, whose arithmetic rounds otherwise.
+GOLDEN_TOLERANCE = 1e-3
+
+
+class ImageTask(Task):
+    """A classifier whose graph takes ``pixels`` FP32 [n, 3, height, width] and gives ``logits``
+    FP32 [n, labels].
+
+    Answers: ``names`` of the n pictures in ``folder/samples``; ``twins``, the names of those whose
+    answers must be the same ("" for most); the original's ``pixels``, ``logits`` and ``scores``.
+    """
+
+    name: ClassVar[str] = "image-classification"
+
+    @property
+    @abstractmethod
+    def labels(self) -> Sequence[str]:
+        """The classes' names, in the model's order."""
+
+    @property
+    @abstractmethod
+    def function(self) -> str:
+        """What turns logits into scores: ``softmax`` or ``sigmoid``."""
+
+    @property
+    @abstractmethod
+    def transform(self) -> Mapping[str, Any]:
+        """``preprocess.json`` of the step ``decode_image``."""
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The original as one module, pixels -> logits, in evaluation mode."""
+
+    @abstractmethod
+    def default_samples(self) -> list[Sample]:
+        """The pictures for want of the user's own."""
+
+    @abstractmethod
+    def original(self, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
+        """``pixels``, ``logits`` and ``scores`` of these files, from a process of its own."""
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        if self.order.samples:
+            return read_pictures(self.order.samples)
+        return self.default_samples()
+
+    def settings(self) -> str:
+        return "".join(sample.digest for sample in self.samples)
+
+    def facts(self) -> dict[str, Any]:
+        size = {side: self.transform[side] for side in ("height", "width")}
+        top_k = min(TOP_K, len(self.labels))
+        return {"labels": list(self.labels), "function": self.function, "top_k": top_k, **size}
+
+    def write_steps(self, folder: Path) -> None:
+        document = json.dumps(self.transform, indent=1) + "\n"
+        (folder / "pre" / "preprocess.json").write_text(document, encoding="utf-8")
+        labels = "\n".join(self.labels) + "\n"
+        (folder / "post" / "labels.txt").write_text(labels, encoding="utf-8")
+
+    def export(self, target: Path) -> None:
+        size = (self.transform["height"], self.transform["width"])
+        export_image_model(self.module, "pixels", size, "logits", target)
+
+    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+        say(f"{self.order.name}: {len(self.samples)} pictures")
+        original = self.original(_written(self.samples, folder), folder)
+        names = np.array([sample.name for sample in self.samples])
+        twins = np.array([sample.twin for sample in self.samples])
+        return {"names": names, "twins": twins, **original}
+
+    def feeds(self, case: Case) -> Iterator[Feed]:
+        for pixels in case.answers["pixels"]:
+            yield {"pixels": pixels[None]}
+
+    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+        try:
+            graph = Graph(engine)
+        except Exception as error:  # ONNX Runtime raises many kinds
+            return [failed("the graph can be loaded", error)]
+        return graph_checks(graph, case)
+
+    def golden(self, case: Case) -> Golden:
+        """The small picture that the original is surest of, with its label if that is clear."""
+        pictures, scores = case_pictures(case), np.sort(case.answers["scores"], axis=1)
+        margins = scores[:, -1] - scores[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
+        small = [row for row, each in enumerate(pictures) if len(each) <= GOLDEN_LIMIT_BYTES]
+        row = max(small, key=lambda each: margins[each])
+        tolerance = max(GOLDEN_TOLERANCE, case.tolerance.difference)
+        expect: dict[str, list[Any]] = {"score": [float(scores[row, -1])]}
+        if margins[row] > 2 * tolerance:
+            best = int(case.answers["scores"][row].argmax())
+            expect = {"label": [case.facts["labels"][best]], **expect}
+        image = {"b64": base64.b64encode(pictures[row]).decode()}
+        return Golden({"image": image}, expect, tolerance)
+
+    def prove_served(self, address: str, case: Case) -> list[Check]:
+        return served_checks(address, case, case_pictures(case))
+
+
+def case_pictures(case: Case) -> list[bytes]:
+    """The files of the samples, in the order of the arrays of ``case.answers``."""
+    folder = case.folder / SAMPLES
+    return [(folder / str(row)).read_bytes() for row in range(len(case.answers["names"]))]
+
+
+def _written(samples: Sequence[Sample], folder: Path) -> list[Path]:
+    """The files that the original is asked about; those that are served are in ``folder/samples``,
+    by their number: a user's file may have any name."""
+    shown = []
+    for kind in (SAMPLES, "asked"):
+        (folder / kind).mkdir()
+    for row, sample in enumerate(samples):
+        path = folder / SAMPLES / str(row)
+        path.write_bytes(sample.data)
+        if sample.asked:
+            path = folder / "asked" / str(row)
+            path.write_bytes(sample.asked)
+        shown.append(path)
+    return shown

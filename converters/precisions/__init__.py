@@ -1,0 +1,2 @@
+"""How each variant of an FP32 graph is written, one idea a file; ``converters.precision`` is the
+way in."""

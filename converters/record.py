@@ -1,0 +1,120 @@
+"""``proof.json`` and ``proof.md``: what was converted, what was measured, and who accepted what."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converters.cache import PROOF_FILE, TOOLS, files_sha256
+from converters.errors import ProofFailed
+from converters.proof import Check, Proof
+from converters.tolerance import grade
+
+if TYPE_CHECKING:
+    from converters.conversion import Variant
+    from converters.task import Task
+
+PAGE_FILE = "proof.md"
+
+
+@dataclass(frozen=True)
+class Record:
+    """``source`` is the last part of the path only: a proof is read far from where it was made.
+
+    ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
+    ``accepted`` is the reason that somebody gave for publishing a model whose proof failed.
+    """
+
+    name: str
+    task: str
+    source: str
+    precision: str
+    grade: str
+    source_sha256: str
+    engine_sha256: str
+    accepted: str
+    tools: Mapping[str, str]
+    proofs: tuple[Proof, ...]
+
+    @classmethod
+    def start(
+        cls, task: "Task", variant: "Variant", source: str, proof: Proof, engine: Path
+    ) -> "Record":
+        """The record of a graph that has just been proved."""
+        return cls(
+            name=task.order.name,
+            task=task.name,
+            source=Path(task.order.source).name,
+            precision=variant.precision,
+            grade=grade(variant.precision),
+            source_sha256=source,
+            engine_sha256=files_sha256([engine]),
+            accepted=variant.accepted,
+            tools={tool: version(tool) for tool in TOOLS},
+            proofs=(proof,),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        """The record in a ``proof.json``; ValueError or KeyError when it is none."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        passed = fields.pop("passed")
+        proofs = tuple(Proof.from_dict(each) for each in fields.pop("proofs"))
+        record = cls(**fields, proofs=proofs)
+        if record.passed != passed:
+            raise ValueError(f"{path} contradicts itself: its checks do not add up to its verdict")
+        return record
+
+    @property
+    def passed(self) -> bool:
+        return all(proof.passed for proof in self.proofs)
+
+    def add(self, proof: Proof) -> "Record":
+        """The record with one more proof."""
+        return replace(self, proofs=(*self.proofs, proof))
+
+    def require(self) -> None:
+        """ProofFailed lists every check that failed, unless somebody accepted that."""
+        if self.passed or self.accepted:
+            return
+        failed = [f"{p.subject}: {c.line()}" for p in self.proofs for c in p.checks if not c.passed]
+        raise ProofFailed(
+            f"{self.name} does not give the original's answers; nothing was published:\n  "
+            + "\n  ".join(failed)
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        proofs = [proof.to_dict() for proof in self.proofs]
+        fields = {"passed": self.passed, **vars(self), "proofs": proofs}
+        text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / PROOF_FILE).write_text(text, encoding="utf-8")
+        (folder / PAGE_FILE).write_text("\n".join(self._page()) + "\n", encoding="utf-8")
+
+    def _page(self) -> Iterator[str]:
+        verdict = "The proof held." if self.passed else "**The proof failed.**"
+        yield f"# {self.name}: {self.task}, {self.precision}\n\n{verdict}"
+        if self.accepted:
+            yield f"\nPublished all the same, because: {_cell(self.accepted)}"
+        yield f"\nMade from `{_cell(self.source)}`. {self.grade.capitalize()}."
+        for proof in self.proofs:
+            yield f"\n## {_cell(proof.subject)}\n"
+            yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"
+            yield from map(_row, proof.checks)
+        yield f"\nEngine: SHA-256 `{self.engine_sha256}`"
+        yield "\nTools: " + ", ".join(f"{tool} {number}" for tool, number in self.tools.items())
+
+
+def _row(check: Check) -> str:
+    verdict = "ok" if check.passed else "**FAIL**"
+    cells = (verdict, _cell(check.name), f"{check.measured:.3g}", check.allowed, _cell(check.worst))
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """The text of a sample or a user may hold anything, and must not end its cell or become
+    markup."""
+    escaped = "".join(f"\\{char}" if char in "|`*_<>[]\\" else char for char in text)
+    return " ".join(escaped.split())

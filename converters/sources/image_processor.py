@@ -1,0 +1,124 @@
+"""The image preprocessing of a Hugging Face folder, as the operations of the step ``decode_image``.
+
+``transformers``' own processor is opened for its settings, so that defaults, old forms of a key and
+the class itself are understood as the original understands them. Whatever has no equal among the
+operations is refused by name: a preprocessing that is nearly right is wrong.
+
+It is always asked for its PIL form, on which this project runs and which needs no torchvision. The
+other form resizes on tensors, and differs from it by a few grey levels at edges.
+"""
+
+from typing import Any
+
+from converters.errors import SourceMissing, SourceRefused
+from converters.sources.huggingface import HuggingFaceFolder
+from converters.sources.image_rules import (
+    CHANNELS,
+    RULES,
+    SIDE_LIMIT,
+    Operation,
+    per_channel,
+    plain,
+    refused,
+)
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+_METHODS = (
+    "preprocess",
+    "_preprocess_image_like_inputs",
+    "_prepare_image_like_inputs",
+    "_preprocess",
+    "process_image",
+    "resize",
+    "center_crop",
+    "rescale",
+    "normalize",
+)
+
+
+def open_processor(folder: HuggingFaceFolder) -> Any:
+    """transformers' own image processor for this folder; SourceMissing or SourceRefused."""
+    present = [name for name in FILES if (folder.path / name).is_file()]
+    if not present:
+        raise SourceMissing(
+            f"{folder.path} has no {FILES[0]}, and without it nobody knows what the model sees of "
+            "a picture: copy it from where the model was trained, or write it with "
+            "AutoImageProcessor.save_pretrained()"
+        )
+    for name in present:
+        if "auto_map" in folder.document(name):
+            raise SourceRefused(
+                f"{folder.path}/{name} wants to run code of its own (auto_map), which is never "
+                "done: use a model whose image processor transformers knows"
+            )
+    import transformers
+
+    reader: Any = transformers.AutoImageProcessor
+    try:
+        return reader.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except Exception as error:  # transformers raises many kinds; all mean: not loadable
+        reason = " ".join(str(error).split())[:300]
+        raise SourceRefused(
+            f"transformers cannot load the image processor of {folder.path}: {reason}"
+        ) from error
+
+
+def transform(processor: Any) -> dict[str, Any]:
+    """``preprocess.json`` for the step: ``height``, ``width`` and ``operations``.
+
+    SourceRefused names the class or the key that the step cannot do exactly.
+    """
+    name = type(processor).__name__
+    rule = RULES.get(name.removesuffix("Pil"))
+    if rule is None:
+        _require_plain(processor)
+        rule = plain
+    _require_colours(processor)
+    try:
+        operations = rule(processor)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise refused(processor, f"its settings make no sense ({error})") from error
+    height, width = _final_size(processor, operations)
+    return {"height": height, "width": width, "operations": operations}
+
+
+def _require_plain(processor: Any) -> None:
+    """SourceRefused unless the class does just what transformers' general PIL processor does."""
+    from transformers.image_processing_backends import PilBackend
+
+    kind = type(processor)
+    if not issubclass(kind, PilBackend):
+        raise refused(processor, "its class is none of transformers' PIL processors")
+    own = [each for each in _METHODS if getattr(kind, each) is not getattr(PilBackend, each)]
+    if own:
+        raise refused(processor, f"its class has its own {', '.join(own)}")
+    if getattr(processor, "pad_size", None) is not None:
+        raise refused(processor, "pad_size is set")
+
+
+def _require_colours(processor: Any) -> None:
+    """Mean and deviation: one number, or one for each of the three channels."""
+    for key in ("image_mean", "image_std"):
+        values = getattr(processor, key, None)
+        if processor.do_normalize and len(per_channel(values)) != CHANNELS:
+            raise refused(processor, f"{key} has not {CHANNELS} numbers")
+    if processor.do_normalize and 0 in per_channel(processor.image_std):
+        raise refused(processor, "image_std is 0")
+
+
+def _final_size(processor: Any, operations: list[Operation]) -> tuple[int, int]:
+    """What the operations end with, the same for every picture; SourceRefused if it is not."""
+    sizing = [each for each in operations if each["op"].startswith(("resize", "crop"))]
+    last = sizing[-1] if sizing else {}
+    if last.get("op") not in ("resize", "crop"):
+        raise refused(
+            processor,
+            "pictures would keep sizes of their own, for want of do_center_crop or of a size with "
+            "height and width",
+        )
+    height, width = last["height"], last["width"]
+    if not (0 < height <= SIDE_LIMIT and 0 < width <= SIDE_LIMIT):
+        raise refused(processor, f"the size is {height}x{width}")
+    return height, width

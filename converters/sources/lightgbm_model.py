@@ -1,0 +1,162 @@
+"""A LightGBM booster from its own text format (``booster_.save_model('model.txt')``)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from converters.errors import SourceRefused
+from converters.sources.tabular_model import TabularModel
+from converters.tables.graph import tree_graph
+from converters.tables.table import Column, Table
+from converters.tables.trees2onnx import Tree, thresholds_by_feature
+
+ZERO = float(np.float32(1e-35))  # its kZeroThreshold
+LINKS = {
+    "binary": "sigmoid",
+    "multiclass": "softmax",
+    "regression": "identity",
+    "regression_l1": "identity",
+    "huber": "identity",
+    "fair": "identity",
+    "quantile": "identity",
+    "mape": "identity",
+    "poisson": "exp",
+    "gamma": "exp",
+    "tweedie": "exp",
+    "cross_entropy": "sigmoid one",
+}
+
+
+class LightgbmModel(TabularModel):
+    library: ClassVar[str] = "LightGBM"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.booster = _open(path)
+        self._dump: Mapping[str, Any] = self.booster.dump_model()
+        objective, *settings = str(self._dump.get("objective", "")).split() or [""]
+        if objective not in LINKS or "sqrt" in settings:
+            raise SourceRefused(
+                f"{path} was trained for {' '.join([objective, *settings]) or 'nothing it says'}, "
+                f"and what is served is a classifier or a regressor: {', '.join(LINKS)}"
+            )
+        self.link = LINKS[objective]
+        # ``binary sigmoid:1``: the slope of the link.
+        slopes = [each.partition(":")[2] for each in settings if each.startswith("sigmoid:")]
+        self.slope = float(slopes[0]) if slopes else 1.0
+        self.trees = tuple(self._trees())
+        self.columns = tuple(Column(str(name)) for name in self._dump["feature_names"])
+        count = {"sigmoid": 2, "softmax": int(self._dump["num_class"])}.get(self.link, 0)
+        self.labels = tuple(map(str, range(count)))
+
+    def answer(self, table: Table) -> np.ndarray:
+        values = np.asarray(
+            self.booster.predict(self._matrix(table), num_threads=1), dtype=np.float64
+        )
+        values = values.reshape(len(table), -1)
+        both = [1 - values, values] if self.link == "sigmoid" else [values]
+        answer: np.ndarray = np.hstack(both)
+        return answer
+
+    def decide(self, table: Table) -> np.ndarray:
+        places: np.ndarray = self.answer(table).argmax(axis=1)
+        return places
+
+    def graph(self) -> onnx.ModelProto:
+        start = np.zeros(int(self._dump["num_tree_per_iteration"]))
+        return tree_graph(self.trees, start, self.link, len(self.columns), narrow=False)
+
+    def thresholds(self) -> Mapping[str, np.ndarray]:
+        found = thresholds_by_feature(self.trees, len(self.columns))
+        return {column.name: each for column, each in zip(self.columns, found, strict=True)}
+
+    def _matrix(self, table: Table) -> np.ndarray:
+        return np.stack([table.columns[column.name] for column in self.columns], axis=1)
+
+    def _trees(self) -> Iterator[Tree]:
+        targets, trees = int(self._dump["num_tree_per_iteration"]), self._dump["tree_info"]
+        # A random forest's answer is the mean; in a sum of K targets each has its own trees.
+        weight = targets / len(trees) if self._dump.get("average_output") else 1.0
+        for index, tree in enumerate(trees):
+            growing = _Growing(self.path)
+            growing.add(tree["tree_structure"])
+            yield growing.tree(index % targets, weight * self.slope)
+
+
+def _beside_zero(threshold: float) -> float:
+    """LightGBM reads every number of at most ``ZERO`` as 0 before it compares."""
+    if -ZERO <= threshold < 0:
+        return float(np.nextafter(-ZERO, -np.inf))
+    return ZERO if 0 <= threshold < ZERO else threshold
+
+
+@dataclass
+class _Growing:
+    """A tree of dictionaries as it becomes one of arrays."""
+
+    path: Path
+    rows: list[list[Any]] = field(default_factory=list)
+
+    def add(self, node: Mapping[str, Any]) -> int:
+        """The place of this node, its children added after it."""
+        place = len(self.rows)
+        self.rows.append([0, 0.0, -1, -1, False, 0.0])
+        if "split_feature" not in node:
+            if "leaf_coeff" in node:
+                raise SourceRefused(
+                    f"{self.path} has lines in its leaves (linear_tree): train without"
+                )
+            self.rows[place][5] = float(node["leaf_value"])
+            return place
+        self._check(node)
+        threshold = _beside_zero(float(node["threshold"]))
+        # Without missing values in training LightGBM reads NaN as 0.
+        is_nan = node["missing_type"] == "NaN"
+        missing = bool(node["default_left"]) if is_nan else threshold >= 0
+        self.rows[place][:2] = [int(node["split_feature"]), threshold]
+        self.rows[place][2] = self.add(node["left_child"])
+        self.rows[place][3] = self.add(node["right_child"])
+        self.rows[place][4] = missing
+        return place
+
+    def _check(self, node: Mapping[str, Any]) -> None:
+        if node["decision_type"] != "<=":
+            raise SourceRefused(
+                f"{self.path} splits on categories itself (categorical_feature): one-hot encode "
+                "them and train again"
+            )
+        if node["missing_type"] == "Zero":
+            raise SourceRefused(f"{self.path} was trained with zero_as_missing: train without it")
+
+    def tree(self, target: int, weight: float) -> Tree:
+        feature, threshold, yes, no, missing, value = zip(*self.rows, strict=True)
+        return Tree(
+            feature=np.array(feature),
+            threshold=np.array(threshold),
+            yes=np.array(yes),
+            no=np.array(no),
+            missing=np.array(missing),
+            value=np.array(value)[:, None] * weight,
+            mode=["BRANCH_LEQ"] * len(self.rows),
+            target=target,
+        )
+
+
+def _open(path: Path) -> Any:
+    import lightgbm
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Its own parser reads a file that is cut off as far as it goes, without a word.
+        if not text.startswith("tree\n") or "\nend of trees\n" not in text:
+            raise ValueError("it does not begin with 'tree' and end its trees")
+        return lightgbm.Booster(model_str=text)
+    except (ValueError, lightgbm.basic.LightGBMError) as error:
+        raise SourceRefused(
+            f"{path} is no LightGBM model, or it is cut off ({error}): save it again with "
+            "booster_.save_model('model.txt')"
+        ) from error

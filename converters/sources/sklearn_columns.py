@@ -1,0 +1,148 @@
+"""Which columns a fitted scikit-learn model takes, and what it knows of each.
+
+Read from the fitted transformers: a scaler's mean, an encoder's categories. Nothing else knows
+which columns are text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from converters.tables.table import Column
+
+
+@dataclass(frozen=True)
+class Use:
+    """One fitted transformer and the places of the columns that it takes first."""
+
+    transformer: Any
+    places: tuple[int, ...]
+
+
+def column_names(model: Any) -> list[str]:
+    """The names that the model was trained with, else f0, f1, ..."""
+    if hasattr(model, "feature_names_in_"):
+        return [str(name) for name in model.feature_names_in_]
+    return [f"f{index}" for index in range(int(model.n_features_in_))]
+
+
+def columns_of(model: Any) -> list[Column]:
+    """Every column in the order of training, with what the transformers say of it."""
+    names = column_names(model)
+    columns = [Column(name) for name in names]
+    for use in _uses(model, names, tuple(range(len(names)))):
+        for index, place in enumerate(use.places):
+            columns[place] = _described(columns[place], use.transformer, index)
+    return columns
+
+
+def ignored_columns(model: Any) -> set[str]:
+    """Columns that a ColumnTransformer at the front drops: nobody need send them."""
+    front = _front(model)
+    if not _is_column_transformer(front) or not hasattr(front, "feature_names_in_"):
+        return set()
+    names = column_names(front)
+    used = {
+        place
+        for _, part, chosen in front.transformers_
+        if not (isinstance(part, str) and part == "drop")
+        for place in _places(chosen, names)
+    }
+    return {name for place, name in enumerate(names) if place not in used}
+
+
+def takes_columns_by_name(model: Any) -> bool:
+    """Whether a ColumnTransformer at the front tells the columns apart."""
+    return _is_column_transformer(_front(model))
+
+
+def _front(model: Any) -> Any:
+    while hasattr(model, "steps"):
+        model = model.steps[0][1]
+    return model
+
+
+def _is_column_transformer(model: Any) -> bool:
+    return hasattr(model, "transformers_") and hasattr(model, "remainder")
+
+
+def _uses(part: Any, names: Sequence[str], places: tuple[int, ...]) -> Iterator[Use]:
+    if isinstance(part, str):
+        return
+    if hasattr(part, "steps"):
+        for _, step in part.steps:
+            if getattr(step, "n_features_in_", len(places)) != len(places):
+                return
+            yield from _uses(step, names, places)
+            if not _keeps_columns(step):
+                return
+    elif _is_column_transformer(part):
+        for _, each, chosen in part.transformers_:
+            yield from _uses(each, names, tuple(places[i] for i in _places(chosen, names)))
+    elif hasattr(part, "transformer_list"):
+        for _, each in part.transformer_list:
+            yield from _uses(each, names, places)
+    else:
+        yield Use(part, places)
+
+
+def _keeps_columns(step: Any) -> bool:
+    """Whether column i after the step is still column i before it."""
+    return isinstance(step, str) or type(step).__name__ in (
+        "SimpleImputer",
+        "StandardScaler",
+        "MinMaxScaler",
+        "RobustScaler",
+        "MaxAbsScaler",
+    )
+
+
+def _places(chosen: Any, names: Sequence[str]) -> list[int]:
+    """The columns of a ColumnTransformer's part: names, places, a mask or a slice."""
+    if isinstance(chosen, slice):
+        return list(range(len(names)))[chosen]
+    listed = np.atleast_1d(np.asarray(chosen))
+    if listed.dtype == bool:
+        return list(map(int, np.flatnonzero(listed)))
+    if listed.dtype.kind in "iu":
+        return [int(place) % len(names) for place in listed]
+    return [names.index(str(name)) for name in listed]
+
+
+def _described(column: Column, transformer: Any, index: int) -> Column:
+    if hasattr(transformer, "categories_"):
+        return _with_categories(column, transformer, transformer.categories_[index])
+    if hasattr(transformer, "vocabulary_"):
+        return replace(column, is_text=True)
+    if hasattr(transformer, "statistics_"):
+        filled = np.asarray(transformer.statistics_)[index]
+        if isinstance(filled, str):
+            return replace(column, is_text=True, nullable=True)
+        return _with_scale(column, filled, None)
+    for centre, spread in (
+        ("mean_", "scale_"),
+        ("center_", "scale_"),
+        ("data_min_", "data_range_"),
+    ):
+        if getattr(transformer, centre, None) is not None:
+            spreads = getattr(transformer, spread, None)
+            middle = getattr(transformer, centre)[index]
+            return _with_scale(column, middle, None if spreads is None else spreads[index])
+    return column
+
+
+def _with_categories(column: Column, encoder: Any, known: Any) -> Column:
+    takes_others = getattr(encoder, "handle_unknown", "error") != "error"
+    if np.asarray(known).dtype.kind in "OUS":
+        texts = tuple(str(each) for each in known if isinstance(each, str))
+        return replace(column, is_text=True, categories=texts, open=takes_others)
+    numbers = tuple(float(each) for each in known)
+    return replace(column, values=numbers, open=takes_others)
+
+
+def _with_scale(column: Column, centre: Any, spread: Any) -> Column:
+    middle = float(centre) if np.isfinite(centre) else column.centre
+    width = float(spread) if spread is not None and np.isfinite(spread) else column.spread
+    return replace(column, centre=middle, spread=width)

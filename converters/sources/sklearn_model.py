@@ -1,0 +1,136 @@
+"""A scikit-learn classifier or regressor, or a Pipeline that ends in one, from a skops file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from converters.errors import SourceMissing, SourceRefused
+from converters.sources.sklearn_columns import (
+    columns_of,
+    ignored_columns,
+    takes_columns_by_name,
+)
+from converters.sources.sklearn_trees import estimator_thresholds, has_trees
+from converters.sources.skops_file import load_skops
+from converters.sources.tabular_model import TabularModel
+from converters.tables.table import Column, Table
+
+
+class SklearnModel(TabularModel):
+    library: ClassVar[str] = "scikit-learn"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.estimator, self.remarks = load_skops(path)
+        self.kind = _kind(path, self.estimator)
+        self._trained = columns_of(self.estimator)
+        # Texts and numbers cannot lie in one tensor, and a ColumnTransformer asks for names.
+        has_text = any(column.is_text for column in self._trained)
+        self.by_name = takes_columns_by_name(self.estimator) or has_text
+        if self.by_name:
+            self.order = tuple(column.name for column in self._trained)
+        ignored = ignored_columns(self.estimator)
+        self.columns = tuple(c for c in self._trained if c.name not in ignored)
+        self.steps = has_trees(self.estimator)
+        self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
+
+    @property
+    def last(self) -> Any:
+        """The estimator at the end of the pipeline."""
+        model = self.estimator
+        while hasattr(model, "steps"):
+            model = model.steps[-1][1]
+        return model
+
+    def answer(self, table: Table) -> np.ndarray:
+        frame = self._frame(table)
+        if self.kind == "classifier":
+            return np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
+        values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
+        if values.ndim > 1 and values.shape[1] > 1:
+            raise SourceRefused(
+                f"{self.path} predicts {values.shape[1]} values a row: train one model for each"
+            )
+        return values.reshape(len(table), 1)
+
+    def decide(self, table: Table) -> np.ndarray:
+        order = {label: index for index, label in enumerate(self.labels)}
+        predicted = self.estimator.predict(self._frame(table))
+        return np.array([order[str(each)] for each in predicted], dtype=np.int64)
+
+    def graph(self) -> onnx.ModelProto:
+        from converters.tables.sklearn2onnx import convert_estimator
+
+        columns = self._trained if self.by_name else None
+        return convert_estimator(self.estimator, columns, len(self._trained), self.kind)
+
+    def thresholds(self) -> Mapping[str, np.ndarray]:
+        if self.estimator is not self.last:
+            return {}
+        found = estimator_thresholds(self.last, len(self._trained))
+        return {column.name: each for column, each in zip(self._trained, found, strict=True)}
+
+    def _frame(self, table: Table) -> Any:
+        """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
+        filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
+        if not hasattr(self.estimator, "feature_names_in_"):
+            if any(column.is_text for column in self._trained):
+                held = [_objects(c, filled[c.name]) for c in self._trained]
+                return np.stack(held, axis=1)
+            return np.stack(list(filled.values()), axis=1)
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SourceMissing(
+                f"{self.path} was trained on named columns, which needs pandas: pip install pandas"
+            ) from None
+        as_objects = {c.name: _objects(c, filled[c.name]) for c in self._trained if c.is_text}
+        return pd.DataFrame({**filled, **as_objects})
+
+
+def _objects(column: Column, values: np.ndarray) -> np.ndarray:
+    """Python objects; in a column that may miss a text, an empty one is missing (NaN)."""
+    held = values.astype(object)
+    if column.is_text and column.nullable:
+        held[values == ""] = np.nan
+    return held
+
+
+def _blank(column: Column, rows: int) -> np.ndarray:
+    """What stands in a column that the model drops."""
+    return np.full(rows, "") if column.is_text else np.zeros(rows)
+
+
+def _kind(path: Path, estimator: Any) -> str:
+    from sklearn.base import is_classifier, is_regressor
+
+    what = type(estimator).__name__
+    if is_regressor(estimator):
+        kind = "regressor"
+    elif is_classifier(estimator):
+        kind = "classifier"
+    else:
+        raise SourceRefused(f"{path} holds a {what}: a classifier or a regressor is served here")
+    if not hasattr(estimator, "n_features_in_"):
+        raise SourceRefused(
+            f"{path} holds a {what} that was never fitted: fit it and save it again"
+        )
+    if kind == "classifier" and not hasattr(estimator, "predict_proba"):
+        raise SourceRefused(
+            f"{path} holds a {what} without predict_proba, so its answers have no scores: wrap it "
+            "in sklearn.calibration.CalibratedClassifierCV"
+        )
+    return kind
+
+
+def _labels(path: Path, estimator: Any) -> tuple[str, ...]:
+    classes = estimator.classes_
+    if isinstance(classes, list) or np.ndim(classes) != 1:
+        raise SourceRefused(f"{path} decides several things at once: train one model for each")
+    labels = tuple(str(each) for each in classes)
+    if len(set(labels)) < len(labels):
+        raise SourceRefused(f"{path} has two classes that are written alike: {', '.join(labels)}")
+    return labels

@@ -1,0 +1,147 @@
+"""scikit-learn's fitted trees as ``Tree``s, with the sums and links that make them an answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.errors import SourceRefused
+from converters.tables.trees2onnx import Tree, thresholds_by_feature
+
+
+@dataclass(frozen=True)
+class TreeSum:
+    """``link(start + sum of trees)``, the link as ``tree_parts`` has it. ``narrow``: the library
+    rounds its inputs to FP32 before it compares them."""
+
+    trees: Sequence[Tree]
+    start: np.ndarray
+    link: str
+    narrow: bool
+
+
+def tree_sum(model: Any) -> TreeSum:
+    """A fitted tree model as a sum; SourceRefused for what has no such form."""
+    if hasattr(model, "_predictors"):
+        return _histogram(model)
+    if hasattr(model, "_raw_predict_init"):
+        return _boosting(model)
+    members = list(getattr(model, "estimators_", [model]))
+    trees = [_tree(member.tree_, 1 / len(members), model) for member in members]
+    return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
+
+
+def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
+    """Where the trees of a final estimator part each feature; empty where it has no trees."""
+    try:
+        trees = tree_sum(model).trees
+    except (AttributeError, SourceRefused):
+        return [np.empty(0)] * features
+    return thresholds_by_feature(trees, features)
+
+
+def has_trees(model: Any, depth: int = 6) -> bool:
+    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration."""
+    if hasattr(model, "tree_") or hasattr(model, "_predictors"):
+        return True
+    if depth == 0 or isinstance(model, str | bytes):
+        return False
+    if isinstance(model, list | tuple | np.ndarray):
+        return any(has_trees(each, depth - 1) for each in list(model)[:64])
+    if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "__dict__"):
+        return False
+    return any(has_trees(each, depth - 1) for each in vars(model).values())
+
+
+def _tree(tree: Any, weight: float, model: Any) -> Tree:
+    value = tree.value[:, 0, :].astype(np.float64)
+    if hasattr(model, "classes_"):
+        value = value / value.sum(axis=1, keepdims=True)
+    return _compiled(tree, value * weight, 0)
+
+
+def _compiled(tree: Any, value: np.ndarray, target: int) -> Tree:
+    return Tree(
+        feature=tree.feature,
+        threshold=tree.threshold,
+        yes=tree.children_left,
+        no=tree.children_right,
+        missing=np.asarray(tree.missing_go_to_left, dtype=bool),
+        value=value,
+        mode=["BRANCH_LEQ"] * tree.node_count,
+        target=target,
+    )
+
+
+def _boosting(model: Any) -> TreeSum:
+    if model.init not in (None, "zero"):
+        raise SourceRefused(
+            f"a {type(model).__name__} that starts from another estimator (init=) has no "
+            "converter: train it with init=None"
+        )
+    trees = [
+        _compiled(each.tree_, each.tree_.value[:, 0, :] * model.learning_rate, target)
+        for stage in model.estimators_
+        for target, each in enumerate(stage)
+    ]
+    start = np.zeros(model.estimators_.shape[1])
+    if model.init is None:
+        anywhere = np.zeros((1, model.n_features_in_), dtype=np.float32)
+        start = np.asarray(model._raw_predict_init(anywhere), dtype=np.float64).ravel()
+    return TreeSum(trees, start, _boosting_link(model), narrow=True)
+
+
+def _boosting_link(model: Any) -> str:
+    if not hasattr(model, "classes_"):
+        return "identity"
+    if model.loss == "exponential":
+        return "sigmoid of twice"
+    return "sigmoid" if len(model.classes_) == 2 else "softmax"
+
+
+def _histogram(model: Any) -> TreeSum:
+    if getattr(model, "is_categorical_", None) is not None:
+        raise SourceRefused(
+            f"a {type(model).__name__} with categorical_features has no converter: one-hot encode "
+            "those columns, or train it with LightGBM"
+        )
+    trees = [
+        _histogram_tree(predictor.nodes, target)
+        for stage in model._predictors
+        for target, predictor in enumerate(stage)
+    ]
+    start = np.asarray(model._baseline_prediction, dtype=np.float64).ravel()
+    return TreeSum(trees, start, _histogram_link(model), narrow=False)
+
+
+def _histogram_tree(nodes: np.ndarray, target: int) -> Tree:
+    leaf = nodes["is_leaf"].astype(bool)
+    return Tree(
+        feature=nodes["feature_idx"].astype(np.int64),
+        threshold=nodes["num_threshold"].astype(np.float64),
+        yes=np.where(leaf, -1, nodes["left"].astype(np.int64)),
+        no=np.where(leaf, -1, nodes["right"].astype(np.int64)),
+        missing=nodes["missing_go_to_left"].astype(bool),
+        value=nodes["value"].astype(np.float64)[:, None],
+        mode=["BRANCH_LEQ"] * len(nodes),
+        target=target,
+    )
+
+
+def _histogram_link(model: Any) -> str:
+    if hasattr(model, "classes_"):
+        return "sigmoid" if len(model.classes_) == 2 else "softmax"
+    return "exp" if model.loss in ("poisson", "gamma") else "identity"
+
+
+def tree_models() -> Iterator[tuple[type, bool]]:
+    """The classes that ``tree_sum`` takes, and whether each is a classifier."""
+    from sklearn import ensemble, tree
+
+    for stem in ("DecisionTree", "ExtraTree"):
+        yield getattr(tree, f"{stem}Classifier"), True
+        yield getattr(tree, f"{stem}Regressor"), False
+    for stem in ("RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting"):
+        yield getattr(ensemble, f"{stem}Classifier"), True
+        yield getattr(ensemble, f"{stem}Regressor"), False

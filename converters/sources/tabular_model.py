@@ -1,0 +1,87 @@
+"""What a trained model on a table must be able to say, whichever library trained it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+
+from converters.errors import SourceMissing, SourceRefused
+from converters.sources.archive import require_no_bomb
+from converters.tables.table import Column, Table
+
+PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
+# A table's model is trees or coefficients: the largest forest in use is far below this.
+SIZE_LIMIT_BYTES = 4 * 1024**3
+
+
+class TabularModel(ABC):
+    """A model opened from a file. ``labels`` are a classifier's classes as text; a regressor has
+    none. ``number`` is the V2 name of the type that the library computes its inputs in."""
+
+    library: ClassVar[str]
+    number: ClassVar[str] = "FP64"
+
+    columns: tuple[Column, ...]
+    labels: tuple[str, ...]
+    # Whether its answer jumps where a number passes a threshold, and nowhere else.
+    steps: bool = True
+    # The columns that the graph's inputs are, in this order; none: one input takes all, stacked.
+    order: tuple[str, ...] = ()
+    # What a user should hear, such as that another version of the library trained it.
+    remarks: tuple[str, ...] = ()
+
+    @abstractmethod
+    def answer(self, table: Table) -> np.ndarray:
+        """The library's own answer, FP64: probabilities [n, labels], or values [n, 1]."""
+
+    @abstractmethod
+    def decide(self, table: Table) -> np.ndarray:
+        """The place in ``labels`` of the class that the library predicts, INT64 [n]."""
+
+    @abstractmethod
+    def graph(self) -> onnx.ModelProto:
+        """One output [n, labels] or [n, 1]. The inputs are the columns in ``order``, each [n, 1],
+        or one input with all of them, [n, columns], all of them numbers."""
+
+    def thresholds(self) -> Mapping[str, np.ndarray]:
+        """The numbers at which the model's trees part a column, where they can be read off."""
+        return {}
+
+
+def open_model(path: Path) -> TabularModel:
+    """The model in this file, whichever library wrote it; SourceMissing or SourceRefused."""
+    if not path.is_file():
+        raise SourceMissing(f"there is no file {path}: give a .skops, .json, .ubj or .txt model")
+    if path.suffix.lower() in PICKLES:
+        raise SourceRefused(
+            f"{path} is a pickle, which runs whatever code it holds when it is opened: save a "
+            "scikit-learn model with skops.io.dump(model, 'model.skops'), an XGBoost one with "
+            "save_model('model.json'), a LightGBM one with booster_.save_model('model.txt')"
+        )
+    if path.stat().st_size > SIZE_LIMIT_BYTES:
+        raise SourceRefused(f"{path} is over {SIZE_LIMIT_BYTES} bytes: that is no model of a table")
+    require_no_bomb(path)
+    return _opener(path)
+
+
+def _opener(path: Path) -> TabularModel:
+    match path.suffix.lower():
+        case ".skops":
+            from converters.sources.sklearn_model import SklearnModel
+
+            return SklearnModel(path)
+        case ".json" | ".ubj":
+            from converters.sources.xgboost_model import XgboostModel
+
+            return XgboostModel(path)
+        case ".txt":
+            from converters.sources.lightgbm_model import LightgbmModel
+
+            return LightgbmModel(path)
+    raise SourceRefused(
+        f"{path} has no ending that is known: .skops (scikit-learn), .json or .ubj (XGBoost), .txt "
+        "(LightGBM)"
+    )

@@ -1,0 +1,1 @@
+"""Models over named columns: scikit-learn, XGBoost, LightGBM."""

@@ -1,0 +1,130 @@
+"""The graph that is served: one input a column, the library's answer, labels sorted by score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from converters.tables.sklearn2onnx import ALL, OPSET
+from converters.tables.tree_graph import tree_parts
+from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET, Tree
+
+# ONNX Runtime 1.31 reads up to 13, and older servers less; this is the one that opset 18 came with.
+IR_VERSION = 8
+ONNX_NUMBERS = {"FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE}
+INNER, OWN = "model/", "tidegate/"
+OUTPUTS = ("label", "score", "value")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the public graph looks like. ``columns`` are facts as the declaration has them: name,
+    tensor, is_text; ``number`` is FP32 or FP64; ``labels`` are empty for a regression; ``order``
+    are the columns that the inner graph's inputs are, none if it takes them stacked."""
+
+    columns: Sequence[Mapping[str, Any]]
+    number: str
+    labels: Sequence[str]
+    order: Sequence[str] = ()
+
+
+def tensor_name(column: str) -> str:
+    """What the column's public tensor is called: as the column, unless another tensor is."""
+    taken = column in OUTPUTS or column.startswith((INNER, OWN)) or not column
+    return f"{column}_column" if taken else column
+
+
+def tree_graph(
+    trees: Sequence[Tree], start: np.ndarray, link: str, features: int, *, narrow: bool
+) -> onnx.ModelProto:
+    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]."""
+    made = tree_parts(trees, start, link, narrow=narrow, source=ALL)
+    inputs = [helper.make_tensor_value_info(ALL, TensorProto.DOUBLE, [None, features])]
+    outputs = [helper.make_tensor_value_info(f"{ALL}_answer", TensorProto.DOUBLE, [None, None])]
+    graph = helper.make_graph(made.nodes(), "trees", inputs, outputs, made.initializers())
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML_DOMAIN, ML_OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def public_graph(inner: onnx.ModelProto, shape: Shape) -> onnx.ModelProto:
+    """``inner`` (TabularModel.graph) with the columns' tensors before it, each [n, 1], and behind
+    it ``label`` and ``score`` [n, labels], the likeliest first, or ``value`` [n, 1]."""
+    model = compose.add_prefix(inner, INNER)
+    answer = model.graph.output[0].name
+    front = _front(model, shape)
+    back, constants, outputs = _back(answer, shape.labels)
+    nodes = [*front, *model.graph.node, *back]
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [_input(column, shape.number) for column in shape.columns],
+        outputs,
+        [*model.graph.initializer, *constants],
+    )
+    # skl2onnx writes for OPSET and then declares the least that its operators have.
+    opsets = [each for each in model.opset_import if each.domain]
+    opsets.append(helper.make_opsetid("", OPSET))
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    onnx.checker.check_model(made)
+    return made
+
+
+def _input(column: Mapping[str, Any], number: str) -> onnx.ValueInfoProto:
+    kind = TensorProto.STRING if column["is_text"] else ONNX_NUMBERS[number]
+    return helper.make_tensor_value_info(column["tensor"], kind, ["rows", 1])
+
+
+def _front(model: onnx.ModelProto, shape: Shape) -> list[onnx.NodeProto]:
+    """From the public inputs to the inner ones, whatever number type these have."""
+    inputs = list(model.graph.input)
+    if not shape.order:
+        stacked, kind = inputs[0].name, inputs[0].type.tensor_type.elem_type
+        tensors = [column["tensor"] for column in shape.columns]
+        return [
+            helper.make_node("Concat", tensors, [f"{OWN}stacked"], axis=1),
+            helper.make_node("Cast", [f"{OWN}stacked"], [stacked], to=kind),
+        ]
+    tensors_of = {column["name"]: column["tensor"] for column in shape.columns}
+    # A column that the model drops is an input of the inner graph that nothing reads.
+    return [
+        helper.make_node(
+            "Cast", [tensors_of[name]], [each.name], to=each.type.tensor_type.elem_type
+        )
+        for name, each in zip(shape.order, inputs, strict=True)
+        if name in tensors_of
+    ]
+
+
+def _back(
+    answer: str, labels: Sequence[str]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], list[onnx.ValueInfoProto]]:
+    if not labels:
+        column = numpy_helper.from_array(np.array([-1, 1], dtype=np.int64), f"{OWN}one_column")
+        nodes = [
+            helper.make_node("Cast", [answer], [f"{OWN}narrow"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", [f"{OWN}narrow", f"{OWN}one_column"], ["value"]),
+        ]
+        return nodes, [column], [_output("value", TensorProto.FLOAT, 1)]
+    count = len(labels)
+    names = numpy_helper.from_array(np.array(labels, dtype=object), f"{OWN}label_names")
+    every = numpy_helper.from_array(np.array([count], dtype=np.int64), f"{OWN}label_count")
+    nodes = [
+        # In the library's own precision, so that nothing is a tie that is none there.
+        helper.make_node(
+            "TopK", [answer, f"{OWN}label_count"], [f"{OWN}sorted", f"{OWN}places"], axis=1
+        ),
+        helper.make_node("Cast", [f"{OWN}sorted"], ["score"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{OWN}label_names", f"{OWN}places"], ["label"]),
+    ]
+    outputs = [
+        _output("label", TensorProto.STRING, count),
+        _output("score", TensorProto.FLOAT, count),
+    ]
+    return nodes, [names, every], outputs
+
+
+def _output(name: str, kind: int, width: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, ["rows", width])

@@ -1,0 +1,132 @@
+"""Prove a graph of a table's columns against the library that trained the model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from converters.parity import same_decision
+from converters.proof import Check, at_most
+from converters.relative import equal, largest_relative, relative_checks
+from converters.tables.table import Table
+from converters.task import Case, Feed
+
+BATCH_SIZES = (1, 2, 64)
+NUMBERS = {"FP32": np.float32, "FP64": np.float64}
+
+
+def case_table(case: Case) -> Table:
+    """The rows that the original has answered."""
+    return Table.from_arrays(case.answers)
+
+
+def column_feeds(table: Table, facts: Mapping[str, Any]) -> Feed:
+    """One tensor a column, [n, 1]: texts as objects (str), numbers as the pipeline takes them."""
+    number = NUMBERS[facts["number"]]
+    return {
+        column["tensor"]: table.columns[column["name"]].astype(
+            object if column["is_text"] else number
+        )[:, None]
+        for column in facts["columns"]
+    }
+
+
+def scores_by_label(
+    names: np.ndarray, scores: np.ndarray, labels: Sequence[str]
+) -> tuple[np.ndarray, Check]:
+    """Scores FP64 [n, labels] in the model's order from sorted ones; NaN where a label is missing.
+    And the check that each row is sorted and names each label once."""
+    order = {label: index for index, label in enumerate(labels)}
+    found = np.full((len(scores), len(labels)), np.nan)
+    wrong = 0
+    for row, (words, values) in enumerate(zip(names, scores, strict=True)):
+        places = [order.get(_text(word), -1) for word in words]
+        wrong += sorted(places) != list(range(len(labels))) or bool(np.any(np.diff(values) > 0))
+        for place, value in zip(places, values, strict=True):
+            if place >= 0:
+                found[row, place] = value
+    return found, at_most("rows whose labels are not all there, likeliest first", wrong, 0)
+
+
+class TableGraph:
+    """The engine, run with ONNX Runtime. ``facts`` are the task's."""
+
+    def __init__(self, engine: Path, facts: Mapping[str, Any]) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # skl2onnx leaves constants behind that nothing reads
+        self._session = ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+        self.facts = facts
+        self.outputs = ["label", "score"] if facts["labels"] else ["value"]
+
+    def feed(self, table: Table) -> Feed:
+        return column_feeds(table, self.facts)
+
+    def run(self, table: Table) -> list[np.ndarray]:
+        """The graph's own outputs for these rows."""
+        return list(self._session.run(self.outputs, dict(self.feed(table))))
+
+    def alone(self, table: Table) -> list[np.ndarray]:
+        """The same, asked about one row at a time."""
+        each = [self.run(table.rows(slice(row, row + 1))) for row in range(len(table))]
+        return [np.concatenate(outputs) for outputs in zip(*each, strict=True)]
+
+
+def graph_checks(graph: TableGraph, table: Table, case: Case) -> list[Check]:
+    """Every check of the graph on these rows."""
+    alone, together = graph.alone(table), graph.run(table)
+    return [
+        *parity(alone, table, case),
+        *_same(f"batch invariance, all {len(table)} rows at once", together, alone, table, case),
+        _dynamic_batch(graph, table),
+        *_same("determinism", graph.run(table), together, table, None),
+    ]
+
+
+def parity(outputs: Sequence[np.ndarray], table: Table, case: Case) -> list[Check]:
+    """The pipeline's outputs (``label`` and ``score``, or ``value``) against the original."""
+    original, allowed, rows = case.answers["answers"], case.tolerance, table.labels
+    limits = (allowed.difference, allowed.mean)
+    if not case.facts["labels"]:
+        return relative_checks("parity: value", outputs[0].astype(float), original, limits, rows)
+    scores, order = scores_by_label(outputs[0], outputs[1], case.facts["labels"])
+    return [
+        *relative_checks("parity: score", scores, original, limits, rows),
+        same_decision("task: same likeliest label", scores, original, allowed, rows),
+        order,
+    ]
+
+
+def _same(
+    name: str,
+    got: Sequence[np.ndarray],
+    wanted: Sequence[np.ndarray],
+    table: Table,
+    case: Case | None,
+) -> list[Check]:
+    """Two runs of one graph: scores within ``invariance`` (None: the very same), labels equal
+    unless their scores tie."""
+    limit = case.tolerance.invariance if case else 0.0
+    numbers = next(each for each in got if each.dtype != object)
+    first = next(each for each in wanted if each.dtype != object)
+    checks = [largest_relative(name, numbers, first, limit, table.labels)]
+    if len(got) > 1:
+        clear = np.ones(len(table), bool)
+        if first.shape[1] > 1:
+            clear = first[:, 0] - first[:, 1] > 2 * limit
+        rows = [label for label, keep in zip(table.labels, clear, strict=True) if keep]
+        checks.append(equal(f"{name}, labels", got[0][clear, :1], wanted[0][clear, :1], rows))
+    return checks
+
+
+def _dynamic_batch(graph: TableGraph, table: Table) -> Check:
+    wrong, width = 0, max(1, len(graph.facts["labels"]))
+    for size in BATCH_SIZES:
+        rows = table.rows(np.arange(size) % len(table))
+        wrong += any(output.shape != (size, width) for output in graph.run(rows))
+    return at_most("dynamic batch 1, 2, 64: shapes that went wrong", wrong, 0)
+
+
+def _text(word: Any) -> str:
+    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)

@@ -1,0 +1,205 @@
+"""Rows to ask a model about where no user gave any, and rows at its very thresholds.
+
+A conversion of trees goes wrong at a threshold: a number between it and its rounding falls on the
+other side. So pairs of neighbouring numbers between which the library's own answer changes are
+found by bisection, whatever stands before the trees.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from converters.sources.tabular_model import TabularModel
+from converters.tables.table import Column, Table
+
+ROWS, LINES = 80, 24
+# Doubles between two numbers are halved away in fewer than 64 steps from any two of one size.
+STEPS = 80
+# Where a model says nothing of a column: the magnitudes at which its answer is looked for.
+MAGNITUDES = np.array([0.01, 0.1, 1, 10, 100, 1e3, 1e4])
+
+
+@dataclass(frozen=True)
+class Explored:
+    """A model whose every column has a centre, a spread and a say about missing values."""
+
+    model: TabularModel
+    columns: tuple[Column, ...]
+
+
+def explore(model: TabularModel) -> Explored:
+    """Ask the model what it does not say of its columns."""
+    thresholds = model.thresholds()
+    columns = [_with_thresholds(each, thresholds.get(each.name)) for each in model.columns]
+    start = _row(columns)
+    columns = [_with_spread(model, column, start) for column in columns]
+    return Explored(model, tuple(_with_missing(model, column, start) for column in columns))
+
+
+def generated_rows(explored: Explored, rng: np.random.Generator) -> Table:
+    """``ROWS`` rows drawn around each column's centre, from its thresholds and its categories."""
+    thresholds = explored.model.thresholds()
+    drawn = {
+        column.name: _drawn(column, thresholds.get(column.name), rng) for column in explored.columns
+    }
+    labels = [f"generated row {index}" for index in range(ROWS)]
+    return Table(drawn, labels)
+
+
+def boundary_rows(explored: Explored, rows: Table, rng: np.random.Generator) -> Table:
+    """Up to ``LINES`` places where the answer jumps along one column between two of ``rows``; four
+    rows each: the neighbouring FP64 numbers, and the FP32 ones around them. May have no row."""
+    # Nearest neighbours jump too, but where two distances are equal: no two libraries agree there.
+    lines = list(_lines(explored, rows, rng)) if explored.model.steps else []
+    if not lines:
+        return rows.rows(slice(0, 0))
+    start = rows.rows([line[0] for line in lines])
+    names = [line[1] for line in lines]
+    low = np.array([rows.columns[name][line[0]] for line, name in zip(lines, names, strict=True)])
+    high = np.array([line[2] for line in lines])
+    low, high = _bisect(explored.model, _Lines(start, names), low, high)
+    return _around(explored.model, _Lines(start, names), low, high)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Row i of ``start`` with another number in the column ``names[i]``."""
+
+    start: Table
+    names: list[str]
+
+    def at(self, numbers: np.ndarray) -> Table:
+        columns = {name: values.copy() for name, values in self.start.columns.items()}
+        for index, name in enumerate(self.names):
+            columns[name][index] = numbers[index]
+        return Table(columns, self.start.labels)
+
+
+def _row(columns: list[Column]) -> Table:
+    """One ordinary row."""
+    held: dict[str, np.ndarray] = {}
+    for column in columns:
+        if column.is_text:
+            held[column.name] = np.array([column.categories[0] if column.categories else "a"])
+        else:
+            number = column.values[0] if column.values else column.centre or 0.0
+            held[column.name] = np.array([number], dtype=np.float64)
+    return Table(held, ["one row"])
+
+
+def _with_thresholds(column: Column, found: np.ndarray | None) -> Column:
+    if found is None or not len(found) or column.centre is not None:
+        return column
+    spread = float(found.std()) or max(abs(float(found[0])) / 4, 1e-3)
+    return replace(column, centre=float(np.median(found)), spread=spread)
+
+
+def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
+    """The smallest magnitude at which the answer has moved by a fifth of what it ever moves."""
+    if column.is_text or column.values or column.spread:
+        return column
+    centre = column.centre or 0.0
+    numbers = np.concatenate([[centre], centre + MAGNITUDES, centre - MAGNITUDES])
+    answers = model.answer(_repeated(start, column.name, numbers))
+    moved = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
+    enough = moved[1:] >= 0.2 * moved.max() if moved.max() > 0 else np.ones(len(numbers) - 1, bool)
+    return replace(column, centre=centre, spread=float(np.tile(MAGNITUDES, 2)[enough].min()))
+
+
+def _with_missing(model: TabularModel, column: Column, start: Table) -> Column:
+    """Whether the library answers to a missing number, and not with a NaN of its own."""
+    if column.is_text or column.values:
+        return column
+    try:
+        answer = model.answer(_repeated(start, column.name, np.array([np.nan])))
+    except ValueError:
+        return column
+    return replace(column, nullable=bool(np.isfinite(answer).all()))
+
+
+def _repeated(start: Table, name: str, numbers: np.ndarray) -> Table:
+    rows = start.rows(np.zeros(len(numbers), dtype=int))
+    return Table({**rows.columns, name: numbers}, rows.labels)
+
+
+def _drawn(column: Column, found: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    if column.is_text:
+        return _texts(column, rng)
+    if column.values:
+        return rng.choice(np.array(column.values), ROWS)
+    spread = column.spread or 1.0
+    numbers = (column.centre or 0.0) + 1.5 * spread * rng.standard_normal(ROWS)
+    if found is not None and len(found):
+        # Half of them between two thresholds, where trees with many of them have their say.
+        near = rng.choice(found, ROWS) + spread * rng.standard_normal(ROWS) / max(4, len(found))
+        numbers = np.where(rng.random(ROWS) < 0.5, near, numbers)
+    missing = rng.random(ROWS) < (0.04 if column.nullable else 0.0)
+    return np.asarray(np.where(missing, np.nan, numbers))
+
+
+def _texts(column: Column, rng: np.random.Generator) -> np.ndarray:
+    known = list(column.categories) or ["a", "b", "some words in a row"]
+    texts = rng.choice(np.array(known, dtype=np.str_), ROWS)
+    if column.open:
+        texts = np.where(rng.random(ROWS) < 0.05, "never seen: 新", texts)
+    return np.where(rng.random(ROWS) < 0.05, "", texts) if column.nullable else texts
+
+
+def _lines(
+    explored: Explored, rows: Table, rng: np.random.Generator
+) -> Iterator[tuple[int, str, float]]:
+    """(row, column, another row's number), where moving there changes the answer."""
+    free = [c.name for c in explored.columns if not c.is_text and not c.values]
+    if not free:
+        return
+    tries = 8 * LINES
+    chosen, other = rng.integers(len(rows), size=(2, tries))
+    names = [str(name) for name in rng.choice(np.array(free, dtype=np.str_), tries)]
+    numbers = np.array([rows.columns[n][i] for n, i in zip(names, other, strict=True)])
+    here = np.array([rows.columns[n][i] for n, i in zip(names, chosen, strict=True)])
+    usable = np.isfinite(numbers) & np.isfinite(here) & (numbers != here)
+    numbers = np.where(usable, numbers, here)
+    start = rows.rows(chosen)
+    before = explored.model.answer(start)
+    after = explored.model.answer(_Lines(start, names).at(numbers))
+    moved = usable & (np.abs(after - before).max(axis=1) > 0)
+    for place in np.flatnonzero(moved)[:LINES]:
+        yield int(chosen[place]), names[place], float(numbers[place])
+
+
+def _bisect(
+    model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Halve each line towards its larger change until its ends are neighbours."""
+    at_low, at_high = model.answer(lines.at(low)), model.answer(lines.at(high))
+    for _ in range(STEPS):
+        middle = low + (high - low) / 2
+        between = model.answer(lines.at(middle))
+        first = np.abs(between - at_low).max(axis=1) >= np.abs(at_high - between).max(axis=1)
+        high, low = np.where(first, middle, high), np.where(first, low, middle)
+        at_high = np.where(first[:, None], between, at_high)
+        at_low = np.where(first[:, None], at_low, between)
+    return low, high
+
+
+def _around(model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray) -> Table:
+    """The rows of those lines that end in a jump; a smooth answer has none."""
+    gap = np.abs(model.answer(lines.at(low)) - model.answer(lines.at(high))).max(axis=1)
+    jumps = np.flatnonzero(gap > 1e-9)
+    narrow = low.astype(np.float32)
+    below = np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64)
+    above = np.nextafter(narrow, np.float32(np.inf)).astype(np.float64)
+    ends: list[Any] = [
+        ("just below", low),
+        ("just above", high),
+        ("below", below),
+        ("above", above),
+    ]
+    table = lines.start.rows(slice(0, 0))
+    for word, numbers in ends:
+        rows = lines.at(numbers).rows(jumps)
+        labels = [f"{word} a threshold of {lines.names[i]!r} ({numbers[i]!r})" for i in jumps]
+        table = table.join(Table(rows.columns, labels))
+    return table

@@ -1,0 +1,173 @@
+"""The tasks ``tabular-classification`` and ``tabular-regression``: a row of named columns -> an
+answer."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from threadpoolctl import threadpool_limits
+
+from converters.attempt import attempted
+from converters.cache import Say, files_sha256
+from converters.errors import SourceRefused
+from converters.proof import Check
+from converters.sources.tabular_model import TabularModel, open_model
+from converters.tables.graph import Shape, public_graph, tensor_name
+from converters.tables.oracle import ask_library
+from converters.tables.proof import TableGraph, case_table, graph_checks
+from converters.tables.rows import boundary_rows, explore, generated_rows
+from converters.tables.served import served_checks
+from converters.tables.table import Table, read_csv
+from converters.task import Case, Feed, Order, Task
+from modelspec.face import Golden
+
+SEED = 20240229
+# A tie, whichever way it is rounded, is no disagreement.
+DECISION_GAP = 1e-6
+PACKAGES = ("scikit-learn", "skl2onnx", "skops")
+
+
+class TabularTask(Task):
+    """Answers: the rows (``Table.arrays``) and the library's ``answers`` FP64 [n, labels] or
+    [n, 1]."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    classifies: ClassVar[bool]
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.model: TabularModel = open_model(Path(order.source))
+        _require_task(self, self.model)
+        # Many small questions: threads only wait for one another.
+        with threadpool_limits(1):
+            self.explored = explore(self.model)
+        self.samples = read_csv(order.samples, self.explored.columns) if order.samples else None
+
+    def files(self) -> list[Path]:
+        return [Path(self.order.source)]
+
+    def settings(self) -> str:
+        samples = files_sha256([self.order.samples]) if self.order.samples else "generated"
+        return " ".join([samples, *(f"{name}={version(name)}" for name in PACKAGES)])
+
+    def facts(self) -> dict[str, Any]:
+        columns = [{**c.facts(), "tensor": tensor_name(c.name)} for c in self.explored.columns]
+        return {
+            "columns": [{**each, "categories": list(each["categories"])} for each in columns],
+            "number": self.model.number,
+            "labels": list(self.model.labels),
+        }
+
+    def export(self, target: Path) -> None:
+        facts = self.facts()
+        shape = Shape(facts["columns"], facts["number"], facts["labels"], self.model.order)
+        onnx.save(public_graph(self.model.graph(), shape), target)
+
+    @cached_property
+    def rows(self) -> Table:
+        """The samples, or rows generated from what the model itself holds; then rows at the places
+        where its answer jumps."""
+        generator = np.random.default_rng(SEED)
+        with threadpool_limits(1):
+            rows = self.samples or generated_rows(self.explored, generator)
+            return rows.join(boundary_rows(self.explored, rows, generator))
+
+    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+        for remark in self.remarks:
+            say(f"{self.order.name}: {remark}")
+        rows, given = self.rows, len(self.samples or ())
+        say(
+            f"{self.order.name}: {given or 'no'} rows of samples, {len(rows) - given} generated "
+            "from the model's own thresholds and categories"
+        )
+        answers = ask_library(Path(self.order.source), rows, folder)
+        return {**rows.arrays(), "answers": answers}
+
+    def feeds(self, case: Case) -> Iterator[Feed]:
+        graph = TableGraph(case.folder / "model.onnx", case.facts)
+        table = case_table(case)
+        for row in range(len(table)):
+            yield graph.feed(table.rows(slice(row, row + 1)))
+
+    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+        return attempted(
+            "the graph",
+            lambda: graph_checks(TableGraph(engine, case.facts), case_table(case), case),
+        )
+
+    def prove_served(self, address: str, case: Case) -> list[Check]:
+        return attempted("served", lambda: served_checks(address, case))
+
+    def golden(self, case: Case) -> Golden:
+        """The first row without a missing value: what JSON can say in every client."""
+        table, answers = case_table(case), case.answers["answers"]
+        row = next((i for i in range(len(table)) if _is_whole(table, i)), 0)
+        return Golden(
+            request=request_of(table, row),
+            expect=_expected(answers[row], case.facts["labels"]),
+            tolerance=10 * case.tolerance.difference * max(1.0, float(np.abs(answers[row]).max())),
+        )
+
+    def card(self) -> dict[str, Any]:
+        card = {**super().card(), "library": self.model.library}
+        return card | ({"remarks": self.remarks} if self.remarks else {})
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What a user should hear: another version, or a predict() that is not the likeliest
+        label."""
+        if not self.classifies:
+            return list(self.model.remarks)
+        with threadpool_limits(1):
+            answers, decided = self.model.answer(self.rows), self.model.decide(self.rows)
+        chosen = answers[np.arange(len(answers)), decided]
+        other = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
+        said = f"predict() chose another label than the likeliest in {other} of {len(answers)} rows"
+        return [*self.model.remarks, *([f"the library's own {said}"] if other else [])]
+
+
+class TabularClassification(TabularTask):
+    name: ClassVar[str] = "tabular-classification"
+    classifies: ClassVar[bool] = True
+
+
+class TabularRegression(TabularTask):
+    name: ClassVar[str] = "tabular-regression"
+    classifies: ClassVar[bool] = False
+
+
+def request_of(table: Table, row: int) -> dict[str, Any]:
+    """A row as a client writes it; None where a number is missing, which JSON cannot say."""
+    return {name: _plain(values[row]) for name, values in table.columns.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(value)
+    return None if np.isnan(value) else float(value)
+
+
+def _is_whole(table: Table, row: int) -> bool:
+    return None not in request_of(table, row).values()
+
+
+def _expected(answer: np.ndarray, labels: list[str]) -> dict[str, list[Any]]:
+    if not labels:
+        return {"value": [float(answer[0])]}
+    best = int(answer.argmax())
+    return {"label": [labels[best]], "score": [float(answer[best])]}
+
+
+def _require_task(task: TabularTask, model: TabularModel) -> None:
+    if task.classifies == bool(model.labels):
+        return
+    found, wanted = (
+        ("classifier", "classification") if model.labels else ("regressor", "regression")
+    )
+    raise SourceRefused(
+        f"{task.order.source} holds a {found}: give --task tabular-{wanted} instead of {task.name}"
+    )

@@ -1,0 +1,149 @@
+"""Prove a graph of plain tensors against the original."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from converters.parity import lowest_cosine, same_decision
+from converters.proof import Check, at_most
+from converters.relative import largest_relative, relative_checks
+from converters.sources.tensor_source import Group, Port
+from converters.task import Case
+from converters.tensors.group_files import unpack_groups
+
+BATCH_SIZES = (1, 2, 32)
+
+
+class TensorGraph:
+    """The engine, run with ONNX Runtime. ``facts`` are the task's."""
+
+    def __init__(self, engine: Path, facts: Mapping[str, Any]) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+        self.outputs = [Port.from_facts(each) for each in facts["outputs"]]
+
+    def run(self, group: Group) -> dict[str, np.ndarray]:
+        """The outputs for all rows of a group at once."""
+        names = [port.name for port in self.outputs]
+        answers = self._session.run(names, as_fed(group))
+        return {name: as_kept(values) for name, values in zip(names, answers, strict=True)}
+
+    def alone(self, group: Group) -> dict[str, np.ndarray]:
+        """The same, one row at a time."""
+        return joined([self.run(row) for row in single_rows(group)])
+
+
+def as_fed(group: Group) -> dict[str, np.ndarray]:
+    """As ONNX Runtime takes it: texts are objects."""
+    return {
+        name: values.astype(object) if values.dtype.kind == "U" else values
+        for name, values in group.items()
+    }
+
+
+def as_kept(values: np.ndarray) -> np.ndarray:
+    """Without objects: texts as NumPy has them."""
+    if values.dtype != object:
+        return values
+    texts = [each.decode() if isinstance(each, bytes) else str(each) for each in values.flat]
+    return np.array(texts, dtype=np.str_).reshape(values.shape)
+
+
+def single_rows(group: Group, size: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """The group in batches of ``size`` rows."""
+    rows = len(next(iter(group.values())))
+    for start in range(0, rows, size):
+        yield {name: values[start : start + size] for name, values in group.items()}
+
+
+def joined(answers: Sequence[Group]) -> dict[str, np.ndarray]:
+    """Batches put together again; ValueError when their rows have unlike shapes."""
+    return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
+
+
+def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
+    """Every check of the graph, for each group of rows."""
+    oracle, checks = str(case.answers["oracle"]), []
+    originals = unpack_groups(case.answers, "out")
+    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
+        where = f"parity with {oracle}{shape_note(group, len(originals))}"
+        alone, together = graph.alone(group), graph.run(group)
+        checks += [
+            *parity(where, alone, original, case),
+            *invariance("batch invariance", together, alone, case.tolerance.invariance),
+            *invariance("determinism", graph.run(group), together, 0.0),
+            _dynamic_batch(graph, group),
+        ]
+    return checks
+
+
+def shape_note(group: Group, groups: int) -> str:
+    """Which group it is, where there are several."""
+    if groups == 1:
+        return ""
+    return " at " + ", ".join(f"{name}{list(values.shape[1:])}" for name, values in group.items())
+
+
+def parity(where: str, got: Group, original: Group, case: Case) -> list[Check]:
+    """Every output against the original's, row by row."""
+    checks: list[Check] = []
+    for name, wanted in original.items():
+        mine, labels = got[name], row_labels(name, len(wanted))
+        limits = (case.tolerance.difference, case.tolerance.mean)
+        checks += relative_checks(f"{where}: {name}", mine, wanted, limits, labels)
+        if wanted.dtype.kind != "f" or mine.shape != wanted.shape or not wanted.size:
+            continue
+        flat = mine.reshape(len(mine), -1), wanted.reshape(len(wanted), -1)
+        checks += _cosine(name, *flat, case)
+        if wanted.ndim == 2 and wanted.shape[1] > 1:
+            checks.append(
+                same_decision(f"task: same largest of {name}", *flat, case.tolerance, labels)
+            )
+    return checks
+
+
+def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, case: Case) -> list[Check]:
+    """The lowest cosine of the rows that have a direction: those longer than what may differ, ten
+    times over. A vector of almost nothing, and a single number, have none."""
+    noise = 10 * case.tolerance.difference * np.sqrt(wanted.shape[1])
+    long = np.flatnonzero(np.linalg.norm(wanted.astype(np.float64), axis=1) > noise)
+    if wanted.shape[1] < 2 or not len(long):
+        return []
+    labels = [f"{name!r} of sample {row}" for row in long]
+    limit = case.tolerance.cosine
+    return [lowest_cosine(f"{name}: lowest cosine", got[long], wanted[long], limit, labels)]
+
+
+def invariance(what: str, got: Group, wanted: Group, limit: float) -> list[Check]:
+    """Two runs of the same rows: floats within ``limit``, all else equal."""
+    checks: list[Check] = []
+    for name, first in wanted.items():
+        labels = row_labels(name, len(first))
+        if first.dtype.kind == "f":
+            checks.append(largest_relative(f"{what}: {name}", got[name], first, limit, labels))
+        else:
+            checks += relative_checks(f"{what}: {name}", got[name], first, (0, 0), labels)
+    return checks
+
+
+def row_labels(name: str, rows: int) -> list[str]:
+    """How a check names the rows of an output."""
+    return [f"{name!r} of sample {row}" for row in range(rows)]
+
+
+def _dynamic_batch(graph: TensorGraph, group: Group) -> Check:
+    wrong, rows = 0, len(next(iter(group.values())))
+    for size in BATCH_SIZES:
+        places = np.arange(size) % rows
+        try:
+            answers = graph.run({name: values[places] for name, values in group.items()})
+        except Exception:  # ONNX Runtime's errors share no base class
+            wrong += 1
+            continue
+        wrong += any(len(values) != size for values in answers.values())
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    return at_most(f"dynamic batch {sizes}: sizes that went wrong", wrong, 0)

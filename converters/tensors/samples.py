@@ -1,0 +1,117 @@
+"""Rows to prove a model of plain tensors on: the user's, or seeded variations of an example."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from converters.errors import SourceMissing, SourceRefused
+from converters.sources.archive import require_no_bomb
+from converters.sources.tensor_source import NUMPY_TYPES, Group, Port
+from converters.texts.sample_files import SAMPLE_LIMIT
+
+ROWS = 24
+LENGTHS = (1, 7, 16)  # of an axis of any length, where nobody said
+SEED = 20240229
+
+
+def read_npz(path: Path, inputs: Sequence[Port]) -> list[Group]:
+    """One group of rows from an ``.npz`` whose arrays are named as the inputs; SourceMissing or
+    SourceRefused names the array."""
+    if not path.is_file():
+        raise SourceMissing(f"there is no file {path}: give an .npz with an array for each input")
+    require_no_bomb(path)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise SourceRefused(
+            f"{path} is no .npz of plain arrays ({' '.join(str(error).split())[:160]}): write it "
+            "with numpy.savez"
+        ) from error
+    wanted = [port.name for port in inputs]
+    if set(arrays) != set(wanted):
+        raise SourceRefused(
+            f"{path} has the arrays {sorted(arrays)}, and the model takes {sorted(wanted)}"
+        )
+    group = {port.name: _fitted(path, port, arrays[port.name]) for port in inputs}
+    rows = {len(values) for values in group.values()}
+    if len(rows) > 1 or rows == {0}:
+        raise SourceRefused(f"{path}: its arrays have {sorted(rows)} rows: give as many of each")
+    return [{name: values[:SAMPLE_LIMIT] for name, values in group.items()}]
+
+
+def _fitted(path: Path, port: Port, values: np.ndarray) -> np.ndarray:
+    where = f"{path}: {port.name!r}"
+    fits = values.ndim == len(port.dims) + 1 and all(
+        want in (-1, got) for want, got in zip(port.dims, values.shape[1:], strict=True)
+    )
+    if not fits:
+        raise SourceRefused(
+            f"{where} has shape {list(values.shape)}, and the model takes [n, "
+            f"{', '.join(map(str, port.dims))}]: the first axis is the samples"
+        )
+    kind = NUMPY_TYPES[port.dtype]
+    if (values.dtype.kind in "US") != (port.dtype == "BYTES"):
+        raise SourceRefused(f"{where} holds {values.dtype}, and the model takes {port.dtype}")
+    # float64 to float32 is what a client does too; 1.5 is no integer.
+    if not np.can_cast(values.dtype, kind, casting="same_kind"):
+        raise SourceRefused(
+            f"{where} holds {values.dtype}, and the model takes {port.dtype}: convert it with "
+            f".astype('{np.dtype(kind)}')"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise SourceRefused(f"{where} row {_first_odd(values)} is not finite: leave it out")
+    return values.astype(kind)
+
+
+def _first_odd(values: np.ndarray) -> int:
+    return int(np.argwhere(~np.isfinite(values))[0][0])
+
+
+def variations(example: Mapping[str, np.ndarray], inputs: Sequence[Port]) -> list[Group]:
+    """The example's rows, and ``ROWS`` more in its range: integers stay within those that it
+    has."""
+    generator = np.random.default_rng(SEED)
+    return [
+        {
+            port.name: np.concatenate([example[port.name], _varied(example[port.name], generator)])
+            for port in inputs
+        }
+    ]
+
+
+def _varied(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    shape = (ROWS, *values.shape[1:])
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if low == high:  # torch.zeros, most often
+            low, high = low - 1, high + 1
+        return generator.uniform(low, high, shape).astype(values.dtype)
+    return (
+        generator.choice(values.reshape(-1), shape)
+        if values.dtype.kind in "bU"
+        else np.asarray(
+            generator.integers(values.min(), values.max(), shape, endpoint=True, dtype=values.dtype)
+        )
+    )
+
+
+def made_up(inputs: Sequence[Port]) -> list[Group]:
+    """Rows for a graph of which nothing is known but its inputs: normal floats, integers 0 and 1; a
+    group for each of ``LENGTHS`` where an axis may have any."""
+    generator = np.random.default_rng(SEED)
+    lengths = LENGTHS if any(-1 in port.dims for port in inputs) else LENGTHS[:1]
+    return [{port.name: _made_up(port, length, generator) for port in inputs} for length in lengths]
+
+
+def _made_up(port: Port, length: int, generator: np.random.Generator) -> np.ndarray:
+    shape = (ROWS, *(length if dim == -1 else dim for dim in port.dims))
+    kind = NUMPY_TYPES[port.dtype]
+    if port.dtype == "BYTES":
+        return generator.choice(np.array(["", "a", "b c", "größer", "高兴"]), shape)
+    if np.dtype(kind).kind == "f":
+        # Short numbers: one row of them is the golden sample, which travels as JSON.
+        return generator.standard_normal(shape).round(3).astype(kind)
+    return generator.integers(0, 1, shape, endpoint=True).astype(kind)

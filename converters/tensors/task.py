@@ -1,0 +1,135 @@
+"""The task ``tensors``: a torch module or an ONNX graph, its own tensors in and out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from converters.attempt import attempted
+from converters.cache import Say, files_sha256
+from converters.errors import SourceRefused
+from converters.proof import Check
+from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
+from converters.task import Case, Feed, Order, Task
+from converters.tensors.group_files import pack_groups, unpack_groups
+from converters.tensors.proof import TensorGraph, as_fed, graph_checks
+from converters.tensors.samples import made_up, read_npz, variations
+from converters.tensors.served import served_checks
+from modelspec.face import Golden
+
+INPUTS, OUTPUTS = "in", "out"
+GOLDEN_ELEMENTS = 8
+
+
+class Tensors(Task):
+    """Answers: groups of rows, packed as ``in`` and ``out``, and the name of the ``oracle``."""
+
+    name: ClassVar[str] = "tensors"
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.source: TensorSource = open_source(order.source)
+        require_servable(self.source.inputs, "input")
+        require_servable(self.source.outputs, "output")
+        self.groups = self._groups()
+
+    def _groups(self) -> list[Group]:
+        if self.order.samples:
+            return read_npz(self.order.samples, self.source.inputs)
+        example = self.source.example()
+        if example is None:
+            return made_up(self.source.inputs)
+        return variations(example, self.source.inputs)
+
+    def files(self) -> list[Path]:
+        return self.source.files()
+
+    def settings(self) -> str:
+        samples = files_sha256([self.order.samples]) if self.order.samples else "varied"
+        return f"{samples} {self.source.settings()}"
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "inputs": [port.facts() for port in self.source.inputs],
+            "outputs": [port.facts() for port in self.source.outputs],
+        }
+
+    def export(self, target: Path) -> None:
+        self.source.write(target)
+
+    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+        told = self.source.ask(self.groups, folder)
+        _require_finite(told.outputs, bool(self.order.samples))
+        say(f"{self.order.name}: {sum(map(_rows, self.groups))} samples answered by {told.oracle}")
+        return {
+            **pack_groups(self.groups, INPUTS),
+            **pack_groups(told.outputs, OUTPUTS),
+            "oracle": np.array(told.oracle),
+        }
+
+    def feeds(self, case: Case) -> Iterator[Feed]:
+        for group in unpack_groups(case.answers, INPUTS):
+            for row in range(_rows(group)):
+                yield as_fed({name: values[row : row + 1] for name, values in group.items()})
+
+    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+        return attempted("the graph", lambda: graph_checks(TensorGraph(engine, case.facts), case))
+
+    def prove_served(self, address: str, case: Case) -> list[Check]:
+        return attempted("served", lambda: served_checks(address, case))
+
+    def golden(self, case: Case) -> Golden:
+        given = unpack_groups(case.answers, INPUTS)[0]
+        told = unpack_groups(case.answers, OUTPUTS)[0]
+        expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in told.items()}
+        numbers = [abs(each) for row in expect.values() for each in row if isinstance(each, float)]
+        return Golden(
+            request={
+                port.name: _flat(given[port.name][0]) if port.dims else given[port.name][0].item()
+                for port in self.source.inputs
+            },
+            expect=expect,
+            tolerance=10 * case.tolerance.difference * max(1.0, *numbers, 0.0),
+        )
+
+
+def open_source(source: str) -> TensorSource:
+    """The model that ``source`` names: ``module:factory``, an .onnx file or a folder with one."""
+    path = Path(source)
+    if path.suffix == ".onnx" or path.is_dir():
+        from converters.sources.graph_file import GraphFile
+
+        return GraphFile(path)
+    if ":" not in source:
+        raise SourceRefused(
+            f"{source} is neither an .onnx file or folder nor package.module:factory: give one"
+        )
+    from converters.sources.torch_factory import TorchFactory
+
+    return TorchFactory(source)
+
+
+def ports_of(facts: Sequence[dict[str, Any]]) -> list[Port]:
+    """The inputs or outputs in a Case's facts."""
+    return [Port.from_facts(each) for each in facts]
+
+
+def _rows(group: Group) -> int:
+    return len(next(iter(group.values())))
+
+
+def _flat(values: np.ndarray) -> list[Any]:
+    return list(np.ravel(values).tolist())
+
+
+def _require_finite(outputs: Sequence[Group], given: bool) -> None:
+    what = "samples" if given else "made-up samples"
+    for place, group in enumerate(outputs):
+        for name, values in group.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                row = int(np.argwhere(~np.isfinite(values))[0][0])
+                raise SourceRefused(
+                    f"the original itself answers NaN or infinity in output {name!r} for {what} "
+                    f"row {row} of group {place}: mend the model, or give other --samples"
+                )

@@ -1,0 +1,53 @@
+"""What a user's torch module answers by itself, one row at a time, in a process of its own.
+
+python -m converters.tensors.torch_oracle MODULE:FACTORY NAMES.json ROWS.npz ANSWERS.npz
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from converters.original import ask
+from converters.sources.tensor_source import Group, Told
+from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
+from converters.tensors.group_files import pack_groups, unpack_groups
+from converters.tensors.proof import joined, single_rows
+
+
+def ask_module(
+    source: str, names: Sequence[str], groups: Sequence[Group], folder: Path
+) -> tuple[Told, str]:
+    """The answers under these output names, and the weights that gave them (SHA-256)."""
+    questions, written = folder / "rows.npz", folder / "names.json"
+    np.savez(questions, **pack_groups(groups, "in"))
+    written.write_text(json.dumps(list(names)), encoding="utf-8")
+    answers = folder / "torch.npz"
+    told = ask("converters.tensors.torch_oracle", source, written, questions, answers=answers)
+    return Told(unpack_groups(told, "out"), "torch"), str(told["weights"])
+
+
+def main(source: str, names: str, questions: str, answers: str) -> None:
+    module, _ = made_by(source, find_factory(source)[0])
+    wanted = json.loads(Path(names).read_text(encoding="utf-8"))
+    with np.load(questions) as stored:
+        groups = unpack_groups(stored, "in")
+    outputs = [
+        joined([_answer(module, wanted, row) for row in single_rows(group)]) for group in groups
+    ]
+    weights = np.array(weights_sha256(module))
+    np.savez(answers, weights=weights, **pack_groups(outputs, "out"))
+
+
+@torch.inference_mode()
+def _answer(module: torch.nn.Module, names: Sequence[str], row: Group) -> dict[str, np.ndarray]:
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in row.items()}
+    values = named_outputs(module(**inputs)).values()
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

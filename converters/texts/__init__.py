@@ -1,0 +1,1 @@
+"""Models that begin with a text: vectors, labels, entities."""

@@ -1,0 +1,62 @@
+"""What ``transformers``' own text-classification pipeline answers, in a process of its own.
+
+    python -m converters.texts.classification_oracle FOLDER QUESTIONS.json ANSWERS.npz
+
+The proof compares against this, never against code that Tidegate also serves with.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.original import ask
+
+
+def classify(
+    folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
+) -> dict[str, np.ndarray]:
+    """``scores`` FP32 [n, labels] in the model's order, one text at a time, and ``token_count``
+    INT32 [n]; ``long_scores`` of the texts that are ``too_long``, cut to ``limit`` tokens."""
+    questions = work_dir / "questions.json"
+    questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
+    module = "converters.texts.classification_oracle"
+    return ask(module, folder, questions, answers=work_dir / "oracle.npz")
+
+
+def main(folder: str, questions: str, answers: str) -> None:
+    from transformers import pipeline
+
+    asked = json.loads(Path(questions).read_text())
+    classifier: Any = pipeline(
+        "text-classification",
+        model=folder,
+        device="cpu",
+        top_k=None,
+        # A folder of half precision is asked in FP32 too, as it is converted.
+        dtype="float32",
+    )
+    cut = {"truncation": True, "max_length": asked["limit"]}
+    counts = [len(classifier.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    np.savez(
+        answers,
+        scores=_scores(classifier, asked["texts"], {}),
+        token_count=np.array(counts, dtype=np.int32),
+        long_scores=_scores(classifier, asked["too_long"], cut),
+    )
+
+
+def _scores(classifier: Any, texts: list[str], cut: dict[str, Any]) -> np.ndarray:
+    named = classifier.model.config.id2label or {}
+    order = {label: int(index) for index, label in named.items()}
+    scores = np.zeros((len(texts), len(order)), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for answer in classifier([text], **cut)[0]:
+            scores[row, order[answer["label"]]] = answer["score"]
+    return scores
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

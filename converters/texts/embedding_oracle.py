@@ -1,0 +1,58 @@
+"""The vectors of sentence-transformers itself, computed in a process of its own.
+
+    python -m converters.texts.embedding_oracle FOLDER QUESTIONS.json ANSWERS.npz
+
+The proof compares against this, never against code that Tidegate also serves with.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.original import ask
+
+
+def embed(
+    folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
+) -> dict[str, np.ndarray]:
+    """``vectors`` FP32 [n, width] and ``token_count`` INT32 [n]; ``long_vectors`` of the texts that
+    are ``too_long``, cut to ``limit`` tokens as sentence-transformers cuts them."""
+    questions = work_dir / "questions.json"
+    questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
+    module = "converters.texts.embedding_oracle"
+    return ask(module, folder, questions, answers=work_dir / "oracle.npz")
+
+
+def main(folder: str, questions: str, answers: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    asked = json.loads(Path(questions).read_text())
+    model: Any = SentenceTransformer(
+        folder,
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=False,
+        # A folder of half precision is asked in FP32 too, as it is converted.
+        model_kwargs={"dtype": "float32"},
+    )
+    model.max_seq_length = asked["limit"]
+    counts = [len(model.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    np.savez(
+        answers,
+        vectors=_vectors(model, asked["texts"]),
+        token_count=np.array(counts, dtype=np.int32),
+        long_vectors=_vectors(model, asked["too_long"]),
+    )
+
+
+def _vectors(model: Any, texts: list[str]) -> np.ndarray:
+    """One text at a time: the original, untouched by batching or padding."""
+    rows = [model.encode([text], show_progress_bar=False) for text in texts]
+    return np.asarray(np.concatenate(rows), dtype=np.float32)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

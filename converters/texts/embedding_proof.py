@@ -1,0 +1,55 @@
+"""Prove a sentence-embedding graph against the original framework's vectors.
+
+The allowed differences are those of vectors of length 1; vectors that the model does not normalise
+may differ by as much in proportion to their length.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from converters.parity import lowest_cosine, mean_difference, same_decision
+from converters.proof import Check, worst_difference
+from converters.task import Case
+from converters.texts.answered import few_of_each_length
+from converters.texts.invariance import invariance_checks
+from converters.texts.token_graph import TokenGraph
+
+
+def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]:
+    """Every check on these texts, whose original ``vectors`` are FP32 [n, width]."""
+    got = np.stack([answer for text in texts for answer in graph.answer([text])])
+    buckets = case.facts["buckets"]
+    few = few_of_each_length(texts, len(buckets))
+    limit = case.tolerance.invariance * typical_length(case)
+    return [*parity(got, case, texts), *invariance_checks(graph, few, buckets, limit)]
+
+
+def typical_length(case: Case) -> float:
+    """The mean length of the original's vectors: 1 where the model normalises."""
+    return float(np.linalg.norm(case.answers["vectors"], axis=1).mean())
+
+
+def parity(got: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
+    """The same vectors, and the same nearest neighbour for every text that has a clear one."""
+    original, allowed, unit = case.answers["vectors"], case.tolerance, typical_length(case)
+    name = "parity: largest difference"
+    largest = worst_difference(name, got, original, allowed.difference * unit, texts)
+    if got.shape != original.shape:
+        return [largest]
+    near, wanted = _similarity(got), _similarity(original)
+    return [
+        largest,
+        mean_difference("parity: mean difference", got, original, allowed.mean * unit),
+        lowest_cosine("parity: lowest cosine", got, original, allowed.cosine, texts),
+        same_decision("task: same nearest neighbour", near, wanted, allowed, texts),
+    ]
+
+
+def _similarity(vectors: np.ndarray) -> np.ndarray:
+    """Cosines FP64 [n, n]; a text is no neighbour of itself."""
+    rows = vectors.astype(np.float64)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2.0)
+    return np.asarray(cosines)

@@ -1,0 +1,84 @@
+"""Real sentences to prove conversions on, from the package ``chatterbot-corpus`` (BSD licence).
+
+Nothing of the corpus is copied into this repository; it is read where pip installed it.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from converters.errors import SourceMissing
+
+# Customer questions and answers, and general knowledge for longer sentences.
+TOPICS = ("tech_support", "money", "trivia", "science", "psychology")
+
+# Names and places in each, so that a tagger has something to find. The marks in the middle are one
+# character of several code points; the last lines hold tabs, NFD, and marks of direction.
+_MULTILINGUAL = (
+    "Angela Merkel flew from Berlin to São Paulo on Friday ✈️.",
+    "北京大学的王小明昨天去了上海。",
+    "田中さんは東京駅で新幹線に乗りました🚄",
+    "서울에서 김민수 씨를 만났어요.",
+    "Где находится Эрмитаж в Санкт-Петербурге?",
+    "أين تقع مدينة القاهرة؟",
+    "שלום, אני דוד מירושלים",
+    "नमस्ते, मैं दिल्ली से राहुल हूँ।",
+    "👩‍👩‍👧 The García family 🇪🇸 loved Café de Flore!",
+    "Zoe\u0308 and Rene\u0301e met in Du\u0308sseldorf",
+    "  two  spaces,\ta tab and \u00a0 John Smith of Acme Corp.  ",
+    "mixed العربية and English in \u200fTel Aviv\u200e, 2024",
+)
+
+
+def default_texts(limit: int = 256) -> list[str]:
+    """Distinct English sentences, spread evenly over the topics, at most ``limit``."""
+    by_topic = [_sentences(corpus_folder() / "english" / f"{topic}.yml") for topic in TOPICS]
+    share = -(-limit // len(by_topic))
+    chosen = [text for sentences in by_topic for text in _spread(sentences, share)]
+    return list(dict.fromkeys(chosen))[:limit]
+
+
+def multilingual_texts() -> list[str]:
+    """A few lines in many scripts, of our own: where a byte is not a character, and a character not
+    always one code point, steps go wrong first."""
+    return list(_MULTILINGUAL)
+
+
+def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], wanted: int) -> str:
+    """Whole texts joined, repeated where they are too few, and cut to the longest beginning of at
+    most ``wanted`` tokens: a real text of a wanted length. "" when no beginning is so short."""
+    joined = " ".join(texts)
+    while tokens(joined) <= wanted:
+        joined = f"{joined} {joined}"
+    fits, too_long = 0, len(joined)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if tokens(joined[:middle]) <= wanted:
+            fits = middle
+        else:
+            too_long = middle
+    return joined[:fits].strip()
+
+
+def corpus_folder() -> Path:
+    """The corpus's data; SourceMissing says how to get it."""
+    package = importlib.util.find_spec("chatterbot_corpus")
+    if package is None or package.origin is None:
+        raise SourceMissing(
+            "the default samples are in the package chatterbot-corpus, which is not installed: "
+            "pip install 'tidegate[convert]'"
+        )
+    return Path(package.origin).parent / "data"
+
+
+def _sentences(path: Path) -> list[str]:
+    import yaml
+
+    conversations = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
+    lines = (str(line).strip() for talk in conversations for line in talk)
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _spread(texts: Sequence[str], count: int) -> list[str]:
+    step = max(1, len(texts) // count)
+    return list(texts[::step])[:count]

@@ -1,0 +1,61 @@
+"""Ask a served text pipeline as its clients do: alone, in batches of mixed lengths, in a crowd."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from converters.errors import ProofFailed
+
+TIMEOUT_S = 60.0
+BATCH = 8
+CROWD = 16
+
+
+class ServedText:
+    """The pipeline ``model`` at a gRPC address; ``answer`` is one request."""
+
+    def __init__(self, client: triton.InferenceServerClient, model: str) -> None:
+        self._client, self._model = client, model
+        self.max_batch_size = int(client.get_model_config(model).config.max_batch_size)
+
+    def answer(
+        self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The output tensors for these texts, a row each."""
+        tensor = triton.InferInput("text", [len(texts), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
+        try:
+            result = self._client.infer(
+                self._model,
+                [tensor],
+                parameters={"truncate": True} if truncate else None,
+                client_timeout=TIMEOUT_S,
+            )
+        except InferenceServerException as error:
+            raise ProofFailed(
+                f"{self._model} does not answer {len(texts)} texts that the original answers, the "
+                f"first {texts[0][:60]!r}: {error.message()}"
+            ) from error
+        return {name: result.as_numpy(name) for name in outputs}
+
+    def rounds(
+        self, texts: Sequence[str], outputs: Sequence[str]
+    ) -> Iterator[tuple[str, list[Mapping[str, np.ndarray]]]]:
+        """Every way of asking, and the answers to all texts: one mapping a request, in order."""
+        alone = [[text] for text in texts]
+        for how, groups, workers in (
+            ("alone", alone, 1),
+            (f"in batches of {BATCH}", _groups(texts, BATCH), 1),
+            (f"in batches of {self.max_batch_size}", _groups(texts, self.max_batch_size), 1),
+            (f"{CROWD} at a time", alone, CROWD),
+        ):
+            with ThreadPoolExecutor(workers) as pool:
+                yield how, list(pool.map(lambda group: self.answer(group, outputs), groups))
+
+
+def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Consecutive texts: the samples' lengths are mixed, and the last group is a smaller one."""
+    return [texts[start : start + size] for start in range(0, len(texts), size)]

@@ -1,0 +1,75 @@
+"""Prove what Triton serves of a token classifier: raw texts over gRPC, against the original."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tritonclient import grpc as triton
+
+from converters.proof import Check, at_least, worst_difference
+from converters.task import Case
+from converters.texts.answered import case_texts
+from converters.texts.entities import (
+    Found,
+    clear_texts,
+    original_entities,
+    score_difference,
+    served_entities,
+    slices_of_text,
+    span_f1,
+)
+from converters.texts.served import ServedText
+
+OUTPUTS = ("entity", "start", "end", "label", "score", "count", "token_count")
+
+
+def served_checks(address: str, case: Case) -> list[Check]:
+    """Checks of the pipeline at ``address``, asked in every way that a client may ask."""
+    with triton.InferenceServerClient(address) as client:
+        return checks_of(ServedText(client, case.name), case)
+
+
+def checks_of(served: ServedText, case: Case) -> list[Check]:
+    """The same, of anything that answers as a served text pipeline does."""
+    texts, allowed = case_texts(case), case.tolerance
+    wanted, clear = original_entities(case, len(texts)), clear_texts(case, allowed)
+    checks = [_enough(wanted, clear)]
+    alone: list[Found] = []
+    for how, answers in served.rounds(texts, OUTPUTS):
+        found = served_entities(answers)
+        limit, reference = allowed.invariance, alone
+        if how == "alone":
+            alone, limit, reference = found, allowed.difference, wanted
+        scores = f"largest difference of an entity's score, {how}"
+        counts = np.concatenate([answer["token_count"] for answer in answers])
+        checks += [
+            span_f1(f"task: span F1, {how}", found, wanted, clear, allowed.agreement, texts),
+            score_difference(scores, found, reference, limit, texts),
+            slices_of_text(f"entities that are no slice of their text, {how}", found, texts),
+            _counts(f"token counts, {how}", counts, case, texts),
+        ]
+    return [*checks, *_truncated(served, case)]
+
+
+def _enough(wanted: Sequence[Found], clear: Sequence[bool]) -> Check:
+    """Without an entity to find, finding none proves nothing."""
+    entities = sum(len(found.spans) for found, counts in zip(wanted, clear, strict=True) if counts)
+    return at_least("entities that the original finds in the samples", entities, 1)
+
+
+def _counts(name: str, counts: np.ndarray, case: Case, texts: Sequence[str]) -> Check:
+    wanted = case.answers["token_count"][:, None]
+    return worst_difference(name, counts.astype(np.float64), wanted, 0, texts)
+
+
+def _truncated(served: ServedText, case: Case) -> list[Check]:
+    """A text that is too long is cut as the original cuts it."""
+    texts, allowed = [str(text) for text in case.answers["too_long"]], case.tolerance
+    found = served_entities([served.answer(texts, OUTPUTS, truncate=True)])
+    wanted = original_entities(case, len(texts), "long_")
+    clear = clear_texts(case, allowed, "long_")
+    name = "task: span F1, a text that is cut"
+    return [
+        span_f1(name, found, wanted, clear, allowed.agreement, texts),
+        score_difference("scores, a text that is cut", found, wanted, allowed.difference, texts),
+        slices_of_text("slices, a text that is cut", found, texts),
+    ]

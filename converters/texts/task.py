@@ -1,0 +1,125 @@
+"""What every task that begins with a text shares: tokeniser, buckets, samples and their graph."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from converters.cache import Say
+from converters.errors import SourceRefused
+from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
+from converters.sources.token_model import (
+    Logits,
+    buckets_up_to,
+    pad_id,
+    require_batches,
+    usable_tokens,
+)
+from converters.task import Case, Feed, Order, Task
+from converters.texts.answered import case_texts
+from converters.texts.invariance import texts_for_buckets
+from converters.texts.sample_files import read_texts
+from converters.texts.samples import default_texts, multilingual_texts, text_of_tokens
+from converters.texts.token_graph import TokenGraph
+from converters.torch2onnx import export_token_model
+
+INPUTS = ("input_ids", "attention_mask")
+TOKENIZER = Path("pre") / "tokenizer.json"
+CALIBRATION_TEXTS = 128
+LONGER = 20  # tokens more than the model takes
+
+
+class TextTask(Task):
+    """A Hugging Face folder whose graph takes INT64 ``input_ids`` and ``attention_mask``, both
+    [n, length], and answers with one FP32 tensor, ``output``."""
+
+    output: ClassVar[str]
+    auto_class: ClassVar[str]  # of transformers
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.source = self.open_source(order.source)
+        self.samples = read_texts(order.samples) if order.samples else _own_samples()
+
+    def open_source(self, source: str) -> HuggingFaceFolder:
+        """The folder with the config and the weights; SourceMissing or SourceRefused."""
+        return HuggingFaceFolder.open(Path(source))
+
+    def files(self) -> list[Path]:
+        return self.source.files()
+
+    def settings(self) -> str:
+        return "\n".join(self.samples)
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The original as one module: INPUTS -> ``output``, in evaluation mode."""
+        import transformers
+
+        model = self.source.model(getattr(transformers, self.auto_class))
+        return Logits(model, self.tokenizer.inputs).eval()
+
+    @cached_property
+    def tokenizer(self) -> TokenizerFile:
+        return self.source.tokenizer()
+
+    def facts(self) -> dict[str, Any]:
+        return {"buckets": self.buckets, "pad_id": self.pad_id()}
+
+    @cached_property
+    def buckets(self) -> tuple[int, ...]:
+        """The lengths that texts are padded to; the last is the longest text that is taken."""
+        require_batches(self.module)
+        return buckets_up_to(usable_tokens(self.module, self.tokenizer.max_tokens))
+
+    def pad_id(self) -> int:
+        """The token that texts are padded with."""
+        return pad_id(self.module.model, self.tokenizer.pad_id)
+
+    def write_steps(self, folder: Path) -> None:
+        self.tokenizer.save(folder / TOKENIZER)
+
+    def export(self, target: Path) -> None:
+        export_token_model(self.module, list(INPUTS), self.output, target)
+
+    def graph(self, engine: Path, case: Case) -> TokenGraph:
+        """``engine`` behind the original's own tokenizer file."""
+        facts = case.facts
+        return TokenGraph(engine, case.folder / TOKENIZER, facts["buckets"][-1], facts["pad_id"])
+
+    def texts(self, folder: Path, say: Say) -> list[str]:
+        """The samples, cut to what the model takes, then texts that fill each bucket."""
+        limit = self.buckets[-1]
+        tokens = self.tokenizer.counter()
+        whole = [text for text in self.samples if tokens(text) <= limit]
+        if len(whole) < len(self.samples):
+            say(f"{len(self.samples) - len(whole)} samples are cut to {limit} tokens")
+        cut = (
+            text_of_tokens([text], tokens, limit) if tokens(text) > limit else text
+            for text in self.samples
+        )
+        fitting = list(dict.fromkeys(text for text in cut if text))
+        if not fitting:
+            raise SourceRefused(
+                f"no beginning of a sample fits the {limit} tokens that the model takes: give "
+                "other --samples"
+            )
+        return [*fitting, *texts_for_buckets(fitting, self.buckets, tokens)]
+
+    def too_long(self, texts: list[str]) -> list[str]:
+        """A real text that is longer than the model takes: what ``truncate`` is asked with."""
+        wanted = self.buckets[-1] + LONGER
+        return [text_of_tokens(texts, self.tokenizer.counter(), wanted)]
+
+    def feeds(self, case: Case) -> Iterator[Feed]:
+        graph = self.graph(case.folder / "model.onnx", case)
+        for text in case_texts(case)[:CALIBRATION_TEXTS]:
+            yield graph.feed([text])
+
+
+def _own_samples() -> list[str]:
+    """Other scripts in the middle: the first sample is the golden one, the last are the longest."""
+    sentences = default_texts()
+    return [*sentences[:8], *multilingual_texts(), *sentences[8:]]

@@ -1,0 +1,71 @@
+"""The task ``token-classification``: a text -> the entities in it, with scores."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from converters.cache import Say
+from converters.errors import SourceRefused
+from converters.proof import Check
+from converters.task import Case
+from converters.texts import entity_proof
+from converters.texts.answered import as_text_array, case_texts
+from converters.texts.entities import clear_texts, original_entities
+from converters.texts.entity_oracle import find_entities
+from converters.texts.served_entities import served_checks
+from converters.texts.task import TextTask
+from modelspec.face import Golden
+
+
+class TokenClassification(TextTask):
+    """Answers: ``texts`` and ``too_long`` texts, and of both what ``find_entities`` returns."""
+
+    name: ClassVar[str] = "token-classification"
+    output: ClassVar[str] = "logits"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "labels": list(self.source.labels())}
+
+    def write_steps(self, folder: Path) -> None:
+        super().write_steps(folder)
+        labels = json.dumps(self.source.labels(), ensure_ascii=False)
+        (folder / "post" / "labels.json").write_text(labels, encoding="utf-8")
+
+    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+        texts = self.texts(folder, say)
+        too_long = self.too_long(texts)
+        answers = find_entities(self.source.path, texts, too_long, self.buckets[-1], folder)
+        if not len(answers["row"]):
+            raise SourceRefused(
+                f"the original finds no entity in any of {len(texts)} samples, so that nothing "
+                "could be proved: give texts that have some with --samples"
+            )
+        return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
+
+    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+        return entity_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+
+    def golden(self, case: Case) -> Golden:
+        """The shortest text that has a clear answer and an entity in it."""
+        texts = case_texts(case)
+        found, clear = original_entities(case, len(texts)), clear_texts(case, case.tolerance)
+        rows = [row for row, each in enumerate(found) if each.spans and clear[row]]
+        row = min(rows, key=lambda row: len(texts[row]), default=0)
+        spans = found[row].spans if rows else ()
+        return Golden(
+            request={"text": texts[row]},
+            expect={
+                "count": [len(spans)],
+                "start": [start for start, _, _ in spans],
+                "end": [end for _, end, _ in spans],
+                "label": [label for _, _, label in spans],
+                "score": list(found[row].scores),
+            },
+            tolerance=10 * case.tolerance.difference,
+        )
+
+    def prove_served(self, address: str, case: Case) -> list[Check]:
+        return served_checks(address, case)

@@ -1,0 +1,63 @@
+"""A converted text graph, run by ONNX Runtime with the original's own tokenizer file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from converters.errors import ProofFailed
+
+
+class TokenGraph:
+    """``answer`` is the graph's first output: FP32 [n, width], or [n, length, width] where every
+    token has an answer of its own."""
+
+    def __init__(self, engine: Path, tokenizer: Path, max_tokens: int, pad_id: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(engine), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ProofFailed(f"ONNX Runtime cannot load the graph: {reason}") from error
+        self._pad_id = pad_id
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+
+    def answer(self, texts: Sequence[str], length: int | None = None) -> list[np.ndarray]:
+        """One array a text, from a single batch padded to ``length`` tokens; what was answered for
+        padding is cut off."""
+        answers = self.run(**self.feed(texts, length))
+        lengths = [self.length(text) for text in texts]
+        return [each[:n] if each.ndim > 1 else each for each, n in zip(answers, lengths)]  # noqa: B905 - a wrong number of rows is for the checks to find
+
+    def feed(self, texts: Sequence[str], length: int | None = None) -> dict[str, np.ndarray]:
+        """The graph's inputs INT64 [n, width], at least ``length`` wide."""
+        rows = [self._tokenizer.encode(text).ids for text in texts]
+        width = max(length or 0, *map(len, rows))
+        ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The graph's first output, whatever its shape; ProofFailed when it does not run."""
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            return np.asarray(self._session.run(None, feed)[0])
+        except Exception as error:  # ONNX Runtime raises many kinds; all mean: it does not run
+            rows, length = input_ids.shape
+            reason = " ".join(str(error).split())[:300]
+            raise ProofFailed(
+                f"the graph does not run on {rows} texts of {length} tokens: {reason}"
+            ) from error
+
+    def length(self, text: str) -> int:
+        return len(self._tokenizer.encode(text).ids)

@@ -1,0 +1,178 @@
+"""How far a variant's answers may be from the original's, by task and precision.
+
+A row says what was measured (``python -m converters.precision_report``; ONNX Runtime 1.31 on an
+x86 CPU with VNNI) or, where there are no real weights to measure on, what it follows from. The
+limits leave about twice what was measured, so that another model of the kind passes and a broken
+variant (two labels swapped, a last layer scaled wrongly) does not.
+
+    python -m converters.tolerance      prints the table of docs/precisions.md
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from math import inf
+
+from converters.errors import ConversionError
+
+# Whose best score leads by less may go either way in 8 bits, and nobody can rely on it.
+CLEAR = 0.05
+# Twice the limit of FP16; rounding by the batch's range moves an answer by 1e-2 and more.
+INDEPENDENT = 2e-3
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The limits of one task at one precision.
+
+    difference   largest absolute difference of one number of an answer: a probability, an element
+                 of a unit vector; for tensors and regression, relative to max(1, |original|)
+    mean         the largest difference of each sample, averaged over the samples: it does not
+                 depend on how many classes or elements an answer has
+    cosine       lowest cosine between a sample's whole answers
+    agreement    least share of samples with the same decision: the likeliest class where the
+                 original's lead is clear (``clear_margin``), the same nearest neighbour, span F1;
+                 0 where a task has no decision
+    invariance   largest difference between an answer alone and in a batch or padded; ``inf`` where
+                 it is no promise, and is graded instead (``graded``)
+    """
+
+    difference: float
+    mean: float
+    cosine: float
+    agreement: float
+    invariance: float
+
+
+_FP32 = Tolerance(1e-4, 1e-5, 0.99999, 1.0, 1e-4)
+_VECTOR32 = Tolerance(1e-5, 1e-5, 0.99999, 1.0, 1e-5)
+_SCORES16 = Tolerance(2e-3, 4e-4, 0.9999, 1.0, 1e-3)
+_SCORES_W8 = Tolerance(0.05, 0.01, 0.995, 0.99, 1e-4)
+_SCORES8 = Tolerance(0.3, 0.05, 0.9, 0.97, 1e-4)
+_SCORES_DYNAMIC = Tolerance(0.25, 0.04, 0.93, 0.97, inf)
+
+_NO_WEIGHTS = "no real weights at hand: as text-classification, a token's scores being the same"
+_SPANS = f"{_NO_WEIGHTS}; a span needs every token right"
+
+LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
+    ("embedding", "fp32"): (_VECTOR32, "two right runs differ by 3e-7 (order of additions)"),
+    ("embedding", "fp16"): (
+        Tolerance(1e-3, 4e-4, 0.9999, 0.99, 1e-3),
+        "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, and a GPU may sum otherwise",
+    ),
+    ("embedding", "w8"): (
+        Tolerance(0.02, 0.01, 0.995, 0.95, 1e-4),
+        "measured 0.011, 0.005, 0.998, 0.98, 6e-8",
+    ),
+    ("embedding", "int8"): (
+        Tolerance(0.08, 0.04, 0.92, 0.8, 1e-4),
+        "measured 0.05, 0.027, 0.956, 0.84, 6e-8: one neighbour of six is another",
+    ),
+    ("embedding", "int8-dynamic"): (
+        Tolerance(0.07, 0.035, 0.95, 0.8, inf),
+        "measured 0.042, 0.02, 0.976, 0.88; in another batch up to 0.06",
+    ),
+    ("text-classification", "fp32"): (_FP32, "two right runs differ by 1e-6"),
+    ("text-classification", "fp16"): (_SCORES16, "measured 4e-4, 4e-5, 1.00000, 1.0, 1e-7"),
+    ("text-classification", "w8"): (_SCORES_W8, "measured 0.023, 0.003, 0.999, 1.0, 2e-7"),
+    ("text-classification", "int8"): (_SCORES8, "measured 0.16, 0.016, 0.968, 0.996, 1e-7"),
+    ("text-classification", "int8-dynamic"): (
+        _SCORES_DYNAMIC,
+        "measured 0.10, 0.011, 0.984, 1.0; in another batch up to 0.08",
+    ),
+    ("token-classification", "fp32"): (_FP32, "two right runs differ by 1e-6"),
+    ("token-classification", "fp16"): (_SCORES16, _NO_WEIGHTS),
+    ("token-classification", "w8"): (Tolerance(0.05, 0.01, 0.995, 0.97, 1e-4), _SPANS),
+    ("token-classification", "int8"): (Tolerance(0.3, 0.05, 0.9, 0.9, 1e-4), _SPANS),
+    ("token-classification", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.9, inf), _SPANS),
+    ("image-classification", "fp32"): (_FP32, "two right runs differ by 2e-6"),
+    ("image-classification", "fp16"): (
+        Tolerance(0.02, 4e-3, 0.999, 1.0, 2e-3),
+        "measured 0.008, 0.0015, 0.9998, 1.0, 0",
+    ),
+    ("image-classification", "w8"): (
+        Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4),
+        "a tiny ViT: mean 0.01; of a convolutional net only the last matrix is concerned: 0.0013",
+    ),
+    ("image-classification", "int8"): (
+        Tolerance(0.25, 0.04, 0.8, 0.95, 1e-4),
+        "measured 0.12, 0.019, 0.90, 0.98, 0; with the first convolutions in INT8 too, 0.77",
+    ),
+    ("image-classification", "int8-dynamic"): (
+        Tolerance(0.05, 0.02, 0.995, 0.97, inf),
+        "a tiny ViT: mean 0.0095; EfficientNet 0.002, in another batch up to 0.007",
+    ),
+    ("tensors", "fp32"): (
+        Tolerance(1e-4, 1e-4, 0.99999, 0.0, 1e-4),
+        "logits of 151 pictures: two right runs differ by 1e-5",
+    ),
+    ("tensors", "fp16"): (
+        Tolerance(0.15, 0.05, 0.9995, 0.0, 2e-3),
+        "logits: measured 0.056, 0.019, 0.99994, 0",
+    ),
+    ("tensors", "w8"): (
+        Tolerance(0.15, 0.06, 0.995, 0.0, 1e-4),
+        "logits: measured 0.043, 0.025, 0.99997; where all is a matrix, cosine 0.998 (embedding)",
+    ),
+    ("tensors", "int8"): (
+        Tolerance(2.0, 0.7, 0.93, 0.0, 1e-4),
+        "logits: measured 1.0, 0.32, 0.975, 0; judge by your own task",
+    ),
+    ("tensors", "int8-dynamic"): (
+        Tolerance(2.0, 0.7, 0.95, 0.0, inf),
+        "cosine as embedding; differences as int8: how much is a matrix varies",
+    ),
+    ("tabular-classification", "fp32"): (_FP32, "thresholds and votes: any rounding may be a flip"),
+    ("tabular-regression", "fp32"): (
+        Tolerance(1e-4, 1e-5, 0.99999, 0.0, 1e-4),
+        "relative to max(1, original): scikit-learn sums in FP64, the graph in FP32",
+    ),
+}
+
+
+def tolerance(task: str, precision: str) -> Tolerance:
+    """The limits; ConversionError for a pair that makes no sense, saying what does."""
+    found = LIMITS.get((task, precision))
+    if found:
+        return found[0]
+    known = [kind for name, kind in LIMITS if name == task]
+    if not known:
+        tasks = dict.fromkeys(name for name, _ in LIMITS)
+        raise ConversionError(f"no tolerances for the task {task!r}: there are {', '.join(tasks)}")
+    raise ConversionError(f"{task} cannot be had as {precision!r}: choose from {', '.join(known)}")
+
+
+def clear_margin(limits: Tolerance) -> float:
+    """The lead from which on a decision must stay: what ``difference`` can turn round, at most
+    ``CLEAR``."""
+    return min(CLEAR, 2 * limits.difference)
+
+
+def grade(precision: str) -> str:
+    """What a precision promises about the batch, in words."""
+    return graded(inf if precision == "int8-dynamic" else 0.0)
+
+
+def graded(difference: float) -> str:
+    """The same for what was measured: the largest difference between alone and in a batch."""
+    # NaN compares false: it is no promise.
+    if difference <= INDEPENDENT:
+        return "answers do not depend on the batch"
+    return "answers depend on the batch"
+
+
+def table() -> str:
+    """The limits in Markdown."""
+    names = ("task", "precision", "difference", "mean", "cosine", "agreement", "invariance", "why")
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    return "\n".join([*lines, *_rows()]) + "\n"
+
+
+def _rows() -> Iterator[str]:
+    for (task, precision), (limits, why) in LIMITS.items():
+        numbers = ("-" if value == inf else f"{value:g}" for value in astuple(limits))
+        yield f"| {task} | {precision} | {' | '.join(numbers)} | {why} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

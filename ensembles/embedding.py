@@ -1,0 +1,98 @@
+"""An embedding pipeline of any name: text -> a vector; near vectors mean near meanings.
+
+text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx -> vector
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensembles.engine import onnx_engine
+from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request, text_tokenizer
+from modelspec.face import Face, Golden
+from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
+
+VECTOR = "sentence_embedding"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """``buckets`` are lengths in tokens, the last the longest text; ``width`` is the vectors',
+    whose length is 1 if they are ``normalised``."""
+
+    name: str
+    buckets: Sequence[int]
+    pad_id: int
+    width: int
+    normalised: bool
+    golden: Golden
+    card: Mapping[str, Any] = field(default_factory=dict)
+    languages: str = ""
+    max_batch_size: int = 32
+
+    def pipeline(self) -> Pipeline:
+        pre = text_tokenizer(self.name, self.buckets, self.pad_id, self.max_batch_size)
+        engine = onnx_engine(self.name, TOKENS, (self._vector,), self.max_batch_size)
+        return Pipeline((pre, engine), self._public())
+
+    @property
+    def _vector(self) -> TensorSpec:
+        return TensorSpec(VECTOR, "FP32", (self.width,))
+
+    def _public(self) -> ModelSpec:
+        tokens = {tensor.name: tensor.name for tensor in TOKENS}
+        outputs = {**tokens, "token_count": "token_count"}
+        return ModelSpec(
+            name=self.name,
+            backend="ensemble",
+            max_batch_size=self.max_batch_size,
+            inputs=(TEXT,),
+            outputs=(self._vector, TOKEN_COUNT),
+            steps=(
+                StepSpec(f"{self.name}_pre", 1, {"text": "text"}, outputs),
+                StepSpec(f"{self.name}_onnx", 1, tokens, {VECTOR: VECTOR}),
+            ),
+            face=self._face(),
+            golden=self.golden,
+        )
+
+    def _face(self) -> Face:
+        compare = "dot product" if self.normalised else "cosine"
+        text = f"{self.languages} text".strip().capitalize()
+        return Face(
+            purpose=f"Turn a text into a vector: near vectors (by {compare}) mean near meanings.",
+            request=text_request(f"{text} of at most {self.buckets[-1]} tokens."),
+            response=self._response(),
+            example=self.golden.request,
+            card=self.card,
+            openai={"embeddings": {"text": "text", "vector": VECTOR, "tokens": "token_count"}},
+        )
+
+    def _response(self) -> Mapping[str, Any]:
+        return {
+            "type": "object",
+            "required": ["embedding", "token_count"],
+            "properties": {
+                "embedding": {
+                    "type": "array",
+                    "items": {"type": "number"},
+                    "minItems": self.width,
+                    "maxItems": self.width,
+                    "description": "Unit length." if self.normalised else "Of any length.",
+                    "x-tensor": VECTOR,
+                },
+                "token_count": {
+                    "type": "integer",
+                    "description": "Tokens that the model read, special tokens included.",
+                    "x-tensor": "token_count",
+                },
+            },
+        }
+
+
+def declare(
+    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> Pipeline:
+    """The pipeline of a model whose facts are ``buckets``, ``pad_id``, ``width`` and
+    ``normalised``."""
+    return Declaration(name, golden=golden, card=card, **facts).pipeline()

@@ -1,0 +1,131 @@
+"""A pipeline of a model on a table, of any name: one tensor a column -> labels or a value.
+
+columns -> NAME_onnx. There is no other step: stacking and sorting are in the graph.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensembles.engine import onnx_engine
+from modelspec.face import Face, Golden
+from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
+
+MAX_BATCH_SIZE = 64
+# A request takes far less time than asking whether it was cancelled: the gateway heeds this.
+SHORT = {"tidegate.short": "true"}
+# More categories than this would bury the documentation.
+MOST_CATEGORIES = 200
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """``columns`` are mappings with name, tensor, is_text, categories, open, nullable; ``number``
+    is the V2 type of the others; ``labels`` are empty for a regression."""
+
+    name: str
+    columns: Sequence[Mapping[str, Any]]
+    number: str
+    labels: Sequence[str]
+    golden: Golden
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def pipeline(self) -> Pipeline:
+        engine = onnx_engine(self.name, self._inputs, self._outputs, MAX_BATCH_SIZE)
+        return Pipeline((engine,), self._public())
+
+    @property
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(column["tensor"], "BYTES" if column["is_text"] else self.number, (1,))
+            for column in self.columns
+        )
+
+    @property
+    def _outputs(self) -> tuple[TensorSpec, ...]:
+        if not self.labels:
+            return (TensorSpec("value", "FP32", (1,)),)
+        shape = (len(self.labels),)
+        return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
+
+    def _public(self) -> ModelSpec:
+        inputs = {tensor.name: tensor.name for tensor in self._inputs}
+        outputs = {tensor.name: tensor.name for tensor in self._outputs}
+        return ModelSpec(
+            name=self.name,
+            backend="ensemble",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            steps=(StepSpec(f"{self.name}_onnx", 1, inputs, outputs),),
+            parameters=SHORT,
+            face=self._face(),
+            golden=self.golden,
+        )
+
+    def _face(self) -> Face:
+        what = f"which of {len(self.labels)} labels fit" if self.labels else "what value fits"
+        return Face(
+            purpose=f"Say {what} a row of {len(self.columns)} columns.",
+            request=self._request(),
+            response=_LABELS if self.labels else _VALUE,
+            example=self.golden.request,
+            card=self.card,
+        )
+
+    def _request(self) -> dict[str, Any]:
+        names = [column["name"] for column in self.columns]
+        return {
+            "type": "object",
+            "required": names,
+            "additionalProperties": False,
+            "properties": {column["name"]: _field(column) for column in self.columns},
+        }
+
+
+def declare(
+    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> Pipeline:
+    """The pipeline of a model whose facts are ``columns``, ``number`` and ``labels``."""
+    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+
+
+def _field(column: Mapping[str, Any]) -> dict[str, Any]:
+    bound = {"x-tensor": column["tensor"]}
+    if not column["is_text"]:
+        if not column["nullable"]:
+            return {"type": "number", **bound}
+        missing = "null: missing (in V2's binary form and over gRPC: NaN)."
+        return {"type": ["number", "null"], "description": missing, **bound}
+    known = list(column["categories"])
+    described = {"description": "An empty text: missing."} if column["nullable"] else {}
+    if column["open"] or not 0 < len(known) <= MOST_CATEGORIES:
+        known_few = {"examples": known[:5]} if known else {}
+        return {"type": "string", "maxLength": 65536, **known_few, **described, **bound}
+    allowed = [*known, ""] if column["nullable"] and "" not in known else known
+    return {"type": "string", "enum": allowed, **described, **bound}
+
+
+_LABELS = {
+    "type": "object",
+    "required": ["labels"],
+    "properties": {
+        "labels": {
+            "type": "array",
+            "description": "The likeliest first.",
+            "items": {
+                "type": "object",
+                "required": ["label", "score"],
+                "properties": {
+                    "label": {"type": "string", "x-tensor": "label"},
+                    "score": {"type": "number", "x-tensor": "score"},
+                },
+            },
+        },
+    },
+}
+_VALUE = {
+    "type": "object",
+    "required": ["value"],
+    "properties": {"value": {"type": "number", "x-tensor": "value"}},
+}

@@ -1,0 +1,154 @@
+"""A token-classification pipeline of any name: text -> the entities in it, with scores.
+
+text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx (a label for each token)
+     -> NAME_post (tokens joined to entities)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensembles.engine import onnx_engine
+from ensembles.text_fields import (
+    TEXT,
+    TOKEN_COUNT,
+    TOKEN_SPAN,
+    TOKENS,
+    text_request,
+    text_tokenizer,
+)
+from modelspec.face import Face, Golden
+from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
+
+MAX_BATCH_SIZE = 32
+ENTITY = (
+    TensorSpec("entity", "BYTES", (-1,)),  # not ``text``: an ensemble's tensors share their names
+    TensorSpec("start", "INT32", (-1,)),
+    TensorSpec("end", "INT32", (-1,)),
+    TensorSpec("label", "BYTES", (-1,)),
+    TensorSpec("score", "FP32", (-1,)),
+)
+COUNT = TensorSpec("count", "INT32", (1,))
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """``labels`` are the tokens' (``B-PER``, ...), ``buckets`` lengths in tokens, the last the
+    longest text."""
+
+    name: str
+    labels: Sequence[str]
+    buckets: Sequence[int]
+    pad_id: int
+    golden: Golden
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def pipeline(self) -> Pipeline:
+        pre = text_tokenizer(self.name, self.buckets, self.pad_id, MAX_BATCH_SIZE, spans=True)
+        engine = onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE)
+        return Pipeline((pre, engine, self._finder()), self._public())
+
+    @property
+    def _logits(self) -> TensorSpec:
+        return TensorSpec("logits", "FP32", (-1, len(self.labels)))
+
+    def _finder(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_post",
+            backend="python",
+            step="label_entities",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(self._logits, TOKEN_SPAN, TEXT),
+            outputs=(*ENTITY, COUNT),
+            batching=Batching(),
+            versions=(1,),
+            internal=True,
+        )
+
+    def _public(self) -> ModelSpec:
+        tokens = {tensor.name: tensor.name for tensor in TOKENS}
+        return ModelSpec(
+            name=self.name,
+            backend="ensemble",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=(TEXT,),
+            outputs=(*ENTITY, COUNT, TOKEN_COUNT),
+            steps=(
+                StepSpec(
+                    f"{self.name}_pre",
+                    1,
+                    {"text": "text"},
+                    {**tokens, "token_count": "token_count", "token_span": "token_span"},
+                ),
+                StepSpec(f"{self.name}_onnx", 1, tokens, {"logits": "logits"}),
+                StepSpec(
+                    f"{self.name}_post",
+                    1,
+                    {"logits": "logits", "token_span": "token_span", "text": "text"},
+                    {tensor.name: tensor.name for tensor in (*ENTITY, COUNT)},
+                ),
+            ),
+            face=self._face(),
+            golden=self.golden,
+        )
+
+    def _face(self) -> Face:
+        return Face(
+            purpose=f"Find the entities in a text: {', '.join(self._kinds())}.",
+            request=text_request(f"Text of at most {self.buckets[-1]} tokens."),
+            response=_RESPONSE,
+            example=self.golden.request,
+            card=self.card,
+        )
+
+    def _kinds(self) -> list[str]:
+        kinds = dict.fromkeys(label.split("-", 1)[-1] for label in self.labels)
+        return [kind for kind in kinds if kind != "O"]
+
+
+def declare(
+    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> Pipeline:
+    """The pipeline of a model whose facts are ``buckets``, ``pad_id`` and ``labels``."""
+    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+
+
+_RESPONSE = {
+    "type": "object",
+    "required": ["entities", "token_count"],
+    "properties": {
+        "entities": {
+            "type": "array",
+            "description": "In the text's order.",
+            "x-count": "count",
+            "items": {
+                "type": "object",
+                "required": ["text", "start", "end", "label", "score"],
+                "properties": {
+                    "text": {
+                        "type": "string",
+                        "description": "The text from start to end.",
+                        "x-tensor": "entity",
+                    },
+                    "start": {
+                        "type": "integer",
+                        "description": "In Unicode code points, from 0.",
+                        "x-tensor": "start",
+                    },
+                    "end": {
+                        "type": "integer",
+                        "description": "The first code point after it.",
+                        "x-tensor": "end",
+                    },
+                    "label": {"type": "string", "x-tensor": "label"},
+                    "score": {
+                        "type": "number",
+                        "description": "The mean of its tokens' probabilities.",
+                        "x-tensor": "score",
+                    },
+                },
+            },
+        },
+        "token_count": {"type": "integer", "x-tensor": "token_count"},
+    },
+}

@@ -1,0 +1,76 @@
+"""The smallest task there is: y = factor * x. Faults are planted by its fields."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from converters.parity import lowest_cosine, mean_difference
+from converters.proof import worst_difference
+from converters.task import Task
+from modelspec.face import Golden
+
+SAMPLES = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
+
+
+class Doubling(Task):
+    """The original doubles; the graph multiplies by ``graph_factor``."""
+
+    name = "tensors"
+
+    def __init__(self, order, graph_factor=2.0, fails_in=""):
+        super().__init__(order)
+        self.graph_factor, self.fails_in = graph_factor, fails_in
+        self.asked = 0
+
+    def files(self):
+        return [Path(self.order.source)]
+
+    def settings(self):
+        return f"{self.graph_factor}"
+
+    def facts(self):
+        return {"width": 3}
+
+    def write_steps(self, folder):
+        (folder / "pre" / "note.txt").write_text("carried over")
+
+    def export(self, target):
+        factor = helper.make_tensor("factor", TensorProto.FLOAT, [], [self.graph_factor])
+        graph = helper.make_graph(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])],
+            "doubling",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+            [factor],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, target)
+
+    def ask(self, folder, say):
+        self.asked += 1
+        if self.fails_in == "ask":
+            raise KeyboardInterrupt
+        return {"x": SAMPLES, "y": SAMPLES * 2}
+
+    def feeds(self, case):
+        yield {"x": SAMPLES}
+
+    def prove_graph(self, engine, case):
+        session = onnxruntime.InferenceSession(str(engine), providers=["CPUExecutionProvider"])
+        got = session.run(None, {"x": case.answers["x"]})[0]
+        wanted, allowed = case.answers["y"], case.tolerance
+        names = [f"row {index}" for index in range(len(got))]
+        return [
+            worst_difference("parity", got, wanted, allowed.difference, names),
+            mean_difference("mean", got, wanted, allowed.mean),
+            lowest_cosine("cosine", got, wanted, allowed.cosine, names),
+        ]
+
+    def golden(self, case):
+        return Golden({"x": [1, 2, 3]}, {"y": [2, 4, 6]}, 1e-3)
+
+    def prove_served(self, address, case):
+        return []

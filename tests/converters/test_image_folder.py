@@ -1,0 +1,141 @@
+"""A Hugging Face folder with an image classifier: what is carried over, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from converters.errors import SourceMissing, SourceRefused
+from converters.pictures.folder import HuggingFaceImages
+from converters.task import Order
+from tests.brought_images import LABELS, SIDE, save_image_classifier
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_image_classifier("vit", tmp_path / "model")
+
+
+def _opened(folder) -> HuggingFaceImages:
+    return HuggingFaceImages(Order("things", str(folder)))
+
+
+def _edit(folder, name="config.json", **changes) -> None:
+    path = folder / name
+    document = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: each for key, each in document.items() if each is not ...}))
+
+
+def test_labels_size_and_function_are_the_folders(folder, tmp_path):
+    task = _opened(folder)
+    assert task.facts() == {
+        "labels": list(LABELS),
+        "function": "softmax",
+        "top_k": 5,
+        "height": SIDE,
+        "width": SIDE,
+    }
+    for part in ("pre", "post"):
+        (tmp_path / part).mkdir()
+    task.write_steps(tmp_path)
+    assert (tmp_path / "post" / "labels.txt").read_text().splitlines() == list(LABELS)
+    document = json.loads((tmp_path / "pre" / "preprocess.json").read_text())
+    assert [each["op"] for each in document["operations"]] == ["resize", "rescale", "normalize"]
+    assert task.card() == {"model": "model", "architecture": "ViTForImageClassification"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "function"),
+    [
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"problem_type": "single_label_classification"}, "softmax"),
+    ],
+)
+def test_the_function_is_as_transformers_chooses_it(folder, changes, function):
+    _edit(folder, **changes)
+    assert _opened(folder).function == function
+
+
+def test_one_label_is_a_sigmoid(tmp_path):
+    one = {"id2label": {0: "defect"}, "label2id": {"defect": 0}}
+    task = _opened(save_image_classifier("vit", tmp_path / "model", **one))
+    facts = task.facts()
+    assert (facts["function"], facts["top_k"], facts["labels"]) == ("sigmoid", 1, ["defect"])
+
+
+def _no_processor(folder):
+    (folder / "preprocessor_config.json").unlink()
+
+
+def _another_size(folder):
+    _edit(folder, "preprocessor_config.json", size={"height": 96, "width": 96})
+
+
+def _grey(folder):
+    save_image_classifier("vit", folder, num_channels=1)
+
+
+def _labels_that_are_fewer(folder):
+    _edit(folder, id2label={"0": "cat", "1": "dog"}, label2id={"cat": 0, "dog": 1})
+
+
+def _a_label_of_two_lines(folder):
+    named = {str(index): label for index, label in enumerate(LABELS)}
+    _edit(folder, id2label={**named, "0": "cat\nor dog"})
+
+
+def _a_regression(folder):
+    _edit(folder, problem_type="regression")
+
+
+def _no_head(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = {k: each for k, each in load_file(path).items() if "classifier" not in k}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _a_text_model(folder):
+    _edit(folder, model_type="bert", architectures=["BertForSequenceClassification"])
+
+
+REFUSED = {
+    _no_processor: (SourceMissing, "has no preprocessor_config.json"),
+    _another_size: (SourceRefused, "does not run on RGB pictures of 96x96"),
+    _grey: (SourceRefused, "does not run on RGB pictures of 64x64"),
+    _labels_that_are_fewer: (SourceRefused, "transformers cannot load"),
+    _a_label_of_two_lines: (SourceRefused, "label 0 in"),
+    _a_regression: (SourceRefused, "problem_type is regression"),
+    _no_head: (SourceRefused, "lacks weights"),
+    _a_text_model: (SourceRefused, "transformers cannot load"),
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_a_folder_that_does_not_fit_is_refused(folder, spoil):
+    spoil(folder)
+    kind, message = REFUSED[spoil]
+    with pytest.raises(kind) as refused:
+        assert _opened(folder).module
+    assert message in str(refused.value)
+
+
+def test_a_head_of_another_width_than_its_labels_is_refused(folder, monkeypatch):
+    task = _opened(folder)
+    monkeypatch.setattr(task, "_labels", LABELS[:3])
+    with pytest.raises(SourceRefused, match=r"answers \(2, 5\) .* and has 3 labels"):
+        assert task.module
+
+
+def test_fused_attention_that_cannot_be_exported_is_written_out(tmp_path):
+    """Swin's, with torch 2.13; what is exported computes the same."""
+    task = _opened(save_image_classifier("swin", tmp_path / "model"))
+    pixels = torch.randn(3, 3, SIDE, SIDE)
+    with torch.no_grad():
+        wanted = task.module(pixels)
+    task.export(tmp_path / "model.onnx")
+    from converters.pictures.proof import Graph
+
+    got = Graph(tmp_path / "model.onnx")(pixels.numpy())
+    assert abs(got - wanted.numpy()).max() < 1e-5

@@ -1,0 +1,274 @@
+"""Every variant of small graphs made here: close, invariant, deterministic, and whole or absent."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.errors import ConversionError, ExportFailed
+from converters.precision import PRECISIONS, write_variant
+from converters.precisions.closeness import closeness, same_decision
+from converters.tolerance import clear_margin, graded, tolerance
+
+ROOT = Path(__file__).parent.parent.parent
+WIDTH, CLASSES, LENGTH = 96, 5, 12
+FINFO_MIN = float(np.finfo(np.float32).min)
+
+
+def graph_of(nodes, inputs, output, constants) -> onnx.ModelProto:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in {**inputs, "answer": output}.items()
+    ]
+    tensors = [
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "small", values[:-1], values[-1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _weights(*shape: int, seed: int = 0) -> np.ndarray:
+    scale = 1.5 / np.sqrt(shape[0])
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)
+
+
+def attention(masked: float = FINFO_MIN) -> onnx.ModelProto:
+    """One head over x FP32 [n, length, WIDTH] with a mask FP32 [n, length]; then a Gemm with
+    transB, as torch writes its last layer, and a softmax [n, CLASSES]."""
+    node = helper.make_node
+    nodes = [
+        *(node("MatMul", ["x", f"w_{part}"], [part]) for part in "qkv"),
+        node("Transpose", ["k"], ["k_t"], perm=[0, 2, 1]),
+        node("MatMul", ["q", "k_t"], ["raw"]),
+        node("Div", ["raw", "root"], ["score"]),
+        node("Sub", ["one", "mask"], ["hidden"]),
+        node("Mul", ["hidden", "masked"], ["bias"]),
+        node("Unsqueeze", ["bias", "axis"], ["bias_3d"]),
+        node("Add", ["score", "bias_3d"], ["kept"]),
+        node("Softmax", ["kept"], ["share"], axis=-1),
+        node("MatMul", ["share", "v"], ["mixed"]),
+        node("LayerNormalization", ["mixed", "gain"], ["even"]),
+        node("Unsqueeze", ["mask", "last"], ["mask_3d"]),
+        node("Mul", ["even", "mask_3d"], ["counted"]),
+        node("ReduceSum", ["counted", "axis"], ["total"], keepdims=0),
+        node("ReduceSum", ["mask_3d", "axis"], ["tokens"], keepdims=0),
+        node("Clip", ["tokens", "epsilon"], ["safe"]),
+        node("Div", ["total", "safe"], ["pooled"]),
+        node("Gemm", ["pooled", "w_out", "b_out"], ["logits"], transB=1),
+        node("Softmax", ["logits"], ["answer"], axis=-1),
+    ]
+    constants = {f"w_{part}": _weights(WIDTH, WIDTH, seed=i) for i, part in enumerate("qkv")}
+    constants |= {
+        "w_out": np.ascontiguousarray(_weights(WIDTH, CLASSES, seed=4).T) * 3,
+        "b_out": np.zeros(CLASSES, np.float32),
+        "gain": np.ones(WIDTH, np.float32),
+        "root": np.float32(np.sqrt(WIDTH)),
+        "one": np.float32(1),
+        "masked": np.float32(masked),
+        "epsilon": np.float32(1e-9),
+        "axis": np.array([1]),
+        "last": np.array([2]),
+    }
+    shapes = {"x": ["n", "length", WIDTH], "mask": ["n", "length"]}
+    return graph_of(nodes, shapes, ["n", CLASSES], constants)
+
+
+def convolutions() -> onnx.ModelProto:
+    """Conv, Relu, Conv, mean, Softmax over x FP32 [n, 3, 16, 16]: no matrix multiplication."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w_1"], ["first"], pads=[1, 1, 1, 1]),
+        node("Relu", ["first"], ["positive"]),
+        node("Conv", ["positive", "w_2"], ["second"]),
+        node("ReduceMean", ["second", "axes"], ["logits"], keepdims=0),
+        node("Softmax", ["logits"], ["answer"], axis=-1),
+    ]
+    constants = {
+        "w_1": _weights(16, 3, 3, 3) * 2,
+        "w_2": _weights(CLASSES, 16, 1, 1) * 2,
+        "axes": np.array([2, 3]),
+    }
+    return graph_of(nodes, {"x": ["n", 3, 16, 16]}, ["n", CLASSES], constants)
+
+
+def sentences(rows: int = 40) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(7)
+    lengths = generator.integers(2, LENGTH + 1, rows)
+    return [
+        {
+            "x": generator.normal(0, 1, (1, length, WIDTH)).astype(np.float32),
+            "mask": np.ones((1, length), np.float32),
+        }
+        for length in lengths
+    ]
+
+
+def pictures(rows: int = 40) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(8)
+    return [
+        {"x": generator.normal(generator.normal(), 1, (1, 3, 16, 16)).astype(np.float32)}
+        for _ in range(rows)
+    ]
+
+
+MODELS = {
+    "text-classification": (attention, sentences),
+    "image-classification": (convolutions, pictures),
+}
+POSSIBLE = [
+    *(("text-classification", precision) for precision in PRECISIONS),
+    *(("image-classification", precision) for precision in ("fp32", "fp16", "int8")),
+]
+
+
+def build(folder: Path, task: str, precision: str) -> tuple[Path, Path]:
+    graph, samples = MODELS[task]
+    source, target = folder / "source.onnx", folder / "target.onnx"
+    onnx.save(graph(), source)
+    write_variant(precision, source, target, lambda: samples()[::2])
+    return source, target
+
+
+def run(graph: Path, *feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
+
+
+def padded(feeds: list[dict[str, np.ndarray]], length: int) -> dict[str, np.ndarray]:
+    """One batch, filled up with numbers that must not matter."""
+    x = np.full((len(feeds), length, WIDTH), 3, np.float32)
+    mask = np.zeros((len(feeds), length), np.float32)
+    for row, feed in enumerate(feeds):
+        width = feed["x"].shape[1]
+        x[row, :width], mask[row, :width] = feed["x"][0], 1
+    return {"x": x, "mask": mask}
+
+
+@pytest.mark.parametrize(("task", "precision"), POSSIBLE)
+def test_a_variant_keeps_the_answers(tmp_path, task, precision):
+    source, target = build(tmp_path, task, precision)
+    feeds = MODELS[task][1]()
+    got, wanted = run(target, *feeds), run(source, *feeds)
+    limits = tolerance(task, precision)
+    near = closeness(got, wanted, same_decision(got, wanted, clear_margin(limits)))
+    assert near.difference <= limits.difference
+    assert near.mean <= limits.mean
+    assert near.cosine >= limits.cosine
+    assert near.agreement >= limits.agreement
+    if precision != "fp32":
+        assert near.difference > 0, "nothing was changed"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8"])
+def test_answers_do_not_depend_on_the_batch_or_the_padding(tmp_path, precision):
+    _, target = build(tmp_path, "text-classification", precision)
+    feeds = sentences()
+    alone, limit = run(target, *feeds), tolerance("text-classification", precision).invariance
+    for length in (LENGTH, 2 * LENGTH, 64):
+        assert np.abs(run(target, padded(feeds, length)) - alone).max() <= limit
+
+
+def test_a_row_of_w8_is_the_same_bit_for_bit_in_any_batch(tmp_path):
+    """Not so with blocks of 128: 1e-6 here, and 9e-3 after six layers have rounded it."""
+    product = [helper.make_node("MatMul", ["x", "w"], ["answer"])]
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    weights = {"w": _weights(1536, 384)}
+    onnx.save(graph_of(product, {"x": ["n", 1536]}, ["n", 384], weights), source)
+    write_variant("w8", source, target, list)
+    x = _weights(64, 1536, seed=5) * 8
+    together = run(target, {"x": x})
+    for rows in (1, 3, 7, 15, 17, 63):
+        assert (run(target, {"x": x[:rows]}) == together[:rows]).all(), rows
+
+
+def test_dynamic_answers_depend_on_the_batch(tmp_path):
+    """If this fails, ONNX Runtime has learnt to scale each row: the grade can go."""
+    _, target = build(tmp_path, "text-classification", "int8-dynamic")
+    feeds = sentences()
+    difference = np.abs(run(target, padded(feeds, 64)) - run(target, *feeds)).max()
+    assert graded(difference) == "answers depend on the batch"
+
+
+@pytest.mark.parametrize("precision", ["w8", "int8-dynamic"])
+def test_a_graph_without_matrices_is_refused(tmp_path, precision):
+    with pytest.raises(ExportFailed, match=r"nothing was quantised.*--precision int8"):
+        build(tmp_path, "image-classification", precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "w8", "int8", "int8-dynamic"])
+def test_a_forest_is_refused(tmp_path, precision):
+    tree = helper.make_node("TreeEnsembleRegressor", ["x"], ["answer"], domain="ai.onnx.ml")
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in ("x", "answer")
+    ]
+    graph = helper.make_graph([tree], "forest", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "source.onnx")
+    with pytest.raises(ExportFailed, match=r"TreeEnsembleRegressor.*--precision fp32"):
+        write_variant(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+
+
+def test_int8_without_samples_is_refused(tmp_path):
+    onnx.save(attention(), tmp_path / "source.onnx")
+    with pytest.raises(ExportFailed, match="give --samples"):
+        write_variant("int8", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+def test_an_unknown_precision_is_refused(tmp_path):
+    with pytest.raises(ConversionError, match="choose from fp32, fp16, w8, int8, int8-dynamic"):
+        write_variant("int7", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+
+
+def test_a_weight_that_two_layers_share_is_no_obstacle(tmp_path):
+    twice = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["answer"]),
+    ]
+    source = tmp_path / "source.onnx"
+    onnx.save(graph_of(twice, {"x": ["n", 64]}, ["n", 64], {"w": _weights(64, 64)}), source)
+    feed = {"x": _weights(4, 64, seed=9)}
+    for precision in PRECISIONS:
+        target = tmp_path / f"{precision}.onnx"
+        write_variant(precision, source, target, lambda: [feed])
+        assert np.abs(run(target, feed) - run(source, feed)).max() < 0.1
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+def test_it_is_quiet_and_leaves_nothing_else(tmp_path, precision, capfd):
+    handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
+    build(tmp_path, "text-classification", precision)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.onnx", "target.onnx"]
+    assert capfd.readouterr() == ("", "")
+    assert (logging.root.handlers[:], logging.root.manager.disable) == (handlers, disabled)
+
+
+def test_the_same_bytes_each_time_and_in_every_process(tmp_path):
+    """Sets are ordered by a seed that differs between processes; a manifest holds the bytes."""
+    code = (
+        "import sys, pathlib, hashlib; from tests.converters.test_precision import build;"
+        "from converters.precision import PRECISIONS; folder = pathlib.Path(sys.argv[1]);"
+        "print([hashlib.sha256(build(folder, 'text-classification', each)[1].read_bytes())"
+        ".hexdigest() for each in PRECISIONS])"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1]

@@ -1,0 +1,105 @@
+"""The tolerances: the page says what the code holds, and they catch what is wrong."""
+
+from math import inf, nan
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from converters.errors import ConversionError
+from converters.precision import PRECISIONS
+from converters.precisions.closeness import closeness, same_decision, same_neighbour
+from converters.tolerance import LIMITS, clear_margin, grade, graded, tolerance
+from tests.converters.test_precision import build, run, sentences
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "precisions.md"
+
+
+def _rows(heading: str) -> list[list[str]]:
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def test_the_page_has_the_tolerances_of_the_code():
+    written = {}
+    for task, precision, *numbers, why in _rows("Tolerances"):
+        values = tuple(inf if number == "-" else float(number) for number in numbers)
+        written[task, precision] = (values, why)
+    held = {pair: (tuple(vars(limits).values()), why) for pair, (limits, why) in LIMITS.items()}
+    assert written == held
+
+
+def test_the_page_names_every_precision():
+    assert [row[0].strip("`") for row in _rows("Which one")] == list(PRECISIONS)
+
+
+def test_every_pair_has_limits_or_says_what_has():
+    tasks = dict.fromkeys(task for task, _ in LIMITS)
+    for task in tasks:
+        for precision in PRECISIONS:
+            if (task, precision) in LIMITS:
+                limits = tolerance(task, precision)
+                assert 0 < limits.mean <= limits.difference
+                assert 0 < clear_margin(limits) <= 0.05
+    with pytest.raises(ConversionError, match=r"tabular-classification.*'w8'.*choose from fp32"):
+        tolerance("tabular-classification", "w8")
+    with pytest.raises(ConversionError, match=r"no tolerances for the task 'chess'.*embedding"):
+        tolerance("chess", "fp32")
+
+
+def test_grades():
+    assert [grade(precision) for precision in PRECISIONS] == [
+        *["answers do not depend on the batch"] * 4,
+        "answers depend on the batch",
+    ]
+    assert graded(1e-6) == grade("w8")
+    assert graded(0.04) == graded(nan) == grade("int8-dynamic")
+
+
+def test_closeness_measures_what_it_says():
+    wanted = np.array([[0.0, 1.0], [1.0, 0.0], [0.51, 0.49]])
+    got = np.array([[0.0, 0.9], [1.0, 0.0], [0.49, 0.51]])
+    near = closeness(got, wanted, same_decision(got, wanted, 0.05))
+    assert near.difference == pytest.approx(0.1)
+    assert near.mean == pytest.approx(0.12 / 3)
+    assert near.agreement == 1.0  # the third was not clear
+    assert same_decision(got, wanted, 0.01) == pytest.approx(2 / 3)
+    assert same_decision(got[:, :1], wanted[:, :1], 0.01) == 1.0
+    relative = closeness(np.array([[101.0]]), np.array([[100.0]]), 1.0, relative=True)
+    assert relative.difference == pytest.approx(0.01)
+    assert not closeness(np.full((3, 2), nan), wanted, 1.0).difference <= 1
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
+    assert same_neighbour(vectors, vectors) == 1.0
+
+
+def _within(near, limits) -> bool:
+    return (
+        near.difference <= limits.difference
+        and near.mean <= limits.mean
+        and near.cosine >= limits.cosine
+        and near.agreement >= limits.agreement
+    )
+
+
+@pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("fault", ["scale", "labels"])
+def test_broken_variants_are_outside(tmp_path, precision, fault):
+    """One layer's scales have the wrong sign, or two labels change places."""
+    source, target = build(tmp_path, "text-classification", precision)
+    if fault == "scale":
+        model = onnx.load(target)
+        tensor = next(
+            each for each in model.graph.initializer if each.name in ("w_v_scales", "w_v_scale")
+        )
+        tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(model, target)
+    feeds = sentences()
+    got, wanted = run(target, *feeds), run(source, *feeds)
+    if fault == "labels":
+        got = got[:, [1, 0, *range(2, got.shape[1])]]
+    limits = tolerance("text-classification", precision)
+    near = closeness(got, wanted, same_decision(got, wanted, clear_margin(limits)))
+    assert not _within(near, limits)

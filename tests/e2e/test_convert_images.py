@@ -1,0 +1,167 @@
+"""Image classifiers that nobody here has seen: converted, proved, served, and faults found."""
+
+import base64
+import json
+import subprocess
+import sys
+
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+from converters.pictures.photos import photo_file
+from tests.brought_images import LABELS, save_image_classifier
+from tests.running import environment, launch, stop, wait_ready
+
+PHOTOS = ("coffee", "rocket")
+# One crops and gives a softmax, the other squeezes and gives a sigmoid for each label.
+MODELS = {"shape": "convnext", "marks": "vit"}
+
+
+def _tidegate(home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tidegate", *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+def _convert(home, source, name, samples) -> subprocess.CompletedProcess[str]:
+    task = ("--task", "image-classification", "--name", name, "--samples", str(samples))
+    return _tidegate(home, "convert", str(source), *task)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for name in PHOTOS:
+        with Image.open(photo_file(name)) as image:
+            image.convert("RGB").resize((300, 220)).save(folder / f"{name}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_image_classifier("convnext", folder / "convnext")
+    multi = {"problem_type": "multi_label_classification"}
+    save_image_classifier("vit", folder / "vit", **multi)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(models, photos, tmp_path_factory):
+    """A repository with both."""
+    folder = tmp_path_factory.mktemp("home")
+    for name, model in MODELS.items():
+        run = _convert(folder, models / model, name, photos)
+        assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(home):
+    running = launch(home, *MODELS)
+    wait_ready(running, 60)
+    yield running
+    assert stop(running) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
+    """From a picture's bytes over REST, against transformers' own pipeline."""
+    from transformers import pipeline
+
+    original = pipeline("image-classification", model=str(models / MODELS[name]), device="cpu")
+    for photo in sorted(photos.iterdir()):
+        body = {"image": {"b64": base64.b64encode(photo.read_bytes()).decode()}}
+        answer = served.post(f"/v1/{name}", json=body)
+        assert answer.status_code == 200, answer.text
+        got, wanted = answer.json()["labels"], original(str(photo))
+        assert sorted(each["label"] for each in got) == sorted(LABELS)
+        scores = [each["score"] for each in wanted]
+        assert [each["score"] for each in got] == pytest.approx(scores, abs=1e-4)
+        assert got[0]["label"] == wanted[0]["label"]
+        by_form = served.post(f"/v1/{name}", files={"image": photo.read_bytes()})
+        assert by_form.json() == answer.json()
+
+
+def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
+    names = {model["id"] for model in served.get("/v1/models").json()["data"]}
+    assert names == set(MODELS)
+    operation = served.get("/openapi.json").json()["paths"]["/v1/marks"]["post"]
+    assert "ViTForImageClassification" in operation["description"]
+
+
+def test_a_bad_picture_is_the_clients_error(served):
+    answer = served.post("/v1/shape", files={"image": b"this is no picture"})
+    assert answer.status_code == 422
+    assert "is not a whole JPEG, PNG or WebP file" in answer.json()["detail"]
+
+
+def _another_filter(repository):
+    path = repository / "shape_pre" / "1" / "preprocess.json"
+    document = json.loads(path.read_text())
+    document["operations"][0]["resample"] = 2
+    path.write_text(json.dumps(document))
+
+
+def _labels_exchanged(repository):
+    path = repository / "shape_post" / "1" / "labels.txt"
+    first, second, *others = path.read_text().splitlines()
+    path.write_text("\n".join([second, first, *others]) + "\n")
+
+
+def _scaled(repository):
+    path = repository / "shape_onnx" / "1" / "model.onnx"
+    model = onnx.load(path)
+    feeding = next(node for node in model.graph.node if "logits" in node.output)
+    weight = next(each for each in model.graph.initializer if each.name == feeding.input[1])
+    scaled = (numpy_helper.to_array(weight) * 1.005).astype("float32")
+    weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
+    onnx.save(model, path)
+
+
+FAULTS = {
+    _another_filter: "pixels, one a request",
+    _labels_exchanged: "labels and scores of every class",
+    _scaled: "parity: largest difference of a logit",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
+def test_prove_finds_what_was_changed_since(home, models, photos, tmp_path, fault):
+    repository = home / "model_repository"
+    target = tmp_path / "model_repository"
+    subprocess.run(["cp", "-r", str(repository), str(target)], check=True)
+    fault(target)
+    source = ("--against", str(models / "convnext"), "--samples", str(photos))
+    run = _tidegate(tmp_path, "prove", "shape", *source)
+    assert run.returncode == 1, run.stderr
+    failed = next(line for line in run.stdout.splitlines() if f"FAIL {FAULTS[fault]}" in line)
+    assert "original" in failed
+
+
+def test_a_sample_of_the_wrong_type_is_refused_by_name(models, tmp_path):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    (samples / "texts.txt").write_text("this is no picture")
+    run = _convert(tmp_path, models / "convnext", "shape", samples)
+    assert run.returncode == 1
+    assert "texts.txt cannot be read as a picture" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_a_folder_without_a_preprocessor_is_refused(models, photos, tmp_path):
+    model = tmp_path / "model"
+    subprocess.run(["cp", "-r", str(models / "convnext"), str(model)], check=True)
+    (model / "preprocessor_config.json").unlink()
+    run = _convert(tmp_path, model, "shape", photos)
+    assert run.returncode == 1
+    assert "has no preprocessor_config.json" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "model_repository").exists()

@@ -1,0 +1,159 @@
+"""Models of tables, from a file to an endpoint: proved, served, and refused when they should be."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tritonclient import grpc as triton
+
+from converters.sources.skops_file import load_skops
+from tests.brought_tables import DIABETES, customer_pipeline, customers, save
+from tests.running import environment, launch, stop, wait_ready
+
+
+def _tidegate(home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tidegate", *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A classifier of customers and a regressor of XGBoost's."""
+    folder = tmp_path_factory.mktemp("tables")
+    save(customer_pipeline(), folder / "risk.skops", customers())
+    customers()[0].drop(columns="score").head(60).to_csv(folder / "risk.csv", index=False)
+    subprocess.run([sys.executable, "-c", TRAIN, str(folder / "progress.json")], check=True)
+    return folder
+
+
+TRAIN = """
+import sys, xgboost
+from sklearn.datasets import load_diabetes
+data = load_diabetes()
+rows = xgboost.DMatrix(data.data, data.target, feature_names=data.feature_names)
+xgboost.train({"max_depth": 3, "nthread": 1}, rows, 10).save_model(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def served(models, tmp_path_factory):
+    home = tmp_path_factory.mktemp("tables_served")
+    samples = ("--samples", str(models / "risk.csv"))
+    for arguments in (
+        (str(models / "risk.skops"), "--name", "risk", *samples),
+        (str(models / "progress.json"), "--name", "progress"),
+    ):
+        run = _tidegate(home, "convert", *arguments)
+        assert run.returncode == 0, run.stderr
+    running = launch(home, "risk", "progress")
+    wait_ready(running, 60)
+    yield running
+    assert stop(running) == 0
+
+
+def test_the_endpoint_gives_scikit_learns_answers(served, models):
+    """By column name over REST, texts and numbers, one row and many."""
+    original, _ = load_skops(models / "risk.skops")
+    table = customers()[0].dropna().head(20)
+    rows = table.drop(columns="score").to_dict("records")
+    one = served.post("/v1/risk", json=rows[0])
+    assert one.status_code == 200, one.text
+    many = served.post("/v1/risk", json={"inputs": rows}).json()["outputs"]
+    assert many[0] == one.json()
+    for mine, theirs in zip(many, original.predict_proba(table), strict=True):
+        wanted = dict(zip(original.classes_, theirs, strict=True))
+        assert {each["label"]: each["score"] for each in mine["labels"]} == pytest.approx(wanted)
+        assert mine["labels"][0]["score"] >= mine["labels"][1]["score"]
+
+
+def test_the_regressor_answers_with_a_value(served):
+    from sklearn.datasets import load_diabetes
+
+    names = load_diabetes().feature_names
+    row = dict(zip(names, map(float, DIABETES[0][0]), strict=True))
+    answer = served.post("/v1/progress", json=row)
+    assert answer.status_code == 200, answer.text
+    assert 20 < answer.json()["value"] < 350
+
+
+def test_what_the_columns_do_not_take_is_refused(served):
+    row = {"age": 40.0, "income (k€)": 30.0, "plan": "basic", "country": "DE"}
+    assert served.post("/v1/risk", json=row).status_code == 200
+    for wrong in (
+        {**row, "plan": "gold"},  # scikit-learn would refuse it too
+        {**row, "age": "forty"},
+        {**row, "shoe size": 43},
+        {key: value for key, value in row.items() if key != "age"},
+    ):
+        assert served.post("/v1/risk", json=wrong).status_code == 422
+    assert served.post("/v1/risk", json={**row, "country": ""}).status_code == 200
+
+
+def test_a_missing_number_is_nan_over_grpc_and_null_in_json(served, models):
+    tensors = []
+    for name, value in (
+        ("age", np.nan),
+        ("income (k€)", 30.0),
+        ("plan", b"plus"),
+        ("country", b""),
+    ):
+        is_text = isinstance(value, bytes)
+        tensor = triton.InferInput(name, [1, 1], "BYTES" if is_text else "FP64")
+        tensor.set_data_from_numpy(np.array([[value]], dtype=object if is_text else np.float64))
+        tensors.append(tensor)
+    with triton.InferenceServerClient(served.grpc_address) as client:
+        result = client.infer("risk", tensors)
+    row = (
+        customers()[0]
+        .head(1)
+        .assign(age=np.nan, **{"income (k€)": 30.0}, plan="plus", country=np.nan)
+    )
+    original = load_skops(models / "risk.skops")[0].predict_proba(row)[0]
+    wanted = pytest.approx(sorted(original, reverse=True))
+    assert result.as_numpy("score")[0] == wanted
+    body = {"age": None, "income (k€)": 30.0, "plan": "plus", "country": ""}
+    answer = served.post("/v1/risk", json=body)
+    assert [each["score"] for each in answer.json()["labels"]] == wanted
+
+
+def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
+    engine = served.home / "model_repository" / "risk_onnx" / "1"
+    proof = json.loads((engine / "proof.json").read_text())
+    assert proof["passed"]
+    assert any(
+        "batch invariance, served" in c["name"] for p in proof["proofs"] for c in p["checks"]
+    )
+    graph = onnx.load(engine / "model.onnx")
+    names = next(each for each in graph.graph.initializer if each.name.endswith("label_names"))
+    swapped = np.array([each.decode() for each in names.string_data][::-1], dtype=object)
+    names.CopyFrom(numpy_helper.from_array(swapped, names.name))
+    whole = (engine / "model.onnx").read_bytes()
+    onnx.save(graph, engine / "model.onnx")
+    try:
+        run = _tidegate(
+            served.home, "prove", "risk", "--against", str(models / "risk.skops"),
+            "--samples", str(models / "risk.csv"),
+        )  # fmt: skip
+    finally:
+        (engine / "model.onnx").write_bytes(whole)
+    assert run.returncode == 1
+    assert "line 2 of risk.csv" in run.stdout or "threshold of" in run.stdout
+    assert "original" in run.stdout
+
+
+def test_a_bad_file_leaves_nothing_behind(tmp_path):
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x04K\x01.")
+    run = _tidegate(tmp_path, "convert", str(tmp_path / "model.pkl"), "--name", "risk")
+    assert run.returncode == 1
+    assert "skops.io.dump" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "model_repository").exists()

@@ -1,0 +1,234 @@
+"""Embeddings and token classifiers nobody here has seen: converted, proved, served, refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import openai
+import pytest
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from converters.texts.samples import default_texts, multilingual_texts
+from tests.brought import save_embedder, save_encoder, save_tagger
+from tests.running import environment, launch, stop, wait_ready
+from tidegate.convert import Wish, carry_out
+from tidegate.places import Places
+
+TEXTS = [
+    "Where is my parcel?",
+    "  two  spaces,\ta tab and John Smith of Acme Corp.  ",
+    "👩‍👩‍👧 in 北京 and São Paulo",
+    "Zoe\u0308 met Rene\u0301e",
+    "x",
+]
+
+
+def _run(home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tidegate", *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    samples = [*default_texts(12), *multilingual_texts()]
+    (folder / "samples.txt").write_text("\n".join(samples))
+    save_embedder("xlm-roberta", folder / "embedder", Pooling(32, "mean"), Normalize())
+    save_tagger("bert", folder / "tagger")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(models, tmp_path_factory):
+    """A repository with both, converted in this process: the command's own tests are elsewhere."""
+    home = tmp_path_factory.mktemp("text-tasks")
+    samples = models / "samples.txt"
+    for name, task in (("embedder", "embedding"), ("tagger", "token-classification")):
+        wish = Wish(str(models / name), task, name, samples)
+        carry_out(wish, Places(home), lambda text: None)
+    return home
+
+
+@pytest.fixture(scope="module")
+def served(home):
+    running = launch(home, "embedder", "tagger")
+    wait_ready(running, 60)
+    yield running
+    assert stop(running) == 0
+
+
+def test_the_vectors_are_the_originals(served, models):
+    from sentence_transformers import SentenceTransformer
+
+    original = SentenceTransformer(str(models / "embedder"), device="cpu").encode(TEXTS)
+    answer = served.post("/v1/embedder", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert answer.status_code == 200, answer.text
+    mine = np.array([row["embedding"] for row in answer.json()["outputs"]])
+    assert np.abs(mine - original).max() < 1e-5
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key)
+    given = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
+    assert np.abs(np.array([each.embedding for each in given.data]) - original).max() < 1e-5
+
+
+def test_the_entities_are_the_originals(served, models):
+    from transformers import pipeline
+
+    original = pipeline(
+        "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
+    )
+    answer = served.post("/v1/tagger", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert answer.status_code == 200, answer.text
+    for text, mine in zip(TEXTS, answer.json()["outputs"], strict=True):
+        theirs = original(text)
+        assert [(e["start"], e["end"], e["label"]) for e in mine["entities"]] == [
+            (e["start"], e["end"], e["entity_group"]) for e in theirs
+        ]
+        scores = [e["score"] for e in mine["entities"]]
+        assert scores == pytest.approx([e["score"] for e in theirs], abs=1e-4)
+        assert all(e["text"] == text[e["start"] : e["end"]] for e in mine["entities"])
+        assert mine["token_count"] > 0
+
+
+def test_a_text_without_an_entity_has_none(served, models):
+    """Over REST an empty list; over V2 one empty place, and the count says 0."""
+    from transformers import pipeline
+
+    original = pipeline(
+        "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
+    )
+    text = next(each for each in map(chr, range(33, 1000)) if not original(each))
+    answer = served.post("/v1/tagger", json={"text": text}).json()
+    assert answer["entities"] == []
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    v2 = served.post("/v2/models/tagger/infer", json={"inputs": [tensor]}).json()
+    outputs = {each["name"]: each for each in v2["outputs"]}
+    assert outputs["count"]["data"] == [0]
+    assert outputs["entity"]["shape"] == [1, 1]
+
+
+def test_a_text_that_is_too_long_is_refused_or_cut(served):
+    long = {"text": "parcel " * 200}
+    for name in ("embedder", "tagger"):
+        assert served.post(f"/v1/{name}", json=long).status_code == 422
+        answer = served.post(f"/v1/{name}", json={**long, "truncate": True})
+        assert answer.json()["token_count"] == 64
+
+
+def test_they_are_documented_as_what_they_are(served):
+    document = served.get("/openapi.json").json()
+    assert {"/v1/embedder", "/v1/tagger"} <= set(document["paths"])
+    assert "PER, LOC, MISC" in json.dumps(document)
+
+
+def _edit(path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "old", "new", "caught"),
+    [
+        ("tagger", "post", "group[-1].end\n", "group[-1].end + 1\n", "span F1"),
+        ("embedder", "pre", "] = row.ids\n", "] = row.ids[::-1]\n", "parity"),
+    ],
+)
+def test_prove_finds_a_fault_in_what_is_published(
+    home, models, tmp_path, name, step, old, new, caught
+):
+    shutil.copytree(home / "model_repository", tmp_path / "model_repository")
+    samples = ("--samples", str(models / "samples.txt"))
+    against = ("prove", name, "--against", str(models / name), *samples)
+    _edit(tmp_path / "model_repository" / f"{name}_{step}" / "1" / "model.py", old, new)
+    run = _run(tmp_path, *against)
+    assert run.returncode == 1, run.stdout + run.stderr
+    line = next(line for line in run.stdout.splitlines() if "FAIL" in line and caught in line)
+    assert "original" in line
+    assert "Traceback" not in run.stderr
+
+
+def _modules(folder) -> list[dict]:
+    return json.loads((folder / "modules.json").read_text())
+
+
+def _unknown_module(folder):
+    modules = [*_modules(folder), {"idx": 9, "name": "9", "path": "9", "type": "os.system"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def _module_outside(folder):
+    modules = _modules(folder)
+    modules[1]["path"] = "../../elsewhere"
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def _modules_no_json(folder):
+    (folder / "modules.json").write_text("[" * 100_000)
+
+
+def _prompt(folder):
+    path = folder / "config_sentence_transformers.json"
+    settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def _other_settings(folder):
+    path = folder / "sentence_bert_config.json"
+    settings = {**json.loads(path.read_text()), "model_args": {"attn_implementation": "eager"}}
+    path.write_text(json.dumps(settings))
+
+
+def _truncated(folder):
+    weights = folder / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+REFUSED = {
+    _unknown_module: "names the module 'os.system', which is never loaded",
+    _module_outside: "outside the folder",
+    _modules_no_json: "is not JSON",
+    _prompt: "take default_prompt_name out",
+    _other_settings: "sets model_args",
+    _truncated: "cannot be read safely",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_a_folder_that_cannot_be_carried_over_is_refused(models, tmp_path, spoil):
+    from converters.errors import SourceRefused
+    from converters.task import Order
+    from converters.texts.embedding import Embedding
+
+    folder = tmp_path / "model"
+    shutil.copytree(models / "embedder", folder)
+    spoil(folder)
+    with pytest.raises(SourceRefused, match=REFUSED[spoil]):
+        Embedding(Order("x", str(folder)))
+
+
+def test_a_refusal_is_one_line_and_leaves_nothing(models, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(models / "embedder", folder)
+    _unknown_module(folder)
+    run = _run(tmp_path, "convert", str(folder), "--task", "embedding", "--name", "x")
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert "never loaded" in run.stderr
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_a_tagger_without_its_head_is_refused(tmp_path):
+    from converters.errors import SourceRefused
+    from converters.task import Order
+    from converters.texts.token_classification import TokenClassification
+
+    folder = save_encoder("bert", tmp_path / "m")
+    with pytest.raises(SourceRefused, match="lacks weights that this task needs"):
+        TokenClassification(Order("x", str(folder))).facts()

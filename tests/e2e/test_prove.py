@@ -1,0 +1,162 @@
+"""``tidegate prove`` finds what was done to a published pipeline, in its steps or its graph."""
+
+import json
+import re
+import subprocess
+import sys
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from converters.conversion import ask_original, case_in, prove_graph
+from converters.task import Order
+from tests.brought import save_classifier
+from tests.running import environment
+from tidegate.convert import Wish, carry_out
+from tidegate.kinds import TASKS
+from tidegate.places import Places
+from tidegate.published import copy_pipeline
+from tidegate.scratch import proved_through_triton
+
+
+def _said_nothing(text: str) -> None:
+    """Progress is not what is tested here."""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A home with the pipeline ``mood``, and the case of its original."""
+    home = tmp_path_factory.mktemp("published")
+    source = save_classifier("bert", home / "bert")
+    carry_out(Wish(str(source), "text-classification", "mood"), Places(home), _said_nothing)
+    task = TASKS["text-classification"].open_task(Order("mood", str(source)))
+    asked = home / "asked"
+    asked.mkdir()
+    ask_original(task, asked, _said_nothing)
+    return home, task, case_in(asked, "mood", task.name, "fp32")
+
+
+def _replace(path, old, new):
+    text = path.read_text()
+    assert old in text, f"the fault cannot be planted: {path} has no {old!r}"
+    path.write_text(text.replace(old, new))
+
+
+FAULTS = {
+    "the padding is not masked": (
+        "mood_pre/1/model.py",
+        "mask = (np.arange(length) < count[:, None])",
+        "mask = (np.arange(length) < length + 0 * count[:, None])",
+    ),
+    "the longest text loses a token": (
+        "mood_pre/1/model.py",
+        "return list(encoding.ids)",
+        "return list(encoding.ids)[: limit - 1]",
+    ),
+    "only ASCII is read": (
+        "mood_pre/1/model.py",
+        'decoded = text.decode("utf-8")',
+        'decoded = text.decode("utf-8").encode("ascii", "replace").decode()',
+    ),
+    "a batch is answered in another order": (
+        "mood_post/1/model.py",
+        "scores = self._scores(logits)",
+        "scores = self._scores(logits[::-1])",
+    ),
+    "two labels are swapped": ("mood_post/1/labels.txt", "angry\ncalm", "calm\nangry"),
+    "the least likely comes first": (
+        "mood_post/1/model.py",
+        "np.argsort(-scores",
+        "np.argsort(scores",
+    ),
+    "the config asks for another function": ("mood_post/config.pbtxt", "softmax", "sigmoid"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_step_is_found_from_outside(published, tmp_path, fault):
+    home, task, case = published
+    copy_pipeline(home / "model_repository", "mood", tmp_path / "repository")
+    path, old, new = FAULTS[fault]
+    _replace(tmp_path / "repository" / path, old, new)
+    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, case)
+    failed = [check for check in proof.checks if not check.passed]
+    assert failed, f"{fault}: nobody noticed"
+    assert any(check.worst for check in failed)
+
+
+def _engine(home, tmp_path, change):
+    model = onnx.load(home / "model_repository/mood_onnx/1/model.onnx")
+    change(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def _scale_the_head(model):
+    """One part in a hundred, in the last layer's bias."""
+    name = next(i.name for i in model.graph.initializer if re.search(r"classifier.*bias", i.name))
+    _change(model, name, lambda values: values + 0.01)
+
+
+def _change(model, name, change):
+    for initializer in model.graph.initializer:
+        if initializer.name == name:
+            values = change(numpy_helper.to_array(initializer).copy())
+            initializer.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _ignore_the_mask(model):
+    """Every position counts: what reads the mask reads ones instead."""
+    nodes = model.graph.node
+    ones = onnx.helper.make_node("Where", ["always", "ones_like", "ones_like"], ["all_ones"])
+    shape = onnx.helper.make_node("Mul", ["attention_mask", "zero"], ["zeros_like"])
+    plus = onnx.helper.make_node("Add", ["zeros_like", "one"], ["ones_like"])
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name == "attention_mask":
+                node.input[place] = "all_ones"
+    for name, value in (("zero", 0), ("one", 1)):
+        model.graph.initializer.append(
+            onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [], [value])
+        )
+    model.graph.initializer.append(
+        onnx.helper.make_tensor("always", onnx.TensorProto.BOOL, [], [True])
+    )
+    for place, node in enumerate((shape, plus, ones)):
+        nodes.insert(place, node)
+
+
+@pytest.mark.parametrize("change", [_scale_the_head, _ignore_the_mask])
+def test_a_fault_in_the_graph_is_found(published, tmp_path, change):
+    home, task, case = published
+    failed = [
+        check
+        for check in prove_graph(task, _engine(home, tmp_path, change), case).checks
+        if not check.passed
+    ]
+    assert failed
+    assert any("original" in check.worst or check.worst for check in failed)
+
+
+def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
+    home, _, _ = published
+    command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
+    run = subprocess.run(
+        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=110
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    record = json.loads(run.stdout)
+    assert record["passed"] and len(record["proofs"]) == 2
+    labels = home / "model_repository/mood_post/1/labels.txt"
+    right = labels.read_text()
+    _replace(labels, "angry\ncalm", "calm\nangry")
+    try:
+        run = subprocess.run(
+            command, env=environment(home), capture_output=True, text=True, timeout=110
+        )
+    finally:
+        labels.write_text(right)
+    assert run.returncode == 1
+    assert "NOT the original's answers" in run.stdout
+    assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)

@@ -1,0 +1,66 @@
+"""A text pipeline without a server: the real steps and the real graph, with faults to plant."""
+
+import importlib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from converters.task import Case
+from converters.texts.served import ServedText
+from converters.texts.task import TOKENIZER
+from converters.texts.token_graph import TokenGraph
+
+Fault = Callable[[str], str]
+
+
+def as_it_is(source: str) -> str:
+    return source
+
+
+def changed(old: str, new: str) -> Fault:
+    """A fault that is one piece of a step's source, replaced."""
+
+    def plant(source: str) -> str:
+        assert old in source, f"the step has no {old!r} any more"
+        return source.replace(old, new)
+
+    return plant
+
+
+def step(name: str, fault: Fault = as_it_is) -> types.ModuleType:
+    """The step's module, with a fault planted in its source."""
+    path = importlib.import_module(f"ensembles.steps.{name}").__file__
+    assert path
+    name = f"planted_{name}"
+    module = types.ModuleType(name)
+    sys.modules[name] = module  # a dataclass looks its module up
+    exec(compile(fault(Path(path).read_text()), path, "exec"), module.__dict__)  # noqa: S102 - our own step
+    return module
+
+
+class InProcess(ServedText):
+    """Answers as the served pipeline of ``case`` would; ``finish`` is its last step."""
+
+    def __init__(
+        self,
+        graph: TokenGraph,
+        case: Case,
+        finish: Callable[..., dict[str, np.ndarray]],
+        pre: Fault = as_it_is,
+    ) -> None:
+        module = step("tokenize_text", pre)
+        tokenizer = Tokenizer.from_file(str(case.folder / TOKENIZER))
+        facts = case.facts
+        self._tokenize = module.BucketTokenizer(tokenizer, list(facts["buckets"]), facts["pad_id"])
+        self._graph, self._finish = graph, finish
+        self.max_batch_size = 32
+
+    def answer(self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False):
+        sent = [text.encode() for text in texts]
+        tokens = self._tokenize(sent, truncate)
+        answer = self._finish(self._graph.run(tokens.ids, tokens.mask), tokens, sent)
+        return {name: {**answer, "token_count": tokens.count}[name] for name in outputs}
