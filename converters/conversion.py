@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from converters.attempt import attempted
 from converters.cache import PROOF_FILE, Say, content_key, conversion, files_sha256
 from converters.errors import ConversionError
-from converters.proof import Check, Proof
+from converters.proof import Proof
 from converters.record import Record
 from converters.task import Case, Task
 from converters.tolerance import tolerance
@@ -92,14 +93,8 @@ def ask_original(task: Task, folder: Path, say: Say) -> None:
 
 def prove_graph(task: Task, engine: Path, case: Case) -> Proof:
     """Every check of the graph in ``engine``, passed or not: one that cannot run failed."""
-    try:
-        checks = tuple(task.prove_graph(engine, case))
-    except Exception as error:
-        # ONNX Runtime's own exceptions have no common class, only a common module.
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        checks = (Check("the graph runs", float("nan"), 0, False, " ".join(str(error).split())),)
-    return Proof(f"{case.name}: the graph", checks)
+    checks = attempted("the graph", lambda: task.prove_graph(engine, case))
+    return Proof(f"{case.name}: the graph", tuple(checks))
 
 
 def source_sha256(task: Task) -> str:

@@ -3,10 +3,14 @@
 import logging
 import os
 import sys
+import tempfile
 
 import uvicorn
 
 from gateway.corked import CorkedProtocol
+from gateway.metrics import SHARED_FOLDER
+from gateway.policy.gateway_toml import PolicyError
+from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
 
 STOP_TIMEOUT_S = 10
@@ -15,10 +19,19 @@ STOP_TIMEOUT_S = 10
 def main() -> int:
     try:
         settings = Settings.read(os.environ)
-    except SettingsError as error:
+        PolicyFile(settings.policy_file).refresh()
+    except (SettingsError, PolicyError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with tempfile.TemporaryDirectory(prefix="tidegate-metrics-") as folder:
+        if settings.workers > 1:
+            os.environ.setdefault(SHARED_FOLDER, folder)
+        _run(settings)
+    return 0
+
+
+def _run(settings: Settings) -> None:
     uvicorn.run(
         "gateway.app:from_environment",
         factory=True,
@@ -30,10 +43,10 @@ def main() -> int:
         ws="none",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks who the client is or how it came here
         log_config=None,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,41 +11,64 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
+from gateway.admin import AdminListener
 from gateway.core import Gateway
 from gateway.edge import Edge, unknown_path
-from gateway.errors import GatewayError, WrongMethod
+from gateway.endpoint import Endpoint
+from gateway.errors import GatewayError, Internal, WrongMethod
+from gateway.exchange import Exchange
+from gateway.generate_door import GenerateDoor
+from gateway.grpc_door.decision import DecisionDoor
+from gateway.grpc_door.door import GrpcDoor
+from gateway.openai.door import TextDoor
 from gateway.openai_door import OpenAIDoor
 from gateway.openapi import describe
+from gateway.policy.routes import open_to_all
 from gateway.probes import Background, readiness
+from gateway.render import error_reply
+from gateway.reply import Reply, json_reply
 from gateway.settings import Settings
 from gateway.task_door import TaskDoor
 from gateway.v2_door import V2Door
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
+GRPC_STOP_S = 5.0
+DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Edge:
     """The application; everything that it needs is in ``settings``."""
     # The docs page carries its own JavaScript: it works where there is no internet.
     app = FastAPIOffline(title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False)
     gateway = Gateway(settings)
     app.state.gateway = gateway
     doors = [
-        route
-        for door in (V2Door(gateway), OpenAIDoor(gateway), TaskDoor(gateway))
-        for route in door.routes()
+        Description(app, gateway).route(),
+        *(
+            route
+            for door in (
+                V2Door(gateway),
+                GenerateDoor(gateway),
+                OpenAIDoor(gateway),
+                TextDoor(gateway),
+                DecisionDoor(gateway),
+                TaskDoor(gateway),
+            )
+            for route in door.routes()
+        ),
     ]
     app.router.routes.extend(doors)
     _add_control_routes(app, gateway)
-    _document(app, gateway)
-    app.add_exception_handler(HTTPException, _translate)
-    app.add_middleware(Edge, settings=settings, keys=gateway.keys, doors=doors)
-    return app
+    app.add_exception_handler(Exception, _shown)
+    app.add_exception_handler(HTTPException, _shown)
+    # Not by ``add_middleware``: some of the framework's layers would be outside of it.
+    return Edge(app, settings, gateway, doors)
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> Edge:
     """What each uvicorn worker calls."""
     return create_app(Settings.read(os.environ))
 
@@ -55,29 +78,44 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     background = Background(gateway)
     # The first request must find the keys and the models read.
-    await background.refresh_keys()
+    await gateway.guard.open()
+    gateway.follow_policy()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
+    admin = AdminListener(gateway) if gateway.settings.admin_port else None
+    if admin:
+        admin.start()
+    grpc_port = gateway.settings.grpc_port
+    grpc_door = GrpcDoor(gateway, grpc_port) if grpc_port else None
+    if grpc_door:
+        await grpc_door.start()
     gc.freeze()  # what lives for ever need not be looked at again and again
     try:
         yield
     finally:
+        if grpc_door:
+            await grpc_door.stop(GRPC_STOP_S)
+        if admin:
+            await admin.stop()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await gateway.pool.close()
+        await gateway.guard.close()
 
 
 def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
     no_key: dict[str, Any] = {"security": []}
 
     @app.get("/healthz", tags=["health"], summary="Whether the gateway runs", openapi_extra=no_key)
+    @open_to_all
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get(
         "/readyz", tags=["health"], summary="Whether every pipeline answers", openapi_extra=no_key
     )
+    @open_to_all
     async def readyz(response: Response) -> dict[str, Any]:
         pipelines = readiness(gateway)
         ready = not any(pipelines.values())
@@ -86,29 +124,43 @@ def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
         return {"status": "ready" if ready else "not ready", "pipelines": shown}
 
 
-def _document(app: FastAPI, gateway: Gateway) -> None:
-    """Serve an OpenAPI document that follows the catalogue."""
-    base: dict[str, Any] = {}
-    rendered: dict[str, dict[str, Any]] = {}
+class Description:
+    """The OpenAPI document, which follows the catalogue and shows a caller what is theirs."""
 
-    def openapi() -> dict[str, Any]:
-        if not base:
-            base.update(get_openapi(title=TITLE, version=VERSION, routes=app.routes))
-        digest = gateway.catalogue.digest
-        if digest not in rendered:
-            rendered.clear()
-            rendered[digest] = describe(base, gateway.catalogue)
-        return rendered[digest]
+    def __init__(self, app: FastAPI, gateway: Gateway) -> None:
+        self.app, self.gateway = app, gateway
+        self._base: dict[str, Any] = {}
+        self._rendered: dict[str, dict[str, Any]] = {}
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    def route(self) -> Route:
+        return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
+
+    @open_to_all  # gateway.edge asks for an identity where the documentation is not open
+    async def show(self, exchange: Exchange) -> Reply:
+        if not self._base:
+            routes = self.app.routes
+            self._base = get_openapi(title=TITLE, version=VERSION, routes=routes)
+        mine = self.gateway.catalogue.restricted_to(exchange.may_read)
+        if mine.digest not in self._rendered:
+            if len(self._rendered) >= DOCUMENTS:
+                self._rendered.clear()
+            self._rendered[mine.digest] = describe(self._base, mine)
+        return json_reply(self._rendered[mine.digest])
 
 
-def _translate(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, as the taxonomy's."""
+async def _shown(request: Request, error: Exception) -> Response:
+    """The framework's own 404 and 405, and whatever failed in it, as the taxonomy's."""
     path = request.url.path
+    fault = error if isinstance(error, GatewayError) else _translated(request.method, path, error)
+    reply = error_reply(fault, path, request.scope["exchange"].request_id)
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers, reply.content_type.decode())
+
+
+def _translated(method: str, path: str, error: Exception) -> GatewayError:
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        raise WrongMethod(f"{request.method} is not for {path}: use {allowed}")
+        return WrongMethod(f"{method} is not for {path}: use {allowed}")
     if isinstance(error, HTTPException) and error.status_code == 404:
-        raise unknown_path(path)
-    raise GatewayError("the request could not be handled: report the request id")
+        return unknown_path(path)
+    return Internal("the gateway failed: report the request id")

@@ -1,7 +1,7 @@
 """What is being served: read from Triton, swapped whole, never half-updated."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,15 @@ from tritonclient.grpc import model_config_pb2
 
 from gateway.errors import GatewayError, NoCapacity, NotFound
 from gateway.face import Face, FaceError
+from gateway.openai.binding import check
 from gateway.upstream import Upstream
 
-FACE, GOLDEN, INTERNAL = "tidegate.face", "tidegate.golden", "tidegate.internal"
+TOKENS = "token_count"
+FACE, GOLDEN = "tidegate.face", "tidegate.golden"
+INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
+SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
+# Triton's own JSON of these is not what we answer, or it has none.
+_OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,13 @@ class Model:
     decoupled: bool
     face: Face | None
     golden: Mapping[str, Any] | None
+    canary_of: str = ""  # the public pipeline that it is tried out for
+    is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether its answers say how many tokens it read: only then do limits of tokens bind."""
+        return TOKENS in self.outputs
 
 
 @dataclass(frozen=True)
@@ -62,18 +75,24 @@ class Catalogue:
     def endpoint(self, name: str) -> tuple[Model, Face]:
         """The public model and its face; NotFound for one without."""
         model = self.model(name)
+        if model.canary_of:
+            raise NotFound(f"{name!r} is a canary: ask {model.canary_of!r}")
         if model.face is None:
             raise NotFound(f"the model {name!r} has no endpoint: it is served under /v2 only")
         return model, model.face
 
+    def restricted_to(self, may_read: Callable[[str], bool]) -> "Catalogue":
+        """What a caller may know of."""
+        return Catalogue({name: model for name, model in self.models.items() if may_read(name)})
+
     @cached_property
     def public(self) -> list[Model]:
-        return [model for _, model in sorted(self.models.items()) if model.face]
+        return [m for _, m in sorted(self.models.items()) if m.face and not m.canary_of]
 
     @cached_property
     def digest(self) -> str:
         """Changes when anything that the API's description shows has changed."""
-        text = repr([(m.name, m.versions, m.face and m.face.raw) for m in self.public])
+        text = repr([(m.name, m.versions, m.face and m.face.raw) for m in self.models.values()])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -124,6 +143,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
     face = None
     if FACE in parameters:
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
+        check(face.raw, inputs, outputs)
     return Model(
         name=config.name,
         versions=versions,
@@ -132,7 +152,11 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         outputs=outputs,
         decoupled=config.model_transaction_policy.decoupled,
         face=face,
+        canary_of=parameters.get(CANARY, ""),
         golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        is_relayed=parameters.get(SHORT) == "true"
+        and not config.HasField("ensemble_scheduling")
+        and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
 
 

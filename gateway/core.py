@@ -2,19 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2
 
-from gateway.catalogue import Catalogue, Model, Reader
+from gateway.canary import choose
+from gateway.catalogue import TOKENS, Catalogue, Model, Reader
 from gateway.exchange import Exchange
 from gateway.face import Face, Row
-from gateway.keys import KeyRing
-from gateway.replicas import Replica, ReplicaPool
+from gateway.guard import Guard
+from gateway.metrics import Metrics
+from gateway.replicas import ReplicaPool
 from gateway.rows import Tensors, batches, read_tensors
+from gateway.sequences import SequenceIds
 from gateway.settings import Settings
+from gateway.triton_http import Answer
 from gateway.upstream import Upstream
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+Ask = Callable[[Upstream, Q, float], Coroutine[Any, Any, A]]
 
 
 class Gateway:
@@ -22,24 +30,55 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.keys = KeyRing(settings.keys_file, settings.pepper_file)
+        self.guard = Guard(settings)
+        self.metrics = Metrics()
+        self.sequences = SequenceIds(settings.pepper_file)
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)
         self.probes: Mapping[str, str] = {}  # pipeline -> '' when it answers, else what is wrong
         self.pool = ReplicaPool(
-            [Replica(Upstream(each, settings.triton_key_file)) for each in settings.replicas],
-            settings.max_inflight,
+            lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
+        self.follow_policy()
+
+    def follow_policy(self) -> None:
+        """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
+        self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
+
+    def serving(self, exchange: Exchange, model: Model) -> str:
+        """The pipeline that answers this caller: the model itself, or a canary of it."""
+        weights = self.guard.policy.current.rules.routes.get(model.name)
+        if not weights or exchange.principal is None or exchange.param("version"):
+            return model.name
+        return choose(model.name, weights, exchange.principal.id, self._answers)
+
+    def has_canary(self, model: Model) -> bool:
+        return model.name in self.guard.policy.current.rules.routes
+
+    def _answers(self, name: str) -> bool:
+        return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     async def infer(
-        self, exchange: Exchange, message: service_pb2.ModelInferRequest
+        self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
     ) -> service_pb2.ModelInferResponse:
         """One inference for this exchange, cancelled when its client leaves."""
+        message.model_name = self.serving(exchange, model)
+        async with self.guard.admit(exchange, model):
+            response = await self._ask(exchange, Upstream.infer, message)
+        response.model_name = model.name
+        return response
+
+    async def relay(self, exchange: Exchange, model: Model, request: bytes) -> Answer | None:
+        """One inference over HTTP/1.1; None when gRPC has to be asked instead."""
+        async with self.guard.admit(exchange, model):
+            return await self._ask(exchange, Upstream.relay, request)
+
+    async def _ask(self, exchange: Exchange, ask: Ask[Q, A], request: Q) -> A:
         with self.pool.permit() as upstream:
             asked = time.perf_counter()
             try:
                 return await exchange.while_connected(
-                    upstream.infer(message, exchange.remaining_s())
+                    ask(upstream, request, exchange.remaining_s())
                 )
             finally:
                 exchange.upstream_s += time.perf_counter() - asked
@@ -48,21 +87,29 @@ class Gateway:
         self, exchange: Exchange, model: Model, face: Face, rows: Sequence[Row]
     ) -> list[tuple[Tensors, int]]:
         """For each row the tensors it is in and its place there."""
-        asked = time.perf_counter()
-        try:
-            return await exchange.while_connected(
-                self.rows(model, face, rows, exchange.remaining_s())
-            )
-        finally:
-            exchange.upstream_s = time.perf_counter() - asked
+        async with self.guard.admit(exchange, model) as admission:
+            asked = time.perf_counter()
+            try:
+                answers = await exchange.while_connected(
+                    self.rows(
+                        model, face, rows, exchange.remaining_s(), self.serving(exchange, model)
+                    )
+                )
+            finally:
+                exchange.upstream_s = time.perf_counter() - asked
+            if admission and model.counts_tokens:
+                admission.settle(tokens_of(answers))
+            return answers
 
     async def rows(
-        self, model: Model, face: Face, rows: Sequence[Row], timeout_s: float
+        self, model: Model, face: Face, rows: Sequence[Row], timeout_s: float, serving: str = ""
     ) -> list[tuple[Tensors, int]]:
-        """As ``infer_rows``, without a client to watch: what the probes use."""
+        """As ``infer_rows``, without a client to watch: what the probes use. ``serving`` is the
+        pipeline that answers for the model."""
         answers: dict[int, tuple[Tensors, int]] = {}
 
         async def ask(places: tuple[int, ...], message: Any) -> None:
+            message.model_name = serving or model.name
             with self.pool.permit() as upstream:
                 response = await upstream.infer(message, timeout_s)
             tensors = read_tensors(response, len(places))
@@ -74,6 +121,11 @@ class Gateway:
         else:
             await _all([ask(batch.places, batch.message) for batch in work])
         return [answers[place] for place in range(len(rows))]
+
+
+def tokens_of(answers: Sequence[tuple[Tensors, int]]) -> int:
+    """What the rows cost, as the model itself counted."""
+    return sum(int(tensors[TOKENS][index].reshape(-1)[0]) for tensors, index in answers)
 
 
 async def _all(work: list[Any]) -> None:

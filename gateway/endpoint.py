@@ -5,17 +5,24 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Receive, Scope, Send
 
 from gateway.exchange import Exchange
-from gateway.reply import Reply
+from gateway.policy.routes import OPEN, declared
+from gateway.reply import Sendable
 
-Handler = Callable[[Exchange], Awaitable[Reply]]
+Handler = Callable[[Exchange], Awaitable[Sendable]]
 
 
 class Endpoint:
-    """Starlette takes an instance (not a function) for an ASGI app and adds nothing to it."""
+    """Starlette takes an instance (not a function) for an ASGI app and adds nothing to it.
+
+    Raises Undeclared for a handler that does not say what it needs of its caller.
+    """
 
     def __init__(self, handler: Handler) -> None:
-        self.handler = handler
+        self.handler, self.policy = handler, declared(handler)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = await self.handler(scope["exchange"])
+        exchange: Exchange = scope["exchange"]
+        if self.policy is not OPEN:
+            exchange.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
+        reply = await self.handler(exchange)
         await reply.send(send)

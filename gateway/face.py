@@ -6,6 +6,7 @@ gateway never asks which task a pipeline does; it only follows the bindings.
 
 import base64
 import binascii
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,9 @@ def _output_tensors(schema: Mapping[str, Any]) -> Iterator[str]:
 def _flat(value: Any, binding: Binding) -> list[Any]:
     if binding.is_bytes:
         return [_decoded(value, binding.field)]
-    return list(value) if isinstance(value, list) else [value]
+    values = value if isinstance(value, list) else [value]
+    # Where the schema allows null, it is a number that is missing: JSON has no NaN.
+    return [math.nan if each is None else each for each in values]
 
 
 def _decoded(value: Any, field: str) -> bytes:

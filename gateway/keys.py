@@ -8,33 +8,26 @@ and let anybody spend our CPU.
 """
 
 import hmac
+import math
 import re
 import secrets
 import string
+import time
 import tomllib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import Unauthenticated
+from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
+from gateway.identity.principal import Principal as Principal
 
 ALPHABET = string.ascii_letters + string.digits
 KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
 _NO_HASH = "0" * 64
-_REFUSED = (
-    "no valid API key: send the header 'Authorization: Bearer KEY' "
-    "(`tidegate keys create NAME` makes a key)"
-)
-
-
-@dataclass(frozen=True)
-class Principal:
-    """Who is calling."""
-
-    key_id: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,31 @@ class KeyRecord:
     hmac: str
     created: str
     revoked: str = ""
+    expires: str = ""  # times are ISO 8601, in UTC, to the second
+    tenant: str = DEFAULT_TENANT
+    roles: tuple[str, ...] = ("user",)
+    models: tuple[str, ...] = ("*",)
+    scopes: tuple[str, ...] = ACTIONS
+
+    @cached_property
+    def principal(self) -> Principal:
+        grant = Grant(self.tenant, self.roles, self.models, self.scopes)
+        return Principal(self.key_id, self.name, grant)
+
+    @cached_property
+    def ends(self) -> float:
+        """Seconds since the epoch from when on the key is refused; ValueError if unreadable."""
+        if self.revoked:
+            return -math.inf
+        return datetime.fromisoformat(self.expires).timestamp() if self.expires else math.inf
+
+    def state(self) -> str:
+        """What ``tidegate keys list`` shows."""
+        if self.revoked:
+            return f"revoked {self.revoked}"
+        if not self.expires:
+            return "valid"
+        return f"{'valid until' if self.ends > time.time() else 'expired'} {self.expires}"
 
 
 def generate_key() -> tuple[str, str]:
@@ -63,9 +81,19 @@ def parse_records(text: str) -> dict[str, KeyRecord]:
     """The records in a keys.toml; ValueError when it is not one."""
     tables: Mapping[str, Any] = tomllib.loads(text).get("keys", {})
     try:
-        return {key_id: KeyRecord(key_id=key_id, **table) for key_id, table in tables.items()}
-    except TypeError as error:
+        return {key_id: _record(key_id, table) for key_id, table in tables.items()}
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"a key's table is not as expected: {error}") from error
+
+
+def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+    }
+    record = KeyRecord(key_id=key_id, **values)
+    if record.expires and datetime.fromisoformat(record.expires).tzinfo is None:
+        raise ValueError(f"keys.{key_id}.expires has no time zone: write 2030-01-31T00:00:00+00:00")
+    return record
 
 
 class KeyRing:
@@ -82,13 +110,13 @@ class KeyRing:
 
         Constant time: an unknown id and a wrong secret both cost one HMAC and one comparison.
         """
-        key = _bearer(authorization)
+        key = bearer(authorization)
         form = KEY_FORM.match(key)
         record = self._records.get(form[1]) if form else None
-        wanted = record.hmac if record and not record.revoked else _NO_HASH
+        wanted = record.hmac if record and record.ends > time.time() else _NO_HASH
         if hmac.compare_digest(key_hash(self._pepper, key), wanted) and record:
-            return Principal(record.key_id, record.name)
-        raise Unauthenticated(_REFUSED)
+            return record.principal
+        raise refused()
 
     def refresh(self) -> bool:
         """Read the files again if the keys changed; True if so. Without files no key is valid.
@@ -105,13 +133,9 @@ class KeyRing:
             changed = bool(self._records)
             self._records, self._seen = {}, None
             return changed
-        self._records, self._pepper, self._seen = parse_records(text), pepper, seen
+        self._seen = seen  # a broken file is reported once, not at every look
+        self._records, self._pepper = parse_records(text), pepper
         return True
-
-
-def _bearer(authorization: bytes | None) -> str:
-    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _random(length: int) -> str:

@@ -13,14 +13,15 @@ from starlette.routing import Route
 from gateway.catalogue import Model
 from gateway.core import Gateway
 from gateway.endpoint import Endpoint
-from gateway.errors import Malformed, NotFound
+from gateway.errors import Malformed
 from gateway.exchange import Exchange
-from gateway.face import Face
 from gateway.json_body import parse_json
+from gateway.openai.door import serving
+from gateway.policy.routes import needs
 from gateway.reply import Reply, json_reply
 from gateway.rows import Tensors
+from gateway.token_inputs import embedding_rows
 
-MAX_INPUTS = 2048  # OpenAI's own limit
 # Fields of OpenAI's API; others are refused, so that a typing error is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 
@@ -36,21 +37,24 @@ class OpenAIDoor:
             Route("/v1/models/{model}", Endpoint(self.one_model), methods=["GET"]),
         ]
 
+    @needs("read")
     async def models(self, exchange: Exchange) -> Reply:
-        data = [_described(model) for model in self.gateway.catalogue.public]
+        public = self.gateway.catalogue.public
+        data = [_described(model) for model in public if exchange.may_read(model.name)]
         return json_reply({"object": "list", "data": data})
 
+    @needs("read", model="model")
     async def one_model(self, exchange: Exchange) -> Reply:
         model, _ = self.gateway.catalogue.endpoint(exchange.param("model"))
         return json_reply(_described(model))
 
+    @needs("infer")
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors for one text or a list of texts, as floats or base64."""
         body = parse_json(await exchange.body())
         _check_embedding(body)
-        model, face, binding = self._serving("embeddings", body)
-        texts = _texts(body["input"])
-        rows = [{binding["text"]: text} for text in texts]
+        model, face, binding = serving(self.gateway, exchange, "embeddings", body)
+        rows = embedding_rows(body.get("input"), binding)
         for place, row in enumerate(rows):
             face.check(row, f"input.{place}")
         answers = await self.gateway.infer_rows(exchange, model, face, rows)
@@ -66,19 +70,6 @@ class OpenAIDoor:
             }
         )
 
-    def _serving(
-        self, route: str, body: Mapping[str, Any]
-    ) -> tuple[Model, Face, Mapping[str, Any]]:
-        """The pipeline that the body's ``model`` names, if it serves this route."""
-        name = body.get("model")
-        if not isinstance(name, str) or not name:
-            raise Malformed("'model' must name a model: see GET /v1/models", param="model")
-        model, face = self.gateway.catalogue.endpoint(name)
-        binding = face.openai(route)
-        if binding is None:
-            raise NotFound(f"the model {name!r} does not serve {route}: choose another")
-        return model, face, binding
-
 
 def _described(model: Model) -> dict[str, Any]:
     # OpenAI wants a time of creation; a served model has none that means anything.
@@ -93,15 +84,6 @@ def _check_embedding(body: Any) -> None:
         raise Malformed(f"there is no field {unknown[0]!r}", param=unknown[0])
     if body.get("encoding_format", "float") not in ("float", "base64"):
         raise Malformed("'encoding_format' is 'float' or 'base64'", param="encoding_format")
-
-
-def _texts(given: Any) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_INPUTS:
-        raise Malformed(f"'input' must be a text or 1 to {MAX_INPUTS} texts", param="input")
-    if not all(isinstance(text, str) for text in texts):
-        raise Malformed("'input' must be text: token arrays are not supported", param="input")
-    return texts
 
 
 def _check_dimensions(body: Mapping[str, Any], vector: np.ndarray) -> None:

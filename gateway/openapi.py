@@ -29,6 +29,42 @@ _ERRORS = {
     "503": "No capacity; see Retry-After",
     "504": "The deadline passed",
 }
+_GENERATE = ("Generate one answer", "Generate answers as server-sent events")
+_SAMPLING: Json = {
+    "stream": {"type": "boolean", "description": "Server-sent events, `[DONE]` last."},
+    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "seed": {"type": "integer"},
+    "stop": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    "user": {"type": "string"},
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
+        "content": {"type": "string"},
+    },
+}
+# route -> path, what it does, the field with the text, its schema, an example
+_TEXT_ROUTES: dict[str, tuple[Any, ...]] = {
+    "chat": (
+        "/v1/chat/completions",
+        "The next turn of a conversation, as OpenAI's API gives it",
+        "messages",
+        {"type": "array", "items": _MESSAGE, "minItems": 1},
+        [{"role": "user", "content": "Where is my parcel?"}],
+    ),
+    "completions": (
+        "/v1/completions",
+        "A text gone on with, as OpenAI's API gives it",
+        "prompt",
+        {"type": "string"},
+        "Where is my parcel?",
+    ),
+}
 _IDENTITY_BODY = {
     "inputs": [{"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}]
 }
@@ -39,7 +75,7 @@ def describe(base: Json, catalogue: Catalogue) -> Json:
     document = dict(base)
     paths = dict(base.get("paths", {}))
     for model in catalogue.public:
-        if model.face:
+        if model.face and not model.decoupled:
             paths[f"/v1/{model.name}"] = {"post": _task(model, model.face)}
     paths |= _openai_paths(catalogue) | _v2_paths(catalogue)
     document["paths"] = paths
@@ -92,6 +128,10 @@ def _openai_paths(catalogue: Catalogue) -> Json:
     serving = [m.name for m in catalogue.public if m.face and m.face.openai("embeddings")]
     if serving:
         paths["/v1/embeddings"] = {"post": _embeddings(serving)}
+    for route, (path, *told) in _TEXT_ROUTES.items():
+        serving = [m.name for m in catalogue.public if m.face and m.face.openai(route) is not None]
+        if serving:
+            paths[path] = {"post": _text(serving, *told)}
     return paths
 
 
@@ -115,6 +155,16 @@ def _embeddings(models: list[str]) -> Json:
     return operation
 
 
+def _text(models: list[str], summary: str, field: str, schema: Json, example: Any) -> Json:
+    known = {"model": {"type": "string", "enum": models}, field: schema, **_SAMPLING}
+    body = {"type": "object", "required": ["model", field], "properties": known}
+    operation = _plain(summary, "OpenAI")
+    example = {"model": models[0], field: example, "max_tokens": 64}
+    operation["requestBody"] = _body(body, {"one": {"value": example}})
+    operation["responses"]["200"]["content"]["text/event-stream"] = {}
+    return operation
+
+
 def _v2_paths(catalogue: Catalogue) -> Json:
     model = _path_parameter("model", "identity_fp32", sorted(catalogue.models))
     version = _path_parameter("version", "1")
@@ -131,6 +181,10 @@ def _v2_paths(catalogue: Catalogue) -> Json:
 def _v2_model_paths(prefix: str, parameters: list[Json], what: str) -> Json:
     infer = _plain(f"Infer tensors with {what} (JSON, or the binary tensor data extension)", "V2")
     infer["requestBody"] = _body({"type": "object"}, {"identity": {"value": _IDENTITY_BODY}})
+    generate, stream = (_plain(f"{how} with {what}: inputs by name", "V2") for how in _GENERATE)
+    generate["requestBody"] = stream["requestBody"] = _body(
+        {"type": "object"}, {"identity": {"value": {"INPUT0": [1.5, 2, 3]}}}
+    )
     return {
         prefix: {"parameters": parameters, "get": _plain(f"The tensors of {what}", "V2")},
         f"{prefix}/ready": {
@@ -138,6 +192,13 @@ def _v2_model_paths(prefix: str, parameters: list[Json], what: str) -> Json:
             "get": _plain(f"Whether {what} answers", "V2"),
         },
         f"{prefix}/infer": {"parameters": parameters, "post": infer},
+        f"{prefix}/generate": {"parameters": parameters, "post": generate},
+        f"{prefix}/generate_stream": {"parameters": parameters, "post": stream},
+        f"{prefix}/config": {
+            "parameters": parameters,
+            "get": _plain(f"The config of {what}", "V2"),
+        },
+        f"{prefix}/stats": {"parameters": parameters, "get": _plain(f"The counts of {what}", "V2")},
     }
 
 

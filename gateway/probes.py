@@ -5,7 +5,6 @@ Triton's own readiness says 200 while a model's process is dead; an answer that 
 
 import asyncio
 import logging
-import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,10 +14,11 @@ from gateway.catalogue import Model
 from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.face import Face
+from gateway.limits.redis_store import BEAT_S
 from gateway.rows import Tensors
 
 log = logging.getLogger("gateway")
-KEYS_S = 0.25  # a revoked key is refused within a second
+GUARD_S = 0.25  # a revoked key is refused within a second
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -35,7 +35,7 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 
 class Background:
-    """The gateway's three loops; ``run`` ends only by being cancelled."""
+    """The gateway's loops; ``run`` ends only by being cancelled."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -43,17 +43,15 @@ class Background:
     async def run(self) -> None:
         settings = self.gateway.settings
         await asyncio.gather(
-            every(KEYS_S, self.refresh_keys),
+            every(GUARD_S, self.refresh_guard),
+            every(BEAT_S, self.gateway.guard.limiter.beat),
             every(settings.refresh_s, self.refresh_catalogue),
             every(settings.probe_s, self.probe),
         )
 
-    async def refresh_keys(self) -> None:
-        try:
-            if self.gateway.keys.refresh():
-                log.info("keys read again")
-        except (ValueError, tomllib.TOMLDecodeError) as error:
-            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+    async def refresh_guard(self) -> None:
+        if self.gateway.guard.refresh():
+            self.gateway.follow_policy()
 
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway
@@ -68,7 +66,8 @@ class Background:
 
     async def probe(self) -> None:
         gateway = self.gateway
-        names = set(gateway.settings.pipelines) | {m.name for m in gateway.catalogue.public}
+        faced = {m.name for m in gateway.catalogue.models.values() if m.face}
+        names = set(gateway.settings.pipelines) | faced
         results = await asyncio.gather(*(self._probed(name) for name in sorted(names)))
         found = dict(results)
         for name, fault in found.items():

@@ -1,46 +1,77 @@
 """The Triton servers behind us, and which of them gets the next request."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.errors import NoCapacity
 from gateway.upstream import Upstream
 
 
 class Replica:
-    """One Triton server and the number of requests that it is working on for us."""
+    """One Triton server and the number of requests that it is working on for us.
 
-    def __init__(self, upstream: Upstream) -> None:
-        self.upstream = upstream
+    As a context it is a permit: the block is one of those requests.
+    """
+
+    def __init__(self, place: str, upstream: Upstream) -> None:
+        self.place, self.upstream = place, upstream
         self.inflight = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __enter__(self) -> Upstream:
+        self.inflight += 1
+        self.idle.clear()
+        return self.upstream
+
+    def __exit__(self, *error: object) -> None:
+        self.inflight -= 1
+        if not self.inflight:
+            self.idle.set()
 
 
 class ReplicaPool:
     """Permits to talk to a replica. There is no queue here: a full pool refuses at once."""
 
-    def __init__(self, replicas: Sequence[Replica], max_inflight: int) -> None:
-        self._replicas, self._max_inflight = replicas, max_inflight
+    def __init__(self, connect: Callable[[str], Upstream], max_inflight: int) -> None:
+        self._connect, self._max_inflight = connect, max_inflight
+        self.replicas: list[Replica] = []
+        self._retiring: set[asyncio.Task[None]] = set()
 
-    @contextlib.contextmanager
-    def permit(self) -> Iterator[Upstream]:
-        """The least busy replica, held until the block ends; NoCapacity when all are full."""
-        replica = least_outstanding(self._replicas)
+    def adopt(self, addresses: Sequence[str]) -> None:
+        """Talk to these from now on; what is under way elsewhere ends where it is."""
+        known = {replica.place: replica for replica in self.replicas}
+        self.replicas = [
+            known.pop(each) if each in known else Replica(each, self._connect(each))
+            for each in addresses
+        ]
+        for replica in known.values():
+            task = asyncio.ensure_future(_retire(replica))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def permit(self) -> Replica:
+        """The least busy replica, to be entered at once; NoCapacity when all are full."""
+        replica = least_outstanding(self.replicas)
         if replica.inflight >= self._max_inflight:
             raise NoCapacity("every replica is busy: try again shortly", retry_after_s=1)
-        replica.inflight += 1
-        try:
-            yield replica.upstream
-        finally:
-            replica.inflight -= 1
+        return replica
 
     @property
     def first(self) -> Upstream:
         """The replica that is asked what there is to serve."""
-        return self._replicas[0].upstream
+        return self.replicas[0].upstream
 
     async def close(self) -> None:
-        await asyncio.gather(*(replica.upstream.close() for replica in self._replicas))
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*(replica.upstream.close() for replica in self.replicas))
+
+
+async def _retire(replica: Replica) -> None:
+    """Close the connection once its last request has its answer."""
+    await replica.idle.wait()
+    await replica.upstream.close()
 
 
 def least_outstanding(replicas: Sequence[Replica]) -> Replica:

@@ -1,13 +1,19 @@
 """A whole HTTP answer, sent as plain ASGI."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.types import Send
 
 # numpy arrays are written straight to JSON; a float32 prints in its own shortest form.
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+
+class Sendable(Protocol):
+    """What a door's handler gives: a ``Reply``, or one that comes in pieces (``gateway.sse``)."""
+
+    async def send(self, send: Send) -> None: ...
 
 
 @dataclass(slots=True)

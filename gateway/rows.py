@@ -69,11 +69,16 @@ def _tensor(
     values: Sequence[Mapping[str, list[Any]]],
     places: Sequence[int],
 ) -> Tensor:
-    meta = model.inputs[name]
     flat = [value for place in places for value in values[place][name]]
-    shape = _shape(name, len(values[places[0]][name]), meta.dims)
+    return tensor_of(model, name, flat, rows=len(places))
+
+
+def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Tensor:
+    """The input from the flat values of ``rows`` equal rows; Malformed when they do not fill it."""
+    meta = model.inputs[name]
+    shape = _shape(name, len(flat) // rows, meta.dims)
     if model.max_batch_size:
-        shape = (len(places), *shape)
+        shape = (rows, *shape)
     return Tensor(name, meta.dtype, shape, pack(name, meta.dtype, flat))
 
 

@@ -19,13 +19,26 @@ class Settings:
 
     host: str = "127.0.0.1"
     gateway_port: int = 8080
+    # The gRPC door; 0: none.
+    grpc_port: int = 0
+    # The operator's listener, with /metrics; 0: none.
+    admin_port: int = 0
     workers: int = 1
-    # Comma-separated gRPC addresses of Triton servers.
+    # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
+    # port, models that declare themselves short are asked over it (gateway/relay.py).
     replicas: tuple[str, ...] = ("127.0.0.1:8001",)
     # The key to Triton's repository index (a file, so that it is not in the environment).
     triton_key_file: Path = Path(".tidegate/triton.key")
     keys_file: Path = Path(".tidegate/keys.toml")
     pepper_file: Path = Path(".tidegate/pepper")
+    # Who may do what, and how much (docs/policy.md). No file: every key may do everything.
+    policy_file: Path = Path(".tidegate/gateway.toml")
+    # The audit log, and what `tidegate up` counts (watch.prom, shown in /metrics).
+    state_folder: Path = Path(".tidegate")
+    # Where limits are counted for all workers and gateways together; '': in each process alone.
+    redis_url: str = ""
+    # How many gateways share the limits: each gives out its part while Redis is away.
+    gateways: int = 1
     # Models that should be served: /readyz says 200 when each answers its golden probe (or, for one
     # without a probe, is loaded), and until then calling it is a 503, not a 404.
     pipelines: tuple[str, ...] = ()
@@ -51,11 +64,15 @@ class Settings:
     def _checked(self) -> "Settings":
         if not 0 < self.gateway_port < 65536:
             raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
-        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight"):
+        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
+        for replica in self.replicas:
+            _, slash, http_port = replica.partition("/")
+            if slash and not http_port.isdecimal():
+                raise SettingsError(f"TIDEGATE_REPLICAS has {replica!r}: give HOST:GRPC/HTTP ports")
         return self
 
 

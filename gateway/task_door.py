@@ -6,11 +6,12 @@ from starlette.routing import Route
 
 from gateway.core import Gateway
 from gateway.endpoint import Endpoint
-from gateway.errors import Malformed
+from gateway.errors import Malformed, NotFound
 from gateway.exchange import Exchange
 from gateway.face import Face, Row
 from gateway.json_body import parse_json
 from gateway.multipart import is_form, read_form
+from gateway.policy.routes import needs
 from gateway.reply import Reply, json_reply
 
 MAX_ROWS = 1024
@@ -23,10 +24,13 @@ class TaskDoor:
     def routes(self) -> list[Route]:
         return [Route("/v1/{endpoint}", Endpoint(self.call), methods=["POST"])]
 
+    @needs("infer", model="endpoint")
     async def call(self, exchange: Exchange) -> Reply:
         """``{field: ...}`` answers with one object; ``{"inputs": [{...}, ...]}`` with
         ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
         model, face = self.gateway.catalogue.endpoint(exchange.param("endpoint"))
+        if model.decoupled:
+            raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
         rows, single = _read(face, exchange, await exchange.body())
         answers = await self.gateway.infer_rows(exchange, model, face, rows)
         rendered = [face.render(tensors, index) for tensors, index in answers]

@@ -9,12 +9,20 @@ from gateway.core import Gateway
 from gateway.endpoint import Endpoint, Handler
 from gateway.errors import Malformed, NoCapacity, NotFound
 from gateway.exchange import Exchange
+from gateway.policy.routes import needs
 from gateway.probes import readiness
+from gateway.relay import encode, relayed
 from gateway.reply import Reply, json_reply
 from gateway.v2_request import HEADER_LENGTH, parse
 from gateway.v2_response import render
 
-EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+]
 
 
 class V2Door:
@@ -42,6 +50,7 @@ class V2Door:
             Route("/v2/health/ready", Endpoint(self.ready), methods=["GET"]),
         ]
 
+    @needs("infer", model="model")
     async def infer(self, exchange: Exchange) -> Reply:
         """Check the request against the model's declaration, then have it inferred."""
         model, version = self._model(exchange)
@@ -51,8 +60,16 @@ class V2Door:
         request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
         if request.timeout_s:
             exchange.shorten_deadline(request.timeout_s)
-        return render(request, await self.gateway.infer(exchange, request.message))
+        if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
+            answer = await self.gateway.relay(exchange, model, encode(request))
+            reply = relayed(answer) if answer else None
+            if reply:
+                return reply
+        message = request.message()
+        self.gateway.sequences.put_own(message, exchange.tenant)
+        return render(request, await self.gateway.infer(exchange, model, message))
 
+    @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
         model, version = self._model(exchange)
         found = await self.gateway.pool.first.metadata(model.name, version)
@@ -66,6 +83,7 @@ class V2Door:
             }
         )
 
+    @needs("read", model="model")
     async def model_ready(self, exchange: Exchange) -> Reply:
         """Ready means that Triton says so and that the last golden probe was answered."""
         model, version = self._model(exchange)
@@ -74,14 +92,21 @@ class V2Door:
             raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
         return Reply(200, b"")
 
+    @needs("read")
     async def server(self, exchange: Exchange) -> Reply:
         return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
 
+    @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
         return Reply(200, b"")
 
+    @needs("read")
     async def ready(self, exchange: Exchange) -> Reply:
-        faults = {name: fault for name, fault in readiness(self.gateway).items() if fault}
+        faults = {
+            name: fault
+            for name, fault in readiness(self.gateway).items()
+            if fault and exchange.may_read(name)
+        }
         if faults:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
         return Reply(200, b"")

@@ -18,39 +18,71 @@ HEADER_LENGTH = b"inference-header-content-length"
 # Triton queue-jumps on priority 1, and maps memory of other processes on the shared-memory ones.
 REFUSED_PREFIX = "shared_memory_"
 DROPPED_PREFIX = "triton_"
+CLASSIFICATION = "classification"
 DROPPED = frozenset({"priority", "timeout", "binary_data_output"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class V2Request:
-    """``binary_outputs`` are the names to answer in binary; None means all or none of them."""
+    """What passed the firewall: all that Triton is told is made of it."""
 
-    message: service_pb2.ModelInferRequest
-    all_binary: bool
-    binary: Mapping[str, bool]
-    timeout_s: float | None
+    model: str
+    version: str
+    id: str
+    tensors: list[Tensor]
+    outputs: Mapping[str, Mapping[str, Any]]  # those asked for, with the parameters of each
+    parameters: Mapping[str, Any]
+
+    @property
+    def all_binary(self) -> bool:
+        return self.parameters.get("binary_data_output") is True
 
     def wants_binary(self, output: str) -> bool:
-        return self.binary.get(output, self.all_binary)
+        return self.outputs.get(output, {}).get("binary_data", self.all_binary) is True
+
+    @property
+    def timeout_s(self) -> float | None:
+        """V2's ``timeout`` is in microseconds; the gateway keeps it, Triton is not told."""
+        timeout_us = self.parameters.get("timeout")
+        return timeout_us / 1e6 if type(timeout_us) is int and timeout_us > 0 else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether Triton has to be told no more than tensors and an id."""
+        return not any(map(_is_told, self.parameters)) and not any(
+            CLASSIFICATION in parameters for parameters in self.outputs.values()
+        )
+
+    def message(self) -> service_pb2.ModelInferRequest:
+        """As gRPC takes it; Malformed for a parameter that it cannot carry."""
+        message = service_pb2.ModelInferRequest(
+            model_name=self.model, model_version=self.version, id=self.id
+        )
+        for tensor in self.tensors:
+            message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
+            message.raw_input_contents.append(tensor.raw)
+        for key in filter(_is_told, self.parameters):
+            set_parameter(message.parameters, key, self.parameters[key])
+        for name, parameters in self.outputs.items():
+            output = message.outputs.add(name=name)
+            if type(parameters.get(CLASSIFICATION)) is int:
+                set_parameter(output.parameters, CLASSIFICATION, parameters[CLASSIFICATION])
+        return message
 
 
 def parse(model: Model, version: str, body: bytes, header_length: bytes | None) -> V2Request:
     """The request; Malformed says which part is wrong and what it should be."""
     document, tail = _split(body, header_length)
     parameters = _object(document, "parameters")
+    _refuse_shared_memory(parameters)
     tensors = _inputs(document, tail)
     check_model(model, tensors)
-    message = service_pb2.ModelInferRequest(
-        model_name=model.name, model_version=version, id=_text(document, "id")
-    )
-    for tensor in tensors:
-        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-        message.raw_input_contents.append(tensor.raw)
-    _set_parameters(message.parameters, parameters)
-    binary = _outputs(model, document, message)
-    return V2Request(
-        message, parameters.get("binary_data_output") is True, binary, _timeout_s(parameters)
-    )
+    outputs = _outputs(model, document)
+    return V2Request(model.name, version, _text(document, "id"), tensors, outputs, parameters)
+
+
+def _is_told(key: str) -> bool:
+    return key not in DROPPED and not key.startswith(DROPPED_PREFIX)
 
 
 def _split(body: bytes, header_length: bytes | None) -> tuple[Mapping[str, Any], memoryview]:
@@ -131,14 +163,12 @@ def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
     return flat
 
 
-def _outputs(
-    model: Model, document: Mapping[str, Any], message: service_pb2.ModelInferRequest
-) -> dict[str, bool]:
-    """Add the requested outputs to the message; returns which are wanted in binary."""
+def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parameters of each output that is asked for."""
     entries = document.get("outputs", [])
     if not isinstance(entries, list):
         raise Malformed("'outputs' must be a list")
-    binary = {}
+    outputs: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
         if not isinstance(entry, dict):
             raise Malformed("each of 'outputs' must be an object")
@@ -146,28 +176,16 @@ def _outputs(
         if name not in model.outputs:
             declared = ", ".join(model.outputs)
             raise Malformed(f"model {model.name!r} has no output {name!r}: it gives {declared}")
-        if name in {output.name for output in message.outputs}:
+        if name in outputs:
             raise Malformed(f"output {name!r} is requested twice")
         _refuse_shared_memory(parameters)
-        output = message.outputs.add(name=name)
-        if type(parameters.get("classification")) is int:
-            output.parameters["classification"].int64_param = parameters["classification"]
-        if "binary_data" in parameters:
-            binary[name] = parameters["binary_data"] is True
-    return binary
+        outputs[name] = parameters
+    return outputs
 
 
 def _refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
     if any(key.startswith(REFUSED_PREFIX) for key in parameters):
         raise Malformed("shared memory cannot be used through the gateway: send the data itself")
-
-
-def _set_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
-    _refuse_shared_memory(parameters)
-    for key, value in parameters.items():
-        if key in DROPPED or key.startswith(DROPPED_PREFIX):
-            continue
-        set_parameter(target, key, value)
 
 
 def set_parameter(target: Any, key: str, value: Any) -> None:
@@ -183,12 +201,6 @@ def set_parameter(target: Any, key: str, value: Any) -> None:
         target[key].string_param = value
     else:
         raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
-
-
-def _timeout_s(parameters: Mapping[str, Any]) -> float | None:
-    """V2's ``timeout`` is in microseconds; the gateway keeps it, Triton is not told."""
-    timeout_us = parameters.get("timeout")
-    return timeout_us / 1e6 if type(timeout_us) is int and timeout_us > 0 else None
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:

@@ -56,10 +56,14 @@ def json_data(name: str, dtype: str, shape: list[int], raw: bytes) -> Any:
     if dtype == "FP16":
         values = values.astype(np.float32)
     if values.dtype.kind == "f" and not _all_finite(values):
-        raise Malformed(
-            f"output {name!r} has NaN or Infinity, which JSON cannot carry: ask for binary_data"
-        )
+        raise not_finite(name)
     return values
+
+
+def not_finite(name: str) -> Malformed:
+    return Malformed(
+        f"output {name!r} has NaN or Infinity, which JSON cannot carry: ask for binary_data"
+    )
 
 
 def _all_finite(values: np.ndarray) -> bool:

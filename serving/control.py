@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.errors import ModelLoadFailed, ServingError
 
@@ -34,6 +34,7 @@ class TritonControl:
     """A blocking client for one server; close it, or use it as a context manager."""
 
     def __init__(self, address: str, key: str) -> None:
+        self.address = address
         self._channel = grpc.insecure_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
@@ -69,6 +70,26 @@ class TritonControl:
         except grpc.RpcError as error:
             raise ServingError(f"Triton does not answer: {_first_line(error)}") from error
         return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
+
+    def is_ready(self) -> bool:
+        """What ``/v2/health/ready`` says: one version of any model that failed makes it false."""
+        request = service_pb2.ServerReadyRequest()
+        return bool(self._call(self._stub.ServerReady, request, timeout_s=5).ready)
+
+    def config(self, model: str) -> model_config_pb2.ModelConfig:
+        """The config that a model is served with; ServingError when it is not served."""
+        request = service_pb2.ModelConfigRequest(name=model)
+        return self._asked(self._stub.ModelConfig, request, 5).config
+
+    def infer(self, request: service_pb2.ModelInferRequest, timeout_s: float) -> Any:
+        """The ModelInferResponse; ServingError says why there is none."""
+        return self._asked(self._stub.ModelInfer, request, timeout_s)
+
+    def _asked(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        try:
+            return self._call(method, request, timeout_s)
+        except grpc.RpcError as error:
+            raise ServingError(_first_line(error)) from error
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = 60) -> Any:
         return method(request, metadata=self._metadata, timeout=timeout_s)

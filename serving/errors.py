@@ -5,7 +5,10 @@ ServingError                 the message says what failed and what to do
 |- PortTaken                 something else listens on a port that we were asked to use
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
-`- PublishFailed             nothing was published
+|- PublishFailed             nothing was published
+|- RepositoryBusy            another publisher holds the repository's lock
+|- Tampered                  a file is not what its manifest says; carries its name
+`- RolloutStopped            some replicas serve the new version, and others do not
 """
 
 
@@ -32,4 +35,18 @@ class ModelLoadFailed(ServingError):
 
 
 class PublishFailed(ServingError):
+    pass
+
+
+class RepositoryBusy(ServingError):
+    pass
+
+
+class Tampered(ServingError):
+    def __init__(self, file: str, what: str) -> None:
+        super().__init__(f"{file} {what}: it is not what was proved and published; nothing changed")
+        self.file = file
+
+
+class RolloutStopped(ServingError):
     pass

@@ -15,12 +15,13 @@ from typing import Self
 
 import psutil
 
-from serving import children, leftovers
+from serving import children, leftovers, servers
 from serving.backend_directory import assemble
 from serving.control import KEY_HEADER, TritonControl
 from serving.errors import ServingError, TritonDied
 from serving.installation import Installation, find_triton
 from serving.ports import Ports, require_free
+from serving.recovery import clear_up
 
 # Closed to everybody without our key: they read or change what the server serves.
 RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
@@ -63,6 +64,8 @@ class TritonServer:
     def start(self) -> None:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
+        others = servers.servers_of(self.options.work_dir, self.options.repository)
+        clear_up(self.options.repository, others)
         build = self.options.work_dir / "build"
         leftovers.remove_orphans(build)
         # A folder of its own: another server of the same home may be running from the last one.
@@ -72,6 +75,7 @@ class TritonServer:
         self._process = children.start(self._command(backends), self._environment(), log)
         try:
             self._wait_live()
+            self._announce()
         except BaseException:
             self.stop()
             raise
@@ -87,6 +91,7 @@ class TritonServer:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is None:
             return
+        servers.withdraw(self.options.work_dir, self._prefix)
         family = _family(self._prefix)
         children.end(self._process, EXIT_TIMEOUT_S + 5)
         _end(family)
@@ -105,6 +110,18 @@ class TritonServer:
     ) -> None:
         self.stop()
         self.control.close()
+
+    def _announce(self) -> None:
+        """From now on a publisher tells this server of what is new."""
+        options, pid = self.options, self._process.pid if self._process else 0
+        server = servers.Server(
+            repository=str(options.repository.resolve()),
+            address=self.control.address,
+            key_file=str(options.work_dir / "triton.key"),
+            pid=pid,
+            started=psutil.Process(pid).create_time(),
+        )
+        servers.announce(options.work_dir, self._prefix, server)
 
     def _wait_live(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

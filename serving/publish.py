@@ -1,27 +1,58 @@
-"""Move a staged, proved pipeline into the repository.
+"""Publish a staged, proved pipeline beside the version that serves, and move the pin to it.
 
-Each version folder appears by one rename, so Triton never sees half of one; each config by another.
-Members go first and the public model last: until then nothing points at what is new.
+    publish(staged, repository, ["mood_pre", "mood_onnx", "mood"])
+
+Works with Triton up (``target.replicas``) and down. Each version folder appears by one rename, each
+config by another. The pipeline's config is the state: before it changes, everything can be undone,
+and after, finished (``recovery``). ``steps`` lists where it can be cut off.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, atomic_write, version_folders
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from modelspec.layout import CONFIG_FILE, version_folders
+from serving import manifest
+from serving.activation import activate
 from serving.errors import PublishFailed
+from serving.files import place, sync, sync_folder
+from serving.journal import Journal, configs_now
+from serving.lock import publishing
+from serving.manifest import MANIFEST_FILE, Manifest
+from serving.pins import as_bytes, listed_versions, with_versions
+from serving.plan import CONFIG_COPY, Placed, Plan, plan
+from serving.preflight import require_disk, require_memory
+from serving.recovery import settle_all
+from serving.replica import newest_of
+from serving.repository import active_members, active_version, read_config
+from serving.steps import Step
+from serving.target import Target
 
 
-def publish(staged: Path, repository: Path, models: Sequence[str]) -> None:
-    """Publish ``models`` (members first) from ``staged``, a folder on the same file system.
+def publish(
+    staged: Path,
+    repository: Path,
+    models: Sequence[str],
+    target: Target | None = None,
+    origin: Manifest | None = None,
+) -> int:
+    """Publish ``models`` (members first, the pipeline last) from ``staged``, a folder on the same
+    file system; the pipeline's version that serves now.
 
-    A version that is there already is replaced. PublishFailed says what stood in the way.
+    What is unchanged keeps its version, and nothing happens when all is. ``origin`` is the manifest
+    of a pipeline that was made elsewhere. Raises ServingError: the repository is as it was, unless
+    the error is a RolloutStopped.
     """
-    repository.mkdir(parents=True, exist_ok=True)
+    target = target or Target(repository)
+    name = models[-1]
     try:
-        for model in models:
-            _publish_model(staged / model, repository / model, staged)
+        repository.mkdir(parents=True, exist_ok=True)
+        with publishing(repository, f"publish {name}"):
+            target.tell(Step.LOCKED, name)
+            settle_all(target)
+            return _publish(staged, models, target, origin)
     except OSError as error:
         raise PublishFailed(
             f"cannot publish into {repository}: {error}. Check the disk's space and rights, "
@@ -29,43 +60,93 @@ def publish(staged: Path, repository: Path, models: Sequence[str]) -> None:
         ) from error
 
 
-def is_published(repository: Path, model: str) -> bool:
-    """Whether the model has a config and at least one version."""
-    folder = repository / model
-    return (folder / CONFIG_FILE).is_file() and bool(version_folders(folder))
+def _publish(staged: Path, models: Sequence[str], target: Target, origin: Manifest | None) -> int:
+    repository = target.repository
+    planned = plan(staged, repository, models, lambda model: newest_of(target.replicas, model))
+    if not planned.new:
+        return planned.public.version
+    _describe(planned, repository, origin)
+    require_disk(repository, 0)
+    require_memory(planned.new, [replica.server_pid for replica in target.replicas])
+    target.tell(Step.CHECKED, planned.public.model)
+    journal = _journal(planned, repository)
+    journal.write(repository)
+    target.tell(Step.JOURNALLED, planned.public.model)
+    with activate(target, journal) as switch:
+        _install(planned, target)
+        switch(planned.public.config)
+    return planned.public.version
 
 
-def _publish_model(source: Path, target: Path, staged: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for version in version_folders(source):
-        final = target / str(version)
-        _sync(source / str(version))
-        if final.exists():
-            final.rename(staged / f"replaced-{target.name}-{version}")
-        (source / str(version)).rename(final)
-    config = (source / CONFIG_FILE).read_bytes()
-    if not _holds(target / CONFIG_FILE, config):
-        atomic_write(target / CONFIG_FILE, config)
-    _sync_folder(target)
-    shutil.rmtree(source)
+def _describe(planned: Plan, repository: Path, origin: Manifest | None) -> None:
+    """Complete the pipeline's staged version folder: its pinned config and its manifest."""
+    public = planned.public
+    if public.source is None:
+        return
+    (public.source / CONFIG_COPY).write_bytes(as_bytes(public.config))
+    folders = {
+        (each.model, each.version): each.source or repository / each.model / str(each.version)
+        for each in (*planned.members, public)
+    }
+    made = manifest.start(public.model, public.version, folders)
+    if origin:
+        made = replace(made, git_commit=origin.git_commit, tools=origin.tools, note=origin.note)
+    (public.source / MANIFEST_FILE).write_text(made.to_json(), encoding="utf-8")
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
+def _journal(planned: Plan, repository: Path) -> Journal:
+    name = planned.public.model
+    before = active_version(repository, name)
+    models = {each.model: None for each in planned.members}
+    if before:
+        models |= dict.fromkeys(active_members(repository, name))
+    return Journal(
+        pipeline=name,
+        before=before,
+        after=planned.public.version,
+        new=tuple((each.model, each.version) for each in planned.new),
+        configs=configs_now(repository, [*models, name]),
+    )
 
 
-def _sync(folder: Path) -> None:
-    """Bytes first, then the rename: a crash must not leave a version of empty files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
+def _install(planned: Plan, target: Target) -> None:
+    """The new version folders, then the members' configs: until the pin moves nothing points at
+    them."""
+    for each in planned.new:
+        _hold(target.repository, each.model)
+        _appear(target.repository, each)
+    target.tell(Step.INSTALLED, planned.public.model)
+    for each in planned.members:
+        listed = _listed(target.repository, each)
+        _place_config(target.repository, each.model, with_versions(each.config, listed))
+    target.tell(Step.LISTED, planned.public.model)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _hold(repository: Path, model: str) -> None:
+    """Pin what serves now where the config left it to Triton, which would choose the newest."""
+    active = active_version(repository, model)
+    if active and not listed_versions(config := read_config(repository, model)):
+        _place_config(repository, model, with_versions(config, [active]))
+
+
+def _appear(repository: Path, each: Placed) -> None:
+    if each.source is None:
+        return
+    final = repository / each.model / str(each.version)
+    final.parent.mkdir(exist_ok=True)
+    sync(each.source)
+    each.source.rename(final)
+    sync_folder(final.parent)
+
+
+def _listed(repository: Path, each: Placed) -> set[int]:
+    """Every version of the member that serves now, and the new one."""
+    if not (repository / each.model / CONFIG_FILE).is_file():
+        return {each.version}
+    there = version_folders(repository / each.model)
+    now = listed_versions(read_config(repository, each.model))
+    return {version for version in now if version in there} | {each.version}
+
+
+def _place_config(repository: Path, model: str, config: ModelConfig) -> None:
+    place(repository, repository / model / CONFIG_FILE, as_bytes(config))

@@ -1,11 +1,16 @@
-"""Read a model repository: which models in it are meant to be called by name."""
+"""Read a model repository: which models are called by name, what they pin, what is needed."""
 
 from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.face import INTERNAL_PARAMETER
 from modelspec.layout import CONFIG_FILE, version_folders
 from modelspec.pbtxt import parse
-from serving.errors import ModelLoadFailed
+from serving.errors import ModelLoadFailed, ServingError
+from serving.pins import NEWEST, is_ensemble, listed_versions, pins
+
+CANDIDATE_SUFFIX = ".candidate"
 
 
 def top_models(repository: Path) -> list[str]:
@@ -13,18 +18,67 @@ def top_models(repository: Path) -> list[str]:
 
     A model without a config counts: its backend may complete it from the file.
     """
+    return [
+        folder.name
+        for folder in model_folders(repository)
+        if version_folders(folder) and not _is_internal(folder)
+    ]
+
+
+def model_folders(repository: Path) -> list[Path]:
     if not repository.is_dir():
         return []
-    folders = sorted(path for path in repository.iterdir() if path.is_dir())
-    return [path.name for path in folders if version_folders(path) and not _is_internal(path)]
+    return sorted(path for path in repository.iterdir() if path.is_dir())
+
+
+def is_published(repository: Path, model: str) -> bool:
+    """Whether the model has a config and at least one version."""
+    folder = repository / model
+    return (folder / CONFIG_FILE).is_file() and bool(version_folders(folder))
+
+
+def read_config(repository: Path, model: str) -> ModelConfig:
+    """The model's config; ModelLoadFailed if it does not parse, ServingError if it is not there."""
+    try:
+        return parse((repository / model / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ServingError(f"there is no model {model!r} in {repository}") from None
+    except ValueError as error:
+        raise ModelLoadFailed(model, str(error)) from error
+
+
+def active_version(repository: Path, model: str) -> int:
+    """The version that the model's config serves: the newest listed, or the newest folder; 0 for a
+    model that has none."""
+    if not is_published(repository, model):
+        return 0
+    listed = listed_versions(read_config(repository, model))
+    return max(listed or version_folders(repository / model))
+
+
+def active_members(repository: Path, pipeline: str) -> dict[str, int]:
+    """The models that the pipeline pins now, with their versions; {} for a single model."""
+    config = read_config(repository, pipeline)
+    return {model: max(versions) for model, versions in pins(config).items()}
+
+
+def needed(repository: Path) -> dict[str, set[int]]:
+    """The versions of each model that some pipeline's config pins now."""
+    found: dict[str, set[int]] = {}
+    for folder in model_folders(repository):
+        if folder.name.endswith(CANDIDATE_SUFFIX) or not (folder / CONFIG_FILE).is_file():
+            continue
+        try:
+            config = read_config(repository, folder.name)
+        except ModelLoadFailed:
+            continue  # Triton does not serve it either
+        for model, versions in pins(config).items() if is_ensemble(config) else ():
+            found.setdefault(model, set()).update(versions - {NEWEST})
+    return found
 
 
 def _is_internal(folder: Path) -> bool:
-    config = folder / CONFIG_FILE
-    if not config.is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return False
-    try:
-        parameters = parse(config.read_text(encoding="utf-8")).parameters
-    except ValueError as error:
-        raise ModelLoadFailed(folder.name, str(error)) from error
+    parameters = read_config(folder.parent, folder.name).parameters
     return bool(parameters[INTERNAL_PARAMETER].string_value == "true")

@@ -18,6 +18,17 @@ class Stub:
 
     pid: int
     model: str
+    version: str = ""
+    started: float = 0.0  # seconds since 1970: a pid may be used again
+
+    def end(self) -> None:
+        """End the process if it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.create_time() == self.started:
+                process.kill()  # it does not listen to SIGTERM
+        except psutil.NoSuchProcess:
+            return
 
 
 def live_stubs(server_pid: int) -> set[Stub]:
@@ -29,17 +40,28 @@ def live_stubs(server_pid: int) -> set[Stub]:
     return {stub for child in children if (stub := _stub(child))}
 
 
+def stub_memory_bytes(server_pid: int, model: str) -> int:
+    """The memory that the model's processes have for themselves now; 0 when none runs."""
+    pids = {stub.pid for stub in live_stubs(server_pid) if stub.model == model}
+    return sum(_own_memory_bytes(pid) for pid in pids)
+
+
+def _own_memory_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except psutil.Error:
+        return 0
+
+
 def _stub(process: psutil.Process) -> Stub | None:
     try:
         command = process.cmdline()
         alive = process.status() != psutil.STATUS_ZOMBIE
+        started = process.create_time()
     except psutil.Error:
         return None
     if not alive or len(command) < 2 or NAME not in command[0]:
         return None
-    return Stub(process.pid, model_of(command))
-
-
-def model_of(command: list[str]) -> str:
-    """The model in a stub's command line, whose first argument is REPOSITORY/MODEL/VERSION/FILE."""
-    return Path(command[1]).parent.parent.name
+    # Its first argument is REPOSITORY/MODEL/VERSION/FILE.
+    version = Path(command[1]).parent
+    return Stub(process.pid, version.parent.name, version.name, started)

@@ -31,6 +31,8 @@ class RunningStack:
     http_port: int
     grpc_port: int
     metrics_port: int
+    admin_port: int
+    door_port: int
 
     @property
     def url(self) -> str:
@@ -105,9 +107,12 @@ def copy_repository(home: Path) -> None:
 def launch(home: Path, *arguments: str, ports: list[int] | None = None) -> RunningStack:
     """Start ``tidegate up`` in ``home``; returns at once."""
     gateway, http, grpc, metrics = ports or free_ports(4)
+    door, admin = free_ports(2)
     command = [sys.executable, "-m", "tidegate", "up", *arguments]
     for flag, port in (
         ("gateway-port", gateway),
+        ("grpc-port", door),
+        ("admin-port", admin),
         ("triton-http-port", http),
         ("triton-grpc-port", grpc),
         ("triton-metrics-port", metrics),
@@ -117,7 +122,7 @@ def launch(home: Path, *arguments: str, ports: list[int] | None = None) -> Runni
         process = subprocess.Popen(
             command, env=environment(home), stdout=log, stderr=subprocess.STDOUT, text=True
         )
-    return RunningStack(home, process, gateway, http, grpc, metrics)
+    return RunningStack(home, process, gateway, http, grpc, metrics, admin, door)
 
 
 def wait_ready(stack: RunningStack, timeout_s: float = START_TIMEOUT_S) -> None:

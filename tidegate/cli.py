@@ -8,7 +8,16 @@ import click
 VERBS = {
     "up": "tidegate.up",
     "convert": "tidegate.convert",
+    "prove": "tidegate.prove",
+    "publish": "tidegate.publish",
+    "rollback": "tidegate.rollback",
+    "versions": "tidegate.versions",
+    "prune": "tidegate.prune",
+    "canary": "tidegate.canary",
+    "promote": "tidegate.promote",
+    "lint": "tidegate.lint",
     "keys": "tidegate.keys",
+    "audit": "tidegate.audit",
     "demo": "tidegate.demo",
 }
 
@@ -35,6 +44,12 @@ def cli() -> None:
     \b
     tidegate up                          convert what is missing, serve it, print how to call it
     tidegate convert text_embedding      one model, proved and published
+    tidegate prove NAME --against SOURCE is what is published still what was trained?
+    tidegate publish FOLDER              a pipeline made elsewhere, checked and served
+    tidegate rollback NAME               back to the version before; tidegate versions NAME lists
+    tidegate canary NAME --weight 10     a part of the load to another version; then promote NAME
+    tidegate prune NAME --keep 3         old versions off the disk
+    tidegate lint                        the whole repository, checked without a server
     tidegate keys create my-app          an API key
     tidegate demo                        real sentences through the running stack
     """

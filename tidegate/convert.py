@@ -1,113 +1,196 @@
 """``tidegate convert SOURCE``: one model converted, proved and published."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tidegate.kinds import KNOWN, TASKS, Kind, task_of
 from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
 
+if TYPE_CHECKING:
+    from converters.record import Record
+    from converters.task import Task
 
-@click.command("convert")
-@click.argument("source")
-@click.option("--task", help="What the model does: text-classification.")
-@click.option("--name", help="What the pipeline is to be called: POST /v1/NAME.")
-@click.option(
-    "--samples",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Real inputs to prove it on, one a line (else a small English set).",
-)
-@click.option("--force", is_flag=True, help="Publish again even if the model is there already.")
-def command(
-    source: str, task: str | None, name: str | None, samples: Path | None, force: bool
-) -> None:
-    """Convert SOURCE, prove it, and publish it into model_repository/.
+Say = Callable[[str], None]
+IDENTITY = "identity_fp32"
 
-    SOURCE is a known pipeline, or a Hugging Face folder together with --task and --name. Needs no
-    running Triton. Exits 0 only if the proof held; else nothing is published.
+EXAMPLES = "\n    ".join(f"tidegate convert {kind.example}" for kind in TASKS.values())
+HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
+
+    SOURCE is a known pipeline ({", ".join(KNOWN)}), or the path of a model
+    with --name and, where the path does not say it, --task. Needs no running Triton. Exits 0 only
+    if the proof held; else nothing is published.
 
     \b
     tidegate convert text_embedding
-    tidegate convert ./my-model --task text-classification --name mood --samples texts.txt
+    {EXAMPLES}
     """
-    places, say = Places.current(), _clock()
+
+
+@click.command("convert", help=HELP)
+@click.argument("source")
+@click.option("--task", type=click.Choice(list(TASKS)), help="What the model does.")
+@click.option("--name", help="What the pipeline is to be called: POST /v1/NAME.")
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, path_type=Path),
+    help="Real inputs to prove it on (docs/converting.md: which form for which task).",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, w8, int8 or int8-dynamic; of several, with commas, the first is served and "
+    "the others are proved.",
+)
+@click.option(
+    "--accept-proof-failure",
+    "accepted",
+    metavar="REASON",
+    default="",
+    help="Publish even if the proof fails; the reason is kept in proof.json and the model's card.",
+)
+@click.option("--force", is_flag=True, help="Replace what is published under this name.")
+def command(**options: Any) -> None:
+    options["precisions"] = tuple(options.pop("precision").split(","))
+    wish = Wish(**options)
     interrupt_on_sigterm()  # so that what is half-built is cleared up
-    if task is None and name is None:
-        _convert_known(source, places, force, say)
-    else:
-        _convert_brought(Order(source, task, name, samples, force), places, say)
-
-
-def _convert_known(source: str, places: Places, force: bool, say: Callable[[str], None]) -> None:
-    from tidegate.pipelines import BUILDERS, convert_pipeline, is_current
-
-    if source not in BUILDERS:
-        known = ", ".join(BUILDERS)
-        raise click.UsageError(
-            f"there is no pipeline {source!r}: choose {known}, or give a folder with --task and "
-            "--name"
-        )
-    if is_current(source, places.repository) and not force:
-        _already(source, places)
-        return
-    convert_pipeline(source, BUILDERS[source], places.repository, places.state, say)
+    carry_out(wish, Places.current(), clock())
 
 
 @dataclass(frozen=True)
-class Order:
+class Wish:
     """What was asked for on the command line."""
 
     source: str
-    task: str | None
-    name: str | None
-    samples: Path | None
-    force: bool
+    task: str | None = None
+    name: str | None = None
+    samples: Path | None = None
+    precisions: tuple[str, ...] = ("fp32",)
+    accepted: str = ""
+    force: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return self.source in KNOWN and self.task is None and self.name in (None, self.source)
 
 
-def _convert_brought(order: Order, places: Places, say: Callable[[str], None]) -> None:
-    from tidegate.brought import TASKS, Brought
-    from tidegate.pipelines import convert_pipeline, is_published
+def carry_out(wish: Wish, places: Places, say: Say) -> None:
+    """Convert, prove and publish what is wished; click.UsageError when the wish makes no sense."""
+    from tidegate.pipelines import Built, release
 
-    name, builder = order.name, TASKS.get(order.task or "")
-    if builder is None or name is None:
-        raise click.UsageError(f"a folder needs --name and --task; tasks are {', '.join(TASKS)}")
-    _require_free_name(name)
-    if is_published(places.repository, name) and not order.force:
+    if wish.is_known and not wish.force and _is_current(wish, places.repository):
+        _already(wish.source, places)
+        return
+    if wish.source == IDENTITY and wish.is_known:
+        from ensembles.identity_fp32 import PIPELINE
+
+        release(Built(PIPELINE), places.repository, places.state, say)
+        return
+    _convert(wish, places, say)
+
+
+def _convert(wish: Wish, places: Places, say: Say) -> None:
+    from converters.conversion import Variant
+    from converters.task import Order
+    from tidegate.pipelines import build, release
+
+    name, kind = _name(wish), _kind(wish)
+    require_precisions(wish.precisions)
+    task = kind.open_task(Order(name, wish.source, wish.samples))
+    if not wish.is_known and _is_there(task, wish, places):
         _already(name, places)
         return
-    brought = Brought(Path(order.source), name, _lines(order.samples))
-    convert_pipeline(
-        name, lambda tell: builder(brought, tell), places.repository, places.state, say
+    served, *others = (
+        build(kind, task, Variant(precision, wish.accepted), say) for precision in wish.precisions
     )
+    record = release(served, places.repository, places.state, say)
+    for each in [record, *(other.converted.record for other in others if other.converted)]:
+        if each:
+            _report(each)
 
 
-def _require_free_name(name: str) -> None:
+def _name(wish: Wish) -> str:
+    """The pipeline's name; a usage error when it is missing, illegal or one of ours."""
     from modelspec.layout import require_model_name
-    from tidegate.pipelines import BUILDERS
 
-    if name in BUILDERS:
-        raise click.UsageError(f"{name!r} is a known pipeline: give your model another name")
+    if wish.is_known:
+        return wish.source
+    if wish.name is None:
+        raise click.UsageError(
+            f"there is no known pipeline {wish.source!r} (known: {', '.join(KNOWN)}); for a model "
+            "of your own give --name, and --task if the path does not say it"
+        )
+    if wish.name in KNOWN:
+        raise click.UsageError(f"{wish.name!r} is a known pipeline: give your model another name")
     try:
-        require_model_name(name)
+        return require_model_name(wish.name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
-def _lines(samples: Path | None) -> list[str] | None:
-    """The samples, one a line; a usage error when there is none or they are no text."""
-    if samples is None:
-        return None
-    try:
-        lines = [line.strip() for line in samples.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{samples} is not UTF-8 text: one sample a line") from error
-    texts = list(dict.fromkeys(line for line in lines if line))
-    if not texts:
-        raise click.UsageError(f"{samples} holds no sample: one a line")
-    return texts
+def _kind(wish: Wish) -> Kind:
+    known = KNOWN.get(wish.source) if wish.is_known else None
+    if known:
+        return known
+    task = wish.task or task_of(wish.source)
+    if task is None:
+        raise click.UsageError(
+            f"{wish.source} does not say what the model does: give --task ({', '.join(TASKS)})"
+        )
+    return TASKS[task]
+
+
+def _is_there(task: "Task", wish: Wish, places: Places) -> bool:
+    """Whether just this is published already; ServingError when the name is another's."""
+    from converters.conversion import source_sha256
+    from serving.errors import PublishFailed
+    from tidegate.published import names_in_the_way, published_record
+
+    taken = names_in_the_way(places.repository, task.order.name)
+    if wish.force or not taken:
+        return False
+    record = published_record(places.repository, task.order.name)
+    wanted = (task.name, wish.precisions[0], source_sha256(task))
+    if record and (record.task, record.precision, record.source_sha256) == wanted:
+        return True
+    raise PublishFailed(
+        f"the name is taken: {places.shown(places.repository)}/ has {', '.join(taken)}. Give "
+        "another --name, or --force to replace it"
+    )
+
+
+def _is_current(wish: Wish, repository: Path) -> bool:
+    """Whether the known pipeline is there, in the precision that is wished."""
+    from tidegate.pipelines import is_current
+    from tidegate.published import published_record
+
+    if not is_current(wish.source, repository):
+        return False
+    record = published_record(repository, wish.source)
+    return record is None or record.precision == wish.precisions[0]
+
+
+def require_precisions(precisions: Sequence[str]) -> None:
+    from converters.precision import PRECISIONS
+
+    wrong = [each for each in precisions if each not in PRECISIONS]
+    if wrong or len(set(precisions)) < len(precisions):
+        raise click.UsageError(
+            f"--precision {','.join(precisions)}: choose each once from {', '.join(PRECISIONS)}"
+        )
+
+
+def _report(record: "Record") -> None:
+    checks = [check for proof in record.proofs for check in proof.checks]
+    failed = [check for check in checks if not check.passed]
+    verdict = f"{len(failed)} FAILED, accepted: {record.accepted}" if failed else "all held"
+    click.echo(f"{record.name} {record.precision}: {len(checks)} checks, {verdict}; {record.grade}")
 
 
 def _already(name: str, places: Places) -> None:
@@ -115,7 +198,7 @@ def _already(name: str, places: Places) -> None:
     click.echo(f"{name}: already in {where}/ (--force builds it again)")
 
 
-def _clock() -> Callable[[str], None]:
+def clock() -> Say:
     """Says each step with the seconds since the start."""
     started = time.monotonic()
     return lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}")

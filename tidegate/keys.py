@@ -1,7 +1,9 @@
-"""``tidegate keys``: create, list and revoke API keys. The gateway notices within a second."""
+"""``tidegate keys``: create, list, rotate and revoke keys. The gateway notices within a second."""
 
 import json
+import re
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,24 @@ from tidegate.places import Places
 if TYPE_CHECKING:
     from gateway.key_store import KeyStore
 
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST_S = 100 * 365 * 86400
+
+
+class Duration(click.ParamType[timedelta]):
+    """``90s``, ``15m``, ``24h`` or ``30d``."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        found = re.fullmatch(r"(\d{1,10})([smhd])", value)
+        seconds = int(found[1]) * SECONDS[found[2]] if found else LONGEST_S
+        if seconds >= LONGEST_S:
+            self.fail(f"{value!r} is not a duration: write 90s, 15m, 24h or 30d", param, ctx)
+        return timedelta(seconds=seconds)
+
 
 @click.group("keys")
 def command() -> None:
@@ -18,39 +38,84 @@ def command() -> None:
 
     \b
     tidegate keys create my-app
+    tidegate keys create batch --tenant acme --models 'text_*' --scope infer --expires 30d
     tidegate keys list
+    tidegate keys rotate my-app --overlap 24h
     tidegate keys revoke my-app
     """
 
 
 @command.command()
 @click.argument("name")
+@click.option("--tenant", default="default", show_default=True, help="As in gateway.toml.")
+@click.option("--role", "roles", multiple=True, default=["user"], show_default=True)
+@click.option("--models", multiple=True, default=["*"], help="Only these (globs). [default: all]")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["read", "infer", "admin"]),
+    help="Only this, of what the role allows. [default: all of it]",
+)
+@click.option("--expires", type=Duration(), help="Valid for so long: 24h, 30d. [default: for ever]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def create(name: str, as_json: bool) -> None:
+def create(
+    name: str,
+    tenant: str,
+    roles: tuple[str, ...],
+    models: tuple[str, ...],
+    scopes: tuple[str, ...],
+    expires: timedelta | None,
+    as_json: bool,
+) -> None:
     """Make a key called NAME and print it, this once."""
+    from gateway.identity.principal import ACTIONS, Grant
+
+    grant = Grant(tenant, roles, models, scopes or ACTIONS)
+    _warn_if_unknown(grant.tenant, grant.roles)
     try:
-        record, key = _store().create(name)
+        record, key = _store().create(name, grant, expires)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if as_json:
-        click.echo(json.dumps({"id": record.key_id, "name": name, "key": key}))
-    else:
-        click.echo(key)
+    _print_made(record.key_id, name, key, as_json)
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """Show every key: its id, name, and whether it is valid."""
-    shown = [{k: v for k, v in asdict(r).items() if k != "hmac"} for r in _store().records()]
+    """Show every key: its id, name, rights, and whether it is valid."""
+    records = _store().records()
     if as_json:
+        shown = [{**asdict(each), "state": each.state()} for each in records]
+        for each in shown:
+            del each["hmac"]
         click.echo(json.dumps(shown, indent=2))
         return
-    for key in shown:
-        state = f"revoked {key['revoked']}" if key["revoked"] else "valid"
-        click.echo(f"{key['key_id']}  {key['name']:<20} created {key['created']}  {state}")
-    if not shown:
+    for key in records:
+        rights = f"{key.tenant}/{','.join(key.roles)}"
+        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {key.state()}"
+        click.echo(line)
+    if not records:
         click.echo("no keys yet: tidegate keys create NAME")
+
+
+@command.command()
+@click.argument("id_or_name")
+@click.option("--overlap", type=Duration(), default="24h", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
+    """Make a new key with the same rights; the old one ends after the overlap."""
+    from gateway.key_store import UnknownKey
+
+    try:
+        record, key, ended = _store().rotate(id_or_name, overlap)
+    except UnknownKey as error:
+        raise click.ClickException(str(error.args[0])) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _print_made(record.key_id, record.name, key, as_json)
+    for old in ended:
+        click.echo(f"{old.key_id} ({old.name}) ends {old.expires}", err=True)
 
 
 @command.command()
@@ -65,6 +130,24 @@ def revoke(id_or_name: str) -> None:
         raise click.ClickException(str(error.args[0])) from error
     for record in revoked:
         click.echo(f"revoked {record.key_id} ({record.name})")
+
+
+def _print_made(key_id: str, name: str, key: str, as_json: bool) -> None:
+    click.echo(json.dumps({"id": key_id, "name": name, "key": key}) if as_json else key)
+
+
+def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
+    """A key may be made before gateway.toml knows its tenant; a typing error should be seen."""
+    from gateway.policy.reload import PolicyFile
+
+    policy = PolicyFile(Places.current().state / "gateway.toml")
+    try:
+        policy.refresh()
+    except ValueError as error:
+        click.echo(f"warning: {error}", err=True)
+        return
+    for fault in policy.current.rules.unknown(tenant, roles):
+        click.echo(f"warning: {fault}: the key may do nothing until it is there", err=True)
 
 
 def _store() -> "KeyStore":

@@ -1,46 +1,87 @@
-"""Build a known pipeline, stage it, prove it through a scratch Triton and publish it.
-
-``tidegate.builders`` says what each known pipeline is made of.
-"""
+"""A pipeline from its source to the repository: converted, staged, proved through a scratch Triton,
+published."""
 
 import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.layout import STEP_FILE, staging_folder, version_folders
+from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_folders
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.staging import stage_model
-from serving.publish import is_published
-from tidegate.builders import BUILDERS, Built, Say
+from serving.files import owned_prefix
+from serving.publish import publish
+from serving.replica import connected
+from serving.repository import is_published
+from serving.servers import servers_of
+from serving.target import Target
+from tidegate.kinds import Kind
+from tidegate.scratch import proved_through_triton
 
 if TYPE_CHECKING:
-    from converters.proof import Proof
+    from converters.conversion import Converted, Variant
+    from converters.record import Record
+    from converters.task import Task
 
-__all__ = ["BUILDERS", "convert_pipeline", "is_current", "is_published"]
+Say = Callable[[str], None]
 
 
-def convert_pipeline(
-    name: str, build: Callable[[Say], Built], repository: Path, work_dir: Path, say: Say
-) -> None:
-    """Build the pipeline ``name``, prove it, publish it into ``repository``.
+@dataclass(frozen=True)
+class Built:
+    """A pipeline and, unless it has nothing to convert, the conversion that it serves."""
 
-    Raises ConversionError or ServingError; the repository is then as it was before.
-    """
-    from serving.publish import publish
+    pipeline: Pipeline
+    converted: "Converted | None" = None
 
-    built = build(say)
+    def files(self, spec: ModelSpec) -> Mapping[str, Path]:
+        """What belongs into the version folder of this member."""
+        files = {STEP_FILE: step_file(spec.step)} if spec.step else {}
+        if self.converted is None:
+            return files
+        part = spec.name.removeprefix(f"{self.pipeline.name}_")
+        if part == "onnx":
+            return {**files, ENGINE_FILE: self.converted.engine}
+        return {**files, **self.converted.step_files(part)}
+
+
+def build(kind: Kind, task: "Task", variant: "Variant", say: Say) -> Built:
+    """Converted and proved, not yet published; raises ConversionError."""
+    from converters.conversion import convert
+    from converters.errors import ConversionError
+
+    converted = convert(task, variant, say)
+    case, record = converted.case, converted.record
+    card = {**task.card(), "precision": record.precision, "batching": record.grade}
+    if record.accepted:
+        card["accepted_proof_failure"] = record.accepted
+    try:
+        pipeline = kind.declaration()(case.name, case.facts, task.golden(case), card)
+    except ValueError as error:
+        raise ConversionError(f"{case.name} cannot be declared: {error}") from error
+    return Built(pipeline, converted)
+
+
+def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record | None":
+    """Stage the pipeline, prove it through a scratch Triton, publish it into ``repository``; the
+    record of both proofs. Raises ConversionError or ServingError: the repository is as it was."""
+    name = built.pipeline.name
     staging = staging_folder(repository)
     staging.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=staging, prefix=f"{name}-") as staged_name:
+    record = None
+    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as staged_name:
         staged = Path(staged_name)
-        _stage(staged, built)
-        if built.prove:
+        for spec in built.pipeline.models:
+            stage_model(staged, spec, built.files(spec))
+        if built.converted:
             say(f"{name}: proving it again through a scratch Triton, from what a client sends")
-            _prove_through_triton(staged, work_dir, name, built.prove)
-        publish(staged, repository, [spec.name for spec in built.pipeline.models])
-    say(f"{name}: published into {repository.name}/")
+            record = _proved(staged, work_dir, built.converted)
+        with connected(servers_of(work_dir, repository)) as replicas:
+            models = [spec.name for spec in built.pipeline.models]
+            version = publish(staged, repository, models, Target(repository, replicas))
+    say(f"{name}: published into {repository.name}/ as version {version}")
+    return record
 
 
 def is_current(name: str, repository: Path) -> bool:
@@ -52,6 +93,13 @@ def is_current(name: str, repository: Path) -> bool:
     )
 
 
+def step_file(step: str) -> Path:
+    """The source of a step; it stands once in git and is copied into the repository."""
+    import ensembles.steps
+
+    return Path(ensembles.steps.__path__[0]) / f"{step}.py"
+
+
 def _has_step(folder: Path, spec: ModelSpec) -> bool:
     newest = folder / str(version_folders(folder)[-1])
     return not spec.step or _is_same(newest / STEP_FILE, step_file(spec.step))
@@ -61,28 +109,10 @@ def _is_same(published: Path, source: Path) -> bool:
     return published.is_file() and published.read_bytes() == source.read_bytes()
 
 
-def step_file(step: str) -> Path:
-    """The source of a step; it stands once in git and is copied into the repository."""
-    import ensembles.steps
-
-    return Path(ensembles.steps.__path__[0]) / f"{step}.py"
-
-
-def _stage(staged: Path, built: Built) -> None:
-    for spec in built.pipeline.models:
-        step = {STEP_FILE: step_file(spec.step)} if spec.step else {}
-        stage_model(staged, spec, {**step, **built.files.get(spec.name, {})})
-
-
-def _prove_through_triton(
-    staged: Path, work_dir: Path, model: str, prove: Callable[[str], "Proof"]
-) -> None:
-    """``prove`` is given the gRPC address of a Triton that serves ``model`` from ``staged``."""
-    from serving.launch import LaunchOptions, TritonServer
-    from serving.ports import Ports, free_ports
-
-    ports = Ports(*free_ports(3))
-    with TritonServer(LaunchOptions(staged, work_dir, ports, name="scratch")) as server:
-        server.control.load(model)
-        proof = prove(f"127.0.0.1:{ports.grpc}")
-    proof.require()
+def _proved(staged: Path, work_dir: Path, converted: "Converted") -> "Record":
+    """The record with the proof through Triton added, written beside the staged engine."""
+    proof = proved_through_triton(staged, work_dir, converted.task, converted.case)
+    record = converted.record.add(proof)
+    record.require()
+    record.save(staged / f"{converted.case.name}_onnx" / "1")
+    return record

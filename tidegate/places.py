@@ -35,6 +35,10 @@ class Places:
         return self.state / "pepper"
 
     @property
+    def policy(self) -> Path:
+        return self.state / "gateway.toml"
+
+    @property
     def dev_key(self) -> Path:
         return self.state / "dev.key"
 

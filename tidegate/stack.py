@@ -16,9 +16,10 @@ from serving.children import end, start
 from serving.errors import PortTaken, ServingError
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, is_taken
-from serving.publish import is_published
+from serving.repository import is_published
 from serving.watch import Watcher
-from tidegate.pipelines import BUILDERS, is_current
+from tidegate.kinds import KNOWN
+from tidegate.pipelines import is_current
 from tidegate.places import Places
 
 READY_TIMEOUT_S = 60.0
@@ -31,6 +32,8 @@ class StackOptions:
     places: Places
     host: str
     gateway_port: int
+    grpc_port: int
+    admin_port: int
     triton: Ports
     workers: int
     pipelines: tuple[str, ...]
@@ -54,11 +57,14 @@ class Stack:
     def start(self) -> None:
         """Convert, launch, load, and wait until every pipeline answers."""
         options = self.options
-        if is_taken(options.host, options.gateway_port):
-            raise PortTaken(
-                f"port {options.gateway_port} is taken: stop what listens there, or choose "
-                "another with --gateway-port (TIDEGATE_GATEWAY_PORT)"
-            )
+        for flag in ("gateway-port", "grpc-port", "admin-port"):
+            name = flag.replace("-", "_")
+            port = getattr(options, name)
+            if is_taken(options.host, port):
+                raise PortTaken(
+                    f"port {port} is taken: stop what listens there, or choose another with "
+                    f"--{flag} (TIDEGATE_{name.upper()})"
+                )
         self._server = TritonServer(
             LaunchOptions(options.places.repository, options.places.state, options.triton)
         )
@@ -99,6 +105,8 @@ class Stack:
                 "",
                 click.style("Tidegate is ready.", fg="green", bold=True),
                 f"  gateway   {self.url}   docs {self.url}/docs",
+                f"  gRPC      127.0.0.1:{self.options.grpc_port} (the same policy)",
+                f"  operator  http://127.0.0.1:{self.options.admin_port}/metrics and /admin",
                 f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
                 f"  API key   {key}",
                 "Try:",
@@ -117,18 +125,18 @@ class Stack:
             return list(dict.fromkeys([*self.options.pipelines, "identity_fp32"]))
         from serving.repository import top_models
 
-        return list(dict.fromkeys([*BUILDERS, *top_models(self.options.places.repository)]))
+        return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
 
     def _convert_missing(self) -> None:
         """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
         repository = self.options.places.repository
         for name in self._wanted():
-            if is_current(name, repository) if name in BUILDERS else is_published(repository, name):
+            if is_current(name, repository) if name in KNOWN else is_published(repository, name):
                 continue
-            if name not in BUILDERS:
+            if name not in KNOWN:
                 raise ServingError(
                     f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
-                    f"this name: known are {', '.join(BUILDERS)}"
+                    f"this name: known are {', '.join(KNOWN)}"
                 )
             self._say(f"converting {name} ...")
             self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
@@ -136,6 +144,7 @@ class Stack:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
+        from gateway.identity.principal import ADMIN
         from gateway.key_store import KeyStore, write_private
 
         places = self.options.places
@@ -143,7 +152,7 @@ class Stack:
         valid = {record.name for record in store.records() if not record.revoked}
         if places.dev_key.exists() and DEV_KEY_NAME in valid:
             return
-        _, key = store.create(DEV_KEY_NAME)
+        _, key = store.create(DEV_KEY_NAME, ADMIN)
         write_private(places.dev_key, key.encode())
 
     def _load(self, server: TritonServer) -> list[str]:
@@ -169,11 +178,15 @@ class Stack:
             **os.environ,
             "TIDEGATE_HOST": options.host,
             "TIDEGATE_GATEWAY_PORT": str(options.gateway_port),
+            "TIDEGATE_GRPC_PORT": str(options.grpc_port),
+            "TIDEGATE_ADMIN_PORT": str(options.admin_port),
             "TIDEGATE_WORKERS": str(options.workers),
-            "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}",
+            "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}/{options.triton.http}",
             "TIDEGATE_TRITON_KEY_FILE": str(options.places.triton_key),
             "TIDEGATE_KEYS_FILE": str(options.places.keys),
             "TIDEGATE_PEPPER_FILE": str(options.places.pepper),
+            "TIDEGATE_POLICY_FILE": str(options.places.policy),
+            "TIDEGATE_STATE_FOLDER": str(options.places.state),
             "TIDEGATE_PIPELINES": ",".join(self._wanted()),
         }
 

@@ -39,6 +39,8 @@ def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
     help="Address that the gateway listens on.",
 )
 @_port("gateway-port", 8080, "The gateway.")
+@_port("grpc-port", 8081, "The gateway's gRPC door.")
+@_port("admin-port", 8082, "The operator's listener: /metrics and /admin.")
 @_port("triton-http-port", 8000, "Triton, HTTP.")
 @_port("triton-grpc-port", 8001, "Triton, gRPC.")
 @_port("triton-metrics-port", 8002, "Triton, metrics.")
@@ -51,15 +53,7 @@ def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
     show_envvar=True,
     help="Processes of the gateway.",
 )
-def command(
-    pipelines: tuple[str, ...],
-    host: str,
-    gateway_port: int,
-    triton_http_port: int,
-    triton_grpc_port: int,
-    triton_metrics_port: int,
-    workers: int,
-) -> None:
+def command(**options: Any) -> None:
     """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
 
     PIPELINES are those to serve; without any, all known ones and every model in model_repository/.
@@ -70,9 +64,8 @@ def command(
     """
     from serving.ports import Ports
 
-    ports = Ports(triton_http_port, triton_grpc_port, triton_metrics_port)
-    options = StackOptions(Places.current(), host, gateway_port, ports, workers, pipelines)
-    _serve(Stack(options, click.echo))
+    triton = Ports(*(options.pop(f"triton_{each}_port") for each in ("http", "grpc", "metrics")))
+    _serve(Stack(StackOptions(Places.current(), triton=triton, **options), click.echo))
 
 
 def _serve(stack: Stack) -> None:

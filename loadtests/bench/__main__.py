@@ -1,12 +1,14 @@
 """``python -m loadtests.bench``: measure, print the tables, save them, judge the floors."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from loadtests.bench import cases_engine, cases_gateway, cases_peers
+from loadtests.bench import cases_engine, cases_gateway, cases_peers, cases_perf_analyzer
 from loadtests.bench.errors import BenchError
 from loadtests.bench.machine import describe
 from loadtests.bench.report import Section, markdown, missed, save
@@ -22,6 +24,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         cases_gateway.task_route,
         cases_engine.text_embedding,
         cases_engine.backend_overhead,
+        cases_perf_analyzer.perf_analyzer,
     ),
     "peers": (cases_peers.peers,),
 }
@@ -32,6 +35,12 @@ CASES: dict[str, tuple[Case, ...]] = {
 @click.option("--rounds", default=Effort.rounds, show_default=True, help="Passes of each.")
 @click.option("--seconds", default=Effort.seconds, show_default=True, help="Length of a pass.")
 @click.option("--only", help="One of the tables: identity, task_route, text_embedding, ...")
+@click.option(
+    "--perf-analyzer",
+    type=click.Path(exists=True, dir_okay=False),
+    default=lambda: shutil.which("perf_analyzer"),
+    help="Triton's own load generator.  [default: the one on PATH, if any]",
+)
 @click.option("--no-floors", is_flag=True, help="Exit 0 though a floor was missed.")
 @click.option(
     "--repository",
@@ -39,9 +48,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The models to serve.",
 )
-def command(
-    what: str, rounds: int, seconds: int, only: str | None, no_floors: bool, repository: Path
-) -> None:
+def command(what: str, only: str | None, no_floors: bool, repository: Path, **effort: Any) -> None:
     """Measure our own stack (``ours``), or it against its peers (``peers``).
 
     Exit codes: 0 every floor held; 1 one was missed; 2 it could not be measured.
@@ -49,7 +56,7 @@ def command(
     try:
         cases = _chosen(CASES[what], only)
         machine = describe(ROOT)
-        sections = _measure(cases, repository, Effort(rounds, seconds))
+        sections = _measure(cases, repository, Effort(**effort))
     except (BenchError, CorpusMissing) as error:
         click.secho(f"bench: {error}", fg="red", err=True)
         sys.exit(2)

@@ -35,7 +35,10 @@ def identity(stack: BenchStack, effort: Effort) -> Section:
         "The gateway on identity_fp32 (16 values; one worker, key check on)",
         found,
         floors,
-        ["Each ratio is over Triton's own HTTP door with V2 JSON at the same load."],
+        [
+            "Each ratio is over Triton's own HTTP door with V2 JSON at the same load.",
+            "identity_fp32 is `tidegate.short`: the gateway asks Triton over HTTP/1.1, not gRPC.",
+        ],
     )
 
 

@@ -15,3 +15,4 @@ class Effort:
 
     rounds: int = 4
     seconds: int = 2
+    perf_analyzer: str | None = None  # the program, where there is one

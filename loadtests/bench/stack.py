@@ -18,7 +18,14 @@ from loadtests.bench.processes import free_ports, start
 START_S = 600.0  # a cold machine converts the models first
 IDENTITY, IDENTITY_ONNX, EMBEDDING = "identity_fp32", "bench_identity_onnx", "text_embedding"
 _CONFIG = 'backend: "onnxruntime"\nmax_batch_size: 64\ndynamic_batching { }\n'
-_FLAGS = ("gateway-port", "triton-http-port", "triton-grpc-port", "triton-metrics-port")
+_FLAGS = (
+    "gateway-port",
+    "triton-http-port",
+    "triton-grpc-port",
+    "triton-metrics-port",
+    "grpc-port",
+    "admin-port",
+)
 
 
 @dataclass(frozen=True)

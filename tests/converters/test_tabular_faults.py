@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from converters.conversion import case_in
+from converters.conversion import case_in, prove_graph
 from converters.tables.task import TabularClassification
 from converters.task import Order
 from tests.brought_tables import customer_pipeline, customers, save
@@ -100,6 +100,6 @@ def test_a_fault_in_the_built_graph_is_caught(built, tmp_path, spoil):
 def test_a_graph_that_does_not_load_is_a_failed_check(built, tmp_path):
     task, case = built
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x08no graph")
-    (failed,) = task.prove_graph(tmp_path / "bad.onnx", case)
+    (failed,) = prove_graph(task, tmp_path / "bad.onnx", case).checks
     assert not failed.passed
     assert failed.worst

@@ -18,7 +18,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
-from converters.photos import photo_file
+from converters.pictures.photos import photo_file
 from tests.ensembles.pictures import bad_pictures, colours, encoded
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import described, show_photo

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -51,8 +52,9 @@ FAULTS = {
     ),
     "the longest text loses a token": (
         "mood_pre/1/model.py",
-        "return list(encoding.ids)",
-        "return list(encoding.ids)[: limit - 1]",
+        "ids[index, : len(row.ids)] = row.ids",
+        "ids[index, : len(row.ids)] = [*row.ids[:-2], *row.ids[-1:] * 2][: len(row.ids)]"
+        " if len(row.ids) > 60 else row.ids",
     ),
     "only ASCII is read": (
         "mood_pre/1/model.py",
@@ -94,9 +96,14 @@ def _engine(home, tmp_path, change):
 
 
 def _scale_the_head(model):
-    """One part in a hundred, in the last layer's bias."""
-    name = next(i.name for i in model.graph.initializer if re.search(r"classifier.*bias", i.name))
-    _change(model, name, lambda values: values + 0.01)
+    """The last bias, bent a little."""
+    vectors = {i.name for i in model.graph.initializer if len(i.dims) == 1}
+    biased = [node for node in model.graph.node if node.input and node.input[-1] in vectors]
+    _change(
+        model,
+        biased[-1].input[-1],
+        lambda values: values + 0.01 * np.arange(len(values), dtype=np.float32),
+    )
 
 
 def _change(model, name, change):

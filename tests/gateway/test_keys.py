@@ -2,10 +2,13 @@
 
 import re
 import threading
+import time
+from datetime import timedelta
 
 import pytest
 
 from gateway.errors import Unauthenticated
+from gateway.identity.principal import ADMIN, USER, Grant
 from gateway.key_store import KeyStore, UnknownKey
 from gateway.keys import KEY_FORM, KeyRing, generate_key, has_good_checksum
 
@@ -39,7 +42,8 @@ def test_a_created_key_lets_in_and_only_its_hmac_is_stored(store, ring, tmp_path
     record, key = store.create("app")
     assert ring.refresh()
     principal = ring.verify(_bearer(key))
-    assert (principal.key_id, principal.name) == (record.key_id, "app")
+    assert (principal.id, principal.name) == (record.key_id, "app")
+    assert principal.grant == USER
     text = (tmp_path / "keys.toml").read_text()
     assert key not in text
     assert key.split("_")[2] not in text
@@ -127,3 +131,109 @@ def test_names_that_would_spoil_a_list_are_refused(store, name):
 def test_revoking_what_is_not_there_says_how_to_list(store):
     with pytest.raises(UnknownKey, match="tidegate keys list"):
         store.revoke("nobody")
+
+
+def test_a_key_carries_its_rights(store, ring):
+    grant = Grant("acme", ("analyst",), ("text_*",), ("infer",))
+    _, key = store.create("batch", grant)
+    _, dev = store.create("dev", ADMIN)
+    ring.refresh()
+    assert ring.verify(_bearer(key)).grant == grant
+    assert ring.verify(_bearer(key)).tenant == "acme"
+    assert ring.verify(_bearer(dev)).grant.roles == ("admin",)
+
+
+def test_a_file_of_before_still_reads(store, ring, tmp_path):
+    _, key = store.create("app")
+    path = tmp_path / "keys.toml"
+    path.write_text(path.read_text().partition("expires")[0])  # as it ended then
+    ring.refresh()
+    assert ring.verify(_bearer(key)).grant == USER
+
+
+def test_a_key_ends_by_itself(store, ring):
+    record, key = store.create("short", lifetime=timedelta(seconds=2))
+    ring.refresh()
+    assert ring.verify(_bearer(key)).name == "short"
+    assert record.state().startswith("valid until")
+    while time.time() < record.ends:
+        time.sleep(0.05)
+    assert not ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.verify(_bearer(key))
+    assert record.state().startswith("expired")
+
+
+def test_rotation_overlaps(store, ring):
+    grant = Grant("acme", ("analyst",), ("text_*",), ("infer",))
+    first, old = store.create("app", grant, timedelta(days=30))
+    second, new, ended = store.rotate("app", timedelta(hours=24))
+    ring.refresh()
+    assert ring.verify(_bearer(old)).id == first.key_id
+    assert ring.verify(_bearer(new)).grant == grant
+    assert [each.key_id for each in ended] == [first.key_id]
+    assert abs(ended[0].ends - time.time() - 86400) < 5
+    assert abs(second.ends - time.time() - 30 * 86400) < 5
+
+
+def test_rotation_without_overlap_ends_the_old_key_now(store, ring):
+    _, old = store.create("app")
+    _, new, _ = store.rotate("app", timedelta())
+    ring.refresh()
+    assert ring.verify(_bearer(new)).name == "app"
+    with pytest.raises(Unauthenticated):
+        ring.verify(_bearer(old))
+
+
+def test_rotation_never_lengthens_a_key(store):
+    short, _ = store.create("app", lifetime=timedelta(hours=1))
+    _, _, ended = store.rotate("app", timedelta(hours=24))
+    assert ended[0].expires == short.expires
+
+
+def test_rotation_refuses_what_it_would_have_to_guess(store):
+    store.create("app")
+    other, _ = store.create("app", ADMIN)
+    with pytest.raises(ValueError, match="rotate each by its id"):
+        store.rotate("app", timedelta())
+    record, _, _ = store.rotate(other.key_id, timedelta())
+    assert record.roles == ("admin",)
+    with pytest.raises(UnknownKey):
+        store.rotate("nobody", timedelta())
+    store.revoke("app")
+    with pytest.raises(UnknownKey):
+        store.rotate("app", timedelta())
+
+
+@pytest.mark.parametrize("expires", ["tomorrow", "2030-01-01", "2030-01-01T00:00:00"])
+def test_an_end_that_cannot_be_read_leaves_the_keys_before_it_in_force(
+    store, ring, tmp_path, expires
+):
+    _, key = store.create("app")
+    ring.refresh()
+    path = tmp_path / "keys.toml"
+    path.write_text(path.read_text().replace('expires = ""', f'expires = "{expires}"'))
+    with pytest.raises(ValueError, match=r"isoformat|time zone"):
+        ring.refresh()
+    assert not ring.refresh()  # it is reported once
+    assert ring.verify(_bearer(key)).name == "app"
+
+
+def test_refusing_takes_as_long_whatever_is_wrong(store, ring):
+    """An unknown id, a wrong secret and a revoked key cost one HMAC each."""
+    _, key = store.create("app")
+    store.create("gone")
+    store.revoke("gone")
+    ring.refresh()
+    wrong_secret = _bearer(key[:-10] + "AAA" + key[-7:])
+    unknown_id = _bearer(generate_key()[1])
+
+    def refuse(header: bytes) -> float:
+        started = time.perf_counter()
+        with pytest.raises(Unauthenticated):
+            ring.verify(header)
+        return time.perf_counter() - started
+
+    pairs = [(refuse(wrong_secret), refuse(unknown_id)) for _ in range(2000)]
+    medians = [sorted(times)[1000] for times in zip(*pairs, strict=True)]
+    assert max(medians) < min(medians) * 1.5

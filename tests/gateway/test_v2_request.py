@@ -31,8 +31,8 @@ def _parse(document, tail=b"", header_length=None):
 
 
 def test_nested_and_flat_data_are_the_same():
-    nested = _parse({"inputs": [GOOD]}).message
-    flat = _parse({"inputs": [{**GOOD, "data": [1, 2, 3, 4.5]}]}).message
+    nested = _parse({"inputs": [GOOD]}).message()
+    flat = _parse({"inputs": [{**GOOD, "data": [1, 2, 3, 4.5]}]}).message()
     assert nested == flat
     assert np.frombuffer(nested.raw_input_contents[0], np.float32).tolist() == [1, 2, 3, 4.5]
 
@@ -93,7 +93,7 @@ def test_reserved_parameters_do_not_reach_triton():
         "f": 0.5,
     }
     request = _parse({"inputs": [GOOD], "parameters": parameters})
-    assert set(request.message.parameters) == {"mine", "n", "f"}
+    assert set(request.message().parameters) == {"mine", "n", "f"}
     assert request.timeout_s == 2.0
 
 
@@ -115,7 +115,7 @@ def test_any_json_is_answered_or_malformed(document):
     except Malformed as error:
         assert error.message
     else:
-        assert request.message.inputs[0].name == "x"
+        assert request.message().inputs[0].name == "x"
 
 
 @given(st.binary(max_size=200), st.none() | st.binary(max_size=6) | st.integers(0, 99))

@@ -1,13 +1,19 @@
 """Publishing: whole versions appear by a rename, and what fails leaves what was there."""
 
+import importlib
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from modelspec.layout import staging_folder, version_folders
+from modelspec.pbtxt import render, to_proto
+from modelspec.staging import stage_model
 from serving.errors import PublishFailed
 from serving.publish import is_published, publish
 from serving.repository import top_models
+from tidegate.kinds import KNOWN
 
 
 @pytest.fixture
@@ -15,8 +21,13 @@ def repository(tmp_path):
     return tmp_path / "model_repository"
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _stage(repository, name: str, content: str, config: str = "max_batch_size: 0\n"):
-    staged = staging_folder(repository) / "try"
+    staged = Path(tempfile.mkdtemp(dir=_made(staging_folder(repository))))
     version = staged / name / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(content)
@@ -30,7 +41,7 @@ def test_a_staged_model_appears_whole(repository):
     publish(staged, repository, ["m"])
     assert is_published(repository, "m")
     assert (repository / "m" / "1" / "model.py").read_text() == "one"
-    assert not (staged / "m").exists()
+    assert not (staged / "m" / "1").exists()
 
 
 def test_nothing_but_models_lies_in_the_repository(repository):
@@ -40,19 +51,21 @@ def test_nothing_but_models_lies_in_the_repository(repository):
     assert staging_folder(repository).parent == repository.parent
 
 
-def test_a_version_that_is_there_is_replaced_whole(repository):
+def test_a_version_that_is_there_is_never_touched_again(repository):
     publish(_stage(repository, "m", "one"), repository, ["m"])
     (repository / "m" / "1" / "left-over").touch()
-    publish(_stage(repository, "m", "two"), repository, ["m"])
-    assert [path.name for path in (repository / "m" / "1").iterdir()] == ["model.py"]
-    assert (repository / "m" / "1" / "model.py").read_text() == "two"
+    before = {path: path.stat().st_mtime_ns for path in (repository / "m" / "1").rglob("*")}
+    assert publish(_stage(repository, "m", "two"), repository, ["m"]) == 2
+    after = {path: path.stat().st_mtime_ns for path in (repository / "m" / "1").rglob("*")}
+    assert after == before
+    assert (repository / "m" / "2" / "model.py").read_text() == "two"
 
 
 def test_an_unchanged_config_is_not_written_again(repository):
     """Triton reloads a model whose config file has changed, content or not."""
     publish(_stage(repository, "m", "one"), repository, ["m"])
     before = (repository / "m" / "config.pbtxt").stat()
-    publish(_stage(repository, "m", "two"), repository, ["m"])
+    publish(_stage(repository, "m", "one"), repository, ["m"])
     after = (repository / "m" / "config.pbtxt").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -85,3 +98,37 @@ def test_version_folders_are_numbers_in_order(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "3").touch()
     assert version_folders(tmp_path) == [2, 10]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository, name):
+    """Also where they lie already, as after a git checkout."""
+    pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
+    staged = _made(staging_folder(repository) / "try")
+    step = _made(repository.parent / "files") / "model.py"
+    step.write_text("x = 1\n")
+    for spec in pipeline.models:
+        stage_model(staged, spec, {} if spec.steps else {"model.py": step})
+        config = render(to_proto(spec))
+        _made(repository / spec.name).joinpath("config.pbtxt").write_text(config)
+    assert publish(staged, repository, [spec.name for spec in pipeline.models]) == 1
+    for spec in pipeline.models:
+        config = (repository / spec.name / "config.pbtxt").read_text()
+        assert config == render(to_proto(spec))
+        assert version_folders(repository / spec.name) == [1]
+
+
+def test_a_publication_that_fails_leaves_a_checked_out_config_as_it_was(repository, monkeypatch):
+    staged = _stage(repository, "m", "one")
+    _made(repository / "m").joinpath("config.pbtxt").write_text("# by hand\nmax_batch_size: 0\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(PublishFailed, match="No space"):
+            publish(staged, repository, ["m"])
+    assert [path.name for path in (repository / "m").iterdir()] == ["config.pbtxt"]
+    assert (repository / "m" / "config.pbtxt").read_text().startswith("# by hand")
+    assert publish(staged, repository, ["m"]) == 1

@@ -1,0 +1,1 @@
+"""The gRPC door: stock clients of Triton's own gRPC, under the policy of the other doors."""

@@ -1,0 +1,122 @@
+"""The policy, joined: who is calling, what they may do, how much, and the record of it."""
+
+import asyncio
+import logging
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+from gateway.audit import AuditLog, Decision
+from gateway.catalogue import Model
+from gateway.errors import Internal
+from gateway.exchange import Exchange
+from gateway.identity.callers import Callers
+from gateway.keys import KeyRing
+from gateway.limits.limit import Subject, checks_of
+from gateway.limits.limiter import Admission, Limiter
+from gateway.limits.redis_store import RedisStore
+from gateway.policy.gateway_toml import PolicyError
+from gateway.policy.reload import PolicyFile
+from gateway.settings import Settings
+
+log = logging.getLogger("gateway")
+# Real text has about four bytes a token; a reservation is settled with the true number.
+BYTES_A_TOKEN = 4
+_FREE: AbstractAsyncContextManager[Admission | None] = nullcontext()
+
+
+class Guard:
+    """One for each worker. Everything that it decides from is in memory, and swapped whole."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.keys = KeyRing(settings.keys_file, settings.pepper_file)
+        self.policy = PolicyFile(settings.policy_file)
+        self.callers = Callers(self.keys, self.policy.current.rules)
+        self.audit = AuditLog(settings.state_folder, settings.pepper_file)
+        redis = RedisStore(settings.redis_url) if settings.redis_url else None
+        self.limiter = Limiter(redis, gateways=settings.workers * settings.gateways)
+
+    async def open(self) -> None:
+        """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
+        self.keys.refresh()
+        self.policy.refresh()
+        self.callers.adopt(self.policy.current.rules)
+        await self.limiter.beat()
+        self.audit.start()
+
+    async def close(self) -> None:
+        await self.limiter.close()
+        await asyncio.to_thread(self.audit.close)
+
+    def refresh(self) -> bool:
+        """Follow the files; whether other rules are in force now. What is wrong is logged once, and
+        the state before stays in force."""
+        try:
+            if self.keys.refresh():
+                log.info("keys read again")
+        except ValueError as error:  # TOMLDecodeError too
+            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+        try:
+            if self.policy.refresh():
+                self.callers.adopt(self.policy.current.rules)
+                log.info("gateway.toml read again: version %s", self.policy.current.version)
+                return True
+        except PolicyError as error:
+            log.error("%s; the policy before it stays in force", error)
+        return False
+
+    async def identify(self, exchange: Exchange) -> None:
+        """Put the caller and the rules that hold for this request into the exchange."""
+        exchange.principal = await self.callers.identify(
+            exchange.scope, exchange.headers.get(b"authorization")
+        )
+
+    def admit(
+        self, exchange: Exchange, model: Model, reserved: float = 0
+    ) -> AbstractAsyncContextManager[Admission | None]:
+        """``async with`` it around the work: LimitReached when the caller's limits are used up.
+        ``reserved`` tokens are taken until the true number is settled."""
+        principal = exchange.principal
+        if principal is None:
+            raise Internal("a model was called without an identity: report the request id")
+        exchange.model = model.name
+        limits = exchange.access.limits(principal, model.name)
+        if not limits:
+            return _FREE
+        subject = Subject(principal.tenant, principal.id, model.name)
+        if not reserved and model.counts_tokens:
+            reserved = exchange.body_bytes / BYTES_A_TOKEN
+        return _Counted(exchange, self.limiter.admit(checks_of(limits, subject, reserved)))
+
+    def record(self, exchange: Exchange, status: int) -> None:
+        """One line of the audit log, if the policy wants this decision in it."""
+        principal, wanted = exchange.principal, self.policy.current.rules.audit.record
+        denied = status in (401, 403, 404, 429)
+        if wanted == "off" or (wanted == "denied" and not denied and exchange.action != "admin"):
+            return
+        name, tenant = (principal.id, principal.tenant) if principal else ("", "")
+        decision = "deny" if denied else "allow"
+        self.audit.record(
+            Decision(
+                exchange.request_id,
+                name,
+                tenant,
+                exchange.action,
+                exchange.model,
+                decision,
+                status,
+            )
+        )
+
+
+class _Counted:
+    """An admission whose headers stand on the answer, whatever that will be."""
+
+    def __init__(self, exchange: Exchange, admission: Admission) -> None:
+        self._exchange, self._admission = exchange, admission
+
+    async def __aenter__(self) -> Admission:
+        admission = await self._admission.__aenter__()
+        self._exchange.limit_headers = admission.headers()
+        return admission
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._admission.__aexit__(*error)  # type: ignore[arg-type]

@@ -1,0 +1,26 @@
+-- The end of one request: its leases end, its tokens are settled.
+-- KEYS  for each leased check: meter, leases
+-- ARGV  again (1: may have been done before), then for each check: member, interval_us (0: no
+--       meter), reserved, used
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+for i = 1, #KEYS / 2 do
+  local at = 4 * i - 2
+  local interval, used = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
+  local held = redis.call('ZREM', KEYS[2 * i], ARGV[at])
+  -- A lease that ran out gave its reservation back: all that was used is owed.
+  local owed = 0
+  if held == 1 then owed = used - tonumber(ARGV[at + 2]) elseif ARGV[1] == '0' then owed = used end
+  if interval > 0 and owed ~= 0 then
+    local meter = KEYS[2 * i - 1]
+    local tat = tonumber(redis.call('GET', meter) or now)
+    if owed > 0 then tat = math.max(tat, now) end
+    tat = tat + owed * interval
+    if tat > now then
+      redis.call('SET', meter, string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000))
+    else
+      redis.call('DEL', meter)
+    end
+  end
+end
+return 1

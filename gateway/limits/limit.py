@@ -1,0 +1,127 @@
+"""A limit, and one request measured against it."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Literal, NamedTuple, get_args
+
+Scope = Literal["key", "tenant", "model"]
+Kind = Literal["requests", "concurrency", "tokens"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most ``amount`` in ``window_s`` seconds, and ``burst`` at once (``amount`` if 0).
+
+    For concurrency, ``amount`` is how many are under way at once; window and burst mean nothing.
+    ``label`` tells two apart that are otherwise of one name and may meet in one request.
+    Raises ValueError, which says what to give instead.
+    """
+
+    scope: Scope
+    kind: Kind
+    amount: float
+    window_s: int = 1
+    burst: float = 0
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope {self.scope!r}: give one of {', '.join(get_args(Scope))}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind {self.kind!r}: give one of {', '.join(get_args(Kind))}")
+        if not (0 < self.amount < 1e12 and 0 < self.window_s <= 86400 * 366):
+            raise ValueError("give an amount and a window_s above 0")
+        if self.burst and not 1 <= self.burst < 1e12:
+            raise ValueError("give a burst of 1 or more (0: as much as amount)")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", self.label):
+            raise ValueError("label: give letters, digits, '.', '_' and '-' only, at most 64")
+        if self.capacity < 1:
+            raise ValueError(f"amount {self.amount:g} lets nothing through: give burst = 1")
+
+    @cached_property
+    def capacity(self) -> float:
+        """How much is there when nothing was asked for a while."""
+        return self.burst or self.amount
+
+    @cached_property
+    def rate(self) -> float:
+        """What comes back each second; 0 for concurrency, which comes back when it is freed."""
+        return 0.0 if self.kind == "concurrency" else self.amount / self.window_s
+
+    @cached_property
+    def name(self) -> str:
+        """As in the headers; one of each for a caller."""
+        window = "" if self.kind == "concurrency" else f"-{self.window_s}s"
+        return f"{self.scope}-{self.kind}{window}" + (f"-{self.label}" if self.label else "")
+
+    @cached_property
+    def identity(self) -> str:
+        """What is counted together. Another amount is another limit: it starts afresh."""
+        return f"{self.name}:{self.amount}:{self.burst}"
+
+    @cached_property
+    def policy(self) -> str:
+        """An item of the header RateLimit-Policy."""
+        if self.kind == "concurrency":
+            return f'"{self.name}";q={self.amount:.0f};qu="concurrent-requests"'
+        unit = ';qu="tokens"' if self.kind == "tokens" else ""
+        quota, window_s = self.amount, self.window_s
+        if self.burst > self.amount:  # what remains is never above q: tell the burst and its window
+            quota, window_s = self.burst, ceil(self.burst / self.rate)
+        return f'"{self.name}";q={quota:.0f};w={window_s}{unit}'
+
+    @cached_property
+    def described(self) -> str:
+        """For people: 'key limit of 10 requests in 1 s'."""
+        if self.kind == "concurrency":
+            return f"{self.scope} limit of {self.amount:g} requests at once"
+        return f"{self.scope} limit of {self.amount:g} {self.kind} in {self.window_s} s"
+
+
+class Check(NamedTuple):
+    """``cost`` units of ``limit``, taken from ``bucket`` (which belongs to one subject)."""
+
+    limit: Limit
+    bucket: str
+    cost: float = 1.0
+
+
+class Outcome(NamedTuple):
+    """What a store decided. ``used``: units in use of each limit, with this request if let in.
+
+    ``share`` is the part of each limit that this store may give out: 1 unless it decides alone.
+    """
+
+    admitted: bool
+    used: list[float]
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose request it is. The model counts per tenant: a 429 is about what *you* asked for."""
+
+    tenant: str
+    key_id: str
+    model: str
+
+
+def checks_of(
+    limits: Iterable[Limit], subject: Subject, tokens: float = 0, weight: float = 1
+) -> list[Check]:
+    """What one request asks of each limit: ``weight`` requests, ``tokens`` at most."""
+    costs = {"requests": weight, "concurrency": 1.0, "tokens": tokens}
+    return [Check(limit, bucket_of(limit, subject), costs[limit.kind]) for limit in limits]
+
+
+def bucket_of(limit: Limit, subject: Subject) -> str:
+    """The name under which a subject's use is kept.
+
+    A tenant's all have the same in braces (a tenant's name has none itself), and so are in one slot
+    of a Redis Cluster.
+    """
+    who = {"key": subject.key_id, "tenant": "", "model": subject.model}[limit.scope]
+    return f"tidegate:{{{subject.tenant}}}:{limit.identity}:{who}"

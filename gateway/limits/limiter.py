@@ -1,0 +1,130 @@
+"""Admission: what a request asks of its limits, taken together and given back at its end."""
+
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
+from types import TracebackType
+
+from gateway.errors import GatewayError, QuotaExceeded
+from gateway.limits.gcra import share_of, wait_s
+from gateway.limits.headers import Headers, limit_headers
+from gateway.limits.limit import Check, Outcome
+from gateway.limits.local import LocalStore
+from gateway.limits.redis_store import RedisStore
+
+
+class LimitReached(QuotaExceeded):
+    """QuotaExceeded with the headers that its answer carries."""
+
+    def __init__(self, message: str, headers: Headers, wait_s: float | None = None) -> None:
+        retry_after_s = None if wait_s is None else max(1, ceil(wait_s))
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.headers = headers
+
+
+class Limiter:
+    """Decides in this process, or in Redis and, while that is ill, in this process.
+
+    Alone, it gives out 1 / ``gateways`` of each limit: how many processes there are, as configured
+    or as counted in Redis, whichever is more.
+    """
+
+    def __init__(
+        self,
+        redis: RedisStore | None = None,
+        gateways: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.redis, self.clock = redis, clock
+        self.local = LocalStore(1 / gateways)
+        self._gateways = gateways
+
+    def admit(self, checks: Sequence[Check]) -> "Admission":
+        """``async with`` it; entering raises LimitReached, and then nothing was spent."""
+        return Admission(self, checks)
+
+    async def beat(self) -> None:
+        """To be called every BEAT_S, and once before the first request."""
+        self.local.sweep(self.clock())
+        if self.redis:
+            await self.redis.beat()
+            self.local.share = 1 / max(self._gateways, self.redis.gateways)
+
+    async def close(self) -> None:
+        if self.redis:
+            await self.redis.close()
+
+
+class Admission:
+    """One request that was let in; leaving the block frees its place and settles its tokens.
+
+    Not settled, a request costs what it reserved, or nothing when it ends in a GatewayError.
+    """
+
+    __slots__ = ("_checks", "_lease", "_limiter", "_outcome", "_tokens")
+
+    def __init__(self, limiter: Limiter, checks: Sequence[Check]) -> None:
+        self._limiter, self._checks = limiter, checks
+        self._outcome = Outcome(True, [])
+        self._lease = ""  # '' when this process decided
+        self._tokens: float | None = None
+
+    def settle(self, tokens: float) -> None:
+        """Say what was really used; the last word counts, so a stream may say it as it goes."""
+        self._tokens = tokens
+
+    def headers(self) -> Headers:
+        """For the answer, as of the admission: a stream sends them before its first byte."""
+        return limit_headers(self._checks, self._outcome)
+
+    async def __aenter__(self) -> "Admission":
+        limiter, checks = self._limiter, self._checks
+        _refuse_oversized(checks)
+        if limiter.redis and checks:
+            decided = await limiter.redis.admit(checks)
+            if decided is not None:
+                self._outcome, self._lease = decided
+                return self._entered()
+        self._outcome = limiter.local.admit(checks, limiter.clock())
+        return self._entered()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        tokens = self._tokens
+        if tokens is None and isinstance(error, GatewayError):
+            tokens = 0
+        if self._lease and self._limiter.redis:
+            self._limiter.redis.settle(self._lease, tokens)
+        else:
+            self._limiter.local.settle(self._checks, tokens, self._limiter.clock())
+
+    def _entered(self) -> "Admission":
+        if not self._outcome.admitted:
+            raise _refusal(self._checks, self._outcome)
+        return self
+
+
+def _refuse_oversized(checks: Sequence[Check]) -> None:
+    for limit, _, cost in checks:
+        if cost > limit.capacity:
+            raise LimitReached(
+                f"{cost:g} {limit.kind} never fit into your {limit.described}: ask for less",
+                [(b"x-should-retry", b"false")],
+            )
+
+
+def _refusal(checks: Sequence[Check], outcome: Outcome) -> LimitReached:
+    """Names the limit that must be waited for longest."""
+    waits = [
+        wait_s(used, check.cost, *share_of(check.limit, outcome.share))
+        for check, used in zip(checks, outcome.used, strict=True)
+    ]
+    wait = max(waits)
+    limit = checks[waits.index(wait)].limit
+    headers = limit_headers(checks, outcome)
+    headers.append((b"retry-after-ms", b"%d" % ceil(wait * 1000)))
+    return LimitReached(f"your {limit.described} is used up: try again later", headers, wait)

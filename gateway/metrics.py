@@ -1,0 +1,74 @@
+"""Counters for the operator. Labels are routes, models and codes that exist: never what a client
+made up, never a key or a principal."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import prometheus_client as prometheus
+from prometheus_client import multiprocess
+
+from gateway.exchange import Exchange
+
+if TYPE_CHECKING:
+    from gateway.catalogue import Catalogue
+
+# Where several workers put their numbers together; the client library reads it at its import.
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+CHILDREN = 10_000  # time series of one worker; beyond that everything new is 'other'
+
+
+class Metrics:
+    """What one worker counts. ``registry`` keeps tests apart."""
+
+    def __init__(self, registry: prometheus.CollectorRegistry | None = None) -> None:
+        self.registry = registry or prometheus.CollectorRegistry()
+        labels = ("action", "model", "status")
+        self._requests = prometheus.Counter(
+            "tidegate_requests", "Requests answered.", labels, registry=self.registry
+        )
+        self._seconds = prometheus.Histogram(
+            "tidegate_request_seconds",
+            "From the first byte of the request to the end of its answer.",
+            ("action", "model"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._children: dict[tuple[str, str, int], tuple[prometheus.Counter, prometheus.Histogram]]
+        self._children = {}
+
+    def record(self, exchange: Exchange, status: int, catalogue: "Catalogue") -> None:
+        """Count one request; a model that is not served is counted as 'unknown'."""
+        model = exchange.model
+        if model and model not in catalogue.models:
+            model = "unknown"
+        requests, seconds = self._child(exchange.action or "none", model, status)
+        requests.inc()
+        seconds.observe(time.perf_counter() - exchange.started)
+
+    def page(self, watched: Path) -> bytes:
+        """The text that Prometheus reads: of all workers, where they share a folder, and then what
+        the stack's watcher wrote into ``watched``."""
+        registry = self.registry
+        if SHARED_FOLDER in os.environ:
+            registry = prometheus.CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        more = watched.read_bytes() if watched.is_file() else b""
+        return prometheus.generate_latest(registry) + more
+
+    def _child(
+        self, action: str, model: str, status: int
+    ) -> tuple[prometheus.Counter, prometheus.Histogram]:
+        key = (action, model, status)
+        found = self._children.get(key)
+        if found is None:
+            if len(self._children) >= CHILDREN:
+                action = model = "other"
+            found = (
+                self._requests.labels(action, model, str(status)),
+                self._seconds.labels(action, model),
+            )
+            self._children[key] = found
+        return found

@@ -1,0 +1,106 @@
+"""A canary: another version of a pipeline, served beside it as ``NAME.v7`` for a part of the load.
+
+Who is sent there the gateway decides (``[routes.NAME]`` in gateway.toml). Here it is only a second
+pipeline with the other pins, which lasts until it is promoted or stopped.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from modelspec.layout import CONFIG_FILE
+from serving.errors import PublishFailed, ServingError
+from serving.files import owned_path, remove_folder
+from serving.lock import publishing
+from serving.pins import as_bytes, pins, with_versions
+from serving.recovery import settle_all
+from serving.repository import active_version, is_published, read_config
+from serving.steps import Step
+from serving.target import Target
+from serving.versions import checked_config, list_beside, require_published, switch_to
+
+# In a canary's config: the pipeline that it is a canary of.
+CANARY_PARAMETER = "tidegate.canary"
+
+
+def canary_name(name: str, version: int) -> str:
+    return f"{name}.v{version}"
+
+
+def canaries(repository: Path, name: str) -> list[int]:
+    """The versions of the pipeline that are served as canaries."""
+    folders = repository.glob(f"{name}.v*")
+    return sorted(
+        int(number)
+        for folder in folders
+        if (number := folder.name.removeprefix(f"{name}.v")).isdigit()
+        and is_published(repository, folder.name)
+    )
+
+
+def start(target: Target, name: str, version: int) -> str:
+    """Serve the version as a canary on every server; its name. PublishFailed if it does not answer
+    its golden sample: nothing is left of it."""
+    repository = target.repository
+    with publishing(repository, f"canary {name}"):
+        settle_all(target)
+        require_published(repository, name)
+        if version == active_version(repository, name):
+            raise PublishFailed(f"version {version} of {name} serves already: choose another")
+        config = checked_config(repository, name, version)
+        canary = canary_name(name, version)
+        if not is_published(repository, canary):
+            list_beside(repository, pins(config))
+            _appear(repository, name, version, config)
+        try:
+            for replica in target.replicas:
+                replica.control.load(canary)
+                replica.require_golden(canary, config)
+        except ServingError:
+            _remove(target, canary)
+            raise
+        target.tell(Step.SERVED, canary)
+    return canary
+
+
+def stop(target: Target, name: str, version: int) -> None:
+    """Take the canary away; call it when no request is routed there, ``grace_s`` is waited."""
+    with publishing(target.repository, f"stop canary {name}"):
+        settle_all(target)
+        if target.replicas:
+            time.sleep(target.grace_s)
+        _remove(target, canary_name(name, version))
+
+
+def promote(target: Target, name: str, version: int) -> None:
+    """Let the pipeline itself serve the canary's version. The canary stays until it is stopped."""
+    if version not in canaries(target.repository, name):
+        raise PublishFailed(
+            f"{name} has no canary of version {version}: see tidegate canary {name}"
+        )
+    switch_to(target, name, version)
+
+
+def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> None:
+    canary = canary_name(name, version)
+    staged = owned_path(repository, "canary")
+    staged.mkdir()
+    own = with_versions(config, [version])
+    own.name = canary
+    own.parameters[CANARY_PARAMETER].string_value = name
+    (staged / CONFIG_FILE).write_bytes(as_bytes(own))
+    shutil.copytree(repository / name / str(version), staged / str(version))
+    staged.rename(repository / canary)
+
+
+def _remove(target: Target, canary: str) -> None:
+    repository = target.repository
+    if not is_published(repository, canary):
+        return
+    members = list(pins(read_config(repository, canary)))
+    for replica in target.replicas:
+        replica.drop(canary)
+    remove_folder(repository, repository / canary)
+    target.list_needed(members)

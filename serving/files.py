@@ -1,0 +1,83 @@
+"""Files that must survive a crash: synced, placed by one rename, hashed."""
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from modelspec.layout import staging_folder
+
+
+def owned_path(repository: Path, what: str) -> Path:
+    """A new path in the staging folder whose name says whose it is, so that what a killed process
+    left can be told from what is being worked on. No model's name has a "+"."""
+    return staging_folder(repository) / f"{owned_prefix(what)}{secrets.token_hex(4)}"
+
+
+def owned_prefix(what: str) -> str:
+    return f"{what}+{os.getpid()}+"
+
+
+def place(repository: Path, path: Path, data: bytes) -> bool:
+    """Make ``path`` hold ``data`` by one rename; False when it did already.
+
+    The temporary file lies in the staging folder: anything beside a config would make Triton
+    reload all versions of that model. An equal file is left alone, for the same reason.
+    """
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    temporary = owned_path(repository, "file")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return True
+
+
+def sync(folder: Path) -> None:
+    """Bytes first, then the rename: a crash must not leave a version of empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(repository: Path, folder: Path) -> None:
+    """Take the folder out of the repository by one rename, then delete it: Triton never sees half
+    of it."""
+    if not folder.exists():
+        return
+    trash = owned_path(repository, "trash")
+    folder.rename(trash)
+    shutil.rmtree(trash)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under ``folder``, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,118 @@
+"""Ask a model its golden sample, straight at Triton: the only proof that it is alive and right.
+
+The sample and the face that says which field is which tensor travel in the model's own config, so
+any pipeline can be asked, a candidate under another name too.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from modelspec.dtypes import element_type
+from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER
+from serving.control import TritonControl
+from serving.errors import ServingError
+
+PROBE_TIMEOUT_S = 30.0
+_NAMES = {"TYPE_STRING": "BYTES"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row by tensor, the request parameters, and the first elements of the right answer."""
+
+    tensors: Mapping[str, Any]
+    parameters: Mapping[str, str | bool | int | float]
+    expect: Mapping[str, list[Any]]
+    tolerance: float
+
+
+def sample_of(config: ModelConfig) -> Sample | None:
+    """The golden sample that a config carries; None for a model without one."""
+    parameters = config.parameters
+    if GOLDEN_PARAMETER not in parameters or FACE_PARAMETER not in parameters:
+        return None
+    golden = json.loads(parameters[GOLDEN_PARAMETER].string_value)
+    fields = json.loads(parameters[FACE_PARAMETER].string_value)["request"]["properties"]
+    tensors, asked = {}, {}
+    for name, value in golden["request"].items():
+        schema = fields[name]
+        if "x-tensor" in schema:
+            tensors[schema["x-tensor"]] = _plain(value, schema)
+        elif "x-parameter" in schema:
+            asked[schema["x-parameter"]] = value
+    return Sample(tensors, asked, golden["expect"], golden["tolerance"])
+
+
+def fault(
+    control: TritonControl,
+    model: str,
+    config: ModelConfig,
+    sample: Sample,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> str:
+    """'' when the model gives the golden answer now, else what is wrong with it."""
+    try:
+        answer = control.infer(_request(model, config, sample), timeout_s)
+    except ServingError as error:
+        return f"does not answer its golden sample ({error})"
+    given = {
+        output.name: _values(output.datatype, raw)
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
+    for tensor, wanted in sample.expect.items():
+        if tensor not in given:
+            return f"answers its golden sample without the tensor {tensor}"
+        if not _agree(given[tensor][: len(wanted)], wanted, sample.tolerance):
+            return f"answers its golden sample wrongly in {tensor}"
+    return ""
+
+
+def _plain(value: Any, schema: Mapping[str, Any]) -> Any:
+    return base64.b64decode(value["b64"]) if schema.get("x-bytes") else value
+
+
+def _request(model: str, config: ModelConfig, sample: Sample) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in config.input:
+        if tensor.name not in sample.tensors:
+            continue
+        value = sample.tensors[tensor.name]
+        row = value if isinstance(value, list) else [value]
+        name = DataType.Name(tensor.data_type)
+        datatype = _NAMES.get(name, name.removeprefix("TYPE_"))
+        shape = [1, len(row)] if config.max_batch_size else [len(row)]
+        request.inputs.add(name=tensor.name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(_raw(datatype, row))
+    for key, parameter in sample.parameters.items():
+        kind = {bool: "bool_param", int: "int64_param", float: "double_param"}
+        setattr(request.parameters[key], kind.get(type(parameter), "string_param"), parameter)
+    return request
+
+
+def _raw(datatype: str, row: list[Any]) -> bytes:
+    if datatype != "BYTES":
+        return np.array(row, dtype=element_type(datatype).numpy).tobytes()
+    encoded = [each if isinstance(each, bytes) else str(each).encode() for each in row]
+    return bytes(serialize_byte_tensor(np.array(encoded, dtype=np.object_)).item())
+
+
+def _values(datatype: str, raw: bytes) -> list[Any]:
+    if datatype != "BYTES":
+        return list(np.frombuffer(raw, dtype=element_type(datatype).numpy))
+    return [each.decode("utf-8", "replace") for each in deserialize_bytes_tensor(raw)]
+
+
+def _agree(given: list[Any], wanted: list[Any], tolerance: float) -> bool:
+    if len(given) != len(wanted):
+        return False
+    if any(isinstance(each, str) for each in wanted):
+        return given == wanted
+    return bool(np.allclose(np.array(given, float), np.array(wanted, float), 0, tolerance))

@@ -1,0 +1,89 @@
+"""What is wrong with the models of one Triton: dead processes, and golden answers that fail.
+
+Triton itself says READY in both cases.
+"""
+
+import collections
+import time
+from collections.abc import Iterable
+
+from serving.control import TritonControl
+from serving.errors import ServingError
+from serving.golden import fault, sample_of
+from serving.replica import READY
+from serving.stubs import Stub, live_stubs
+
+PROBE_EVERY_S = 5.0
+PROBE_TIMEOUT_S = 5.0
+# One wrong answer may be a reload under way; two in a row are not.
+FAULTS_BELIEVED = 2
+
+
+class Health:
+    """Ask ``dead_models`` often, and ``probe`` when ``is_time_to_probe``."""
+
+    def __init__(self, control: TritonControl) -> None:
+        self._control = control
+        self._stubs: set[Stub] = set()
+        self._faults: collections.Counter[str] = collections.Counter()
+        self._next_probe = 0.0
+
+    def remember(self, server_pid: int | None) -> None:
+        """Take the processes that live now for those that should."""
+        self._stubs = live_stubs(server_pid) if server_pid else set()
+
+    def processes(self) -> set[Stub]:
+        """The processes that lived when they were last looked at."""
+        return set(self._stubs)
+
+    def dead_models(self, server_pid: int) -> list[str]:
+        """Models that lost a process since the last call and have too few of them now."""
+        before, now = _per_version(self._stubs), live_stubs(server_pid)
+        self._stubs = now
+        left = _per_version(now)
+        fewer = before - left
+        if not fewer:
+            return []
+        ready = {(each.name, each.version) for each in self._control.index() if each.state == READY}
+        # A version that was unloaded has lost its processes rightly; and while a model loads,
+        # Triton starts one more for a moment, to complete the config.
+        return sorted(
+            {
+                model
+                for model, version in fewer
+                if (model, version) in ready and left[model, version] < self._instances(model)
+            }
+        )
+
+    def is_time_to_probe(self) -> bool:
+        return time.monotonic() >= self._next_probe
+
+    def probe(self, models: Iterable[str]) -> dict[str, str]:
+        """The models that fail their golden sample for the second time running, and how."""
+        self._next_probe = time.monotonic() + PROBE_EVERY_S
+        found = {model: self.fault(model) for model in models}
+        for model, wrong in found.items():
+            self._faults[model] = self._faults[model] + 1 if wrong else 0
+        return {m: wrong for m, wrong in found.items() if self._faults[m] >= FAULTS_BELIEVED}
+
+    def is_right(self, model: str) -> bool:
+        """Whether the model's last golden answer was right."""
+        return self._faults[model] == 0
+
+    def fault(self, model: str) -> str:
+        """'' when the model is served and gives its golden answer, if it has one."""
+        try:
+            config = self._control.config(model)
+        except ServingError as error:
+            return f"is not served ({error})"
+        sample = sample_of(config)
+        return fault(self._control, model, config, sample, PROBE_TIMEOUT_S) if sample else ""
+
+    def _instances(self, model: str) -> int:
+        """How many processes each version of the model should have."""
+        groups = self._control.config(model).instance_group
+        return sum(group.count * max(1, len(group.gpus)) for group in groups)
+
+
+def _per_version(stubs: set[Stub]) -> "collections.Counter[tuple[str, str]]":
+    return collections.Counter((stub.model, stub.version) for stub in stubs)

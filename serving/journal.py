@@ -1,0 +1,62 @@
+"""What a publisher is about to do, written down first: after a kill -9 the next one reads it.
+
+The journal says how to undo (the old configs, the folders that are new). Whether to undo or to
+finish, the pipeline's config says: the version that it serves is the state of the repository.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
+
+
+@dataclass(frozen=True)
+class Journal:
+    """``new`` are the (model, version) folders that appear; ``configs`` the texts before, None for
+    a model whose folder was not there at all and "" for one without a config."""
+
+    pipeline: str
+    before: int
+    after: int
+    new: tuple[tuple[str, int], ...]
+    configs: Mapping[str, str | None]
+
+    @property
+    def members(self) -> list[str]:
+        return [model for model in self.configs if model != self.pipeline]
+
+    def write(self, repository: Path) -> None:
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        atomic_write(_path(repository, self.pipeline), text)
+
+    def close(self, repository: Path) -> None:
+        _path(repository, self.pipeline).unlink(missing_ok=True)
+
+
+def open_journals(repository: Path) -> list[Journal]:
+    """The journals of publishers that were cut off."""
+    paths = sorted(staging_folder(repository).glob("journal-*.json"))
+    return [_read(path) for path in paths]
+
+
+def configs_now(repository: Path, models: Iterable[str]) -> dict[str, str | None]:
+    return {model: _config_now(repository / model) for model in models}
+
+
+def _config_now(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return None
+    path = folder / CONFIG_FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _read(path: Path) -> Journal:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    new = tuple((model, version) for model, version in fields.pop("new"))
+    return Journal(**fields, new=new)
+
+
+def _path(repository: Path, pipeline: str) -> Path:
+    return staging_folder(repository) / f"journal-{pipeline}.json"

@@ -1,0 +1,1 @@
+"""Check a model repository without a server: what Triton would refuse, and what would hurt."""

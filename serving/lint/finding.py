@@ -1,0 +1,41 @@
+"""One thing that the linter has to say."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """ERROR: Triton or the gateway refuses it. WARNING: it runs, and hurts. INFO: good to know."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``place`` is a path in the repository, with the tensor or step after a colon."""
+
+    code: str
+    severity: Severity
+    place: str
+    message: str
+    fix: str
+
+
+def error(code: str, place: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.ERROR, place, message, fix)
+
+
+def warning(code: str, place: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.WARNING, place, message, fix)
+
+
+def info(code: str, place: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.INFO, place, message, fix)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """The fix for a name that nobody knows."""
+    return f"use one of: {', '.join(sorted(names)) or 'nothing is there'}"

@@ -1,0 +1,85 @@
+"""What a config asks of the machine: threads, queues, caches."""
+
+import re
+from collections.abc import Iterator
+
+from serving.lint.finding import Finding, error, info, warning
+from serving.lint.reading import Model
+
+THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT")
+THREADED = ("onnxruntime", "pytorch")
+LONG_DELAY_US = 50_000
+_PLACEHOLDER = re.compile(r"\$\{[A-Za-z_]+\}")
+_GPU = 1  # ModelInstanceGroup.Kind.KIND_GPU
+
+
+def check(model: Model, cores: int) -> Iterator[Finding]:
+    yield from _threads(model, cores)
+    yield from _queue(model)
+    yield from _placeholders(model)
+    config = model.config
+    if config.response_cache.enable and config.model_transaction_policy.decoupled:
+        yield error(
+            "cache-decoupled",
+            model.place,
+            "is decoupled and wants the response cache, and Triton refuses the two together",
+            "switch one of them off",
+        )
+
+
+def _threads(model: Model, cores: int) -> Iterator[Finding]:
+    config = model.config
+    if model.backend not in THREADED:
+        return
+    instances = sum(g.count or 1 for g in config.instance_group if g.kind != _GPU)
+    if config.instance_group and not instances:
+        return  # all on GPUs
+    instances = instances or 1
+    written = next((model.parameters[p] for p in THREAD_PARAMETERS if p in model.parameters), "0")
+    threads = int(written) if written.isdigit() else 0
+    if threads == 0 and instances > 1:
+        yield warning(
+            "threads-unset",
+            model.place,
+            f"{instances} instances, and each starts a thread for every core ({cores} here)",
+            f"set parameter {THREAD_PARAMETERS[0]} to {max(1, cores // instances)}",
+        )
+    elif instances * max(threads, 1) > cores:
+        yield warning(
+            "threads-over-cores",
+            model.place,
+            f"{instances} instances of {max(threads, 1)} threads on {cores} cores: they take turns",
+            "lower the count or the threads until the product is the number of cores",
+        )
+
+
+def _queue(model: Model) -> Iterator[Finding]:
+    config = model.config
+    batching = config.dynamic_batching
+    if batching.HasField("default_queue_policy") or batching.priority_queue_policy:
+        yield warning(
+            "queue-policy",
+            model.place,
+            "has a queue policy: with one, Triton 2.51's batcher wakes up to 0.5 s late",
+            "delete it, and bound the queue and the time in front of Triton",
+        )
+    if batching.max_queue_delay_microseconds > LONG_DELAY_US:
+        yield info(
+            "queue-delay",
+            model.place,
+            f"a lone request waits {batching.max_queue_delay_microseconds / 1000:g} ms for company",
+            "lower max_queue_delay_microseconds, or measure that it pays",
+        )
+
+
+def _placeholders(model: Model) -> Iterator[Finding]:
+    """Configs that are templates (TensorRT-LLM's are) carry ${...} until a script fills them."""
+    left = [key for key, value in model.parameters.items() if _PLACEHOLDER.search(value)]
+    if left:
+        yield warning(
+            "placeholder",
+            model.place,
+            f"parameters still hold a placeholder: {', '.join(left[:6])}"
+            + (f" and {len(left) - 6} more" if len(left) > 6 else ""),
+            "fill the template in, or delete what you do not need",
+        )

@@ -1,0 +1,41 @@
+"""How often a sick model is treated: with pauses that grow, and not for ever."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+ATTEMPTS = 5
+WELL_AFTER_S = 60.0  # without trouble for so long, the next trouble counts from one again
+
+
+@dataclass
+class Patient:
+    """One model in trouble. ``mark`` is what was published when the trouble began: another
+    publication is another patient."""
+
+    model: str
+    mark: int
+    attempts: int = 0
+    not_before: float = 0.0
+    last_trouble: float = 0.0
+    is_given_up: bool = False
+
+    def is_due(self, clock: Callable[[], float] = time.monotonic) -> bool:
+        """Whether to treat it now."""
+        return not self.is_given_up and clock() >= self.not_before
+
+    def is_well(self, clock: Callable[[], float] = time.monotonic) -> bool:
+        return clock() - self.last_trouble > WELL_AFTER_S
+
+    def begin(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """One more attempt; the next may not come before its pause is over."""
+        self.last_trouble = clock()
+        pause_s = min(FIRST_PAUSE_S * 2**self.attempts, LONGEST_PAUSE_S)
+        self.not_before = self.last_trouble + pause_s
+        self.attempts += 1
+
+    def give_up(self) -> bool:
+        """Whether that was the last attempt."""
+        self.is_given_up = self.attempts >= ATTEMPTS
+        return self.is_given_up

@@ -1,0 +1,67 @@
+"""What a config pins, and configs with other pins: ModelConfig in, ModelConfig out, no files."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from modelspec.pbtxt import render
+
+NEWEST = -1
+# How fast a model answers, not what: an old version may run with the new values of these.
+KNOB_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
+KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count")
+
+
+def is_ensemble(config: ModelConfig) -> bool:
+    return bool(config.HasField("ensemble_scheduling"))
+
+
+def pins(config: ModelConfig) -> dict[str, set[int]]:
+    """The versions that an ensemble's steps name, by model; {} for a single model."""
+    found: dict[str, set[int]] = {}
+    for step in config.ensemble_scheduling.step:
+        found.setdefault(step.model_name, set()).add(step.model_version)
+    return found
+
+
+def repinned(config: ModelConfig, places: Mapping[str, tuple[str, int]]) -> ModelConfig:
+    """The config with each step of a model in ``places`` moved to that (model, version)."""
+    changed = ModelConfig()
+    changed.CopyFrom(config)
+    for step in changed.ensemble_scheduling.step:
+        if step.model_name in places:
+            step.model_name, step.model_version = places[step.model_name]
+    return changed
+
+
+def with_versions(config: ModelConfig, versions: Iterable[int]) -> ModelConfig:
+    """The config serving exactly these versions; with none, Triton serves the newest folder."""
+    changed = ModelConfig()
+    changed.CopyFrom(config)
+    changed.ClearField("version_policy")
+    if versions:
+        changed.version_policy.specific.versions.extend(sorted(versions))
+    return changed
+
+
+def listed_versions(config: ModelConfig) -> list[int]:
+    """The versions that the config's policy names; [] when it names none."""
+    return sorted(config.version_policy.specific.versions)
+
+
+def meaning(config: ModelConfig) -> str:
+    """SHA-256 over all that decides a model's answers. Two versions of one model can be served
+    side by side only if this is equal: Triton has one config for all of them."""
+    bare = ModelConfig()
+    bare.CopyFrom(config)
+    bare.ClearField("name")
+    for field in KNOB_FIELDS:
+        bare.ClearField(field)
+    for key in KNOB_PARAMETERS:
+        bare.parameters.pop(key, None)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def as_bytes(config: ModelConfig) -> bytes:
+    return render(config).encode()

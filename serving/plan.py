@@ -1,0 +1,133 @@
+"""Which model and version each staged folder becomes: files decide, nothing is moved yet.
+
+An unchanged member (same files) keeps its version; a changed one gets the next free number. A
+member whose config has changed in what it *means* cannot share its model with the old version,
+which Triton would serve with the new config too: it becomes a model of its own, ``NAME_onnx.g2``.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from modelspec.layout import version_folders
+from serving.errors import PublishFailed
+from serving.files import hashes
+from serving.manifest import CACHE_FOLDER, MANIFEST_FILE, PROOF_FILE
+from serving.pins import meaning, pins, repinned, with_versions
+from serving.repository import active_version, is_published, read_config
+
+CONFIG_COPY = "config.pbtxt"
+# What a version folder holds beside what is served.
+_BESIDE = frozenset({MANIFEST_FILE, PROOF_FILE, "proof.md", ".gitkeep", CONFIG_COPY})
+Taken = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One version folder of a plan. ``source`` is where it lies staged; None: it is published
+    already. ``config`` is the model's own config, its version policy left out."""
+
+    model: str
+    version: int
+    config: ModelConfig
+    source: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Members first; ``public`` is the pipeline itself, its steps pinned to the members."""
+
+    members: tuple[Placed, ...]
+    public: Placed
+
+    @property
+    def new(self) -> tuple[Placed, ...]:
+        return tuple(each for each in (*self.members, self.public) if each.source)
+
+
+def plan(staged: Path, repository: Path, models: Sequence[str], taken: Taken) -> Plan:
+    """The plan for ``models`` (members first, the pipeline last) in ``staged``.
+
+    ``taken(model)`` is the highest version that a running server remembers: a number is never
+    used twice while a server may hold the old one.
+    """
+    name = models[-1]
+    config = read_config(staged, name)
+    wanted = {model: max(versions) for model, versions in pins(config).items()}
+    members = []
+    places = {}
+    for model in models[:-1]:
+        source = _staged_version(staged, model, wanted.get(model))
+        members.append(_place(source, read_config(staged, model), repository, taken))
+        places[model] = (members[-1].model, members[-1].version)
+    config = with_versions(repinned(config, places), ())
+    source = _staged_version(staged, name, active_version(staged, name))
+    return Plan(tuple(members), _place_public(source, config, repository, taken))
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The hashes of what a version folder serves, and of what its proof says in short."""
+    found = {
+        path: digest
+        for path, digest in hashes(folder).items()
+        if path not in _BESIDE and CACHE_FOLDER not in path
+    }
+    return {**found, PROOF_FILE: _proof_in_short(folder / PROOF_FILE)}
+
+
+def next_version(repository: Path, model: str, taken: Taken) -> int:
+    return max([*version_folders(repository / model), taken(model)], default=0) + 1
+
+
+def _staged_version(staged: Path, model: str, version: int | None) -> Path:
+    folders = version_folders(staged / model)
+    if not folders:
+        raise PublishFailed(f"{staged / model} has no version folder: stage it again")
+    return staged / model / str(version if version in folders else folders[-1])
+
+
+def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> Placed:
+    name = _home_of(config, source.parent.name, repository)
+    own = ModelConfig()
+    own.CopyFrom(config)
+    own.name = name
+    own.ClearField("version_policy")
+    staged = content(source)
+    for version in reversed(version_folders(repository / name)):
+        if content(repository / name / str(version)) == staged:
+            return Placed(name, version, own, None)
+    return Placed(name, next_version(repository, name, taken), own, source)
+
+
+def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
+    """The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same."""
+    generation, home = 1, name
+    while is_published(repository, home):
+        if meaning(read_config(repository, home)) == meaning(config):
+            return home
+        generation += 1
+        home = f"{name}.g{generation}"
+    return home
+
+
+def _place_public(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> Placed:
+    """The pipeline: published already if what serves now has the same pins, config and files."""
+    name = source.parent.name
+    active = active_version(repository, name)
+    if active:
+        now = with_versions(read_config(repository, name), ())
+        if now == config and content(repository / name / str(active)) == content(source):
+            return Placed(name, active, config, None)
+    return Placed(name, next_version(repository, name, taken), config, source)
+
+
+def _proof_in_short(path: Path) -> str:
+    """What must be equal for an engine to count as proved the same way; '' without a proof."""
+    if not path.is_file():
+        return ""
+    proof = json.loads(path.read_text(encoding="utf-8"))
+    keys = ("passed", "accepted", "precision", "source_sha256", "engine_sha256")
+    return json.dumps([proof.get(key) for key in keys])

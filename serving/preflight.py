@@ -1,0 +1,67 @@
+"""Is there room for the new versions beside the old ones? Asked before anything is changed."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from serving.errors import PublishFailed
+from serving.files import size_bytes
+from serving.plan import Placed
+from serving.stubs import stub_memory_bytes
+
+MIB = 1024 * 1024
+DISK_MARGIN_BYTES = 64 * MIB
+STUB_BYTES = 170 * MIB  # a Python stub with ONNX Runtime and no model, measured
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def require_disk(folder: Path, needed_bytes: int) -> None:
+    """PublishFailed unless the disk of ``folder`` holds that much more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + DISK_MARGIN_BYTES:
+        raise PublishFailed(
+            f"the disk of {folder} has {_mib(free)} free, and {_mib(needed_bytes)} and a margin of "
+            f"{_mib(DISK_MARGIN_BYTES)} are needed; nothing was published. Make room "
+            "(`tidegate prune NAME --keep 2` takes old versions away), then run this again"
+        )
+
+
+def require_memory(new: Sequence[Placed], server_pids: Sequence[int]) -> None:
+    """PublishFailed unless memory holds the new versions while the old ones still serve."""
+    wanted = sum(_memory_of(each, pid) for each in new for pid in server_pids)
+    available = available_bytes()
+    if wanted > available:
+        raise PublishFailed(
+            f"the new versions need about {_mib(wanted)} of memory beside the old ones, and "
+            f"{_mib(available)} are available; nothing was published. Stop the stack and publish "
+            "then (old and new are never loaded together), or make room"
+        )
+
+
+def available_bytes(cgroup: Path = CGROUP) -> int:
+    """What this machine, or the container that we are in, can still give."""
+    machine = int(psutil.virtual_memory().available)
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup, or "max": no limit
+        return machine
+    return min(machine, max(0, limit - used))
+
+
+def _memory_of(placed: Placed, server_pid: int) -> int:
+    """What the version will take: as much as the model's processes take now, or, for a model that
+    is not loaded, its files and a stub for each instance."""
+    if placed.source is None or placed.config.HasField("ensemble_scheduling"):
+        return 0
+    loaded = stub_memory_bytes(server_pid, placed.model)
+    if loaded:
+        return loaded
+    instances = sum(group.count or 1 for group in placed.config.instance_group) or 1
+    return instances * (STUB_BYTES + size_bytes(placed.source))
+
+
+def _mib(amount: int) -> str:
+    return f"{amount / MIB:,.0f} MiB"

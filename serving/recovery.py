@@ -1,0 +1,100 @@
+"""After a publisher that was cut off: the old state or the new one, and nothing lying about."""
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelspec.layout import CONFIG_FILE, staging_folder, version_folders
+from serving import candidate
+from serving.errors import RepositoryBusy
+from serving.files import place, remove_folder
+from serving.journal import Journal, open_journals
+from serving.lock import publishing
+from serving.mend import mend
+from serving.replica import Replica, connected
+from serving.repository import active_version
+from serving.servers import Server
+from serving.target import Target
+
+# See files.owned_path: made by a process that may have been killed.
+_OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
+_STALE_S = 24 * 3600.0
+_KEPT = frozenset({"lock"})
+
+
+def clear_up(repository: Path, servers: Sequence[Server] = ()) -> None:
+    """What ``tidegate up`` does first. While somebody publishes there is nothing to clear up."""
+    if not staging_folder(repository).is_dir() or not repository.is_dir():
+        return
+    try:
+        with publishing(repository, "clearing up", wait_s=0), connected(servers) as replicas:
+            settle_all(Target(repository, replicas))
+    except RepositoryBusy:
+        return
+
+
+def settle_all(target: Target) -> None:
+    """Settle what was cut off and delete what nobody owns; call it holding the lock."""
+    for journal in open_journals(target.repository):
+        settle(target, journal)
+    for path in staging_folder(target.repository).iterdir():
+        if path.name not in _KEPT and _is_abandoned(path):
+            _delete(path)
+
+
+def settle(target: Target, journal: Journal) -> None:
+    """Finish the publication if its pin is in place, else undo it."""
+    candidate.clear(target, journal.pipeline)
+    if active_version(target.repository, journal.pipeline) == journal.after:
+        for replica in target.replicas:
+            replica.control.load(journal.pipeline)
+        target.list_needed(journal.members)
+    else:
+        _undo(target, journal)
+    journal.close(target.repository)
+
+
+def _undo(target: Target, journal: Journal) -> None:
+    """The configs as they were; then the servers let go of what is new; then it goes."""
+    repository = target.repository
+    for model, text in journal.configs.items():
+        if text:
+            place(repository, repository / model / CONFIG_FILE, text.encode())
+    for replica in target.replicas:
+        for model in journal.configs:
+            _as_before(repository, replica, journal, model)
+        mend(repository, replica, journal)
+    for model, version in journal.new:
+        remove_folder(repository, repository / model / str(version))
+    for model, text in journal.configs.items():
+        if text is None and not version_folders(repository / model):
+            remove_folder(repository, repository / model)
+        elif text == "":
+            (repository / model / CONFIG_FILE).unlink(missing_ok=True)
+
+
+def _as_before(repository: Path, replica: Replica, journal: Journal, model: str) -> None:
+    """Unload what is new of the model; all of it when all is new."""
+    new = {version for name, version in journal.new if name == model}
+    if not replica.serves(model):
+        return
+    if set(version_folders(repository / model)) - new:
+        replica.control.load(model)
+    else:
+        replica.drop(model)
+
+
+def _is_abandoned(path: Path) -> bool:
+    owned = _OWNED.match(path.name)
+    if owned:
+        return not Path(f"/proc/{owned[1]}").exists()
+    return time.time() - path.stat().st_mtime > _STALE_S
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

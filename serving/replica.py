@@ -1,0 +1,81 @@
+"""A publisher's hold on one running Triton: load, probe, drop, and mend what failed to load."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from serving.control import ModelState, TritonControl, read_key
+from serving.errors import PublishFailed
+from serving.golden import fault, sample_of
+from serving.servers import Server
+
+READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
+
+
+class Replica:
+    """One server, by its control connection."""
+
+    def __init__(self, control: TritonControl, server_pid: int) -> None:
+        self.control, self.server_pid = control, server_pid
+
+    @property
+    def address(self) -> str:
+        return self.control.address
+
+    def newest(self, model: str) -> int:
+        """The highest version of the model that the server remembers; 0 for none."""
+        found = [int(each.version) for each in self._states(model) if each.version]
+        return max(found, default=0)
+
+    def serves(self, model: str) -> bool:
+        """Whether a version of the model is loaded now."""
+        return any(each.state == READY for each in self._states(model))
+
+    def failed(self, models: Sequence[str]) -> list[tuple[str, int]]:
+        """Versions that did not load. One of them makes the server's own readiness say 400."""
+        return [
+            (each.name, int(each.version))
+            for each in self.control.index()
+            if each.name in models
+            and each.state == UNAVAILABLE
+            and each.version
+            and each.reason != UNLOADED
+        ]
+
+    def require_golden(self, model: str, config: ModelConfig) -> None:
+        """PublishFailed unless the model gives its golden answer; one without a sample passes."""
+        sample = sample_of(config)
+        wrong = fault(self.control, model, config, sample) if sample else ""
+        if wrong:
+            raise PublishFailed(f"{model} at {self.address} {wrong}")
+
+    def drop(self, model: str) -> None:
+        """Unload the model if the server has it; what it is made of stays loaded."""
+        if self.serves(model):
+            self.control.unload(model)
+
+    def _states(self, model: str) -> list[ModelState]:
+        return [each for each in self.control.index() if each.name == model]
+
+
+@contextmanager
+def connected(servers: Sequence[Server]) -> Iterator[list[Replica]]:
+    """A Replica for each server that answers; one that is starting is left out: it will read what
+    is on disk."""
+    with ExitStack() as stack:
+        replicas = [
+            Replica(stack.enter_context(TritonControl(each.address, _key(each))), each.pid)
+            for each in servers
+        ]
+        yield [replica for replica in replicas if replica.control.is_live()]
+
+
+def newest_of(replicas: Sequence[Replica], model: str) -> int:
+    """The highest version that any of the servers remembers."""
+    return max((replica.newest(model) for replica in replicas), default=0)
+
+
+def _key(server: Server) -> str:
+    return read_key(Path(server.key_file))

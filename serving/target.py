@@ -1,0 +1,47 @@
+"""What a publication is for: a repository, the servers on it, and who is told of each step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelspec.layout import CONFIG_FILE
+from serving.files import place
+from serving.pins import as_bytes, listed_versions, with_versions
+from serving.replica import Replica
+from serving.repository import is_published, needed, read_config
+from serving.steps import Tell, say_nothing
+
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """``replicas`` are the servers that answer, in the order in which they are taken; ``grace_s``
+    is how long an old version stays loaded after the pin has moved."""
+
+    repository: Path
+    replicas: Sequence[Replica] = ()
+    tell: Tell = say_nothing
+    grace_s: float = GRACE_S
+
+    def list_needed(self, models: Sequence[str]) -> None:
+        """Let each member list just the versions that pipelines pin now, and let the servers
+        follow: what nobody pins is unloaded, and stays on disk."""
+        pinned = needed(self.repository)
+        for model in models:
+            if not is_published(self.repository, model):
+                continue
+            versions = pinned.get(model, set())
+            if versions:
+                self._list(model, sorted(versions))
+            for replica in self.replicas:
+                if versions:
+                    replica.control.load(model)
+                else:
+                    replica.drop(model)
+
+    def _list(self, model: str, versions: Sequence[int]) -> None:
+        config = read_config(self.repository, model)
+        if listed_versions(config) not in ([], list(versions)):
+            path = self.repository / model / CONFIG_FILE
+            place(self.repository, path, as_bytes(with_versions(config, versions)))

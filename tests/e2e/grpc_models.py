@@ -1,0 +1,227 @@
+"""Small models, a Triton that serves them, and a gateway's gRPC door on it, in a thread."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.core import Gateway
+from gateway.grpc_door.door import GrpcDoor
+from gateway.identity.principal import Grant
+from gateway.key_store import KeyStore
+from gateway.settings import Settings
+from serving.launch import LaunchOptions, TritonServer
+from serving.ports import Ports, free_ports
+
+# Gives its inputs back, whatever they are.
+ECHO = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([
+            pb_utils.Tensor(tensor.name() + "_back", tensor.as_numpy())
+            for tensor in request.inputs()]) for request in requests]
+"""
+# Sleeps in small steps until x seconds are over or the caller has gone, and counts both.
+SLEEPER = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.cancelled = 0
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        seconds = pb_utils.get_input_tensor_by_name(request, "x").as_numpy().item()
+        if seconds < 0:
+            raise RuntimeError("secret path /root/model.bin")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if request.is_cancelled():
+                self.cancelled += 1
+                break
+            time.sleep(0.01)
+        answer = np.array([self.cancelled], dtype=np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", answer)])
+"""
+# Answers 0, 1, 2, ... x - 1, every 20 ms, until its caller has gone; a negative x is an error, and
+# 0 is how many callers had gone.
+COUNTER = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.gone = 0
+
+    def execute(self, requests):
+        for request in requests:
+            self._count(request, request.get_response_sender())
+        return None
+
+    def _count(self, request, sender):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy().item()
+        if x < 0:
+            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("secret /root")))
+        if x == 0:
+            sender.send(self._answer(self.gone))
+        for n in range(int(x)):
+            if sender.is_cancelled():
+                self.gone += 1
+                break
+            sender.send(self._answer(n))
+            time.sleep(0.02)
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _answer(self, n):
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([n], np.float32))])
+"""
+# Adds up a sequence's inputs; answers with the sum and with the id that Triton was told.
+TALLY = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.sums = {}
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x, start, corrid = (pb_utils.get_input_tensor_by_name(request, name).as_numpy().item()
+                            for name in ("x", "START", "CORRID"))
+        self.sums[corrid] = x + (0 if start else self.sums[corrid])
+        return pb_utils.InferenceResponse([
+            pb_utils.Tensor("y", np.array([[self.sums[corrid]]], np.float32)),
+            pb_utils.Tensor("id", np.array([[corrid]], np.uint64))])
+"""
+HEAD = 'backend: "python"\n'
+ONE = (
+    'max_batch_size: 0 input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
+    'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
+)
+EVERY = ("BOOL", "UINT8", "UINT64", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64", "STRING")
+TENSORS = "".join(
+    f'input {{ name: "{t}" data_type: TYPE_{t} dims: -1 optional: true }}\n'
+    f'output {{ name: "{t}_back" data_type: TYPE_{t} dims: -1 }}\n'
+    for t in EVERY
+)
+SEQUENCE = """
+max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 1 }
+output { name: "y" data_type: TYPE_FP32 dims: 1 }
+output { name: "id" data_type: TYPE_UINT64 dims: 1 }
+sequence_batching {
+  max_sequence_idle_microseconds: 30000000
+  oldest { max_candidate_sequences: 8 }
+  control_input { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] } }
+  control_input { name: "CORRID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
+}
+"""
+MODELS = {
+    "echo": (ECHO, "max_batch_size: 0\n" + TENSORS),
+    "sleeper": (SLEEPER, ONE),
+    "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
+    "tally": (TALLY, SEQUENCE),
+    "hidden": (
+        ECHO,
+        ONE + 'parameters { key: "tidegate.internal" value { string_value: "true" } }',
+    ),
+}
+POLICY = """
+[tenants.all]
+models = ["*"]
+[tenants.some]
+models = ["echo", "tally"]
+[tenants.slow]
+models = ["*"]
+
+[[limits]]
+scope = "tenant"
+kind = "requests"
+amount = 2
+window_s = 60
+tenants = ["slow"]
+"""
+
+
+@contextlib.contextmanager
+def serving(home: Path) -> Iterator[TritonServer]:
+    """A Triton with every model above loaded."""
+    repository = home / "model_repository"
+    for name, (code, config) in MODELS.items():
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "1" / "model.py").write_text(code)
+        (repository / name / "config.pbtxt").write_text(HEAD + config)
+    options = LaunchOptions(repository, home / ".tidegate", Ports(*free_ports(3)))
+    with TritonServer(options) as running:
+        for name in MODELS:
+            running.control.load(name)
+        yield running
+
+
+class RunningDoor:
+    """A gateway and its gRPC door; ``keys`` has a key for each tenant of ``POLICY``."""
+
+    def __init__(self, triton: TritonServer, home: Path, **settings: object) -> None:
+        home.mkdir(exist_ok=True)
+        (home / "gateway.toml").write_text(POLICY)
+        store = KeyStore(home / "keys.toml", home / "pepper")
+        self.keys = {
+            tenant: store.create(tenant, Grant(tenant=tenant))[1]
+            for tenant in ("all", "some", "slow", "reader")
+        }
+        self.keys["reader"] = store.create("reader", Grant("all", scopes=("read",)))[1]
+        self.audit_log = home / "audit.log"
+        self._settings = Settings(
+            replicas=(triton.control.address,),
+            triton_key_file=triton.options.work_dir / "triton.key",
+            keys_file=home / "keys.toml",
+            pepper_file=home / "pepper",
+            policy_file=home / "gateway.toml",
+            state_folder=home,
+            **settings,  # type: ignore[arg-type]
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def headers(self, tenant: str = "all") -> dict[str, str]:
+        return {"authorization": f"Bearer {self.keys[tenant]}"}
+
+    def __enter__(self) -> "RunningDoor":
+        self._thread.start()
+        self.run(self._open())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, work, timeout_s: float = 20):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+
+    async def _open(self) -> None:
+        self.gateway = Gateway(self._settings)
+        await self.gateway.guard.open()
+        self.gateway.catalogue = await self.gateway.reader.read(self.gateway.pool.first)
+        self.door = GrpcDoor(self.gateway, 0)
+        self.port = await self.door.start()
+
+    async def _close(self) -> None:
+        await self.door.stop(1)
+        await self.gateway.pool.close()
+        await self.gateway.guard.close()

@@ -1,0 +1,98 @@
+"""A soak, not a test: publish and roll back under load, with kills at random moments.
+
+    python -m tests.e2e.soak_publish --minutes 30
+
+It ends with 1 if a request failed or the repository was ever neither the old state nor the new.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from serving.repository import active_version
+from tests.running import ROOT, wait_until
+from tests.serving.small_pipeline import NAME, stage
+from tests.serving.small_server import Caller, serving_small_pipeline
+
+LONGEST_S = 4.0  # about what a whole publication takes here
+VERSIONS_KEPT = 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    dice = random.Random(options.seed)  # noqa: S311 - a soak that can be repeated
+    with (
+        tempfile.TemporaryDirectory() as home,
+        serving_small_pipeline(Path(home)) as server,
+        Caller(server.control.address, clients=2) as caller,
+    ):
+        end = time.monotonic() + options.minutes * 60
+        counts = {"publish": 0, "switch": 0, "killed": 0, "refused": 0}
+        while time.monotonic() < end:
+            _round(server, dice, counts)
+            if sum(counts.values()) % 20 < 2:
+                _report(server, caller, counts)
+        wait_until(server.control.is_ready, 60, "readiness after the last one")
+        _report(server, caller, counts)
+    sys.exit(1 if caller.errors else 0)
+
+
+def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
+    repository = server.options.repository
+    there = sorted(int(each.name) for each in (repository / NAME).glob("[0-9]*"))
+    verb = "publish" if len(there) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
+    if verb == "publish":
+        what = str(stage(repository, dice.randrange(1, 1000)))
+    else:
+        what = str(dice.choice(there))
+    command = [sys.executable, "-m", "tests.serving.killed_publisher", server.options.work_dir]
+    process = subprocess.Popen(
+        [*command, repository, "-", verb, what],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    counts[verb] += 1
+    try:
+        process.wait(dice.uniform(0.8, LONGEST_S) if dice.random() < 0.7 else None)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        counts["killed"] += 1
+    _, said = process.communicate()
+    if process.returncode == 1:
+        counts["refused"] += 1
+        sys.stderr.write(said[-600:])
+    if verb == "publish":
+        shutil.rmtree(what)
+
+
+def _report(server, caller: Caller, counts: dict[str, int]) -> None:
+    triton = psutil.Process(server.pid)
+    line = {
+        **counts,
+        "answers": sum(caller.answers.values()),
+        "failed": len(caller.errors),
+        "active": active_version(server.options.repository, NAME),
+        "triton_mib": triton.memory_info().rss // 2**20,
+        "stubs": len(triton.children(recursive=True)),
+        "shm_files": len(list(Path("/dev/shm").glob("tidegate_*"))),
+        "ready": server.control.is_ready(),
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

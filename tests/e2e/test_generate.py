@@ -1,0 +1,230 @@
+"""V2 generate, config and stats, each beside what Triton's own HTTP door answers."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient import http as triton_http
+
+from gateway.core import Gateway
+from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
+from gateway.generate_door import GenerateDoor
+from gateway.openai.door import TextDoor
+from gateway.settings import Settings
+from tests.echoing import echoing
+from tests.gateway.exchanges import exchange_of
+from tests.running import wait_until
+
+ECHO = "/v2/models/echo_llm"
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    with echoing(tmp_path_factory.mktemp("generate")) as running:
+        yield running
+
+
+def _direct(echo, path: str, body=None) -> httpx.Response:
+    """The same question to Triton itself."""
+    url = f"http://{echo.http_address}{path}"
+    return httpx.post(url, json=body, timeout=30) if body else httpx.get(url, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"{ECHO}/generate", {"text_input": "a b c", "id": "mine"}),
+        (f"{ECHO}/versions/1/generate", {"text_input": "a", "exclude_input_in_output": True}),
+        (f"{ECHO}/generate", {"text_input": "a b", "parameters": {"stream": False, "seed": 1}}),
+        (f"{ECHO}/generate", {"text_input": ["a b"], "return_num_output_tokens": True}),
+        ("/v2/models/identity_fp32/generate", {"INPUT0": [1, 2.5, -3]}),
+        ("/v2/models/identity_fp32/generate", {"INPUT0": 7}),
+    ],
+)
+def test_generate_answers_as_triton_does(echo, path, body):
+    mine, direct = echo.post(path, json=body), _direct(echo, path, body)
+    assert mine.status_code == direct.status_code == 200
+    assert mine.json() == direct.json()
+
+
+def _events(answer: httpx.Response) -> list:
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line]
+
+
+@pytest.mark.parametrize("model", ["echo_llm", "identity_fp32"])
+def test_generate_stream_answers_as_triton_does(echo, model):
+    bodies = {"echo_llm": {"text_input": "a b c", "stream": True}, "identity_fp32": {"INPUT0": [1]}}
+    path = f"/v2/models/{model}/generate_stream"
+    mine, direct = echo.post(path, json=bodies[model]), _direct(echo, path, bodies[model])
+    assert _events(mine) == _events(direct)
+    assert len(_events(mine)) == (3 if model == "echo_llm" else 1)
+
+
+def test_a_stream_that_fails_says_so_without_the_models_words(echo):
+    body = {"text_input": "[fail 3] a b c d", "stream": True}
+    *said, last = _events(echo.post(f"{ECHO}/generate_stream", json=body))
+    assert [each["text_output"] for each in said] == ["a", " b"]
+    assert "the model failed" in last["error"]
+    assert "secret" not in last["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ({"text_input": "a", "temperature": 1}, "no input 'temperature'"),
+        ({"text_input": 7}, "must be strings"),
+        ({"text_input": ["a", "b"]}, "2 values do not fill"),
+        ({"text_input": None}, "must be strings"),
+        ({"text_input": [["a"]]}, "must be strings"),
+        ({"stream": True}, "'text_input' is missing"),
+        ({"text_input": "a", "stream": 1}, "BOOL data"),
+        ({"text_input": "a", "parameters": {"text_input": "b"}}, "given twice"),
+        ({"text_input": "a", "parameters": {"shared_memory_region": "x"}}, "cannot be used"),
+        ({"text_input": "a", "parameters": {"sequence_id": 4}}, "cannot be used"),
+        ({"text_input": "a", "parameters": {"x": [1]}}, "must be a string, a number"),
+        ({"text_input": "a", "parameters": 3}, "must be an object"),
+        ({"text_input": "a", "id": 3}, "'id' a string"),
+        ([1], "must be a JSON object"),
+        ({"text_input": "a b", "stream": True}, "use generate_stream"),
+    ],
+)
+def test_what_generate_refuses(echo, body, fault):
+    answer = echo.post(f"{ECHO}/generate", json=body)
+    assert answer.status_code == 400
+    assert fault in answer.json()["error"]
+
+
+def test_parameters_reach_the_model_but_not_those_that_jump_the_queue(echo):
+    """The model reads them as its sampling parameters; Triton would refuse priority's type."""
+    parameters = {"max_tokens": 2, "priority": "1", "triton_x": True}
+    body = {"text_input": "a b c", "exclude_input_in_output": True, "parameters": parameters}
+    assert echo.post(f"{ECHO}/generate", json=body).json()["text_output"] == "a b"
+
+
+def test_the_requests_timeout_is_its_deadline(echo):
+    body = {"text_input": "[delay 9] a", "parameters": {"timeout": 300_000}}
+    for path in ("generate", "generate_stream"):
+        assert echo.post(f"{ECHO}/{path}", json=body).status_code == 504
+
+
+@pytest.mark.parametrize("model", ["echo_llm", "identity_fp32", "identity_fp32/versions/{v}"])
+@pytest.mark.parametrize("what", ["config", "stats"])
+def test_config_and_stats_are_tritons_own(echo, model, what):
+    versions = echo.get("/v2/models/identity_fp32").json()["versions"]
+    path = f"/v2/models/{model.format(v=versions[0])}/{what}"
+    mine, direct = echo.get(path), _direct(echo, path)
+    assert mine.status_code == 200
+    assert mine.json() == direct.json()
+
+
+def test_models_that_are_not_there(echo):
+    for path in ("config", "stats"):
+        assert echo.get(f"/v2/models/nobody/{path}").status_code == 404
+        assert echo.get(f"/v2/models/echo_llm/versions/9/{path}").status_code == 404
+    assert echo.post("/v2/models/nobody/generate", json={}).status_code == 404
+
+
+def test_what_perf_analyzer_asks_over_http(echo):
+    """Its requests in its order, by the client library that it is made of."""
+    headers, model = echo.headers, "identity_fp32"
+    with triton_http.InferenceServerClient(echo.url.removeprefix("http://")) as client:
+        assert client.is_server_live(headers=headers)
+        assert "statistics" in client.get_server_metadata(headers=headers)["extensions"]
+        metadata = client.get_model_metadata(model, headers=headers)
+        config = client.get_model_config(model, headers=headers)
+        assert config["max_batch_size"] >= 0
+        assert config["input"][0]["data_type"] == "TYPE_FP32"
+        version = metadata["versions"][-1]
+
+        def count() -> int:
+            stats = client.get_inference_statistics(model, version, headers=headers)
+            return stats["model_stats"][0]["inference_stats"]["success"]["count"]
+
+        before = count()
+        tensor = triton_http.InferInput(metadata["inputs"][0]["name"], [1, 16], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 16), dtype=np.float32))
+        for _ in range(10):
+            client.infer(model, [tensor], headers=headers)
+        assert count() == before + 10
+
+
+@pytest.fixture
+async def impatient(echo):
+    """A gateway in this process that waits half a second and holds one request."""
+    settings = Settings(
+        replicas=(echo.grpc_address,),
+        triton_key_file=echo.home / ".tidegate" / "triton.key",
+        deadline_s=0.5,
+        max_inflight=1,
+    )
+    gateway = Gateway(settings)
+    gateway.catalogue = await gateway.reader.read(gateway.pool.first)
+    yield gateway
+    await gateway.pool.close()
+
+
+def _exchange(body: dict, **path_params):
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Future()
+
+    scope = {"path": "/v1/chat/completions", "headers": [], "path_params": path_params}
+    return exchange_of(scope, receive, deadline_s=0.5)
+
+
+async def _answer(gateway: Gateway, text: str) -> bytes:
+    """The body of a streamed chat answer."""
+    body = {"model": "echo_llm", "stream": True, "messages": [{"role": "user", "content": text}]}
+    reply = await TextDoor(gateway).chat(_exchange(body))
+    sent = []
+
+    async def send(message) -> None:
+        sent.append(message.get("body", b""))
+
+    await reply.send(send)
+    return b"".join(sent)
+
+
+async def test_a_model_that_falls_silent_is_given_up(impatient):
+    """The deadline bounds each wait, not the whole answer."""
+    steady = await _answer(impatient, "[delay 0.1] one two three four five six seven eight nine")
+    assert b"[DONE]" in steady
+    with pytest.raises(DeadlineExceeded):
+        await _answer(impatient, "[delay 0.8] one two")
+    silent = await _answer(impatient, "[hang 3] one two three four")
+    assert b'"deadline_exceeded"' in silent
+    assert b"[DONE]" not in silent
+    assert b"[DONE]" in await _answer(impatient, "its permit was given back")
+
+
+async def test_a_stream_holds_its_permit_to_the_end(impatient):
+    first = asyncio.create_task(_answer(impatient, "[delay 0.1] one two three"))
+    await asyncio.sleep(0.15)
+    with pytest.raises(NoCapacity):
+        await _answer(impatient, "too many")
+    assert b"[DONE]" in await first
+    assert b"[DONE]" in await _answer(impatient, "now there is room")
+
+
+async def test_generate_of_several_answers_ends_them(impatient):
+    door = GenerateDoor(impatient)
+    body = {"text_input": "[delay 0.01] " + "a " * 16, "stream": True}
+    with pytest.raises(Malformed, match="several answers"):
+        await door.generate(_exchange(body, model="echo_llm"))
+    assert b"[DONE]" in await _answer(impatient, "its permit was given back")
+
+
+async def test_a_model_that_dies_in_the_middle(echo, impatient):
+    """Triton tells nobody: it is the silence that is noticed. The watcher brings the model back."""
+    cut = await _answer(impatient, "[die 3] one two three four five")
+    assert b'"content":" two"' in cut
+    assert b'"deadline_exceeded"' in cut
+    assert b"[DONE]" not in cut
+    body = {"text_input": "a"}
+    wait_until(
+        lambda: echo.post(f"{ECHO}/generate", json=body).status_code == 200, 30, "its return"
+    )

@@ -1,0 +1,114 @@
+"""`tidegate lint` as a user types it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+from serving.errors import ModelLoadFailed
+from serving.launch import LaunchOptions, TritonServer
+from serving.lint.check import lint
+from serving.ports import Ports, free_ports
+from tests.running import ROOT, environment
+from tests.serving.small_pipeline import step
+
+
+def _lint(home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tidegate", "lint", *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_is_committed_has_no_error_built_or_not(tmp_path):
+    ignored = shutil.ignore_patterns("[0-9]*")
+    shutil.copytree(ROOT / "model_repository", tmp_path / "model_repository", ignore=ignored)
+    run = _lint(tmp_path)
+    assert run.returncode == 0, run.stdout
+    assert "error" not in run.stdout
+    assert "not built yet" in run.stdout
+
+
+def test_a_built_repository_is_clean(built):
+    run = _lint(built, "--cores", "2")
+    assert run.returncode == 0
+    assert run.stdout == "nothing to say: it is clean\n"
+
+
+def test_an_error_says_the_fix_and_exits_1(tmp_path):
+    (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "mine" / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
+    run = _lint(tmp_path, str(tmp_path / "mine"))
+    assert run.returncode == 1
+    assert "m/1: backend onnxruntime looks for model.onnx, and there is nothing" in run.stdout
+    assert "put model.onnx there" in run.stdout
+    found = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
+    assert found[0]["code"] == "file-missing"
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    run = _lint(tmp_path, str(tmp_path / "nowhere"))
+    assert run.returncode == 1
+    assert "there is no folder" in run.stderr
+
+
+X, Y = (f'data_type: TYPE_FP32 name: "{name}"' for name in "xy")
+MODEL = f'backend: "python" max_batch_size: 4 input {{ {X} dims: 1 }} output {{ {Y} dims: 1 }} '
+STEP = (
+    'step { model_name: "good" model_version: 1 '
+    'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }'
+)
+WHOLE = MODEL.replace('backend: "python"', 'platform: "ensemble"')
+WHOLE += f"ensemble_scheduling {{ {STEP} }}"
+SPARE = STEP.replace('value: "y"', 'value: "spare"')
+# What 2.51 loads, and what it refuses: name -> (config, whether it loads).
+TRITON = {
+    "good": (MODEL, True),
+    "dims_empty": (MODEL.replace(f"{X} dims: 1", X), False),
+    "dims_bad": (MODEL.replace(f"{X} dims: 1", f"{X} dims: 0"), False),
+    "type_missing": (MODEL.replace("data_type: TYPE_FP32", "", 1), False),
+    "reshape": (MODEL.replace(f"{X} dims: 1", f"{X} dims: 2 reshape {{ shape: 3 }}"), False),
+    "labels": (MODEL.replace(f"{Y} dims: 1", f'{Y} dims: 1 label_filename: "l.txt"'), False),
+    "preferred": (f"{MODEL} dynamic_batching {{ preferred_batch_size: 8 }}", False),
+    "no_batch": (MODEL.replace("size: 4", "size: 0") + "dynamic_batching { }", True),
+    "twice": (MODEL + f"input {{ {X} dims: 1 }}", True),
+    "whole": (WHOLE, True),
+    "input_unused": (f'{WHOLE} input {{ data_type: TYPE_FP32 name: "z" dims: 1 }}', False),
+    "tensor_unused": (WHOLE.replace(STEP, STEP + SPARE), False),
+    "made_twice": (WHOLE.replace(STEP, STEP + STEP), False),
+    "batch_large": (WHOLE.replace("size: 4", "size: 8"), False),
+    "instances": (f"{WHOLE} instance_group {{ count: 2 }}", False),
+    "no_platform": (WHOLE.replace('platform: "ensemble"', 'backend: "python"'), False),
+    "pin_missing": (WHOLE.replace("version: 1", "version: 3"), False),
+    "wire_type": (WHOLE.replace(X, X.replace("FP32", "INT32")), False),
+    "wire_shape": (WHOLE.replace(f"{X} dims: 1", f"{X} dims: [ 1, 1 ]"), False),
+    "map_unknown": (WHOLE.replace('key: "x"', 'key: "q"'), False),
+    "unmade": (WHOLE.replace('key: "x" value: "x"', 'key: "x" value: "w"'), False),
+    "name_differs": (f'{MODEL} name: "other"', False),
+}
+
+
+def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
+    """The linter and a real Triton, asked about the same models."""
+    repository = tmp_path / "models"
+    for name, (config, _) in TRITON.items():
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(config)
+        if "ensemble_scheduling" not in config:
+            (repository / name / "1" / "model.py").write_text(step(("x", "y"), 0))
+    findings = lint(repository, cores=2)
+    faulty = {each.place.partition("/")[0] for each in findings if each.severity == "error"}
+    with TritonServer(LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))) as server:
+        refused = {name for name in TRITON if not _loads(server, name)}
+    assert refused == {name for name, (_, loads) in TRITON.items() if not loads}
+    assert faulty == refused
+
+
+def _loads(server: TritonServer, model: str) -> bool:
+    try:
+        server.control.load(model)
+    except ModelLoadFailed:
+        return False
+    return True

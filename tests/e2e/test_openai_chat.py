@@ -1,0 +1,324 @@
+"""Stock OpenAI clients talk to a model that follows the contract of Triton's vLLM backend."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+
+from tests.echoing import echoing, say
+from tests.running import ROOT, wait_until
+
+OPENAI_NPM = "openai@7.57.0"
+TEXT = "Where is my parcel?"
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    with echoing(tmp_path_factory.mktemp("echo")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(echo):
+    with openai.OpenAI(api_key=echo.key, base_url=f"{echo.url}/v1", max_retries=0) as made:
+        yield made
+
+
+def _user(text: str) -> dict:
+    return {"model": "echo_llm", "messages": [{"role": "user", "content": text}]}
+
+
+def _text(stream) -> tuple[str, str | None]:
+    """All of a stream's text, and why it ended."""
+    text, reason = "", None
+    for chunk in stream:
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            reason = choice.finish_reason or reason
+    return text, reason
+
+
+def test_an_answer_in_one(client):
+    answer = client.chat.completions.create(**_user(TEXT))
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == TEXT
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == 4
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 4
+
+
+def test_an_answer_in_pieces(client):
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(**_user(TEXT), **options))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].delta.content for c in chunks[1:5]] == ["Where", " is", " my", " parcel?"]
+    assert chunks[5].choices[0].finish_reason == "stop"
+    assert chunks[6].choices == []
+    assert chunks[6].usage.completion_tokens == 4
+    assert len(chunks) == 7
+
+
+async def test_the_asynchronous_client(echo):
+    async with openai.AsyncOpenAI(api_key=echo.key, base_url=f"{echo.url}/v1") as client:
+        stream = await client.chat.completions.create(**_user(TEXT), stream=True)
+        said = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        async with client.chat.completions.stream(**_user(TEXT)) as events:
+            final = await events.get_final_completion()
+    assert "".join(said) == final.choices[0].message.content == TEXT
+
+
+def test_completions(client):
+    whole = client.completions.create(model="echo_llm", prompt=TEXT, echo=True)
+    assert whole.choices[0].text == TEXT * 2
+    stream = client.completions.create(model="echo_llm", prompt=[TEXT], max_tokens=2, stream=True)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Where is"
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_length_and_temperature_by_seed(client):
+    short = client.chat.completions.create(**_user(TEXT), max_completion_tokens=3)
+    assert short.choices[0].finish_reason == "length"
+    assert short.choices[0].message.content == "Where is my"
+    words = _user("one two three four five six seven eight")
+    seeded = [
+        client.chat.completions.create(**words, temperature=1, seed=seed).choices[0].message.content
+        for seed in (1, 1, 2)
+    ]
+    assert seeded[0] == seeded[1] != seeded[2]
+
+
+@pytest.mark.parametrize("told", ["", "[overrun] "])
+@pytest.mark.parametrize("stop", ["is my", ["zzz", "s m"], " is"])
+def test_a_stop_text_is_kept_whether_or_not_the_model_does(client, told, stop):
+    """Each lies across two tokens or begins one; a model that goes on is cut off and cancelled."""
+    wanted = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
+    call = _user(told + TEXT)
+    whole = client.chat.completions.create(**call, stop=stop).choices[0]
+    assert (whole.message.content, whole.finish_reason) == (wanted, "stop")
+    assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (wanted, "stop")
+
+
+def test_what_is_not_served_is_said(client):
+    for extra in ({"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}):
+        with pytest.raises(openai.BadRequestError, match="not supported") as error:
+            client.chat.completions.create(**_user(TEXT), **extra)
+        assert error.value.param == next(iter(extra))
+    with pytest.raises(openai.BadRequestError, match="token arrays"):
+        client.completions.create(model="echo_llm", prompt=[1, 2, 3])
+    with pytest.raises(openai.NotFoundError, match="no_such_model"):
+        client.chat.completions.create(model="no_such_model", messages=[])
+    with pytest.raises(openai.NotFoundError, match="no endpoint"):
+        client.chat.completions.create(model="identity_fp32", messages=[])
+    with pytest.raises(openai.NotFoundError, match="does not serve embeddings"):
+        client.embeddings.create(model="echo_llm", input="x")
+
+
+def test_a_failure_before_the_first_token_has_a_status(client):
+    with pytest.raises(openai.InternalServerError) as error:
+        client.chat.completions.create(**_user("[fail 0] " + TEXT), stream=True)
+    assert error.value.status_code == 502
+    assert "secret" not in str(error.value)
+
+
+def test_a_failure_in_the_middle_is_an_error_event_and_no_end(client, echo):
+    stream = client.chat.completions.create(**_user("[fail 3] " + TEXT), stream=True)
+    seen = []
+    with pytest.raises(openai.APIError, match="the model failed"):
+        seen.extend(chunk.choices[0] for chunk in stream)
+    assert "".join(choice.delta.content or "" for choice in seen) == "Where is"
+    assert not any(choice.finish_reason for choice in seen)
+    body = {**_user("[fail 3] " + TEXT), "stream": True}
+    raw = echo.post("/v1/chat/completions", json=body)
+    assert raw.status_code == 200
+    assert raw.headers["cache-control"] == "no-cache"
+    assert raw.headers["x-accel-buffering"] == "no"
+    last = raw.text.strip().split("\n\n")[-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["code"] == "upstream_error"
+    assert error["request_id"] == raw.headers["x-request-id"]
+    assert "[DONE]" not in raw.text
+    assert "secret" not in raw.text
+
+
+def test_a_client_that_leaves_stops_the_model(echo):
+    before = float(say(echo, "[cancelled]"))
+    body = {**_user("[repeat 2000] [delay 0.01] a b c"), "stream": True}
+    post = httpx.stream(
+        "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
+    )
+    with post as answer:
+        next(answer.iter_lines())
+    left = time.monotonic()
+    wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 5, "the cancel in Triton")
+    assert time.monotonic() - left < 1
+
+
+def test_a_client_that_does_not_read_fills_no_memory(echo):
+    """30 MB are made for it; the gateway keeps what its sockets' buffers hold."""
+    gateway = next(p for p in echo.family() if p.cmdline()[1:3] == ["-m", "gateway"])
+    made, before = float(say(echo, "[made]")), gateway.memory_info().rss
+    body = {**_user("[repeat 300] [delay 0] " + "x" * 100_000), "max_tokens": 300, "stream": True}
+    post = httpx.stream(
+        "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
+    )
+    with post as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        wait_until(lambda: float(say(echo, "[made]")) > made + 300, 30, "the model's work")
+        assert gateway.memory_info().rss - before < 20e6
+        assert sum(map(len, parts)) > 29e6  # it reads after all, and gets everything
+
+
+LIMITS = """
+[[limits]]
+scope = "key"
+kind = "concurrency"
+amount = 1
+models = ["echo_llm"]
+
+[[limits]]
+scope = "key"
+kind = "tokens"
+amount = 100000
+window_s = 60
+models = ["echo_llm"]
+"""
+
+
+def _tokens_left(headers) -> int:
+    return int(re.search(r'tokens[^,]*";r=(\d+)', headers["ratelimit"]).group(1))
+
+
+def test_limits_are_held_to_the_last_byte_and_settled_with_what_was_used(echo, client):
+    policy = echo.home / ".tidegate" / "gateway.toml"
+    before = policy.read_text() if policy.exists() else "\n"
+    policy.write_text(before + LIMITS)
+    try:
+        raw = client.chat.completions.with_raw_response
+        wait_until(
+            lambda: "ratelimit" in raw.create(**_user("a"), max_tokens=1).headers, 5, "the limits"
+        )
+        call = _user("[repeat 10] [delay 0.05] a b")
+        with client.chat.completions.with_streaming_response.create(**call, stream=True) as first:
+            assert first.headers["x-ratelimit-limit-tokens"] == "100000"
+            reserved = _tokens_left(first.headers)
+            assert reserved < 99_000  # what the model may use, max_tokens by default
+            lines = first.iter_lines()
+            next(lines)
+            with pytest.raises(openai.RateLimitError, match="at once"):
+                client.chat.completions.create(**_user("a"))
+            assert "data: [DONE]" in list(lines)
+        after = raw.create(**_user("a"), max_tokens=10)
+        assert _tokens_left(after.headers) > 99_500
+    finally:
+        policy.write_text(before)
+        wait_until(
+            lambda: "ratelimit" not in echo.post("/v1/chat/completions", json=_user("a")).headers,
+            5,
+            "the end of the limits",
+        )
+
+
+def test_langchain(echo, stack):
+    chat = ChatOpenAI(
+        model="echo_llm", api_key=echo.key, base_url=f"{echo.url}/v1", temperature=0, max_retries=0
+    )
+    answer = chat.invoke([("system", "Be brief."), ("user", TEXT)])
+    assert answer.content == TEXT
+    assert answer.usage_metadata["output_tokens"] == 4
+    pieces = list(chat.stream(TEXT))
+    assert "".join(piece.content for piece in pieces) == TEXT
+    assert len(pieces) > 4
+    embeddings = OpenAIEmbeddings(
+        model="text_embedding",
+        api_key=stack.key,
+        base_url=f"{stack.url}/v1",
+        check_embedding_ctx_length=False,  # else it sends OpenAI's token ids
+    )
+    vectors = embeddings.embed_documents([TEXT, "I want my money back."])
+    assert [len(vector) for vector in vectors] == [384, 384]
+    with (
+        openai.OpenAI(api_key=stack.key, base_url=f"{stack.url}/v1") as client,
+        pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"),
+    ):
+        client.embeddings.create(model="text_embedding", input=[[9906, 1917]])
+
+
+NODE = """
+import OpenAI from "openai";
+const client = new OpenAI({ apiKey: process.env.KEY, baseURL: process.env.URL, maxRetries: 0 });
+const messages = [{ role: "user", content: "Where is my parcel?" }];
+const whole = await client.chat.completions.create({ model: "echo_llm", messages });
+const stream = await client.chat.completions.create({
+  model: "echo_llm", messages, stream: true, stream_options: { include_usage: true },
+});
+let text = "", usage = null;
+for await (const chunk of stream) {
+  text += chunk.choices[0]?.delta?.content ?? "";
+  usage = chunk.usage ?? usage;
+}
+const failing = [{ role: "user", content: "[fail 2] a b c d" }];
+let fault = "";
+try {
+  const broken = await client.chat.completions.create(
+    { model: "echo_llm", messages: failing, stream: true });
+  for await (const chunk of broken) {}
+} catch (error) { fault = error.constructor.name + ": " + error.message; }
+let refused = "";
+try {
+  await client.chat.completions.create({ model: "echo_llm", messages, n: 2 });
+} catch (error) { refused = error.constructor.name; }
+const content = whole.choices[0].message.content;
+console.log(JSON.stringify({ whole: content, text, usage, fault, refused }));
+"""
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """A folder with OpenAI's own JavaScript client, fetched once."""
+    if not shutil.which("npm"):
+        pytest.skip("there is no npm on this machine")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "tidegate" / "node" / OPENAI_NPM
+    if not (folder / "node_modules" / "openai").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--silent", OPENAI_NPM]
+        subprocess.run(command, cwd=folder, check=True, timeout=90)
+    return folder
+
+
+def test_the_javascript_client(echo, node_folder, tmp_path):
+    script = tmp_path / "call.mjs"
+    script.write_text(NODE)
+    (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
+    environment = {**os.environ, "KEY": echo.key, "URL": f"{echo.url}/v1"}
+    run = subprocess.run(
+        ["node", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said["whole"] == said["text"] == TEXT
+    assert said["usage"]["completion_tokens"] == 4
+    assert "the model failed" in said["fault"]
+    assert said["refused"] == "BadRequestError"
+
+
+def test_the_description_names_the_routes(echo):
+    paths = echo.get("/openapi.json").json()["paths"]
+    names = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+    assert names["schema"]["properties"]["model"]["enum"] == ["echo_llm"]
+    assert "/v1/completions" in paths
+    assert "/v1/echo_llm" not in paths  # it streams
+    assert echo.post("/v1/echo_llm", json={"text_input": "x"}).status_code == 404
+    assert (ROOT / "docs" / "openai.md").exists()

@@ -1,0 +1,265 @@
+"""Two tenants, an operator and a stranger against every operation that the gateway describes."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from tests.running import launch, stop, wait_ready, wait_until
+
+POLICY = """
+[tenants.texts]
+models = ["text_*", "identity_fp32"]
+
+[tenants.pictures]
+models = ["image_*"]
+
+[roles.reader]
+actions = ["read"]
+
+[[limits]]
+scope = "key"
+kind = "requests"
+amount = 3
+window_s = 60
+principals = ["{limited}"]
+"""
+TEXT = {"text": "Where is my parcel?"}
+
+
+@pytest.fixture(scope="module")
+def governed(built):
+    """A stack with that policy; ``keys`` are those of its callers."""
+    running = launch(built)
+    try:
+        wait_ready(running, 90)
+        running.keys = {
+            name: _key(running, name, *flags)
+            for name, flags in {
+                "texts": ("--tenant", "texts"),
+                "pictures": ("--tenant", "pictures"),
+                "reader": ("--tenant", "texts", "--role", "reader"),
+                "stranger": ("--tenant", "nobody"),
+                "limited": ("--tenant", "texts"),
+                "expired": ("--tenant", "texts", "--expires", "1s"),
+            }.items()
+        }
+        limited = running.keys["limited"].split("_")[1]
+        policy = running.home / ".tidegate" / "gateway.toml"
+        policy.write_text(POLICY.format(limited=limited))
+        wait_until(
+            lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
+        )
+        yield running
+        policy.unlink()
+    finally:
+        assert stop(running) == 0
+
+
+def _key(running, name, *flags):
+    run = running.tidegate("keys", "create", name, *flags, "--json")
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)["key"]
+
+
+def _call(running, who, method, path, **options):
+    headers = {"Authorization": f"Bearer {running.keys[who]}"} if who else {}
+    return httpx.request(method, running.url + path, headers=headers, timeout=30, **options)
+
+
+def _operations(document):
+    for path, item in document["paths"].items():
+        parameters = {p["name"]: p["example"] for p in item.get("parameters", [])}
+        for method in ("get", "post"):
+            if method in item:
+                content = item[method].get("requestBody", {}).get("content", {})
+                examples = content.get("application/json", {}).get("examples", {})
+                bodies = [example["value"] for example in examples.values()] or [None]
+                yield method.upper(), path.format(**parameters), bodies[0]
+
+
+@pytest.fixture(scope="module")
+def operations(governed):
+    """Everything that the operator may see."""
+    return list(_operations(governed.get("/openapi.json").json()))
+
+
+def test_nobody_reaches_what_is_anothers(governed, operations):
+    """Each operation that names a model answers the other tenant as if there were none."""
+    seen = 0
+    for method, path, body in operations:
+        for who, foreign in (
+            ("texts", "image_classification"),
+            ("pictures", "text_embedding"),
+            ("pictures", "identity_fp32"),
+        ):
+            named = foreign in path or (isinstance(body, dict) and body.get("model") == foreign)
+            if not named:
+                continue
+            answer = _call(governed, who, method, path, json=body)
+            assert answer.status_code == 404, f"{who} {method} {path}: {answer.text}"
+            missing = re.sub(foreign, "no_such_model", path)
+            other = (
+                {**body, "model": "no_such_model"}
+                if isinstance(body, dict) and "model" in body
+                else body
+            )
+            same = _call(governed, who, method, missing, json=other)
+            assert same.status_code == 404
+            assert _without(answer.text, foreign) == _without(same.text, "no_such_model")
+            seen += 1
+    assert seen > 15
+
+
+def _without(text, name):
+    """The answer without what differs between any two: the name asked for and the request's id."""
+    return re.sub(r"[0-9a-f]{16}", "ID", text.replace(name, "NAME"))
+
+
+def test_each_sees_what_is_theirs_in_every_list(governed):
+    listed = {m["id"] for m in _call(governed, "texts", "GET", "/v1/models").json()["data"]}
+    assert listed == {"text_embedding"}
+    described = _call(governed, "pictures", "GET", "/openapi.json").json()["paths"]
+    assert "/v1/image_classification" in described and "/v1/text_embedding" not in described
+    assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
+
+
+def test_a_reader_may_look_but_not_call(governed):
+    assert _call(governed, "reader", "GET", "/v2/models/text_embedding").status_code == 200
+    assert _call(governed, "reader", "POST", "/v1/text_embedding", json=TEXT).status_code == 403
+
+
+@pytest.mark.parametrize("who", ["stranger", "texts", "pictures", "reader"])
+@pytest.mark.parametrize("path", ["/metrics", "/admin/policy", "/admin/replicas", "/admin/models"])
+def test_the_operators_listener_is_the_operators(governed, who, path):
+    url = f"http://127.0.0.1:{governed.admin_port}{path}"
+    headers = {"Authorization": f"Bearer {governed.keys[who]}"}
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, headers=headers).status_code == 403
+    assert httpx.get(url, headers=governed.headers).status_code == 200
+    # And it is nowhere else.
+    assert governed.get(path).status_code == 404
+
+
+def test_documentation_is_not_open_once_there_are_tenants(governed):
+    assert httpx.get(f"{governed.url}/openapi.json").status_code == 401
+    assert httpx.get(f"{governed.url}/healthz").status_code == 200
+
+
+def test_a_key_that_has_ended_is_a_bad_key(governed):
+    wait_until(
+        lambda: _call(governed, "expired", "GET", "/v1/models").status_code == 401, 5, "expiry"
+    )
+    bad = httpx.get(f"{governed.url}/v1/models", headers={"Authorization": "Bearer nonsense"})
+    ended = _call(governed, "expired", "GET", "/v1/models")
+    assert _without(bad.text, "nonsense") == _without(ended.text, "nonsense")
+
+
+def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
+    answers = [
+        _call(governed, "limited", "POST", "/v1/text_embedding", json=TEXT) for _ in range(4)
+    ]
+    assert [each.status_code for each in answers] == [200, 200, 200, 429]
+    assert [each.headers["x-ratelimit-remaining-requests"] for each in answers[:3]] == [
+        "2",
+        "1",
+        "0",
+    ]
+    refused = answers[3]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "ratelimit" in refused.headers and "ratelimit-policy" in refused.headers
+    assert refused.json()["code"] == "quota_exceeded"
+    # Others are not concerned, and neither is looking.
+    assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
+    assert _call(governed, "limited", "GET", "/v1/models").status_code == 200
+
+
+def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
+    policy = governed.home / ".tidegate" / "gateway.toml"
+    right = policy.read_text()
+    log = governed.home / ".tidegate" / "logs" / "gateway.log"
+    try:
+        policy.write_text(right + '\n[roles.bad]\nactions = ["fly"]\n')
+        line = policy.read_text().splitlines().index('actions = ["fly"]') + 1
+        wait_until(lambda: f"line {line}" in log.read_text(), 5, "the log's line")
+        assert _call(governed, "stranger", "GET", "/v1/models").status_code == 403
+        assert _call(governed, "texts", "GET", "/v1/models").status_code == 200
+    finally:
+        policy.write_text(right)
+    time.sleep(0.5)
+
+
+def test_the_grpc_door_keeps_the_same_policy(governed):
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{governed.door_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelMetadataRequest(name="text_embedding")
+
+        def ask(who):
+            metadata = (("authorization", f"Bearer {governed.keys[who]}"),) if who else ()
+            try:
+                return stub.ModelMetadata(request, metadata=metadata, timeout=10).name
+            except grpc.RpcError as error:
+                return error.code().name
+
+        assert [ask(who) for who in ("texts", "pictures", None)] == [
+            "text_embedding",
+            "NOT_FOUND",
+            "UNAUTHENTICATED",
+        ]
+
+
+def test_no_secret_is_in_any_log_metric_or_answer(governed):
+    state = governed.home / ".tidegate"
+    secrets = [*governed.keys.values(), governed.key, (state / "triton.key").read_text().strip()]
+    shown = [
+        path.read_text(errors="replace") for path in (state / "logs").glob("*") if path.is_file()
+    ]
+    shown += [path.read_text() for path in state.glob("audit*.log")]
+    shown.append(governed.output)
+    for path in ("/metrics", "/admin/policy", "/admin/models", "/admin/replicas"):
+        url = f"http://127.0.0.1:{governed.admin_port}{path}"
+        shown.append(httpx.get(url, headers=governed.headers).text)
+    shown.append(_call(governed, "pictures", "POST", "/v1/text_embedding", json=TEXT).text)
+    text = "\n".join(shown)
+    assert len(text) > 5000
+    assert "tidegate_requests_total" in text
+    for secret in secrets:
+        assert len(secret) > 20
+        # Of an API key (tg_ID_SECRET_CHECKSUM) the id may be shown, the rest may not.
+        assert (secret.split("_")[2] if secret.startswith("tg_") else secret) not in text
+
+
+def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
+    def lines():
+        return [
+            json.loads(line)
+            for line in (governed.home / ".tidegate/audit.log").read_text().splitlines()
+        ]
+
+    wait_until(lambda: any(each["decision"] == "deny" for each in lines()), 5, "the audit log")
+    denied = next(
+        e for e in lines() if e["model"] == "image_classification" and e["tenant"] == "texts"
+    )
+    assert (denied["action"], denied["status"], denied["decision"]) != ("", 200, "allow")
+    run = governed.tidegate("audit", "verify")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_gateway_does_not_start_with_a_policy_that_is_wrong(tmp_path):
+    (tmp_path / "gateway.toml").write_text("[tenants.a]\nmodels = ['*']\nmodls = []\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "gateway"],
+        env={"TIDEGATE_POLICY_FILE": str(tmp_path / "gateway.toml"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert run.returncode == 2
+    assert "line 3" in run.stderr and "Traceback" not in run.stderr

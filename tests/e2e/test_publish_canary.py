@@ -1,0 +1,51 @@
+"""A canary beside the pipeline: other pins, the same engines, and it goes without a trace."""
+
+import pytest
+
+from serving import canary
+from serving.errors import PublishFailed
+from serving.publish import publish
+from serving.repository import active_members, active_version, top_models
+from serving.versions import prune, switch_to
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_server import ask, grpc, online, serving_small_pipeline, under_load
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Versions 1 (adds 0) and 2 (adds 10); 1 serves."""
+    with serving_small_pipeline(tmp_path_factory.mktemp("canary")) as running:
+        with online(running) as target:
+            publish(stage(target.repository, 10), target.repository, MODELS, target)
+            switch_to(target, NAME, 1)
+        yield running
+
+
+def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
+    repository = server.options.repository
+    with under_load(server) as caller, online(server) as target:
+        assert canary.start(target, NAME, 2) == "mood.v2"
+        with grpc.InferenceServerClient(server.control.address) as client:
+            assert ask(client, "mood.v2") == 10
+            assert ask(client, NAME) == 0
+        assert set(caller.answers) == {0}
+        assert canary.canaries(repository, NAME) == [2]
+        assert "mood.v2" in top_models(repository)  # so it is loaded again after a restart
+        canary.promote(target, NAME, 2)
+        assert prune(target, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
+        canary.stop(target, NAME, 2)
+        with grpc.InferenceServerClient(server.control.address) as client:
+            assert ask(client, NAME) == 10
+    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 2}
+    assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
+
+
+def test_a_canary_that_makes_no_sense_is_refused(server):
+    with online(server) as target:
+        now = active_version(target.repository, NAME)
+        with pytest.raises(PublishFailed, match="serves already"):
+            canary.start(target, NAME, now)
+        with pytest.raises(PublishFailed, match="has no version 99"):
+            canary.start(target, NAME, 99)
+        with pytest.raises(PublishFailed, match="no canary of version 99"):
+            canary.promote(target, NAME, 99)

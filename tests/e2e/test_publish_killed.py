@@ -1,0 +1,83 @@
+"""kill -9 of the publisher at every step, under load: the old state or the new, no request lost."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from modelspec.layout import staging_folder, version_folders
+from serving.recovery import clear_up
+from serving.repository import active_members, active_version
+from serving.servers import servers_of
+from serving.steps import Step
+from tests.running import ROOT, wait_until
+from tests.serving.small_pipeline import NAME, stage
+from tests.serving.small_server import serving_small_pipeline, under_load
+
+BEFORE_THE_PIN = [step for step in Step if list(Step).index(step) < list(Step).index(Step.PINNED)]
+# A rollback takes the same way; its own steps are fewer.
+SWITCH_STEPS = [Step.JOURNALLED, Step.LISTED, Step.LOADED, Step.PINNED, Step.SERVED]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving_small_pipeline(tmp_path_factory.mktemp("killed")) as running:
+        yield running
+
+
+def _run(server, step: Step, verb: str, what: object) -> None:
+    """A publisher that dies at ``step``."""
+    options = server.options
+    module = [sys.executable, "-m", "tests.serving.killed_publisher"]
+    run = subprocess.run(
+        [*module, options.work_dir, options.repository, step.name, verb, str(what)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert run.stdout.split()[-1] == step.name
+
+
+def _require_settled(server, caller) -> None:
+    """What serves is what the repository says, and nothing lies about."""
+    repository = server.options.repository
+    engine = active_members(repository, NAME)["mood_onnx"]
+    source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
+    clear_up(repository, servers_of(server.options.work_dir, repository))
+    assert active_members(repository, NAME)["mood_onnx"] == engine
+    assert [path.name for path in staging_folder(repository).iterdir()] == ["lock"]
+    assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
+    answer = float(source.partition("dtype.type(")[2].partition(" ")[0])
+    seen = caller.answers[answer]
+    wait_until(lambda: caller.answers[answer] > seen + 5, 10, f"the answer {answer}")
+    wait_until(lambda: server.control.is_ready(), 15, "readiness")
+
+
+@pytest.mark.parametrize("step", list(Step), ids=lambda step: step.name)
+def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
+    repository = server.options.repository
+    before, folders = active_version(repository, NAME), version_folders(repository / NAME)
+    staged = stage(repository, 100 + list(Step).index(step))
+    with under_load(server) as caller:
+        _run(server, step, "publish", staged)
+        is_new = active_version(repository, NAME) != before
+        assert is_new == (step not in BEFORE_THE_PIN)
+        shutil.rmtree(staged)
+        _require_settled(server, caller)
+    assert (version_folders(repository / NAME) == folders) != is_new
+
+
+@pytest.mark.parametrize("step", SWITCH_STEPS, ids=lambda step: step.name)
+def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
+    repository = server.options.repository
+    before = active_version(repository, NAME)
+    wanted = next(each for each in version_folders(repository / NAME) if each != before)
+    with under_load(server) as caller:
+        _run(server, step, "switch", wanted)
+        expected = before if step in BEFORE_THE_PIN else wanted
+        assert active_version(repository, NAME) == expected
+        _require_settled(server, caller)

@@ -1,0 +1,104 @@
+"""The watcher beside a real Triton: it heals what can be healed, and leaves alone what is right."""
+
+import contextlib
+import os
+import threading
+import time
+
+import psutil
+import pytest
+
+from serving import health, patient, watch
+from serving.publish import publish
+from serving.stubs import live_stubs
+from serving.versions import switch_to
+from serving.watch import Watcher
+from tests.running import wait_until
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_server import online, serving_small_pipeline, under_load
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving_small_pipeline(tmp_path_factory.mktemp("watch")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 0.2)
+    monkeypatch.setattr(patient, "FIRST_PAUSE_S", 0.1)
+
+
+@contextlib.contextmanager
+def watching(server):
+    """A watcher that looks without a pause, and what it said."""
+    said: list[str] = []
+    watcher, stopped = Watcher(server, [NAME], said.append), threading.Event()
+
+    def look() -> None:
+        while not stopped.wait(0.05):
+            watcher.check()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield watcher, said
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_publishing_and_rolling_back_alarm_nobody(server):
+    """Old versions lose their processes, and that is right."""
+    with watching(server) as (watcher, said), under_load(server), online(server) as target:
+        publish(stage(target.repository, 1), target.repository, MODELS, target)
+        switch_to(target, NAME, 1)
+        wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "the old version unloaded")
+        time.sleep(1)
+    assert said == []
+    assert not watcher.events.counts
+
+
+def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch):
+    monkeypatch.setattr(watch, "UNLOAD_S", 2.0)
+    with watching(server) as (watcher, said):
+        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+        psutil.Process(victim.pid).kill()
+        wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
+        wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
+    assert watcher.events.counts["process_died", "mood_onnx"] == 1
+    assert watcher.events.counts["healed", "mood_onnx"] == 1
+
+
+@pytest.fixture
+def sick(server, tmp_path):
+    """A file that makes the published engine answer wrongly if it is younger than the engine."""
+    path = tmp_path / "sick"
+    with online(server) as target:
+        publish(stage(target.repository, 7, sick=str(path)), target.repository, MODELS, target)
+        yield path
+        switch_to(target, NAME, None)
+
+
+def test_a_model_that_answers_wrongly_is_loaded_afresh(server, sick):
+    with watching(server) as (watcher, said):
+        sick.touch()
+        wait_until(lambda: f"revived {NAME}" in said, 20, "healing")
+    assert "answers its golden sample wrongly in score" in said[0]
+    assert watcher.events.counts["healed", NAME] == 1
+
+
+def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, sick, monkeypatch):
+    monkeypatch.setattr(patient, "ATTEMPTS", 2)
+    with watching(server) as (watcher, said):
+        sick.touch()
+        os.utime(sick, (time.time() + 10_000,) * 2)
+        wait_until(lambda: any("cannot be healed" in line for line in said), 40, "the report")
+        before = {each.pid for each in live_stubs(server.pid)}
+        time.sleep(2)
+        assert {each.pid for each in live_stubs(server.pid)} <= before  # none was started
+        sick.unlink()
+        wait_until(lambda: watcher.events.counts["recovered", NAME] == 1, 10, "recovery")
+    assert sum("cannot be healed, 2 attempts failed" in line for line in said) == 1
+    assert watcher.events.counts["given_up", NAME] == 1

@@ -1,0 +1,96 @@
+"""A small OpenID Connect issuer on loopback, which can be slow, wrong or away."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+JWKS, DISCOVERY = "/keys", "/.well-known/openid-configuration"
+
+
+class SigningKey:
+    """A private key and the JWK of its public half."""
+
+    def __init__(self, kid: str, algorithm: str = "RS256", **fields: str) -> None:
+        self.kid, self.algorithm = kid, algorithm
+        self.private: Any
+        if algorithm.startswith("ES"):
+            self.private = ec.generate_private_key(ec.SECP256R1())
+            jwk = ECAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
+        else:
+            self.private = rsa.generate_private_key(65537, 2048)
+            jwk = RSAAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
+        self.jwk: dict[str, Any] = {**jwk, "kid": kid, **fields}
+
+
+class Issuer:
+    """Serves discovery and keys. ``faults`` maps a path to a status, ``delay_s`` slows it down."""
+
+    def __init__(self) -> None:
+        self.keys = [SigningKey("one")]
+        self.asked: list[str] = []
+        self.faults: dict[str, int] = {}
+        self.documents: dict[str, Any] = {}
+        self.delay_s = 0.0
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def token(
+        self,
+        *,
+        key: SigningKey | None = None,
+        header: Mapping[str, Any] | None = None,
+        **claims: Any,
+    ) -> str:
+        """A good token, but for what is given. A claim or header that is None is left out."""
+        key = key or self.keys[0]
+        now = time.time()
+        payload = {"iss": self.url, "aud": "tidegate", "sub": "ann", "exp": now + 60, **claims}
+        headers = {"kid": key.kid, "typ": "JWT", **(header or {})}
+        given = {name: value for name, value in payload.items() if value is not None}
+        # The lower layer: the upper one refuses to sign what is wrong.
+        return jwt.api_jws.encode(
+            json.dumps(given).encode(), key.private, algorithm=key.algorithm, headers=headers
+        )
+
+    def document(self, path: str) -> Any:
+        """What a path answers: bytes, or what becomes JSON."""
+        known = {
+            DISCOVERY: {"issuer": self.url, "jwks_uri": self.url + JWKS},
+            JWKS: {"keys": [key.jwk for key in self.keys]},
+        }
+        return self.documents.get(path, known.get(path))
+
+    def _handler(issuer) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self too
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                time.sleep(issuer.delay_s)
+                found = issuer.document(self.path)
+                body = found if isinstance(found, bytes) else json.dumps(found).encode()
+                self.send_response(issuer.faults.get(self.path, 200))
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                try:
+                    self.wfile.write(body)
+                except OSError:
+                    return  # the reader had enough of it
+
+            def log_message(self, *arguments: Any) -> None:
+                """Quiet."""
+
+        return Handler

@@ -1,0 +1,28 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from gateway.limits.limiter import Limiter
+from gateway.limits.redis_store import RedisStore
+from tests.gateway.limits.redis_server import RedisServer
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    running = RedisServer()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest_asyncio.fixture
+async def limiter(server: RedisServer) -> AsyncIterator[Limiter]:
+    """One gateway of two, with its limits in Redis."""
+    made = Limiter(RedisStore(server.url), gateways=2)
+    await made.beat()
+    try:
+        yield made
+    finally:
+        await made.close()

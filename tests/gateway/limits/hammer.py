@@ -1,0 +1,47 @@
+"""One gateway that asks and asks: ``hammer.py URL SECONDS CLOCK_SKEW_S TIMEOUT_S``.
+
+Prints each admission as "asked begun ended" in seconds of the system's clock. Its own is skewed.
+"""
+
+import asyncio
+import sys
+import time
+
+from gateway.errors import QuotaExceeded
+from gateway.limits import redis_line, redis_store
+from gateway.limits.limit import Limit, Subject, checks_of
+from gateway.limits.limiter import Limiter
+from gateway.limits.redis_store import RedisStore
+
+RATE, BURST, AT_ONCE = 200, 50, 7
+LIMITS = [Limit("key", "requests", RATE, 1, BURST), Limit("tenant", "concurrency", AT_ONCE)]
+TASKS = 8
+GATEWAYS = 4
+
+
+async def hammer(limiter: Limiter, until: float) -> None:
+    checks = checks_of(LIMITS, Subject("acme", "k1", "chat"))
+    while time.time() < until:
+        asked = time.time()
+        try:
+            async with limiter.admit(checks):
+                begun = time.time()
+                await asyncio.sleep(0.005)
+                sys.stdout.write(f"{asked} {begun} {time.time()}\n")
+                sys.stdout.flush()
+        except QuotaExceeded:
+            await asyncio.sleep(0.003)
+
+
+async def main(url: str, seconds: float, skew_s: float, timeout_s: float) -> None:
+    redis_line.TIMEOUT_S = redis_store.TIMEOUT_S = timeout_s
+    redis_store._LEASE_US = 2_000_000
+    limiter = Limiter(RedisStore(url), gateways=GATEWAYS, clock=lambda: time.monotonic() + skew_s)
+    await limiter.beat()
+    until = time.time() + seconds
+    await asyncio.gather(*(hammer(limiter, until) for _ in range(TASKS)))
+    await limiter.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], *map(float, sys.argv[2:])))

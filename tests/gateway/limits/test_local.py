@@ -1,0 +1,168 @@
+"""Limits in one process, and what a process gives out that decides alone."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import NoCapacity, QuotaExceeded
+from gateway.limits.limit import Check, Limit, Subject, checks_of
+from gateway.limits.limiter import Limiter, LimitReached
+from gateway.limits.local import LocalStore
+
+RPS = Limit("key", "requests", 2)
+AT_ONCE = Limit("tenant", "concurrency", 2)
+TOKENS = Limit("model", "tokens", 600, 60)
+WHO = Subject("acme", "k1", "chat")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_all_or_nothing():
+    limiter = Limiter(clock=Clock())
+    everything = checks_of([RPS, AT_ONCE, TOKENS], WHO, tokens=500)
+    async with limiter.admit(everything):
+        with pytest.raises(LimitReached, match="model limit of 600 tokens in 60 s"):
+            async with limiter.admit(everything):
+                pass
+        # The refused one spent neither the second request nor the second place.
+        async with limiter.admit(checks_of([RPS, AT_ONCE, TOKENS], WHO, tokens=100)):
+            with pytest.raises(LimitReached, match="2 requests at once"):
+                async with limiter.admit(checks_of([AT_ONCE], WHO)):
+                    pass
+
+
+async def test_concurrency_is_freed_however_the_request_ends():
+    limiter = Limiter()
+    for error in (None, NoCapacity("full"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) if error else pytest.raises(StopAsyncIteration):
+            async with limiter.admit(checks_of([AT_ONCE], WHO)):
+                raise error or StopAsyncIteration
+    assert len(limiter.local) == 0
+
+
+@pytest.mark.parametrize(
+    ("settled", "failed", "left"),
+    [(100, False, 500), (599, False, 1), (None, False, 200), (None, True, 600), (50, True, 550)],
+)
+async def test_tokens_are_reserved_then_settled(settled, failed, left):
+    limiter = Limiter(clock=Clock())
+    try:
+        async with limiter.admit(checks_of([TOKENS], WHO, tokens=400)) as admission:
+            if settled is not None:
+                admission.settle(settled)
+            if failed:
+                raise NoCapacity("full")
+    except NoCapacity:
+        assert failed
+    async with limiter.admit(checks_of([TOKENS], WHO, tokens=left)) as admission:
+        assert (b"x-ratelimit-remaining-tokens", b"0") in admission.headers()
+    with pytest.raises(QuotaExceeded):
+        async with limiter.admit(checks_of([TOKENS], WHO, tokens=1)):
+            pass
+
+
+async def test_what_was_used_beyond_the_reservation_is_owed():
+    clock = Clock()
+    limiter = Limiter(clock=clock)
+    async with limiter.admit(checks_of([TOKENS], WHO, tokens=100)) as admission:
+        admission.settle(700)
+    with pytest.raises(LimitReached) as refused:
+        async with limiter.admit(checks_of([TOKENS], WHO, tokens=10)):
+            pass
+    assert refused.value.retry_after_s == 11
+
+
+async def test_what_can_never_fit_is_refused_without_a_time_to_come_back():
+    with pytest.raises(LimitReached, match="601 tokens never fit") as refused:
+        async with Limiter().admit(checks_of([TOKENS], WHO, tokens=601)):
+            pass
+    assert refused.value.retry_after_s is None
+    assert (b"x-should-retry", b"false") in refused.value.headers
+
+
+async def test_a_refusal_says_when_to_come_back_and_then_it_is_let_in():
+    clock = Clock()
+    limiter = Limiter(clock=clock)
+    ask = checks_of([Limit("key", "requests", 1, 5)], WHO)
+    async with limiter.admit(ask):
+        pass
+    with pytest.raises(LimitReached) as refused:
+        async with limiter.admit(ask):
+            pass
+    assert refused.value.retry_after_s == 5
+    clock.now += 5
+    async with limiter.admit(ask):
+        pass
+
+
+@pytest.mark.parametrize("limit", [RPS, AT_ONCE, TOKENS])
+def test_each_subject_has_its_own(limit):
+    store = LocalStore()
+    other = Subject("other", "k2", "chat")
+    assert store.admit(checks_of([limit], WHO, limit.capacity, limit.capacity), 1.0).admitted
+    assert store.admit(checks_of([limit], other, limit.capacity, limit.capacity), 1.0).admitted
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Limit("key", "requests", 3),
+        Limit("key", "requests", 2, 60),
+        Limit("key", "requests", 2, 1, 5),
+        Limit("key", "requests", 2, label="chat"),
+    ],
+)
+def test_limits_that_meet_are_counted_apart(other):
+    checks = checks_of([RPS, other], WHO)
+    assert checks[0].bucket != checks[1].bucket
+    assert LocalStore().admit(checks, 1.0).used == [1, 1]
+
+
+def test_what_has_come_back_is_forgotten():
+    store = LocalStore()
+    for number in range(1000):
+        store.admit(checks_of([RPS, TOKENS], Subject("acme", f"k{number}", f"m{number}"), 10), 5.0)
+    assert len(store) == 2000
+    store.sweep(5.6)
+    assert len(store) == 1000  # tokens take longer
+    store.sweep(6.1)
+    assert len(store) == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 60))
+def test_shares_add_up_to_the_limit(gateways, burst, cost):
+    """All gateways alone: the burst and the rate, and one request over for each gateway."""
+    limit = Limit("key", "requests", 10, 1, burst)
+    cost = min(cost, burst)
+    stores = [LocalStore(1 / gateways) for _ in range(gateways)]
+    total = 0
+    for tick in range(40):
+        for store in stores:
+            while store.admit([Check(limit, "bucket", cost)], 1000 + tick / 10).admitted:
+                total += cost
+    assert total <= burst + 10 * 4 + gateways * cost
+    assert total >= cost * gateways  # a share smaller than a request still lets one through
+
+
+def test_a_share_of_concurrency_is_at_least_one():
+    store = LocalStore(1 / 8)
+    ask = [Check(Limit("key", "concurrency", 4), "bucket")]
+    assert store.admit(ask, 1.0).admitted
+    assert not store.admit(ask, 1.0).admitted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [("you", "requests", 1), ("key", "bytes", 1), ("key", "requests", 0), ("key", "tokens", 1, 0),
+     ("key", "requests", 1, 1, 0.5), ("key", "requests", 1, 1, 0, 'a"b'),
+     ("key", "requests", 0.5), ("key", "tokens", float("nan"))],
+)  # fmt: skip
+def test_a_limit_that_makes_no_sense_says_what_to_give(fields):
+    with pytest.raises(ValueError, match="give"):
+        Limit(*fields)

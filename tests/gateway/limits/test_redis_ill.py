@@ -1,0 +1,200 @@
+"""A Redis that is frozen, paused, dead, restarted, slow or absent: a share, at once, and back."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.errors import QuotaExceeded
+from gateway.limits.limit import Limit, Subject, checks_of
+from gateway.limits.limiter import Limiter
+from gateway.limits.redis_store import RedisStore
+from tests.gateway.limits.redis_server import RedisServer
+
+HOUR = 3600
+RPH = Limit("key", "requests", 40, HOUR)
+AT_ONCE = Limit("tenant", "concurrency", 10)
+TOKENS = Limit("model", "tokens", 4000, HOUR)
+ALL = [RPH, AT_ONCE, TOKENS]
+WHO = Subject("acme", "k1", "chat")
+PATIENCE_S = 0.15  # the 50 ms, on a machine that has other things to do
+RECOVERY_S = 1.0
+
+
+async def ask(limiter: Limiter, limits: list[Limit]) -> bool:
+    """Whether one more is let in; asserts that the decision did not take long."""
+    asked = time.perf_counter()
+    try:
+        async with limiter.admit(checks_of(limits, WHO, tokens=100)):
+            return True
+    except QuotaExceeded:
+        return False
+    finally:
+        assert time.perf_counter() - asked < PATIENCE_S
+
+
+def decides_alone(limiter: Limiter) -> bool:
+    return not limiter.redis._line._healthy
+
+
+async def recovered(limiter: Limiter) -> None:
+    deadline = time.monotonic() + RECOVERY_S
+    while decides_alone(limiter):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def assert_gives_out_its_share(limiter: Limiter) -> None:
+    """Half of everything, since there are two gateways; nobody below that is refused."""
+    together = await asyncio.gather(*(ask(limiter, [RPH]) for _ in range(15)))
+    assert all(together)
+    assert [await ask(limiter, ALL) for _ in range(8)] == [True] * 5 + [False] * 3
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+        assert not await ask(limiter, [AT_ONCE])
+    assert decides_alone(limiter)
+
+
+async def assert_nothing_is_held(limiter: Limiter) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+    async with limiter.admit(checks_of([TOKENS], WHO, tokens=4000)) as admission:
+        admission.settle(0)
+    assert not decides_alone(limiter)
+
+
+async def test_frozen(limiter: Limiter, server: RedisServer):
+    assert await ask(limiter, [RPH])
+    # These are under way while it freezes, and end before it is back.
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            held = await stack.enter_async_context(limiter.admit(checks_of(ALL, WHO, tokens=100)))
+            held.settle(0)
+        server.freeze()
+        try:
+            await assert_gives_out_its_share(limiter)
+            await stack.aclose()
+        finally:
+            server.thaw()
+    await recovered(limiter)
+    await assert_nothing_is_held(limiter)
+
+
+async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
+    """All that is told at the end of an illness must not look like the next one."""
+    wide = Limit("tenant", "concurrency", 100_000)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(6000):
+            await stack.enter_async_context(limiter.admit(checks_of([wide], WHO)))
+        server.freeze()
+        assert await ask(limiter, [wide])
+    server.thaw()
+    await recovered(limiter)
+    deadline = time.monotonic() + 5
+    with server.client() as client:
+        while any(client.zcard(key) for key in client.scan_iter("held:*")):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+    assert not decides_alone(limiter)
+
+
+async def test_paused(limiter: Limiter, server: RedisServer):
+    with server.client() as client:
+        client.execute_command("CLIENT", "PAUSE", 700, "ALL")
+    await assert_gives_out_its_share(limiter)
+    await asyncio.sleep(0.7)
+    await recovered(limiter)
+    await assert_nothing_is_held(limiter)
+
+
+async def test_dead_and_started_again(limiter: Limiter, server: RedisServer):
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+        server.kill()
+        await assert_gives_out_its_share(limiter)
+        server.start()
+        await recovered(limiter)
+        # It has forgotten the four, and was told again.
+        async with contextlib.AsyncExitStack() as more:
+            for _ in range(6):
+                await more.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+            assert not await ask(limiter, [AT_ONCE])
+    await assert_nothing_is_held(limiter)
+
+
+async def test_scripts_flushed(limiter: Limiter, server: RedisServer):
+    with server.client() as client:
+        client.script_flush()
+    assert await ask(limiter, ALL)
+    await recovered(limiter)
+    assert await ask(limiter, ALL)
+
+
+@contextlib.asynccontextmanager
+async def slow_way(server: RedisServer, delays_s: list[float]) -> AsyncIterator[int]:
+    """A port that leads to Redis; each reply comes ``delays_s[0]`` late."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def back() -> None:
+            while data := await from_redis.read(65536):
+                await asyncio.sleep(delays_s[0])
+                writer.write(data)
+
+        backwards = asyncio.create_task(back())
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                to_redis.write(data)
+        backwards.cancel()
+        to_redis.close()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+
+
+async def test_slow(server: RedisServer):
+    delays_s = [0.0]
+    async with slow_way(server, delays_s) as port:
+        limiter = Limiter(RedisStore(f"redis://127.0.0.1:{port}"), gateways=2)
+        await limiter.beat()
+        assert await ask(limiter, [Limit("key", "requests", 1, HOUR, 1)])
+        assert not decides_alone(limiter)
+        delays_s[0] = 0.2
+        await assert_gives_out_its_share(limiter)
+        delays_s[0] = 0.0
+        await recovered(limiter)
+        await assert_nothing_is_held(limiter)
+        await limiter.close()
+
+
+async def test_absent_from_the_start(server: RedisServer):
+    server.kill()
+    limiter = Limiter(RedisStore(server.url), gateways=2)
+    await limiter.beat()
+    await assert_gives_out_its_share(limiter)
+    server.start()
+    await recovered(limiter)
+    assert await ask(limiter, ALL)
+    await limiter.close()
+
+
+async def test_no_password_in_what_is_logged(server: RedisServer, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
+    with server.client() as client:
+        client.config_set("requirepass", "another")
+    limiter = Limiter(RedisStore(f"redis://:hunter2@127.0.0.1:{server.port}"))
+    await limiter.beat()
+    assert await ask(limiter, ALL)
+    assert "ill" in caplog.text
+    assert "hunter2" not in caplog.text
+    await limiter.close()

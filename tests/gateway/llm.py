@@ -1,0 +1,47 @@
+"""A model that follows the contract of Triton's vLLM backend, as the catalogue has it."""
+
+from tritonclient.grpc import service_pb2
+
+from gateway.catalogue import Model, TensorMeta
+from gateway.tensors import pack
+
+_FLAGS = (
+    "stream",
+    "exclude_input_in_output",
+    "return_finish_reason",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+_INPUTS = {
+    "text_input": TensorMeta("text_input", "BYTES", (1,), True),
+    "conversation": TensorMeta("conversation", "BYTES", (1,), True),
+    "token_ids": TensorMeta("token_ids", "INT32", (-1,), True),
+    "sampling_parameters": TensorMeta("sampling_parameters", "BYTES", (1,), True),
+    **{name: TensorMeta(name, "BOOL", (1,), True) for name in _FLAGS},
+}
+_OUTPUTS = {
+    "text_output": "BYTES",
+    "finish_reason": "BYTES",
+    "num_input_tokens": "UINT32",
+    "num_output_tokens": "UINT32",
+}
+MODEL = Model(
+    name="llm",
+    versions=("1",),
+    max_batch_size=0,
+    inputs=_INPUTS,
+    outputs={name: TensorMeta(name, dtype, (-1,)) for name, dtype in _OUTPUTS.items()},
+    decoupled=True,
+    face=None,
+    golden=None,
+)
+
+
+def answer(**outputs) -> service_pb2.ModelInferResponse:
+    """One of its answers; bytes are BYTES."""
+    message = service_pb2.ModelInferResponse(model_name="llm")
+    for name, value in outputs.items():
+        dtype = _OUTPUTS[name]
+        message.outputs.add(name=name, datatype=dtype, shape=[1])
+        message.raw_output_contents.append(pack(name, dtype, [value]))
+    return message

@@ -1,0 +1,287 @@
+"""The audit log: whoever touches a line is found out, and writing costs the event loop nothing."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from gateway import audit
+from gateway.audit import AuditLog, Decision, append, locked
+from gateway.audit_check import verify
+
+PEPPER = b"pepper"
+FIELDS = {
+    *("number", "time", "request_id", "principal", "tenant", "action", "model"),
+    *("decision", "status", "before"),
+}
+ONE = Decision("r1", "key1", "acme", "infer", "text_embedding", "allow", 200)
+
+
+def _write(folder, count, size=5):
+    """``count`` lines in batches of ``size``."""
+    for start in range(0, count, size):
+        batch = [
+            (time.time(), replace(ONE, request_id=f"r{n}")) for n in range(start, start + size)
+        ]
+        append(folder, PEPPER, batch)
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Twenty good lines, and a function that writes others in their place."""
+    _write(tmp_path, 20)
+    good = (tmp_path / "audit.log").read_bytes().splitlines()
+    assert len(good) == 20
+    return good, lambda other: (tmp_path / "audit.log").write_bytes(
+        b"".join(line + b"\n" for line in other)
+    )
+
+
+def _faults(folder):
+    return verify(folder, PEPPER).faults
+
+
+def test_an_untouched_log_is_intact_and_holds_only_what_was_allowed(tmp_path, lines):
+    report = verify(tmp_path, PEPPER)
+    assert (report.first, report.last, report.faults) == (1, 20, [])
+    for line in lines[0]:
+        assert set(json.loads(line)) == FIELDS
+    for name in ("audit.log", "audit.head"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_written_is_intact(tmp_path):
+    report = verify(tmp_path, PEPPER)
+    assert (report.last, report.faults) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (0, "line 1, or its hash in line 2, was"),
+        (9, "line 10, or its"),
+        (19, "line 20 was changed"),
+    ],
+)
+def test_a_changed_line_is_named(tmp_path, lines, place, words):
+    good, write = lines
+    good[place] = good[place].replace(b'"allow"', b'"deny!"')
+    write(good)
+    (fault,) = _faults(tmp_path)
+    assert fault.startswith(words)
+
+
+def test_a_line_that_is_no_line_any_more_is_named(tmp_path, lines):
+    good, write = lines
+    good[9] = b"\x00" * len(good[9])
+    write(good)
+    assert _faults(tmp_path) == ["line 10 was changed: audit.log:10 cannot be read"]
+
+
+def test_a_changed_number_is_named(tmp_path, lines):
+    good, write = lines
+    good[9] = good[9].replace(b'"number":10', b'"number":77')
+    write(good)
+    assert _faults(tmp_path)[0] == "line 10 was changed: it says that it is line 77"
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ([*range(9), *range(10, 20)], ["line 10 was removed"]),
+        ([*range(1, 20)], ["line 1 was removed"]),
+        ([*range(5), *range(7, 20)], ["line 6 was removed", "line 7 was removed"]),
+        ([*range(19)], ["lines 20 to 20 were cut off"]),
+        ([*range(12)], ["lines 13 to 20 were cut off"]),
+        ([], ["lines 1 to 20 were cut off"]),
+        ([*range(8), 9, 8, *range(10, 20)], ["line 9 was moved: it stands after line 10"]),
+        ([*range(10), 9, *range(10, 20)], ["line 10 stands twice, or its number was changed"]),
+    ],
+)
+def test_lines_removed_moved_doubled_and_cut_off_are_named(tmp_path, lines, kept, words):
+    good, write = lines
+    write([good[place] for place in kept])
+    assert _faults(tmp_path)[: len(words)] == words
+
+
+def test_half_a_last_line_is_named(tmp_path, lines):
+    good, write = lines
+    write(good)
+    os.truncate(tmp_path / "audit.log", (tmp_path / "audit.log").stat().st_size - 30)
+    assert _faults(tmp_path) == ["line 20 was changed: audit.log:20 cannot be read"]
+
+
+def test_a_chain_that_was_computed_anew_is_found_by_its_head(tmp_path, lines):
+    """SHA-256 alone can be computed by anybody: the head is signed with the pepper."""
+    (tmp_path / "audit.log").unlink()
+    (tmp_path / "audit.head").unlink()
+    append(tmp_path, b"guess", [(time.time(), ONE)] * 20)
+    assert _faults(tmp_path)[0].startswith("audit.head was not signed with this pepper")
+
+
+def test_a_missing_head_is_a_fault_and_nothing_is_overwritten(tmp_path, lines):
+    (tmp_path / "audit.head").unlink()
+    before = (tmp_path / "audit.log").read_bytes()
+    assert _faults(tmp_path)[0].startswith("audit.head is missing")
+    with pytest.raises(audit.AuditError, match=r"move audit.\* away"):
+        _write(tmp_path, 5)
+    assert (tmp_path / "audit.log").read_bytes() == before
+
+
+def test_a_cut_is_not_healed_by_what_is_written_later(tmp_path, lines):
+    os.truncate(tmp_path / "audit.log", (tmp_path / "audit.log").stat().st_size - 30)
+    _write(tmp_path, 5)
+    assert "line 20 was changed: audit.log:20 cannot be read" in _faults(tmp_path)
+    assert verify(tmp_path, PEPPER).last == 25
+
+
+def test_what_a_dead_gateway_left_unsigned_is_cleared_away(tmp_path, lines):
+    with (tmp_path / "audit.log").open("ab") as file:
+        file.write(b'{"number":21,"half a li')
+    assert _faults(tmp_path) != []
+    _write(tmp_path, 5)
+    report = verify(tmp_path, PEPPER)
+    assert (report.last, report.faults) == (25, [])
+
+
+def test_rotation_keeps_the_chain(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "FILE_LIMIT_BYTES", 2000)
+    _write(tmp_path, 40)
+    old = sorted(path.name for path in tmp_path.glob("audit.0*.log"))
+    assert old[0] == "audit.000000000001.log"
+    assert len(old) > 2
+    report = verify(tmp_path, PEPPER)
+    assert (report.first, report.last, report.faults) == (1, 40, [])
+    (tmp_path / old[1]).rename(tmp_path / "away")
+    assert "was removed" in _faults(tmp_path)[0]
+    (tmp_path / old[0]).unlink()  # the oldest ones may be archived: it is said where it begins
+    report = verify(tmp_path, PEPPER)
+    assert report.first > 1
+    assert report.faults == []
+
+
+def test_a_new_day_is_a_new_file(tmp_path):
+    _write(tmp_path, 5)
+    yesterday = time.time() - 86400
+    os.utime(tmp_path / "audit.log", (yesterday, yesterday))
+    _write(tmp_path, 5)
+    assert (tmp_path / "audit.000000000001.log").exists()
+    assert verify(tmp_path, PEPPER).faults == []
+    (tmp_path / "audit.000000000001.log").unlink()
+    first = (tmp_path / "audit.log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "audit.log").write_bytes(b"".join(first[1:]))
+    assert _faults(tmp_path) == ["line 6 was removed"]
+
+
+def test_a_gateway_that_died_while_rotating_loses_nothing(tmp_path):
+    _write(tmp_path, 5)
+    (tmp_path / "audit.log").rename(tmp_path / "audit.000000000001.log")
+    assert _faults(tmp_path) == []
+    _write(tmp_path, 5)
+    report = verify(tmp_path, PEPPER)
+    assert (report.last, report.faults) == (10, [])
+
+
+def _work(folder, worker):
+    log = AuditLog(folder, folder / "pepper")
+    log.start()
+    for n in range(200):
+        log.record(replace(ONE, principal=f"w{worker}", request_id=f"{n}"))
+        if n % 20 == 0:
+            time.sleep(0.03)
+    log.close()
+
+
+def test_several_workers_share_one_chain(tmp_path):
+    (tmp_path / "pepper").write_bytes(PEPPER)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(tmp_path, n)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    report = verify(tmp_path, PEPPER)
+    assert (report.last, report.faults) == (600, [])
+    found = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
+    for n in range(3):
+        mine = [int(line["request_id"]) for line in found if line["principal"] == f"w{n}"]
+        assert mine == list(range(200))
+    assert len({line["principal"] for line in found[:300]}) > 1  # they took turns
+
+
+def test_recording_waits_for_nobody(tmp_path, monkeypatch):
+    """Somebody holds the log: recording goes on, and what is too much is counted, not kept."""
+    monkeypatch.setattr(audit, "MAX_WAITING", 500)
+    (tmp_path / "pepper").write_bytes(PEPPER)
+    log = AuditLog(tmp_path, tmp_path / "pepper")
+    log.start()
+    with locked(tmp_path):
+        longest = 0.0
+        for _ in range(3000):
+            before = time.perf_counter()
+            log.record(ONE)
+            longest = max(longest, time.perf_counter() - before)
+        time.sleep(0.3)
+    log.close()
+    assert longest < 0.1
+    found = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
+    lost = sum(line["status"] for line in found if line["decision"] == "lost")
+    assert lost > 0
+    assert lost + sum(line["decision"] == "allow" for line in found) == 3000
+    assert _faults(tmp_path) == []
+
+
+def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "RETRY_S", 0.05)
+    folder = tmp_path / "state"
+    log = AuditLog(folder, tmp_path / "pepper")
+    log.start()
+    (folder / "audit.log").mkdir()  # nothing can be appended to a folder
+    log.record(ONE)
+    time.sleep(0.4)
+    (folder / "audit.log").rmdir()
+    log.record(ONE)
+    deadline = time.monotonic() + 5
+    while verify(folder, b"").last < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    log.close()
+    assert (verify(folder, b"").last, verify(folder, b"").faults) == (2, [])
+
+
+def test_a_long_field_is_cut(tmp_path):
+    append(tmp_path, PEPPER, [(time.time(), replace(ONE, model="m" * 100_000))])
+    assert (tmp_path / "audit.log").stat().st_size < 1000
+
+
+def _verb(home, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", "from tidegate.audit import command; command()", *arguments],
+        env={**os.environ, "TIDEGATE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_verb_says_what_is_wrong_and_exits_1(tmp_path):
+    state = tmp_path / ".tidegate"
+    assert "tidegate up" in _verb(tmp_path, "verify").stderr
+    state.mkdir()
+    (state / "pepper").write_bytes(PEPPER)
+    _write(state, 10)
+    run = _verb(tmp_path, "verify")
+    assert (run.returncode, run.stdout.count("\n")) == (0, 1)
+    assert "lines 1 to 10: intact; last hash " in run.stdout
+    good = (state / "audit.log").read_bytes()
+    (state / "audit.log").write_bytes(good.replace(b'"r3"', b'"r4"'))
+    run = _verb(tmp_path, "verify", "--json")
+    assert run.returncode == 1
+    report = json.loads(run.stdout)
+    assert report["intact"] is False
+    assert report["faults"] == ["line 4, or its hash in line 5, was changed"]

@@ -1,0 +1,173 @@
+"""What Triton is told of a gRPC request, and what it is never told."""
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from gateway.catalogue import Model, TensorMeta
+from gateway.errors import GatewayError, Malformed
+from gateway.grpc_door.request import check_request, timeout_s
+from gateway.grpc_door.status import STATUS, trailers
+from gateway.grpc_door.wire import Parts
+from gateway.render import STATUS as HTTP_STATUS
+from gateway.sequences import SequenceIds
+
+Request = service_pb2.ModelInferRequest
+INPUTS = {
+    "x": TensorMeta("x", "FP32", (-1,)),
+    "small": TensorMeta("small", "INT8", (-1,), optional=True),
+    "half": TensorMeta("half", "FP16", (-1,), optional=True),
+    "text": TensorMeta("text", "BYTES", (-1,), optional=True),
+}
+OUTPUTS = {name: TensorMeta(name, "FP32", (-1,)) for name in ("y", "z")}
+MODEL = Model("m", ("1",), 0, INPUTS, OUTPUTS, False, None, None)
+
+
+@pytest.fixture
+def request_():
+    """One good tensor; a test spoils it."""
+    made = Request(model_name="m", raw_input_contents=[bytes(8)])
+    made.inputs.add(name="x", datatype="FP32", shape=[2])
+    return made
+
+
+@pytest.fixture
+def ids(tmp_path):
+    (tmp_path / "pepper").write_bytes(bytes(32))
+    return SequenceIds(tmp_path / "pepper")
+
+
+def _checked(request) -> Request:
+    parts = Parts(request.SerializeToString())
+    check_request(parts, MODEL)
+    return Request.FromString(parts.message())
+
+
+def test_a_plain_request_is_forwarded_as_it_came(request_):
+    request_.outputs.add(name="y").parameters["classification"].int64_param = 3
+    data = request_.SerializeToString()
+    parts = Parts(data)
+    check_request(parts, MODEL)
+    assert parts.message() is data
+
+
+def test_parameters_that_triton_is_not_told(request_):
+    for key in ("priority", "timeout", "triton_x", "binary_data_output", "mine"):
+        request_.parameters[key].int64_param = 1
+    request_.parameters["triton_enable_empty_final_response"].bool_param = True
+    request_.inputs[0].parameters["binary_data_size"].int64_param = 8
+    request_.outputs.add(name="y").parameters["binary_data"].bool_param = True
+    told = _checked(request_)
+    assert set(told.parameters) == {"mine", "triton_enable_empty_final_response"}
+    assert not told.inputs[0].parameters
+    assert not told.outputs[0].parameters
+    assert told.raw_input_contents == request_.raw_input_contents
+
+
+@pytest.mark.parametrize("where", ["request", "input", "output"])
+def test_shared_memory_is_refused_wherever_it_stands(request_, where):
+    request_.outputs.add(name="y")
+    holder = {"request": request_, "input": request_.inputs[0], "output": request_.outputs[0]}
+    holder[where].parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(Malformed, match="shared memory"):
+        _checked(request_)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda r: r.raw_input_contents.append(b""), "1 inputs, but 2 raw_input_contents"),
+        (lambda r: r.raw_input_contents.__setitem__(0, bytes(7)), "needs 8 bytes"),
+        (lambda r: r.inputs[0].shape.append(2), "needs 16 bytes"),
+        (lambda r: r.inputs[0].shape.__setitem__(0, -2), "dimensions are 0 to"),
+        (lambda r: r.inputs[0].shape.extend([1] * 20), "at most 16"),
+        (lambda r: setattr(r.inputs[0], "datatype", "INT32"), "is FP32, not INT32"),
+        (lambda r: setattr(r.inputs[0], "name", "w"), "no input 'w'"),
+        (lambda r: r.inputs[0].contents.fp32_contents.append(1), "both contents and raw"),
+        (lambda r: r.ClearField("inputs"), "at least one tensor"),
+        (lambda r: r.outputs.add(name="w"), "no output 'w'"),
+        (lambda r: [r.outputs.add(name="y") for _ in "ab"], "requested twice"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(request_, spoil, says):
+    spoil(request_)
+    with pytest.raises(Malformed, match=says):
+        _checked(request_)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "contents", "says"),
+    [
+        ("x", "FP32", {"fp32_contents": [1.0]}, "needs 2 elements in fp32_contents.*carries 1"),
+        ("x", "FP32", {"fp64_contents": [1.0, 2.0]}, "carries 0"),
+        ("x", "FP32", {"fp32_contents": [1, 2], "int_contents": [1]}, "needs 2 elements"),
+        ("small", "INT8", {"int_contents": [1, 128]}, "does not fit INT8"),
+        ("half", "FP16", {"fp32_contents": [1, 2]}, "raw_input_contents only"),
+        ("x", "NONSENSE", {}, "raw_input_contents only"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(name, dtype, contents, says):
+    request = Request(model_name="m")
+    request.inputs.add(name=name, datatype=dtype, shape=[2], contents=contents)
+    with pytest.raises(Malformed, match=says):
+        _checked(request)
+
+
+def test_the_requests_own_timeout(request_):
+    assert timeout_s(Parts(request_.SerializeToString())) is None
+    request_.parameters["timeout"].int64_param = 1_500_000
+    assert timeout_s(Parts(request_.SerializeToString())) == 1.5
+
+
+def test_a_sequence_is_its_tenants_own(request_, ids):
+    """The same for every worker; another for another tenant, model, id, or kind of id."""
+    seen = []
+    for tenant, model, given in (
+        ("a", "m", 7),
+        ("b", "m", 7),
+        ("a", "n", 7),
+        ("a", "m", 8),
+        ("a", "m", "7"),
+    ):
+        own = ids.own(tenant, model, given)
+        assert type(own) is type(given)
+        assert own == ids.own(tenant, model, given)
+        seen.append(own if isinstance(own, int) else int(own, 16))
+    assert len(set(seen)) == 5
+    assert all(0 < own < 2**63 for own in seen)
+    assert (ids.own("a", "m", 0), ids.own("a", "m", "")) == (0, "")
+
+
+def test_a_secret_of_its_own_without_a_pepper(tmp_path, ids):
+    alone = SequenceIds(tmp_path / "none")
+    assert alone.own("a", "m", 7) == alone.own("a", "m", 7) != ids.own("a", "m", 7)
+
+
+@pytest.mark.parametrize("kind", ["int64_param", "uint64_param", "string_param"])
+def test_the_sequence_id_is_replaced_and_its_marks_stay(request_, ids, kind):
+    setattr(request_.parameters["sequence_id"], kind, "7" if kind == "string_param" else 7)
+    request_.parameters["sequence_start"].bool_param = True
+    parts = Parts(request_.SerializeToString())
+    check_request(parts, MODEL)
+    ids.put_own(parts.header, "a")
+    told = Request.FromString(parts.message()).parameters
+    assert told["sequence_start"].bool_param
+    if kind == "string_param":
+        assert told["sequence_id"].string_param == ids.own("a", "m", "7")
+    else:
+        assert told["sequence_id"].int64_param == ids.own("a", "m", 7)
+
+
+def test_a_sequence_id_that_is_none(request_, ids):
+    request_.parameters["sequence_id"].bool_param = True
+    with pytest.raises(Malformed, match="sequence_id must be"):
+        ids.put_own(Parts(request_.SerializeToString()).header, "a")
+
+
+def test_every_error_has_a_status():
+    assert STATUS.keys() == HTTP_STATUS.keys()
+    assert dict(trailers("id", GatewayError("text", retry_after_s=2))) == {
+        "x-request-id": "id",
+        "tidegate-code": "internal",
+        "retry-after": "2",
+        "grpc-retry-pushback-ms": "2000",
+    }

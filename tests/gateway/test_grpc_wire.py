@@ -1,0 +1,89 @@
+"""A request taken apart: never otherwise than protobuf reads it."""
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from gateway.errors import Malformed
+from gateway.grpc_door.wire import Parts
+
+Request = service_pb2.ModelInferRequest
+
+
+def _request(*raws: bytes) -> Request:
+    request = Request(model_name="m", id="mine", raw_input_contents=raws)
+    for place, raw in enumerate(raws):
+        request.inputs.add(name=f"x{place}", datatype="UINT8", shape=[len(raw)])
+    request.parameters["priority"].int64_param = 1
+    return request
+
+
+@pytest.mark.parametrize(
+    "raws", [(), (b"",), (b"abc", b""), (bytes(127), bytes(128), bytes(70_000))]
+)
+def test_tensors_stay_where_they_are(raws):
+    data = _request(*raws).SerializeToString()
+    parts = Parts(data)
+    assert [bytes(raw) for raw in parts.raws] == list(raws)
+    assert all(raw.obj is data for raw in parts.raws)
+    assert not parts.header.raw_input_contents
+    assert parts.message() is data
+
+
+def test_a_changed_header_is_written_anew():
+    parts = Parts(_request(b"abc", b"d").SerializeToString())
+    del parts.header.parameters["priority"]
+    wanted = _request(b"abc", b"d")
+    del wanted.parameters["priority"]
+    assert Request.FromString(parts.message()) == wanted
+
+
+def test_fields_that_this_protocol_has_not_are_refused_or_go():
+    data = _request(b"abc").SerializeToString()
+    for unknown in (b"\x42\x01a", b"\x08\x01", b"\x3b\x3c", b"\xba\x00\x01a"):
+        with pytest.raises(Malformed):
+            Parts(data + unknown)
+    inside = Request(model_name="m")
+    inside.inputs.add(name="x").MergeFromString(b"\x7a\x03new")  # field 15
+    assert b"new" in inside.SerializeToString()
+    assert b"new" not in Parts(inside.SerializeToString()).message()
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_what_is_cut_off_is_refused(cut):
+    data = _request(b"abcdefgh").SerializeToString()
+    try:
+        Request.FromString(data[:-cut])
+    except DecodeError:
+        with pytest.raises(Malformed):
+            Parts(data[:-cut])
+    else:
+        assert len(Parts(data[:-cut]).raws) == 0  # cut between two fields
+
+
+FIELD = st.tuples(
+    st.sampled_from(b"\x0a\x12\x1a\x22\x2a\x32\x3a\x42\x08\x00"),
+    st.binary(min_size=1, max_size=6),
+    st.binary(max_size=9),
+).map(lambda parts: bytes([parts[0]]) + parts[1] + parts[2])
+WELL_FORMED = st.tuples(st.sampled_from(b"\x0a\x12\x1a\x3a"), st.text(max_size=9)).map(
+    lambda parts: bytes([parts[0], len(parts[1].encode())]) + parts[1].encode()
+)
+
+
+@given(st.lists(FIELD | WELL_FORMED, max_size=6).map(b"".join) | st.binary(max_size=40))
+@example(b"\x3a\x80\x80\x80\x80\x00")  # a length written longer than it has to be
+@example(b"\x3a\xff\xff\xff\xff\x7f")
+def test_never_otherwise_than_protobuf(data):
+    """Triton reads the same bytes: a tensor must not be hidden from the checks."""
+    try:
+        parts = Parts(data)
+    except Malformed:
+        return
+    whole = Request.FromString(data)
+    assert [bytes(raw) for raw in parts.raws] == list(whole.raw_input_contents)
+    told = Request.FromString(parts.message())
+    whole.DiscardUnknownFields()
+    assert told == whole

@@ -1,0 +1,25 @@
+"""Every route declares what it needs of its caller; one that does not cannot be served."""
+
+import pytest
+
+from gateway.app import create_app
+from gateway.endpoint import Endpoint
+from gateway.policy.routes import OPEN, Undeclared, undeclared
+from gateway.settings import Settings
+
+# The framework's pages: the edge asks for an identity where documentation is not open.
+PAGES = dict.fromkeys(("/docs", "/redoc", "/docs/oauth2-redirect", "/static-offline-docs"), OPEN)
+FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours stands before it
+
+
+async def test_every_route_declares_its_policy():
+    routes = create_app(Settings()).routes
+    assert undeclared(routes, {**PAGES, **FRAMEWORKS_OWN}) == []
+    assert len([route for route in routes if route.path.startswith(("/v1", "/v2"))]) >= 12
+
+
+def test_a_handler_without_a_policy_is_not_served():
+    async def forgotten(exchange): ...
+
+    with pytest.raises(Undeclared, match="forgotten declares no policy"):
+        Endpoint(forgotten)

@@ -1,0 +1,309 @@
+"""The linter on repositories as people write them by hand: each fault is found, with its place."""
+
+import json
+import re
+import shutil
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from serving.errors import ServingError
+from serving.lint.check import lint
+from serving.lint.finding import Severity
+from serving.publish import publish
+from tests.running import ROOT
+from tests.serving.small_pipeline import MODELS, stage
+
+STEP = """
+backend: "python"
+max_batch_size: 8
+input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "ids" data_type: TYPE_INT64 dims: [ -1 ] } ]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+ENGINE = """
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] } ]
+output [ { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] } ]
+instance_group [ { count: 2 kind: KIND_CPU } ]
+parameters { key: "intra_op_thread_count" value: { string_value: "1" } }
+"""
+WHOLE = """
+platform: "ensemble"
+max_batch_size: 8
+input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] } ]
+ensemble_scheduling { step [
+  { model_name: "step" model_version: 1
+    input_map { key: "text" value: "text" } output_map { key: "ids" value: "tokens" } },
+  { model_name: "engine" model_version: -1
+    input_map { key: "input_ids" value: "tokens" } output_map { key: "logits" value: "logits" } }
+] }
+"""
+
+
+def _graph(folder, batch="n", dims=("m",), kind=TensorProto.INT64) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Identity", ["input_ids"], ["logits"])]
+    ends = [value("input_ids", kind, [batch, *dims])], [value("logits", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", *ends)
+    onnx.save(helper.make_model(graph, ir_version=9), folder / "model.onnx")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository of three models without a parameter of ours, and without a fault."""
+    root = tmp_path / "models"
+    for name, text in (("step", STEP), ("engine", ENGINE), ("whole", WHOLE)):
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(text)
+    (root / "step" / "1" / "model.py").touch()
+    _graph(root / "engine" / "1")
+    return root
+
+
+def _codes(repository, **options) -> list[str]:
+    return [each.code for each in lint(repository, **{"cores": 2, **options})]
+
+
+def test_a_good_repository_by_hand_is_clean(repository):
+    assert lint(repository, cores=2) == []
+
+
+def test_what_we_publish_is_clean(tmp_path):
+    published = tmp_path / "model_repository"
+    for add in (1, 2):
+        publish(stage(published, add), published, MODELS)
+    assert lint(published) == []
+
+
+def test_no_such_folder_is_an_error(tmp_path):
+    with pytest.raises(ServingError, match="there is no folder"):
+        lint(tmp_path / "nowhere")
+
+
+# One replacement in one config, and what is found.
+EDITS = [
+    ("step", "max_batch_size: 8", "max_batch_size: many", "config-broken", "step/config.pbtxt"),
+    ("step", 'backend: "python"', 'backend: "python" name: "stap"', "name-differs", "step/config"),
+    ("step", "dims: [ 1 ]", "dims: [ ]", "dims-empty", "step/config.pbtxt:text"),
+    ("step", "dims: [ -1 ]", "dims: [ 0 ]", "dims-bad", "step/config.pbtxt:ids"),
+    ("step", "data_type: TYPE_STRING ", "", "type-missing", "step/config.pbtxt:text"),
+    ("step", "dims: [ 1 ]", "dims: [ 2 ] reshape { shape: [ 3 ] }", "reshape-differs", "text"),
+    ("step", 'name: "ids"', 'name: "idz"', "map-unknown", "whole/config.pbtxt:step 1 (step)"),
+    ("step", "TYPE_INT64", "TYPE_INT32", "wire-type", "whole/config.pbtxt:tokens"),
+    ("step", "dims: [ -1 ]", "dims: [ 1, -1 ]", "wire-shape", "whole/config.pbtxt:tokens"),
+    ("step", "max_batch_size: 8", "max_batch_size: 4", "batch-too-large", "step 1"),
+    ("step", "max_batch_size: 8", "max_batch_size: 0", "batch-too-large", "step 1"),
+    (
+        "step",
+        "instance",
+        "model_transaction_policy { decoupled: true } instance",
+        "step-decoupled",
+        "step 1",
+    ),
+    (
+        "step",
+        "instance",
+        "version_policy { specific { versions: 7 } } instance",
+        "version-missing",
+        "step",
+    ),
+    ("engine", "dims: [ -1 ]", "dims: [ 1, -1 ]", "graph-shape", "engine/config.pbtxt:input_ids"),
+    ("engine", "TYPE_INT64", "TYPE_INT32", "graph-type", "engine/config.pbtxt:input_ids"),
+    ("engine", '"input_ids"', '"ids"', "graph-tensor-unknown", "engine/config.pbtxt:ids"),
+    ("engine", '"input_ids"', '"ids"', "graph-input-undeclared", "engine/config.pbtxt:input_ids"),
+    ("engine", '"1"', '"4"', "threads-over-cores", "engine/config.pbtxt"),
+    ("engine", '"1"', '"0"', "threads-unset", "engine/config.pbtxt"),
+    ("engine", '"1"', '"${threads}"', "placeholder", "engine/config.pbtxt"),
+    (
+        "engine",
+        "instance",
+        "dynamic_batching { preferred_batch_size: [ 16 ] } instance",
+        "preferred-too-large",
+        "engine",
+    ),
+    (
+        "engine",
+        "instance",
+        "dynamic_batching { default_queue_policy { max_queue_size: 9 } } instance",
+        "queue-policy",
+        "engine",
+    ),
+    (
+        "engine",
+        "instance",
+        "dynamic_batching { max_queue_delay_microseconds: 90000 } instance",
+        "queue-delay",
+        "engine",
+    ),
+    (
+        "engine",
+        "max_batch_size: 8",
+        "max_batch_size: 0 dynamic_batching { }",
+        "batching-without-batch",
+        "engine",
+    ),
+    (
+        "engine",
+        "dims: [ 3 ]",
+        'dims: [ 3 ] label_filename: "labels.txt"',
+        "labels-missing",
+        "engine/config.pbtxt:logits",
+    ),
+    ("whole", '"ensemble"', '"python"', "ensemble-platform", "whole/config.pbtxt"),
+    (
+        "whole",
+        "ensemble_sch",
+        "instance_group { count: 2 } ensemble_sch",
+        "ensemble-instances",
+        "whole",
+    ),
+    ("whole", '"step"', '"stop"', "step-unknown", "whole/config.pbtxt:step 1 (stop)"),
+    ("whole", "model_version: 1", "model_version: 3", "pin-missing", "whole/config.pbtxt:step 1"),
+    ("whole", 'key: "text"', 'key: "txt"', "input-unmapped", "whole/config.pbtxt:step 1"),
+    (
+        "whole",
+        'key: "text" value: "text"',
+        'key: "text" value: "logits"',
+        "cycle",
+        "whole/config.pbtxt",
+    ),
+    (
+        "whole",
+        'key: "text" value: "text"',
+        'key: "text" value: "logits"',
+        "input-unused",
+        "whole/config.pbtxt:text",
+    ),
+    (
+        "whole",
+        'value: "tokens" } },',
+        'value: "other" } },',
+        "tensor-unmade",
+        "whole/config.pbtxt:tokens",
+    ),
+    (
+        "whole",
+        'value: "tokens" } },',
+        'value: "other" } },',
+        "tensor-unused",
+        "whole/config.pbtxt:other",
+    ),
+    (
+        "whole",
+        'value: "tokens" } },',
+        'value: "logits" } },',
+        "tensor-made-twice",
+        "whole/config.pbtxt:logits",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "old", "new", "code", "place"), EDITS)
+def test_a_fault_in_a_config_is_found_at_its_place(repository, model, old, new, code, place):
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    found = [each for each in lint(repository, cores=2) if each.code == code]
+    assert found, _codes(repository)
+    assert place in found[0].place
+    assert found[0].message
+    assert found[0].fix
+
+
+# Something done to the files, and what is found.
+FILES = [
+    (lambda r: (r / "engine/1/model.onnx").unlink(), "file-missing"),
+    (lambda r: (r / "engine/1/model.onnx").write_bytes(b"no model"), "graph-broken"),
+    (
+        lambda r: (r / "engine/1/model.onnx").write_text("version https://git-lfs.github.com/spec"),
+        "file-is-pointer",
+    ),
+    (lambda r: _graph(r / "engine/1", batch=1), "graph-batch-fixed"),
+    (lambda r: (r / "engine/2").mkdir(), "step-unpinned"),
+    (lambda r: (r / "step/v2").mkdir(), "version-ignored"),
+    (lambda r: (r / "step/.config.pbtxt.swp").touch(), "stray-file"),
+    (lambda r: (r / ".git").mkdir(), "stray-folder"),
+    (lambda r: (r / "notes").mkdir(), "stray-folder"),
+    (lambda r: (r / "whole/1").rmdir(), "version-missing"),
+    (lambda r: (r / "step/config.pbtxt").unlink(), "config-missing"),
+    (lambda r: shutil.copytree(r / "step", r / "my model"), "name-illegal"),
+    (lambda r: shutil.copytree(r / "step", r / "chat"), "name-reserved"),
+    (lambda r: shutil.copytree(r / "step", r / "step.candidate"), "candidate-left"),
+    (
+        lambda r: (
+            (r / "engine/configs").mkdir() or (r / "engine/configs/gpu.pbtxt").write_text("x")
+        ),
+        "config-broken",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "code"), FILES, ids=[code for _, code in FILES])
+def test_a_fault_in_the_files_is_found(repository, spoil, code):
+    spoil(repository)
+    assert code in _codes(repository)
+
+
+FACE = {
+    "request": {"properties": {"text": {"x-tensor": "text"}}},
+    "response": {"properties": {"logits": {"x-tensor": "logits"}}},
+}
+GOLDEN = {"request": {"text": "hello"}, "expect": {"logits": [1]}, "tolerance": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("face", "golden", "code"),
+    [
+        (FACE, None, "golden-missing"),
+        (None, GOLDEN, "golden-without-face"),
+        ("no JSON", GOLDEN, "face-broken"),
+        (FACE, "no JSON", "golden-broken"),
+        ({**FACE, "response": {"x-tensor": "label"}}, GOLDEN, "face-unbound"),
+        ({**FACE, "request": {}}, {**GOLDEN, "request": {}}, "input-unreachable"),
+        (FACE, {**GOLDEN, "expect": {"label": [1]}}, "golden-unbound"),
+    ],
+)
+def test_a_face_that_binds_to_nothing_is_found(repository, face, golden, code):
+    text = WHOLE
+    for key, value in (("tidegate.face", face), ("tidegate.golden", golden)):
+        if value is not None:
+            string = value if isinstance(value, str) else json.dumps(value)
+            quoted = json.dumps(string)
+            text += f'parameters {{ key: "{key}" value {{ string_value: {quoted} }} }}\n'
+    (repository / "whole" / "config.pbtxt").write_text(text)
+    assert _codes(repository) == [code]
+
+
+def test_a_step_that_leaves_its_tensors_to_triton_is_no_fault(repository):
+    """Triton completes the config from the model; what is not declared cannot be compared."""
+    (repository / "engine" / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 8')
+    assert _codes(repository) == []
+
+
+def test_one_wrong_name_is_one_finding(repository):
+    path = repository / "whole" / "config.pbtxt"
+    path.write_text(path.read_text().replace('key: "ids"', 'key: "idz"'))
+    assert _codes(repository) == ["map-unknown"]
+
+
+def test_errors_come_first_and_models_that_are_built_on_demand_are_no_error(repository):
+    (repository / "whole" / "1").rmdir()
+    (repository / "notes").mkdir()
+    found = lint(repository, cores=2)
+    assert [each.severity for each in found] == [Severity.ERROR, Severity.WARNING]
+    found = lint(repository, cores=2, on_demand=["whole"])
+    assert [each.code for each in found] == ["stray-folder", "not-built"]
+
+
+def test_every_code_is_documented():
+    """And the page lists none that does not exist."""
+    sources = "".join(path.read_text() for path in (ROOT / "serving" / "lint").glob("*.py"))
+    codes = set(re.findall(r'(?:error|warning|info|say)\(\s*"([a-z-]+)"', sources))
+    page = (ROOT / "docs" / "linting.md").read_text()
+    listed = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`|`(tampered|placeholder|cycle)`", page))
+    assert codes == {name for pair in listed for name in pair if name}

@@ -1,0 +1,60 @@
+"""Weights go into gateway.toml without touching a byte of what somebody wrote there."""
+
+import tomllib
+
+import pytest
+
+from serving.errors import ServingError
+from tidegate.routes_file import set_weights
+
+WRITTEN = """# ours, by hand
+replicas = ["a:1"]   # two spaces  kept
+
+[routes.other]
+"other.v2" = 5
+
+[limits]
+x = 1
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / ".tidegate" / "gateway.toml"
+
+
+def test_a_missing_file_is_made_and_is_private(path):
+    set_weights(path, "mood", {"mood.v7": 10})
+    assert tomllib.loads(path.read_text()) == {"routes": {"mood": {"mood.v7": 10}}}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_rest_of_the_file_stays_as_it_is(path):
+    path.parent.mkdir()
+    path.write_text(WRITTEN)
+    set_weights(path, "mood", {"mood.v7": 10})
+    assert path.read_text().startswith(WRITTEN.rstrip())
+    set_weights(path, "mood", {"mood.v7": 50})
+    assert tomllib.loads(path.read_text())["routes"]["mood"] == {"mood.v7": 50}
+    set_weights(path, "mood", {})
+    assert path.read_text().rstrip() == WRITTEN.rstrip()
+
+
+@pytest.mark.parametrize("header", ["[routes.mood]", '[routes."mood"]', "[ routes . 'mood' ] # x"])
+def test_a_table_that_is_there_is_replaced_however_its_name_is_written(path, header):
+    path.parent.mkdir()
+    path.write_text(f'{header}\n"mood.v1" = 1\n\n[limits]\nx = 1\n')
+    set_weights(path, "mood", {"mood.v7": 10})
+    assert tomllib.loads(path.read_text()) == {
+        "limits": {"x": 1},
+        "routes": {"mood": {"mood.v7": 10}},
+    }
+
+
+@pytest.mark.parametrize("text", ['routes = { mood = { "mood.v1" = 3 } }\n', "no toml ["])
+def test_what_it_cannot_change_it_leaves_and_says_so(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ServingError, match=r"gateway\.toml"):
+        set_weights(path, "mood", {"mood.v7": 10})
+    assert path.read_text() == text

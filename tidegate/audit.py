@@ -1,0 +1,43 @@
+"""``tidegate audit``: check that nobody changed the log of who did what."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import click
+
+from tidegate.places import Places
+
+
+@click.group("audit")
+def command() -> None:
+    """The audit log, .tidegate/audit.log: who asked for what, and what was decided.
+
+    \b
+    tidegate audit verify
+    """
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(as_json: bool) -> None:
+    """Find a line that was changed, removed, moved or cut off. Exit code 1 if there is one."""
+    from gateway.audit_check import verify as checked
+
+    places = Places.current()
+    if not places.state.is_dir():
+        raise click.ClickException(
+            f"there is no {places.shown(places.state)}: tidegate up makes it"
+        )
+    pepper = places.pepper.read_bytes() if places.pepper.exists() else b""
+    report = checked(places.state, pepper)
+    if as_json:
+        click.echo(json.dumps({"intact": not report.faults, **asdict(report)}, indent=2))
+    else:
+        for fault in report.faults:
+            click.secho(fault, fg="red")
+        state = f"{len(report.faults)} faults" if report.faults else "intact"
+        click.echo(f"lines {report.first} to {report.last}: {state}; last hash {report.hash}")
+        if report.first > 1:
+            click.echo(f"lines 1 to {report.first - 1} are in older files that are not here")
+    sys.exit(1 if report.faults else 0)

@@ -1,0 +1,108 @@
+"""What can be converted: the one place that joins conversion (``converters``) and declaration
+(``ensembles``). Everything else does the same for all of them, and nothing here is imported before
+it is used.
+"""
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Pickles too: opening one says what to do instead.
+TABLES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``task`` is a class of ``converters.task.Task`` and ``declare`` a function ``(name, facts,
+    golden, card) -> Pipeline``, both written "module:name". ``example`` is a line of the help."""
+
+    task: str
+    declare: str
+    example: str = ""
+
+    def open_task(self, order: Any) -> Any:
+        """The Task on ``order``; SourceMissing or SourceRefused when it cannot be opened."""
+        return _named(self.task)(order)
+
+    def declaration(self) -> Any:
+        return _named(self.declare)
+
+
+TASKS: Mapping[str, Kind] = {
+    "embedding": Kind(
+        "converters.texts.embedding:Embedding",
+        "ensembles.embedding:declare",
+        "./my-sentence-transformer --task embedding --name passages",
+    ),
+    "text-classification": Kind(
+        "converters.texts.classification:TextClassification",
+        "ensembles.text_classification:declare",
+        "./my-model --task text-classification --name mood --samples texts.txt",
+    ),
+    "token-classification": Kind(
+        "converters.texts.token_classification:TokenClassification",
+        "ensembles.token_classification:declare",
+        "./my-tagger --task token-classification --name entities --samples texts.txt",
+    ),
+    "image-classification": Kind(
+        "converters.pictures.folder:HuggingFaceImages",
+        "ensembles.image_classification:declare",
+        "./my-vit --task image-classification --name things --samples photos/",
+    ),
+    "tensors": Kind(
+        "converters.tensors.task:Tensors",
+        "ensembles.tensors:declare",
+        "my_package.models:make_scorer --name scorer --samples inputs.npz",
+    ),
+    "tabular-classification": Kind(
+        "converters.tables.task:TabularClassification",
+        "ensembles.tabular:declare",
+        "risk.skops --name risk --samples customers.csv",
+    ),
+    "tabular-regression": Kind(
+        "converters.tables.task:TabularRegression",
+        "ensembles.tabular:declare",
+        "price.json --name price --samples houses.csv",
+    ),
+}
+
+# Our own pipelines: their configs are committed. identity_fp32 has nothing to convert.
+KNOWN: Mapping[str, Kind | None] = {
+    "identity_fp32": None,
+    "text_embedding": Kind(
+        "converters.texts.text_embedding:TextEmbedding", "ensembles.text_embedding:declare"
+    ),
+    "image_classification": Kind(
+        "converters.pictures.image_classification:ImageClassification",
+        "ensembles.image_classification:declare",
+    ),
+}
+
+
+def task_of(source: str) -> str | None:
+    """The task that the source's form says by itself, where it does; a table's model is opened for
+    it, which may raise SourceMissing or SourceRefused."""
+    path = Path(source)
+    if path.suffix in TABLES:
+        opened = _named("converters.sources.tabular_model:open_model")(path)
+        return "tabular-classification" if opened.labels else "tabular-regression"
+    if path.suffix == ".onnx":
+        return "tensors"
+    # A Hugging Face folder may hold an export beside its weights: that one says no task.
+    if path.is_dir() and any(path.glob("*.onnx")) and not (path / "config.json").exists():
+        return "tensors"
+    return "tensors" if FACTORY.fullmatch(source) else None
+
+
+def kind_of(name: str, task: str) -> Kind | None:
+    """What a published pipeline was made by; None when nothing here makes such a one."""
+    return KNOWN.get(name) or TASKS.get(task)
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

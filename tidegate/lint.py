@@ -1,0 +1,57 @@
+"""``tidegate lint``: a whole repository checked without a server."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tidegate.kinds import KNOWN
+from tidegate.places import Places
+from tidegate.published import PARTS
+
+if TYPE_CHECKING:
+    from serving.lint.finding import Finding
+
+COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+
+
+@click.command("lint")
+@click.argument("repository", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option(
+    "--cores", type=click.IntRange(1), help="Cores of the serving machine. Default: this one's."
+)
+def command(repository: Path | None, as_json: bool, cores: int | None) -> None:
+    """Check a model repository (default: model_repository/) without starting a server.
+
+    Works on any Triton repository, written by hand or not. Each finding says what to do. Exits 1
+    if there is an error; warnings and infos do not fail.
+
+    \b
+    tidegate lint
+    tidegate lint ~/server/docs/examples/model_repository --cores 32
+    """
+    from serving.lint.check import lint
+
+    places = Places.current()
+    on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
+    found = lint(repository or places.repository, cores or 0, on_demand)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found], indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    sys.exit(1 if any(each.severity == "error" for each in found) else 0)
+
+
+def _print(found: list["Finding"]) -> None:
+    for each in found:
+        head = click.style(f"{each.severity.value:7}", fg=COLOURS[each.severity.value])
+        click.echo(f"{head} {each.place}: {each.message} [{each.code}]")
+        click.echo(f"        {each.fix}")
+    counts = Counter(each.severity.value for each in found)
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in COLOURS if counts[kind])
+    click.echo(said or "nothing to say: it is clean")

@@ -1,0 +1,55 @@
+"""What is in the repository under a name, and how it got there."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelspec.layout import CONFIG_FILE, ENGINE_FILE
+from modelspec.pbtxt import parse
+from serving.errors import ServingError
+from serving.repository import is_published
+
+if TYPE_CHECKING:
+    from converters.record import Record
+
+PARTS = ("", "_pre", "_onnx", "_post")
+
+
+def names_in_the_way(repository: Path, name: str) -> list[str]:
+    """The models that a pipeline of this name would replace."""
+    return [f"{name}{part}" for part in PARTS if (repository / f"{name}{part}").exists()]
+
+
+def pinned(repository: Path, name: str) -> dict[str, int]:
+    """The members of the pipeline and the version that it pins of each; ServingError when the
+    repository has no such pipeline."""
+    if not is_published(repository, name):
+        raise ServingError(f"there is no model {name!r} in {repository}: convert one first")
+    config = parse((repository / name / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
+
+
+def engine_folder(repository: Path, name: str) -> Path:
+    """The version folder of the pipeline's engine; ServingError when it has none."""
+    for model, version in pinned(repository, name).items():
+        folder = repository / model / str(version)
+        if (folder / ENGINE_FILE).is_file():
+            return folder
+    raise ServingError(f"{name} has no engine in {repository} ({ENGINE_FILE}): nothing to prove")
+
+
+def published_record(repository: Path, name: str) -> "Record | None":
+    """The record beside the pipeline's engine; None when there is none that can be read."""
+    from converters.cache import PROOF_FILE
+    from converters.record import Record
+
+    try:
+        return Record.load(engine_folder(repository, name) / PROOF_FILE)
+    except (ServingError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def copy_pipeline(repository: Path, name: str, target: Path) -> None:
+    """The pipeline and its members, copied as they are."""
+    for model in (name, *pinned(repository, name)):
+        shutil.copytree(repository / model, target / model)

@@ -1,0 +1,35 @@
+"""``tidegate rollback NAME``: serve an earlier version again."""
+
+from pathlib import Path
+
+import click
+
+from tidegate import rollout
+from tidegate.places import Places
+from tidegate.signals import interrupt_on_sigterm
+
+
+@click.command("rollback")
+@click.argument("name")
+@click.option(
+    "--to", "version", type=click.IntRange(1), help="Which version. Default: the one before."
+)
+@rollout.repositories
+@rollout.grace
+def command(name: str, version: int | None, repositories: tuple[Path, ...], grace_s: float) -> None:
+    """Serve an earlier version of the pipeline NAME again (or, with --to, a later one).
+
+    Its files are checked against its manifest and it is asked its golden sample before the pin
+    moves. No request fails. Works with Triton up or down.
+
+    \b
+    tidegate rollback text_embedding
+    tidegate rollback text_embedding --to 3
+    """
+    from serving.versions import switch_to
+
+    interrupt_on_sigterm()
+    places = Places.current()
+    for target in rollout.each(places, repositories, grace_s):
+        number = switch_to(target, name, version)
+        click.echo(f"{name}: version {number} serves from {places.shown(target.repository)}/")

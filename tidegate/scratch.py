@@ -1,0 +1,27 @@
+"""A Triton of our own for as long as a proof takes, on free ports, loopback only."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.launch import LaunchOptions, TritonServer
+from serving.ports import Ports, free_ports
+
+if TYPE_CHECKING:
+    from converters.proof import Proof
+    from converters.task import Case, Task
+
+
+def proved_through_triton(repository: Path, work_dir: Path, task: "Task", case: "Case") -> "Proof":
+    """The task's checks of the pipeline ``case.name``, served from ``repository``, passed or not.
+
+    Raises ServingError when it cannot be served at all.
+    """
+    from converters.attempt import attempted
+    from converters.proof import Proof
+
+    ports = Ports(*free_ports(3))
+    with TritonServer(LaunchOptions(repository, work_dir, ports, name="scratch")) as server:
+        server.control.load(case.name)
+        address = f"127.0.0.1:{ports.grpc}"
+        checks = attempted("the served pipeline", lambda: task.prove_served(address, case))
+    return Proof(f"{case.name}: served by Triton", tuple(checks))
