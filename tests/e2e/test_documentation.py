@@ -42,7 +42,7 @@ def test_every_example_works(stack, document):
     assert asked > 15
 
 
-def test_every_route_of_the_gateway_is_described(document):
+async def test_every_route_of_the_gateway_is_described(document):
     from gateway.app import create_app
     from gateway.settings import Settings
 
