@@ -11,8 +11,8 @@ from modelspec.layout import staging_folder, version_folders
 from modelspec.pbtxt import render, to_proto
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
-from serving.publish import is_published, publish
-from serving.repository import top_models
+from serving.publish import publish
+from serving.repository import is_published, top_models
 from tidegate.kinds import KNOWN
 
 

@@ -1,0 +1,44 @@
+"""What a body may be, and what nobody has to guess."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import Malformed
+from gateway.json_body import parse_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text('":\\ a,{}', max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text('":\\ ab', max_size=4), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES, st.sampled_from([None, 1]), st.sampled_from([(",", ":"), (" , ", " : ")]))
+def test_whatever_is_json_is_taken(value, indent, separators):
+    text = json.dumps(value, indent=indent, separators=separators)
+    assert parse_json(text.encode()) == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"a":2}',
+        b'{"a":1,"a" :2}',
+        b'{"a":1,"\\u0061":2}',
+        b'[{"b":{"a":1,"c":"\\":","a":3}}]',
+        b'{"a":"x\\":","a"\n:1}',
+        b'{"inputs":[],"inputs":[{"name":"x"}]}',
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(body):
+    with pytest.raises(Malformed, match="twice in one object"):
+        parse_json(body)
+
+
+def test_a_string_that_looks_like_a_key_is_a_string():
+    assert parse_json(b'{"a":"\\":"}') == {"a": '":'}
