@@ -5,9 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
+# A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
+DEBIAN = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && { apt-get install -y -qq $(2) || \
+	{ apt-get update -qq && apt-get install -y -qq $(2); }; } >/dev/null 2>&1; } \
+	|| { echo "$(1) is not installed: apt-get install -y $(2)"; exit 2; }
 # The load generator is compiled: a Python one would be what limits the figures.
-WRK = command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk >/dev/null; } \
-	|| { echo "wrk is not installed: apt-get install -y wrk"; exit 2; }
+WRK = $(call DEBIAN,wrk,wrk)
 # Each peer in an environment of its own, with the same engine and tokeniser as ours.
 PEERS := fastapi_onnx litserve_app bentoml_app
 PEER_fastapi_onnx := fastapi 'uvicorn[standard]'
@@ -28,6 +31,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@TIDEGATE_PYTHON=$(BIN)/python $(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(call DEBIAN,redis-server,redis-server)
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types

@@ -104,8 +104,10 @@ def copy_repository(home: Path) -> None:
     shutil.copytree(ROOT / "model_repository", home / "model_repository", dirs_exist_ok=True)
 
 
-def launch(home: Path, *arguments: str, ports: list[int] | None = None) -> RunningStack:
-    """Start ``tidegate up`` in ``home``; returns at once."""
+def launch(
+    home: Path, *arguments: str, ports: list[int] | None = None, **variables: str
+) -> RunningStack:
+    """Start ``tidegate up`` in ``home``, with these environment variables; returns at once."""
     gateway, http, grpc, metrics = ports or free_ports(4)
     door, admin = free_ports(2)
     command = [sys.executable, "-m", "tidegate", "up", *arguments]
@@ -120,7 +122,11 @@ def launch(home: Path, *arguments: str, ports: list[int] | None = None) -> Runni
         command.append(f"--{flag}={port}")
     with (home / "up.log").open("w") as log:
         process = subprocess.Popen(
-            command, env=environment(home), stdout=log, stderr=subprocess.STDOUT, text=True
+            command,
+            env={**environment(home), **variables},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
     return RunningStack(home, process, gateway, http, grpc, metrics, admin, door)
 

@@ -1,0 +1,63 @@
+"""A canary through the gateway: its share of the callers, sticky, then everybody, then nobody."""
+
+import httpx
+import pytest
+
+from tests.running import launch, stop, wait_ready, wait_until
+
+NAME = "text_embedding"
+TEXT = {"text": "Where is my parcel?"}
+
+
+@pytest.fixture(scope="module")
+def trying(built):
+    """A stack that serves version 1 (FP32) and has version 2 (W8) on the disk."""
+    running = launch(built, NAME)
+    try:
+        wait_ready(running, 90)
+        run = running.tidegate("convert", NAME, "--precision", "w8", "--force")
+        assert run.returncode == 0, run.stderr
+        assert running.tidegate("rollback", NAME).returncode == 0
+        yield running
+    finally:
+        assert stop(running) == 0
+
+
+def _vector(running, key):
+    answer = httpx.post(
+        f"{running.url}/v1/{NAME}",
+        json=TEXT,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    return tuple(answer.json()["embedding"][:4])
+
+
+def test_callers_are_shared_out_and_stay_where_they_are(trying):
+    keys = [
+        trying.tidegate("keys", "create", f"app{n}").stdout.strip().splitlines()[-1]
+        for n in range(8)
+    ]
+    wait_until(lambda: trying.tidegate("versions", NAME).returncode == 0, 10, "versions")
+    run = trying.tidegate("canary", NAME, "--weight", "50")
+    assert run.returncode == 0, run.stderr
+    canary = f"{NAME}.v2"
+    wait_until(
+        lambda: canary in trying.get("/v1/models").text or _is_routed(trying, keys), 15, "the route"
+    )
+    first = [_vector(trying, key) for key in keys]
+    again = [_vector(trying, key) for key in keys]
+    assert first == again
+    assert len(set(first)) == 2, "all eight met the same version"
+    # It is no model of its own for clients.
+    assert canary not in trying.get("/v1/models").text
+    assert trying.post(f"/v1/{canary}", json=TEXT).status_code == 404
+    run = trying.tidegate("promote", NAME)
+    assert run.returncode == 0, run.stderr
+    wait_until(lambda: len({_vector(trying, key) for key in keys}) == 1, 15, "everybody is moved")
+    assert _vector(trying, keys[0]) in set(first)
+
+
+def _is_routed(running, keys):
+    return len({_vector(running, key) for key in keys}) == 2
