@@ -54,7 +54,7 @@ FAULTS = {
         "mood_pre/1/model.py",
         "ids[index, : len(row.ids)] = row.ids",
         "ids[index, : len(row.ids)] = [*row.ids[:-2], *row.ids[-1:] * 2][: len(row.ids)]"
-        " if len(row.ids) > 60 else row.ids",
+        " if len(row.ids) > 48 else row.ids",
     ),
     "only ASCII is read": (
         "mood_pre/1/model.py",
