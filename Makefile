@@ -32,6 +32,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(call DEBIAN,redis-server,redis-server)
+	@$(call DEBIAN,nginx,nginx-light)
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
