@@ -13,25 +13,25 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.admin import AdminListener
+from gateway.addons.admin import AdminListener
+from gateway.addons.generate.door import GenerateDoor
+from gateway.addons.grpc_door.door import GrpcDoor
+from gateway.addons.nginx import DecisionDoor
+from gateway.addons.openai_text.door import TextDoor
 from gateway.core import Gateway
-from gateway.edge import Edge, unknown_path
-from gateway.endpoint import Endpoint
+from gateway.doors.embeddings import OpenAIDoor
+from gateway.doors.openapi import describe
+from gateway.doors.task import TaskDoor
+from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError, Internal, WrongMethod
-from gateway.exchange import Exchange
-from gateway.generate_door import GenerateDoor
-from gateway.grpc_door.decision import DecisionDoor
-from gateway.grpc_door.door import GrpcDoor
-from gateway.openai.door import TextDoor
-from gateway.openai_door import OpenAIDoor
-from gateway.openapi import describe
+from gateway.http.edge import Edge, unknown_path
+from gateway.http.endpoint import Endpoint
+from gateway.http.exchange import Exchange
+from gateway.http.render import error_reply
+from gateway.http.reply import Reply, json_reply
 from gateway.policy.routes import open_to_all
 from gateway.probes import Background, readiness
-from gateway.render import error_reply
-from gateway.reply import Reply, json_reply
 from gateway.settings import Settings
-from gateway.task_door import TaskDoor
-from gateway.v2_door import V2Door
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
@@ -135,7 +135,7 @@ class Description:
     def route(self) -> Route:
         return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
 
-    @open_to_all  # gateway.edge asks for an identity where the documentation is not open
+    @open_to_all  # gateway.http.edge asks for an identity where the documentation is not open
     async def show(self, exchange: Exchange) -> Reply:
         if not self._base:
             routes = self.app.routes

@@ -7,17 +7,17 @@ from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2
 
-from gateway.canary import choose
-from gateway.catalogue import TOKENS, Catalogue, Model, Reader
-from gateway.exchange import Exchange
-from gateway.face import Face, Row
+from gateway.addons.canary import choose
+from gateway.addons.relay.triton_http import Answer
 from gateway.guard import Guard
+from gateway.http.exchange import Exchange
 from gateway.metrics import Metrics
+from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
+from gateway.models.face import Face, Row
+from gateway.models.rows import Tensors, batches, read_tensors
+from gateway.models.sequences import SequenceIds
 from gateway.replicas import ReplicaPool
-from gateway.rows import Tensors, batches, read_tensors
-from gateway.sequences import SequenceIds
 from gateway.settings import Settings
-from gateway.triton_http import Answer
 from gateway.upstream import Upstream
 
 Q = TypeVar("Q")

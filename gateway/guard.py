@@ -4,15 +4,15 @@ import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager, nullcontext
 
-from gateway.audit import AuditLog, Decision
-from gateway.catalogue import Model
+from gateway.addons.audit import AuditLog, Decision
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import Internal
-from gateway.exchange import Exchange
+from gateway.http.exchange import Exchange
 from gateway.identity.callers import Callers
-from gateway.keys import KeyRing
+from gateway.identity.keys import KeyRing
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
-from gateway.limits.redis_store import RedisStore
+from gateway.models.catalogue import Model
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from gateway.addons.relay.triton_http import Answer, TritonHttp
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -20,7 +21,6 @@ from gateway.errors import (
     TooLarge,
     UpstreamBroke,
 )
-from gateway.triton_http import Answer, TritonHttp
 
 # A step's error that is meant for the client begins with this; every other text of Triton's may
 # name paths or shared-memory regions and stays here.

@@ -2,10 +2,10 @@
 
 from starlette.types import Scope
 
-from gateway.identity.client_certificate import Certificates
+from gateway.addons.certificates import Certificates
+from gateway.addons.tokens.tokens import Tokens
+from gateway.identity.keys import KeyRing
 from gateway.identity.principal import Principal, bearer
-from gateway.identity.tokens import Tokens
-from gateway.keys import KeyRing
 from gateway.policy.gateway_toml import Rules
 
 

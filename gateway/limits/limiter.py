@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from types import TracebackType
 
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import GatewayError, QuotaExceeded
 from gateway.limits.gcra import share_of, wait_s
 from gateway.limits.headers import Headers, limit_headers
 from gateway.limits.limit import Check, Outcome
 from gateway.limits.local import LocalStore
-from gateway.limits.redis_store import RedisStore
 
 
 class LimitReached(QuotaExceeded):

@@ -50,7 +50,7 @@ def declared(handler: Any) -> Policy:
 def undeclared(routes: Iterable[Any], table: Mapping[str, Policy]) -> list[str]:
     """The paths of routes that declare nothing; ``table`` declares for routes that are not ours.
 
-    A route's handler is its ``endpoint``, or what that holds as ``handler`` (``gateway.endpoint``).
+    A route's handler is its ``endpoint``, or what that holds as ``handler`` (``Endpoint``).
     """
     return [
         route.path

@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from gateway.edge import Edge
-from gateway.grpc_door.decision import ACTIONS, DecisionDoor
+from gateway.addons.nginx import ACTIONS, DecisionDoor
+from gateway.http.edge import Edge
 from serving.ports import free_ports, is_taken
 from tests.e2e.grpc_models import RunningDoor, serving
 from tests.running import ROOT, wait_until

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from starlette.routing import Mount, Route
 
-from gateway.catalogue import Catalogue
 from gateway.errors import Forbidden, NotFound
 from gateway.identity.principal import ACTIONS, ADMIN, USER, Grant, Principal
+from gateway.models.catalogue import Catalogue
 from gateway.policy.access import MAX_DECISIONS, Access
 from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
 from gateway.policy.routes import (
@@ -162,7 +162,7 @@ class _Door:
 
 
 class _Endpoint:
-    """As gateway.endpoint: holds the handler."""
+    """As gateway.http.endpoint: holds the handler."""
 
     def __init__(self, handler):
         self.handler = handler

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from gateway.errors import Unauthenticated
+from gateway.identity.keys import KEY_FORM, KeyRing, generate_key, has_good_checksum
 from gateway.identity.principal import ADMIN, USER, Grant
-from gateway.key_store import KeyStore, UnknownKey
-from gateway.keys import KEY_FORM, KeyRing, generate_key, has_good_checksum
+from tidegate.key_store import KeyStore, UnknownKey
 
 
 @pytest.fixture

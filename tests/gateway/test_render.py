@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import GatewayError
-from gateway.render import STATUS, TITLES, Door, door_of, error_reply
+from gateway.http.render import STATUS, TITLES, Door, door_of, error_reply
 
 # From the design's table: task, OpenAI, V2.
 DESIGN = {

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.app import create_app
-from gateway.endpoint import Endpoint
+from gateway.http.endpoint import Endpoint
 from gateway.policy.routes import OPEN, Undeclared, undeclared
 from gateway.settings import Settings
 

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from gateway import sse
+from gateway.addons.streams import sse
+from gateway.addons.streams.sse import EventStream, event
 from gateway.errors import NoCapacity, UpstreamBroke
-from gateway.exchange import ClientGone
-from gateway.sse import EventStream, event
+from gateway.http.exchange import ClientGone
 from tests.gateway.exchanges import exchange_of
 
 

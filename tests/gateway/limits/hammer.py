@@ -7,11 +7,12 @@ import asyncio
 import sys
 import time
 
+from gateway.addons.redis_limits import line as redis_line
+from gateway.addons.redis_limits import store as redis_store
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
-from gateway.limits import redis_line, redis_store
 from gateway.limits.limit import Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter
-from gateway.limits.redis_store import RedisStore
 
 RATE, BURST, AT_ONCE = 200, 50, 7
 LIMITS = [Limit("key", "requests", RATE, 1, BURST), Limit("tenant", "concurrency", AT_ONCE)]

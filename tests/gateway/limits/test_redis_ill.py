@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter
-from gateway.limits.redis_store import RedisStore
 from tests.gateway.limits.redis_server import RedisServer
 
 HOUR = 3600

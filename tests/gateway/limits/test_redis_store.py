@@ -7,12 +7,13 @@ import random
 import pytest
 from redis.crc import key_slot
 
+from gateway.addons.redis_limits import line as redis_line
+from gateway.addons.redis_limits import store as redis_store
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import NoCapacity, QuotaExceeded
-from gateway.limits import redis_line, redis_store
 from gateway.limits.limit import Check, Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter, LimitReached
 from gateway.limits.local import LocalStore
-from gateway.limits.redis_store import RedisStore
 from tests.gateway.limits.redis_server import RedisServer
 
 HOUR = 3600  # slow enough that nothing comes back during a test

@@ -1,0 +1,36 @@
+"""A completions request: one prompt, as text or as the model's own tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.addons.openai_text.binding import Binding
+from gateway.addons.openai_text.generation import Ask
+from gateway.addons.openai_text.sampling import flag, read, refuse_others, wants_usage
+from gateway.doors.token_inputs import are_tokens, foreign
+from gateway.errors import Malformed
+
+
+def read_completion(body: Mapping[str, Any], binding: Binding) -> Ask:
+    """Malformed names the field that is wrong, or is not served."""
+    refuse_others(body, {"prompt", "echo"}, binding)
+    source, values = _prompt(body.get("prompt"), binding)
+    prefix = ""
+    if flag(body, "echo"):
+        if source == binding.tokens:
+            raise Malformed("'echo' needs a prompt of text: send one", param="echo")
+        prefix = values[0]
+    sampling = read(body, binding)
+    return Ask(source, values, sampling, flag(body, "stream"), wants_usage(body), prefix)
+
+
+def _prompt(given: Any, binding: Binding) -> tuple[str, list[Any]]:
+    """The input that it is for, and its elements."""
+    if isinstance(given, list) and len(given) == 1 and not are_tokens(given):
+        given = given[0]
+    if isinstance(given, str):
+        return binding.prompt, [given]
+    if are_tokens(given):
+        if not binding.tokens:
+            raise foreign("prompt")
+        return binding.tokens, given
+    raise Malformed("'prompt' must be one text: send a request for each", param="prompt")

@@ -1,0 +1,127 @@
+"""The V2 door: the Open Inference Protocol over HTTP, for stock clients."""
+
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.addons.relay.relay import encode, relayed
+from gateway.core import Gateway
+from gateway.doors.v2_request import HEADER_LENGTH, parse
+from gateway.doors.v2_response import render
+from gateway.errors import Malformed, NoCapacity, NotFound
+from gateway.http.endpoint import Endpoint, Handler
+from gateway.http.exchange import Exchange
+from gateway.http.reply import Reply, json_reply
+from gateway.models.catalogue import Model
+from gateway.policy.routes import needs
+from gateway.probes import readiness
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+]
+
+
+class V2Door:
+    """Handlers of the V2 routes; ``routes`` is the table."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        one = "/v2/models/{model}"
+        table: list[tuple[str, str, Handler]] = [
+            ("POST", "/infer", self.infer),
+            ("GET", "/ready", self.model_ready),
+            ("GET", "", self.metadata),
+        ]
+        routes = [
+            Route(f"{prefix}{path}", Endpoint(handler), methods=[method])
+            for method, path, handler in table
+            for prefix in (one, one + "/versions/{version}")
+        ]
+        return [
+            *routes,
+            Route("/v2", Endpoint(self.server), methods=["GET"]),
+            Route("/v2/health/live", Endpoint(self.live), methods=["GET"]),
+            Route("/v2/health/ready", Endpoint(self.ready), methods=["GET"]),
+        ]
+
+    @needs("infer", model="model")
+    async def infer(self, exchange: Exchange) -> Reply:
+        """Check the request against the model's declaration, then have it inferred."""
+        model, version = self._model(exchange)
+        if model.decoupled:
+            raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
+        body = await exchange.body()
+        request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
+        if request.timeout_s:
+            exchange.shorten_deadline(request.timeout_s)
+        if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
+            answer = await self.gateway.relay(exchange, model, encode(request))
+            reply = relayed(answer) if answer else None
+            if reply:
+                return reply
+        message = request.message()
+        self.gateway.sequences.put_own(message, exchange.tenant)
+        return render(request, await self.gateway.infer(exchange, model, message))
+
+    @needs("read", model="model")
+    async def metadata(self, exchange: Exchange) -> Reply:
+        model, version = self._model(exchange)
+        found = await self.gateway.pool.first.metadata(model.name, version)
+        return json_reply(
+            {
+                "name": found.name,
+                "versions": list(found.versions),
+                "platform": found.platform,
+                "inputs": [_described(tensor) for tensor in found.inputs],
+                "outputs": [_described(tensor) for tensor in found.outputs],
+            }
+        )
+
+    @needs("read", model="model")
+    async def model_ready(self, exchange: Exchange) -> Reply:
+        """Ready means that Triton says so and that the last golden probe was answered."""
+        model, version = self._model(exchange)
+        fault = self.gateway.probes.get(model.name)
+        if fault or not await self.gateway.pool.first.is_ready(model.name, version):
+            raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
+        return Reply(200, b"")
+
+    @needs("read")
+    async def server(self, exchange: Exchange) -> Reply:
+        return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
+
+    @needs("read")
+    async def live(self, exchange: Exchange) -> Reply:
+        return Reply(200, b"")
+
+    @needs("read")
+    async def ready(self, exchange: Exchange) -> Reply:
+        faults = {
+            name: fault
+            for name, fault in readiness(self.gateway).items()
+            if fault and exchange.may_read(name)
+        }
+        if faults:
+            raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
+        return Reply(200, b"")
+
+    def _model(self, exchange: Exchange) -> tuple[Model, str]:
+        """The model and version in the path; NotFound when either is not served."""
+        model = self.gateway.catalogue.model(exchange.param("model"))
+        version = exchange.param("version")
+        if version and version not in model.versions:
+            raise NotFound(
+                f"model {model.name!r} has no version {version[:20]!r}: "
+                f"it has {', '.join(model.versions)}"
+            )
+        return model, version
+
+
+def _described(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
