@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,11 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.addons.admin import AdminListener
-from gateway.addons.generate.door import GenerateDoor
-from gateway.addons.grpc_door.door import GrpcDoor
-from gateway.addons.nginx import DecisionDoor
-from gateway.addons.openai_text.door import TextDoor
+from gateway.addons import ROUTES, load
 from gateway.core import Gateway
 from gateway.doors.embeddings import OpenAIDoor
 from gateway.doors.openapi import describe
@@ -25,7 +22,7 @@ from gateway.doors.task import TaskDoor
 from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError, Internal, WrongMethod
 from gateway.http.edge import Edge, unknown_path
-from gateway.http.endpoint import Endpoint
+from gateway.http.endpoint import Endpoint, Handler, LateEndpoint
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
 from gateway.http.reply import Reply, json_reply
@@ -47,18 +44,13 @@ def create_app(settings: Settings) -> Edge:
     app.state.gateway = gateway
     doors = [
         Description(app, gateway).route(),
+        *V2Door(gateway).routes(),
+        *OpenAIDoor(gateway).routes(),
         *(
-            route
-            for door in (
-                V2Door(gateway),
-                GenerateDoor(gateway),
-                OpenAIDoor(gateway),
-                TextDoor(gateway),
-                DecisionDoor(gateway),
-                TaskDoor(gateway),
-            )
-            for route in door.routes()
+            Route(path, LateEndpoint(partial(_handler, gateway, name, handler)), methods=[method])
+            for method, path, name, handler in ROUTES
         ),
+        *TaskDoor(gateway).routes(),
     ]
     app.router.routes.extend(doors)
     _add_control_routes(app, gateway)
@@ -66,6 +58,11 @@ def create_app(settings: Settings) -> Edge:
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
     return Edge(app, settings, gateway, doors)
+
+
+def _handler(gateway: Gateway, addon: str, name: str) -> Handler:
+    handler: Handler = getattr(load(addon)(gateway), name)
+    return handler
 
 
 def from_environment() -> Edge:
@@ -82,11 +79,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway.follow_policy()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
-    admin = AdminListener(gateway) if gateway.settings.admin_port else None
+    admin = load("admin")(gateway) if gateway.settings.admin_port else None
     if admin:
         admin.start()
     grpc_port = gateway.settings.grpc_port
-    grpc_door = GrpcDoor(gateway, grpc_port) if grpc_port else None
+    grpc_door = load("grpc_door")(gateway, grpc_port) if grpc_port else None
     if grpc_door:
         await grpc_door.start()
     gc.freeze()  # what lives for ever need not be looked at again and again

@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.canary import choose
-from gateway.addons.relay.triton_http import Answer
+from gateway.addons import load
+from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
 from gateway.http.exchange import Exchange
+from gateway.http.reply import Reply
 from gateway.metrics import Metrics
 from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
 from gateway.models.face import Face, Row
@@ -20,9 +21,7 @@ from gateway.replicas import ReplicaPool
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 
-Q = TypeVar("Q")
 A = TypeVar("A")
-Ask = Callable[[Upstream, Q, float], Coroutine[Any, Any, A]]
 
 
 class Gateway:
@@ -50,7 +49,8 @@ class Gateway:
         weights = self.guard.policy.current.rules.routes.get(model.name)
         if not weights or exchange.principal is None or exchange.param("version"):
             return model.name
-        return choose(model.name, weights, exchange.principal.id, self._answers)
+        chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
+        return chosen
 
     def has_canary(self, model: Model) -> bool:
         return model.name in self.guard.policy.current.rules.routes
@@ -61,42 +61,30 @@ class Gateway:
     async def infer(
         self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
     ) -> service_pb2.ModelInferResponse:
-        """One inference for this exchange, cancelled when its client leaves."""
+        """One inference for an exchange that was admitted, cancelled when its client leaves."""
         message.model_name = self.serving(exchange, model)
-        async with self.guard.admit(exchange, model):
-            response = await self._ask(exchange, Upstream.infer, message)
+        with self.pool.permit() as upstream:
+            work = upstream.infer(message, exchange.remaining_s())
+            response = await _timed(exchange, work)
         response.model_name = model.name
         return response
 
-    async def relay(self, exchange: Exchange, model: Model, request: bytes) -> Answer | None:
-        """One inference over HTTP/1.1; None when gRPC has to be asked instead."""
-        async with self.guard.admit(exchange, model):
-            return await self._ask(exchange, Upstream.relay, request)
-
-    async def _ask(self, exchange: Exchange, ask: Ask[Q, A], request: Q) -> A:
+    async def relay(self, exchange: Exchange, request: V2Request) -> Reply | None:
+        """As ``infer``, over HTTP/1.1; None when gRPC has to be asked instead."""
         with self.pool.permit() as upstream:
-            asked = time.perf_counter()
-            try:
-                return await exchange.while_connected(
-                    ask(upstream, request, exchange.remaining_s())
-                )
-            finally:
-                exchange.upstream_s += time.perf_counter() - asked
+            if upstream.relay is None:
+                return None
+            work = upstream.relay.infer(request, exchange.remaining_s())
+            return await _timed(exchange, work)
 
     async def infer_rows(
         self, exchange: Exchange, model: Model, face: Face, rows: Sequence[Row]
     ) -> list[tuple[Tensors, int]]:
         """For each row the tensors it is in and its place there."""
         async with self.guard.admit(exchange, model) as admission:
-            asked = time.perf_counter()
-            try:
-                answers = await exchange.while_connected(
-                    self.rows(
-                        model, face, rows, exchange.remaining_s(), self.serving(exchange, model)
-                    )
-                )
-            finally:
-                exchange.upstream_s = time.perf_counter() - asked
+            serving = self.serving(exchange, model)
+            work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+            answers = await _timed(exchange, work)
             if admission and model.counts_tokens:
                 admission.settle(tokens_of(answers))
             return answers
@@ -121,6 +109,15 @@ class Gateway:
         else:
             await _all([ask(batch.places, batch.message) for batch in work])
         return [answers[place] for place in range(len(rows))]
+
+
+async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
+    """Until the client leaves; how long it took is told to the client."""
+    asked = time.perf_counter()
+    try:
+        return await exchange.while_connected(work)
+    finally:
+        exchange.upstream_s += time.perf_counter() - asked
 
 
 def tokens_of(answers: Sequence[tuple[Tensors, int]]) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.addons.redis_limits.store import BEAT_S
 from gateway.core import Gateway
 from gateway.errors import GatewayError
+from gateway.limits.limiter import BEAT_S
 from gateway.models.catalogue import Model
 from gateway.models.face import Face
 from gateway.models.rows import Tensors

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import orjson
 
+from gateway.http.exchange import Exchange
 from gateway.private_file import write_private
 
 log = logging.getLogger("gateway")
@@ -103,6 +104,16 @@ class AuditLog:
     def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
+
+    def note(self, exchange: Exchange, status: int, wanted: str) -> None:
+        """Record what was decided of this request, if the policy wants it recorded."""
+        denied, principal = status in (401, 403, 404, 429), exchange.principal
+        if wanted == "off" or (wanted == "denied" and not denied and exchange.action != "admin"):
+            return
+        name, tenant = (principal.id, principal.tenant) if principal else ("", "")
+        what = "deny" if denied else "allow"
+        action, model = exchange.action, exchange.model
+        self.record(Decision(exchange.request_id, name, tenant, action, model, what, status))
 
     def record(self, decision: Decision) -> None:
         if self._queue.qsize() < MAX_WAITING:

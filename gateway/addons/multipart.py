@@ -18,14 +18,9 @@ from gateway.errors import Malformed
 from gateway.http.json_body import parse_json
 from gateway.models.face import Face
 
-FORM_DATA = b"multipart/form-data"
 MAX_PARTS = 64
 # What of a file is shown to the schema, which cannot see bytes: enough to tell it from nothing.
 _SHOWN_BYTES = 48
-
-
-def is_form(content_type: bytes) -> bool:
-    return content_type.split(b";", 1)[0].strip().lower() == FORM_DATA
 
 
 def read_form(face: Face, content_type: bytes, body: bytes) -> dict[str, Any]:

@@ -8,19 +8,18 @@ counted, concurrency and tokens are not.
 import ipaddress
 from urllib.parse import quote
 
-from starlette.routing import Route
+from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.door import SERVICE
 from gateway.addons.grpc_door.status import STATUS
 from gateway.core import Gateway
 from gateway.errors import Forbidden, GatewayError, NotFound
-from gateway.http.endpoint import Endpoint
 from gateway.http.exchange import Exchange
 from gateway.http.reply import Reply
 from gateway.limits.limit import Subject, checks_of
 from gateway.policy.routes import needs
 
 PATH = "/internal/decide"
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 METHOD = b"x-tidegate-method"  # the call's path, which nginx tells
 # What the locations of deploy/nginx let through.
 ACTIONS = {
@@ -36,13 +35,10 @@ _ANY = "\0any"  # stands for the internal models, and those that are yet to come
 
 
 class DecisionDoor:
-    """``routes`` belong to the gateway's HTTP listener, which answers 401 by itself."""
+    """On the gateway's HTTP listener, which answers 401 by itself."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-
-    def routes(self) -> list[Route]:
-        return [Route(PATH, Endpoint(self.decide), methods=["GET"])]
 
     @needs("read")
     async def decide(self, exchange: Exchange) -> Reply:

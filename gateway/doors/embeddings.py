@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from starlette.routing import Route
 
-from gateway.addons.openai_text.door import serving
 from gateway.core import Gateway
 from gateway.doors.token_inputs import embedding_rows
-from gateway.errors import Malformed
+from gateway.errors import Malformed, NotFound
 from gateway.http.endpoint import Endpoint
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
 from gateway.http.reply import Reply, json_reply
 from gateway.models.catalogue import Model
+from gateway.models.face import Face
 from gateway.models.rows import Tensors
 from gateway.policy.routes import needs
 
@@ -69,6 +69,21 @@ class OpenAIDoor:
                 "usage": _usage(answers, binding["tokens"]),
             }
         )
+
+
+def serving(
+    gateway: Gateway, exchange: Exchange, route: str, body: Mapping[str, Any]
+) -> tuple[Model, Face, Mapping[str, Any]]:
+    """The pipeline that the body's ``model`` names, and its face's binding for this route."""
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise Malformed("'model' must name a model: see GET /v1/models", param="model")
+    exchange.require("infer", name)
+    model, face = gateway.catalogue.endpoint(name)
+    binding = face.openai(route)
+    if binding is None:
+        raise NotFound(f"the model {name!r} does not serve {route}: choose another")
+    return model, face, binding
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from gateway.addons.multipart import is_form, read_form
+from gateway.addons import load
 from gateway.core import Gateway
 from gateway.errors import Malformed, NotFound
 from gateway.http.endpoint import Endpoint
@@ -41,11 +41,15 @@ def _read(face: Face, exchange: Exchange, body: bytes) -> tuple[list[Row], bool]
     """The rows, checked, and whether there was just one, not in a list."""
     content_type = exchange.headers.get(b"content-type", b"")
     if is_form(content_type):
-        return [read_form(face, content_type, body)], True
+        return [load("multipart")(face, content_type, body)], True
     rows, single = _rows(parse_json(body))
     for place, row in enumerate(rows):
         face.check(row, "" if single else f"inputs.{place}")
     return rows, single
+
+
+def is_form(content_type: bytes) -> bool:
+    return content_type.split(b";", 1)[0].strip().lower() == b"multipart/form-data"
 
 
 def _rows(body: Any) -> tuple[list[Row], bool]:

@@ -4,9 +4,8 @@ from typing import Any
 
 from starlette.routing import Route
 
-from gateway.addons.relay.relay import encode, relayed
 from gateway.core import Gateway
-from gateway.doors.v2_request import HEADER_LENGTH, parse
+from gateway.doors.v2_request import HEADER_LENGTH, V2Request, parse
 from gateway.doors.v2_response import render
 from gateway.errors import Malformed, NoCapacity, NotFound
 from gateway.http.endpoint import Endpoint, Handler
@@ -61,18 +60,26 @@ class V2Door:
         if request.timeout_s:
             exchange.shorten_deadline(request.timeout_s)
         if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
-            answer = await self.gateway.relay(exchange, model, encode(request))
-            reply = relayed(answer) if answer else None
-            if reply:
-                return reply
+            return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)
-        return render(request, await self.gateway.infer(exchange, model, message))
+        async with self.gateway.guard.admit(exchange, model):
+            response = await self.gateway.infer(exchange, model, message)
+        return render(request, response)
+
+    async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
+        """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
+        async with self.gateway.guard.admit(exchange, model):
+            reply = await self.gateway.relay(exchange, request)
+            if reply:
+                return reply
+            response = await self.gateway.infer(exchange, model, request.message())
+        return render(request, response)
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
         model, version = self._model(exchange)
-        found = await self.gateway.pool.first.metadata(model.name, version)
+        found = await self.gateway.pool.first.describe("ModelMetadata", model.name, version)
         return json_reply(
             {
                 "name": found.name,
@@ -88,7 +95,8 @@ class V2Door:
         """Ready means that Triton says so and that the last golden probe was answered."""
         model, version = self._model(exchange)
         fault = self.gateway.probes.get(model.name)
-        if fault or not await self.gateway.pool.first.is_ready(model.name, version):
+        asked = ("ModelReady", model.name, version)
+        if fault or not (await self.gateway.pool.first.describe(*asked)).ready:
             raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
         return Reply(200, b"")
 

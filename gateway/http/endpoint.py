@@ -1,6 +1,7 @@
 """A plain ASGI endpoint: an exchange in, a reply out. The hot path has no layer between."""
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,3 +27,21 @@ class Endpoint:
             exchange.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
         reply = await self.handler(exchange)
         await reply.send(send)
+
+
+class LateEndpoint:
+    """As ``Endpoint``, of a handler that is found (and its add-on imported) at the first call."""
+
+    def __init__(self, find: Callable[[], Handler]) -> None:
+        self._find = find
+
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self._find())
+
+    @property
+    def handler(self) -> Handler:
+        return self._endpoint.handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoint(scope, receive, send)

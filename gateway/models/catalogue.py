@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from tritonclient.grpc import model_config_pb2
 
-from gateway.addons.openai_text.binding import check
+from gateway.addons import load
 from gateway.errors import GatewayError, NoCapacity, NotFound
 from gateway.models.face import Face, FaceError
 from gateway.upstream import Upstream
@@ -17,6 +17,7 @@ from gateway.upstream import Upstream
 TOKENS = "token_count"
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
+_TEXT_ROUTES = frozenset({"chat", "completions"})
 SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
 # Triton's own JSON of these is not what we answer, or it has none.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
@@ -110,7 +111,7 @@ class Reader:
         faults = {}
         for name, versions in (await upstream.ready_versions()).items():
             try:
-                model = self._model(await upstream.config(name), versions)
+                model = self._model((await upstream.describe("ModelConfig", name)).config, versions)
             except NoCapacity:
                 continue  # it left between the two questions
             except (FaceError, GatewayError) as error:
@@ -143,7 +144,8 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
     face = None
     if FACE in parameters:
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
-        check(face.raw, inputs, outputs)
+        if not _TEXT_ROUTES.isdisjoint(face.raw.get("openai", {})):
+            load("openai_binding")(face.raw, inputs, outputs)
     return Model(
         name=config.name,
         versions=versions,

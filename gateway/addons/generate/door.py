@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 import orjson
-from starlette.routing import Route
 from tritonclient.grpc import service_pb2
 
 from gateway.addons.generate.message_json import plain, without_paths
@@ -19,7 +18,6 @@ from gateway.core import Gateway
 from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
 from gateway.doors.v2_response import json_data
 from gateway.errors import GatewayError, Malformed, NotFound, UpstreamBroke
-from gateway.http.endpoint import Endpoint, Handler
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
 from gateway.http.render import error_reply
@@ -38,26 +36,14 @@ class GenerateDoor:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
-    def routes(self) -> list[Route]:
-        one = "/v2/models/{model}"
-        table: list[tuple[str, str, Handler]] = [
-            ("POST", "/generate", self.generate),
-            ("POST", "/generate_stream", self.generate_stream),
-            ("GET", "/config", self.config),
-            ("GET", "/stats", self.stats),
-        ]
-        return [
-            Route(f"{prefix}{path}", Endpoint(handler), methods=[method])
-            for method, path, handler in table
-            for prefix in (one, one + "/versions/{version}")
-        ]
-
     @needs("infer", model="model")
     async def generate(self, exchange: Exchange) -> Reply:
         """One answer; of a model that gives several, Malformed."""
         model, request = await self._request(exchange)
         if not model.decoupled:
-            answer = await self.gateway.infer(exchange, model, request.message())
+            message = request.message()
+            async with self.gateway.guard.admit(exchange, model):
+                answer = await self.gateway.infer(exchange, model, message)
             return Reply(200, _document(answer))
         return Reply(200, await exchange.while_connected(self._single(exchange, model, request)))
 
@@ -75,13 +61,14 @@ class GenerateDoor:
     @needs("read", model="model")
     async def config(self, exchange: Exchange) -> Reply:
         model, version = named_model(self.gateway.catalogue, exchange)
-        found = await self.gateway.pool.first.config(model.name, version)
-        return json_reply(without_paths(plain(found)))
+        found = await self.gateway.pool.first.describe("ModelConfig", model.name, version)
+        return json_reply(without_paths(plain(found.config)))
 
     @needs("read", model="model")
     async def stats(self, exchange: Exchange) -> Reply:
         model, version = named_model(self.gateway.catalogue, exchange)
-        return json_reply(plain(await self.gateway.pool.first.statistics(model.name, version)))
+        found = await self.gateway.pool.first.describe("ModelStatistics", model.name, version)
+        return json_reply(plain(found))
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = named_model(self.gateway.catalogue, exchange)

@@ -15,7 +15,9 @@ from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
 from gateway.policy.routes import needs
 from gateway.probes import readiness
+from gateway.upstream import translated
 
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 Handler = Callable[[Exchange, bytes], Awaitable[bytes]]
 
 
@@ -50,7 +52,11 @@ class Methods:
         parts.header.model_name = self.gateway.serving(exchange, model)
         async with self.gateway.guard.admit(exchange, model):
             with self.gateway.pool.permit() as upstream:
-                return await upstream.infer_bytes(parts.message(), exchange.remaining_s())
+                work = upstream.channel.unary_unary(INFER)
+                answer: bytes = await translated(
+                    work(parts.message(), timeout=exchange.remaining_s())
+                )
+                return answer
 
     @needs("read")
     async def server_live(self, exchange: Exchange, data: bytes) -> bytes:
@@ -80,7 +86,8 @@ class Methods:
         except (NotFound, NoCapacity):
             return _bytes(service_pb2.ModelReadyResponse(ready=False))
         first, fault = self.gateway.pool.first, self.gateway.probes.get(model.name)
-        ready = not fault and await first.is_ready(model.name, request.version)
+        asked = ("ModelReady", model.name, request.version)
+        ready = not fault and (await first.describe(*asked)).ready
         return _bytes(service_pb2.ModelReadyResponse(ready=ready))
 
     @needs("read")
@@ -97,15 +104,15 @@ class Methods:
         request = _named(data)
         if request.name:
             return await self._described("ModelStatistics", exchange, request)
-        every = await self.gateway.pool.first.describe("ModelStatistics", b"")
-        found = service_pb2.ModelStatisticsResponse.FromString(every)
+        found = await self.gateway.pool.first.describe("ModelStatistics")
         known = self.gateway.catalogue.models
         shown = [s for s in found.model_stats if s.name in known and exchange.may_read(s.name)]
         return _bytes(service_pb2.ModelStatisticsResponse(model_stats=shown))
 
     async def _described(self, method: str, exchange: Exchange, request: Any) -> bytes:
         permitted(self.gateway, exchange, "read", request)
-        return await self.gateway.pool.first.describe(method, request.SerializeToString())
+        first = self.gateway.pool.first
+        return _bytes(await first.describe(method, request.name, request.version))
 
 
 def permitted(gateway: Gateway, exchange: Exchange, action: str, request: Any) -> Model:

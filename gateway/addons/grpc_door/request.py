@@ -10,7 +10,6 @@ from gateway.doors.v2_request import CLASSIFICATION, DROPPED, DROPPED_PREFIX, RE
 from gateway.errors import Malformed
 from gateway.models.catalogue import Model
 from gateway.models.tensors import NUMPY, Tensor, check_model, check_shape, check_size
-from gateway.upstream import EMPTY_FINAL
 
 # The field of InferTensorContents that holds a datatype; FP16 and BF16 have none.
 _CONTENTS = {
@@ -23,6 +22,8 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+# With it Triton says when a stream has ended: Triton's own clients may ask for it.
+_EMPTY_FINAL = "triton_enable_empty_final_response"
 _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
 
 
@@ -47,7 +48,7 @@ def timeout_s(parts: Parts) -> float | None:
 def _settle_parameters(parameters: Any) -> None:
     _refuse_shared_memory(parameters)
     for key in list(parameters):
-        if key in DROPPED or (key.startswith(DROPPED_PREFIX) and key != EMPTY_FINAL):
+        if key in DROPPED or (key.startswith(DROPPED_PREFIX) and key != _EMPTY_FINAL):
             del parameters[key]
 
 

@@ -31,6 +31,7 @@ from gateway.upstream import translate
 # it. Triton 2.51 is never told: it dies of it when a decoupled model fails.
 STRICT = b"triton_grpc_error"
 WINDOW = 32
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _ANSWER_TAG = b"\x12"  # infer_response; what begins otherwise has an error message
 
 
@@ -52,7 +53,8 @@ class InferStream:
         """To the end of the stream; GatewayError, or TimeoutError when nothing moved."""
         async with asyncio.timeout(self.gateway.settings.deadline_s) as self._idle, self._held:
             upstream = self._held.enter_context(self.gateway.pool.permit())
-            call = upstream.stream_bytes(timeout=self.context.time_remaining())
+            opened = upstream.channel.stream_stream(METHOD)
+            call = opened(timeout=self.context.time_remaining())
             self._held.callback(call.cancel)
             self._held.push_async_callback(_end, asyncio.create_task(self._send(requests, call)))
             try:

@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
-from starlette.routing import Route
-
 from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.chat import read_chat
 from gateway.addons.openai_text.completions import read_completion
@@ -18,16 +16,15 @@ from gateway.addons.openai_text.sampling import present
 from gateway.addons.streams.answers import answers
 from gateway.addons.streams.sse import DONE, EventStream, event
 from gateway.core import Gateway
-from gateway.errors import GatewayError, Malformed, NotFound
+from gateway.doors.embeddings import serving
+from gateway.errors import GatewayError
 from gateway.guard import BYTES_A_TOKEN
-from gateway.http.endpoint import Endpoint
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
 from gateway.http.render import error_reply
 from gateway.http.reply import Sendable, json_reply
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.models.face import Face
 from gateway.policy.routes import needs
 
 _Read = Callable[[Mapping[str, Any], Binding], Ask]
@@ -36,12 +33,6 @@ _Read = Callable[[Mapping[str, Any], Binding], Ask]
 class TextDoor:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/chat/completions", Endpoint(self.chat), methods=["POST"]),
-            Route("/v1/completions", Endpoint(self.completions), methods=["POST"]),
-        ]
 
     @needs("infer")
     async def chat(self, exchange: Exchange) -> Sendable:
@@ -70,21 +61,6 @@ class TextDoor:
 
         patience_s = self.gateway.settings.deadline_s
         return EventStream(exchange, work.events(form), failed, patience_s)
-
-
-def serving(
-    gateway: Gateway, exchange: Exchange, route: str, body: Mapping[str, Any]
-) -> tuple[Model, Face, Mapping[str, Any]]:
-    """The pipeline that the body's ``model`` names, and its face's binding for this route."""
-    name = body.get("model")
-    if not isinstance(name, str) or not name:
-        raise Malformed("'model' must name a model: see GET /v1/models", param="model")
-    exchange.require("infer", name)
-    model, face = gateway.catalogue.endpoint(name)
-    binding = face.openai(route)
-    if binding is None:
-        raise NotFound(f"the model {name!r} does not serve {route}: choose another")
-    return model, face, binding
 
 
 class _Work:

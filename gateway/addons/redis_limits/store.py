@@ -10,7 +10,6 @@ from functools import partial
 from gateway.addons.redis_limits.line import TIMEOUT_S, Call, Line, Reply
 from gateway.limits.limit import Check, Outcome
 
-BEAT_S = 3.0  # how often ``beat`` must be called
 LEASE_S = 10.0  # what a gateway holds comes back so long after its last beat
 _LEASE_US = int(LEASE_S * 1e6)
 _GATEWAYS = "tidegate:gateways"

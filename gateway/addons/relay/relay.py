@@ -6,6 +6,7 @@ sent is written anew from what the firewall let through, each tensor as the byte
 nothing that we read in one way can be read in another way by Triton.
 """
 
+import asyncio
 import json
 import math
 from functools import lru_cache
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import grpc
 import orjson
 
-from gateway.addons.relay.triton_http import Answer
+from gateway.addons.relay.triton_http import Answer, TritonHttp
 from gateway.doors.v2_request import V2Request
 from gateway.doors.v2_response import not_finite
 from gateway.errors import GatewayError
@@ -31,6 +32,51 @@ _STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _NOT_FINITE = (b"NaN", b"Infinity")
+
+
+class Relay:
+    """One Triton's HTTP door. ``channel`` is that to its gRPC door, by which its end is noticed."""
+
+    def __init__(self, grpc_address: str, port: int, channel: Any) -> None:
+        self._http = TritonHttp(grpc_address.rpartition(":")[0], port)
+        self._channel = channel
+        self._watch: asyncio.Task[None] | None = None
+
+    async def infer(self, request: V2Request, timeout_s: float) -> Reply | None:
+        """The answer; None when that cannot be had here or now, and gRPC should be asked.
+
+        The request must be plain. Cancelling the awaiting task closes the connection, but Triton
+        works on.
+        """
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._drop_with_channel())
+        try:
+            answer = await self._http.ask(encode(request), timeout_s)
+        except TimeoutError as error:
+            raise translate(grpc.StatusCode.DEADLINE_EXCEEDED) from error
+        except ConnectionError as error:
+            raise translate(grpc.StatusCode.UNAVAILABLE) from error
+        except ValueError as error:
+            raise translate(grpc.StatusCode.UNKNOWN) from error
+        return relayed(answer) if answer else None
+
+    def close(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+        self._http.drop()
+
+    async def _drop_with_channel(self) -> None:
+        """Close the HTTP connections when gRPC's is lost: the server has gone.
+
+        They would not close by themselves: processes that Triton forked have inherited them.
+        """
+        state = self._channel.get_state(try_to_connect=True)
+        while True:
+            await self._channel.wait_for_state_change(state)
+            was_ready = state is grpc.ChannelConnectivity.READY
+            state = self._channel.get_state(try_to_connect=True)
+            if was_ready and state is not grpc.ChannelConnectivity.READY:
+                self._http.drop()
 
 
 def encode(request: V2Request) -> bytes:
