@@ -10,8 +10,8 @@ from tritonclient.grpc import service_pb2
 from gateway.addons import load
 from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
+from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply
 from gateway.metrics import Metrics
 from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
 from gateway.models.face import Face, Row
@@ -43,6 +43,11 @@ class Gateway:
     def follow_policy(self) -> None:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
         self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
+
+    def named(self, exchange: Exchange) -> tuple[Model, str]:
+        """The model and version in the path; NotFound when either is not served."""
+        version = exchange.param("version")
+        return self.catalogue.model(exchange.param("model"), version), version
 
     def serving(self, exchange: Exchange, model: Model) -> str:
         """The pipeline that answers this caller: the model itself, or a canary of it."""

@@ -20,6 +20,7 @@ ADDONS = {
     "canary": "canary:choose",
     # by a model whose face binds chat or completions
     "openai_binding": "openai_text.binding:check",
+    "openai_paths": "openai_text.description:describe",
     # by a request
     "multipart": "multipart:read_form",
     "generate": "generate.door:GenerateDoor",

@@ -7,12 +7,10 @@ from starlette.routing import Route
 from gateway.core import Gateway
 from gateway.doors.v2_request import HEADER_LENGTH, V2Request, parse
 from gateway.doors.v2_response import render
-from gateway.errors import Malformed, NoCapacity, NotFound
-from gateway.http.endpoint import Endpoint, Handler
+from gateway.errors import Malformed, NoCapacity
+from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply, json_reply
 from gateway.models.catalogue import Model
-from gateway.policy.routes import needs
 from gateway.probes import readiness
 
 EXTENSIONS = [
@@ -52,7 +50,7 @@ class V2Door:
     @needs("infer", model="model")
     async def infer(self, exchange: Exchange) -> Reply:
         """Check the request against the model's declaration, then have it inferred."""
-        model, version = self._model(exchange)
+        model, version = self.gateway.named(exchange)
         if model.decoupled:
             raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
         body = await exchange.body()
@@ -78,22 +76,22 @@ class V2Door:
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
-        model, version = self._model(exchange)
+        model, version = self.gateway.named(exchange)
         found = await self.gateway.pool.first.describe("ModelMetadata", model.name, version)
         return json_reply(
             {
                 "name": found.name,
                 "versions": list(found.versions),
                 "platform": found.platform,
-                "inputs": [_described(tensor) for tensor in found.inputs],
-                "outputs": [_described(tensor) for tensor in found.outputs],
+                "inputs": _described(found.inputs),
+                "outputs": _described(found.outputs),
             }
         )
 
     @needs("read", model="model")
     async def model_ready(self, exchange: Exchange) -> Reply:
         """Ready means that Triton says so and that the last golden probe was answered."""
-        model, version = self._model(exchange)
+        model, version = self.gateway.named(exchange)
         fault = self.gateway.probes.get(model.name)
         asked = ("ModelReady", model.name, version)
         if fault or not (await self.gateway.pool.first.describe(*asked)).ready:
@@ -119,17 +117,6 @@ class V2Door:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
         return Reply(200, b"")
 
-    def _model(self, exchange: Exchange) -> tuple[Model, str]:
-        """The model and version in the path; NotFound when either is not served."""
-        model = self.gateway.catalogue.model(exchange.param("model"))
-        version = exchange.param("version")
-        if version and version not in model.versions:
-            raise NotFound(
-                f"model {model.name!r} has no version {version[:20]!r}: "
-                f"it has {', '.join(model.versions)}"
-            )
-        return model, version
 
-
-def _described(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+def _described(tensors: Any) -> list[dict[str, Any]]:
+    return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]

@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.doors.v2_request import V2Request
 from gateway.errors import Malformed
-from gateway.http.reply import Reply, json_reply
+from gateway.http.endpoint import Reply, json_reply
 from gateway.models.tensors import FEW, unpack
 
 # Triton writes these on every answer of an ensemble; they tell a client nothing.

@@ -7,10 +7,9 @@ from types import TracebackType
 from typing import Protocol
 
 from gateway.errors import GatewayError, QuotaExceeded
-from gateway.limits.gcra import share_of, wait_s
 from gateway.limits.headers import Headers, limit_headers
 from gateway.limits.limit import Check, Outcome
-from gateway.limits.local import LocalStore
+from gateway.limits.local import LocalStore, share_of, wait_s
 
 BEAT_S = 3.0  # how often ``beat`` must be called
 

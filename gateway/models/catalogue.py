@@ -17,7 +17,7 @@ from gateway.upstream import Upstream
 TOKENS = "token_count"
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
-_TEXT_ROUTES = frozenset({"chat", "completions"})
+TEXT_ROUTES = frozenset({"chat", "completions"})
 SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
 # Triton's own JSON of these is not what we answer, or it has none.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
@@ -61,10 +61,13 @@ class Catalogue:
     models: Mapping[str, Model] = field(default_factory=dict)
     expected: frozenset[str] = frozenset()
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str, version: str = "") -> Model:
         """The model; NoCapacity for one that should be there, NotFound says where to look."""
         model = self.models.get(name)
         if model:
+            if version and version not in model.versions:
+                there = ", ".join(model.versions)
+                raise NotFound(f"model {name!r} has no version {version[:20]!r}: it has {there}")
             return model
         if name in self.expected:
             # Its server is starting again: a 404 would tell clients to give up.
@@ -144,7 +147,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
     face = None
     if FACE in parameters:
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
-        if not _TEXT_ROUTES.isdisjoint(face.raw.get("openai", {})):
+        if not TEXT_ROUTES.isdisjoint(face.openai):
             load("openai_binding")(face.raw, inputs, outputs)
     return Model(
         name=config.name,

@@ -61,10 +61,11 @@ class Face:
     def purpose(self) -> str:
         return str(self.raw["purpose"])
 
-    def openai(self, route: str) -> Mapping[str, Any] | None:
-        """The binding for one of OpenAI's routes, if this pipeline serves it."""
-        binding: Mapping[str, Any] | None = self.raw.get("openai", {}).get(route)
-        return binding
+    @property
+    def openai(self) -> Mapping[str, Mapping[str, Any]]:
+        """The bindings for those of OpenAI's routes that this pipeline serves."""
+        bindings: Mapping[str, Mapping[str, Any]] = self.raw.get("openai", {})
+        return bindings
 
     def check(self, row: Any, where: str) -> None:
         """Malformed names the first field of the row that does not fit, and how."""

@@ -13,7 +13,7 @@ from gateway.doors.v2_request import set_parameter
 from gateway.errors import Malformed, UpstreamBroke
 from gateway.models.catalogue import Model
 from gateway.models.face import Face, Row
-from gateway.models.tensors import Tensor, check_model, pack, unpack
+from gateway.models.tensors import Tensor, check_model, message_of, pack, unpack
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -52,12 +52,9 @@ def _batch(
     values: Sequence[Mapping[str, list[Any]]],
     places: tuple[int, ...],
 ) -> Batch:
-    message = service_pb2.ModelInferRequest(model_name=model.name)
     tensors = [_tensor(model, name, values, places) for name in values[places[0]]]
     check_model(model, tensors)
-    for tensor in tensors:
-        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-        message.raw_input_contents.append(tensor.raw)
+    message = message_of(model.name, tensors)
     for key, value in face.parameters(rows[places[0]]).items():
         set_parameter(message.parameters, key, value)
     return Batch(places, message)
@@ -85,10 +82,8 @@ def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Te
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dims with their one open axis filled in."""
     fixed = math.prod(dim for dim in dims if dim != -1)
-    if dims.count(-1) > 1 or length % fixed:
-        raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
-    shape = tuple(length // fixed if dim == -1 else dim for dim in dims)
-    if math.prod(shape) != length:
+    shape = tuple(length // fixed if dim == -1 else dim for dim in dims) if fixed else dims
+    if dims.count(-1) > 1 or math.prod(shape) != length:
         raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
     return shape
 

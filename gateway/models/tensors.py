@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from gateway.errors import Malformed
 from gateway.models.catalogue import Model, TensorMeta
@@ -44,6 +45,15 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     raw: bytes
+
+
+def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
+    """What Triton is asked."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in tensors:
+        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
+        message.raw_input_contents.append(tensor.raw)
+    return message
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:

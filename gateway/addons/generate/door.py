@@ -12,20 +12,17 @@ import orjson
 from tritonclient.grpc import service_pb2
 
 from gateway.addons.generate.message_json import plain, without_paths
-from gateway.addons.streams.answers import answers
-from gateway.addons.streams.sse import EventStream, event
+from gateway.addons.streams import EventStream, answers, event
 from gateway.core import Gateway
 from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
 from gateway.doors.v2_response import json_data
-from gateway.errors import GatewayError, Malformed, NotFound, UpstreamBroke
+from gateway.errors import Malformed, UpstreamBroke
+from gateway.http.endpoint import Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
-from gateway.http.render import error_reply
-from gateway.http.reply import Reply, json_reply
-from gateway.models.catalogue import Catalogue, Model
+from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
 from gateway.models.tensors import Tensor, check_model
-from gateway.policy.routes import needs
 
 # Memory of other processes; and a sequence's id, which only infer maps to the caller's own.
 _REFUSED = (REFUSED_PREFIX, "sequence_")
@@ -51,27 +48,23 @@ class GenerateDoor:
     async def generate_stream(self, exchange: Exchange) -> EventStream:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
-
-        def failed(error: GatewayError) -> bytes:
-            return event(error_reply(error, exchange.path, exchange.request_id).body)
-
         events = self._events(exchange, model, request)
-        return EventStream(exchange, events, failed, self.gateway.settings.deadline_s)
+        return EventStream(exchange, events, self.gateway.settings.deadline_s)
 
     @needs("read", model="model")
     async def config(self, exchange: Exchange) -> Reply:
-        model, version = named_model(self.gateway.catalogue, exchange)
+        model, version = self.gateway.named(exchange)
         found = await self.gateway.pool.first.describe("ModelConfig", model.name, version)
         return json_reply(without_paths(plain(found.config)))
 
     @needs("read", model="model")
     async def stats(self, exchange: Exchange) -> Reply:
-        model, version = named_model(self.gateway.catalogue, exchange)
+        model, version = self.gateway.named(exchange)
         found = await self.gateway.pool.first.describe("ModelStatistics", model.name, version)
         return json_reply(plain(found))
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
-        model, version = named_model(self.gateway.catalogue, exchange)
+        model, version = self.gateway.named(exchange)
         request = parse_generate(model, version, parse_json(await exchange.body()))
         if request.timeout_s:
             exchange.shorten_deadline(request.timeout_s)
@@ -104,17 +97,6 @@ class GenerateDoor:
         ):
             async for answer in found:
                 yield _document(answer)
-
-
-def named_model(catalogue: Catalogue, exchange: Exchange) -> tuple[Model, str]:
-    """The model and version in the path; NotFound when either is not served."""
-    model, version = catalogue.model(exchange.param("model")), exchange.param("version")
-    if version and version not in model.versions:
-        raise NotFound(
-            f"model {model.name!r} has no version {version[:20]!r}: "
-            f"it has {', '.join(model.versions)}"
-        )
-    return model, version
 
 
 def parse_generate(model: Model, version: str, body: Any) -> V2Request:

@@ -17,16 +17,16 @@ from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
 from gateway.addons.grpc_door.stream import InferStream
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
+from gateway.http.endpoint import declared, needs
 from gateway.http.exchange import Exchange
-from gateway.http.render import STATUS as HTTP_STATUS
-from gateway.http.render import Door
-from gateway.policy.routes import declared, needs
+from gateway.http.render import Door, status_of
 from gateway.probes import readiness
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STREAM = "ModelStreamInfer"
 CLIENT_LEFT = 499
+STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 _Work = Callable[[Exchange], Awaitable[bytes | None]]
@@ -61,7 +61,7 @@ class GrpcDoor:
         await self._server.start()
         return port
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float = STOP_S) -> None:
         """Take no more calls; those under way may end within ``grace_s``, then they are cut."""
         if self._server:
             await self._server.stop(grace_s)
@@ -114,7 +114,7 @@ class GrpcDoor:
             return answer
         except Exception as error:
             fault = _fault(error, exchange)
-            status = HTTP_STATUS[fault.code][Door.V2.value]
+            status = status_of(fault, Door.V2)
         finally:
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
             if name != STREAM or status == 401:  # a stream records each of its messages

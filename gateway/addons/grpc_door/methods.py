@@ -11,9 +11,9 @@ from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
 from gateway.doors.v2 import EXTENSIONS
 from gateway.errors import Malformed, NoCapacity, NotFound
+from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
-from gateway.policy.routes import needs
 from gateway.probes import readiness
 from gateway.upstream import translated
 
@@ -122,12 +122,7 @@ def permitted(gateway: Gateway, exchange: Exchange, action: str, request: Any) -
     version = request.model_version if is_infer else request.version
     exchange.scope["path_params"] = {"model": name, "version": version}
     exchange.require(action, name)
-    model = gateway.catalogue.model(name)
-    if version and version not in model.versions:
-        raise NotFound(
-            f"model {name!r} has no version {version[:20]!r}: it has {', '.join(model.versions)}"
-        )
-    return model
+    return gateway.catalogue.model(name, version)
 
 
 def _named(data: bytes) -> service_pb2.ModelMetadataRequest:

@@ -22,7 +22,7 @@ from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.guard import BYTES_A_TOKEN
 from gateway.http.exchange import Exchange
-from gateway.http.render import STATUS, Door
+from gateway.http.render import Door, status_of
 from gateway.limits.limit import Subject, checks_of
 from gateway.models.catalogue import Model
 from gateway.upstream import translate
@@ -102,7 +102,7 @@ class InferStream:
                 self._waiting += 1
             return parts.message()
         except GatewayError as error:
-            status = STATUS[error.code][Door.V2.value]
+            status = status_of(error, Door.V2)
             if self._strict:
                 raise
             await self._write(_refusal(error, identifier, exchange.request_id))

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.addons.openai_text.generation import Generation
-from gateway.addons.streams.sse import event
+from gateway.addons.streams import event
 
 Json = dict[str, Any]
 _MARK = "\N{SYMBOL FOR NULL}tidegate\N{SYMBOL FOR NULL}"  # stands where a piece's text comes
