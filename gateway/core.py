@@ -49,6 +49,11 @@ class Gateway:
         version = exchange.param("version")
         return self.catalogue.model(exchange.param("model"), version), version
 
+    async def described(self, exchange: Exchange, method: str) -> Any:
+        """What Triton tells of the model in the path: see ``Upstream.describe``."""
+        model, version = self.named(exchange)
+        return await self.pool.first.describe(method, model.name, version)
+
     def serving(self, exchange: Exchange, model: Model) -> str:
         """The pipeline that answers this caller: the model itself, or a canary of it."""
         weights = self.guard.policy.current.rules.routes.get(model.name)

@@ -31,21 +31,20 @@ class V2Door:
     def routes(self) -> list[Route]:
         one = "/v2/models/{model}"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", "/infer", self.infer),
-            ("GET", "/ready", self.model_ready),
-            ("GET", "", self.metadata),
+            *(
+                route
+                for prefix in (one, one + "/versions/{version}")
+                for route in (
+                    ("POST", prefix + "/infer", self.infer),
+                    ("GET", prefix + "/ready", self.model_ready),
+                    ("GET", prefix, self.metadata),
+                )
+            ),
+            ("GET", "/v2", self.server),
+            ("GET", "/v2/health/live", self.live),
+            ("GET", "/v2/health/ready", self.ready),
         ]
-        routes = [
-            Route(f"{prefix}{path}", Endpoint(handler), methods=[method])
-            for method, path, handler in table
-            for prefix in (one, one + "/versions/{version}")
-        ]
-        return [
-            *routes,
-            Route("/v2", Endpoint(self.server), methods=["GET"]),
-            Route("/v2/health/live", Endpoint(self.live), methods=["GET"]),
-            Route("/v2/health/ready", Endpoint(self.ready), methods=["GET"]),
-        ]
+        return [Route(path, Endpoint(handler), methods=[method]) for method, path, handler in table]
 
     @needs("infer", model="model")
     async def infer(self, exchange: Exchange) -> Reply:
@@ -76,8 +75,7 @@ class V2Door:
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
-        model, version = self.gateway.named(exchange)
-        found = await self.gateway.pool.first.describe("ModelMetadata", model.name, version)
+        found = await self.gateway.described(exchange, "ModelMetadata")
         return json_reply(
             {
                 "name": found.name,
@@ -91,10 +89,9 @@ class V2Door:
     @needs("read", model="model")
     async def model_ready(self, exchange: Exchange) -> Reply:
         """Ready means that Triton says so and that the last golden probe was answered."""
-        model, version = self.gateway.named(exchange)
+        model, _ = self.gateway.named(exchange)
         fault = self.gateway.probes.get(model.name)
-        asked = ("ModelReady", model.name, version)
-        if fault or not (await self.gateway.pool.first.describe(*asked)).ready:
+        if fault or not (await self.gateway.described(exchange, "ModelReady")).ready:
             raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
         return Reply(200, b"")
 

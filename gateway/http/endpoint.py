@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway.addons import load
 from gateway.http.exchange import Exchange
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,14 +111,14 @@ class Endpoint:
 
 
 class LateEndpoint:
-    """As ``Endpoint``, of a handler that is found (and its add-on imported) at the first call."""
+    """As ``Endpoint``, of an add-on's handler; the add-on is imported at the first call."""
 
-    def __init__(self, find: Callable[[], Handler]) -> None:
-        self._find = find
+    def __init__(self, gateway: Any, addon: str, handler: str) -> None:
+        self._gateway, self._addon, self._handler = gateway, addon, handler
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self._find())
+        return Endpoint(getattr(load(self._addon)(self._gateway), self._handler))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.endpoint(scope, receive, send)

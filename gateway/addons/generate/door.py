@@ -4,7 +4,7 @@ Source: Triton's generate extension. JSON keys are the model's inputs; a value i
 flat list of them; ``parameters`` may hold more of both.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -48,20 +48,17 @@ class GenerateDoor:
     async def generate_stream(self, exchange: Exchange) -> EventStream:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
-        events = self._events(exchange, model, request)
+        events = self._documents(exchange, model, request, event)
         return EventStream(exchange, events, self.gateway.settings.deadline_s)
 
     @needs("read", model="model")
     async def config(self, exchange: Exchange) -> Reply:
-        model, version = self.gateway.named(exchange)
-        found = await self.gateway.pool.first.describe("ModelConfig", model.name, version)
+        found = await self.gateway.described(exchange, "ModelConfig")
         return json_reply(without_paths(plain(found.config)))
 
     @needs("read", model="model")
     async def stats(self, exchange: Exchange) -> Reply:
-        model, version = self.gateway.named(exchange)
-        found = await self.gateway.pool.first.describe("ModelStatistics", model.name, version)
-        return json_reply(plain(found))
+        return json_reply(plain(await self.gateway.described(exchange, "ModelStatistics")))
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = self.gateway.named(exchange)
@@ -72,7 +69,7 @@ class GenerateDoor:
 
     async def _single(self, exchange: Exchange, model: Model, request: V2Request) -> bytes:
         documents = []
-        async with aclosing(self._documents(exchange, model, request)) as found:
+        async with aclosing(self._documents(exchange, model, request, bytes)) as found:
             async for document in found:
                 documents.append(document)
                 if len(documents) > 1:
@@ -81,22 +78,19 @@ class GenerateDoor:
             raise UpstreamBroke("the model gave no answer: try again")
         return documents[0]
 
-    async def _events(
-        self, exchange: Exchange, model: Model, request: V2Request
-    ) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._documents(exchange, model, request)) as found:
-            async for document in found:
-                yield event(document)
-
     async def _documents(
-        self, exchange: Exchange, model: Model, request: V2Request
+        self,
+        exchange: Exchange,
+        model: Model,
+        request: V2Request,
+        shown: Callable[[bytes], bytes],
     ) -> AsyncGenerator[bytes, None]:
         async with (
             self.gateway.guard.admit(exchange, model),
             aclosing(answers(self.gateway, exchange, model, request.message())) as found,
         ):
             async for answer in found:
-                yield _document(answer)
+                yield shown(_document(answer))
 
 
 def parse_generate(model: Model, version: str, body: Any) -> V2Request:
