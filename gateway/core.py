@@ -62,9 +62,6 @@ class Gateway:
         chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
         return chosen
 
-    def has_canary(self, model: Model) -> bool:
-        return model.name in self.guard.policy.current.rules.routes
-
     def _answers(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 

@@ -14,7 +14,7 @@ ADDONS = {
     "redis_limits": "redis_limits.store:RedisStore",
     "relay": "relay.relay:Relay",
     # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes]
-    "audit": "audit:AuditLog",
+    "audit": "audit.log:AuditLog",
     "tokens": "tokens.tokens:Tokens",
     "certificates": "certificates:Certificates",
     "canary": "canary:choose",

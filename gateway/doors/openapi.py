@@ -86,7 +86,7 @@ def _task(model: Model, face: Face) -> Json:
     card = "\n".join(f"- **{key}**: {value}" for key, value in face.raw.get("card", {}).items())
     return {
         "tags": ["tasks"],
-        "summary": face.purpose,
+        "summary": face.raw["purpose"],
         "description": card,
         "operationId": model.name,
         "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),

@@ -54,9 +54,9 @@ class V2Door:
             raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
         body = await exchange.body()
         request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
-        if request.timeout_s:
-            exchange.shorten_deadline(request.timeout_s)
-        if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
+        exchange.shorten_deadline(request.timeout_s)
+        serving = self.gateway.serving(exchange, model)
+        if request.is_plain and model.is_relayed and serving == model.name:
             return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)

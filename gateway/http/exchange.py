@@ -78,8 +78,9 @@ class Exchange:
             raise DeadlineExceeded("the deadline passed before the model was asked: try again")
         return left
 
-    def shorten_deadline(self, seconds: float) -> None:
-        self.deadline = min(self.deadline, self.started + seconds)
+    def shorten_deadline(self, seconds: float | None) -> None:
+        if seconds:
+            self.deadline = min(self.deadline, self.started + seconds)
 
     async def body(self) -> bytes:
         """The whole body; TooLarge, TooSlow, or Malformed when the client stops in the middle."""

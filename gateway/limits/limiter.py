@@ -104,13 +104,13 @@ class Admission:
     async def __aenter__(self) -> "Admission":
         limiter, checks = self._limiter, self._checks
         _refuse_oversized(checks)
-        if limiter.redis and checks:
-            decided = await limiter.redis.admit(checks)
-            if decided is not None:
-                self._outcome, self._lease = decided
-                return self._entered()
-        self._outcome = limiter.local.admit(checks, limiter.clock())
-        return self._entered()
+        decided = await limiter.redis.admit(checks) if limiter.redis and checks else None
+        self._outcome, self._lease = decided or (limiter.local.admit(checks, limiter.clock()), "")
+        if not self._outcome.admitted:
+            raise _refusal(checks, self._outcome)
+        if self._answer:
+            self._answer.limit_headers = self.headers()
+        return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         tokens = self._tokens
@@ -120,13 +120,6 @@ class Admission:
             self._limiter.redis.settle(self._lease, tokens)
         else:
             self._limiter.local.settle(self._checks, tokens, self._limiter.clock())
-
-    def _entered(self) -> "Admission":
-        if not self._outcome.admitted:
-            raise _refusal(self._checks, self._outcome)
-        if self._answer:
-            self._answer.limit_headers = self.headers()
-        return self
 
 
 def _refuse_oversized(checks: Sequence[Check]) -> None:

@@ -188,21 +188,15 @@ def _pack_strings(name: str, values: Iterable[Any]) -> bytes:
 def _count_strings(tensor: Tensor) -> int:
     """How many length-prefixed strings the raw bytes hold; Malformed when the last is cut off."""
     raw, at, count = tensor.raw, 0, 0
-    while at < len(raw):
-        if at + 4 > len(raw):
-            raise _cut_off(tensor)
+    while at + 4 <= len(raw):
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
-        if at > len(raw):
-            raise _cut_off(tensor)
         count += 1
+    if at != len(raw):
+        raise Malformed(
+            f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
+            "length as 4 little-endian bytes"
+        )
     return count
-
-
-def _cut_off(tensor: Tensor) -> Malformed:
-    return Malformed(
-        f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
-        "length as 4 little-endian bytes"
-    )
 
 
 def unpack(dtype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:

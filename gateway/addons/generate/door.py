@@ -63,8 +63,7 @@ class GenerateDoor:
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = self.gateway.named(exchange)
         request = parse_generate(model, version, parse_json(await exchange.body()))
-        if request.timeout_s:
-            exchange.shorten_deadline(request.timeout_s)
+        exchange.shorten_deadline(request.timeout_s)
         return model, request
 
     async def _single(self, exchange: Exchange, model: Model, request: V2Request) -> bytes:

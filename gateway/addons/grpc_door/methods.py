@@ -46,7 +46,7 @@ class Methods:
         model = permitted(self.gateway, exchange, "infer", parts.header)
         if model.decoupled:
             raise Malformed(f"model {model.name!r} streams: call it with ModelStreamInfer")
-        exchange.shorten_deadline(timeout_s(parts) or exchange.remaining_s())
+        exchange.shorten_deadline(timeout_s(parts))
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
         parts.header.model_name = self.gateway.serving(exchange, model)
