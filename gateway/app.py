@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> Edge:
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
-    return Edge(app, settings, gateway, doors)
+    return Edge(app, gateway, doors)
 
 
 def from_environment() -> Edge:

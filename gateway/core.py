@@ -1,10 +1,12 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
@@ -43,6 +45,12 @@ class Gateway:
     def follow_policy(self) -> None:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
         self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
+
+    def exchange(self, scope: Scope, receive: Receive, deadline_s: float = math.inf) -> Exchange:
+        """A request that came just now; the gateway's own deadline bounds its."""
+        settings, access = self.settings, self.guard.policy.current.access
+        deadline_s = min(deadline_s, settings.deadline_s)
+        return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
 
     def named(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""

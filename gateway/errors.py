@@ -75,4 +75,4 @@ class UpstreamBroke(GatewayError):
 
 
 class Internal(GatewayError):
-    code = "internal"
+    """Our own bug, under the code that every other has if it says none."""

@@ -24,10 +24,10 @@ _Child = tuple[prometheus.Counter, prometheus.Histogram]
 
 
 class Metrics:
-    """What one worker counts. ``registry`` keeps tests apart."""
+    """What one worker counts, in a registry of its own."""
 
-    def __init__(self, registry: prometheus.CollectorRegistry | None = None) -> None:
-        self.registry = registry or prometheus.CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
         labels = ("action", "model", "status")
         self._requests = prometheus.Counter(
             "tidegate_requests", "Requests answered.", labels, registry=self.registry

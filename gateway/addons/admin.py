@@ -78,7 +78,7 @@ class AdminListener:
     def __init__(self, gateway: Gateway, port: int) -> None:
         """OSError when another program has the port."""
         routes = AdminDoor(gateway).routes()
-        app = Edge(Starlette(routes=routes), gateway.settings, gateway, routes)
+        app = Edge(Starlette(routes=routes), gateway, routes)
         config = uvicorn.Config(
             app,
             lifespan="off",

@@ -11,7 +11,7 @@ A handler that declares nothing is not served: ``declared`` raises when the app 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -23,8 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__tidegate_policy__"
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """``model`` is the path parameter that names the model; '' when the body does, or none is."""
 
     action: Literal["open", "read", "infer", "admin"]
@@ -84,9 +83,9 @@ class Reply:
         await send({"type": "http.response.body", "body": self.body})
 
 
-def json_reply(value: Any, status: int = 200) -> Reply:
+def json_reply(value: Any) -> Reply:
     """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
-    return Reply(status, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 Handler = Callable[[Exchange], Awaitable[Sendable]]

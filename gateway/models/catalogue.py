@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from tritonclient.grpc import model_config_pb2
@@ -23,8 +23,7 @@ SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancel
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
 
 
-@dataclass(frozen=True)
-class TensorMeta:
+class TensorMeta(NamedTuple):
     """A tensor as the config declares it; ``dims`` leave the batch axis out, -1 is any length."""
 
     name: str
@@ -114,14 +113,14 @@ class Reader:
         faults = {}
         for name, versions in (await upstream.ready_versions()).items():
             try:
-                model = self._model((await upstream.describe("ModelConfig", name)).config, versions)
+                config = (await upstream.describe("ModelConfig", name)).config
+                model = self._model(config, versions)
+                if model:
+                    models[name] = model
             except NoCapacity:
-                continue  # it left between the two questions
+                pass  # it left between the two questions
             except (FaceError, GatewayError) as error:
                 faults[name] = str(error)
-                continue
-            if model:
-                models[name] = model
         self.faults = faults
         return Catalogue(models, self._expected)
 

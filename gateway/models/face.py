@@ -9,7 +9,7 @@ import binascii
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema_rs
 import numpy as np
@@ -24,8 +24,7 @@ class FaceError(ValueError):
     """The face in a model's config cannot be used; the message says which part."""
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(NamedTuple):
     """A field of the request and the tensor or request parameter that it is."""
 
     field: str

@@ -2,24 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.doors.v2_request import set_parameter
 from gateway.errors import Malformed, UpstreamBroke
 from gateway.models.catalogue import Model
 from gateway.models.face import Face, Row
-from gateway.models.tensors import Tensor, check_model, message_of, pack, unpack
+from gateway.models.tensors import Tensor, check_model, message_of, pack, set_parameter, unpack
 
 Tensors = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One inference request and the places of its rows in the caller's list."""
 
     places: tuple[int, ...]

@@ -56,6 +56,21 @@ def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferR
     return message
 
 
+def set_parameter(target: Any, key: str, value: Any) -> None:
+    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
+    kind = type(value)
+    if kind is bool:
+        target[key].bool_param = value
+    elif kind is int and -(2**63) <= value < 2**63:
+        target[key].int64_param = value
+    elif kind is float:
+        target[key].double_param = value
+    elif kind is str:
+        target[key].string_param = value
+    else:
+        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
+
+
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     """The shape, if it is one; Malformed for negative, fractional or absurd dimensions."""
     if not isinstance(shape, list) or len(shape) > MAX_RANK:

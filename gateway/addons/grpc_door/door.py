@@ -6,6 +6,7 @@ the same, because gRPC reads a unary handler's message first. So a stranger cann
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -128,7 +129,6 @@ class GrpcDoor:
 
     def _exchange(self, name: str, context: Any) -> Exchange:
         """The call as the policy knows requests."""
-        settings = self.gateway.settings
         given = context.invocation_metadata() or ()
         headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in given]
         scope = {
@@ -137,9 +137,7 @@ class GrpcDoor:
             "client": _address(context.peer()),
         }
         left_s = context.time_remaining()
-        deadline_s = min(settings.deadline_s, settings.deadline_s if left_s is None else left_s)
-        access = self.gateway.guard.policy.current.access
-        return Exchange(scope, _never, access, settings.body_limit_bytes, deadline_s)
+        return self.gateway.exchange(scope, _never, math.inf if left_s is None else left_s)
 
     async def _health(self, request: bytes, context: Any) -> bytes:
         """grpc.health.v1, which needs no key: as /readyz."""
