@@ -13,11 +13,13 @@ ADDONS = {
     "admin": "admin:AdminListener",
     "redis_limits": "redis_limits.store:RedisStore",
     "relay": "relay.relay:Relay",
-    # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes]
+    # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes],
+    # [[limits]] of tokens
     "audit": "audit:AuditLog",
     "tokens": "tokens.tokens:Tokens",
     "certificates": "certificates:Certificates",
     "canary": "canary:choose",
+    "metering": "metering:Meter",
     # by a model whose face binds chat or completions
     "openai_binding": "openai_text.binding:check",
     # by a request

@@ -12,9 +12,9 @@ from tritonclient.grpc import model_config_pb2
 from gateway.addons import load
 from gateway.errors import GatewayError, NoCapacity, NotFound
 from gateway.models.face import Face, FaceError
+from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.upstream import Upstream
 
-TOKENS = "token_count"
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 _TEXT_ROUTES = frozenset({"chat", "completions"})
@@ -48,10 +48,14 @@ class Model:
     canary_of: str = ""  # the public pipeline that it is tried out for
     is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
 
+    @cached_property
+    def tokens(self) -> TokenOutputs:
+        return TokenOutputs.of(self.outputs, self.face.raw if self.face else {})
+
     @property
     def counts_tokens(self) -> bool:
-        """Whether its answers say how many tokens it read: only then do limits of tokens bind."""
-        return TOKENS in self.outputs
+        """Whether its answers say what they cost: only then do limits of tokens bind."""
+        return any(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         canary_of=parameters.get(CANARY, ""),
         golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
         is_relayed=parameters.get(SHORT) == "true"
+        and TOKENS not in outputs  # it would be read in one answer, and not in another
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )

@@ -42,8 +42,8 @@ class GenerateDoor:
         model, request = await self._request(exchange)
         if not model.decoupled:
             message = request.message()
-            async with self.gateway.guard.admit(exchange, model):
-                answer = await self.gateway.infer(exchange, model, message)
+            async with self.gateway.guard.admit(exchange, model) as admission:
+                answer = await self.gateway.infer(exchange, model, message, admission)
             return Reply(200, _document(answer))
         return Reply(200, await exchange.while_connected(self._single(exchange, model, request)))
 
@@ -98,12 +98,16 @@ class GenerateDoor:
     async def _documents(
         self, exchange: Exchange, model: Model, request: V2Request
     ) -> AsyncGenerator[bytes, None]:
-        async with (
-            self.gateway.guard.admit(exchange, model),
-            aclosing(answers(self.gateway, exchange, model, request.message())) as found,
-        ):
-            async for answer in found:
-                yield _document(answer)
+        message = request.message()
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            meter = self.gateway.guard.meter(admission, model)
+            if meter:
+                meter.prepare(message)
+            async with aclosing(answers(self.gateway, exchange, model, message)) as found:
+                async for answer in found:
+                    if meter:
+                        meter.read(answer)
+                    yield _document(answer)
 
 
 def named_model(catalogue: Catalogue, exchange: Exchange) -> tuple[Model, str]:

@@ -6,6 +6,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.grpc_door.answer import ask_for_tokens, metered
 from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
@@ -50,13 +51,16 @@ class Methods:
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
         parts.header.model_name = self.gateway.serving(exchange, model)
-        async with self.gateway.guard.admit(exchange, model):
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            meter = self.gateway.guard.meter(admission, model)
+            if meter:
+                ask_for_tokens(parts, meter)
             with self.gateway.pool.permit() as upstream:
                 work = upstream.channel.unary_unary(INFER)
                 answer: bytes = await translated(
                     work(parts.message(), timeout=exchange.remaining_s())
                 )
-                return answer
+            return metered(answer, meter) if meter else answer
 
     @needs("read")
     async def server_live(self, exchange: Exchange, data: bytes) -> bytes:
