@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope
 
-from gateway.errors import DeadlineExceeded, Malformed, TooLarge, TooSlow, Unauthenticated
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Malformed,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+)
 from gateway.identity.principal import Principal
 from gateway.policy.access import Access
 
@@ -34,6 +41,7 @@ class Exchange:
         "body_bytes",
         "body_limit_bytes",
         "deadline",
+        "fault",
         "headers",
         "limit_headers",
         "model",
@@ -64,6 +72,7 @@ class Exchange:
         self.access = access
         self.principal: Principal | None = None
         self.action = self.model = ""  # what the caller asks for, once that is known
+        self.fault: GatewayError | None = None  # what ended an answer that had begun
         self.limit_headers: Sequence[tuple[bytes, bytes]] = ()
         self.body_bytes = 0
         self.upstream_s = 0.0

@@ -55,6 +55,7 @@ OPENAI_TYPES = {
     "not_found": "invalid_request_error",
     "quota_exceeded": "rate_limit_error",
 }
+CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
 _OPENAI_PATHS = ("/v1/models", "/v1/embeddings", "/v1/chat/", "/v1/completions")
 
 
@@ -65,6 +66,10 @@ def door_of(path: str) -> Door:
     if path.startswith(_OPENAI_PATHS):
         return Door.OPENAI
     return Door.TASK
+
+
+def status_of(error: GatewayError, path: str) -> int:
+    return STATUS[error.code][door_of(path).value]
 
 
 def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:

@@ -13,17 +13,11 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-from tests.echoing import echoing, say
+from tests.echoing import say
 from tests.running import ROOT, wait_until
 
 OPENAI_NPM = "openai@7.57.0"
 TEXT = "Where is my parcel?"
-
-
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory):
-    with echoing(tmp_path_factory.mktemp("echo")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -18,15 +18,14 @@ from gateway.addons.grpc_door.stream import InferStream
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
 from gateway.http.exchange import Exchange
+from gateway.http.render import CLIENT_LEFT, Door
 from gateway.http.render import STATUS as HTTP_STATUS
-from gateway.http.render import Door
 from gateway.policy.routes import declared, needs
 from gateway.probes import readiness
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STREAM = "ModelStreamInfer"
-CLIENT_LEFT = 499
 METADATA_LIMIT_BYTES = 32 * 1024
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 _Work = Callable[[Exchange], Awaitable[bytes | None]]
@@ -104,20 +103,22 @@ class GrpcDoor:
 
     async def _governed(self, name: str, action: str, context: Any, work: _Work) -> bytes | None:
         """The edge of this door: identity before anything is read, and errors as gRPC's."""
-        exchange, status = self._exchange(name, context), CLIENT_LEFT
+        exchange, status, is_recorded = self._exchange(name, context), CLIENT_LEFT, False
         try:
             await self.gateway.guard.identify(exchange)
             exchange.require(action)
             answer = await work(exchange)
             context.set_trailing_metadata(trailers(exchange.request_id))
-            status = 200
+            status = _status(exchange.fault) if exchange.fault else 200
+            is_recorded = name == STREAM  # it records its messages, and what goes wrong with them
             return answer
         except Exception as error:
             fault = _fault(error, exchange)
-            status = HTTP_STATUS[fault.code][Door.V2.value]
+            status = _status(fault)
+            is_recorded = fault is exchange.fault
         finally:
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
-            if name != STREAM or status == 401:  # a stream records each of its messages
+            if not is_recorded:
                 self.gateway.guard.record(exchange, status)
         await context.abort(
             STATUS[fault.code],
@@ -157,6 +158,10 @@ async def _closed(exchange: Exchange, data: bytes) -> bytes:
         f"{exchange.path.rpartition('/')[2]} is not offered through the gateway: tensors travel in "
         "the request itself, and models are published with `tidegate publish`"
     )
+
+
+def _status(fault: GatewayError) -> int:
+    return HTTP_STATUS[fault.code][Door.V2.value]
 
 
 def _fault(error: Exception, exchange: Exchange) -> GatewayError:

@@ -107,7 +107,7 @@ class InferStream:
                 self._waiting += 1
             return parts.message()
         except GatewayError as error:
-            status = STATUS[error.code][Door.V2.value]
+            status, exchange.fault = STATUS[error.code][Door.V2.value], error
             if self._strict:
                 raise
             await self._write(_refusal(error, identifier, exchange.request_id))
@@ -143,11 +143,19 @@ class InferStream:
         found = service_pb2.ModelStreamInferResponse.FromString(answer)
         if found.error_message:
             fault = translate(grpc.StatusCode.UNKNOWN, found.error_message)
+            self._record(fault)
             if self._strict:
                 raise fault
             found.error_message = fault.message
         told: bytes = found.SerializeToString()
         return told
+
+    def _record(self, fault: GatewayError) -> None:
+        """A message that was let in has failed; with several models, nobody can tell of which."""
+        exchange = self.exchange
+        exchange.fault = fault
+        exchange.model = exchange.model if len(self._models) == 1 else ""
+        self.gateway.guard.record(exchange, STATUS[fault.code][Door.V2.value])
 
     def _moved(self) -> None:
         now = asyncio.get_running_loop().time()

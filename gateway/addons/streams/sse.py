@@ -55,6 +55,7 @@ class EventStream:
                 async for each in events:
                     await line.write(each)
             except GatewayError as error:
+                self._exchange.fault = error
                 log.warning("%s ended early: %s", self._exchange.request_id, error)
                 await line.write(self._failed(error))
             finally:
