@@ -8,9 +8,12 @@ from typing import Any
 
 # name -> the one thing that the core asks of it
 ADDONS = {
-    # by a setting: TIDEGATE_GRPC_PORT, _ADMIN_PORT, _REDIS_URL; an HTTP port in TIDEGATE_REPLICAS
+    # by a setting: TIDEGATE_GRPC_PORT, _ADMIN_PORT, _REDIS_URL, _TLS_CERTIFICATE_FILE; an HTTP port
+    # in TIDEGATE_REPLICAS
     "grpc_door": "grpc_door.door:GrpcDoor",
     "admin": "admin:AdminListener",
+    "tls": "tls:Tls",
+    "grpc_certificate": "tls:shown_to_grpc",
     "redis_limits": "redis_limits.store:RedisStore",
     "relay": "relay.relay:Relay",
     # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes],

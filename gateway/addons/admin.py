@@ -9,6 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from gateway.addons import load
 from gateway.core import Gateway
 from gateway.http.edge import Edge
 from gateway.http.endpoint import Endpoint
@@ -80,6 +81,7 @@ class AdminListener:
         settings = gateway.settings
         routes = AdminDoor(gateway).routes()
         app = Edge(Starlette(routes=routes), settings, gateway, routes)
+        secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -90,6 +92,7 @@ class AdminListener:
                 proxy_headers=False,
                 ws="none",
                 timeout_graceful_shutdown=int(STOP_S),
+                **secured,
             )
         )
         self._socket = _listening(settings.host, settings.admin_port, settings.workers > 1)

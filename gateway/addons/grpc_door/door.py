@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from gateway.addons import load
 from gateway.addons.grpc_door.methods import Handler, Methods
 from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
 from gateway.addons.grpc_door.stream import InferStream
@@ -22,6 +23,7 @@ from gateway.http.render import CLIENT_LEFT, Door
 from gateway.http.render import STATUS as HTTP_STATUS
 from gateway.policy.routes import declared, needs
 from gateway.probes import readiness
+from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -56,9 +58,20 @@ class GrpcDoor:
             ]
         )
         self._server.add_generic_rpc_handlers(self._handlers())
-        port: int = self._server.add_insecure_port(f"{settings.host}:{self._port}")
+        port = self._open(settings)
         await self._server.start()
         return port
+
+    def _open(self, settings: Settings) -> int:
+        """The port, of two if there is one for certificates."""
+        address = f"{settings.host}:{self._port}"
+        if not settings.tls_certificate_file:
+            return int(self._server.add_insecure_port(address))
+        tls = load("tls")(settings)
+        if settings.grpc_certificate_port:
+            demanding = f"{settings.host}:{settings.grpc_certificate_port}"
+            self._server.add_secure_port(demanding, tls.grpc(demanding=True))
+        return int(self._server.add_secure_port(address, tls.grpc(demanding=False)))
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; those under way may end within ``grace_s``, then they are cut."""
@@ -132,11 +145,13 @@ class GrpcDoor:
         settings = self.gateway.settings
         given = context.invocation_metadata() or ()
         headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in given]
-        scope = {
+        scope: dict[str, Any] = {
             "path": f"/{SERVICE.full_name}/{name}",
             "headers": headers,
             "client": _address(context.peer()),
         }
+        if settings.grpc_certificate_port:
+            scope |= load("grpc_certificate")(context)
         left_s = context.time_remaining()
         deadline_s = min(settings.deadline_s, settings.deadline_s if left_s is None else left_s)
         access = self.gateway.guard.policy.current.access
