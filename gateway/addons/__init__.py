@@ -27,6 +27,7 @@ ADDONS = {
     "openai_binding": "openai_text.binding:check",
     # by a request
     "multipart": "multipart:read_form",
+    "openai_tokens": "openai_tokens:decoded",
     "generate": "generate.door:GenerateDoor",
     "openai_text": "openai_text.door:TextDoor",
     "nginx": "nginx:DecisionDoor",
