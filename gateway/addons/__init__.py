@@ -35,6 +35,7 @@ ADDONS = {
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 # (method, path, add-on, its handler, which declares what it needs of its caller)
 ROUTES = (
+    ("GET", "/v2/models/stats", "generate", "every_stats"),  # before the core's: no model is meant
     *(
         (method, f"{prefix}/{name}", "generate", name)
         for method, name in (

@@ -173,6 +173,7 @@ def _v2_paths(catalogue: Catalogue) -> Json:
         "/v2": {"get": _plain("The server's name and extensions", "V2")},
         "/v2/health/live": {"get": _plain("Whether the gateway runs", "V2")},
         "/v2/health/ready": {"get": _plain("Whether every pipeline answers", "V2")},
+        "/v2/models/stats": {"get": _plain("The counts of every model that you may read", "V2")},
         **_v2_model_paths(one, [model], "a model"),
         **_v2_model_paths(f"{one}/versions/{{version}}", [model, version], "a version of a model"),
     }

@@ -15,6 +15,7 @@ from gateway.models.catalogue import Model
 from gateway.policy.routes import needs
 from gateway.probes import readiness
 
+NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -102,11 +103,11 @@ class V2Door:
 
     @needs("read")
     async def server(self, exchange: Exchange) -> Reply:
-        return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
+        return json_reply({"name": NAME, "version": "2", "extensions": EXTENSIONS})
 
     @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
-        return Reply(200, b"")
+        return json_reply({"live": True})  # KServe's client reads it
 
     @needs("read")
     async def ready(self, exchange: Exchange) -> Reply:
@@ -117,7 +118,7 @@ class V2Door:
         }
         if faults:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
-        return Reply(200, b"")
+        return json_reply({"ready": True})
 
     def _model(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""

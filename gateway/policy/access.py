@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeVar
 
-from gateway.errors import Forbidden, NotFound
+from gateway.errors import Forbidden, no_model
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
 from gateway.policy import gateway_toml
@@ -49,7 +49,7 @@ class Access:
             what = f" with {model!r}" if model else ""
             raise Forbidden(f"you may not {action}{what}: ask for a role or scope that allows it")
         # Word for word what the catalogue says of a model that does not exist.
-        raise NotFound(f"there is no model {model[:64]!r}: see GET /v1/models for those there are")
+        raise no_model(model)
 
     def admit(self, principal: Principal, policy: Policy, params: Mapping[str, str]) -> None:
         """``check`` as a route declares it; ``params`` are those of its path."""

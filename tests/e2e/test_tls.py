@@ -126,8 +126,8 @@ def _is_up(made, process) -> bool:
 
 @pytest.mark.parametrize("who", ["batch", "worker"])
 def test_a_listed_certificate_is_let_in_at_both_doors(secured, who):
-    assert secured.get(who=who).json()["name"] == "tidegate"
-    assert secured.metadata(secured.certificate, who) == "tidegate"
+    assert secured.get(who=who).json()["name"] == "triton"
+    assert secured.metadata(secured.certificate, who) == "triton"
 
 
 def test_without_a_certificate(secured):
@@ -151,7 +151,7 @@ def test_a_certificate_that_is_not_listed_is_nobodys(secured):
 def test_a_key_instead(secured):
     good = {"authorization": f"Bearer {secured.key}"}
     assert secured.get(**good).status_code == 200
-    assert secured.metadata(secured.grpc, **good) == "tidegate"
+    assert secured.metadata(secured.grpc, **good) == "triton"
 
 
 def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
@@ -159,7 +159,7 @@ def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
     assert secured.get(who="batch", **bad).status_code == 401
     assert secured.metadata(secured.certificate, "batch", **bad) == "UNAUTHENTICATED"
     good = {"authorization": f"Bearer {secured.key}"}
-    assert secured.metadata(secured.certificate, "unlisted", **good) == "tidegate"
+    assert secured.metadata(secured.certificate, "unlisted", **good) == "triton"
 
 
 def test_what_a_certificate_may_do_is_bounded_at_both_doors(secured):

@@ -11,10 +11,11 @@ from typing import Any
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.generate.message_json import plain, without_paths
+from gateway.addons.generate.message_json import plain
 from gateway.addons.streams.answers import answers
 from gateway.addons.streams.sse import EventStream, event
 from gateway.core import Gateway
+from gateway.doors.described import check_readable, hide_paths, shown_statistics
 from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
 from gateway.doors.v2_response import json_data
 from gateway.errors import GatewayError, Malformed, NotFound, UpstreamBroke
@@ -58,17 +59,30 @@ class GenerateDoor:
         events = self._events(exchange, model, request)
         return EventStream(exchange, events, failed, self.gateway.settings.deadline_s)
 
-    @needs("read", model="model")
+    @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
-        model, version = named_model(self.gateway.catalogue, exchange)
-        found = await self.gateway.pool.first.describe("ModelConfig", model.name, version)
-        return json_reply(without_paths(plain(found.config)))
+        name, version = self._readable(exchange)
+        found = await self.gateway.pool.first.describe("ModelConfig", name, version)
+        hide_paths(found.config)
+        return json_reply(plain(found.config))
 
-    @needs("read", model="model")
+    @needs("read")
     async def stats(self, exchange: Exchange) -> Reply:
-        model, version = named_model(self.gateway.catalogue, exchange)
-        found = await self.gateway.pool.first.describe("ModelStatistics", model.name, version)
+        name, version = self._readable(exchange)
+        found = await self.gateway.pool.first.describe("ModelStatistics", name, version)
         return json_reply(plain(found))
+
+    @needs("read")
+    async def every_stats(self, exchange: Exchange) -> Reply:
+        """Of each model that the caller may read."""
+        found = await self.gateway.pool.first.describe("ModelStatistics")
+        shown = shown_statistics(self.gateway.catalogue, exchange, found)
+        return json_reply({"model_stats": [plain(each) for each in shown]})
+
+    def _readable(self, exchange: Exchange) -> tuple[str, str]:
+        name, version = exchange.param("model"), exchange.param("version")
+        check_readable(self.gateway.catalogue, exchange, name, version)
+        return name, version
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = named_model(self.gateway.catalogue, exchange)
