@@ -9,6 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from gateway.addons import load
 from gateway.core import Gateway
 from gateway.http.edge import Edge
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
@@ -78,7 +79,9 @@ class AdminListener:
     def __init__(self, gateway: Gateway, port: int) -> None:
         """OSError when another program has the port."""
         routes = AdminDoor(gateway).routes()
+        settings = gateway.settings
         app = Edge(Starlette(routes=routes), gateway, routes)
+        secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -88,6 +91,7 @@ class AdminListener:
             proxy_headers=False,
             ws="none",
             timeout_graceful_shutdown=int(STOP_S),
+            **secured,
         )
         host, shared = gateway.settings.host, gateway.settings.workers > 1
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

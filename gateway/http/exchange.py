@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope
 
-from gateway.errors import DeadlineExceeded, Malformed, TooLarge, TooSlow, Unauthenticated
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Malformed,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+)
 from gateway.identity.principal import Principal
 from gateway.policy.access import Access
 
@@ -38,6 +45,7 @@ class Exchange:
     principal: Principal | None = None
     action: str = ""  # what the caller asks for, once that is known, as is the model
     model: str = ""
+    fault: GatewayError | None = None  # what ended an answer that had begun
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
