@@ -73,6 +73,7 @@ class Guard:
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
+        exchange.refuse_twice()
         exchange.principal = await self.callers.identify(
             exchange.scope, exchange.headers.get(b"authorization")
         )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -11,6 +12,7 @@ from starlette.routing import Route
 
 from gateway.addons import load
 from gateway.core import Gateway
+from gateway.http.corked import CorkedProtocol
 from gateway.http.edge import Edge
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
 from gateway.http.exchange import Exchange
@@ -81,7 +83,9 @@ class AdminListener:
         routes = AdminDoor(gateway).routes()
         settings = gateway.settings
         app = Edge(Starlette(routes=routes), gateway, routes)
-        secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
+        secured: dict[str, Any] = {"http": CorkedProtocol}
+        if settings.tls_certificate_file:
+            secured |= load("tls")(settings).http()
         config = uvicorn.Config(
             app,
             lifespan="off",

@@ -46,14 +46,14 @@ class Edge:
             await self._route(scope, receive, answer)
         except ClientGone:
             answer.status = CLIENT_LEFT
-            log.info("%s client left %s", exchange.request_id, exchange.path)
+            log.info("%s client left %r", exchange.request_id, exchange.path)
         except LimitReached as error:
             exchange.limit_headers = error.headers
             await answer.fail(error)
         except GatewayError as error:
             await answer.fail(error)
         except Exception:
-            log.exception("%s %s failed", exchange.request_id, exchange.path)
+            log.exception("%s %r failed", exchange.request_id, exchange.path)
             await answer.fail(Internal("the gateway failed: report the request id"))
         finally:
             status = answer.outcome()

@@ -28,6 +28,19 @@ DISCONNECT_WATCH_S = 0.02
 TIMER_S = 0.001  # the loop's timers may be that much early
 
 
+_SINGLE = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"host",
+        b"inference-header-content-length",
+        b"transfer-encoding",
+        b"x-request-id",
+    }
+)
+
+
 class ClientGone(Exception):
     """The client closed the connection: nobody is there to answer."""
 
@@ -90,6 +103,16 @@ class Exchange:
         if seconds:
             self.deadline = min(self.deadline, self.started + seconds)
 
+    def refuse_twice(self) -> None:
+        """Malformed for two headers of a kind that decides something: a proxy before us may have
+        gone by the other one."""
+        if len(self.headers) == len(self.scope["headers"]):
+            return
+        names = [name for name, _ in self.scope["headers"]]
+        twice = next((name for name in sorted(_SINGLE) if names.count(name) > 1), None)
+        if twice:
+            raise Malformed(f"the header {twice.decode()!r} stands twice: send it once")
+
     async def body(self) -> bytes:
         """The whole body; TooLarge, TooSlow, or Malformed when the client stops in the middle."""
         self._refuse_encoded()
@@ -134,6 +157,11 @@ class Exchange:
         return message
 
     def _refuse_encoded(self) -> None:
+        coding = self.headers.get(b"transfer-encoding", b"chunked").lower()
+        if coding != b"chunked" or (
+            b"transfer-encoding" in self.headers and self.scope.get("http_version") == "1.0"
+        ):
+            raise Malformed("Transfer-Encoding must be 'chunked', and HTTP's version 1.1")
         encoding = self.headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise Malformed("Content-Encoding is not supported: send the body uncompressed")

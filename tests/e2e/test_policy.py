@@ -196,14 +196,20 @@ def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
     right = policy.read_text()
     log = governed.home / ".tidegate" / "logs" / "gateway.log"
     try:
-        policy.write_text(right + '\n[roles.bad]\nactions = ["fly"]\n')
+        _replace(policy, right + '\n[roles.bad]\nactions = ["fly"]\n')
         line = policy.read_text().splitlines().index('actions = ["fly"]') + 1
         wait_until(lambda: f"line {line}" in log.read_text(), 5, "the log's line")
         assert _call(governed, "stranger", "GET", "/v1/models").status_code == 403
         assert _call(governed, "texts", "GET", "/v1/models").status_code == 200
     finally:
-        policy.write_text(right)
+        _replace(policy, right)
     time.sleep(0.5)
+
+
+def _replace(path, text):
+    """At once: what stands in a half-written file may be a policy too."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
 
 
 def test_the_grpc_door_keeps_the_same_policy(governed):

@@ -145,7 +145,7 @@ def test_more_rows_than_a_batch_takes_are_split(stack):
 
 
 def test_what_clients_of_others_look_for(stack):
-    """KServe's reads the bodies of the health routes; NVIDIA's examples a name and a fault."""
+    """KServe's client reads bodies of health routes; NVIDIA's examples a name and words."""
     assert stack.get("/v2/health/live").json() == {"live": True}
     assert stack.get("/v2/health/ready").json() == {"ready": True}
     address, headers = f"127.0.0.1:{stack.door_port}", stack.headers

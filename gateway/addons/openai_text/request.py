@@ -87,7 +87,7 @@ def read_completion(body: Mapping[str, Any], binding: Binding) -> Ask:
 
 
 async def with_text(body: Mapping[str, Any], binding: Binding) -> Mapping[str, Any]:
-    """The body of a completion with a prompt of text, where it was OpenAI's ids."""
+    """The body with a prompt of text, where it was OpenAI's ids."""
     if binding.tokens or "prompt" not in body:
         return body
     vocabulary = {"vocabulary": binding.vocabulary}
