@@ -56,7 +56,7 @@ bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure agains
 	@$(BIN)/python -m loadtests.bench peers $(ARGS)
 
 clean: ## Remove the environment and everything built (not your models)
-	rm -rf $(VENV) .tidegate .model_repository.staging build *.egg-info
+	rm -rf $(VENV) .typings .tidegate .model_repository.staging build *.egg-info
 
 .venv-bench/%/.installed:
 	@echo "installing the peer $* (once) ..."
@@ -82,4 +82,5 @@ $(VENV)/.load: $(VENV)/.up
 $(VENV)/.dev: $(VENV)/.load
 	@echo "installing the test packages ..."
 	@$(PIP) -e '.[gateway,convert,server,load,dev]'
+	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $@
