@@ -3,8 +3,8 @@ orchestration is what is tested with it. That TensorRT has these names is looked
 (test_trt_names.py), that they take these arguments by mypy in its stubs; that it answers rightly
 nobody has seen (docs/gpu.md).
 
-A "plan" is the ONNX graph with the profiles and limits that it was built with; ONNX Runtime computes
-what the plan is asked, on arrays that lie in this process's own memory.
+A "plan" is the ONNX graph with the profiles that it was built with; ONNX Runtime computes what the
+plan is asked, on arrays that lie in this process's own memory.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import json
 import sys
 from contextlib import contextmanager
 from enum import IntEnum
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,7 @@ MemoryPoolType = IntEnum("MemoryPoolType", "WORKSPACE")
 BuilderFlag = IntEnum("BuilderFlag", "TF32")
 NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
 Dims = tuple
+INetworkDefinition = IBuilderConfig = ICudaEngine = object
 
 
 class ILogger:
@@ -183,8 +185,14 @@ class _Context:
         return all(low <= n <= high for low, n, high in zip(least, shape, most, strict=True))
 
     def get_tensor_shape(self, name: str) -> Any:
-        rows = next(iter(self._shapes.values()))[0]
-        return (rows, *(faults.get("axis", each) for each in self._engine.ports[name].shape[1:]))
+        if "axis" in faults:
+            return (faults["axis"],)
+        sizes = {
+            axis: n
+            for given, shape in self._shapes.items()
+            for axis, n in zip(self._engine.ports[given].shape, shape, strict=True)
+        }
+        return tuple(sizes.get(axis, axis) for axis in self._engine.ports[name].shape)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self._addresses[name] = address
@@ -237,4 +245,5 @@ def as_module() -> ModuleType:
     module = ModuleType("tensorrt")
     module.__dict__.update(vars(sys.modules[__name__]))
     module.__dict__["__version__"] = VERSION
+    module.__spec__ = ModuleSpec("tensorrt", None, origin="fake")
     return module
