@@ -219,6 +219,7 @@ class HostDevice:
 
     def __init__(self) -> None:
         self.held: dict[int, Any] = {}
+        self.pending: list[tuple[np.ndarray, int]] = []
 
     @contextmanager
     def room(self, array: np.ndarray) -> Any:
@@ -234,10 +235,14 @@ class HostDevice:
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def get(self, address: int, array: np.ndarray) -> None:
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        """Done when the stream is waited for, and not before: as on a GPU."""
+        assert address in self.held
+        self.pending.append((array, address))
 
     def wait(self) -> None:
-        assert self.held, "nothing is on the device"
+        for array, address in self.pending:
+            ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        self.pending.clear()
 
 
 def as_module() -> ModuleType:

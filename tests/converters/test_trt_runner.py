@@ -50,6 +50,12 @@ def test_an_array_that_is_not_contiguous_is_sent_as_it_reads(machine, tmp_path):
     np.testing.assert_array_equal(doubled, ids * 2)
 
 
+def test_a_batch_above_the_engines_largest_is_asked_in_parts(machine, tmp_path):
+    runner = _open(tmp_path)
+    ids = np.arange(11 * 8, dtype=np.int64).reshape(11, 8)
+    np.testing.assert_array_equal(runner.run(None, {"ids": ids})[0], ids * 2)
+
+
 def test_what_no_profile_holds_or_is_of_another_type_is_refused(machine, tmp_path):
     runner = _open(tmp_path)
     with pytest.raises(ValueError, match=r"no profile holds ids \[4, 17\]"):
