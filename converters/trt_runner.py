@@ -45,7 +45,7 @@ class TrtRunner:
         self.inputs = [name for name in names if given[name]]
         self.outputs = [name for name in names if not given[name]]
         self._types = {name: NUMPY_TYPES[engine.get_tensor_dtype(name)] for name in names}
-        self.profiles = [_profile(engine, self.inputs, n) for n in _count(engine)]
+        self.profiles: list[Profile] = [_profile(engine, self.inputs, n) for n in _count(engine)]
         self._engine = engine
         self._context = engine.create_execution_context()
         self._chosen = 0
