@@ -35,6 +35,8 @@ def missing() -> str:
 def find_gpu() -> Gpu:
     """The GPU, as nvidia-smi (which comes with the driver) says; EngineUnavailable without one."""
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    # Else CUDA counts the fastest GPU first, and nvidia-smi goes by the slot.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     # nvidia-smi knows nothing of this variable, and takes what stands in it: numbers and UUIDs.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:

@@ -56,6 +56,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{plant_gpu(tmp_path / 'bin')}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # set by what is tested: taken back
     monkeypatch.setitem(sys.modules, "tensorrt", fake_trt.as_module())
     forget()
     yield fake_trt

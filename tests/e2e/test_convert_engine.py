@@ -14,6 +14,8 @@ from dataclasses import replace
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
+from converters.errors import ProofFailed
+from ensembles.text_embedding import PIPELINE
 from modelspec.hardware import plan_config
 from modelspec.pbtxt import parse
 from serving import installation
@@ -22,7 +24,8 @@ from tests.converters.test_tensors import linear
 from tests.converters.trt_machine import child_environment, machine, plant_gpu
 from tests.running import environment
 from tidegate.convert import Wish, carry_out
-from tidegate.engines import is_on
+from tidegate.engines import is_on, on_engine, why_not_here
+from tidegate.pipelines import Built
 from tidegate.places import Places
 
 __all__ = ["machine"]
@@ -155,23 +158,20 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, g
 
 def test_a_plan_that_fails_in_triton_is_not_pinned(source, places, gpu_box):
     """It held its proof in this process, and then Triton answers something else."""
-    said = []
-    carry_out(Wish(str(source), name="chances"), places, said.append)
-    wrong = BACKEND.replace(
-        "self.session.run(None, feed))", "[a * 1.01 for a in self.session.run(None, feed)])"
-    )
+    wrong = BACKEND.replace("Tensor(o.name, a)", "Tensor(o.name, a * a.dtype.type(1.01))")
     assert wrong != BACKEND
     (gpu_box / "tensorrt" / "model.py").write_text(wrong)
-    with pytest.raises(Exception, match="served by Triton as tensorrt: FAIL"):
-        carry_out(_wish(source), places, said.append)
-    assert _pins(places.repository) == {"chances_onnx": 1}
-    assert not (places.repository / "chances_trt").exists()
+    with pytest.raises(ProofFailed, match="served by Triton as tensorrt: FAIL"):
+        carry_out(_wish(source), places, str)
+    assert not list(places.repository.glob("*"))
 
 
-def test_a_triton_without_the_backend_says_so_and_serves_the_graph(source, places, gpu_box):
+def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):
+    assert why_not_here() == ""
     shutil.rmtree(gpu_box / "tensorrt")
     said = []
-    carry_out(_wish(source), places, said.append)
-    (line,) = [each for each in said if "no tensorrt backend" in each]
-    assert "NVIDIA's container" in line and "The ONNX engine stays served" in line
-    assert _pins(places.repository) == {"chances_onnx": 1}
+    built = Built(PIPELINE, converted=object())
+    assert on_engine(built, "tensorrt", said.append) is built
+    (line,) = said
+    assert "no tensorrt backend: run in NVIDIA's container" in line
+    assert line.endswith("The ONNX engine stays served")
