@@ -85,7 +85,7 @@ def check(wish: argparse.Namespace, report: Report) -> None:
         with served.triton(work, None if wish.cpu else "gpu") as server:
             report["versions"]["tritonserver"] = measured.server_version(server.control.address)
             for name in wish.models:
-                for precision in PRECISIONS:
+                for precision in wish.precisions:
                     engine = served.stage(work, (name, precision), runs_on, wish.cpu)
                     report["engines"].append(engine)
                     server.control.load(engine["served_as"])
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--install", action="store_true", help="pip install what is needed first")
     add("--engine", choices=("onnxruntime", "torch"), help="default: what has CUDA")
     add("--models", nargs="+", choices=MODELS, default=MODELS)
+    add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     add("--batches", type=_numbers, default=BATCHES, help="1,2,4,8,16,32,64")
     add("--seconds", type=float, default=3.0, help="for each figure")
     return parser

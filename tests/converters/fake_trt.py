@@ -10,6 +10,7 @@ plan is asked, on arrays that lie in this process's own memory.
 import ctypes
 import json
 import sys
+import time
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib.machinery import ModuleSpec
@@ -66,9 +67,10 @@ class Builder:
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         seen["config"] = config
         monitor = config.progress_monitor
-        monitor.phase_start("Building Engine", None, STEPS)
-        for step in range(STEPS):
-            faults.get("step", lambda number: None)(step)
+        steps, step_s = faults.get("slow", (STEPS, 0))
+        monitor.phase_start("Building Engine", None, steps)
+        for step in range(steps):
+            time.sleep(step_s)
             if not monitor.step_complete("Building Engine", step):
                 return None
         monitor.phase_finish("Building Engine")
