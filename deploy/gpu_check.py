@@ -13,6 +13,7 @@ JSON also when something fails; exit code 0 all held, 1 something failed, 2 no G
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not wish.cpu and not machine.gpus():
         say("gpu_check: no NVIDIA GPU here (nvidia-smi shows none): run it on one, or with --cpu")
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
     report: Report = {"passed": False, "error": "", "command": sys.argv[1:], "engines": []}
     try:
         install(wish.install)
