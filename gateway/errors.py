@@ -14,7 +14,7 @@ GatewayError                 a stable code, a message that says what to do, some
 |- UpstreamBroke             a model or its server failed
 `- Internal                  our own bug
 
-Nothing here knows HTTP: ``gateway.render`` has the table of statuses, one column a door.
+Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a door.
 """
 
 

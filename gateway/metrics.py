@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
 
-from gateway.exchange import Exchange
+from gateway.http.exchange import Exchange
 
 if TYPE_CHECKING:
-    from gateway.catalogue import Catalogue
+    from gateway.models.catalogue import Catalogue
 
 # Where several workers put their numbers together; the client library reads it at its import.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"

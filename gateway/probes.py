@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from gateway.catalogue import Model
 from gateway.core import Gateway
 from gateway.errors import GatewayError
-from gateway.face import Face
-from gateway.limits.redis_store import BEAT_S
-from gateway.rows import Tensors
+from gateway.limits.limiter import BEAT_S
+from gateway.models.catalogue import Model
+from gateway.models.face import Face
+from gateway.models.rows import Tensors
 
 log = logging.getLogger("gateway")
 GUARD_S = 0.25  # a revoked key is refused within a second

@@ -25,7 +25,7 @@ class Settings:
     admin_port: int = 0
     workers: int = 1
     # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
-    # port, models that declare themselves short are asked over it (gateway/relay.py).
+    # port, models that declare themselves short are asked over it (gateway/addons/relay).
     replicas: tuple[str, ...] = ("127.0.0.1:8001",)
     # The key to Triton's repository index (a file, so that it is not in the environment).
     triton_key_file: Path = Path(".tidegate/triton.key")

@@ -145,7 +145,8 @@ class Stack:
 
     def _make_dev_key(self) -> None:
         from gateway.identity.principal import ADMIN
-        from gateway.key_store import KeyStore, write_private
+        from gateway.private_file import write_private
+        from tidegate.key_store import KeyStore
 
         places = self.options.places
         store = KeyStore(places.keys, places.pepper)

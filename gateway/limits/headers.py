@@ -8,8 +8,8 @@ OpenAI: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, of the limit 
 from collections.abc import Sequence
 from math import ceil
 
-from gateway.limits.gcra import share_of
 from gateway.limits.limit import Check, Limit, Outcome
+from gateway.limits.local import share_of
 
 Headers = list[tuple[bytes, bytes]]
 

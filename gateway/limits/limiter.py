@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from math import ceil
 from types import TracebackType
+from typing import Protocol
 
 from gateway.errors import GatewayError, QuotaExceeded
-from gateway.limits.gcra import share_of, wait_s
 from gateway.limits.headers import Headers, limit_headers
 from gateway.limits.limit import Check, Outcome
-from gateway.limits.local import LocalStore
-from gateway.limits.redis_store import RedisStore
+from gateway.limits.local import LocalStore, share_of, wait_s
+
+BEAT_S = 3.0  # how often ``beat`` must be called
 
 
 class LimitReached(QuotaExceeded):
@@ -22,6 +23,21 @@ class LimitReached(QuotaExceeded):
         self.headers = headers
 
 
+class SharedStore(Protocol):
+    """Limits kept for several processes together (``addons/redis_limits``)."""
+
+    gateways: int  # that are at work now, this one included
+
+    async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
+        """The decision and the lease to settle; None, soon, when it cannot decide."""
+
+    def settle(self, lease: str, tokens: float | None) -> None: ...
+
+    async def beat(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 class Limiter:
     """Decides in this process, or in Redis and, while that is ill, in this process.
 
@@ -31,7 +47,7 @@ class Limiter:
 
     def __init__(
         self,
-        redis: RedisStore | None = None,
+        redis: SharedStore | None = None,
         gateways: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

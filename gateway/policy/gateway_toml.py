@@ -3,12 +3,10 @@
 docs/policy.md shows every table. A fault is one line: file, line, key, what it should be.
 """
 
-import hashlib
 import ipaddress
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,11 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 
-from gateway.limits import limit
-from gateway.limits.limit import Kind, Scope
+from gateway.limits.limit import Glob, Limit
 from gateway.policy.toml_lines import KeyPath, line_of
 
 Fault = tuple[KeyPath, str]
@@ -52,7 +48,6 @@ def _network(text: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?\[\]!:=/,@ -]{1,256}$")]
 Action = Literal["read", "infer", "admin"]
 Actions = Annotated[list[Action], Field(min_length=1)]
 Algorithm = Literal[
@@ -76,37 +71,6 @@ class Tenant(_Table):
 class Role(_Table):
     actions: Actions
     models: list[Glob] = ["*"]
-
-
-class Limit(_Table):
-    """A limit, and whom it is for: requests for these models by these tenants and principals."""
-
-    scope: Scope
-    kind: Kind
-    amount: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    window_s: Annotated[int, Field(gt=0)] = 1
-    burst: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
-    models: list[Glob] = ["*"]
-    tenants: list[Glob] = ["*"]
-    principals: list[Glob] = ["*"]
-
-    @cached_property
-    def made(self) -> limit.Limit:
-        label = self._label
-        return limit.Limit(self.scope, self.kind, self.amount, self.window_s, self.burst, label)
-
-    @property
-    def _label(self) -> str:
-        """Two limits that differ only in whom they count must not share a bucket."""
-        globs = [self.models, self.tenants, self.principals]
-        if all(each == ["*"] for each in globs):
-            return ""
-        return hashlib.sha256(repr(globs).encode()).hexdigest()[:6]
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Limit":
-        _ = self.made  # the limit itself says what is wrong with it
-        return self
 
 
 class Issuer(_Table):

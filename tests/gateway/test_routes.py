@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.app import create_app
-from gateway.endpoint import Endpoint
-from gateway.policy.routes import OPEN, Undeclared, undeclared
+from gateway.http.endpoint import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
+from tests.gateway.undeclared import undeclared
 
 # The framework's pages: the edge asks for an identity where documentation is not open.
 PAGES = dict.fromkeys(("/docs", "/redoc", "/docs/oauth2-redirect", "/static-offline-docs"), OPEN)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.catalogue import Model, TensorMeta
+from gateway.doors.v2_request import parse
+from gateway.doors.v2_response import json_data
 from gateway.errors import Malformed
-from gateway.tensors import NUMPY, pack, unpack
-from gateway.v2_request import parse
-from gateway.v2_response import json_data
+from gateway.models.catalogue import Model, TensorMeta
+from gateway.models.tensors import NUMPY, pack, unpack
 
 MODEL = Model(
     "m",
