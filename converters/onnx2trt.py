@@ -8,6 +8,7 @@ Its own process, so that the GPU's memory comes back whatever happens. Writes in
 """
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -76,11 +77,20 @@ def carry_out(wish: argparse.Namespace) -> None:
     cache = wish.timing_cache / f"trt-{version}-sm{gpu.compute_capability}.timings"
     plan = build_or_stop(BuildOrder(wish.onnx, found, wish.workspace_mib, cache))
     wish.output.mkdir(parents=True, exist_ok=True)
-    beside = wish.output / ENGINE_FILE
-    if wish.onnx.resolve() != beside.resolve():
-        shutil.copyfile(wish.onnx, beside)
+    copy_beside(wish.onnx, wish.output / ENGINE_FILE)
     reproduce.write(wish.output, wish)
     stamp.write(wish.output, plan, wanted)
+
+
+def copy_beside(onnx: Path, beside: Path) -> None:
+    """What the plan was built from, whole or not at all."""
+    if onnx.resolve() != beside.resolve():
+        temporary = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+        try:
+            shutil.copyfile(onnx, temporary)
+            temporary.replace(beside)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def build_or_stop(order: "BuildOrder") -> bytes:

@@ -33,6 +33,12 @@ def read_inputs(path: Path) -> tuple[TensorSpec, ...]:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's error has no public class
         raise SourceRefused(f"{path} is no ONNX file: {error}") from error
+    outside = [t.name for t in graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise SourceRefused(
+            f"{path} keeps {outside[0]!r} in another file: save it as one (onnx.save does, up to "
+            "2 GiB), so that what lies beside the engine is all of it"
+        )
     constants = {tensor.name for tensor in graph.initializer}
     return tuple(_spec(each, path) for each in graph.input if each.name not in constants)
 

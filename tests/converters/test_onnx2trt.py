@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+import onnx
 import pytest
 
 from converters import onnx2trt
@@ -194,6 +195,17 @@ def test_a_file_that_is_none_or_has_no_batch_axis_is_refused(tmp_path, capsys):
     assert _build(tmp_path / "text.onnx", tmp_path / "e") == onnx2trt.FAILED
     said = capsys.readouterr().err
     assert "there is no file" in said and "is no ONNX file" in said
+
+
+def test_a_graph_whose_weights_lie_elsewhere_is_refused(graph, tmp_path, capsys):
+    model = onnx.load(graph)
+    constant = model.graph.initializer[0]
+    constant.data_location = onnx.TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value="weights.bin")
+    constant.ClearField("int64_data")
+    graph.write_bytes(model.SerializeToString())
+    assert _build(graph, tmp_path / "e") == onnx2trt.FAILED
+    assert "keeps 'two' in another file: save it as one" in capsys.readouterr().err
 
 
 def test_help_has_an_example():

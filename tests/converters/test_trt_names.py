@@ -1,6 +1,8 @@
 """No TensorRT runs here. What can be known all the same: every name of it that the code uses is in
 the binary of both releases, and what 11 has removed is in none of ours."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,29 @@ def test_what_11_removed_is_seen_to_be_gone_and_is_not_used(name):
     assert _has(binary("10"), name)
     assert not _has(binary("11"), name)
     assert name not in set().union(*_ours().values())
+
+
+def test_the_type_checker_sees_what_is_wrong(tmp_path):
+    """A method, an enumerator and an argument that TensorRT's stubs do not have."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "import tensorrt as trt\n"
+        "builder = trt.Builder(trt.Logger())\n"
+        "builder.create_netwrk()\n"
+        "print(trt.DataType.FLAOT)\n"
+        "builder.create_network(flag=1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(wrong)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    found = [line for line in run.stdout.splitlines() if ": error: " in line]
+    assert len(found) == 3, run.stdout
+    assert '"Builder" has no attribute "create_netwrk"' in found[0]
+    assert '"type[DataType]" has no attribute "FLAOT"' in found[1]
+    assert 'Unexpected keyword argument "flag"' in found[2]
 
 
 def test_without_the_wheels_it_fails_and_says_what_to_run(monkeypatch, tmp_path):
