@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from importlib.metadata import files
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def wheel(release: str) -> Path:
     return found[0]
 
 
+@cache
 def binary(release: str) -> bytes:
     """The extension module of a release, which holds the names of everything it binds."""
     with zipfile.ZipFile(wheel(release)) as archive:
