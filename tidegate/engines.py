@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelspec.hardware import TENSORRT, engine_of, with_plan
+from modelspec.layout import PLAN_FILE
 from serving.installation import find_triton
 from tidegate.published import engine_folder, pinned
 
@@ -66,3 +67,15 @@ def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
     if reason:
         say(f"{name}: the engine must be built again: {reason}")
     return not reason
+
+
+def proved_variants(repository: Path, name: str, say: Say) -> list[str | None]:
+    """The variants of the configs under which what is published can be proved on this machine: the
+    main one, and that of its plan. The reason is said where a plan cannot."""
+    if not (engine_folder(repository, name) / PLAN_FILE).is_file():
+        return [None]
+    reason = why_not_here()
+    if reason:
+        say(f"{reason}. The plan is not proved, only the graph beside it")
+        return [None]
+    return [None, TENSORRT]

@@ -27,6 +27,7 @@ from tidegate.convert import Wish, carry_out
 from tidegate.engines import is_on, on_engine, why_not_here
 from tidegate.pipelines import Built
 from tidegate.places import Places
+from tidegate.prove import Question, prove
 
 __all__ = ["machine"]
 BACKEND = '''
@@ -151,6 +152,13 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, g
     assert "## chances: served by Triton as tensorrt" in page
     assert is_on(repository, "chances", "tensorrt", said.append)
     assert not is_on(repository, "chances", "onnx", said.append)
+    proofs = prove(Question("chances", str(source)), places, said.append)
+    assert all(proof.passed for proof in proofs)
+    assert [proof.subject for proof in proofs] == [
+        "chances: the graph",
+        "chances: served by Triton",
+        "chances: served by Triton as tensorrt",
+    ]
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
     assert not is_on(repository, "chances", "tensorrt", said.append)
     assert "must be built again: compute_capability 9.0, here 8.9" in said[-1]
