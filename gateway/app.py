@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,7 +21,7 @@ from gateway.doors.task import TaskDoor
 from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError, Internal, WrongMethod
 from gateway.http.edge import Edge, unknown_path
-from gateway.http.endpoint import Endpoint, Handler, LateEndpoint, Reply, json_reply, open_to_all
+from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
 from gateway.probes import Background, readiness
@@ -41,12 +40,12 @@ def create_app(settings: Settings) -> Edge:
     app.state.gateway = gateway
     doors = [
         Description(app, gateway).route(),
+        *(
+            Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
+            for method, path, addon, handler in ROUTES
+        ),
         *V2Door(gateway).routes(),
         *OpenAIDoor(gateway).routes(),
-        *(
-            Route(path, LateEndpoint(partial(_handler, gateway, name, handler)), methods=[method])
-            for method, path, name, handler in ROUTES
-        ),
         *TaskDoor(gateway).routes(),
     ]
     app.router.routes.extend(doors)
@@ -54,12 +53,7 @@ def create_app(settings: Settings) -> Edge:
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
-    return Edge(app, settings, gateway, doors)
-
-
-def _handler(gateway: Gateway, addon: str, name: str) -> Handler:
-    handler: Handler = getattr(load(addon)(gateway), name)
-    return handler
+    return Edge(app, gateway, doors)
 
 
 def from_environment() -> Edge:

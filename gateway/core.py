@@ -1,10 +1,12 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
@@ -12,8 +14,9 @@ from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
+from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
-from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
+from gateway.models.catalogue import Catalogue, Model, Reader
 from gateway.models.face import Face, Row
 from gateway.models.rows import Tensors, batches, read_tensors
 from gateway.models.sequences import SequenceIds
@@ -44,10 +47,21 @@ class Gateway:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
         self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
 
+    def exchange(self, scope: Scope, receive: Receive, deadline_s: float = math.inf) -> Exchange:
+        """A request that came just now; the gateway's own deadline bounds its."""
+        settings, access = self.settings, self.guard.policy.current.access
+        deadline_s = min(deadline_s, settings.deadline_s)
+        return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+
     def named(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""
         version = exchange.param("version")
         return self.catalogue.model(exchange.param("model"), version), version
+
+    async def described(self, exchange: Exchange, method: str) -> Any:
+        """What Triton tells of the model in the path: see ``Upstream.describe``."""
+        model, version = self.named(exchange)
+        return await self.pool.first.describe(method, model.name, version)
 
     def serving(self, exchange: Exchange, model: Model) -> str:
         """The pipeline that answers this caller: the model itself, or a canary of it."""
@@ -57,20 +71,26 @@ class Gateway:
         chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
         return chosen
 
-    def has_canary(self, model: Model) -> bool:
-        return model.name in self.guard.policy.current.rules.routes
-
     def _answers(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     async def infer(
-        self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
+        self,
+        exchange: Exchange,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        admission: Admission | None,
     ) -> service_pb2.ModelInferResponse:
         """One inference for an exchange that was admitted, cancelled when its client leaves."""
         message.model_name = self.serving(exchange, model)
+        meter = self.guard.meter(admission, model)
+        if meter:
+            meter.prepare(message)
         with self.pool.permit() as upstream:
             work = upstream.infer(message, exchange.remaining_s())
             response = await _timed(exchange, work)
+        if meter:
+            meter.read(response)
         response.model_name = model.name
         return response
 
@@ -90,8 +110,9 @@ class Gateway:
             serving = self.serving(exchange, model)
             work = self.rows(model, face, rows, exchange.remaining_s(), serving)
             answers = await _timed(exchange, work)
-            if admission and model.counts_tokens:
-                admission.settle(tokens_of(answers))
+            meter = self.guard.meter(admission, model)
+            if meter:
+                meter.read_rows(answers)
             return answers
 
     async def rows(
@@ -123,11 +144,6 @@ async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
         return await exchange.while_connected(work)
     finally:
         exchange.upstream_s += time.perf_counter() - asked
-
-
-def tokens_of(answers: Sequence[tuple[Tensors, int]]) -> int:
-    """What the rows cost, as the model itself counted."""
-    return sum(int(tensors[TOKENS][index].reshape(-1)[0]) for tensors, index in answers)
 
 
 async def _all(work: list[Any]) -> None:

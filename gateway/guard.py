@@ -73,6 +73,7 @@ class Guard:
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
+        exchange.refuse_twice()
         exchange.principal = await self.callers.identify(
             exchange.scope, exchange.headers.get(b"authorization")
         )
@@ -92,24 +93,16 @@ class Guard:
         subject = Subject(principal.tenant, principal.id, model.name)
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
-        return _Counted(exchange, self.limiter.admit(checks_of(limits, subject, reserved)))
+        return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
+
+    def meter(self, admission: Admission | None, model: Model) -> Any:
+        """What settles the admission with the tokens that the model's answers say they cost; None
+        where no limit of tokens binds: nothing is read of the answers then."""
+        if admission is None or not model.counts_tokens or not admission.counts_tokens:
+            return None
+        return load("metering")(admission, model)
 
     def record(self, exchange: Exchange, status: int) -> None:
         """One line of the audit log, if the policy wants this decision in it."""
         if self._audit:
             self._audit.note(exchange, status, self.policy.current.rules.audit.record)
-
-
-class _Counted:
-    """An admission whose headers stand on the answer, whatever that will be."""
-
-    def __init__(self, exchange: Exchange, admission: Admission) -> None:
-        self._exchange, self._admission = exchange, admission
-
-    async def __aenter__(self) -> Admission:
-        admission = await self._admission.__aenter__()
-        self._exchange.limit_headers = admission.headers()
-        return admission
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._admission.__aexit__(*error)  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 
 class SettingsError(ValueError):
     """The message names the variable and what it should hold."""
@@ -21,8 +23,15 @@ class Settings:
     gateway_port: int = 8080
     # The gRPC door; 0: none.
     grpc_port: int = 0
+    # The gRPC door again, for clients that show a certificate: each must. 0: none.
+    grpc_certificate_port: int = 0
     # The operator's listener, with /metrics; 0: none.
     admin_port: int = 0
+    # TLS on every listener: a certificate (PEM, with its chain) and its key. '': no TLS.
+    tls_certificate_file: str = ""
+    tls_key_file: str = ""
+    # Whose client certificates are believed; '': nobody is asked for one.
+    tls_client_ca_file: str = ""
     workers: int = 1
     # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
     # port, models that declare themselves short are asked over it (gateway/addons/relay).
@@ -67,6 +76,15 @@ class Settings:
         for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
+        if bool(self.tls_certificate_file) != bool(self.tls_key_file):
+            raise SettingsError("TIDEGATE_TLS_CERTIFICATE_FILE and _KEY_FILE: give both or neither")
+        if self.tls_client_ca_file and not self.tls_certificate_file:
+            raise SettingsError("TIDEGATE_TLS_CLIENT_CA_FILE needs TIDEGATE_TLS_CERTIFICATE_FILE")
+        if self.grpc_certificate_port and not (self.grpc_port and self.tls_client_ca_file):
+            raise SettingsError(
+                "TIDEGATE_GRPC_CERTIFICATE_PORT needs TIDEGATE_GRPC_PORT and "
+                "TIDEGATE_TLS_CLIENT_CA_FILE"
+            )
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
         for replica in self.replicas:
@@ -78,25 +96,12 @@ class Settings:
 
 def _read(variable: str, text: str, default: Any) -> Any:
     """``text`` as the type that the default has."""
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, Path):
+        return Path(text)
     try:
-        return _READERS[type(default)](text)
-    except ValueError:
+        return TypeAdapter(type(default)).validate_python(text)
+    except ValidationError:
         kind = type(default).__name__
         raise SettingsError(f"{variable}={text!r} cannot be read as {kind}") from None
-
-
-def _boolean(text: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if text.lower() not in known:
-        raise ValueError(text)
-    return known[text.lower()]
-
-
-_READERS: dict[type, Any] = {
-    str: str,
-    int: int,
-    float: float,
-    bool: _boolean,
-    tuple: lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
-    type(Path()): Path,
-}

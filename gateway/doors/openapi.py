@@ -20,6 +20,7 @@ _PROBLEM = {
         "param": {**_TEXT, "description": "The field that is wrong."},
     },
 }
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`."}
 _ERRORS = {
     "401": "No valid API key",
     "413": "The body is over the limit",
@@ -32,6 +33,7 @@ _V2 = {
     "/v2": "The server's name and extensions",
     "/v2/health/live": "Whether the gateway runs",
     "/v2/health/ready": "Whether every pipeline answers",
+    "/v2/models/stats": "The counts of every model that you may read",
 }
 _V2_MODEL = {  # below a model, or a version of it
     "": "The tensors of {}",
@@ -52,20 +54,19 @@ _V2_BODIES: Json = {  # of those that are a POST
 
 def describe(base: Json, catalogue: Catalogue) -> Json:
     """``base`` (FastAPI's document of the control routes) with every door's routes added."""
-    document = dict(base)
-    paths = dict(base.get("paths", {}))
-    for model in catalogue.public:
-        if model.face and not model.decoupled:
-            paths[f"/v1/{model.name}"] = {"post": _task(model, model.face)}
-    paths |= _openai_paths(catalogue) | _v2_paths(catalogue)
-    document["paths"] = paths
-    components = document.setdefault("components", {})
-    components["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`."}
+    tasks = {
+        f"/v1/{model.name}": {"post": _task(model, model.face)}
+        for model in catalogue.public
+        if model.face and not model.decoupled
     }
-    components.setdefault("schemas", {})["Problem"] = _PROBLEM
-    document["security"] = [{"key": []}]
-    return document
+    components = base.get("components", {})
+    schemas = {**components.get("schemas", {}), "Problem": _PROBLEM}
+    return {
+        **base,
+        "paths": base.get("paths", {}) | tasks | _openai_paths(catalogue) | _v2_paths(catalogue),
+        "components": {**components, "schemas": schemas, "securitySchemes": {"key": _KEY}},
+        "security": [{"key": []}],
+    }
 
 
 def _task(model: Model, face: Face) -> Json:
@@ -86,7 +87,7 @@ def _task(model: Model, face: Face) -> Json:
     card = "\n".join(f"- **{key}**: {value}" for key, value in face.raw.get("card", {}).items())
     return {
         "tags": ["tasks"],
-        "summary": face.purpose,
+        "summary": face.raw["purpose"],
         "description": card,
         "operationId": model.name,
         "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),
@@ -95,11 +96,8 @@ def _task(model: Model, face: Face) -> Json:
 
 
 def _openai_paths(catalogue: Catalogue) -> Json:
-    paths: Json = {
-        "/v1/models": {
-            "get": plain("The pipelines that can be called, as OpenAI lists models", "OpenAI"),
-        },
-    }
+    every = plain("The pipelines that can be called, as OpenAI lists models", "OpenAI")
+    paths: Json = {"/v1/models": {"get": every}}
     names = [model.name for model in catalogue.public]
     if names:
         one = plain("One pipeline, as OpenAI describes a model", "OpenAI")

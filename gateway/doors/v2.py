@@ -13,6 +13,7 @@ from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
 from gateway.probes import readiness
 
+NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -31,21 +32,20 @@ class V2Door:
     def routes(self) -> list[Route]:
         one = "/v2/models/{model}"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", "/infer", self.infer),
-            ("GET", "/ready", self.model_ready),
-            ("GET", "", self.metadata),
+            *(
+                route
+                for prefix in (one, one + "/versions/{version}")
+                for route in (
+                    ("POST", prefix + "/infer", self.infer),
+                    ("GET", prefix + "/ready", self.model_ready),
+                    ("GET", prefix, self.metadata),
+                )
+            ),
+            ("GET", "/v2", self.server),
+            ("GET", "/v2/health/live", self.live),
+            ("GET", "/v2/health/ready", self.ready),
         ]
-        routes = [
-            Route(f"{prefix}{path}", Endpoint(handler), methods=[method])
-            for method, path, handler in table
-            for prefix in (one, one + "/versions/{version}")
-        ]
-        return [
-            *routes,
-            Route("/v2", Endpoint(self.server), methods=["GET"]),
-            Route("/v2/health/live", Endpoint(self.live), methods=["GET"]),
-            Route("/v2/health/ready", Endpoint(self.ready), methods=["GET"]),
-        ]
+        return [Route(path, Endpoint(handler), methods=[method]) for method, path, handler in table]
 
     @needs("infer", model="model")
     async def infer(self, exchange: Exchange) -> Reply:
@@ -55,29 +55,28 @@ class V2Door:
             raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
         body = await exchange.body()
         request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
-        if request.timeout_s:
-            exchange.shorten_deadline(request.timeout_s)
-        if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
+        exchange.shorten_deadline(request.timeout_s)
+        serving = self.gateway.serving(exchange, model)
+        if request.is_plain and model.is_relayed and serving == model.name:
             return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)
-        async with self.gateway.guard.admit(exchange, model):
-            response = await self.gateway.infer(exchange, model, message)
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            response = await self.gateway.infer(exchange, model, message, admission)
         return render(request, response)
 
     async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
         """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
-        async with self.gateway.guard.admit(exchange, model):
+        async with self.gateway.guard.admit(exchange, model) as admission:
             reply = await self.gateway.relay(exchange, request)
             if reply:
                 return reply
-            response = await self.gateway.infer(exchange, model, request.message())
+            response = await self.gateway.infer(exchange, model, request.message(), admission)
         return render(request, response)
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
-        model, version = self.gateway.named(exchange)
-        found = await self.gateway.pool.first.describe("ModelMetadata", model.name, version)
+        found = await self.gateway.described(exchange, "ModelMetadata")
         return json_reply(
             {
                 "name": found.name,
@@ -91,20 +90,19 @@ class V2Door:
     @needs("read", model="model")
     async def model_ready(self, exchange: Exchange) -> Reply:
         """Ready means that Triton says so and that the last golden probe was answered."""
-        model, version = self.gateway.named(exchange)
+        model, _ = self.gateway.named(exchange)
         fault = self.gateway.probes.get(model.name)
-        asked = ("ModelReady", model.name, version)
-        if fault or not (await self.gateway.pool.first.describe(*asked)).ready:
+        if fault or not (await self.gateway.described(exchange, "ModelReady")).ready:
             raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
         return Reply(200, b"")
 
     @needs("read")
     async def server(self, exchange: Exchange) -> Reply:
-        return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
+        return json_reply({"name": NAME, "version": "2", "extensions": EXTENSIONS})
 
     @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
-        return Reply(200, b"")
+        return json_reply({"live": True})  # KServe's client reads it
 
     @needs("read")
     async def ready(self, exchange: Exchange) -> Reply:
@@ -115,7 +113,7 @@ class V2Door:
         }
         if faults:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
-        return Reply(200, b"")
+        return json_reply({"ready": True})
 
 
 def _described(tensors: Any) -> list[dict[str, Any]]:

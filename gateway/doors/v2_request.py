@@ -19,6 +19,7 @@ from gateway.models.tensors import (
     check_size,
     message_of,
     pack,
+    set_parameter,
 )
 
 HEADER_LENGTH = b"inference-header-content-length"
@@ -194,21 +195,6 @@ def check_output(model: Model, name: str, asked: Container[str]) -> None:
 def refuse_shared_memory(parameters: Iterable[str]) -> None:
     if any(key.startswith(REFUSED_PREFIX) for key in parameters):
         raise Malformed("shared memory cannot be used through the gateway: send the data itself")
-
-
-def set_parameter(target: Any, key: str, value: Any) -> None:
-    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
-    kind = type(value)
-    if kind is bool:
-        target[key].bool_param = value
-    elif kind is int and -(2**63) <= value < 2**63:
-        target[key].int64_param = value
-    elif kind is float:
-        target[key].double_param = value
-    elif kind is str:
-        target[key].string_param = value
-    else:
-        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:

@@ -8,15 +8,14 @@ import time
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, NotFound
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.render import error_reply
+from gateway.http.render import CLIENT_LEFT, door_of, error_reply, status_of
 from gateway.limits.limiter import LimitReached
-from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
@@ -28,17 +27,10 @@ DOC_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 class Edge:
     """Gives each request an ``Exchange``, lets in who has a key, renders what goes wrong."""
 
-    def __init__(
-        self, app: Starlette, settings: Settings, gateway: Gateway, doors: Sequence[Route]
-    ) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: Starlette, gateway: Gateway, doors: Sequence[Route]) -> None:
+        self.app, self.doors = app, doors
         self.gateway, self.guard = gateway, gateway.guard
-        self.doors = doors
         self._matched: dict[tuple[str, str], _Matched] = {}  # by method and path
-
-    @property
-    def routes(self) -> list[BaseRoute]:
-        return self.app.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,29 +38,28 @@ class Edge:
             return
         if scope["type"] != "http":
             raise RuntimeError("the gateway speaks HTTP only")
-        limit, deadline = self.settings.body_limit_bytes, self.settings.deadline_s
-        access = self.guard.policy.current.access
-        exchange = Exchange(scope, receive, access, limit, deadline)
-        scope["exchange"] = exchange
+        scope["exchange"] = exchange = self.gateway.exchange(scope, receive)
         answer = _Answer(exchange, send)
         try:
             if not self._is_open(exchange.path):
                 await self.guard.identify(exchange)
             await self._route(scope, receive, answer)
         except ClientGone:
-            log.info("%s client left %s", exchange.request_id, exchange.path)
+            answer.status = CLIENT_LEFT
+            log.info("%s client left %r", exchange.request_id, exchange.path)
         except LimitReached as error:
             exchange.limit_headers = error.headers
             await answer.fail(error)
         except GatewayError as error:
             await answer.fail(error)
         except Exception:
-            log.exception("%s %s failed", exchange.request_id, exchange.path)
+            log.exception("%s %r failed", exchange.request_id, exchange.path)
             await answer.fail(Internal("the gateway failed: report the request id"))
         finally:
-            self.gateway.metrics.record(exchange, answer.status, self.gateway.catalogue)
-            if exchange.principal or answer.status == 401:
-                self.guard.record(exchange, answer.status)
+            status = answer.outcome()
+            self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
+            if exchange.principal or status == 401:
+                self.guard.record(exchange, status)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To a door at once, where one fits: the framework's layers between add nothing to it."""
@@ -95,7 +86,7 @@ class Edge:
         if path in OPEN_PATHS:
             return True
         # With tenants, what there is is nobody's business but theirs.
-        open_docs = self.settings.open_docs and not self.guard.policy.current.rules.tenants
+        open_docs = self.gateway.settings.open_docs and not self.guard.policy.current.rules.tenants
         return open_docs and path.startswith(DOC_PATHS)
 
 
@@ -106,7 +97,7 @@ class _Answer:
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
         self.exchange, self.send, self.begun = exchange, send, False
-        self.status = 499  # as nginx calls a client that left before its answer
+        self.status = CLIENT_LEFT
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -116,9 +107,15 @@ class _Answer:
 
     async def fail(self, error: GatewayError) -> None:
         if self.begun:
+            self.exchange.fault = error
             raise error  # too late for an answer: the server closes the connection
         exchange = self.exchange
         await error_reply(error, exchange.path, exchange.request_id).send(self)
+
+    def outcome(self) -> int:
+        """How it really ended: a stream that fails in the middle has said 200 long before."""
+        fault = self.exchange.fault
+        return status_of(fault, door_of(self.exchange.path)) if fault else self.status
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         exchange = self.exchange

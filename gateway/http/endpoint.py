@@ -11,19 +11,19 @@ A handler that declares nothing is not served: ``declared`` raises when the app 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway.addons import load
 from gateway.http.exchange import Exchange
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__tidegate_policy__"
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """``model`` is the path parameter that names the model; '' when the body does, or none is."""
 
     action: Literal["open", "read", "infer", "admin"]
@@ -83,9 +83,9 @@ class Reply:
         await send({"type": "http.response.body", "body": self.body})
 
 
-def json_reply(value: Any, status: int = 200) -> Reply:
+def json_reply(value: Any) -> Reply:
     """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
-    return Reply(status, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 Handler = Callable[[Exchange], Awaitable[Sendable]]
@@ -110,14 +110,14 @@ class Endpoint:
 
 
 class LateEndpoint:
-    """As ``Endpoint``, of a handler that is found (and its add-on imported) at the first call."""
+    """As ``Endpoint``, of an add-on's handler; the add-on is imported at the first call."""
 
-    def __init__(self, find: Callable[[], Handler]) -> None:
-        self._find = find
+    def __init__(self, gateway: Any, addon: str, handler: str) -> None:
+        self._gateway, self._addon, self._handler = gateway, addon, handler
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self._find())
+        return Endpoint(getattr(load(self._addon)(self._gateway), self._handler))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.endpoint(scope, receive, send)

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import TypeVar
 
-from gateway.errors import Forbidden, NotFound
+from gateway.errors import Forbidden, no_model
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
 from gateway.policy.gateway_toml import Role, Rules
@@ -46,7 +46,7 @@ class Access:
             what = f" with {model!r}" if model else ""
             raise Forbidden(f"you may not {action}{what}: ask for a role or scope that allows it")
         # Word for word what the catalogue says of a model that does not exist.
-        raise NotFound(f"there is no model {model[:64]!r}: see GET /v1/models for those there are")
+        raise no_model(model)
 
     def limits(self, principal: Principal, model: str) -> tuple[Limit, ...]:
         """The limits of gateway.toml that count a request of this caller for this model."""
@@ -61,12 +61,12 @@ class Access:
         if action not in grant.scopes:
             return False
         found = (self._rules.role(name) for name in grant.roles)
-        roles = [role for role in found if role and _has(role, action)]
+        roles = [role for role in found if role and action in role.actions]
         return any(self._reaches(role, grant, model) for role in roles)
 
     def _reaches(self, role: Role, grant: Grant, model: str) -> bool:
         bounds = [tuple(role.models), grant.models]
-        if not _has(role, "admin"):
+        if "admin" not in role.actions:
             bounds.append(self._tenant_models(grant.tenant))
         return all(_matches(globs, model) for globs in bounds)
 
@@ -88,10 +88,6 @@ def _remember(known: dict[K, V], key: K, value: V, model: str) -> None:
 def _counts(limit: Limit, principal: str, tenant: str, model: str) -> bool:
     wanted = ((limit.principals, principal), (limit.tenants, tenant), (limit.models, model))
     return all(_matches(tuple(globs), name) for globs, name in wanted)
-
-
-def _has(role: Role, action: str) -> bool:
-    return action in role.actions
 
 
 def _matches(globs: tuple[str, ...], model: str) -> bool:

@@ -13,7 +13,7 @@ FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours stands before it
 
 
 async def test_every_route_declares_its_policy():
-    routes = create_app(Settings()).routes
+    routes = create_app(Settings()).app.routes
     assert undeclared(routes, {**PAGES, **FRAMEWORKS_OWN}) == []
     assert len([route for route in routes if route.path.startswith(("/v1", "/v2"))]) >= 12
 

@@ -9,30 +9,18 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gateway.addons.openai_text.template import CHATML, MARKERS, compiled
+from gateway.doors.token_inputs import VOCABULARY
 from gateway.models.face import FaceError
 
 Tensors = Mapping[str, Any]  # by name, as ``gateway.models.catalogue`` has them
 ROUTES = ("chat", "completions")
 # BOOL inputs that are set where the model has them: pieces as they come, no prompt in the answer,
 # and what OpenAI's clients are told at the end.
-FLAGS = {
-    "stream": True,
-    "exclude_input_in_output": True,
-    "return_finish_reason": True,
-    "return_num_input_tokens": True,
-    "return_num_output_tokens": True,
-}
-TAKES = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "stop",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-    }
-)
+_STREAMED = ("stream", "exclude_input_in_output", "return_finish_reason")
+_COUNTED = ("return_num_input_tokens", "return_num_output_tokens")
+FLAGS = dict.fromkeys((*_STREAMED, *_COUNTED), True)
+_PENALTIES = ("presence_penalty", "frequency_penalty")
+TAKES = frozenset(("temperature", "top_p", "max_tokens", "stop", "seed", *_PENALTIES))
 
 
 @dataclass(frozen=True)
@@ -42,6 +30,7 @@ class Binding:
     prompt: str = "text_input"  # the text to go on from
     messages: str = ""  # instead of ``prompt``: the conversation as JSON
     tokens: str = ""  # instead of ``prompt``, if sent: token ids of the model's own vocabulary
+    vocabulary: str = VOCABULARY  # of other token ids, which are sent as text; '': refused
     sampling: str = "sampling_parameters"  # JSON of those in ``takes``
     text: str = "text_output"
     finish_reason: str = "finish_reason"
