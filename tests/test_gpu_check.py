@@ -33,7 +33,7 @@ def test_it_serves_compares_and_measures_and_says_on_what(stack, tmp_path):
     found = json.loads(report.read_text())
     assert found["passed"] and found["error"] == ""
     assert found["cpu_only"] and found["runs_on"] == "onnxruntime on the CPU"
-    assert found["versions"]["tritonserver"] == "2.51.0" and found["hardware"]["cores"] >= 1
+    assert found["versions"]["tritonserver"].count(".") == 2 and found["hardware"]["cores"] >= 1
     assert [each["served_as"] for each in found["engines"]] == [
         "text_embedding_fp32",
         "text_embedding_fp16",
