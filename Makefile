@@ -62,7 +62,7 @@ clients: $(VENV)/.load .venv-clients/.installed ## Run KServe's client and perf_
 	  $(BIN)/python -m loadtests.clients $(ARGS)
 
 clean: ## Remove the environment and everything built (not your models)
-	rm -rf $(VENV) .tidegate .model_repository.staging build *.egg-info
+	rm -rf $(VENV) .typings .tidegate .model_repository.staging build *.egg-info
 
 .venv-bench/%/.installed:
 	@echo "installing the peer $* (once) ..."
@@ -100,4 +100,5 @@ $(VENV)/.load: $(VENV)/.up
 $(VENV)/.dev: $(VENV)/.load
 	@echo "installing the test packages ..."
 	@$(PIP) -e '.[gateway,openai-tokens,convert,server,load,dev]'
+	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $@

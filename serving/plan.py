@@ -28,12 +28,14 @@ Taken = Callable[[str], int]
 @dataclass(frozen=True)
 class Placed:
     """One version folder of a plan. ``source`` is where it lies staged; None: it is published
-    already. ``config`` is the model's own config, its version policy left out."""
+    already. ``config`` is the model's own config, its version policy left out; ``staged`` the
+    model's folder in the staging area."""
 
     model: str
     version: int
     config: ModelConfig
     source: Path | None
+    staged: Path
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) ->
     staged = content(source)
     for version in reversed(version_folders(repository / name)):
         if content(repository / name / str(version)) == staged:
-            return Placed(name, version, own, None)
-    return Placed(name, next_version(repository, name, taken), own, source)
+            return Placed(name, version, own, None, source.parent)
+    return Placed(name, next_version(repository, name, taken), own, source, source.parent)
 
 
 def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
@@ -120,8 +122,8 @@ def _place_public(source: Path, config: ModelConfig, repository: Path, taken: Ta
     if active:
         now = with_versions(read_config(repository, name), ())
         if now == config and content(repository / name / str(active)) == content(source):
-            return Placed(name, active, config, None)
-    return Placed(name, next_version(repository, name, taken), config, source)
+            return Placed(name, active, config, None, source.parent)
+    return Placed(name, next_version(repository, name, taken), config, source, source.parent)
 
 
 def _proof_in_short(path: Path) -> str:

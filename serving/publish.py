@@ -29,6 +29,7 @@ from serving.replica import newest_of
 from serving.repository import active_members, active_version, read_config
 from serving.steps import Step
 from serving.target import Target
+from serving.variants import place_variants
 
 
 def publish(
@@ -118,7 +119,9 @@ def _install(planned: Plan, target: Target) -> None:
     target.tell(Step.INSTALLED, planned.public.model)
     for each in planned.members:
         listed = _listed(target.repository, each)
-        _place_config(target.repository, each.model, with_versions(each.config, listed))
+        config = with_versions(each.config, listed)
+        _place_config(target.repository, each.model, config)
+        place_variants(target.repository, config, each.staged)
     target.tell(Step.LISTED, planned.public.model)
 
 
