@@ -14,6 +14,7 @@ from serving.preflight import require_disk
 from serving.publish import publish
 from serving.repository import active_members, active_version, top_models
 from serving.target import Target
+from serving.variants import TUNED, VARIANTS_FOLDER, variant_files
 
 
 def bring(folder: Path, target: Target, name: str = "", accepted: str = "") -> tuple[str, int]:
@@ -81,4 +82,9 @@ def _require_members(folder: Path, folders: dict[str, int]) -> None:
 def _copy(source: Path, target: Path, version: int) -> None:
     target.mkdir()
     shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
+    # But for ``tuned``, which was measured on another machine.
+    variants = [path for path in variant_files(source) if path.stem != TUNED]
+    for path in variants:
+        (target / VARIANTS_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(path, target / VARIANTS_FOLDER / path.name)
     shutil.copytree(source / str(version), target / str(version))

@@ -10,7 +10,8 @@ from modelspec.pbtxt import render
 NEWEST = -1
 # How fast a model answers, not what: an old version may run with the new values of these.
 KNOB_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
-KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count")
+TUNED_PARAMETER = "tidegate.tuned"  # where the knobs were measured: serving/tuning
+KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", TUNED_PARAMETER)
 
 
 def is_ensemble(config: ModelConfig) -> bool:
