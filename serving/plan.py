@@ -18,6 +18,7 @@ from serving.files import hashes
 from serving.manifest import CACHE_FOLDER, MANIFEST_FILE, PROOF_FILE
 from serving.pins import meaning, pins, repinned, with_versions
 from serving.repository import active_version, is_published, read_config
+from serving.tuning.committed import carried
 from serving.variants import read_variants
 
 CONFIG_COPY = "config.pbtxt"
@@ -98,6 +99,8 @@ def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) ->
     own.CopyFrom(config)
     own.name = name
     own.ClearField("version_policy")
+    if is_published(repository, name):
+        own = carried(read_config(repository, name), own)
     staged, variants = content(source), read_variants(source.parent)
     for version in reversed(version_folders(repository / name)):
         if content(repository / name / str(version)) == staged:

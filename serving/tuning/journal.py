@@ -43,16 +43,18 @@ def engine_files(repository: Path, versions: Mapping[str, int]) -> str:
 
 
 def context(
-    stand: Stand, repository: Path, requests: Sequence[bytes], connections: int
+    stand: Stand, repository: Path, requests: Sequence[bytes], load: tuple[int, float]
 ) -> dict[str, Any]:
-    """What a figure depends on beside the setting."""
+    """What a figure depends on beside the setting. ``load`` is the connections and the seconds of
+    a pass: what a short budget found in short passes is no answer for a long one."""
     return {
         "pipeline": stand.name,
         "files": engine_files(repository, stand.versions),
         "default": setting_of(stand.configs).as_dict(),
         "machine": machine(),
         "tools": tools(),
-        "connections": connections,
+        "connections": load[0],
+        "pass_s": load[1],
         "samples": hashlib.sha256(b"".join(requests)).hexdigest(),
     }
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serving.pins import is_ensemble, pins
+from serving.pins import BUCKETS_PARAMETER, is_ensemble, pins
 
-THREADS_PARAMETER, BUCKETS_PARAMETER = "intra_op_thread_count", "buckets"
+THREADS_PARAMETER = "intra_op_thread_count"
 ENGINE_BACKEND = "onnxruntime"
 Configs = Mapping[str, ModelConfig]
 
