@@ -71,9 +71,9 @@ class Stack:
         self._convert_missing()
         self._make_dev_key()
         repository = options.places.repository
-        name = config_name(repository, options.config, self._say)
+        chosen = config_name(repository, options.config, self._say)
         self._server = TritonServer(
-            LaunchOptions(repository, options.places.state, options.triton, config_name=name)
+            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen)
         )
         self._say("starting Triton ...")
         self._server.start()

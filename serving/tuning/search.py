@@ -5,16 +5,34 @@ Coordinate descent from the default: the best value of one knob, then of the nex
 until a round changes nothing. Each figure is a ratio to the default, measured beside it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.tuning.setting import Setting
 from serving.tuning.space import Space
 
-# A smaller gain is noise: two passes of one setting differ by as much on a busy machine.
+# A smaller gain is not worth a setting of its own.
 WORTH = 1.02
 ROUNDS = 3
-Ratios = Mapping[Setting, float | None]  # None: measured, and not to be used
+
+
+@dataclass(frozen=True)
+class Score:
+    """Throughput by the default's, and the standard error of its logarithm (0.03: three per cent),
+    as the pairs of passes differed."""
+
+    ratio: float
+    error: float = 0.0
+
+    def beats(self, other: "Score") -> bool:
+        """Whether the gain is worth it and above what the noise of the two would make."""
+        noise = math.hypot(self.error, other.error)
+        return math.log(self.ratio / other.ratio) > max(math.log(WORTH), noise)
+
+
+DEFAULT = Score(1.0)
+Scores = Mapping[Setting, Score | None]  # None: measured, and not to be used
 
 
 @dataclass(frozen=True)
@@ -41,37 +59,38 @@ class Standing:
     round: int = 1
 
 
-def standing(space: Space, ratios: Ratios) -> Standing:
+def standing(space: Space, scores: Scores) -> Standing:
     """The search replayed over all that was measured."""
-    best, ratio = space.default, 1.0
+    best, score = space.default, DEFAULT
     moves: list[Move] = []
     for number in range(1, ROUNDS + 1):
         before = best
         for knob in space.moves(best):
             others = space.moves(best).get(knob, [])
-            missing = next((each for each in others if each not in ratios), None)
+            missing = next((each for each in others if each not in scores), None)
             if missing:
-                return Standing(best, ratio, tuple(moves), missing, knob, number)
-            leader, found = _leader(others, ratios)
-            if leader and found > ratio * WORTH:
-                moves.append(Move(knob, best, leader, ratio, found))
-                best, ratio = leader, found
+                return Standing(best, score.ratio, tuple(moves), missing, knob, number)
+            leader, found = _leader(others, scores)
+            if leader and found.beats(score):
+                moves.append(Move(knob, best, leader, score.ratio, found.ratio))
+                best, score = leader, found
         if best == before:
             break
-    return Standing(best, ratio, tuple(moves), None, round=number)
+    return Standing(best, score.ratio, tuple(moves), None, round=number)
 
 
-def finalists(ratios: Ratios, count: int) -> list[Setting]:
-    """The best settings, to be measured once more: the best of many noisy figures flatters."""
-    good = [(ratio, setting) for setting, ratio in ratios.items() if ratio and ratio > WORTH]
-    good.sort(key=lambda each: (-each[0], each[1].key))
+def finalists(best: Setting, scores: Scores, count: int) -> list[Setting]:
+    """Where the search stands, and the best others, to be measured once more: the best of many
+    noisy figures flatters."""
+    good = [(score.ratio, s) for s, score in scores.items() if score and score.ratio > WORTH]
+    good.sort(key=lambda each: (each[1] != best, -each[0], each[1].key))
     return [setting for _, setting in good[:count]]
 
 
-def _leader(others: list[Setting], ratios: Ratios) -> tuple[Setting | None, float]:
-    best, found = None, 0.0
+def _leader(others: list[Setting], scores: Scores) -> tuple[Setting | None, Score]:
+    best, found = None, Score(0.0)
     for each in others:
-        ratio = ratios[each]
-        if ratio and ratio > found:
-            best, found = each, ratio
+        score = scores[each]
+        if score and score.ratio > found.ratio:
+            best, found = each, score
     return best, found

@@ -10,6 +10,7 @@ from serving.errors import ServingError
 from serving.tuning import closed_loop
 from serving.tuning.closed_loop import Figures, Load, Pass
 from serving.tuning.questions import Answer, Questions, difference
+from serving.tuning.search import Score
 from serving.tuning.setting import Setting
 from serving.tuning.stand import Stand
 
@@ -20,21 +21,24 @@ MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a setting. ``ratio`` is its throughput by the default's, both measured in turns;
-    ``reason`` says why a setting that was refused (wrong answers) or failed has no figures."""
+    """What came of a setting. ``ratio`` is its throughput by the default's, both measured in turns,
+    and ``error`` the standard error of its logarithm over the pairs of passes; ``reason`` says why
+    a setting that was refused (wrong answers) or failed has no figures.
+    """
 
     setting: Setting
     status: str
     reason: str = ""
     ratio: float = 0.0
+    error: float = 0.0
     default: Figures | None = None
     tuned: Figures | None = None
 
-    def usable_ratio(self, p99_ms: float | None) -> float | None:
+    def score(self, p99_ms: float | None) -> Score | None:
         """The ratio if the setting may be used under this bound, else None."""
-        if self.tuned is None or self.default is None:
+        if self.tuned is None or self.tuned.p99_ms > self.bound_ms(p99_ms):
             return None
-        return self.ratio if self.tuned.p99_ms <= self.bound_ms(p99_ms) else None
+        return Score(self.ratio, self.error)
 
     def bound_ms(self, p99_ms: float | None) -> float:
         return p99_ms or P99_SLACK * (self.default.p99_ms if self.default else 0.0)
@@ -102,11 +106,13 @@ def _judged(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Trial:
             "the pipeline as it is fails under this load, so there is nothing to compare with: "
             f"{broken.first_error or 'no answer within a pass'}; try fewer --connections"
         )
-    ratios = [mine.rps / theirs.rps for mine, theirs in zip(tuned, default, strict=True)]
+    pairs = zip(tuned, default, strict=True)
+    logs = np.log([mine.rps / theirs.rps for mine, theirs in pairs])
     return Trial(
         setting,
         MEASURED,
-        ratio=round(float(np.exp(np.mean(np.log(ratios)))), 4),
+        ratio=round(float(np.exp(np.mean(logs))), 4),
+        error=round(float(np.std(logs, ddof=1) / np.sqrt(len(logs))), 4),
         default=closed_loop.together(default),
         tuned=closed_loop.together(tuned),
     )

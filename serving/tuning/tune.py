@@ -11,16 +11,16 @@ from serving.pins import is_ensemble
 from serving.repository import is_published, read_config
 from serving.tuning import questions as asking
 from serving.tuning.journal import TrialLog, context
-from serving.tuning.search import Standing, finalists, standing
-from serving.tuning.setting import roles, setting_of
+from serving.tuning.search import DEFAULT, Score, Standing, finalists, standing
+from serving.tuning.setting import Setting, roles, setting_of
 from serving.tuning.space import Space
 from serving.tuning.stand import Stand
 from serving.tuning.trial import Bench, Trial
 
 Say = Callable[[str], None]
-SHORTEST_PASS_S, LONGEST_PASS_S = 0.25, 2.5
-PASSES_IN_BUDGET = 240
-TRIAL_PAIRS, FINAL_PAIRS = 2, (2, 8)
+SHORTEST_PASS_S, LONGEST_PASS_S = 0.25, 2.0
+PASSES_IN_BUDGET = 300
+TRIAL_PAIRS, FINAL_PAIRS = 3, (3, 12)
 FINALISTS = 2
 # The part of the budget that is kept for measuring the best again.
 FINAL_SHARE = 0.25
@@ -108,8 +108,9 @@ class _Search:
         if known:
             self._say(f"{self._job.name}: {len(known)} trials are known from before")
         standing_now = self._explore()
-        finals = self._finals()
-        usable = [each for each in finals if (each.usable_ratio(self._job.p99_ms) or 0) > 1]
+        finals = self._finals(standing_now)
+        scores = {each.setting: each.score(self._job.p99_ms) for each in finals}
+        usable = [each for each in finals if (s := scores[each.setting]) and s.beats(DEFAULT)]
         return Result(
             name=self._job.name,
             context=self._context,
@@ -133,7 +134,7 @@ class _Search:
         """Trials until the search or its part of the budget is over."""
         until = self._started + self._job.budget_s * (1 - FINAL_SHARE)
         while True:
-            now = standing(self._space, self._ratios())
+            now = standing(self._space, self._scores())
             begun = time.monotonic()
             if now.next is None or begun + self._longest_s > until:
                 return now
@@ -142,9 +143,9 @@ class _Search:
             self._longest_s = max(self._longest_s, time.monotonic() - begun)
             self._say(self._line(trial, now))
 
-    def _finals(self) -> list[Trial]:
+    def _finals(self, reached: Standing) -> list[Trial]:
         """The best settings again, against the default in more pairs of passes."""
-        chosen = finalists(self._ratios(), FINALISTS)
+        chosen = finalists(reached.best, self._scores(), FINALISTS)
         left_s = self._job.budget_s - (time.monotonic() - self._started)
         # Loading takes as long as it took in a trial; the rest is passes.
         for_passes_s = left_s / max(1, len(chosen)) - self._longest_s
@@ -157,14 +158,13 @@ class _Search:
             self._say(f"final {place} of {len(chosen)}: {what}: {said(trial)}")
         return found
 
-    def _ratios(self) -> dict[Any, float | None]:
-        p99_ms = self._job.p99_ms
-        return {each.setting: each.usable_ratio(p99_ms) for each in self._log.trials()}
+    def _scores(self) -> dict[Setting, Score | None]:
+        return {each.setting: each.score(self._job.p99_ms) for each in self._log.trials()}
 
     def _line(self, trial: Trial, now: Standing) -> str:
         elapsed = time.monotonic() - self._started
         left = max(0.0, self._job.budget_s - elapsed)
-        late = trial.tuned and trial.usable_ratio(self._job.p99_ms) is None
+        late = trial.tuned and trial.score(self._job.p99_ms) is None
         over = f" (over {trial.bound_ms(self._job.p99_ms):.0f} ms)" if late else ""
         return (
             f"{now.knob}: {trial.setting.changes(now.best)}: {said(trial)}{over}; "
