@@ -144,9 +144,8 @@ def _appear(repository: Path, each: Placed) -> None:
 def _place_variants(planned: Plan, repository: Path) -> None:
     """The configs that were staged beside the main ones, in step with what is published now."""
     for each in (*planned.members, planned.public):
-        if not (repository / each.model / CONFIG_FILE).is_file():
-            continue  # a pipeline's first publication: its config comes with the pin
-        main = read_config(repository, each.model)
+        is_there = (repository / each.model / CONFIG_FILE).is_file()
+        main = read_config(repository, each.model) if is_there else each.config
         for name, variant in each.variants.items():
             place_variant(repository, each.model, name, followed(main, variant))
 

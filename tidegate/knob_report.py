@@ -46,6 +46,8 @@ def _table(result: "Result", winner: "Trial") -> Iterator[str]:
         f"  {winner.ratio:.2f}x the default at {connections} connections, in turns with it; bound: "
         f"p99 <= {bound:.0f} ms ({whose})"
     )
+    if result.control and result.control.tuned:
+        yield f"  the default against a copy of itself, the same way: {result.control.ratio:.2f}x"
     cores = winner.tuned.generator_cores if winner.tuned else 0.0
     yield f"  the load generator took {cores:.2f} of {machine['cores']} cores ({machine['cpu']})"
     if cores > GENERATOR_SHARE * machine["cores"]:

@@ -60,6 +60,7 @@ class KnobReport:
                 for move in result.search.moves
             ],
             "finals": [trial.as_dict() for trial in result.finals],
+            "control": result.control.as_dict() if result.control else None,
             "measurement": measurement(result, winner) if winner else None,
             "written": list(self.written),
             "committed": list(self.committed),

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from serving.files import hashes
+from serving.plan import content
 from serving.tuning.setting import setting_of
 from serving.tuning.stand import Stand
 from serving.tuning.trial import Trial
@@ -35,9 +35,7 @@ def engine_files(repository: Path, versions: Mapping[str, int]) -> str:
     found = {
         f"{model}/{path}": digest
         for model, number in sorted(versions.items())
-        for path, digest in hashes(repository / model / str(number)).items()
-        # A pipeline's own folder holds its manifest, and no model.
-        if path.endswith((".onnx", ".plan", ".py", "tokenizer.json"))
+        for path, digest in content(repository / model / str(number)).items()
     }
     return _sha256(found)
 

@@ -60,7 +60,8 @@ class Standing:
 
 
 def standing(space: Space, scores: Scores) -> Standing:
-    """The search replayed over all that was measured."""
+    """The search replayed over all that was measured. The default needs no trial: it is 1."""
+    scores = {**scores, space.default: DEFAULT}
     best, score = space.default, DEFAULT
     moves: list[Move] = []
     for number in range(1, ROUNDS + 1):

@@ -52,13 +52,16 @@ class Job:
 @dataclass(frozen=True)
 class Result:
     """``winner`` is the final measurement of the best setting; None when none beat the default
-    within the bound. ``trials`` are all of this context, older runs' too."""
+    within the bound. ``control`` is the default measured against a copy of itself: how far its
+    ratio is from 1 is noise; None where there was no final. ``trials`` are all of this context,
+    older runs' too."""
 
     name: str
     context: Mapping[str, Any]
     trials: Sequence[Trial]
     search: Standing
     finals: Sequence[Trial]
+    control: Trial | None
     winner: Trial | None
     p99_ms: float | None
     is_complete: bool
@@ -117,6 +120,7 @@ class _Search:
             trials=self._log.trials(),
             search=standing_now,
             finals=finals,
+            control=self._bench.run(self._space.default, TRIAL_PAIRS) if finals else None,
             winner=max(usable, key=lambda each: each.ratio, default=None),
             p99_ms=self._job.p99_ms,
             is_complete=standing_now.next is None,
@@ -146,7 +150,7 @@ class _Search:
     def _finals(self, reached: Standing) -> list[Trial]:
         """The best settings again, against the default in more pairs of passes."""
         chosen = finalists(reached.best, self._scores(), FINALISTS)
-        left_s = self._job.budget_s - (time.monotonic() - self._started)
+        left_s = self._job.budget_s - (time.monotonic() - self._started) - self._longest_s
         # Loading takes as long as it took in a trial; the rest is passes.
         for_passes_s = left_s / max(1, len(chosen)) - self._longest_s
         pairs = min(FINAL_PAIRS[1], max(FINAL_PAIRS[0], int(for_passes_s / 2 / self._job.pass_s)))

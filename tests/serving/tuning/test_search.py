@@ -49,7 +49,7 @@ def search(space, value, limit=200):
         now = standing(space, scores)
         if now.next is None:
             return now, scores
-        assert now.next not in scores
+        assert now.next not in scores and now.next != space.default
         scores[now.next] = value(now.next)
     raise AssertionError("the search does not end")
 
