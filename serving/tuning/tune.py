@@ -75,8 +75,12 @@ def tune(job: Job, say: Say) -> Result:
     started = time.monotonic()
     require_pipeline(job.repository, job.name)
     say(f"{job.name}: starting a scratch Triton")
-    with Stand(job.repository, job.name, job.work_dir) as stand:
-        return _Search(job, stand, say, started).run()
+    try:
+        with Stand(job.repository, job.name, job.work_dir) as stand:
+            return _Search(job, stand, say, started).run()
+    except KeyboardInterrupt:
+        say(f"{job.name}: stopped; the trials that were finished are kept: run it again to go on")
+        raise
 
 
 def require_pipeline(repository: Path, name: str) -> None:
