@@ -28,6 +28,9 @@ def _found(result: "Result") -> Iterator[str]:
     failed = [trial for trial in result.trials if trial.tuned is None]
     for trial in failed:
         yield f"  {trial.status}: {trial.setting.key}: {trial.reason}"
+    if not (result.finals or result.is_complete):
+        yield "  the budget ended before anything could be said: nothing was changed"
+        return
     if result.winner is None:
         yield "  no setting is faster than the default within the bound: the default stays"
         return

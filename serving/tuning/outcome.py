@@ -51,6 +51,8 @@ def write_tuned(target: Target, result: Result) -> list[str]:
     """Write the winner's configs, and take away what an earlier search left; the paths written, by
     the repository. ServingError when something was published while it was measured."""
     repository = target.repository
+    if not (result.finals or result.is_complete):
+        return []  # the budget ended before anything could be said
     with publishing(repository, f"tune {result.name}"):
         settle_all(target)
         configs = _current(repository, result)

@@ -124,7 +124,7 @@ class _Search:
             trials=self._log.trials(),
             search=standing_now,
             finals=finals,
-            control=self._bench.run(self._space.default, TRIAL_PAIRS) if finals else None,
+            control=self._control() if finals else None,
             winner=max(usable, key=lambda each: each.ratio, default=None),
             p99_ms=self._job.p99_ms,
             is_complete=standing_now.next is None,
@@ -154,7 +154,7 @@ class _Search:
     def _finals(self, reached: Standing) -> list[Trial]:
         """The best settings again, against the default in more pairs of passes."""
         chosen = finalists(reached.best, self._scores(), FINALISTS)
-        left_s = self._job.budget_s - (time.monotonic() - self._started) - self._longest_s
+        left_s = self._left_s() - self._longest_s  # the control's
         # Loading takes as long as it took in a trial; the rest is passes.
         for_passes_s = left_s / max(1, len(chosen)) - self._longest_s
         pairs = min(FINAL_PAIRS[1], max(FINAL_PAIRS[0], int(for_passes_s / 2 / self._job.pass_s)))
@@ -166,12 +166,20 @@ class _Search:
             self._say(f"final {place} of {len(chosen)}: {what}: {said(trial)}")
         return found
 
+    def _control(self) -> Trial | None:
+        """The default against a copy of itself, if there is time for it."""
+        if self._left_s() < self._longest_s:
+            return None
+        return self._bench.run(self._space.default, TRIAL_PAIRS)
+
+    def _left_s(self) -> float:
+        return self._job.budget_s - (time.monotonic() - self._started)
+
     def _scores(self) -> dict[Setting, Score | None]:
         return {each.setting: each.score(self._job.p99_ms) for each in self._log.trials()}
 
     def _line(self, trial: Trial, now: Standing) -> str:
-        elapsed = time.monotonic() - self._started
-        left = max(0.0, self._job.budget_s - elapsed)
+        left = max(0.0, self._left_s())
         late = trial.tuned and trial.score(self._job.p99_ms) is None
         over = f" (over {trial.bound_ms(self._job.p99_ms):.0f} ms)" if late else ""
         return (
