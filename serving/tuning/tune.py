@@ -10,6 +10,7 @@ from serving.errors import ServingError
 from serving.pins import is_ensemble
 from serving.repository import is_published, read_config
 from serving.tuning import questions as asking
+from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context
 from serving.tuning.search import DEFAULT, Score, Standing, finalists, standing
 from serving.tuning.setting import Setting, roles, setting_of
@@ -157,7 +158,8 @@ class _Search:
         left_s = self._left_s() - self._longest_s  # the control's
         # Loading takes as long as it took in a trial; the rest is passes.
         for_passes_s = left_s / max(1, len(chosen)) - self._longest_s
-        pairs = min(FINAL_PAIRS[1], max(FINAL_PAIRS[0], int(for_passes_s / 2 / self._job.pass_s)))
+        fit = int(for_passes_s / (2 * (1 + LEAD_IN) * self._job.pass_s))
+        pairs = min(FINAL_PAIRS[1], max(FINAL_PAIRS[0], fit))
         found = []
         for place, setting in enumerate(chosen, 1):
             trial = self._bench.run(setting, pairs)
