@@ -8,12 +8,13 @@ import psutil
 import pytest
 
 from modelspec.layout import staging_folder
-from serving.errors import ServingError
+from serving.errors import PublishFailed, ServingError
 from serving.launch import LaunchOptions, TritonServer
 from serving.leftovers import FOLDER
 from serving.pins import TUNED_PARAMETER
 from serving.ports import Ports, free_ports
 from serving.publish import publish
+from serving.replica import Replica
 from serving.repository import read_config
 from serving.target import Target
 from serving.tuning.outcome import commit, is_of_another_engine, tuned_measurement, write_tuned
@@ -22,6 +23,7 @@ from serving.tuning.trial import FAILED, MEASURED, REFUSED, Trial
 from serving.tuning.tune import Job, tune
 from serving.variants import TUNED, read_variants
 from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_server import online
 
 # Of 4 instances none starts, and a single one answers 77.
 MOODY = (
@@ -41,13 +43,22 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, patched):
     """The search, cut off after its first trial as by Ctrl-C, and run again."""
     home = tmp_path_factory.mktemp("tuned")
     repository = home / "model_repository"
     publish(stage(repository, 1, initialize=MOODY), repository, MODELS)
-    job = Job(repository, home / ".tidegate", NAME, BODIES, 25, p99_ms=10_000, connections=4)
+    job = Job(repository, home / ".tidegate", NAME, BODIES, 90, p99_ms=10_000, connections=4)
     said = []
+    # Enough for every trial on a slow machine, and fewer passes: the figures are not looked at.
+    for limit, value in (("TRIAL_PAIRS", 2), ("FINAL_PAIRS", (2, 2)), ("FINALISTS", 1)):
+        patched.setattr(f"serving.tuning.tune.{limit}", value)
 
     def interrupt(text):
         said.append(text)
@@ -107,7 +118,7 @@ def written(searched):
     trial = next(t for t in searched.result.trials if t.status == MEASURED)
     setting = dataclasses.replace(trial.setting, max_batch=4, instances=3)
     winner = dataclasses.replace(trial, setting=setting, ratio=1.5)
-    result = dataclasses.replace(searched.result, winner=winner)
+    result = dataclasses.replace(searched.result, winner=winner, finals=[winner])
     repository = searched.job.repository
     paths = write_tuned(Target(repository), result)
     assert sorted(paths) == [f"{model}/configs/tuned.pbtxt" for model in sorted(MODELS)]
@@ -136,16 +147,32 @@ def written_from(searched):
     return {model: read_config(searched.job.repository, model) for model in MODELS}
 
 
-def test_the_knobs_are_committed_without_the_batch_size(searched, written):
+def test_the_knobs_are_committed_without_the_batch_size(searched, written, monkeypatch):
+    """A running server follows; when it does not answer as it should, all is as it was."""
     repository = searched.job.repository
     before = written_from(searched)
-    assert commit(Target(repository), written) == ["mood_onnx"]
+    options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
+    with TritonServer(options) as server:
+        server.control.load(NAME)
+        with online(server) as target:
+            with monkeypatch.context() as patched:
+                patched.setattr(Replica, "require_golden", _wrong)
+                with pytest.raises(PublishFailed, match="wrongly"):
+                    commit(target, written)
+            assert written_from(searched) == before
+            assert server.control.config("mood_onnx").instance_group[0].count == 2
+            assert commit(target, written) == ["mood_onnx"]
+        assert server.control.config("mood_onnx").instance_group[0].count == 3
     now = written_from(searched)
     assert now["mood_onnx"].instance_group[0].count == 3
     assert {each.max_batch_size for each in now.values()} == {8}
     assert {m: now[m] for m in ("mood_pre", NAME)} == {m: before[m] for m in ("mood_pre", NAME)}
     publish(stage(repository, 1, initialize=f"{MOODY}; 1"), repository, MODELS)
     assert read_config(repository, "mood_onnx").instance_group[0].count == 3
+
+
+def _wrong(replica, model, config):
+    raise PublishFailed(f"{model} answers its golden sample wrongly")
 
 
 def test_it_says_when_another_engine_serves_than_was_measured(searched, written):
