@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from serving.tuning.setting import Setting
+
 if TYPE_CHECKING:
     from serving.tuning.closed_loop import Figures
     from serving.tuning.trial import Trial
@@ -25,6 +27,15 @@ def _found(result: "Result") -> Iterator[str]:
     for move in result.search.moves:
         what = move.after.changes(move.before)
         yield f"  {move.knob}: {what}: {move.ratio_before:.2f}x -> {move.ratio_after:.2f}x"
+    if result.finals:
+        yield "  once more, each against the default:"
+    for trial in result.finals:
+        late = "" if trial.score(result.p99_ms) else ", over the bound"
+        default = Setting.from_dict(result.context["default"])
+        yield (
+            f"    {trial.setting.changes(default)}: {trial.ratio:.2f}x "
+            f"(+-{100 * trial.error:.0f} %){late}"
+        )
     failed = [trial for trial in result.trials if trial.tuned is None]
     for trial in failed:
         yield f"  {trial.status}: {trial.setting.key}: {trial.reason}"

@@ -6,7 +6,7 @@ until a round changes nothing. Each figure is a ratio to the default, measured b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.tuning.setting import Setting
@@ -80,12 +80,20 @@ def standing(space: Space, scores: Scores) -> Standing:
     return Standing(best, score.ratio, tuple(moves), None, round=number)
 
 
-def finalists(best: Setting, scores: Scores, count: int) -> list[Setting]:
-    """Where the search stands, and the best others, to be measured once more: the best of many
-    noisy figures flatters."""
-    good = [(score.ratio, s) for s, score in scores.items() if score and score.ratio > WORTH]
-    good.sort(key=lambda each: (each[1] != best, -each[0], each[1].key))
-    return [setting for _, setting in good[:count]]
+def finalists(reached: Standing, count: int) -> list[Setting]:
+    """The last ``count`` settings on the way to the best, the one with fewest knobs turned first:
+    they are measured once more, since the best of many noisy figures flatters."""
+    return [move.after for move in reached.moves[-count:]]
+
+
+def winner(finals: Sequence[tuple[Setting, Score | None]]) -> Setting | None:
+    """The setting to keep: a knob more is kept only if it still brings more than noise; None when
+    not even the first beats the default."""
+    best, score = None, DEFAULT
+    for setting, found in finals:
+        if found and found.beats(score):
+            best, score = setting, found
+    return best
 
 
 def _leader(others: list[Setting], scores: Scores) -> tuple[Setting | None, Score]:

@@ -12,7 +12,7 @@ from serving.repository import is_published, read_config
 from serving.tuning import questions as asking
 from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context
-from serving.tuning.search import DEFAULT, Score, Standing, finalists, standing
+from serving.tuning.search import Score, Standing, finalists, standing, winner
 from serving.tuning.setting import Setting, roles, setting_of
 from serving.tuning.space import Space
 from serving.tuning.stand import Stand
@@ -23,9 +23,9 @@ Say = Callable[[str], None]
 SHORTEST_PASS_S, LONGEST_PASS_S = 0.25, 1.2
 PASSES_IN_BUDGET = 500
 TRIAL_PAIRS, FINAL_PAIRS = 5, (5, 20)
-FINALISTS = 2
+FINALISTS = 3
 # The part of the budget that is kept for measuring the best again.
-FINAL_SHARE = 0.25
+FINAL_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class _Search:
             self._say(f"{self._job.name}: {len(known)} trials are known from before")
         standing_now = self._explore()
         finals = self._finals(standing_now)
-        scores = {each.setting: each.score(self._job.p99_ms) for each in finals}
-        usable = [each for each in finals if (s := scores[each.setting]) and s.beats(DEFAULT)]
+        best = winner([(each.setting, each.score(self._job.p99_ms)) for each in finals])
         return Result(
             name=self._job.name,
             context=self._context,
@@ -127,7 +126,7 @@ class _Search:
             search=standing_now,
             finals=finals,
             control=self._control() if finals else None,
-            winner=max(usable, key=lambda each: each.ratio, default=None),
+            winner=next((each for each in finals if each.setting == best), None),
             p99_ms=self._job.p99_ms,
             is_complete=standing_now.next is None,
             seconds=round(time.monotonic() - self._started, 1),
@@ -154,8 +153,8 @@ class _Search:
             self._say(self._line(trial, now))
 
     def _finals(self, reached: Standing) -> list[Trial]:
-        """The best settings again, against the default in more pairs of passes."""
-        chosen = finalists(reached.best, self._scores(), FINALISTS)
+        """The way to the best setting again, against the default in more pairs of passes."""
+        chosen = finalists(reached, FINALISTS)
         left_s = self._left_s() - self._longest_s  # the control's
         # Loading takes as long as it took in a trial; the rest is passes.
         for_passes_s = left_s / max(1, len(chosen)) - self._longest_s

@@ -43,6 +43,7 @@ def test_the_claim_its_bound_its_noise_and_its_price_are_said():
     text = said(RESULT, ["mood/configs/tuned.pbtxt"], ["mood_onnx"])
     for part in (
         "max batch: max_batch 64 -> 8: 1.00x -> 1.50x",
+        "max_batch 64 -> 8: 1.50x (+-1 %)",
         "1.50x the default at 32 connections",
         "p99 <= 22 ms (the default's own p99 and a tenth)",
         "a copy of itself, the same way: 1.01x",

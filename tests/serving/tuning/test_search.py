@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.tuning.search import WORTH, Score, finalists, standing
+from serving.tuning.search import Score, finalists, standing, winner
 from serving.tuning.setting import Setting
 from serving.tuning.space import THREADS_PER_CORE, Space, proposals
 
@@ -71,7 +71,7 @@ def test_what_may_not_be_used_is_never_chosen_nor_asked_twice():
         Space(DEFAULT, 2), lambda s: None if s.max_batch < 64 else Score(0.9 + s.threads / 1000)
     )
     assert now.best == DEFAULT and now.moves == () and None in scores.values()
-    assert finalists(now.best, scores, 2) == []
+    assert finalists(now, 2) == []
 
 
 @pytest.mark.parametrize(("ratio", "error", "moves"), [(1.3, 0.02, 1), (1.3, 0.4, 0), (1.01, 0, 0)])
@@ -91,8 +91,27 @@ def test_it_goes_on_where_it_was():
     assert standing(space, again) == standing(space, scores)
 
 
-def test_the_finalists_are_where_it_stands_and_the_best_others():
-    a, b, c = (replace(DEFAULT, queue_delay_us=delay) for delay in (1, 2, 3))
-    scores = {a: Score(1.2), b: Score(1.4), c: Score(WORTH - 0.01), DEFAULT: Score(1.0)}
-    assert finalists(a, scores, 2) == [a, b]
-    assert finalists(DEFAULT, scores, 5) == [b, a]
+def test_the_finalists_are_the_way_to_the_best():
+    now, _ = search(
+        Space(DEFAULT, 2),
+        lambda s: Score((1.5 if s.buckets[0] == 8 else 1) * (1.2 if s.queue_delay_us else 1)),
+    )
+    assert finalists(now, 3) == [move.after for move in now.moves]
+    assert finalists(now, 1) == [now.best]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([Score(1.5), Score(1.8)], 1),
+        ([Score(1.5, 0.1), Score(1.6, 0.1)], 0),  # the second knob brings no more than noise
+        ([Score(1.5), None], 0),  # over the bound after all
+        ([None, Score(1.4)], 1),
+        ([Score(1.01), Score(0.9)], None),
+        ([], None),
+    ],
+)
+def test_a_knob_is_kept_only_if_it_still_brings_something(scores, kept):
+    settings = [replace(DEFAULT, queue_delay_us=delay) for delay in (1, 2)]
+    found = winner(list(zip(settings, scores, strict=False)))
+    assert found == (None if kept is None else settings[kept])
