@@ -7,7 +7,7 @@ import tempfile
 
 import uvicorn
 
-from gateway.corked import CorkedProtocol
+from gateway.http.corked import CorkedProtocol
 from gateway.metrics import SHARED_FOLDER
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile

@@ -13,29 +13,22 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.admin import AdminListener
+from gateway.addons import ROUTES, load
 from gateway.core import Gateway
-from gateway.edge import Edge, unknown_path
-from gateway.endpoint import Endpoint
+from gateway.doors.embeddings import OpenAIDoor
+from gateway.doors.openapi import describe
+from gateway.doors.task import TaskDoor
+from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError, Internal, WrongMethod
-from gateway.exchange import Exchange
-from gateway.generate_door import GenerateDoor
-from gateway.grpc_door.decision import DecisionDoor
-from gateway.grpc_door.door import GrpcDoor
-from gateway.openai.door import TextDoor
-from gateway.openai_door import OpenAIDoor
-from gateway.openapi import describe
-from gateway.policy.routes import open_to_all
+from gateway.http.edge import Edge, unknown_path
+from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
+from gateway.http.exchange import Exchange
+from gateway.http.render import error_reply
 from gateway.probes import Background, readiness
-from gateway.render import error_reply
-from gateway.reply import Reply, json_reply
 from gateway.settings import Settings
-from gateway.task_door import TaskDoor
-from gateway.v2_door import V2Door
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
-GRPC_STOP_S = 5.0
 DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
 
 
@@ -47,25 +40,20 @@ def create_app(settings: Settings) -> Edge:
     app.state.gateway = gateway
     doors = [
         Description(app, gateway).route(),
+        *V2Door(gateway).routes(),
+        *OpenAIDoor(gateway).routes(),
         *(
-            route
-            for door in (
-                V2Door(gateway),
-                GenerateDoor(gateway),
-                OpenAIDoor(gateway),
-                TextDoor(gateway),
-                DecisionDoor(gateway),
-                TaskDoor(gateway),
-            )
-            for route in door.routes()
+            Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
+            for method, path, addon, handler in ROUTES
         ),
+        *TaskDoor(gateway).routes(),
     ]
     app.router.routes.extend(doors)
     _add_control_routes(app, gateway)
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
-    return Edge(app, settings, gateway, doors)
+    return Edge(app, gateway, doors)
 
 
 def from_environment() -> Edge:
@@ -82,21 +70,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway.follow_policy()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
-    admin = AdminListener(gateway) if gateway.settings.admin_port else None
-    if admin:
-        admin.start()
-    grpc_port = gateway.settings.grpc_port
-    grpc_door = GrpcDoor(gateway, grpc_port) if grpc_port else None
-    if grpc_door:
-        await grpc_door.start()
+    settings = gateway.settings
+    wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
+    listeners = [load(name)(gateway, port) for name, port in wanted.items() if port]
+    for listener in listeners:
+        await listener.start()
     gc.freeze()  # what lives for ever need not be looked at again and again
     try:
         yield
     finally:
-        if grpc_door:
-            await grpc_door.stop(GRPC_STOP_S)
-        if admin:
-            await admin.stop()
+        for listener in reversed(listeners):
+            await listener.stop()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -135,7 +119,7 @@ class Description:
     def route(self) -> Route:
         return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
 
-    @open_to_all  # gateway.edge asks for an identity where the documentation is not open
+    @open_to_all  # gateway.http.edge asks for an identity where the documentation is not open
     async def show(self, exchange: Exchange) -> Reply:
         if not self._base:
             routes = self.app.routes

@@ -1,28 +1,29 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
-from gateway.canary import choose
-from gateway.catalogue import TOKENS, Catalogue, Model, Reader
-from gateway.exchange import Exchange
-from gateway.face import Face, Row
+from gateway.addons import load
+from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
+from gateway.http.endpoint import Reply
+from gateway.http.exchange import Exchange
 from gateway.metrics import Metrics
+from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
+from gateway.models.face import Face, Row
+from gateway.models.rows import Tensors, batches, read_tensors
+from gateway.models.sequences import SequenceIds
 from gateway.replicas import ReplicaPool
-from gateway.rows import Tensors, batches, read_tensors
-from gateway.sequences import SequenceIds
 from gateway.settings import Settings
-from gateway.triton_http import Answer
 from gateway.upstream import Upstream
 
-Q = TypeVar("Q")
 A = TypeVar("A")
-Ask = Callable[[Upstream, Q, float], Coroutine[Any, Any, A]]
 
 
 class Gateway:
@@ -45,15 +46,29 @@ class Gateway:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
         self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
 
+    def exchange(self, scope: Scope, receive: Receive, deadline_s: float = math.inf) -> Exchange:
+        """A request that came just now; the gateway's own deadline bounds its."""
+        settings, access = self.settings, self.guard.policy.current.access
+        deadline_s = min(deadline_s, settings.deadline_s)
+        return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+
+    def named(self, exchange: Exchange) -> tuple[Model, str]:
+        """The model and version in the path; NotFound when either is not served."""
+        version = exchange.param("version")
+        return self.catalogue.model(exchange.param("model"), version), version
+
+    async def described(self, exchange: Exchange, method: str) -> Any:
+        """What Triton tells of the model in the path: see ``Upstream.describe``."""
+        model, version = self.named(exchange)
+        return await self.pool.first.describe(method, model.name, version)
+
     def serving(self, exchange: Exchange, model: Model) -> str:
         """The pipeline that answers this caller: the model itself, or a canary of it."""
         weights = self.guard.policy.current.rules.routes.get(model.name)
         if not weights or exchange.principal is None or exchange.param("version"):
             return model.name
-        return choose(model.name, weights, exchange.principal.id, self._answers)
-
-    def has_canary(self, model: Model) -> bool:
-        return model.name in self.guard.policy.current.rules.routes
+        chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
+        return chosen
 
     def _answers(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
@@ -61,42 +76,30 @@ class Gateway:
     async def infer(
         self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
     ) -> service_pb2.ModelInferResponse:
-        """One inference for this exchange, cancelled when its client leaves."""
+        """One inference for an exchange that was admitted, cancelled when its client leaves."""
         message.model_name = self.serving(exchange, model)
-        async with self.guard.admit(exchange, model):
-            response = await self._ask(exchange, Upstream.infer, message)
+        with self.pool.permit() as upstream:
+            work = upstream.infer(message, exchange.remaining_s())
+            response = await _timed(exchange, work)
         response.model_name = model.name
         return response
 
-    async def relay(self, exchange: Exchange, model: Model, request: bytes) -> Answer | None:
-        """One inference over HTTP/1.1; None when gRPC has to be asked instead."""
-        async with self.guard.admit(exchange, model):
-            return await self._ask(exchange, Upstream.relay, request)
-
-    async def _ask(self, exchange: Exchange, ask: Ask[Q, A], request: Q) -> A:
+    async def relay(self, exchange: Exchange, request: V2Request) -> Reply | None:
+        """As ``infer``, over HTTP/1.1; None when gRPC has to be asked instead."""
         with self.pool.permit() as upstream:
-            asked = time.perf_counter()
-            try:
-                return await exchange.while_connected(
-                    ask(upstream, request, exchange.remaining_s())
-                )
-            finally:
-                exchange.upstream_s += time.perf_counter() - asked
+            if upstream.relay is None:
+                return None
+            work = upstream.relay.infer(request, exchange.remaining_s())
+            return await _timed(exchange, work)
 
     async def infer_rows(
         self, exchange: Exchange, model: Model, face: Face, rows: Sequence[Row]
     ) -> list[tuple[Tensors, int]]:
         """For each row the tensors it is in and its place there."""
         async with self.guard.admit(exchange, model) as admission:
-            asked = time.perf_counter()
-            try:
-                answers = await exchange.while_connected(
-                    self.rows(
-                        model, face, rows, exchange.remaining_s(), self.serving(exchange, model)
-                    )
-                )
-            finally:
-                exchange.upstream_s = time.perf_counter() - asked
+            serving = self.serving(exchange, model)
+            work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+            answers = await _timed(exchange, work)
             if admission and model.counts_tokens:
                 admission.settle(tokens_of(answers))
             return answers
@@ -121,6 +124,15 @@ class Gateway:
         else:
             await _all([ask(batch.places, batch.message) for batch in work])
         return [answers[place] for place in range(len(rows))]
+
+
+async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
+    """Until the client leaves; how long it took is told to the client."""
+    asked = time.perf_counter()
+    try:
+        return await exchange.while_connected(work)
+    finally:
+        exchange.upstream_s += time.perf_counter() - asked
 
 
 def tokens_of(answers: Sequence[tuple[Tensors, int]]) -> int:

@@ -14,7 +14,7 @@ GatewayError                 a stable code, a message that says what to do, some
 |- UpstreamBroke             a model or its server failed
 `- Internal                  our own bug
 
-Nothing here knows HTTP: ``gateway.render`` has the table of statuses, one column a door.
+Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a door.
 """
 
 
@@ -75,4 +75,4 @@ class UpstreamBroke(GatewayError):
 
 
 class Internal(GatewayError):
-    code = "internal"
+    """Our own bug, under the code that every other has if it says none."""

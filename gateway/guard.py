@@ -3,16 +3,16 @@
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
 
-from gateway.audit import AuditLog, Decision
-from gateway.catalogue import Model
+from gateway.addons import load
 from gateway.errors import Internal
-from gateway.exchange import Exchange
+from gateway.http.exchange import Exchange
 from gateway.identity.callers import Callers
-from gateway.keys import KeyRing
+from gateway.identity.keys import KeyRing
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
-from gateway.limits.redis_store import RedisStore
+from gateway.models.catalogue import Model
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
@@ -30,21 +30,22 @@ class Guard:
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
         self.policy = PolicyFile(settings.policy_file)
         self.callers = Callers(self.keys, self.policy.current.rules)
-        self.audit = AuditLog(settings.state_folder, settings.pepper_file)
-        redis = RedisStore(settings.redis_url) if settings.redis_url else None
+        self._settings = settings
+        self._audit: Any = None  # begun by the first policy that wants a record
+        redis = load("redis_limits")(settings.redis_url) if settings.redis_url else None
         self.limiter = Limiter(redis, gateways=settings.workers * settings.gateways)
 
     async def open(self) -> None:
         """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
         self.keys.refresh()
         self.policy.refresh()
-        self.callers.adopt(self.policy.current.rules)
+        self._adopt()
         await self.limiter.beat()
-        self.audit.start()
 
     async def close(self) -> None:
         await self.limiter.close()
-        await asyncio.to_thread(self.audit.close)
+        if self._audit:
+            await asyncio.to_thread(self._audit.close)
 
     def refresh(self) -> bool:
         """Follow the files; whether other rules are in force now. What is wrong is logged once, and
@@ -56,12 +57,19 @@ class Guard:
             log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
         try:
             if self.policy.refresh():
-                self.callers.adopt(self.policy.current.rules)
+                self._adopt()
                 log.info("gateway.toml read again: version %s", self.policy.current.version)
                 return True
         except PolicyError as error:
             log.error("%s; the policy before it stays in force", error)
         return False
+
+    def _adopt(self) -> None:
+        rules, settings = self.policy.current.rules, self._settings
+        self.callers.adopt(rules)
+        if rules.audit.record != "off" and self._audit is None:
+            self._audit = load("audit")(settings.state_folder, settings.pepper_file)
+            self._audit.start()
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
@@ -84,39 +92,9 @@ class Guard:
         subject = Subject(principal.tenant, principal.id, model.name)
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
-        return _Counted(exchange, self.limiter.admit(checks_of(limits, subject, reserved)))
+        return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
 
     def record(self, exchange: Exchange, status: int) -> None:
         """One line of the audit log, if the policy wants this decision in it."""
-        principal, wanted = exchange.principal, self.policy.current.rules.audit.record
-        denied = status in (401, 403, 404, 429)
-        if wanted == "off" or (wanted == "denied" and not denied and exchange.action != "admin"):
-            return
-        name, tenant = (principal.id, principal.tenant) if principal else ("", "")
-        decision = "deny" if denied else "allow"
-        self.audit.record(
-            Decision(
-                exchange.request_id,
-                name,
-                tenant,
-                exchange.action,
-                exchange.model,
-                decision,
-                status,
-            )
-        )
-
-
-class _Counted:
-    """An admission whose headers stand on the answer, whatever that will be."""
-
-    def __init__(self, exchange: Exchange, admission: Admission) -> None:
-        self._exchange, self._admission = exchange, admission
-
-    async def __aenter__(self) -> Admission:
-        admission = await self._admission.__aenter__()
-        self._exchange.limit_headers = admission.headers()
-        return admission
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._admission.__aexit__(*error)  # type: ignore[arg-type]
+        if self._audit:
+            self._audit.note(exchange, status, self.policy.current.rules.audit.record)

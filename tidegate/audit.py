@@ -22,7 +22,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(as_json: bool) -> None:
     """Find a line that was changed, removed, moved or cut off. Exit code 1 if there is one."""
-    from gateway.audit_check import verify as checked
+    from tidegate.audit_check import verify as checked
 
     places = Places.current()
     if not places.state.is_dir():

@@ -11,7 +11,7 @@ import click
 from tidegate.places import Places
 
 if TYPE_CHECKING:
-    from gateway.key_store import KeyStore
+    from tidegate.key_store import KeyStore
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_S = 100 * 365 * 86400
@@ -84,16 +84,18 @@ def create(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """Show every key: its id, name, rights, and whether it is valid."""
+    from tidegate.key_store import state_of
+
     records = _store().records()
     if as_json:
-        shown = [{**asdict(each), "state": each.state()} for each in records]
+        shown = [{**asdict(each), "state": state_of(each)} for each in records]
         for each in shown:
             del each["hmac"]
         click.echo(json.dumps(shown, indent=2))
         return
     for key in records:
         rights = f"{key.tenant}/{','.join(key.roles)}"
-        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {key.state()}"
+        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {state_of(key)}"
         click.echo(line)
     if not records:
         click.echo("no keys yet: tidegate keys create NAME")
@@ -105,7 +107,7 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
     """Make a new key with the same rights; the old one ends after the overlap."""
-    from gateway.key_store import UnknownKey
+    from tidegate.key_store import UnknownKey
 
     try:
         record, key, ended = _store().rotate(id_or_name, overlap)
@@ -122,7 +124,7 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
 @click.argument("id_or_name")
 def revoke(id_or_name: str) -> None:
     """Revoke the key with this id, or every key of this name."""
-    from gateway.key_store import UnknownKey
+    from tidegate.key_store import UnknownKey
 
     try:
         revoked = _store().revoke(id_or_name)
@@ -151,7 +153,7 @@ def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
 
 
 def _store() -> "KeyStore":
-    from gateway.key_store import KeyStore
+    from tidegate.key_store import KeyStore
 
     places = Places.current()
     return KeyStore(places.keys, places.pepper)

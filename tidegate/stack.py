@@ -148,8 +148,9 @@ class Stack:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
+        from gateway.addons.audit.private_file import write_private
         from gateway.identity.principal import ADMIN
-        from gateway.key_store import KeyStore, write_private
+        from tidegate.key_store import KeyStore
 
         places = self.options.places
         store = KeyStore(places.keys, places.pepper)

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.addons.grpc_door.door import GrpcDoor
 from gateway.core import Gateway
-from gateway.grpc_door.door import GrpcDoor
 from gateway.identity.principal import Grant
-from gateway.key_store import KeyStore
 from gateway.settings import Settings
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
+from tidegate.key_store import KeyStore
 
 # Gives its inputs back, whatever they are.
 ECHO = """

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tritonclient import http as triton_http
 
+from gateway.addons.generate.door import GenerateDoor
+from gateway.addons.openai_text.door import TextDoor
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
-from gateway.generate_door import GenerateDoor
-from gateway.openai.door import TextDoor
 from gateway.settings import Settings
 from tests.echoing import echoing
 from tests.gateway.exchanges import exchange_of

@@ -13,7 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, se
 from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from gateway.grpc_door.door import SERVICE, GrpcDoor
+from gateway.addons.grpc_door.door import SERVICE, GrpcDoor
 from tests.e2e.grpc_models import RunningDoor, serving
 from tests.running import wait_until
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Route
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from gateway.edge import Edge
-from gateway.grpc_door.decision import ACTIONS, DecisionDoor
+from gateway.addons.nginx import ACTIONS, DecisionDoor
+from gateway.http.edge import Edge
+from gateway.http.endpoint import Endpoint
 from serving.ports import free_ports, is_taken
 from tests.e2e.grpc_models import RunningDoor, serving
 from tests.running import ROOT, wait_until
@@ -23,13 +25,17 @@ from tests.running import ROOT, wait_until
 TEMPLATE = ROOT / "deploy" / "nginx" / "tidegate.conf.template"
 
 
+def _routes(gateway):
+    return [Route("/internal/decide", Endpoint(DecisionDoor(gateway).decide))]
+
+
 class DecidingGateway(RunningDoor):
     """A gateway whose HTTP listener has the decision route only."""
 
     async def _open(self) -> None:
         await super()._open()
-        routes = DecisionDoor(self.gateway).routes()
-        edge = Edge(Starlette(routes=routes), self.gateway.settings, self.gateway, routes)
+        routes = _routes(self.gateway)
+        edge = Edge(Starlette(routes=routes), self.gateway, routes)
         self.http_port = free_ports(1)[0]
         config = uvicorn.Config(edge, port=self.http_port, log_config=None, lifespan="off")
         self._uvicorn = uvicorn.Server(config)
@@ -226,8 +232,8 @@ def _decided(gateway, scope) -> int:
     sent = []
 
     async def call():
-        routes = DecisionDoor(gateway.gateway).routes()
-        edge = Edge(Starlette(routes=routes), gateway.gateway.settings, gateway.gateway, routes)
+        routes = _routes(gateway.gateway)
+        edge = Edge(Starlette(routes=routes), gateway.gateway, routes)
         whole = {
             "method": "GET",
             "path": "/internal/decide",

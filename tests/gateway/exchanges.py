@@ -1,6 +1,6 @@
 """Exchanges as the edge makes them, for tests that call a door or the gateway directly."""
 
-from gateway.exchange import Exchange
+from gateway.http.exchange import Exchange
 from gateway.identity.principal import Principal
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE

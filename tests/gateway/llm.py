@@ -2,8 +2,8 @@
 
 from tritonclient.grpc import service_pb2
 
-from gateway.catalogue import Model, TensorMeta
-from gateway.tensors import pack
+from gateway.models.catalogue import Model, TensorMeta
+from gateway.models.tensors import pack
 
 _FLAGS = (
     "stream",

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway import audit
-from gateway.audit import AuditLog, Decision, append, locked
-from gateway.audit_check import verify
+from gateway.addons.audit import log as audit
+from gateway.addons.audit.log import AuditLog, Decision, append, locked
+from tidegate.audit_check import verify
 
 PEPPER = b"pepper"
 FIELDS = {

@@ -3,11 +3,10 @@
 import orjson
 import pytest
 
+from gateway.addons.openai_text.binding import Binding
+from gateway.addons.openai_text.form import ChatForm, CompletionForm
+from gateway.addons.openai_text.generation import Ask, Generation, StopFilter
 from gateway.errors import UpstreamBroke
-from gateway.openai.binding import Binding
-from gateway.openai.form import ChatForm, CompletionForm
-from gateway.openai.generation import Ask, Generation
-from gateway.openai.stop import StopFilter
 from tests.gateway.llm import MODEL, answer
 
 BINDING = Binding.compile({}, MODEL.inputs, MODEL.outputs)

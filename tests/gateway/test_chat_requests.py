@@ -3,13 +3,12 @@
 import orjson
 import pytest
 
+from gateway.addons.openai_text.binding import Binding
+from gateway.addons.openai_text.request import read_chat, read_completion
+from gateway.addons.openai_text.sampling import present
+from gateway.doors.token_inputs import embedding_rows
 from gateway.errors import Internal, Malformed
-from gateway.face import FaceError
-from gateway.openai.binding import Binding
-from gateway.openai.chat import read_chat
-from gateway.openai.completions import read_completion
-from gateway.openai.sampling import present
-from gateway.token_inputs import embedding_rows
+from gateway.models.face import FaceError
 from tests.gateway.llm import MODEL
 
 USER = {"role": "user", "content": "Hello"}

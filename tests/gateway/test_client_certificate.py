@@ -12,13 +12,13 @@ import httpx
 import pytest
 import uvicorn
 
-from gateway.corked import CorkedProtocol
+from gateway.addons.certificates import CertificateProtocol, certificate_names
 from gateway.errors import Unauthenticated
+from gateway.http.corked import CorkedProtocol
 from gateway.identity.callers import Callers
-from gateway.identity.client_certificate import CertificateProtocol, certificate_names
-from gateway.key_store import KeyStore
-from gateway.keys import KeyRing
+from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import parse_rules
+from tidegate.key_store import KeyStore
 
 RULES = """
 [certificates."CN=batch,O=Acme\\\\, Inc.,C=DE"]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.corked import _Corked
+from gateway.http.corked import _Corked
 
 
 class Transport:

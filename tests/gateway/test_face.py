@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from gateway.catalogue import Model, TensorMeta
 from gateway.errors import Malformed
-from gateway.face import Face, FaceError
-from gateway.rows import batches
+from gateway.models.catalogue import Model, TensorMeta
+from gateway.models.face import Face, FaceError
+from gateway.models.rows import batches
 
 REQUEST = {
     "type": "object",

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.grpc_door.wire import Parts
 from gateway.errors import Malformed
-from gateway.grpc_door.wire import Parts
 
 Request = service_pb2.ModelInferRequest
 

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.errors import Unauthenticated
 from gateway.identity.callers import Callers
+from gateway.identity.keys import KeyRing
 from gateway.identity.principal import refused
-from gateway.keys import KeyRing
 from gateway.policy.gateway_toml import Rules
 from tests.gateway.issuer import JWKS, Issuer, SigningKey
 
@@ -89,8 +89,8 @@ async def test_a_remembered_token_ends_when_it_expires(issuer, callers_for):
 
 
 async def test_a_key_that_is_withdrawn_ends_what_it_had_proved(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.identity.jwks.FRESH_S", 0.05)
-    monkeypatch.setattr("gateway.identity.jwks.COOL_DOWN_S", 0.0)
+    monkeypatch.setattr("gateway.addons.tokens.jwks.FRESH_S", 0.05)
+    monkeypatch.setattr("gateway.addons.tokens.jwks.COOL_DOWN_S", 0.0)
     issuer = Issuer()
     try:
         callers = Callers(KeyRing(tmp_path / "k", tmp_path / "p"), _rules(issuer))

@@ -5,11 +5,12 @@ import json
 import httpx
 import pytest
 
-from gateway.catalogue import Catalogue, Model, TensorMeta
+from gateway.addons.multipart import MAX_PARTS, read_form
+from gateway.doors.openapi import describe
+from gateway.doors.task import is_form
 from gateway.errors import Malformed
-from gateway.face import Face
-from gateway.multipart import MAX_PARTS, is_form, read_form
-from gateway.openapi import describe
+from gateway.models.catalogue import Catalogue, Model, TensorMeta
+from gateway.models.face import Face
 
 FILE = {
     "type": "object",

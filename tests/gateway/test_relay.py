@@ -9,11 +9,11 @@ import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from gateway.catalogue import Catalogue, read_model
 from gateway.core import Gateway
+from gateway.doors.v2 import V2Door
 from gateway.errors import DeadlineExceeded, GatewayError, Malformed, NoCapacity, UpstreamBroke
+from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
-from gateway.v2_door import V2Door
 from tests.gateway.exchanges import exchange_of
 
 ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'

@@ -9,11 +9,11 @@ import orjson
 import pytest
 
 from gateway.core import Gateway
+from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError
-from gateway.render import error_reply
+from gateway.http.render import error_reply
+from gateway.models.tensors import NUMPY
 from gateway.settings import Settings
-from gateway.tensors import NUMPY
-from gateway.v2_door import V2Door
 from tests.gateway.exchanges import exchange_of
 from tests.running import ROOT, launch, stop, wait_ready
 

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.catalogue import Model, TensorMeta
+from gateway.doors.v2_request import parse
+from gateway.doors.v2_response import json_data
 from gateway.errors import Malformed
-from gateway.tensors import NUMPY, pack, unpack
-from gateway.v2_request import parse
-from gateway.v2_response import json_data
+from gateway.models.catalogue import Model, TensorMeta
+from gateway.models.tensors import NUMPY, pack, unpack
 
 MODEL = Model(
     "m",
@@ -108,6 +108,7 @@ keys = st.sampled_from(["name", "shape", "datatype", "data", "parameters"])
 near_misses = st.dictionaries(keys, json_values).map(lambda changes: {**GOOD, **changes})
 
 
+@settings(deadline=None)
 @given(st.one_of(json_values, st.fixed_dictionaries({"inputs": st.lists(near_misses)})))
 def test_any_json_is_answered_or_malformed(document):
     try:

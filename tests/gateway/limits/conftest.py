@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from gateway.addons.redis_limits.store import RedisStore
 from gateway.limits.limiter import Limiter
-from gateway.limits.redis_store import RedisStore
 from tests.gateway.limits.redis_server import RedisServer
 
 

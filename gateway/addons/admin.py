@@ -1,0 +1,111 @@
+"""The operator's door, on a listener of its own: metrics, the policy in force, the replicas."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.http.edge import Edge
+from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
+from gateway.http.exchange import Exchange
+
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+STOP_S = 5.0
+
+
+class AdminDoor:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._watched = gateway.settings.state_folder / "watch.prom"
+
+    def routes(self) -> list[Route]:
+        table: dict[str, Handler] = {
+            "/healthz": self.health,
+            "/metrics": self.metrics,
+            "/admin/policy": self.policy,
+            "/admin/replicas": self.replicas,
+            "/admin/models": self.models,
+        }
+        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
+
+    @open_to_all
+    async def health(self, exchange: Exchange) -> Reply:
+        return json_reply({"status": "ok"})
+
+    @needs("admin")
+    async def metrics(self, exchange: Exchange) -> Reply:
+        return Reply(200, self.gateway.metrics.page(self._watched), METRICS_TYPE)
+
+    @needs("admin")
+    async def policy(self, exchange: Exchange) -> Reply:
+        """What is in force; issuers' and certificates' names, no secret (the file holds none)."""
+        current = self.gateway.guard.policy.current
+        rules = current.rules.model_dump(mode="json")
+        return json_reply({"version": current.version, "rules": rules})
+
+    @needs("admin")
+    async def replicas(self, exchange: Exchange) -> Reply:
+        found = [
+            {"address": each.place, "inflight": each.inflight}
+            for each in self.gateway.pool.replicas
+        ]
+        return json_reply({"replicas": found})
+
+    @needs("admin")
+    async def models(self, exchange: Exchange) -> Reply:
+        """Every model that could be called, and what its last golden probe said."""
+        gateway = self.gateway
+        found = [
+            {
+                "name": model.name,
+                "versions": model.versions,
+                "public": model.face is not None,
+                "probe": gateway.probes.get(model.name, ""),
+            }
+            for model in gateway.catalogue.models.values()
+        ]
+        return json_reply({"models": found, "faults": gateway.reader.faults})
+
+
+class AdminListener:
+    """Serves the admin door in this worker; several workers share the port."""
+
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        """OSError when another program has the port."""
+        routes = AdminDoor(gateway).routes()
+        app = Edge(Starlette(routes=routes), gateway, routes)
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=int(STOP_S),
+        )
+        host, shared = gateway.settings.host, gateway.settings.workers > 1
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._server = _Server(config)
+        self._socket = socket.create_server((host, port), family=family, reuse_port=shared)
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        await asyncio.wait([self._task], timeout=STOP_S)
+        self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the server that this one stands beside."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

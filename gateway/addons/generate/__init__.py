@@ -1,0 +1,1 @@
+"""V2 ``generate`` and ``generate_stream``, and a model's ``config`` and ``stats``."""

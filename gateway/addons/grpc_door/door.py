@@ -1,0 +1,179 @@
+"""The server: every worker has one on the same port, and the kernel shares out the connections.
+
+A call is let in before its message is read: every handler is one of a stream, which on the wire is
+the same, because gRPC reads a unary handler's message first. So a stranger cannot make us hold it.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from gateway.addons.grpc_door.methods import Handler, Methods
+from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
+from gateway.addons.grpc_door.stream import InferStream
+from gateway.core import Gateway
+from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
+from gateway.http.endpoint import declared, needs
+from gateway.http.exchange import Exchange
+from gateway.http.render import Door, status_of
+from gateway.probes import readiness
+
+log = logging.getLogger("gateway")
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+STREAM = "ModelStreamInfer"
+CLIENT_LEFT = 499
+STOP_S = 5.0
+METADATA_LIMIT_BYTES = 32 * 1024
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
+_Work = Callable[[Exchange], Awaitable[bytes | None]]
+
+
+class GrpcDoor:
+    """``start`` and ``stop`` it in the application's lifespan, while the gateway is open."""
+
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        """``port`` 0 takes a free one."""
+        self.gateway, self._port = gateway, port
+        self._server: Any = None
+
+    async def start(self) -> int:
+        """Serve; the port. RuntimeError when it is taken."""
+        settings = self.gateway.settings
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", settings.body_limit_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", settings.max_inflight),
+                ("grpc.max_metadata_size", METADATA_LIMIT_BYTES),
+                ("grpc.absolute_max_metadata_size", METADATA_LIMIT_BYTES),
+                # Identity only: a small message must not become a large one in our memory.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
+            ]
+        )
+        self._server.add_generic_rpc_handlers(self._handlers())
+        port: int = self._server.add_insecure_port(f"{settings.host}:{self._port}")
+        await self._server.start()
+        return port
+
+    async def stop(self, grace_s: float = STOP_S) -> None:
+        """Take no more calls; those under way may end within ``grace_s``, then they are cut."""
+        if self._server:
+            await self._server.stop(grace_s)
+
+    def _handlers(self) -> tuple[Any, ...]:
+        offered = Methods(self.gateway).table()
+        unary = grpc.stream_unary_rpc_method_handler
+        methods = {
+            name: unary(self._unary(name, offered.get(name, _closed)))
+            for name in SERVICE.methods_by_name
+        }
+        methods[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
+        health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
+        generic = grpc.method_handlers_generic_handler
+        return generic(SERVICE.full_name, methods), generic("grpc.health.v1.Health", health)
+
+    def _unary(self, name: str, handler: Handler) -> Any:
+        action = declared(handler).action
+
+        async def call(requests: Any, context: Any) -> bytes | None:
+            async def work(exchange: Exchange) -> bytes:
+                async with asyncio.timeout(exchange.remaining_s()):
+                    data = await context.read()
+                    if data is grpc.aio.EOF:
+                        raise Malformed("the call carries no message")
+                    answer = await handler(exchange, data)
+                if exchange.limit_headers:
+                    await context.send_initial_metadata(as_metadata(exchange.limit_headers))
+                return answer
+
+            return await self._governed(name, action, context, work)
+
+        return call
+
+    async def _stream(self, requests: Any, context: Any) -> None:
+        async def work(exchange: Exchange) -> None:
+            await InferStream(self.gateway, exchange, context).run(requests)
+
+        await self._governed(STREAM, "infer", context, work)
+
+    async def _governed(self, name: str, action: str, context: Any, work: _Work) -> bytes | None:
+        """The edge of this door: identity before anything is read, and errors as gRPC's."""
+        exchange, status = self._exchange(name, context), CLIENT_LEFT
+        try:
+            await self.gateway.guard.identify(exchange)
+            exchange.require(action)
+            answer = await work(exchange)
+            context.set_trailing_metadata(trailers(exchange.request_id))
+            status = 200
+            return answer
+        except Exception as error:
+            fault = _fault(error, exchange)
+            status = status_of(fault, Door.V2)
+        finally:
+            self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
+            if name != STREAM or status == 401:  # a stream records each of its messages
+                self.gateway.guard.record(exchange, status)
+        await context.abort(
+            STATUS[fault.code],
+            f"{fault.message} (request {exchange.request_id})",
+            trailers(exchange.request_id, fault),
+        )
+        return None
+
+    def _exchange(self, name: str, context: Any) -> Exchange:
+        """The call as the policy knows requests."""
+        given = context.invocation_metadata() or ()
+        headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in given]
+        scope = {
+            "path": f"/{SERVICE.full_name}/{name}",
+            "headers": headers,
+            "client": _address(context.peer()),
+        }
+        left_s = context.time_remaining()
+        return self.gateway.exchange(scope, _never, math.inf if left_s is None else left_s)
+
+    async def _health(self, request: bytes, context: Any) -> bytes:
+        """grpc.health.v1, which needs no key: as /readyz."""
+        if request not in (
+            b"",
+            b"\n" + bytes([len(SERVICE.full_name)]) + SERVICE.full_name.encode(),
+        ):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        return _NOT_SERVING if any(readiness(self.gateway).values()) else _SERVING
+
+
+@needs("read")
+async def _closed(exchange: Exchange, data: bytes) -> bytes:
+    raise Forbidden(
+        f"{exchange.path.rpartition('/')[2]} is not offered through the gateway: tensors travel in "
+        "the request itself, and models are published with `tidegate publish`"
+    )
+
+
+def _fault(error: Exception, exchange: Exchange) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded("there was no answer in time: try again or send less")
+    log.error("%s %s failed", exchange.request_id, exchange.path, exc_info=error)
+    return Internal("the gateway failed: report the request id")
+
+
+def _address(peer: str) -> tuple[str, int] | None:
+    """gRPC's ``ipv4:127.0.0.1:5000`` and ``ipv6:%5B::1%5D:5000`` as ASGI's (host, port)."""
+    kind, _, rest = peer.partition(":")
+    host, _, port = rest.rpartition(":")
+    host = host.replace("%5B", "").replace("%5D", "")
+    return (host, int(port)) if kind in ("ipv4", "ipv6") and port.isdecimal() else None
+
+
+async def _never() -> Any:
+    """gRPC cancels the task of a client that leaves: there is nothing to watch."""
+    await asyncio.Future()

@@ -1,0 +1,106 @@
+"""The firewall for gRPC: what is checked, and what Triton is told, are as over HTTP."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gateway.addons.grpc_door.wire import Parts
+from gateway.doors.v2_request import (
+    CLASSIFICATION,
+    DROPPED,
+    DROPPED_PREFIX,
+    check_output,
+    refuse_shared_memory,
+)
+from gateway.errors import Malformed
+from gateway.models.catalogue import Model
+from gateway.models.tensors import NUMPY, Tensor, check_model, check_shape, check_size
+
+# The field of InferTensorContents that holds a datatype; FP16 and BF16 have none.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+# With it Triton says when a stream has ended: Triton's own clients may ask for it.
+_EMPTY_FINAL = "triton_enable_empty_final_response"
+_NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
+
+
+def check_request(parts: Parts, model: Model) -> None:
+    """Malformed unless the model takes this request; parameters that Triton is not told go."""
+    header = parts.header
+    _settle_parameters(header.parameters)
+    for tensor in header.inputs:
+        refuse_shared_memory(tensor.parameters)
+        tensor.ClearField("parameters")
+    check_model(model, _tensors(header.inputs, parts.raws))
+    _check_outputs(model, header.outputs)
+
+
+def timeout_s(parts: Parts) -> float | None:
+    """V2's ``timeout`` (microseconds), to be asked for before ``check_request`` drops it."""
+    parameters = parts.header.parameters
+    timeout_us = parameters["timeout"].int64_param if "timeout" in parameters else 0
+    return timeout_us / 1e6 if timeout_us > 0 else None
+
+
+def _settle_parameters(parameters: Any) -> None:
+    refuse_shared_memory(parameters)
+    for key in list(parameters):
+        if key in DROPPED or (key.startswith(DROPPED_PREFIX) and key != _EMPTY_FINAL):
+            del parameters[key]
+
+
+def _tensors(inputs: Sequence[Any], raws: Sequence[Any]) -> list[Tensor]:
+    if not inputs:
+        raise Malformed("'inputs' must have at least one tensor")
+    if raws and len(raws) != len(inputs):
+        raise Malformed(f"there are {len(inputs)} inputs, but {len(raws)} raw_input_contents")
+    tensors = []
+    for place, entry in enumerate(inputs):
+        shape = check_shape(entry.name, list(entry.shape))
+        tensor = Tensor(entry.name, entry.datatype, shape, raws[place] if raws else b"")
+        if not raws:
+            _check_contents(tensor, entry.contents)
+        elif entry.HasField("contents"):
+            raise Malformed(f"input {entry.name!r} has both contents and raw_input_contents")
+        else:
+            check_size(tensor)
+        tensors.append(tensor)
+    return tensors
+
+
+def _check_contents(tensor: Tensor, contents: Any) -> None:
+    """As ``check_size``, for elements that are protobuf's own values."""
+    wanted = _CONTENTS.get(tensor.dtype)
+    if wanted is None:
+        raise Malformed(f"input {tensor.name!r}: {tensor.dtype} goes in raw_input_contents only")
+    given = {field.name: values for field, values in contents.ListFields()}
+    values = given.pop(wanted, ())
+    count = int(np.prod(tensor.shape, dtype=object))
+    if given or len(values) != count:
+        raise Malformed(
+            f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {count} "
+            f"elements in {wanted}, but the request carries {len(values)}"
+        )
+    if tensor.dtype in _NARROW and values:
+        limits = np.iinfo(NUMPY[tensor.dtype])
+        if min(values) < limits.min or max(values) > limits.max:
+            raise Malformed(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
+
+
+def _check_outputs(model: Model, outputs: Iterable[Any]) -> None:
+    names: set[str] = set()
+    for output in outputs:
+        check_output(model, output.name, names)
+        names.add(output.name)
+        refuse_shared_memory(output.parameters)
+        for key in [key for key in output.parameters if key != CLASSIFICATION]:
+            del output.parameters[key]

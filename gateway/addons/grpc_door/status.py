@@ -1,0 +1,42 @@
+"""Errors as gRPC shows them: its column of the table in ``gateway.http.render``."""
+
+from collections.abc import Iterable
+
+import grpc
+
+from gateway.errors import GatewayError
+from gateway.limits.limiter import LimitReached
+
+Metadata = tuple[tuple[str, str], ...]
+STATUS = {
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "forbidden": grpc.StatusCode.PERMISSION_DENIED,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "method_not_allowed": grpc.StatusCode.UNIMPLEMENTED,
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "request_timeout": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "quota_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "no_capacity": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "upstream_error": grpc.StatusCode.INTERNAL,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+
+
+def trailers(request_id: str, error: GatewayError | None = None) -> Metadata:
+    """The trailing metadata of an answer, or of an error."""
+    found = [("x-request-id", request_id)]
+    if error:
+        found.append(("tidegate-code", error.code))
+        if error.retry_after_s is not None:
+            found.append(("retry-after", str(error.retry_after_s)))
+            # What gRPC's own retries go by.
+            found.append(("grpc-retry-pushback-ms", str(error.retry_after_s * 1000)))
+        if isinstance(error, LimitReached):
+            found += as_metadata(error.headers)
+    return tuple(found)
+
+
+def as_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
+    return tuple((name.decode(), value.decode()) for name, value in headers)

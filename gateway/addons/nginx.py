@@ -1,0 +1,79 @@
+"""``/internal/decide``: whether nginx may pass a gRPC call straight on to Triton (docs/grpc.md).
+
+nginx does not see the message, so nothing here or there knows which model it names: the call is
+allowed only to a caller who may use every model. Nor does it hear when the call ends: requests are
+counted, concurrency and tokens are not.
+"""
+
+import ipaddress
+from urllib.parse import quote
+
+from tritonclient.grpc import service_pb2
+
+from gateway.addons.grpc_door.status import STATUS
+from gateway.core import Gateway
+from gateway.errors import Forbidden, GatewayError, NotFound
+from gateway.http.endpoint import Reply, needs
+from gateway.http.exchange import Exchange
+from gateway.limits.limit import Subject, checks_of
+
+PATH = "/internal/decide"
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+METHOD = b"x-tidegate-method"  # the call's path, which nginx tells
+# What the locations of deploy/nginx let through.
+ACTIONS = {
+    f"/{SERVICE.full_name}/{name}": action
+    for action, names in (
+        ("read", "ServerLive ServerReady ServerMetadata"),
+        ("read", "ModelReady ModelMetadata ModelConfig ModelStatistics"),
+        ("infer", "ModelInfer ModelStreamInfer"),
+    )
+    for name in names.split()
+}
+_ANY = "\0any"  # stands for the internal models, and those that are yet to come
+
+
+class DecisionDoor:
+    """On the gateway's HTTP listener, which answers 401 by itself."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    @needs("read")
+    async def decide(self, exchange: Exchange) -> Reply:
+        """204, or 403 with the gRPC status: ``auth_request`` knows no other refusal."""
+        client = exchange.scope.get("client")
+        if not client or not ipaddress.ip_address(client[0]).is_loopback:
+            raise NotFound(f"there is no {PATH}: see /docs for what there is")
+        try:
+            await self._admit(exchange)
+        except GatewayError as error:
+            return _refusal(error)
+        return Reply(204, b"")
+
+    async def _admit(self, exchange: Exchange) -> None:
+        action = ACTIONS.get(exchange.headers.get(METHOD, b"").decode("latin-1"))
+        if action is None or exchange.principal is None:
+            raise Forbidden("this method is not offered through the gateway")
+        exchange.require(action)
+        for name in (*self.gateway.catalogue.models, _ANY):
+            if not exchange.access.allowed(exchange.principal, action, name):
+                raise Forbidden(
+                    "this port is for callers who may use every model: use the gateway's gRPC port"
+                )
+        limits = exchange.access.limits(exchange.principal, "") if action == "infer" else ()
+        subject = Subject(exchange.principal.tenant, exchange.principal.id, "")
+        counted = checks_of([each for each in limits if each.kind == "requests"], subject)
+        async with self.gateway.guard.limiter.admit(counted):
+            pass
+
+
+def _refusal(error: GatewayError) -> Reply:
+    headers = [
+        (b"tidegate-grpc-status", str(STATUS[error.code].value[0]).encode()),
+        (b"tidegate-grpc-message", quote(error.message, safe=" ':,`").encode()),
+        (b"tidegate-code", error.code.encode()),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    return Reply(403, b"", headers=headers)

@@ -1,0 +1,101 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: a stock OpenAI client works unchanged.
+
+Which model serves which route is said by its face (``binding``), not here.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any
+
+from gateway.addons.openai_text.binding import Binding
+from gateway.addons.openai_text.form import ChatForm, CompletionForm, Form
+from gateway.addons.openai_text.generation import Ask, Generation
+from gateway.addons.openai_text.request import read_chat, read_completion
+from gateway.addons.openai_text.sampling import present
+from gateway.addons.streams import DONE, EventStream, answers
+from gateway.core import Gateway
+from gateway.doors.embeddings import serving
+from gateway.guard import BYTES_A_TOKEN
+from gateway.http.endpoint import Sendable, json_reply, needs
+from gateway.http.exchange import Exchange
+from gateway.http.json_body import parse_json
+from gateway.limits.limiter import Admission
+from gateway.models.catalogue import Model
+
+_Read = Callable[[Mapping[str, Any], Binding], Ask]
+
+
+class TextDoor:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    @needs("infer")
+    async def chat(self, exchange: Exchange) -> Sendable:
+        body = present(parse_json(await exchange.body()), "messages")
+        return await self._answer(exchange, "chat", read_chat, body)
+
+    @needs("infer")
+    async def completions(self, exchange: Exchange) -> Sendable:
+        body = present(parse_json(await exchange.body()), "prompt")
+        return await self._answer(exchange, "completions", read_completion, body)
+
+    async def _answer(
+        self, exchange: Exchange, route: str, read: _Read, body: Mapping[str, Any]
+    ) -> Sendable:
+        model, _, raw = serving(self.gateway, exchange, route, body)
+        binding = Binding.compile(raw, model.inputs, model.outputs)
+        ask = read(body, binding)
+        work = _Work(self.gateway, exchange, model, binding, ask)
+        kind = ChatForm if route == "chat" else CompletionForm
+        form = kind(exchange.request_id, model.name, ask.include_usage)
+        if not ask.stream:
+            return json_reply(await exchange.while_connected(work.whole(form)))
+        return EventStream(exchange, work.events(form), self.gateway.settings.deadline_s)
+
+
+class _Work:
+    """One text, from admission to the end of the answer."""
+
+    def __init__(
+        self, gateway: Gateway, exchange: Exchange, model: Model, binding: Binding, ask: Ask
+    ) -> None:
+        self._gateway, self._exchange, self._model = gateway, exchange, model
+        self._binding, self._ask = binding, ask
+        self._message = ask.message(model, binding)
+
+    async def whole(self, form: Form) -> dict[str, Any]:
+        async with self._admitted() as admission:
+            generation = Generation(self._binding, self._ask, admission)
+            text = "".join([each async for each in self._texts(generation)])
+        return form.whole(text, generation)
+
+    async def events(self, form: Form) -> AsyncGenerator[bytes, None]:
+        """The first comes with the first text: what fails before has a status of its own."""
+        async with self._admitted() as admission:
+            generation = Generation(self._binding, self._ask, admission)
+            head = form.opening()
+            async with aclosing(self._texts(generation)) as texts:
+                async for text in texts:
+                    yield head + form.piece(text)
+                    head = b""
+            yield head + form.closing(generation) + DONE
+
+    async def _texts(self, generation: Generation) -> AsyncGenerator[str, None]:
+        """Pieces that are not empty; a stop text ends the work in Triton."""
+        found = answers(self._gateway, self._exchange, self._model, self._message)
+        prefix = self._ask.prefix
+        async with aclosing(found):
+            async for answer in found:
+                text, prefix = prefix + generation.feed(answer), ""
+                if text:
+                    yield text
+                if generation.has_stopped:
+                    return
+        rest = prefix + generation.rest()
+        if rest:
+            yield rest
+
+    def _admitted(self) -> AbstractAsyncContextManager[Admission | None]:
+        most = self._ask.sampling.get("max_tokens", 0)
+        reserved = self._exchange.body_bytes / BYTES_A_TOKEN + most
+        return self._gateway.guard.admit(self._exchange, self._model, reserved)

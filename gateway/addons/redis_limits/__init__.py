@@ -1,0 +1,1 @@
+"""Limits that several workers and gateways share, kept in Redis."""

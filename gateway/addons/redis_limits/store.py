@@ -1,0 +1,127 @@
+"""Limits kept in Redis: the same for every worker and replica that uses it."""
+
+import asyncio
+import itertools
+import os
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+from gateway.addons.redis_limits.line import TIMEOUT_S, Call, Line, Reply
+from gateway.limits.limit import Check, Outcome
+
+LEASE_S = 10.0  # what a gateway holds comes back so long after its last beat
+_LEASE_US = int(LEASE_S * 1e6)
+_GATEWAYS = "tidegate:gateways"
+_UNSENT = 10_000  # ends of requests kept while Redis is ill; those beyond run out by themselves
+
+
+class RedisStore:
+    """One Lua call for each admission. Nothing here fails: what Redis cannot decide is None."""
+
+    def __init__(self, url: str) -> None:
+        self.gateways = 1  # that beat lately, this one included
+        self._me = os.urandom(6).hex()
+        self._numbers = itertools.count()
+        self._held: dict[str, Sequence[Check]] = {}
+        self._unsent: deque[Call] = deque(maxlen=_UNSENT)
+        self._signs_of_life = Call("renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._me])
+        self._line = Line(url, self._signs_of_life, self._catch_up)
+
+    async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
+        """The decision and the lease to settle; None after 50 ms at most, if Redis is ill."""
+        lease = f"{self._me}-{next(self._numbers)}"
+        reply: Reply = None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reply = await self._line.call(_admit_call(checks, lease))
+        except TimeoutError:
+            pass
+        finally:
+            if not isinstance(reply, list):
+                # It may yet be admitted there, for nobody. The line keeps the order: this is later.
+                self._finish(lease, _leased(checks), 0, again=True)
+        if not isinstance(reply, list):
+            return None
+        if reply[0]:
+            self._held[lease] = _leased(checks)
+        return Outcome(bool(reply[0]), [units / 1000 for units in reply[1:]]), lease
+
+    def settle(self, lease: str, tokens: float | None) -> None:
+        """End a lease without waiting; ``tokens`` as in ``LocalStore.settle``."""
+        self._finish(lease, self._held.pop(lease, ()), tokens, again=False)
+
+    async def beat(self) -> None:
+        """Keep this gateway's leases, and learn how many gateways there are."""
+        if await self._line.reached():
+            self._renew()
+        counted = await self._line.call(self._signs_of_life)
+        if isinstance(counted, int):
+            self.gateways = counted
+
+    def _renew(self) -> None:
+        buckets: dict[tuple[str, str], list[str]] = {}
+        for lease, checks in self._held.items():
+            for check in checks:
+                place = (check.bucket, check.limit.kind)
+                buckets.setdefault(place, []).append(_member(lease, check))
+        for (bucket, kind), members in buckets.items():
+            self._line.call(Call("renew", [_leases(bucket)], [_LEASE_US, kind, *members]))
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    def _finish(
+        self, lease: str, checks: Sequence[Check], tokens: float | None, *, again: bool
+    ) -> None:
+        if not checks:
+            return
+        call = _finish_call(checks, lease, tokens, again)
+        self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+
+    def _keep_unsent(self, call: Call, future: "asyncio.Future[Reply]") -> None:
+        if future.cancelled() or future.result() is None:
+            self._unsent.append(call._replace(args=[1, *call.args[1:]]))
+
+    def _catch_up(self) -> None:
+        """Tell a Redis that was ill what is under way, and what is no longer."""
+        self._renew()
+        unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT)
+        for call in unsent:
+            self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+
+
+def _leases(bucket: str) -> str:
+    return f"held:{bucket}"  # no subject can be called so that this is another's bucket
+
+
+def _leased(checks: Sequence[Check]) -> list[Check]:
+    return [check for check in checks if check.limit.kind != "requests"]
+
+
+def _member(lease: str, check: Check) -> str:
+    return f"{lease}:{check.cost}"
+
+
+def _keys(checks: Sequence[Check]) -> list[str]:
+    return [key for check in checks for key in (check.bucket, _leases(check.bucket))]
+
+
+def _interval_us(check: Check) -> float:
+    return 1e6 / check.limit.rate if check.limit.rate else 0
+
+
+def _admit_call(checks: Sequence[Check], lease: str) -> Call:
+    args: list[str | int | float] = [lease, _LEASE_US]
+    for check in checks:
+        limit = check.limit
+        args += (limit.kind, limit.capacity, _interval_us(check), str(check.cost))
+    return Call("admit", _keys(checks), args)
+
+
+def _finish_call(checks: Sequence[Check], lease: str, tokens: float | None, again: bool) -> Call:
+    args: list[str | int | float] = [int(again)]
+    for check in checks:
+        used = check.cost if tokens is None else tokens
+        args += (_member(lease, check), _interval_us(check), check.cost, used)
+    return Call("finish", _keys(checks), args)

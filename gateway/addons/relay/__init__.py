@@ -1,0 +1,1 @@
+"""Short models over Triton's HTTP/1.1 door."""

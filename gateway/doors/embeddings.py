@@ -1,0 +1,119 @@
+"""OpenAI's routes over our pipelines: a stock ``openai`` client works unchanged.
+
+Which pipeline serves which route is said by its face (``openai``), not by this file.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.doors.token_inputs import embedding_rows
+from gateway.errors import Malformed, NotFound
+from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
+from gateway.http.exchange import Exchange
+from gateway.http.json_body import parse_json
+from gateway.models.catalogue import Model
+from gateway.models.face import Face
+from gateway.models.rows import Tensors
+
+# Fields of OpenAI's API; others are refused, so that a typing error is noticed.
+_EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
+
+
+class OpenAIDoor:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/embeddings", Endpoint(self.embeddings), methods=["POST"]),
+            Route("/v1/models", Endpoint(self.models), methods=["GET"]),
+            Route("/v1/models/{model}", Endpoint(self.one_model), methods=["GET"]),
+        ]
+
+    @needs("read")
+    async def models(self, exchange: Exchange) -> Reply:
+        public = self.gateway.catalogue.public
+        data = [_described(model) for model in public if exchange.may_read(model.name)]
+        return json_reply({"object": "list", "data": data})
+
+    @needs("read", model="model")
+    async def one_model(self, exchange: Exchange) -> Reply:
+        model, _ = self.gateway.catalogue.endpoint(exchange.param("model"))
+        return json_reply(_described(model))
+
+    @needs("infer")
+    async def embeddings(self, exchange: Exchange) -> Reply:
+        """Vectors for one text or a list of texts, as floats or base64."""
+        body = parse_json(await exchange.body())
+        _check_embedding(body)
+        model, face, binding = serving(self.gateway, exchange, "embeddings", body)
+        rows = embedding_rows(body.get("input"), binding)
+        for place, row in enumerate(rows):
+            face.check(row, f"input.{place}")
+        answers = await self.gateway.infer_rows(exchange, model, face, rows)
+        vectors = [tensors[binding["vector"]][index] for tensors, index in answers]
+        _check_dimensions(body, vectors[0])
+        as_base64 = body.get("encoding_format") == "base64"
+        return json_reply(
+            {
+                "object": "list",
+                "data": [_embedding(i, v, as_base64) for i, v in enumerate(vectors)],
+                "model": model.name,
+                "usage": _usage(answers, binding["tokens"]),
+            }
+        )
+
+
+def serving(
+    gateway: Gateway, exchange: Exchange, route: str, body: Mapping[str, Any]
+) -> tuple[Model, Face, Mapping[str, Any]]:
+    """The pipeline that the body's ``model`` names, and its face's binding for this route."""
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise Malformed("'model' must name a model: see GET /v1/models", param="model")
+    exchange.require("infer", name)
+    model, face = gateway.catalogue.endpoint(name)
+    if route not in face.openai:
+        raise NotFound(f"the model {name!r} does not serve {route}: choose another")
+    return model, face, face.openai[route]
+
+
+def _described(model: Model) -> dict[str, Any]:
+    # OpenAI wants a time of creation; a served model has none that means anything.
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "tidegate"}
+
+
+def _check_embedding(body: Any) -> None:
+    if not isinstance(body, dict):
+        raise Malformed("the body must be a JSON object with 'model' and 'input'")
+    unknown = sorted(set(body) - _EMBEDDING_FIELDS)
+    if unknown:
+        raise Malformed(f"there is no field {unknown[0]!r}", param=unknown[0])
+    if body.get("encoding_format", "float") not in ("float", "base64"):
+        raise Malformed("'encoding_format' is 'float' or 'base64'", param="encoding_format")
+
+
+def _check_dimensions(body: Mapping[str, Any], vector: np.ndarray) -> None:
+    wanted = body.get("dimensions")
+    if wanted is not None and wanted != vector.size:
+        raise Malformed(
+            f"'dimensions' must be {vector.size}: this model's vectors cannot be shortened",
+            param="dimensions",
+        )
+
+
+def _embedding(index: int, vector: np.ndarray, as_base64: bool) -> dict[str, Any]:
+    value: Any = np.ascontiguousarray(vector)
+    if as_base64:
+        value = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return {"object": "embedding", "index": index, "embedding": value}
+
+
+def _usage(answers: Sequence[tuple[Tensors, int]], tensor: str) -> dict[str, int]:
+    tokens = sum(int(tensors[tensor][index].reshape(-1)[0]) for tensors, index in answers)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}

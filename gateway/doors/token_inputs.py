@@ -1,0 +1,44 @@
+"""OpenAI inputs that may be text or token ids.
+
+Ids are of a vocabulary. A stock client's are of OpenAI's, which no model here has: read as if they
+were the model's own they would silently mean another text. So they are refused, unless the face
+says that the model takes ids (``tokens_in``), and then they are taken for its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.errors import Malformed
+from gateway.models.face import Row
+
+MAX_INPUTS = 2048  # OpenAI's own limit
+
+
+def are_tokens(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(type(each) is int for each in given)
+
+
+def foreign(param: str) -> Malformed:
+    return Malformed(
+        f"{param!r}: token arrays are not supported, OpenAI's ids mean nothing to this model: "
+        "send text (with LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        param=param,
+    )
+
+
+def embedding_rows(given: Any, binding: Mapping[str, Any]) -> list[Row]:
+    """Rows of the face for one input or a list of them; Malformed for what is neither."""
+    inputs = given if isinstance(given, list) and not are_tokens(given) else [given]
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise Malformed(f"'input' must be a text or 1 to {MAX_INPUTS} texts", param="input")
+    return [_row(each, binding) for each in inputs]
+
+
+def _row(given: Any, binding: Mapping[str, Any]) -> Row:
+    if isinstance(given, str):
+        return {binding["text"]: given}
+    if not are_tokens(given):
+        raise Malformed("'input' must be a text or a list of texts", param="input")
+    if "tokens_in" not in binding:
+        raise foreign("input")
+    return {binding["tokens_in"]: given}

@@ -1,0 +1,119 @@
+"""The V2 door: the Open Inference Protocol over HTTP, for stock clients."""
+
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.doors.v2_request import HEADER_LENGTH, V2Request, parse
+from gateway.doors.v2_response import render
+from gateway.errors import Malformed, NoCapacity
+from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs
+from gateway.http.exchange import Exchange
+from gateway.models.catalogue import Model
+from gateway.probes import readiness
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+]
+
+
+class V2Door:
+    """Handlers of the V2 routes; ``routes`` is the table."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        one = "/v2/models/{model}"
+        table: list[tuple[str, str, Handler]] = [
+            *(
+                route
+                for prefix in (one, one + "/versions/{version}")
+                for route in (
+                    ("POST", prefix + "/infer", self.infer),
+                    ("GET", prefix + "/ready", self.model_ready),
+                    ("GET", prefix, self.metadata),
+                )
+            ),
+            ("GET", "/v2", self.server),
+            ("GET", "/v2/health/live", self.live),
+            ("GET", "/v2/health/ready", self.ready),
+        ]
+        return [Route(path, Endpoint(handler), methods=[method]) for method, path, handler in table]
+
+    @needs("infer", model="model")
+    async def infer(self, exchange: Exchange) -> Reply:
+        """Check the request against the model's declaration, then have it inferred."""
+        model, version = self.gateway.named(exchange)
+        if model.decoupled:
+            raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
+        body = await exchange.body()
+        request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
+        exchange.shorten_deadline(request.timeout_s)
+        serving = self.gateway.serving(exchange, model)
+        if request.is_plain and model.is_relayed and serving == model.name:
+            return await self._relayed(exchange, model, request)
+        message = request.message()
+        self.gateway.sequences.put_own(message, exchange.tenant)
+        async with self.gateway.guard.admit(exchange, model):
+            response = await self.gateway.infer(exchange, model, message)
+        return render(request, response)
+
+    async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
+        """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
+        async with self.gateway.guard.admit(exchange, model):
+            reply = await self.gateway.relay(exchange, request)
+            if reply:
+                return reply
+            response = await self.gateway.infer(exchange, model, request.message())
+        return render(request, response)
+
+    @needs("read", model="model")
+    async def metadata(self, exchange: Exchange) -> Reply:
+        found = await self.gateway.described(exchange, "ModelMetadata")
+        return json_reply(
+            {
+                "name": found.name,
+                "versions": list(found.versions),
+                "platform": found.platform,
+                "inputs": _described(found.inputs),
+                "outputs": _described(found.outputs),
+            }
+        )
+
+    @needs("read", model="model")
+    async def model_ready(self, exchange: Exchange) -> Reply:
+        """Ready means that Triton says so and that the last golden probe was answered."""
+        model, _ = self.gateway.named(exchange)
+        fault = self.gateway.probes.get(model.name)
+        if fault or not (await self.gateway.described(exchange, "ModelReady")).ready:
+            raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
+        return Reply(200, b"")
+
+    @needs("read")
+    async def server(self, exchange: Exchange) -> Reply:
+        return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
+
+    @needs("read")
+    async def live(self, exchange: Exchange) -> Reply:
+        return Reply(200, b"")
+
+    @needs("read")
+    async def ready(self, exchange: Exchange) -> Reply:
+        faults = {
+            name: fault
+            for name, fault in readiness(self.gateway).items()
+            if fault and exchange.may_read(name)
+        }
+        if faults:
+            raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
+        return Reply(200, b"")
+
+
+def _described(tensors: Any) -> list[dict[str, Any]]:
+    return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]

@@ -1,0 +1,93 @@
+"""Triton's answer -> V2 over HTTP, each output as JSON or in the binary tail."""
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+from tritonclient.grpc import service_pb2
+
+from gateway.doors.v2_request import V2Request
+from gateway.errors import Malformed
+from gateway.http.endpoint import Reply, json_reply
+from gateway.models.tensors import FEW, unpack
+
+# Triton writes these on every answer of an ensemble; they tell a client nothing.
+_NOISE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+
+
+def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Reply:
+    """The reply; Malformed when an output that JSON cannot carry was asked for in JSON."""
+    document: dict[str, Any] = {
+        "model_name": response.model_name,
+        "model_version": response.model_version,
+    }
+    if response.id:
+        document["id"] = response.id
+    parameters = _parameters(response)
+    if parameters:
+        document["parameters"] = parameters
+    tail: list[bytes] = []
+    document["outputs"] = [
+        _output(request, output, raw, tail)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    ]
+    if not tail:
+        return json_reply(document)
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    headers = [(b"inference-header-content-length", str(len(header)).encode())]
+    return Reply(200, b"".join([header, *tail]), b"application/octet-stream", headers)
+
+
+def _output(request: V2Request, output: Any, raw: bytes, tail: list[bytes]) -> dict[str, Any]:
+    shape = list(output.shape)
+    entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": shape}
+    if request.wants_binary(output.name):
+        tail.append(raw)
+        entry["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        entry["data"] = json_data(output.name, output.datatype, shape, raw)
+    return entry
+
+
+def json_data(name: str, dtype: str, shape: list[int], raw: bytes) -> Any:
+    """An output's elements, flat, as JSON can carry them."""
+    if dtype == "BF16":
+        raise Malformed(f"output {name!r} is BF16, which has no JSON form: ask for binary_data")
+    values = unpack(dtype, shape, raw).reshape(-1)
+    if dtype == "BYTES":
+        return _texts(name, values)
+    if dtype == "FP16":
+        values = values.astype(np.float32)
+    if values.dtype.kind == "f" and not _all_finite(values):
+        raise not_finite(name)
+    return values
+
+
+def not_finite(name: str) -> Malformed:
+    return Malformed(
+        f"output {name!r} has NaN or Infinity, which JSON cannot carry: ask for binary_data"
+    )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if values.size <= FEW:
+        return all(map(math.isfinite, values.tolist()))
+    return bool(np.isfinite(values).all())
+
+
+def _texts(name: str, values: np.ndarray) -> list[str]:
+    try:
+        return [value.decode() for value in values]
+    except UnicodeDecodeError:
+        raise Malformed(
+            f"output {name!r} is not text, which JSON cannot carry: ask for binary_data"
+        ) from None
+
+
+def _parameters(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
+    return {
+        key: getattr(value, value.WhichOneof("parameter_choice"))
+        for key, value in response.parameters.items()
+        if key not in _NOISE and not key.startswith("triton_")
+    }

@@ -1,0 +1,170 @@
+"""One HTTP request under way: its identity, its clock, its body."""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any, TypeVar
+
+from starlette.types import Receive, Scope
+
+from gateway.errors import DeadlineExceeded, Malformed, TooLarge, TooSlow, Unauthenticated
+from gateway.identity.principal import Principal
+from gateway.policy.access import Access
+
+T = TypeVar("T")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+# A client that leaves is noticed only by asking; most answers come sooner than it is worth it.
+DISCONNECT_WATCH_S = 0.02
+TIMER_S = 0.001  # the loop's timers may be that much early
+
+
+class ClientGone(Exception):
+    """The client closed the connection: nobody is there to answer."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """What the doors need of a request; made by ``gateway.http.edge``."""
+
+    scope: Scope
+    receive: Receive
+    access: Access  # the rules in force when the request came hold to its end
+    body_limit_bytes: int
+    deadline_s: InitVar[float]
+    started: float = field(default_factory=time.perf_counter)
+    principal: Principal | None = None
+    action: str = ""  # what the caller asks for, once that is known, as is the model
+    model: str = ""
+    limit_headers: Sequence[tuple[bytes, bytes]] = ()
+    body_bytes: int = 0
+    upstream_s: float = 0.0
+    path: str = field(init=False)
+    headers: dict[bytes, bytes] = field(init=False)
+    deadline: float = field(init=False)
+    request_id: str = field(init=False)
+
+    def __post_init__(self, deadline_s: float) -> None:
+        self.path = self.scope["path"]
+        self.headers = dict(self.scope["headers"])
+        self.deadline = self.started + deadline_s
+        self.request_id = _request_id(self.headers.get(b"x-request-id", b""))
+
+    def require(self, action: str, model: str = "") -> None:
+        """NotFound or Forbidden unless the caller may do this, to this model."""
+        self.action, self.model = action, model
+        if self.principal is None:
+            raise Unauthenticated(f"an identity is needed to {action}")
+        self.access.check(self.principal, action, model)
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant if self.principal else ""
+
+    def may_read(self, model: str) -> bool:
+        """Whether the caller may know of the model; without a caller, whatever is open to all."""
+        return self.principal is None or self.access.allowed(self.principal, "read", model)
+
+    def param(self, name: str) -> str:
+        """A path parameter, or '' when the route has none of this name."""
+        return str(self.scope["path_params"].get(name, ""))
+
+    def remaining_s(self) -> float:
+        """Seconds left; DeadlineExceeded when there are none."""
+        left = self.deadline - time.perf_counter()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the model was asked: try again")
+        return left
+
+    def shorten_deadline(self, seconds: float | None) -> None:
+        if seconds:
+            self.deadline = min(self.deadline, self.started + seconds)
+
+    async def body(self) -> bytes:
+        """The whole body; TooLarge, TooSlow, or Malformed when the client stops in the middle."""
+        self._refuse_encoded()
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self.body_limit_bytes:
+            raise self._too_large()
+        message = await self._message()
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(first) > self.body_limit_bytes:
+                raise self._too_large()
+            self.body_bytes = len(first)
+            return first
+        return await self._rest(first)
+
+    async def _rest(self, first: bytes) -> bytes:
+        received = bytearray(first)
+        more = True
+        while more:
+            message = await self._message()
+            received += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(received) > self.body_limit_bytes:
+                raise self._too_large()
+        self.body_bytes = len(received)
+        return bytes(received)
+
+    async def _message(self) -> Any:
+        # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.
+        task, loop = _current_task(), asyncio.get_running_loop()
+        timer = loop.call_later(self.remaining_s() + TIMER_S, task.cancel)
+        try:
+            message = await self.receive()
+        except asyncio.CancelledError:
+            if time.perf_counter() < self.deadline or task.uncancel():
+                raise
+            raise TooSlow("the body did not arrive in time: send it faster") from None
+        finally:
+            timer.cancel()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    def _refuse_encoded(self) -> None:
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            raise Malformed("Content-Encoding is not supported: send the body uncompressed")
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is over {self.body_limit_bytes} bytes: send a smaller one")
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work``, and cancel it (and with it the work upstream) if the client leaves.
+
+        Raises ClientGone in that case.
+        """
+        task = _current_task()
+        watch: list[asyncio.Task[None]] = []
+        handle = asyncio.get_running_loop().call_later(
+            DISCONNECT_WATCH_S, lambda: watch.append(asyncio.ensure_future(self._cancel(task)))
+        )
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if watch and watch[0].done() and not watch[0].cancelled() and not task.uncancel():
+                raise ClientGone from None
+            raise
+        finally:
+            handle.cancel()
+            for each in watch:
+                each.cancel()
+
+    async def _cancel(self, task: "asyncio.Task[Any]") -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    return task
+
+
+def _request_id(offered: bytes) -> str:
+    return offered.decode() if _REQUEST_ID.match(offered) else f"{random.getrandbits(64):016x}"

@@ -1,0 +1,97 @@
+"""Errors rendered per door: the one place that knows which status and which shape each door has.
+
+RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenAI routes,
+``{"error": "..."}`` under /v2 (tritonclient reads exactly that key).
+"""
+
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayError
+from gateway.http.endpoint import Reply
+
+
+class Door(Enum):
+    TASK = 0
+    OPENAI = 1
+    V2 = 2
+
+
+# code -> status at the task door, status at the other two, title, OpenAI's own type (by which its
+# clients choose an exception)
+TABLE: dict[str, tuple[int, int, str, str]] = {
+    "unauthenticated": (401, 401, "No valid API key", "authentication_error"),
+    "forbidden": (403, 403, "Not allowed", "permission_error"),
+    "not_found": (404, 404, "Not found", "invalid_request_error"),
+    "method_not_allowed": (405, 405, "Method not allowed", "invalid_request_error"),
+    "invalid_request": (422, 400, "The request is not valid", "invalid_request_error"),
+    "too_large": (413, 413, "The request is too large", "invalid_request_error"),
+    "request_timeout": (408, 408, "The request arrived too slowly", "invalid_request_error"),
+    "quota_exceeded": (429, 429, "Quota exceeded", "rate_limit_error"),
+    "no_capacity": (503, 503, "No capacity", "server_error"),
+    "deadline_exceeded": (504, 504, "Deadline exceeded", "server_error"),
+    "upstream_error": (502, 502, "The model failed", "server_error"),
+    "internal": (500, 500, "Internal error", "server_error"),
+}
+_OPENAI_PATHS = ("/v1/models", "/v1/embeddings", "/v1/chat/", "/v1/completions")
+
+
+def door_of(path: str) -> Door:
+    """Which door a path belongs to, known before it is routed (a 401 has a shape too)."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return Door.V2
+    if path.startswith(_OPENAI_PATHS):
+        return Door.OPENAI
+    return Door.TASK
+
+
+def status_of(error: GatewayError, door: Door) -> int:
+    task, others, _, _ = TABLE[error.code]
+    return task if door is Door.TASK else others
+
+
+def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:
+    """The error as this path's door shows it."""
+    door = door_of(path)
+    status = status_of(error, door)
+    if door is Door.TASK:
+        body, content_type = _problem(error, status, path, request_id), b"application/problem+json"
+    else:
+        shape = _openai if door is Door.OPENAI else _v2
+        body, content_type = shape(error, request_id), b"application/json"
+    reply = Reply(status, orjson.dumps(body), content_type)
+    if error.retry_after_s is not None:
+        reply.headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if status == 401:
+        reply.headers.append((b"www-authenticate", b"Bearer"))
+    return reply
+
+
+def _problem(error: GatewayError, status: int, path: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:tidegate:error:{error.code}",
+        "title": TABLE[error.code][2],
+        "status": status,
+        "detail": error.message,
+        "instance": path,
+        "code": error.code,
+        "request_id": request_id,
+        **({"param": error.param} if error.param else {}),
+    }
+
+
+def _openai(error: GatewayError, request_id: str) -> dict[str, Any]:
+    told = {
+        "message": error.message,
+        "type": TABLE[error.code][3],
+        "param": error.param or None,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    return {"error": told}
+
+
+def _v2(error: GatewayError, request_id: str) -> dict[str, Any]:
+    return {"error": f"{error.message} (request {request_id})"}

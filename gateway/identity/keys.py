@@ -1,0 +1,119 @@
+"""API keys: their form, and who holds one.
+
+    tg_<id: 12>_<secret: 43>_<checksum: 6>       letters and digits
+
+The secret has 256 bits. A scanner can recognise the prefix and check the CRC-32 without asking us.
+Only HMAC-SHA256(pepper, key) is stored: with that much entropy a slow hash would protect nothing
+and let anybody spend our CPU.
+"""
+
+import hmac
+import math
+import re
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
+from gateway.identity.principal import Principal as Principal
+
+KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What is stored of one key; never the key itself."""
+
+    key_id: str
+    name: str
+    hmac: str
+    created: str
+    revoked: str = ""
+    expires: str = ""  # times are ISO 8601, in UTC, to the second
+    tenant: str = DEFAULT_TENANT
+    roles: tuple[str, ...] = ("user",)
+    models: tuple[str, ...] = ("*",)
+    scopes: tuple[str, ...] = ACTIONS
+
+    @cached_property
+    def principal(self) -> Principal:
+        grant = Grant(self.tenant, self.roles, self.models, self.scopes)
+        return Principal(self.key_id, self.name, grant)
+
+    @cached_property
+    def ends(self) -> float:
+        """Seconds since the epoch from when on the key is refused; ValueError if unreadable."""
+        if self.revoked:
+            return -math.inf
+        return datetime.fromisoformat(self.expires).timestamp() if self.expires else math.inf
+
+
+def key_hash(pepper: bytes, key: str) -> str:
+    return hmac.digest(pepper, key.encode(), "sha256").hex()
+
+
+def parse_records(text: str) -> dict[str, KeyRecord]:
+    """The records in a keys.toml; ValueError when it is not one."""
+    tables: Mapping[str, Any] = tomllib.loads(text).get("keys", {})
+    try:
+        return {key_id: _record(key_id, table) for key_id, table in tables.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"a key's table is not as expected: {error}") from error
+
+
+def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+    }
+    record = KeyRecord(key_id=key_id, **values)
+    if record.expires and datetime.fromisoformat(record.expires).tzinfo is None:
+        raise ValueError(f"keys.{key_id}.expires has no time zone: write 2030-01-31T00:00:00+00:00")
+    return record
+
+
+class KeyRing:
+    """Verifies keys against the file; ``refresh`` notices when the file has changed."""
+
+    def __init__(self, keys_file: Path, pepper_file: Path) -> None:
+        self._keys_file, self._pepper_file = keys_file, pepper_file
+        self._records: dict[str, KeyRecord] = {}
+        self._pepper = b""
+        self._seen: tuple[int, int, int] | None = None
+
+    def verify(self, authorization: bytes | None) -> Principal:
+        """The principal behind an Authorization header; Unauthenticated, always in the same words.
+
+        Constant time: an unknown id and a wrong secret both cost one HMAC and one comparison.
+        """
+        key = bearer(authorization)
+        form = KEY_FORM.match(key)
+        record = self._records.get(form[1]) if form else None
+        wanted = record.hmac if record and record.ends > time.time() else _NO_HASH
+        if hmac.compare_digest(key_hash(self._pepper, key), wanted) and record:
+            return record.principal
+        raise refused()
+
+    def refresh(self) -> bool:
+        """Read the files again if the keys changed; True if so. Without files no key is valid.
+
+        ValueError when the file cannot be read: the keys in force stay in force.
+        """
+        try:
+            stat = self._keys_file.stat()
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen == self._seen:
+                return False
+            pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_text()
+        except FileNotFoundError:
+            changed = bool(self._records)
+            self._records, self._seen = {}, None
+            return changed
+        self._seen = seen  # a broken file is reported once, not at every look
+        self._records, self._pepper = parse_records(text), pepper
+        return True

@@ -1,0 +1,170 @@
+"""What is being served: read from Triton, swapped whole, never half-updated."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import orjson
+from tritonclient.grpc import model_config_pb2
+
+from gateway.addons import load
+from gateway.errors import GatewayError, NoCapacity, NotFound
+from gateway.models.face import Face, FaceError
+from gateway.upstream import Upstream
+
+TOKENS = "token_count"
+FACE, GOLDEN = "tidegate.face", "tidegate.golden"
+INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
+TEXT_ROUTES = frozenset({"chat", "completions"})
+SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
+# Triton's own JSON of these is not what we answer, or it has none.
+_OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
+
+
+class TensorMeta(NamedTuple):
+    """A tensor as the config declares it; ``dims`` leave the batch axis out, -1 is any length."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model that Triton serves. With a ``face`` it is public, and has an endpoint."""
+
+    name: str
+    versions: tuple[str, ...]
+    max_batch_size: int
+    inputs: Mapping[str, TensorMeta]
+    outputs: Mapping[str, TensorMeta]
+    decoupled: bool
+    face: Face | None
+    golden: Mapping[str, Any] | None
+    canary_of: str = ""  # the public pipeline that it is tried out for
+    is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether its answers say how many tokens it read: only then do limits of tokens bind."""
+        return TOKENS in self.outputs
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All models that a client may reach, by name. ``expected`` are those that should be there."""
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+    expected: frozenset[str] = frozenset()
+
+    def model(self, name: str, version: str = "") -> Model:
+        """The model; NoCapacity for one that should be there, NotFound says where to look."""
+        model = self.models.get(name)
+        if model:
+            if version and version not in model.versions:
+                there = ", ".join(model.versions)
+                raise NotFound(f"model {name!r} has no version {version[:20]!r}: it has {there}")
+            return model
+        if name in self.expected:
+            # Its server is starting again: a 404 would tell clients to give up.
+            raise NoCapacity(
+                f"the model {name!r} is not being served now: try again shortly", retry_after_s=1
+            )
+        raise NotFound(f"there is no model {name[:64]!r}: see GET /v1/models for those there are")
+
+    def endpoint(self, name: str) -> tuple[Model, Face]:
+        """The public model and its face; NotFound for one without."""
+        model = self.model(name)
+        if model.canary_of:
+            raise NotFound(f"{name!r} is a canary: ask {model.canary_of!r}")
+        if model.face is None:
+            raise NotFound(f"the model {name!r} has no endpoint: it is served under /v2 only")
+        return model, model.face
+
+    def restricted_to(self, may_read: Callable[[str], bool]) -> "Catalogue":
+        """What a caller may know of."""
+        return Catalogue({name: model for name, model in self.models.items() if may_read(name)})
+
+    @cached_property
+    def public(self) -> list[Model]:
+        return [m for _, m in sorted(self.models.items()) if m.face and not m.canary_of]
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when anything that the API's description shows has changed."""
+        text = repr([(m.name, m.versions, m.face and m.face.raw) for m in self.models.values()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Reader:
+    """Reads the catalogue from one Triton; faults of single models are kept and not fatal."""
+
+    def __init__(self, expected: Iterable[str] = ()) -> None:
+        self.faults: dict[str, str] = {}
+        self._expected = frozenset(expected)
+        self._read: dict[bytes, Model | None] = {}
+
+    async def read(self, upstream: Upstream) -> Catalogue:
+        """The catalogue now; GatewayError when Triton does not answer."""
+        models = {}
+        faults = {}
+        for name, versions in (await upstream.ready_versions()).items():
+            try:
+                config = (await upstream.describe("ModelConfig", name)).config
+                model = self._model(config, versions)
+                if model:
+                    models[name] = model
+            except NoCapacity:
+                pass  # it left between the two questions
+            except (FaceError, GatewayError) as error:
+                faults[name] = str(error)
+        self.faults = faults
+        return Catalogue(models, self._expected)
+
+    def _model(
+        self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]
+    ) -> Model | None:
+        """The model, compiled once for each state of its config; None for an internal one."""
+        key = config.SerializeToString(deterministic=True) + repr(versions).encode()
+        if key not in self._read:
+            if len(self._read) > 1024:
+                self._read.clear()
+            self._read[key] = read_model(config, versions)
+        return self._read[key]
+
+
+def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
+    """A model from its config; FaceError when its face binds to nothing."""
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    if parameters.get(INTERNAL) == "true":
+        return None
+    inputs = {t.name: _meta(t, t.optional) for t in config.input}
+    outputs = {t.name: _meta(t) for t in config.output}
+    face = None
+    if FACE in parameters:
+        face = Face.compile(parameters[FACE], set(inputs), set(outputs))
+        if not TEXT_ROUTES.isdisjoint(face.openai):
+            load("openai_binding")(face.raw, inputs, outputs)
+    return Model(
+        name=config.name,
+        versions=versions,
+        max_batch_size=config.max_batch_size,
+        inputs=inputs,
+        outputs=outputs,
+        decoupled=config.model_transaction_policy.decoupled,
+        face=face,
+        canary_of=parameters.get(CANARY, ""),
+        golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        is_relayed=parameters.get(SHORT) == "true"
+        and not config.HasField("ensemble_scheduling")
+        and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
+    )
+
+
+def _meta(tensor: Any, optional: bool = False) -> TensorMeta:
+    dtype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    name = "BYTES" if dtype == "STRING" else dtype
+    return TensorMeta(tensor.name, name, tuple(tensor.dims), optional)

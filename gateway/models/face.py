@@ -1,0 +1,152 @@
+"""A pipeline's face, compiled: JSON rows in, tensors out, and back again.
+
+The face travels in the model's config as JSON (its keywords are described in docs/faces.md). The
+gateway never asks which task a pipeline does; it only follows the bindings.
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jsonschema_rs
+import numpy as np
+import orjson
+
+from gateway.errors import Malformed
+
+Row = Mapping[str, Any]
+
+
+class FaceError(ValueError):
+    """The face in a model's config cannot be used; the message says which part."""
+
+
+class Binding(NamedTuple):
+    """A field of the request and the tensor or request parameter that it is."""
+
+    field: str
+    target: str
+    is_parameter: bool = False
+    is_bytes: bool = False
+
+
+@dataclass(frozen=True)
+class Face:
+    """``raw`` is the face as declared; ``bindings`` are its request's fields."""
+
+    raw: Mapping[str, Any]
+    bindings: tuple[Binding, ...]
+    validator: Any
+
+    @classmethod
+    def compile(cls, text: str, inputs: set[str], outputs: set[str]) -> "Face":
+        """The face in ``text``; FaceError when a field is bound to a tensor that is not there."""
+        try:
+            raw = orjson.loads(text)
+            validator = jsonschema_rs.validator_for(raw["request"])
+            bindings = tuple(_bindings(raw["request"]))
+            wanted = set(_output_tensors(raw["response"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FaceError(f"the face cannot be read: {error!r}") from error
+        missing = {b.target for b in bindings if not b.is_parameter} - inputs | wanted - outputs
+        if missing:
+            raise FaceError(f"the face is bound to tensors that are not there: {sorted(missing)}")
+        return cls(raw, bindings, validator)
+
+    @property
+    def openai(self) -> Mapping[str, Mapping[str, Any]]:
+        """The bindings for those of OpenAI's routes that this pipeline serves."""
+        bindings: Mapping[str, Mapping[str, Any]] = self.raw.get("openai", {})
+        return bindings
+
+    def check(self, row: Any, where: str) -> None:
+        """Malformed names the first field of the row that does not fit, and how."""
+        if self.validator.is_valid(row):
+            return
+        error = next(self.validator.iter_errors(row))
+        path = ".".join(map(str, [*([where] if where else []), *error.instance_path]))
+        raise Malformed(f"{path or 'the body'}: {_short(error.message)}", param=path)
+
+    def values(self, row: Row) -> dict[str, list[Any]]:
+        """The row's tensors, flat. A field that is absent is no tensor."""
+        return {
+            binding.target: _flat(row[binding.field], binding)
+            for binding in self.bindings
+            if not binding.is_parameter and binding.field in row
+        }
+
+    def parameters(self, row: Row) -> dict[str, Any]:
+        return {
+            binding.target: row[binding.field]
+            for binding in self.bindings
+            if binding.is_parameter and binding.field in row
+        }
+
+    def render(self, tensors: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+        """Row ``index`` of the output tensors as the response's object."""
+        return {
+            name: _render(schema, tensors, index)
+            for name, schema in self.raw["response"]["properties"].items()
+        }
+
+
+def _bindings(schema: Mapping[str, Any]) -> Iterator[Binding]:
+    for name, field in schema["properties"].items():
+        if "x-tensor" in field:
+            yield Binding(name, field["x-tensor"], is_bytes=bool(field.get("x-bytes")))
+        elif "x-parameter" in field:
+            yield Binding(name, field["x-parameter"], is_parameter=True)
+        else:
+            raise FaceError(f"field {name!r} is bound to nothing: x-tensor or x-parameter")
+
+
+def _output_tensors(schema: Mapping[str, Any]) -> Iterator[str]:
+    yield from (schema[key] for key in ("x-tensor", "x-count") if key in schema)
+    for child in schema.get("properties", {}).values():
+        yield from _output_tensors(child)
+    if isinstance(schema.get("items"), Mapping):
+        yield from _output_tensors(schema["items"])
+
+
+def _flat(value: Any, binding: Binding) -> list[Any]:
+    if binding.is_bytes:
+        return [_decoded(value, binding.field)]
+    values = value if isinstance(value, list) else [value]
+    # Where the schema allows null, it is a number that is missing: JSON has no NaN.
+    return [math.nan if each is None else each for each in values]
+
+
+def _decoded(value: Any, field: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed(f"{field}.b64 is not base64: encode the bytes again", param=field) from None
+
+
+def _render(schema: Mapping[str, Any], tensors: Mapping[str, np.ndarray], index: int) -> Any:
+    if "x-tensor" in schema:
+        row = tensors[schema["x-tensor"]][index]
+        return _plain(row) if schema["type"] == "array" else _plain(row.reshape(-1)[:1])[0]
+    fields = schema["items"]["properties"]
+    columns = [_plain(tensors[field["x-tensor"]][index]) for field in fields.values()]
+    count = len(columns[0])
+    if "x-count" in schema:
+        count = int(tensors[schema["x-count"]][index].reshape(-1)[0])
+    records = zip(*(column[:count] for column in columns), strict=True)
+    return [dict(zip(fields, record, strict=True)) for record in records]
+
+
+def _plain(values: np.ndarray) -> Any:
+    """Bytes become text; numbers stay an array, which orjson prints in their own precision."""
+    if values.dtype == object:
+        return [value.decode("utf-8", "replace") for value in values.reshape(-1)]
+    return np.ascontiguousarray(values)
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= 200 else f"{message[:100]} ... {message[-60:]}"

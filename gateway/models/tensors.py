@@ -1,0 +1,228 @@
+"""The tensor firewall: what a model declares is what it gets, checked before Triton sees a byte.
+
+Element values travel as V2's raw little-endian bytes; BYTES elements carry a 4-byte length each.
+"""
+
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from gateway.errors import Malformed
+from gateway.models.catalogue import Model, TensorMeta
+
+NUMPY: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+SIZE_BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
+CODES = dict(zip(NUMPY, "?bhiqBHIQefd", strict=True))  # for ``struct``
+FEW = 64  # up to so many elements, an array costs more to make than it saves
+_LENGTH = struct.Struct("<I")
+MAX_RANK = 16
+MAX_DIM = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named tensor with its elements as V2's raw bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    raw: bytes
+
+
+def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
+    """What Triton is asked."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in tensors:
+        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
+        message.raw_input_contents.append(tensor.raw)
+    return message
+
+
+def set_parameter(target: Any, key: str, value: Any) -> None:
+    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
+    kind = type(value)
+    if kind is bool:
+        target[key].bool_param = value
+    elif kind is int and -(2**63) <= value < 2**63:
+        target[key].int64_param = value
+    elif kind is float:
+        target[key].double_param = value
+    elif kind is str:
+        target[key].string_param = value
+    else:
+        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
+
+
+def check_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """The shape, if it is one; Malformed for negative, fractional or absurd dimensions."""
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        raise Malformed(f"input {name!r}: shape must be a list of at most {MAX_RANK} integers")
+    for dim in shape:
+        if type(dim) is not int or not 0 <= dim <= MAX_DIM:
+            raise Malformed(
+                f"input {name!r}: shape {shape} has {dim!r}: dimensions are 0 to {MAX_DIM}"
+            )
+    return tuple(shape)
+
+
+def check_size(tensor: Tensor) -> None:
+    """Malformed unless the raw bytes hold exactly the elements that the shape says."""
+    count = math.prod(tensor.shape)
+    size = SIZE_BYTES.get(tensor.dtype)
+    if size is None:
+        held, unit = _count_strings(tensor), "strings"
+        wanted = count
+    else:
+        held, wanted, unit = len(tensor.raw), count * size, "bytes"
+    if held != wanted:
+        raise Malformed(
+            f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {wanted} "
+            f"{unit}, but the request carries {held}"
+        )
+
+
+def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
+    """Malformed unless these tensors are what the model declares: names, dtypes, dimensions."""
+    _check_names(model, [tensor.name for tensor in tensors])
+    rows = {tensor.shape[0] for tensor in tensors if tensor.shape} if model.max_batch_size else {1}
+    for tensor in tensors:
+        _check_declared(model, tensor, model.inputs[tensor.name])
+    if len(rows) > 1:
+        raise Malformed(f"the inputs have different numbers of rows: {sorted(rows)}")
+
+
+def _check_names(model: Model, names: list[str]) -> None:
+    twice = {name for name in names if names.count(name) > 1} if len(names) > 1 else set()
+    extra = [name for name in names if name not in model.inputs]
+    missing = [n for n, meta in model.inputs.items() if n not in names and not meta.optional]
+    declared = ", ".join(model.inputs)
+    if twice:
+        raise Malformed(f"input {twice.pop()!r} is given twice")
+    if extra:
+        raise Malformed(f"model {model.name!r} has no input {extra[0]!r}: it takes {declared}")
+    if missing:
+        raise Malformed(f"input {missing[0]!r} is missing: model {model.name!r} takes {declared}")
+
+
+def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
+    if tensor.dtype != meta.dtype:
+        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype}")
+    wanted = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
+    fits = len(tensor.shape) == len(wanted) and all(
+        want in (-1, got) for want, got in zip(wanted, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise Malformed(
+            f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit {list(wanted)} "
+            "(-1 is any length)"
+        )
+    if model.max_batch_size and not 1 <= tensor.shape[0] <= model.max_batch_size:
+        raise Malformed(
+            f"input {tensor.name!r}: {tensor.shape[0]} rows, "
+            f"but model {model.name!r} takes 1 to {model.max_batch_size}"
+        )
+
+
+def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
+    """Flat JSON values as raw bytes; Malformed for a value that the dtype cannot hold."""
+    if dtype == "BYTES":
+        return _pack_strings(name, values)
+    if dtype in ("FP16", "BF16"):
+        raise Malformed(f"input {name!r}: {dtype} has no JSON form: send it as binary data")
+    try:
+        kind = NUMPY[dtype]
+    except KeyError:
+        raise Malformed(f"input {name!r}: there is no datatype {dtype!r}") from None
+    _check_kinds(name, dtype, values)
+    try:
+        if len(values) <= FEW:
+            return struct.pack(f"<{len(values)}{CODES[dtype]}", *values)
+        return _exact(values, kind).tobytes()
+    except (OverflowError, ValueError, TypeError, struct.error):
+        raise Malformed(f"input {name!r}: a value does not fit {dtype}") from None
+
+
+def _exact(values: Sequence[Any], kind: Any) -> np.ndarray:
+    """As an array of ``kind``; OverflowError where numpy would wrap around or become infinite."""
+    if np.issubdtype(kind, np.floating):
+        floats = np.array(values, dtype=np.float64)
+        if values and np.abs(floats).max() > np.finfo(kind).max:
+            raise OverflowError
+        return floats.astype(kind)
+    if values and kind is not np.bool_:
+        limits = np.iinfo(kind)
+        if min(values) < limits.min or max(values) > limits.max:
+            raise OverflowError
+    return np.array(values, dtype=kind)
+
+
+_KINDS: dict[str, frozenset[type]] = {
+    "BOOL": frozenset({bool}),
+    "FP32": frozenset({int, float}),
+    "FP64": frozenset({int, float}),
+}
+_INTEGERS = frozenset({int})
+
+
+def _check_kinds(name: str, dtype: str, values: Sequence[Any]) -> None:
+    wrong = set(map(type, values)) - _KINDS.get(dtype, _INTEGERS)
+    if wrong:
+        shown = ", ".join(sorted(kind.__name__ for kind in wrong))
+        raise Malformed(f"input {name!r}: {dtype} data must not contain {shown}")
+
+
+def _pack_strings(name: str, values: Iterable[Any]) -> bytes:
+    parts: list[bytes] = []
+    for value in values:
+        if not isinstance(value, str | bytes):
+            kind = type(value).__name__
+            raise Malformed(f"input {name!r}: BYTES data must be strings, not {kind}")
+        encoded = value.encode() if isinstance(value, str) else value
+        parts += (_LENGTH.pack(len(encoded)), encoded)
+    return b"".join(parts)
+
+
+def _count_strings(tensor: Tensor) -> int:
+    """How many length-prefixed strings the raw bytes hold; Malformed when the last is cut off."""
+    raw, at, count = tensor.raw, 0, 0
+    while at + 4 <= len(raw):
+        at += 4 + _LENGTH.unpack_from(raw, at)[0]
+        count += 1
+    if at != len(raw):
+        raise Malformed(
+            f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
+            "length as 4 little-endian bytes"
+        )
+    return count
+
+
+def unpack(dtype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
+    """Raw bytes of an output as an array; BYTES become an object array of ``bytes``."""
+    if dtype == "BYTES":
+        values, at = [], 0
+        while at < len(raw):
+            end = at + 4 + _LENGTH.unpack_from(raw, at)[0]
+            values.append(raw[at + 4 : end])
+            at = end
+        strings = np.empty(len(values), dtype=object)
+        strings[:] = values
+        return strings.reshape(tuple(shape))
+    return np.frombuffer(raw, dtype=NUMPY[dtype]).reshape(tuple(shape))

@@ -1,0 +1,157 @@
+"""Create, list, rotate and revoke API keys: the writer of keys.toml. The gateway only reads it."""
+
+import contextlib
+import fcntl
+import secrets
+import string
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import tomli_w
+
+from gateway.addons.audit.private_file import write_private
+from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
+from gateway.identity.principal import USER, Grant
+
+ALPHABET = string.ascii_letters + string.digits
+
+
+class UnknownKey(LookupError):
+    """No key has this id or name; the message says how to list them."""
+
+
+class KeyStore:
+    """The keys in one file. Changes are atomic, and two writers wait for each other."""
+
+    def __init__(self, keys_file: Path, pepper_file: Path) -> None:
+        self._keys_file, self._pepper_file = keys_file, pepper_file
+
+    def create(
+        self, name: str, grant: Grant = USER, lifetime: timedelta | None = None
+    ) -> tuple[KeyRecord, str]:
+        """A new key; this is the only time that it exists in clear."""
+        if not name or len(name) > 64 or not name.isprintable():
+            raise ValueError("a key's name has 1 to 64 printable characters")
+        with self._locked():
+            record, key = self._new(name, grant, _in(lifetime) if lifetime else "")
+            self._write({**self._read(), record.key_id: record})
+        return record, key
+
+    def records(self) -> list[KeyRecord]:
+        return list(self._read().values())
+
+    def rotate(self, id_or_name: str, overlap: timedelta) -> tuple[KeyRecord, str, list[KeyRecord]]:
+        """A new key with the old one's rights and length of life; the old ones end after overlap.
+
+        Answers with the new record, its key and the old records. UnknownKey if there is no valid
+        key of this id or name; ValueError if there are several with different rights.
+        """
+        with self._locked():
+            old = [r for r in self._found(id_or_name) if r.ends > datetime.now(UTC).timestamp()]
+            if not old:
+                raise _unknown(id_or_name)
+            last = max(old, key=lambda record: record.created)
+            if any(record.principal.grant != last.principal.grant for record in old):
+                raise ValueError(f"the keys called {id_or_name!r} differ: rotate each by its id")
+            record, key = self._new(last.name, last.principal.grant, _same_life(last))
+            ends = _in(overlap)
+            ended = [replace(each, expires=min(each.expires or ends, ends)) for each in old]
+            self._write({**self._read(), **{each.key_id: each for each in [*ended, record]}})
+        return record, key, ended
+
+    def revoke(self, id_or_name: str) -> list[KeyRecord]:
+        """Revoke the key with this id, or all keys of this name; UnknownKey if there is none."""
+        with self._locked():
+            revoked = [replace(each, revoked=_in()) for each in self._found(id_or_name)]
+            self._write({**self._read(), **{each.key_id: each for each in revoked}})
+        return revoked
+
+    def _found(self, id_or_name: str) -> list[KeyRecord]:
+        found = [
+            record
+            for record in self._read().values()
+            if id_or_name in (record.key_id, record.name) and not record.revoked
+        ]
+        if not found:
+            raise _unknown(id_or_name)
+        return found
+
+    def _new(self, name: str, grant: Grant, expires: str) -> tuple[KeyRecord, str]:
+        key_id, key = generate_key()
+        hashed = key_hash(self._pepper(), key)
+        return KeyRecord(key_id, name, hashed, _in(), "", expires, *grant), key
+
+    def _read(self) -> dict[str, KeyRecord]:
+        return parse_records(self._keys_file.read_text()) if self._keys_file.exists() else {}
+
+    def _write(self, records: dict[str, KeyRecord]) -> None:
+        tables = {
+            key_id: {k: v for k, v in asdict(record).items() if k != "key_id"}
+            for key_id, record in records.items()
+        }
+        write_private(self._keys_file, tomli_w.dumps({"keys": tables}).encode())
+
+    def _pepper(self) -> bytes:
+        if not self._pepper_file.exists():
+            write_private(self._pepper_file, secrets.token_bytes(32))
+        return self._pepper_file.read_bytes()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._keys_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._keys_file.with_suffix(".lock")
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _unknown(id_or_name: str) -> UnknownKey:
+    return UnknownKey(f"no valid key has the id or name {id_or_name!r}: see `tidegate keys list`")
+
+
+def _same_life(record: KeyRecord) -> str:
+    """When a key made now ends if it lives as long as this one was made to."""
+    if not record.expires:
+        return ""
+    return _in(datetime.fromisoformat(record.expires) - datetime.fromisoformat(record.created))
+
+
+def _in(delay: timedelta = timedelta()) -> str:
+    return (datetime.now(UTC) + delay).isoformat(timespec="seconds")
+
+
+def generate_key() -> tuple[str, str]:
+    """A new (id, key)."""
+    key_id, secret = _random(12), _random(43)
+    body = f"tg_{key_id}_{secret}"
+    return key_id, f"{body}_{_checksum(body)}"
+
+
+def state_of(record: KeyRecord) -> str:
+    """What ``tidegate keys list`` shows."""
+    if record.revoked:
+        return f"revoked {record.revoked}"
+    if not record.expires:
+        return "valid"
+    return f"{'valid until' if record.ends > time.time() else 'expired'} {record.expires}"
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    value, text = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        value, digit = divmod(value, len(ALPHABET))
+        text += ALPHABET[digit]
+    return text
+
+
+def has_good_checksum(key: str) -> bool:
+    """Whether this could be one of our keys: what a secret scanner asks."""
+    return bool(KEY_FORM.match(key)) and _checksum(key[:-7]) == key[-6:]
