@@ -54,10 +54,15 @@ def searched(tmp_path_factory, patched):
     home = tmp_path_factory.mktemp("tuned")
     repository = home / "model_repository"
     publish(stage(repository, 1, initialize=MOODY), repository, MODELS)
-    job = Job(repository, home / ".tidegate", NAME, BODIES, 90, p99_ms=10_000, connections=4)
+    job = Job(repository, home / ".tidegate", NAME, BODIES, 240, p99_ms=10_000, connections=4)
     said = []
     # Enough for every trial on a slow machine, and fewer passes: the figures are not looked at.
-    for limit, value in (("TRIAL_PAIRS", 2), ("FINAL_PAIRS", (2, 2)), ("FINALISTS", 1)):
+    for limit, value in (
+        ("TRIAL_PAIRS", 2),
+        ("FINAL_PAIRS", (2, 2)),
+        ("FINALISTS", 1),
+        ("LONGEST_PASS_S", 0.25),
+    ):
         patched.setattr(f"serving.tuning.tune.{limit}", value)
 
     def interrupt(text):
