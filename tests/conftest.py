@@ -11,6 +11,7 @@ import pytest
 
 # Before anything imports ONNX Runtime: tests send nothing to anybody either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # before anything imports gRPC: see serving
 
 from tests.running import RunningStack, copy_repository, launch, stop, wait_ready
 
