@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE, version_folders
+from modelspec.layout import version_folders
 from serving.candidate import try_out
 from serving.errors import RolloutStopped, ServingError
 from serving.files import place
@@ -19,6 +19,7 @@ from serving.recovery import settle
 from serving.repository import read_config
 from serving.steps import Step
 from serving.target import Target
+from serving.variants import place_config
 
 Switch = Callable[[ModelConfig], None]
 
@@ -60,7 +61,7 @@ def _pin(target: Target, journal: Journal, config: ModelConfig) -> None:
     # A first publication leaves the config as it was declared: there is nothing else to serve.
     is_first = version_folders(folder) == [1] and is_ensemble(config)
     versions = [] if is_first else [journal.after]
-    place(target.repository, folder / CONFIG_FILE, as_bytes(with_versions(config, versions)))
+    place_config(target.repository, journal.pipeline, with_versions(config, versions))
 
 
 def _adopt(repository: Path, name: str, active: int) -> None:

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, require_model_name, staging_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, require_model_name, staging_folder
 from serving import manifest
 from serving.errors import PublishFailed
 from serving.files import owned_prefix, size_bytes
@@ -14,6 +14,7 @@ from serving.preflight import require_disk
 from serving.publish import publish
 from serving.repository import active_members, active_version, top_models
 from serving.target import Target
+from serving.variants import TUNED, variant_files
 
 
 def bring(folder: Path, target: Target, name: str = "", accepted: str = "") -> tuple[str, int]:
@@ -81,4 +82,9 @@ def _require_members(folder: Path, folders: dict[str, int]) -> None:
 def _copy(source: Path, target: Path, version: int) -> None:
     target.mkdir()
     shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
+    # But for ``tuned``, which was measured on another machine.
+    variants = [path for path in variant_files(source) if path.stem != TUNED]
+    for path in variants:
+        (target / CONFIGS).mkdir(exist_ok=True)
+        shutil.copyfile(path, target / CONFIGS / path.name)
     shutil.copytree(source / str(version), target / str(version))

@@ -19,6 +19,7 @@ from serving.recovery import settle_all
 from serving.repository import active_version, is_published, read_config
 from serving.steps import Step
 from serving.target import Target
+from serving.variants import copy_variants
 from serving.versions import checked_config, list_beside, require_published, switch_to
 
 # In a canary's config: the pipeline that it is a canary of.
@@ -91,6 +92,7 @@ def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> N
     own.name = canary
     own.parameters[CANARY_PARAMETER].string_value = name
     (staged / CONFIG_FILE).write_bytes(as_bytes(own))
+    copy_variants(repository / name, staged, own)
     shutil.copytree(repository / name / str(version), staged / str(version))
     staged.rename(repository / canary)
 

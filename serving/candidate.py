@@ -17,6 +17,7 @@ from serving.pins import as_bytes, pins, with_versions
 from serving.repository import CANDIDATE_SUFFIX
 from serving.steps import Step
 from serving.target import Target
+from serving.variants import copy_variants
 
 
 def try_out(target: Target, name: str, version: int, config: ModelConfig) -> None:
@@ -53,6 +54,7 @@ def _in_place(target: Target, name: str, version: int, config: ModelConfig) -> I
     own.parameters[INTERNAL_PARAMETER].string_value = "true"
     own.parameters.pop(FACE_PARAMETER, None)
     (staged / CONFIG_FILE).write_bytes(as_bytes(own))
+    copy_variants(repository / name, staged, own)
     shutil.copytree(repository / name / str(version), staged / str(version), copy_function=_link)
     staged.rename(repository / candidate)
     try:

@@ -40,15 +40,29 @@ def sample_of(config: ModelConfig) -> Sample | None:
     if GOLDEN_PARAMETER not in parameters or FACE_PARAMETER not in parameters:
         return None
     golden = json.loads(parameters[GOLDEN_PARAMETER].string_value)
-    fields = json.loads(parameters[FACE_PARAMETER].string_value)["request"]["properties"]
+    tensors, asked = bound(request_fields(config), golden["request"])
+    return Sample(tensors, asked, golden["expect"], golden["tolerance"])
+
+
+def request_fields(config: ModelConfig) -> dict[str, Any]:
+    """The schemas of the fields of one request, by name, from the face that the config carries."""
+    face = json.loads(config.parameters[FACE_PARAMETER].string_value)
+    fields: dict[str, Any] = face["request"]["properties"]
+    return fields
+
+
+def bound(
+    fields: Mapping[str, Any], body: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str | bool | int | float]]:
+    """One row by tensor, and the request parameters, of a face request."""
     tensors, asked = {}, {}
-    for name, value in golden["request"].items():
+    for name, value in body.items():
         schema = fields[name]
         if "x-tensor" in schema:
             tensors[schema["x-tensor"]] = _plain(value, schema)
         elif "x-parameter" in schema:
             asked[schema["x-parameter"]] = value
-    return Sample(tensors, asked, golden["expect"], golden["tolerance"])
+    return tensors, asked
 
 
 def fault(
@@ -60,17 +74,18 @@ def fault(
 ) -> str:
     """'' when the model gives the golden answer now, else what is wrong with it."""
     try:
-        answer = control.infer(_request(model, config, sample), timeout_s)
+        request = infer_request(model, config, sample.tensors, sample.parameters)
+        answer = control.infer(request, timeout_s)
     except ServingError as error:
         return f"does not answer its golden sample ({error})"
     given = {
-        output.name: _values(output.datatype, raw)
+        output.name: values_of(output.datatype, raw)
         for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
     }
     for tensor, wanted in sample.expect.items():
         if tensor not in given:
             return f"answers its golden sample without the tensor {tensor}"
-        if not _agree(given[tensor][: len(wanted)], wanted, sample.tolerance):
+        if not agree(given[tensor][: len(wanted)], wanted, sample.tolerance):
             return f"answers its golden sample wrongly in {tensor}"
     return ""
 
@@ -79,19 +94,25 @@ def _plain(value: Any, schema: Mapping[str, Any]) -> Any:
     return base64.b64decode(value["b64"]) if schema.get("x-bytes") else value
 
 
-def _request(model: str, config: ModelConfig, sample: Sample) -> service_pb2.ModelInferRequest:
+def infer_request(
+    model: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Any],
+    parameters: Mapping[str, str | bool | int | float],
+) -> service_pb2.ModelInferRequest:
+    """One row for ``model``, whose inputs are those of ``config``."""
     request = service_pb2.ModelInferRequest(model_name=model)
     for tensor in config.input:
-        if tensor.name not in sample.tensors:
+        if tensor.name not in tensors:
             continue
-        value = sample.tensors[tensor.name]
+        value = tensors[tensor.name]
         row = value if isinstance(value, list) else [value]
         name = DataType.Name(tensor.data_type)
         datatype = _NAMES.get(name, name.removeprefix("TYPE_"))
         shape = [1, len(row)] if config.max_batch_size else [len(row)]
         request.inputs.add(name=tensor.name, datatype=datatype, shape=shape)
         request.raw_input_contents.append(_raw(datatype, row))
-    for key, parameter in sample.parameters.items():
+    for key, parameter in parameters.items():
         kind = {bool: "bool_param", int: "int64_param", float: "double_param"}
         setattr(request.parameters[key], kind.get(type(parameter), "string_param"), parameter)
     return request
@@ -104,15 +125,16 @@ def _raw(datatype: str, row: list[Any]) -> bytes:
     return bytes(serialize_byte_tensor(np.array(encoded, dtype=np.object_)).item())
 
 
-def _values(datatype: str, raw: bytes) -> list[Any]:
+def values_of(datatype: str, raw: bytes) -> list[Any]:
     if datatype != "BYTES":
         return list(np.frombuffer(raw, dtype=element_type(datatype).numpy))
     return [each.decode("utf-8", "replace") for each in deserialize_bytes_tensor(raw)]
 
 
-def _agree(given: list[Any], wanted: list[Any], tolerance: float) -> bool:
+def agree(given: list[Any], wanted: list[Any], tolerance: float) -> bool:
     if len(given) != len(wanted):
         return False
     if any(isinstance(each, str) for each in wanted):
         return given == wanted
-    return bool(np.allclose(np.array(given, float), np.array(wanted, float), 0, tolerance))
+    pair = np.array(given, float), np.array(wanted, float)
+    return bool(np.allclose(*pair, rtol=0, atol=tolerance, equal_nan=True))

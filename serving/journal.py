@@ -6,7 +6,7 @@ finish, the pipeline's config says: the version that it serves is the state of t
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
@@ -15,13 +15,15 @@ from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
 @dataclass(frozen=True)
 class Journal:
     """``new`` are the (model, version) folders that appear; ``configs`` the texts before, None for
-    a model whose folder was not there at all and "" for one without a config."""
+    a model whose folder was not there at all and "" for one without a config. ``variants`` are the
+    texts of what lay in their ``configs/``, by path."""
 
     pipeline: str
     before: int
     after: int
     new: tuple[tuple[str, int], ...]
     configs: Mapping[str, str | None]
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def members(self) -> list[str]:

@@ -17,6 +17,7 @@ from serving.journal import Journal
 from serving.pins import as_bytes, listed_versions, with_versions
 from serving.replica import Replica
 from serving.repository import read_config
+from serving.variants import follow, place_config, put_back, variants_now
 
 STAND_IN = '''class TritonPythonModel:
     """Loaded for a moment and unloaded: see serving/mend.py."""
@@ -45,14 +46,14 @@ def _lend(repository: Path, replica: Replica, model: str, numbers: tuple[int, in
     """Serve a serving version's files under the failed number too, for a moment."""
     served, failed = numbers
     path = repository / model / CONFIG_FILE
-    before = path.read_bytes()
-    config = read_config(repository, model)
+    text, before = path.read_bytes(), read_config(repository, model)
     lent = owned_path(repository, "stand-in")
     shutil.copytree(repository / model / str(served), lent)
     lent.rename(repository / model / str(failed))
-    place(repository, path, as_bytes(with_versions(config, [*listed_versions(config), failed])))
+    place_config(repository, model, with_versions(before, [*listed_versions(before), failed]))
     replica.control.load(model)
-    place(repository, path, before)
+    place(repository, path, text)
+    follow(repository, model)
     replica.control.load(model)
     remove_folder(repository, repository / model / str(failed))
 
@@ -66,8 +67,11 @@ def _stand_in(repository: Path, replica: Replica, model: str, version: int) -> N
     staged.rename(repository / model / str(version))
     tensors = (TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
     spec = ModelSpec(model, "python", 0, tensors[:1], tensors[1:], versions=(version,))
+    variants = variants_now(repository, [model])
+    put_back(repository, [model], {})
     place(repository, path, as_bytes(to_proto(spec)))
     replica.control.load(model)
     replica.control.unload(model)
     place(repository, path, before)
+    put_back(repository, [model], variants)
     remove_folder(repository, repository / model / str(version))

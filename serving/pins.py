@@ -10,7 +10,9 @@ from modelspec.pbtxt import render
 NEWEST = -1
 # How fast a model answers, not what: an old version may run with the new values of these.
 KNOB_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
-KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count")
+TUNED_PARAMETER = "tidegate.tuned"  # where the knobs were measured: serving/tuning
+BUCKETS_PARAMETER = "buckets"
+KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", TUNED_PARAMETER)
 
 
 def is_ensemble(config: ModelConfig) -> bool:
@@ -60,6 +62,9 @@ def meaning(config: ModelConfig) -> str:
         bare.ClearField(field)
     for key in KNOB_PARAMETERS:
         bare.parameters.pop(key, None)
+    if BUCKETS_PARAMETER in bare.parameters:  # but for the last, the longest text
+        buckets = bare.parameters[BUCKETS_PARAMETER]
+        buckets.string_value = buckets.string_value.rpartition(",")[2]
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 

@@ -6,8 +6,8 @@ which Triton would serve with the new config too: it becomes a model of its own,
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -18,6 +18,8 @@ from serving.files import hashes
 from serving.manifest import CACHE_FOLDER, MANIFEST_FILE, PROOF_FILE
 from serving.pins import meaning, pins, repinned, with_versions
 from serving.repository import active_version, is_published, read_config
+from serving.tuning.committed import carried
+from serving.variants import read_variants
 
 CONFIG_COPY = "config.pbtxt"
 # What a version folder holds beside what is served.
@@ -28,14 +30,14 @@ Taken = Callable[[str], int]
 @dataclass(frozen=True)
 class Placed:
     """One version folder of a plan. ``source`` is where it lies staged; None: it is published
-    already. ``config`` is the model's own config, its version policy left out; ``staged`` the
-    model's folder in the staging area."""
+    already. ``config`` is the model's own config, its version policy left out, and ``variants``
+    are those that were staged beside it."""
 
     model: str
     version: int
     config: ModelConfig
     source: Path | None
-    staged: Path
+    variants: Mapping[str, ModelConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,13 @@ def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) ->
     own.CopyFrom(config)
     own.name = name
     own.ClearField("version_policy")
-    staged = content(source)
+    if is_published(repository, name):
+        own = carried(read_config(repository, name), own)
+    staged, variants = content(source), read_variants(source.parent)
     for version in reversed(version_folders(repository / name)):
         if content(repository / name / str(version)) == staged:
-            return Placed(name, version, own, None, source.parent)
-    return Placed(name, next_version(repository, name, taken), own, source, source.parent)
+            return Placed(name, version, own, None, variants)
+    return Placed(name, next_version(repository, name, taken), own, source, variants)
 
 
 def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
@@ -118,12 +122,12 @@ def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
 def _place_public(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> Placed:
     """The pipeline: published already if what serves now has the same pins, config and files."""
     name = source.parent.name
-    active = active_version(repository, name)
+    active, variants = active_version(repository, name), read_variants(source.parent)
     if active:
         now = with_versions(read_config(repository, name), ())
         if now == config and content(repository / name / str(active)) == content(source):
-            return Placed(name, active, config, None, source.parent)
-    return Placed(name, next_version(repository, name, taken), config, source, source.parent)
+            return Placed(name, active, config, None, variants)
+    return Placed(name, next_version(repository, name, taken), config, source, variants)
 
 
 def _proof_in_short(path: Path) -> str:

@@ -58,9 +58,18 @@ def _memory_of(placed: Placed, server_pid: int) -> int:
         return 0
     loaded = stub_memory_bytes(server_pid, placed.model)
     if loaded:
-        return loaded
+        # With --model-config-name, Triton reloads the old version when the main config changes.
+        return loaded * (2 if _reads_variants(server_pid) else 1)
     instances = sum(group.count or 1 for group in placed.config.instance_group) or 1
     return instances * (STUB_BYTES + size_bytes(placed.source))
+
+
+def _reads_variants(server_pid: int) -> bool:
+    try:
+        words = psutil.Process(server_pid).cmdline()
+    except psutil.Error:
+        return False
+    return any(word.startswith("--model-config-name") for word in words)
 
 
 def _mib(amount: int) -> str:

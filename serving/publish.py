@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from modelspec.layout import CONFIG_FILE, version_folders
 from serving import manifest
 from serving.activation import activate
 from serving.errors import PublishFailed
-from serving.files import place, sync, sync_folder
+from serving.files import sync, sync_folder
 from serving.journal import Journal, configs_now
 from serving.lock import publishing
 from serving.manifest import MANIFEST_FILE, Manifest
@@ -29,7 +27,7 @@ from serving.replica import newest_of
 from serving.repository import active_members, active_version, read_config
 from serving.steps import Step
 from serving.target import Target
-from serving.variants import place_variants
+from serving.variants import followed, place_config, place_variant, variants_now
 
 
 def publish(
@@ -65,6 +63,7 @@ def _publish(staged: Path, models: Sequence[str], target: Target, origin: Manife
     repository = target.repository
     planned = plan(staged, repository, models, lambda model: newest_of(target.replicas, model))
     if not planned.new:
+        _place_variants(planned, repository)
         return planned.public.version
     _describe(planned, repository, origin)
     require_disk(repository, 0)
@@ -107,6 +106,7 @@ def _journal(planned: Plan, repository: Path) -> Journal:
         after=planned.public.version,
         new=tuple((each.model, each.version) for each in planned.new),
         configs=configs_now(repository, [*models, name]),
+        variants=variants_now(repository, [*models, name]),
     )
 
 
@@ -119,9 +119,8 @@ def _install(planned: Plan, target: Target) -> None:
     target.tell(Step.INSTALLED, planned.public.model)
     for each in planned.members:
         listed = _listed(target.repository, each)
-        config = with_versions(each.config, listed)
-        _place_config(target.repository, each.model, config)
-        place_variants(target.repository, config, each.staged)
+        place_config(target.repository, each.model, with_versions(each.config, listed))
+    _place_variants(planned, target.repository)
     target.tell(Step.LISTED, planned.public.model)
 
 
@@ -129,7 +128,7 @@ def _hold(repository: Path, model: str) -> None:
     """Pin what serves now where the config left it to Triton, which would choose the newest."""
     active = active_version(repository, model)
     if active and not listed_versions(config := read_config(repository, model)):
-        _place_config(repository, model, with_versions(config, [active]))
+        place_config(repository, model, with_versions(config, [active]))
 
 
 def _appear(repository: Path, each: Placed) -> None:
@@ -142,6 +141,15 @@ def _appear(repository: Path, each: Placed) -> None:
     sync_folder(final.parent)
 
 
+def _place_variants(planned: Plan, repository: Path) -> None:
+    """The configs that were staged beside the main ones, in step with what is published now."""
+    for each in (*planned.members, planned.public):
+        is_there = (repository / each.model / CONFIG_FILE).is_file()
+        main = read_config(repository, each.model) if is_there else each.config
+        for name, variant in each.variants.items():
+            place_variant(repository, each.model, name, followed(main, variant))
+
+
 def _listed(repository: Path, each: Placed) -> set[int]:
     """Every version of the member that serves now, and the new one."""
     if not (repository / each.model / CONFIG_FILE).is_file():
@@ -149,7 +157,3 @@ def _listed(repository: Path, each: Placed) -> set[int]:
     there = version_folders(repository / each.model)
     now = listed_versions(read_config(repository, each.model))
     return {version for version in now if version in there} | {each.version}
-
-
-def _place_config(repository: Path, model: str, config: ModelConfig) -> None:
-    place(repository, repository / model / CONFIG_FILE, as_bytes(config))

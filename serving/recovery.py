@@ -17,6 +17,7 @@ from serving.replica import Replica, connected
 from serving.repository import active_version
 from serving.servers import Server
 from serving.target import Target
+from serving.variants import follow, follow_all, put_back
 
 # See files.owned_path: made by a process that may have been killed.
 _OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
@@ -39,6 +40,7 @@ def settle_all(target: Target) -> None:
     """Settle what was cut off and delete what nobody owns; call it holding the lock."""
     for journal in open_journals(target.repository):
         settle(target, journal)
+    follow_all(target.repository)
     for path in staging_folder(target.repository).iterdir():
         if path.name not in _KEPT and _is_abandoned(path):
             _delete(path)
@@ -48,6 +50,8 @@ def settle(target: Target, journal: Journal) -> None:
     """Finish the publication if its pin is in place, else undo it."""
     candidate.clear(target, journal.pipeline)
     if active_version(target.repository, journal.pipeline) == journal.after:
+        for model in journal.configs:
+            follow(target.repository, model)
         for replica in target.replicas:
             replica.control.load(journal.pipeline)
         target.list_needed(journal.members)
@@ -62,6 +66,7 @@ def _undo(target: Target, journal: Journal) -> None:
     for model, text in journal.configs.items():
         if text:
             place(repository, repository / model / CONFIG_FILE, text.encode())
+    put_back(repository, journal.configs, journal.variants)
     for replica in target.replicas:
         for model in journal.configs:
             _as_before(repository, replica, journal, model)

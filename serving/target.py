@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE
-from serving.files import place
-from serving.pins import as_bytes, listed_versions, with_versions
+from serving.pins import listed_versions, with_versions
 from serving.replica import Replica
 from serving.repository import is_published, needed, read_config
 from serving.steps import Tell, say_nothing
+from serving.variants import place_config
 
 GRACE_S = 2.0
 
@@ -43,5 +42,4 @@ class Target:
     def _list(self, model: str, versions: Sequence[int]) -> None:
         config = read_config(self.repository, model)
         if listed_versions(config) not in ([], list(versions)):
-            path = self.repository / model / CONFIG_FILE
-            place(self.repository, path, as_bytes(with_versions(config, versions)))
+            place_config(self.repository, model, with_versions(config, versions))

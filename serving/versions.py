@@ -6,16 +6,16 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE, version_folders
+from modelspec.layout import version_folders
 from modelspec.pbtxt import parse
 from serving import manifest
 from serving.activation import activate
 from serving.errors import PublishFailed, ServingError
-from serving.files import place, remove_folder, size_bytes
+from serving.files import remove_folder, size_bytes
 from serving.journal import Journal, configs_now
 from serving.lock import publishing
 from serving.manifest import Manifest
-from serving.pins import as_bytes, is_ensemble, listed_versions, pins, with_versions
+from serving.pins import is_ensemble, listed_versions, pins, with_versions
 from serving.plan import CONFIG_COPY
 from serving.recovery import settle_all
 from serving.repository import (
@@ -28,6 +28,7 @@ from serving.repository import (
 )
 from serving.steps import Step
 from serving.target import Target
+from serving.variants import place_config, variants_now
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def switch_to(target: Target, name: str, wanted: int | None) -> int:
             after=number,
             new=(),
             configs=configs_now(repository, [*{**current, **members}, name]),
+            variants=variants_now(repository, [*{**current, **members}, name]),
         )
         journal.write(repository)
         target.tell(Step.JOURNALLED, name)
@@ -162,8 +164,7 @@ def list_beside(repository: Path, wanted: Mapping[str, set[int]]) -> None:
         config = read_config(repository, model)
         listed = set(listed_versions(config))
         if listed and not versions <= listed:
-            both = with_versions(config, listed | versions)
-            place(repository, repository / model / CONFIG_FILE, as_bytes(both))
+            place_config(repository, model, with_versions(config, listed | versions))
 
 
 def _unused(repository: Path, models: set[str]) -> list[Path]:

@@ -100,8 +100,11 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def copy_repository(home: Path) -> None:
-    """The repository as it is in the working tree: what is built there need not be built again."""
-    shutil.copytree(ROOT / "model_repository", home / "model_repository", dirs_exist_ok=True)
+    """The repository as it is in the working tree: what is built there need not be built again.
+    What was tuned there is left out: tests serve what is committed."""
+    ignored = shutil.ignore_patterns("tuned.pbtxt")
+    source, target = ROOT / "model_repository", home / "model_repository"
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
 
 
 def launch(

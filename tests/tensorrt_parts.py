@@ -4,8 +4,9 @@ names up in. ``make test`` runs this once.
     python -m tests.tensorrt_parts
 
 The stubs as published cannot be parsed (a parameter is called ``in``) and lack the marker
-``py.typed``; a mended copy goes to ``.typings/``, where mypy finds it. The bindings cannot be
-imported without TensorRT's libraries, so nothing is installed: the wheels are kept in the cache.
+``py.typed``; a mended copy goes to ``.typings/``, where mypy finds it. Nothing is installed: the
+stubs require all of TensorRT, and the bindings cannot be imported without its libraries. The wheels
+are kept in the cache.
 """
 
 import os
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import zipfile
 from functools import cache
-from importlib.metadata import files
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TYPINGS = ROOT / ".typings"
-BINDINGS = {
+STUBS = "stubs"
+WHEELS = {
     "10": "tensorrt-cu12-bindings==10.13.3.9",
     "11": "tensorrt-cu13-bindings==11.4.0.106",
+    STUBS: "tensorrt-stubs==10.13.0.35.1",
 }
+RELEASES = ("10", "11")
 SETUP = "python -m tests.tensorrt_parts"
 # Any machine tests against the same files.
 PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
@@ -33,12 +36,12 @@ class PartMissing(AssertionError):
     """A part was not fetched; a test that meets this fails, and says what to run."""
 
 
-def wheel(release: str) -> Path:
-    """The wheel of this release in the cache; PartMissing."""
-    name, _, version = BINDINGS[release].partition("==")
+def wheel(part: str) -> Path:
+    """The wheel of this part in the cache; PartMissing."""
+    name, _, version = WHEELS[part].partition("==")
     found = sorted(_cache().glob(f"{name.replace('-', '_')}-{version}-*.whl"))
     if not found:
-        raise PartMissing(f"{BINDINGS[release]} is not in {_cache()}: run {SETUP}")
+        raise PartMissing(f"{WHEELS[part]} is not in {_cache()}: run {SETUP}")
     return found[0]
 
 
@@ -51,21 +54,22 @@ def binary(release: str) -> bytes:
 
 def fetch() -> None:
     """Bring the wheels that are missing."""
-    for release, requirement in BINDINGS.items():
+    for part, requirement in WHEELS.items():
         try:
-            wheel(release)
+            wheel(part)
         except PartMissing:
             command = [sys.executable, *DOWNLOAD, *PLATFORM, "--only-binary=:all:"]
             subprocess.run([*command, "--dest", str(_cache()), requirement], check=True)
 
 
 def mend_stubs() -> None:
-    """Write ``.typings/`` from the installed tensorrt-stubs."""
-    for file in files("tensorrt-stubs") or []:
-        if file.suffix == ".pyi":
-            target = TYPINGS / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(mended(file.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write ``.typings/`` from the stubs in the cache."""
+    with zipfile.ZipFile(wheel(STUBS)) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pyi"):
+                target = TYPINGS / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(mended(archive.read(name).decode()), encoding="utf-8")
 
 
 def mended(text: str) -> str:
@@ -82,5 +86,5 @@ def _cache() -> Path:
 
 
 if __name__ == "__main__":
-    mend_stubs()
     fetch()
+    mend_stubs()

@@ -16,9 +16,10 @@ import click
 from serving.children import end, start
 from serving.errors import PortTaken, ServingError
 from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, is_taken
+from serving.ports import Ports, is_taken, require_free
 from serving.repository import is_published
 from serving.watch import Watcher
+from tidegate.configs import AUTO, config_name
 from tidegate.kinds import KNOWN
 from tidegate.pipelines import is_current
 from tidegate.places import Places
@@ -42,6 +43,7 @@ class StackOptions:
     tls_certificate_file: str = ""
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
+    config: str = AUTO
 
 
 class Stack:
@@ -75,12 +77,14 @@ class Stack:
                     f"port {port} is taken: stop what listens there, or choose another with "
                     f"--{flag} (TIDEGATE_{name.upper()})"
                 )
-        self._server = TritonServer(
-            LaunchOptions(options.places.repository, options.places.state, options.triton)
-        )
-        self._server.require_ports()
+        require_free("127.0.0.1", options.triton)
         self._convert_missing()
         self._make_dev_key()
+        repository = options.places.repository
+        chosen = config_name(repository, options.config, self._say)
+        self._server = TritonServer(
+            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen)
+        )
         self._say("starting Triton ...")
         self._server.start()
         models = self._load(self._server)

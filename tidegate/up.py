@@ -72,6 +72,15 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     show_envvar=True,
     help="Processes of the gateway.",
 )
+@click.option(
+    "--config",
+    default="auto",
+    envvar="TIDEGATE_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="Serve with each model's configs/NAME.pbtxt where it has one: tuned, gpu, tensorrt. "
+    "auto: tuned, if anything was tuned; default: the main configs.",
+)
 def command(**options: Any) -> None:
     """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
 

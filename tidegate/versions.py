@@ -22,6 +22,7 @@ def command(name: str, as_json: bool) -> None:
     tidegate versions text_embedding
     """
     from serving.versions import versions
+    from tidegate.configs import tuned_line
 
     found = versions(Places.current().repository, name)
     if as_json:
@@ -29,6 +30,8 @@ def command(name: str, as_json: bool) -> None:
         return
     for each in found:
         click.echo(_line(each))
+    if tuned := tuned_line(Places.current().repository, name):
+        click.echo(f"  tuned: {tuned}")
 
 
 def _line(each: "Version") -> str:

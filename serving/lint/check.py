@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from serving.errors import ServingError
-from serving.lint import faces, folders, graph, load, tensors, wiring
+from serving.lint import faces, folders, graph, load, tensors, variants, wiring
 from serving.lint.finding import Finding, Severity, info
 from serving.lint.reading import Model, Repository, read
 
@@ -24,6 +24,7 @@ def lint(repository: Path, cores: int = 0, on_demand: Collection[str] = ()) -> l
     found: list[Finding] = []
     for model in models.values():
         findings = list(_of(model, models, cores or os.cpu_count() or 1))
+        findings += _variants(model, models, cores or os.cpu_count() or 1)
         unbuilt = model.name in on_demand and not model.versions
         found.extend(_not_built(findings) if unbuilt else findings)
     return sorted(found, key=lambda each: (_ORDER.index(each.severity), each.place, each.code))
@@ -36,6 +37,10 @@ def _of(model: Model, models: Repository, cores: int) -> Iterator[Finding]:
     yield from load.check(model, cores)
     yield from faces.check(model)
     yield from graph.check(model)
+
+
+def _variants(model: Model, models: Repository, cores: int) -> Iterator[Finding]:
+    yield from variants.check(model, models, lambda one, all_: _of(one, all_, cores))
 
 
 def _not_built(findings: list[Finding]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
+from serving.pins import TUNED_PARAMETER
 
 THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT")
 THREADED = ("onnxruntime", "pytorch")
@@ -37,6 +38,7 @@ def _threads(model: Model, cores: int) -> Iterator[Finding]:
     instances = instances or 1
     written = next((model.parameters[p] for p in THREAD_PARAMETERS if p in model.parameters), "0")
     threads = int(written) if written.isdigit() else 0
+    is_measured = TUNED_PARAMETER in model.parameters  # tidegate optimize found that it pays
     if threads == 0 and instances > 1:
         yield warning(
             "threads-unset",
@@ -44,7 +46,7 @@ def _threads(model: Model, cores: int) -> Iterator[Finding]:
             f"{instances} instances, and each starts a thread for every core ({cores} here)",
             f"set parameter {THREAD_PARAMETERS[0]} to {max(1, cores // instances)}",
         )
-    elif instances * max(threads, 1) > cores:
+    elif instances * max(threads, 1) > cores * (2 if is_measured else 1):
         yield warning(
             "threads-over-cores",
             model.place,

@@ -34,11 +34,12 @@ PLATFORMS: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Model:
     """A folder of the repository. ``written`` is None when there is no config or it does not parse,
-    and ``fault`` says why it does not."""
+    and ``fault`` says why it does not; ``file`` is where it stands in the folder."""
 
     folder: Path
     written: ModelConfig | None
     fault: str = ""
+    file: str = CONFIG_FILE
 
     @property
     def config(self) -> ModelConfig:
@@ -51,7 +52,7 @@ class Model:
 
     @property
     def place(self) -> str:
-        return f"{self.name}/{CONFIG_FILE}"
+        return f"{self.name}/{self.file}"
 
     @cached_property
     def versions(self) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.converters.trt_names import used
-from tests.tensorrt_parts import BINDINGS, PartMissing, binary, wheel
+from tests.tensorrt_parts import RELEASES, PartMissing, binary, wheel
 
 ROOT = Path(__file__).parent.parent.parent
 # Of NVIDIA's migration guide: gone in 11, alive in 10.
@@ -28,7 +28,7 @@ def _has(library: bytes, name: str) -> bool:
     return f"{name}\0".encode() in library
 
 
-@pytest.mark.parametrize("release", BINDINGS)
+@pytest.mark.parametrize("release", RELEASES)
 def test_every_name_that_the_code_uses_is_in_the_binary(release):
     library = binary(release)
     ours = _ours()
@@ -40,7 +40,7 @@ def test_every_name_that_the_code_uses_is_in_the_binary(release):
     assert not any(missing.values()), f"TensorRT {release} has not: {missing}"
 
 
-@pytest.mark.parametrize("release", BINDINGS)
+@pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(
     "planted",
     [

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,18 @@ def ask(client, model: str = NAME, x: float = 0) -> float:
 
 
 @contextlib.contextmanager
-def serving_small_pipeline(home: Path) -> Iterator[TritonServer]:
-    """A server with the first version, which adds 0, loaded."""
+def serving_small_pipeline(
+    home: Path, prepare: Callable[[Path], None] = lambda repository: None, config_name: str = ""
+) -> Iterator[TritonServer]:
+    """A server with the first version, which adds 0, loaded; ``prepare`` is called on the
+    repository first."""
     repository = home / "model_repository"
     staged = stage(repository, 0)
     publish(staged, repository, MODELS)
     shutil.rmtree(staged)
-    options = LaunchOptions(repository, home / ".tidegate", Ports(*free_ports(3)))
+    prepare(repository)
+    ports = Ports(*free_ports(3))
+    options = LaunchOptions(repository, home / ".tidegate", ports, config_name=config_name or None)
     with TritonServer(options) as running:
         running.control.load(NAME)
         yield running

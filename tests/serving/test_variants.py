@@ -1,39 +1,159 @@
-"""A member's hardware variants arrive with it, and serve the versions that its config serves."""
+"""The configs beside the main one say how a model runs, and follow it in what it serves."""
 
-from modelspec.hardware import hardware_configs
-from modelspec.model import ModelSpec, TensorSpec
-from modelspec.pbtxt import parse, to_proto
-from modelspec.staging import stage_model
-from serving.pins import with_versions
-from serving.variants import place_variants
+import shutil
 
-X = TensorSpec("x", "FP32", (3,))
-SPEC = ModelSpec("mood_onnx", "onnxruntime", 8, (X,), (X,), versions=(1,))
+import pytest
 
-
-def test_they_are_named_and_versioned_as_the_model(tmp_path):
-    graph = tmp_path / "model.onnx"
-    graph.write_bytes(b"graph")
-    staged = stage_model(tmp_path / "staged", SPEC, {"model.onnx": graph})
-    repository = tmp_path / "repository"
-    (tmp_path / ".repository.staging").mkdir()
-    (repository / "mood_onnx.g2").mkdir(parents=True)
-    config = with_versions(to_proto(SPEC), [2, 5])
-    config.name = "mood_onnx.g2"
-    place_variants(repository, config, staged)
-    written = {path.stem: path for path in (repository / "mood_onnx.g2" / "configs").iterdir()}
-    assert set(written) == set(hardware_configs(SPEC)) == {"gpu", "gpu-tensorrt"}
-    for path in written.values():
-        variant = parse(path.read_text())
-        assert variant.name == "mood_onnx.g2"
-        assert list(variant.version_policy.specific.versions) == [2, 5]
-    before = {path: path.stat().st_mtime_ns for path in written.values()}
-    place_variants(repository, config, staged)
-    assert {path: path.stat().st_mtime_ns for path in written.values()} == before
+from modelspec.layout import staging_folder
+from modelspec.pbtxt import parse
+from serving.bring import bring
+from serving.errors import PublishFailed
+from serving.files import place
+from serving.pins import TUNED_PARAMETER, as_bytes, listed_versions, pins, with_versions
+from serving.publish import publish
+from serving.recovery import settle_all
+from serving.repository import read_config
+from serving.steps import Step
+from serving.target import Target
+from serving.variants import (
+    TUNED,
+    followed,
+    place_variant,
+    read_variants,
+    take_variant,
+    variant_names,
+    variant_path,
+)
+from serving.versions import switch_to
+from tests.serving.small_pipeline import MODELS, NAME, stage
 
 
-def test_a_model_without_variants_gets_no_folder(tmp_path):
-    (tmp_path / "repository" / "mood_pre").mkdir(parents=True)
-    config = to_proto(ModelSpec("mood_pre", "python", 8, (X,), (X,)))
-    place_variants(tmp_path / "repository", config, tmp_path / "staged")
-    assert not (tmp_path / "repository" / "mood_pre" / "configs").exists()
+@pytest.fixture
+def repository(tmp_path):
+    """The small pipeline's first version, with a variant of each model: other instances, and
+    batches of 4 instead of 8."""
+    repository = tmp_path / "model_repository"
+    publish(stage(repository, 1), repository, MODELS)
+    tune(repository)
+    return repository
+
+
+def tune(repository, instances=3, rows=4):
+    for model in MODELS:
+        config = read_config(repository, model)
+        config.max_batch_size = rows
+        config.parameters[TUNED_PARAMETER].string_value = '{"ratio": 1.2}'
+        if config.instance_group:
+            config.instance_group[0].count = instances
+        place_variant(repository, model, TUNED, config)
+
+
+def tuned(repository, model):
+    return parse(variant_path(repository, model, TUNED).read_text())
+
+
+def in_step(repository):
+    """Each variant pins, lists and shows what its main config does."""
+    for model in MODELS:
+        main, variant = read_config(repository, model), tuned(repository, model)
+        assert listed_versions(variant) == listed_versions(main)
+        assert pins(variant) == pins(main)
+        for key in ("tidegate.face", "tidegate.golden", "tidegate.internal"):
+            assert variant.parameters[key] == main.parameters[key]
+        assert variant.max_batch_size == 4
+        assert TUNED_PARAMETER in variant.parameters
+    return {model: max(listed_versions(tuned(repository, model)) or [1]) for model in MODELS}
+
+
+def test_a_publication_and_a_rollback_take_the_variants_along(repository):
+    assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 1, "mood": 1}
+    publish(stage(repository, 5), repository, MODELS)
+    assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 2, "mood": 2}
+    assert tuned(repository, "mood_onnx").instance_group[0].count == 3
+    switch_to(Target(repository), NAME, 1)
+    assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 1, "mood": 1}
+
+
+@pytest.mark.parametrize("fatal", [Step.JOURNALLED, Step.LISTED, Step.PINNED, Step.RETIRED])
+def test_a_publication_that_is_cut_off_leaves_them_in_step(repository, fatal):
+    class Cut(BaseException):
+        """As a kill: nothing is cleared up by what was cut off."""
+
+    def cut(step, what):
+        if step == fatal:
+            raise Cut
+
+    before = {model: tuned(repository, model) for model in MODELS}
+    with pytest.raises(Cut):
+        publish(stage(repository, 5), repository, MODELS, Target(repository, tell=cut))
+    settle_all(Target(repository))
+    found = in_step(repository)
+    if found["mood_onnx"] == 1:
+        assert {model: tuned(repository, model) for model in MODELS} == before
+
+
+def test_one_that_fell_behind_is_brought_into_step_first(repository):
+    """Killed between the two renames, or a config corrected by hand."""
+    publish(stage(repository, 5), repository, MODELS)
+    config = with_versions(read_config(repository, "mood_onnx"), [1, 2])
+    place(repository, repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
+    assert listed_versions(tuned(repository, "mood_onnx")) == [2]
+    settle_all(Target(repository))
+    assert listed_versions(tuned(repository, "mood_onnx")) == [1, 2]
+
+
+def test_one_in_step_is_not_written_again(repository):
+    path = variant_path(repository, "mood_onnx", TUNED)
+    before = path.stat()
+    settle_all(Target(repository))
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_variants_that_were_staged_are_published_with_the_versions_that_are_given(repository):
+    staged = stage(repository, 7)
+    config = read_config(staged, "mood_onnx")
+    config.instance_group[0].count = 9
+    (staged / "mood_onnx" / "configs").mkdir()
+    (staged / "mood_onnx" / "configs" / "gpu.pbtxt").write_bytes(as_bytes(config))
+    publish(staged, repository, MODELS)
+    variants = read_variants(repository / "mood_onnx")
+    assert listed_versions(variants["gpu"]) == [2]
+    assert variants["gpu"].instance_group[0].count == 9
+    assert variant_names(repository) == {"gpu": ["mood_onnx"], "tuned": sorted(MODELS)}
+
+
+def test_one_that_does_not_parse_keeps_nobody_from_publishing(repository):
+    variant_path(repository, "mood_onnx", "gpu").write_text("max_batch_size: many")
+    publish(stage(repository, 5), repository, MODELS)
+    assert variant_path(repository, "mood_onnx", "gpu").read_text() == "max_batch_size: many"
+    assert in_step(repository)["mood_onnx"] == 2
+
+
+def test_no_variant_takes_larger_batches_than_were_proved(repository):
+    main = read_config(repository, "mood_onnx")
+    variant = tuned(repository, "mood_onnx")
+    variant.max_batch_size = 64
+    assert followed(main, variant).max_batch_size == main.max_batch_size == 8
+
+
+def test_what_was_measured_elsewhere_is_not_brought(repository, tmp_path):
+    config = read_config(repository, "mood_onnx")
+    place_variant(repository, "mood_onnx", "gpu", config)
+    other = tmp_path / "other" / "model_repository"
+    with pytest.raises(PublishFailed, match="no manifest"):
+        bring(_without_manifest(repository, tmp_path), Target(other))
+    assert bring(repository, Target(other)) == (NAME, 1)
+    assert variant_names(other) == {"gpu": ["mood_onnx"]}
+
+
+def _without_manifest(repository, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy)
+    (copy / NAME / "1" / "manifest.json").unlink()
+    return copy
+
+
+def test_taking_the_last_one_takes_the_folder(repository):
+    take_variant(repository, "mood_onnx", TUNED)
+    assert not (repository / "mood_onnx" / "configs").exists()
+    assert [path.name for path in staging_folder(repository).glob("variant*")] == []

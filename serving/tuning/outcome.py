@@ -1,0 +1,140 @@
+"""What a search leaves: ``configs/tuned.pbtxt`` of each model that changes, with the measurement it
+came from, and, where it is asked for, the same knobs in the main configs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from serving.errors import ServingError
+from serving.lock import publishing
+from serving.pins import TUNED_PARAMETER
+from serving.recovery import settle_all
+from serving.repository import active_members, active_version, read_config
+from serving.target import Target
+from serving.tuning.journal import engine_files
+from serving.tuning.setting import applied, setting_of
+from serving.tuning.trial import Trial
+from serving.tuning.tune import Result
+from serving.variants import (
+    TUNED,
+    followed,
+    place_config,
+    place_variant,
+    read_variants,
+    take_variant,
+)
+
+
+def measurement(result: Result, winner: Trial) -> dict[str, Any]:
+    """The measurement as it travels in the config: figures are requests/s and milliseconds."""
+    context = {k: result.context[k] for k in ("machine", "tools", "connections", "files")}
+    return {
+        "pipeline": result.name,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **context,
+        "p99_bound_ms": round(winner.bound_ms(result.p99_ms), 2),
+        "p99_bound": "given" if result.p99_ms else "the default's own p99 and a tenth",
+        "setting": winner.setting.as_dict(),
+        "default_setting": result.context["default"],
+        "ratio": winner.ratio,
+        "default": asdict(winner.default) if winner.default else {},
+        "tuned": asdict(winner.tuned) if winner.tuned else {},
+    }
+
+
+def write_tuned(target: Target, result: Result) -> list[str]:
+    """Write the winner's configs, and take away what an earlier search left; the paths written, by
+    the repository. ServingError when something was published while it was measured."""
+    repository = target.repository
+    if not (result.finals or result.is_complete):
+        return []  # the budget ended before anything could be said
+    with publishing(repository, f"tune {result.name}"):
+        settle_all(target)
+        configs = _current(repository, result)
+        changed = _changed(configs, result, result.winner) if result.winner else {}
+        for model, main in configs.items():
+            if model in changed:
+                place_variant(repository, model, TUNED, followed(main, changed[model]))
+            else:
+                take_variant(repository, model, TUNED)
+    return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
+
+
+def commit(target: Target, result: Result) -> list[str]:
+    """Write the winner's knobs into the main configs, and let the servers follow; the models that
+    changed. What does not answer its golden sample then is put back, and ServingError says so.
+
+    The batch size stays: it is what clients may send, and belongs to a version.
+    """
+    if result.winner is None:
+        return []
+    kept = replace(result.winner.setting, max_batch=result.context["default"].get("max_batch"))
+    with publishing(target.repository, f"commit the knobs of {result.name}"):
+        settle_all(target)
+        before = _current(target.repository, result)
+        changed = _changed(before, result, replace(result.winner, setting=kept))
+        try:
+            _bring(target, changed)
+            for replica in target.replicas:
+                replica.require_golden(result.name, before[result.name])
+        except BaseException:
+            _bring(target, {model: before[model] for model in changed})
+            raise
+    return list(changed)
+
+
+def tuned_measurement(repository: Path, name: str) -> dict[str, Any]:
+    """The measurement in the pipeline's ``configs/tuned.pbtxt``; {} where there is none."""
+    for model in (*active_members(repository, name), name):
+        variant = read_variants(repository / model).get(TUNED)
+        if variant and TUNED_PARAMETER in variant.parameters:
+            found = json.loads(variant.parameters[TUNED_PARAMETER].string_value)
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def is_of_another_engine(repository: Path, name: str, measured: Mapping[str, Any]) -> bool:
+    """Whether the files that serve now are not those of the measurement."""
+    versions = {**active_members(repository, name), name: active_version(repository, name)}
+    return bool(measured.get("files") != engine_files(repository, versions))
+
+
+def _current(repository: Path, result: Result) -> dict[str, ModelConfig]:
+    """The pipeline's main configs now, members first."""
+    name = result.name
+    versions = {**active_members(repository, name), name: active_version(repository, name)}
+    configs = {model: read_config(repository, model) for model in versions}
+    now = (engine_files(repository, versions), setting_of(configs).as_dict())
+    if now != (result.context["files"], result.context["default"]):
+        raise ServingError(
+            f"{name} was published anew while it was measured, so nothing was written: run "
+            f"tidegate optimize {name} again"
+        )
+    return configs
+
+
+def _changed(
+    configs: Mapping[str, ModelConfig], result: Result, winner: Trial
+) -> dict[str, ModelConfig]:
+    """The configs that the setting changes, each with the measurement."""
+    text = json.dumps(measurement(result, winner), separators=(",", ":"))
+    found = {}
+    for model, config in applied(configs, winner.setting).items():
+        if config != configs[model]:
+            config.parameters[TUNED_PARAMETER].string_value = text
+            found[model] = config
+    return found
+
+
+def _bring(target: Target, configs: Mapping[str, ModelConfig]) -> None:
+    for model, config in configs.items():
+        place_config(target.repository, model, config)
+    for replica in target.replicas:
+        for model in configs:
+            if replica.serves(model):
+                replica.control.load(model)

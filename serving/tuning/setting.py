@@ -1,0 +1,141 @@
+"""One setting of a pipeline's knobs: read from its configs, and laid over them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from serving.pins import BUCKETS_PARAMETER, is_ensemble, pins
+
+THREADS_PARAMETER = "intra_op_thread_count"
+ENGINE_BACKEND = "onnxruntime"
+Configs = Mapping[str, ModelConfig]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The knobs; None for one that the pipeline does not have. ``instances``, ``threads`` and
+    ``queue_delay_us`` are the engine's, ``buckets`` (tokens) and ``pre_instances`` the first
+    step's; ``max_batch`` (rows) is of the whole pipeline."""
+
+    instances: int | None = None
+    threads: int | None = None
+    max_batch: int | None = None
+    queue_delay_us: int | None = None
+    buckets: tuple[int, ...] | None = None
+    pre_instances: int | None = None
+
+    def as_dict(self) -> dict[str, int | list[int]]:
+        """The knobs that there are."""
+        found = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+
+    @classmethod
+    def from_dict(cls, knobs: Mapping[str, int | list[int]]) -> "Setting":
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})  # type: ignore[arg-type]
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+
+    def changes(self, other: "Setting") -> str:
+        """What differs from ``other``, in words: "max_batch 64 -> 16"."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        changed = [key for key in mine if mine[key] != theirs.get(key)]
+        return ", ".join(f"{k} {_said(theirs.get(k))} -> {_said(mine[k])}" for k in changed)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which model of a pipeline has which knobs; '' where there is none."""
+
+    public: str
+    engine: str
+    pre: str
+
+
+def roles(configs: Configs) -> Roles:
+    """The roles of a pipeline's models (NAME_onnx and NAME_pre by the repository's names, with a
+    generation's suffix or not)."""
+    public = next(name for name, config in configs.items() if is_ensemble(config))
+    parts = {model.removeprefix(public).partition(".")[0]: model for model in pins(configs[public])}
+    by_backend = [m for m, c in configs.items() if c.backend == ENGINE_BACKEND]
+    engine = parts.get("_onnx") or next(iter(by_backend), "")
+    return Roles(public, engine, parts.get("_pre", ""))
+
+
+def setting_of(configs: Configs) -> Setting:
+    """The setting that the configs say."""
+    who = roles(configs)
+    engine, pre = configs.get(who.engine), configs.get(who.pre)
+    return Setting(
+        instances=_instances(engine),
+        threads=int(_parameter(engine, THREADS_PARAMETER)) or None,
+        max_batch=configs[who.public].max_batch_size or None,
+        queue_delay_us=_queue_delay_us(engine),
+        buckets=_buckets(pre),
+        pre_instances=_instances(pre),
+    )
+
+
+def applied(configs: Configs, setting: Setting) -> dict[str, ModelConfig]:
+    """The configs with the setting laid over them; those that nothing changes are equal."""
+    who, changed = roles(configs), {}
+    for name, config in configs.items():
+        own = ModelConfig()
+        own.CopyFrom(config)
+        if setting.max_batch is not None:
+            own.max_batch_size = setting.max_batch
+        if name == who.engine:
+            _set_engine(own, setting)
+        elif name == who.pre:
+            _set_pre(own, setting)
+        changed[name] = own
+    return changed
+
+
+def _set_engine(config: ModelConfig, setting: Setting) -> None:
+    if setting.instances is not None:
+        config.instance_group[0].count = setting.instances
+    if setting.threads is not None:
+        config.parameters[THREADS_PARAMETER].string_value = str(setting.threads)
+    if setting.queue_delay_us is not None:
+        # Its other fields stay unset: any of them makes Triton 2.51's batcher wake up late.
+        config.dynamic_batching.max_queue_delay_microseconds = setting.queue_delay_us
+
+
+def _set_pre(config: ModelConfig, setting: Setting) -> None:
+    if setting.pre_instances is not None:
+        config.instance_group[0].count = setting.pre_instances
+    if setting.buckets is not None:
+        config.parameters[BUCKETS_PARAMETER].string_value = ",".join(map(str, setting.buckets))
+
+
+def _instances(config: ModelConfig | None) -> int | None:
+    """Only of one plain group: several (devices, say) are somebody's own layout."""
+    if config is None or len(config.instance_group) != 1:
+        return None
+    return config.instance_group[0].count or 1
+
+
+def _parameter(config: ModelConfig | None, key: str) -> str:
+    if config is None or key not in config.parameters:
+        return "0"
+    return str(config.parameters[key].string_value)
+
+
+def _queue_delay_us(config: ModelConfig | None) -> int | None:
+    if config is None or not config.HasField("dynamic_batching"):
+        return None
+    return int(config.dynamic_batching.max_queue_delay_microseconds)
+
+
+def _buckets(config: ModelConfig | None) -> tuple[int, ...] | None:
+    if config is None or BUCKETS_PARAMETER not in config.parameters:
+        return None
+    return tuple(int(each) for each in _parameter(config, BUCKETS_PARAMETER).split(","))
+
+
+def _said(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,118 @@
+"""One setting measured beside the default, in turns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.errors import ServingError
+from serving.tuning import closed_loop
+from serving.tuning.closed_loop import Figures, Load, Pass
+from serving.tuning.questions import Answer, Questions, difference
+from serving.tuning.search import Score
+from serving.tuning.setting import Setting
+from serving.tuning.stand import Stand
+
+# Without a bound of the user's: as slow as the default may be at worst, and a little for noise.
+P99_SLACK = 1.1
+MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a setting. ``ratio`` is its throughput by the default's, both measured in turns,
+    and ``error`` the standard error of its logarithm over the pairs of passes; ``reason`` says why
+    a setting that was refused (wrong answers) or failed has no figures.
+    """
+
+    setting: Setting
+    status: str
+    reason: str = ""
+    ratio: float = 0.0
+    error: float = 0.0
+    default: Figures | None = None
+    tuned: Figures | None = None
+
+    def score(self, p99_ms: float | None) -> Score | None:
+        """The ratio if the setting may be used under this bound, else None."""
+        if self.tuned is None or self.tuned.p99_ms > self.bound_ms(p99_ms):
+            return None
+        return Score(self.ratio, self.error)
+
+    def bound_ms(self, p99_ms: float | None) -> float:
+        return p99_ms or P99_SLACK * (self.default.p99_ms if self.default else 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "setting": self.setting.as_dict()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Trial":
+        figures = {
+            which: Figures(**fields[which]) if fields[which] else None
+            for which in ("default", "tuned")
+        }
+        return cls(**{**fields, **figures, "setting": Setting.from_dict(fields["setting"])})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the trials of one search share. ``pass_s`` is the length of one pass."""
+
+    stand: Stand
+    questions: Questions
+    answers: list[Answer]
+    connections: int
+    pass_s: float
+
+    def run(self, setting: Setting, pairs: int) -> Trial:
+        """Load the setting and measure it against the default in ``pairs`` of passes. What Triton
+        refuses is a failed trial, not an error."""
+        try:
+            self.stand.challenge(setting)
+            model = self.stand.trial_name
+            given = self.questions.answers(self.stand.server.control, model)
+        except ServingError as error:
+            if not self.stand.server.is_alive():
+                raise
+            return Trial(setting, FAILED, str(error))
+        wrong = difference(given, self.answers, self.questions.tolerance)
+        if wrong:
+            return Trial(setting, REFUSED, wrong)
+        return self._measured(setting, pairs)
+
+    def _measured(self, setting: Setting, pairs: int) -> Trial:
+        loads = {
+            name: Load(self.questions.to(name), self.connections, self.pass_s)
+            for name in (self.stand.name, self.stand.trial_name)
+        }
+        for load in loads.values():  # warm-up: connections, arenas, every shape
+            closed_loop.run(self.stand.address, load)
+        passes: dict[str, list[Pass]] = {name: [] for name in loads}
+        for number in range(pairs):
+            # Who comes first alternates too.
+            for name in list(loads)[:: -1 if number % 2 else 1]:
+                passes[name].append(closed_loop.run(self.stand.address, loads[name]))
+        return _judged(setting, passes[self.stand.name], passes[self.stand.trial_name])
+
+
+def _judged(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Trial:
+    failed = next((each for each in tuned if each.errors or not each.latencies_ms), None)
+    if failed:
+        return Trial(setting, FAILED, f"requests failed: {failed.first_error or 'none answered'}")
+    broken = next((each for each in default if each.errors or not each.latencies_ms), None)
+    if broken:
+        raise ServingError(
+            "the pipeline as it is fails under this load, so there is nothing to compare with: "
+            f"{broken.first_error or 'no answer within a pass'}; try fewer --connections"
+        )
+    pairs = zip(tuned, default, strict=True)
+    logs = np.log([mine.rps / theirs.rps for mine, theirs in pairs])
+    return Trial(
+        setting,
+        MEASURED,
+        ratio=round(float(np.exp(np.mean(logs))), 4),
+        error=round(float(np.std(logs, ddof=1) / np.sqrt(len(logs))), 4),
+        default=closed_loop.together(default),
+        tuned=closed_loop.together(tuned),
+    )

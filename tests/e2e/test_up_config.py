@@ -1,0 +1,68 @@
+"""Which configs a stack serves with: ``tidegate up --config``."""
+
+import json
+
+import pytest
+
+from serving.control import TritonControl, read_key
+from serving.errors import ServingError
+from serving.pins import TUNED_PARAMETER
+from serving.publish import publish
+from serving.repository import read_config
+from serving.tuning.journal import engine_files, machine
+from serving.variants import place_variant
+from tests.running import launch, stop, wait_ready
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tidegate.configs import config_name, tuned_line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with the small pipeline, tuned to batches of 4."""
+    home = tmp_path_factory.mktemp("config")
+    repository = home / "model_repository"
+    publish(stage(repository, 0), repository, MODELS)
+    files = engine_files(repository, dict.fromkeys(MODELS, 1))
+    told = {"ratio": 1.5, "connections": 32, "made_at": "2026-11-25T08:00:00+00:00"}
+    for model in MODELS:
+        config = read_config(repository, model)
+        config.max_batch_size = 4
+        text = json.dumps({**told, "machine": machine(), "files": files})
+        config.parameters[TUNED_PARAMETER].string_value = text
+        place_variant(repository, model, "tuned", config)
+    return home
+
+
+def test_what_was_tuned_is_served_and_said(home):
+    running = launch(home, NAME)
+    try:
+        wait_ready(running)
+        with TritonControl(
+            running.grpc_address, read_key(home / ".tidegate/triton.key")
+        ) as control:
+            assert control.config(NAME).max_batch_size == 4
+        assert running.post(f"/v1/{NAME}", json={"x": 1}).json() == {"score": 1.0}
+        versions = running.tidegate("versions", NAME).stdout
+    finally:
+        assert stop(running) == 0, running.output
+    line = "mood 1.50x the default at 32 connections, measured 2026-11-25"
+    assert f"configs tuned: {line} (--config default turns them off)" in running.output
+    assert f"tuned: {line}\n" in versions
+
+
+def test_it_can_be_turned_off_and_nothing_else_is_guessed(home, tmp_path):
+    said = []
+    repository = home / "model_repository"
+    assert config_name(repository, "default", said.append) is None
+    assert config_name(tmp_path, "auto", said.append) is None
+    assert said == []
+    assert config_name(repository, "tuned", said.append) == "tuned"
+    with pytest.raises(ServingError, match=r"no model has configs/gpu\.pbtxt: .*default, tuned"):
+        config_name(repository, "gpu", said.append)
+
+
+def test_a_measurement_that_does_not_hold_any_more_is_told(home):
+    """Another engine was published: it is served with these knobs, and nobody measured that."""
+    repository = home / "model_repository"
+    publish(stage(repository, 3), repository, MODELS)
+    assert "of another engine or step than serves now" in tuned_line(repository, NAME)

@@ -1,0 +1,198 @@
+"""A real search of a small pipeline on a real Triton, with a budget of seconds; then a Triton that
+serves what it wrote."""
+
+import dataclasses
+import json
+
+import psutil
+import pytest
+
+from modelspec.layout import staging_folder
+from serving.errors import PublishFailed, ServingError
+from serving.launch import LaunchOptions, TritonServer
+from serving.leftovers import FOLDER
+from serving.pins import TUNED_PARAMETER
+from serving.ports import Ports, free_ports
+from serving.publish import publish
+from serving.replica import Replica
+from serving.repository import read_config
+from serving.target import Target
+from serving.tuning.outcome import commit, is_of_another_engine, tuned_measurement, write_tuned
+from serving.tuning.setting import setting_of
+from serving.tuning.trial import FAILED, MEASURED, REFUSED, Trial
+from serving.tuning.tune import Job, tune
+from serving.variants import TUNED, read_variants
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_server import online
+
+# Of 4 instances none starts, and a single one answers 77.
+MOODY = (
+    'import json; count = json.loads(args["model_config"])["instance_group"][0]["count"]; '
+    "1 / (count != 4); "
+    "self._number = self._number if count != 1 else (lambda value: value.dtype.type(77))"
+)
+BODIES = [{"x": number} for number in range(5)]
+
+
+@dataclasses.dataclass
+class Searched:
+    home: object
+    job: Job
+    result: object
+    said: list
+
+
+@pytest.fixture(scope="module")
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, patched):
+    """The search, cut off after its first trial as by Ctrl-C, and run again."""
+    home = tmp_path_factory.mktemp("tuned")
+    repository = home / "model_repository"
+    publish(stage(repository, 1, initialize=MOODY), repository, MODELS)
+    job = Job(repository, home / ".tidegate", NAME, BODIES, 240, p99_ms=10_000, connections=4)
+    said = []
+    # Enough for every trial on a slow machine, and fewer passes: the figures are not looked at.
+    for limit, value in (
+        ("TRIAL_PAIRS", 2),
+        ("FINAL_PAIRS", (2, 2)),
+        ("FINALISTS", 1),
+        ("LONGEST_PASS_S", 0.25),
+    ):
+        patched.setattr(f"serving.tuning.tune.{limit}", value)
+
+    def interrupt(text):
+        said.append(text)
+        if " left of " in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(job, interrupt)
+    _require_nothing_left(job)
+    return Searched(home, job, tune(job, said.append), said)
+
+
+def _require_nothing_left(job):
+    processes = psutil.Process().children(recursive=True)
+    assert [each for each in processes if "triton" in each.name()] == []
+    assert list(FOLDER.glob(f"tidegate_{psutil.Process().pid}_*")) == []
+    assert list(staging_folder(job.repository).glob("tune*")) == []
+
+
+def test_a_search_goes_on_where_it_was_and_leaves_nothing_behind(searched):
+    assert "mood: 1 trials are known from before" in searched.said
+    _require_nothing_left(searched.job)
+    tried = [trial.setting for trial in searched.result.trials]
+    assert len(set(tried)) == len(tried) > 2
+
+
+def test_what_fails_or_answers_wrongly_is_kept_and_not_measured(searched):
+    by_instances = {t.setting.instances: t for t in searched.result.trials}
+    assert by_instances[1].status == REFUSED
+    assert "answers differ from the default's in score" in by_instances[1].reason
+    assert by_instances[4].status == FAILED
+    assert "ZeroDivisionError" in by_instances[4].reason
+    for trial in (by_instances[1], by_instances[4]):
+        assert trial.score(None) is None and trial.ratio == 0
+    assert searched.result.search.best.instances == 2
+
+
+def test_what_is_measured_is_measured_beside_the_default(searched):
+    measured = [trial for trial in searched.result.trials if trial.status == MEASURED]
+    assert measured
+    for trial in measured:
+        assert trial.ratio == pytest.approx(trial.tuned.rps / trial.default.rps, rel=0.5)
+        assert 0 < trial.tuned.p50_ms <= trial.tuned.p95_ms <= trial.tuned.p99_ms
+        assert 0 < trial.tuned.generator_cores < 1.5
+        assert Trial.from_dict(json.loads(json.dumps(trial.as_dict()))) == trial
+
+
+def test_a_bound_that_is_broken_takes_a_setting_out(searched):
+    trial = next(trial for trial in searched.result.trials if trial.status == MEASURED)
+    assert trial.score(trial.tuned.p99_ms + 1).ratio == trial.ratio
+    assert trial.score(trial.tuned.p99_ms / 2) is None
+
+
+@pytest.fixture(scope="module")
+def written(searched):
+    """The result as if batches of 4 had won, whatever this machine found, and written."""
+    trial = next(t for t in searched.result.trials if t.status == MEASURED)
+    setting = dataclasses.replace(trial.setting, max_batch=4, instances=3)
+    winner = dataclasses.replace(trial, setting=setting, ratio=1.5)
+    result = dataclasses.replace(searched.result, winner=winner, finals=[winner])
+    repository = searched.job.repository
+    paths = write_tuned(Target(repository), result)
+    assert sorted(paths) == [f"{model}/configs/tuned.pbtxt" for model in sorted(MODELS)]
+    return result
+
+
+def test_a_real_triton_serves_the_tuned_config(searched, written):
+    options = LaunchOptions(
+        searched.job.repository,
+        searched.job.work_dir,
+        Ports(*free_ports(3)),
+        config_name=TUNED,
+    )
+    with TritonServer(options) as server:
+        server.control.load(NAME)
+        served = {model: server.control.config(model) for model in MODELS}
+    assert setting_of(served) == written.winner.setting
+    for config in served.values():
+        told = json.loads(config.parameters[TUNED_PARAMETER].string_value)
+        assert told["ratio"] == 1.5 and told["tuned"]["p99_ms"] > 0
+        assert told["default_setting"] == setting_of(written_from(searched)).as_dict()
+        assert told["machine"]["cores"] >= 1 and "nvidia-pytriton" in told["tools"]
+
+
+def written_from(searched):
+    return {model: read_config(searched.job.repository, model) for model in MODELS}
+
+
+def test_the_knobs_are_committed_without_the_batch_size(searched, written, monkeypatch):
+    """A running server follows; when it does not answer as it should, all is as it was."""
+    repository = searched.job.repository
+    before = written_from(searched)
+    options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
+    with TritonServer(options) as server:
+        server.control.load(NAME)
+        with online(server) as target:
+            with monkeypatch.context() as patched:
+                patched.setattr(Replica, "require_golden", _wrong)
+                with pytest.raises(PublishFailed, match="wrongly"):
+                    commit(target, written)
+            assert written_from(searched) == before
+            assert server.control.config("mood_onnx").instance_group[0].count == 2
+            assert commit(target, written) == ["mood_onnx"]
+        assert server.control.config("mood_onnx").instance_group[0].count == 3
+    now = written_from(searched)
+    assert now["mood_onnx"].instance_group[0].count == 3
+    assert {each.max_batch_size for each in now.values()} == {8}
+    assert {m: now[m] for m in ("mood_pre", NAME)} == {m: before[m] for m in ("mood_pre", NAME)}
+    publish(stage(repository, 1, initialize=f"{MOODY}; 1"), repository, MODELS)
+    assert read_config(repository, "mood_onnx").instance_group[0].count == 3
+
+
+def _wrong(replica, model, config):
+    raise PublishFailed(f"{model} answers its golden sample wrongly")
+
+
+def test_it_says_when_another_engine_serves_than_was_measured(searched, written):
+    """After the last test, which published one."""
+    repository = searched.job.repository
+    measured = tuned_measurement(repository, NAME)
+    assert is_of_another_engine(repository, NAME, measured)
+    assert list(read_variants(repository / "mood_onnx")) == [TUNED]
+    with pytest.raises(ServingError, match="published anew"):
+        write_tuned(Target(repository), written)
+
+
+def test_what_cannot_be_tuned_is_told(searched):
+    job = dataclasses.replace(searched.job, name="nowhere")
+    with pytest.raises(ServingError, match="convert it first"):
+        tune(job, print)
+    with pytest.raises(ServingError, match="single model"):
+        tune(dataclasses.replace(searched.job, name="mood_onnx"), print)
