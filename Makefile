@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
+# The tests mostly wait for servers: two files at a time. ARGS='-n 0' runs one after the other.
+TEST_WORKERS ?= 2
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
 DEBIAN = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && { apt-get install -y -qq $(2) || \
 	{ apt-get update -qq && apt-get install -y -qq $(2); }; } >/dev/null 2>&1; } \
@@ -33,7 +35,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/mypy
 	@$(call DEBIAN,redis-server,redis-server)
 	@$(call DEBIAN,nginx,nginx-light)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

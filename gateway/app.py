@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,17 +21,14 @@ from gateway.doors.task import TaskDoor
 from gateway.doors.v2 import V2Door
 from gateway.errors import GatewayError, Internal, WrongMethod
 from gateway.http.edge import Edge, unknown_path
-from gateway.http.endpoint import Endpoint, Handler, LateEndpoint
+from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
-from gateway.http.reply import Reply, json_reply
-from gateway.policy.routes import open_to_all
 from gateway.probes import Background, readiness
 from gateway.settings import Settings
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
-GRPC_STOP_S = 5.0
 DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
 
 
@@ -45,8 +41,8 @@ def create_app(settings: Settings) -> Edge:
     doors = [
         Description(app, gateway).route(),
         *(
-            Route(path, LateEndpoint(partial(_handler, gateway, name, handler)), methods=[method])
-            for method, path, name, handler in ROUTES
+            Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
+            for method, path, addon, handler in ROUTES
         ),
         *V2Door(gateway).routes(),
         *OpenAIDoor(gateway).routes(),
@@ -57,12 +53,7 @@ def create_app(settings: Settings) -> Edge:
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
-    return Edge(app, settings, gateway, doors)
-
-
-def _handler(gateway: Gateway, addon: str, name: str) -> Handler:
-    handler: Handler = getattr(load(addon)(gateway), name)
-    return handler
+    return Edge(app, gateway, doors)
 
 
 def from_environment() -> Edge:
@@ -79,21 +70,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway.follow_policy()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
-    admin = load("admin")(gateway) if gateway.settings.admin_port else None
-    if admin:
-        admin.start()
-    grpc_port = gateway.settings.grpc_port
-    grpc_door = load("grpc_door")(gateway, grpc_port) if grpc_port else None
-    if grpc_door:
-        await grpc_door.start()
+    settings = gateway.settings
+    wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
+    listeners = [load(name)(gateway, port) for name, port in wanted.items() if port]
+    for listener in listeners:
+        await listener.start()
     gc.freeze()  # what lives for ever need not be looked at again and again
     try:
         yield
     finally:
-        if grpc_door:
-            await grpc_door.stop(GRPC_STOP_S)
-        if admin:
-            await admin.stop()
+        for listener in reversed(listeners):
+            await listener.stop()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

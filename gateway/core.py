@@ -1,17 +1,19 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
 from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
+from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
@@ -45,6 +47,22 @@ class Gateway:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
         self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
 
+    def exchange(self, scope: Scope, receive: Receive, deadline_s: float = math.inf) -> Exchange:
+        """A request that came just now; the gateway's own deadline bounds its."""
+        settings, access = self.settings, self.guard.policy.current.access
+        deadline_s = min(deadline_s, settings.deadline_s)
+        return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+
+    def named(self, exchange: Exchange) -> tuple[Model, str]:
+        """The model and version in the path; NotFound when either is not served."""
+        version = exchange.param("version")
+        return self.catalogue.model(exchange.param("model"), version), version
+
+    async def described(self, exchange: Exchange, method: str) -> Any:
+        """What Triton tells of the model in the path: see ``Upstream.describe``."""
+        model, version = self.named(exchange)
+        return await self.pool.first.describe(method, model.name, version)
+
     def serving(self, exchange: Exchange, model: Model) -> str:
         """The pipeline that answers this caller: the model itself, or a canary of it."""
         weights = self.guard.policy.current.rules.routes.get(model.name)
@@ -52,9 +70,6 @@ class Gateway:
             return model.name
         chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
         return chosen
-
-    def has_canary(self, model: Model) -> bool:
-        return model.name in self.guard.policy.current.rules.routes
 
     def _answers(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")

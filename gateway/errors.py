@@ -75,7 +75,7 @@ class UpstreamBroke(GatewayError):
 
 
 class Internal(GatewayError):
-    code = "internal"
+    """Our own bug, under the code that every other has if it says none."""
 
 
 def no_model(name: str) -> NotFound:

@@ -93,7 +93,7 @@ class Guard:
         subject = Subject(principal.tenant, principal.id, model.name)
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
-        return _Counted(exchange, self.limiter.admit(checks_of(limits, subject, reserved)))
+        return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
         """What settles the admission with the tokens that the model's answers say they cost; None
@@ -106,18 +106,3 @@ class Guard:
         """One line of the audit log, if the policy wants this decision in it."""
         if self._audit:
             self._audit.note(exchange, status, self.policy.current.rules.audit.record)
-
-
-class _Counted:
-    """An admission whose headers stand on the answer, whatever that will be."""
-
-    def __init__(self, exchange: Exchange, admission: Admission) -> None:
-        self._exchange, self._admission = exchange, admission
-
-    async def __aenter__(self) -> Admission:
-        admission = await self._admission.__aenter__()
-        self._exchange.limit_headers = admission.headers()
-        return admission
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._admission.__aexit__(*error)  # type: ignore[arg-type]

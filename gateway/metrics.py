@@ -20,11 +20,14 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 CHILDREN = 10_000  # time series of one worker; beyond that everything new is 'other'
 
 
-class Metrics:
-    """What one worker counts. ``registry`` keeps tests apart."""
+_Child = tuple[prometheus.Counter, prometheus.Histogram]
 
-    def __init__(self, registry: prometheus.CollectorRegistry | None = None) -> None:
-        self.registry = registry or prometheus.CollectorRegistry()
+
+class Metrics:
+    """What one worker counts, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
         labels = ("action", "model", "status")
         self._requests = prometheus.Counter(
             "tidegate_requests", "Requests answered.", labels, registry=self.registry
@@ -36,8 +39,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._children: dict[tuple[str, str, int], tuple[prometheus.Counter, prometheus.Histogram]]
-        self._children = {}
+        self._children: dict[tuple[str, str, int], _Child] = {}
 
     def record(self, exchange: Exchange, status: int, catalogue: "Catalogue") -> None:
         """Count one request; a model that is not served is counted as 'unknown'."""
@@ -58,9 +60,7 @@ class Metrics:
         more = watched.read_bytes() if watched.is_file() else b""
         return prometheus.generate_latest(registry) + more
 
-    def _child(
-        self, action: str, model: str, status: int
-    ) -> tuple[prometheus.Counter, prometheus.Histogram]:
+    def _child(self, action: str, model: str, status: int) -> _Child:
         key = (action, model, status)
         found = self._children.get(key)
         if found is None:

@@ -13,8 +13,6 @@ import numpy as np
 from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.limits.limiter import BEAT_S
-from gateway.models.catalogue import Model
-from gateway.models.face import Face
 from gateway.models.rows import Tensors
 
 log = logging.getLogger("gateway")
@@ -27,8 +25,6 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()
-        except asyncio.CancelledError:
-            raise
         except Exception:
             log.exception("background work failed; trying again in %s s", seconds)
         await asyncio.sleep(seconds)
@@ -68,8 +64,7 @@ class Background:
         gateway = self.gateway
         faced = {m.name for m in gateway.catalogue.models.values() if m.face}
         names = set(gateway.settings.pipelines) | faced
-        results = await asyncio.gather(*(self._probed(name) for name in sorted(names)))
-        found = dict(results)
+        found = dict(await asyncio.gather(*(self._probed(name) for name in sorted(names))))
         for name, fault in found.items():
             if gateway.probes.get(name) != fault:
                 log.info("pipeline %s: %s", name, fault or "answers its golden probe")
@@ -83,14 +78,12 @@ class Background:
             return name, ""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                fault = await self._ask(model, model.face, model.golden)
+                rows = [model.golden["request"]]
+                answers = await self.gateway.rows(model, model.face, rows, PROBE_TIMEOUT_S)
+                fault = golden_fault(model.golden, *answers[0])
         except (GatewayError, TimeoutError) as error:
             fault = f"does not answer its golden probe ({error or 'timeout'})"
         return name, fault
-
-    async def _ask(self, model: Model, face: Face, golden: Mapping[str, Any]) -> str:
-        answers = await self.gateway.rows(model, face, [golden["request"]], PROBE_TIMEOUT_S)
-        return golden_fault(golden, *answers[0])
 
 
 def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str:

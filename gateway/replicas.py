@@ -52,7 +52,7 @@ class ReplicaPool:
 
     def permit(self) -> Replica:
         """The least busy replica, to be entered at once; NoCapacity when all are full."""
-        replica = least_outstanding(self.replicas)
+        replica = min(self.replicas, key=lambda replica: replica.inflight)
         if replica.inflight >= self._max_inflight:
             raise NoCapacity("every replica is busy: try again shortly", retry_after_s=1)
         return replica
@@ -72,7 +72,3 @@ async def _retire(replica: Replica) -> None:
     """Close the connection once its last request has its answer."""
     await replica.idle.wait()
     await replica.upstream.close()
-
-
-def least_outstanding(replicas: Sequence[Replica]) -> Replica:
-    return min(replicas, key=lambda replica: replica.inflight)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 
 class SettingsError(ValueError):
     """The message names the variable and what it should hold."""
@@ -94,25 +96,12 @@ class Settings:
 
 def _read(variable: str, text: str, default: Any) -> Any:
     """``text`` as the type that the default has."""
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, Path):
+        return Path(text)
     try:
-        return _READERS[type(default)](text)
-    except ValueError:
+        return TypeAdapter(type(default)).validate_python(text)
+    except ValidationError:
         kind = type(default).__name__
         raise SettingsError(f"{variable}={text!r} cannot be read as {kind}") from None
-
-
-def _boolean(text: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if text.lower() not in known:
-        raise ValueError(text)
-    return known[text.lower()]
-
-
-_READERS: dict[type, Any] = {
-    str: str,
-    int: int,
-    float: float,
-    bool: _boolean,
-    tuple: lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
-    type(Path()): Path,
-}

@@ -1,12 +1,14 @@
 """Triton's three ports, and whether they are free."""
 
-import contextlib
+import random
 import socket
 from dataclasses import dataclass
 
 from serving.errors import PortTaken
 
 REPLICA_STEP = 10  # replica k listens 10*k higher
+# Where the kernel takes no port for an outgoing connection (Linux: from 32768, by default).
+UNHANDED = (15_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,17 @@ class Ports:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nothing listens on now (they may be taken before they are used)."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Ports on loopback that nothing listens on now.
+
+    They may be used minutes later (a first start converts before it serves): no connection of
+    anybody's gets one of them meanwhile.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(*UNHANDED)  # noqa: S311 - nothing secret
+        if port not in found and not is_taken("127.0.0.1", port):
+            found.append(port)
+    return found
 
 
 def require_free(address: str, ports: Ports) -> None:

@@ -1,5 +1,7 @@
 """One stack for the whole run: a real Triton and a gateway, started once, on free ports."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,12 +21,26 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A running stack with every known pipeline, on a copy of the repository."""
     home: Path = tmp_path_factory.mktemp("stack")
     copy_repository(home)
-    running = launch(home)
+    with _one_at_a_time(tmp_path_factory):
+        running = launch(home)
+        try:
+            wait_ready(running)
+        except BaseException:
+            stop(running)
+            raise
     try:
-        wait_ready(running)
         yield running
     finally:
         assert stop(running) == 0, running.output
+
+
+@contextlib.contextmanager
+def _one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The first of several pytest workers converts; the others then find it in the cache."""
+    lock = tmp_path_factory.getbasetemp().parent / "stack.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from gateway.addons.audit import FIRST, LOG, AuditError, Head, locked, read_head
+from gateway.addons.audit.log import FIRST, LOG, AuditError, Head, locked, read_head
 
 MAX_FAULTS = 100  # of each kind; one is enough to distrust the log
 

@@ -84,16 +84,18 @@ def create(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """Show every key: its id, name, rights, and whether it is valid."""
+    from tidegate.key_store import state_of
+
     records = _store().records()
     if as_json:
-        shown = [{**asdict(each), "state": each.state()} for each in records]
+        shown = [{**asdict(each), "state": state_of(each)} for each in records]
         for each in shown:
             del each["hmac"]
         click.echo(json.dumps(shown, indent=2))
         return
     for key in records:
         rights = f"{key.tenant}/{','.join(key.roles)}"
-        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {key.state()}"
+        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {state_of(key)}"
         click.echo(line)
     if not records:
         click.echo("no keys yet: tidegate keys create NAME")

@@ -168,8 +168,8 @@ class Stack:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
+        from gateway.addons.audit.private_file import write_private
         from gateway.identity.principal import ADMIN
-        from gateway.private_file import write_private
         from tidegate.key_store import KeyStore
 
         places = self.options.places

@@ -18,13 +18,14 @@ ADDONS = {
     "relay": "relay.relay:Relay",
     # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes],
     # [[limits]] of tokens
-    "audit": "audit:AuditLog",
+    "audit": "audit.log:AuditLog",
     "tokens": "tokens.tokens:Tokens",
     "certificates": "certificates:Certificates",
     "canary": "canary:choose",
     "metering": "metering:Meter",
     # by a model whose face binds chat or completions
     "openai_binding": "openai_text.binding:check",
+    "openai_paths": "openai_text.description:describe",
     # by a request
     "multipart": "multipart:read_form",
     "openai_tokens": "openai_tokens:decoded",

@@ -14,10 +14,8 @@ from gateway.addons import load
 from gateway.core import Gateway
 from gateway.http.corked import CorkedProtocol
 from gateway.http.edge import Edge
-from gateway.http.endpoint import Endpoint
+from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply, json_reply
-from gateway.policy.routes import needs, open_to_all
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 STOP_S = 5.0
@@ -29,13 +27,14 @@ class AdminDoor:
         self._watched = gateway.settings.state_folder / "watch.prom"
 
     def routes(self) -> list[Route]:
-        return [
-            Route("/healthz", Endpoint(self.health), methods=["GET"]),
-            Route("/metrics", Endpoint(self.metrics), methods=["GET"]),
-            Route("/admin/policy", Endpoint(self.policy), methods=["GET"]),
-            Route("/admin/replicas", Endpoint(self.replicas), methods=["GET"]),
-            Route("/admin/models", Endpoint(self.models), methods=["GET"]),
-        ]
+        table: dict[str, Handler] = {
+            "/healthz": self.health,
+            "/metrics": self.metrics,
+            "/admin/policy": self.policy,
+            "/admin/replicas": self.replicas,
+            "/admin/models": self.models,
+        }
+        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
 
     @open_to_all
     async def health(self, exchange: Exchange) -> Reply:
@@ -79,36 +78,36 @@ class AdminDoor:
 class AdminListener:
     """Serves the admin door in this worker; several workers share the port."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        settings = gateway.settings
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        """OSError when another program has the port."""
         routes = AdminDoor(gateway).routes()
-        app = Edge(Starlette(routes=routes), settings, gateway, routes)
+        app = Edge(Starlette(routes=routes), gateway, routes)
+        settings = gateway.settings
         secured: dict[str, Any] = {"http": CorkedProtocol}
         if settings.tls_certificate_file:
             secured |= load("tls")(settings).http()
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                timeout_graceful_shutdown=int(STOP_S),
-                **secured,
-            )
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=int(STOP_S),
+            **secured,
         )
-        self._socket = _listening(settings.host, settings.admin_port, settings.workers > 1)
-        self._task: asyncio.Task[None] | None = None
+        host, shared = gateway.settings.host, gateway.settings.workers > 1
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._server = _Server(config)
+        self._socket = socket.create_server((host, port), family=family, reuse_port=shared)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def stop(self) -> None:
         self._server.should_exit = True
-        if self._task:
-            await asyncio.wait([self._task], timeout=STOP_S)
+        await asyncio.wait([self._task], timeout=STOP_S)
         self._socket.close()
 
 
@@ -118,14 +117,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _listening(host: str, port: int, shared: bool) -> socket.socket:
-    """A socket on this port; OSError when another program has it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    return listener

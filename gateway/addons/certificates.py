@@ -62,7 +62,7 @@ class Certificates:
         }
         proxy = rules.proxy
         self._header = proxy.certificate_header.encode() if proxy else b""
-        self._trusted = [ipaddress.ip_network(each) for each in proxy.trusted] if proxy else []
+        self._trusted = proxy.trusted if proxy else []
 
     def principal(self, scope: Scope) -> Principal | None:
         """Whose certificate was shown; None without one. Unauthenticated for two headers."""

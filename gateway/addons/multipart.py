@@ -7,10 +7,11 @@ the face wants a string, and read as JSON where it wants a number, a boolean, a 
 """
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from python_multipart import MultipartParser
+from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
@@ -18,6 +19,7 @@ from gateway.errors import Malformed
 from gateway.http.json_body import parse_json
 from gateway.models.face import Face
 
+FORM_DATA = "multipart/form-data"
 MAX_PARTS = 64
 # What of a file is shown to the schema, which cannot see bytes: enough to tell it from nothing.
 _SHOWN_BYTES = 48
@@ -64,64 +66,36 @@ def _parts(content_type: bytes, body: bytes) -> list[tuple[str, bytes]]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise Malformed("Content-Type has no boundary: let your HTTP client set the header")
-    form = _Form()
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except FormParserError:
-        raise Malformed("the body is not a multipart form with the header's boundary") from None
-    if not form.ended:
-        raise Malformed("the form is cut off: its last boundary is missing")
-    return form.parts
+    parts: list[tuple[str, bytes]] = []
+    ended: list[bool] = []
 
-
-class _Form:
-    """Collects what the parser finds; its methods are the parser's callbacks."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[str, bytes]] = []
-        self.ended = False
-        self._key = self._header = b""
-        self._disposition = b""
-        self._data: list[bytes] = []
-
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
-
-    def _begin(self) -> None:
-        if len(self.parts) == MAX_PARTS:
+    def add(name: bytes | None, data: bytes | None) -> None:
+        if len(parts) == MAX_PARTS:
             raise Malformed(f"the form has more than {MAX_PARTS} parts")
-        self._disposition, self._data = b"", []
+        parts.append(((name or b"").decode("utf-8", "replace"), data or b""))
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._key += data[start:end]
+    def add_file(file: Any) -> None:
+        file.file_object.seek(0)
+        add(file.field_name, file.file_object.read())
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._key.lower() == b"content-disposition":
-            self._disposition = self._header
-        self._key = self._header = b""
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
-
-    def _end(self) -> None:
-        kind, options = parse_options_header(self._disposition)
-        name = options.get(b"name")
-        if kind != b"form-data" or not name:
-            raise Malformed("a part of the form has no name: name it in Content-Disposition")
-        self.parts.append((name.decode("utf-8", "replace"), b"".join(self._data)))
-
-    def _finish(self) -> None:
-        self.ended = True
+    in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}  # the body has a limit of its own
+    try:
+        form = FormParser(
+            FORM_DATA,
+            lambda field: add(field.field_name, field.value),
+            add_file,
+            lambda: ended.append(True),
+            boundary,
+            config=in_memory,
+        )
+        form.write(body)
+        form.finalize()
+    except FormParserError as error:
+        if "Field name not found" in str(error):
+            raise Malformed(
+                "a part of the form has no name: name it in Content-Disposition"
+            ) from None
+        raise Malformed("the body is not a multipart form with the header's boundary") from None
+    if not ended:
+        raise Malformed("the form is cut off: its last boundary is missing")
+    return parts

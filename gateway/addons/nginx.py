@@ -13,10 +13,9 @@ from tritonclient.grpc import service_pb2
 from gateway.addons.grpc_door.status import STATUS
 from gateway.core import Gateway
 from gateway.errors import Forbidden, GatewayError, NotFound
+from gateway.http.endpoint import Reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply
 from gateway.limits.limit import Subject, checks_of
-from gateway.policy.routes import needs
 
 PATH = "/internal/decide"
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]

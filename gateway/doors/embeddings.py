@@ -13,14 +13,12 @@ from starlette.routing import Route
 from gateway.core import Gateway
 from gateway.doors.token_inputs import as_text, embedding_rows
 from gateway.errors import Malformed, NotFound
-from gateway.http.endpoint import Endpoint
+from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
-from gateway.http.reply import Reply, json_reply
 from gateway.models.catalogue import Model
 from gateway.models.face import Face
 from gateway.models.rows import Tensors
-from gateway.policy.routes import needs
 
 # Fields of OpenAI's API; others are refused, so that a typing error is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
@@ -80,10 +78,9 @@ def serving(
         raise Malformed("'model' must name a model: see GET /v1/models", param="model")
     exchange.require("infer", name)
     model, face = gateway.catalogue.endpoint(name)
-    binding = face.openai(route)
-    if binding is None:
+    if route not in face.openai:
         raise NotFound(f"the model {name!r} does not serve {route}: choose another")
-    return model, face, binding
+    return model, face, face.openai[route]
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.models.catalogue import Catalogue, Model
+from gateway.addons import load
+from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
 from gateway.models.face import Face
 
 Json = dict[str, Any]
+_TEXT: Json = {"type": "string"}
 _PROBLEM = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "code", "request_id"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
+        **dict.fromkeys(("type", "title", "instance", "request_id"), _TEXT),
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong and what to do."},
-        "instance": {"type": "string"},
-        "code": {"type": "string", "description": "Stable: branch on this."},
-        "param": {"type": "string", "description": "The field that is wrong."},
-        "request_id": {"type": "string"},
+        "detail": {**_TEXT, "description": "What is wrong and what to do."},
+        "code": {**_TEXT, "description": "Stable: branch on this."},
+        "param": {**_TEXT, "description": "The field that is wrong."},
     },
 }
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`."}
 _ERRORS = {
     "401": "No valid API key",
     "413": "The body is over the limit",
@@ -29,63 +29,44 @@ _ERRORS = {
     "503": "No capacity; see Retry-After",
     "504": "The deadline passed",
 }
-_GENERATE = ("Generate one answer", "Generate answers as server-sent events")
-_SAMPLING: Json = {
-    "stream": {"type": "boolean", "description": "Server-sent events, `[DONE]` last."},
-    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
-    "max_tokens": {"type": "integer", "minimum": 1},
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "seed": {"type": "integer"},
-    "stop": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
-    "user": {"type": "string"},
+_V2 = {
+    "/v2": "The server's name and extensions",
+    "/v2/health/live": "Whether the gateway runs",
+    "/v2/health/ready": "Whether every pipeline answers",
+    "/v2/models/stats": "The counts of every model that you may read",
 }
-_MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
-        "content": {"type": "string"},
-    },
+_V2_MODEL = {  # below a model, or a version of it
+    "": "The tensors of {}",
+    "/ready": "Whether {} answers",
+    "/config": "The config of {}",
+    "/stats": "The counts of {}",
+    "/infer": "Infer tensors with {} (JSON, or the binary tensor data extension)",
+    "/generate": "Generate one answer with {}: inputs by name",
+    "/generate_stream": "Generate answers as server-sent events with {}: inputs by name",
 }
-# route -> path, what it does, the field with the text, its schema, an example
-_TEXT_ROUTES: dict[str, tuple[Any, ...]] = {
-    "chat": (
-        "/v1/chat/completions",
-        "The next turn of a conversation, as OpenAI's API gives it",
-        "messages",
-        {"type": "array", "items": _MESSAGE, "minItems": 1},
-        [{"role": "user", "content": "Where is my parcel?"}],
-    ),
-    "completions": (
-        "/v1/completions",
-        "A text gone on with, as OpenAI's API gives it",
-        "prompt",
-        {"type": "string"},
-        "Where is my parcel?",
-    ),
-}
-_IDENTITY_BODY = {
-    "inputs": [{"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}]
+_TENSOR = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}
+_V2_BODIES: Json = {  # of those that are a POST
+    "/infer": {"inputs": [_TENSOR]},
+    "/generate": {"INPUT0": [1.5, 2, 3]},
+    "/generate_stream": {"INPUT0": [1.5, 2, 3]},
 }
 
 
 def describe(base: Json, catalogue: Catalogue) -> Json:
     """``base`` (FastAPI's document of the control routes) with every door's routes added."""
-    document = dict(base)
-    paths = dict(base.get("paths", {}))
-    for model in catalogue.public:
-        if model.face and not model.decoupled:
-            paths[f"/v1/{model.name}"] = {"post": _task(model, model.face)}
-    paths |= _openai_paths(catalogue) | _v2_paths(catalogue)
-    document["paths"] = paths
-    components = document.setdefault("components", {})
-    components["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`."}
+    tasks = {
+        f"/v1/{model.name}": {"post": _task(model, model.face)}
+        for model in catalogue.public
+        if model.face and not model.decoupled
     }
-    components.setdefault("schemas", {})["Problem"] = _PROBLEM
-    document["security"] = [{"key": []}]
-    return document
+    components = base.get("components", {})
+    schemas = {**components.get("schemas", {}), "Problem": _PROBLEM}
+    return {
+        **base,
+        "paths": base.get("paths", {}) | tasks | _openai_paths(catalogue) | _v2_paths(catalogue),
+        "components": {**components, "schemas": schemas, "securitySchemes": {"key": _KEY}},
+        "security": [{"key": []}],
+    }
 
 
 def _task(model: Model, face: Face) -> Json:
@@ -106,33 +87,27 @@ def _task(model: Model, face: Face) -> Json:
     card = "\n".join(f"- **{key}**: {value}" for key, value in face.raw.get("card", {}).items())
     return {
         "tags": ["tasks"],
-        "summary": face.purpose,
+        "summary": face.raw["purpose"],
         "description": card,
         "operationId": model.name,
-        "requestBody": _with_form(_body({"oneOf": [row, batch]}, examples), row),
+        "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),
         "responses": _responses({"oneOf": [answer, outputs]}, "application/problem+json"),
     }
 
 
 def _openai_paths(catalogue: Catalogue) -> Json:
-    paths: Json = {
-        "/v1/models": {
-            "get": _plain("The pipelines that can be called, as OpenAI lists models", "OpenAI"),
-        },
-    }
+    every = plain("The pipelines that can be called, as OpenAI lists models", "OpenAI")
+    paths: Json = {"/v1/models": {"get": every}}
     names = [model.name for model in catalogue.public]
     if names:
-        one = _plain("One pipeline, as OpenAI describes a model", "OpenAI")
+        one = plain("One pipeline, as OpenAI describes a model", "OpenAI")
         parameter = _path_parameter("model", names[0], names)
         paths["/v1/models/{model}"] = {"parameters": [parameter], "get": one}
-    serving = [m.name for m in catalogue.public if m.face and m.face.openai("embeddings")]
+    serving = [m.name for m in catalogue.public if m.face and "embeddings" in m.face.openai]
     if serving:
         paths["/v1/embeddings"] = {"post": _embeddings(serving)}
-    for route, (path, *told) in _TEXT_ROUTES.items():
-        serving = [m.name for m in catalogue.public if m.face and m.face.openai(route) is not None]
-        if serving:
-            paths[path] = {"post": _text(serving, *told)}
-    return paths
+    texts = [m for m in catalogue.public if m.face and not TEXT_ROUTES.isdisjoint(m.face.openai)]
+    return paths | (load("openai_paths")(texts) if texts else {})
 
 
 def _embeddings(models: list[str]) -> Json:
@@ -142,7 +117,7 @@ def _embeddings(models: list[str]) -> Json:
         "required": ["model", "input"],
         "additionalProperties": False,
         "properties": {
-            "model": {"type": "string", "enum": models},
+            "model": {**_TEXT, "enum": models},
             "input": {"oneOf": [text, {"type": "array", "items": text, "minItems": 1}]},
             "encoding_format": {"type": "string", "enum": ["float", "base64"]},
             "dimensions": {"type": "integer", "minimum": 1},
@@ -150,18 +125,8 @@ def _embeddings(models: list[str]) -> Json:
         },
     }
     example = {"model": models[0], "input": ["Where is my parcel?", "I want my money back."]}
-    operation = _plain("Vectors of texts, as OpenAI's API gives them", "OpenAI")
-    operation["requestBody"] = _body(schema, {"two texts": {"value": example}})
-    return operation
-
-
-def _text(models: list[str], summary: str, field: str, schema: Json, example: Any) -> Json:
-    known = {"model": {"type": "string", "enum": models}, field: schema, **_SAMPLING}
-    body = {"type": "object", "required": ["model", field], "properties": known}
-    operation = _plain(summary, "OpenAI")
-    example = {"model": models[0], field: example, "max_tokens": 64}
-    operation["requestBody"] = _body(body, {"one": {"value": example}})
-    operation["responses"]["200"]["content"]["text/event-stream"] = {}
+    operation = plain("Vectors of texts, as OpenAI's API gives them", "OpenAI")
+    operation["requestBody"] = body_of(schema, {"two texts": {"value": example}})
     return operation
 
 
@@ -170,37 +135,21 @@ def _v2_paths(catalogue: Catalogue) -> Json:
     version = _path_parameter("version", "1")
     one = "/v2/models/{model}"
     return {
-        "/v2": {"get": _plain("The server's name and extensions", "V2")},
-        "/v2/health/live": {"get": _plain("Whether the gateway runs", "V2")},
-        "/v2/health/ready": {"get": _plain("Whether every pipeline answers", "V2")},
-        "/v2/models/stats": {"get": _plain("The counts of every model that you may read", "V2")},
+        **{path: {"get": plain(summary, "V2")} for path, summary in _V2.items()},
         **_v2_model_paths(one, [model], "a model"),
         **_v2_model_paths(f"{one}/versions/{{version}}", [model, version], "a version of a model"),
     }
 
 
 def _v2_model_paths(prefix: str, parameters: list[Json], what: str) -> Json:
-    infer = _plain(f"Infer tensors with {what} (JSON, or the binary tensor data extension)", "V2")
-    infer["requestBody"] = _body({"type": "object"}, {"identity": {"value": _IDENTITY_BODY}})
-    generate, stream = (_plain(f"{how} with {what}: inputs by name", "V2") for how in _GENERATE)
-    generate["requestBody"] = stream["requestBody"] = _body(
-        {"type": "object"}, {"identity": {"value": {"INPUT0": [1.5, 2, 3]}}}
-    )
-    return {
-        prefix: {"parameters": parameters, "get": _plain(f"The tensors of {what}", "V2")},
-        f"{prefix}/ready": {
-            "parameters": parameters,
-            "get": _plain(f"Whether {what} answers", "V2"),
-        },
-        f"{prefix}/infer": {"parameters": parameters, "post": infer},
-        f"{prefix}/generate": {"parameters": parameters, "post": generate},
-        f"{prefix}/generate_stream": {"parameters": parameters, "post": stream},
-        f"{prefix}/config": {
-            "parameters": parameters,
-            "get": _plain(f"The config of {what}", "V2"),
-        },
-        f"{prefix}/stats": {"parameters": parameters, "get": _plain(f"The counts of {what}", "V2")},
-    }
+    paths: Json = {}
+    for path, summary in _V2_MODEL.items():
+        operation, example = plain(summary.format(what), "V2"), _V2_BODIES.get(path)
+        if example:
+            operation["requestBody"] = body_of({"type": "object"}, {"identity": {"value": example}})
+        method = "post" if example else "get"
+        paths[prefix + path] = {"parameters": parameters, method: operation}
+    return paths
 
 
 def _path_parameter(name: str, example: str, values: list[str] | None = None) -> Json:
@@ -208,11 +157,11 @@ def _path_parameter(name: str, example: str, values: list[str] | None = None) ->
     return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
-def _plain(summary: str, tag: str) -> Json:
+def plain(summary: str, tag: str) -> Json:
     return {"tags": [tag], "summary": summary, "responses": _responses({}, "application/json")}
 
 
-def _body(schema: Json, examples: Mapping[str, Any]) -> Json:
+def body_of(schema: Json, examples: Mapping[str, Any]) -> Json:
     content = {"application/json": {"schema": schema, "examples": examples}}
     return {"required": True, "content": content}
 

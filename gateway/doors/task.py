@@ -7,12 +7,10 @@ from starlette.routing import Route
 from gateway.addons import load
 from gateway.core import Gateway
 from gateway.errors import Malformed, NotFound
-from gateway.http.endpoint import Endpoint
+from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
-from gateway.http.reply import Reply, json_reply
 from gateway.models.face import Face, Row
-from gateway.policy.routes import needs
 
 MAX_ROWS = 1024
 

@@ -7,12 +7,10 @@ from starlette.routing import Route
 from gateway.core import Gateway
 from gateway.doors.v2_request import HEADER_LENGTH, V2Request, parse
 from gateway.doors.v2_response import render
-from gateway.errors import Malformed, NoCapacity, NotFound
-from gateway.http.endpoint import Endpoint, Handler
+from gateway.errors import Malformed, NoCapacity
+from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Reply, json_reply
 from gateway.models.catalogue import Model
-from gateway.policy.routes import needs
 from gateway.probes import readiness
 
 NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
@@ -34,33 +32,32 @@ class V2Door:
     def routes(self) -> list[Route]:
         one = "/v2/models/{model}"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", "/infer", self.infer),
-            ("GET", "/ready", self.model_ready),
-            ("GET", "", self.metadata),
+            *(
+                route
+                for prefix in (one, one + "/versions/{version}")
+                for route in (
+                    ("POST", prefix + "/infer", self.infer),
+                    ("GET", prefix + "/ready", self.model_ready),
+                    ("GET", prefix, self.metadata),
+                )
+            ),
+            ("GET", "/v2", self.server),
+            ("GET", "/v2/health/live", self.live),
+            ("GET", "/v2/health/ready", self.ready),
         ]
-        routes = [
-            Route(f"{prefix}{path}", Endpoint(handler), methods=[method])
-            for method, path, handler in table
-            for prefix in (one, one + "/versions/{version}")
-        ]
-        return [
-            *routes,
-            Route("/v2", Endpoint(self.server), methods=["GET"]),
-            Route("/v2/health/live", Endpoint(self.live), methods=["GET"]),
-            Route("/v2/health/ready", Endpoint(self.ready), methods=["GET"]),
-        ]
+        return [Route(path, Endpoint(handler), methods=[method]) for method, path, handler in table]
 
     @needs("infer", model="model")
     async def infer(self, exchange: Exchange) -> Reply:
         """Check the request against the model's declaration, then have it inferred."""
-        model, version = self._model(exchange)
+        model, version = self.gateway.named(exchange)
         if model.decoupled:
             raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
         body = await exchange.body()
         request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
-        if request.timeout_s:
-            exchange.shorten_deadline(request.timeout_s)
-        if request.is_plain and model.is_relayed and not self.gateway.has_canary(model):
+        exchange.shorten_deadline(request.timeout_s)
+        serving = self.gateway.serving(exchange, model)
+        if request.is_plain and model.is_relayed and serving == model.name:
             return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)
@@ -79,25 +76,23 @@ class V2Door:
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:
-        model, version = self._model(exchange)
-        found = await self.gateway.pool.first.describe("ModelMetadata", model.name, version)
+        found = await self.gateway.described(exchange, "ModelMetadata")
         return json_reply(
             {
                 "name": found.name,
                 "versions": list(found.versions),
                 "platform": found.platform,
-                "inputs": [_described(tensor) for tensor in found.inputs],
-                "outputs": [_described(tensor) for tensor in found.outputs],
+                "inputs": _described(found.inputs),
+                "outputs": _described(found.outputs),
             }
         )
 
     @needs("read", model="model")
     async def model_ready(self, exchange: Exchange) -> Reply:
         """Ready means that Triton says so and that the last golden probe was answered."""
-        model, version = self._model(exchange)
+        model, _ = self.gateway.named(exchange)
         fault = self.gateway.probes.get(model.name)
-        asked = ("ModelReady", model.name, version)
-        if fault or not (await self.gateway.pool.first.describe(*asked)).ready:
+        if fault or not (await self.gateway.described(exchange, "ModelReady")).ready:
             raise NoCapacity(f"model {model.name!r} {fault or 'is not ready'}", retry_after_s=1)
         return Reply(200, b"")
 
@@ -120,17 +115,6 @@ class V2Door:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
         return json_reply({"ready": True})
 
-    def _model(self, exchange: Exchange) -> tuple[Model, str]:
-        """The model and version in the path; NotFound when either is not served."""
-        model = self.gateway.catalogue.model(exchange.param("model"))
-        version = exchange.param("version")
-        if version and version not in model.versions:
-            raise NotFound(
-                f"model {model.name!r} has no version {version[:20]!r}: "
-                f"it has {', '.join(model.versions)}"
-            )
-        return model, version
 
-
-def _described(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+def _described(tensors: Any) -> list[dict[str, Any]]:
+    return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]

@@ -3,7 +3,7 @@
 Source: the Open Inference Protocol (KServe V2) and its binary tensor data extension.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,15 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import Malformed
 from gateway.http.json_body import parse_json
 from gateway.models.catalogue import Model
-from gateway.models.tensors import Tensor, check_model, check_shape, check_size, pack
+from gateway.models.tensors import (
+    Tensor,
+    check_model,
+    check_shape,
+    check_size,
+    message_of,
+    pack,
+    set_parameter,
+)
 
 HEADER_LENGTH = b"inference-header-content-length"
 # Triton queue-jumps on priority 1, and maps memory of other processes on the shared-memory ones.
@@ -55,12 +63,8 @@ class V2Request:
 
     def message(self) -> service_pb2.ModelInferRequest:
         """As gRPC takes it; Malformed for a parameter that it cannot carry."""
-        message = service_pb2.ModelInferRequest(
-            model_name=self.model, model_version=self.version, id=self.id
-        )
-        for tensor in self.tensors:
-            message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-            message.raw_input_contents.append(tensor.raw)
+        message = message_of(self.model, self.tensors)
+        message.model_version, message.id = self.version, self.id
         for key in filter(_is_told, self.parameters):
             set_parameter(message.parameters, key, self.parameters[key])
         for name, parameters in self.outputs.items():
@@ -74,7 +78,7 @@ def parse(model: Model, version: str, body: bytes, header_length: bytes | None) 
     """The request; Malformed says which part is wrong and what it should be."""
     document, tail = _split(body, header_length)
     parameters = _object(document, "parameters")
-    _refuse_shared_memory(parameters)
+    refuse_shared_memory(parameters)
     tensors = _inputs(document, tail)
     check_model(model, tensors)
     outputs = _outputs(model, document)
@@ -124,7 +128,7 @@ def _input(entry: Any, tail: memoryview) -> tuple[Tensor, int]:
     name, dtype = _text(entry, "name"), _text(entry, "datatype")
     shape = check_shape(name, entry.get("shape"))
     parameters = _object(entry, "parameters")
-    _refuse_shared_memory(parameters)
+    refuse_shared_memory(parameters)
     if "binary_data_size" in parameters:
         raw = _binary(name, entry, parameters["binary_data_size"], tail)
         size = len(raw)
@@ -173,34 +177,24 @@ def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str
         if not isinstance(entry, dict):
             raise Malformed("each of 'outputs' must be an object")
         name, parameters = _text(entry, "name"), _object(entry, "parameters")
-        if name not in model.outputs:
-            declared = ", ".join(model.outputs)
-            raise Malformed(f"model {model.name!r} has no output {name!r}: it gives {declared}")
-        if name in outputs:
-            raise Malformed(f"output {name!r} is requested twice")
-        _refuse_shared_memory(parameters)
+        check_output(model, name, outputs)
+        refuse_shared_memory(parameters)
         outputs[name] = parameters
     return outputs
 
 
-def _refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
+def check_output(model: Model, name: str, asked: Container[str]) -> None:
+    """Malformed unless the model has this output, and it was not asked for before."""
+    if name not in model.outputs:
+        declared = ", ".join(model.outputs)
+        raise Malformed(f"model {model.name!r} has no output {name!r}: it gives {declared}")
+    if name in asked:
+        raise Malformed(f"output {name!r} is requested twice")
+
+
+def refuse_shared_memory(parameters: Iterable[str]) -> None:
     if any(key.startswith(REFUSED_PREFIX) for key in parameters):
         raise Malformed("shared memory cannot be used through the gateway: send the data itself")
-
-
-def set_parameter(target: Any, key: str, value: Any) -> None:
-    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
-    kind = type(value)
-    if kind is bool:
-        target[key].bool_param = value
-    elif kind is int and -(2**63) <= value < 2**63:
-        target[key].int64_param = value
-    elif kind is float:
-        target[key].double_param = value
-    elif kind is str:
-        target[key].string_param = value
-    else:
-        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:

@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.doors.v2_request import V2Request
 from gateway.errors import Malformed
-from gateway.http.reply import Reply, json_reply
+from gateway.http.endpoint import Reply, json_reply
 from gateway.models.tensors import FEW, unpack
 
 # Triton writes these on every answer of an ensemble; they tell a client nothing.
@@ -32,7 +32,11 @@ def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Repl
         _output(request, output, raw, tail)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     ]
-    return _with_tail(document, tail) if tail else json_reply(document)
+    if not tail:
+        return json_reply(document)
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    headers = [(b"inference-header-content-length", str(len(header)).encode())]
+    return Reply(200, b"".join([header, *tail]), b"application/octet-stream", headers)
 
 
 def _output(request: V2Request, output: Any, raw: bytes, tail: list[bytes]) -> dict[str, Any]:
@@ -79,13 +83,6 @@ def _texts(name: str, values: np.ndarray) -> list[str]:
         raise Malformed(
             f"output {name!r} is not text, which JSON cannot carry: ask for binary_data"
         ) from None
-
-
-def _with_tail(document: dict[str, Any], tail: list[bytes]) -> Reply:
-    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    reply = Reply(200, b"".join([header, *tail]), b"application/octet-stream")
-    reply.headers.append((b"inference-header-content-length", str(len(header)).encode()))
-    return reply
 
 
 def _parameters(response: service_pb2.ModelInferResponse) -> dict[str, Any]:

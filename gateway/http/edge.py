@@ -8,15 +8,14 @@ import time
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, NotFound
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.render import CLIENT_LEFT, error_reply, status_of
+from gateway.http.render import CLIENT_LEFT, door_of, error_reply, status_of
 from gateway.limits.limiter import LimitReached
-from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
@@ -28,17 +27,10 @@ DOC_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 class Edge:
     """Gives each request an ``Exchange``, lets in who has a key, renders what goes wrong."""
 
-    def __init__(
-        self, app: Starlette, settings: Settings, gateway: Gateway, doors: Sequence[Route]
-    ) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: Starlette, gateway: Gateway, doors: Sequence[Route]) -> None:
+        self.app, self.doors = app, doors
         self.gateway, self.guard = gateway, gateway.guard
-        self.doors = doors
         self._matched: dict[tuple[str, str], _Matched] = {}  # by method and path
-
-    @property
-    def routes(self) -> list[BaseRoute]:
-        return self.app.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,10 +38,7 @@ class Edge:
             return
         if scope["type"] != "http":
             raise RuntimeError("the gateway speaks HTTP only")
-        limit, deadline = self.settings.body_limit_bytes, self.settings.deadline_s
-        access = self.guard.policy.current.access
-        exchange = Exchange(scope, receive, access, limit, deadline)
-        scope["exchange"] = exchange
+        scope["exchange"] = exchange = self.gateway.exchange(scope, receive)
         answer = _Answer(exchange, send)
         try:
             if not self._is_open(exchange.path):
@@ -97,7 +86,7 @@ class Edge:
         if path in OPEN_PATHS:
             return True
         # With tenants, what there is is nobody's business but theirs.
-        open_docs = self.settings.open_docs and not self.guard.policy.current.rules.tenants
+        open_docs = self.gateway.settings.open_docs and not self.guard.policy.current.rules.tenants
         return open_docs and path.startswith(DOC_PATHS)
 
 
@@ -126,7 +115,7 @@ class _Answer:
     def outcome(self) -> int:
         """How it really ended: a stream that fails in the middle has said 200 long before."""
         fault = self.exchange.fault
-        return status_of(fault, self.exchange.path) if fault else self.status
+        return status_of(fault, door_of(self.exchange.path)) if fault else self.status
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         exchange = self.exchange

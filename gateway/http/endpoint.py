@@ -1,13 +1,92 @@
-"""A plain ASGI endpoint: an exchange in, a reply out. The hot path has no layer between."""
+"""A plain ASGI endpoint: an exchange in, a reply out. The hot path has no layer between.
+
+What it asks of its caller is declared where its handler stands:
+
+    @needs("infer", model="model")
+    async def infer(self, exchange): ...
+
+A handler that declares nothing is not served: ``declared`` raises when the app is put together.
+"""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway.addons import load
 from gateway.http.exchange import Exchange
-from gateway.http.reply import Sendable
-from gateway.policy.routes import OPEN, declared
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ATTRIBUTE = "__tidegate_policy__"
+
+
+class Policy(NamedTuple):
+    """``model`` is the path parameter that names the model; '' when the body does, or none is."""
+
+    action: Literal["open", "read", "infer", "admin"]
+    model: str = ""
+
+
+OPEN = Policy("open")  # no identity needed
+
+
+class Undeclared(TypeError):
+    """A route without a policy; the message names it."""
+
+
+def needs(action: Literal["open", "read", "infer", "admin"], model: str = "") -> Callable[[F], F]:
+    """Declare what a handler needs."""
+
+    def mark(handler: F) -> F:
+        setattr(handler, _ATTRIBUTE, Policy(action, model))
+        return handler
+
+    return mark
+
+
+open_to_all = needs("open")  # it needs no identity
+
+
+def declared(handler: Any) -> Policy:
+    """What the handler declared; Undeclared if nothing."""
+    policy = getattr(handler, _ATTRIBUTE, None)
+    if not isinstance(policy, Policy):
+        raise Undeclared(f"{getattr(handler, '__qualname__', handler)} declares no policy: @needs")
+    return policy
+
+
+class Sendable(Protocol):
+    """What a door's handler gives: a ``Reply``, or one in pieces (``EventStream``)."""
+
+    async def send(self, send: Send) -> None: ...
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole HTTP answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    async def send(self, send: Send) -> None:
+        headers = [
+            (b"content-type", self.content_type),
+            (b"content-length", str(len(self.body)).encode()),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def json_reply(value: Any) -> Reply:
+    """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
+    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+
 
 Handler = Callable[[Exchange], Awaitable[Sendable]]
 
@@ -20,28 +99,25 @@ class Endpoint:
 
     def __init__(self, handler: Handler) -> None:
         self.handler, self.policy = handler, declared(handler)
+        self._is_open = self.policy == OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["exchange"]
-        if self.policy is not OPEN:
+        if not self._is_open:
             exchange.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
         reply = await self.handler(exchange)
         await reply.send(send)
 
 
 class LateEndpoint:
-    """As ``Endpoint``, of a handler that is found (and its add-on imported) at the first call."""
+    """As ``Endpoint``, of an add-on's handler; the add-on is imported at the first call."""
 
-    def __init__(self, find: Callable[[], Handler]) -> None:
-        self._find = find
+    def __init__(self, gateway: Any, addon: str, handler: str) -> None:
+        self._gateway, self._addon, self._handler = gateway, addon, handler
 
     @cached_property
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(self._find())
-
-    @property
-    def handler(self) -> Handler:
-        return self._endpoint.handler
+    def endpoint(self) -> Endpoint:
+        return Endpoint(getattr(load(self._addon)(self._gateway), self._handler))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._endpoint(scope, receive, send)
+        await self.endpoint(scope, receive, send)

@@ -5,6 +5,7 @@ import random
 import re
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope
@@ -44,51 +45,33 @@ class ClientGone(Exception):
     """The client closed the connection: nobody is there to answer."""
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """What the doors need of a request; made by ``gateway.http.edge``."""
 
-    __slots__ = (
-        "_receive",
-        "access",
-        "action",
-        "body_bytes",
-        "body_limit_bytes",
-        "deadline",
-        "fault",
-        "headers",
-        "limit_headers",
-        "model",
-        "path",
-        "principal",
-        "request_id",
-        "scope",
-        "started",
-        "upstream_s",
-    )
+    scope: Scope
+    receive: Receive
+    access: Access  # the rules in force when the request came hold to its end
+    body_limit_bytes: int
+    deadline_s: InitVar[float]
+    started: float = field(default_factory=time.perf_counter)
+    principal: Principal | None = None
+    action: str = ""  # what the caller asks for, once that is known, as is the model
+    model: str = ""
+    fault: GatewayError | None = None  # what ended an answer that had begun
+    limit_headers: Sequence[tuple[bytes, bytes]] = ()
+    body_bytes: int = 0
+    upstream_s: float = 0.0
+    path: str = field(init=False)
+    headers: dict[bytes, bytes] = field(init=False)
+    deadline: float = field(init=False)
+    request_id: str = field(init=False)
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        access: Access,
-        body_limit_bytes: int,
-        deadline_s: float,
-    ) -> None:
-        self.started = time.perf_counter()
-        self.scope, self._receive = scope, receive
-        self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.body_limit_bytes = body_limit_bytes
+    def __post_init__(self, deadline_s: float) -> None:
+        self.path = self.scope["path"]
+        self.headers = dict(self.scope["headers"])
         self.deadline = self.started + deadline_s
         self.request_id = _request_id(self.headers.get(b"x-request-id", b""))
-        # The rules in force when the request came hold to its end.
-        self.access = access
-        self.principal: Principal | None = None
-        self.action = self.model = ""  # what the caller asks for, once that is known
-        self.fault: GatewayError | None = None  # what ended an answer that had begun
-        self.limit_headers: Sequence[tuple[bytes, bytes]] = ()
-        self.body_bytes = 0
-        self.upstream_s = 0.0
 
     def require(self, action: str, model: str = "") -> None:
         """NotFound or Forbidden unless the caller may do this, to this model."""
@@ -116,8 +99,9 @@ class Exchange:
             raise DeadlineExceeded("the deadline passed before the model was asked: try again")
         return left
 
-    def shorten_deadline(self, seconds: float) -> None:
-        self.deadline = min(self.deadline, self.started + seconds)
+    def shorten_deadline(self, seconds: float | None) -> None:
+        if seconds:
+            self.deadline = min(self.deadline, self.started + seconds)
 
     def refuse_twice(self) -> None:
         """Malformed for two headers of a kind that decides something: a proxy before us may have
@@ -161,7 +145,7 @@ class Exchange:
         task, loop = _current_task(), asyncio.get_running_loop()
         timer = loop.call_later(self.remaining_s() + TIMER_S, task.cancel)
         try:
-            message = await self._receive()
+            message = await self.receive()
         except asyncio.CancelledError:
             if time.perf_counter() < self.deadline or task.uncancel():
                 raise
@@ -207,7 +191,7 @@ class Exchange:
                 each.cancel()
 
     async def _cancel(self, task: "asyncio.Task[Any]") -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
         task.cancel()
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.http.reply import Reply
+from gateway.http.endpoint import Reply
 
 
 class Door(Enum):
@@ -19,41 +19,21 @@ class Door(Enum):
     V2 = 2
 
 
-# code -> status at the (task, OpenAI, V2) door
-STATUS: dict[str, tuple[int, int, int]] = {
-    "unauthenticated": (401, 401, 401),
-    "forbidden": (403, 403, 403),
-    "not_found": (404, 404, 404),
-    "method_not_allowed": (405, 405, 405),
-    "invalid_request": (422, 400, 400),
-    "too_large": (413, 413, 413),
-    "request_timeout": (408, 408, 408),
-    "quota_exceeded": (429, 429, 429),
-    "no_capacity": (503, 503, 503),
-    "deadline_exceeded": (504, 504, 504),
-    "upstream_error": (502, 502, 502),
-    "internal": (500, 500, 500),
-}
-TITLES = {
-    "unauthenticated": "No valid API key",
-    "forbidden": "Not allowed",
-    "not_found": "Not found",
-    "method_not_allowed": "Method not allowed",
-    "invalid_request": "The request is not valid",
-    "too_large": "The request is too large",
-    "request_timeout": "The request arrived too slowly",
-    "quota_exceeded": "Quota exceeded",
-    "no_capacity": "No capacity",
-    "deadline_exceeded": "Deadline exceeded",
-    "upstream_error": "The model failed",
-    "internal": "Internal error",
-}
-# OpenAI's own names; clients map them to exception classes.
-OPENAI_TYPES = {
-    "unauthenticated": "authentication_error",
-    "forbidden": "permission_error",
-    "not_found": "invalid_request_error",
-    "quota_exceeded": "rate_limit_error",
+# code -> status at the task door, status at the other two, title, OpenAI's own type (by which its
+# clients choose an exception)
+TABLE: dict[str, tuple[int, int, str, str]] = {
+    "unauthenticated": (401, 401, "No valid API key", "authentication_error"),
+    "forbidden": (403, 403, "Not allowed", "permission_error"),
+    "not_found": (404, 404, "Not found", "invalid_request_error"),
+    "method_not_allowed": (405, 405, "Method not allowed", "invalid_request_error"),
+    "invalid_request": (422, 400, "The request is not valid", "invalid_request_error"),
+    "too_large": (413, 413, "The request is too large", "invalid_request_error"),
+    "request_timeout": (408, 408, "The request arrived too slowly", "invalid_request_error"),
+    "quota_exceeded": (429, 429, "Quota exceeded", "rate_limit_error"),
+    "no_capacity": (503, 503, "No capacity", "server_error"),
+    "deadline_exceeded": (504, 504, "Deadline exceeded", "server_error"),
+    "upstream_error": (502, 502, "The model failed", "server_error"),
+    "internal": (500, 500, "Internal error", "server_error"),
 }
 CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
 _OPENAI_PATHS = ("/v1/models", "/v1/embeddings", "/v1/chat/", "/v1/completions")
@@ -68,15 +48,20 @@ def door_of(path: str) -> Door:
     return Door.TASK
 
 
-def status_of(error: GatewayError, path: str) -> int:
-    return STATUS[error.code][door_of(path).value]
+def status_of(error: GatewayError, door: Door) -> int:
+    task, others, _, _ = TABLE[error.code]
+    return task if door is Door.TASK else others
 
 
 def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:
     """The error as this path's door shows it."""
     door = door_of(path)
-    status = STATUS[error.code][door.value]
-    body, content_type = _BODIES[door](error, status, path, request_id)
+    status = status_of(error, door)
+    if door is Door.TASK:
+        body, content_type = _problem(error, status, path, request_id), b"application/problem+json"
+    else:
+        shape = _openai if door is Door.OPENAI else _v2
+        body, content_type = shape(error, request_id), b"application/json"
     reply = Reply(status, orjson.dumps(body), content_type)
     if error.retry_after_s is not None:
         reply.headers.append((b"retry-after", str(error.retry_after_s).encode()))
@@ -85,37 +70,29 @@ def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:
     return reply
 
 
-def _problem(error: GatewayError, status: int, path: str, request_id: str) -> tuple[Any, bytes]:
-    body = {
+def _problem(error: GatewayError, status: int, path: str, request_id: str) -> dict[str, Any]:
+    return {
         "type": f"urn:tidegate:error:{error.code}",
-        "title": TITLES[error.code],
+        "title": TABLE[error.code][2],
         "status": status,
         "detail": error.message,
         "instance": path,
         "code": error.code,
         "request_id": request_id,
+        **({"param": error.param} if error.param else {}),
     }
-    if error.param:
-        body["param"] = error.param
-    return body, b"application/problem+json"
 
 
-def _openai(error: GatewayError, status: int, path: str, request_id: str) -> tuple[Any, bytes]:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    body = {
-        "error": {
-            "message": error.message,
-            "type": OPENAI_TYPES.get(error.code, kind),
-            "param": error.param or None,
-            "code": error.code,
-            "request_id": request_id,
-        }
+def _openai(error: GatewayError, request_id: str) -> dict[str, Any]:
+    told = {
+        "message": error.message,
+        "type": TABLE[error.code][3],
+        "param": error.param or None,
+        "code": error.code,
+        "request_id": request_id,
     }
-    return body, b"application/json"
+    return {"error": told}
 
 
-def _v2(error: GatewayError, status: int, path: str, request_id: str) -> tuple[Any, bytes]:
-    return {"error": f"{error.message} (request {request_id})"}, b"application/json"
-
-
-_BODIES = {Door.TASK: _problem, Door.OPENAI: _openai, Door.V2: _v2}
+def _v2(error: GatewayError, request_id: str) -> dict[str, Any]:
+    return {"error": f"{error.message} (request {request_id})"}

@@ -10,11 +10,8 @@ and let anybody spend our CPU.
 import hmac
 import math
 import re
-import secrets
-import string
 import time
 import tomllib
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +22,6 @@ from typing import Any
 from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
 from gateway.identity.principal import Principal as Principal
 
-ALPHABET = string.ascii_letters + string.digits
 KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
 _NO_HASH = "0" * 64
 
@@ -56,21 +52,6 @@ class KeyRecord:
         if self.revoked:
             return -math.inf
         return datetime.fromisoformat(self.expires).timestamp() if self.expires else math.inf
-
-    def state(self) -> str:
-        """What ``tidegate keys list`` shows."""
-        if self.revoked:
-            return f"revoked {self.revoked}"
-        if not self.expires:
-            return "valid"
-        return f"{'valid until' if self.ends > time.time() else 'expired'} {self.expires}"
-
-
-def generate_key() -> tuple[str, str]:
-    """A new (id, key)."""
-    key_id, secret = _random(12), _random(43)
-    body = f"tg_{key_id}_{secret}"
-    return key_id, f"{body}_{_checksum(body)}"
 
 
 def key_hash(pepper: bytes, key: str) -> str:
@@ -136,20 +117,3 @@ class KeyRing:
         self._seen = seen  # a broken file is reported once, not at every look
         self._records, self._pepper = parse_records(text), pepper
         return True
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(ALPHABET) for _ in range(length))
-
-
-def _checksum(body: str) -> str:
-    value, text = zlib.crc32(body.encode()), ""
-    for _ in range(6):
-        value, digit = divmod(value, len(ALPHABET))
-        text += ALPHABET[digit]
-    return text
-
-
-def has_good_checksum(key: str) -> bool:
-    """Whether this could be one of our keys: what a secret scanner asks."""
-    return bool(KEY_FORM.match(key)) and _checksum(key[:-7]) == key[-6:]

@@ -8,8 +8,8 @@ OpenAI: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, of the limit 
 from collections.abc import Sequence
 from math import ceil
 
-from gateway.limits.gcra import share_of
 from gateway.limits.limit import Check, Limit, Outcome
+from gateway.limits.local import share_of
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -34,17 +34,13 @@ def limit_headers(checks: Sequence[Check], outcome: Outcome) -> Headers:
         (b"ratelimit", ", ".join(items).encode()),
     ]
     for limit, left, reset_s in nearest.values():
-        headers += _openai(limit, left, reset_s)
+        name = limit.kind.encode()
+        headers += [
+            (b"x-ratelimit-limit-" + name, b"%d" % max(limit.amount, limit.capacity)),
+            (b"x-ratelimit-remaining-" + name, b"%d" % left),
+            (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
+        ]
     return headers
-
-
-def _openai(limit: Limit, left: int, reset_s: float) -> Headers:
-    name = limit.kind.encode()
-    return [
-        (b"x-ratelimit-limit-" + name, b"%d" % max(limit.amount, limit.capacity)),
-        (b"x-ratelimit-remaining-" + name, b"%d" % left),
-        (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
-    ]
 
 
 def duration(seconds: float) -> str:

@@ -1,45 +1,45 @@
 """A limit, and one request measured against it."""
 
-import re
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Scope = Literal["key", "tenant", "model"]
 Kind = Literal["requests", "concurrency", "tokens"]
 
 
-@dataclass(frozen=True)
-class Limit:
+Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?\[\]!:=/,@ -]{1,256}$")]
+
+
+class Limit(BaseModel):
     """At most ``amount`` in ``window_s`` seconds, and ``burst`` at once (``amount`` if 0).
 
     For concurrency, ``amount`` is how many are under way at once; window and burst mean nothing.
-    ``label`` tells two apart that are otherwise of one name and may meet in one request.
-    Raises ValueError, which says what to give instead.
+    It counts requests for these models by these tenants and principals. Raises ValueError, which
+    says what to give instead.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     scope: Scope
     kind: Kind
-    amount: float
-    window_s: int = 1
-    burst: float = 0
-    label: str = ""
+    amount: Annotated[float, Field(gt=0, lt=1e12, allow_inf_nan=False)]
+    window_s: Annotated[int, Field(gt=0, le=86400 * 366)] = 1
+    burst: Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)] = 0
+    models: list[Glob] = ["*"]
+    tenants: list[Glob] = ["*"]
+    principals: list[Glob] = ["*"]
 
-    def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope {self.scope!r}: give one of {', '.join(get_args(Scope))}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind {self.kind!r}: give one of {', '.join(get_args(Kind))}")
-        if not (0 < self.amount < 1e12 and 0 < self.window_s <= 86400 * 366):
-            raise ValueError("give an amount and a window_s above 0")
-        if self.burst and not 1 <= self.burst < 1e12:
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Limit":
+        if 0 < self.burst < 1:
             raise ValueError("give a burst of 1 or more (0: as much as amount)")
-        if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", self.label):
-            raise ValueError("label: give letters, digits, '.', '_' and '-' only, at most 64")
         if self.capacity < 1:
             raise ValueError(f"amount {self.amount:g} lets nothing through: give burst = 1")
+        return self
 
     @cached_property
     def capacity(self) -> float:
@@ -55,7 +55,15 @@ class Limit:
     def name(self) -> str:
         """As in the headers; one of each for a caller."""
         window = "" if self.kind == "concurrency" else f"-{self.window_s}s"
-        return f"{self.scope}-{self.kind}{window}" + (f"-{self.label}" if self.label else "")
+        return f"{self.scope}-{self.kind}{window}{self._label}"
+
+    @property
+    def _label(self) -> str:
+        """Two limits that differ only in whom they count must not share a bucket."""
+        globs = [self.models, self.tenants, self.principals]
+        if all(each == ["*"] for each in globs):
+            return ""
+        return "-" + hashlib.sha256(repr(globs).encode()).hexdigest()[:6]
 
     @cached_property
     def identity(self) -> str:
@@ -100,8 +108,7 @@ class Outcome(NamedTuple):
     share: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """Whose request it is. The model counts per tenant: a 429 is about what *you* asked for."""
 
     tenant: str

@@ -3,14 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from math import ceil
-from types import TracebackType
 from typing import Protocol
 
 from gateway.errors import GatewayError, QuotaExceeded
-from gateway.limits.gcra import share_of, wait_s
 from gateway.limits.headers import Headers, limit_headers
 from gateway.limits.limit import Check, Outcome
-from gateway.limits.local import LocalStore
+from gateway.limits.local import LocalStore, share_of, wait_s
 
 BEAT_S = 3.0  # how often ``beat`` must be called
 
@@ -39,6 +37,12 @@ class SharedStore(Protocol):
     async def close(self) -> None: ...
 
 
+class Answer(Protocol):
+    """What tells the caller of its limits: an ``Exchange``."""
+
+    limit_headers: Sequence[tuple[bytes, bytes]]
+
+
 class Limiter:
     """Decides in this process, or in Redis and, while that is ill, in this process.
 
@@ -56,9 +60,12 @@ class Limiter:
         self.local = LocalStore(1 / gateways)
         self._gateways = gateways
 
-    def admit(self, checks: Sequence[Check]) -> "Admission":
-        """``async with`` it; entering raises LimitReached, and then nothing was spent."""
-        return Admission(self, checks)
+    def admit(self, checks: Sequence[Check], answer: Answer | None = None) -> "Admission":
+        """``async with`` it; entering raises LimitReached, and then nothing was spent.
+
+        Admitted, the headers are put on ``answer``.
+        """
+        return Admission(self, checks, answer)
 
     async def beat(self) -> None:
         """To be called every BEAT_S, and once before the first request."""
@@ -78,10 +85,10 @@ class Admission:
     Not settled, a request costs what it reserved, or nothing when it ends in a GatewayError.
     """
 
-    __slots__ = ("_checks", "_lease", "_limiter", "_outcome", "_tokens")
+    __slots__ = ("_answer", "_checks", "_lease", "_limiter", "_outcome", "_tokens")
 
-    def __init__(self, limiter: Limiter, checks: Sequence[Check]) -> None:
-        self._limiter, self._checks = limiter, checks
+    def __init__(self, limiter: Limiter, checks: Sequence[Check], answer: Answer | None) -> None:
+        self._limiter, self._checks, self._answer = limiter, checks, answer
         self._outcome = Outcome(True, [])
         self._lease = ""  # '' when this process decided
         self._tokens: float | None = None
@@ -102,20 +109,15 @@ class Admission:
     async def __aenter__(self) -> "Admission":
         limiter, checks = self._limiter, self._checks
         _refuse_oversized(checks)
-        if limiter.redis and checks:
-            decided = await limiter.redis.admit(checks)
-            if decided is not None:
-                self._outcome, self._lease = decided
-                return self._entered()
-        self._outcome = limiter.local.admit(checks, limiter.clock())
-        return self._entered()
+        decided = await limiter.redis.admit(checks) if limiter.redis and checks else None
+        self._outcome, self._lease = decided or (limiter.local.admit(checks, limiter.clock()), "")
+        if not self._outcome.admitted:
+            raise _refusal(checks, self._outcome)
+        if self._answer:
+            self._answer.limit_headers = self.headers()
+        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         tokens = self._tokens
         if tokens is None and isinstance(error, GatewayError):
             tokens = 0
@@ -123,11 +125,6 @@ class Admission:
             self._limiter.redis.settle(self._lease, tokens)
         else:
             self._limiter.local.settle(self._checks, tokens, self._limiter.clock())
-
-    def _entered(self) -> "Admission":
-        if not self._outcome.admitted:
-            raise _refusal(self._checks, self._outcome)
-        return self
 
 
 def _refuse_oversized(checks: Sequence[Check]) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from tritonclient.grpc import model_config_pb2
@@ -17,14 +17,13 @@ from gateway.upstream import Upstream
 
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
-_TEXT_ROUTES = frozenset({"chat", "completions"})
+TEXT_ROUTES = frozenset({"chat", "completions"})
 SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
 # Triton's own JSON of these is not what we answer, or it has none.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
 
 
-@dataclass(frozen=True)
-class TensorMeta:
+class TensorMeta(NamedTuple):
     """A tensor as the config declares it; ``dims`` leave the batch axis out, -1 is any length."""
 
     name: str
@@ -66,10 +65,13 @@ class Catalogue:
     models: Mapping[str, Model] = field(default_factory=dict)
     expected: frozenset[str] = frozenset()
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str, version: str = "") -> Model:
         """The model; NoCapacity for one that should be there, NotFound says where to look."""
         model = self.models.get(name)
         if model:
+            if version and version not in model.versions:
+                there = ", ".join(model.versions)
+                raise NotFound(f"model {name!r} has no version {version[:20]!r}: it has {there}")
             return model
         if name in self.expected:
             # Its server is starting again: a 404 would tell clients to give up.
@@ -125,14 +127,14 @@ class Reader:
         faults = {}
         for name, versions in (await upstream.ready_versions()).items():
             try:
-                model = self._model((await upstream.describe("ModelConfig", name)).config, versions)
+                config = (await upstream.describe("ModelConfig", name)).config
+                model = self._model(config, versions)
+                if model:
+                    models[name] = model
             except NoCapacity:
-                continue  # it left between the two questions
+                pass  # it left between the two questions
             except (FaceError, GatewayError) as error:
                 faults[name] = str(error)
-                continue
-            if model:
-                models[name] = model
         self.faults = faults
         return Catalogue(models, self._expected)
 
@@ -158,7 +160,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
     face = None
     if FACE in parameters:
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
-        if not _TEXT_ROUTES.isdisjoint(face.raw.get("openai", {})):
+        if not TEXT_ROUTES.isdisjoint(face.openai):
             load("openai_binding")(face.raw, inputs, outputs)
     return Model(
         name=config.name,

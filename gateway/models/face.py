@@ -7,9 +7,9 @@ gateway never asks which task a pipeline does; it only follows the bindings.
 import base64
 import binascii
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema_rs
 import numpy as np
@@ -24,8 +24,7 @@ class FaceError(ValueError):
     """The face in a model's config cannot be used; the message says which part."""
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(NamedTuple):
     """A field of the request and the tensor or request parameter that it is."""
 
     field: str
@@ -58,13 +57,10 @@ class Face:
         return cls(raw, bindings, validator)
 
     @property
-    def purpose(self) -> str:
-        return str(self.raw["purpose"])
-
-    def openai(self, route: str) -> Mapping[str, Any] | None:
-        """The binding for one of OpenAI's routes, if this pipeline serves it."""
-        binding: Mapping[str, Any] | None = self.raw.get("openai", {}).get(route)
-        return binding
+    def openai(self) -> Mapping[str, Mapping[str, Any]]:
+        """The bindings for those of OpenAI's routes that this pipeline serves."""
+        bindings: Mapping[str, Mapping[str, Any]] = self.raw.get("openai", {})
+        return bindings
 
     def check(self, row: Any, where: str) -> None:
         """Malformed names the first field of the row that does not fit, and how."""
@@ -141,11 +137,8 @@ def _render(schema: Mapping[str, Any], tensors: Mapping[str, np.ndarray], index:
     count = len(columns[0])
     if "x-count" in schema:
         count = int(tensors[schema["x-count"]][index].reshape(-1)[0])
-    return [dict(zip(fields, record, strict=True)) for record in _zipped(columns, count)]
-
-
-def _zipped(columns: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
-    return list(zip(*(column[:count] for column in columns), strict=True))
+    records = zip(*(column[:count] for column in columns), strict=True)
+    return [dict(zip(fields, record, strict=True)) for record in records]
 
 
 def _plain(values: np.ndarray) -> Any:

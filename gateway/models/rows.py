@@ -2,24 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.doors.v2_request import set_parameter
 from gateway.errors import Malformed, UpstreamBroke
 from gateway.models.catalogue import Model
 from gateway.models.face import Face, Row
-from gateway.models.tensors import Tensor, check_model, pack, unpack
+from gateway.models.tensors import Tensor, check_model, message_of, pack, set_parameter, unpack
 
 Tensors = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One inference request and the places of its rows in the caller's list."""
 
     places: tuple[int, ...]
@@ -38,39 +35,27 @@ def batches(model: Model, face: Face, rows: Sequence[Row]) -> list[Batch]:
         key = orjson.dumps([lengths, face.parameters(row)], option=orjson.OPT_SORT_KEYS)
         groups.setdefault(key, []).append(place)
     size = model.max_batch_size or 1
+    chunks = [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
     return [
-        _batch(model, face, rows, values, tuple(places[start : start + size]))
-        for places in groups.values()
-        for start in range(0, len(places), size)
+        Batch(
+            tuple(places),
+            _message(model, [values[p] for p in places], face.parameters(rows[places[0]])),
+        )
+        for places in chunks
     ]
 
 
-def _batch(
-    model: Model,
-    face: Face,
-    rows: Sequence[Row],
-    values: Sequence[Mapping[str, list[Any]]],
-    places: tuple[int, ...],
-) -> Batch:
-    message = service_pb2.ModelInferRequest(model_name=model.name)
-    tensors = [_tensor(model, name, values, places) for name in values[places[0]]]
+def _message(
+    model: Model, rows: Sequence[Mapping[str, list[Any]]], parameters: Mapping[str, Any]
+) -> service_pb2.ModelInferRequest:
+    """Equal rows, each its tensors' flat values, as one request."""
+    flat = {name: [value for row in rows for value in row[name]] for name in rows[0]}
+    tensors = [tensor_of(model, name, values, len(rows)) for name, values in flat.items()]
     check_model(model, tensors)
-    for tensor in tensors:
-        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-        message.raw_input_contents.append(tensor.raw)
-    for key, value in face.parameters(rows[places[0]]).items():
+    message = message_of(model.name, tensors)
+    for key, value in parameters.items():
         set_parameter(message.parameters, key, value)
-    return Batch(places, message)
-
-
-def _tensor(
-    model: Model,
-    name: str,
-    values: Sequence[Mapping[str, list[Any]]],
-    places: Sequence[int],
-) -> Tensor:
-    flat = [value for place in places for value in values[place][name]]
-    return tensor_of(model, name, flat, rows=len(places))
+    return message
 
 
 def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Tensor:
@@ -85,10 +70,8 @@ def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Te
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dims with their one open axis filled in."""
     fixed = math.prod(dim for dim in dims if dim != -1)
-    if dims.count(-1) > 1 or length % fixed:
-        raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
-    shape = tuple(length // fixed if dim == -1 else dim for dim in dims)
-    if math.prod(shape) != length:
+    shape = tuple(length // fixed if dim == -1 else dim for dim in dims) if fixed else dims
+    if dims.count(-1) > 1 or math.prod(shape) != length:
         raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
     return shape
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from gateway.errors import Malformed
 from gateway.models.catalogue import Model, TensorMeta
@@ -45,6 +46,30 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     raw: bytes
+
+
+def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
+    """What Triton is asked."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in tensors:
+        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
+        message.raw_input_contents.append(tensor.raw)
+    return message
+
+
+def set_parameter(target: Any, key: str, value: Any) -> None:
+    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
+    kind = type(value)
+    if kind is bool:
+        target[key].bool_param = value
+    elif kind is int and -(2**63) <= value < 2**63:
+        target[key].int64_param = value
+    elif kind is float:
+        target[key].double_param = value
+    elif kind is str:
+        target[key].string_param = value
+    else:
+        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -182,21 +207,15 @@ def _count_strings(tensor: Tensor, wanted: int) -> int:
     if wanted > MAX_STRINGS:
         raise Malformed(f"input {tensor.name!r}: at most {MAX_STRINGS} strings: send fewer at once")
     raw, at, count = tensor.raw, 0, 0
-    while at < len(raw) and count <= wanted:
-        if at + 4 > len(raw):
-            raise _cut_off(tensor)
+    while at + 4 <= len(raw) and count <= wanted:
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
-        if at > len(raw):
-            raise _cut_off(tensor)
         count += 1
+    if count <= wanted and at != len(raw):
+        raise Malformed(
+            f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
+            "length as 4 little-endian bytes"
+        )
     return count
-
-
-def _cut_off(tensor: Tensor) -> Malformed:
-    return Malformed(
-        f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
-        "length as 4 little-endian bytes"
-    )
 
 
 def unpack(dtype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:

@@ -7,16 +7,13 @@ and the caller's own globs all reach. What nothing allows is denied. A role with
 
 import fnmatch
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeVar
 
 from gateway.errors import Forbidden, no_model
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
-from gateway.policy import gateway_toml
 from gateway.policy.gateway_toml import Role, Rules
-from gateway.policy.routes import OPEN, Policy
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -51,17 +48,12 @@ class Access:
         # Word for word what the catalogue says of a model that does not exist.
         raise no_model(model)
 
-    def admit(self, principal: Principal, policy: Policy, params: Mapping[str, str]) -> None:
-        """``check`` as a route declares it; ``params`` are those of its path."""
-        if policy is not OPEN:
-            self.check(principal, policy.action, params.get(policy.model, ""))
-
     def limits(self, principal: Principal, model: str) -> tuple[Limit, ...]:
         """The limits of gateway.toml that count a request of this caller for this model."""
         key = (principal.id, principal.tenant, model)
         found = self._limits.get(key)
         if found is None:
-            found = tuple(each.made for each in self._rules.limits if _counts(each, *key))
+            found = tuple(each for each in self._rules.limits if _counts(each, *key))
             _remember(self._limits, key, found, model)
         return found
 
@@ -69,12 +61,12 @@ class Access:
         if action not in grant.scopes:
             return False
         found = (self._rules.role(name) for name in grant.roles)
-        roles = [role for role in found if role and _has(role, action)]
+        roles = [role for role in found if role and action in role.actions]
         return any(self._reaches(role, grant, model) for role in roles)
 
     def _reaches(self, role: Role, grant: Grant, model: str) -> bool:
         bounds = [tuple(role.models), grant.models]
-        if not _has(role, "admin"):
+        if "admin" not in role.actions:
             bounds.append(self._tenant_models(grant.tenant))
         return all(_matches(globs, model) for globs in bounds)
 
@@ -93,13 +85,9 @@ def _remember(known: dict[K, V], key: K, value: V, model: str) -> None:
         known[key] = value
 
 
-def _counts(table: gateway_toml.Limit, principal: str, tenant: str, model: str) -> bool:
-    wanted = ((table.principals, principal), (table.tenants, tenant), (table.models, model))
+def _counts(limit: Limit, principal: str, tenant: str, model: str) -> bool:
+    wanted = ((limit.principals, principal), (limit.tenants, tenant), (limit.models, model))
     return all(_matches(tuple(globs), name) for globs, name in wanted)
-
-
-def _has(role: Role, action: str) -> bool:
-    return action in role.actions
 
 
 def _matches(globs: tuple[str, ...], model: str) -> bool:

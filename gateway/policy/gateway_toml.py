@@ -3,12 +3,9 @@
 docs/policy.md shows every table. A fault is one line: file, line, key, what it should be.
 """
 
-import hashlib
-import ipaddress
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,12 +14,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     ValidationError,
-    model_validator,
 )
 
-from gateway.limits import limit
-from gateway.limits.limit import Kind, Scope
+from gateway.limits.limit import Glob, Limit
 from gateway.policy.toml_lines import KeyPath, line_of
 
 Fault = tuple[KeyPath, str]
@@ -46,20 +42,13 @@ def _url(text: str) -> str:
     return text
 
 
-def _network(text: str) -> str:
-    ipaddress.ip_network(text)
-    return text
-
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?\[\]!:=/,@ -]{1,256}$")]
 Action = Literal["read", "infer", "admin"]
 Actions = Annotated[list[Action], Field(min_length=1)]
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
 Url = Annotated[str, AfterValidator(_url)]
-Network = Annotated[str, AfterValidator(_network)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 
 
@@ -76,37 +65,6 @@ class Tenant(_Table):
 class Role(_Table):
     actions: Actions
     models: list[Glob] = ["*"]
-
-
-class Limit(_Table):
-    """A limit, and whom it is for: requests for these models by these tenants and principals."""
-
-    scope: Scope
-    kind: Kind
-    amount: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    window_s: Annotated[int, Field(gt=0)] = 1
-    burst: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
-    models: list[Glob] = ["*"]
-    tenants: list[Glob] = ["*"]
-    principals: list[Glob] = ["*"]
-
-    @cached_property
-    def made(self) -> limit.Limit:
-        label = self._label
-        return limit.Limit(self.scope, self.kind, self.amount, self.window_s, self.burst, label)
-
-    @property
-    def _label(self) -> str:
-        """Two limits that differ only in whom they count must not share a bucket."""
-        globs = [self.models, self.tenants, self.principals]
-        if all(each == ["*"] for each in globs):
-            return ""
-        return hashlib.sha256(repr(globs).encode()).hexdigest()[:6]
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Limit":
-        _ = self.made  # the limit itself says what is wrong with it
-        return self
 
 
 class Issuer(_Table):
@@ -138,7 +96,7 @@ class Certificate(_Table):
 class Proxy(_Table):
     """Who may say which certificate a client showed, and in which header."""
 
-    trusted: Annotated[list[Network], Field(min_length=1)]
+    trusted: Annotated[list[IPvAnyNetwork], Field(min_length=1)]
     certificate_header: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "x-client-cert-subject"
 
 

@@ -1,15 +1,14 @@
 """gateway.toml in force: swapped whole when the file changes, kept when the new one is wrong."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE, PolicyError, Rules, parse_rules
 
 
-@dataclass(frozen=True)
-class InForce:
+class InForce(NamedTuple):
     """One state of the policy. A request takes it once and keeps it to its end."""
 
     rules: Rules

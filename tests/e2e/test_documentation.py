@@ -54,7 +54,7 @@ async def test_every_route_of_the_gateway_is_described(document):
         "/static-offline-docs",
         "/internal/decide",  # nginx asks it (docs/grpc.md)
     }
-    routes = {route.path for route in create_app(Settings()).routes} - own_pages
+    routes = {route.path for route in create_app(Settings()).app.routes} - own_pages
     elsewhere = {"/v1/chat/completions", "/v1/completions"}  # tests/e2e/test_openai_chat.py
     assert routes - {"/v1/{endpoint}"} - elsewhere <= set(document["paths"])
     assert "/v1/text_embedding" in document["paths"]  # the catch-all, as what it serves

@@ -35,7 +35,7 @@ class DecidingGateway(RunningDoor):
     async def _open(self) -> None:
         await super()._open()
         routes = _routes(self.gateway)
-        edge = Edge(Starlette(routes=routes), self.gateway.settings, self.gateway, routes)
+        edge = Edge(Starlette(routes=routes), self.gateway, routes)
         self.http_port = free_ports(1)[0]
         config = uvicorn.Config(edge, port=self.http_port, log_config=None, lifespan="off")
         self._uvicorn = uvicorn.Server(config)
@@ -233,7 +233,7 @@ def _decided(gateway, scope) -> int:
 
     async def call():
         routes = _routes(gateway.gateway)
-        edge = Edge(Starlette(routes=routes), gateway.gateway.settings, gateway.gateway, routes)
+        edge = Edge(Starlette(routes=routes), gateway.gateway, routes)
         whole = {
             "method": "GET",
             "path": "/internal/decide",

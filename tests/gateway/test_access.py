@@ -6,19 +6,21 @@ import pytest
 from starlette.routing import Mount, Route
 
 from gateway.errors import Forbidden, NotFound
-from gateway.identity.principal import ACTIONS, ADMIN, USER, Grant, Principal
-from gateway.models.catalogue import Catalogue
-from gateway.policy.access import MAX_DECISIONS, Access
-from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
-from gateway.policy.routes import (
+from gateway.http.endpoint import (
     OPEN,
+    Endpoint,
     Policy,
     Undeclared,
     declared,
     needs,
     open_to_all,
-    undeclared,
 )
+from gateway.identity.principal import ACTIONS, ADMIN, USER, Grant, Principal
+from gateway.models.catalogue import Catalogue
+from gateway.policy.access import MAX_DECISIONS, Access
+from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
+from tests.gateway.exchanges import exchange_of
+from tests.gateway.undeclared import undeclared
 
 RULES = parse_rules(
     """
@@ -148,14 +150,23 @@ def test_limits_count_whom_they_name():
     assert amounts("jwt:corp:ann", "beta", "chat") == [1, 3]
 
 
+class _Reply:
+    async def send(self, send):
+        return None
+
+
 class _Door:
     @needs("infer", model="model")
     async def infer(self, exchange):
-        return None
+        return _Reply()
 
     @needs("admin")
     async def reload(self, exchange):
-        return None
+        return _Reply()
+
+    @open_to_all
+    async def health(self, exchange):
+        return _Reply()
 
     async def forgotten(self, exchange):
         return None
@@ -194,16 +205,23 @@ def test_a_route_that_declares_nothing_is_found():
         declared(door.forgotten)
 
 
-def test_a_declared_policy_is_kept():
-    access = Access(RULES)
+async def test_a_declared_policy_is_kept():
+    door, access = _Door(), Access(RULES)
     acme, reader = (Principal("id", "n", Grant("acme", (r,))) for r in ("user", "reader"))
-    infer, admin = declared(_Door().infer), declared(_Door().reload)
-    access.admit(acme, infer, {"model": "chat"})
+
+    async def asked(handler, principal, **params):
+        exchange = exchange_of({"path": "/", "headers": []}, None, access=access)
+        exchange.principal = principal
+        scope = {"exchange": exchange, "path_params": params}
+        await Endpoint(handler)(scope, None, None)
+
+    await asked(door.infer, acme, model="chat")
     with pytest.raises(NotFound):
-        access.admit(acme, infer, {"model": "image_classification"})
+        await asked(door.infer, acme, model="image_classification")
     with pytest.raises(Forbidden):
-        access.admit(reader, infer, {"model": "chat"})
+        await asked(door.infer, reader, model="chat")
     with pytest.raises(Forbidden):
-        access.admit(acme, admin, {})
-    access.admit(Principal("id", "n", ADMIN), admin, {})
-    access.admit(reader, OPEN, {})
+        await asked(door.reload, acme)
+    await asked(door.reload, Principal("id", "n", ADMIN))
+    await asked(door.health, reader)
+    await asked(door.health, None)

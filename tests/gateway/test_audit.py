@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.addons import audit
-from gateway.addons.audit import AuditLog, Decision, append, locked
+from gateway.addons.audit import log as audit
+from gateway.addons.audit.log import AuditLog, Decision, append, locked
 from tidegate.audit_check import verify
 
 PEPPER = b"pepper"

@@ -5,8 +5,7 @@ import pytest
 
 from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.form import ChatForm, CompletionForm
-from gateway.addons.openai_text.generation import Ask, Generation
-from gateway.addons.openai_text.stop import StopFilter
+from gateway.addons.openai_text.generation import Ask, Generation, StopFilter
 from gateway.errors import UpstreamBroke
 from tests.gateway.llm import MODEL, answer
 

@@ -4,8 +4,7 @@ import orjson
 import pytest
 
 from gateway.addons.openai_text.binding import Binding
-from gateway.addons.openai_text.chat import read_chat
-from gateway.addons.openai_text.completions import read_completion
+from gateway.addons.openai_text.request import read_chat, read_completion
 from gateway.addons.openai_text.sampling import present
 from gateway.doors.token_inputs import embedding_rows
 from gateway.errors import Internal, Malformed

@@ -2,7 +2,7 @@
 
 from tritonclient.grpc import model_config_pb2
 
-from gateway.doors.described import check_readable, hide_paths
+from gateway.addons.described import check_readable, hide_paths
 from gateway.errors import NotFound
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.policy.access import Access

@@ -7,7 +7,7 @@ from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.status import STATUS, trailers
 from gateway.addons.grpc_door.wire import Parts
 from gateway.errors import GatewayError, Malformed
-from gateway.http.render import STATUS as HTTP_STATUS
+from gateway.http.render import TABLE
 from gateway.models.catalogue import Model, TensorMeta
 from gateway.models.sequences import SequenceIds
 
@@ -164,7 +164,7 @@ def test_a_sequence_id_that_is_none(request_, ids):
 
 
 def test_every_error_has_a_status():
-    assert STATUS.keys() == HTTP_STATUS.keys()
+    assert STATUS.keys() == TABLE.keys()
     assert dict(trailers("id", GatewayError("text", retry_after_s=2))) == {
         "x-request-id": "id",
         "tidegate-code": "internal",

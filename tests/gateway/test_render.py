@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import GatewayError
-from gateway.http.render import STATUS, TITLES, Door, door_of, error_reply
+from gateway.http.render import TABLE, Door, door_of, error_reply, status_of
 
 # From the design's table: task, OpenAI, V2.
 DESIGN = {
@@ -30,7 +30,9 @@ KINDS = [
 
 
 def test_the_table_is_the_designs():
-    assert {code: STATUS[code] for code in DESIGN} == DESIGN
+    kinds = {kind.code: kind("") for kind in KINDS}
+    shown = {code: tuple(status_of(kinds[code], door) for door in Door) for code in DESIGN}
+    assert shown == DESIGN
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -38,13 +40,13 @@ def test_the_table_is_the_designs():
 def test_every_error_has_the_shape_of_its_door(kind, door):
     reply = error_reply(kind("what is wrong", retry_after_s=3, param="field"), PATHS[door], "id-1")
     body = orjson.loads(reply.body)
-    assert reply.status == STATUS[kind.code][door.value]
+    assert reply.status == status_of(kind(""), door)
     assert (b"retry-after", b"3") in reply.headers
     if door is Door.TASK:
         assert reply.content_type == b"application/problem+json"
         assert body["detail"] == "what is wrong"
         assert (body["code"], body["request_id"], body["param"]) == (kind.code, "id-1", "field")
-        assert body["title"] == TITLES[kind.code]
+        assert body["title"] == TABLE[kind.code][2]
     elif door is Door.OPENAI:
         assert body["error"]["message"] == "what is wrong"
         assert (body["error"]["code"], body["error"]["param"]) == (kind.code, "field")

@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.app import create_app
-from gateway.http.endpoint import Endpoint
-from gateway.policy.routes import OPEN, Undeclared, undeclared
+from gateway.http.endpoint import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
+from tests.gateway.undeclared import undeclared
 
 # The framework's pages: the edge asks for an identity where documentation is not open.
 PAGES = dict.fromkeys(("/docs", "/redoc", "/docs/oauth2-redirect", "/static-offline-docs"), OPEN)
@@ -13,7 +13,7 @@ FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours stands before it
 
 
 async def test_every_route_declares_its_policy():
-    routes = create_app(Settings()).routes
+    routes = create_app(Settings()).app.routes
     assert undeclared(routes, {**PAGES, **FRAMEWORKS_OWN}) == []
     assert len([route for route in routes if route.path.startswith(("/v1", "/v2"))]) >= 12
 

@@ -3,10 +3,11 @@
 import asyncio
 import time
 
+import orjson
 import pytest
 
-from gateway.addons.streams import sse
-from gateway.addons.streams.sse import EventStream, event
+from gateway.addons import streams as sse
+from gateway.addons.streams import EventStream, event
 from gateway.errors import NoCapacity, UpstreamBroke
 from gateway.http.exchange import ClientGone
 from tests.gateway.exchanges import exchange_of
@@ -36,7 +37,7 @@ class Wire:
 
 def _stream(wire: Wire, events, patience_s: float = 5) -> EventStream:
     exchange = exchange_of({"path": "/v1/x", "headers": []}, wire.receive)
-    return EventStream(exchange, events, lambda error: event(error.code.encode()), patience_s)
+    return EventStream(exchange, events, patience_s)
 
 
 async def test_events_with_their_headers_and_an_end():
@@ -73,7 +74,10 @@ async def test_what_fails_later_is_the_last_event():
 
     wire = Wire()
     await _stream(wire, events()).send(wire.send)
-    assert wire.body == b"data: 1\n\ndata: upstream_error\n\n"
+    first, last = wire.body.strip().split(b"\n\n")
+    assert first == b"data: 1"
+    shown = orjson.loads(last.removeprefix(b"data: "))
+    assert (shown["code"], shown["status"]) == ("upstream_error", 502)
 
 
 async def test_a_heartbeat_only_while_nothing_comes(monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.doors.v2_request import parse
@@ -108,6 +108,7 @@ keys = st.sampled_from(["name", "shape", "datatype", "data", "parameters"])
 near_misses = st.dictionaries(keys, json_values).map(lambda changes: {**GOOD, **changes})
 
 
+@settings(deadline=None)
 @given(st.one_of(json_values, st.fixed_dictionaries({"inputs": st.lists(near_misses)})))
 def test_any_json_is_answered_or_malformed(document):
     try:

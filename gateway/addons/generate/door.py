@@ -4,29 +4,26 @@ Source: Triton's generate extension. JSON keys are the model's inputs; a value i
 flat list of them; ``parameters`` may hold more of both.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import orjson
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.described import check_readable, hide_paths, shown_statistics
 from gateway.addons.generate.message_json import plain
-from gateway.addons.streams.answers import answers
-from gateway.addons.streams.sse import EventStream, event
+from gateway.addons.streams import EventStream, answers, event
 from gateway.core import Gateway
-from gateway.doors.described import check_readable, hide_paths, shown_statistics
 from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
 from gateway.doors.v2_response import json_data
-from gateway.errors import GatewayError, Malformed, NotFound, UpstreamBroke
+from gateway.errors import Malformed, UpstreamBroke
+from gateway.http.endpoint import Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
-from gateway.http.render import error_reply
-from gateway.http.reply import Reply, json_reply
-from gateway.models.catalogue import Catalogue, Model
+from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
 from gateway.models.tensors import Tensor, check_model
-from gateway.policy.routes import needs
 
 # Memory of other processes; and a sequence's id, which only infer maps to the caller's own.
 _REFUSED = (REFUSED_PREFIX, "sequence_")
@@ -52,25 +49,18 @@ class GenerateDoor:
     async def generate_stream(self, exchange: Exchange) -> EventStream:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
-
-        def failed(error: GatewayError) -> bytes:
-            return event(error_reply(error, exchange.path, exchange.request_id).body)
-
-        events = self._events(exchange, model, request)
-        return EventStream(exchange, events, failed, self.gateway.settings.deadline_s)
+        events = self._documents(exchange, model, request, event)
+        return EventStream(exchange, events, self.gateway.settings.deadline_s)
 
     @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
-        name, version = self._readable(exchange)
-        found = await self.gateway.pool.first.describe("ModelConfig", name, version)
+        found = await self._described(exchange, "ModelConfig")
         hide_paths(found.config)
         return json_reply(plain(found.config))
 
     @needs("read")
     async def stats(self, exchange: Exchange) -> Reply:
-        name, version = self._readable(exchange)
-        found = await self.gateway.pool.first.describe("ModelStatistics", name, version)
-        return json_reply(plain(found))
+        return json_reply(plain(await self._described(exchange, "ModelStatistics")))
 
     @needs("read")
     async def every_stats(self, exchange: Exchange) -> Reply:
@@ -79,21 +69,20 @@ class GenerateDoor:
         shown = shown_statistics(self.gateway.catalogue, exchange, found)
         return json_reply({"model_stats": [plain(each) for each in shown]})
 
-    def _readable(self, exchange: Exchange) -> tuple[str, str]:
+    async def _described(self, exchange: Exchange, method: str) -> Any:
         name, version = exchange.param("model"), exchange.param("version")
         check_readable(self.gateway.catalogue, exchange, name, version)
-        return name, version
+        return await self.gateway.pool.first.describe(method, name, version)
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
-        model, version = named_model(self.gateway.catalogue, exchange)
+        model, version = self.gateway.named(exchange)
         request = parse_generate(model, version, parse_json(await exchange.body()))
-        if request.timeout_s:
-            exchange.shorten_deadline(request.timeout_s)
+        exchange.shorten_deadline(request.timeout_s)
         return model, request
 
     async def _single(self, exchange: Exchange, model: Model, request: V2Request) -> bytes:
         documents = []
-        async with aclosing(self._documents(exchange, model, request)) as found:
+        async with aclosing(self._documents(exchange, model, request, bytes)) as found:
             async for document in found:
                 documents.append(document)
                 if len(documents) > 1:
@@ -102,15 +91,12 @@ class GenerateDoor:
             raise UpstreamBroke("the model gave no answer: try again")
         return documents[0]
 
-    async def _events(
-        self, exchange: Exchange, model: Model, request: V2Request
-    ) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._documents(exchange, model, request)) as found:
-            async for document in found:
-                yield event(document)
-
     async def _documents(
-        self, exchange: Exchange, model: Model, request: V2Request
+        self,
+        exchange: Exchange,
+        model: Model,
+        request: V2Request,
+        shown: Callable[[bytes], bytes],
     ) -> AsyncGenerator[bytes, None]:
         message = request.message()
         async with self.gateway.guard.admit(exchange, model) as admission:
@@ -121,18 +107,7 @@ class GenerateDoor:
                 async for answer in found:
                     if meter:
                         meter.read(answer)
-                    yield _document(answer)
-
-
-def named_model(catalogue: Catalogue, exchange: Exchange) -> tuple[Model, str]:
-    """The model and version in the path; NotFound when either is not served."""
-    model, version = catalogue.model(exchange.param("model")), exchange.param("version")
-    if version and version not in model.versions:
-        raise NotFound(
-            f"model {model.name!r} has no version {version[:20]!r}: "
-            f"it has {', '.join(model.versions)}"
-        )
-    return model, version
+                    yield shown(_document(answer))
 
 
 def parse_generate(model: Model, version: str, body: Any) -> V2Request:

@@ -6,6 +6,7 @@ the same, because gRPC reads a unary handler's message first. So a stranger cann
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,16 +19,16 @@ from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
 from gateway.addons.grpc_door.stream import InferStream
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
+from gateway.http.endpoint import declared, needs
 from gateway.http.exchange import Exchange
-from gateway.http.render import CLIENT_LEFT, Door
-from gateway.http.render import STATUS as HTTP_STATUS
-from gateway.policy.routes import declared, needs
+from gateway.http.render import CLIENT_LEFT, Door, status_of
 from gateway.probes import readiness
 from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STREAM = "ModelStreamInfer"
+STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 _Work = Callable[[Exchange], Awaitable[bytes | None]]
@@ -73,7 +74,7 @@ class GrpcDoor:
             self._server.add_secure_port(demanding, tls.grpc(demanding=True))
         return int(self._server.add_secure_port(address, tls.grpc(demanding=False)))
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float = STOP_S) -> None:
         """Take no more calls; those under way may end within ``grace_s``, then they are cut."""
         if self._server:
             await self._server.stop(grace_s)
@@ -122,12 +123,12 @@ class GrpcDoor:
             exchange.require(action)
             answer = await work(exchange)
             context.set_trailing_metadata(trailers(exchange.request_id))
-            status = _status(exchange.fault) if exchange.fault else 200
+            status = status_of(exchange.fault, Door.V2) if exchange.fault else 200
             is_recorded = name == STREAM  # it records its messages, and what goes wrong with them
             return answer
         except Exception as error:
             fault = _fault(error, exchange)
-            status = _status(fault)
+            status = status_of(fault, Door.V2)
             is_recorded = fault is exchange.fault
         finally:
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
@@ -142,7 +143,6 @@ class GrpcDoor:
 
     def _exchange(self, name: str, context: Any) -> Exchange:
         """The call as the policy knows requests."""
-        settings = self.gateway.settings
         given = context.invocation_metadata() or ()
         headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in given]
         scope: dict[str, Any] = {
@@ -150,12 +150,10 @@ class GrpcDoor:
             "headers": headers,
             "client": _address(context.peer()),
         }
-        if settings.grpc_certificate_port:
+        if self.gateway.settings.grpc_certificate_port:
             scope |= load("grpc_certificate")(context)
         left_s = context.time_remaining()
-        deadline_s = min(settings.deadline_s, settings.deadline_s if left_s is None else left_s)
-        access = self.gateway.guard.policy.current.access
-        return Exchange(scope, _never, access, settings.body_limit_bytes, deadline_s)
+        return self.gateway.exchange(scope, _never, math.inf if left_s is None else left_s)
 
     async def _health(self, request: bytes, context: Any) -> bytes:
         """grpc.health.v1, which needs no key: as /readyz."""
@@ -173,10 +171,6 @@ async def _closed(exchange: Exchange, data: bytes) -> bytes:
         f"{exchange.path.rpartition('/')[2]} is not offered through the gateway: tensors travel in "
         "the request itself, and models are published with `tidegate publish`"
     )
-
-
-def _status(fault: GatewayError) -> int:
-    return HTTP_STATUS[fault.code][Door.V2.value]
 
 
 def _fault(error: Exception, exchange: Exchange) -> GatewayError:

@@ -6,16 +6,16 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.described import check_readable, hide_paths, shown_statistics
 from gateway.addons.grpc_door.answer import ask_for_tokens, metered
 from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
-from gateway.doors.described import check_readable, hide_paths, shown_statistics
 from gateway.doors.v2 import EXTENSIONS, NAME
 from gateway.errors import Malformed, NoCapacity, NotFound
+from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
-from gateway.policy.routes import needs
 from gateway.probes import readiness
 from gateway.upstream import translated
 
@@ -48,7 +48,7 @@ class Methods:
         model = permitted(self.gateway, exchange, "infer", parts.header)
         if model.decoupled:
             raise Malformed(f"model {model.name!r} streams: call it with ModelStreamInfer")
-        exchange.shorten_deadline(timeout_s(parts) or exchange.remaining_s())
+        exchange.shorten_deadline(timeout_s(parts))
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
         parts.header.model_name = self.gateway.serving(exchange, model)
@@ -129,12 +129,7 @@ def permitted(gateway: Gateway, exchange: Exchange, action: str, request: Any) -
     version = request.model_version if is_infer else request.version
     exchange.scope["path_params"] = {"model": name, "version": version}
     exchange.require(action, name)
-    model = gateway.catalogue.model(name)
-    if version and version not in model.versions:
-        raise NotFound(
-            f"model {name!r} has no version {version[:20]!r}: it has {', '.join(model.versions)}"
-        )
-    return model
+    return gateway.catalogue.model(name, version)
 
 
 def _named(data: bytes) -> service_pb2.ModelMetadataRequest:

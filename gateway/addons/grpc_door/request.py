@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from gateway.addons.grpc_door.wire import Parts
-from gateway.doors.v2_request import CLASSIFICATION, DROPPED, DROPPED_PREFIX, REFUSED_PREFIX
+from gateway.doors.v2_request import (
+    CLASSIFICATION,
+    DROPPED,
+    DROPPED_PREFIX,
+    check_output,
+    refuse_shared_memory,
+)
 from gateway.errors import Malformed
 from gateway.models.catalogue import Model
 from gateway.models.tensors import NUMPY, Tensor, check_model, check_shape, check_size
@@ -32,7 +38,7 @@ def check_request(parts: Parts, model: Model) -> None:
     header = parts.header
     _settle_parameters(header.parameters)
     for tensor in header.inputs:
-        _refuse_shared_memory(tensor.parameters)
+        refuse_shared_memory(tensor.parameters)
         tensor.ClearField("parameters")
     check_model(model, _tensors(header.inputs, parts.raws))
     _check_outputs(model, header.outputs)
@@ -46,7 +52,7 @@ def timeout_s(parts: Parts) -> float | None:
 
 
 def _settle_parameters(parameters: Any) -> None:
-    _refuse_shared_memory(parameters)
+    refuse_shared_memory(parameters)
     for key in list(parameters):
         if key in DROPPED or (key.startswith(DROPPED_PREFIX) and key != _EMPTY_FINAL):
             del parameters[key]
@@ -91,21 +97,10 @@ def _check_contents(tensor: Tensor, contents: Any) -> None:
 
 
 def _check_outputs(model: Model, outputs: Iterable[Any]) -> None:
-    names = set()
+    names: set[str] = set()
     for output in outputs:
-        if output.name not in model.outputs:
-            declared = ", ".join(model.outputs)
-            raise Malformed(
-                f"model {model.name!r} has no output {output.name!r}: it gives {declared}"
-            )
-        if output.name in names:
-            raise Malformed(f"output {output.name!r} is requested twice")
+        check_output(model, output.name, names)
         names.add(output.name)
-        _refuse_shared_memory(output.parameters)
+        refuse_shared_memory(output.parameters)
         for key in [key for key in output.parameters if key != CLASSIFICATION]:
             del output.parameters[key]
-
-
-def _refuse_shared_memory(parameters: Iterable[str]) -> None:
-    if any(key.startswith(REFUSED_PREFIX) for key in parameters):
-        raise Malformed("shared memory cannot be used through the gateway: send the data itself")

@@ -24,7 +24,7 @@ from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.guard import BYTES_A_TOKEN
 from gateway.http.exchange import Exchange
-from gateway.http.render import STATUS, Door
+from gateway.http.render import Door, status_of
 from gateway.limits.limit import Subject, checks_of
 from gateway.models.catalogue import Model
 from gateway.upstream import translate
@@ -107,7 +107,7 @@ class InferStream:
                 self._waiting += 1
             return parts.message()
         except GatewayError as error:
-            status, exchange.fault = STATUS[error.code][Door.V2.value], error
+            status, exchange.fault = status_of(error, Door.V2), error
             if self._strict:
                 raise
             await self._write(_refusal(error, identifier, exchange.request_id))
@@ -155,7 +155,7 @@ class InferStream:
         exchange = self.exchange
         exchange.fault = fault
         exchange.model = exchange.model if len(self._models) == 1 else ""
-        self.gateway.guard.record(exchange, STATUS[fault.code][Door.V2.value])
+        self.gateway.guard.record(exchange, status_of(fault, Door.V2))
 
     def _moved(self) -> None:
         now = asyncio.get_running_loop().time()

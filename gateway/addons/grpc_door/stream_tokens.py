@@ -17,7 +17,7 @@ from gateway.addons.grpc_door.answer import (
 )
 from gateway.addons.grpc_door.wire import Parts
 from gateway.addons.metering import Meter
-from gateway.addons.streams.answers import EMPTY_FINAL, FINAL
+from gateway.addons.streams import EMPTY_FINAL, FINAL
 from gateway.errors import GatewayError
 from gateway.guard import Guard
 from gateway.limits.limiter import Admission

@@ -16,24 +16,11 @@ Tensors = Mapping[str, Any]  # by name, as ``gateway.models.catalogue`` has them
 ROUTES = ("chat", "completions")
 # BOOL inputs that are set where the model has them: pieces as they come, no prompt in the answer,
 # and what OpenAI's clients are told at the end.
-FLAGS = {
-    "stream": True,
-    "exclude_input_in_output": True,
-    "return_finish_reason": True,
-    "return_num_input_tokens": True,
-    "return_num_output_tokens": True,
-}
-TAKES = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "stop",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-    }
-)
+_STREAMED = ("stream", "exclude_input_in_output", "return_finish_reason")
+_COUNTED = ("return_num_input_tokens", "return_num_output_tokens")
+FLAGS = dict.fromkeys((*_STREAMED, *_COUNTED), True)
+_PENALTIES = ("presence_penalty", "frequency_penalty")
+TAKES = frozenset(("temperature", "top_p", "max_tokens", "stop", "seed", *_PENALTIES))
 
 
 @dataclass(frozen=True)

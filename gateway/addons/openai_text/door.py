@@ -8,24 +8,19 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 from gateway.addons.openai_text.binding import Binding
-from gateway.addons.openai_text.chat import read_chat
-from gateway.addons.openai_text.completions import read_completion, with_text
 from gateway.addons.openai_text.form import ChatForm, CompletionForm, Form
 from gateway.addons.openai_text.generation import Ask, Generation
+from gateway.addons.openai_text.request import read_chat, read_completion, with_text
 from gateway.addons.openai_text.sampling import present
-from gateway.addons.streams.answers import answers
-from gateway.addons.streams.sse import DONE, EventStream, event
+from gateway.addons.streams import DONE, EventStream, answers
 from gateway.core import Gateway
 from gateway.doors.embeddings import serving
-from gateway.errors import GatewayError
 from gateway.guard import BYTES_A_TOKEN
+from gateway.http.endpoint import Sendable, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
-from gateway.http.render import error_reply
-from gateway.http.reply import Sendable, json_reply
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.policy.routes import needs
 
 _Read = Callable[[Mapping[str, Any], Binding], Ask]
 
@@ -57,12 +52,7 @@ class TextDoor:
         form = kind(exchange.request_id, model.name, ask.include_usage)
         if not ask.stream:
             return json_reply(await exchange.while_connected(work.whole(form)))
-
-        def failed(error: GatewayError) -> bytes:
-            return event(error_reply(error, exchange.path, exchange.request_id).body)
-
-        patience_s = self.gateway.settings.deadline_s
-        return EventStream(exchange, work.events(form), failed, patience_s)
+        return EventStream(exchange, work.events(form), self.gateway.settings.deadline_s)
 
 
 class _Work:

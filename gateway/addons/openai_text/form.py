@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.addons.openai_text.generation import Generation
-from gateway.addons.streams.sse import event
+from gateway.addons.streams import event
 
 Json = dict[str, Any]
 _MARK = "\N{SYMBOL FOR NULL}tidegate\N{SYMBOL FOR NULL}"  # stands where a piece's text comes
@@ -18,8 +18,8 @@ class Form:
     id_prefix = whole_object = piece_object = ""
 
     def __init__(self, request_id: str, model: str, include_usage: bool) -> None:
-        self._same = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time())}
-        self._model = model
+        identifier = f"{self.id_prefix}-{request_id}"
+        self._same = {"id": identifier, "created": int(time.time()), "model": model}
         self._include_usage = include_usage
         # A piece is written often: all but its text is written once.
         piece = event(orjson.dumps(self._piece(self.delta(_MARK), None)))
@@ -49,30 +49,16 @@ class Form:
         return self.delta("")
 
     def whole(self, text: str, generation: Generation) -> Json:
-        choice = {
-            "index": 0,
-            **self.choice(text),
-            "logprobs": None,
-            "finish_reason": generation.finish_reason,
-        }
-        return {
-            **self._same,
-            "object": self.whole_object,
-            "model": self._model,
-            "choices": [choice],
-            "usage": generation.usage,
-        }
+        choice, reason = self.choice(text), generation.finish_reason
+        return self._object(self.whole_object, choice, reason, usage=generation.usage)
 
     def _piece(self, delta: Json, finish_reason: str | None) -> Json:
-        choice = {"index": 0, **delta, "logprobs": None, "finish_reason": finish_reason}
         usage = {"usage": None} if self._include_usage else {}
-        return {
-            **self._same,
-            "object": self.piece_object,
-            "model": self._model,
-            "choices": [choice],
-            **usage,
-        }
+        return self._object(self.piece_object, delta, finish_reason, **usage)
+
+    def _object(self, kind: str, choice: Json, finish_reason: str | None, **usage: Any) -> Json:
+        choice = {"index": 0, **choice, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._same, "object": kind, "choices": [choice], **usage}
 
 
 class ChatForm(Form):

@@ -9,12 +9,11 @@ import orjson
 from tritonclient.grpc import service_pb2
 
 from gateway.addons.openai_text.binding import Binding
-from gateway.addons.openai_text.stop import StopFilter
 from gateway.errors import UpstreamBroke
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
-from gateway.models.tensors import check_model, unpack
+from gateway.models.tensors import check_model, message_of, unpack
 
 FINISHES = frozenset({"stop", "length", "content_filter"})
 _NOT_YET = frozenset({"", "None"})  # as vLLM's backend says that it goes on
@@ -40,11 +39,46 @@ class Ask:
         for name, value in binding.set_flags(model.inputs).items():
             tensors.append(tensor_of(model, name, [value]))
         check_model(model, tensors)
-        message = service_pb2.ModelInferRequest(model_name=model.name)
-        for tensor in tensors:
-            message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-            message.raw_input_contents.append(tensor.raw)
-        return message
+        return message_of(model.name, tensors)
+
+
+class StopFilter:
+    """Lets text through up to the first stop; holds back what may turn out to begin one.
+
+    Kept by us too: not every model does, and a stop may lie across two pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        """What can be shown now; after a stop, nothing."""
+        if self.stopped:
+            return ""
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        shown = len(text) - self._beginning(text)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def rest(self) -> str:
+        """What was held back, when nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _beginning(self, text: str) -> int:
+        """How many of the last characters a stop could begin with."""
+        longest = min(len(text), max(map(len, self._stops), default=1) - 1)
+        for length in range(longest, 0, -1):
+            tail = text[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0
 
 
 class Generation:

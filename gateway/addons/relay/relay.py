@@ -20,7 +20,7 @@ from gateway.addons.relay.triton_http import Answer, TritonHttp
 from gateway.doors.v2_request import V2Request
 from gateway.doors.v2_response import not_finite
 from gateway.errors import GatewayError
-from gateway.http.reply import Reply
+from gateway.http.endpoint import Reply
 from gateway.upstream import translate
 
 # How Triton's HTTP door says what its gRPC door says with a status. It says 400 for three of them.

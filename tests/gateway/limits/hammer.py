@@ -11,11 +11,12 @@ from gateway.addons.redis_limits import line as redis_line
 from gateway.addons.redis_limits import store as redis_store
 from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
-from gateway.limits.limit import Limit, Subject, checks_of
+from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Limiter
+from tests.gateway.limits.made import limit_of
 
 RATE, BURST, AT_ONCE = 200, 50, 7
-LIMITS = [Limit("key", "requests", RATE, 1, BURST), Limit("tenant", "concurrency", AT_ONCE)]
+LIMITS = [limit_of("key", "requests", RATE, 1, BURST), limit_of("tenant", "concurrency", AT_ONCE)]
 TASKS = 8
 GATEWAYS = 4
 

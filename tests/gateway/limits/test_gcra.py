@@ -5,9 +5,9 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.limits.gcra import fits, level, spent, wait_s
 from gateway.limits.limit import Check, Limit
-from gateway.limits.local import LocalStore
+from gateway.limits.local import LocalStore, fits, level, spent, wait_s
+from tests.gateway.limits.made import limit_of
 
 LIMITS = st.builds(
     Limit,
@@ -76,7 +76,7 @@ def test_after_the_wait_it_fits_and_a_moment_before_it_does_not(limit, used, cos
 def test_a_settled_reservation_leaves_at_most_what_asking_for_less_would_have(
     reserved, used, pause_s
 ):
-    limit, now = Limit("key", "tokens", 1000, 60), 1000.0
+    limit, now = limit_of("key", "tokens", 1000, 60), 1000.0
     used = min(used, reserved)
     settled = spent(now, now, limit.rate, reserved)
     settled = spent(settled, now + pause_s, limit.rate, used - reserved)

@@ -3,13 +3,14 @@
 import pytest
 
 from gateway.limits.headers import duration, limit_headers
-from gateway.limits.limit import Limit, Outcome, Subject, checks_of
+from gateway.limits.limit import Outcome, Subject, checks_of
+from tests.gateway.limits.made import limit_of
 
 LIMITS = [
-    Limit("key", "requests", 10),
-    Limit("tenant", "requests", 600, 60, 1200),
-    Limit("key", "concurrency", 4),
-    Limit("model", "tokens", 60000, 60),
+    limit_of("key", "requests", 10),
+    limit_of("tenant", "requests", 600, 60, 1200),
+    limit_of("key", "concurrency", 4),
+    limit_of("model", "tokens", 60000, 60),
 ]
 CHECKS = checks_of(LIMITS, Subject("acme", "k1", "chat"), tokens=100)
 

@@ -11,12 +11,13 @@ from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter
+from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
 
 HOUR = 3600
-RPH = Limit("key", "requests", 40, HOUR)
-AT_ONCE = Limit("tenant", "concurrency", 10)
-TOKENS = Limit("model", "tokens", 4000, HOUR)
+RPH = limit_of("key", "requests", 40, HOUR)
+AT_ONCE = limit_of("tenant", "concurrency", 10)
+TOKENS = limit_of("model", "tokens", 4000, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
 WHO = Subject("acme", "k1", "chat")
 PATIENCE_S = 0.15  # the 50 ms, on a machine that has other things to do
@@ -86,7 +87,7 @@ async def test_frozen(limiter: Limiter, server: RedisServer):
 
 async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
     """All that is told at the end of an illness must not look like the next one."""
-    wide = Limit("tenant", "concurrency", 100_000)
+    wide = limit_of("tenant", "concurrency", 100_000)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(6000):
             await stack.enter_async_context(limiter.admit(checks_of([wide], WHO)))
@@ -167,7 +168,7 @@ async def test_slow(server: RedisServer):
     async with slow_way(server, delays_s) as port:
         limiter = Limiter(RedisStore(f"redis://127.0.0.1:{port}"), gateways=2)
         await limiter.beat()
-        assert await ask(limiter, [Limit("key", "requests", 1, HOUR, 1)])
+        assert await ask(limiter, [limit_of("key", "requests", 1, HOUR, 1)])
         assert not decides_alone(limiter)
         delays_s[0] = 0.2
         await assert_gives_out_its_share(limiter)

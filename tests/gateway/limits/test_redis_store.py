@@ -14,12 +14,13 @@ from gateway.errors import NoCapacity, QuotaExceeded
 from gateway.limits.limit import Check, Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter, LimitReached
 from gateway.limits.local import LocalStore
+from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
 
 HOUR = 3600  # slow enough that nothing comes back during a test
-RPH = Limit("key", "requests", 3, HOUR)
-AT_ONCE = Limit("tenant", "concurrency", 2)
-TOKENS = Limit("model", "tokens", 600, HOUR)
+RPH = limit_of("key", "requests", 3, HOUR)
+AT_ONCE = limit_of("tenant", "concurrency", 2)
+TOKENS = limit_of("model", "tokens", 600, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
 WHO = Subject("acme", "k1", "chat")
 
@@ -88,7 +89,7 @@ async def test_tokens_are_reserved_then_settled(limiter: Limiter, settled, error
 async def test_it_decides_as_the_store_in_memory_does(limiter: Limiter):
     chance = random.Random(5)  # noqa: S311
     local = LocalStore()
-    limits = [Limit("key", "requests", 40, HOUR), *ALL[1:]]
+    limits = [limit_of("key", "requests", 40, HOUR), *ALL[1:]]
     open_ = []
     assert limiter.redis
     for _ in range(300):
@@ -165,8 +166,8 @@ async def test_cancelled_admissions_leave_nothing_behind(limiter: Limiter):
     chance = random.Random(7)  # noqa: S311
 
     async def ask(number: int) -> None:
-        limit = Limit("key", "concurrency", 10_000 + number)
-        wide = Limit("tenant", "concurrency", 10_000)
+        limit = limit_of("key", "concurrency", 10_000 + number)
+        wide = limit_of("tenant", "concurrency", 10_000)
         checks = [Check(limit, f"{{acme}}:{number}"), *checks_of([wide], WHO)]
         async with limiter.admit(checks) as admission:
             left = dict(admission.headers())[b"ratelimit"].split(b",")[0]
@@ -186,7 +187,7 @@ async def test_cancelled_admissions_leave_nothing_behind(limiter: Limiter):
 
 async def test_no_name_reaches_anothers_count(limiter: Limiter):
     """As names of keys in Redis; a token's subject may be any text."""
-    tokens = Limit("key", "tokens", 600, HOUR)
+    tokens = limit_of("key", "tokens", 600, HOUR)
     for who in ("bob", "bob:held", "held:bob", "{acme}", "a b\r\nFLUSHALL", "é", "\ud800"):
         async with limiter.admit(checks_of([tokens, RPH], Subject("acme", who, who), 600)) as mine:
             assert mine._lease  # Redis decided

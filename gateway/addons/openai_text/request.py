@@ -1,4 +1,4 @@
-"""A chat request: the conversation, checked and written as the model reads it."""
+"""A request: the conversation, checked and written as the model reads it, or the prompt."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.generation import Ask
 from gateway.addons.openai_text.sampling import flag, present, read, refuse_others, wants_usage
 from gateway.addons.openai_text.template import render
+from gateway.doors.token_inputs import are_tokens, as_text, refusal
 from gateway.errors import Malformed
 
 # OpenAI's newer name for what every template calls system.
@@ -70,3 +71,37 @@ def _part(part: Any, where: str) -> str:
     if not isinstance(text, str):
         raise Malformed(f"{where}.text must be a text", param=f"{where}.text")
     return text
+
+
+def read_completion(body: Mapping[str, Any], binding: Binding) -> Ask:
+    """Malformed names the field that is wrong, or is not served."""
+    refuse_others(body, {"prompt", "echo"}, binding)
+    source, values = _prompt(body.get("prompt"), binding)
+    prefix = ""
+    if flag(body, "echo"):
+        if source == binding.tokens:
+            raise Malformed("'echo' needs a prompt of text: send one", param="echo")
+        prefix = values[0]
+    sampling = read(body, binding)
+    return Ask(source, values, sampling, flag(body, "stream"), wants_usage(body), prefix)
+
+
+async def with_text(body: Mapping[str, Any], binding: Binding) -> Mapping[str, Any]:
+    """The body with a prompt of text, where it was OpenAI's ids."""
+    if binding.tokens or "prompt" not in body:
+        return body
+    vocabulary = {"vocabulary": binding.vocabulary}
+    return {**body, "prompt": await as_text(body["prompt"], vocabulary, "prompt")}
+
+
+def _prompt(given: Any, binding: Binding) -> tuple[str, list[Any]]:
+    """The input that it is for, and its elements."""
+    if isinstance(given, list) and len(given) == 1 and not are_tokens(given):
+        given = given[0]
+    if isinstance(given, str):
+        return binding.prompt, [given]
+    if are_tokens(given):
+        if not binding.tokens:
+            raise refusal("prompt")
+        return binding.tokens, given
+    raise Malformed("'prompt' must be one text: send a request for each", param="prompt")

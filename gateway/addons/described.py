@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from gateway.errors import NotFound
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Catalogue
 
@@ -19,11 +18,7 @@ def check_readable(catalogue: Catalogue, exchange: Exchange, name: str, version:
         exchange.action, exchange.model = "read", name
         return
     exchange.require("read", name)
-    model = catalogue.model(name)
-    if version and version not in model.versions:
-        raise NotFound(
-            f"model {name!r} has no version {version[:20]!r}: it has {', '.join(model.versions)}"
-        )
+    catalogue.model(name, version)
 
 
 def shown_statistics(catalogue: Catalogue, exchange: Exchange, every: Any) -> list[Any]:

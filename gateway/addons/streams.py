@@ -1,0 +1,169 @@
+"""Answers that come in pieces: what generate and the text routes share.
+
+``answers`` reads one gRPC stream a request, its permit held to the last piece; ``EventStream``
+sends pieces as server-sent events, at the pace at which the client reads.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from starlette.types import Send
+from tritonclient.grpc import service_pb2
+
+from gateway.core import Gateway
+from gateway.errors import GatewayError, UpstreamBroke
+from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.render import error_reply
+from gateway.models.catalogue import Model
+from gateway.upstream import Upstream, told, translate
+
+log = logging.getLogger("gateway")
+HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes for a minute
+BEAT = b": still working\n\n"  # a comment: clients skip it
+DONE = b"data: [DONE]\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the events
+]
+
+
+TOTAL_S = 600.0  # no answer takes longer, however steadily its pieces come
+# With it Triton says of each stream when it has ended, even if it ends without another output.
+EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
+
+
+def event(document: bytes) -> bytes:
+    return b"data: " + document + b"\n\n"
+
+
+class EventStream:
+    """A reply of ``events``; what fails before the first of them is an ordinary error.
+
+    After it, an error is the last event, as the path's door shows it. A client that does not read
+    for ``patience_s`` is given up.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        events: AsyncGenerator[bytes, None],
+        patience_s: float,
+    ) -> None:
+        self._exchange, self._events, self._patience_s = exchange, events, patience_s
+
+    async def send(self, send: Send) -> None:
+        """Raises ClientGone when the client leaves; the work upstream has ended then."""
+        await self._exchange.while_connected(self._send(_Line(send, self._patience_s)))
+
+    async def _send(self, line: "_Line") -> None:
+        exchange = self._exchange
+        async with aclosing(self._events) as events:
+            first = await anext(events, b"")
+            await line.open()
+            try:
+                await line.write(first)
+                async for each in events:
+                    await line.write(each)
+            except GatewayError as error:
+                exchange.fault = error
+                log.warning("%s ended early: %s", exchange.request_id, error)
+                last = error_reply(error, exchange.path, exchange.request_id)
+                await line.write(event(last.body))
+            finally:
+                line.rest()
+        await line.close()
+
+
+class _Line:
+    """The way to the client, with a heartbeat while nothing else is sent."""
+
+    def __init__(self, send: Send, patience_s: float) -> None:
+        self._send, self._patience_s = send, patience_s
+        self._loop = asyncio.get_running_loop()
+        self._next: asyncio.TimerHandle | None = None
+        self._beat: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS]})
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the connection can take more; ClientGone when that takes too long."""
+        self.rest()
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise ClientGone from None
+        self._next = self._loop.call_later(HEARTBEAT_S, self._start_beat)
+
+    async def close(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def rest(self) -> None:
+        """No heartbeat until something was written again."""
+        for each in (self._next, self._beat):
+            if each:
+                each.cancel()
+
+    def _start_beat(self) -> None:
+        async def beat() -> None:
+            await self._send({"type": "http.response.body", "body": BEAT, "more_body": True})
+            self._next = self._loop.call_later(HEARTBEAT_S, self._start_beat)
+
+        self._beat = self._loop.create_task(beat())
+
+
+async def answers(
+    gateway: Gateway, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
+) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
+    """The model's answers as they come; leaving the generator (``aclosing``) ends it in Triton.
+
+    The gateway's deadline bounds each wait for the next one, ``TOTAL_S`` the whole. Raises
+    GatewayErrors, DeadlineExceeded among them.
+    """
+    message.model_name = gateway.serving(exchange, model)
+    idle_s, asked = exchange.remaining_s(), time.perf_counter()
+    with gateway.pool.permit() as upstream:
+        async with aclosing(_stream(upstream, message, idle_s)) as found:
+            async for answer in found:
+                if not exchange.upstream_s:
+                    exchange.upstream_s = time.perf_counter() - asked
+                answer.model_name = model.name
+                yield answer
+
+
+async def _stream(
+    upstream: Upstream, request: service_pb2.ModelInferRequest, idle_s: float
+) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
+    """A stream of its own for one request; it is read only as fast as it is asked."""
+    request.parameters[EMPTY_FINAL].bool_param = True
+    call = upstream.stub.ModelStreamInfer(timeout=TOTAL_S)
+    try:
+        await call.write(request)
+        await call.done_writing()
+        final = False
+        while not final:
+            async with asyncio.timeout(idle_s):
+                answer = await call.read()
+            final = _is_final(answer)
+            if answer.infer_response.outputs:
+                yield answer.infer_response
+    except (grpc.aio.AioRpcError, TimeoutError) as error:
+        raise told(error) from error
+    finally:
+        call.cancel()
+
+
+def _is_final(answer: Any) -> bool:
+    """Whether a stream's answer is its last; UpstreamBroke when it is none."""
+    if answer is grpc.aio.EOF:
+        raise UpstreamBroke("the model stopped in the middle of its answer: try again")
+    if answer.error_message:
+        raise translate(grpc.StatusCode.UNKNOWN, answer.error_message)
+    return bool(answer.infer_response.parameters[FINAL].bool_param)

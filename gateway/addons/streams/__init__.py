@@ -1,1 +1,0 @@
-"""Answers that come in pieces, as server-sent events: what generate and chat share."""
