@@ -89,7 +89,8 @@ class Watcher:
                 self.events.add("probe_failed", model, fault)
             self._ill[model] = fault
         for model in set(self._models) & set(self._ill) - set(faults):
-            if self._health.is_right(model):
+            # What has no golden sample passes every probe: a lost process it has all the same.
+            if self._ill[model] != LOST_A_PROCESS and self._health.is_right(model):
                 del self._ill[model]
                 self.events.add("recovered", model)
 
