@@ -20,7 +20,7 @@ from serving.tuning.trial import Bench, Trial
 
 Say = Callable[[str], None]
 # Many short passes in turns, not a few long ones: what else the machine does comes in bursts.
-SHORTEST_PASS_S, LONGEST_PASS_S = 0.25, 1.2
+SHORTEST_PASS_S, LONGEST_PASS_S = 0.5, 1.2
 PASSES_IN_BUDGET = 500
 TRIAL_PAIRS, FINAL_PAIRS = 5, (5, 20)
 FINALISTS = 3
