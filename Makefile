@@ -21,7 +21,7 @@ PEER_bentoml_app := bentoml
 PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format load demo bench bench-peers clean
+.PHONY: help up test check format load demo bench bench-peers clients clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,13 +57,29 @@ bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure agains
 	@$(WRK)
 	@$(BIN)/python -m loadtests.bench peers $(ARGS)
 
+clients: $(VENV)/.load .venv-clients/.installed ## Run KServe's client and perf_analyzer against the running stack
+	@LD_LIBRARY_PATH=$$(echo $$PWD/.venv-clients/perf_analyzer/lib/python3*/site-packages/nvidia/cuda_runtime/lib) \
+	  $(BIN)/python -m loadtests.clients $(ARGS)
+
 clean: ## Remove the environment and everything built (not your models)
-	rm -rf $(VENV) .tidegate .model_repository.staging build *.egg-info
+	rm -rf $(VENV) .typings .tidegate .model_repository.staging build *.egg-info
 
 .venv-bench/%/.installed:
 	@echo "installing the peer $* (once) ..."
 	@$(PYTHON) -m venv .venv-bench/$*
 	@.venv-bench/$*/bin/pip --disable-pip-version-check install -qq $(PEER_$*) $(PEER_ENGINE)
+	@touch $@
+
+# Each in an environment of its own: they want older packages than ours. The 2.51 wheel is the last
+# that carries perf_analyzer for this glibc; it links against two libraries that it does not bring.
+.venv-clients/.installed:
+	@echo "installing KServe's client and perf_analyzer (once) ..."
+	@$(PYTHON) -m venv .venv-clients/kserve && $(PYTHON) -m venv .venv-clients/perf_analyzer
+	@.venv-clients/kserve/bin/pip --disable-pip-version-check install -qq kserve==0.21.0
+	@.venv-clients/perf_analyzer/bin/pip --disable-pip-version-check install -qq \
+	  tritonclient==2.51.0 nvidia-cuda-runtime-cu12
+	@ldconfig -p | grep -q libb64.so.0d || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq libb64-0d >/dev/null 2>&1; } \
+	  || { echo "libb64 is not installed: apt-get install -y libb64-0d"; exit 2; }
 	@touch $@
 
 $(VENV)/bin/python:
@@ -73,15 +89,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
-	@$(PIP) -e '.[gateway,convert,server]'
+	@$(PIP) -e '.[gateway,openai-tokens,convert,server]'
 	@touch $@
 
 $(VENV)/.load: $(VENV)/.up
 	@echo "installing the load test's packages ..."
-	@$(PIP) -e '.[gateway,convert,server,load]'
+	@$(PIP) -e '.[gateway,openai-tokens,convert,server,load]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.load
 	@echo "installing the test packages ..."
-	@$(PIP) -e '.[gateway,convert,server,load,dev]'
+	@$(PIP) -e '.[gateway,openai-tokens,convert,server,load,dev]'
+	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $@

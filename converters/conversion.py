@@ -17,6 +17,7 @@ from converters.cache import PROOF_FILE, Say, content_key, conversion, files_sha
 from converters.errors import ConversionError
 from converters.proof import Proof
 from converters.record import Record
+from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case, Task
 from converters.tolerance import tolerance
 
@@ -91,10 +92,13 @@ def ask_original(task: Task, folder: Path, say: Say) -> None:
     np.savez(folder / ANSWERS, **answers)
 
 
-def prove_graph(task: Task, engine: Path, case: Case) -> Proof:
-    """Every check of the graph in ``engine``, passed or not: one that cannot run failed."""
-    checks = attempted("the graph", lambda: task.prove_graph(engine, case))
-    return Proof(f"{case.name}: the graph", tuple(checks))
+def prove_graph(
+    task: Task, engine: Path, case: Case, runner: OpenRunner = onnx_runner, what: str = "the graph"
+) -> Proof:
+    """Every check of the graph in ``engine``, passed or not: one that cannot run failed. ``what``
+    it is called, where ``runner`` is another than ONNX Runtime."""
+    checks = attempted(what, lambda: task.prove_graph(engine, case, runner))
+    return Proof(f"{case.name}: {what}", tuple(checks))
 
 
 def source_sha256(task: Task) -> str:

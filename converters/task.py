@@ -14,6 +14,7 @@ import numpy as np
 
 from converters.cache import Say
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.tolerance import Tolerance
 from modelspec.face import Golden
 
@@ -88,9 +89,11 @@ class Task(ABC):
         """The samples as the graph's inputs, at most a few hundred: what is calibrated on."""
 
     @abstractmethod
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
         """Parity, the task's own metric, batch and padding invariance, dynamic axes, NaN,
-        determinism: of the graph alone, within ``case.tolerance``."""
+        determinism: of the graph alone, opened by ``runner``, within ``case.tolerance``."""
 
     @abstractmethod
     def golden(self, case: Case) -> Golden:

@@ -31,8 +31,9 @@ class Declaration:
     max_batch_size: int = 32
 
     def pipeline(self) -> Pipeline:
-        pre = text_tokenizer(self.name, self.buckets, self.pad_id, self.max_batch_size)
-        engine = onnx_engine(self.name, TOKENS, (self._vector,), self.max_batch_size)
+        rows = self.max_batch_size
+        pre = text_tokenizer(self.name, self.buckets, self.pad_id, rows)
+        engine = onnx_engine(self.name, TOKENS, (self._vector,), rows, self.buckets)
         return Pipeline((pre, engine), self._public())
 
     @property

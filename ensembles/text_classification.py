@@ -34,7 +34,7 @@ class Declaration:
         return Pipeline(members, self._public())
 
     def _engine(self) -> ModelSpec:
-        return onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE)
+        return onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE, self.buckets)
 
     def _labeller(self) -> ModelSpec:
         return ModelSpec(

@@ -45,7 +45,7 @@ class Declaration:
 
     def pipeline(self) -> Pipeline:
         pre = text_tokenizer(self.name, self.buckets, self.pad_id, MAX_BATCH_SIZE, spans=True)
-        engine = onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE)
+        engine = onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE, self.buckets)
         return Pipeline((pre, engine, self._finder()), self._public())
 
     @property

@@ -4,9 +4,12 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import uvicorn
 
+from gateway.addons import load
 from gateway.http.corked import CorkedProtocol
 from gateway.metrics import SHARED_FOLDER
 from gateway.policy.gateway_toml import PolicyError
@@ -20,6 +23,7 @@ def main() -> int:
     try:
         settings = Settings.read(os.environ)
         PolicyFile(settings.policy_file).refresh()
+        secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
     except (SettingsError, PolicyError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
@@ -27,11 +31,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tidegate-metrics-") as folder:
         if settings.workers > 1:
             os.environ.setdefault(SHARED_FOLDER, folder)
-        _run(settings)
+        _run(settings, secured)
     return 0
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
+    options: dict[str, Any] = {"http": CorkedProtocol, **secured}
     uvicorn.run(
         "gateway.app:from_environment",
         factory=True,
@@ -39,13 +44,13 @@ def _run(settings: Settings) -> None:
         port=settings.gateway_port,
         workers=settings.workers,
         loop="uvloop",
-        http=CorkedProtocol,
         ws="none",
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody asks who the client is or how it came here
         log_config=None,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        **options,
     )
 
 

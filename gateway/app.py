@@ -40,12 +40,12 @@ def create_app(settings: Settings) -> Edge:
     app.state.gateway = gateway
     doors = [
         Description(app, gateway).route(),
-        *V2Door(gateway).routes(),
-        *OpenAIDoor(gateway).routes(),
         *(
             Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
             for method, path, addon, handler in ROUTES
         ),
+        *V2Door(gateway).routes(),
+        *OpenAIDoor(gateway).routes(),
         *TaskDoor(gateway).routes(),
     ]
     app.router.routes.extend(doors)

@@ -14,8 +14,9 @@ from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
+from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
-from gateway.models.catalogue import TOKENS, Catalogue, Model, Reader
+from gateway.models.catalogue import Catalogue, Model, Reader
 from gateway.models.face import Face, Row
 from gateway.models.rows import Tensors, batches, read_tensors
 from gateway.models.sequences import SequenceIds
@@ -74,13 +75,22 @@ class Gateway:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     async def infer(
-        self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
+        self,
+        exchange: Exchange,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        admission: Admission | None,
     ) -> service_pb2.ModelInferResponse:
         """One inference for an exchange that was admitted, cancelled when its client leaves."""
         message.model_name = self.serving(exchange, model)
+        meter = self.guard.meter(admission, model)
+        if meter:
+            meter.prepare(message)
         with self.pool.permit() as upstream:
             work = upstream.infer(message, exchange.remaining_s())
             response = await _timed(exchange, work)
+        if meter:
+            meter.read(response)
         response.model_name = model.name
         return response
 
@@ -100,8 +110,9 @@ class Gateway:
             serving = self.serving(exchange, model)
             work = self.rows(model, face, rows, exchange.remaining_s(), serving)
             answers = await _timed(exchange, work)
-            if admission and model.counts_tokens:
-                admission.settle(tokens_of(answers))
+            meter = self.guard.meter(admission, model)
+            if meter:
+                meter.read_rows(answers)
             return answers
 
     async def rows(
@@ -133,11 +144,6 @@ async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
         return await exchange.while_connected(work)
     finally:
         exchange.upstream_s += time.perf_counter() - asked
-
-
-def tokens_of(answers: Sequence[tuple[Tensors, int]]) -> int:
-    """What the rows cost, as the model itself counted."""
-    return sum(int(tensors[TOKENS][index].reshape(-1)[0]) for tensors, index in answers)
 
 
 async def _all(work: list[Any]) -> None:

@@ -76,3 +76,13 @@ class UpstreamBroke(GatewayError):
 
 class Internal(GatewayError):
     """Our own bug, under the code that every other has if it says none."""
+
+
+def no_model(name: str) -> NotFound:
+    """Of a model that is not there, and of one that is not the caller's: nobody can tell which.
+
+    Triton's own words come first, since clients (NVIDIA's examples among them) look for them.
+    """
+    return NotFound(
+        f"Request for unknown model: {name[:64]!r} is not found: see GET /v1/models for yours"
+    )

@@ -73,6 +73,7 @@ class Guard:
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
+        exchange.refuse_twice()
         exchange.principal = await self.callers.identify(
             exchange.scope, exchange.headers.get(b"authorization")
         )
@@ -93,6 +94,13 @@ class Guard:
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
         return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
+
+    def meter(self, admission: Admission | None, model: Model) -> Any:
+        """What settles the admission with the tokens that the model's answers say they cost; None
+        where no limit of tokens binds: nothing is read of the answers then."""
+        if admission is None or not model.counts_tokens or not admission.counts_tokens:
+            return None
+        return load("metering")(admission, model)
 
     def record(self, exchange: Exchange, status: int) -> None:
         """One line of the audit log, if the policy wants this decision in it."""

@@ -23,8 +23,15 @@ class Settings:
     gateway_port: int = 8080
     # The gRPC door; 0: none.
     grpc_port: int = 0
+    # The gRPC door again, for clients that show a certificate: each must. 0: none.
+    grpc_certificate_port: int = 0
     # The operator's listener, with /metrics; 0: none.
     admin_port: int = 0
+    # TLS on every listener: a certificate (PEM, with its chain) and its key. '': no TLS.
+    tls_certificate_file: str = ""
+    tls_key_file: str = ""
+    # Whose client certificates are believed; '': nobody is asked for one.
+    tls_client_ca_file: str = ""
     workers: int = 1
     # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
     # port, models that declare themselves short are asked over it (gateway/addons/relay).
@@ -69,6 +76,15 @@ class Settings:
         for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
+        if bool(self.tls_certificate_file) != bool(self.tls_key_file):
+            raise SettingsError("TIDEGATE_TLS_CERTIFICATE_FILE and _KEY_FILE: give both or neither")
+        if self.tls_client_ca_file and not self.tls_certificate_file:
+            raise SettingsError("TIDEGATE_TLS_CLIENT_CA_FILE needs TIDEGATE_TLS_CERTIFICATE_FILE")
+        if self.grpc_certificate_port and not (self.grpc_port and self.tls_client_ca_file):
+            raise SettingsError(
+                "TIDEGATE_GRPC_CERTIFICATE_PORT needs TIDEGATE_GRPC_PORT and "
+                "TIDEGATE_TLS_CLIENT_CA_FILE"
+            )
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
         for replica in self.replicas:

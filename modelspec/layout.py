@@ -6,6 +6,8 @@ from pathlib import Path
 
 CONFIG_FILE = "config.pbtxt"
 ENGINE_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+CONFIGS = "configs"
 STEP_FILE = "model.py"
 
 # The gateway uses the same pattern on the wire: nothing in it can climb out of a folder.

@@ -71,7 +71,8 @@ class ModelSpec:
 
     ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a ``face`` is public;
     ``internal`` ones are engines and steps that the gateway hides. ``step`` names the module of
-    ``ensembles.steps`` that is copied into the version folder as its ``model.py``.
+    ``ensembles.steps`` that is copied into the version folder as its ``model.py``. ``lengths`` are
+    those that its axes of any length (-1) are padded to, ascending: TensorRT plans for each.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ModelSpec:
     golden: Golden | None = None
     internal: bool = False
     step: str = ""
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_model_name(self.name)

@@ -1,11 +1,13 @@
-"""Write a model's folder as Triton expects it: ``config.pbtxt`` and one version folder."""
+"""Write a model's folder as Triton expects it: ``config.pbtxt``, its hardware variants beside, and
+one version folder."""
 
 import py_compile
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, STEP_FILE
+from modelspec.hardware import TENSORRT, hardware_configs, plan_config
+from modelspec.layout import CONFIG_FILE, CONFIGS, PLAN_FILE, STEP_FILE
 from modelspec.model import ModelSpec
 from modelspec.pbtxt import render, to_proto
 
@@ -22,6 +24,7 @@ def stage_model(
     version_folder = folder / str(version)
     version_folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(render(to_proto(spec)), encoding="utf-8")
+    _write_variants(folder, spec, has_plan=PLAN_FILE in files)
     for name, source in files.items():
         shutil.copyfile(source, version_folder / name)
     if STEP_FILE in files:
@@ -36,3 +39,12 @@ def stage_model(
     if not files:
         (version_folder / KEEP).touch()
     return folder
+
+
+def _write_variants(folder: Path, spec: ModelSpec, has_plan: bool) -> None:
+    variants = hardware_configs(spec)
+    if has_plan:
+        variants[TENSORRT] = plan_config(spec)
+    for name, proto in variants.items():
+        (folder / CONFIGS).mkdir(exist_ok=True)
+        (folder / CONFIGS / f"{name}.pbtxt").write_text(render(proto), encoding="utf-8")

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, require_model_name, staging_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, require_model_name, staging_folder
 from serving import manifest
 from serving.errors import PublishFailed
 from serving.files import owned_prefix, size_bytes
@@ -14,7 +14,7 @@ from serving.preflight import require_disk
 from serving.publish import publish
 from serving.repository import active_members, active_version, top_models
 from serving.target import Target
-from serving.variants import TUNED, VARIANTS_FOLDER, variant_files
+from serving.variants import TUNED, variant_files
 
 
 def bring(folder: Path, target: Target, name: str = "", accepted: str = "") -> tuple[str, int]:
@@ -85,6 +85,6 @@ def _copy(source: Path, target: Path, version: int) -> None:
     # But for ``tuned``, which was measured on another machine.
     variants = [path for path in variant_files(source) if path.stem != TUNED]
     for path in variants:
-        (target / VARIANTS_FOLDER).mkdir(exist_ok=True)
-        shutil.copyfile(path, target / VARIANTS_FOLDER / path.name)
+        (target / CONFIGS).mkdir(exist_ok=True)
+        shutil.copyfile(path, target / CONFIGS / path.name)
     shutil.copytree(source / str(version), target / str(version))

@@ -27,9 +27,6 @@ from serving.recovery import clear_up
 RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
 RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
-# What gRPC says when it loses a race in a Triton that starts on a busy machine (seen once in some
-# hundred starts at a load of 14): the next start is another throw.
-LOST_RACE = "Epoll1Poller"
 EXIT_TIMEOUT_S = 10
 
 
@@ -66,14 +63,6 @@ class TritonServer:
 
     def start(self) -> None:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
-        try:
-            self._start()
-        except TritonDied as error:
-            if LOST_RACE not in str(error):
-                raise
-            self._start()
-
-    def _start(self) -> None:
         self.require_ports()
         others = servers.servers_of(self.options.work_dir, self.options.repository)
         clear_up(self.options.repository, others)

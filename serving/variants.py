@@ -11,20 +11,19 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE
+from modelspec.layout import CONFIG_FILE, CONFIGS
 from modelspec.pbtxt import parse
 from serving.files import place
 from serving.pins import TUNED_PARAMETER, as_bytes, is_ensemble
 from serving.repository import model_folders, read_config
 
-VARIANTS_FOLDER = "configs"
 TUNED = "tuned"
 # Parameters with this prefix are about the model, not about how it is run.
 OURS = "tidegate."
 
 
 def variant_path(repository: Path, model: str, name: str) -> Path:
-    return repository / model / VARIANTS_FOLDER / f"{name}.pbtxt"
+    return repository / model / CONFIGS / f"{name}.pbtxt"
 
 
 def variant_names(repository: Path) -> dict[str, list[str]]:
@@ -38,7 +37,7 @@ def variant_names(repository: Path) -> dict[str, list[str]]:
 
 def variant_files(folder: Path) -> list[Path]:
     """The variants in a model's folder."""
-    return sorted((folder / VARIANTS_FOLDER).glob("*.pbtxt"))
+    return sorted((folder / CONFIGS).glob("*.pbtxt"))
 
 
 def read_variants(folder: Path) -> dict[str, ModelConfig]:
@@ -92,7 +91,7 @@ def follow(repository: Path, model: str) -> None:
 
 def follow_all(repository: Path) -> None:
     for folder in model_folders(repository):
-        if (folder / VARIANTS_FOLDER).is_dir():
+        if (folder / CONFIGS).is_dir():
             follow(repository, folder.name)
 
 
@@ -120,8 +119,8 @@ def copy_variants(folder: Path, target: Path, main: ModelConfig) -> None:
     """Write the variants of ``folder`` under ``target``, in step with ``main``: for the same
     pipeline under another name."""
     for name, variant in read_variants(folder).items():
-        (target / VARIANTS_FOLDER).mkdir(exist_ok=True)
-        path = target / VARIANTS_FOLDER / f"{name}.pbtxt"
+        (target / CONFIGS).mkdir(exist_ok=True)
+        path = target / CONFIGS / f"{name}.pbtxt"
         path.write_bytes(as_bytes(followed(main, variant)))
 
 

@@ -11,8 +11,8 @@ import pytest
 
 # Before anything imports ONNX Runtime: tests send nothing to anybody either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # before anything imports gRPC: see serving
 
+from tests.echoing import echoing
 from tests.running import RunningStack, copy_repository, launch, stop, wait_ready
 
 
@@ -49,3 +49,10 @@ def built(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path
     home: Path = tmp_path_factory.mktemp("built")
     shutil.copytree(stack.home / "model_repository", home / "model_repository")
     return home
+
+
+@pytest.fixture(scope="session")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A stack that serves the echoing language model, and nothing that takes long to load."""
+    with echoing(tmp_path_factory.mktemp("echo")) as running:
+        yield running

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tidegate.engines import ENGINES, is_on, on_engine
 from tidegate.kinds import KNOWN, TASKS, Kind, task_of
 from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
@@ -49,6 +50,13 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     "the others are proved.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="onnx",
+    show_default=True,
+    help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin that.",
+)
+@click.option(
     "--accept-proof-failure",
     "accepted",
     metavar="REASON",
@@ -74,6 +82,7 @@ class Wish:
     precisions: tuple[str, ...] = ("fp32",)
     accepted: str = ""
     force: bool = False
+    engine: str = "onnx"
 
     @property
     def is_known(self) -> bool:
@@ -84,7 +93,7 @@ def carry_out(wish: Wish, places: Places, say: Say) -> None:
     """Convert, prove and publish what is wished; click.UsageError when the wish makes no sense."""
     from tidegate.pipelines import Built, release
 
-    if wish.is_known and not wish.force and _is_current(wish, places.repository):
+    if wish.is_known and not wish.force and _is_current(wish, places.repository, say):
         _already(wish.source, places)
         return
     if wish.source == IDENTITY and wish.is_known:
@@ -103,12 +112,13 @@ def _convert(wish: Wish, places: Places, say: Say) -> None:
     name, kind = _name(wish), _kind(wish)
     require_precisions(wish.precisions)
     task = kind.open_task(Order(name, wish.source, wish.samples))
-    if not wish.is_known and _is_there(task, wish, places):
+    if not wish.is_known and _is_there(task, wish, places, say):
         _already(name, places)
         return
     served, *others = (
         build(kind, task, Variant(precision, wish.accepted), say) for precision in wish.precisions
     )
+    served = on_engine(served, wish.engine, say)
     record = release(served, places.repository, places.state, say)
     for each in [record, *(other.converted.record for other in others if other.converted)]:
         if each:
@@ -146,7 +156,7 @@ def _kind(wish: Wish) -> Kind:
     return TASKS[task]
 
 
-def _is_there(task: "Task", wish: Wish, places: Places) -> bool:
+def _is_there(task: "Task", wish: Wish, places: Places, say: Say) -> bool:
     """Whether just this is published already; ServingError when the name is another's."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
@@ -158,22 +168,25 @@ def _is_there(task: "Task", wish: Wish, places: Places) -> bool:
     record = published_record(places.repository, task.order.name)
     wanted = (task.name, wish.precisions[0], source_sha256(task))
     if record and (record.task, record.precision, record.source_sha256) == wanted:
-        return True
+        return is_on(places.repository, task.order.name, wish.engine, say)
     raise PublishFailed(
         f"the name is taken: {places.shown(places.repository)}/ has {', '.join(taken)}. Give "
         "another --name, or --force to replace it"
     )
 
 
-def _is_current(wish: Wish, repository: Path) -> bool:
-    """Whether the known pipeline is there, in the precision that is wished."""
+def _is_current(wish: Wish, repository: Path, say: Say) -> bool:
+    """Whether the known pipeline is there, in the precision and on the engine that are wished."""
     from tidegate.pipelines import is_current
     from tidegate.published import published_record
 
     if not is_current(wish.source, repository):
         return False
     record = published_record(repository, wish.source)
-    return record is None or record.precision == wish.precisions[0]
+    if record is None:
+        return True
+    same = record.precision == wish.precisions[0]
+    return same and is_on(repository, wish.source, wish.engine, say)
 
 
 def require_precisions(precisions: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_folders
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.staging import stage_model
@@ -18,10 +19,12 @@ from serving.repository import is_published
 from serving.servers import servers_of
 from serving.target import Target
 from tidegate.kinds import Kind
+from tidegate.published import pinned
 from tidegate.scratch import proved_through_triton
 
 if TYPE_CHECKING:
     from converters.conversion import Converted, Variant
+    from converters.engine import Engine
     from converters.record import Record
     from converters.task import Task
 
@@ -30,10 +33,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A pipeline and, unless it has nothing to convert, the conversion that it serves."""
+    """A pipeline and, unless it has nothing to convert, the conversion that it serves; with a
+    ``plan``, its engine is that."""
 
     pipeline: Pipeline
     converted: "Converted | None" = None
+    plan: "Engine | None" = None
 
     def files(self, spec: ModelSpec) -> Mapping[str, Path]:
         """What belongs into the version folder of this member."""
@@ -43,6 +48,8 @@ class Built:
         part = spec.name.removeprefix(f"{self.pipeline.name}_")
         if part == "onnx":
             return {**files, ENGINE_FILE: self.converted.engine}
+        if part == "trt" and self.plan:
+            return {**files, **self.plan.files()}
         return {**files, **self.converted.step_files(part)}
 
 
@@ -76,7 +83,7 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
             stage_model(staged, spec, built.files(spec))
         if built.converted:
             say(f"{name}: proving it again through a scratch Triton, from what a client sends")
-            record = _proved(staged, work_dir, built.converted)
+            record = _proved(staged, work_dir, built)
         with connected(servers_of(work_dir, repository)) as replicas:
             models = [spec.name for spec in built.pipeline.models]
             version = publish(staged, repository, models, Target(repository, replicas))
@@ -87,6 +94,8 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
 def is_current(name: str, repository: Path) -> bool:
     """Whether the known pipeline is in the repository, with the steps that this code has."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
+    if is_published(repository, name) and f"{name}_trt" in pinned(repository, name):
+        pipeline = with_plan(pipeline)
     return all(
         is_published(repository, spec.name) and _has_step(repository / spec.name, spec)
         for spec in pipeline.models
@@ -109,10 +118,16 @@ def _is_same(published: Path, source: Path) -> bool:
     return published.is_file() and published.read_bytes() == source.read_bytes()
 
 
-def _proved(staged: Path, work_dir: Path, converted: "Converted") -> "Record":
-    """The record with the proof through Triton added, written beside the staged engine."""
-    proof = proved_through_triton(staged, work_dir, converted.task, converted.case)
-    record = converted.record.add(proof)
-    record.require()
-    record.save(staged / f"{converted.case.name}_onnx" / "1")
+def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":
+    """The record with the proof through Triton added, written beside the staged engine; None where
+    nothing was converted. A plan is proved as it will be served, and so is the graph beside it."""
+    if built.converted is None:
+        return None
+    converted, plan = built.converted, built.plan
+    record = plan.record if plan else converted.record
+    for variant in (None, TENSORRT) if plan else (None,):
+        proof = proved_through_triton(staged, work_dir, converted.task, converted.case, variant)
+        record = record.add(proof)
+        record.require()
+    record.save(staged / engine_of(built.pipeline).name / "1")
     return record

@@ -69,6 +69,7 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
     from converters.conversion import ask_original, case_in, prove_graph
     from converters.task import Order
     from modelspec.layout import ENGINE_FILE
+    from tidegate.engines import proved_variants
     from tidegate.published import copy_pipeline, engine_folder, published_record
     from tidegate.scratch import proved_through_triton
 
@@ -89,7 +90,9 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
         graph = prove_graph(opened, engine, case)
         copy_pipeline(repository, name, copy)
         say(f"{name}: proving the pipeline through a scratch Triton")
-        return [graph, proved_through_triton(copy, places.state, opened, case)]
+        variants = proved_variants(repository, name, say)
+        served = [proved_through_triton(copy, places.state, opened, case, v) for v in variants]
+        return [graph, *served]
 
 
 def _print(proofs: list["Proof"], passed: bool) -> None:

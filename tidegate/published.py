@@ -12,7 +12,7 @@ from serving.repository import is_published
 if TYPE_CHECKING:
     from converters.record import Record
 
-PARTS = ("", "_pre", "_onnx", "_post")
+PARTS = ("", "_pre", "_onnx", "_trt", "_post")
 
 
 def names_in_the_way(repository: Path, name: str) -> list[str]:

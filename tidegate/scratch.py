@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from converters.task import Case, Task
 
 
-def proved_through_triton(repository: Path, work_dir: Path, task: "Task", case: "Case") -> "Proof":
+def proved_through_triton(
+    repository: Path, work_dir: Path, task: "Task", case: "Case", variant: str | None = None
+) -> "Proof":
     """The task's checks of the pipeline ``case.name``, served from ``repository``, passed or not.
+    ``variant`` is the hardware variant of the configs that is served (None: ``config.pbtxt``).
 
     Raises ServingError when it cannot be served at all.
     """
@@ -20,8 +23,10 @@ def proved_through_triton(repository: Path, work_dir: Path, task: "Task", case: 
     from converters.proof import Proof
 
     ports = Ports(*free_ports(3))
-    with TritonServer(LaunchOptions(repository, work_dir, ports, name="scratch")) as server:
+    options = LaunchOptions(repository, work_dir, ports, config_name=variant, name="scratch")
+    with TritonServer(options) as server:
         server.control.load(case.name)
         address = f"127.0.0.1:{ports.grpc}"
         checks = attempted("the served pipeline", lambda: task.prove_served(address, case))
-    return Proof(f"{case.name}: served by Triton", tuple(checks))
+    subject = f"{case.name}: served by Triton" + (f" as {variant}" if variant else "")
+    return Proof(subject, tuple(checks))

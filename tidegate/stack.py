@@ -1,6 +1,7 @@
 """The running stack: Triton and the gateway as child processes, started, watched and stopped."""
 
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -39,6 +40,10 @@ class StackOptions:
     workers: int
     pipelines: tuple[str, ...]
     config: str = AUTO
+    grpc_certificate_port: int = 0
+    tls_certificate_file: str = ""
+    tls_key_file: str = ""
+    tls_client_ca_file: str = ""
 
 
 class Stack:
@@ -54,15 +59,20 @@ class Stack:
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.options.host in {"0.0.0.0", "::"} else self.options.host  # noqa: S104
-        return f"http://{host}:{self.options.gateway_port}"
+        return f"{self._scheme}://{host}:{self.options.gateway_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.options.tls_certificate_file else "http"
 
     def start(self) -> None:
         """Convert, launch, load, and wait until every pipeline answers."""
         options = self.options
-        for flag in ("gateway-port", "grpc-port", "admin-port"):
+        self._check_settings()
+        for flag in ("gateway-port", "grpc-port", "grpc-certificate-port", "admin-port"):
             name = flag.replace("-", "_")
             port = getattr(options, name)
-            if is_taken(options.host, port):
+            if port and is_taken(options.host, port):
                 raise PortTaken(
                     f"port {port} is taken: stop what listens there, or choose another with "
                     f"--{flag} (TIDEGATE_{name.upper()})"
@@ -102,6 +112,7 @@ class Stack:
     def invitation(self) -> str:
         """What is where, and three lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
+        admin = f"{self._scheme}://127.0.0.1:{self.options.admin_port}"
         key = places.shown(places.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
         return "\n".join(
@@ -110,7 +121,7 @@ class Stack:
                 click.style("Tidegate is ready.", fg="green", bold=True),
                 f"  gateway   {self.url}   docs {self.url}/docs",
                 f"  gRPC      127.0.0.1:{self.options.grpc_port} (the same policy)",
-                f"  operator  http://127.0.0.1:{self.options.admin_port}/metrics and /admin",
+                f"  operator  {admin}/metrics and /admin",
                 f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
                 f"  API key   {key}",
                 "Try:",
@@ -122,6 +133,19 @@ class Stack:
                 "Stop with Ctrl-C.",
             ]
         )
+
+    def _check_settings(self) -> None:
+        """What would stop the gateway is said before anything is started."""
+        from gateway.settings import Settings, SettingsError
+
+        try:
+            settings = Settings.read(self._environment())
+            if settings.tls_certificate_file:
+                from gateway.addons.tls import Tls
+
+                Tls(settings)
+        except SettingsError as error:
+            raise ServingError(str(error)) from None
 
     def _wanted(self) -> list[str]:
         """The models to load by name: pipelines, and what a user has put into the repository."""
@@ -185,6 +209,10 @@ class Stack:
             "TIDEGATE_GATEWAY_PORT": str(options.gateway_port),
             "TIDEGATE_GRPC_PORT": str(options.grpc_port),
             "TIDEGATE_ADMIN_PORT": str(options.admin_port),
+            "TIDEGATE_GRPC_CERTIFICATE_PORT": str(options.grpc_certificate_port),
+            "TIDEGATE_TLS_CERTIFICATE_FILE": options.tls_certificate_file,
+            "TIDEGATE_TLS_KEY_FILE": options.tls_key_file,
+            "TIDEGATE_TLS_CLIENT_CA_FILE": options.tls_client_ca_file,
             "TIDEGATE_WORKERS": str(options.workers),
             "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}/{options.triton.http}",
             "TIDEGATE_TRITON_KEY_FILE": str(options.places.triton_key),
@@ -201,16 +229,21 @@ class Stack:
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
                 raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
-            ready, answer = _ask(f"{self.url}/readyz")
+            ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready:
                 return
             time.sleep(0.1)
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 
-def _ask(url: str) -> tuple[bool, str]:
+def _ask(url: str, certificate_file: str) -> tuple[bool, str]:
+    context = None
+    if certificate_file:  # our own gateway is known by its very certificate, whatever name it has
+        context = ssl.create_default_context(cafile=certificate_file)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+        with urllib.request.urlopen(url, timeout=2, context=context) as response:  # noqa: S310
             return True, response.read().decode()
     except urllib.error.HTTPError as error:
         return False, error.read().decode()

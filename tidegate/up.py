@@ -28,6 +28,13 @@ def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
     )
 
 
+def _file(flag: str, what: str) -> Callable[[F], F]:
+    variable = f"TIDEGATE_{flag.upper().replace('-', '_')}"
+    return click.option(
+        f"--{flag}", type=click.Path(), default="", envvar=variable, show_envvar=True, help=what
+    )
+
+
 @click.command("up")
 @click.argument("pipelines", nargs=-1)
 @click.option(
@@ -40,6 +47,18 @@ def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
 )
 @_port("gateway-port", 8080, "The gateway.")
 @_port("grpc-port", 8081, "The gateway's gRPC door.")
+@click.option(
+    "--grpc-certificate-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    envvar="TIDEGATE_GRPC_CERTIFICATE_PORT",
+    show_default=True,
+    show_envvar=True,
+    help="The gRPC door for clients with a certificate (0: none).",
+)
+@_file("tls-certificate-file", "Certificate of the gateway (PEM, with its chain): TLS everywhere.")
+@_file("tls-key-file", "Its key.")
+@_file("tls-client-ca-file", "Authorities whose client certificates are believed.")
 @_port("admin-port", 8082, "The operator's listener: /metrics and /admin.")
 @_port("triton-http-port", 8000, "Triton, HTTP.")
 @_port("triton-grpc-port", 8001, "Triton, gRPC.")

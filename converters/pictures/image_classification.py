@@ -15,6 +15,7 @@ from converters.pictures.proof import case_names
 from converters.pictures.samples import Sample, picture_samples
 from converters.pictures.task import ImageTask
 from converters.proof import Check, at_most
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.efficientnet import DEVIATION, MEAN, SIDE, load, weights_file
 from converters.task import Case, Order
 
@@ -61,9 +62,11 @@ class ImageClassification(ImageTask):
     def original(self, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
         return image_oracle.classify(pictures, work_dir)
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
         known = known_photos(case.answers["logits"], case_names(case), self.labels, KNOWN)
-        return [*super().prove_graph(engine, case), known]
+        return [*super().prove_graph(engine, case, runner), known]
 
 
 def known_photos(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from converters.proof import Check, at_most, worst_difference
+from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
 from converters.texts.classification_proof import FUNCTIONS, parity
 
@@ -24,15 +24,10 @@ NOISE, LEAST = 2e-6, 1e-7
 
 
 class Graph:
-    """The converted graph, run by ONNX Runtime; what it raises is for the checks to report."""
+    """The converted graph; what its runner raises is for the checks to report."""
 
-    def __init__(self, engine: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        options.log_severity_level = 4  # what goes wrong is raised as well
-        self._session = onnxruntime.InferenceSession(
-            str(engine), options, providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, engine: Path, runner: OpenRunner = onnx_runner) -> None:
+        self._session = runner(engine)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Logits FP32 [n, labels] of pixels FP32 [n, 3, height, width], as one batch."""

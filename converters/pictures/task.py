@@ -17,6 +17,7 @@ from converters.pictures.proof import Graph, failed, graph_checks
 from converters.pictures.samples import Sample
 from converters.pictures.served import served_checks
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case, Feed, Task
 from converters.torch2onnx import export_image_model
 from modelspec.face import Golden
@@ -102,9 +103,11 @@ class ImageTask(Task):
         for pixels in case.answers["pixels"]:
             yield {"pixels": pixels[None]}
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
         try:
-            graph = Graph(engine)
+            graph = Graph(engine, runner)
         except Exception as error:  # ONNX Runtime raises many kinds
             return [failed("the graph can be loaded", error)]
         return graph_checks(graph, case)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from converters.parity import same_decision
 from converters.proof import Check, at_most
 from converters.relative import equal, largest_relative, relative_checks
+from converters.runner import OpenRunner, onnx_runner
 from converters.tables.table import Table
 from converters.task import Case, Feed
 
@@ -51,12 +51,12 @@ def scores_by_label(
 
 
 class TableGraph:
-    """The engine, run with ONNX Runtime. ``facts`` are the task's."""
+    """The engine, opened by ``runner``. ``facts`` are the task's."""
 
-    def __init__(self, engine: Path, facts: Mapping[str, Any]) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # skl2onnx leaves constants behind that nothing reads
-        self._session = ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+    def __init__(
+        self, engine: Path, facts: Mapping[str, Any], runner: OpenRunner = onnx_runner
+    ) -> None:
+        self._session = runner(engine)
         self.facts = facts
         self.outputs = ["label", "score"] if facts["labels"] else ["value"]
 

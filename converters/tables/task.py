@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from converters.cache import Say, files_sha256
 from converters.errors import SourceRefused
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tabular_model import TabularModel, open_model
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
@@ -92,8 +93,10 @@ class TabularTask(Task):
         for row in range(len(table)):
             yield graph.feed(table.rows(slice(row, row + 1)))
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
-        return graph_checks(TableGraph(engine, case.facts), case_table(case), case)
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
+        return graph_checks(TableGraph(engine, case.facts, runner), case_table(case), case)
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from converters.parity import lowest_cosine, same_decision
 from converters.proof import Check, at_most
 from converters.relative import largest_relative, relative_checks
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, Port
 from converters.task import Case
 from converters.tensors.group_files import unpack_groups
@@ -18,12 +18,12 @@ BATCH_SIZES = (1, 2, 32)
 
 
 class TensorGraph:
-    """The engine, run with ONNX Runtime. ``facts`` are the task's."""
+    """The engine, opened by ``runner``. ``facts`` are the task's."""
 
-    def __init__(self, engine: Path, facts: Mapping[str, Any]) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+    def __init__(
+        self, engine: Path, facts: Mapping[str, Any], runner: OpenRunner = onnx_runner
+    ) -> None:
+        self._session = runner(engine)
         self.outputs = [Port.from_facts(each) for each in facts["outputs"]]
 
     def run(self, group: Group) -> dict[str, np.ndarray]:

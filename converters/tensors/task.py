@@ -9,6 +9,7 @@ import numpy as np
 from converters.cache import Say, files_sha256
 from converters.errors import SourceRefused
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
 from converters.task import Case, Feed, Order, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
@@ -72,8 +73,10 @@ class Tensors(Task):
             for row in range(_rows(group)):
                 yield as_fed({name: values[row : row + 1] for name, values in group.items()})
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
-        return graph_checks(TensorGraph(engine, case.facts), case)
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
+        return graph_checks(TensorGraph(engine, case.facts, runner), case)
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)

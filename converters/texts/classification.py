@@ -7,6 +7,7 @@ import numpy as np
 
 from converters.cache import Say
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
 from converters.texts import classification_proof
 from converters.texts.answered import as_text_array, case_texts
@@ -39,8 +40,11 @@ class TextClassification(TextTask):
         answers = classify(self.source.path, texts, too_long, self.buckets[-1], folder)
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
-        return classification_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
+        graph = self.graph(engine, case, runner)
+        return classification_proof.graph_checks(graph, case_texts(case), case)
 
     def golden(self, case: Case) -> Golden:
         scores, labels = case.answers["scores"][0], case.facts["labels"]

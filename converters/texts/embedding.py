@@ -9,6 +9,7 @@ import torch
 
 from converters.cache import Say
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.sentence_embedding import SentenceEncoder, SentenceFolder, prompts
 from converters.task import Case
@@ -63,8 +64,11 @@ class Embedding(TextTask):
         answers = embed(self.folder.path, texts, too_long, self.buckets[-1], folder)
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
-        return embedding_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
+        graph = self.graph(engine, case, runner)
+        return embedding_proof.graph_checks(graph, case_texts(case), case)
 
     def golden(self, case: Case) -> Golden:
         vector, count = case.answers["vectors"][0], case.answers["token_count"][0]

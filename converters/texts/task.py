@@ -9,6 +9,7 @@ import torch
 
 from converters.cache import Say
 from converters.errors import SourceRefused
+from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.token_model import (
     Logits,
@@ -84,10 +85,10 @@ class TextTask(Task):
     def export(self, target: Path) -> None:
         export_token_model(self.module, list(INPUTS), self.output, target)
 
-    def graph(self, engine: Path, case: Case) -> TokenGraph:
+    def graph(self, engine: Path, case: Case, runner: OpenRunner = onnx_runner) -> TokenGraph:
         """``engine`` behind the original's own tokenizer file."""
-        facts = case.facts
-        return TokenGraph(engine, case.folder / TOKENIZER, facts["buckets"][-1], facts["pad_id"])
+        tokenizer, facts = case.folder / TOKENIZER, case.facts
+        return TokenGraph(engine, tokenizer, facts["buckets"][-1], facts["pad_id"], runner)
 
     def texts(self, folder: Path, say: Say) -> list[str]:
         """The samples, cut to what the model takes, then texts that fill each bucket."""

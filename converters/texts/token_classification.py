@@ -9,6 +9,7 @@ import numpy as np
 from converters.cache import Say
 from converters.errors import SourceRefused
 from converters.proof import Check
+from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
 from converters.texts import entity_proof
 from converters.texts.answered import as_text_array, case_texts
@@ -45,8 +46,11 @@ class TokenClassification(TextTask):
             )
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
 
-    def prove_graph(self, engine: Path, case: Case) -> list[Check]:
-        return entity_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+    def prove_graph(
+        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+    ) -> list[Check]:
+        graph = self.graph(engine, case, runner)
+        return entity_proof.graph_checks(graph, case_texts(case), case)
 
     def golden(self, case: Case) -> Golden:
         """The shortest text that has a clear answer and an entity in it."""

@@ -1,29 +1,32 @@
-"""A converted text graph, run by ONNX Runtime with the original's own tokenizer file."""
+"""A converted text graph behind the original's own tokenizer file."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from converters.errors import ProofFailed
+from converters.runner import OpenRunner, onnx_runner
 
 
 class TokenGraph:
     """``answer`` is the graph's first output: FP32 [n, width], or [n, length, width] where every
     token has an answer of its own."""
 
-    def __init__(self, engine: Path, tokenizer: Path, max_tokens: int, pad_id: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
+    def __init__(
+        self,
+        engine: Path,
+        tokenizer: Path,
+        max_tokens: int,
+        pad_id: int = 0,
+        runner: OpenRunner = onnx_runner,
+    ) -> None:
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(engine), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
+            self._session = runner(engine)
+        except Exception as error:  # the engines' errors share no base class
             reason = " ".join(str(error).split())[:300]
-            raise ProofFailed(f"ONNX Runtime cannot load the graph: {reason}") from error
+            raise ProofFailed(f"the graph cannot be loaded: {reason}") from error
         self._pad_id = pad_id
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()

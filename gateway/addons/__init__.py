@@ -8,21 +8,27 @@ from typing import Any
 
 # name -> the one thing that the core asks of it
 ADDONS = {
-    # by a setting: TIDEGATE_GRPC_PORT, _ADMIN_PORT, _REDIS_URL; an HTTP port in TIDEGATE_REPLICAS
+    # by a setting: TIDEGATE_GRPC_PORT, _ADMIN_PORT, _REDIS_URL, _TLS_CERTIFICATE_FILE; an HTTP port
+    # in TIDEGATE_REPLICAS
     "grpc_door": "grpc_door.door:GrpcDoor",
     "admin": "admin:AdminListener",
+    "tls": "tls:Tls",
+    "grpc_certificate": "tls:shown_to_grpc",
     "redis_limits": "redis_limits.store:RedisStore",
     "relay": "relay.relay:Relay",
-    # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes]
+    # by gateway.toml: [audit] (unless record = "off"), [issuers], [certificates], [routes],
+    # [[limits]] of tokens
     "audit": "audit.log:AuditLog",
     "tokens": "tokens.tokens:Tokens",
     "certificates": "certificates:Certificates",
     "canary": "canary:choose",
+    "metering": "metering:Meter",
     # by a model whose face binds chat or completions
     "openai_binding": "openai_text.binding:check",
     "openai_paths": "openai_text.description:describe",
     # by a request
     "multipart": "multipart:read_form",
+    "openai_tokens": "openai_tokens:decoded",
     "generate": "generate.door:GenerateDoor",
     "openai_text": "openai_text.door:TextDoor",
     "nginx": "nginx:DecisionDoor",
@@ -30,6 +36,7 @@ ADDONS = {
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 # (method, path, add-on, its handler, which declares what it needs of its caller)
 ROUTES = (
+    ("GET", "/v2/models/stats", "generate", "every_stats"),  # before the core's: no model is meant
     *(
         (method, f"{prefix}/{name}", "generate", name)
         for method, name in (

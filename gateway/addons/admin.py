@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from gateway.addons import load
 from gateway.core import Gateway
+from gateway.http.corked import CorkedProtocol
 from gateway.http.edge import Edge
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
 from gateway.http.exchange import Exchange
@@ -78,7 +81,11 @@ class AdminListener:
     def __init__(self, gateway: Gateway, port: int) -> None:
         """OSError when another program has the port."""
         routes = AdminDoor(gateway).routes()
+        settings = gateway.settings
         app = Edge(Starlette(routes=routes), gateway, routes)
+        secured: dict[str, Any] = {"http": CorkedProtocol}
+        if settings.tls_certificate_file:
+            secured |= load("tls")(settings).http()
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -88,6 +95,7 @@ class AdminListener:
             proxy_headers=False,
             ws="none",
             timeout_graceful_shutdown=int(STOP_S),
+            **secured,
         )
         host, shared = gateway.settings.host, gateway.settings.workers > 1
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,8 +1,8 @@
 """Client certificates: shown to the gateway itself, or to a proxy that vouches for them.
 
-``CertificateProtocol`` is for a gateway that ends TLS itself (uvicorn verifies the chain: pass
-``ssl_ca_certs`` and ``ssl_cert_reqs=ssl.CERT_REQUIRED``). A certificate is known by its subject as
-RFC 4514 writes it (``CN=batch,O=Acme``) and by each ``URI:...`` and ``DNS:...`` of its SAN.
+``CertificateProtocol`` is for a gateway that ends TLS itself (``gateway.addons.tls``: the chain is
+verified before HTTP begins). A certificate is known by its subject as RFC 4514 writes it
+(``CN=batch,O=Acme``) and by each ``URI:...`` and ``DNS:...`` of its SAN.
 """
 
 import ipaddress

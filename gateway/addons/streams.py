@@ -71,6 +71,7 @@ class EventStream:
                 async for each in events:
                     await line.write(each)
             except GatewayError as error:
+                exchange.fault = error
                 log.warning("%s ended early: %s", exchange.request_id, error)
                 last = error_reply(error, exchange.path, exchange.request_id)
                 await line.write(event(last.body))

@@ -11,7 +11,7 @@ import numpy as np
 from starlette.routing import Route
 
 from gateway.core import Gateway
-from gateway.doors.token_inputs import embedding_rows
+from gateway.doors.token_inputs import as_text, embedding_rows
 from gateway.errors import Malformed, NotFound
 from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
@@ -52,7 +52,7 @@ class OpenAIDoor:
         body = parse_json(await exchange.body())
         _check_embedding(body)
         model, face, binding = serving(self.gateway, exchange, "embeddings", body)
-        rows = embedding_rows(body.get("input"), binding)
+        rows = embedding_rows(await as_text(body.get("input"), binding, "input"), binding)
         for place, row in enumerate(rows):
             face.check(row, f"input.{place}")
         answers = await self.gateway.infer_rows(exchange, model, face, rows)

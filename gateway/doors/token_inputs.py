@@ -1,29 +1,43 @@
 """OpenAI inputs that may be text or token ids.
 
 Ids are of a vocabulary. A stock client's are of OpenAI's, which no model here has: read as if they
-were the model's own they would silently mean another text. So they are refused, unless the face
-says that the model takes ids (``tokens_in``), and then they are taken for its own.
+were the model's own they would silently mean another text. So they are turned back into the text
+(``vocabulary`` of the face says by which; "": they are refused), unless the face says that the
+model takes ids (``tokens_in``): then they are taken for its own.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.addons import load
 from gateway.errors import Malformed
 from gateway.models.face import Row
 
 MAX_INPUTS = 2048  # OpenAI's own limit
+VOCABULARY = "cl100k_base"  # of OpenAI's embedding models, and what its clients take by default
 
 
 def are_tokens(given: Any) -> bool:
     return isinstance(given, list) and bool(given) and all(type(each) is int for each in given)
 
 
-def foreign(param: str) -> Malformed:
+def refusal(param: str, why: str = "OpenAI's ids mean nothing to this model") -> Malformed:
     return Malformed(
-        f"{param!r}: token arrays are not supported, OpenAI's ids mean nothing to this model: "
+        f"{param!r}: token arrays are not supported, {why}: "
         "send text (with LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
         param=param,
     )
+
+
+async def as_text(given: Any, binding: Mapping[str, Any], param: str) -> Any:
+    """``given`` with text in the place of OpenAI's ids, if the model does not take ids itself."""
+    has_ids = are_tokens(given) or (isinstance(given, list) and any(map(are_tokens, given)))
+    if not has_ids or "tokens_in" in binding:
+        return given
+    vocabulary = binding.get("vocabulary", VOCABULARY)
+    if not vocabulary:
+        raise refusal(param)
+    return await load("openai_tokens")(given, vocabulary, param)
 
 
 def embedding_rows(given: Any, binding: Mapping[str, Any]) -> list[Row]:
@@ -40,5 +54,5 @@ def _row(given: Any, binding: Mapping[str, Any]) -> Row:
     if not are_tokens(given):
         raise Malformed("'input' must be a text or a list of texts", param="input")
     if "tokens_in" not in binding:
-        raise foreign("input")
+        raise refusal("input")
     return {binding["tokens_in"]: given}

@@ -13,6 +13,7 @@ from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
 from gateway.probes import readiness
 
+NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -60,17 +61,17 @@ class V2Door:
             return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)
-        async with self.gateway.guard.admit(exchange, model):
-            response = await self.gateway.infer(exchange, model, message)
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            response = await self.gateway.infer(exchange, model, message, admission)
         return render(request, response)
 
     async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
         """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
-        async with self.gateway.guard.admit(exchange, model):
+        async with self.gateway.guard.admit(exchange, model) as admission:
             reply = await self.gateway.relay(exchange, request)
             if reply:
                 return reply
-            response = await self.gateway.infer(exchange, model, request.message())
+            response = await self.gateway.infer(exchange, model, request.message(), admission)
         return render(request, response)
 
     @needs("read", model="model")
@@ -97,11 +98,11 @@ class V2Door:
 
     @needs("read")
     async def server(self, exchange: Exchange) -> Reply:
-        return json_reply({"name": "tidegate", "version": "2", "extensions": EXTENSIONS})
+        return json_reply({"name": NAME, "version": "2", "extensions": EXTENSIONS})
 
     @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
-        return Reply(200, b"")
+        return json_reply({"live": True})  # KServe's client reads it
 
     @needs("read")
     async def ready(self, exchange: Exchange) -> Reply:
@@ -112,7 +113,7 @@ class V2Door:
         }
         if faults:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
-        return Reply(200, b"")
+        return json_reply({"ready": True})
 
 
 def _described(tensors: Any) -> list[dict[str, Any]]:

@@ -6,14 +6,14 @@ uvicorn writes them one by one: two system calls, two packets, and a client that
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from gateway.http.bounded import BoundedProtocol
 
 
-class CorkedProtocol(HttpToolsProtocol):
+class CorkedProtocol(BoundedProtocol):
     """What ``uvicorn.run(http=...)`` takes."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Corked(transport, self.loop))
 
 
 class _Corked:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, NotFound
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.render import error_reply
+from gateway.http.render import CLIENT_LEFT, door_of, error_reply, status_of
 from gateway.limits.limiter import LimitReached
 
 log = logging.getLogger("gateway")
@@ -45,19 +45,21 @@ class Edge:
                 await self.guard.identify(exchange)
             await self._route(scope, receive, answer)
         except ClientGone:
-            log.info("%s client left %s", exchange.request_id, exchange.path)
+            answer.status = CLIENT_LEFT
+            log.info("%s client left %r", exchange.request_id, exchange.path)
         except LimitReached as error:
             exchange.limit_headers = error.headers
             await answer.fail(error)
         except GatewayError as error:
             await answer.fail(error)
         except Exception:
-            log.exception("%s %s failed", exchange.request_id, exchange.path)
+            log.exception("%s %r failed", exchange.request_id, exchange.path)
             await answer.fail(Internal("the gateway failed: report the request id"))
         finally:
-            self.gateway.metrics.record(exchange, answer.status, self.gateway.catalogue)
-            if exchange.principal or answer.status == 401:
-                self.guard.record(exchange, answer.status)
+            status = answer.outcome()
+            self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
+            if exchange.principal or status == 401:
+                self.guard.record(exchange, status)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To a door at once, where one fits: the framework's layers between add nothing to it."""
@@ -95,7 +97,7 @@ class _Answer:
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
         self.exchange, self.send, self.begun = exchange, send, False
-        self.status = 499  # as nginx calls a client that left before its answer
+        self.status = CLIENT_LEFT
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -105,9 +107,15 @@ class _Answer:
 
     async def fail(self, error: GatewayError) -> None:
         if self.begun:
+            self.exchange.fault = error
             raise error  # too late for an answer: the server closes the connection
         exchange = self.exchange
         await error_reply(error, exchange.path, exchange.request_id).send(self)
+
+    def outcome(self) -> int:
+        """How it really ended: a stream that fails in the middle has said 200 long before."""
+        fault = self.exchange.fault
+        return status_of(fault, door_of(self.exchange.path)) if fault else self.status
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         exchange = self.exchange

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope
 
-from gateway.errors import DeadlineExceeded, Malformed, TooLarge, TooSlow, Unauthenticated
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Malformed,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+)
 from gateway.identity.principal import Principal
 from gateway.policy.access import Access
 
@@ -19,6 +26,19 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 # A client that leaves is noticed only by asking; most answers come sooner than it is worth it.
 DISCONNECT_WATCH_S = 0.02
 TIMER_S = 0.001  # the loop's timers may be that much early
+
+
+_SINGLE = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"host",
+        b"inference-header-content-length",
+        b"transfer-encoding",
+        b"x-request-id",
+    }
+)
 
 
 class ClientGone(Exception):
@@ -38,6 +58,7 @@ class Exchange:
     principal: Principal | None = None
     action: str = ""  # what the caller asks for, once that is known, as is the model
     model: str = ""
+    fault: GatewayError | None = None  # what ended an answer that had begun
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
@@ -81,6 +102,16 @@ class Exchange:
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:
             self.deadline = min(self.deadline, self.started + seconds)
+
+    def refuse_twice(self) -> None:
+        """Malformed for two headers of a kind that decides something: a proxy before us may have
+        gone by the other one."""
+        if len(self.headers) == len(self.scope["headers"]):
+            return
+        names = [name for name, _ in self.scope["headers"]]
+        twice = next((name for name in sorted(_SINGLE) if names.count(name) > 1), None)
+        if twice:
+            raise Malformed(f"the header {twice.decode()!r} stands twice: send it once")
 
     async def body(self) -> bytes:
         """The whole body; TooLarge, TooSlow, or Malformed when the client stops in the middle."""
@@ -126,6 +157,11 @@ class Exchange:
         return message
 
     def _refuse_encoded(self) -> None:
+        coding = self.headers.get(b"transfer-encoding", b"chunked").lower()
+        if coding != b"chunked" or (
+            b"transfer-encoding" in self.headers and self.scope.get("http_version") == "1.0"
+        ):
+            raise Malformed("Transfer-Encoding must be 'chunked', and HTTP's version 1.1")
         encoding = self.headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise Malformed("Content-Encoding is not supported: send the body uncompressed")

@@ -10,6 +10,7 @@ from gateway.errors import Malformed
 
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS = {dict, list}
+MAX_DEPTH = 128  # a tensor has at most 16
 
 
 def parse_json(data: bytes) -> Any:
@@ -30,15 +31,17 @@ def parse_json(data: bytes) -> Any:
     return document
 
 
-def _keys(value: Any) -> int:
+def _keys(value: Any, depth: int = 0) -> int:
     """How many keys all objects in the document have together."""
     if type(value) not in _CONTAINERS:
         return 0
+    if depth > MAX_DEPTH:
+        raise Malformed(f"the body is not JSON: it is nested too deeply (over {MAX_DEPTH} levels)")
     count = len(value) if type(value) is dict else 0
     inside = value.values() if type(value) is dict else value
     if _CONTAINERS.isdisjoint(map(type, inside)):
         return count
-    return count + sum(map(_keys, inside))
+    return count + sum(_keys(each, depth + 1) for each in inside)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:

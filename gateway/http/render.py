@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "upstream_error": (502, 502, "The model failed", "server_error"),
     "internal": (500, 500, "Internal error", "server_error"),
 }
+CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
 _OPENAI_PATHS = ("/v1/models", "/v1/embeddings", "/v1/chat/", "/v1/completions")
 
 

@@ -46,5 +46,6 @@ def refused() -> Unauthenticated:
 
 def bearer(authorization: bytes | None) -> str:
     """What stands behind ``Bearer``, or ''."""
-    scheme, _, credential = (authorization or b"").decode("latin-1").partition(" ")
+    # gRPC leaves the blanks around a value that HTTP takes away, and perf_analyzer sends one.
+    scheme, _, credential = (authorization or b"").decode("latin-1").strip(" ").partition(" ")
     return credential.strip() if scheme.lower() == "bearer" else ""

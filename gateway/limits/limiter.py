@@ -97,6 +97,11 @@ class Admission:
         """Say what was really used; the last word counts, so a stream may say it as it goes."""
         self._tokens = tokens
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether any of its limits is of tokens."""
+        return any(check.limit.kind == "tokens" for check in self._checks)
+
     def headers(self) -> Headers:
         """For the answer, as of the admission: a stream sends them before its first byte."""
         return limit_headers(self._checks, self._outcome)

@@ -10,11 +10,11 @@ import orjson
 from tritonclient.grpc import model_config_pb2
 
 from gateway.addons import load
-from gateway.errors import GatewayError, NoCapacity, NotFound
+from gateway.errors import GatewayError, NoCapacity, NotFound, no_model
 from gateway.models.face import Face, FaceError
+from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.upstream import Upstream
 
-TOKENS = "token_count"
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
@@ -45,12 +45,17 @@ class Model:
     face: Face | None
     golden: Mapping[str, Any] | None
     canary_of: str = ""  # the public pipeline that it is tried out for
+    steps: tuple[str, ...] = ()  # the models that an ensemble's config names
     is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
+
+    @cached_property
+    def tokens(self) -> TokenOutputs:
+        return TokenOutputs.of(self.outputs, self.face.raw if self.face else {})
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether its answers say how many tokens it read: only then do limits of tokens bind."""
-        return TOKENS in self.outputs
+        """Whether its answers say what they cost: only then do limits of tokens bind."""
+        return any(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Catalogue:
             raise NoCapacity(
                 f"the model {name!r} is not being served now: try again shortly", retry_after_s=1
             )
-        raise NotFound(f"there is no model {name[:64]!r}: see GET /v1/models for those there are")
+        raise no_model(name)
 
     def endpoint(self, name: str) -> tuple[Model, Face]:
         """The public model and its face; NotFound for one without."""
@@ -87,6 +92,15 @@ class Catalogue:
     def restricted_to(self, may_read: Callable[[str], bool]) -> "Catalogue":
         """What a caller may know of."""
         return Catalogue({name: model for name, model in self.models.items() if may_read(name)})
+
+    @cached_property
+    def steps(self) -> Mapping[str, list[str]]:
+        """Step -> the pipelines that name it."""
+        found: dict[str, list[str]] = {}
+        for model in self.models.values():
+            for step in model.steps:
+                found.setdefault(step, []).append(model.name)
+        return found
 
     @cached_property
     def public(self) -> list[Model]:
@@ -158,7 +172,9 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         face=face,
         canary_of=parameters.get(CANARY, ""),
         golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         is_relayed=parameters.get(SHORT) == "true"
+        and TOKENS not in outputs  # it would be read in one answer, and not in another
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )

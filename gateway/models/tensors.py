@@ -34,6 +34,7 @@ CODES = dict(zip(NUMPY, "?bhiqBHIQefd", strict=True))  # for ``struct``
 FEW = 64  # up to so many elements, an array costs more to make than it saves
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 16
+MAX_STRINGS = 2**18  # 0.1 s to count them, in which nobody else is answered
 MAX_DIM = 2**31 - 1
 
 
@@ -88,7 +89,7 @@ def check_size(tensor: Tensor) -> None:
     count = math.prod(tensor.shape)
     size = SIZE_BYTES.get(tensor.dtype)
     if size is None:
-        held, unit = _count_strings(tensor), "strings"
+        held, unit = _count_strings(tensor, count), "strings"
         wanted = count
     else:
         held, wanted, unit = len(tensor.raw), count * size, "bytes"
@@ -200,13 +201,16 @@ def _pack_strings(name: str, values: Iterable[Any]) -> bytes:
     return b"".join(parts)
 
 
-def _count_strings(tensor: Tensor) -> int:
-    """How many length-prefixed strings the raw bytes hold; Malformed when the last is cut off."""
+def _count_strings(tensor: Tensor, wanted: int) -> int:
+    """How many length-prefixed strings the raw bytes hold, counted to one more than are wanted;
+    Malformed when the last is cut off."""
+    if wanted > MAX_STRINGS:
+        raise Malformed(f"input {tensor.name!r}: at most {MAX_STRINGS} strings: send fewer at once")
     raw, at, count = tensor.raw, 0, 0
-    while at + 4 <= len(raw):
+    while at + 4 <= len(raw) and count <= wanted:
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
         count += 1
-    if at != len(raw):
+    if at > len(raw) or (at < len(raw) and count <= wanted):
         raise Malformed(
             f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
             "length as 4 little-endian bytes"

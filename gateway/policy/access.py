@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import TypeVar
 
-from gateway.errors import Forbidden, NotFound
+from gateway.errors import Forbidden, no_model
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
 from gateway.policy.gateway_toml import Role, Rules
@@ -46,7 +46,7 @@ class Access:
             what = f" with {model!r}" if model else ""
             raise Forbidden(f"you may not {action}{what}: ask for a role or scope that allows it")
         # Word for word what the catalogue says of a model that does not exist.
-        raise NotFound(f"there is no model {model[:64]!r}: see GET /v1/models for those there are")
+        raise no_model(model)
 
     def limits(self, principal: Principal, model: str) -> tuple[Limit, ...]:
         """The limits of gateway.toml that count a request of this caller for this model."""

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from converters.parity import lowest_cosine, mean_difference
 from converters.proof import worst_difference
+from converters.runner import onnx_runner
 from converters.task import Task
 from modelspec.face import Golden
 
@@ -58,8 +58,8 @@ class Doubling(Task):
     def feeds(self, case):
         yield {"x": SAMPLES}
 
-    def prove_graph(self, engine, case):
-        session = onnxruntime.InferenceSession(str(engine), providers=["CPUExecutionProvider"])
+    def prove_graph(self, engine, case, runner=onnx_runner):
+        session = runner(engine)
         got = session.run(None, {"x": case.answers["x"]})[0]
         wanted, allowed = case.answers["y"], case.tolerance
         names = [f"row {index}" for index in range(len(got))]

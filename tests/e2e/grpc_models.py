@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gateway.addons.grpc_door.door import GrpcDoor
@@ -154,16 +154,16 @@ tenants = ["slow"]
 
 
 @contextlib.contextmanager
-def serving(home: Path) -> Iterator[TritonServer]:
-    """A Triton with every model above loaded."""
+def serving(home: Path, models: Mapping[str, tuple[str, str]] = MODELS) -> Iterator[TritonServer]:
+    """A Triton with these models loaded, each its code and its config."""
     repository = home / "model_repository"
-    for name, (code, config) in MODELS.items():
+    for name, (code, config) in models.items():
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "1" / "model.py").write_text(code)
         (repository / name / "config.pbtxt").write_text(HEAD + config)
     options = LaunchOptions(repository, home / ".tidegate", Ports(*free_ports(3)))
     with TritonServer(options) as running:
-        for name in MODELS:
+        for name in models:
             running.control.load(name)
         yield running
 
@@ -171,9 +171,11 @@ def serving(home: Path) -> Iterator[TritonServer]:
 class RunningDoor:
     """A gateway and its gRPC door; ``keys`` has a key for each tenant of ``POLICY``."""
 
-    def __init__(self, triton: TritonServer, home: Path, **settings: object) -> None:
+    def __init__(
+        self, triton: TritonServer, home: Path, policy: str = POLICY, **settings: object
+    ) -> None:
         home.mkdir(exist_ok=True)
-        (home / "gateway.toml").write_text(POLICY)
+        (home / "gateway.toml").write_text(policy)
         store = KeyStore(home / "keys.toml", home / "pepper")
         self.keys = {
             tenant: store.create(tenant, Grant(tenant=tenant))[1]

@@ -13,17 +13,10 @@ from gateway.addons.openai_text.door import TextDoor
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
 from gateway.settings import Settings
-from tests.echoing import echoing
 from tests.gateway.exchanges import exchange_of
 from tests.running import wait_until
 
 ECHO = "/v2/models/echo_llm"
-
-
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory):
-    with echoing(tmp_path_factory.mktemp("generate")) as running:
-        yield running
 
 
 def _direct(echo, path: str, body=None) -> httpx.Response:

@@ -83,7 +83,7 @@ def test_the_whole_of_a_stock_client(client, door):
     assert client.is_server_live(headers=headers)
     assert client.is_server_ready(headers=headers)
     assert client.is_model_ready("echo", headers=headers)
-    assert client.get_server_metadata(headers=headers).name == "tidegate"
+    assert client.get_server_metadata(headers=headers).name == "triton"
     metadata = client.get_model_metadata("sleeper", "1", headers=headers)
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [1])]
     assert client.get_model_config("counter", headers=headers).config.name == "counter"

@@ -6,24 +6,22 @@ import re
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
+import tiktoken
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-from tests.echoing import echoing, say
+from tests.echoing import say
+from tests.gateway.vocabulary import fill_cache
 from tests.running import ROOT, wait_until
 
 OPENAI_NPM = "openai@7.57.0"
 TEXT = "Where is my parcel?"
-
-
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory):
-    with echoing(tmp_path_factory.mktemp("echo")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -114,8 +112,6 @@ def test_what_is_not_served_is_said(client):
         with pytest.raises(openai.BadRequestError, match="not supported") as error:
             client.chat.completions.create(**_user(TEXT), **extra)
         assert error.value.param == next(iter(extra))
-    with pytest.raises(openai.BadRequestError, match="token arrays"):
-        client.completions.create(model="echo_llm", prompt=[1, 2, 3])
     with pytest.raises(openai.NotFoundError, match="no_such_model"):
         client.chat.completions.create(model="no_such_model", messages=[])
     with pytest.raises(openai.NotFoundError, match="no endpoint"):
@@ -244,15 +240,42 @@ def test_langchain(echo, stack):
         model="text_embedding",
         api_key=stack.key,
         base_url=f"{stack.url}/v1",
-        check_embedding_ctx_length=False,  # else it sends OpenAI's token ids
+        check_embedding_ctx_length=False,  # else it sends OpenAI's token ids: see below
     )
     vectors = embeddings.embed_documents([TEXT, "I want my money back."])
     assert [len(vector) for vector in vectors] == [384, 384]
-    with (
-        openai.OpenAI(api_key=stack.key, base_url=f"{stack.url}/v1") as client,
-        pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"),
-    ):
-        client.embeddings.create(model="text_embedding", input=[[9906, 1917]])
+
+
+def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypatch):
+    """LangChain as it is by default, and OpenAI's client with what OpenAI's tokenizer gives."""
+    fill_cache(tmp_path)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    texts = [TEXT, "Grüße aus Köln 👩‍👩‍👧, I want my money back."]
+    url = f"{stack.url}/v1"
+    with openai.OpenAI(api_key=stack.key, base_url=url, max_retries=0) as client:
+        create = partial(client.embeddings.create, model="text_embedding")
+        wanted = [each.embedding for each in create(input=texts).data]
+        encode = tiktoken.get_encoding("cl100k_base").encode
+        ids = [encode(text) for text in texts]
+        answer = create(input=ids, encoding_format="float")
+        assert np.allclose([each.embedding for each in answer.data], wanted, atol=1e-6)
+        assert answer.usage == create(input=texts).usage  # the model's own count
+        assert np.allclose(create(input=ids[0]).data[0].embedding, wanted[0], atol=1e-6)
+        for wrong in ([-1], [100_277], [[1], [2**40]], [1] * 9000):
+            with pytest.raises(openai.BadRequestError, match=r"'input'.*token id"):
+                create(input=wrong)
+    embeddings = OpenAIEmbeddings(model="text_embedding", api_key=stack.key, base_url=url)
+    assert np.allclose(embeddings.embed_documents(texts), wanted, atol=1e-6)
+    assert np.allclose(embeddings.embed_query(TEXT), wanted[0], atol=1e-6)
+
+
+def test_a_prompt_of_token_ids(client):
+    answer = client.completions.create(
+        model="echo_llm", prompt=[9241, 374, 856, 30409, 30], max_tokens=9
+    )
+    assert answer.choices[0].text == TEXT
+    with pytest.raises(openai.BadRequestError, match="'prompt': the token id 100277"):
+        client.completions.create(model="echo_llm", prompt=[100_277])
 
 
 NODE = """

@@ -128,6 +128,19 @@ def test_each_sees_what_is_theirs_in_every_list(governed):
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
 
 
+@pytest.mark.parametrize("what", ["config", "stats"])
+def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, what):
+    """``pictures`` has no glob for texts' models, and is told what it is told of any name."""
+    foreign, missing = (f"/v2/models/{name}/{what}" for name in ("text_embedding_pre", "nobody"))
+    assert _call(governed, "texts", "GET", foreign).status_code == 200
+    refused = _call(governed, "pictures", "GET", foreign)
+    assert refused.status_code == 404
+    same = _call(governed, "pictures", "GET", missing).text
+    assert _without(refused.text, "text_embedding_pre") == _without(same, "nobody")
+    listed = _call(governed, "pictures", "GET", "/v2/models/stats").json()["model_stats"]
+    assert {each["name"] for each in listed} and all("image" in each["name"] for each in listed)
+
+
 def test_a_reader_may_look_but_not_call(governed):
     assert _call(governed, "reader", "GET", "/v2/models/text_embedding").status_code == 200
     assert _call(governed, "reader", "POST", "/v1/text_embedding", json=TEXT).status_code == 403
@@ -183,14 +196,20 @@ def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
     right = policy.read_text()
     log = governed.home / ".tidegate" / "logs" / "gateway.log"
     try:
-        policy.write_text(right + '\n[roles.bad]\nactions = ["fly"]\n')
+        _replace(policy, right + '\n[roles.bad]\nactions = ["fly"]\n')
         line = policy.read_text().splitlines().index('actions = ["fly"]') + 1
         wait_until(lambda: f"line {line}" in log.read_text(), 5, "the log's line")
         assert _call(governed, "stranger", "GET", "/v1/models").status_code == 403
         assert _call(governed, "texts", "GET", "/v1/models").status_code == 200
     finally:
-        policy.write_text(right)
+        _replace(policy, right)
     time.sleep(0.5)
+
+
+def _replace(path, text):
+    """At once: what stands in a half-written file may be a policy too."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
 
 
 def test_the_grpc_door_keeps_the_same_policy(governed):

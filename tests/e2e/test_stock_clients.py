@@ -5,6 +5,7 @@ import openai
 import pytest
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
+from tritonclient.utils import InferenceServerException
 
 from tests.running import RunningStack
 
@@ -120,8 +121,8 @@ def test_openai_client_raises_its_own_errors(stack):
         client.embeddings.create(model="no_such_model", input="hello")
     with pytest.raises(openai.BadRequestError, match="tokens"):
         client.embeddings.create(model="text_embedding", input="word " * 1000)
-    with pytest.raises(openai.BadRequestError, match="token arrays"):
-        client.embeddings.create(model="text_embedding", input=[[1, 2, 3]])
+    with pytest.raises(openai.BadRequestError, match="the token id -3 is not in the vocabulary"):
+        client.embeddings.create(model="text_embedding", input=[[1, 2, -3]])
     client.close()
 
 
@@ -141,3 +142,43 @@ def test_more_rows_than_a_batch_takes_are_split(stack):
     answer = stack.post("/v1/text_embedding", json={"inputs": rows})
     assert answer.status_code == 200
     assert len({tuple(row["embedding"][:4]) for row in answer.json()["outputs"]}) == 150
+
+
+def test_what_clients_of_others_look_for(stack):
+    """KServe's client reads bodies of health routes; NVIDIA's examples a name and words."""
+    assert stack.get("/v2/health/live").json() == {"live": True}
+    assert stack.get("/v2/health/ready").json() == {"ready": True}
+    address, headers = f"127.0.0.1:{stack.door_port}", stack.headers
+    with (
+        triton_http.InferenceServerClient(stack.url.removeprefix("http://")) as http,
+        triton_grpc.InferenceServerClient(address) as grpc,
+    ):
+        assert http.get_server_metadata(headers=headers)["name"] == "triton"
+        grpc_headers = {"authorization": headers["Authorization"]}
+        assert grpc.get_server_metadata(headers=grpc_headers).name == "triton"
+        for client, given in ((http, headers), (grpc, grpc_headers)):
+            with pytest.raises(InferenceServerException) as caught:
+                client.get_model_metadata("wrong_model_name", headers=given)
+            assert caught.value.message().startswith("Request for unknown model")
+        # perf_analyzer sends what stands behind the colon, with its blank.
+        blank = {"authorization": f" {headers['Authorization']}"}
+        assert grpc.is_server_live(headers=blank)
+
+
+def test_what_perf_analyzer_asks_of_a_pipeline(stack):
+    """It follows the pipeline's config to its steps, and asks for the counts of all at once."""
+    headers = {"authorization": stack.headers["Authorization"]}
+    config = stack.get("/v2/models/text_embedding/config").json()
+    steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
+    assert len(steps) == 2
+    counted = stack.get("/v2/models/stats").json()["model_stats"]
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{stack.door_port}") as client:
+        found = client.get_inference_statistics(headers=headers).model_stats
+        assert {*steps, "text_embedding"} <= {each.name for each in found}
+        assert {each["name"] for each in counted} == {each.name for each in found}
+        for step in steps:
+            assert stack.get(f"/v2/models/{step}/config").json()["name"] == step
+            assert client.get_model_config(step, headers=headers).config.name == step
+            # Looked at, never called.
+            assert stack.post(f"/v2/models/{step}/infer", json={}).status_code == 404
+            assert not client.is_model_ready(step, headers=headers)

@@ -3,7 +3,7 @@
 from tests.gateway.size import by_part, lines_of_code, total
 
 # Lines of code, a few percent over what there was on 2026-11-25.
-CORE, WHOLE = 3_100, 5_650
+CORE, WHOLE = 3_300, 6_300
 
 SAMPLE = '''"""A module.
 

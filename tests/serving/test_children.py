@@ -1,33 +1,77 @@
-"""Children of a process that speaks gRPC reach the program that they are to run."""
+"""Children: started whatever else this process does, and ended with it."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.running import ROOT
-
-# About one in a hundred was aborted by gRPC between fork and exec: see serving/__init__.py.
-FORKS = """
-import os
-from serving.children import start
 import grpc
-codes = set()
-for _ in range(20):
-    channel = grpc.insecure_channel("127.0.0.1:1")
-    try:
-        channel.unary_unary("/nobody/Listens")(b"", timeout=0.1)
-    except grpc.RpcError:
-        pass
-    codes |= {start(["/bin/true"]).wait() for _ in range(10)}
-    channel.close()
-print(codes, os.environ["GRPC_ENABLE_FORK_SUPPORT"])
-"""
+import psutil
+import pytest
+
+from serving import children
+from tests.running import wait_until
+
+STARTS = 100
 
 
-def test_grpc_does_not_touch_a_child_that_is_about_to_run_another_program():
-    without = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
-    command = [sys.executable, "-c", FORKS]
-    run = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=without
+@pytest.fixture
+def busy_with_grpc():
+    """Threads of this process that open connections and call, without a pause."""
+    echo = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("e", {"E": echo}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    ended = threading.Event()
+
+    def call() -> None:
+        while not ended.is_set():
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert channel.unary_unary("/e/E")(b"x", timeout=20) == b"x"
+
+    with ThreadPoolExecutor(2) as pool:
+        calling = [pool.submit(call) for _ in range(2)]
+        yield
+        ended.set()
+    assert [each.result() for each in calling] == [None, None]
+    server.stop(0).wait()
+
+
+def test_a_child_never_meets_grpcs_handlers_of_a_fork(busy_with_grpc, tmp_path):
+    """With them one in sixty was aborted before it was the command."""
+    log = tmp_path / "log"
+    codes = [children.start(["true"], log=log.open("ab")).wait(10) for _ in range(STARTS)]
+    assert codes == [0] * STARTS
+    assert log.read_text() == ""
+
+
+def test_it_is_the_command_itself_in_a_session_of_its_own():
+    child = children.start(["sleep", "60"])
+    wait_until(lambda: psutil.Process(child.pid).name() == "sleep", 10, "the command")
+    assert os.getsid(child.pid) == child.pid
+    children.end(child, 10)
+    assert child.returncode == -signal.SIGTERM
+
+
+def test_it_ends_with_a_parent_that_is_killed():
+    code = (
+        "import sys, time; from serving import children; "
+        "print(children.start(['sleep', '60']).pid, flush=True); time.sleep(60)"
     )
-    assert run.stdout == "{0} 0\n", run.stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        child = psutil.Process(int(parent.stdout.readline()))
+        wait_until(lambda: child.name() == "sleep", 10, "the command")
+        parent.kill()
+    wait_until(lambda: not child.is_running() or child.status() == "zombie", 10, "its end")
+
+
+def test_a_command_that_is_not_there(tmp_path):
+    log = tmp_path / "log"
+    assert children.start(["/no/such/program"], log=log.open("ab")).wait(10) == 1
+    assert "/no/such/program cannot be run: No such file" in log.read_text()

@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.generate.message_json import plain, without_paths
+from gateway.addons.generate.message_json import plain
 from gateway.addons.streams import EventStream, answers, event
 from gateway.core import Gateway
+from gateway.doors.described import check_readable, hide_paths, shown_statistics
 from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
 from gateway.doors.v2_response import json_data
 from gateway.errors import Malformed, UpstreamBroke
@@ -39,8 +40,8 @@ class GenerateDoor:
         model, request = await self._request(exchange)
         if not model.decoupled:
             message = request.message()
-            async with self.gateway.guard.admit(exchange, model):
-                answer = await self.gateway.infer(exchange, model, message)
+            async with self.gateway.guard.admit(exchange, model) as admission:
+                answer = await self.gateway.infer(exchange, model, message, admission)
             return Reply(200, _document(answer))
         return Reply(200, await exchange.while_connected(self._single(exchange, model, request)))
 
@@ -51,14 +52,30 @@ class GenerateDoor:
         events = self._documents(exchange, model, request, event)
         return EventStream(exchange, events, self.gateway.settings.deadline_s)
 
-    @needs("read", model="model")
+    @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
-        found = await self.gateway.described(exchange, "ModelConfig")
-        return json_reply(without_paths(plain(found.config)))
+        name, version = self._readable(exchange)
+        found = await self.gateway.pool.first.describe("ModelConfig", name, version)
+        hide_paths(found.config)
+        return json_reply(plain(found.config))
 
-    @needs("read", model="model")
+    @needs("read")
     async def stats(self, exchange: Exchange) -> Reply:
-        return json_reply(plain(await self.gateway.described(exchange, "ModelStatistics")))
+        name, version = self._readable(exchange)
+        found = await self.gateway.pool.first.describe("ModelStatistics", name, version)
+        return json_reply(plain(found))
+
+    @needs("read")
+    async def every_stats(self, exchange: Exchange) -> Reply:
+        """Of each model that the caller may read."""
+        found = await self.gateway.pool.first.describe("ModelStatistics")
+        shown = shown_statistics(self.gateway.catalogue, exchange, found)
+        return json_reply({"model_stats": [plain(each) for each in shown]})
+
+    def _readable(self, exchange: Exchange) -> tuple[str, str]:
+        name, version = exchange.param("model"), exchange.param("version")
+        check_readable(self.gateway.catalogue, exchange, name, version)
+        return name, version
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = self.gateway.named(exchange)
@@ -84,12 +101,16 @@ class GenerateDoor:
         request: V2Request,
         shown: Callable[[bytes], bytes],
     ) -> AsyncGenerator[bytes, None]:
-        async with (
-            self.gateway.guard.admit(exchange, model),
-            aclosing(answers(self.gateway, exchange, model, request.message())) as found,
-        ):
-            async for answer in found:
-                yield shown(_document(answer))
+        message = request.message()
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            meter = self.gateway.guard.meter(admission, model)
+            if meter:
+                meter.prepare(message)
+            async with aclosing(answers(self.gateway, exchange, model, message)) as found:
+                async for answer in found:
+                    if meter:
+                        meter.read(answer)
+                    yield shown(_document(answer))
 
 
 def parse_generate(model: Model, version: str, body: Any) -> V2Request:

@@ -28,14 +28,3 @@ def _value(field: Any, value: Any) -> Any:
     if field is not None and field.enum_type:
         return field.enum_type.values_by_number[value].name
     return value
-
-
-def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's config without parameters that say where files lie on the server."""
-    parameters = config.get("parameters", {})
-    shown = {name: v for name, v in parameters.items() if not _is_path(v["string_value"])}
-    return {**config, "parameters": shown}
-
-
-def _is_path(text: str) -> bool:
-    return text.startswith(("/", "$$TRITON_MODEL_DIRECTORY", "file:"))

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from gateway.addons import load
 from gateway.addons.grpc_door.methods import Handler, Methods
 from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
 from gateway.addons.grpc_door.stream import InferStream
@@ -20,13 +21,13 @@ from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
 from gateway.http.endpoint import declared, needs
 from gateway.http.exchange import Exchange
-from gateway.http.render import Door, status_of
+from gateway.http.render import CLIENT_LEFT, Door, status_of
 from gateway.probes import readiness
+from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STREAM = "ModelStreamInfer"
-CLIENT_LEFT = 499
 STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
@@ -58,9 +59,20 @@ class GrpcDoor:
             ]
         )
         self._server.add_generic_rpc_handlers(self._handlers())
-        port: int = self._server.add_insecure_port(f"{settings.host}:{self._port}")
+        port = self._open(settings)
         await self._server.start()
         return port
+
+    def _open(self, settings: Settings) -> int:
+        """The port, of two if there is one for certificates."""
+        address = f"{settings.host}:{self._port}"
+        if not settings.tls_certificate_file:
+            return int(self._server.add_insecure_port(address))
+        tls = load("tls")(settings)
+        if settings.grpc_certificate_port:
+            demanding = f"{settings.host}:{settings.grpc_certificate_port}"
+            self._server.add_secure_port(demanding, tls.grpc(demanding=True))
+        return int(self._server.add_secure_port(address, tls.grpc(demanding=False)))
 
     async def stop(self, grace_s: float = STOP_S) -> None:
         """Take no more calls; those under way may end within ``grace_s``, then they are cut."""
@@ -105,20 +117,22 @@ class GrpcDoor:
 
     async def _governed(self, name: str, action: str, context: Any, work: _Work) -> bytes | None:
         """The edge of this door: identity before anything is read, and errors as gRPC's."""
-        exchange, status = self._exchange(name, context), CLIENT_LEFT
+        exchange, status, is_recorded = self._exchange(name, context), CLIENT_LEFT, False
         try:
             await self.gateway.guard.identify(exchange)
             exchange.require(action)
             answer = await work(exchange)
             context.set_trailing_metadata(trailers(exchange.request_id))
-            status = 200
+            status = status_of(exchange.fault, Door.V2) if exchange.fault else 200
+            is_recorded = name == STREAM  # it records its messages, and what goes wrong with them
             return answer
         except Exception as error:
             fault = _fault(error, exchange)
             status = status_of(fault, Door.V2)
+            is_recorded = fault is exchange.fault
         finally:
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
-            if name != STREAM or status == 401:  # a stream records each of its messages
+            if not is_recorded:
                 self.gateway.guard.record(exchange, status)
         await context.abort(
             STATUS[fault.code],
@@ -131,11 +145,13 @@ class GrpcDoor:
         """The call as the policy knows requests."""
         given = context.invocation_metadata() or ()
         headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in given]
-        scope = {
+        scope: dict[str, Any] = {
             "path": f"/{SERVICE.full_name}/{name}",
             "headers": headers,
             "client": _address(context.peer()),
         }
+        if self.gateway.settings.grpc_certificate_port:
+            scope |= load("grpc_certificate")(context)
         left_s = context.time_remaining()
         return self.gateway.exchange(scope, _never, math.inf if left_s is None else left_s)
 

@@ -6,10 +6,12 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.grpc_door.answer import ask_for_tokens, metered
 from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
-from gateway.doors.v2 import EXTENSIONS
+from gateway.doors.described import check_readable, hide_paths, shown_statistics
+from gateway.doors.v2 import EXTENSIONS, NAME
 from gateway.errors import Malformed, NoCapacity, NotFound
 from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
@@ -50,13 +52,16 @@ class Methods:
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
         parts.header.model_name = self.gateway.serving(exchange, model)
-        async with self.gateway.guard.admit(exchange, model):
+        async with self.gateway.guard.admit(exchange, model) as admission:
+            meter = self.gateway.guard.meter(admission, model)
+            if meter:
+                ask_for_tokens(parts, meter)
             with self.gateway.pool.permit() as upstream:
                 work = upstream.channel.unary_unary(INFER)
                 answer: bytes = await translated(
                     work(parts.message(), timeout=exchange.remaining_s())
                 )
-                return answer
+            return metered(answer, meter) if meter else answer
 
     @needs("read")
     async def server_live(self, exchange: Exchange, data: bytes) -> bytes:
@@ -71,7 +76,7 @@ class Methods:
     @needs("read")
     async def server_metadata(self, exchange: Exchange, data: bytes) -> bytes:
         return _bytes(
-            service_pb2.ServerMetadataResponse(name="tidegate", version="2", extensions=EXTENSIONS)
+            service_pb2.ServerMetadataResponse(name=NAME, version="2", extensions=EXTENSIONS)
         )
 
     @needs("read")
@@ -105,14 +110,16 @@ class Methods:
         if request.name:
             return await self._described("ModelStatistics", exchange, request)
         found = await self.gateway.pool.first.describe("ModelStatistics")
-        known = self.gateway.catalogue.models
-        shown = [s for s in found.model_stats if s.name in known and exchange.may_read(s.name)]
+        shown = shown_statistics(self.gateway.catalogue, exchange, found)
         return _bytes(service_pb2.ModelStatisticsResponse(model_stats=shown))
 
     async def _described(self, method: str, exchange: Exchange, request: Any) -> bytes:
-        permitted(self.gateway, exchange, "read", request)
+        check_readable(self.gateway.catalogue, exchange, request.name, request.version)
         first = self.gateway.pool.first
-        return _bytes(await first.describe(method, request.name, request.version))
+        found = await first.describe(method, request.name, request.version)
+        if method == "ModelConfig":
+            hide_paths(found.config)
+        return _bytes(found)
 
 
 def permitted(gateway: Gateway, exchange: Exchange, action: str, request: Any) -> Model:

@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from gateway.addons.grpc_door.answer import ANSWER_TAG
 from gateway.addons.grpc_door.methods import permitted
 from gateway.addons.grpc_door.request import check_request
 from gateway.addons.grpc_door.status import as_metadata
+from gateway.addons.grpc_door.stream_tokens import StreamTokens
 from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
 from gateway.errors import GatewayError
@@ -32,7 +34,6 @@ from gateway.upstream import translate
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-_ANSWER_TAG = b"\x12"  # infer_response; what begins otherwise has an error message
 
 
 class InferStream:
@@ -44,6 +45,7 @@ class InferStream:
         self._strict = exchange.headers.get(STRICT) == b"true"
         self._held = contextlib.AsyncExitStack()
         self._models: set[str] = set()  # whose concurrency is held
+        self._tokens = StreamTokens(gateway.guard)
         self._fault: GatewayError | None = None
         self._begun = False
         self._writing = asyncio.Lock()
@@ -55,13 +57,16 @@ class InferStream:
             upstream = self._held.enter_context(self.gateway.pool.permit())
             opened = upstream.channel.stream_stream(METHOD)
             call = opened(timeout=self.context.time_remaining())
+            self._held.push_async_callback(self._tokens.close)
             self._held.callback(call.cancel)
             self._held.push_async_callback(_end, asyncio.create_task(self._send(requests, call)))
             try:
-                async for answer in call:
-                    await self._write(
-                        answer if answer.startswith(_ANSWER_TAG) else self._told(answer)
-                    )
+                async for found in call:
+                    answer = await self._tokens.read(found)
+                    if answer is not None:
+                        await self._write(
+                            answer if answer.startswith(ANSWER_TAG) else self._told(answer)
+                        )
                     if self._waiting:
                         self._waiting -= 1
                         self._window.release()
@@ -96,13 +101,13 @@ class InferStream:
             check_request(parts, model)
             self.gateway.sequences.put_own(parts.header, exchange.tenant)
             parts.header.model_name = self.gateway.serving(exchange, model)
-            await self._admit(model)
+            await self._admit(model, parts)
             if not model.decoupled:
                 await self._window.acquire()
                 self._waiting += 1
             return parts.message()
         except GatewayError as error:
-            status = status_of(error, Door.V2)
+            status, exchange.fault = status_of(error, Door.V2), error
             if self._strict:
                 raise
             await self._write(_refusal(error, identifier, exchange.request_id))
@@ -110,19 +115,20 @@ class InferStream:
         finally:
             self.gateway.guard.record(exchange, status)
 
-    async def _admit(self, model: Model) -> None:
+    async def _admit(self, model: Model, parts: Parts) -> None:
         """The model's first message takes a place to the stream's end; the others come with it."""
         guard, exchange = self.gateway.guard, self.exchange
         if model.name not in self._models:
-            await self._held.enter_async_context(guard.admit(exchange, model))
+            admission = await self._held.enter_async_context(guard.admit(exchange, model))
             self._models.add(model.name)
+            await self._tokens.follow(parts, model, admission, held=True)
         elif exchange.principal:
             limits = exchange.access.limits(exchange.principal, model.name)
             counted = [limit for limit in limits if limit.kind != "concurrency"]
             subject = Subject(exchange.principal.tenant, exchange.principal.id, model.name)
             tokens = exchange.body_bytes / BYTES_A_TOKEN if model.counts_tokens else 0
-            async with guard.limiter.admit(checks_of(counted, subject, tokens)):
-                pass
+            admission = await guard.limiter.admit(checks_of(counted, subject, tokens)).__aenter__()
+            await self._tokens.follow(parts, model, admission, held=False)
 
     async def _write(self, answer: bytes) -> None:
         async with self._writing:  # one write at a time, and it waits for a slow reader
@@ -137,11 +143,19 @@ class InferStream:
         found = service_pb2.ModelStreamInferResponse.FromString(answer)
         if found.error_message:
             fault = translate(grpc.StatusCode.UNKNOWN, found.error_message)
+            self._record(fault)
             if self._strict:
                 raise fault
             found.error_message = fault.message
         told: bytes = found.SerializeToString()
         return told
+
+    def _record(self, fault: GatewayError) -> None:
+        """A message that was let in has failed; with several models, nobody can tell of which."""
+        exchange = self.exchange
+        exchange.fault = fault
+        exchange.model = exchange.model if len(self._models) == 1 else ""
+        self.gateway.guard.record(exchange, status_of(fault, Door.V2))
 
     def _moved(self) -> None:
         now = asyncio.get_running_loop().time()

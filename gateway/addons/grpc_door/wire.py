@@ -34,7 +34,7 @@ class Parts:
         at = 0
         while at < len(data):
             start, tag = at, data[at]
-            at, size = _length(data, at + 1)
+            at, size = length_at(data, at + 1)
             field = view[start : at + size]
             if tag not in _TAGS or at + size > len(data):
                 raise _unreadable()
@@ -51,13 +51,17 @@ class Parts:
             raise _unreadable() from None
         self.header.DiscardUnknownFields()
 
+    def add_raw(self, raw: bytes) -> None:
+        """The bytes of an input that was added to the header, behind those that came."""
+        self._tails.append(memoryview(b"".join((bytes([_RAW_TAG]), varint(len(raw)), raw))))
+
     def message(self) -> bytes:
         """With the header as it is now; the very bytes that came, if it is as it came."""
         header: bytes = self.header.SerializeToString()
         return self._data if header == self._as_it_came else b"".join((header, *self._tails))
 
 
-def _length(data: bytes, at: int) -> tuple[int, int]:
+def length_at(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """Where the field's content begins, and how long it is."""
     size = 0
     for place, byte in enumerate(data[at : at + _MAX_LENGTH_BYTES]):
@@ -65,6 +69,15 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return at + place + 1, size
     raise _unreadable()
+
+
+def varint(number: int) -> bytes:
+    """As protobuf writes lengths."""
+    written = bytearray()
+    while number >= 0x80:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*written, number])
 
 
 def _unreadable() -> Malformed:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gateway.addons.openai_text.template import CHATML, MARKERS, compiled
+from gateway.doors.token_inputs import VOCABULARY
 from gateway.models.face import FaceError
 
 Tensors = Mapping[str, Any]  # by name, as ``gateway.models.catalogue`` has them
@@ -29,6 +30,7 @@ class Binding:
     prompt: str = "text_input"  # the text to go on from
     messages: str = ""  # instead of ``prompt``: the conversation as JSON
     tokens: str = ""  # instead of ``prompt``, if sent: token ids of the model's own vocabulary
+    vocabulary: str = VOCABULARY  # of other token ids, which are sent as text; '': refused
     sampling: str = "sampling_parameters"  # JSON of those in ``takes``
     text: str = "text_output"
     finish_reason: str = "finish_reason"

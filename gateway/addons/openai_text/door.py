@@ -10,7 +10,7 @@ from typing import Any
 from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.form import ChatForm, CompletionForm, Form
 from gateway.addons.openai_text.generation import Ask, Generation
-from gateway.addons.openai_text.request import read_chat, read_completion
+from gateway.addons.openai_text.request import read_chat, read_completion, with_text
 from gateway.addons.openai_text.sampling import present
 from gateway.addons.streams import DONE, EventStream, answers
 from gateway.core import Gateway
@@ -44,6 +44,8 @@ class TextDoor:
     ) -> Sendable:
         model, _, raw = serving(self.gateway, exchange, route, body)
         binding = Binding.compile(raw, model.inputs, model.outputs)
+        if route == "completions":
+            body = await with_text(body, binding)
         ask = read(body, binding)
         work = _Work(self.gateway, exchange, model, binding, ask)
         kind = ChatForm if route == "chat" else CompletionForm

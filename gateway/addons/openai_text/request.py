@@ -9,7 +9,7 @@ from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.generation import Ask
 from gateway.addons.openai_text.sampling import flag, present, read, refuse_others, wants_usage
 from gateway.addons.openai_text.template import render
-from gateway.doors.token_inputs import are_tokens, foreign
+from gateway.doors.token_inputs import are_tokens, as_text, refusal
 from gateway.errors import Malformed
 
 # OpenAI's newer name for what every template calls system.
@@ -86,6 +86,14 @@ def read_completion(body: Mapping[str, Any], binding: Binding) -> Ask:
     return Ask(source, values, sampling, flag(body, "stream"), wants_usage(body), prefix)
 
 
+async def with_text(body: Mapping[str, Any], binding: Binding) -> Mapping[str, Any]:
+    """The body with a prompt of text, where it was OpenAI's ids."""
+    if binding.tokens or "prompt" not in body:
+        return body
+    vocabulary = {"vocabulary": binding.vocabulary}
+    return {**body, "prompt": await as_text(body["prompt"], vocabulary, "prompt")}
+
+
 def _prompt(given: Any, binding: Binding) -> tuple[str, list[Any]]:
     """The input that it is for, and its elements."""
     if isinstance(given, list) and len(given) == 1 and not are_tokens(given):
@@ -94,6 +102,6 @@ def _prompt(given: Any, binding: Binding) -> tuple[str, list[Any]]:
         return binding.prompt, [given]
     if are_tokens(given):
         if not binding.tokens:
-            raise foreign("prompt")
+            raise refusal("prompt")
         return binding.tokens, given
     raise Malformed("'prompt' must be one text: send a request for each", param="prompt")

@@ -1,0 +1,45 @@
+"""``reproduce.sh`` beside an engine: the exact command, from any folder, on any machine.
+
+It builds into another folder: what is published must stay what its manifest says.
+"""
+
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from modelspec.layout import ENGINE_FILE, PLAN_FILE, atomic_write
+
+SCRIPT = "reproduce.sh"
+TARGET = "rebuilt-engine"
+
+
+def write(folder: Path, wish: Namespace) -> None:
+    """The script for what was wished of ``onnx2trt``."""
+    atomic_write(folder / SCRIPT, script(wish), mode=0o755)
+
+
+def script(wish: Namespace) -> str:
+    """POSIX shell. The ONNX file is the one beside; everything else is as it was given."""
+    options = [f"--max-batch={wish.max_batch}", f"--usual-batch={wish.usual_batch}"]
+    if wish.lengths:
+        options.append(f"--lengths={','.join(map(str, wish.lengths))}")
+    options.append(f"--workspace-mib={wish.workspace_mib}")
+    options.append(f"--timing-cache={wish.timing_cache.resolve()}")
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            f"# Builds {PLAN_FILE} again from the {ENGINE_FILE} beside, for the GPU and the "
+            "TensorRT of this",
+            f"# machine: sh {SCRIPT} [FOLDER]. To prove and publish it: tidegate convert NAME "
+            "--engine tensorrt",
+            "set -eu",
+            'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
+            f"python={shlex.quote(sys.executable)}",
+            '[ -x "$python" ] || python=python3',
+            # -P: a folder called converters where the user happens to stand is not ours.
+            'exec "${PYTHON:-$python}" -P -m converters.onnx2trt '
+            f'"$here/{ENGINE_FILE}" --output "${{1:-{TARGET}}}" {shlex.join(options)}',
+            "",
+        ]
+    )

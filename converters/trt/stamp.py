@@ -1,0 +1,88 @@
+"""What a plan is bound to, in ``model.plan.json`` beside it.
+
+A plan is machine code for one TensorRT and one kind of GPU. Whatever of the stamp differs, the plan
+is built again from the ONNX file that lies beside it, and never tried.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from converters.trt.available import Gpu
+from modelspec.layout import PLAN_FILE, atomic_write
+from modelspec.profiles import Profile
+
+STAMP_FILE = f"{PLAN_FILE}.json"
+Shapes = list[dict[str, list[list[int]]]]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """``profiles``: for each profile and input, its least, usual and most shape."""
+
+    tensorrt: str
+    compute_capability: str
+    driver: str
+    gpu: str
+    onnx_sha256: str
+    profiles: Shapes
+
+    def differences(self, other: "Stamp") -> list[str]:
+        """What ``other`` has otherwise, for a person."""
+        mine, theirs = asdict(self), asdict(other)
+        short = ("onnx_sha256", "profiles")
+        return [
+            f"another {name}" if name in short else f"{name} {mine[name]}, here {theirs[name]}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+
+def stamp_of(onnx: Path, gpu: Gpu, tensorrt: str, profiles: Sequence[Profile]) -> Stamp:
+    """The stamp of a plan that this machine would build."""
+    return Stamp(
+        tensorrt=tensorrt,
+        compute_capability=gpu.compute_capability,
+        driver=gpu.driver,
+        gpu=gpu.name,
+        onnx_sha256=sha256(onnx),
+        profiles=[
+            {name: [list(r.least), list(r.usual), list(r.most)] for name, r in profile.items()}
+            for profile in profiles
+        ],
+    )
+
+
+def write(folder: Path, plan: bytes, stamp: Stamp) -> None:
+    """The plan and its stamp, each by one rename. In between there is none: a plan without its own
+    stamp counts as none."""
+    (folder / STAMP_FILE).unlink(missing_ok=True)
+    atomic_write(folder / PLAN_FILE, plan)
+    fields = {**asdict(stamp), "plan_sha256": hashlib.sha256(plan).hexdigest()}
+    atomic_write(folder / STAMP_FILE, json.dumps(fields, indent=1) + "\n")
+
+
+def read(folder: Path) -> Stamp | None:
+    """The stamp of the plan in ``folder``; None where there is no plan, or not the stamp's."""
+    try:
+        fields = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
+        if fields.pop("plan_sha256") != sha256(folder / PLAN_FILE):
+            return None
+        return Stamp(**fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def why_build(folder: Path, wanted: Stamp) -> str:
+    """Why the plan in ``folder`` cannot be used for what is wanted; "" when it can."""
+    found = read(folder)
+    if found is None:
+        return "there is no plan with its stamp"
+    return "; ".join(found.differences(wanted))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

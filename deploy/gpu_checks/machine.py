@@ -1,0 +1,71 @@
+"""Which hardware and which versions a report was made with."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "tidegate",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "tensorrt",
+    "cuda-bindings",
+    "nvidia-pytriton",
+    "tritonclient",
+)
+FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
+
+
+def gpus() -> list[dict[str, str]]:
+    """What nvidia-smi shows; [] without it or without a GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"]
+    rows = [line.split(", ") for line in _said(command).splitlines()]
+    return [dict(zip(FIELDS, row, strict=True)) for row in rows if len(row) == len(FIELDS)]
+
+
+def surroundings(cpu: bool) -> dict[str, Any]:
+    """``cpu_only`` says that no figure of the report is a GPU's."""
+    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    return {
+        "cpu_only": cpu,
+        "made_at": _said(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"]).strip(),
+        "hardware": {
+            "gpus": gpus(),
+            "cpu": _cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "git_commit": _said(commit).strip(),
+            **dict(filter(None, map(_installed, PACKAGES))),
+        },
+    }
+
+
+def _installed(package: str) -> tuple[str, str] | None:
+    try:
+        return package, version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _said(command: list[str]) -> str:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout if run.returncode == 0 else ""

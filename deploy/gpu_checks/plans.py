@@ -1,0 +1,49 @@
+"""TensorRT engines of what was checked, where the package is there."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.gpu_checks.measured import parity, throughput
+from deploy.gpu_checks.served import LARGEST_BATCH, TOKENS, feed
+
+
+def build_all(work: Path, engines: list[dict[str, Any]], wish: Any) -> dict[str, Any]:
+    """An engine of each; ``missing`` says in one line why there is none. RuntimeError when one
+    cannot be built."""
+    from converters.trt.available import missing
+
+    reason = missing()
+    if reason:
+        return {"missing": reason}
+    return {
+        each["served_as"]: _plan(work / f"plan-{each['served_as']}", each, wish) for each in engines
+    }
+
+
+def _plan(folder: Path, engine: dict[str, Any], wish: Any) -> dict[str, Any]:
+    command = [sys.executable, "-m", "converters.onnx2trt", engine["files"]["onnx"]]
+    command += ["--output", str(folder), f"--max-batch={LARGEST_BATCH}"]
+    if engine["model"] == "text_embedding":
+        command.append(f"--lengths={TOKENS}")
+    started = time.perf_counter()
+    run = subprocess.run(command, check=False)
+    if run.returncode:
+        raise RuntimeError(f"onnx2trt could not build {engine['served_as']}: see its lines above")
+    built_in_s = round(time.perf_counter() - started, 1)
+    from converters.trt_runner import TrtRunner
+
+    runner = TrtRunner(folder / "model.plan")
+    figures = {
+        str(batch): round(_rows_per_s(runner, engine, batch, wish.seconds), 1)
+        for batch in wish.batches
+    }
+    held = parity(engine, lambda rows: runner.run(None, rows)[0])
+    return {"built_in_s": built_in_s, "parity": held, "in_process_rows_per_s": figures}
+
+
+def _rows_per_s(runner: Any, engine: dict[str, Any], batch: int, seconds: float) -> float:
+    rows = feed(engine["model"], batch)
+    return throughput(lambda fed: runner.run(None, fed)[0], rows, seconds, 1)

@@ -1,0 +1,151 @@
+"""The models of a check, each staged in one precision under a name of its own, and their Triton."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CUDA = "CUDAExecutionProvider"
+LARGEST_BATCH = 64
+TOKENS = 32
+# Served by Triton's own Python backend: the traced module, where the config says.
+TORCH_STEP = """
+import json
+import torch
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        threads = config["parameters"]["intra_op_thread_count"]["string_value"]
+        torch.set_num_threads(int(threads))
+        self.where = "cuda" if "GPU" in args["model_instance_kind"] else "cpu"
+        file = f"{args['model_repository']}/{args['model_version']}/model.pt"
+        self.module = torch.jit.load(file, map_location=self.where).eval()
+        self.names = [each["name"] for each in config["input"]]
+        self.output = config["output"][0]["name"]
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        arrays = [pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.names]
+        with torch.inference_mode():
+            given = self.module(*(torch.from_numpy(each).to(self.where) for each in arrays))
+        tensor = pb_utils.Tensor(self.output, given.float().cpu().numpy())
+        return pb_utils.InferenceResponse([tensor])
+"""
+
+
+def chosen_engine(cpu: bool) -> str:
+    """onnxruntime, unless that has no CUDA where torch has it."""
+    import onnxruntime
+
+    if cpu or CUDA in onnxruntime.get_available_providers():
+        return "onnxruntime"
+    import torch
+
+    if torch.cuda.is_available():
+        return "torch"
+    raise RuntimeError("neither onnxruntime nor torch has CUDA here: run with --install")
+
+
+def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[str, Any]:
+    """Write ``what`` (model and precision) into ``work/repository``; its part of the report."""
+    from converters.precision import write_variant
+
+    name, precision = what
+    graph, served_as = published_graph(name), f"{name}_{precision}"
+    folder, onnx = work / "repository" / served_as, work / f"{served_as}.onnx"
+    (folder / "1").mkdir(parents=True)
+    (folder / "configs").mkdir()
+    write_variant(precision, graph, onnx, lambda: ())
+    if runs_on == "torch":
+        (folder / "1" / "model.py").write_text(TORCH_STEP)
+        trace(name, precision, folder / "1" / "model.pt", cpu)
+    else:
+        (folder / "1" / "model.onnx").hardlink_to(onnx)
+    for path, text in configs(graph.parent.parent, served_as, runs_on).items():
+        (folder / path).write_text(text)
+    return {
+        "model": name,
+        "precision": precision,
+        "served_as": served_as,
+        "runs_on": runs_on,
+        "megabytes": round(onnx.stat().st_size / 1e6, 1),
+        "files": {"onnx": str(onnx), "reference": str(graph), "served": str(folder / "1")},
+    }
+
+
+def published_graph(name: str) -> Path:
+    """The newest FP32 graph of the repository, converted and proved first where there is none."""
+    repository = Path(os.environ.get("TIDEGATE_REPOSITORY", ROOT / "model_repository"))
+    pattern = f"{name}_onnx/[0-9]*/model.onnx"
+    if not list(repository.glob(pattern)):
+        command = [sys.executable, "-m", "tidegate", "convert", name]
+        subprocess.run(command, check=True, cwd=ROOT)
+    return max(repository.glob(pattern), key=lambda path: int(path.parent.name))
+
+
+def configs(engine: Path, served_as: str, runs_on: str) -> dict[str, str]:
+    """The published engine's own configs, renamed, for batches up to the largest measured."""
+    from modelspec.pbtxt import parse, render
+
+    found = {}
+    for path in ("config.pbtxt", "configs/gpu.pbtxt"):
+        config = parse((engine / path).read_text(encoding="utf-8"))
+        config.name, config.max_batch_size = served_as, LARGEST_BATCH
+        config.ClearField("version_policy")
+        if runs_on == "torch":
+            config.backend = "python"
+            config.ClearField("optimization")
+        found[path] = render(config)
+    return found
+
+
+def trace(name: str, precision: str, target: Path, cpu: bool) -> None:
+    """The original itself as TorchScript, traced where it will run."""
+    import torch
+
+    from converters.task import Order
+    from tidegate.kinds import KNOWN, TASKS
+
+    where = "cpu" if cpu else "cuda"
+    kind = KNOWN[name] or TASKS["tensors"]
+    module = kind.open_task(Order(name, name)).module.to(where)
+    example = tuple(torch.from_numpy(each).to(where) for each in feed(name, 2).values())
+    half = torch.autocast(where, torch.float16, enabled=precision == "fp16")
+    with torch.inference_mode(), half, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parts that are fixed: parity is measured on other rows
+        traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        traced.save(str(target))
+
+
+def feed(name: str, rows: int) -> dict[str, np.ndarray]:
+    """Made-up rows, the same for every engine."""
+    generator = np.random.default_rng(7)
+    if name == "text_embedding":
+        ids = generator.integers(1000, 20000, (rows, TOKENS))
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {"pixels": generator.uniform(-1, 1, (rows, 3, 224, 224)).astype(np.float32)}
+
+
+@contextmanager
+def triton(work: Path, variant: str | None) -> Iterator[Any]:
+    """A Triton on ``work/repository``, on free ports, with this hardware variant of the configs."""
+    from serving.launch import LaunchOptions, TritonServer
+    from serving.ports import Ports, free_ports
+
+    (work / "repository").mkdir()
+    ports = Ports(*free_ports(3))
+    options = LaunchOptions(work / "repository", work / "state", ports, config_name=variant)
+    with TritonServer(options) as server:
+        yield server

@@ -1,0 +1,103 @@
+"""The hardware variants of an engine's config: ``configs/NAME.pbtxt``, for --model-config-name.
+
+    gpu            ONNX Runtime on CUDA
+    gpu-tensorrt   the same, with its TensorRT accelerator: engines are built while it loads
+    tensorrt       Triton's TensorRT backend on ``model.plan``; written only where a plan was built
+
+Only where the model runs differs from ``config.pbtxt``; a model without the variant that Triton was
+started with is served by its ``config.pbtxt``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from modelspec.layout import PLAN_FILE
+from modelspec.model import ModelSpec, Pipeline
+from modelspec.pbtxt import to_proto
+from modelspec.profiles import Profile, profiles_of
+
+GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
+# TF32 keeps 11 bits of what is declared and was proved as FP32.
+CUDA_OPTIONS = {"use_tf32": "0"}
+WORKSPACE_BYTES = 4 << 30
+_ONNX_RUNTIME_ONLY = ("intra_op_thread_count", "inter_op_thread_count")
+
+
+def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
+    """The variants that every ONNX engine has, by name; {} for other models."""
+    if spec.backend != "onnxruntime":
+        return {}
+    found = {GPU: _on_gpu(spec)}
+    try:
+        shapes = profiles_of(spec)
+    except ValueError:
+        return found  # TensorRT cannot take these tensors
+    found[GPU_TENSORRT] = _on_gpu(spec)
+    # Before CUDA: ONNX Runtime gives each operator to the first that takes it.
+    accelerators = found[GPU_TENSORRT].optimization.execution_accelerators
+    cuda = accelerators.gpu_execution_accelerator.pop()
+    accelerators.gpu_execution_accelerator.add(
+        name="tensorrt", parameters=_accelerator_options(shapes)
+    )
+    accelerators.gpu_execution_accelerator.append(cuda)
+    return found
+
+
+def plan_config(spec: ModelSpec) -> pb.ModelConfig:
+    """The variant for the plan of an ONNX engine; ValueError where TensorRT cannot take it."""
+    proto = to_proto(spec)
+    proto.backend = "tensorrt"
+    proto.default_model_filename = PLAN_FILE
+    del proto.instance_group[:]
+    # Triton uses the first profile alone unless it is told of the others.
+    names = map(str, range(len(profiles_of(spec))))
+    proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, profile=names)
+    for key in _ONNX_RUNTIME_ONLY:
+        proto.parameters.pop(key, None)
+    return proto
+
+
+def engine_of(pipeline: Pipeline) -> ModelSpec:
+    """The member that holds the model; ValueError for a pipeline without one."""
+    for spec in pipeline.members:
+        if spec.backend == "onnxruntime":
+            return spec
+    raise ValueError(f"{pipeline.name} has no ONNX engine")
+
+
+def with_plan(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with ``NAME_trt`` in place of ``NAME_onnx``: wired and pinned the same way."""
+    old, new = engine_of(pipeline).name, f"{pipeline.name}_trt"
+    members = tuple(replace(m, name=new) if m.name == old else m for m in pipeline.members)
+    public = pipeline.public
+    steps = tuple(replace(s, model=new) if s.model == old else s for s in public.steps)
+    return Pipeline(members, replace(public, steps=steps))
+
+
+def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
+    proto = to_proto(spec)
+    del proto.instance_group[:]
+    # One instance a GPU: a second one competes for it, and holds the weights twice.
+    proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    accelerators = proto.optimization.execution_accelerators
+    accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
+    return proto
+
+
+def _accelerator_options(shapes: Sequence[Profile]) -> Mapping[str, str]:
+    """ONNX Runtime's own names. Without profiles it builds an engine at the first request, and
+    again for each shape that it has not seen."""
+    written = {
+        "trt_profile_min_shapes": [(name, r.least) for p in shapes for name, r in p.items()],
+        "trt_profile_opt_shapes": [(name, r.usual) for p in shapes for name, r in p.items()],
+        "trt_profile_max_shapes": [(name, r.most) for p in shapes for name, r in p.items()],
+    }
+    joined = {
+        key: ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in pairs)
+        for key, pairs in written.items()
+    }
+    # The precision is the graph's own: TensorRT 11 takes no other.
+    limits = {"precision_mode": "FP32", "max_workspace_size_bytes": str(WORKSPACE_BYTES)}
+    return {**limits, **joined}

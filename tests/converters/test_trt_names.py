@@ -1,0 +1,100 @@
+"""No TensorRT runs here. What can be known all the same: every name of it that the code uses is in
+the binary of both releases, and what 11 has removed is in none of ours."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.converters.trt_names import used
+from tests.tensorrt_parts import BINDINGS, PartMissing, binary, wheel
+
+ROOT = Path(__file__).parent.parent.parent
+# Of NVIDIA's migration guide: gone in 11, alive in 10.
+REMOVED_IN_11 = ("FP16", "EXPLICIT_BATCH", "IInt8EntropyCalibrator2", "int8_calibrator")
+
+
+def _ours() -> dict[str, set[str]]:
+    """The names that each file uses that imports tensorrt."""
+    paths = [*(ROOT / "converters").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): used(path.read_text()) for path in paths}
+    return {path: names for path, names in found.items() if names}
+
+
+def _has(library: bytes, name: str) -> bool:
+    """pybind11 keeps names as C strings. The linker lets one be the end of another, so nothing can
+    be said of what comes before; the type checker knows which class has what."""
+    return f"{name}\0".encode() in library
+
+
+@pytest.mark.parametrize("release", BINDINGS)
+def test_every_name_that_the_code_uses_is_in_the_binary(release):
+    library = binary(release)
+    ours = _ours()
+    assert {"converters/trt/build.py", "converters/trt_runner.py"} <= set(ours)
+    missing = {
+        path: sorted(name for name in names if not _has(library, name))
+        for path, names in ours.items()
+    }
+    assert not any(missing.values()), f"TensorRT {release} has not: {missing}"
+
+
+@pytest.mark.parametrize("release", BINDINGS)
+@pytest.mark.parametrize(
+    "planted",
+    [
+        ("clear_flag", "clear_flags_of"),
+        ("STRONGLY_TYPED", "STRONG_TYPES"),
+        ("build_serialized_network", "build_serialised_network"),
+        ("config.progress_monitor", "config.progres_monitor"),
+    ],
+)
+def test_a_wrong_name_is_found(release, planted):
+    source = (ROOT / "converters" / "trt" / "build.py").read_text()
+    right, wrong = planted
+    assert right in source
+    names = used(source.replace(right, wrong))
+    assert [n for n in names if not _has(binary(release), n)] == [wrong.rpartition(".")[2]]
+
+
+def test_a_callback_of_a_wrong_name_is_found():
+    source = (ROOT / "converters" / "trt" / "monitor.py").read_text()
+    names = used(source.replace("def step_complete", "def step_completed"))
+    assert "step_completed" in names and not _has(binary("11"), "step_completed")
+
+
+@pytest.mark.parametrize("name", REMOVED_IN_11)
+def test_what_11_removed_is_seen_to_be_gone_and_is_not_used(name):
+    assert _has(binary("10"), name)
+    assert not _has(binary("11"), name)
+    assert name not in set().union(*_ours().values())
+
+
+def test_the_type_checker_sees_what_is_wrong(tmp_path):
+    """A method, an enumerator and an argument that TensorRT's stubs do not have."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "import tensorrt as trt\n"
+        "builder = trt.Builder(trt.Logger())\n"
+        "builder.create_netwrk()\n"
+        "print(trt.DataType.FLAOT)\n"
+        "builder.create_network(flag=1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(wrong)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    found = [line for line in run.stdout.splitlines() if ": error: " in line]
+    assert len(found) == 3, run.stdout
+    assert '"Builder" has no attribute "create_netwrk"' in found[0]
+    assert '"type[DataType]" has no attribute "FLAOT"' in found[1]
+    assert 'Unexpected keyword argument "flag"' in found[2]
+
+
+def test_without_the_wheels_it_fails_and_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(PartMissing, match=r"run python -m tests\.tensorrt_parts"):
+        wheel("11")

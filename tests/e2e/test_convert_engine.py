@@ -1,0 +1,185 @@
+"""``tidegate convert --engine tensorrt``: where it cannot be, and the whole way where it can.
+
+For the whole way this machine is given stand-ins of what it lacks: nvidia-smi, the package tensorrt
+(tests/converters/fake_trt.py says what for) and Triton's tensorrt backend, which is here a
+Python-based one. Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the
+publication are real.
+"""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from tritonclient.grpc import model_config_pb2 as pb
+
+from converters.errors import ProofFailed
+from ensembles.text_embedding import PIPELINE
+from modelspec.hardware import plan_config
+from modelspec.pbtxt import parse
+from serving import installation
+from tests.converters import fake_trt
+from tests.converters.test_tensors import linear
+from tests.converters.trt_machine import child_environment, machine, plant_gpu
+from tests.running import environment
+from tidegate.convert import Wish, carry_out
+from tidegate.engines import is_on, on_engine, why_not_here
+from tidegate.pipelines import Built
+from tidegate.places import Places
+from tidegate.prove import Question, prove
+
+__all__ = ["machine"]
+BACKEND = '''
+import json
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """The stand-in's plan: profiles, a zero byte, the ONNX graph."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        folder = f"{args['model_repository']}/{args['model_version']}"
+        with open(f"{folder}/{config['default_model_filename']}", "rb") as file:
+            head, _, graph = file.read().partition(b"\\0")
+        numbers = [str(n) for n in range(len(json.loads(head)))]
+        assert config["instance_group"][0]["profile"] == numbers
+        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        self.names = [each["name"] for each in config["input"]]
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        feed = {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.names}
+        answers = zip(self.session.get_outputs(), self.session.run(None, feed))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(o.name, a) for o, a in answers])
+'''
+
+
+@pytest.fixture
+def source(tmp_path):
+    linear(tmp_path / "chances.onnx")
+    return tmp_path / "chances.onnx"
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.delenv("TIDEGATE_REPOSITORY", raising=False)
+    (tmp_path / "home").mkdir()
+    return Places(tmp_path / "home")
+
+
+@pytest.fixture
+def gpu_box(machine, tmp_path, monkeypatch):
+    """This process and its children see a GPU, a TensorRT and a Triton with its backend."""
+    import converters.trt_runner
+
+    for name, value in child_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(converters.trt_runner, "Device", fake_trt.HostDevice)
+    real = installation.find_triton()
+    backends = tmp_path / "backends"
+    shutil.copytree(real.backends, backends)
+    (backends / "tensorrt").mkdir()
+    (backends / "tensorrt" / "model.py").write_text(BACKEND)
+    box = replace(real, backends=backends)
+    monkeypatch.setattr("modelspec.staging.plan_config", _plan_config_on_the_cpu)
+    monkeypatch.setattr("serving.launch.find_triton", lambda: box)
+    monkeypatch.setattr("tidegate.engines.find_triton", lambda: box)
+    return backends
+
+
+def _plan_config_on_the_cpu(spec):
+    """Triton counts the GPUs itself, and refuses KIND_GPU where there is none."""
+    config = plan_config(spec)
+    assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU
+    return config
+
+
+def _wish(source, **more):
+    return Wish(str(source), name="chances", engine="tensorrt", **more)
+
+
+def _pins(repository):
+    config = parse((repository / "chances" / "config.pbtxt").read_text())
+    return {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source, places):
+    command = [sys.executable, "-m", "tidegate", "convert", str(source), "--name", "chances"]
+    run = subprocess.run(
+        [*command, "--engine", "tensorrt"],
+        env=environment(places.home),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]
+    assert len(lines) == 1 and "The ONNX engine stays served" in lines[0]
+    assert _pins(places.repository) == {"chances_onnx": 1}
+    engine = places.repository / "chances_onnx"
+    gpu = parse((engine / "configs" / "gpu.pbtxt").read_text())
+    assert list(gpu.version_policy.specific.versions) == [1]
+    assert not (engine / "configs" / "tensorrt.pbtxt").exists()
+
+
+def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, gpu_box, tmp_path):
+    said = []
+    carry_out(Wish(str(source), name="chances"), places, said.append)
+    carry_out(_wish(source), places, said.append)
+    repository = places.repository
+    assert _pins(repository) == {"chances_trt": 1}
+    assert (repository / "chances_onnx" / "1" / "model.onnx").is_file()
+    folder = repository / "chances_trt"
+    there = {path.name for path in (folder / "1").iterdir()}
+    assert there == {"model.plan", "model.plan.json", "model.onnx", "reproduce.sh"} | {
+        "proof.json",
+        "proof.md",
+    }
+    assert {path.name for path in (folder / "configs").iterdir()} == {
+        "gpu.pbtxt",
+        "gpu-tensorrt.pbtxt",
+        "tensorrt.pbtxt",
+    }
+    page = (folder / "1" / "proof.md").read_text()
+    assert "## chances: the TensorRT engine on NVIDIA H100" in page
+    assert "## chances: served by Triton as tensorrt" in page
+    assert is_on(repository, "chances", "tensorrt", said.append)
+    assert not is_on(repository, "chances", "onnx", said.append)
+    proofs = prove(Question("chances", str(source)), places, said.append)
+    assert all(proof.passed for proof in proofs)
+    assert [proof.subject for proof in proofs] == [
+        "chances: the graph",
+        "chances: served by Triton",
+        "chances: served by Triton as tensorrt",
+    ]
+    plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
+    assert not is_on(repository, "chances", "tensorrt", said.append)
+    assert "must be built again: compute_capability 9.0, here 8.9" in said[-1]
+
+
+def test_a_plan_that_fails_in_triton_is_not_pinned(source, places, gpu_box):
+    """It held its proof in this process, and then Triton answers something else."""
+    wrong = BACKEND.replace("Tensor(o.name, a)", "Tensor(o.name, a * a.dtype.type(1.01))")
+    assert wrong != BACKEND
+    (gpu_box / "tensorrt" / "model.py").write_text(wrong)
+    with pytest.raises(ProofFailed, match="served by Triton as tensorrt: FAIL"):
+        carry_out(_wish(source), places, str)
+    assert not list(places.repository.glob("*"))
+
+
+def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):
+    assert why_not_here() == ""
+    shutil.rmtree(gpu_box / "tensorrt")
+    said = []
+    built = Built(PIPELINE, converted=object())
+    assert on_engine(built, "tensorrt", said.append) is built
+    (line,) = said
+    assert "no tensorrt backend: run in NVIDIA's container" in line
+    assert line.endswith("The ONNX engine stays served")

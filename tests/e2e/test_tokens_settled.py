@@ -1,0 +1,339 @@
+"""A limit of tokens is settled with what the model counted, whichever door was used."""
+
+import asyncio
+import json
+import queue
+import time
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import (
+    InferenceServerClient,
+    InferInput,
+    InferRequestedOutput,
+    service_pb2,
+    service_pb2_grpc,
+)
+from tritonclient.utils import InferenceServerException
+
+from gateway.addons.generate.door import GenerateDoor
+from gateway.doors.v2 import V2Door
+from gateway.errors import Malformed
+from gateway.identity.principal import Grant, Principal
+from gateway.limits.limit import Subject, bucket_of
+from tests.e2e.grpc_models import HEAD, RunningDoor, serving
+from tests.echoing import MODELS as ECHO
+from tests.gateway.exchanges import exchange_of
+from tests.running import wait_until
+
+# Each row's x is its number of tokens; a negative one is an error.
+COUNTED = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if x.min() < 0:
+            raise RuntimeError("told to fail")
+        return pb_utils.InferenceResponse([
+            pb_utils.Tensor("y", x), pb_utils.Tensor("token_count", x.astype(np.int32))])
+"""
+# Three answers; each says a third of x.
+PIECES = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            sender = request.get_response_sender()
+            for _ in range(3):
+                sender.send(pb_utils.InferenceResponse([
+                    pb_utils.Tensor("y", x),
+                    pb_utils.Tensor("token_count", (x / 3).astype(np.int32))]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+TENSORS = """
+input { name: "x" data_type: TYPE_FP32 dims: 1 }
+output { name: "y" data_type: TYPE_FP32 dims: 1 }
+output { name: "token_count" data_type: TYPE_INT32 dims: 1 }
+"""
+MODELS = {
+    "counted": (COUNTED, "max_batch_size: 8" + TENSORS),
+    "pieces": (
+        PIECES,
+        "max_batch_size: 0 model_transaction_policy { decoupled: true }" + TENSORS,
+    ),
+    "echo_llm": (
+        (ECHO / "echo_llm" / "model.py").read_text(),
+        (ECHO / "echo_llm" / "config.pbtxt").read_text().replace(HEAD, ""),
+    ),
+}
+# So slow that nothing comes back while a test runs.
+POLICY = """
+[tenants.all]
+models = ["*"]
+
+[[limits]]
+scope = "model"
+kind = "tokens"
+amount = 100000
+window_s = 31622400
+tenants = ["all"]
+
+[[limits]]
+scope = "model"
+kind = "concurrency"
+amount = 50
+"""
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("tokens"), MODELS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def door(triton, tmp_path_factory):
+    with RunningDoor(triton, tmp_path_factory.mktemp("door"), POLICY) as running:
+        yield running
+
+
+@pytest.fixture
+def spent(door):
+    """``spent(model)``: tokens charged since the test began."""
+    principal = Principal("k", "k", Grant(tenant="all"))
+    limiter = door.gateway.guard.limiter
+
+    def used(model: str) -> float:
+        limits = door.gateway.guard.policy.current.access.limits(principal, model)
+        (limit,) = (each for each in limits if each.kind == "tokens")
+        bucket = bucket_of(limit, Subject("all", "k", model))
+        return (limiter.local._tats.get(bucket, 0) - time.monotonic()) * limit.rate
+
+    before = {model: max(0.0, used(model)) for model in MODELS}
+    yield lambda model: round(used(model) - before[model], 1)
+    assert not limiter.local._held, "a place was not given back"
+
+
+@pytest.fixture
+def client(door):
+    with InferenceServerClient(door.address) as made:
+        yield made
+
+
+class Streaming:
+    """A stock streaming client and what it was told."""
+
+    def __init__(self, door) -> None:
+        self.answers: queue.Queue = queue.Queue()
+        self.client = InferenceServerClient(door.address)
+        self.client.start_stream(
+            lambda result, error: self.answers.put(error or result), headers=door.headers()
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.client.close()
+
+    def send(self, model, inputs, **options):
+        self.client.async_stream_infer(model, inputs, **options)
+
+    def next(self):
+        return self.answers.get(timeout=5)
+
+
+def _x(*values, rows: bool = True) -> list[InferInput]:
+    array = np.array(values, np.float32).reshape((-1, 1) if rows else (-1,))
+    tensor = InferInput("x", list(array.shape), "FP32")
+    tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+def _ask(door, handler, model, body):
+    """The reply of an HTTP door's handler."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def ask():
+        async def receive():
+            return messages.pop() if messages else await asyncio.Future()
+
+        access = door.gateway.guard.policy.current.access
+        scope = {"path": "/v2/x", "headers": [], "path_params": {"model": model}}
+        exchange = exchange_of(scope, receive, access=access)
+        exchange.principal = Principal("k", "k", Grant(tenant="all"))
+        reply = await handler(exchange)
+        sent = []
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+
+        await reply.send(send)
+        return b"".join(sent)
+
+    return door.run(ask())
+
+
+def _v2(*values, **more):
+    tensor = {"name": "x", "shape": [len(values), 1], "datatype": "FP32", "data": values}
+    return {"inputs": [tensor], **more}
+
+
+def test_grpc_unary(door, client, spent):
+    answer = client.infer("counted", _x(600, 100), headers=door.headers())
+    assert answer.as_numpy("token_count").tolist() == [[600], [100]]
+    assert spent("counted") == 700
+
+
+@pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
+def test_grpc_unary_of_some_outputs(door, client, spent, outputs):
+    """Who does not ask what it cost is not told, and pays."""
+    wanted = [InferRequestedOutput(name) for name in outputs]
+    answer = client.infer("counted", _x(600, 100), outputs=wanted, headers=door.headers())
+    assert sorted(output.name for output in answer.get_response().outputs) == sorted(outputs)
+    if "y" in outputs:
+        assert answer.as_numpy("y").tolist() == [[600], [100]]
+    assert spent("counted") == 700
+
+
+def test_a_count_cannot_be_disguised(door, client, spent):
+    wanted = [InferRequestedOutput("token_count", class_count=1)]
+    with pytest.raises(InferenceServerException, match="without classification"):
+        client.infer("counted", _x(600), outputs=wanted, headers=door.headers())
+    with pytest.raises(Malformed, match="without classification"):
+        output = {"name": "token_count", "parameters": {"classification": 1}}
+        _ask(door, V2Door(door.gateway).infer, "counted", _v2(600, outputs=[output]))
+    assert spent("counted") == 0
+
+
+def test_v2_infer(door, spent):
+    infer = V2Door(door.gateway).infer
+    whole = json.loads(_ask(door, infer, "counted", _v2(5, 6, 7)))
+    assert [each["name"] for each in whole["outputs"]] == ["y", "token_count"]
+    assert spent("counted") == 18
+    some = json.loads(_ask(door, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
+    assert [each["name"] for each in some["outputs"]] == ["y"]
+    assert spent("counted") == 518
+
+
+def test_v2_generate(door, spent):
+    _ask(door, GenerateDoor(door.gateway).generate, "counted", {"x": 41})
+    assert spent("counted") == 41
+    _ask(door, GenerateDoor(door.gateway).generate_stream, "pieces", {"x": 300})
+    assert spent("pieces") == 300
+
+
+def test_a_request_that_fails_costs_nothing(door, client, spent):
+    with pytest.raises(InferenceServerException, match="the model failed"):
+        client.infer("counted", _x(-1), headers=door.headers())
+    with Streaming(door) as stream:
+        for _ in range(3):
+            stream.send("counted", _x(-1))
+            assert isinstance(stream.next(), InferenceServerException)
+    assert spent("counted") == 0
+
+
+def test_a_grpc_stream_is_settled_message_by_message(door, spent):
+    wanted = [InferRequestedOutput("y")]
+    with Streaming(door) as stream:
+        for x in (10, 200, 3000):
+            stream.send("counted", _x(x), outputs=wanted)
+            answer = stream.next()
+            assert [output.name for output in answer.get_response().outputs] == ["y"]
+            assert answer.as_numpy("y").tolist() == [[x]]
+        # The first message's reservation is held with its place to the end of the stream.
+        assert 3200 < spent("counted") < 3300
+    wait_until(lambda: spent("counted") == 3210, 2, "the first one is settled")
+
+
+@pytest.mark.parametrize("wants_final", [False, True])
+def test_a_grpc_stream_of_a_decoupled_model(door, spent, wants_final):
+    with Streaming(door) as stream:
+        for x in (30, 600, 900):
+            stream.send("pieces", _x(x, rows=False), enable_empty_final_response=wants_final)
+            values = [stream.next() for _ in range(3 + wants_final)]
+            assert [each.as_numpy("token_count").tolist() for each in values[:3]] == [[x / 3]] * 3
+        wait_until(lambda: 1500 < spent("pieces") < 1600, 2, "all but the first are settled")
+        assert stream.answers.empty()
+    wait_until(lambda: spent("pieces") == 1530, 2, "the first one is settled")
+
+
+def test_a_stream_that_is_left_pays_for_what_it_got(door, spent):
+    """``pieces`` waits for nobody, so the echo speaks slowly."""
+    with Streaming(door) as stream:
+        stream.send("echo_llm", _text("[repeat 50] [delay 0.05] a", stream=True))
+        seen = [stream.next() for _ in range(3)]
+        assert [name for each in seen for name in _names(each)] == ["text_output"] * 3
+        stream.client.stop_stream(cancel_requests=True)
+    wait_until(lambda: 0 < spent("echo_llm") < 20, 2, "what was said until then is settled")
+
+
+def _names(answer):
+    return [output.name for output in answer.get_response().outputs]
+
+
+def _text(text: str, **flags) -> list[InferInput]:
+    tensors = []
+    for name, value in {"text_input": text.encode(), **flags}.items():
+        dtype = "BYTES" if name == "text_input" else "BOOL"
+        tensors.append(InferInput(name, [1], dtype))
+        kind = object if dtype == "BYTES" else bool
+        tensors[-1].set_data_from_numpy(np.array([value], dtype=kind))
+    return tensors
+
+
+def test_a_language_model_pays_under_v2_too(door, spent):
+    """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
+    body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
+    events = _ask(door, GenerateDoor(door.gateway).generate_stream, "echo_llm", body)
+    said = [json.loads(each[6:]) for each in events.decode().split("\n\n") if each]
+    assert [sorted(each) for each in said] == [["model_name", "model_version", "text_output"]] * 3
+    assert spent("echo_llm") == 5 + 3
+    _ask(door, GenerateDoor(door.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
+    assert spent("echo_llm") == 5 + 3 + 5 + 1
+    for hidden in ("return_num_output_tokens", "return_num_input_tokens"):
+        with pytest.raises(Malformed, match="leave"):
+            refused = {"text_input": "word", hidden: False}
+            _ask(door, GenerateDoor(door.gateway).generate, "echo_llm", refused)
+    with Streaming(door) as stream:
+        stream.send("echo_llm", _text("word", return_num_output_tokens=False))
+        assert "leave" in str(stream.next())
+        stream.send("echo_llm", _text("word", return_num_output_tokens=True))
+        assert _names(stream.next()) == ["text_output", "num_output_tokens"]
+    wait_until(lambda: spent("echo_llm") == 14 + 1 + 1, 2, "settled")
+
+
+def test_values_in_protobufs_own_fields(door, spent):
+    request = service_pb2.ModelInferRequest(model_name="echo_llm")
+    tensor = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"a b")
+    tensor = request.inputs.add(name="stream", datatype="BOOL", shape=[1])
+    tensor.contents.bool_contents.append(True)
+    with grpc.insecure_channel(door.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answers = list(stub.ModelStreamInfer(iter([request]), metadata=[*door.headers().items()]))
+    assert [len(each.infer_response.outputs) for each in answers] == [1, 1]
+    assert spent("echo_llm") == 2 + 2
+
+
+def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("an answer was read")
+
+    monkeypatch.setattr("gateway.addons.grpc_door.answer.AnswerParts.__init__", never)
+    with RunningDoor(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
+        with InferenceServerClient(free.address) as client:
+            answer = client.infer("counted", _x(600), headers=free.headers())
+        assert answer.as_numpy("token_count").tolist() == [[600]]
+        with Streaming(free) as stream:
+            stream.send("pieces", _x(30, rows=False))
+            assert [stream.next().as_numpy("y").item() for _ in range(3)] == [30] * 3

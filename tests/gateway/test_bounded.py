@@ -1,0 +1,150 @@
+"""What a stranger can make the gateway hold, and for how long: raw bytes against a real uvicorn."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from gateway.http import bounded
+from gateway.http.corked import CorkedProtocol
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+async def _app(scope, receive, send):
+    """Answers at once, whatever is still to come."""
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture(scope="module")
+def port():
+    config = uvicorn.Config(
+        _app, port=0, http=CorkedProtocol, ws="none", lifespan="off", log_config=None
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def _connected(port):
+    with socket.create_connection(("127.0.0.1", port)) as made:
+        made.settimeout(5)
+        yield made
+
+
+def _all(made) -> bytes:
+    """Everything until the gateway closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := made.recv(65536):
+            received += part
+    return received
+
+
+def _flood(made, part: bytes, most: int = 2000) -> int:
+    """How many parts were taken before the gateway closed the connection."""
+    for count in range(most):
+        try:
+            made.sendall(part)
+        except OSError:
+            return count
+    return most
+
+
+def test_an_ordinary_request_and_another_one_on_its_connection(port):
+    with _connected(port) as made:
+        for _ in range(2):
+            made.sendall(GET + b"\r\n")
+            assert made.recv(1000).endswith(b"ok")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET + b"X: " + b"a" * bounded.HEAD_LIMIT_BYTES + b"\r\n\r\n",
+        GET + b"".join(b"X%d: a\r\n" % n for n in range(bounded.HEADERS_LIMIT)) + b"\r\n",
+    ],
+)
+def test_a_head_that_is_too_large(port, head):
+    with _connected(port) as made:
+        made.sendall(head + GET + b"\r\n")  # what follows is not read as a request
+        assert _all(made).count(b"HTTP/1.1") == 1
+
+
+def test_an_endless_head(port):
+    for begin, part in ((GET, b"X: " + b"a" * 9000 + b"\r\n"), (GET + b"X: ", b"a" * 10_000)):
+        with _connected(port) as made:
+            made.sendall(begin)
+            assert _flood(made, part) < 1000
+
+
+def test_431_is_what_it_is_told(port):
+    with _connected(port) as made:
+        made.sendall(GET + b"X: " + b"a" * (bounded.HEAD_LIMIT_BYTES + 1))
+        assert made.recv(1000).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(("begin", "told"), [(b"", b""), (GET, b""), (b"G", b"")])
+def test_a_connection_that_says_nothing_or_not_all(port, monkeypatch, begin, told):
+    monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", 0.3)
+    with _connected(port) as made:
+        started = time.monotonic()
+        made.sendall(begin)
+        assert _all(made) == told
+        assert 0.2 < time.monotonic() - started < 2
+
+
+def test_a_second_head_that_does_not_end(port, monkeypatch):
+    monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", 0.3)
+    with _connected(port) as made:
+        made.sendall(GET + b"\r\n")
+        assert made.recv(1000).endswith(b"ok")
+        made.sendall(GET)
+        assert _all(made).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_goes_on_after_its_answer(port, monkeypatch):
+    monkeypatch.setattr(bounded, "DISCARD_LIMIT_BYTES", 1_000_000)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with _connected(port) as made:
+        made.sendall(head)
+        assert made.recv(1000).endswith(b"ok")
+        assert _flood(made, b"10000\r\n" + bytes(0x10000) + b"\r\n") < 300
+
+
+def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
+    monkeypatch.setattr(bounded, "DISCARD_TIMEOUT_S", 0.3)
+    with _connected(port) as made:
+        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert made.recv(1000).endswith(b"ok")
+        started = time.monotonic()
+        while time.monotonic() - started < 3:
+            try:
+                made.sendall(b"a")
+            except OSError:
+                break
+            time.sleep(0.05)
+        assert 0.2 < time.monotonic() - started < 2
+
+
+def test_a_body_that_was_refused_may_be_sent_to_its_end(port):
+    """Its sender reads the answer, and may use the connection again."""
+    with _connected(port) as made:
+        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert made.recv(1000).endswith(b"ok")
+        made.sendall(bytes(1_000_000))
+        made.sendall(GET + b"\r\n")
+        assert made.recv(1000).endswith(b"ok")

@@ -1,0 +1,128 @@
+"""OpenAI's token ids back into text, compared with what OpenAI's own tokenizer makes of texts."""
+
+import asyncio
+import sys
+import time
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.addons import openai_tokens
+from gateway.addons.openai_tokens import MAX_ALL_IDS, MAX_IDS, decoded
+from gateway.doors.token_inputs import VOCABULARY, as_text
+from gateway.errors import Malformed
+from tests.gateway.vocabulary import fill_cache
+
+FACE = {"text": "text"}
+TEXTS = [
+    "Where is my parcel?",
+    "",
+    " \n\t",
+    "Grüße aus Köln, 日本語, العربية, 👩‍👩‍👧 é\u0301\x00",
+    "<|endoftext|> is a text here",
+    "a" * 5000,
+]
+
+
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiktoken")
+    fill_cache(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        yield tiktoken.get_encoding(VOCABULARY)
+
+
+def _ids(openai, text):
+    return openai.encode(text, disallowed_special=())
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text])
+async def test_the_text_that_the_client_had(openai, text):
+    ids = _ids(openai, text)
+    assert await as_text(ids, FACE, "input") == text
+    assert await as_text([ids, "x", ids], FACE, "input") == [text, "x", text]
+
+
+def test_any_text(openai):
+    @settings(max_examples=200, deadline=None)
+    @given(st.text(min_size=1, max_size=60))
+    def check(text):
+        assert asyncio.run(as_text(_ids(openai, text), FACE, "input")) == text
+
+    check()
+
+
+async def test_a_text_that_was_cut_within_a_character(openai):
+    """LangChain cuts long texts at 8191 ids, wherever that is."""
+    text = "Grüße 👩‍👩‍👧 日本語"
+    ids = _ids(openai, text)
+    for place in range(1, len(ids)):
+        first, second = await as_text([ids[:place], ids[place:]], FACE, "input")
+        assert text.startswith(first) and text.endswith(second)
+        assert len(text) - len(first + second) <= 1
+
+
+async def test_special_tokens_are_their_text(openai):
+    ids = openai.encode("a<|endoftext|>b", allowed_special="all")
+    assert await as_text(ids, FACE, "input") == "a<|endoftext|>b"
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([9241, -1], "the token id -1 is not in the vocabulary cl100k_base"),
+        ([9241, 100277], "the token id 100277 is not in the vocabulary"),
+        ([100256], "the token id 100256 is not in the vocabulary"),
+        ([2**70], f"the token id {2**70} is not in"),
+        ([9241, 9468, 9241], "are no text"),  # half a character between two words
+        ([1] * (MAX_IDS + 1), "at most 8192 token ids in an input"),
+        ([[1] * MAX_IDS] * (MAX_ALL_IDS // MAX_IDS + 1), "and 300000 in all"),
+    ],
+)
+async def test_ids_that_are_refused(ids, words):
+    with pytest.raises(Malformed, match=words) as caught:
+        await as_text(ids, FACE, "input")
+    assert caught.value.param == "input"
+
+
+async def test_another_vocabulary_is_the_faces(openai):
+    ids = _ids(openai, " my")
+    other = await as_text(ids, {**FACE, "vocabulary": "o200k_base"}, "input")
+    assert other not in ("", " my")
+    assert await as_text(ids, {**FACE, "tokens_in": "ids"}, "input") == ids  # the model's own
+    with pytest.raises(Malformed, match=r"mean nothing to this model.*check_embedding_ctx"):
+        await as_text(ids, {**FACE, "vocabulary": ""}, "input")
+    with pytest.raises(Malformed, match="unknown vocabulary"):
+        await as_text(ids, {**FACE, "vocabulary": "nonsense"}, "input")
+
+
+async def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(openai_tokens, "_LOADED", {})
+    monkeypatch.setitem(sys.modules, "bpe_openai", None)
+    with pytest.raises(Malformed, match=r"without 'tidegate\[openai-tokens\]'.*send text"):
+        await as_text([1, 2], FACE, "input")
+    assert await as_text("text", FACE, "input") == "text"
+
+
+async def test_it_is_loaded_once_and_beside_the_loop(monkeypatch):
+    import bpe_openai
+
+    loads, loaded = [], bpe_openai.get_encoding(VOCABULARY)
+
+    def slow(name):
+        loads.append(name)
+        time.sleep(0.2)
+        return loaded
+
+    monkeypatch.setattr(openai_tokens, "_LOADED", {})
+    monkeypatch.setattr(bpe_openai, "get_encoding", slow)
+    asked = [asyncio.create_task(decoded([9241], VOCABULARY, "input")) for _ in range(5)]
+    ticks = 0
+    while not all(task.done() for task in asked):
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 5
+    assert loads == [VOCABULARY]

@@ -1,0 +1,124 @@
+"""The hardware variants: written from the declaration, and different only in where a model runs."""
+
+from pathlib import Path
+
+import pytest
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ensembles.text_embedding import BUCKETS, PIPELINE
+from modelspec.hardware import engine_of, hardware_configs, plan_config, with_plan
+from modelspec.model import ModelSpec, TensorSpec
+from modelspec.pbtxt import parse, render, to_proto
+from modelspec.staging import stage_model
+from tests.modelspec.test_pbtxt import _specs
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINE = engine_of(PIPELINE)
+RUNS_ON = ("instance_group", "optimization", "backend", "default_model_filename", "parameters")
+
+
+def _without(proto: pb.ModelConfig, *fields: str) -> pb.ModelConfig:
+    copy = pb.ModelConfig()
+    copy.CopyFrom(proto)
+    for field in fields:
+        copy.ClearField(field)
+    return copy
+
+
+@pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
+def test_the_committed_variants_are_what_the_declaration_says(spec):
+    folder = ROOT / "model_repository" / spec.name / "configs"
+    committed = {p.stem: p.read_text() for p in folder.glob("*.pbtxt") if p.stem != "tuned"}
+    declared = {name: render(proto) for name, proto in hardware_configs(spec).items()}
+    assert committed == declared
+    assert bool(declared) == (spec.backend == "onnxruntime")
+
+
+def test_on_a_gpu_only_the_place_differs_and_fp32_stays_fp32():
+    gpu = hardware_configs(ENGINE)["gpu"]
+    assert parse(render(gpu)) == gpu
+    assert _without(gpu, *RUNS_ON[:2]) == _without(to_proto(ENGINE), *RUNS_ON[:2])
+    assert [(g.kind, g.count) for g in gpu.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 1)]
+    (cuda,) = gpu.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
+
+
+def test_the_accelerator_is_an_option_and_is_given_the_profiles():
+    config = hardware_configs(ENGINE)["gpu-tensorrt"]
+    first, second = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (first.name, second.name) == ("tensorrt", "cuda")
+    shapes = first.parameters["trt_profile_max_shapes"].split(",")
+    assert shapes == [
+        f"{name}:64x{bucket}" for bucket in BUCKETS for name in ("input_ids", "attention_mask")
+    ]
+    assert first.parameters["trt_profile_min_shapes"].startswith("input_ids:1x1,attention_mask:1x1")
+    assert first.parameters["precision_mode"] == "FP32"
+
+
+def test_the_backend_here_reads_the_variants_as_they_are_meant(monkeypatch):
+    """The Python-based backend's own reading, with the providers of a build for GPUs."""
+    from google.protobuf import json_format
+
+    monkeypatch.syspath_prepend(str(ROOT / "serving" / "backends" / "onnxruntime"))
+    from ort_session import choose_providers
+
+    built_in = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    configs = {
+        name: json_format.MessageToDict(proto, preserving_proto_field_name=True)
+        for name, proto in hardware_configs(ENGINE).items()
+    }
+    gpu = choose_providers(configs["gpu"], "GPU", 0, built_in)
+    assert [name for name, _ in gpu] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert gpu[0][1] == {"device_id": "0", "use_tf32": "0"}
+    both = choose_providers(configs["gpu-tensorrt"], "GPU", 0, built_in)
+    assert [name for name, _ in both] == built_in
+    assert both[0][1]["trt_max_workspace_size"] == str(4 << 30)
+    assert "trt_profile_opt_shapes" in both[0][1]
+
+
+def test_the_plan_is_served_by_tensorrt_with_every_profile():
+    plan = plan_config(ENGINE)
+    assert (plan.backend, plan.default_model_filename) == ("tensorrt", "model.plan")
+    (group,) = plan.instance_group
+    assert (group.kind, list(group.profile)) == (
+        pb.ModelInstanceGroup.KIND_GPU,
+        [str(n) for n in range(len(BUCKETS))],
+    )
+    assert "intra_op_thread_count" not in plan.parameters
+    assert _without(plan, *RUNS_ON) == _without(to_proto(ENGINE), *RUNS_ON)
+
+
+def test_what_tensorrt_cannot_take_has_no_such_variant():
+    table = ModelSpec("m", "onnxruntime", 4, (TensorSpec("city", "BYTES", (1,)),), ())
+    assert set(hardware_configs(table)) == {"gpu"}
+    with pytest.raises(ValueError, match="BYTES"):
+        plan_config(table)
+    assert hardware_configs(PIPELINE.public) == {}
+
+
+def test_a_plan_takes_the_place_of_the_graph_and_is_pinned():
+    changed = with_plan(PIPELINE)
+    assert [spec.name for spec in changed.models] == [
+        "text_embedding_pre",
+        "text_embedding_trt",
+        "text_embedding",
+    ]
+    steps = to_proto(changed.public).ensemble_scheduling.step
+    pins = [(step.model_name, step.model_version) for step in steps]
+    assert pins == [("text_embedding_pre", 1), ("text_embedding_trt", 1)]
+    # A machine without a GPU serves the graph beside the plan.
+    assert to_proto(changed.members[1]).backend == "onnxruntime"
+
+
+def test_the_plans_variant_is_staged_only_with_a_plan(tmp_path):
+    graph, plan = tmp_path / "g", tmp_path / "p"
+    graph.write_bytes(b"graph"), plan.write_bytes(b"plan")
+    folder = stage_model(tmp_path / "without", ENGINE, {"model.onnx": graph})
+    assert sorted(p.name for p in (folder / "configs").iterdir()) == [
+        "gpu-tensorrt.pbtxt",
+        "gpu.pbtxt",
+    ]
+    engine = with_plan(PIPELINE).members[1]
+    folder = stage_model(tmp_path / "with", engine, {"model.onnx": graph, "model.plan": plan})
+    written = parse((folder / "configs" / "tensorrt.pbtxt").read_text())
+    assert (written.name, written.backend) == ("text_embedding_trt", "tensorrt")

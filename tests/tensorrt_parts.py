@@ -1,0 +1,86 @@
+"""What can be had of TensorRT without a GPU: type stubs, and the bindings of two releases to look
+names up in. ``make test`` runs this once.
+
+    python -m tests.tensorrt_parts
+
+The stubs as published cannot be parsed (a parameter is called ``in``) and lack the marker
+``py.typed``; a mended copy goes to ``.typings/``, where mypy finds it. The bindings cannot be
+imported without TensorRT's libraries, so nothing is installed: the wheels are kept in the cache.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from importlib.metadata import files
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TYPINGS = ROOT / ".typings"
+BINDINGS = {
+    "10": "tensorrt-cu12-bindings==10.13.3.9",
+    "11": "tensorrt-cu13-bindings==11.4.0.106",
+}
+SETUP = "python -m tests.tensorrt_parts"
+# Any machine tests against the same files.
+PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
+DOWNLOAD = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+
+
+class PartMissing(AssertionError):
+    """A part was not fetched; a test that meets this fails, and says what to run."""
+
+
+def wheel(release: str) -> Path:
+    """The wheel of this release in the cache; PartMissing."""
+    name, _, version = BINDINGS[release].partition("==")
+    found = sorted(_cache().glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+    if not found:
+        raise PartMissing(f"{BINDINGS[release]} is not in {_cache()}: run {SETUP}")
+    return found[0]
+
+
+@cache
+def binary(release: str) -> bytes:
+    """The extension module of a release, which holds the names of everything it binds."""
+    with zipfile.ZipFile(wheel(release)) as archive:
+        return archive.read("tensorrt_bindings/tensorrt.so")
+
+
+def fetch() -> None:
+    """Bring the wheels that are missing."""
+    for release, requirement in BINDINGS.items():
+        try:
+            wheel(release)
+        except PartMissing:
+            command = [sys.executable, *DOWNLOAD, *PLATFORM, "--only-binary=:all:"]
+            subprocess.run([*command, "--dest", str(_cache()), requirement], check=True)
+
+
+def mend_stubs() -> None:
+    """Write ``.typings/`` from the installed tensorrt-stubs."""
+    for file in files("tensorrt-stubs") or []:
+        if file.suffix == ".pyi":
+            target = TYPINGS / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(mended(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def mended(text: str) -> str:
+    """The stub with its five lines that are no Python put right."""
+    text = re.sub(r"\bin: (?=list\[)", "in_: ", text)
+    return text.replace(
+        "channel_axis: int) -> IScaleLayer", "channel_axis: int = 0) -> IScaleLayer"
+    )
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "tidegate" / "wheels"
+
+
+if __name__ == "__main__":
+    mend_stubs()
+    fetch()
