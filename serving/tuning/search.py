@@ -80,6 +80,14 @@ def standing(space: Space, scores: Scores) -> Standing:
     return Standing(best, score.ratio, tuple(moves), None, round=number)
 
 
+def concluded(space: Space, scores: Scores) -> Standing:
+    """Where the search stands if nothing more is measured: the knob under way counts too."""
+    known = dict(scores)
+    while (now := standing(space, known)).next:
+        known[now.next] = None
+    return now
+
+
 def finalists(reached: Standing, count: int) -> list[Setting]:
     """The last ``count`` settings on the way to the best, the one with fewest knobs turned first:
     they are measured once more, since the best of many noisy figures flatters."""

@@ -12,7 +12,7 @@ from serving.repository import is_published, read_config
 from serving.tuning import questions as asking
 from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context
-from serving.tuning.search import Score, Standing, finalists, standing, winner
+from serving.tuning.search import Score, Standing, concluded, finalists, standing, winner
 from serving.tuning.setting import Setting, roles, setting_of
 from serving.tuning.space import Space
 from serving.tuning.stand import Stand
@@ -20,7 +20,7 @@ from serving.tuning.trial import Bench, Trial
 
 Say = Callable[[str], None]
 # Many short passes in turns, not a few long ones: what else the machine does comes in bursts.
-SHORTEST_PASS_S, LONGEST_PASS_S = 0.25, 1.2
+SHORTEST_PASS_S, LONGEST_PASS_S = 0.5, 1.2
 PASSES_IN_BUDGET = 500
 TRIAL_PAIRS, FINAL_PAIRS = 5, (5, 20)
 FINALISTS = 3
@@ -116,19 +116,20 @@ class _Search:
         known = self._log.trials()
         if known:
             self._say(f"{self._job.name}: {len(known)} trials are known from before")
-        standing_now = self._explore()
-        finals = self._finals(standing_now)
+        is_complete = self._explore()
+        reached = concluded(self._space, self._scores())
+        finals = self._finals(reached)
         best = winner([(each.setting, each.score(self._job.p99_ms)) for each in finals])
         return Result(
             name=self._job.name,
             context=self._context,
             trials=self._log.trials(),
-            search=standing_now,
+            search=reached,
             finals=finals,
             control=self._control() if finals else None,
             winner=next((each for each in finals if each.setting == best), None),
             p99_ms=self._job.p99_ms,
-            is_complete=standing_now.next is None,
+            is_complete=is_complete,
             seconds=round(time.monotonic() - self._started, 1),
             notes=self._notes,
         )
@@ -139,14 +140,14 @@ class _Search:
             return []
         return asking.lengths(stand.server.control, pre, self._bench.questions)
 
-    def _explore(self) -> Standing:
-        """Trials until the search or its part of the budget is over."""
+    def _explore(self) -> bool:
+        """Trials until the search (True) or its part of the budget is over."""
         until = self._started + self._job.budget_s * (1 - FINAL_SHARE)
         while True:
             now = standing(self._space, self._scores())
             begun = time.monotonic()
             if now.next is None or begun + self._longest_s > until:
-                return now
+                return now.next is None
             trial = self._bench.run(now.next, TRIAL_PAIRS)
             self._log.add(trial)
             self._longest_s = max(self._longest_s, time.monotonic() - begun)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.tuning.search import Score, finalists, standing, winner
+from serving.tuning.search import Score, concluded, finalists, standing, winner
 from serving.tuning.setting import Setting
 from serving.tuning.space import THREADS_PER_CORE, Space, proposals
 
@@ -89,6 +89,15 @@ def test_it_goes_on_where_it_was():
         scores[standing(space, scores).next] = Score(1.0)
     again = dict(reversed(scores.items()))
     assert standing(space, again) == standing(space, scores)
+
+
+def test_a_budget_that_ends_in_the_middle_of_a_knob_counts_what_was_measured():
+    space = Space(DEFAULT, 2)
+    assert concluded(space, {}).moves == ()
+    first = standing(space, {}).next
+    now = concluded(space, {first: Score(1.4)})
+    assert (now.best, now.next) == (first, None)
+    assert standing(space, {first: Score(1.4)}).moves == ()
 
 
 def test_the_finalists_are_the_way_to_the_best():
