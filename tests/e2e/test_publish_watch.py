@@ -31,10 +31,10 @@ def quick(monkeypatch):
 
 
 @contextlib.contextmanager
-def watching(server):
+def watching(server, *models):
     """A watcher that looks without a pause, and what it said."""
     said: list[str] = []
-    watcher, stopped = Watcher(server, [NAME], said.append), threading.Event()
+    watcher, stopped = Watcher(server, [NAME, *models], said.append), threading.Event()
 
     def look() -> None:
         while not stopped.wait(0.05):
@@ -108,7 +108,7 @@ def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkey
     """Every probe passes, the one that follows the death at once among them."""
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
     monkeypatch.setattr(health, "sample_of", lambda config: None)
-    with watching(server) as (watcher, said):
+    with watching(server, "mood_onnx") as (watcher, said):
         victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
         psutil.Process(victim.pid).kill()
         wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
