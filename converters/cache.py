@@ -73,6 +73,11 @@ def content_key(settings: str) -> str:
     return files_sha256(own, tools + settings)
 
 
+def content_text(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def files_sha256(files: Iterable[Path], settings: str = "") -> str:
     """SHA-256 over the files' names and bytes, in the order given, and ``settings``."""
     digest = hashlib.sha256(settings.encode())

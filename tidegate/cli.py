@@ -16,6 +16,7 @@ VERBS = {
     "canary": "tidegate.canary",
     "promote": "tidegate.promote",
     "lint": "tidegate.lint",
+    "optimize": "tidegate.optimize",
     "keys": "tidegate.keys",
     "audit": "tidegate.audit",
     "demo": "tidegate.demo",

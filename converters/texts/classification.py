@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.proof import Check
 from converters.task import Case
 from converters.texts import classification_proof
@@ -41,6 +42,9 @@ class TextClassification(TextTask):
 
     def prove_graph(self, engine: Path, case: Case) -> list[Check]:
         return classification_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return classification_proof.scores_closeness(self.graph(engine, case), case)
 
     def golden(self, case: Case) -> Golden:
         scores, labels = case.answers["scores"][0], case.facts["labels"]

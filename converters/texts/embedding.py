@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.proof import Check
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.sentence_embedding import SentenceEncoder, SentenceFolder, prompts
@@ -65,6 +66,9 @@ class Embedding(TextTask):
 
     def prove_graph(self, engine: Path, case: Case) -> list[Check]:
         return embedding_proof.graph_checks(self.graph(engine, case), case_texts(case), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return embedding_proof.vectors_closeness(self.graph(engine, case), case)
 
     def golden(self, case: Case) -> Golden:
         vector, count = case.answers["vectors"][0], case.answers["token_count"][0]

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from converters.closeness import closeness, same_decision
 from converters.errors import ConversionError, ExportFailed
 from converters.precision import PRECISIONS, write_variant
-from converters.precisions.closeness import closeness, same_decision
 from converters.tolerance import clear_margin, graded, tolerance
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from converters.closeness import closeness, same_decision, same_neighbour
 from converters.errors import ConversionError
 from converters.precision import PRECISIONS
-from converters.precisions.closeness import closeness, same_decision, same_neighbour
 from converters.tolerance import LIMITS, clear_margin, grade, graded, tolerance
 from tests.converters.test_precision import build, run, sentences
 
