@@ -56,7 +56,14 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "w8", "int8", "int8-dynamic")
+    precisions: ClassVar[tuple[str, ...]] = (
+        "fp32",
+        "fp16",
+        "w8",
+        "int8",
+        "int8-rows",
+        "int8-dynamic",
+    )
 
     def __init__(self, order: Order) -> None:
         self.order = order

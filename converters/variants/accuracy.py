@@ -54,8 +54,8 @@ def compare(task: Task, engine: Path, precision: str, case: Case, many: Case) ->
 
 
 def measured_tolerance(task: str, precision: str) -> Tolerance:
-    """The precision's own, but for one that promises nothing about the batch: it is measured against
-    what counts as independent."""
+    """The precision's own; one that promises nothing about the batch is measured against what
+    counts as independent."""
     limits = tolerance(task, precision)
     return replace(limits, invariance=min(limits.invariance, INDEPENDENT))
 

@@ -26,6 +26,7 @@ from converters.variants.candidates import ORIGINAL, Candidate, candidates
 from converters.variants.clocks import ROWS, write_feeds
 from converters.variants.kept import Kept
 from converters.variants.pareto import Row
+from converters.variants.pruning import Pruning, write_pruned
 from converters.variants.timing import Form, Timer, Visits
 
 LEFT_OUT = "not measured: the time budget ended first"
@@ -40,15 +41,18 @@ class Subject:
     open_task: Callable[[Order], Task]
     kind: str
     precisions: tuple[str, ...] = ()
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """The original's row comes first if it has a framework of its own; ``samples`` is how many the
-    accuracy was measured on."""
+    accuracy was measured on, ``against`` what the ratios are of."""
 
     rows: tuple[Row, ...]
     samples: int
+    task: str
+    against: str
 
 
 @dataclass
@@ -68,6 +72,11 @@ class Bench:
     def task(self) -> Task:
         return self.converted.task
 
+    @property
+    def samples(self) -> int:
+        """How many the accuracy was measured on."""
+        return next((each.samples for each in self.accuracies.values()), 0)
+
     def compare_all(self, forms: Sequence[Candidate], budget: Budget) -> None:
         """Write each graph and compare its answers, in this order, until the budget has no more."""
         for form in forms:
@@ -81,16 +90,26 @@ class Bench:
 
     def _write(self, form: Candidate) -> None:
         source, case = self.converted.engine, self.converted.case
-        settings = json.dumps([source_sha256(self.task), files_sha256([source]), form.graph])
+        pruning = _pruning_key(self.subject.pruning) if form.pruned else ""
+        parts = [source_sha256(self.task), files_sha256([source]), form.precision, pruning]
+        settings = json.dumps(["variant", *parts])
 
         def build(folder: Path) -> None:
             self.say(f"writing {form.name}")
             feeds = lambda: self.task.feeds(case)  # noqa: E731 - it has no name to give
-            write_variant(form.precision, source, folder / GRAPH, feeds)
+            write_variant(form.precision, self._graph(form, folder), folder / GRAPH, feeds)
 
         self.engines[form.graph] = (
             conversion(case.name, content_key(settings), GRAPH, build) / GRAPH
         )
+
+    def _graph(self, form: Candidate, folder: Path) -> Path:
+        """What the form is written from: the proved graph, pruned first where that is wished."""
+        if not (form.pruned and self.subject.pruning):
+            return self.converted.engine
+        pruned = folder / "pruned.onnx"
+        write_pruned(self.converted.engine, pruned, self.subject.pruning)
+        return pruned
 
     def _compare(self, form: Candidate, budget: Budget) -> None:
         engine, case = self.engines[form.graph], self.converted.case
@@ -146,18 +165,22 @@ class Bench:
 def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     """Whatever the budget allows; ConversionError when the model cannot be converted at all."""
     task = subject.open_task(subject.order)
+    precisions = _known(task, subject.precisions)
     converted = convert(task, Variant("fp32"), say)
     many = many_samples(subject, converted, say)
+    # The budget is for measuring: what the conversion took, once, is not counted.
+    budget.restart()
     bench = Bench(subject, converted, many, kept, say)
-    forms = candidates(_known(task, subject.precisions), pruning=False)
+    forms = candidates(precisions, subject.pruning is not None)
     bench.compare_all(forms, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(forms, Path(work))
         visits = Timer(timed, kept, Path(work), say).run(budget)
-    shown = [timed[0].candidate] if timed[0].candidate.precision == ORIGINAL else []
+    first = timed[0].candidate
+    shown = [first] if first.precision == ORIGINAL else []
     rows = tuple(bench.row(form, visits.get(form, Visits())) for form in [*shown, *forms])
-    samples = next(iter(bench.accuracies.values())).samples if bench.accuracies else 0
-    return Measured(rows, samples)
+    against = "torch eager" if shown else first.name
+    return Measured(rows, bench.samples, task.name, against)
 
 
 def many_samples(subject: Subject, converted: Converted, say: Say) -> Case:
@@ -173,6 +196,12 @@ def many_samples(subject: Subject, converted: Converted, say: Say) -> Case:
         build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - one line says it
         folder = conversion(order.name, key, ANSWERS, build)
     return case_in(folder, order.name, converted.task.name, "fp32")
+
+
+def _pruning_key(pruning: Pruning | None) -> str:
+    """The shares, and the code that finds and cuts, which a conversion's key does not have."""
+    code = sorted(Path(__file__).parent.glob("prun*.py"))
+    return files_sha256(code, str(pruning))
 
 
 def _known(task: Task, wished: Sequence[str]) -> tuple[str, ...]:

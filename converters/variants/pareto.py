@@ -1,4 +1,4 @@
-"""Which form to serve: the front of accuracy against throughput, the pick, and why not the others."""
+"""Which form to serve: the front of accuracy and throughput, the pick, and why not the others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +117,8 @@ def refused_faster(
     found = []
     for row in sorted(rows, key=lambda row: -row.throughput):
         if row.candidate.precision == ORIGINAL or row is chosen or row.throughput < bar:
+            continue
+        if not row.measured:
             continue
         reasons = refusals(row, allowed) or [
             f"not more than {NOISE:.0%} faster, and further from the original"

@@ -1,6 +1,6 @@
 """The times of several forms, taken in turn: each cell of each pass visits all of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,6 +124,3 @@ class Timer:
 
     def _key(self, form: Form) -> str:
         return self.kept.key("times", self.forms[0].content, form.content)
-
-
-Progress = Callable[[str], None]
