@@ -71,15 +71,15 @@ $(VENV)/bin/python:
 
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
-	@$(PIP) -e '.[gateway,convert,server]'
+	@$(PIP) -e '.[gateway,convert,server,charts]'
 	@touch $@
 
 $(VENV)/.load: $(VENV)/.up
 	@echo "installing the load test's packages ..."
-	@$(PIP) -e '.[gateway,convert,server,load]'
+	@$(PIP) -e '.[gateway,convert,server,charts,load]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.load
 	@echo "installing the test packages ..."
-	@$(PIP) -e '.[gateway,convert,server,load,dev]'
+	@$(PIP) -e '.[gateway,convert,server,charts,load,dev]'
 	@touch $@

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def _variants(
     """The findings, saved and drawn, and the seconds they took; None where there is one form."""
     from converters.variants.budget import Budget
     from converters.variants.chart import draw
-    from tidegate.optimize_variants import find
+    from tidegate.optimize_variants import find, keep_pruned
 
     budget = Budget(budget_s)
     found = find(wish, budget, places, say)
@@ -161,7 +161,7 @@ def _variants(
         say(f"{wish.name}: tables and trees have one form, fp32: nothing to choose")
         return None, budget.spent
     folder = places.state / "optimize" / wish.name
-    saved = [found.save(folder), *draw(found, folder)]
+    saved = [found.save(folder), *draw(found, folder), *keep_pruned(found, folder)]
     say("written: " + ", ".join(places.shown(path) for path in saved))
     if wish.publish and found.chosen:
         _publish(wish, found, places, say)
@@ -187,8 +187,14 @@ def _show(wish: OptimizeWish, found: "Findings", places: Places) -> None:
     from converters.variants.table import lines
 
     click.echo("\n".join(lines(found)))
-    if found.chosen and not wish.publish:
-        click.echo(f"to serve it: {convert_line(wish, found.chosen.candidate.precision)}")
+    chosen = found.chosen
+    if chosen and chosen.candidate.pruned:
+        folder = places.shown(places.state / "optimize" / wish.name)
+        click.echo(
+            f"a pruned graph is served as tensors only: {folder}/{chosen.candidate.name}.onnx"
+        )
+    elif chosen and not wish.publish:
+        click.echo(f"to serve it: {convert_line(wish, chosen.candidate.precision)}")
 
 
 def convert_line(wish: OptimizeWish, precision: str) -> str:
@@ -211,7 +217,7 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
 
     chosen = found.chosen
     if chosen is None or chosen.candidate.pruned:
-        say("a pruned model is not published by itself: prune and train it, then convert that")
+        say("not published: convert publishes no pruned graph under its original's task")
         return
     known = wish.name in KNOWN
     ordered = Wish(
@@ -222,7 +228,7 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
         precisions=(chosen.candidate.precision,),
         force=True,
     )
-    convert(replace(ordered), places, say)
+    convert(ordered, places, say)
 
 
 def _silent(text: str) -> None:

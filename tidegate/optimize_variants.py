@@ -1,6 +1,7 @@
 """The variants' half of ``tidegate optimize``: from what was asked to the findings."""
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +44,14 @@ def find(wish: "OptimizeWish", budget: "Budget", places: Places, say: "Say") -> 
         against=measured.against,
         machine=machine,
     )
+
+
+def keep_pruned(found: "Findings", folder: Path) -> list[Path]:
+    """The pick's graph in ``folder`` if it is pruned: no other command makes it."""
+    chosen = found.chosen
+    if chosen is None or not chosen.candidate.pruned or chosen.engine is None:
+        return []
+    return [Path(shutil.copyfile(chosen.engine, folder / f"{chosen.candidate.name}.onnx"))]
 
 
 def _allowed(wish: "OptimizeWish") -> Any:

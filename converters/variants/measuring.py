@@ -140,6 +140,7 @@ class Bench:
             size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
             memory_mb=visits.memory_bytes / 1e6,
             why_not=self.reasons.get(form.graph) or visits.why_not or untimed,
+            engine=engine,
         )
 
     def timed(self, forms: Sequence[Candidate], folder: Path) -> list[Form]:

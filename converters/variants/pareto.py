@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from converters.variants.accuracy import Accuracy
 from converters.variants.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate
@@ -19,7 +20,7 @@ class Row:
     """All that was measured of one candidate; ``times`` are medians over the passes, and ``ratios``
     the medians of throughput over the original's in the same pass, by the name of the cell.
 
-    ``why_not`` says what could not be measured, "" when all was.
+    ``why_not`` says what could not be measured, "" when all was; ``engine`` is the graph's file.
     """
 
     candidate: Candidate
@@ -30,6 +31,7 @@ class Row:
     size_mb: float = 0.0
     memory_mb: float = 0.0
     why_not: str = ""
+    engine: Path | None = None
 
     @property
     def throughput(self) -> float:

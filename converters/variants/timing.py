@@ -79,8 +79,9 @@ class Timer:
         self.visits = {form.candidate: self._loaded(form) for form in forms}
         self._clocks: dict[Candidate, Clock] = {}
 
-    def run(self, budget: Budget, passes: int = PASSES) -> dict[Candidate, Visits]:
+    def run(self, budget: Budget, passes: int = 0) -> dict[Candidate, Visits]:
         """As many passes as the budget allows. Raises ConversionError when ``forms[0]`` fails."""
+        passes = passes or PASSES
         with ExitStack() as clocks:
             for turn, cell, missing in self._missing(passes):
                 if not budget.allows():
