@@ -55,7 +55,7 @@ def _plot(axes: Any, found: Findings) -> None:
     # Exact is up, fast is right: the front runs along the upper right.
     axes.set_yscale("log")
     axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.2, y=0.15)
     axes.set_xlabel(f"rows/s ({HEADLINE.rows} rows a batch, {HEADLINE.threads} thread)")
     axes.set_ylabel("1 - mean cosine with the original (up is closer)")
     axes.set_title(f"{found.name}: accuracy against throughput on this machine")
