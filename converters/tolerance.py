@@ -72,7 +72,7 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ),
     ("embedding", "int8-rows"): (
         Tolerance(0.04, 0.015, 0.99, 0.95, 1e-4),
-        "measured 0.019, 0.005, 0.995, 0.985, 8e-8 over 1,500 sentences",
+        "measured 0.022, 0.005, 0.995, 0.98, 8e-8 over 1,500 sentences",
     ),
     ("embedding", "int8-dynamic"): (
         Tolerance(0.07, 0.035, 0.95, 0.8, inf),

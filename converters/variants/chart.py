@@ -95,14 +95,19 @@ def _labels(axes: Any, placed: list[tuple[Row, float, float]]) -> None:
     if not placed:
         return
     wide = max(speed for _, speed, _ in placed) - min(speed for _, speed, _ in placed)
-    written: list[tuple[float, float]] = []
+    written: list[tuple[float, float, int]] = []
     for row, speed, error in sorted(placed, key=lambda each: (each[2], each[1])):
-        near = sum(abs(speed - x) <= 0.18 * wide and 0.4 <= error / y <= 2.5 for x, y in written)
+        taken = {
+            slot
+            for x, y, slot in written
+            if abs(speed - x) <= 0.2 * wide and 0.4 <= error / y <= 2.5
+        }
+        slot = next(each for each in range(len(placed)) if each not in taken)
         axes.annotate(
-            row.candidate.name, (speed, error), xytext=(8, 7 - 12 * near),
+            row.candidate.name, (speed, error), xytext=(8, 7 - 12 * slot),
             textcoords="offset points", fontsize=9,
         )  # fmt: skip
-        written.append((speed, error))
+        written.append((speed, error, slot))
 
 
 def _legend(axes: Any) -> None:
