@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
+# The extras that `make up` installs.
+SERVED := gateway,openai-tokens,convert,server,charts
 # The tests mostly wait for servers: two files at a time. ARGS='-n 0' runs one after the other.
 TEST_WORKERS ?= 2
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
@@ -89,16 +91,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
-	@$(PIP) -e '.[gateway,openai-tokens,convert,server]'
+	@$(PIP) -e '.[$(SERVED)]'
 	@touch $@
 
 $(VENV)/.load: $(VENV)/.up
 	@echo "installing the load test's packages ..."
-	@$(PIP) -e '.[gateway,openai-tokens,convert,server,load]'
+	@$(PIP) -e '.[$(SERVED),load]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.load
 	@echo "installing the test packages ..."
-	@$(PIP) -e '.[gateway,openai-tokens,convert,server,load,dev]'
+	@$(PIP) -e '.[$(SERVED),load,dev]'
 	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $@

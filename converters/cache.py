@@ -68,9 +68,16 @@ def _keep(folder: Path, final: Path, marker: str) -> None:
 
 def content_key(settings: str) -> str:
     """SHA-256 over this package's own code, the tools' versions and ``settings``."""
-    own = sorted(Path(__file__).parent.rglob("*.py"))
+    here = Path(__file__).parent
+    # ``variants`` measures what the rest has made: it decides nothing of a conversion.
+    own = sorted(path for path in here.rglob("*.py") if path.parent != here / "variants")
     tools = "".join(f"{tool}={version(tool)};" for tool in TOOLS)
     return files_sha256(own, tools + settings)
+
+
+def content_text(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def files_sha256(files: Iterable[Path], settings: str = "") -> str:

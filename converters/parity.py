@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from converters.closeness import decided, row_cosines, row_gaps, same_best
 from converters.proof import Check, at_least, at_most
 from converters.tolerance import Tolerance, clear_margin
 
@@ -13,8 +14,7 @@ def mean_difference(name: str, got: np.ndarray, wanted: np.ndarray, limit: float
     not depend on how many classes or elements a row has."""
     if got.shape != wanted.shape:
         return _wrong_shape(name, got, wanted, limit)
-    gaps = np.abs(got.astype(np.float64) - wanted).reshape(len(got), -1)
-    return at_most(name, float(gaps.max(axis=1).mean()), limit)
+    return at_most(name, float(row_gaps(got, wanted).mean()), limit)
 
 
 def lowest_cosine(
@@ -23,11 +23,7 @@ def lowest_cosine(
     """The lowest cosine between rows of two arrays [n, width], and whose it is."""
     if got.shape != wanted.shape:
         return _wrong_shape(name, got, wanted, limit)
-    mine, theirs = got.astype(np.float64), wanted.astype(np.float64)
-    lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
-    # Two zero rows are equal, and a zero beside another is as far as can be.
-    both_zero = (mine == 0).all(axis=1) & (theirs == 0).all(axis=1)
-    cosine = np.where(both_zero, 1.0, (mine * theirs).sum(axis=1) / np.maximum(lengths, 1e-30))
+    cosine = row_cosines(got, wanted)
     # argmin finds a NaN first, and NaN passes no limit.
     row = int(cosine.argmin())
     return at_least(name, cosine[row], limit, repr(labels[row][:60]))
@@ -40,13 +36,8 @@ def same_decision(
     original's best leads clearly (``tolerance.clear_margin``)."""
     if got.shape != wanted.shape:
         return _wrong_shape(name, got, wanted, allowed.agreement)
-    ordered = np.sort(wanted, axis=1)
-    clear = (
-        ordered[:, -1] - ordered[:, -2] > clear_margin(allowed)
-        if wanted.shape[1] > 1
-        else np.ones(len(wanted), dtype=bool)
-    )
-    flipped = (got.argmax(axis=1) != wanted.argmax(axis=1)) & clear
+    clear = decided(wanted, clear_margin(allowed))
+    flipped = ~same_best(got, wanted) & clear
     worst = repr(labels[int(flipped.argmax())][:60]) if flipped.any() else ""
     return at_least(name, 1 - flipped.sum() / max(1, clear.sum()), allowed.agreement, worst)
 

@@ -24,6 +24,7 @@ PRECISIONS: dict[str, str] = {
     "fp16": "FP16 weights and arithmetic, half the size, for GPUs",
     "w8": "8-bit weights for matrix multiplications; answers do not depend on the batch",
     "int8": "8-bit weights and activations, calibrated; answers do not depend on the batch",
+    "int8-rows": "8-bit, scaled by row: fast text on a CPU; answers do not depend on the batch",
     "int8-dynamic": "8-bit, scaled by each batch: fastest text on a CPU, answers depend on it",
 }
 
@@ -33,7 +34,7 @@ Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 def write_variant(precision: str, source: Path, target: Path, feeds: Feeds) -> None:
     """Write ``target`` from the FP32 ONNX file ``source``: whole, or not at all.
 
-    ``feeds`` is called only for int8, and gives calibration samples: one mapping each from the
+    ``feeds`` is called only for int8 and int8-rows, and gives samples: one mapping each from the
     graph's input names to arrays with a batch axis. They are taken one at a time, so that memory
     does not grow with their number. The same source and samples give the same bytes.
 
@@ -63,13 +64,14 @@ def write_variant(precision: str, source: Path, target: Path, feeds: Feeds) -> N
 
 def _write(precision: str, source: Path, made: Path, feeds: Feeds) -> None:
     # Imported late: onnx and the quantisers take a second to load.
-    from converters.precisions import dynamic8, half, static8, weights8
+    from converters.precisions import dynamic8, half, rows8, static8, weights8
 
     writers: dict[str, Callable[[], object]] = {
         "fp32": lambda: shutil.copyfile(source, made),
         "fp16": lambda: half.write_fp16(source, made),
         "w8": lambda: weights8.write_w8(source, made),
         "int8": lambda: static8.write_int8(source, made, feeds),
+        "int8-rows": lambda: rows8.write_int8_rows(source, made, feeds),
         "int8-dynamic": lambda: dynamic8.write_int8_dynamic(source, made),
     }
     writers[precision]()

@@ -5,7 +5,7 @@ pipeline's proof through Triton; neither knows what kind of model it is.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say
+from converters.closeness import Closeness
+from converters.errors import ConversionError
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.tolerance import Tolerance
@@ -21,6 +23,7 @@ from modelspec.face import Golden
 Facts = Mapping[str, Any]
 Answers = Mapping[str, np.ndarray]
 Feed = Mapping[str, np.ndarray]
+Eager = Callable[[Feed], object]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,14 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "w8", "int8", "int8-dynamic")
+    precisions: ClassVar[tuple[str, ...]] = (
+        "fp32",
+        "fp16",
+        "w8",
+        "int8",
+        "int8-rows",
+        "int8-dynamic",
+    )
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -103,6 +113,33 @@ class Task(ABC):
     def prove_served(self, address: str, case: Case) -> list[Check]:
         """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
 
+    # What ``tidegate optimize`` asks, beside the above.
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        """The samples, one at a time, against the original's answers, by the task's own metric."""
+        raise ConversionError(f"{self.name} has no variants to compare: fp32 is its only form")
+
+    def eager(self) -> Eager | None:
+        """The original in its own framework, on the graph's inputs; None where it has none."""
+        return None
+
+    def timed_feed(self, case: Case, rows: int) -> Feed:
+        """A batch of this many rows to take the time with: samples of one shape."""
+        feeds = iter(self.feeds(case))
+        first = next(feeds)
+        alike = [first, *(feed for feed in feeds if _shapes(feed) == _shapes(first))]
+        chosen = [alike[row % len(alike)] for row in range(rows)]
+        return {name: np.concatenate([feed[name] for feed in chosen]) for name in first}
+
+    def more_samples(self, target: Path) -> Path | None:
+        """More real samples than the task's own set, written to ``target``; None if the set is all
+        there is, or the user brought one."""
+        return None
+
     def card(self) -> dict[str, Any]:
         """What a user should know of the model: shown in the endpoint's documentation."""
         return {"model": Path(self.order.source).name}
+
+
+def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in feed.items()}

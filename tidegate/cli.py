@@ -16,6 +16,7 @@ VERBS = {
     "canary": "tidegate.canary",
     "promote": "tidegate.promote",
     "lint": "tidegate.lint",
+    "optimize": "tidegate.optimize",
     "keys": "tidegate.keys",
     "audit": "tidegate.audit",
     "demo": "tidegate.demo",
@@ -45,6 +46,7 @@ def cli() -> None:
     tidegate up                          convert what is missing, serve it, print how to call it
     tidegate convert text_embedding      one model, proved and published
     tidegate prove NAME --against SOURCE is what is published still what was trained?
+    tidegate optimize NAME               its forms measured on this machine, one picked, knobs tuned
     tidegate publish FOLDER              a pipeline made elsewhere, checked and served
     tidegate rollback NAME               back to the version before; tidegate versions NAME lists
     tidegate canary NAME --weight 10     a part of the load to another version; then promote NAME

@@ -46,8 +46,8 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, w8, int8 or int8-dynamic; of several, with commas, the first is served and "
-    "the others are proved.",
+    help="fp32, fp16, w8, int8, int8-rows or int8-dynamic; of several, with commas, the first is "
+    "served and the others are proved.",
 )
 @click.option(
     "--engine",

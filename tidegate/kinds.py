@@ -28,6 +28,11 @@ class Kind:
         """The Task on ``order``; SourceMissing or SourceRefused when it cannot be opened."""
         return _named(self.task)(order)
 
+    def precisions(self) -> tuple[str, ...]:
+        """What the task can be converted to."""
+        found: tuple[str, ...] = _named(self.task).precisions
+        return found
+
     def declaration(self) -> Any:
         return _named(self.declare)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.closeness import Closeness, closeness, same_decision
 from converters.proof import Check, at_most, worst_difference
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
@@ -53,6 +54,13 @@ def graph_checks(graph: Graph, case: Case) -> list[Check]:
             "determinism", lambda name: worst_difference(name, graph(few), graph(few), 0.0, names)
         ),
     ]
+
+
+def scores_closeness(graph: Graph, case: Case) -> Closeness:
+    """Every picture alone; agreement is the same likeliest label, over all of them."""
+    got = np.concatenate([graph(row[None]) for row in case.answers["pixels"]]).astype(np.float64)
+    scores, wanted = FUNCTIONS[case.facts["function"]](got), case.answers["scores"]
+    return closeness(scores, wanted, same_decision(scores, wanted))
 
 
 def case_names(case: Case) -> list[str]:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.pictures.files import read_pictures
-from converters.pictures.proof import Graph, failed, graph_checks
+from converters.pictures.proof import Graph, failed, graph_checks, scores_closeness
 from converters.pictures.samples import Sample
 from converters.pictures.served import served_checks
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
-from converters.task import Case, Feed, Task
+from converters.task import Case, Eager, Feed, Task
 from converters.torch2onnx import export_image_model
 from modelspec.face import Golden
 
@@ -111,6 +112,12 @@ class ImageTask(Task):
         except Exception as error:  # ONNX Runtime raises many kinds
             return [failed("the graph can be loaded", error)]
         return graph_checks(graph, case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return scores_closeness(Graph(engine), case)
+
+    def eager(self) -> Eager:
+        return lambda feed: self.module(torch.from_numpy(feed["pixels"]))
 
     def golden(self, case: Case) -> Golden:
         """The small picture that the original is surest of, with its label if that is clear."""

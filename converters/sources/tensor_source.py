@@ -1,7 +1,7 @@
 """What a model of plain tensors must be able to do, wherever it comes from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class TensorSource(ABC):
     @abstractmethod
     def example(self) -> Group | None:
         """Inputs that its author gave, if any."""
+
+    def eager(self) -> Callable[[Group], object] | None:
+        """The original in its own framework; None where ONNX is all that it is."""
+        return None
 
     @abstractmethod
     def write(self, target: Path) -> None:

@@ -54,6 +54,9 @@ class TorchFactory(TensorSource):
     def example(self) -> Group | None:
         return {name: tensor.detach().numpy() for name, tensor in self._example.items()}
 
+    def eager(self) -> Callable[[Group], object]:
+        return lambda feed: self.module(**{n: torch.from_numpy(v) for n, v in feed.items()})
+
     def write(self, target: Path) -> None:
         from converters.tensors.module2onnx import export_module
 

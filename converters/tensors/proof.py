@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from converters.closeness import Closeness, closeness, worst_of
+from converters.closeness import same_decision as same_largest
 from converters.parity import lowest_cosine, same_decision
 from converters.proof import Check, at_most
 from converters.relative import largest_relative, relative_checks
@@ -79,6 +81,22 @@ def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
             _dynamic_batch(graph, group),
         ]
     return checks
+
+
+def outputs_closeness(graph: TensorGraph, case: Case) -> Closeness:
+    """Every row alone, relative to the original's numbers; the worst of all FP outputs. Agreement
+    is the same largest element of outputs [n, classes], over all rows."""
+    views = []
+    originals = unpack_groups(case.answers, "out")
+    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
+        alone = graph.alone(group)
+        for name, wanted in original.items():
+            if wanted.dtype.kind == "f" and wanted.size:
+                got, theirs = (each.reshape(len(wanted), -1) for each in (alone[name], wanted))
+                same = same_largest(got, theirs) if theirs.shape[1] > 1 else 1.0
+                views.append(closeness(got, theirs, same, relative=True))
+    # Without a float there is nothing that rounding could change.
+    return worst_of(views) if views else Closeness(0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def shape_note(group: Group, groups: int) -> str:

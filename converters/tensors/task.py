@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say, files_sha256
+from converters.closeness import Closeness
 from converters.errors import SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
-from converters.task import Case, Feed, Order, Task
+from converters.task import Case, Eager, Feed, Order, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
-from converters.tensors.proof import TensorGraph, as_fed, graph_checks
+from converters.tensors.proof import TensorGraph, as_fed, graph_checks, outputs_closeness
 from converters.tensors.samples import made_up, read_npz, variations
 from converters.tensors.served import served_checks
 from modelspec.face import Golden
@@ -77,6 +78,12 @@ class Tensors(Task):
         self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
         return graph_checks(TensorGraph(engine, case.facts, runner), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return outputs_closeness(TensorGraph(engine, case.facts), case)
+
+    def eager(self) -> Eager | None:
+        return self.source.eager()
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)

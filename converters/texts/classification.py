@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
@@ -45,6 +46,9 @@ class TextClassification(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return classification_proof.graph_checks(graph, case_texts(case), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return classification_proof.scores_closeness(self.graph(engine, case), case)
 
     def golden(self, case: Case) -> Golden:
         scores, labels = case.answers["scores"][0], case.facts["labels"]

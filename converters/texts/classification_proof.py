@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from converters.closeness import Closeness, closeness
+from converters.closeness import same_decision as same_label
 from converters.parity import lowest_cosine, mean_difference, same_decision
 from converters.proof import Check, worst_difference
 from converters.task import Case
-from converters.texts.answered import few_of_each_length
+from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.invariance import invariance_checks
 from converters.texts.token_graph import TokenGraph
 
@@ -35,14 +37,24 @@ FUNCTIONS: dict[str, Scores] = {"softmax": softmax, "sigmoid": sigmoid, "none": 
 
 def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]:
     """Every check on these texts, whose original ``scores`` are FP32 [n, labels]."""
-    logits = np.stack([answer for text in texts for answer in graph.answer([text])])
-    scores = FUNCTIONS[case.facts["function"]](logits.astype(np.float64))
+    scores = _scores(graph, texts, case)
     buckets = case.facts["buckets"]
     few = few_of_each_length(texts, len(buckets))
     return [
         *parity(scores, case, texts),
         *invariance_checks(graph, few, buckets, case.tolerance.invariance),
     ]
+
+
+def scores_closeness(graph: TokenGraph, case: Case) -> Closeness:
+    """Every text alone; agreement is the same likeliest label, over all of them."""
+    got, wanted = _scores(graph, case_texts(case), case), case.answers["scores"]
+    return closeness(got, wanted, same_label(got, wanted))
+
+
+def _scores(graph: TokenGraph, texts: Sequence[str], case: Case) -> np.ndarray:
+    logits = np.stack([answer for text in texts for answer in graph.answer([text])])
+    return FUNCTIONS[case.facts["function"]](logits.astype(np.float64))
 
 
 def parity(scores: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:

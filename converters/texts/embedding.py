@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
@@ -69,6 +70,9 @@ class Embedding(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return embedding_proof.graph_checks(graph, case_texts(case), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return embedding_proof.vectors_closeness(self.graph(engine, case), case)
 
     def golden(self, case: Case) -> Golden:
         vector, count = case.answers["vectors"][0], case.answers["token_count"][0]

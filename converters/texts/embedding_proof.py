@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from converters.closeness import Closeness, closeness, same_neighbour, similarity
 from converters.parity import lowest_cosine, mean_difference, same_decision
 from converters.proof import Check, worst_difference
 from converters.task import Case
-from converters.texts.answered import few_of_each_length
+from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.invariance import invariance_checks
 from converters.texts.token_graph import TokenGraph
 
@@ -23,6 +24,13 @@ def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]
     few = few_of_each_length(texts, len(buckets))
     limit = case.tolerance.invariance * typical_length(case)
     return [*parity(got, case, texts), *invariance_checks(graph, few, buckets, limit)]
+
+
+def vectors_closeness(graph: TokenGraph, case: Case) -> Closeness:
+    """Every text alone; agreement is the same nearest neighbour, over all of them."""
+    got = np.stack([answer for text in case_texts(case) for answer in graph.answer([text])])
+    original, unit = case.answers["vectors"], typical_length(case)
+    return closeness(got / unit, original / unit, same_neighbour(got, original))
 
 
 def typical_length(case: Case) -> float:
@@ -37,19 +45,10 @@ def parity(got: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
     largest = worst_difference(name, got, original, allowed.difference * unit, texts)
     if got.shape != original.shape:
         return [largest]
-    near, wanted = _similarity(got), _similarity(original)
+    near, wanted = similarity(got), similarity(original)
     return [
         largest,
         mean_difference("parity: mean difference", got, original, allowed.mean * unit),
         lowest_cosine("parity: lowest cosine", got, original, allowed.cosine, texts),
         same_decision("task: same nearest neighbour", near, wanted, allowed, texts),
     ]
-
-
-def _similarity(vectors: np.ndarray) -> np.ndarray:
-    """Cosines FP64 [n, n]; a text is no neighbour of itself."""
-    rows = vectors.astype(np.float64)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -2.0)
-    return np.asarray(cosines)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from converters.closeness import Closeness, closeness
 from converters.parity import lowest_cosine, mean_difference, same_decision
 from converters.proof import Check, worst_difference
 from converters.task import Case
-from converters.texts.answered import few_of_each_length
+from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.entities import token_scores
 from converters.texts.invariance import invariance_checks
 from converters.texts.token_graph import TokenGraph
@@ -18,12 +19,47 @@ from converters.texts.token_graph import TokenGraph
 
 def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]:
     """Every check on these texts, whose tokens' original ``logits`` are FP32 [tokens, labels]."""
-    logits = np.concatenate([answer for text in texts for answer in graph.answer([text])])
+    logits = _logits(graph, texts)
     buckets = case.facts["buckets"]
     few = few_of_each_length(texts, len(buckets))
     limit = case.tolerance.invariance * _unit(case)
     tokens = _tokens(texts, case)
     return [*_parity(logits, case, tokens), *invariance_checks(graph, few, buckets, limit)]
+
+
+def spans_closeness(graph: TokenGraph, case: Case) -> Closeness:
+    """Every text alone; agreement is the F1 of the spans of tokens that are labelled alike."""
+    logits, original = _logits(graph, case_texts(case)), case.answers["logits"]
+    ends = np.cumsum(case.answers["token_count"])[:-1]
+    mine, theirs = (
+        _spans(np.split(each.argmax(axis=1), ends), case.facts["labels"])
+        for each in (logits, original)
+    )
+    f1 = 2 * len(mine & theirs) / (len(mine) + len(theirs)) if mine or theirs else 1.0
+    return closeness(token_scores(logits), token_scores(original), f1)
+
+
+def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
+    return np.concatenate([answer for text in texts for answer in graph.answer([text])])
+
+
+def _spans(texts: Sequence[np.ndarray], labels: Sequence[str]) -> set[tuple[int, int, int, str]]:
+    """Text, first and last token, and kind of each run of tokens of one kind; ``B-`` begins one."""
+    spans: set[tuple[int, int, int, str]] = set()
+    for text, indexes in enumerate(texts):
+        names, start = [labels[index] for index in indexes], 0
+        for end in range(1, len(names) + 1):
+            kind = _entity(names[start])
+            if end < len(names) and _entity(names[end]) == kind and names[end][:2] != "B-":
+                continue
+            if kind:
+                spans.add((text, start, end - 1, kind))
+            start = end
+    return spans
+
+
+def _entity(label: str) -> str:
+    return "" if label == "O" else label.removeprefix("B-").removeprefix("I-")
 
 
 def _parity(logits: np.ndarray, case: Case, tokens: Sequence[str]) -> list[Check]:

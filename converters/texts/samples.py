@@ -38,6 +38,14 @@ def default_texts(limit: int = 256) -> list[str]:
     return list(dict.fromkeys(chosen))[:limit]
 
 
+def corpus_texts(limit: int) -> list[str]:
+    """Distinct English sentences, spread evenly over the whole corpus, at most ``limit``."""
+    files = sorted((corpus_folder() / "english").glob("*.yml"))
+    texts = list(dict.fromkeys(text for path in files for text in _sentences(path)))
+    one_line = [" ".join(text.split()) for text in texts]
+    return _spread(list(dict.fromkeys(one_line)), limit)
+
+
 def multilingual_texts() -> list[str]:
     """A few lines in many scripts, of our own: where a byte is not a character, and a character not
     always one code point, steps go wrong first."""

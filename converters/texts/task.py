@@ -1,10 +1,12 @@
 """What every task that begins with a text shares: tokeniser, buckets, samples and their graph."""
 
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from converters.cache import Say
@@ -18,17 +20,19 @@ from converters.sources.token_model import (
     require_batches,
     usable_tokens,
 )
-from converters.task import Case, Feed, Order, Task
+from converters.task import Case, Eager, Feed, Order, Task
 from converters.texts.answered import case_texts
 from converters.texts.invariance import texts_for_buckets
 from converters.texts.sample_files import read_texts
-from converters.texts.samples import default_texts, multilingual_texts, text_of_tokens
+from converters.texts.samples import corpus_texts, default_texts, multilingual_texts, text_of_tokens
 from converters.texts.token_graph import TokenGraph
 from converters.torch2onnx import export_token_model
 
 INPUTS = ("input_ids", "attention_mask")
 TOKENIZER = Path("pre") / "tokenizer.json"
 CALIBRATION_TEXTS = 128
+TIMED_TOKENS = 32
+MANY_TEXTS = 1500
 LONGER = 20  # tokens more than the model takes
 
 
@@ -118,6 +122,22 @@ class TextTask(Task):
         graph = self.graph(case.folder / "model.onnx", case)
         for text in case_texts(case)[:CALIBRATION_TEXTS]:
             yield graph.feed([text])
+
+    def eager(self) -> Eager:
+        return lambda feed: self.module(*(torch.from_numpy(feed[name]) for name in INPUTS))
+
+    def timed_feed(self, case: Case, rows: int) -> Feed:
+        """Texts of 32 tokens, none padded."""
+        length = min(TIMED_TOKENS, int(case.facts["buckets"][-1]))
+        texts = [feed["input_ids"][0] for feed in itertools.islice(self.feeds(case), rows)]
+        ids = np.stack([np.resize(texts[row % len(texts)], length) for row in range(rows)])
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def more_samples(self, target: Path) -> Path | None:
+        if self.order.samples:
+            return None
+        target.write_text("\n".join(corpus_texts(MANY_TEXTS)) + "\n", encoding="utf-8")
+        return target
 
 
 def _own_samples() -> list[str]:

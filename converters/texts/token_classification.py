@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say
+from converters.closeness import Closeness
 from converters.errors import SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
@@ -51,6 +52,9 @@ class TokenClassification(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return entity_proof.graph_checks(graph, case_texts(case), case)
+
+    def closeness(self, engine: Path, case: Case) -> Closeness:
+        return entity_proof.spans_closeness(self.graph(engine, case), case)
 
     def golden(self, case: Case) -> Golden:
         """The shortest text that has a clear answer and an entity in it."""

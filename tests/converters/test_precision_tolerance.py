@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from converters.closeness import closeness, row_cosines, same_decision, same_neighbour
 from converters.errors import ConversionError
 from converters.precision import PRECISIONS
-from converters.precisions.closeness import closeness, same_decision, same_neighbour
 from converters.tolerance import LIMITS, clear_margin, grade, graded, tolerance
 from tests.converters.test_precision import build, run, sentences
 
@@ -52,7 +52,7 @@ def test_every_pair_has_limits_or_says_what_has():
 
 def test_grades():
     assert [grade(precision) for precision in PRECISIONS] == [
-        *["answers do not depend on the batch"] * 4,
+        *["answers do not depend on the batch"] * 5,
         "answers depend on the batch",
     ]
     assert graded(1e-6) == grade("w8")
@@ -68,6 +68,7 @@ def test_closeness_measures_what_it_says():
     assert near.agreement == 1.0  # the third was not clear
     assert same_decision(got, wanted, 0.01) == pytest.approx(2 / 3)
     assert same_decision(got[:, :1], wanted[:, :1], 0.01) == 1.0
+    assert near.mean_cosine == pytest.approx(np.mean([row_cosines(got, wanted)]))
     relative = closeness(np.array([[101.0]]), np.array([[100.0]]), 1.0, relative=True)
     assert relative.difference == pytest.approx(0.01)
     assert not closeness(np.full((3, 2), nan), wanted, 1.0).difference <= 1

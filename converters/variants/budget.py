@@ -1,0 +1,27 @@
+"""A time budget: what is not begun before its end is left out, and said."""
+
+import time
+from collections.abc import Callable
+
+# Of the whole, when there are no forms to be timed any more: writing and comparing may take this.
+COMPARING = 0.6
+
+
+class Budget:
+    """``seconds`` from the moment it is made, or last restarted; ``now`` is for tests."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self._now = seconds, now
+        self._started = now()
+
+    def restart(self) -> None:
+        """What was before is not counted."""
+        self._started = self._now()
+
+    @property
+    def spent(self) -> float:
+        return self._now() - self._started
+
+    def allows(self, share: float = 1.0) -> bool:
+        """Whether this share of the budget is not used up yet."""
+        return self.spent < share * self.seconds

@@ -1,0 +1,216 @@
+"""Every form of one model: written, compared with the original, timed in turn, within a budget."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converters.cache import Say, content_key, conversion, files_sha256
+from converters.conversion import (
+    ANSWERS,
+    GRAPH,
+    Converted,
+    Variant,
+    ask_original,
+    case_in,
+    convert,
+    source_sha256,
+)
+from converters.errors import ConversionError
+from converters.precision import write_variant
+from converters.task import Case, Order, Task
+from converters.variants.accuracy import Accuracy, compare
+from converters.variants.budget import COMPARING, Budget
+from converters.variants.candidates import ORIGINAL, Candidate, candidates
+from converters.variants.clocks import ROWS, write_feeds
+from converters.variants.kept import Kept
+from converters.variants.pareto import Row
+from converters.variants.pruning import Pruning, write_pruned
+from converters.variants.timing import Form, Timer, Visits
+
+LEFT_OUT = "not measured: the time budget ended first"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model. ``open_task`` opens it on an order; ``kind`` is the task's class, written
+    "module:name", for the process that runs the original."""
+
+    order: Order
+    open_task: Callable[[Order], Task]
+    kind: str
+    precisions: tuple[str, ...] = ()
+    pruning: Pruning | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The original's row comes first if it has a framework of its own; ``samples`` is how many the
+    accuracy was measured on, ``against`` what the ratios are of."""
+
+    rows: tuple[Row, ...]
+    samples: int
+    task: str
+    against: str
+
+
+@dataclass
+class Bench:
+    """A converted model, what the original answered to many samples, and what is known so far."""
+
+    subject: Subject
+    converted: Converted
+    many: Case
+    kept: Kept
+    say: Say
+    engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
+    accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
+    reasons: dict[tuple[str, bool], str] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        return self.converted.task
+
+    @property
+    def samples(self) -> int:
+        """How many the accuracy was measured on."""
+        return next((each.samples for each in self.accuracies.values()), 0)
+
+    def compare_all(self, forms: Sequence[Candidate], budget: Budget) -> None:
+        """Write each graph and compare its answers, in this order, until the budget has no more."""
+        for form in forms:
+            if form.graph in self.engines or form.graph in self.reasons:
+                continue
+            try:
+                self._write(form)
+                self._compare(form, budget)
+            except ConversionError as error:
+                self.reasons[form.graph] = " ".join(str(error).split())[:300]
+
+    def _write(self, form: Candidate) -> None:
+        source, case = self.converted.engine, self.converted.case
+        pruning = _pruning_key(self.subject.pruning) if form.pruned else ""
+        parts = [source_sha256(self.task), files_sha256([source]), form.precision, pruning]
+        settings = json.dumps(["variant", *parts])
+
+        def build(folder: Path) -> None:
+            self.say(f"writing {form.name}")
+            feeds = lambda: self.task.feeds(case)  # noqa: E731 - it has no name to give
+            write_variant(form.precision, self._graph(form, folder), folder / GRAPH, feeds)
+
+        self.engines[form.graph] = (
+            conversion(case.name, content_key(settings), GRAPH, build) / GRAPH
+        )
+
+    def _graph(self, form: Candidate, folder: Path) -> Path:
+        """What the form is written from: the proved graph, pruned first where that is wished."""
+        if not (form.pruned and self.subject.pruning):
+            return self.converted.engine
+        pruned = folder / "pruned.onnx"
+        write_pruned(self.converted.engine, pruned, self.subject.pruning)
+        return pruned
+
+    def _compare(self, form: Candidate, budget: Budget) -> None:
+        engine, case = self.engines[form.graph], self.converted.case
+        answers = [files_sha256([each.folder / ANSWERS]) for each in (case, self.many)]
+        key = self.kept.key("accuracy", self.task.name, form.graph, files_sha256([engine]), answers)
+        found = self.kept.get(key)
+        if found is None:
+            if not budget.allows(COMPARING):
+                raise ConversionError(LEFT_OUT)
+            self.say(f"comparing {form.name} with the original")
+            found = compare(self.task, engine, form.precision, case, self.many).to_dict()
+            self.kept.put(key, found)
+        self.accuracies[form.graph] = Accuracy.from_dict(found)
+
+    def row(self, form: Candidate, visits: Visits) -> Row:
+        """All that is known of this form."""
+        if form.precision == ORIGINAL:
+            return Row(form, None, visits.times(), visits.ratios(), visits.passes,
+                       memory_mb=visits.memory_bytes / 1e6, why_not=visits.why_not)  # fmt: skip
+        engine = self.engines.get(form.graph)
+        untimed = "" if visits.passes else LEFT_OUT
+        return Row(
+            candidate=form,
+            accuracy=self.accuracies.get(form.graph),
+            times=visits.times(),
+            ratios=visits.ratios(),
+            passes=visits.passes,
+            size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
+            memory_mb=visits.memory_bytes / 1e6,
+            why_not=self.reasons.get(form.graph) or visits.why_not or untimed,
+            engine=engine,
+        )
+
+    def timed(self, forms: Sequence[Candidate], folder: Path) -> list[Form]:
+        """What can be timed, with the batches written into ``folder``."""
+        case = self.converted.case
+        feeds = write_feeds(((rows, self.task.timed_feed(case, rows)) for rows in ROWS), folder)
+        content = [files_sha256([Path(path)]) for path in feeds.values()]
+        order, found = self.task.order, []
+        if self.task.eager() is not None:
+            samples = str(order.samples) if order.samples else None
+            asked = {"name": order.name, "source": order.source, "samples": samples}
+            spec = {"task": self.subject.kind, **asked, "feeds": feeds}
+            original = [ORIGINAL, source_sha256(self.task), *content]
+            found.append(Form(Candidate(ORIGINAL), spec, original))
+        for form in forms:
+            if form.graph in self.accuracies:
+                engine = self.engines[form.graph]
+                spec = {"engine": str(engine), "level": form.level, "feeds": feeds}
+                found.append(Form(form, spec, [files_sha256([engine]), form.level, *content]))
+        return found
+
+
+def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
+    """Whatever the budget allows; ConversionError when the model cannot be converted at all."""
+    task = subject.open_task(subject.order)
+    precisions = _known(task, subject.precisions)
+    converted = convert(task, Variant("fp32"), say)
+    many = many_samples(subject, converted, say)
+    # The budget is for measuring: what the conversion took, once, is not counted.
+    budget.restart()
+    bench = Bench(subject, converted, many, kept, say)
+    forms = candidates(precisions, subject.pruning is not None)
+    bench.compare_all(forms, budget)
+    with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
+        timed = bench.timed(forms, Path(work))
+        visits = Timer(timed, kept, Path(work), say).run(budget)
+    first = timed[0].candidate
+    shown = [first] if first.precision == ORIGINAL else []
+    rows = tuple(bench.row(form, visits.get(form, Visits())) for form in [*shown, *forms])
+    against = "torch eager" if shown else first.name
+    return Measured(rows, bench.samples, task.name, against)
+
+
+def many_samples(subject: Subject, converted: Converted, say: Say) -> Case:
+    """The original's answers to more samples than the proof has, where the task has them; from the
+    cache if it was asked before."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-samples-") as work:
+        file = converted.task.more_samples(Path(work) / "samples.txt")
+        if file is None:
+            return converted.case
+        order = subject.order
+        task = subject.open_task(Order(order.name, order.source, file))
+        key = content_key(json.dumps(["many", order.name, source_sha256(task)]))
+        build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - one line says it
+        folder = conversion(order.name, key, ANSWERS, build)
+    return case_in(folder, order.name, converted.task.name, "fp32")
+
+
+def _pruning_key(pruning: Pruning | None) -> str:
+    """The shares, and the code that finds and cuts, which a conversion's key does not have."""
+    code = sorted(Path(__file__).parent.glob("prun*.py"))
+    return files_sha256(code, str(pruning))
+
+
+def _known(task: Task, wished: Sequence[str]) -> tuple[str, ...]:
+    """The wished precisions, all if none is wished; fp32 always: the others come from it."""
+    wrong = [each for each in wished if each not in task.precisions]
+    if wrong:
+        raise ConversionError(
+            f"{task.name} has no precision {wrong[0]!r}: choose from {', '.join(task.precisions)}"
+        )
+    chosen = wished or task.precisions
+    return tuple(dict.fromkeys(["fp32", *chosen]))

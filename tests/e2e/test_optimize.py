@@ -1,0 +1,118 @@
+"""``tidegate optimize`` on a tiny model: measured, picked, published, resumed, refused cleanly."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from converters.record import Record
+from converters.texts.samples import default_texts
+from converters.variants import clocks, timing
+from tests.brought import save_classifier
+from tidegate.cli import cli
+from tidegate.optimize import BOTH, Duration, OptimizeWish, carry_out, convert_line
+from tidegate.places import Places
+from tidegate.published import engine_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("optimize")
+    save_classifier("bert", folder / "model")
+    (folder / "texts.txt").write_text("\n".join(default_texts(24)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wish(model) -> OptimizeWish:
+    return OptimizeWish(
+        name="mood",
+        source=str(model / "model"),
+        task="text-classification",
+        samples=model / "texts.txt",
+        only="variants",
+        budget_s=60.0,
+        precisions=("fp32", "w8", "int8-rows", "int8-dynamic"),
+        publish=True,
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(clocks, "SECONDS", 0.01)
+    monkeypatch.setattr(timing, "PASSES", 1)
+
+
+@pytest.mark.timeout(400)  # a conversion and two proofs beside whatever else the machine does
+def test_a_tiny_model_is_measured_picked_and_published(wish, model, quick, capsys):
+    places, said = Places(model), []
+    assert carry_out(wish, places, said.append) == 0
+    folder = model / ".tidegate" / "optimize" / "mood"
+    found = json.loads((folder / "optimize.json").read_text())
+    forms = {form["name"]: form for form in found["forms"]}
+    assert set(forms) == {
+        *("original", "fp32", "w8", "int8-rows", "int8-dynamic"),
+        *("fp32@disable", "fp32@basic", "fp32@extended"),
+    }
+    for form in forms.values():
+        assert set(form["times"]) == {cell.name for cell in clocks.CELLS}
+        assert form["memory_mb"] > 0
+        assert form["why_not"] == ""
+    assert forms["original"]["ratios"]["rows8_threads1"] == 1
+    assert forms["fp32"]["accuracy"]["failed"] == []
+    assert forms["fp32"]["accuracy"]["closeness"]["agreement"] == 1
+    assert found["pick"] in ("fp32", "w8", "int8-rows")
+    # The pick is what serves now, proved under its own tolerances.
+    record = Record.load(engine_folder(places.repository, "mood") / "proof.json")
+    assert (record.precision, record.passed) == (found["pick"], True)
+    shown = capsys.readouterr().out
+    assert f"{found['pick']} <- pick" in shown
+    assert (folder / "optimize.png").stat().st_size > 10_000
+    assert (folder / "optimize.svg").is_file()
+    assert any("pass 1 of" in line for line in said)
+
+
+def test_what_was_measured_is_kept(wish, model, quick):
+    """In the same folder as the test before: nothing is timed or compared again."""
+    said: list[str] = []
+    again = OptimizeWish(**{**vars(wish), "publish": False})
+    assert carry_out(again, Places(model), said.append, as_json=True) == 0
+    assert not [line for line in said if "pass" in line or "comparing" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "there is no model 'nothing': give its original with --against"),
+        (["text_embedding", "--budget", "soon"], "write 90s, 10m or 1h"),
+        (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
+        (["text_embedding", "--against", "./other"], "needs no other --against"),
+        (["mood", "--against", "no-such-folder"], "give --task"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    result = CliRunner().invoke(cli, ["optimize", "--only", "variants", *arguments])
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / ".tidegate").exists()
+
+
+def test_durations():
+    read = Duration().convert
+    assert [read(each, None, None) for each in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
+
+
+def test_both_halves_unless_one_is_wished():
+    assert OptimizeWish("mood").halves == BOTH
+    assert OptimizeWish("mood", only="knobs").halves == ("knobs",)
+
+
+def test_the_command_that_publishes(wish, model):
+    assert convert_line(OptimizeWish("text_embedding"), "w8") == (
+        "tidegate convert text_embedding --precision w8 --force"
+    )
+    assert convert_line(wish, "int8-rows") == (
+        f"tidegate convert {model}/model --name mood --task text-classification "
+        f"--samples {model}/texts.txt --precision int8-rows --force"
+    )

@@ -1,0 +1,235 @@
+"""``tidegate optimize NAME``: which form of a model to serve here, and with which knobs."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tidegate.convert import clock
+from tidegate.kinds import KNOWN, TASKS
+from tidegate.places import Places
+from tidegate.signals import interrupt_on_sigterm
+
+if TYPE_CHECKING:
+    from converters.variants.findings import Findings
+
+Say = Callable[[str], None]
+BOTH = ("variants", "knobs")
+# Of the budget, when both halves are run: knobs are searched through a server, which is slower.
+VARIANTS_SHARE = 0.4
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+OUT_OF_REACH = 3  # the exit code when nothing may be picked
+
+
+class Duration(click.ParamType):
+    """``90``, ``90s``, ``10m`` or ``1h``: seconds as a float."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if not found or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no duration: write 90s, 10m or 1h", param, ctx)
+        return float(found[1]) * UNITS_S[found[2]]
+
+
+class Shares(click.ParamType):
+    """``heads=0.25,channels=0.25``."""
+
+    name = "shares"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from converters.errors import ConversionError
+        from converters.variants.pruning import Pruning
+
+        try:
+            return value if isinstance(value, Pruning) else Pruning.parse(value)
+        except ConversionError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True)
+class OptimizeWish:
+    """What was asked for on the command line."""
+
+    name: str
+    source: str | None = None
+    task: str | None = None
+    samples: Path | None = None
+    only: str | None = None
+    budget_s: float = 600.0
+    precisions: tuple[str, ...] = ()
+    prune: Any = None
+    allow_batch_dependent: bool = False
+    accept_accuracy_cost: bool = False
+    min_cosine: float = 0.0
+    min_agreement: float = 0.0
+    p99_ms: float | None = None
+    connections: int = 32
+    commit: bool = False
+    publish: bool = False
+    fresh: bool = False
+
+    @property
+    def halves(self) -> tuple[str, ...]:
+        return (self.only,) if self.only else BOTH
+
+
+@click.command("optimize")
+@click.argument("name")
+@click.option("--against", "source", help="The original of a model you brought, as convert had it.")
+@click.option("--task", type=click.Choice(list(TASKS)), help="If the repository does not say it.")
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, path_type=Path),
+    help="Real inputs to calibrate, compare and load with. Default: the task's own set.",
+)
+@click.option("--only", type=click.Choice(BOTH), help="One half alone. Default: both.")
+@click.option("--budget", "budget_s", type=Duration(), default="10m", show_default=True)
+@click.option("--precisions", default="", help="Which to measure, with commas. Default: all.")
+@click.option("--prune", type=Shares(), help="Also pruned: heads=0.25,channels=0.25.")
+@click.option("--allow-batch-dependent", is_flag=True, help="int8-dynamic may be picked too.")
+@click.option("--accept-accuracy-cost", is_flag=True, help="A pruned model may be picked too.")
+@click.option("--min-cosine", type=float, default=0.0, help="Pick none whose lowest is below.")
+@click.option("--min-agreement", type=float, default=0.0, help="Pick none that agrees less.")
+@click.option("--p99-ms", type=float, help="Knobs: the p99 to hold. Default: today's and a tenth.")
+@click.option("--connections", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--commit", is_flag=True, help="Knobs: write them into the main config too.")
+@click.option("--publish", is_flag=True, help="Publish the pick, as convert --precision does.")
+@click.option("--fresh", is_flag=True, help="Measure all anew, whatever was kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(as_json: bool, precisions: str, **options: Any) -> None:
+    """Measure every form of NAME on this machine, pick one, then search the serving knobs.
+
+    Forms: the original eagerly, FP32, FP16, 8-bit ones, graph levels, and pruned ones if asked
+    for. Kept in .tidegate/optimize/NAME/: the same command goes on where it was stopped. With both
+    halves the variants get 40 % of the budget and the knobs what is left. Exits 3 if nothing could
+    be picked.
+
+    \b
+    tidegate optimize text_embedding --only variants
+    tidegate optimize mood --against ./my-model --task text-classification --samples texts.txt
+    """
+    interrupt_on_sigterm()
+    wish = OptimizeWish(precisions=tuple(filter(None, precisions.split(","))), **options)
+    sys.exit(carry_out(wish, Places.current(), _silent if as_json else clock(), as_json))
+
+
+def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = False) -> int:
+    """Both halves, or the one that is wished; the exit code."""
+    documents: dict[str, Any] = {}
+    code, left_s = 0, wish.budget_s
+    if "variants" in wish.halves:
+        share = VARIANTS_SHARE if "knobs" in wish.halves else 1.0
+        say(f"{wish.name}: variants have {share * wish.budget_s:.0f} s of the budget")
+        found, spent_s = _variants(wish, share * wish.budget_s, places, say)
+        documents["variants"] = found.to_dict() if found else None
+        code, left_s = (OUT_OF_REACH if found and not found.chosen else 0), left_s - spent_s
+        if found and not as_json:
+            _show(wish, found, places)
+    if "knobs" in wish.halves:
+        say(f"{wish.name}: knobs have {left_s:.0f} s of the budget")
+        report = _knobs(wish, left_s, places, say)
+        documents["knobs"] = report.as_json()
+        if not as_json:
+            click.echo("\n".join(report.lines()))
+    if as_json:
+        click.echo(json.dumps(documents, indent=2, ensure_ascii=False))
+    return code
+
+
+def _variants(
+    wish: OptimizeWish, budget_s: float, places: Places, say: Say
+) -> tuple["Findings | None", float]:
+    """The findings, saved and drawn, and the seconds they took; None where there is one form."""
+    from converters.variants.budget import Budget
+    from converters.variants.chart import draw
+    from tidegate.optimize_variants import find, keep_pruned
+
+    budget = Budget(budget_s)
+    found = find(wish, budget, places, say)
+    if found is None:
+        say(f"{wish.name}: tables and trees have one form, fp32: nothing to choose")
+        return None, budget.spent
+    folder = places.state / "optimize" / wish.name
+    saved = [found.save(folder), *draw(found, folder), *keep_pruned(found, folder)]
+    say("written: " + ", ".join(places.shown(path) for path in saved))
+    if wish.publish and found.chosen:
+        _publish(wish, found, places, say)
+    return found, budget.spent
+
+
+def _knobs(wish: OptimizeWish, budget_s: float, places: Places, say: Say) -> Any:
+    from tidegate.knobs import KnobWish, tune
+
+    asked = KnobWish(
+        name=wish.name,
+        budget_s=budget_s,
+        p99_ms=wish.p99_ms,
+        connections=wish.connections,
+        samples=wish.samples,
+        fresh=wish.fresh,
+        commit=wish.commit,
+    )
+    return tune(asked, places, say)
+
+
+def _show(wish: OptimizeWish, found: "Findings", places: Places) -> None:
+    from converters.variants.table import lines
+
+    click.echo("\n".join(lines(found)))
+    chosen = found.chosen
+    if chosen and chosen.candidate.pruned:
+        folder = places.shown(places.state / "optimize" / wish.name)
+        click.echo(
+            f"a pruned graph is served as tensors only: {folder}/{chosen.candidate.name}.onnx"
+        )
+    elif chosen and not wish.publish:
+        click.echo(f"to serve it: {convert_line(wish, chosen.candidate.precision)}")
+
+
+def convert_line(wish: OptimizeWish, precision: str) -> str:
+    """The command that publishes this form."""
+    known = wish.name in KNOWN
+    parts = ["tidegate convert", wish.name if known else str(wish.source)]
+    if not known:
+        parts += ["--name", wish.name]
+    if wish.task and not known:
+        parts += ["--task", wish.task]
+    if wish.samples:
+        parts += ["--samples", str(wish.samples)]
+    return " ".join([*parts, "--precision", precision, "--force"])
+
+
+def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) -> None:
+    """By the same way as ``tidegate convert NAME --precision X``."""
+    from tidegate.convert import Wish
+    from tidegate.convert import carry_out as convert
+
+    chosen = found.chosen
+    if chosen is None or chosen.candidate.pruned:
+        say("not published: convert publishes no pruned graph under its original's task")
+        return
+    known = wish.name in KNOWN
+    ordered = Wish(
+        source=wish.name if known else str(wish.source),
+        task=None if known else wish.task,
+        name=None if known else wish.name,
+        samples=wish.samples,
+        precisions=(chosen.candidate.precision,),
+        force=True,
+    )
+    convert(ordered, places, say)
+
+
+def _silent(text: str) -> None:
+    """JSON goes to stdout alone."""
