@@ -27,8 +27,8 @@ class PolicyFile:
     def refresh(self) -> bool:
         """Read the file again if it changed; True if other rules are now in force.
 
-        PolicyError, once for each state of the file, when it is wrong or has gone: what was in
-        force stays. That a file has gone must not open every door.
+        PolicyError, once for each state of the file, when it is wrong, empty or has gone: what was
+        in force stays. That a file has gone, or is just being written, must not open every door.
         """
         try:
             stat = self._path.stat()
@@ -42,6 +42,8 @@ class PolicyFile:
             self._seen = None
             raise PolicyError(f"{self._path} has gone: put it back, or restart without") from None
         self._seen = seen
+        if not data.strip() and self.current.version != "default":
+            raise PolicyError(f"{self._path} is empty: write the rules, or restart without the file")
         rules = parse_rules(_text(data, self._path), str(self._path))
         self.current = InForce(rules, Access(rules), hashlib.sha256(data).hexdigest()[:12])
         return True

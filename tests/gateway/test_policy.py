@@ -213,6 +213,21 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_reported_once(path, wrong):
     assert policy.refresh()
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_file_that_is_just_being_written_does_not_open_the_doors(path, text):
+    """An editor empties a file before it writes it: without tenants every key may do everything."""
+    policy = PolicyFile(path)
+    path.write_text(WHOLE)
+    policy.refresh()
+    before = policy.current
+    path.write_text(text)
+    with pytest.raises(PolicyError, match="is empty: write the rules"):
+        policy.refresh()
+    assert policy.current is before
+    path.write_text(WHOLE + "\n")
+    assert policy.refresh()
+
+
 def test_a_file_that_goes_does_not_open_the_doors(path):
     policy = PolicyFile(path)
     path.write_text(WHOLE)
