@@ -29,7 +29,7 @@ RELEASES = ("10", "11")
 SETUP = "python -m tests.tensorrt_parts"
 # Any machine tests against the same files.
 PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
-DOWNLOAD = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+DOWNLOAD = ("-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps")
 
 
 class PartMissing(AssertionError):

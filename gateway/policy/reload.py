@@ -43,7 +43,7 @@ class PolicyFile:
             raise PolicyError(f"{self._path} has gone: put it back, or restart without") from None
         self._seen = seen
         if not data.strip() and self.current.version != "default":
-            raise PolicyError(f"{self._path} is empty: write the rules, or restart without the file")
+            raise PolicyError(f"{self._path} is empty: write the rules, or restart without it")
         rules = parse_rules(_text(data, self._path), str(self._path))
         self.current = InForce(rules, Access(rules), hashlib.sha256(data).hexdigest()[:12])
         return True
