@@ -18,6 +18,8 @@ KEY_HEADER = "tidegate-triton-key"
 # Triton's gRPC twin of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
+# The index looks at one folder after the other, and fails when a publisher takes one away meanwhile.
+FOLDER_WENT = "failed to stat file"
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ class TritonControl:
         except grpc.RpcError as error:
             raise ServingError(f"model {model} failed to unload: {_first_line(error)}") from error
 
-    def index(self) -> list[ModelState]:
+    def index(self, tries: int = 3) -> list[ModelState]:
         """Every model that Triton knows of; ServingError when the server does not answer."""
         try:
             response = self._call(
                 self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s=5
             )
         except grpc.RpcError as error:
-            raise ServingError(f"Triton does not answer: {_first_line(error)}") from error
+            line = _first_line(error)
+            if tries > 1 and FOLDER_WENT in line:
+                return self.index(tries - 1)
+            raise ServingError(f"Triton does not answer: {line}") from error
         return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
 
     def is_ready(self) -> bool:

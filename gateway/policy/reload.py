@@ -27,8 +27,9 @@ class PolicyFile:
     def refresh(self) -> bool:
         """Read the file again if it changed; True if other rules are now in force.
 
-        PolicyError, once for each state of the file, when it is wrong, empty or has gone: what was
-        in force stays. That a file has gone, or is just being written, must not open every door.
+        PolicyError, once for each state of the file, when it is wrong, has gone, or is empty where
+        there were tenants: what was in force stays. That a file has gone, or is just being written,
+        must not open every door.
         """
         try:
             stat = self._path.stat()
@@ -42,7 +43,7 @@ class PolicyFile:
             self._seen = None
             raise PolicyError(f"{self._path} has gone: put it back, or restart without") from None
         self._seen = seen
-        if not data.strip() and self.current.version != "default":
+        if not data.strip() and self.current.rules.tenants:
             raise PolicyError(f"{self._path} is empty: write the rules, or restart without it")
         rules = parse_rules(_text(data, self._path), str(self._path))
         self.current = InForce(rules, Access(rules), hashlib.sha256(data).hexdigest()[:12])

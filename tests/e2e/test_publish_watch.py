@@ -71,6 +71,19 @@ def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch)
     assert watcher.events.counts["healed", "mood_onnx"] == 1
 
 
+def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkeypatch):
+    """Every probe passes, the one that follows the death at once among them."""
+    monkeypatch.setattr(watch, "UNLOAD_S", 2.0)
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
+    monkeypatch.setattr(health, "sample_of", lambda config: None)
+    with watching(server, "mood_onnx") as (watcher, said):
+        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+        psutil.Process(victim.pid).kill()
+        wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
+        wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
+    assert ("recovered", "mood_onnx") not in watcher.events.counts
+
+
 @pytest.fixture
 def sick(server, tmp_path):
     """A file that makes the published engine answer wrongly if it is younger than the engine."""
@@ -102,14 +115,3 @@ def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, sick
         wait_until(lambda: watcher.events.counts["recovered", NAME] == 1, 10, "recovery")
     assert sum("cannot be healed, 2 attempts failed" in line for line in said) == 1
     assert watcher.events.counts["given_up", NAME] == 1
-
-
-def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkeypatch):
-    """Every probe passes, the one that follows the death at once among them."""
-    monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
-    monkeypatch.setattr(health, "sample_of", lambda config: None)
-    with watching(server, "mood_onnx") as (watcher, said):
-        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
-        psutil.Process(victim.pid).kill()
-        wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
-    assert ("recovered", "mood_onnx") not in watcher.events.counts

@@ -77,8 +77,9 @@ def searched(tmp_path_factory, patched):
 
 
 def _require_nothing_left(job):
-    processes = psutil.Process().children(recursive=True)
-    assert [each for each in processes if "triton" in each.name()] == []
+    processes = psutil.process_iter(["cmdline"])  # other tests' Tritons are none of ours
+    ours = [each for each in processes if str(job.work_dir) in " ".join(each.info["cmdline"] or ())]
+    assert ours == []
     assert list(FOLDER.glob(f"tidegate_{psutil.Process().pid}_*")) == []
     assert list(staging_folder(job.repository).glob("tune*")) == []
 
