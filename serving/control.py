@@ -18,7 +18,7 @@ KEY_HEADER = "tidegate-triton-key"
 # Triton's gRPC twin of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
-# The index looks at one folder after the other, and fails when a publisher takes one away meanwhile.
+# The index looks at folder after folder, and fails when a publisher takes one away meanwhile.
 FOLDER_WENT = "failed to stat file"
 
 
