@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any
 
 from gateway.addons import load
-from gateway.errors import Internal
+from gateway.errors import GatewayError, Internal
 from gateway.http.exchange import Exchange
 from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
@@ -94,6 +95,19 @@ class Guard:
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
         return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
+
+    @contextmanager
+    def watching(
+        self,
+        exchange: Exchange,
+        end: Callable[[GatewayError], None],
+        models: Callable[[], Iterable[str]],
+        admissions: Callable[[], Iterable[Admission]],
+    ) -> Iterator[None]:
+        """Around a stream: ``end`` is called, once, within two seconds after its caller's right to
+        it has ended: the key or token, the rules for one of ``models()``, or limits that its
+        ``admissions()`` no longer fit into."""
+        yield
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
         """What settles the admission with the tokens that the model's answers say they cost; None

@@ -89,6 +89,11 @@ class Upstream:
         await self.channel.close(None)
 
 
+async def end_stream(call: Any) -> None:
+    """End a stream whose answers nobody wants any more; Triton stops working on it."""
+    call.cancel()
+
+
 def told(error: Exception) -> GatewayError:
     if isinstance(error, grpc.aio.AioRpcError):
         return translate(error.code(), error.details() or "")

@@ -15,14 +15,13 @@ MAY_IMPORT = {
     "converters": {"modelspec"},
     "ensembles": {"modelspec"},
     "serving": {"modelspec"},
-    "gateway": set(),
+    "gateway": {"modelspec"},
     "loadtests": set(),
 }
 INSIDE_TRITON = ("ensembles/steps", "serving/backends")
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers")
 BANNED = {"utils", "helpers", "common", "base", "manager", "misc"}
 SHADOWING = {"triton", "onnx", "tensorrt", "locust"}
-FILE_LIMIT, FUNCTION_LIMIT = 300, 60
 
 
 def _files(*folders: str) -> list[Path]:
@@ -100,22 +99,3 @@ def test_names_say_something_and_shadow_nothing():
         inside = path.relative_to(ROOT)
         names = {*inside.parent.parts, path.stem}
         assert not names & (BANNED | SHADOWING), inside
-
-
-def test_files_and_functions_stay_small():
-    for path in _files(*PACKAGES):
-        text = path.read_text()
-        assert text.count("\n") <= FILE_LIMIT, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
-                assert length <= FUNCTION_LIMIT, f"{path}:{node.lineno} {node.name}: {length} lines"
-
-
-def test_functions_take_few_parameters():
-    """At most six; click's commands get one for each option."""
-    for path in _files(*PACKAGES):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
-                arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg != "self"]
-                assert len(arguments) <= 6, f"{path}:{node.lineno} {node.name}"

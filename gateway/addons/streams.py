@@ -20,7 +20,7 @@ from gateway.errors import GatewayError, UpstreamBroke
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.render import error_reply
 from gateway.models.catalogue import Model
-from gateway.upstream import Upstream, told, translate
+from gateway.upstream import Upstream, end_stream, told, translate
 
 log = logging.getLogger("gateway")
 HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes for a minute
@@ -157,7 +157,7 @@ async def _stream(
     except (grpc.aio.AioRpcError, TimeoutError) as error:
         raise told(error) from error
     finally:
-        call.cancel()
+        await end_stream(call)
 
 
 def _is_final(answer: Any) -> bool:
