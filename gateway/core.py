@@ -22,7 +22,7 @@ from gateway.models.rows import Tensors, batches, read_tensors
 from gateway.models.sequences import SequenceIds
 from gateway.replicas import ReplicaPool
 from gateway.settings import Settings
-from gateway.upstream import Upstream
+from gateway.upstream import Upstream, request_id
 
 A = TypeVar("A")
 
@@ -51,7 +51,9 @@ class Gateway:
         """A request that came just now; the gateway's own deadline bounds its."""
         settings, access = self.settings, self.guard.policy.current.access
         deadline_s = min(deadline_s, settings.deadline_s)
-        return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+        exchange = Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+        request_id.set(exchange.request_id)  # each request has a task, and so a context, of its own
+        return exchange
 
     def named(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""

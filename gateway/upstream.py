@@ -4,7 +4,10 @@ gRPC, not HTTP: Triton's HTTP door does not notice a client that left, its gRPC 
 cancelled request stops using the machine. ``relay`` is for models that declare themselves short.
 """
 
+import logging
+import time
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,20 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+
+
+log = logging.getLogger("gateway")
+# Whose request this task works on; '' in the background, where nothing is logged of each failure.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+WORDS = 2000  # characters of an error that are logged
+# Statuses that a request can cause by itself: they are logged as information, not as warnings.
+_CAUSED_BY_CLIENTS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
 
 
 class Upstream:
@@ -97,7 +114,7 @@ async def end_stream(call: Any) -> None:
 def told(error: Exception) -> GatewayError:
     if isinstance(error, grpc.aio.AioRpcError):
         return translate(error.code(), error.details() or "")
-    return translate(grpc.StatusCode.DEADLINE_EXCEEDED)
+    return translate(grpc.StatusCode.DEADLINE_EXCEEDED, "nothing came in the time that there was")
 
 
 async def translated(call: Awaitable[Any]) -> Any:
@@ -107,8 +124,52 @@ async def translated(call: Awaitable[Any]) -> Any:
         raise told(error) from error
 
 
+class UpstreamLog:
+    """Triton's own words about requests that failed, each with the id of its request.
+
+    A client that provokes errors can neither forge lines nor fill the disk: what is not printable
+    is escaped, a text is cut, and each level has ``BURST`` lines at once and ``RATE`` more a second.
+    How many were left out is said with the next line of that level.
+    """
+
+    BURST, RATE = 200.0, 20.0
+
+    def __init__(self) -> None:
+        self._left = {logging.INFO: self.BURST, logging.WARNING: self.BURST}
+        self._since = dict.fromkeys(self._left, 0.0)  # monotonic seconds
+        self._unsaid = dict.fromkeys(self._left, 0)
+
+    def note(self, level: int, identifier: str, status: grpc.StatusCode, details: str) -> None:
+        """``level`` is INFO or WARNING."""
+        now = time.monotonic()
+        gained = (now - self._since[level]) * self.RATE
+        self._left[level] = min(self.BURST, self._left[level] + gained)
+        self._since[level] = now
+        if self._left[level] < 1:
+            self._unsaid[level] += 1
+            return
+        self._left[level] -= 1
+        if self._unsaid[level]:
+            log.log(level, "upstream errors: %d more were not logged", self._unsaid[level])
+            self._unsaid[level] = 0
+        words = repr(details[:WORDS])[: WORDS + 48]
+        log.log(level, "%s upstream %s: %s", identifier, status.name, words)
+
+
+_upstream_log = UpstreamLog()
+
+
+def log_upstream(status: grpc.StatusCode, details: str) -> None:
+    """Log what Triton said of this task's request; ``translate`` does it for what it translates."""
+    identifier = request_id.get()
+    if identifier:
+        caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT in details
+        _upstream_log.note(logging.INFO if caused else logging.WARNING, identifier, status, details)
+
+
 def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
-    """What a gRPC status of Triton's means to our client."""
+    """What a gRPC status of Triton's means to our client; Triton's words go into the log only."""
+    log_upstream(status, details)
     _, marked, text = details.partition(FOR_CLIENT)
     if marked:
         return Malformed(text.strip())
@@ -122,5 +183,5 @@ def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("the tensors are over what the server takes: send fewer rows")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the model did not answer in time: try again or send less")
-    return UpstreamBroke("the model failed on this request: try again; report it if it lasts")
+        return DeadlineExceeded("the model did not answer in time: send less, or try again later")
+    return UpstreamBroke("the model failed on this request: report the request id to who runs it")

@@ -91,7 +91,7 @@ class GenerateDoor:
                 if len(documents) > 1:
                     raise Malformed(f"{model.name!r} gives several answers: use generate_stream")
         if not documents:
-            raise UpstreamBroke("the model gave no answer: try again")
+            raise UpstreamBroke("the model ended without an answer: report the request id")
         return documents[0]
 
     async def _documents(
