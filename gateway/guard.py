@@ -13,10 +13,12 @@ from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
+from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
+from gateway.supervision import Supervisor
 
 log = logging.getLogger("gateway")
 # Real text has about four bytes a token; a reservation is settled with the true number.
@@ -27,7 +29,8 @@ _FREE: AbstractAsyncContextManager[Admission | None] = nullcontext()
 class Guard:
     """One for each worker. Everything that it decides from is in memory, and swapped whole."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
+        self._supervisor, self._metrics = supervisor, metrics
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
         self.policy = PolicyFile(settings.policy_file)
         self.callers = Callers(self.keys, self.policy.current.rules)
@@ -69,8 +72,11 @@ class Guard:
         rules, settings = self.policy.current.rules, self._settings
         self.callers.adopt(rules)
         if rules.audit.record != "off" and self._audit is None:
-            self._audit = load("audit")(settings.state_folder, settings.pepper_file)
+            self._audit = load("audit")(
+                settings.state_folder, settings.pepper_file, self._metrics.audit_trouble
+            )
             self._audit.start()
+            self._supervisor.watch("audit", self._audit)
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
@@ -108,6 +114,9 @@ class Guard:
         it has ended: the key or token, the rules for one of ``models()``, or limits that its
         ``admissions()`` no longer fit into."""
         yield
+
+    async def check_streams(self) -> None:
+        pass
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
         """What settles the admission with the tokens that the model's answers say they cost; None
