@@ -23,6 +23,8 @@ from gateway.supervision import Supervisor
 log = logging.getLogger("gateway")
 # Real text has about four bytes a token; a reservation is settled with the true number.
 BYTES_A_TOKEN = 4
+# At the start gateway.toml must not have changed for so long, if that comes to pass in a few looks.
+STEADY_S, STEADY_LOOKS = 1.0, 50
 _FREE: AbstractAsyncContextManager[Admission | None] = nullcontext()
 
 
@@ -41,6 +43,10 @@ class Guard:
 
     async def open(self) -> None:
         """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
+        for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
+            if self.policy.age_s() > STEADY_S:
+                break
+            await asyncio.sleep(STEADY_S / 10)
         self.keys.refresh()
         self.policy.refresh()
         self._adopt()
@@ -59,14 +65,22 @@ class Guard:
                 log.info("keys read again")
         except ValueError as error:  # TOMLDecodeError too
             log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+        before = self.policy.current
         try:
-            if self.policy.refresh():
-                self._adopt()
-                log.info("gateway.toml read again: version %s", self.policy.current.version)
-                return True
+            self.policy.refresh()
         except PolicyError as error:
             log.error("%s; the policy before it stays in force", error)
-        return False
+        if self.policy.current is before:
+            return False
+        self._adopt()
+        log.info("gateway.toml read again: version %s", self.policy.current.version)
+        if self.policy.pending_s:
+            log.info(
+                "gateway.toml: what it gives more than before is in force in %.0f s, if the file "
+                "does not change until then",
+                self.policy.pending_s,
+            )
+        return True
 
     def _adopt(self) -> None:
         rules, settings = self.policy.current.rules, self._settings
