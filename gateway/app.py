@@ -1,6 +1,5 @@
 """The gateway as an ASGI application: the doors, put together."""
 
-import asyncio
 import contextlib
 import gc
 import os
@@ -69,21 +68,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await gateway.guard.open()
     gateway.follow_policy()
     await background.refresh_catalogue()
-    task = asyncio.create_task(background.run())
+    gateway.supervisor.open()
+    background.start()
     settings = gateway.settings
     wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
-    listeners = [load(name)(gateway, port) for name, port in wanted.items() if port]
-    for listener in listeners:
+    listeners = {name: load(name)(gateway, port) for name, port in wanted.items() if port}
+    for name, listener in listeners.items():
         await listener.start()
+        gateway.supervisor.run(name, listener.serve)
     gc.freeze()  # what lives for ever need not be looked at again and again
     try:
         yield
     finally:
-        for listener in reversed(listeners):
+        await gateway.supervisor.close()  # first: what ends from now on should end
+        for listener in reversed(listeners.values()):
             await listener.stop()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         await gateway.pool.close()
         await gateway.guard.close()
 

@@ -22,6 +22,7 @@ from gateway.models.rows import Tensors, batches, read_tensors
 from gateway.models.sequences import SequenceIds
 from gateway.replicas import ReplicaPool
 from gateway.settings import Settings
+from gateway.supervision import Supervisor
 from gateway.upstream import Upstream, request_id
 
 A = TypeVar("A")
@@ -32,8 +33,9 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.guard = Guard(settings)
         self.metrics = Metrics()
+        self.supervisor = Supervisor(self.metrics.restarted)
+        self.guard = Guard(settings, self.supervisor, self.metrics)
         self.sequences = SequenceIds(settings.pepper_file)
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)

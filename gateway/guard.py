@@ -13,21 +13,26 @@ from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
+from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
+from gateway.supervision import Supervisor
 
 log = logging.getLogger("gateway")
 # Real text has about four bytes a token; a reservation is settled with the true number.
 BYTES_A_TOKEN = 4
+# At the start gateway.toml must not have changed for so long, if that comes to pass in a few looks.
+STEADY_S, STEADY_LOOKS = 1.0, 50
 _FREE: AbstractAsyncContextManager[Admission | None] = nullcontext()
 
 
 class Guard:
     """One for each worker. Everything that it decides from is in memory, and swapped whole."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
+        self._supervisor, self._metrics = supervisor, metrics
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
         self.policy = PolicyFile(settings.policy_file)
         self.callers = Callers(self.keys, self.policy.current.rules)
@@ -38,6 +43,10 @@ class Guard:
 
     async def open(self) -> None:
         """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
+        for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
+            if self.policy.age_s() > STEADY_S:
+                break
+            await asyncio.sleep(STEADY_S / 10)
         self.keys.refresh()
         self.policy.refresh()
         self._adopt()
@@ -56,21 +65,32 @@ class Guard:
                 log.info("keys read again")
         except ValueError as error:  # TOMLDecodeError too
             log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+        before = self.policy.current
         try:
-            if self.policy.refresh():
-                self._adopt()
-                log.info("gateway.toml read again: version %s", self.policy.current.version)
-                return True
+            self.policy.refresh()
         except PolicyError as error:
             log.error("%s; the policy before it stays in force", error)
-        return False
+        if self.policy.current is before:
+            return False
+        self._adopt()
+        log.info("gateway.toml read again: version %s", self.policy.current.version)
+        if self.policy.pending_s:
+            log.info(
+                "gateway.toml: what it gives more than before is in force in %.0f s, if the file "
+                "does not change until then",
+                self.policy.pending_s,
+            )
+        return True
 
     def _adopt(self) -> None:
         rules, settings = self.policy.current.rules, self._settings
         self.callers.adopt(rules)
         if rules.audit.record != "off" and self._audit is None:
-            self._audit = load("audit")(settings.state_folder, settings.pepper_file)
+            self._audit = load("audit")(
+                settings.state_folder, settings.pepper_file, self._metrics.audit_trouble
+            )
             self._audit.start()
+            self._supervisor.watch("audit", self._audit)
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
@@ -108,6 +128,9 @@ class Guard:
         it has ended: the key or token, the rules for one of ``models()``, or limits that its
         ``admissions()`` no longer fit into."""
         yield
+
+    async def check_streams(self) -> None:
+        pass
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
         """What settles the admission with the tokens that the model's answers say they cost; None

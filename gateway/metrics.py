@@ -39,7 +39,26 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._restarts = prometheus.Counter(
+            "tidegate_background_restarts",
+            "Background tasks that had ended or stalled, and were started again.",
+            ("task",),
+            registry=self.registry,
+        )
+        self._audit = prometheus.Counter(
+            "tidegate_audit_trouble",
+            "Audit: attempts to write that failed, decisions lost or suppressed.",
+            ("what",),
+            registry=self.registry,
+        )
         self._children: dict[tuple[str, str, int], _Child] = {}
+
+    def restarted(self, task: str) -> None:
+        self._restarts.labels(task).inc()
+
+    def audit_trouble(self, what: str, count: int) -> None:
+        """``what`` is failed, lost or suppressed. May be called by any thread."""
+        self._audit.labels(what).inc(count)
 
     def record(self, exchange: Exchange, status: int, catalogue: "Catalogue") -> None:
         """Count one request; a model that is not served is counted as 'unknown'."""

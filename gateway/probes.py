@@ -14,36 +14,33 @@ from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.limits.limiter import BEAT_S
 from gateway.models.rows import Tensors
+from gateway.supervision import STALL_S, every
 
 log = logging.getLogger("gateway")
 GUARD_S = 0.25  # a revoked key is refused within a second
 PROBE_TIMEOUT_S = 5.0
 
 
-async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Call ``work`` for ever; a failure is logged, and the next round comes all the same."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("background work failed; trying again in %s s", seconds)
-        await asyncio.sleep(seconds)
-
-
 class Background:
-    """The gateway's loops; ``run`` ends only by being cancelled."""
+    """The gateway's loops, each a task of its supervisor."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
-    async def run(self) -> None:
-        settings = self.gateway.settings
-        await asyncio.gather(
-            every(GUARD_S, self.refresh_guard),
-            every(BEAT_S, self.gateway.guard.limiter.beat),
-            every(settings.refresh_s, self.refresh_catalogue),
-            every(settings.probe_s, self.probe),
-        )
+    def start(self) -> None:
+        """Until the supervisor is closed."""
+        settings, guard = self.gateway.settings, self.gateway.guard
+        self._keep("rules", GUARD_S, self.refresh_guard)
+        self._keep("rights", GUARD_S, guard.check_streams)
+        self._keep("limits", BEAT_S, guard.limiter.beat)
+        self._keep("catalogue", settings.refresh_s, self.refresh_catalogue)
+        self._keep("probes", settings.probe_s, self.probe)
+
+    def _keep(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        def rounds() -> Awaitable[None]:
+            return every(seconds, work, lambda: task.beat())
+
+        task = self.gateway.supervisor.run(name, rounds, stall_s=STALL_S + seconds)
 
     async def refresh_guard(self) -> None:
         if self.gateway.guard.refresh():
@@ -104,8 +101,11 @@ def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str
 
 
 def readiness(gateway: Gateway) -> dict[str, str]:
-    """Each pipeline that must be ready, and '' or what is wrong with it."""
-    return {
+    """Each pipeline that must be ready, and '' or what is wrong with it; and what is wrong with
+    each background task that is down."""
+    pipelines = {
         name: gateway.probes.get(name, "has not been probed yet")
         for name in gateway.settings.pipelines
     }
+    faults = gateway.supervisor.faults()
+    return pipelines | {f"background:{name}": fault for name, fault in faults.items()}

@@ -21,7 +21,8 @@ def command() -> None:
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(as_json: bool) -> None:
-    """Find a line that was changed, removed, moved or cut off. Exit code 1 if there is one."""
+    """Find a line that was changed, removed, moved or cut off, and decisions that could not be
+    written. Exit code 1 if there is one."""
     from tidegate.audit_check import verify as checked
 
     places = Places.current()
@@ -32,12 +33,13 @@ def verify(as_json: bool) -> None:
     pepper = places.pepper.read_bytes() if places.pepper.exists() else b""
     report = checked(places.state, pepper)
     if as_json:
-        click.echo(json.dumps({"intact": not report.faults, **asdict(report)}, indent=2))
+        found = {"intact": not report.faults, "complete": not report.gaps, **asdict(report)}
+        click.echo(json.dumps(found, indent=2))
     else:
-        for fault in report.faults:
+        for fault in [*report.faults, *report.gaps]:
             click.secho(fault, fg="red")
         state = f"{len(report.faults)} faults" if report.faults else "intact"
         click.echo(f"lines {report.first} to {report.last}: {state}; last hash {report.hash}")
         if report.first > 1:
             click.echo(f"lines 1 to {report.first - 1} are in older files that are not here")
-    sys.exit(1 if report.faults else 0)
+    sys.exit(1 if report.faults or report.gaps else 0)

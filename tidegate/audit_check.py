@@ -23,6 +23,7 @@ class Report:
     last: int = 0
     hash: str = FIRST  # of the last line: note it elsewhere, and compare
     faults: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)  # decisions that the log itself says it lacks
 
 
 def verify(folder: Path, pepper: bytes) -> Report:
@@ -79,6 +80,8 @@ class _Walk:
         elif not linked and self.before is not None:
             self._fault(f"line {number - 1}, or its hash in line {number}, was changed")
         self.expected, self.before = number + 1, hashlib.sha256(line).hexdigest()
+        if fields.get("decision") == "lost" and len(self.report.gaps) < MAX_FAULTS:
+            self.report.gaps.append(f"line {number}: {fields.get('status')} decisions were lost")
 
     def ended(self, head: Head, unsigned: str, size: int) -> Report:
         last, report = self.expected - 1, self.report

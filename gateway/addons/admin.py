@@ -86,7 +86,7 @@ class AdminListener:
         secured: dict[str, Any] = {"http": CorkedProtocol}
         if settings.tls_certificate_file:
             secured |= load("tls")(settings).http()
-        config = uvicorn.Config(
+        self._config = uvicorn.Config(
             app,
             lifespan="off",
             log_config=None,
@@ -97,13 +97,24 @@ class AdminListener:
             timeout_graceful_shutdown=int(STOP_S),
             **secured,
         )
-        host, shared = gateway.settings.host, gateway.settings.workers > 1
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._server = _Server(config)
-        self._socket = socket.create_server((host, port), family=family, reuse_port=shared)
+        self._address, self._is_shared = (settings.host, port), settings.workers > 1
+        self._socket = self._bound()
+
+    def _bound(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        return socket.create_server(self._address, family=family, reuse_port=self._is_shared)
 
     async def start(self) -> None:
+        self._server = _Server(self._config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+
+    async def serve(self) -> None:
+        """Until the server has ended, which it should not; called again, start another one."""
+        if self._task.done():
+            self._socket.close()
+            self._socket = self._bound()
+            await self.start()
+        await asyncio.wait([self._task])
 
     async def stop(self) -> None:
         self._server.should_exit = True

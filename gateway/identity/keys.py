@@ -13,7 +13,7 @@ import re
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from gateway.identity.principal import Principal as Principal
 
 KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
 _NO_HASH = "0" * 64
+_LISTS = ("roles", "models", "scopes")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class KeyRecord:
     @cached_property
     def principal(self) -> Principal:
         grant = Grant(self.tenant, self.roles, self.models, self.scopes)
-        return Principal(self.key_id, self.name, grant)
+        return Principal(self.key_id, self.name, grant, self.ends)
 
     @cached_property
     def ends(self) -> float:
@@ -68,9 +69,19 @@ def parse_records(text: str) -> dict[str, KeyRecord]:
 
 
 def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
+    """Every field must be there: a file that was cut off must not make a key that may do more."""
+    for field in fields(KeyRecord)[1:]:
+        if field.name not in table:
+            raise ValueError(f"keys.{key_id} has no {field.name!r}: the file may be cut off")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
     }
+    for name, value in values.items():
+        if name in _LISTS:
+            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+                raise ValueError(f"keys.{key_id}.{name} must be a list of texts")
+        elif not isinstance(value, str):
+            raise ValueError(f"keys.{key_id}.{name} must be a text")
     record = KeyRecord(key_id=key_id, **values)
     if record.expires and datetime.fromisoformat(record.expires).tzinfo is None:
         raise ValueError(f"keys.{key_id}.expires has no time zone: write 2030-01-31T00:00:00+00:00")
@@ -84,7 +95,7 @@ class KeyRing:
         self._keys_file, self._pepper_file = keys_file, pepper_file
         self._records: dict[str, KeyRecord] = {}
         self._pepper = b""
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: object = None
 
     def verify(self, authorization: bytes | None) -> Principal:
         """The principal behind an Authorization header; Unauthenticated, always in the same words.
@@ -99,21 +110,32 @@ class KeyRing:
             return record.principal
         raise refused()
 
-    def refresh(self) -> bool:
-        """Read the files again if the keys changed; True if so. Without files no key is valid.
+    def is_valid(self, key_id: str) -> bool:
+        record = self._records.get(key_id)
+        return record is not None and record.ends > time.time()
 
-        ValueError when the file cannot be read: the keys in force stay in force.
+    def refresh(self) -> bool:
+        """Read the files again if they changed; True if so. Without files no key is valid.
+
+        ValueError, once for each state of the files, when one cannot be read or was cut off: the
+        keys in force stay in force.
         """
         try:
-            stat = self._keys_file.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen = (_state(self._keys_file), _state(self._pepper_file))
             if seen == self._seen:
                 return False
-            pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_text()
+            pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_bytes()
         except FileNotFoundError:
             changed = bool(self._records)
             self._records, self._seen = {}, None
             return changed
-        self._seen = seen  # a broken file is reported once, not at every look
-        self._records, self._pepper = parse_records(text), pepper
+        self._seen = seen
+        if pepper != self._pepper and self._pepper.startswith(pepper):
+            raise ValueError(f"{self._pepper_file} is cut off: put it back")
+        self._records, self._pepper = parse_records(text.decode()), pepper
         return True
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,5 +1,6 @@
 """Who is calling, however that was shown, and what was granted to that caller."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +26,16 @@ ADMIN = Grant(roles=("admin",))
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """``id`` is unique: a key's id, ``jwt:<issuer>:<sub>`` or ``cert:<name>``."""
+    """``id`` is unique: a key's id, ``jwt:<issuer>:<sub>`` or ``cert:<name>``.
+
+    At ``ends`` (seconds since the epoch) what showed the identity is no longer good, whatever
+    happens until then.
+    """
 
     id: str
     name: str
     grant: Grant = USER
+    ends: float = math.inf
 
     @property
     def tenant(self) -> str:

@@ -67,7 +67,10 @@ class Limit(BaseModel):
 
     @cached_property
     def identity(self) -> str:
-        """What is counted together. Another amount is another limit: it starts afresh."""
+        """What is counted together. Another amount is another limit: it starts afresh. Not so of
+        concurrency: what is under way is under way, however many there may be."""
+        if self.kind == "concurrency":
+            return self.name
         return f"{self.name}:{self.amount}:{self.burst}"
 
     @cached_property

@@ -7,6 +7,7 @@ and the caller's own globs all reach. What nothing allows is denied. A role with
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeVar
 
@@ -24,8 +25,9 @@ MAX_DECISIONS, MAX_NAME = 20_000, 256
 class Access:
     """Made anew for each gateway.toml, so that a decision never outlives the rules it came from."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+    def __init__(self, rules: Rules, within: "Access | None" = None) -> None:
+        """``within``: what these rules give holds only where that gives it too."""
+        self._rules, self._within = rules, within
         self._decisions: dict[tuple[Grant, str, str], bool] = {}
         self._limits: dict[tuple[str, str, str], tuple[Limit, ...]] = {}
 
@@ -35,6 +37,8 @@ class Access:
         decision = self._decisions.get(key)
         if decision is None:
             decision = self._decide(*key)
+            if self._within:
+                decision = decision and self._within.allowed(principal, action, model)
             _remember(self._decisions, key, decision, model)
         return decision
 
@@ -53,7 +57,7 @@ class Access:
         key = (principal.id, principal.tenant, model)
         found = self._limits.get(key)
         if found is None:
-            found = tuple(each for each in self._rules.limits if _counts(each, *key))
+            found = _each_once(each for each in self._rules.limits if _counts(each, *key))
             _remember(self._limits, key, found, model)
         return found
 
@@ -83,6 +87,16 @@ def _remember(known: dict[K, V], key: K, value: V, model: str) -> None:
         known.clear()
     if len(model) <= MAX_NAME:
         known[key] = value
+
+
+def _each_once(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """Of limits that count in the same place, the lowest: a request has one place there."""
+    found: dict[str, Limit] = {}
+    for limit in limits:
+        before = found.get(limit.identity)
+        if before is None or limit.amount < before.amount:
+            found[limit.identity] = limit
+    return tuple(found.values())
 
 
 def _counts(limit: Limit, principal: str, tenant: str, model: str) -> bool:

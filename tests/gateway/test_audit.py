@@ -1,8 +1,10 @@
 """The audit log: whoever touches a line is found out, and writing costs the event loop nothing."""
 
+import collections
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ import pytest
 
 from gateway.addons.audit import log as audit
 from gateway.addons.audit.log import AuditLog, Decision, append, locked
+from tests.gateway.exchanges import exchange_of
+from tests.running import wait_until
 from tidegate.audit_check import verify
 
 PEPPER = b"pepper"
@@ -252,6 +256,149 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path, monkeypatch):
         time.sleep(0.05)
     log.close()
     assert (verify(folder, b"").last, verify(folder, b"").faults) == (2, [])
+
+
+@pytest.fixture
+def running(tmp_path, monkeypatch):
+    """A log that was begun, and what it counted."""
+    monkeypatch.setattr(audit, "RETRY_S", 0.05)
+    counted = collections.Counter()
+    log = AuditLog(
+        tmp_path / "state", tmp_path / "pepper", lambda what, n: counted.update({what: n})
+    )
+    log.start()
+    yield log, counted, tmp_path / "state"
+    log.close()
+
+
+def _lines(folder):
+    path = folder / "audit.head"  # written after the lines
+    if not path.exists():
+        return []
+    lines = (folder / "audit.log").read_bytes()[: json.loads(path.read_bytes())["size"]]
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"principal": "jwt:corp:\ud800"},
+        {"tenant": "\udfff" * 400},
+        {"model": "a\x00b\nc\u2028d\x85"},
+        {"status": 2**70},
+        {"status": float("nan")},
+        {"status": 10**5000},
+        {"action": b"\xff"},
+        {"model": type("Odd", (), {"__repr__": lambda self: 1 / 0})()},
+    ],
+)
+def test_no_decision_can_end_the_log_or_hold_up_the_others(running, odd):
+    log, _, folder = running
+    for decision in (ONE, replace(ONE, request_id="odd", **odd), replace(ONE, request_id="r3")):
+        log.record(decision)
+    wait_until(lambda: len(_lines(folder)) == 3, 3, "three lines")
+    log.record(replace(ONE, request_id="r4"))
+    wait_until(lambda: len(_lines(folder)) == 4, 3, "the log goes on")
+    assert log.fault() == ""
+    found = _lines(folder)
+    assert [line["request_id"] for line in found[::2]] == ["r1", "r3"]
+    assert found[3]["request_id"] == "r4"
+    assert verify(folder, b"").faults == []
+    assert len((folder / "audit.log").read_text().splitlines()) == 4
+
+
+def test_half_a_character_is_escaped(running):
+    log, _, folder = running
+    log.record(replace(ONE, principal="jwt:corp:\ud800x"))
+    wait_until(lambda: _lines(folder), 3, "a line")
+    assert _lines(folder)[0]["principal"] == "jwt:corp:\\ud800x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(1), RuntimeError("bug"), MemoryError(), OSError(28, "No space left on device")],
+)
+def test_the_thread_outlives_whatever_is_raised(running, monkeypatch, error):
+    log, counted, folder = running
+    real = audit.append
+
+    def fails(*given):
+        raise error
+
+    monkeypatch.setattr(audit, "append", fails)
+    log.record(ONE)
+    wait_until(lambda: counted["failed"] > 1, 3, "it tries again")
+    assert log.fault().startswith("is not written: ")
+    monkeypatch.setattr(audit, "append", real)
+    wait_until(lambda: len(_lines(folder)) == 1, 3, "the line")
+    assert log.fault() == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_all_the_same_is_noticed_and_begun_again(running, monkeypatch):
+    log, _, folder = running
+    monkeypatch.setattr(log, "_has_failed", lambda error: 1 / 0)
+    monkeypatch.setattr(log, "_round", lambda last: 1 / 0)
+    wait_until(lambda: log.fault() == "its thread has ended", 3, "the end")
+    monkeypatch.undo()
+    log.record(ONE)
+    assert log.revive()
+    wait_until(lambda: len(_lines(folder)) == 1, 3, "the line")
+    assert log.fault() == ""
+    assert not log.revive()
+
+
+def test_a_disk_that_does_not_come_back_is_noticed(running, monkeypatch):
+    log, _, folder = running
+    monkeypatch.setattr(audit, "STALL_S", 0.3)
+    with locked(folder):
+        log.record(ONE)
+        wait_until(lambda: "has not come back from the disk" in log.fault(), 3, "the stall")
+    wait_until(lambda: log.fault() == "", 3, "it goes on")
+
+
+def test_a_folder_that_was_deleted_is_made_again_and_the_numbers_go_on(running):
+    log, _, folder = running
+    log.record(ONE)
+    wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
+    shutil.rmtree(folder)
+    log.record(replace(ONE, request_id="r2"))
+    wait_until(lambda: len(_lines(folder)) == 1, 3, "another")
+    report = verify(folder, b"")
+    assert (report.first, report.last, report.faults) == (2, 2, [])
+
+
+def test_strangers_have_a_small_budget_and_are_counted(running, monkeypatch):
+    """3,000 refusals without an identity: a few lines, one that says how many, and the real
+    decisions between them."""
+    log, counted, folder = running
+    stranger = exchange_of({"path": "/v1/models", "headers": []}, None)
+    stranger.principal = None
+    known = exchange_of({"path": "/v1/models", "headers": []}, None)
+    for place in range(3000):
+        log.note(stranger, 401, "all")
+        if place % 100 == 0:
+            log.note(known, 200, "all")
+    log.close()
+    found = _lines(folder)
+    by_status = collections.Counter(line["decision"] for line in found)
+    assert by_status["allow"] == 30
+    assert 50 <= by_status["deny"] <= 53
+    told = sum(line["status"] for line in found if line["decision"] == "suppressed")
+    assert told + by_status["deny"] == 3000
+    assert counted["suppressed"] == told
+    assert verify(folder, b"").gaps == []
+
+
+def test_what_was_lost_is_found_by_verify(tmp_path):
+    append(
+        tmp_path,
+        PEPPER,
+        [(time.time(), ONE), (time.time(), replace(ONE, decision="lost", status=11))],
+    )
+    report = verify(tmp_path, PEPPER)
+    assert report.faults == []
+    assert report.gaps == ["line 2: 11 decisions were lost"]
 
 
 def test_a_long_field_is_cut(tmp_path):

@@ -1,5 +1,6 @@
 """API keys: their form, how they are stored, and that nothing but a valid one gets in."""
 
+import contextlib
 import re
 import threading
 import time
@@ -143,12 +144,62 @@ def test_a_key_carries_its_rights(store, ring):
     assert ring.verify(_bearer(dev)).grant.roles == ("admin",)
 
 
-def test_a_file_of_before_still_reads(store, ring, tmp_path):
-    _, key = store.create("app")
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_file_that_was_cut_off_grants_nothing_more(store, tmp_path, restarted):
+    """At every byte: each key may do what the whole file says, or nothing."""
+    keys = {}
+    for number, grant in enumerate([USER, Grant("acme", ("reader",), ("text_*",), ("read",))]):
+        record, key = store.create(f"app-{number}", grant, timedelta(days=number + 1))
+        keys[key] = record
+    revoked, _ = store.create("gone")
+    (gone,) = store.revoke("gone")
+    assert gone.key_id == revoked.key_id
     path = tmp_path / "keys.toml"
-    path.write_text(path.read_text().partition("expires")[0])  # as it ended then
+    whole, ring = path.read_bytes(), KeyRing(path, tmp_path / "pepper")
     ring.refresh()
-    assert ring.verify(_bearer(key)).grant == USER
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        if restarted:
+            ring = KeyRing(path, tmp_path / "pepper")
+        with contextlib.suppress(ValueError):
+            ring.refresh()
+        for key, record in keys.items():
+            with contextlib.suppress(Unauthenticated):
+                found = ring.verify(_bearer(key))
+                assert (found.grant, found.ends) == (record.principal.grant, record.ends)
+        assert not ring.is_valid(revoked.key_id)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31])
+def test_a_pepper_that_was_cut_off_is_not_taken(store, ring, tmp_path, size):
+    _, key = store.create("app")
+    ring.refresh()
+    whole = (tmp_path / "pepper").read_bytes()
+    (tmp_path / "pepper").write_bytes(whole[:size])
+    with pytest.raises(ValueError, match="is cut off"):
+        ring.refresh()
+    assert ring.verify(_bearer(key)).name == "app"
+    (tmp_path / "pepper").write_bytes(whole)
+    ring.refresh()
+    assert ring.verify(_bearer(key)).name == "app"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("scopes = [", 'scopes = "infer"\nx = ['),
+        ("models = [", 'models = "*"\nx = ['),
+        ('tenant = "default"', "tenant = 5"),
+        ('expires = ""', "expires = 1"),
+        ('revoked = ""', "revoked = false"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(store, ring, tmp_path, before, after):
+    store.create("app")
+    path = tmp_path / "keys.toml"
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ValueError, match="must be a"):
+        ring.refresh()
 
 
 def test_a_key_ends_by_itself(store, ring):

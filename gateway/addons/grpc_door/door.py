@@ -41,6 +41,7 @@ class GrpcDoor:
         """``port`` 0 takes a free one."""
         self.gateway, self._port = gateway, port
         self._server: Any = None
+        self._has_ended = False
 
     async def start(self) -> int:
         """Serve; the port. RuntimeError when it is taken."""
@@ -73,6 +74,15 @@ class GrpcDoor:
             demanding = f"{settings.host}:{settings.grpc_certificate_port}"
             self._server.add_secure_port(demanding, tls.grpc(demanding=True))
         return int(self._server.add_secure_port(address, tls.grpc(demanding=False)))
+
+    async def serve(self) -> None:
+        """Until the server has ended, which it should not; called again, start another one."""
+        if self._has_ended:
+            await self.start()
+            self._has_ended = False
+        # Shielded: cancelled itself, it would leave a server that cannot be stopped any more.
+        await asyncio.shield(asyncio.ensure_future(self._server.wait_for_termination()))
+        self._has_ended = True
 
     async def stop(self, grace_s: float = STOP_S) -> None:
         """Take no more calls; those under way may end within ``grace_s``, then they are cut."""

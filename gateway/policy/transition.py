@@ -1,0 +1,130 @@
+"""From one gateway.toml to the next: what the new one gives that the one before did not.
+
+A file that is being written, or was cut off, may be a policy too, and one that grants more than the
+whole: a limit, a tenant or a role may not be there yet. So what takes rights away holds at once,
+and what gives more only once the file is known to be whole (``gateway.policy.reload``).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from gateway.policy.gateway_toml import Certificate, Issuer, Role, Rules
+
+T = TypeVar("T")
+
+
+def covers(before: Rules, after: Rules) -> bool:
+    """Whether ``after`` surely grants nobody more than ``before``; False where that is not plain
+    from the tables one by one."""
+    return (
+        all(limit in after.limits for limit in before.limits)
+        and _tenants_cover(before, after)
+        and all(_role_covers(before.role(name), after.role(name)) for name in _roles(before, after))
+        and _has_all(before.issuers, after.issuers)
+        and _has_all(before.certificates, after.certificates)
+        and after.proxy in (None, before.proxy)
+    )
+
+
+def lost(before: Rules, after: Rules) -> list[str]:
+    """What bounded a caller before and is not there any more, as after a cut: limits, and roles
+    that were narrower than the one built in."""
+    counted = {(each.name, each.kind) for each in after.limits}
+    limits = [each.name for each in before.limits if (each.name, each.kind) not in counted]
+    roles = [name for name in before.roles if name not in after.roles and after.role(name)]
+    return [*(f"limit {name}" for name in limits), *(f"role {name}" for name in roles)]
+
+
+def narrowed(before: Rules, after: Rules) -> Rules:
+    """``after`` with only such identities and limits as grant no more than ``before`` does."""
+    issuers = {
+        name: _issuer(before.issuers[name], issuer)
+        for name, issuer in after.issuers.items()
+        if name in before.issuers
+    }
+    certificates = {
+        name: _certificate(before.certificates[name], certificate)
+        for name, certificate in after.certificates.items()
+        if name in before.certificates
+    }
+    more = [limit for limit in before.limits if limit not in after.limits]
+    return after.model_copy(
+        update={
+            "issuers": {name: each for name, each in issuers.items() if each},
+            "certificates": {name: each for name, each in certificates.items() if each},
+            "proxy": after.proxy if after.proxy == before.proxy else None,
+            "limits": [*after.limits, *more],
+        }
+    )
+
+
+def _roles(*rules: Rules) -> set[str]:
+    return {"user"}.union(*(each.roles for each in rules))
+
+
+def _tenants_cover(before: Rules, after: Rules) -> bool:
+    if not before.tenants:
+        return True  # there was one, and it reached everything
+    return bool(after.tenants) and all(
+        name in before.tenants and _within(tenant.models, before.tenants[name].models)
+        for name, tenant in after.tenants.items()
+    )
+
+
+def _role_covers(before: Role | None, after: Role | None) -> bool:
+    if before is None or after is None:
+        return after is None
+    return set(after.actions) <= set(before.actions) and _within(after.models, before.models)
+
+
+def _within(globs: Sequence[str], bounds: Sequence[str]) -> bool:
+    return "*" in bounds or set(globs) <= set(bounds)
+
+
+def _has_all(before: Mapping[str, T], after: Mapping[str, T]) -> bool:
+    return all(before.get(name) == each for name, each in after.items())
+
+
+def _both(before: Iterable[T], after: Iterable[T]) -> list[T]:
+    kept = list(before)
+    return [each for each in after if each in kept]
+
+
+def _globs(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Globs that both of these reach, as far as that is plain."""
+    return list(before) if "*" in after else list(after) if "*" in before else _both(before, after)
+
+
+def _issuer(before: Issuer, after: Issuer) -> Issuer | None:
+    """What tokens give by both; None where that cannot be said."""
+    read = ("issuer", "jwks_uri", "tenant", "tenant_claim", "roles_claim")
+    if any(getattr(before, name) != getattr(after, name) for name in read):
+        return None
+    claims = {before.models_claim, after.models_claim} - {None}
+    audience = _both(before.audience, after.audience)
+    algorithms = _both(before.algorithms, after.algorithms)
+    if len(claims) > 1 or not audience or not algorithms:
+        return None
+    return after.model_copy(
+        update={
+            "audience": audience,
+            "algorithms": algorithms,
+            "types": _both(before.types, after.types),
+            "leeway_s": min(before.leeway_s, after.leeway_s),
+            "roles": dict(_both(before.roles.items(), after.roles.items())),
+            "default_roles": _both(before.default_roles, after.default_roles),
+            "models_claim": next(iter(claims), None),
+        }
+    )
+
+
+def _certificate(before: Certificate, after: Certificate) -> Certificate | None:
+    if before.tenant != after.tenant:
+        return None
+    return after.model_copy(
+        update={
+            "roles": _both(before.roles, after.roles),
+            "models": _globs(before.models, after.models),
+            "scopes": _both(before.scopes, after.scopes),
+        }
+    )

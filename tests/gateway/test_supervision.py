@@ -1,0 +1,141 @@
+"""Background tasks: whatever ends one, it is noticed, started again and counted."""
+
+import asyncio
+import collections
+
+import pytest
+
+from gateway import supervision
+from gateway.supervision import Supervisor, every
+
+
+@pytest.fixture
+async def watched(monkeypatch):
+    """A supervisor that looks often, and how often it started what again."""
+    monkeypatch.setattr(supervision, "CHECK_S", 0.02)
+    counted = collections.Counter()
+    supervisor = Supervisor(lambda name: counted.update([name]))
+    supervisor.open()
+    yield supervisor, counted
+    await supervisor.close()
+
+
+async def _until(condition, timeout_s=3):
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - nobody signals it
+            await asyncio.sleep(0.01)
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("bug"), Stop(), asyncio.CancelledError(), SystemExit(3)]
+)
+async def test_a_task_that_ends_is_noticed_and_begun_again(watched, error):
+    supervisor, counted = watched
+    rounds = []
+
+    async def work():
+        rounds.append(1)
+        if len(rounds) > 2:
+            await asyncio.Future()
+        if error:
+            raise error
+
+    supervisor.run("loop", work)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert "loop" in supervisor.faults()  # until it runs again
+    await _until(lambda: len(rounds) == 3)
+    await _until(lambda: supervisor.faults() == {})
+    assert counted == {"loop": 2}
+
+
+async def test_a_task_that_cancels_itself_is_no_exception(watched):
+    supervisor, counted = watched
+    rounds = []
+
+    async def work():
+        rounds.append(1)
+        if len(rounds) < 2:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(100)
+
+    supervisor.run("loop", work)
+    await _until(lambda: counted["loop"] == 1)
+    await asyncio.sleep(0.1)
+    assert len(rounds) == 2
+
+
+async def test_a_task_that_stalls_is_cancelled_and_begun_again(watched):
+    supervisor, counted = watched
+    rounds = []
+
+    async def work():
+        rounds.append(1)
+        if len(rounds) == 1:
+            await asyncio.Future()
+
+    task = supervisor.run("loop", lambda: every(0.01, work, lambda: task.beat()), stall_s=0.2)
+    await asyncio.sleep(0.1)
+    assert supervisor.faults() == {}
+    await _until(lambda: counted["loop"] == 1)
+    await _until(lambda: len(rounds) > 5)
+    assert supervisor.faults() == {}
+
+
+async def test_one_that_ends_at_once_is_not_begun_again_in_a_frenzy(watched, monkeypatch):
+    monkeypatch.setattr(supervision, "BACKOFF_S", (0.05, 10))
+    supervisor, counted = watched
+
+    async def work():
+        raise RuntimeError
+
+    supervisor.run("loop", work)
+    await _until(lambda: counted["loop"] == 1)
+    await asyncio.sleep(0.3)
+    assert counted["loop"] == 1
+    assert supervisor.faults() == {"loop": "has ended (RuntimeError)"}
+
+
+async def test_something_else_is_watched_too(watched):
+    """As the audit log's thread is; what fails while it is revived ends nothing."""
+    supervisor, counted = watched
+
+    class Thread:
+        looks = 0
+
+        def fault(self):
+            return "" if self.looks > 2 else "its thread has ended"
+
+        def revive(self):
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError
+            return True
+
+    supervisor.watch("audit", Thread())
+    assert supervisor.faults() == {"audit": "its thread has ended"}
+    await _until(lambda: supervisor.faults() == {})
+    assert counted == {"audit": 2}
+
+
+async def test_closing_ends_every_task(watched):
+    supervisor, counted = watched
+    ended = []
+
+    async def work():
+        try:
+            await asyncio.Future()
+        finally:
+            ended.append(1)
+
+    supervisor.run("one", work)
+    supervisor.run("two", work)
+    await asyncio.sleep(0)
+    await supervisor.close()
+    assert len(ended) == 2
+    assert counted == {}
+    assert supervisor.faults() == {}
