@@ -57,6 +57,13 @@ class ReplicaPool:
             raise NoCapacity("every replica is busy: try again shortly", retry_after_s=1)
         return replica
 
+    def again(self, upstream: Upstream) -> Replica:
+        """One more permit of the replica where a stream is; NoCapacity when it is full or gone."""
+        replica = next((each for each in self.replicas if each.upstream is upstream), None)
+        if replica is None or replica.inflight >= self._max_inflight:
+            raise NoCapacity("the replica of this stream is busy: try again", retry_after_s=1)
+        return replica
+
     @property
     def first(self) -> Upstream:
         """The replica that is asked what there is to serve."""

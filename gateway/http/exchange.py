@@ -5,6 +5,7 @@ import random
 import re
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypeVar
 
@@ -62,6 +63,7 @@ class Exchange:
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
+    entered: list[AbstractAsyncContextManager[Any]] = field(default_factory=list)
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)
@@ -102,6 +104,24 @@ class Exchange:
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:
             self.deadline = min(self.deadline, self.started + seconds)
+
+    async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
+        """Enter the context until the answer has been handed over to the connection, or has failed:
+        its ``__aexit__`` is given the error then. An answer that nobody reads so keeps its place.
+        """
+        found = await context.__aenter__()
+        self.entered.append(context)
+        return found
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Leave what was entered, the last first; called once, by the endpoint."""
+        while self.entered:
+            context = self.entered.pop()
+            try:
+                await context.__aexit__(type(error) if error else None, error, None)
+            except BaseException:
+                await self.leave(error)
+                raise
 
     def refuse_twice(self) -> None:
         """Malformed for two headers of a kind that decides something: a proxy before us may have

@@ -22,6 +22,10 @@ OUTPUTS = {name: TensorMeta(name, "FP32", (-1,)) for name in ("y", "z")}
 MODEL = Model("m", ("1",), 0, INPUTS, OUTPUTS, False, None, None)
 
 
+def sizes(name: str) -> tuple[int, int]:
+    return len(INPUTS), len(OUTPUTS)
+
+
 @pytest.fixture
 def request_():
     """One good tensor; a test spoils it."""
@@ -37,7 +41,7 @@ def ids(tmp_path):
 
 
 def _checked(request) -> Request:
-    parts = Parts(request.SerializeToString())
+    parts = Parts(request.SerializeToString(), sizes)
     check_request(parts, MODEL)
     return Request.FromString(parts.message())
 
@@ -45,7 +49,7 @@ def _checked(request) -> Request:
 def test_a_plain_request_is_forwarded_as_it_came(request_):
     request_.outputs.add(name="y").parameters["classification"].int64_param = 3
     data = request_.SerializeToString()
-    parts = Parts(data)
+    parts = Parts(data, sizes)
     check_request(parts, MODEL)
     assert parts.message() is data
 
@@ -113,9 +117,9 @@ def test_values_that_do_not_fit_are_refused(name, dtype, contents, says):
 
 
 def test_the_requests_own_timeout(request_):
-    assert timeout_s(Parts(request_.SerializeToString())) is None
+    assert timeout_s(Parts(request_.SerializeToString(), sizes)) is None
     request_.parameters["timeout"].int64_param = 1_500_000
-    assert timeout_s(Parts(request_.SerializeToString())) == 1.5
+    assert timeout_s(Parts(request_.SerializeToString(), sizes)) == 1.5
 
 
 def test_a_sequence_is_its_tenants_own(request_, ids):
@@ -146,7 +150,7 @@ def test_a_secret_of_its_own_without_a_pepper(tmp_path, ids):
 def test_the_sequence_id_is_replaced_and_its_marks_stay(request_, ids, kind):
     setattr(request_.parameters["sequence_id"], kind, "7" if kind == "string_param" else 7)
     request_.parameters["sequence_start"].bool_param = True
-    parts = Parts(request_.SerializeToString())
+    parts = Parts(request_.SerializeToString(), sizes)
     check_request(parts, MODEL)
     ids.put_own(parts.header, "a")
     told = Request.FromString(parts.message()).parameters
@@ -160,7 +164,7 @@ def test_the_sequence_id_is_replaced_and_its_marks_stay(request_, ids, kind):
 def test_a_sequence_id_that_is_none(request_, ids):
     request_.parameters["sequence_id"].bool_param = True
     with pytest.raises(Malformed, match="sequence_id must be"):
-        ids.put_own(Parts(request_.SerializeToString()).header, "a")
+        ids.put_own(Parts(request_.SerializeToString(), sizes).header, "a")
 
 
 def test_every_error_has_a_status():

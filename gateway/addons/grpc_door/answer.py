@@ -7,9 +7,11 @@ from tritonclient.grpc import service_pb2
 
 from gateway.addons.grpc_door.wire import Parts, length_at, varint
 from gateway.addons.metering import Meter
+from gateway.addons.streams import FINAL
 from gateway.errors import UpstreamBroke
 
-_RAW_TAG = 6 << 3 | 2  # raw_output_contents
+_ID_TAG, _PARAMETER_TAG, _OUTPUT_TAG, _RAW_TAG = (number << 3 | 2 for number in (3, 4, 5, 6))
+_FINAL = b"".join((b"\n", varint(len(FINAL)), FINAL.encode()))  # the key of a parameter
 ANSWER_TAG = b"\x12"  # infer_response of a ModelStreamInferResponse; else it has an error message
 
 
@@ -75,3 +77,45 @@ def within(answer: bytes) -> memoryview:
 def streamed(answer: bytes) -> bytes:
     """The other way round."""
     return b"".join((ANSWER_TAG, varint(len(answer)), answer))
+
+
+class StreamAnswer:
+    """One answer of a stream that is not an error: whose it is, and whether it is the last.
+
+    Read as far as its tensors, which come behind in every message that a protobuf library wrote.
+    """
+
+    __slots__ = ("_after", "_before", "_inner", "has_outputs", "id", "is_last")
+
+    def __init__(self, answer: bytes) -> None:
+        """UpstreamBroke for what is no such message."""
+        at, size = length_at(answer, 1)
+        inner = memoryview(answer)[at : at + size]
+        self.id = b""
+        self.is_last = True  # Triton leaves the flag out where there can be only one
+        self.has_outputs = False
+        self._inner, self._before, self._after = inner, 0, 0
+        at = 0
+        while at < len(inner):
+            start, tag = at, inner[at]
+            if tag in (_OUTPUT_TAG, _RAW_TAG):
+                self.has_outputs = True
+                break
+            at, size = length_at(inner, at + 1)
+            content = inner[at : at + size]
+            at += size
+            if tag & 7 != 2 or at > len(inner):
+                raise UpstreamBroke("the server answered in an unknown form: report this")
+            if tag == _ID_TAG:
+                self.id, self._before, self._after = bytes(content), start, at
+            elif tag == _PARAMETER_TAG and bytes(content).startswith(_FINAL):
+                self.is_last = not bytes(content).endswith(b"\x08\x00")  # bool_param is false
+
+    def told(self, client_id: bytes) -> bytes:
+        """The answer with the client's own id, which may be ''."""
+        inner = self._inner
+        own = b"".join((bytes([_ID_TAG]), varint(len(client_id)), client_id)) if client_id else b""
+        size = len(inner) - (self._after - self._before) + len(own)
+        return b"".join(
+            (ANSWER_TAG, varint(size), inner[: self._before], own, inner[self._after :])
+        )

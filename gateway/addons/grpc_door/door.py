@@ -14,11 +14,19 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
+from gateway.addons.grpc_door.holdings import Holdings
 from gateway.addons.grpc_door.methods import Handler, Methods
-from gateway.addons.grpc_door.status import STATUS, as_metadata, trailers
+from gateway.addons.grpc_door.status import STATUS, as_metadata, shortened, trailers
 from gateway.addons.grpc_door.stream import InferStream
 from gateway.core import Gateway
-from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, Malformed
+from gateway.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    GatewayError,
+    Internal,
+    Malformed,
+    TooLarge,
+)
 from gateway.http.endpoint import declared, needs
 from gateway.http.exchange import Exchange
 from gateway.http.render import CLIENT_LEFT, Door, status_of
@@ -27,11 +35,12 @@ from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-STREAM = "ModelStreamInfer"
+INFER, STREAM = "ModelInfer", "ModelStreamInfer"
+SMALL_BYTES = 4096  # of a message that names a model at most
 STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
-_Work = Callable[[Exchange], Awaitable[bytes | None]]
+_Work = Callable[[Exchange], Awaitable[None]]
 
 
 class GrpcDoor:
@@ -42,6 +51,7 @@ class GrpcDoor:
         self.gateway, self._port = gateway, port
         self._server: Any = None
         self._has_ended = False
+        self._holdings = Holdings()
 
     async def start(self) -> int:
         """Serve; the port. RuntimeError when it is taken."""
@@ -91,65 +101,80 @@ class GrpcDoor:
 
     def _handlers(self) -> tuple[Any, ...]:
         offered = Methods(self.gateway).table()
-        unary = grpc.stream_unary_rpc_method_handler
+        handler = grpc.stream_stream_rpc_method_handler
         methods = {
-            name: unary(self._unary(name, offered.get(name, _closed)))
+            name: handler(self._unary(name, offered.get(name, _closed)))
             for name in SERVICE.methods_by_name
         }
-        methods[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
+        methods[STREAM] = handler(self._stream)
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
         generic = grpc.method_handlers_generic_handler
         return generic(SERVICE.full_name, methods), generic("grpc.health.v1.Health", health)
 
     def _unary(self, name: str, handler: Handler) -> Any:
         action = declared(handler).action
+        limit_bytes = self.gateway.settings.body_limit_bytes if name == INFER else SMALL_BYTES
 
-        async def call(requests: Any, context: Any) -> bytes | None:
-            async def work(exchange: Exchange) -> bytes:
-                async with asyncio.timeout(exchange.remaining_s()):
-                    data = await context.read()
-                    if data is grpc.aio.EOF:
-                        raise Malformed("the call carries no message")
-                    answer = await handler(exchange, data)
+        async def call(requests: Any, context: Any) -> None:
+            async def work(exchange: Exchange) -> None:
+                data = await self._message(exchange, context, limit_bytes)
+                answer = await handler(exchange, data)
                 if exchange.limit_headers:
                     await context.send_initial_metadata(as_metadata(exchange.limit_headers))
-                return answer
+                context.set_trailing_metadata(trailers(exchange.request_id))
+                # Here, and not by gRPC afterwards: until it is read it counts against its caller.
+                with self._holdings.unread(_caller(exchange), len(answer)):
+                    await context.write(answer)
 
-            return await self._governed(name, action, context, work)
+            await self._governed(name, action, context, work)
 
         return call
 
+    async def _message(self, exchange: Exchange, context: Any, limit_bytes: int) -> bytes:
+        """The one message of a call; DeadlineExceeded when it does not come in time."""
+        caller = _caller(exchange)
+        self._holdings.check_unread(caller)
+        async with asyncio.timeout(exchange.remaining_s()), self._holdings.arriving(caller):
+            data: bytes = await context.read()
+        if data is grpc.aio.EOF:
+            raise Malformed("the call carries no message")
+        if len(data) > limit_bytes:
+            raise TooLarge(f"the message is over {limit_bytes} bytes: send a smaller one")
+        return data
+
     async def _stream(self, requests: Any, context: Any) -> None:
         async def work(exchange: Exchange) -> None:
-            await InferStream(self.gateway, exchange, context).run(requests)
+            await InferStream(self.gateway, self._holdings, exchange, context).run(requests)
 
         await self._governed(STREAM, "infer", context, work)
 
-    async def _governed(self, name: str, action: str, context: Any, work: _Work) -> bytes | None:
+    async def _governed(self, name: str, action: str, context: Any, work: _Work) -> None:
         """The edge of this door: identity before anything is read, and errors as gRPC's."""
         exchange, status, is_recorded = self._exchange(name, context), CLIENT_LEFT, False
+        fault: GatewayError | None = None
         try:
             await self.gateway.guard.identify(exchange)
             exchange.require(action)
-            answer = await work(exchange)
+            await work(exchange)
+            await exchange.leave(None)
             context.set_trailing_metadata(trailers(exchange.request_id))
             status = status_of(exchange.fault, Door.V2) if exchange.fault else 200
             is_recorded = name == STREAM  # it records its messages, and what goes wrong with them
-            return answer
+            return
         except Exception as error:
             fault = _fault(error, exchange)
             status = status_of(fault, Door.V2)
             is_recorded = fault is exchange.fault
         finally:
+            await exchange.leave(fault)
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
             if not is_recorded:
                 self.gateway.guard.record(exchange, status)
         await context.abort(
             STATUS[fault.code],
-            f"{fault.message} (request {exchange.request_id})",
+            f"{shortened(fault.message)} (request {exchange.request_id})",
             trailers(exchange.request_id, fault),
         )
-        return None
 
     def _exchange(self, name: str, context: Any) -> Exchange:
         """The call as the policy knows requests."""
@@ -190,6 +215,10 @@ def _fault(error: Exception, exchange: Exchange) -> GatewayError:
         return DeadlineExceeded("there was no answer in time: try again or send less")
     log.error("%s %s failed", exchange.request_id, exchange.path, exc_info=error)
     return Internal("the gateway failed: report the request id")
+
+
+def _caller(exchange: Exchange) -> str:
+    return exchange.principal.id if exchange.principal else ""
 
 
 def _address(peer: str) -> tuple[str, int] | None:

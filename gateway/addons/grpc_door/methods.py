@@ -12,10 +12,11 @@ from gateway.addons.grpc_door.wire import Parts
 from gateway.core import Gateway
 from gateway.doors.described import check_readable, hide_paths, shown_statistics
 from gateway.doors.v2 import EXTENSIONS, NAME
-from gateway.errors import Malformed, NoCapacity, NotFound
+from gateway.errors import Malformed, NoCapacity, NotFound, no_model
 from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
+from gateway.policy.access import MAX_NAME
 from gateway.probes import readiness
 from gateway.upstream import translated
 
@@ -43,7 +44,7 @@ class Methods:
 
     @needs("infer")
     async def infer(self, exchange: Exchange, data: bytes) -> bytes:
-        parts = Parts(data)
+        parts = parts_of(self.gateway, exchange, data)
         exchange.body_bytes = len(data)
         model = permitted(self.gateway, exchange, "infer", parts.header)
         if model.decoupled:
@@ -52,16 +53,14 @@ class Methods:
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
         parts.header.model_name = self.gateway.serving(exchange, model)
-        async with self.gateway.guard.admit(exchange, model) as admission:
-            meter = self.gateway.guard.meter(admission, model)
-            if meter:
-                ask_for_tokens(parts, meter)
-            with self.gateway.pool.permit() as upstream:
-                work = upstream.channel.unary_unary(INFER)
-                answer: bytes = await translated(
-                    work(parts.message(), timeout=exchange.remaining_s())
-                )
-            return metered(answer, meter) if meter else answer
+        admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
+        meter = self.gateway.guard.meter(admission, model)
+        if meter:
+            ask_for_tokens(parts, meter)
+        with self.gateway.pool.permit() as upstream:
+            work = upstream.channel.unary_unary(INFER)
+            answer: bytes = await translated(work(parts.message(), timeout=exchange.remaining_s()))
+        return metered(answer, meter) if meter else answer
 
     @needs("read")
     async def server_live(self, exchange: Exchange, data: bytes) -> bytes:
@@ -128,8 +127,27 @@ def permitted(gateway: Gateway, exchange: Exchange, action: str, request: Any) -
     name = request.model_name if is_infer else request.name
     version = request.model_version if is_infer else request.version
     exchange.scope["path_params"] = {"model": name, "version": version}
-    exchange.require(action, name)
+    _require(exchange, action, name)
     return gateway.catalogue.model(name, version)
+
+
+def parts_of(gateway: Gateway, exchange: Exchange, data: bytes) -> Parts:
+    """A ModelInferRequest, with no more tensors than its model has; GatewayErrors as ``Parts``."""
+
+    def sizes_of(name: str) -> tuple[int, int]:
+        _require(exchange, "infer", name)
+        model = gateway.catalogue.model(name)
+        return len(model.inputs), len(model.outputs)
+
+    return Parts(data, sizes_of)
+
+
+def _require(exchange: Exchange, action: str, name: str) -> None:
+    """Names are matched with the policy's globs: one that is too long for any model is not."""
+    if len(name) > MAX_NAME:
+        exchange.require(action)
+        raise no_model(name)
+    exchange.require(action, name)
 
 
 def _named(data: bytes) -> service_pb2.ModelMetadataRequest:

@@ -1,10 +1,13 @@
 """The firewall for gRPC: what is checked, and what Triton is told, are as over HTTP."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
+from gateway.addons.grpc_door.elements import count_elements
 from gateway.addons.grpc_door.wire import Parts
 from gateway.doors.v2_request import (
     CLASSIFICATION,
@@ -28,9 +31,13 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+FIELD_NUMBERS = {
+    field.name: field.number for field in service_pb2.InferTensorContents.DESCRIPTOR.fields
+}
 # With it Triton says when a stream has ended: Triton's own clients may ask for it.
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
+MAX_NARROW = 2**17  # each is looked at: 20 ms, in which nobody else is answered
 
 
 def check_request(parts: Parts, model: Model) -> None:
@@ -40,7 +47,7 @@ def check_request(parts: Parts, model: Model) -> None:
     for tensor in header.inputs:
         refuse_shared_memory(tensor.parameters)
         tensor.ClearField("parameters")
-    check_model(model, _tensors(header.inputs, parts.raws))
+    check_model(model, _tensors(header.inputs, parts))
     _check_outputs(model, header.outputs)
 
 
@@ -58,19 +65,26 @@ def _settle_parameters(parameters: Any) -> None:
             del parameters[key]
 
 
-def _tensors(inputs: Sequence[Any], raws: Sequence[Any]) -> list[Tensor]:
+def _tensors(inputs: Sequence[Any], parts: Parts) -> list[Tensor]:
     if not inputs:
         raise Malformed("'inputs' must have at least one tensor")
+    raws = parts.raws
     if raws and len(raws) != len(inputs):
         raise Malformed(f"there are {len(inputs)} inputs, but {len(raws)} raw_input_contents")
     tensors = []
     for place, entry in enumerate(inputs):
         shape = check_shape(entry.name, list(entry.shape))
         tensor = Tensor(entry.name, entry.datatype, shape, raws[place] if raws else b"")
-        if not raws:
+        is_large, is_small = place in parts.contents, entry.HasField("contents")
+        if (is_large and is_small) or (raws and (is_large or is_small)):
+            raise Malformed(
+                f"input {entry.name!r} has both contents and raw_input_contents, or its contents "
+                "twice: send them once"
+            )
+        if is_large:
+            _check_large_contents(tensor, parts.contents[place])
+        elif not raws:
             _check_contents(tensor, entry.contents)
-        elif entry.HasField("contents"):
-            raise Malformed(f"input {entry.name!r} has both contents and raw_input_contents")
         else:
             check_size(tensor)
         tensors.append(tensor)
@@ -79,21 +93,51 @@ def _tensors(inputs: Sequence[Any], raws: Sequence[Any]) -> list[Tensor]:
 
 def _check_contents(tensor: Tensor, contents: Any) -> None:
     """As ``check_size``, for elements that are protobuf's own values."""
+    wanted = _contents_field(tensor)
+    given = {field.name: values for field, values in contents.ListFields()}
+    values = given.pop(wanted, ())
+    count = math.prod(tensor.shape)
+    if given or len(values) != count:
+        raise _wrong_count(tensor, wanted, count, len(values))
+    if tensor.dtype in _NARROW and values:
+        _check_narrow(tensor, values)
+
+
+def _check_large_contents(tensor: Tensor, contents: memoryview) -> None:
+    """The same, without making an object of each element."""
+    wanted = _contents_field(tensor)
+    count = math.prod(tensor.shape)
+    held = count_elements(contents, wanted, FIELD_NUMBERS[wanted])
+    if held != count:
+        raise _wrong_count(tensor, wanted, count, held)
+    if tensor.dtype in _NARROW:
+        if held > MAX_NARROW:
+            raise Malformed(
+                f"input {tensor.name!r}: at most {MAX_NARROW} elements of {tensor.dtype} go in "
+                f"{wanted}: send them in raw_input_contents"
+            )
+        parsed = service_pb2.InferTensorContents.FromString(bytes(contents))
+        _check_narrow(tensor, getattr(parsed, wanted))
+
+
+def _contents_field(tensor: Tensor) -> str:
     wanted = _CONTENTS.get(tensor.dtype)
     if wanted is None:
         raise Malformed(f"input {tensor.name!r}: {tensor.dtype} goes in raw_input_contents only")
-    given = {field.name: values for field, values in contents.ListFields()}
-    values = given.pop(wanted, ())
-    count = int(np.prod(tensor.shape, dtype=object))
-    if given or len(values) != count:
-        raise Malformed(
-            f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {count} "
-            f"elements in {wanted}, but the request carries {len(values)}"
-        )
-    if tensor.dtype in _NARROW and values:
-        limits = np.iinfo(NUMPY[tensor.dtype])
-        if min(values) < limits.min or max(values) > limits.max:
-            raise Malformed(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
+    return wanted
+
+
+def _wrong_count(tensor: Tensor, wanted: str, count: int, held: int) -> Malformed:
+    return Malformed(
+        f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {count} "
+        f"elements in {wanted}, but the request carries {held}"
+    )
+
+
+def _check_narrow(tensor: Tensor, values: Sequence[int]) -> None:
+    limits = np.iinfo(NUMPY[tensor.dtype])
+    if min(values) < limits.min or max(values) > limits.max:
+        raise Malformed(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
 
 
 def _check_outputs(model: Model, outputs: Iterable[Any]) -> None:

@@ -7,6 +7,7 @@ import grpc
 from gateway.errors import GatewayError
 from gateway.limits.limiter import LimitReached
 
+LONGEST = 1000  # characters of an error
 Metadata = tuple[tuple[str, str], ...]
 STATUS = {
     "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
@@ -40,3 +41,8 @@ def trailers(request_id: str, error: GatewayError | None = None) -> Metadata:
 
 def as_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
     return tuple((name.decode(), value.decode()) for name, value in headers)
+
+
+def shortened(message: str) -> str:
+    """For a status or an error on the wire, which has no room for what a client may have sent."""
+    return message if len(message) <= LONGEST else f"{message[:LONGEST]}..."

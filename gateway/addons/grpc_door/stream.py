@@ -1,179 +1,415 @@
-"""ModelStreamInfer: each message is checked, and one stream of ours to Triton answers it.
+"""ModelStreamInfer: each message is a request of its own, and one stream to Triton answers them.
 
-Its permit, and its place in each concurrency limit, are held to the last byte. Requests and
-tokens are counted for each message. When nothing moves for ``deadline_s``, the stream is ended.
-Triton reads a stream however slowly its answers are read, so at most ``WINDOW`` messages wait for
-theirs (of models with one answer to each: nobody can tell how many a decoupled one will give).
+A message is let in as a unary call is, by the policy and the limits that are in force when it
+comes, and from then to its last answer it holds its place in the limits and a permit. So a stream
+on which nothing is under way holds neither, nor a stream to Triton before its first message.
+Triton tells whose an answer is by the request's id, which is ours on the way there: clients may
+send the same twice, or none.
+Triton reads a stream however slowly its answers are read, so at most ``WINDOW`` messages are under
+way. When nothing moves for ``deadline_s``, the stream is ended.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.answer import ANSWER_TAG
-from gateway.addons.grpc_door.methods import permitted
-from gateway.addons.grpc_door.request import check_request
-from gateway.addons.grpc_door.status import as_metadata
-from gateway.addons.grpc_door.stream_tokens import StreamTokens
+from gateway.addons.grpc_door.answer import (
+    ANSWER_TAG,
+    AnswerParts,
+    StreamAnswer,
+    ask_for_tokens,
+    streamed,
+    within,
+)
+from gateway.addons.grpc_door.holdings import Holdings
+from gateway.addons.grpc_door.methods import parts_of, permitted
+from gateway.addons.grpc_door.request import check_request, timeout_s
+from gateway.addons.grpc_door.status import as_metadata, shortened
+from gateway.addons.grpc_door.stream_errors import fault_of
 from gateway.addons.grpc_door.wire import Parts
+from gateway.addons.streams import EMPTY_FINAL, FINAL
 from gateway.core import Gateway
-from gateway.errors import GatewayError
-from gateway.guard import BYTES_A_TOKEN
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    NoCapacity,
+    Unauthenticated,
+    UpstreamBroke,
+)
 from gateway.http.exchange import Exchange
 from gateway.http.render import Door, status_of
-from gateway.limits.limit import Subject, checks_of
+from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.upstream import translate
+from gateway.upstream import Upstream, end_stream, translate
 
+log = logging.getLogger("gateway")
 # In Triton's own metadata: an error ends the stream, with its status, instead of being a message of
 # it. Triton 2.51 is never told: it dies of it when a decoupled model fails.
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_LOGGED = 1000  # characters of what Triton says
+_LAST_S = 1.0  # for Triton to end a stream of which it has answered everything
+
+
+class Message:
+    """One that was let in; ``held`` has its place in the limits, and ``permit`` its permit, to its
+    last answer."""
+
+    __slots__ = (
+        "admission",
+        "client_id",
+        "exchange",
+        "held",
+        "is_late",
+        "meter",
+        "model",
+        "permit",
+        "timer",
+        "wants_final",
+    )
+
+    def __init__(self, exchange: Exchange, model: Model, client_id: str) -> None:
+        self.exchange, self.model, self.client_id = exchange, model, client_id
+        self.admission: Admission | None = None
+        self.meter: Any = None
+        self.held = contextlib.AsyncExitStack()
+        self.permit = contextlib.ExitStack()
+        self.wants_final = False
+        self.timer: asyncio.TimerHandle | None = None  # to its own deadline
+        self.is_late = False  # its deadline has passed, and its client was told so
 
 
 class InferStream:
     """One stream of one client."""
 
-    def __init__(self, gateway: Gateway, exchange: Exchange, context: Any) -> None:
-        self.gateway = gateway
+    def __init__(
+        self, gateway: Gateway, holdings: Holdings, exchange: Exchange, context: Any
+    ) -> None:
+        self.gateway, self.holdings = gateway, holdings
         self.exchange, self.context = exchange, context
         self._strict = exchange.headers.get(STRICT) == b"true"
-        self._held = contextlib.AsyncExitStack()
-        self._models: set[str] = set()  # whose concurrency is held
-        self._tokens = StreamTokens(gateway.guard)
+        self._caller = exchange.principal.id if exchange.principal else ""
+        self._under_way: dict[bytes, Message] = {}  # by the id that Triton is told
+        self._count = 0
+        self._window = asyncio.Semaphore(WINDOW)
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
+        self._upstream: Upstream | None = None
+        self._call: Any = None
+        self._reading: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._fault: GatewayError | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._begun = False
         self._writing = asyncio.Lock()
-        self._window, self._waiting = asyncio.Semaphore(WINDOW), 0
+        self._last_move = 0.0
+        self._idle: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        # Each message is a request with the stream's id.
+        given = [each for each in exchange.scope["headers"] if each[0] != b"x-request-id"]
+        self._headers = [*given, (b"x-request-id", exchange.request_id.encode())]
 
     async def run(self, requests: AsyncIterator[bytes]) -> None:
-        """To the end of the stream; GatewayError, or TimeoutError when nothing moved."""
-        async with asyncio.timeout(self.gateway.settings.deadline_s) as self._idle, self._held:
-            upstream = self._held.enter_context(self.gateway.pool.permit())
-            opened = upstream.channel.stream_stream(METHOD)
-            call = opened(timeout=self.context.time_remaining())
-            self._held.push_async_callback(self._tokens.close)
-            self._held.callback(call.cancel)
-            self._held.push_async_callback(_end, asyncio.create_task(self._send(requests, call)))
-            try:
-                async for found in call:
-                    answer = await self._tokens.read(found)
-                    if answer is not None:
-                        await self._write(
-                            answer if answer.startswith(ANSWER_TAG) else self._told(answer)
-                        )
-                    if self._waiting:
-                        self._waiting -= 1
-                        self._window.release()
-            except grpc.aio.AioRpcError as error:
-                raise translate(error.code(), error.details() or "") from error
-            except asyncio.CancelledError:
-                if self._fault is None:
-                    raise
-                raise self._fault from None
-
-    async def _send(self, requests: AsyncIterator[bytes], call: Any) -> None:
+        """To the end of the stream; GatewayError for what ended it."""
+        self._task = asyncio.current_task()
+        self.holdings.open_stream(self._caller, self.end)
+        self._moved()
+        self._watch_idle()
+        guard = self.gateway.guard
         try:
-            async for data in requests:
-                self._moved()
-                message = await self._checked(data)
-                if message is not None:
-                    await call.write(message)
-            await call.done_writing()
-        except GatewayError as error:
-            self._fault = error
-            call.cancel()
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            return  # Triton ended the stream: whoever reads its answers learns why
+            with guard.watching(self.exchange, self.end, self._models, self._admissions):
+                await self._take_all(requests)
+        except asyncio.CancelledError:
+            if self._fault is None or self._task is None:
+                raise
+            self._task.uncancel()
+            raise self._fault from None
+        finally:
+            self._is_closing = True
+            if self._idle:
+                self._idle.cancel()
+            self.holdings.leave(self._caller, self.end)
+            await self._close()
 
-    async def _checked(self, data: bytes) -> bytes | None:
-        """What Triton is told; None when the message was refused, and the client was told so."""
-        exchange, identifier, status = self.exchange, "", 200
+    def end(self, fault: GatewayError) -> None:
+        """End the stream with this, wherever it waits."""
+        if self._fault is None and self._task is not None and not self._is_closing:
+            self._fault = fault
+            self._task.cancel()
+
+    def _models(self) -> set[str]:
+        return {message.model.name for message in self._under_way.values()}
+
+    def _admissions(self) -> list[Admission]:
+        found = (message.admission for message in self._under_way.values())
+        return [admission for admission in found if admission is not None]
+
+    async def _take_all(self, requests: AsyncIterator[bytes]) -> None:
+        while True:
+            await self._window.acquire()
+            data = await anext(requests, None)
+            if data is None:
+                break
+            self._moved()
+            if not await self._take(data):
+                self._window.release()
+        await self._all_answered.wait()
+
+    async def _take(self, data: bytes) -> bool:
+        """Whether the message is under way now: if not, the client was told why."""
+        exchange, identifier, status = self._request(len(data)), "", 200
         try:
-            parts = Parts(data)
-            identifier, exchange.body_bytes = parts.header.id, len(data)
+            await self.gateway.guard.identify(exchange)
+            parts = parts_of(self.gateway, exchange, data)
+            identifier = parts.header.id
             model = permitted(self.gateway, exchange, "infer", parts.header)
+            exchange.shorten_deadline(timeout_s(parts))
             check_request(parts, model)
             self.gateway.sequences.put_own(parts.header, exchange.tenant)
             parts.header.model_name = self.gateway.serving(exchange, model)
-            await self._admit(model, parts)
-            if not model.decoupled:
-                await self._window.acquire()
-                self._waiting += 1
-            return parts.message()
+            await self._start(Message(exchange, model, identifier), parts)
+            return True
         except GatewayError as error:
-            status, exchange.fault = status_of(error, Door.V2), error
-            if self._strict:
+            status, exchange.fault, self.exchange.fault = status_of(error, Door.V2), error, error
+            if self._strict or isinstance(error, Unauthenticated):
                 raise
-            await self._write(_refusal(error, identifier, exchange.request_id))
-            return None
+            await self._write(self._refusal(error, identifier), exchange)
+            return False
         finally:
+            self.exchange.model, self.exchange.action = exchange.model, exchange.action
             self.gateway.guard.record(exchange, status)
 
-    async def _admit(self, model: Model, parts: Parts) -> None:
-        """The model's first message takes a place to the stream's end; the others come with it."""
-        guard, exchange = self.gateway.guard, self.exchange
-        if model.name not in self._models:
-            admission = await self._held.enter_async_context(guard.admit(exchange, model))
-            self._models.add(model.name)
-            await self._tokens.follow(parts, model, admission, held=True)
-        elif exchange.principal:
-            limits = exchange.access.limits(exchange.principal, model.name)
-            counted = [limit for limit in limits if limit.kind != "concurrency"]
-            subject = Subject(exchange.principal.tenant, exchange.principal.id, model.name)
-            tokens = exchange.body_bytes / BYTES_A_TOKEN if model.counts_tokens else 0
-            admission = await guard.limiter.admit(checks_of(counted, subject, tokens)).__aenter__()
-            await self._tokens.follow(parts, model, admission, held=False)
+    def _request(self, size: int) -> Exchange:
+        """The message as a request of its own, by the rules that are in force now."""
+        scope = {**self.exchange.scope, "headers": self._headers}
+        exchange = self.gateway.exchange(scope, self.exchange.receive)
+        exchange.body_bytes = size
+        return exchange
 
-    async def _write(self, answer: bytes) -> None:
+    async def _start(self, message: Message, parts: Parts) -> None:
+        guard, model = self.gateway.guard, message.model
+        self.holdings.check_unread(self._caller)
+        async with contextlib.AsyncExitStack() as held:
+            admission = await held.enter_async_context(guard.admit(message.exchange, model))
+            message.admission, message.meter = admission, guard.meter(admission, model)
+            if message.meter:
+                ask_for_tokens(parts, message.meter)
+            with contextlib.ExitStack() as permit:
+                call = await self._call_to(permit.enter_context(self._permit()))
+                message.permit = permit.pop_all()
+            message.held = held.pop_all()
+        own_id = str(self._count)
+        self._count += 1
+        parts.header.id = own_id
+        if model.decoupled:
+            asked = parts.header.parameters[EMPTY_FINAL]
+            message.wants_final, asked.bool_param = asked.bool_param, True
+        self._under_way[own_id.encode()] = message
+        self._all_answered.clear()
+        self.holdings.leave(self._caller, self.end)
+        self._set_timer(message)
+        # Shielded: a write that is cancelled would cancel the call. What else goes wrong here,
+        # whoever reads the answers learns from the call.
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await asyncio.shield(asyncio.ensure_future(call.write(parts.message())))
+
+    def _permit(self) -> Any:
+        """Of the replica that this stream is at already, as long as it is there."""
+        pool = self.gateway.pool
+        if self._call is None or self._upstream is None:
+            return pool.permit()
+        return pool.again(self._upstream)
+
+    async def _call_to(self, upstream: Upstream) -> Any:
+        """The stream to this replica. A stream is at one replica at a time: answers keep their
+        order so, and what must go elsewhere waits for what is under way."""
+        if self._call is not None and self._upstream is not upstream:
+            await self._all_answered.wait()
+            await self._leave_upstream()
+        if self._call is None:
+            self._upstream = upstream
+            self._call = upstream.channel.stream_stream(METHOD)()
+            self._reading = asyncio.create_task(self._read(self._call))
+        return self._call
+
+    async def _read(self, call: Any) -> None:
+        """Triton's answers to their end; what is under way then has none. Never cancelled, since
+        that would cancel the call: it ends when the call does."""
+        fault: GatewayError = UpstreamBroke("the server ended the stream: try again")
+        try:
+            while (found := await call.read()) is not grpc.aio.EOF:
+                if not self._is_closing:
+                    await self._answer(found)
+        except grpc.aio.AioRpcError as error:
+            if self._under_way:
+                self._log("the stream", error.details() or "")
+            fault = translate(error.code(), error.details() or "")
+        except GatewayError as error:
+            fault = error
+        except (asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
+            pass  # cancelled, or the client has left: nobody reads what comes
+        if self._call is call:
+            self._call = None
+            if self._under_way:
+                self.exchange.fault = fault
+                self.end(fault)
+
+    async def _answer(self, answer: bytes) -> None:
+        if not answer.startswith(ANSWER_TAG):
+            await self._error(answer)
+            return
+        found = StreamAnswer(answer)
+        own_id, is_last = found.id, found.is_last
+        message = self._under_way.get(own_id)
+        if message is None:
+            return  # it came behind the last one
+        is_last = is_last or not message.model.decoupled
+        if message.meter:
+            parts = AnswerParts(within(answer))
+            parts.read(message.meter)
+            if message.meter.hidden:
+                found = StreamAnswer(streamed(parts.message()))
+        if is_last:
+            _leave(message.permit, None)
+        says_nothing = is_last and message.model.decoupled and not found.has_outputs
+        if not message.is_late and (message.wants_final or not says_nothing):
+            await self._write(found.told(message.client_id.encode()), message.exchange)
+        if is_last:
+            await self._release(own_id)
+
+    async def _error(self, answer: bytes) -> None:
+        """Triton's text is for the log; the client reads ours."""
+        found = service_pb2.ModelStreamInferResponse.FromString(answer)
+        response = found.infer_response
+        own_id = response.id.encode()
+        message = self._under_way.get(own_id)
+        if message is None:
+            return
+        self._log(f"message {message.client_id!r} to {message.model.name}", found.error_message)
+        fault = fault_of(found.error_message)
+        flag = response.parameters.get(FINAL)
+        is_last = not message.model.decoupled or flag is None or flag.bool_param
+        if is_last:
+            _leave(message.permit, fault)
+        if not message.is_late:
+            self._record(message, fault)
+            if self._strict:
+                self.end(fault)
+                return
+            await self._write(self._refusal(fault, message.client_id, response), message.exchange)
+        if is_last:
+            await self._release(own_id, fault)
+
+    def _set_timer(self, message: Message) -> None:
+        """A message's own ``timeout``: what bounds the whole is that something moves."""
+        left_s = message.exchange.deadline - message.exchange.started
+        if left_s < self.gateway.settings.deadline_s:
+            loop = asyncio.get_running_loop()
+            message.timer = loop.call_later(left_s, self._too_late, message)
+
+    def _too_late(self, message: Message) -> None:
+        """The client has its error, but what Triton works on is under way to its end."""
+        message.is_late = True
+        fault = DeadlineExceeded("the model did not answer in time: try again or send less")
+        self._record(message, fault)
+        if self._strict:
+            self.end(fault)
+            return
+        refusal = self._refusal(fault, message.client_id)
+        task = asyncio.create_task(self._write(refusal, message.exchange))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _release(self, own_id: bytes, fault: GatewayError | None = None) -> None:
+        """The message has had its last answer, or will have none because of ``fault``."""
+        message = self._under_way.pop(own_id)
+        if message.timer:
+            message.timer.cancel()
+        _leave(message.permit, fault)
+        if fault and message.meter:
+            message.meter.settle()
+        await message.held.__aexit__(type(fault) if fault else None, fault, None)
+        self._window.release()
+        if not self._under_way:
+            self._all_answered.set()
+            if not self._is_closing:
+                self.holdings.fell_silent(self._caller, self.end)
+
+    async def _write(self, answer: bytes, exchange: Exchange) -> None:
         async with self._writing:  # one write at a time, and it waits for a slow reader
-            if not self._begun:
-                self._begun = True
-                await self.context.send_initial_metadata(as_metadata(self.exchange.limit_headers))
-            await self.context.write(answer)
+            with self.holdings.unread(self._caller, len(answer)):
+                if not self._begun:
+                    self._begun = True
+                    await self.context.send_initial_metadata(as_metadata(exchange.limit_headers))
+                await self.context.write(answer)
         self._moved()
 
-    def _told(self, answer: bytes) -> bytes:
-        """An answer that has an error: Triton's text is replaced by ours."""
-        found = service_pb2.ModelStreamInferResponse.FromString(answer)
-        if found.error_message:
-            fault = translate(grpc.StatusCode.UNKNOWN, found.error_message)
-            self._record(fault)
-            if self._strict:
-                raise fault
-            found.error_message = fault.message
-        told: bytes = found.SerializeToString()
-        return told
+    def _record(self, message: Message, fault: GatewayError) -> None:
+        """A message that was let in has failed."""
+        message.exchange.fault = self.exchange.fault = fault
+        self.gateway.guard.record(message.exchange, status_of(fault, Door.V2))
 
-    def _record(self, fault: GatewayError) -> None:
-        """A message that was let in has failed; with several models, nobody can tell of which."""
-        exchange = self.exchange
-        exchange.fault = fault
-        exchange.model = exchange.model if len(self._models) == 1 else ""
-        self.gateway.guard.record(exchange, status_of(fault, Door.V2))
+    def _log(self, what: str, said: str) -> None:
+        log.warning("%s %s: Triton said: %s", self.exchange.request_id, what, said[:_LOGGED])
 
     def _moved(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._idle.reschedule(now + self.gateway.settings.deadline_s)
+        self._last_move = asyncio.get_running_loop().time()
+
+    def _watch_idle(self) -> None:
+        """End the stream when nothing has moved for the deadline."""
+        loop, deadline_s = asyncio.get_running_loop(), self.gateway.settings.deadline_s
+        left_s = self._last_move + deadline_s - loop.time()
+        if left_s > 0:
+            self._idle = loop.call_later(left_s, self._watch_idle)
+        else:
+            self.end(DeadlineExceeded("nothing moved on the stream: open it again"))
+
+    async def _leave_upstream(self) -> None:
+        """End the stream to Triton, of which everything was answered."""
+        call, reading = self._call, self._reading
+        self._call = self._reading = None
+        if call is None or reading is None:
+            return
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await asyncio.shield(asyncio.ensure_future(call.done_writing()))
+        await asyncio.wait({reading}, timeout=_LAST_S)
+        if not reading.done():
+            await end_stream(call)
+
+    async def _close(self) -> None:
+        """What is still under way is given up, once Triton was told so."""
+        for task in self._telling:
+            task.cancel()
+        try:
+            if self._under_way and self._call is not None:
+                call, self._call = self._call, None
+                await end_stream(call)
+            else:
+                await self._leave_upstream()
+        finally:
+            broke = isinstance(self._fault, UpstreamBroke | NoCapacity)
+            for own_id in list(self._under_way):
+                await self._release(own_id, self._fault if broke else None)
+
+    def _refusal(self, error: GatewayError, identifier: str, response: Any = None) -> bytes:
+        """As Triton refuses one message of a stream that goes on."""
+        text = f"{shortened(error.message)} ({error.code}, request {self.exchange.request_id})"
+        answer = service_pb2.ModelStreamInferResponse(error_message=text)
+        if response is not None:
+            answer.infer_response.CopyFrom(response)
+        answer.infer_response.id = identifier
+        answer.infer_response.parameters["tidegate_code"].string_param = error.code
+        refusal: bytes = answer.SerializeToString()
+        return refusal
 
 
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-def _refusal(error: GatewayError, identifier: str, request_id: str) -> bytes:
-    """As Triton refuses one message of a stream that goes on."""
-    answer = service_pb2.ModelStreamInferResponse(
-        error_message=f"{error.message} ({error.code}, request {request_id})"
-    )
-    answer.infer_response.id = identifier
-    answer.infer_response.parameters["tidegate_code"].string_param = error.code
-    refusal: bytes = answer.SerializeToString()
-    return refusal
+def _leave(permit: contextlib.ExitStack, fault: GatewayError | None) -> None:
+    """Leaving a permit tells the pool how the request ended; a second time it does nothing."""
+    with contextlib.suppress(GatewayError):
+        permit.__exit__(type(fault) if fault else None, fault, None)

@@ -1,0 +1,98 @@
+"""What each caller holds of this worker beside the limits of gateway.toml.
+
+A stream on which nothing is under way, a message that is still arriving and an answer that is not
+read cost memory, but no request that a limit could count. So each has a bound for each caller.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from gateway.errors import GatewayError, QuotaExceeded
+
+MAX_SILENT_STREAMS = 64
+MAX_ARRIVING = 32  # each may be as large as the body limit, and arrive for as long as the deadline
+MAX_UNREAD_BYTES = 256 * 1024 * 1024
+SMALL_BYTES = 64 * 1024  # what HTTP/2 takes at once: not worth counting
+
+End = Callable[[GatewayError], None]
+
+
+class Holdings:
+    """One for each worker. Callers are known by their principals' ids."""
+
+    def __init__(self) -> None:
+        self._silent: dict[str, dict[End, None]] = {}
+        self._arriving: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._unread: dict[str, int] = {}
+
+    def open_stream(self, caller: str, end: End) -> None:
+        """A stream begins, and nothing is under way on it yet; ``end`` ends it. QuotaExceeded when
+        the caller has as many as may be."""
+        if len(self._silent.get(caller, ())) >= MAX_SILENT_STREAMS:
+            raise _too_many_silent()
+        self._silent.setdefault(caller, {})[end] = None
+
+    def fell_silent(self, caller: str, end: End) -> None:
+        """The last message of a stream was answered. Where that makes one too many, the one that
+        has been silent for longest is ended."""
+        streams = self._silent.setdefault(caller, {})
+        streams[end] = None
+        if len(streams) > MAX_SILENT_STREAMS:
+            oldest = next(iter(streams))
+            self.leave(caller, oldest)
+            oldest(_too_many_silent())
+
+    def leave(self, caller: str, end: End) -> None:
+        """The stream is not silent any more, or has ended."""
+        streams = self._silent.get(caller, {})
+        streams.pop(end, None)
+        if not streams:
+            self._silent.pop(caller, None)
+
+    @asynccontextmanager
+    async def arriving(self, caller: str) -> AsyncIterator[None]:
+        """Around the reading of a message: the caller's others wait for it where there are many,
+        and are not held in memory meanwhile."""
+        turns, users = self._arriving.get(caller) or (asyncio.Semaphore(MAX_ARRIVING), 0)
+        self._arriving[caller] = turns, users + 1
+        try:
+            async with turns:
+                yield
+        finally:
+            _, users = self._arriving[caller]
+            if users > 1:
+                self._arriving[caller] = turns, users - 1
+            else:
+                del self._arriving[caller]
+
+    def check_unread(self, caller: str) -> None:
+        """QuotaExceeded for a caller who leaves too many answers unread."""
+        if self._unread.get(caller, 0) >= MAX_UNREAD_BYTES:
+            raise QuotaExceeded(
+                f"over {MAX_UNREAD_BYTES >> 20} MiB of answers wait for you to read them: read "
+                "those first",
+                retry_after_s=1,
+            )
+
+    @contextmanager
+    def unread(self, caller: str, size: int) -> Iterator[None]:
+        """Around the writing of an answer of ``size`` bytes."""
+        if size <= SMALL_BYTES:
+            yield
+            return
+        self._unread[caller] = self._unread.get(caller, 0) + size
+        try:
+            yield
+        finally:
+            self._unread[caller] -= size
+            if not self._unread[caller]:
+                del self._unread[caller]
+
+
+def _too_many_silent() -> QuotaExceeded:
+    return QuotaExceeded(
+        f"you have {MAX_SILENT_STREAMS} streams open on which nothing is under way: use those, or "
+        "close some",
+        retry_after_s=1,
+    )
