@@ -53,6 +53,20 @@ class Settings:
     pipelines: tuple[str, ...] = ()
     body_limit_bytes: int = 32 * 1024 * 1024
     deadline_s: float = 30.0
+    # A body of which nothing comes for so long is refused; the deadline bounds the whole of it.
+    body_patience_s: float = 10.0
+    # A client that takes nothing of its answer for so long is cut.
+    answer_patience_s: float = 20.0
+    # Bytes of bodies that are still coming and of large answers that are not yet taken: of one
+    # caller, and of all together.
+    caller_held_bytes: int = 128 * 1024 * 1024
+    held_bytes: int = 512 * 1024 * 1024
+    # How long a connection is kept open between two requests: longer than the load balancer before
+    # the gateway keeps it (60 s, most of them), or that one sends into a closed connection.
+    keep_alive_s: int = 75
+    # Web pages of these origins may call the gateway (CORS), such as https://app.example.com; "*":
+    # those of every origin.
+    cors_origins: tuple[str, ...] = ()
     # Requests under way to one replica; one more is refused, never queued here.
     max_inflight: int = 512
     # Whether /docs and /openapi.json can be read without a key.
@@ -73,7 +87,18 @@ class Settings:
     def _checked(self) -> "Settings":
         if not 0 < self.gateway_port < 65536:
             raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
-        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
+        for name in (
+            "workers",
+            "body_limit_bytes",
+            "deadline_s",
+            "max_inflight",
+            "gateways",
+            "body_patience_s",
+            "answer_patience_s",
+            "caller_held_bytes",
+            "held_bytes",
+            "keep_alive_s",
+        ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
