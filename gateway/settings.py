@@ -3,12 +3,15 @@
 Every setting is listed in docs/settings.md (a test compares).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 
 
 class SettingsError(ValueError):
@@ -110,6 +113,12 @@ class Settings:
                 "TIDEGATE_GRPC_CERTIFICATE_PORT needs TIDEGATE_GRPC_PORT and "
                 "TIDEGATE_TLS_CLIENT_CA_FILE"
             )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"TIDEGATE_CORS_ORIGINS has {origin!r}: give origins as a browser sends them, "
+                    "such as https://app.example.com, or '*'"
+                )
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
         for replica in self.replicas:

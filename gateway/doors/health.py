@@ -1,4 +1,7 @@
-"""``/healthz`` and ``/readyz``: for whoever runs the gateway, without a key. ``/`` leads to /docs."""
+"""``/healthz`` and ``/readyz``: for whoever runs the gateway, without a key; ``/`` is for browsers.
+
+``/`` leads them to ``/docs``.
+"""
 
 from typing import Any
 

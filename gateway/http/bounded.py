@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with bounds on what a client may make us hold, and for how long.
 
 uvicorn has none on the size of a head (httptools took 100 MB of it), nor on the time that it takes,
-nor on a body that goes on after its answer, on requests sent ahead, or on answers that nobody reads.
+nor on a body that goes on after its answer, nor on requests sent ahead, nor on answers that nobody
+reads.
 """
 
 import asyncio

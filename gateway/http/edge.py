@@ -39,14 +39,14 @@ _Matched = tuple[ASGIApp, Scope]
 NOT_OFFERED = {
     "/v1/": NOT_OFFERED_OPENAI,
     "/v2/": frozenset(
-        [
+        {
             "cudasharedmemory",
             "logging",
             "repository",
             "systemsharedmemory",
             "tpusharedmemory",
             "trace",
-        ]
+        }
     ),
 }
 

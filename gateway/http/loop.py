@@ -1,8 +1,8 @@
 """uvloop's event loop, with a TLS handshake that can be bounded.
 
-A server of asyncio or uvloop does not show a connection before its handshake has ended, for which it
-waits 60 s: a stranger who connects and says nothing holds a descriptor that nobody can count. Here
-each is accepted as plain TCP, counted like any other, and then begins TLS.
+A server of asyncio or uvloop does not show a connection before its handshake has ended, for which
+it waits 60 s: a stranger who connects and says nothing holds a descriptor that nobody can count.
+Here each is accepted as plain TCP, counted like any other, and then begins TLS.
 """
 
 import asyncio

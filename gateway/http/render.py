@@ -39,9 +39,9 @@ SHOWN_PATH = 256  # characters: a path may be long, and an answer to a stranger 
 CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
 # The first part of a path under /v1 that is OpenAI's, whether it is offered here or not: OpenAI's
 # clients read no other shape of an error.
-_OPENAI = frozenset(["chat", "completions", "embeddings", "models"])
+_OPENAI = frozenset({"chat", "completions", "embeddings", "models"})
 NOT_OFFERED_OPENAI = frozenset(
-    [
+    {
         "assistants",
         "audio",
         "batches",
@@ -62,7 +62,7 @@ NOT_OFFERED_OPENAI = frozenset(
         "uploads",
         "vector_stores",
         "videos",
-    ]
+    }
 )
 _OPENAI_PARTS = _OPENAI | NOT_OFFERED_OPENAI
 

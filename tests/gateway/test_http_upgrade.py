@@ -20,7 +20,7 @@ H2C = (
 )
 UPGRADES = {
     "curl and the JDK": H2C,
-    "other order": b"Upgrade: h2c\r\nHTTP2-Settings: AAA\r\nConnection: HTTP2-Settings, Upgrade\r\n",
+    "other order": b"Upgrade: h2c\r\nHTTP2-Settings: A\r\nConnection: HTTP2-Settings,Upgrade\r\n",
     "two lines": b"Upgrade: h2c\r\nConnection: Upgrade\r\nConnection: HTTP2-Settings\r\n",
     "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n",
     "anything": b"connection: keep-alive, upgrade\r\nupgrade: TLS/1.0, foo/2\r\n",
