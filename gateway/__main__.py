@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from gateway.addons import load
+from gateway.http.connections import raise_descriptor_limit
 from gateway.http.corked import CorkedProtocol
 from gateway.metrics import SHARED_FOLDER
 from gateway.policy.gateway_toml import PolicyError
@@ -36,6 +37,7 @@ def main() -> int:
 
 
 def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
+    raise_descriptor_limit()
     options: dict[str, Any] = {"http": CorkedProtocol, **secured}
     uvicorn.run(
         "gateway.app:from_environment",
@@ -43,7 +45,8 @@ def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
         host=settings.host,
         port=settings.gateway_port,
         workers=settings.workers,
-        loop="uvloop",
+        loop="gateway.http.loop:GatewayLoop",
+        timeout_keep_alive=settings.keep_alive_s,
         ws="none",
         access_log=False,
         server_header=False,

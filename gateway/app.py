@@ -4,17 +4,17 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from gateway.addons import ROUTES, load
 from gateway.core import Gateway
+from gateway.doors.docs_pages import DocsPages
 from gateway.doors.embeddings import OpenAIDoor
+from gateway.doors.health import HealthDoor
 from gateway.doors.openapi import describe
 from gateway.doors.task import TaskDoor
 from gateway.doors.v2 import V2Door
@@ -23,7 +23,7 @@ from gateway.http.edge import Edge, unknown_path
 from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
-from gateway.probes import Background, readiness
+from gateway.probes import Background
 from gateway.settings import Settings
 
 TITLE = "Tidegate"
@@ -33,12 +33,21 @@ DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may
 
 def create_app(settings: Settings) -> Edge:
     """The application; everything that it needs is in ``settings``."""
-    # The docs page carries its own JavaScript: it works where there is no internet.
-    app = FastAPIOffline(title=TITLE, version=VERSION, lifespan=_lifespan, redirect_slashes=False)
+    # The viewers of the description come from here: they work where there is no internet.
+    app = FastAPIOffline(
+        title=TITLE,
+        version=VERSION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     gateway = Gateway(settings)
     app.state.gateway = gateway
     doors = [
-        Description(app, gateway).route(),
+        *HealthDoor(gateway).routes(),
+        *DocsPages().routes(),
+        Description(gateway).route(),
         *(
             Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
             for method, path, addon, handler in ROUTES
@@ -48,7 +57,6 @@ def create_app(settings: Settings) -> Edge:
         *TaskDoor(gateway).routes(),
     ]
     app.router.routes.extend(doors)
-    _add_control_routes(app, gateway)
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
@@ -87,48 +95,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.guard.close()
 
 
-def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
-    no_key: dict[str, Any] = {"security": []}
-
-    @app.get("/healthz", tags=["health"], summary="Whether the gateway runs", openapi_extra=no_key)
-    @open_to_all
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get(
-        "/readyz", tags=["health"], summary="Whether every pipeline answers", openapi_extra=no_key
-    )
-    @open_to_all
-    async def readyz(response: Response) -> dict[str, Any]:
-        pipelines = readiness(gateway)
-        ready = not any(pipelines.values())
-        response.status_code = 200 if ready else 503
-        shown = {name: fault or "ready" for name, fault in pipelines.items()}
-        return {"status": "ready" if ready else "not ready", "pipelines": shown}
-
-
 class Description:
     """The OpenAPI document, which follows the catalogue and shows a caller what is theirs."""
 
-    def __init__(self, app: FastAPI, gateway: Gateway) -> None:
-        self.app, self.gateway = app, gateway
-        self._base: dict[str, Any] = {}
-        self._rendered: dict[str, dict[str, Any]] = {}
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._rendered: dict[str, Reply] = {}
 
     def route(self) -> Route:
         return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
 
     @open_to_all  # gateway.http.edge asks for an identity where the documentation is not open
     async def show(self, exchange: Exchange) -> Reply:
-        if not self._base:
-            routes = self.app.routes
-            self._base = get_openapi(title=TITLE, version=VERSION, routes=routes)
         mine = self.gateway.catalogue.restricted_to(exchange.may_read)
         if mine.digest not in self._rendered:
             if len(self._rendered) >= DOCUMENTS:
                 self._rendered.clear()
-            self._rendered[mine.digest] = describe(self._base, mine)
-        return json_reply(self._rendered[mine.digest])
+            self._rendered[mine.digest] = json_reply(describe(TITLE, VERSION, mine))
+        shown = self._rendered[mine.digest]
+        return Reply(200, shown.body)
 
 
 async def _shown(request: Request, error: Exception) -> Response:
@@ -142,8 +127,7 @@ async def _shown(request: Request, error: Exception) -> Response:
 
 def _translated(method: str, path: str, error: Exception) -> GatewayError:
     if isinstance(error, HTTPException) and error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return WrongMethod(f"{method} is not for {path}: use {allowed}")
+        return WrongMethod(f"{method} is not for {path}: use GET", ("GET", "HEAD"))
     if isinstance(error, HTTPException) and error.status_code == 404:
         return unknown_path(path)
     return Internal("the gateway failed: report the request id")

@@ -14,6 +14,7 @@ from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
+from gateway.http.held import HeldBytes
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
@@ -36,6 +37,11 @@ class Gateway:
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics.restarted)
         self.guard = Guard(settings, self.supervisor, self.metrics)
+        self.held = HeldBytes(
+            settings.held_bytes,
+            settings.caller_held_bytes,
+            lambda: bool(self.guard.policy.current.rules.tenants),
+        )
         self.sequences = SequenceIds(settings.pepper_file)
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)
@@ -55,6 +61,7 @@ class Gateway:
         deadline_s = min(deadline_s, settings.deadline_s)
         exchange = Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
         request_id.set(exchange.request_id)  # each request has a task, and so a context, of its own
+        exchange.body_patience_s, exchange.memory = settings.body_patience_s, self.held
         return exchange
 
     def named(self, exchange: Exchange) -> tuple[Model, str]:
@@ -109,15 +116,16 @@ class Gateway:
     async def infer_rows(
         self, exchange: Exchange, model: Model, face: Face, rows: Sequence[Row]
     ) -> list[tuple[Tensors, int]]:
-        """For each row the tensors it is in and its place there."""
-        async with self.guard.admit(exchange, model) as admission:
-            serving = self.serving(exchange, model)
-            work = self.rows(model, face, rows, exchange.remaining_s(), serving)
-            answers = await _timed(exchange, work)
-            meter = self.guard.meter(admission, model)
-            if meter:
-                meter.read_rows(answers)
-            return answers
+        """For each row the tensors it is in and its place there. The admission ends with the
+        exchange's answer."""
+        admission = await exchange.enter(self.guard.admit(exchange, model))
+        serving = self.serving(exchange, model)
+        work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+        answers = await _timed(exchange, work)
+        meter = self.guard.meter(admission, model)
+        if meter:
+            meter.read_rows(answers)
+        return answers
 
     async def rows(
         self, model: Model, face: Face, rows: Sequence[Row], timeout_s: float, serving: str = ""

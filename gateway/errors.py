@@ -17,6 +17,8 @@ GatewayError                 a stable code, a message that says what to do, some
 Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a door.
 """
 
+from collections.abc import Sequence
+
 
 class GatewayError(Exception):
     """``code`` is stable: clients may branch on it. ``message`` is for people."""
@@ -43,7 +45,20 @@ class NotFound(GatewayError):
 
 
 class WrongMethod(GatewayError):
+    """``allowed`` are the methods that there are."""
+
     code = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        allowed: Sequence[str] = (),
+        *,
+        retry_after_s: int | None = None,
+        param: str = "",
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, param=param)
+        self.allowed = allowed
 
 
 class Malformed(GatewayError):

@@ -95,9 +95,7 @@ class Guard:
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
         exchange.refuse_twice()
-        exchange.principal = await self.callers.identify(
-            exchange.scope, exchange.headers.get(b"authorization")
-        )
+        exchange.principal = await self.callers.identify(exchange.scope, exchange.authorization())
 
     def admit(
         self, exchange: Exchange, model: Model, reserved: float = 0

@@ -3,12 +3,15 @@
 Every setting is listed in docs/settings.md (a test compares).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 
 
 class SettingsError(ValueError):
@@ -53,6 +56,20 @@ class Settings:
     pipelines: tuple[str, ...] = ()
     body_limit_bytes: int = 32 * 1024 * 1024
     deadline_s: float = 30.0
+    # A body of which nothing comes for so long is refused; the deadline bounds the whole of it.
+    body_patience_s: float = 10.0
+    # A client that takes nothing of its answer for so long is cut.
+    answer_patience_s: float = 20.0
+    # Bytes of bodies that are still coming and of large answers that are not yet taken: of one
+    # caller, and of all together.
+    caller_held_bytes: int = 128 * 1024 * 1024
+    held_bytes: int = 512 * 1024 * 1024
+    # How long a connection is kept open between two requests: longer than the load balancer before
+    # the gateway keeps it (60 s, most of them), or that one sends into a closed connection.
+    keep_alive_s: int = 75
+    # Web pages of these origins may call the gateway (CORS), such as https://app.example.com; "*":
+    # those of every origin.
+    cors_origins: tuple[str, ...] = ()
     # Requests under way to one replica; one more is refused, never queued here.
     max_inflight: int = 512
     # Whether /docs and /openapi.json can be read without a key.
@@ -73,7 +90,18 @@ class Settings:
     def _checked(self) -> "Settings":
         if not 0 < self.gateway_port < 65536:
             raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
-        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
+        for name in (
+            "workers",
+            "body_limit_bytes",
+            "deadline_s",
+            "max_inflight",
+            "gateways",
+            "body_patience_s",
+            "answer_patience_s",
+            "caller_held_bytes",
+            "held_bytes",
+            "keep_alive_s",
+        ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
@@ -85,6 +113,12 @@ class Settings:
                 "TIDEGATE_GRPC_CERTIFICATE_PORT needs TIDEGATE_GRPC_PORT and "
                 "TIDEGATE_TLS_CLIENT_CA_FILE"
             )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"TIDEGATE_CORS_ORIGINS has {origin!r}: give origins as a browser sends them, "
+                    "such as https://app.example.com, or '*'"
+                )
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
         for replica in self.replicas:

@@ -94,6 +94,7 @@ class AdminListener:
             server_header=False,
             proxy_headers=False,
             ws="none",
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=int(STOP_S),
             **secured,
         )

@@ -52,19 +52,38 @@ _V2_BODIES: Json = {  # of those that are a POST
 }
 
 
-def describe(base: Json, catalogue: Catalogue) -> Json:
-    """``base`` (FastAPI's document of the control routes) with every door's routes added."""
+_HEALTH: Json = {
+    "/healthz": {
+        "get": {
+            "tags": ["health"],
+            "summary": "Whether the gateway runs",
+            "security": [],
+            "responses": {"200": {"description": "OK"}},
+        }
+    },
+    "/readyz": {
+        "get": {
+            "tags": ["health"],
+            "summary": "Whether every pipeline answers",
+            "security": [],
+            "responses": {"200": {"description": "OK"}},
+        }
+    },
+}
+
+
+def describe(title: str, version: str, catalogue: Catalogue) -> Json:
+    """The document: every API's routes, over the models of this catalogue."""
     tasks = {
         f"/v1/{model.name}": {"post": _task(model, model.face)}
         for model in catalogue.public
         if model.face and not model.decoupled
     }
-    components = base.get("components", {})
-    schemas = {**components.get("schemas", {}), "Problem": _PROBLEM}
     return {
-        **base,
-        "paths": base.get("paths", {}) | tasks | _openai_paths(catalogue) | _v2_paths(catalogue),
-        "components": {**components, "schemas": schemas, "securitySchemes": {"key": _KEY}},
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": _HEALTH | tasks | _openai_paths(catalogue) | _v2_paths(catalogue),
+        "components": {"schemas": {"Problem": _PROBLEM}, "securitySchemes": {"key": _KEY}},
         "security": [{"key": []}],
     }
 

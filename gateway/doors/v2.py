@@ -61,17 +61,17 @@ class V2Door:
             return await self._relayed(exchange, model, request)
         message = request.message()
         self.gateway.sequences.put_own(message, exchange.tenant)
-        async with self.gateway.guard.admit(exchange, model) as admission:
-            response = await self.gateway.infer(exchange, model, message, admission)
+        admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
+        response = await self.gateway.infer(exchange, model, message, admission)
         return render(request, response)
 
     async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
         """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
-        async with self.gateway.guard.admit(exchange, model) as admission:
-            reply = await self.gateway.relay(exchange, request)
-            if reply:
-                return reply
-            response = await self.gateway.infer(exchange, model, request.message(), admission)
+        admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
+        reply = await self.gateway.relay(exchange, request)
+        if reply:
+            return reply
+        response = await self.gateway.infer(exchange, model, request.message(), admission)
         return render(request, response)
 
     @needs("read", model="model")

@@ -1,75 +1,231 @@
-"""uvicorn's HTTP protocol with bounds on what a stranger may make us hold, and for how long.
+"""uvicorn's HTTP protocol with bounds on what a client may make us hold, and for how long.
 
 uvicorn has none on the size of a head (httptools took 100 MB of it), nor on the time that it takes,
-nor on a body that goes on after its answer.
+nor on a body that goes on after its answer, nor on requests sent ahead, nor on answers that nobody
+reads.
 """
 
 import asyncio
+import re
+from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.errors import GatewayError, Malformed, NoCapacity, TooLarge, TooSlow, WrongMethod
+from gateway.http.connections import OPEN
+from gateway.http.exchange import ClientGone, new_request_id
+from gateway.http.render import error_reply
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
 HEAD_TIMEOUT_S = 10.0  # for the request line and the headers, and until a new connection says it
 # What still comes of a body that was refused is read, so that its sender can read the refusal.
 DISCARD_LIMIT_BYTES, DISCARD_TIMEOUT_S = 64 * 1024 * 1024, 10.0
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\n"
-_END = b"content-length: 0\r\nconnection: close\r\n\r\n"
+# What is sent ahead, while a request is being answered, waits as bytes: as requests it would take
+# fifty times the memory. So much of it is read; and so much, at least, is parsed at a time.
+AHEAD_LIMIT_BYTES, PARSED_BYTES = 64 * 1024, 1024
+_HEAD_END = b"\r\n\r\n"
+# RFC 3986's host (a name, an IPv4 address, or an IP literal in brackets) and port
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_UPGRADING = {b"upgrade", b"http2-settings"}
+_ONLY_HTTP_1 = Malformed(
+    "send the request in version 1.1 of HTTP, or in 1.0: this port speaks no other"
+)
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What an application says of its connections, as its attribute ``connection_limits``."""
+
+    answer_patience_s: float = 30.0  # a client that takes nothing for so long is cut
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """What is refused here is closed: nothing that came with it is read as another request."""
 
-    _in_head = _in_message = _is_refused = False
+    _in_head = _in_message = _is_refused = _is_upgrading = _is_counted = False
+    _has_cycle = False  # the message that is being parsed
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0
+    _host: bytes | None = None  # the last one that was found good
+    _last_words = b""  # a refusal that waits for the answers before it
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        limits = getattr(self.app, "connection_limits", ConnectionLimits())
+        self.flow = _AnswerFlow(transport, self.loop, limits.answer_patience_s)
+        self._ahead = bytearray()
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
+        made = transport.get_extra_info("socket")
+        self._is_counted = OPEN.opened(self, made.fileno() if made else 0)
+        if not self._is_counted:
+            error = NoCapacity("too many connections are open: try again shortly", retry_after_s=1)
+            self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
+        if self._is_counted:
+            self._is_counted = False
+            OPEN.closed(self)
+        self._ahead.clear()
         super().connection_lost(exc)
+
+    def evict(self) -> None:
+        """Make place for another connection; this one is in no request."""
+        self._is_refused = True
+        self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        if self._ahead or self._is_answering():
+            self._keep(data)
+        else:
+            self._feed(data)
+
+    def _is_answering(self) -> bool:
+        """Whether a whole request is under way, so that what comes now is the next one's."""
+        return not self._in_message and self.cycle is not None and not self.cycle.response_complete
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        self._ahead += data
+        if len(self._ahead) > AHEAD_LIMIT_BYTES:
+            self.flow.hold_reading()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse up to the end of a head, as long as nothing is being answered."""
+        size, at, view = len(data), 0, memoryview(data)
+        while at < size and not self._is_refused:
+            if self._is_answering():
+                self._keep(view[at:])
+                break
+            end = data.find(_HEAD_END, at + PARSED_BYTES) if size - at > PARSED_BYTES else -1
+            end = size if end < 0 else end + len(_HEAD_END)
+            self._parse(view[at:end])
+            at = end
+
+    def _go_on(self) -> None:
+        """With what was sent ahead."""
+        if self._ahead and not self._is_refused and not self.transport.is_closing():
+            data = bytes(self._ahead)
+            self._ahead.clear()
+            self._unset_keepalive_if_required()
+            self.flow.let_read()
+            self._feed(data)
+
+    def _parse(self, data: memoryview) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._is_refused:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            self._refuse_unreadable(str(error))
         if self._in_head:
             self._head_goes_on(len(data))
         elif self._in_message and self.cycle and self.cycle.response_complete:
             self._body_goes_on(len(data))
 
+    def _ignore_upgrade(self, rest: memoryview) -> None:
+        """The parser takes an upgrade for the end of HTTP. RFC 9110 lets a server ignore it: the
+        same head is read again by another parser, without it, and then the body."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [each.strip() for each in value.split(b",")]
+                value = b", ".join(each for each in tokens if each.lower() not in _UPGRADING)
+            if name not in _UPGRADING:
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_upgrading = False
+        self._parse(memoryview(b"\r\n".join(lines) + _HEAD_END))
+        if rest and not self._is_refused:
+            if self._is_answering():
+                self._keep(rest)
+            else:
+                self._parse(rest)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = self._in_message = True
+        self._has_cycle = False
 
     def on_headers_complete(self) -> None:
         self._in_head, self._held = False, 0
         self._rest()
-        size = sum(len(name) + len(value) for name, value in self.headers)
-        if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
-            self._refuse(_TOO_LARGE)
-            raise ValueError  # the parser stops, and what it says then is not sent
+        self._check_head()
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop(WrongMethod("CONNECT is not offered: this is not a proxy"), 405)
+            self._is_upgrading = True
+            return
+        OPEN.busy(self)
         super().on_headers_complete()
+        self._has_cycle = True
 
     def on_message_complete(self) -> None:
+        if self._is_upgrading:
+            return
         self._in_message, self._discarded = False, 0
         self._rest()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if was_last:
+            if self._is_counted:
+                OPEN.idle(self)
+            if self._last_words:
+                self.transport.write(self._last_words)
+                self._close()
+            elif self._ahead:
+                self.loop.call_soon(self._go_on)
+
     def send_400_response(self, msg: str) -> None:
-        if not self._is_refused:
-            super().send_400_response(msg)
+        self._refuse(
+            Malformed("this cannot be read as a request: send it as version 1.1 of HTTP has it"),
+            400,
+        )
+
+    def _check_head(self) -> None:
+        size = hosts = 0
+        host = b""
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts, host = hosts + 1, value
+        if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
+            self._stop(TooLarge(_HEAD_TOO_LARGE), 431)
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._stop(_ONLY_HTTP_1, 505)
+        if hosts != 1:
+            if hosts:
+                self._stop(Malformed("the header 'host' stands twice: send it once"))
+            if version == "1.1":
+                self._stop(Malformed("the header 'host' is missing: send it"))
+        elif host != self._host:
+            if not _HOST.match(host):
+                self._stop(Malformed("the header 'host' is not a host: send HOST or HOST:PORT"))
+            self._host = host
 
     def _head_goes_on(self, count: int) -> None:
         self._held += count
         if self._held > HEAD_LIMIT_BYTES:
-            self._refuse(_TOO_LARGE)
+            self._refuse(TooLarge(_HEAD_TOO_LARGE), 431)
         elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, _TOO_SLOW)
+            error = TooSlow("the head of the request did not arrive in time: send it faster")
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, error)
 
     def _body_goes_on(self, count: int) -> None:
         self._discarded += count
@@ -78,11 +234,50 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._timer is None:
             self._timer = self.loop.call_later(DISCARD_TIMEOUT_S, self._close)
 
-    def _refuse(self, status: bytes) -> None:
+    def _refuse_unreadable(self, reason: str) -> None:
+        """``reason`` is the parser's."""
+        if "HTTP version" in reason or "PRI" in reason:
+            self._refuse(_ONLY_HTTP_1, 505)
+        else:
+            self.send_400_response(reason)
+
+    def _stop(self, error: GatewayError, status: int = 400) -> None:
+        """Refuse in a callback of the parser, which stops; what it says then is not sent."""
+        self._refuse(error, status)
+        raise ValueError
+
+    def _refuse(self, error: GatewayError, status: int = 0) -> None:
+        """Answer and close, after the answers to earlier requests. The request that is being
+        answered is refused too if it is the one that broke, as long as no answer has begun."""
+        if self._is_refused:
+            return
         self._is_refused = True
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(status + _END)
-        self._close()
+        refusal, cycle = self._refusal(error, status), self.cycle
+        broken = self._in_message and self._has_cycle
+        if broken and self.pipeline:
+            self.pipeline.popleft()  # it has not begun, others have
+            self._last_words = refusal
+        elif cycle is not None and not cycle.response_complete and not broken:
+            self._last_words = refusal
+        else:
+            if cycle is None or cycle.response_complete or not cycle.response_started:
+                self.transport.write(refusal)
+            self._close()
+
+    def _refusal(self, error: GatewayError, status: int) -> bytes:
+        request_id = new_request_id()
+        path = getattr(self, "url", b"").partition(b"?")[0].decode("latin-1")
+        reply = error_reply(error, path, request_id, status)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", reply.content_type),
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"x-request-id", request_id.encode()),
+            *reply.headers,
+            (b"connection", b"close"),
+        ]
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        return b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body])
 
     def _close(self) -> None:
         self._rest()
@@ -92,3 +287,41 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+_HEAD_TOO_LARGE = (
+    f"the head of the request is over {HEAD_LIMIT_BYTES} bytes or {HEADERS_LIMIT} headers: "
+    "send less in it"
+)
+
+
+class _AnswerFlow(FlowControl):
+    """Flow control with patience: a client that takes nothing for long is cut."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+        super().__init__(transport)
+        self._loop, self._patience_s = loop, patience_s
+        self._is_held = False
+
+    async def drain(self) -> None:
+        """Until the connection takes more; ClientGone when it is lost, or cut for that."""
+        timer = self._loop.call_later(self._patience_s, self._transport.abort)
+        try:
+            await super().drain()
+        finally:
+            timer.cancel()
+        if self._transport.is_closing():
+            raise ClientGone
+
+    def hold_reading(self) -> None:
+        """Whatever else wants to read, until ``let_read``."""
+        self._is_held = True
+        self.pause_reading()
+
+    def let_read(self) -> None:
+        self._is_held = False
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        if not self._is_held:
+            super().resume_reading()

@@ -8,20 +8,31 @@ from typing import Any
 
 from gateway.http.bounded import BoundedProtocol
 
+LINGER_S = 10.0  # for the last bytes of a connection that is being closed
+
 
 class CorkedProtocol(BoundedProtocol):
     """What ``uvicorn.run(http=...)`` takes."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Corked(transport, self.loop))
+        self._corked = _Corked(transport, self.loop)
+        super().connection_made(self._corked)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._corked.lost()
+        super().connection_lost(exc)
 
 
 class _Corked:
-    """A transport that holds back one write: until the next, or until the loop comes round."""
+    """A transport that holds back one write: until the next, or until the loop comes round.
+
+    What is written after the connection has gone is dropped: its client has left.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._held = b""
+        self._lingering: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -29,16 +40,27 @@ class _Corked:
     def write(self, data: bytes) -> None:
         if self._held:
             data, self._held = self._held + data, b""
-            self._transport.write(data)
+            self._send(data)
         else:
             self._held = data
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
+        """Send what is left and close; cut the connection if its client does not take that."""
         self._flush()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
+
+    def lost(self) -> None:
+        if self._lingering:
+            self._lingering.cancel()
 
     def _flush(self) -> None:
         if self._held:
             data, self._held = self._held, b""
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        if not self._transport.is_closing():
             self._transport.write(data)

@@ -12,16 +12,43 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core import Gateway
-from gateway.errors import GatewayError, Internal, NotFound
+from gateway.errors import GatewayError, Internal, NotFound, WrongMethod
+from gateway.http.bounded import ConnectionLimits
+from gateway.http.cors import Cors
+from gateway.http.endpoint import Reply
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.render import CLIENT_LEFT, door_of, error_reply, status_of
+from gateway.http.render import (
+    CLIENT_LEFT,
+    NOT_OFFERED_OPENAI,
+    SHOWN_PATH,
+    door_of,
+    error_reply,
+    status_of,
+)
 from gateway.limits.limiter import LimitReached
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
-MATCHED = 256  # paths are the clients' to invent
+# The pages of the documentation: they hold no names. What they show, /openapi.json, may need a key.
+STATIC = "/static-offline-docs/"
+PAGE_PATHS = frozenset({"/docs", "/docs/docs.js", "/redoc"})
+MATCHED, MATCHED_PATH = 256, 512  # paths are the clients' to invent
 _Matched = tuple[ASGIApp, Scope]
-DOC_PATHS = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
+# What OpenAI has under /v1, and V2's servers under /v2, and nobody has here. A client's error says
+# so: it asks for something that exists elsewhere.
+NOT_OFFERED = {
+    "/v1/": NOT_OFFERED_OPENAI,
+    "/v2/": frozenset(
+        {
+            "cudasharedmemory",
+            "logging",
+            "repository",
+            "systemsharedmemory",
+            "tpusharedmemory",
+            "trace",
+        }
+    ),
+}
 
 
 class Edge:
@@ -30,6 +57,9 @@ class Edge:
     def __init__(self, app: Starlette, gateway: Gateway, doors: Sequence[Route]) -> None:
         self.app, self.doors = app, doors
         self.gateway, self.guard = gateway, gateway.guard
+        settings = gateway.settings
+        self.connection_limits = ConnectionLimits(settings.answer_patience_s)
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._matched: dict[tuple[str, str], _Matched] = {}  # by method and path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,8 +69,12 @@ class Edge:
         if scope["type"] != "http":
             raise RuntimeError("the gateway speaks HTTP only")
         scope["exchange"] = exchange = self.gateway.exchange(scope, receive)
-        answer = _Answer(exchange, send)
+        answer = _Answer(exchange, send, self._cors)
         try:
+            preflight = self._cors and self._cors.preflight(scope["method"], exchange.headers)
+            if preflight:
+                await Reply(204, b"", headers=preflight).send(answer)
+                return
             if not self._is_open(exchange.path):
                 await self.guard.identify(exchange)
             await self._route(scope, receive, answer)
@@ -56,6 +90,7 @@ class Edge:
             log.exception("%s %r failed", exchange.request_id, exchange.path)
             await answer.fail(Internal("the gateway failed: report the request id"))
         finally:
+            exchange.release()
             status = answer.outcome()
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
             if exchange.principal or status == 401:
@@ -63,40 +98,108 @@ class Edge:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To a door at once, where one fits: the framework's layers between add nothing to it."""
-        target = scope["method"], scope["path"]
+        path = scope["path"]
+        target = scope["method"], path
         matched = self._matched.get(target) or self._match(scope)
         if matched is None:
-            await self.app(scope, receive, send)
+            await self._unmatched(scope, receive, send)
             return
-        if len(self._matched) >= MATCHED:
-            self._matched.clear()
-        self._matched[target] = matched
+        if len(path) <= MATCHED_PATH:
+            if len(self._matched) >= MATCHED:
+                self._matched.clear()
+            self._matched[target] = matched
         door, found = matched
         scope.update(found)
         await door(scope, receive, send)
 
     def _match(self, scope: Scope) -> _Matched | None:
+        # HEAD is GET without the body, which the server leaves out: it looks at the scope's method.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        offered = self._is_offered(scope["path"])
         for route in self.doors:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
+            match, found = route.matches(asked)
+            if match is Match.FULL and (offered or "{" not in route.path):
                 return route.app, found
         return None
 
+    async def _unmatched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """NotFound or WrongMethod; OPTIONS is answered; the rest is the framework's: files."""
+        path, method = scope["path"], scope["method"]
+        if path == "*" and method == "OPTIONS":
+            await _options(["GET", "POST"]).send(send)
+            return
+        if not self._is_offered(path):
+            raise NotFound(
+                f"{path[:SHOWN_PATH]} is not offered through the gateway: see /docs for what there "
+                "is"
+            )
+        methods = self._methods(scope)
+        if method == "OPTIONS" and methods:
+            await _options(methods).send(send)
+        elif methods:
+            raise WrongMethod(
+                f"{method} is not for {path[:SHOWN_PATH]}: use {' or '.join(methods)}",
+                _allowed(methods),
+            )
+        elif path.startswith(STATIC):
+            await self.app(scope, receive, send)
+        else:
+            raise unknown_path(path)
+
+    def _methods(self, scope: Scope) -> list[str]:
+        """The methods for which there is something under this path, GET for GET and HEAD."""
+        found = set()
+        for route in self.doors:
+            match, parts = route.matches(scope)
+            if match is not Match.NONE and self._is_there(scope, route, parts["path_params"]):
+                found |= route.methods or set()
+        return sorted(found - {"HEAD"})
+
+    def _is_there(self, scope: Scope, route: Route, params: dict[str, str]) -> bool:
+        """Whether a task's path is that of a task that the caller may know of: a 405 for a path of
+        which POST says 404 would be confusing."""
+        endpoint = params.get("endpoint")
+        if endpoint is None:
+            return True
+        known = {model.name for model in self.gateway.catalogue.public if not model.decoupled}
+        exchange: Exchange = scope["exchange"]
+        return endpoint in known and exchange.may_read(endpoint)
+
+    def _is_offered(self, path: str) -> bool:
+        prefix, rest = path[:4], path[4:]
+        if prefix == "/v2/" and path.endswith("/trace/setting"):
+            return False  # of one model
+        names = NOT_OFFERED.get(prefix)
+        if names is None or rest.partition("/")[0] not in names:
+            return True
+        return prefix == "/v1/" and rest in self.gateway.catalogue.models
+
     def _is_open(self, path: str) -> bool:
-        if path in OPEN_PATHS:
+        if path in OPEN_PATHS or path in PAGE_PATHS or path.startswith(STATIC):
             return True
         # With tenants, what there is is nobody's business but theirs.
-        open_docs = self.gateway.settings.open_docs and not self.guard.policy.current.rules.tenants
-        return open_docs and path.startswith(DOC_PATHS)
+        return (
+            path == "/openapi.json"
+            and self.gateway.settings.open_docs
+            and not self.guard.policy.current.rules.tenants
+        )
+
+
+def _allowed(methods: Sequence[str]) -> list[str]:
+    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+
+
+def _options(methods: Sequence[str]) -> Reply:
+    return Reply(204, b"", headers=[(b"allow", ", ".join(_allowed(methods)).encode())])
 
 
 class _Answer:
     """``send`` with the request id and the timing added, and whether it has begun."""
 
-    __slots__ = ("begun", "exchange", "send", "status")
+    __slots__ = ("begun", "cors", "exchange", "send", "status")
 
-    def __init__(self, exchange: Exchange, send: Send) -> None:
-        self.exchange, self.send, self.begun = exchange, send, False
+    def __init__(self, exchange: Exchange, send: Send, cors: Cors | None = None) -> None:
+        self.exchange, self.send, self.cors, self.begun = exchange, send, cors, False
         self.status = CLIENT_LEFT
 
     async def __call__(self, message: Message) -> None:
@@ -124,10 +227,11 @@ class _Answer:
         timing = f"gateway;dur={total_ms - upstream_ms:.2f}, upstream;dur={upstream_ms:.2f}"
         return [
             *exchange.limit_headers,
+            *(self.cors.answer(exchange.headers) if self.cors else ()),
             (b"x-request-id", exchange.request_id.encode()),
             (b"server-timing", timing.encode()),
         ]
 
 
 def unknown_path(path: str) -> NotFound:
-    return NotFound(f"there is no {path}: see /docs for what there is")
+    return NotFound(f"there is no {path[:SHOWN_PATH]}: see /docs for what there is")

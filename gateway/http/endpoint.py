@@ -21,6 +21,7 @@ from gateway.http.exchange import Exchange
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__tidegate_policy__"
+PIECE_BYTES = 64 * 1024  # so much of an answer lies in a connection's buffer, at the most
 
 
 class Policy(NamedTuple):
@@ -80,7 +81,15 @@ class Reply:
             *self.headers,
         ]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+        body, last = self.body, b""
+        if len(body) <= PIECE_BYTES:
+            last = body
+        else:
+            # Each piece waits until the connection has taken those before it.
+            for at in range(0, len(body), PIECE_BYTES):
+                piece = body[at : at + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
 
 
 def json_reply(value: Any) -> Reply:
@@ -105,8 +114,16 @@ class Endpoint:
         exchange: Exchange = scope["exchange"]
         if not self._is_open:
             exchange.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
-        reply = await self.handler(exchange)
-        await reply.send(send)
+        try:
+            reply = await self.handler(exchange)
+            if type(reply) is Reply and len(reply.body) > PIECE_BYTES:
+                exchange.hold(len(reply.body))
+            await reply.send(send)
+        except BaseException as error:
+            await exchange.leave(error)
+            raise
+        if exchange.entered:
+            await exchange.leave(None)
 
 
 class LateEndpoint:

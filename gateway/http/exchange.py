@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
@@ -19,7 +20,8 @@ from gateway.errors import (
     TooSlow,
     Unauthenticated,
 )
-from gateway.identity.principal import Principal
+from gateway.http.held import HeldBytes
+from gateway.identity.principal import Principal, bearer
 from gateway.policy.access import Access
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ TIMER_S = 0.001  # the loop's timers may be that much early
 
 _SINGLE = frozenset(
     {
+        b"api-key",
         b"authorization",
         b"content-encoding",
         b"content-type",
@@ -63,6 +66,9 @@ class Exchange:
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
+    body_patience_s: float = 30.0  # without a byte of the body
+    memory: HeldBytes | None = None  # where what this request holds is counted
+    held_bytes: int = 0
     entered: list[AbstractAsyncContextManager[Any]] = field(default_factory=list)
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
@@ -73,7 +79,8 @@ class Exchange:
         self.path = self.scope["path"]
         self.headers = dict(self.scope["headers"])
         self.deadline = self.started + deadline_s
-        self.request_id = _request_id(self.headers.get(b"x-request-id", b""))
+        offered = self.headers.get(b"x-request-id", b"")
+        self.request_id = offered.decode() if _REQUEST_ID.match(offered) else new_request_id()
 
     def require(self, action: str, model: str = "") -> None:
         """NotFound or Forbidden unless the caller may do this, to this model."""
@@ -123,13 +130,40 @@ class Exchange:
                 await self.leave(error)
                 raise
 
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept in memory for the caller until the request has ended.
+
+        QuotaExceeded when the caller keeps too many already, NoCapacity when all callers do.
+        """
+        if self.memory and self.principal:
+            self.memory.take(self.principal, size, self.held_bytes)
+            self.held_bytes += size
+
+    def release(self) -> None:
+        """What was held is not any more; called once, by the edge."""
+        if self.memory and self.principal and self.held_bytes:
+            self.memory.give_back(self.principal, self.held_bytes)
+            self.held_bytes = 0
+
+    def authorization(self) -> bytes | None:
+        """The header of that name; an ``api-key`` (as Azure's clients send it) is a bearer token.
+
+        Malformed when there are both, and they differ.
+        """
+        given, key = self.headers.get(b"authorization"), self.headers.get(b"api-key")
+        if key is None:
+            return given
+        if given is not None and bearer(given) != key.decode("latin-1").strip(" "):
+            raise Malformed("'authorization' and 'api-key' differ: send one of the two headers")
+        return b"Bearer " + key
+
     def refuse_twice(self) -> None:
         """Malformed for two headers of a kind that decides something: a proxy before us may have
         gone by the other one."""
         if len(self.headers) == len(self.scope["headers"]):
             return
-        names = [name for name, _ in self.scope["headers"]]
-        twice = next((name for name in sorted(_SINGLE) if names.count(name) > 1), None)
+        count = Counter(name for name, _ in self.scope["headers"])
+        twice = next((name for name in sorted(_SINGLE) if count[name] > 1), None)
         if twice:
             raise Malformed(f"the header {twice.decode()!r} stands twice: send it once")
 
@@ -150,10 +184,13 @@ class Exchange:
 
     async def _rest(self, first: bytes) -> bytes:
         received = bytearray(first)
+        self.hold(len(first))
         more = True
         while more:
             message = await self._message()
-            received += message.get("body", b"")
+            part = message.get("body", b"")
+            self.hold(len(part))
+            received += part
             more = message.get("more_body", False)
             if len(received) > self.body_limit_bytes:
                 raise self._too_large()
@@ -163,11 +200,13 @@ class Exchange:
     async def _message(self) -> Any:
         # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.
         task, loop = _current_task(), asyncio.get_running_loop()
-        timer = loop.call_later(self.remaining_s() + TIMER_S, task.cancel)
+        wait_s = min(self.remaining_s(), self.body_patience_s)
+        ends = time.perf_counter() + wait_s
+        timer = loop.call_later(wait_s + TIMER_S, task.cancel)
         try:
             message = await self.receive()
         except asyncio.CancelledError:
-            if time.perf_counter() < self.deadline or task.uncancel():
+            if time.perf_counter() < ends or task.uncancel():
                 raise
             raise TooSlow("the body did not arrive in time: send it faster") from None
         finally:
@@ -222,5 +261,5 @@ def _current_task() -> "asyncio.Task[Any]":
     return task
 
 
-def _request_id(offered: bytes) -> str:
-    return offered.decode() if _REQUEST_ID.match(offered) else f"{random.getrandbits(64):016x}"
+def new_request_id() -> str:
+    return f"{random.getrandbits(64):016x}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, WrongMethod
 from gateway.http.endpoint import Reply
 
 
@@ -35,15 +35,43 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "upstream_error": (502, 502, "The model failed", "server_error"),
     "internal": (500, 500, "Internal error", "server_error"),
 }
+SHOWN_PATH = 256  # characters: a path may be long, and an answer to a stranger should not be
 CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
-_OPENAI_PATHS = ("/v1/models", "/v1/embeddings", "/v1/chat/", "/v1/completions")
+# The first part of a path under /v1 that is OpenAI's, whether it is offered here or not: OpenAI's
+# clients read no other shape of an error.
+_OPENAI = frozenset({"chat", "completions", "embeddings", "models"})
+NOT_OFFERED_OPENAI = frozenset(
+    {
+        "assistants",
+        "audio",
+        "batches",
+        "containers",
+        "conversations",
+        "edits",
+        "evals",
+        "files",
+        "fine-tunes",
+        "fine_tuning",
+        "images",
+        "moderations",
+        "organization",
+        "realtime",
+        "responses",
+        "skills",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    }
+)
+_OPENAI_PARTS = _OPENAI | NOT_OFFERED_OPENAI
 
 
 def door_of(path: str) -> Door:
     """Which door a path belongs to, known before it is routed (a 401 has a shape too)."""
     if path == "/v2" or path.startswith("/v2/"):
         return Door.V2
-    if path.startswith(_OPENAI_PATHS):
+    if path.startswith("/v1/") and path[4:].partition("/")[0] in _OPENAI_PARTS:
         return Door.OPENAI
     return Door.TASK
 
@@ -53,10 +81,10 @@ def status_of(error: GatewayError, door: Door) -> int:
     return task if door is Door.TASK else others
 
 
-def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:
-    """The error as this path's door shows it."""
+def error_reply(error: GatewayError, path: str, request_id: str, status: int = 0) -> Reply:
+    """The error as this path's API shows it; ``status`` instead of the table's, if it is given."""
     door = door_of(path)
-    status = status_of(error, door)
+    status = status or status_of(error, door)
     if door is Door.TASK:
         body, content_type = _problem(error, status, path, request_id), b"application/problem+json"
     else:
@@ -65,6 +93,8 @@ def error_reply(error: GatewayError, path: str, request_id: str) -> Reply:
     reply = Reply(status, orjson.dumps(body), content_type)
     if error.retry_after_s is not None:
         reply.headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, WrongMethod) and error.allowed:
+        reply.headers.append((b"allow", ", ".join(error.allowed).encode()))
     if status == 401:
         reply.headers.append((b"www-authenticate", b"Bearer"))
     return reply
@@ -76,7 +106,7 @@ def _problem(error: GatewayError, status: int, path: str, request_id: str) -> di
         "title": TABLE[error.code][2],
         "status": status,
         "detail": error.message,
-        "instance": path,
+        "instance": path[:SHOWN_PATH],
         "code": error.code,
         "request_id": request_id,
         **({"param": error.param} if error.param else {}),

@@ -15,6 +15,9 @@ class Transport:
     def close(self):
         self.closed = True
 
+    def abort(self):
+        self.closed = True
+
     def is_closing(self):
         return self.closed
 
@@ -44,3 +47,16 @@ async def test_closing_sends_what_is_held():
     corked.close()
     assert transport.written == [b"last words"]
     assert corked.is_closing()
+
+
+async def test_what_is_written_after_the_client_has_left_is_dropped():
+    """uvloop raises for it, in a callback of the loop: a traceback for each client that leaves."""
+    transport = Transport()
+    corked = _Corked(transport, asyncio.get_running_loop())
+    corked.write(b"held")
+    transport.closed = True
+    corked.write(b"more")
+    await asyncio.sleep(0)
+    corked.write(b"later")
+    await asyncio.sleep(0)
+    assert transport.written == []

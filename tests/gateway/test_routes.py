@@ -7,8 +7,7 @@ from gateway.http.endpoint import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
 from tests.gateway.undeclared import undeclared
 
-# The framework's pages: the edge asks for an identity where documentation is not open.
-PAGES = dict.fromkeys(("/docs", "/redoc", "/docs/oauth2-redirect", "/static-offline-docs"), OPEN)
+PAGES = {"/static-offline-docs": OPEN}  # files of the framework's, which hold no names
 FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours stands before it
 
 

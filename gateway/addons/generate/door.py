@@ -4,7 +4,7 @@ Source: Triton's generate extension. JSON keys are the model's inputs; a value i
 flat list of them; ``parameters`` may hold more of both.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.errors import Malformed, UpstreamBroke
 from gateway.http.endpoint import Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
+from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
 from gateway.models.tensors import Tensor, check_model
@@ -40,8 +41,8 @@ class GenerateDoor:
         model, request = await self._request(exchange)
         if not model.decoupled:
             message = request.message()
-            async with self.gateway.guard.admit(exchange, model) as admission:
-                answer = await self.gateway.infer(exchange, model, message, admission)
+            admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
+            answer = await self.gateway.infer(exchange, model, message, admission)
             return Reply(200, _document(answer))
         return Reply(200, await exchange.while_connected(self._single(exchange, model, request)))
 
@@ -49,7 +50,7 @@ class GenerateDoor:
     async def generate_stream(self, exchange: Exchange) -> EventStream:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
-        events = self._documents(exchange, model, request, event)
+        events = self._documents(exchange, model, request)
         return EventStream(exchange, events, self.gateway.settings.deadline_s)
 
     @needs("read")
@@ -85,9 +86,11 @@ class GenerateDoor:
 
     async def _single(self, exchange: Exchange, model: Model, request: V2Request) -> bytes:
         documents = []
-        async with aclosing(self._documents(exchange, model, request, bytes)) as found:
-            async for document in found:
-                documents.append(document)
+        admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
+        work = self._answered(exchange, model, request.message(), admission)
+        async with aclosing(work) as found:
+            async for answer in found:
+                documents.append(_document(answer))
                 if len(documents) > 1:
                     raise Malformed(f"{model.name!r} gives several answers: use generate_stream")
         if not documents:
@@ -99,18 +102,30 @@ class GenerateDoor:
         exchange: Exchange,
         model: Model,
         request: V2Request,
-        shown: Callable[[bytes], bytes],
     ) -> AsyncGenerator[bytes, None]:
-        message = request.message()
+        """The events of a stream, with its admission."""
         async with self.gateway.guard.admit(exchange, model) as admission:
-            meter = self.gateway.guard.meter(admission, model)
-            if meter:
-                meter.prepare(message)
-            async with aclosing(answers(self.gateway, exchange, model, message)) as found:
+            work = self._answered(exchange, model, request.message(), admission)
+            async with aclosing(work) as found:
                 async for answer in found:
-                    if meter:
-                        meter.read(answer)
-                    yield shown(_document(answer))
+                    yield event(_document(answer))
+
+    async def _answered(
+        self,
+        exchange: Exchange,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        admission: Admission | None,
+    ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
+        """The model's answers, metered."""
+        meter = self.gateway.guard.meter(admission, model)
+        if meter:
+            meter.prepare(message)
+        async with aclosing(answers(self.gateway, exchange, model, message)) as found:
+            async for answer in found:
+                if meter:
+                    meter.read(answer)
+                yield answer
 
 
 def parse_generate(model: Model, version: str, body: Any) -> V2Request:

@@ -66,9 +66,9 @@ class _Work:
         self._message = ask.message(model, binding)
 
     async def whole(self, form: Form) -> dict[str, Any]:
-        async with self._admitted() as admission:
-            generation = Generation(self._binding, self._ask, admission)
-            text = "".join([each async for each in self._texts(generation)])
+        admission = await self._exchange.enter(self._admitted())
+        generation = Generation(self._binding, self._ask, admission)
+        text = "".join([each async for each in self._texts(generation)])
         return form.whole(text, generation)
 
     async def events(self, form: Form) -> AsyncGenerator[bytes, None]:

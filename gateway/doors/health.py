@@ -1,0 +1,55 @@
+"""``/healthz`` and ``/readyz``: for whoever runs the gateway, without a key; ``/`` is for browsers.
+
+``/`` leads them to ``/docs``.
+"""
+
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.errors import GatewayError
+from gateway.http.endpoint import Endpoint, Reply, json_reply, open_to_all
+from gateway.http.exchange import Exchange
+from gateway.probes import readiness
+
+
+class HealthDoor:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        table = {"/": self.start, "/healthz": self.healthz, "/readyz": self.readyz}
+        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
+
+    @open_to_all
+    async def start(self, exchange: Exchange) -> Reply:
+        return Reply(307, b"", headers=[(b"location", b"/docs")])
+
+    @open_to_all
+    async def healthz(self, exchange: Exchange) -> Reply:
+        return json_reply({"status": "ok"})
+
+    @open_to_all
+    async def readyz(self, exchange: Exchange) -> Reply:
+        """200 or 503 to everybody. Once there are tenants the pipelines are named only to a caller
+        who may read them: to a stranger a name is news, and a fault is more."""
+        faults = readiness(self.gateway)
+        ready = not any(faults.values())
+        answer: dict[str, Any] = {"status": "ready" if ready else "not ready"}
+        if await self._may_know(exchange):
+            answer["pipelines"] = {
+                name: fault or "ready" for name, fault in faults.items() if exchange.may_read(name)
+            }
+        reply = json_reply(answer)
+        reply.status = 200 if ready else 503
+        return reply
+
+    async def _may_know(self, exchange: Exchange) -> bool:
+        if not self.gateway.guard.policy.current.rules.tenants:
+            return True
+        try:
+            await self.gateway.guard.identify(exchange)
+        except GatewayError:
+            return False  # a probe with an old key asks whether the gateway is ready, and is told
+        return True

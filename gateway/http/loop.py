@@ -1,0 +1,91 @@
+"""uvloop's event loop, with a TLS handshake that can be bounded.
+
+A server of asyncio or uvloop does not show a connection before its handshake has ended, for which
+it waits 60 s: a stranger who connects and says nothing holds a descriptor that nobody can count.
+Here each is accepted as plain TCP, counted like any other, and then begins TLS.
+"""
+
+import asyncio
+import contextlib
+import ssl as tls
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+from gateway.http.connections import OPEN
+
+HANDSHAKE_TIMEOUT_S = 10.0
+
+
+class GatewayLoop(uvloop.Loop):
+    """What ``uvicorn.run(loop=...)`` takes."""
+
+    async def create_server(
+        self, factory: Any, *arguments: Any, ssl: tls.SSLContext | None = None, **options: Any
+    ) -> Any:
+        if ssl:
+            plain = factory
+            factory = lambda: Handshake(self, plain, ssl)  # noqa: E731
+        return await super().create_server(factory, *arguments, **options)
+
+
+class Handshake(asyncio.Protocol):
+    """A connection until TLS is there, and then whatever ``factory`` makes goes on with it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: Callable[[], asyncio.Protocol],
+        context: tls.SSLContext,
+    ) -> None:
+        self._loop, self._factory, self._context = loop, factory, context
+        self._inner: asyncio.Protocol | None = None
+        self._early = b""  # what came decrypted before the inner protocol knew of its connection
+        self._is_lost = False
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.pause_reading()
+        made = transport.get_extra_info("socket")
+        self._is_counted = OPEN.opened(self, made.fileno() if made else 0)
+        if self._is_counted:
+            self._task = self._loop.create_task(self._begin(transport))
+            self._task.add_done_callback(lambda _: OPEN.closed(self))  # however it ended
+        else:
+            transport.abort()
+
+    def evict(self) -> None:
+        self._task.cancel()
+        self._transport.abort()
+
+    async def _begin(self, transport: Any) -> None:
+        secured = None
+        try:
+            with contextlib.suppress(OSError, tls.SSLError):  # not TLS, or too slow, or gone
+                secured = await self._loop.start_tls(
+                    transport,
+                    self,
+                    self._context,
+                    server_side=True,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                )
+        finally:
+            if secured is None:
+                transport.abort()
+        if secured is None or self._is_lost:
+            return
+        inner = self._inner = self._factory()
+        inner.connection_made(secured)
+        secured.set_protocol(inner)
+        if self._early:
+            inner.data_received(self._early)
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        if self._inner:
+            self._inner.connection_lost(exc)

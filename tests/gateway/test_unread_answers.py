@@ -1,0 +1,280 @@
+"""Answers that nobody reads and bodies that do not end: whose they are, and for how long."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+
+import orjson
+import pytest
+import uvicorn
+
+from gateway.errors import NoCapacity, QuotaExceeded, TooSlow
+from gateway.http.bounded import ConnectionLimits
+from gateway.http.corked import CorkedProtocol
+from gateway.http.endpoint import PIECE_BYTES, Endpoint, Reply, open_to_all
+from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.held import HeldBytes
+from gateway.identity.principal import Grant, Principal
+from gateway.policy.access import Access
+from gateway.policy.gateway_toml import NO_FILE
+from tests.running import wait_until
+
+PATIENCE_S = 0.5
+LARGE = 16 * 1024 * 1024
+
+
+class App:
+    """Answers with as many bytes as the path says; what was entered for it is in ``places``."""
+
+    connection_limits = ConnectionLimits(answer_patience_s=PATIENCE_S)
+
+    def __init__(self):
+        self.memory = HeldBytes(2 * LARGE, LARGE, lambda: False)
+        self.places, self.errors, self.faults = [], [], []
+
+    async def __call__(self, scope, receive, send):
+        exchange = Exchange(scope, receive, Access(NO_FILE), 2 * LARGE, 5.0)
+        exchange.memory, exchange.body_patience_s = self.memory, PATIENCE_S
+        exchange.principal = Principal("a", "a")
+        scope |= {"exchange": exchange, "path_params": {}}
+        try:
+            await Endpoint(self.answer)(scope, receive, send)
+        except ClientGone:
+            pass
+        except (TooSlow, QuotaExceeded) as error:
+            self.faults.append(error)
+            await Reply(400, b"no").send(send)
+        finally:
+            exchange.release()
+
+    @open_to_all
+    async def answer(self, exchange):
+        body = await exchange.body()
+        await exchange.enter(self.place())
+        return Reply(200, b"a" * int(exchange.path.strip("/") or len(body)))
+
+    @contextlib.asynccontextmanager
+    async def place(self):
+        self.places.append(object())
+        try:
+            yield
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+        finally:
+            self.places.pop()
+
+
+@pytest.fixture
+def served():
+    app = App()
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=CorkedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        loop="uvloop",
+        proxy_headers=False,  # the server would see its layer for this, instead of the app
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield app, server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def _connected(port):
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    made.settimeout(5)
+    made.connect(("127.0.0.1", port))
+    with made:
+        yield made
+
+
+def _get(size):
+    return b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % size
+
+
+def _read(made, size, pause_s=0.0):
+    received = bytearray()
+    while len(received) < size:
+        part = made.recv(65536)
+        if not part:
+            break
+        received += part
+        time.sleep(pause_s)
+    return bytes(received)
+
+
+def test_an_answer_that_nobody_reads_keeps_its_place_until_it_is_cut(served):
+    app, port = served
+    with _connected(port) as made:
+        started = time.monotonic()
+        made.sendall(_get(LARGE))
+        wait_until(lambda: app.places and app.memory.total == LARGE, 2, "the answer")
+        wait_until(lambda: not app.places, 3, "the cut")
+        assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
+        wait_until(lambda: app.memory.total == 0, 1, "the memory")
+    assert [type(error) for error in app.errors] == [ClientGone]
+
+
+def test_one_that_is_read_slowly_is_not_cut(served):
+    app, port = served
+    with _connected(port) as made:
+        made.sendall(_get(2_000_000))
+        received = _read(made, 2_000_000, 0.02)  # longer than the patience
+    assert received.startswith(b"HTTP/1.1 200") and received.count(b"a") >= 2_000_000 - 200
+    wait_until(lambda: not app.places, 1, "the end")
+    assert app.errors == []
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, 1_234_567])
+def test_every_size_arrives_whole_and_another_request_may_follow(served, size):
+    _, port = served
+    with _connected(port) as made:
+        for _ in range(2):
+            made.sendall(_get(size) if size else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = _read(made, 1)
+            head, _, body = received.partition(b"\r\n\r\n")
+            assert b"content-length: %d" % size in head
+            body += _read(made, size - len(body))
+            assert body == b"a" * size
+
+
+def test_a_client_that_leaves_in_the_middle_frees_its_place(served):
+    app, port = served
+    with _connected(port) as made:
+        made.sendall(_get(LARGE))
+        wait_until(lambda: bool(app.places), 2, "the answer")
+    wait_until(lambda: not app.places and app.memory.total == 0, 0.4, "the end")
+
+
+def test_answers_sent_ahead_and_never_read_end_too(served):
+    """Small ones: each is complete at once, and no one may pile them up."""
+    app, port = served
+    with _connected(port) as made:
+        with contextlib.suppress(OSError):
+            for _ in range(3000):
+                made.sendall(_get(20_000) * 5)
+        wait_until(lambda: not app.places, 3, "the end")
+
+
+def test_unread_answers_are_counted_together(served):
+    app, port = served
+    with _connected(port) as first, _connected(port) as second:
+        first.sendall(_get(LARGE))
+        wait_until(lambda: app.memory.total == LARGE, 2, "the first")
+        second.sendall(_get(LARGE))
+        assert second.recv(1000).startswith(b"HTTP/1.1 400")
+    assert "read the answers" in app.faults[0].message
+    assert app.faults[0].retry_after_s == 1
+
+
+def test_a_body_that_stops_coming_is_refused(served):
+    app, port = served
+    with _connected(port) as made:
+        started = time.monotonic()
+        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
+        made.sendall(bytes(1_000_000))
+        wait_until(lambda: app.memory.total == 1_000_000, 2, "the bytes")
+        assert made.recv(1000).startswith(b"HTTP/1.1 400")
+        assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
+    assert isinstance(app.faults[0], TooSlow)
+    wait_until(lambda: app.memory.total == 0, 1, "the memory")
+
+
+def test_bodies_that_do_not_end_are_counted_together(served):
+    app, port = served
+    begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            made = stack.enter_context(_connected(port))
+            made.sendall(begun)
+            with contextlib.suppress(OSError):
+                made.sendall(bytes(LARGE // 3))
+        wait_until(lambda: app.faults, 2, "a refusal")
+        assert isinstance(app.faults[0], QuotaExceeded)
+        assert app.memory.total <= LARGE
+
+
+async def test_contexts_are_left_the_last_first_and_with_the_error():
+    left = []
+
+    class Context:
+        def __init__(self, name):
+            self.name = name
+
+        async def __aenter__(self):
+            return self.name
+
+        async def __aexit__(self, kind, error, trace):
+            left.append((self.name, kind, error))
+
+    async def receive(): ...
+
+    for fault in (None, NoCapacity("full")):
+        left.clear()
+        exchange = Exchange(
+            {"path": "/", "headers": [], "path_params": {}}, receive, Access(NO_FILE), 1, 1.0
+        )
+
+        @open_to_all
+        async def handler(exchange, fault=fault):
+            assert [await exchange.enter(Context(name)) for name in "ab"] == ["a", "b"]
+            if fault:
+                raise fault
+            return Reply(200, b"")
+
+        async def send(message):
+            assert left == []
+
+        with contextlib.suppress(NoCapacity):
+            await Endpoint(handler)({"exchange": exchange, "path_params": {}}, receive, send)
+        assert left == [(name, type(fault) if fault else None, fault) for name in "ba"]
+
+
+def test_one_callers_bytes_are_not_anothers():
+    tenants = [False]
+    memory = HeldBytes(100, 40, lambda: tenants[0])
+    people = {name: Principal(name, name, Grant(tenant=name[0])) for name in ("a1", "a2", "b1")}
+    memory.take(people["a1"], 30, 0)
+    with pytest.raises(QuotaExceeded, match="finish sending"):
+        memory.take(people["a1"], 11, 0)
+    memory.take(people["a2"], 30, 0)
+    memory.take(people["a1"], 10, 30)
+    with pytest.raises(NoCapacity):
+        memory.take(people["b1"], 31, 0)
+    memory.give_back(people["a1"], 40)
+    memory.give_back(people["a2"], 30)
+    assert memory.total == 0 and orjson.dumps(memory._callers) == b"{}"
+    # Where there are tenants, no tenant takes more than half, however many keys it has.
+    tenants[0] = True
+    memory.take(people["a1"], 30, 0)
+    with pytest.raises(QuotaExceeded, match="tenant"):
+        memory.take(people["a2"], 30, 0)
+    memory.take(people["b1"], 40, 0)
+    # The only request of all is never refused: the limit of a body bounds it.
+    alone = HeldBytes(10, 5, lambda: True)
+    alone.take(people["a1"], 50, 0)
+    alone.take(people["a1"], 50, 50)
+
+
+async def test_a_body_costs_no_more_than_its_size_on_the_way():
+    assert asyncio.get_running_loop()  # the exchange wants one
+    parts = [b"a" * 1000] * 3000
+
+    async def receive():
+        return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
+
+    exchange = Exchange({"path": "/", "headers": []}, receive, Access(NO_FILE), 10**7, 5.0)
+    assert len(await exchange.body()) == 3_000_000
