@@ -61,6 +61,128 @@ def row_cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(both_zero, 1.0, (mine * theirs).sum(axis=1) / np.maximum(lengths, 1e-30))
 
 
+# Units of FP32 rounding that two right computations of one number may be apart.
+FEW_UNITS = 4
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far the original's own answers lie apart, for each element of an answer: what every
+    difference is measured against, so that small numbers are proved like large ones.
+
+    ``middle`` is the median over the samples, ``size`` a typical departure from it (0 where every
+    sample has the same answer), ``floor`` what FP32 may round off: FP64 [k] each. ``scale`` FP64
+    [n, k] is each number's own: its departure from the middle where that is more than typical, so
+    that one answer of 1e30 does not hide the others.
+    """
+
+    middle: np.ndarray
+    size: np.ndarray
+    floor: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def constant(self) -> np.ndarray:
+        """BOOL [k]: the elements that are the same for every sample."""
+        return np.asarray(self.size == 0)
+
+
+def spread_of(wanted: np.ndarray) -> Spread:
+    """Of answers [n, ...] to n samples. Where no element differs between the samples, the answers
+    are measured from zero."""
+    theirs = _flat(wanted)
+    magnitude = np.abs(theirs).max(axis=0, initial=0.0)
+    unit = 2.0**-10 if wanted.dtype == np.float16 else 2.0**-23
+    floor = FEW_UNITS * (unit * magnitude + _grid(theirs, magnitude))
+    middle = np.median(theirs, axis=0)
+    size, apart = _typical(theirs - middle, floor)
+    if not size.any():
+        middle, size, apart = np.zeros_like(middle), magnitude, np.abs(theirs)
+    return Spread(middle, size, floor, np.maximum(size, apart))
+
+
+def _typical(departures: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """FP64 [k], and the absolute departures [n, k]: the deviation, or what half of those that
+    depart at all do, whichever is less."""
+    apart = np.abs(departures)
+    moved = np.ma.masked_array(apart, apart <= floor)
+    half = np.ma.median(moved, axis=0).filled(0.0)
+    return np.minimum(np.sqrt((apart**2).mean(axis=0)), 1.5 * half), apart
+
+
+def _grid(values: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """The grid FP64 [k] that a column's numbers stand on because they are what is left of much
+    larger ones: 1 - p of an FP32 p near 1 is a multiple of 6e-8. 0 where there is none."""
+    found, largest = np.zeros_like(magnitude), magnitude.max(initial=0.0)
+    small = (magnitude > 0) & (magnitude < largest / 4)
+    if not small.any() or not np.isfinite(largest):
+        return found
+    top = int(np.floor(np.log2(largest)))
+    # From coarse to fine, down to half a unit of the largest: coarser ones are meant (0 and 1).
+    for power in range(top - 20, top - 26, -1):
+        grid = 2.0**power
+        open_ = small & (found == 0) & (grid > 2.0**-20 * magnitude)
+        if open_.any():
+            found[open_] = np.where((np.mod(values[:, open_], grid) == 0).all(axis=0), grid, 0.0)
+    return found
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How far answers are from the original's, in units of the original's ``Spread``.
+
+    ``largest`` the largest of one number, ``row`` and ``column`` where; ``lost`` how much of the
+    original's spread is error, over all elements: answers that are always the same lose 1;
+    ``worst_column`` the same of the worst element; ``gain`` by how much the original's movements
+    are followed: 1 where they are, 0 where nothing moves, -1 where all is turned round.
+    """
+
+    largest: float
+    row: int
+    column: int
+    lost: float
+    worst_column: float
+    gain: float
+
+
+def departure(got: np.ndarray, wanted: np.ndarray, resolution: float = 0.0) -> Departure:
+    """Of answers [n, ...] with n and all axes at least 1; NaN anywhere makes NaN of all.
+
+    ``resolution``: elements whose spread is a smaller share than this of the typical element's are
+    measured as though they had that: rounding to 8 bits goes by the largest of a tensor.
+    """
+    mine, theirs, spread = _flat(got), _flat(wanted), spread_of(wanted)
+    typical = np.sqrt((spread.size**2).mean())
+    least = np.maximum(resolution * typical, np.where(spread.constant, np.abs(spread.middle), 0.0))
+    least = np.where(spread.constant & (least == 0), typical, least)
+    scale = np.maximum(spread.scale, np.maximum(least, 1e-300))
+    with np.errstate(invalid="ignore"):
+        gaps = mine - theirs
+        beyond = np.where(np.abs(gaps) <= spread.floor, 0.0, gaps)
+        share = np.abs(beyond) / scale
+    # argmax finds a NaN first, and NaN passes no limit.
+    row, column = map(int, np.unravel_index(int(share.argmax()), share.shape))
+    if not np.isfinite(mine).all():
+        nan = float("nan")
+        return Departure(nan, row, column, nan, nan, nan)
+    movements = theirs - spread.middle
+    weight = (np.maximum(spread.size, 1e-300) / scale) ** 2
+    error, signal = (beyond**2 * weight).sum(axis=0), (movements**2 * weight).sum(axis=0)
+    followed = mine - np.median(mine, axis=0) if spread.middle.any() else mine
+    if not signal.any():
+        return Departure(float(share.max()), row, column, float(share.max()), 0.0, 1.0)
+    told = signal > 0
+    least_signal = np.maximum(signal, (resolution * typical) ** 2 * len(theirs))
+    return Departure(
+        largest=float(share.max()),
+        row=row,
+        column=column,
+        lost=float(np.sqrt(error.sum() / signal.sum())),
+        worst_column=float(np.sqrt((error[told] / least_signal[told]).max())),
+        gain=float((followed * movements * weight).sum() / signal.sum()),
+    )
+
+
 def decided(wanted: np.ndarray, clear: float) -> np.ndarray:
     """Which rows [n, classes] have a best element that leads by more than ``clear``: BOOL [n]."""
     if wanted.shape[1] < 2:

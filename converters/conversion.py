@@ -103,7 +103,8 @@ def prove_graph(
 
 def source_sha256(task: Task) -> str:
     """What the model and its samples are, whatever converts them."""
-    return files_sha256(task.files(), json.dumps([task.name, task.settings()]))
+    options = dict(task.order.options)
+    return files_sha256(task.files(), json.dumps([task.name, task.settings(), options]))
 
 
 def _key(task: Task) -> str:
@@ -124,8 +125,7 @@ def _variant(task: Task, case: Case, variant: Variant, folder: Path, say: Say) -
     target = folder / GRAPH
     write_variant(variant.precision, case.folder / GRAPH, target, lambda: task.feeds(case))
     say(f"{case.name}: proving the {variant.precision} graph against the original")
-    record = Record.start(
-        task, variant, source_sha256(task), prove_graph(task, target, case), target
-    )
+    proof = prove_graph(task, target, case)
+    record = Record.start(task, variant, source_sha256(task), proof, target, task.notes(case))
     record.require()
     record.save(folder)

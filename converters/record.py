@@ -1,8 +1,8 @@
 """``proof.json`` and ``proof.md``: what was converted, what was measured, and who accepted what."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ class Record:
     """``source`` is the last part of the path only: a proof is read far from where it was made.
 
     ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
-    ``accepted`` is the reason that somebody gave for publishing a model whose proof failed.
+    ``accepted`` is the reason that somebody gave for publishing a model whose proof failed,
+    ``options`` what the user said of the original beside its file (``Order.options``).
     """
 
     name: str
@@ -37,12 +38,20 @@ class Record:
     accepted: str
     tools: Mapping[str, str]
     proofs: tuple[Proof, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def start(
-        cls, task: "Task", variant: "Variant", source: str, proof: Proof, engine: Path
+        cls,
+        task: "Task",
+        variant: "Variant",
+        source: str,
+        proof: Proof,
+        engine: Path,
+        notes: Sequence[str] = (),
     ) -> "Record":
-        """The record of a graph that has just been proved."""
+        """The record of a graph that has just been proved; ``notes`` are ``Task.notes``."""
         return cls(
             name=task.order.name,
             task=task.name,
@@ -54,6 +63,8 @@ class Record:
             accepted=variant.accepted,
             tools={tool: version(tool) for tool in TOOLS},
             proofs=(proof,),
+            options=dict(task.order.options),
+            notes=tuple(notes),
         )
 
     @classmethod
@@ -62,7 +73,8 @@ class Record:
         fields = json.loads(path.read_text(encoding="utf-8"))
         passed = fields.pop("passed")
         proofs = tuple(Proof.from_dict(each) for each in fields.pop("proofs"))
-        record = cls(**fields, proofs=proofs)
+        notes = tuple(fields.pop("notes", ()))
+        record = cls(**fields, proofs=proofs, notes=notes)
         if record.passed != passed:
             raise ValueError(f"{path} contradicts itself: its checks do not add up to its verdict")
         return record
@@ -99,6 +111,12 @@ class Record:
         if self.accepted:
             yield f"\nPublished all the same, because: {_cell(self.accepted)}"
         yield f"\nMade from `{_cell(self.source)}`. {self.grade.capitalize()}."
+        if self.options:
+            said = ", ".join(f"{name.replace('_', '-')} {v}" for name, v in self.options.items())
+            yield f"\nSaid of the original beside its file: {_cell(said)}."
+        if self.notes:
+            yield "\n## The original and the samples\n"
+            yield from (f"- {_cell(note)}" for note in self.notes)
         for proof in self.proofs:
             yield f"\n## {_cell(proof.subject)}\n"
             yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"

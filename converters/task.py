@@ -6,7 +6,7 @@ pipeline's proof through Triton; neither knows what kind of model it is.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from converters.cache import Say
 from converters.closeness import Closeness
-from converters.errors import ConversionError
+from converters.errors import ConversionError, SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.tolerance import Tolerance
@@ -29,11 +29,13 @@ Eager = Callable[[Feed], object]
 @dataclass(frozen=True)
 class Order:
     """What is to be converted: ``source`` as the user wrote it (a path, ``module:factory``), the
-    pipeline's ``name`` and ``samples``, a file of real inputs (None: the task's own small set)."""
+    pipeline's ``name`` and ``samples``, a file of real inputs (None: the task's own small set).
+    ``options`` are what the source does not say and the user does (``missing``: ``-999``)."""
 
     name: str
     source: str
     samples: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,15 @@ class Task(ABC):
         "int8-dynamic",
     )
 
+    # The ``Order.options`` that it takes.
+    options: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, order: Order) -> None:
         self.order = order
+        strange = [name for name in order.options if name not in self.options]
+        if strange:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
+            raise SourceRefused(f"{self.name} takes no {flags}: leave it out")
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -112,6 +121,11 @@ class Task(ABC):
     @abstractmethod
     def prove_served(self, address: str, case: Case) -> list[Check]:
         """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
+
+    def notes(self, case: Case) -> list[str]:
+        """What ``proof.md`` says beside the checks: what was taken for granted of the original,
+        what of the model the samples exercised, and what none of them reached."""
+        return []
 
     # What ``tidegate optimize`` asks, beside the above.
 

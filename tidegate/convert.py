@@ -1,8 +1,8 @@
 """``tidegate convert SOURCE``: one model converted, proved and published."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,22 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     default="",
     help="Publish even if the proof fails; the reason is kept in proof.json and the model's card.",
 )
+@click.option(
+    "--missing",
+    metavar="NUMBER",
+    help="XGBoost: the number that stands for a missing one (missing=), which its file does not "
+    "hold. Default: NaN.",
+)
+@click.option(
+    "--iteration-range",
+    metavar="RANGE",
+    help="XGBoost: the rounds of trees that answer: all, best or BEGIN:END. Default: as "
+    "XGBClassifier and XGBRegressor do, best after early stopping.",
+)
 @click.option("--force", is_flag=True, help="Replace what is published under this name.")
 def command(**options: Any) -> None:
+    said = {name: options.pop(name) for name in ("missing", "iteration_range")}
+    options["options"] = {name: value for name, value in said.items() if value is not None}
     options["precisions"] = tuple(options.pop("precision").split(","))
     wish = Wish(**options)
     interrupt_on_sigterm()  # so that what is half-built is cleared up
@@ -83,6 +97,7 @@ class Wish:
     accepted: str = ""
     force: bool = False
     engine: str = "onnx"
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_known(self) -> bool:
@@ -111,7 +126,7 @@ def _convert(wish: Wish, places: Places, say: Say) -> None:
 
     name, kind = _name(wish), _kind(wish)
     require_precisions(wish.precisions)
-    task = kind.open_task(Order(name, wish.source, wish.samples))
+    task = kind.open_task(Order(name, wish.source, wish.samples, wish.options))
     if not wish.is_known and _is_there(task, wish, places, say):
         _already(name, places)
         return
@@ -127,7 +142,7 @@ def _convert(wish: Wish, places: Places, say: Say) -> None:
 
 def _name(wish: Wish) -> str:
     """The pipeline's name; a usage error when it is missing, illegal or one of ours."""
-    from modelspec.layout import require_model_name
+    from modelspec.layout import require_pipeline_name
 
     if wish.is_known:
         return wish.source
@@ -139,7 +154,7 @@ def _name(wish: Wish) -> str:
     if wish.name in KNOWN:
         raise click.UsageError(f"{wish.name!r} is a known pipeline: give your model another name")
     try:
-        return require_model_name(wish.name)
+        return require_pipeline_name(wish.name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -148,7 +163,7 @@ def _kind(wish: Wish) -> Kind:
     known = KNOWN.get(wish.source) if wish.is_known else None
     if known:
         return known
-    task = wish.task or task_of(wish.source)
+    task = wish.task or task_of(wish.source, wish.options)
     if task is None:
         raise click.UsageError(
             f"{wish.source} does not say what the model does: give --task ({', '.join(TASKS)})"

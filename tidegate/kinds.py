@@ -8,10 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # Pickles too: opening one says what to do instead.
 TABLES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -88,12 +90,12 @@ KNOWN: Mapping[str, Kind | None] = {
 }
 
 
-def task_of(source: str) -> str | None:
+def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     """The task that the source's form says by itself, where it does; a table's model is opened for
-    it, which may raise SourceMissing or SourceRefused."""
+    it (with the ``Order.options``), which may raise SourceMissing or SourceRefused."""
     path = Path(source)
     if path.suffix in TABLES:
-        opened = _named("converters.sources.tabular_model:open_model")(path)
+        opened = _named("converters.sources.tabular_model:open_model")(path, options)
         return "tabular-classification" if opened.labels else "tabular-regression"
     if path.suffix == ".onnx":
         return "tensors"

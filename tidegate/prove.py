@@ -79,7 +79,9 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
     kind = kind_of(name, question.task or (record.task if record else ""))
     if kind is None:
         raise click.UsageError(f"{name} does not say what it does: give --task")
-    opened = kind.open_task(Order(name, question.source, question.samples))
+    # What was said of the original when it was converted still holds.
+    options = record.options if record else {}
+    opened = kind.open_task(Order(name, question.source, question.samples, options))
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as work:
         asked, copy = Path(work) / "asked", Path(work) / "repository"
         asked.mkdir()

@@ -1,6 +1,6 @@
 """A LightGBM booster from its own text format (``booster_.save_model('model.txt')``)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ class LightgbmModel(TabularModel):
         self.path = path
         self.booster = _open(path)
         self._dump: Mapping[str, Any] = self.booster.dump_model()
+        self._numbers = _written_numbers(path)
         objective, *settings = str(self._dump.get("objective", "")).split() or [""]
         if objective not in LINKS or "sqrt" in settings:
             raise SourceRefused(
@@ -82,7 +83,7 @@ class LightgbmModel(TabularModel):
         # A random forest's answer is the mean; in a sum of K targets each has its own trees.
         weight = targets / len(trees) if self._dump.get("average_output") else 1.0
         for index, tree in enumerate(trees):
-            growing = _Growing(self.path)
+            growing = _Growing(self.path, *self._numbers[index])
             growing.add(tree["tree_structure"])
             yield growing.tree(index % targets, weight * self.slope)
 
@@ -99,6 +100,8 @@ class _Growing:
     """A tree of dictionaries as it becomes one of arrays."""
 
     path: Path
+    thresholds: Sequence[float]
+    leaves: Sequence[float]
     rows: list[list[Any]] = field(default_factory=list)
 
     def add(self, node: Mapping[str, Any]) -> int:
@@ -110,10 +113,10 @@ class _Growing:
                 raise SourceRefused(
                     f"{self.path} has lines in its leaves (linear_tree): train without"
                 )
-            self.rows[place][5] = float(node["leaf_value"])
+            self.rows[place][5] = self.leaves[int(node.get("leaf_index", 0))]
             return place
         self._check(node)
-        threshold = _beside_zero(float(node["threshold"]))
+        threshold = _beside_zero(self.thresholds[int(node["split_index"])])
         # Without missing values in training LightGBM reads NaN as 0.
         is_nan = node["missing_type"] == "NaN"
         missing = bool(node["default_left"]) if is_nan else threshold >= 0
@@ -144,6 +147,20 @@ class _Growing:
             mode=["BRANCH_LEQ"] * len(self.rows),
             target=target,
         )
+
+
+def _written_numbers(path: Path) -> list[tuple[list[float], list[float]]]:
+    """Each tree's thresholds and leaves as the file has them: the dump cuts what is beyond 1e300."""
+    found: list[tuple[list[float], list[float]]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("=")
+        if key == "Tree":
+            found.append(([], []))
+        elif found and key in ("threshold", "leaf_value"):
+            found[-1][key == "leaf_value"].extend(map(float, value.split()))
+        elif line == "end of trees":
+            break
+    return found
 
 
 def _open(path: Path) -> Any:

@@ -1,9 +1,10 @@
 """What a trained model on a table must be able to say, whichever library trained it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.sources.archive import require_no_bomb
 from converters.tables.table import Column, Table
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 # A table's model is trees or coefficients: the largest forest in use is far below this.
 SIZE_LIMIT_BYTES = 4 * 1024**3
@@ -23,6 +25,8 @@ class TabularModel(ABC):
 
     library: ClassVar[str]
     number: ClassVar[str] = "FP64"
+    # What may be said of a model that its file does not hold (``Order.options``).
+    options: ClassVar[tuple[str, ...]] = ()
 
     columns: tuple[Column, ...]
     labels: tuple[str, ...]
@@ -30,7 +34,7 @@ class TabularModel(ABC):
     steps: bool = True
     # The columns that the graph's inputs are, in this order; none: one input takes all, stacked.
     order: tuple[str, ...] = ()
-    # What a user should hear, such as that another version of the library trained it.
+    # What a user should hear: what was taken for granted, another version that trained it.
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
@@ -50,9 +54,14 @@ class TabularModel(ABC):
         """The numbers at which the model's trees part a column, where they can be read off."""
         return {}
 
+    def marks(self) -> Mapping[str, Sequence[float]]:
+        """Numbers of a column that mean something of their own: each is asked about."""
+        return {}
 
-def open_model(path: Path) -> TabularModel:
-    """The model in this file, whichever library wrote it; SourceMissing or SourceRefused."""
+
+def open_model(path: Path, options: Mapping[str, str] = NOTHING) -> TabularModel:
+    """The model in this file, whichever library wrote it; SourceMissing or SourceRefused.
+    ``options`` are what its file does not hold, such as ``missing``."""
     if not path.is_file():
         raise SourceMissing(f"there is no file {path}: give a .skops, .json, .ubj or .txt model")
     if path.suffix.lower() in PICKLES:
@@ -64,23 +73,28 @@ def open_model(path: Path) -> TabularModel:
     if path.stat().st_size > SIZE_LIMIT_BYTES:
         raise SourceRefused(f"{path} is over {SIZE_LIMIT_BYTES} bytes: that is no model of a table")
     require_no_bomb(path)
-    return _opener(path)
+    opener = _opener(path)
+    strange = [name for name in options if name not in opener.options]
+    if strange:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
+        raise SourceRefused(f"{path} is a model of {opener.library}, which knows no {flags}")
+    return opener(path, options) if opener.options else opener(path)
 
 
-def _opener(path: Path) -> TabularModel:
+def _opener(path: Path) -> Any:
     match path.suffix.lower():
         case ".skops":
             from converters.sources.sklearn_model import SklearnModel
 
-            return SklearnModel(path)
+            return SklearnModel
         case ".json" | ".ubj":
             from converters.sources.xgboost_model import XgboostModel
 
-            return XgboostModel(path)
+            return XgboostModel
         case ".txt":
             from converters.sources.lightgbm_model import LightgbmModel
 
-            return LightgbmModel(path)
+            return LightgbmModel
     raise SourceRefused(
         f"{path} has no ending that is known: .skops (scikit-learn), .json or .ubj (XGBoost), .txt "
         "(LightGBM)"

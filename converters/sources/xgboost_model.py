@@ -1,7 +1,8 @@
 """An XGBoost booster from its own file format (``save_model``): JSON or UBJSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,14 +10,15 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceRefused
-from converters.sources.tabular_model import TabularModel
-from converters.tables.graph import tree_graph
+from converters.sources.tabular_model import NOTHING, TabularModel
+from converters.tables.graph import linear_graph, tree_graph
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
 
-# Objective -> the link from raw scores to an answer, and whether the base score is stored linked.
+# Objective -> the link from raw scores to an answer.
 LINKS = {
     "binary:logistic": "sigmoid",
+    "binary:hinge": "hinge",
     "multi:softprob": "softmax",
     "multi:softmax": "softmax",
     "reg:squarederror": "identity",
@@ -25,26 +27,43 @@ LINKS = {
     "reg:quantileerror": "identity",
     "reg:squaredlogerror": "identity",
     "reg:logistic": "sigmoid one",
+    "binary:logitraw": "identity",
     "count:poisson": "exp",
     "reg:gamma": "exp",
     "reg:tweedie": "exp",
+    "survival:cox": "exp",
+    "survival:aft": "exp",
+    "rank:pairwise": "identity",
+    "rank:ndcg": "identity",
+    "rank:map": "identity",
 }
-
-
-def _logit(chance: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log(chance / (1 - chance)))
-
-
-UNLINKED = {"sigmoid": _logit, "exp": np.log}
+# What the base score is stored as, where that is not a raw score.
+UNLINKED: Mapping[str, Any] = {"sigmoid": lambda p: np.log(p / (1 - p)), "exp": np.log}
+CLASSIFIES = ("sigmoid", "hinge", "softmax")
+WRAPPERS = {
+    "classifier": "XGBClassifier",
+    "regressor": "XGBRegressor",
+    "ranker": "XGBRanker",
+}
+RANGE = re.compile(r"(\d+):(\d+)")
+EVERY = (0, 0)
 
 
 class XgboostModel(TabularModel):
-    """XGBoost rounds its inputs to FP32 and sums in FP32: so the public inputs are FP32."""
+    """The original is what the user calls: ``XGBClassifier`` (Regressor, Ranker) with
+    ``load_model`` where the file says that one of them wrote it, else ``Booster.predict``.
+
+    XGBoost rounds its inputs to FP32 and sums in FP32: so the public inputs are FP32.
+
+    Options that a file does not hold: ``missing``, the number that stands for a missing one (its
+    own default: NaN), and ``iteration_range``: ``all``, ``best`` or ``BEGIN:END``.
+    """
 
     library: ClassVar[str] = "XGBoost"
     number: ClassVar[str] = "FP32"
+    options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: Mapping[str, str] = NOTHING) -> None:
         import xgboost
 
         self.path = path
@@ -55,21 +74,119 @@ class XgboostModel(TabularModel):
         except (xgboost.core.XGBoostError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise SourceRefused(
-                f"{path} is no XGBoost model, or it is cut off ({reason}): save it again with "
+                f"{path} is not an XGBoost model, or it is cut off ({reason}): save it again with "
                 "save_model('model.json')"
             ) from error
         self._learner = learner
+        self._attributes: Mapping[str, str] = self.booster.attributes()
         self.objective = str(learner["objective"]["name"])
         if self.objective not in LINKS:
             raise SourceRefused(
-                f"{path} was trained for {self.objective}, and what is served is a classifier or a "
-                f"regressor: {', '.join(LINKS)}"
+                f"{path} was trained for {self.objective}, which has no converter: there are "
+                f"{', '.join(LINKS)}"
             )
-        self.link = LINKS[self.objective]
-        self.trees = tuple(_trees(path, learner))
+        self.wrapper = self._wrapper()
+        self.link = self._link()
+        self.missing = _missing(options.get("missing", "nan"))
+        asked = options.get("iteration_range", "")
+        self.iterations = self._iterations(asked)
+        # As the estimator is called: without, it takes what its own attribute says.
+        every = (0, self.booster.num_boosted_rounds())
+        self._given = (self.iterations if self.iterations != EVERY else every) if asked else None
         names = learner.get("feature_names") or self._numbered()
         self.columns = tuple(Column(str(name)) for name in names)
+        self.linear = _linear(learner, len(self.columns), self.width)
+        self.trees = () if self.linear is not None else tuple(self._used_trees())
+        self.steps = self.linear is None
         self.labels = self._classes()
+        self.remarks = tuple(self._remarks(options))
+        self._estimator = self._loaded() if self.wrapper else None
+
+    def _wrapper(self) -> str:
+        """``classifier``, ``regressor``, ``ranker``: what wrote the file; "" for a Booster."""
+        written = json.loads(self._attributes.get("scikit_learn", "{}"))
+        found = str(written.get("_estimator_type") or "")
+        if written and found not in WRAPPERS:
+            raise SourceRefused(
+                f"{self.path} was written by an estimator of the kind {found or 'unknown'!r}, and "
+                f"what is known is {', '.join(WRAPPERS.values())}: save its booster with "
+                "get_booster().save_model('model.json')"
+            )
+        if found == "classifier" and self.objective == "binary:logitraw":
+            raise SourceRefused(
+                f"{self.path}: XGBoost has no predict_proba for binary:logitraw; train it with "
+                "binary:logistic, or save get_booster(), whose margins are served as a value"
+            )
+        return found
+
+    def _link(self) -> str:
+        link = LINKS[self.objective]
+        if self.wrapper in ("regressor", "ranker") and link in ("sigmoid", "hinge"):
+            return f"{link} one"
+        if self.wrapper == "classifier" and link == "sigmoid one":
+            return "sigmoid"
+        if (self.wrapper == "classifier") != (link in CLASSIFIES) and self.wrapper:
+            raise SourceRefused(
+                f"{self.path} is an XGB{self.wrapper.capitalize()} trained for {self.objective}: "
+                "what it answers is no answer of that kind of estimator; train it for another"
+            )
+        return link
+
+    def _iterations(self, asked: str) -> tuple[int, int]:
+        """The rounds of trees that answer, as ``iteration_range`` has them; (0, 0) is all."""
+        best = self._attributes.get("best_iteration")
+        if asked == "all":
+            return EVERY
+        if asked == "best":
+            if best is None:
+                raise SourceRefused(
+                    f"{self.path} has no best_iteration: it was trained without early stopping; "
+                    "leave --iteration-range out"
+                )
+            return 0, int(best) + 1
+        if asked:
+            found = RANGE.fullmatch(asked)
+            rounds = self.booster.num_boosted_rounds()
+            if not found or not int(found[1]) < int(found[2]) <= rounds:
+                raise SourceRefused(
+                    f"--iteration-range {asked}: give all, best or BEGIN:END within 0:{rounds}"
+                )
+            return int(found[1]), int(found[2])
+        if best is None and "best_ntree_limit" in self._attributes:
+            raise SourceRefused(
+                f"{self.path} was written by an XGBoost that kept best_ntree_limit "
+                f"({self._attributes['best_ntree_limit']}), which today's does not read: say which "
+                "trees answer with --iteration-range all or 0:END"
+            )
+        return (0, int(best) + 1) if best is not None and self.wrapper else EVERY
+
+    def _loaded(self) -> Any:
+        """The estimator as its user loads it."""
+        import xgboost
+
+        estimator = getattr(xgboost, WRAPPERS[self.wrapper])(missing=self.missing, n_jobs=1)
+        estimator.load_model(str(self.path))
+        return estimator
+
+    def _remarks(self, options: Mapping[str, str]) -> Iterator[str]:
+        call = f"{WRAPPERS[self.wrapper]}.load_model" if self.wrapper else "Booster.predict"
+        rounds, (begin, end) = self.booster.num_boosted_rounds(), self.iterations
+        which = f"rounds {begin} to {end - 1} of {rounds}" if end else f"all {rounds} rounds"
+        best = self._attributes.get("best_iteration")
+        if best is not None and not self.wrapper and "iteration_range" not in options:
+            which += (
+                f", as Booster.predict does; training stopped early at round {best}: if you call "
+                "it with that one, or load it into an XGBClassifier, give --iteration-range best"
+            )
+        yield f"the original is {call}, with {which}"
+        if "missing" in options:
+            yield f"a missing number is {options['missing']} (--missing), or NaN"
+        else:
+            yield (
+                "a missing number is NaN, XGBoost's own default; the file does not say whether it "
+                "was trained with another missing= (then give --missing), and an element that a "
+                "sparse matrix left out is a missing number too, not 0"
+            )
 
     def _numbered(self) -> list[str]:
         count = int(self._learner["learner_model_param"]["num_feature"])
@@ -77,49 +194,126 @@ class XgboostModel(TabularModel):
 
     def _classes(self) -> tuple[str, ...]:
         """XGBoost keeps no names of classes: they are the numbers that it was trained on."""
-        count = {"sigmoid": 2, "softmax": self.width}.get(self.link, 0)
+        count = {"sigmoid": 2, "hinge": 2, "softmax": self.width}.get(self.link, 0)
         return tuple(map(str, range(count)))
 
     @property
     def width(self) -> int:
         """How many raw scores a row has."""
-        return max(1, int(self._learner["learner_model_param"]["num_class"]))
+        parameters = self._learner["learner_model_param"]
+        return max(1, int(parameters["num_class"]), int(parameters.get("num_target", 1)))
 
     def answer(self, table: Table) -> np.ndarray:
-        raw = self.booster.predict(self._matrix(table), output_margin=self.link == "softmax")
-        if self.link == "softmax":  # multi:softmax itself answers with the class alone
-            powers = np.exp(raw.astype(np.float64) - raw.max(axis=1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-        values = np.asarray(raw, dtype=np.float64).reshape(len(table), -1)
-        if values.shape[1] > 1:
-            raise SourceRefused(f"{self.path} predicts several values a row: train one for each")
-        return np.hstack([1 - values, values]) if self.labels else values
+        if self._estimator is not None:
+            values = self._asked(table)
+        elif self.link == "softmax":  # multi:softmax itself answers with the class alone
+            raw = self._predicted(table, margin=True).astype(np.float64)
+            powers = np.exp(raw - raw.max(axis=1, keepdims=True))
+            values = powers / powers.sum(axis=1, keepdims=True)
+        else:
+            values = self._predicted(table)
+            values = np.stack([1 - values, values], axis=1) if self.labels else values
+        answer = np.asarray(values, dtype=np.float64).reshape(len(table), -1)
+        if answer.shape[1] != max(1, len(self.labels)):
+            raise SourceRefused(
+                f"{self.path} predicts {answer.shape[1]} values a row: train one model for each"
+            )
+        return answer
+
+    def _asked(self, table: Table) -> Any:
+        rows = self._rows(table)
+        ask = self._estimator.predict_proba if self.labels else self._estimator.predict
+        return ask(rows, iteration_range=self._given)
+
+    def _predicted(self, table: Table, *, margin: bool = False) -> np.ndarray:
+        import xgboost
+
+        names = self._learner.get("feature_names") or None
+        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
+        matrix = xgboost.DMatrix(rows, feature_names=names, missing=self.missing)
+        found: np.ndarray = self.booster.predict(
+            matrix, output_margin=margin, iteration_range=self.iterations
+        )
+        return found
+
+    def _rows(self, table: Table) -> Any:
+        """A DataFrame where the model knows its columns' names, else an array."""
+        names = self._learner.get("feature_names") or None
+        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
+        if not names:
+            return rows
+        import pandas as pd
+
+        return pd.DataFrame(rows, columns=list(names))
 
     def decide(self, table: Table) -> np.ndarray:
-        predicted = self.booster.predict(self._matrix(table))
+        if self._estimator is not None:
+            decided = self._estimator.predict(self._rows(table), iteration_range=self._given)
+            return np.asarray(decided).astype(np.int64)
+        predicted = self._predicted(table)
         if self.objective == "multi:softmax":
             return predicted.astype(np.int64)
         return (predicted > 0.5).astype(np.int64) if predicted.ndim == 1 else predicted.argmax(1)
 
     def graph(self) -> onnx.ModelProto:
-        return tree_graph(self.trees, self._start(), self.link, len(self.columns), narrow=True)
+        missing = None if np.isnan(self.missing) else self.missing
+        if self.linear is not None:
+            return linear_graph(*self.linear, self._start(), self.link, missing=missing)
+        return tree_graph(
+            self.trees, self._start(), self.link, len(self.columns), narrow=True, missing=missing
+        )
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))
         return {column.name: each for column, each in zip(self.columns, found, strict=True)}
 
+    def marks(self) -> Mapping[str, Sequence[float]]:
+        """The number that stands for a missing one is asked about in every column."""
+        if np.isnan(self.missing):
+            return {}
+        return {column.name: (self.missing,) for column in self.columns}
+
     def _start(self) -> np.ndarray:
         """The base score as raw scores: the file has it as an answer (a probability, a count)."""
         written = self._learner["learner_model_param"]["base_score"]
         scores = np.array(json.loads(written if "[" in written else f"[{written}]"), dtype=float)
-        unlink: Any = UNLINKED.get(self.link.removesuffix(" one"), np.asarray)
+        unlink = UNLINKED.get(self.link.removesuffix(" one"), np.asarray)
         return np.asarray(np.broadcast_to(unlink(scores), (self.width,)), dtype=np.float64)
 
-    def _matrix(self, table: Table) -> Any:
-        import xgboost
+    def _used_trees(self) -> Iterator[Tree]:
+        trees = list(_trees(self.path, self._learner))
+        begin, end = self.iterations
+        if not end:
+            yield from trees
+            return
+        booster = self._learner["gradient_booster"]
+        model = booster.get("gbtree", booster)["model"]
+        bounds = model.get("iteration_indptr") or range(
+            0, len(trees) + 1, len(trees) // self.booster.num_boosted_rounds()
+        )
+        yield from trees[bounds[begin] : bounds[end]]
 
-        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
-        return xgboost.DMatrix(rows, feature_names=self._learner.get("feature_names") or None)
+
+def _missing(written: str) -> float:
+    try:
+        return float(np.float32(float(written)))
+    except ValueError:
+        raise SourceRefused(
+            f"--missing {written}: give the number that stands for a missing one, such as -999, or "
+            "nan"
+        ) from None
+
+
+def _linear(
+    learner: Mapping[str, Any], features: int, width: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weights FP64 [features, width] and bias [width] of ``gblinear``; None where there are trees."""
+    booster = learner["gradient_booster"]
+    if booster.get("name") != "gblinear":
+        return None
+    written = np.array(booster["model"]["weights"], dtype=np.float32).astype(np.float64)
+    weights = written.reshape(features + 1, width)
+    return weights[:-1], weights[-1]
 
 
 def _trees(path: Path, learner: Mapping[str, Any]) -> Iterator[Tree]:

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from converters.tables.sklearn2onnx import ALL, OPSET
-from converters.tables.tree_graph import tree_parts
+from converters.tables.tree_graph import TreeParts, linear_parts, tree_parts
 from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET, Tree
 
 # ONNX Runtime 1.31 reads up to 13, and older servers less; this is the one that opset 18 came with.
@@ -38,10 +38,35 @@ def tensor_name(column: str) -> str:
 
 
 def tree_graph(
-    trees: Sequence[Tree], start: np.ndarray, link: str, features: int, *, narrow: bool
+    trees: Sequence[Tree],
+    start: np.ndarray,
+    link: str,
+    features: int,
+    *,
+    narrow: bool,
+    missing: float | None = None,
 ) -> onnx.ModelProto:
-    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]."""
-    made = tree_parts(trees, start, link, narrow=narrow, source=ALL)
+    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]. The number
+    ``missing`` is read as NaN."""
+    made = tree_parts(trees, start, link, narrow=narrow, source=ALL, missing=missing)
+    return _parts_graph(made, features)
+
+
+def linear_graph(
+    weights: np.ndarray,
+    bias: np.ndarray,
+    start: np.ndarray,
+    link: str,
+    *,
+    missing: float | None = None,
+) -> onnx.ModelProto:
+    """``link(start + bias + x @ weights)``, a missing number counting for nothing: ``ALL`` FP64
+    [n, features] -> one output FP64 [n, width]. ``weights`` FP64 [features, width]."""
+    made = linear_parts(weights, start + bias, link, source=ALL, missing=missing)
+    return _parts_graph(made, len(weights))
+
+
+def _parts_graph(made: TreeParts, features: int) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(ALL, TensorProto.DOUBLE, [None, features])]
     outputs = [helper.make_tensor_value_info(f"{ALL}_answer", TensorProto.DOUBLE, [None, None])]
     graph = helper.make_graph(made.nodes(), "trees", inputs, outputs, made.initializers())

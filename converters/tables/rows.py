@@ -92,7 +92,8 @@ def _row(columns: list[Column]) -> Table:
 def _with_thresholds(column: Column, found: np.ndarray | None) -> Column:
     if found is None or not len(found) or column.centre is not None:
         return column
-    spread = float(found.std()) or max(abs(float(found[0])) / 4, 1e-3)
+    # No squares: what a LightGBM model is trained on may be 1e300.
+    spread = float(np.abs(found - np.median(found)).max()) / 2 or max(abs(float(found[0])) / 4, 1e-3)
     return replace(column, centre=float(np.median(found)), spread=spread)
 
 
@@ -188,9 +189,12 @@ def _around(model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarra
     """The rows of those lines that end in a jump; a smooth answer has none."""
     gap = np.abs(model.answer(lines.at(low)) - model.answer(lines.at(high))).max(axis=1)
     jumps = np.flatnonzero(gap > 1e-9)
-    narrow = low.astype(np.float32)
-    below = np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64)
-    above = np.nextafter(narrow, np.float32(np.inf)).astype(np.float64)
+    with np.errstate(over="ignore"):  # beyond FP32 there are no FP32 neighbours
+        narrow = low.astype(np.float32)
+        below = np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64)
+        above = np.nextafter(narrow, np.float32(np.inf)).astype(np.float64)
+    below = np.where(np.isfinite(below), below, low)
+    above = np.where(np.isfinite(above), above, high)
     ends: list[Any] = [
         ("just below", low),
         ("just above", high),

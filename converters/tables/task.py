@@ -36,11 +36,12 @@ class TabularTask(Task):
     [n, 1]."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
     classifies: ClassVar[bool]
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
-        self.model: TabularModel = open_model(Path(order.source))
+        self.model: TabularModel = open_model(Path(order.source), order.options)
         _require_task(self, self.model)
         # Many small questions: threads only wait for one another.
         with threadpool_limits(1):
@@ -84,7 +85,7 @@ class TabularTask(Task):
             f"{self.order.name}: {given or 'no'} rows of samples, {len(rows) - given} generated "
             "from the model's own thresholds and categories"
         )
-        answers = ask_library(Path(self.order.source), rows, folder)
+        answers = ask_library(Path(self.order.source), self.order.options, rows, folder)
         return {**rows.arrays(), "answers": answers}
 
     def feeds(self, case: Case) -> Iterator[Feed]:
@@ -100,6 +101,9 @@ class TabularTask(Task):
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)
+
+    def notes(self, case: Case) -> list[str]:
+        return self.remarks
 
     def golden(self, case: Case) -> Golden:
         """The first row without a missing value: what JSON can say in every client."""

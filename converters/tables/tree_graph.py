@@ -42,32 +42,74 @@ class TreeParts:
 
 
 def tree_parts(
-    trees: Sequence[Tree], start: np.ndarray, link: str, *, narrow: bool, source: str
+    trees: Sequence[Tree],
+    start: np.ndarray,
+    link: str,
+    *,
+    narrow: bool,
+    source: str,
+    missing: float | None = None,
 ) -> TreeParts:
     """``link(start + sum)``, from ``source`` of any float type to ``{source}_answer`` FP64.
 
-    ``narrow`` rounds to FP32 first, as the library does. A link of one column of raw scores to two
-    of probabilities is ``sigmoid``.
+    ``narrow`` rounds to FP32 first, as the library does; ``missing`` is then read as NaN. A link of
+    one column of raw scores to two of probabilities is ``sigmoid``.
     """
-    names = {key: f"{source}_{key}" for key in ("rounded", "wide", "sum", "sum64", "raw", "answer")}
-    rounded = Part("Cast", (source,), names["rounded"], {"to": TensorProto.FLOAT})
-    first = names["rounded"] if narrow else source
+    numbers, constants = _numbers(source, missing, narrow=narrow)
+    total = Part(
+        "TreeEnsembleRegressor",
+        (numbers[-1].output,),
+        f"{source}_sum",
+        tree_attributes(trees, len(start)),
+        ML_DOMAIN,
+    )
+    wide = Part("Cast", (total.output,), f"{source}_sum64", {"to": TensorProto.DOUBLE})
+    linked, more = _started(source, wide.output, start, link)
+    return TreeParts((*numbers, total, wide, *linked), constants | more)
+
+
+def linear_parts(
+    weights: np.ndarray, start: np.ndarray, link: str, *, source: str, missing: float | None = None
+) -> TreeParts:
+    """``link(start + source @ weights)``, NaN and ``missing`` counting as 0, numbers rounded to
+    FP32 first: from ``source`` of any float type to ``{source}_answer`` FP64."""
+    numbers, constants = _numbers(source, missing, narrow=True)
+    read = numbers[-1].output
+    gone, zero, kept = f"{source}_gone", f"{source}_zero", f"{source}_kept"
     parts = [
-        *([rounded] if narrow else []),
-        Part("Cast", (first,), names["wide"], {"to": TensorProto.DOUBLE}),
-        Part(
-            "TreeEnsembleRegressor",
-            (names["wide"],),
-            names["sum"],
-            tree_attributes(trees, len(start)),
-            ML_DOMAIN,
-        ),
-        Part("Cast", (names["sum"],), names["sum64"], {"to": TensorProto.DOUBLE}),
-        Part("Add", (names["sum64"], f"{source}_start"), names["raw"], {}),
+        Part("IsNaN", (read,), gone, {}),
+        Part("Where", (gone, zero, read), kept, {}),
+        Part("MatMul", (kept, f"{source}_weights"), f"{source}_sum64", {}),
     ]
-    constants = {f"{source}_start": start.astype(np.float64)[None]}
-    linked, more = _linked(link, names["raw"], names["answer"])
-    return TreeParts((*parts, *linked), constants | more)
+    constants |= {zero: np.array(0.0), f"{source}_weights": weights}
+    linked, more = _started(source, f"{source}_sum64", start, link)
+    return TreeParts((*numbers, *parts, *linked), constants | more)
+
+
+def _numbers(
+    source: str, missing: float | None, *, narrow: bool
+) -> tuple[list[Part], dict[str, np.ndarray]]:
+    """The numbers as FP64, as the library reads them."""
+    rounded, wide, names = f"{source}_rounded", f"{source}_wide", []
+    if narrow:
+        names.append(Part("Cast", (source,), rounded, {"to": TensorProto.FLOAT}))
+    first = rounded if narrow else source
+    names.append(Part("Cast", (first,), wide, {"to": TensorProto.DOUBLE}))
+    if missing is None:
+        return names, {}
+    is_mark, mark, nan = f"{source}_is_mark", f"{source}_mark", f"{source}_nan"
+    names.append(Part("Equal", (wide, mark), is_mark, {}))
+    names.append(Part("Where", (is_mark, nan, wide), f"{source}_read", {}))
+    return names, {mark: np.array(missing, np.float64), nan: np.array(np.nan)}
+
+
+def _started(
+    source: str, total: str, start: np.ndarray, link: str
+) -> tuple[list[Part], dict[str, np.ndarray]]:
+    raw, begin = f"{source}_raw", f"{source}_start"
+    linked, more = _linked(link, raw, f"{source}_answer")
+    constants = {begin: start.astype(np.float64)[None]} | more
+    return [Part("Add", (total, begin), raw, {}), *linked], constants
 
 
 def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.ndarray]]:
@@ -80,6 +122,8 @@ def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.
             return [Part("Softmax", (raw,), answer, {"axis": 1})], {}
         case "sigmoid one":
             return [Part("Sigmoid", (raw,), answer, {})], {}
+        case "hinge" | "hinge one":
+            return _steps(raw, answer, both=link == "hinge")
         case "sigmoid" | "sigmoid of twice":
             factor = 2.0 if link == "sigmoid of twice" else 1.0
             return _two_classes(raw, answer, factor)
@@ -91,3 +135,15 @@ def _two_classes(raw: str, answer: str, factor: float) -> tuple[list[Part], dict
     both = Part("Mul", (raw, f"{raw}_signs"), f"{raw}_both", {})
     signs = np.array([[-factor, factor]])
     return [both, Part("Sigmoid", (f"{raw}_both",), answer, {})], {f"{raw}_signs": signs}
+
+
+def _steps(raw: str, answer: str, *, both: bool) -> tuple[list[Part], dict[str, np.ndarray]]:
+    """[n, 1] raw -> 1 where it is above 0; with ``both``, [n, 2]: the first class and the second."""
+    over = Part("Greater", (raw, f"{raw}_zero"), f"{raw}_over", {})
+    constants = {f"{raw}_zero": np.array(0.0)}
+    if not both:
+        return [over, Part("Cast", (over.output,), answer, {"to": TensorProto.DOUBLE})], constants
+    second = Part("Cast", (over.output,), f"{raw}_second", {"to": TensorProto.DOUBLE})
+    first = Part("Sub", (f"{raw}_one", second.output), f"{raw}_first", {})
+    joined = Part("Concat", (first.output, second.output), answer, {"axis": 1})
+    return [over, second, first, joined], constants | {f"{raw}_one": np.array(1.0)}

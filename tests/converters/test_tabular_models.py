@@ -248,13 +248,6 @@ def _write_cut_off_xgboost(folder):
     return folder / "m.json"
 
 
-def _write_ranker(folder):
-    settings = {"objective": "rank:pairwise", "nthread": 1}
-    model = xgboost.train(settings, xgboost.DMatrix(WINE[0], WINE[1]), 2)
-    model.save_model(folder / "m.json")
-    return folder / "m.json"
-
-
 def _write_cut_off_lightgbm(folder):
     lightgbm.train({"verbose": -1}, lightgbm.Dataset(*DIABETES), 2).save_model(folder / "m.txt")
     os.truncate(folder / "m.txt", 900)
@@ -282,7 +275,6 @@ REFUSED = {
     _write_regressor: "tabular-regression",
     _write_unfitted: "never fitted",
     _write_cut_off_xgboost: "cut off",
-    _write_ranker: "rank:pairwise",
     _write_cut_off_lightgbm: "cut off",
     _write_linear_trees: "linear_tree",
     _write_missing: "there is no file",

@@ -1,0 +1,55 @@
+"""A table's model without a server: its graph is built, proved in this process, and asked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from converters.conversion import case_in
+from converters.tables.proof import TableGraph, scores_by_label
+from converters.tables.table import Table
+from converters.tables.task import TabularClassification, TabularRegression, TabularTask
+from converters.task import Case, Order
+
+
+def opened(path: Path, options=None, samples=None) -> TabularTask:
+    """The task that the file itself says."""
+    from tidegate.kinds import task_of
+
+    kinds = {kind.name: kind for kind in (TabularClassification, TabularRegression)}
+    options = options or {}
+    return kinds[task_of(str(path), options)](Order("t", str(path), samples, options))
+
+
+def built(task: TabularTask, folder: Path) -> Case:
+    """The task's own graph with the library's answers, asked in this process."""
+    folder.mkdir(exist_ok=True)
+    for part in ("pre", "post"):
+        (folder / part).mkdir(exist_ok=True)
+    task.write_steps(folder)
+    task.export(folder / "model.onnx")
+    rows = task.rows
+    np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.answer(rows))
+    (folder / "facts.json").write_text(json.dumps(task.facts()))
+    return case_in(folder, "t", task.name, "fp32")
+
+
+def failed(task: TabularTask, case: Case) -> list[str]:
+    """The checks of the built graph that do not hold."""
+    checks = task.prove_graph(case.folder / "model.onnx", case)
+    return [check.line() for check in checks if not check.passed]
+
+
+def served(case: Case, columns) -> np.ndarray:
+    """What the built graph answers to fresh rows, in the order of the labels."""
+    columns = {name: np.asarray(values) for name, values in columns.items()}
+    count = len(next(iter(columns.values())))
+    table = Table(columns, [f"fresh row {index}" for index in range(count)])
+    outputs = TableGraph(case.folder / "model.onnx", case.facts).run(table)
+    labels = case.facts["labels"]
+    return scores_by_label(*outputs, labels)[0] if labels else np.asarray(outputs[0], float)
+
+
+def numbered(rows, names) -> dict[str, np.ndarray]:
+    """The columns of an array [n, columns]."""
+    return {name: rows[:, place] for place, name in enumerate(names)}
