@@ -24,7 +24,7 @@ from gateway.http.edge import Edge, unknown_path
 from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
-from gateway.probes import Background, readiness
+from gateway.probes import Background, outage, readiness
 from gateway.settings import Settings
 
 TITLE = "Tidegate"
@@ -68,6 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The first request must find the keys and the models read.
     await gateway.guard.open()
     gateway.follow_policy()
+    await background.check_replicas()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
     settings = gateway.settings
@@ -102,10 +103,13 @@ def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
     @open_to_all
     async def readyz(response: Response) -> dict[str, Any]:
         pipelines = readiness(gateway)
-        ready = not any(pipelines.values())
+        nothing_served = outage(gateway)
+        ready = not nothing_served and not any(pipelines.values())
         response.status_code = 200 if ready else 503
         shown = {name: fault or "ready" for name, fault in pipelines.items()}
-        return {"status": "ready" if ready else "not ready", "pipelines": shown}
+        status = "ready" if ready else "not ready"
+        why = {"reason": nothing_served} if nothing_served else {}
+        return {"status": status, **why, "pipelines": shown}
 
 
 class Description:
