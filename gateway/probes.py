@@ -159,10 +159,7 @@ def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str
 
 
 def outage(gateway: Gateway) -> str:
-    """Why nothing at all can be served, or ''.
-
-    Where it is not '', the gateway is not ready, whatever its pipelines.
-    """
+    """Why nothing at all can be served, or ''."""
     if not any(replica.health for replica in gateway.pool.replicas):
         return "no Triton server can be asked"
     if time.monotonic() - gateway.reader.read_at > STALE_S:
@@ -171,8 +168,11 @@ def outage(gateway: Gateway) -> str:
 
 
 def readiness(gateway: Gateway) -> dict[str, str]:
-    """Each pipeline that must be ready, and '' or what is wrong with it. See ``outage`` too."""
-    return {
+    """Each pipeline that must be ready, and '' or what is wrong with it; and an ``outage``, where
+    there is one, which no caller's rights hide."""
+    found = {
         name: gateway.probes.get(name, "has not been probed yet")
         for name in gateway.settings.pipelines
     }
+    nothing_served = outage(gateway)
+    return found | ({"tidegate:replicas": nothing_served} if nothing_served else {})

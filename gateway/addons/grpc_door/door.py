@@ -22,7 +22,7 @@ from gateway.errors import DeadlineExceeded, Forbidden, GatewayError, Internal, 
 from gateway.http.endpoint import declared, needs
 from gateway.http.exchange import Exchange
 from gateway.http.render import CLIENT_LEFT, Door, status_of
-from gateway.probes import outage, readiness
+from gateway.probes import readiness
 from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
@@ -162,8 +162,7 @@ class GrpcDoor:
             b"\n" + bytes([len(SERVICE.full_name)]) + SERVICE.full_name.encode(),
         ):
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
-        is_ready = not outage(self.gateway) and not any(readiness(self.gateway).values())
-        return _SERVING if is_ready else _NOT_SERVING
+        return _NOT_SERVING if any(readiness(self.gateway).values()) else _SERVING
 
 
 @needs("read")
