@@ -75,6 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The first request must find the keys and the models read.
     await gateway.guard.open()
     gateway.follow_policy()
+    await background.check_replicas()
     await background.refresh_catalogue()
     gateway.supervisor.open()
     background.start()

@@ -219,7 +219,7 @@ class RunningDoor:
     async def _open(self) -> None:
         self.gateway = Gateway(self._settings)
         await self.gateway.guard.open()
-        self.gateway.catalogue = await self.gateway.reader.read(self.gateway.pool.first)
+        self.gateway.catalogue = await self.gateway.reader.read(self.gateway.pool.replicas)
         self.door = GrpcDoor(self.gateway, 0)
         self.port = await self.door.start()
 

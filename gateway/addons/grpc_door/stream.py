@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
@@ -45,6 +46,7 @@ from gateway.http.exchange import Exchange
 from gateway.http.render import Door, status_of
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
+from gateway.models.sequences import step_of
 from gateway.upstream import Upstream, end_stream, translate
 
 log = logging.getLogger("gateway")
@@ -172,7 +174,7 @@ class InferStream:
             exchange.shorten_deadline(timeout_s(parts))
             check_request(parts, model)
             self.gateway.sequences.put_own(parts.header, exchange.tenant)
-            parts.header.model_name = self.gateway.serving(exchange, model)
+            parts.header.model_name = self.gateway.serving(exchange, model, parts.header)
             await self._start(Message(exchange, model, identifier), parts)
             return True
         except GatewayError as error:
@@ -201,7 +203,7 @@ class InferStream:
             if message.meter:
                 ask_for_tokens(parts, message.meter)
             with contextlib.ExitStack() as permit:
-                call = await self._call_to(permit.enter_context(self._permit()))
+                call = await self._call_to(permit.enter_context(self._permit(message, parts)))
                 message.permit = permit.pop_all()
             message.held = held.pop_all()
         own_id = str(self._count)
@@ -219,12 +221,12 @@ class InferStream:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await asyncio.shield(asyncio.ensure_future(call.write(parts.message())))
 
-    def _permit(self) -> Any:
-        """Of the replica that this stream is at already, as long as it is there."""
-        pool = self.gateway.pool
-        if self._call is None or self._upstream is None:
-            return pool.permit()
-        return pool.again(self._upstream)
+    def _permit(self, message: Message, parts: Parts) -> AbstractContextManager[Upstream]:
+        """Of the replica that this stream is at already, as long as it can answer; a sequence goes
+        where it was begun."""
+        if self._call is not None and self._upstream is not None and step_of(parts.header) is None:
+            return self.gateway.pool.again(self._upstream, parts.header.model_name)
+        return self.gateway.permit(message.exchange, message.model, parts.header)
 
     async def _call_to(self, upstream: Upstream) -> Any:
         """The stream to this replica. A stream is at one replica at a time: answers keep their
