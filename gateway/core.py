@@ -90,6 +90,8 @@ class Gateway:
             meter.prepare(message)
         with self.pool.permit() as upstream:
             work = upstream.infer(message, exchange.remaining_s())
+            if admission:
+                admission.started()
             response = await _timed(exchange, work)
         if meter:
             meter.read(response)
@@ -102,6 +104,8 @@ class Gateway:
             if upstream.relay is None:
                 return None
             work = upstream.relay.infer(request, exchange.remaining_s())
+            if exchange.admission:
+                exchange.admission.started()
             return await _timed(exchange, work)
 
     async def infer_rows(
@@ -111,6 +115,7 @@ class Gateway:
         async with self.guard.admit(exchange, model) as admission:
             serving = self.serving(exchange, model)
             work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+            admission.started()  # here nothing waits: what is refused is no deadline
             answers = await _timed(exchange, work)
             meter = self.guard.meter(admission, model)
             if meter:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -20,6 +20,9 @@ from gateway.errors import (
 )
 from gateway.identity.principal import Principal
 from gateway.policy.access import Access
+
+if TYPE_CHECKING:
+    from gateway.limits.limiter import Admission
 
 T = TypeVar("T")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
@@ -59,6 +62,7 @@ class Exchange:
     action: str = ""  # what the caller asks for, once that is known, as is the model
     model: str = ""
     fault: GatewayError | None = None  # what ended an answer that had begun
+    admission: "Admission | None" = None  # the last one
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0

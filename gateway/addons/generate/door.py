@@ -50,7 +50,8 @@ class GenerateDoor:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
         events = self._documents(exchange, model, request, event)
-        return EventStream(exchange, events, self.gateway.settings.deadline_s)
+        rights = self.gateway.guard.bounded(exchange)
+        return EventStream(exchange, events, self.gateway.settings.deadline_s, rights)
 
     @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
@@ -85,11 +86,14 @@ class GenerateDoor:
 
     async def _single(self, exchange: Exchange, model: Model, request: V2Request) -> bytes:
         documents = []
-        async with aclosing(self._documents(exchange, model, request, bytes)) as found:
-            async for document in found:
-                documents.append(document)
-                if len(documents) > 1:
-                    raise Malformed(f"{model.name!r} gives several answers: use generate_stream")
+        with self.gateway.guard.bounded(exchange):
+            async with aclosing(self._documents(exchange, model, request, bytes)) as found:
+                async for document in found:
+                    documents.append(document)
+                    if len(documents) > 1:
+                        raise Malformed(
+                            f"{model.name!r} gives several answers: use generate_stream"
+                        )
         if not documents:
             raise UpstreamBroke("the model gave no answer: try again")
         return documents[0]

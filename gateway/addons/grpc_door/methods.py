@@ -58,6 +58,7 @@ class Methods:
                 ask_for_tokens(parts, meter)
             with self.gateway.pool.permit() as upstream:
                 work = upstream.channel.unary_unary(INFER)
+                admission.started()
                 answer: bytes = await translated(
                     work(parts.message(), timeout=exchange.remaining_s())
                 )
