@@ -184,6 +184,8 @@ class Gateway:
             meter.prepare(message)
         with self.permit(exchange, model, message) as upstream:
             work = upstream.infer(message, exchange.remaining_s())
+            if admission:
+                admission.started()
             response = await _timed(exchange, work)
         if meter:
             meter.read(response)
@@ -196,6 +198,8 @@ class Gateway:
             if upstream.relay is None:
                 return None
             work = upstream.relay.infer(request, exchange.remaining_s())
+            if exchange.admission:
+                exchange.admission.started()
             return await _timed(exchange, work)
 
     async def infer_rows(
@@ -206,6 +210,7 @@ class Gateway:
         admission = await exchange.enter(self.guard.admit(exchange, model))
         serving = self.serving(exchange, model)
         work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+        admission.started()  # here nothing waits: what is refused is no deadline
         answers = await _timed(exchange, work)
         meter = self.guard.meter(admission, model)
         if meter:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gateway.addons import load
@@ -11,10 +11,14 @@ from gateway.errors import GatewayError, Internal
 from gateway.http.exchange import Exchange
 from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
-from gateway.limits.limit import Subject, checks_of
+from gateway.identity.principal import Principal
+from gateway.limits.limit import Check, Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
+from gateway.limits.places import Places
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
+from gateway.open_streams import OpenStreams
+from gateway.policy.access import Access
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
@@ -25,7 +29,6 @@ log = logging.getLogger("gateway")
 BYTES_A_TOKEN = 4
 # At the start gateway.toml must not have changed for so long, if that comes to pass in a few looks.
 STEADY_S, STEADY_LOOKS = 1.0, 50
-_FREE: AbstractAsyncContextManager[Admission | None] = nullcontext()
 
 
 class Guard:
@@ -38,8 +41,8 @@ class Guard:
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._audit: Any = None  # begun by the first policy that wants a record
-        redis = load("redis_limits")(settings.redis_url) if settings.redis_url else None
-        self.limiter = Limiter(redis, gateways=settings.workers * settings.gateways)
+        self.limiter = _limiter(settings)
+        self._streams = OpenStreams(self._caller, self.limiter, _checks)
 
     async def open(self) -> None:
         """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
@@ -95,24 +98,25 @@ class Guard:
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
         exchange.refuse_twice()
-        exchange.principal = await self.callers.identify(exchange.scope, exchange.authorization())
+        exchange.principal = await self._caller(exchange)
 
-    def admit(
-        self, exchange: Exchange, model: Model, reserved: float = 0
-    ) -> AbstractAsyncContextManager[Admission | None]:
+    async def _caller(self, exchange: Exchange) -> Principal:
+        """Who is calling, as of now."""
+        return await self.callers.identify(exchange.scope, exchange.authorization())
+
+    def admit(self, exchange: Exchange, model: Model, reserved: float = 0) -> Admission:
         """``async with`` it around the work: LimitReached when the caller's limits are used up.
         ``reserved`` tokens are taken until the true number is settled."""
         principal = exchange.principal
         if principal is None:
             raise Internal("a model was called without an identity: report the request id")
         exchange.model = model.name
-        limits = exchange.access.limits(principal, model.name)
-        if not limits:
-            return _FREE
-        subject = Subject(principal.tenant, principal.id, model.name)
         if not reserved and model.counts_tokens:
             reserved = exchange.body_bytes / BYTES_A_TOKEN
-        return self.limiter.admit(checks_of(limits, subject, reserved), exchange)
+        checks = _checks(exchange.access, principal, model.name, reserved)
+        admission = exchange.admission = self.limiter.admit(checks, exchange)
+        admission.model = model.name
+        return admission
 
     @contextmanager
     def watching(
@@ -124,11 +128,43 @@ class Guard:
     ) -> Iterator[None]:
         """Around a stream: ``end`` is called, once, within two seconds after its caller's right to
         it has ended: the key or token, the rules for one of ``models()``, or limits that its
-        ``admissions()`` no longer fit into."""
-        yield
+        ``admissions()`` no longer fit into. The exchange's principal and access follow what is in
+        force, so that what comes on the stream later is judged by that."""
+        with self._streams.watching(exchange, end, models, admissions):
+            yield
+
+    @contextmanager
+    def bounded(self, exchange: Exchange) -> Iterator[None]:
+        """``watching`` for a block of one coroutine, about one model: it is interrupted, and the
+        error raised in its place."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        before, found = task.cancelling(), []
+
+        def end(error: GatewayError) -> None:
+            found.append(error)
+            task.cancel()
+
+        with self.watching(
+            exchange,
+            end,
+            lambda: (exchange.model,),
+            lambda: (exchange.admission,) if exchange.admission else (),
+        ):
+            try:
+                yield
+            except asyncio.CancelledError:
+                if found and task.uncancel() <= before:
+                    raise found[0] from None
+                raise
 
     async def check_streams(self) -> None:
-        pass
+        """End the streams whose callers have no right to them any more; to be called four times a
+        second."""
+        if len(self._streams):
+            self.callers.keep_fresh()
+        access = self.policy.current.access
+        await self._streams.check(access, (access, self.callers.generation))
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
         """What settles the admission with the tokens that the model's answers say they cost; None
@@ -141,3 +177,24 @@ class Guard:
         """One line of the audit log, if the policy wants this decision in it."""
         if self._audit:
             self._audit.note(exchange, status, self.policy.current.rules.audit.record)
+
+
+def _checks(access: Access, principal: Principal, model: str, tokens: float = 0) -> Sequence[Check]:
+    """What the limits ask of one request of this caller for this model."""
+    limits = access.limits(principal, model)
+    if not limits:
+        return ()
+    return checks_of(limits, Subject(principal.tenant, principal.id, model), tokens)
+
+
+def _limiter(settings: Settings) -> Limiter:
+    processes = settings.workers * settings.gateways
+    if settings.redis_url:
+        return Limiter(load("redis_limits")(settings.redis_url), processes)
+    places = None
+    if settings.workers > 1:
+        try:
+            places = Places(settings.state_folder / "places.lock")
+        except OSError as error:
+            log.warning("limits: each worker counts by itself: %s", error)
+    return Limiter(None, processes, places=places, machine=1 / settings.gateways)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import grpc
@@ -54,29 +54,37 @@ class EventStream:
         exchange: Exchange,
         events: AsyncGenerator[bytes, None],
         patience_s: float,
+        rights: AbstractContextManager[None],
     ) -> None:
+        """``rights`` raises a GatewayError in its block when the caller may not go on:
+        ``Guard.bounded``."""
         self._exchange, self._events, self._patience_s = exchange, events, patience_s
+        self._rights = rights
 
     async def send(self, send: Send) -> None:
         """Raises ClientGone when the client leaves; the work upstream has ended then."""
         await self._exchange.while_connected(self._send(_Line(send, self._patience_s)))
 
     async def _send(self, line: "_Line") -> None:
-        exchange = self._exchange
-        async with aclosing(self._events) as events:
-            first = await anext(events, b"")
-            await line.open()
-            try:
-                await line.write(first)
-                async for each in events:
-                    await line.write(each)
-            except GatewayError as error:
-                exchange.fault = error
-                log.warning("%s ended early: %s", exchange.request_id, error)
-                last = error_reply(error, exchange.path, exchange.request_id)
-                await line.write(event(last.body))
-            finally:
-                line.rest()
+        exchange, begun = self._exchange, False
+        try:
+            with self._rights:
+                async with aclosing(self._events) as events:
+                    first = await anext(events, b"")
+                    await line.open()
+                    begun = True
+                    await line.write(first)
+                    async for each in events:
+                        await line.write(each)
+        except GatewayError as error:
+            if not begun:
+                raise
+            exchange.fault = error
+            log.warning("%s ended early: %s", exchange.request_id, error)
+            last = error_reply(error, exchange.path, exchange.request_id)
+            await line.write(event(last.body))
+        finally:
+            line.rest()
         await line.close()
 
 
@@ -130,6 +138,8 @@ async def answers(
     message.model_name = gateway.serving(exchange, model)
     idle_s, asked = exchange.remaining_s(), time.perf_counter()
     with gateway.pool.permit(message.model_name, message.model_version) as upstream:
+        if exchange.admission:
+            exchange.admission.started()
         async with aclosing(_stream(upstream, message, idle_s)) as found:
             async for answer in found:
                 if not exchange.upstream_s:

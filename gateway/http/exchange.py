@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -23,6 +23,9 @@ from gateway.errors import (
 from gateway.http.held import HeldBytes
 from gateway.identity.principal import Principal, bearer
 from gateway.policy.access import Access
+
+if TYPE_CHECKING:
+    from gateway.limits.limiter import Admission
 
 T = TypeVar("T")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
@@ -63,6 +66,7 @@ class Exchange:
     action: str = ""  # what the caller asks for, once that is known, as is the model
     model: str = ""
     fault: GatewayError | None = None  # what ended an answer that had begun
+    admission: "Admission | None" = None  # the last one
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0

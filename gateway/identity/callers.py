@@ -21,12 +21,21 @@ class Callers:
     def adopt(self, rules: Rules) -> None:
         """Follow a new gateway.toml; needs a running loop, which fetches the issuers' keys."""
         self._follow(rules)
-        if self._tokens:
-            self._tokens.keep_fresh()
+        self.keep_fresh()
 
     def _follow(self, rules: Rules) -> None:
         self._tokens = load("tokens")(rules.issuers, self._tokens) if rules.issuers else None
         self._certificates = load("certificates")(rules) if rules.certificates else None
+
+    @property
+    def generation(self) -> int:
+        """Grows when keys change, the issuers' among them."""
+        return self._keys.generation + (self._tokens.generation if self._tokens else 0)
+
+    def keep_fresh(self) -> None:
+        """Fetch issuers' keys that are old, in the background; needs a running loop."""
+        if self._tokens:
+            self._tokens.keep_fresh()
 
     async def identify(self, scope: Scope, authorization: bytes | None) -> Principal:
         """The caller; Unauthenticated, or NoCapacity while a token's issuer is away.

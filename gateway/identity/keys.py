@@ -96,6 +96,7 @@ class KeyRing:
         self._records: dict[str, KeyRecord] = {}
         self._pepper = b""
         self._seen: object = None
+        self.generation = 0  # grows when the keys change
 
     def verify(self, authorization: bytes | None) -> Principal:
         """The principal behind an Authorization header; Unauthenticated, always in the same words.
@@ -128,11 +129,13 @@ class KeyRing:
         except FileNotFoundError:
             changed = bool(self._records)
             self._records, self._seen = {}, None
+            self.generation += changed
             return changed
         self._seen = seen
         if pepper != self._pepper and self._pepper.startswith(pepper):
             raise ValueError(f"{self._pepper_file} is cut off: put it back")
         self._records, self._pepper = parse_records(text.decode()), pepper
+        self.generation += 1
         return True
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Protocol
 
-from gateway.errors import GatewayError, QuotaExceeded
+from gateway.errors import DeadlineExceeded, GatewayError, QuotaExceeded
 from gateway.limits.headers import Headers, limit_headers
-from gateway.limits.limit import Check, Outcome
+from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.local import LocalStore, share_of, wait_s
+from gateway.limits.places import Places
 
 BEAT_S = 3.0  # how often ``beat`` must be called
 
@@ -31,6 +32,16 @@ class SharedStore(Protocol):
         """The decision and the lease to settle; None, soon, when it cannot decide."""
 
     def settle(self, lease: str, tokens: float | None) -> None: ...
+
+    def move(self, lease: str, checks: Sequence[Check]) -> None:
+        """Hold the concurrency of ``checks`` with this lease from now on, fitting or not."""
+
+    def lease(self) -> str:
+        """A new lease that holds nothing yet; '' while this store cannot decide."""
+
+    async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
+        """This process's leases that are among the youngest over a limit of concurrency, and which
+        limit that is; None when that is not known now."""
 
     async def beat(self) -> None: ...
 
@@ -55,9 +66,11 @@ class Limiter:
         redis: SharedStore | None = None,
         gateways: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        places: Places | None = None,
+        machine: float = 1.0,
     ) -> None:
         self.redis, self.clock = redis, clock
-        self.local = LocalStore(1 / gateways)
+        self.local = LocalStore(1 / gateways, places, machine)
         self._gateways = gateways
 
     def admit(self, checks: Sequence[Check], answer: Answer | None = None) -> "Admission":
@@ -66,6 +79,52 @@ class Limiter:
         Admitted, the headers are put on ``answer``.
         """
         return Admission(self, checks, answer)
+
+    async def readmit(
+        self, held: Sequence[tuple["Admission", Sequence[Check]]]
+    ) -> "list[tuple[Admission, Limit]] | None":
+        """Move what is under way, the oldest first, to the limits in force: the checks beside it.
+
+        Those that have no place any more, the youngest of each limit, and which limit that is. None
+        while Redis cannot say. Only concurrency moves: requests and tokens stay where they were
+        counted.
+        """
+        alone: list[tuple[Admission, list[Check]]] = []
+        shared: list[tuple[Admission, list[Check]]] = []
+        for admission, checks in held:
+            wanted = [check for check in checks if check.limit.kind == "concurrency"]
+            if self.redis and not admission.lease and not admission.checks:
+                admission.lease = self.redis.lease()
+            (shared if admission.lease else alone).append((admission, wanted))
+        over = self._readmit_alone(alone)
+        if not shared or self.redis is None:
+            return over
+        for admission, wanted in shared:
+            self.redis.move(admission.lease, wanted)
+            admission.move(wanted)
+        buckets = {check.bucket: check for _, wanted in shared for check in wanted}
+        found = await self.redis.over(list(buckets.values()))
+        if found is None:
+            return None
+        return over + [(each, found[each.lease]) for each, _ in shared if each.lease in found]
+
+    def _readmit_alone(
+        self, held: Sequence[tuple["Admission", Sequence[Check]]]
+    ) -> "list[tuple[Admission, Limit]]":
+        for admission, _ in held:
+            for limit, bucket, _ in admission.checks:
+                if limit.kind == "concurrency":
+                    self.local.free(bucket)
+        over: list[tuple[Admission, Limit]] = []
+        for admission, wanted in held:
+            fitting = []
+            for check in wanted:
+                if self.local.hold(check.limit, check.bucket):
+                    fitting.append(check)
+                else:
+                    over.append((admission, check.limit))
+            admission.move(fitting)
+        return over
 
     async def beat(self) -> None:
         """To be called every BEAT_S, and once before the first request."""
@@ -82,49 +141,84 @@ class Limiter:
 class Admission:
     """One request that was let in; leaving the block frees its place and settles its tokens.
 
-    Not settled, a request costs what it reserved, or nothing when it ends in a GatewayError.
+    Not settled, a request costs what it reserved once it was ``started``. It costs nothing if it
+    ended before that, or if the model or its server failed; its caller's own deadline or leaving is
+    no such failure, since the work was done all the same.
     """
 
-    __slots__ = ("_answer", "_checks", "_lease", "_limiter", "_outcome", "_tokens")
+    __slots__ = (
+        "_answer",
+        "_has_started",
+        "_limiter",
+        "_outcome",
+        "_tokens",
+        "checks",
+        "is_open",
+        "lease",
+        "model",
+    )
 
     def __init__(self, limiter: Limiter, checks: Sequence[Check], answer: Answer | None) -> None:
-        self._limiter, self._checks, self._answer = limiter, checks, answer
+        self._limiter, self.checks, self._answer = limiter, checks, answer
         self._outcome = Outcome(True, [])
-        self._lease = ""  # '' when this process decided
         self._tokens: float | None = None
+        self._has_started = False
+        self.lease = ""  # '' when this process decided
+        self.model = ""  # whose limits these are
+        self.is_open = False
+
+    def started(self) -> None:
+        """The work is with the model's server now: from here on it costs something."""
+        self._has_started = True
 
     def settle(self, tokens: float) -> None:
         """Say what was really used; the last word counts, so a stream may say it as it goes."""
         self._tokens = tokens
 
+    def move(self, checks: Sequence[Check]) -> None:
+        """Be counted by the concurrency limits among ``checks``, which hold a place for it, instead
+        of those of before."""
+        kept = [check for check in self.checks if check.limit.kind != "concurrency"]
+        self.checks = [*kept, *(each for each in checks if each.limit.kind == "concurrency")]
+
     @property
     def counts_tokens(self) -> bool:
         """Whether any of its limits is of tokens."""
-        return any(check.limit.kind == "tokens" for check in self._checks)
+        return any(check.limit.kind == "tokens" for check in self.checks)
 
     def headers(self) -> Headers:
         """For the answer, as of the admission: a stream sends them before its first byte."""
-        return limit_headers(self._checks, self._outcome)
+        return limit_headers(self.checks, self._outcome)
 
     async def __aenter__(self) -> "Admission":
-        limiter, checks = self._limiter, self._checks
+        limiter, checks = self._limiter, self.checks
+        if not checks:
+            self.is_open = True
+            return self
         _refuse_oversized(checks)
-        decided = await limiter.redis.admit(checks) if limiter.redis and checks else None
-        self._outcome, self._lease = decided or (limiter.local.admit(checks, limiter.clock()), "")
+        decided = await limiter.redis.admit(checks) if limiter.redis else None
+        self._outcome, self.lease = decided or (limiter.local.admit(checks, limiter.clock()), "")
         if not self._outcome.admitted:
             raise _refusal(checks, self._outcome)
+        self.is_open = True
         if self._answer:
             self._answer.limit_headers = self.headers()
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.is_open = False
         tokens = self._tokens
-        if tokens is None and isinstance(error, GatewayError):
+        if tokens is None and error is not None and self._is_free(error):
             tokens = 0
-        if self._lease and self._limiter.redis:
-            self._limiter.redis.settle(self._lease, tokens)
+        if self.lease and self._limiter.redis:
+            self._limiter.redis.settle(self.lease, tokens)
         else:
-            self._limiter.local.settle(self._checks, tokens, self._limiter.clock())
+            self._limiter.local.settle(self.checks, tokens, self._limiter.clock())
+
+    def _is_free(self, error: BaseException) -> bool:
+        if not self._has_started:
+            return True
+        return isinstance(error, GatewayError) and not isinstance(error, DeadlineExceeded)
 
 
 def _refuse_oversized(checks: Sequence[Check]) -> None:

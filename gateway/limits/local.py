@@ -8,9 +8,11 @@ has the same arithmetic, in microseconds.
 from collections.abc import Sequence
 
 from gateway.limits.limit import Check, Limit, Outcome
+from gateway.limits.places import MOST, Places
 
 # Sums of times are not exact: so much too early still counts as in time.
 SLACK_S = 1e-6
+MAX_BUCKETS = 50_000  # of one tenant
 FREED_S = 1.0  # when to ask again for what another request holds
 
 
@@ -52,13 +54,21 @@ def share_of(limit: Limit, share: float) -> tuple[float, float]:
 class LocalStore:
     """Gives out ``share`` of every limit.
 
-    It forgets a bucket once it is full again (``sweep``), so it holds what was used lately.
+    With ``places`` that the processes of one machine share, a limit of few requests at once is kept
+    by all of them together: ``machine`` is the part of it that is this machine's.
+
+    It forgets a bucket once it is full again (``sweep``), so it holds what was used lately; and of
+    one tenant no more than ``MAX_BUCKETS``: callers beyond share one bucket of each limit.
     """
 
-    def __init__(self, share: float = 1.0) -> None:
+    def __init__(
+        self, share: float = 1.0, places: Places | None = None, machine: float = 1.0
+    ) -> None:
         self.share = share
+        self._places, self._machine = places, machine
         self._tats: dict[str, float] = {}
         self._held: dict[str, int] = {}
+        self._tenants: dict[str, int] = {}  # how many of the buckets in _tats are whose
 
     def __len__(self) -> int:
         return len(self._tats) + len(self._held)
@@ -67,42 +77,95 @@ class LocalStore:
         """Spend every check's cost, or nothing when one does not fit. ``now`` in monotonic s."""
         share, used, admitted = self.share, [], True
         for limit, bucket, cost in checks:
-            capacity, rate = share_of(limit, share)
-            in_use = self._in_use(bucket, now, rate)
+            if limit.kind == "concurrency":
+                in_use, (capacity, rate) = float(self._held.get(bucket, 0)), self._room(limit)
+            else:
+                capacity, rate = share_of(limit, share)
+                tat = self._tats.get(self._bucket(limit, bucket), now)
+                in_use = level(tat, now, rate)
             used.append(in_use)
             admitted = admitted and fits(in_use, cost, capacity, rate)
-        if admitted:
-            for place, (limit, bucket, cost) in enumerate(checks):
-                self._take(bucket, now, limit.rate * share, cost)
-                used[place] += cost
-        return Outcome(admitted, used, share)
+        held = 0
+        while admitted and held < len(checks):
+            limit, bucket, _ = checks[held]
+            if limit.kind == "concurrency" and not self.hold(limit, bucket):
+                admitted = False
+                used[held] = self._room(limit)[0]  # other processes have them
+            else:
+                held += 1
+        if not admitted:
+            for limit, bucket, _ in checks[:held]:
+                if limit.kind == "concurrency":
+                    self.free(bucket)
+            return Outcome(False, used, share)
+        for place, (limit, bucket, cost) in enumerate(checks):
+            if limit.kind != "concurrency":
+                self._spend(limit, bucket, now, cost)
+            used[place] += cost
+        return Outcome(True, used, share)
 
     def settle(self, checks: Sequence[Check], tokens: float | None, now: float) -> None:
         """Free the concurrency; charge ``tokens`` instead of what was reserved (None: that)."""
         for limit, bucket, cost in checks:
             if limit.kind == "concurrency":
-                self._free(bucket)
+                self.free(bucket)
             elif limit.kind == "tokens" and tokens is not None and tokens != cost:
-                self._take(bucket, now, limit.rate * self.share, tokens - cost)
+                self._spend(limit, bucket, now, tokens - cost)
 
-    def sweep(self, now: float) -> None:
-        """Forget what has come back in full."""
-        self._tats = {bucket: tat for bucket, tat in self._tats.items() if tat > now}
+    def hold(self, limit: Limit, bucket: str) -> bool:
+        """Take one place of a concurrency limit, if there is one."""
+        held = self._held.get(bucket, 0)
+        if held + 1 > self._room(limit)[0]:
+            return False
+        if self._is_placed(limit) and self._places:
+            amount = max(1, int(limit.capacity * self._machine))
+            if not self._places.take(bucket, amount):
+                return False
+        self._held[bucket] = held + 1
+        return True
 
-    def _in_use(self, bucket: str, now: float, rate: float) -> float:
-        if not rate:
-            return self._held.get(bucket, 0)
-        return level(self._tats.get(bucket, now), now, rate)
-
-    def _take(self, bucket: str, now: float, rate: float, cost: float) -> None:
-        if rate:
-            self._tats[bucket] = spent(self._tats.get(bucket, now), now, rate, cost)
-        else:
-            self._held[bucket] = self._held.get(bucket, 0) + 1
-
-    def _free(self, bucket: str) -> None:
+    def free(self, bucket: str) -> None:
         held = self._held.get(bucket, 0) - 1
         if held > 0:
             self._held[bucket] = held
         else:
             self._held.pop(bucket, None)
+        if self._places:
+            self._places.keep(bucket, max(held, 0))
+
+    def sweep(self, now: float) -> None:
+        """Forget what has come back in full."""
+        self._tats = {bucket: tat for bucket, tat in self._tats.items() if tat > now}
+        self._tenants = {}
+        for bucket in self._tats:
+            tenant = _tenant(bucket)
+            self._tenants[tenant] = self._tenants.get(tenant, 0) + 1
+
+    def _is_placed(self, limit: Limit) -> bool:
+        return self._places is not None and limit.capacity <= MOST
+
+    def _room(self, limit: Limit) -> tuple[float, float]:
+        """(capacity, 0) of a concurrency limit, for this process."""
+        if self._is_placed(limit):
+            return max(1.0, limit.capacity * self._machine // 1), 0.0
+        return share_of(limit, self.share)
+
+    def _spend(self, limit: Limit, bucket: str, now: float, cost: float) -> None:
+        bucket, rate = self._bucket(limit, bucket), limit.rate * self.share
+        before = self._tats.get(bucket)
+        if before is None:
+            tenant = _tenant(bucket)
+            self._tenants[tenant] = self._tenants.get(tenant, 0) + 1
+        self._tats[bucket] = spent(now if before is None else before, now, rate, cost)
+
+    def _bucket(self, limit: Limit, bucket: str) -> str:
+        """The bucket, or the one that a tenant's many callers share."""
+        if limit.scope == "tenant" or bucket in self._tats:
+            return bucket
+        if self._tenants.get(_tenant(bucket), 0) < MAX_BUCKETS:
+            return bucket
+        return f"{bucket.partition('}')[0]}}}:{limit.identity}:*"
+
+
+def _tenant(bucket: str) -> str:
+    return bucket.partition("}")[0]

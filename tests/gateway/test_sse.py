@@ -1,6 +1,7 @@
 """Server-sent events: what is sent when, to a client that reads, waits, stalls or leaves."""
 
 import asyncio
+import contextlib
 import time
 
 import orjson
@@ -37,7 +38,7 @@ class Wire:
 
 def _stream(wire: Wire, events, patience_s: float = 5) -> EventStream:
     exchange = exchange_of({"path": "/v1/x", "headers": []}, wire.receive)
-    return EventStream(exchange, events, patience_s)
+    return EventStream(exchange, events, patience_s, contextlib.nullcontext())
 
 
 async def test_events_with_their_headers_and_an_end():

@@ -51,7 +51,8 @@ class GenerateDoor:
         """Each answer is an event, as is the error that ends them early."""
         model, request = await self._request(exchange)
         events = self._documents(exchange, model, request)
-        return EventStream(exchange, events, self.gateway.settings.deadline_s)
+        rights = self.gateway.guard.bounded(exchange)
+        return EventStream(exchange, events, self.gateway.settings.deadline_s, rights)
 
     @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
@@ -88,11 +89,14 @@ class GenerateDoor:
         documents = []
         admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
         work = self._answered(exchange, model, request.message(), admission)
-        async with aclosing(work) as found:
-            async for answer in found:
-                documents.append(_document(answer))
-                if len(documents) > 1:
-                    raise Malformed(f"{model.name!r} gives several answers: use generate_stream")
+        with self.gateway.guard.bounded(exchange):
+            async with aclosing(work) as found:
+                async for answer in found:
+                    documents.append(_document(answer))
+                    if len(documents) > 1:
+                        raise Malformed(
+                            f"{model.name!r} gives several answers: use generate_stream"
+                        )
         if not documents:
             raise UpstreamBroke("the model ended without an answer: report the request id")
         return documents[0]

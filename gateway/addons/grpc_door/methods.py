@@ -59,7 +59,9 @@ class Methods:
             ask_for_tokens(parts, meter)
         with self.gateway.permit(exchange, model, parts.header) as upstream:
             work = upstream.channel.unary_unary(INFER)
-            answer: bytes = await translated(work(parts.message(), timeout=exchange.remaining_s()))
+            left_s = exchange.remaining_s()
+            admission.started()
+            answer: bytes = await translated(work(parts.message(), timeout=left_s))
         return metered(answer, meter) if meter else answer
 
     @needs("read")

@@ -216,6 +216,7 @@ class InferStream:
         self._all_answered.clear()
         self.holdings.leave(self._caller, self.end)
         self._set_timer(message)
+        admission.started()
         # Shielded: a write that is cancelled would cancel the call. What else goes wrong here,
         # whoever reads the answers learns from the call.
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):

@@ -4,7 +4,7 @@ Which model serves which route is said by its face (``binding``), not here.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from typing import Any
 
 from gateway.addons.openai_text.binding import Binding
@@ -52,7 +52,8 @@ class TextDoor:
         form = kind(exchange.request_id, model.name, ask.include_usage)
         if not ask.stream:
             return json_reply(await exchange.while_connected(work.whole(form)))
-        return EventStream(exchange, work.events(form), self.gateway.settings.deadline_s)
+        rights = self.gateway.guard.bounded(exchange)
+        return EventStream(exchange, work.events(form), self.gateway.settings.deadline_s, rights)
 
 
 class _Work:
@@ -67,8 +68,9 @@ class _Work:
 
     async def whole(self, form: Form) -> dict[str, Any]:
         admission = await self._exchange.enter(self._admitted())
-        generation = Generation(self._binding, self._ask, admission)
-        text = "".join([each async for each in self._texts(generation)])
+        with self._gateway.guard.bounded(self._exchange):
+            generation = Generation(self._binding, self._ask, admission)
+            text = "".join([each async for each in self._texts(generation)])
         return form.whole(text, generation)
 
     async def events(self, form: Form) -> AsyncGenerator[bytes, None]:
@@ -97,7 +99,7 @@ class _Work:
         if rest:
             yield rest
 
-    def _admitted(self) -> AbstractAsyncContextManager[Admission | None]:
+    def _admitted(self) -> Admission:
         most = self._ask.sampling.get("max_tokens", 0)
         reserved = self._exchange.body_bytes / BYTES_A_TOKEN + most
         return self._gateway.guard.admit(self._exchange, self._model, reserved)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -21,9 +21,9 @@ BATCH = 200  # calls that go out together: far fewer than would take TIMEOUT_S
 TELL_S = 10.0  # between two warnings
 SCRIPTS = {
     name: (Path(__file__).parent / f"{name}.lua").read_text()
-    for name in ("admit", "finish", "renew")
+    for name in ("admit", "finish", "over", "renew")
 }
-Reply = list[int] | int | None
+Reply = list[Any] | int | None
 
 
 class Call(NamedTuple):
@@ -51,30 +51,30 @@ class Line:
         self._shas: dict[str, str] = {}
         self._waiting: list[tuple[Call, asyncio.Future[Reply]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._healthy = False
+        self.is_healthy = False
         self._told_at = -TELL_S
 
     def call(self, call: Call) -> "asyncio.Future[Reply]":
         """The script's reply, or None when Redis is ill; the future never fails."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if self._healthy:
+        if self.is_healthy:
             self._waiting.append((call, future))
         else:
             future.set_result(None)
         if self._task is None:
-            self._task = asyncio.ensure_future(self._run() if self._healthy else self._recover())
+            self._task = asyncio.ensure_future(self._run() if self.is_healthy else self._recover())
         return future
 
     async def reached(self) -> bool:
         """Whether Redis answers; waits for one attempt when it did not."""
-        if not self._healthy:
+        if not self.is_healthy:
             self._task = self._task or asyncio.ensure_future(self._recover())
             await asyncio.wait([self._task], timeout=CONNECT_S)
-        return self._healthy
+        return self.is_healthy
 
     async def close(self) -> None:
         """After what is under way; at most two timeouts."""
-        if self._task and self._healthy:
+        if self._task and self.is_healthy:
             await self._task
         elif self._task:
             self._task.cancel()
@@ -104,7 +104,7 @@ class Line:
         return replies
 
     def _fall_ill(self, batch: Sequence[tuple[Call, "asyncio.Future[Reply]"]]) -> None:
-        self._healthy = False
+        self.is_healthy = False
         failed, self._waiting = [*batch, *self._waiting], []
         for _, future in failed:
             _resolve(future, None)
@@ -116,7 +116,7 @@ class Line:
             if await self._connect():
                 break
             await asyncio.sleep(RETRY_S)
-        self._healthy = True
+        self.is_healthy = True
         self._recovered()
         self._task = asyncio.ensure_future(self._run())
 

@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
 from gateway.addons.redis_limits.line import TIMEOUT_S, Call, Line, Reply
-from gateway.limits.limit import Check, Outcome
+from gateway.limits.limit import Check, Limit, Outcome
 
 LEASE_S = 10.0  # what a gateway holds comes back so long after its last beat
 _LEASE_US = int(LEASE_S * 1e6)
@@ -30,7 +31,7 @@ class RedisStore:
 
     async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
         """The decision and the lease to settle; None after 50 ms at most, if Redis is ill."""
-        lease = f"{self._me}-{next(self._numbers)}"
+        lease = self._new_lease()
         reply: Reply = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -50,6 +51,46 @@ class RedisStore:
     def settle(self, lease: str, tokens: float | None) -> None:
         """End a lease without waiting; ``tokens`` as in ``LocalStore.settle``."""
         self._finish(lease, self._held.pop(lease, ()), tokens, again=False)
+
+    def move(self, lease: str, checks: Sequence[Check]) -> None:
+        """Hold the concurrency of ``checks`` with this lease from now on, fitting or not."""
+        before = self._held.get(lease, ())
+        kept = [check for check in before if check.limit.kind != "concurrency"]
+        wanted = [check for check in checks if check.limit.kind == "concurrency"]
+        self._held[lease] = [*kept, *wanted]
+        buckets = {check.bucket for check in wanted}
+        gone = [c for c in before if c.limit.kind == "concurrency" and c.bucket not in buckets]
+        self._finish(lease, gone, None, again=False)
+        for check in wanted:
+            args = [_LEASE_US, "concurrency", _member(lease, check)]
+            self._line.call(Call("renew", [_leases(check.bucket)], args))
+
+    def lease(self) -> str:
+        """A new lease that holds nothing yet; '' while Redis is ill."""
+        return self._new_lease() if self._line.is_healthy else ""
+
+    def _new_lease(self) -> str:
+        # Sorted by name, leases are sorted by age, whoever made them.
+        return f"{int(time.time() * 1e6):016x}-{self._me}-{next(self._numbers)}"
+
+    async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
+        """Of each bucket's leases, sorted by age, those beyond the limit, as far as they are ours;
+        None while Redis is ill."""
+        found: dict[str, Limit] = {}
+        for check in checks:
+            call = Call("over", [_leases(check.bucket)], [int(check.limit.capacity)])
+            try:
+                async with asyncio.timeout(TIMEOUT_S):
+                    members = await self._line.call(call)
+            except TimeoutError:
+                members = None
+            if not isinstance(members, list):
+                return None
+            for member in members:
+                lease = bytes(member).decode().rpartition(":")[0]
+                if lease in self._held:
+                    found[lease] = check.limit
+        return found
 
     async def beat(self) -> None:
         """Keep this gateway's leases, and learn how many gateways there are."""

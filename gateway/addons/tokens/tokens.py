@@ -67,6 +67,11 @@ class Tokens:
             self._seen.popitem(last=False)
         return verified.principal
 
+    @property
+    def generation(self) -> int:
+        """Grows when the keys of an issuer change."""
+        return sum(each.jwks.generation for each in self._by_url.values())
+
     def keep_fresh(self) -> None:
         """Fetch keys that are old or not there yet, in the background."""
         for each in self._by_url.values():
@@ -90,8 +95,9 @@ class Tokens:
             leeway=issued.rules.leeway_s,
             options={"require": ["exp", "iss", "aud", "sub"]},
         )
-        principal = _principal(issued, claims)
-        return _Verified(principal, float(claims["exp"]), issued.jwks, issued.jwks.generation)
+        expires = float(claims["exp"])
+        principal = _principal(issued, claims, expires + issued.rules.leeway_s)
+        return _Verified(principal, expires, issued.jwks, issued.jwks.generation)
 
 
 def _jwks(rules: Issuer, before: _Issued | None) -> Jwks:
@@ -121,7 +127,7 @@ def _text(value: Any, allowed: Any) -> str:
     return value
 
 
-def _principal(issued: _Issued, claims: Mapping[str, Any]) -> Principal:
+def _principal(issued: _Issued, claims: Mapping[str, Any], ends: float) -> Principal:
     """The caller as gateway.toml maps the claims; ValueError when one does not fit."""
     rules, subject = issued.rules, claims["sub"]
     if not 0 < len(subject) <= MAX_SUBJECT:
@@ -133,7 +139,7 @@ def _principal(issued: _Issued, claims: Mapping[str, Any]) -> Principal:
     roles = {*rules.default_roles, *(rules.roles[v] for v in claimed if v in rules.roles)}
     models = _values(claims, rules.models_claim) if rules.models_claim else ["*"]
     grant = Grant(tenant, tuple(sorted(roles)), tuple(models))
-    return Principal(f"jwt:{issued.name}:{subject}", subject, grant)
+    return Principal(f"jwt:{issued.name}:{subject}", subject, grant, ends)
 
 
 def _values(claims: Mapping[str, Any], name: str) -> list[str]:

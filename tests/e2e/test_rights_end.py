@@ -1,0 +1,103 @@
+"""Streams of a real stack end, with the right error, soon after the right to them has ended."""
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.test_stream_outcomes import CHAT, GENERATE, _audited, _body
+from tests.running import wait_until
+
+LONG = "[repeat 100000] [delay 0.02] a"
+SILENT = "[repeat 3] [delay 8] a b c"  # nothing moves on it for longer than a right may outlive
+BOUND_S = 2.5  # two seconds, and the way there
+
+
+def _made(echo, name: str, *flags: str) -> dict[str, str]:
+    run = echo.tidegate("keys", "create", name, *flags, "--json")
+    assert run.returncode == 0, run.stderr
+    key = json.loads(run.stdout)["key"]
+    headers = {"Authorization": f"Bearer {key}", "x-request-id": name}
+    wait_until(
+        lambda: httpx.get(f"{echo.url}/v1/models", headers=headers).status_code == 200, 5, "the key"
+    )
+    return headers
+
+
+def _last_event(answer: httpx.Response) -> dict:
+    events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    return json.loads(events[-1].removeprefix("data: "))
+
+
+@pytest.mark.parametrize("text", [LONG, SILENT], ids=["moving", "silent"])
+@pytest.mark.parametrize("path", [CHAT, GENERATE])
+def test_a_revoked_key_ends_its_stream(echo, path, text):
+    name = f"rights-{path[1:3]}-{len(text)}"
+    headers = _made(echo, name)
+    body = _body(path, text)
+    with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        assert echo.tidegate("keys", "revoke", name).returncode == 0
+        began = time.monotonic()
+        *_, last = [line for line in lines if line.startswith("data: ")]
+        assert time.monotonic() - began < BOUND_S
+    fault = json.loads(last.removeprefix("data: "))["error"]
+    assert "no valid API key" in (fault if path == GENERATE else fault["message"])
+    expected = ("echo_llm", "deny", 401)
+    wait_until(lambda: expected in _audited(echo, name), 3, "its line")
+
+
+def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
+    name = "rights-whole"
+    headers = _made(echo, name)
+    body = {**_body(CHAT, LONG), "stream": False}
+    began = time.monotonic()
+    revoking = threading.Timer(1.0, lambda: echo.tidegate("keys", "revoke", name))
+    revoking.start()
+    answer = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
+    revoking.join()
+    assert answer.status_code == 401
+    assert time.monotonic() - began < 1 + 3 + BOUND_S  # the verb itself takes a while
+
+
+def test_a_key_that_expires_ends_its_stream(echo):
+    headers = _made(echo, "rights-expires", "--expires", "4s")
+    body = _body(CHAT, LONG)
+    began = time.monotonic()
+    with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as answer:
+        assert answer.status_code == 200
+        fault = _last_event(answer)
+    assert fault["error"]["code"] == "unauthenticated"
+    assert time.monotonic() - began < 4 + BOUND_S
+
+
+def test_a_lowered_limit_ends_the_youngest_stream(echo):
+    policy = echo.home / ".tidegate" / "gateway.toml"
+    assert not policy.exists()
+    limit = '[[limits]]\nscope = "key"\nkind = "concurrency"\namount = {}\n# end\n'
+    policy.write_text(limit.format(2))
+    headers = _made(echo, "rights-limits")
+    time.sleep(0.5)
+    body = _body(CHAT, LONG)
+    options = {"json": body, "headers": headers, "timeout": 30}
+    try:
+        with httpx.stream("POST", echo.url + CHAT, **options) as oldest:
+            first = oldest.iter_lines()
+            next(first)
+            with httpx.stream("POST", echo.url + CHAT, **options) as youngest:
+                lines = youngest.iter_lines()
+                next(lines)
+                policy.write_text(limit.format(1))
+                began = time.monotonic()
+                *_, last = [line for line in lines if line.startswith("data: ")]
+                assert time.monotonic() - began < BOUND_S
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "quota_exceeded"
+            next(first)  # it goes on
+    finally:
+        policy.write_text("# end\n")
+        time.sleep(0.5)
+        policy.unlink()
