@@ -95,7 +95,8 @@ class Handshake(asyncio.Protocol):
             )
         )
         try:
-            while transport.get_protocol() is self and not handshake.done():
+            # The task's first step sets the protocol of TLS.
+            while transport.get_protocol() is self and not handshake.done():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             _hand_over(self._early, transport.get_protocol())
             self._early = b""
