@@ -114,18 +114,26 @@ class Settings:
                 "TIDEGATE_TLS_CLIENT_CA_FILE"
             )
         for origin in self.cors_origins:
-            if not _ORIGIN.fullmatch(origin):
-                raise SettingsError(
-                    f"TIDEGATE_CORS_ORIGINS has {origin!r}: give origins as a browser sends them, "
-                    "such as https://app.example.com, or '*'"
-                )
+            _check_origin(origin)
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: give at least one host:port")
         for replica in self.replicas:
-            _, slash, http_port = replica.partition("/")
-            if slash and not http_port.isdecimal():
-                raise SettingsError(f"TIDEGATE_REPLICAS has {replica!r}: give HOST:GRPC/HTTP ports")
+            _check_replica(replica)
         return self
+
+
+def _check_replica(replica: str) -> None:
+    _, slash, http_port = replica.partition("/")
+    if slash and not http_port.isdecimal():
+        raise SettingsError(f"TIDEGATE_REPLICAS has {replica!r}: give HOST:GRPC/HTTP ports")
+
+
+def _check_origin(origin: str) -> None:
+    if not _ORIGIN.fullmatch(origin):
+        raise SettingsError(
+            f"TIDEGATE_CORS_ORIGINS has {origin!r}: give origins as a browser sends them, such as "
+            "https://app.example.com, or '*'"
+        )
 
 
 def _read(variable: str, text: str, default: Any) -> Any:

@@ -41,16 +41,14 @@ class Handshake(asyncio.Protocol):
     ) -> None:
         self._loop, self._factory, self._context = loop, factory, context
         self._inner: asyncio.Protocol | None = None
-        self._early = b""  # what came decrypted before the inner protocol knew of its connection
+        self._early = b""  # what came before TLS, or the inner protocol, was there to take it
         self._is_lost = False
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        transport.pause_reading()
         made = transport.get_extra_info("socket")
-        self._is_counted = OPEN.opened(self, made.fileno() if made else 0)
-        if self._is_counted:
+        if OPEN.opened(self, made.fileno() if made else 0):
             self._task = self._loop.create_task(self._begin(transport))
             self._task.add_done_callback(lambda _: OPEN.closed(self))  # however it ended
         else:
@@ -60,17 +58,20 @@ class Handshake(asyncio.Protocol):
         self._task.cancel()
         self._transport.abort()
 
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        if self._inner:
+            self._inner.connection_lost(exc)
+
     async def _begin(self, transport: Any) -> None:
+        transport.pause_reading()  # until TLS reads
         secured = None
         try:
             with contextlib.suppress(OSError, tls.SSLError):  # not TLS, or too slow, or gone
-                secured = await self._loop.start_tls(
-                    transport,
-                    self,
-                    self._context,
-                    server_side=True,
-                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-                )
+                secured = await self._secured(transport)
         finally:
             if secured is None:
                 transport.abort()
@@ -82,10 +83,33 @@ class Handshake(asyncio.Protocol):
         if self._early:
             inner.data_received(self._early)
 
-    def data_received(self, data: bytes) -> None:
-        self._early += data
+    async def _secured(self, transport: Any) -> Any:
+        """The transport after the handshake."""
+        handshake = self._loop.create_task(
+            self._loop.start_tls(
+                transport,
+                self,
+                self._context,
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            )
+        )
+        try:
+            # The task's first step sets the protocol of TLS.
+            while transport.get_protocol() is self and not handshake.done():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            _hand_over(self._early, transport.get_protocol())
+            self._early = b""
+            return await handshake
+        finally:
+            handshake.cancel()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
-        if self._inner:
-            self._inner.connection_lost(exc)
+
+def _hand_over(data: bytes, protocol: Any) -> None:
+    """What was read before the protocol of TLS was there, as if the transport read it now."""
+    while data and hasattr(protocol, "get_buffer"):
+        buffer = memoryview(protocol.get_buffer(len(data)))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]

@@ -1,0 +1,160 @@
+"""Connections that say nothing, from fewer descriptors than there are of them.
+
+``python -m gateway`` runs as in production; without a Triton: connections come before models.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from serving.ports import free_ports
+from tests.gateway.authority import Authority
+from tests.running import wait_until
+
+DESCRIPTORS, SILENT = 300, 400
+
+
+@contextlib.contextmanager
+def _gateway(folder, limits, **variables):
+    port, admin = free_ports(2)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+    state = {
+        "TIDEGATE_GATEWAY_PORT": str(port),
+        "TIDEGATE_ADMIN_PORT": str(admin),
+        "TIDEGATE_STATE_FOLDER": str(folder),
+        "TIDEGATE_KEYS_FILE": str(folder / "keys.toml"),
+        "TIDEGATE_PEPPER_FILE": str(folder / "pepper"),
+        "TIDEGATE_POLICY_FILE": str(folder / "gateway.toml"),
+        "TIDEGATE_REPLICAS": f"127.0.0.1:{free_ports(1)[0]}",
+    }
+    with (folder / "gateway.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway"],
+            env={**kept, **state, **variables},
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+        )
+    try:
+        with httpx.Client(base_url=_url(port, folder), verify=_verify(folder)) as client:
+            wait_until(lambda: _answers(client), 30, "the gateway")
+            yield process, client, port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def _url(port, folder):
+    return f"http{'s' * (folder / 'ca.pem').exists()}://localhost:{port}"
+
+
+def _verify(folder):
+    authority = folder / "ca.pem"
+    return ssl.create_default_context(cafile=str(authority)) if authority.exists() else True
+
+
+def _answers(client):
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _open(port, begin):
+    with contextlib.suppress(OSError):
+        made = socket.create_connection(("127.0.0.1", port), timeout=5)
+        if begin:
+            made.sendall(begin)
+        return made
+    return None
+
+
+@pytest.fixture(params=["http", "tls"])
+def secured(request, tmp_path):
+    """The environment of a gateway without and with TLS."""
+    if request.param == "http":
+        return {}
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("gateway")
+    return {
+        "TIDEGATE_TLS_CERTIFICATE_FILE": str(certificate),
+        "TIDEGATE_TLS_KEY_FILE": str(key),
+    }
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"], ids=["silent", "half a head"]
+)
+def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
+    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (process, _, port):
+        flood = [_open(port, begin) for _ in range(SILENT)]
+        try:
+            for _ in range(20):
+                flood += [_open(port, begin) for _ in range(20)]  # it goes on
+                started = time.monotonic()
+                with httpx.Client(verify=_verify(tmp_path)) as new:
+                    answer = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
+                assert answer.status_code == 200
+                assert time.monotonic() - started < 2
+            assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
+        finally:
+            for made in filter(None, flood):
+                made.close()
+    assert "Traceback" not in (tmp_path / "gateway.log").read_text()
+
+
+def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (_, client, port):
+        idle = [_open(port, get) for _ in range(SILENT)]
+        try:
+            assert [client.get("/healthz").status_code for _ in range(20)] == [200] * 20
+            ended = 0
+            for made in filter(None, idle):
+                made.settimeout(0.01)
+                with contextlib.suppress(TimeoutError):
+                    received = made.recv(4096)
+                    received += made.recv(4096)
+                    ended += received[-1:] != b"" and b"200 OK" in received
+            assert ended >= SILENT - DESCRIPTORS  # answered, and closed to make place
+        finally:
+            for made in filter(None, idle):
+                made.close()
+
+
+def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
+    hard = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    with _gateway(tmp_path, (256, hard)) as (process, _, _):
+        assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_a_silent_client_of_tls_is_cut_in_time(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("gateway")
+    secured = {
+        "TIDEGATE_TLS_CERTIFICATE_FILE": str(certificate),
+        "TIDEGATE_TLS_KEY_FILE": str(key),
+    }
+    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (_, _, port):
+        with socket.create_connection(("127.0.0.1", port)) as made:
+            made.settimeout(15)
+            started = time.monotonic()
+            with contextlib.suppress(ConnectionResetError):
+                assert made.recv(1000) == b""
+            assert 8 < time.monotonic() - started < 14
+        with socket.create_connection(("127.0.0.1", port)) as made:
+            made.settimeout(5)
+            made.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # not TLS
+            with contextlib.suppress(ConnectionResetError):
+                assert b"200 OK" not in made.recv(1000)
+    assert "Traceback" not in (tmp_path / "gateway.log").read_text()
