@@ -14,14 +14,17 @@ from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 MAX_BATCH_SIZE = 64
 # A request takes far less time than asking whether it was cancelled: the gateway heeds this.
 SHORT = {"tidegate.short": "true"}
+# A missing text on the wire: a code point that Unicode keeps out of texts for ever.
+MISSING_TEXT = "\ufdd0"
 # More categories than this would bury the documentation.
 MOST_CATEGORIES = 200
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """``columns`` are mappings with name, tensor, is_text, categories, open, nullable; ``number``
-    is the V2 type of the others; ``labels`` are empty for a regression."""
+    """``columns`` are mappings with name, tensor, is_text, categories, open, nullable,
+    blank_missing, values; ``number`` is the V2 type of those that are no text; ``labels`` are empty
+    for a regression."""
 
     name: str
     columns: Sequence[Mapping[str, Any]]
@@ -91,19 +94,36 @@ def declare(
 
 
 def _field(column: Mapping[str, Any]) -> dict[str, Any]:
-    bound = {"x-tensor": column["tensor"]}
-    if not column["is_text"]:
-        if not column["nullable"]:
-            return {"type": "number", **bound}
-        missing = "null: missing (in V2's binary form and over gRPC: NaN)."
-        return {"type": ["number", "null"], "description": missing, **bound}
+    return _text_field(column) if column["is_text"] else _number_field(column)
+
+
+def _number_field(column: Mapping[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
+    known = list(column.get("values", ()))
+    few = not column["open"] and 0 < len(known) <= MOST_CATEGORIES
+    if not column["nullable"]:
+        return {"type": "number", **({"enum": known} if few else {}), **bound}
+    missing = "null: missing (in V2's binary form and over gRPC: NaN)."
+    allowed = {"enum": [*known, None]} if few else {}
+    return {"type": ["number", "null"], **allowed, "description": missing, **bound}
+
+
+def _text_field(column: Mapping[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
+    kind: Any = "string"
+    if column["nullable"]:
+        kind = ["string", "null"]
+        said = "null: missing (over V2 and gRPC: the text U+FDD0)."
+        if column["blank_missing"]:
+            said = f"An empty text: missing. {said}"
+        bound |= {"description": said, "x-null": MISSING_TEXT}
     known = list(column["categories"])
-    described = {"description": "An empty text: missing."} if column["nullable"] else {}
     if column["open"] or not 0 < len(known) <= MOST_CATEGORIES:
         known_few = {"examples": known[:5]} if known else {}
-        return {"type": "string", "maxLength": 65536, **known_few, **described, **bound}
-    allowed = [*known, ""] if column["nullable"] and "" not in known else known
-    return {"type": "string", "enum": allowed, **described, **bound}
+        return {"type": kind, "maxLength": 65536, **known_few, **bound}
+    blank = [""] if column["blank_missing"] and "" not in known else []
+    gone = [None] if column["nullable"] else []
+    return {"type": kind, "enum": [*known, *blank, *gone], **bound}
 
 
 _LABELS = {

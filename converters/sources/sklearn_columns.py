@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import SourceRefused
 from converters.tables.table import Column
 
 
@@ -115,11 +116,12 @@ def _described(column: Column, transformer: Any, index: int) -> Column:
     if hasattr(transformer, "categories_"):
         return _with_categories(column, transformer, transformer.categories_[index])
     if hasattr(transformer, "vocabulary_"):
-        return replace(column, is_text=True)
+        return replace(column, is_text=True, free=True)
     if hasattr(transformer, "statistics_"):
         filled = np.asarray(transformer.statistics_)[index]
         if isinstance(filled, str):
-            return replace(column, is_text=True, nullable=True)
+            mark = transformer.missing_values
+            return replace(column, is_text=True, blank_missing=is_missing(mark), none=mark is None)
         return _with_scale(column, filled, None)
     for centre, spread in (
         ("mean_", "scale_"),
@@ -135,11 +137,29 @@ def _described(column: Column, transformer: Any, index: int) -> Column:
 
 def _with_categories(column: Column, encoder: Any, known: Any) -> Column:
     takes_others = getattr(encoder, "handle_unknown", "error") != "error"
-    if np.asarray(known).dtype.kind in "OUS":
-        texts = tuple(str(each) for each in known if isinstance(each, str))
-        return replace(column, is_text=True, categories=texts, open=takes_others)
-    numbers = tuple(float(each) for each in known)
+    held = [each for each in known if not is_missing(each)]
+    gone = [each for each in known if is_missing(each)]
+    texts = tuple(str(each) for each in held if isinstance(each, str))
+    if len(gone) > 1:
+        raise SourceRefused(
+            f"the column {column.name!r} has both None and NaN among its categories, and a client "
+            "can only say that a value is missing: make them one, and train again"
+        )
+    if texts and len(texts) < len(held):
+        raise SourceRefused(
+            f"the column {column.name!r} has texts and numbers among its categories: make all of "
+            "them texts, and train again"
+        )
+    if texts or np.asarray(known).dtype.kind in "US":
+        none = any(each is None for each in gone)
+        return replace(column, is_text=True, categories=texts, open=takes_others, none=none)
+    numbers = tuple(float(each) for each in held)
     return replace(column, values=numbers, open=takes_others)
+
+
+def is_missing(value: Any) -> bool:
+    """None or NaN."""
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
 
 
 def _with_scale(column: Column, centre: Any, spread: Any) -> Column:

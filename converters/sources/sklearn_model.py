@@ -13,10 +13,10 @@ from converters.sources.sklearn_columns import (
     ignored_columns,
     takes_columns_by_name,
 )
-from converters.sources.sklearn_trees import estimator_thresholds, has_trees
+from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
-from converters.sources.tabular_model import TabularModel
-from converters.tables.table import Column, Table
+from converters.sources.tabular_model import Forest, TabularModel
+from converters.tables.table import MISSING, Column, Table
 
 
 class SklearnModel(TabularModel):
@@ -73,6 +73,23 @@ class SklearnModel(TabularModel):
         found = estimator_thresholds(self.last, len(self._trained))
         return {column.name: each for column, each in zip(self._trained, found, strict=True)}
 
+    def forest(self, table: Table) -> Forest | None:
+        try:
+            trees = tree_sum(self.last).trees
+        except (AttributeError, SourceRefused):
+            return None
+        direct = self.estimator is self.last
+        rows: Any = self._frame(table)
+        model = self.estimator
+        while hasattr(model, "steps"):
+            before, model = model[:-1], model.steps[-1][1]
+            rows = before.transform(rows) if len(before) else rows
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        with np.errstate(over="ignore"):
+            numbers = dense.astype(np.float32).astype(np.float64)
+        narrow = not hasattr(self.last, "_predictors")
+        return Forest(trees, numbers if narrow else dense.astype(np.float64), direct)
+
     def _frame(self, table: Table) -> Any:
         """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
         filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
@@ -92,10 +109,12 @@ class SklearnModel(TabularModel):
 
 
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
-    """Python objects; in a column that may miss a text, an empty one is missing (NaN)."""
+    """Python objects; what is missing is None or NaN, as it was in training."""
     held = values.astype(object)
-    if column.is_text and column.nullable:
-        held[values == ""] = np.nan
+    gone = values == MISSING
+    if column.blank_missing:
+        gone |= values == ""
+    held[gone] = None if column.none else np.nan
     return held
 
 

@@ -1,6 +1,7 @@
 """The tasks ``tabular-classification`` and ``tabular-regression``: a row of named columns -> an
 answer."""
 
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.metadata import version
@@ -19,9 +20,10 @@ from converters.sources.tabular_model import TabularModel, open_model
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
 from converters.tables.proof import TableGraph, case_table, graph_checks
-from converters.tables.rows import boundary_rows, explore, generated_rows
+from converters.tables.constructed import constructed_rows, exercised
+from converters.tables.rows import answered, boundary_rows, explore, generated_rows
 from converters.tables.served import served_checks
-from converters.tables.table import Table, read_csv
+from converters.tables.table import MISSING, Table, read_csv
 from converters.task import Case, Feed, Order, Task
 from modelspec.face import Golden
 
@@ -44,7 +46,8 @@ class TabularTask(Task):
         self.model: TabularModel = open_model(Path(order.source), order.options)
         _require_task(self, self.model)
         # Many small questions: threads only wait for one another.
-        with threadpool_limits(1):
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.explored = explore(self.model)
         self.samples = read_csv(order.samples, self.explored.columns) if order.samples else None
 
@@ -58,7 +61,10 @@ class TabularTask(Task):
     def facts(self) -> dict[str, Any]:
         columns = [{**c.facts(), "tensor": tensor_name(c.name)} for c in self.explored.columns]
         return {
-            "columns": [{**each, "categories": list(each["categories"])} for each in columns],
+            "columns": [
+                {**each, "categories": list(each["categories"]), "values": list(each["values"])}
+                for each in columns
+            ],
             "number": self.model.number,
             "labels": list(self.model.labels),
         }
@@ -70,12 +76,31 @@ class TabularTask(Task):
 
     @cached_property
     def rows(self) -> Table:
-        """The samples, or rows generated from what the model itself holds; then rows at the places
-        where its answer jumps."""
+        """The samples, or rows generated from what the model itself holds; then rows made to touch
+        what it is made of, and rows at the places where its answer jumps. Those of them that the
+        library refuses are left out."""
         generator = np.random.default_rng(SEED)
-        with threadpool_limits(1):
-            rows = self.samples or generated_rows(self.explored, generator)
-            return rows.join(boundary_rows(self.explored, rows, generator))
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = self.samples or self._drawn(generator)
+            made = constructed_rows(self.explored, rows, generator)
+            made = made.join(boundary_rows(self.explored, rows, generator))
+            return rows.join(answered(self.model, made)[0])
+
+    def _drawn(self, generator: np.random.Generator) -> Table:
+        drawn = generated_rows(self.explored, generator)
+        kept, refused = answered(self.model, drawn)
+        if len(kept):
+            return kept
+        reason = "it answers with NaN"
+        try:
+            self.model.answer(refused.rows(slice(0, 1)))
+        except Exception as error:  # whatever the library raises of a row
+            reason = " ".join(str(error).split())[:200]
+        raise SourceRefused(
+            f"{self.order.source} refuses every row that was made up ({reason}): give real ones "
+            "with --samples rows.csv"
+        )
 
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
         for remark in self.remarks:
@@ -103,7 +128,8 @@ class TabularTask(Task):
         return served_checks(address, case)
 
     def notes(self, case: Case) -> list[str]:
-        return self.remarks
+        table = case_table(case)
+        return [*self.remarks, *exercised(self.explored, table, case.answers["answers"])]
 
     def golden(self, case: Case) -> Golden:
         """The first row without a missing value: what JSON can say in every client."""
@@ -150,7 +176,7 @@ def request_of(table: Table, row: int) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return str(value)
+        return None if value == MISSING else str(value)
     return None if np.isnan(value) else float(value)
 
 
