@@ -70,6 +70,14 @@ class TabularModel(ABC):
         """The model's trees with what these rows are to them; None where it has none."""
         return None
 
+    def text_parts(self) -> Sequence[tuple[str, Any]]:
+        """(column, vectorizer) for each of scikit-learn's vectorizers that read texts."""
+        return ()
+
+    def direct(self, column: Column) -> bool:
+        """Whether anything but a vectorizer reads this column."""
+        return True
+
     def is_free_text(self, column: Column) -> bool:
         """Whether a vectorizer without a vocabulary reads this column."""
         return False

@@ -6,7 +6,7 @@ category nor rare ones. Each function is a converter as
 skl2onnx wants it: ``(scope, operator, container)``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from converters.sources.sklearn_trees import tree_models, tree_sum
 from converters.tables.table import MISSING
 from converters.tables.tree_graph import tree_parts
 from converters.tables.trees2onnx import ML_OPSET
+from converters.tables.vectorizers import size_of
 
 ML_DOMAIN = "ai.onnx.ml"
+# A node that is never run: ``converters.tables.graph`` puts the step's terms in its place.
+VECTORIZE, TIDEGATE_DOMAIN = "Vectorize", "tidegate"
 
 
 def register_exact() -> None:
@@ -31,8 +34,15 @@ def register_exact() -> None:
     )
     from skl2onnx.shape_calculators.imputer import calculate_sklearn_imputer_output_shapes
     from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
+    from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.impute import SimpleImputer
-    from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, TargetEncoder
+    from sklearn.preprocessing import (
+        MinMaxScaler,
+        Normalizer,
+        OneHotEncoder,
+        OrdinalEncoder,
+        TargetEncoder,
+    )
 
     # Texts and numbers side by side cannot be merged into one tensor.
     _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
@@ -62,6 +72,8 @@ def register_exact() -> None:
         (OneHotEncoder, _encoded_shape, _convert_encoder),
         (OrdinalEncoder, _encoded_shape, _convert_encoder),
         (TargetEncoder, _encoded_shape, _convert_encoder),
+        (Normalizer, _same_shape, _convert_normalizer),
+        (TfidfTransformer, _same_shape, _convert_tfidf),
     ):
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
@@ -90,6 +102,32 @@ def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
     if len(operator.outputs) > 1:
         _add_label(scope, operator, container, answer)
+
+
+def register_vectorizers(vectorizers: Sequence[Any]) -> None:
+    """Make skl2onnx write a ``VECTORIZE`` node, with its place among these, for each of them."""
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    places = {id(each): place for place, each in enumerate(vectorizers)}
+
+    def shape(operator: Any) -> None:
+        rows = operator.inputs[0].get_first_dimension()
+        operator.outputs[0].type = DoubleTensorType([rows, size_of(operator.raw_operator)])
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        container.add_node(
+            VECTORIZE,
+            [operator.inputs[0].full_name],
+            [operator.outputs[0].full_name],
+            name=scope.get_unique_operator_name(VECTORIZE),
+            op_domain=TIDEGATE_DOMAIN,
+            op_version=1,
+            place=places[id(operator.raw_operator)],
+        )
+
+    for kind in {type(each) for each in vectorizers}:
+        update_registered_converter(kind, f"Sklearn{kind.__name__}", shape, convert)
 
 
 def linear_classifiers() -> Iterator[type]:
@@ -186,6 +224,56 @@ def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Add", [scaled, least], [moved])
     ends = [_constant(scope, container, end, kind, ()) for end in scaler.feature_range]
     container.add_node("Clip", [moved, *ends], [target])
+
+
+def _same_shape(operator: Any) -> None:
+    kind = type(operator.inputs[0].type)
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = kind([rows, int(operator.raw_operator.n_features_in_)])
+
+
+def _convert_normalizer(scope: Any, operator: Any, container: Any) -> None:
+    source = _joined(scope, operator, container)
+    _add_norm(scope, operator, container, source, operator.raw_operator.norm)
+
+
+def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str | None) -> None:
+    """Rows divided by their norm, where it is not 0, into the operator's output."""
+    kind, target = _number(operator), operator.outputs[0].full_name
+    if norm is None:
+        container.add_node("Identity", [source], [target])
+        return
+    names = [scope.get_unique_variable_name("norm") for _ in range(4)]
+    size, length, is_zero, safe = map(str, names)
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    container.add_node("Abs", [source], [size])
+    reduce = {"l1": "ReduceSum", "l2": "ReduceL2", "max": "ReduceMax"}[norm]
+    container.add_node(reduce, [size, axes], [length], keepdims=1)
+    zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
+    container.add_node("Equal", [length, zero], [is_zero])
+    container.add_node("Where", [is_zero, one, length], [safe])
+    container.add_node("Div", [source, safe], [target])
+
+
+def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
+    part, source = operator.raw_operator, _joined(scope, operator, container)
+    kind = _number(operator)
+    if part.sublinear_tf:
+        names = [scope.get_unique_variable_name("tf") for _ in range(5)]
+        held, safe, logs, more, grown = map(str, names)
+        zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
+        container.add_node("Greater", [source, zero], [held])
+        container.add_node("Where", [held, source, one], [safe])
+        container.add_node("Log", [safe], [logs])
+        container.add_node("Add", [logs, one], [more])
+        container.add_node("Where", [held, more, zero], [grown])
+        source = grown
+    if part.use_idf:
+        weighed = str(scope.get_unique_variable_name("tfidf"))
+        idf = _constant(scope, container, np.asarray(part.idf_, np.float64), kind)
+        container.add_node("Mul", [source, idf], [weighed])
+        source = weighed
+    _add_norm(scope, operator, container, source, part.norm)
 
 
 def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:

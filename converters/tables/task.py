@@ -24,6 +24,7 @@ from converters.tables.constructed import constructed_rows, exercised
 from converters.tables.rows import answered, boundary_rows, explore, generated_rows
 from converters.tables.served import served_checks
 from converters.tables.table import MISSING, Table, read_csv
+from converters.tables.vectorizers import FILE, size_of, write
 from converters.task import Case, Feed, Order, Task
 from modelspec.face import Golden
 
@@ -59,7 +60,10 @@ class TabularTask(Task):
         return " ".join([samples, *(f"{name}={version(name)}" for name in PACKAGES)])
 
     def facts(self) -> dict[str, Any]:
-        columns = [{**c.facts(), "tensor": tensor_name(c.name)} for c in self.explored.columns]
+        columns = [
+            {**c.facts(), "tensor": tensor_name(c.name), "direct": self.model.direct(c)}
+            for c in self.explored.columns
+        ]
         return {
             "columns": [
                 {**each, "categories": list(each["categories"]), "values": list(each["values"])}
@@ -67,11 +71,27 @@ class TabularTask(Task):
             ],
             "number": self.model.number,
             "labels": list(self.model.labels),
+            "texts": [
+                {
+                    "tensor": tensor_name(name),
+                    "ids": f"terms{place}_ids",
+                    "values": f"terms{place}_values",
+                    "size": size_of(vectorizer),
+                }
+                for place, (name, vectorizer) in enumerate(self.model.text_parts())
+            ],
         }
+
+    def write_steps(self, folder: Path) -> None:
+        if self.model.text_parts():
+            vectorizers = [vectorizer for _, vectorizer in self.model.text_parts()]
+            write(folder / "pre" / FILE, self.facts()["texts"], vectorizers)
 
     def export(self, target: Path) -> None:
         facts = self.facts()
-        shape = Shape(facts["columns"], facts["number"], facts["labels"], self.model.order)
+        shape = Shape(
+            facts["columns"], facts["number"], facts["labels"], self.model.order, facts["texts"]
+        )
         onnx.save(public_graph(self.model.graph(), shape), target)
 
     @cached_property
@@ -114,7 +134,7 @@ class TabularTask(Task):
         return {**rows.arrays(), "answers": answers}
 
     def feeds(self, case: Case) -> Iterator[Feed]:
-        graph = TableGraph(case.folder / "model.onnx", case.facts)
+        graph = TableGraph(case.folder / "model.onnx", case)
         table = case_table(case)
         for row in range(len(table)):
             yield graph.feed(table.rows(slice(row, row + 1)))
@@ -122,7 +142,7 @@ class TabularTask(Task):
     def prove_graph(
         self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        return graph_checks(TableGraph(engine, case.facts, runner), case_table(case), case)
+        return graph_checks(TableGraph(engine, case, runner), case_table(case), case)
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ PLAIN = (
     "!!! ... ???",
     " ",
 )
+BETWEEN = (" a ", ", ", " the ", "-", " я ", "\n", "_", " 1 ")
+T = TypeVar("T")
 
 
 def sample_texts(words: Sequence[str], rng: np.random.Generator, most: int) -> Iterator[str]:
@@ -30,10 +33,14 @@ def sample_texts(words: Sequence[str], rng: np.random.Generator, most: int) -> I
         return
     odd = [word for word in words if not word.isascii() or len(word) < 2 or " " in word]
     rest = [word for word in words if word.isascii() and len(word) > 1 and " " not in word]
-    room = max(1, most - len(PLAIN) - 12)
+    room = max(3, most - len(PLAIN) - 28)
     few = [*_spread(odd, room // 3, rng), *_spread(rest, room // 3, rng)]
     for index, word in enumerate(few):
         yield _dressed(word, index)
+    # What stands between two words of a phrase is seen in n-grams alone.
+    phrases = [word.split() for word in words if " " in word.strip()]
+    for index, parts in enumerate(_spread(phrases, 16, rng)):
+        yield BETWEEN[index % len(BETWEEN)].join(parts)
     for _ in range(6):
         chosen = rng.choice(np.array(words, dtype=np.str_), 5)
         yield " ".join(map(str, chosen))
@@ -44,7 +51,7 @@ def sample_texts(words: Sequence[str], rng: np.random.Generator, most: int) -> I
         yield " ".join(left[start : start + size])
 
 
-def _spread(words: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:
+def _spread(words: Sequence[T], most: int, rng: np.random.Generator) -> list[T]:
     if len(words) <= most:
         return list(words)
     places = np.sort(rng.choice(len(words), most, replace=False))
