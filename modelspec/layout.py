@@ -12,6 +12,8 @@ STEP_FILE = "model.py"
 
 # The gateway uses the same pattern on the wire: nothing in it can climb out of a folder.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+# What ``serving`` puts behind a pipeline's name for as long as a canary or a candidate lasts.
+OWN_SUFFIX = re.compile(r"\.(v\d+|candidate)\Z")
 # Endpoints of the gateway that a pipeline may not take.
 RESERVED_NAMES = frozenset({"models", "embeddings", "chat", "completions", "pipelines", "jobs"})
 
@@ -25,6 +27,19 @@ def require_model_name(name: str) -> str:
         )
     if name in RESERVED_NAMES:
         raise ValueError(f"the name {name!r} is reserved for the gateway's own endpoints")
+    return name
+
+
+def require_pipeline_name(name: str) -> str:
+    """The name of a public model that is to be published; ValueError for what ``require_model_name``
+    refuses, and for the names that canaries and candidates get, which are removed again."""
+    require_model_name(name)
+    own = OWN_SUFFIX.search(name)
+    if own:
+        raise ValueError(
+            f"the name {name!r} ends in {own[0]!r}, which is how canaries (NAME.v7) and candidates "
+            f"(NAME.candidate) are called: choose another, such as {name.replace('.', '_')!r}"
+        )
     return name
 
 

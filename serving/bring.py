@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, CONFIGS, require_model_name, staging_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, require_pipeline_name, staging_folder
 from serving import manifest
 from serving.errors import PublishFailed
 from serving.files import owned_prefix, size_bytes
@@ -53,7 +53,7 @@ def _only_pipeline(folder: Path) -> str:
 
 def _require_name(name: str) -> None:
     try:
-        require_model_name(name)
+        require_pipeline_name(name)
     except ValueError as error:
         raise PublishFailed(str(error)) from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import CONFIG_FILE
-from serving.errors import PublishFailed, ServingError
+from serving.errors import ModelLoadFailed, PublishFailed, ServingError
 from serving.files import owned_path, remove_folder
 from serving.lock import publishing
 from serving.pins import as_bytes, pins, with_versions
@@ -37,8 +37,20 @@ def canaries(repository: Path, name: str) -> list[int]:
         int(number)
         for folder in folders
         if (number := folder.name.removeprefix(f"{name}.v")).isdigit()
-        and is_published(repository, folder.name)
+        and is_canary_of(repository, folder.name, name)
     )
+
+
+def is_canary_of(repository: Path, model: str, name: str) -> bool:
+    """Whether the model was started as a canary of the pipeline: its config says so, its name alone
+    does not."""
+    if not is_published(repository, model):
+        return False
+    try:
+        config = read_config(repository, model)
+    except ModelLoadFailed:
+        return False
+    return bool(config.parameters[CANARY_PARAMETER].string_value == name)
 
 
 def start(target: Target, name: str, version: int) -> str:
@@ -52,6 +64,7 @@ def start(target: Target, name: str, version: int) -> str:
             raise PublishFailed(f"version {version} of {name} serves already: choose another")
         config = checked_config(repository, name, version)
         canary = canary_name(name, version)
+        _require_own(repository, canary, name)
         if not is_published(repository, canary):
             list_beside(repository, pins(config))
             _appear(repository, name, version, config)
@@ -60,19 +73,21 @@ def start(target: Target, name: str, version: int) -> str:
                 replica.control.load(canary)
                 replica.require_golden(canary, config)
         except ServingError:
-            _remove(target, canary)
+            _remove(target, canary, name)
             raise
         target.tell(Step.SERVED, canary)
     return canary
 
 
 def stop(target: Target, name: str, version: int) -> None:
-    """Take the canary away; call it when no request is routed there, ``grace_s`` is waited."""
+    """Take the canary away; call it when no request is routed there, ``grace_s`` is waited.
+    PublishFailed, and nothing is removed, when the model of that name is no canary of ``name``."""
     with publishing(target.repository, f"stop canary {name}"):
+        _require_own(target.repository, canary_name(name, version), name)
         settle_all(target)
         if target.replicas:
             time.sleep(target.grace_s)
-        _remove(target, canary_name(name, version))
+        _remove(target, canary_name(name, version), name)
 
 
 def promote(target: Target, name: str, version: int) -> None:
@@ -97,9 +112,18 @@ def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> N
     staged.rename(repository / canary)
 
 
-def _remove(target: Target, canary: str) -> None:
+def _require_own(repository: Path, canary: str, name: str) -> None:
+    if is_published(repository, canary) and not is_canary_of(repository, canary, name):
+        raise PublishFailed(
+            f"{canary} is a model of its own and not a canary of {name} (its config has no "
+            f"{CANARY_PARAMETER}): it is left as it is. Publish it under a name that does not end "
+            "in .v and a number"
+        )
+
+
+def _remove(target: Target, canary: str, name: str) -> None:
     repository = target.repository
-    if not is_published(repository, canary):
+    if not is_canary_of(repository, canary, name):
         return
     members = list(pins(read_config(repository, canary)))
     for replica in target.replicas:

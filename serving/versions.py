@@ -118,7 +118,8 @@ def prune(target: Target, name: str, keep: int) -> tuple[list[str], int]:
             for each in found[: max(0, len(found) - keep)]
             if not each.is_active and not is_published(repository, f"{name}.v{each.number}")
         ]
-        touched = {model for each in going for model in each.members}
+        called = set(top_models(repository))  # a model that clients call is nobody's to prune
+        touched = {model for each in going for model in each.members} - called
         folders = [repository / name / str(each.number) for each in going]
         freed = sum(map(size_bytes, folders))
         for folder in folders:

@@ -142,7 +142,7 @@ def _convert(wish: Wish, places: Places, say: Say) -> None:
 
 def _name(wish: Wish) -> str:
     """The pipeline's name; a usage error when it is missing, illegal or one of ours."""
-    from modelspec.layout import require_model_name
+    from modelspec.layout import require_pipeline_name
 
     if wish.is_known:
         return wish.source
@@ -154,7 +154,7 @@ def _name(wish: Wish) -> str:
     if wish.name in KNOWN:
         raise click.UsageError(f"{wish.name!r} is a known pipeline: give your model another name")
     try:
-        return require_model_name(wish.name)
+        return require_pipeline_name(wish.name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelspec.layout import require_model_name
 from tidegate.kinds import KNOWN, TASKS, Kind, kind_of, task_of
 from tidegate.places import Places
 
@@ -24,6 +25,10 @@ def find(wish: "OptimizeWish", budget: "Budget", places: Places, say: "Say") -> 
     from converters.variants.kept import Kept
     from converters.variants.measuring import Subject, measure
 
+    try:
+        require_model_name(wish.name)  # it becomes a folder's, which --fresh removes
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     kind, source = _kind(wish, places), wish.source or wish.name
     folder = places.state / "optimize" / wish.name
     if wish.fresh:

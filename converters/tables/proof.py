@@ -10,6 +10,7 @@ from converters.parity import same_decision
 from converters.proof import Check, at_most
 from converters.relative import equal, largest_relative, relative_checks
 from converters.runner import OpenRunner, onnx_runner
+from converters.self_test import answers_self_test
 from converters.tables.table import Table
 from converters.tables.vectorizers import FILE, read, terms
 from converters.task import Case, Feed
@@ -98,20 +99,30 @@ def graph_checks(graph: TableGraph, table: Table, case: Case) -> list[Check]:
         *_same(f"batch invariance, all {len(table)} rows at once", together, alone, table, case),
         _dynamic_batch(graph, table),
         *_same("determinism", graph.run(table), together, table, None),
+        *answers_self_test(
+            lambda answers: answer_checks(answers, table.labels, case), case.answers["answers"]
+        ),
     ]
 
 
 def parity(outputs: Sequence[np.ndarray], table: Table, case: Case) -> list[Check]:
     """The pipeline's outputs (``label`` and ``score``, or ``value``) against the original."""
-    original, allowed, rows = case.answers["answers"], case.tolerance, table.labels
+    rows, labels = table.labels, case.facts["labels"]
+    if not labels:
+        return answer_checks(outputs[0].astype(float), rows, case)
+    scores, order = scores_by_label(outputs[0], outputs[1], labels)
+    return [*answer_checks(scores, rows, case), order]
+
+
+def answer_checks(answers: np.ndarray, rows: Sequence[str], case: Case) -> list[Check]:
+    """Answers FP64 [n, labels] or [n, 1], in the order of the labels, against the original's."""
+    original, allowed = case.answers["answers"], case.tolerance
     limits = (allowed.difference, allowed.mean)
     if not case.facts["labels"]:
-        return relative_checks("parity: value", outputs[0].astype(float), original, limits, rows)
-    scores, order = scores_by_label(outputs[0], outputs[1], case.facts["labels"])
+        return relative_checks("parity: value", answers, original, limits, rows)
     return [
-        *relative_checks("parity: score", scores, original, limits, rows),
-        same_decision("task: same likeliest label", scores, original, allowed, rows),
-        order,
+        *relative_checks("parity: score", answers, original, limits, rows),
+        same_decision("task: same likeliest label", answers, original, allowed, rows),
     ]
 
 

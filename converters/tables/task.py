@@ -40,6 +40,7 @@ class TabularTask(Task):
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
+    tests_graphs: ClassVar[bool] = False
     classifies: ClassVar[bool]
 
     def __init__(self, order: Order) -> None:
