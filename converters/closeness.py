@@ -24,7 +24,7 @@ def closeness(
 ) -> Closeness:
     """Of answers [n, ...] to n samples; NaN anywhere makes ``difference`` NaN, which fits nothing.
 
-    ``relative``: differences are divided by the original's number where that is above 1.
+    ``relative``: differences are in units of the original's spread (``Spread.scale``).
     """
     largest = row_gaps(got, wanted, relative)
     cosines = row_cosines(got, wanted)
@@ -45,10 +45,9 @@ def worst_of(views: Sequence[Closeness]) -> Closeness:
 
 def row_gaps(got: np.ndarray, wanted: np.ndarray, relative: bool = False) -> np.ndarray:
     """The largest difference of each row of two arrays [n, ...]: FP64 [n]."""
-    mine, theirs = _flat(got), _flat(wanted)
-    gaps = np.abs(mine - theirs)
+    gaps = np.abs(_flat(got) - _flat(wanted))
     if relative:
-        gaps = gaps / np.maximum(1, np.abs(theirs))
+        gaps = gaps / np.maximum(spread_of(wanted).scale, 1e-300)
     return np.asarray(gaps.max(axis=1))
 
 
@@ -63,6 +62,8 @@ def row_cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 # Units of FP32 rounding that two right computations of one number may be apart.
 FEW_UNITS = 4
+# An answer of more elements is a picture or a sequence, and has no labels.
+COMPARED = 2048
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Spread:
     difference is measured against, so that small numbers are proved like large ones.
 
     ``middle`` is the median over the samples, ``size`` a typical departure from it (0 where every
-    sample has the same answer), ``floor`` what FP32 may round off: FP64 [k] each. ``scale`` FP64
-    [n, k] is each number's own: its departure from the middle where that is more than typical, so
-    that one answer of 1e30 does not hide the others.
+    sample has the same answer): FP64 [k]. ``scale`` FP64 [n, k] is each number's own: its departure
+    from the middle where that is more than typical, so that one answer of 1e30 does not hide the
+    others; ``floor`` FP64 [n, k] is what FP32 may round off of it.
     """
 
     middle: np.ndarray
@@ -91,13 +92,15 @@ def spread_of(wanted: np.ndarray) -> Spread:
     """Of answers [n, ...] to n samples. Where no element differs between the samples, the answers
     are measured from zero."""
     theirs = _flat(wanted)
-    magnitude = np.abs(theirs).max(axis=0, initial=0.0)
+    magnitude = np.quantile(np.abs(theirs), 0.9, axis=0)
     unit = 2.0**-10 if wanted.dtype == np.float16 else 2.0**-23
-    floor = FEW_UNITS * (unit * magnitude + _grid(theirs, magnitude))
+    rounded = unit * np.maximum(np.abs(theirs), magnitude)
+    floor = FEW_UNITS * (rounded + _grid(theirs, magnitude))
     middle = np.median(theirs, axis=0)
     size, apart = _typical(theirs - middle, floor)
     if not size.any():
-        middle, size, apart = np.zeros_like(middle), magnitude, np.abs(theirs)
+        apart = np.abs(theirs)
+        middle, size = np.zeros_like(middle), apart.max(axis=0)
     return Spread(middle, size, floor, np.maximum(size, apart))
 
 
@@ -105,8 +108,9 @@ def _typical(departures: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.
     """FP64 [k], and the absolute departures [n, k]: the deviation, or what half of those that
     depart at all do, whichever is less."""
     apart = np.abs(departures)
-    moved = np.ma.masked_array(apart, apart <= floor)
-    half = np.ma.median(moved, axis=0).filled(0.0)
+    moved = np.where(apart > floor, apart, np.nan)
+    still = np.isnan(moved).all(axis=0)
+    half = np.where(still, 0.0, np.nanmedian(np.where(still, 0.0, moved), axis=0))
     return np.minimum(np.sqrt((apart**2).mean(axis=0)), 1.5 * half), apart
 
 
@@ -152,35 +156,66 @@ def departure(got: np.ndarray, wanted: np.ndarray, resolution: float = 0.0) -> D
     measured as though they had that: rounding to 8 bits goes by the largest of a tensor.
     """
     mine, theirs, spread = _flat(got), _flat(wanted), spread_of(wanted)
-    typical = np.sqrt((spread.size**2).mean())
-    least = np.maximum(resolution * typical, np.where(spread.constant, np.abs(spread.middle), 0.0))
-    least = np.where(spread.constant & (least == 0), typical, least)
+    largest_size = max(float(spread.size.max()), 1e-300)
+    typical = largest_size * float(np.sqrt(((spread.size / largest_size) ** 2).mean()))
+    # An element that never moves is measured against itself, or against the others if it is 0.
+    rounded = spread.floor.min(axis=0)
+    still = np.where(np.abs(spread.middle) > rounded, np.abs(spread.middle), typical)
+    least = np.maximum(resolution * typical, np.where(spread.constant, still, 0.0))
     scale = np.maximum(spread.scale, np.maximum(least, 1e-300))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         gaps = mine - theirs
-        beyond = np.where(np.abs(gaps) <= spread.floor, 0.0, gaps)
-        share = np.abs(beyond) / scale
+        error = np.where(np.abs(gaps) <= spread.floor, 0.0, gaps / scale)
     # argmax finds a NaN first, and NaN passes no limit.
-    row, column = map(int, np.unravel_index(int(share.argmax()), share.shape))
-    if not np.isfinite(mine).all():
+    row, column = map(int, np.unravel_index(int(np.abs(error).argmax()), error.shape))
+    if not np.isfinite(error).all():
         nan = float("nan")
         return Departure(nan, row, column, nan, nan, nan)
-    movements = theirs - spread.middle
-    weight = (np.maximum(spread.size, 1e-300) / scale) ** 2
-    error, signal = (beyond**2 * weight).sum(axis=0), (movements**2 * weight).sum(axis=0)
+    largest = float(np.abs(error).max())
+    movement = (theirs - spread.middle) / scale
+    share = (spread.size / largest_size) ** 2
+    signal = (movement**2).sum(axis=0)
+    whole = float((share * signal).sum())
+    if not whole:
+        return Departure(largest, row, column, largest, largest, 1.0)
+    wrong = (error**2).sum(axis=0)
+    moved = ~spread.constant
     followed = mine - np.median(mine, axis=0) if spread.middle.any() else mine
-    if not signal.any():
-        return Departure(float(share.max()), row, column, float(share.max()), 0.0, 1.0)
-    told = signal > 0
-    least_signal = np.maximum(signal, (resolution * typical) ** 2 * len(theirs))
     return Departure(
-        largest=float(share.max()),
+        largest=largest,
         row=row,
         column=column,
-        lost=float(np.sqrt(error.sum() / signal.sum())),
-        worst_column=float(np.sqrt((error[told] / least_signal[told]).max())),
-        gain=float((followed * movements * weight).sum() / signal.sum()),
+        lost=float(np.sqrt((share * wrong).sum() / whole)),
+        worst_column=float(
+            np.sqrt((wrong[moved] / _least_signal(signal, spread, least)[moved]).max())
+        ),
+        gain=float((share * (followed / scale * movement).sum(axis=0)).sum() / whole),
     )
+
+
+def misplaced(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The elements [m] of an answer whose numbers are those of another element: less than half as
+    far from the other's as from their own, in answers [n, k]. Two labels that changed places are,
+    however little they move; rounding does not do it. Of more than ``COMPARED`` elements none is
+    looked at."""
+    mine, theirs = _flat(got), _flat(wanted)
+    count = theirs.shape[1]
+    if not 1 < count <= COMPARED or len(theirs) < 2 or not np.isfinite(mine).all():
+        return np.zeros(0, dtype=np.int64)
+    spread = spread_of(wanted)
+    unit = max(float(spread.size.max()), 1e-300)
+    mine, theirs = ((each - np.median(theirs, axis=0).mean()) / unit for each in (mine, theirs))
+    squares = (mine**2).sum(axis=0)[:, None] + (theirs**2).sum(axis=0) - 2 * mine.T @ theirs
+    own = np.diagonal(squares).copy()
+    np.fill_diagonal(squares, np.inf)
+    # Far enough from its own that FP32 is not what moved it.
+    moved = own > ((spread.floor / unit) ** 2).sum(axis=0) + 1e-9 * (theirs**2).sum(axis=0).max()
+    return np.flatnonzero(moved & ~spread.constant & (squares.min(axis=1) < 0.25 * own))
+
+
+def _least_signal(signal: np.ndarray, spread: Spread, least: np.ndarray) -> np.ndarray:
+    """The movement FP64 [k] of each element, or of one at the resolution where it moves less."""
+    return np.asarray(np.where(spread.size < least, np.maximum(signal, len(spread.scale)), signal))
 
 
 def decided(wanted: np.ndarray, clear: float) -> np.ndarray:

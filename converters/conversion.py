@@ -6,7 +6,7 @@ samples, and one *variant* for each precision, which is there only if its proof 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from converters.errors import ConversionError
 from converters.proof import Proof
 from converters.record import Record
 from converters.runner import OpenRunner, onnx_runner
+from converters.self_test import graph_self_test
 from converters.task import Case, Task
 from converters.tolerance import tolerance
 
@@ -126,6 +127,12 @@ def _variant(task: Task, case: Case, variant: Variant, folder: Path, say: Say) -
     write_variant(variant.precision, case.folder / GRAPH, target, lambda: task.feeds(case))
     say(f"{case.name}: proving the {variant.precision} graph against the original")
     proof = prove_graph(task, target, case)
+    if task.tests_graphs:
+        say(f"{case.name}: planting faults, each of which the proof must see")
+        tested = attempted(
+            "the self-test", lambda: [graph_self_test(task, case, variant.precision)]
+        )
+        proof = replace(proof, checks=(*proof.checks, *tested))
     record = Record.start(task, variant, source_sha256(task), proof, target, task.notes(case))
     record.require()
     record.save(folder)

@@ -127,6 +127,23 @@ class Task(ABC):
         what of the model the samples exercised, and what none of them reached."""
         return []
 
+    # What the self-test asks (``converters.self_test``): whether a broken graph would be seen.
+
+    tests_graphs: ClassVar[bool] = True  # False where no layer could be skipped: trees
+    has_mask: ClassVar[bool] = False  # whether the graph is told what is padding
+
+    def few(self, case: Case, rows: int) -> Case:
+        """The case with some of its samples only, about ``rows``."""
+        return case
+
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        """Of ``prove_graph`` those checks that compare with the original's answers."""
+        return self.prove_graph(engine, case)
+
+    def mask_checks(self, engine: Path, case: Case) -> list[Check]:
+        """Of ``prove_graph`` those that padding must not change."""
+        return []
+
     # What ``tidegate optimize`` asks, beside the above.
 
     def closeness(self, engine: Path, case: Case) -> Closeness:

@@ -1,6 +1,7 @@
 """A pipeline of a model on a table, of any name: one tensor a column -> labels or a value.
 
-columns -> NAME_onnx. There is no other step: stacking and sorting are in the graph.
+columns -> NAME_onnx. There is no other step: stacking and sorting are in the graph. Texts that a
+vectorizer of scikit-learn reads go through NAME_pre, which runs it: text -> terms -> NAME_onnx.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,19 +10,22 @@ from typing import Any
 
 from ensembles.engine import onnx_engine
 from modelspec.face import Face, Golden
-from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 64
 # A request takes far less time than asking whether it was cancelled: the gateway heeds this.
 SHORT = {"tidegate.short": "true"}
+# A missing text on the wire: a code point that Unicode keeps out of texts for ever.
+MISSING_TEXT = "\ufdd0"
 # More categories than this would bury the documentation.
 MOST_CATEGORIES = 200
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """``columns`` are mappings with name, tensor, is_text, categories, open, nullable; ``number``
-    is the V2 type of the others; ``labels`` are empty for a regression."""
+    """``columns`` are mappings with name, tensor, is_text, categories, open, nullable,
+    blank_missing, values; ``number`` is the V2 type of those that are no text; ``labels`` are empty
+    for a regression."""
 
     name: str
     columns: Sequence[Mapping[str, Any]]
@@ -29,10 +33,44 @@ class Declaration:
     labels: Sequence[str]
     golden: Golden
     card: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[Mapping[str, Any]] = ()
 
     def pipeline(self) -> Pipeline:
-        engine = onnx_engine(self.name, self._inputs, self._outputs, MAX_BATCH_SIZE)
-        return Pipeline((engine,), self._public())
+        read = (*self._direct, *self._terms)
+        engine = onnx_engine(self.name, read, self._outputs, MAX_BATCH_SIZE)
+        steps = (self._vectorizer(),) if self.texts else ()
+        return Pipeline((*steps, engine), self._public())
+
+    def _vectorizer(self) -> ModelSpec:
+        return ModelSpec(
+            name=f"{self.name}_pre",
+            backend="python",
+            step="vectorize_text",
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=self._texts,
+            outputs=self._terms,
+            batching=Batching(),
+            versions=(1,),
+            internal=True,
+        )
+
+    @property
+    def _texts(self) -> tuple[TensorSpec, ...]:
+        """The texts that the vectorizers read."""
+        names = dict.fromkeys(str(text["tensor"]) for text in self.texts)
+        return tuple(TensorSpec(name, "BYTES", (1,)) for name in names)
+
+    @property
+    def _terms(self) -> tuple[TensorSpec, ...]:
+        """What the vectorizers make of them."""
+        ids = [TensorSpec(text["ids"], "INT64", (-1,)) for text in self.texts]
+        return (*ids, *(TensorSpec(text["values"], "FP64", (-1,)) for text in self.texts))
+
+    @property
+    def _direct(self) -> tuple[TensorSpec, ...]:
+        """The columns that the engine itself reads."""
+        direct = {column["tensor"] for column in self.columns if column.get("direct", True)}
+        return tuple(tensor for tensor in self._inputs if tensor.name in direct)
 
     @property
     def _inputs(self) -> tuple[TensorSpec, ...]:
@@ -49,16 +87,24 @@ class Declaration:
         return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
 
     def _public(self) -> ModelSpec:
-        inputs = {tensor.name: tensor.name for tensor in self._inputs}
-        outputs = {tensor.name: tensor.name for tensor in self._outputs}
+        engine = StepSpec(
+            f"{self.name}_onnx",
+            1,
+            _same_names((*self._direct, *self._terms)),
+            _same_names(self._outputs),
+        )
+        texts = StepSpec(
+            f"{self.name}_pre", 1, _same_names(self._texts), _same_names(self._terms)
+        )
         return ModelSpec(
             name=self.name,
             backend="ensemble",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=self._inputs,
             outputs=self._outputs,
-            steps=(StepSpec(f"{self.name}_onnx", 1, inputs, outputs),),
-            parameters=SHORT,
+            steps=(texts, engine) if self.texts else (engine,),
+            # A vectorizer may be given a long text: worth cancelling.
+            parameters={} if self.texts else SHORT,
             face=self._face(),
             golden=self.golden,
         )
@@ -90,20 +136,41 @@ def declare(
     return Declaration(name, golden=golden, card=card, **facts).pipeline()
 
 
+def _same_names(tensors: Sequence[TensorSpec]) -> dict[str, str]:
+    return {tensor.name: tensor.name for tensor in tensors}
+
+
 def _field(column: Mapping[str, Any]) -> dict[str, Any]:
-    bound = {"x-tensor": column["tensor"]}
-    if not column["is_text"]:
-        if not column["nullable"]:
-            return {"type": "number", **bound}
-        missing = "null: missing (in V2's binary form and over gRPC: NaN)."
-        return {"type": ["number", "null"], "description": missing, **bound}
+    return _text_field(column) if column["is_text"] else _number_field(column)
+
+
+def _number_field(column: Mapping[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
+    known = list(column.get("values", ()))
+    few = not column["open"] and 0 < len(known) <= MOST_CATEGORIES
+    if not column["nullable"]:
+        return {"type": "number", **({"enum": known} if few else {}), **bound}
+    missing = "null: missing (in V2's binary form and over gRPC: NaN)."
+    allowed = {"enum": [*known, None]} if few else {}
+    return {"type": ["number", "null"], **allowed, "description": missing, **bound}
+
+
+def _text_field(column: Mapping[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
+    kind: Any = "string"
+    if column["nullable"]:
+        kind = ["string", "null"]
+        said = "null: missing (over V2 and gRPC: the text U+FDD0)."
+        if column["blank_missing"]:
+            said = f"An empty text: missing. {said}"
+        bound |= {"description": said, "x-null": MISSING_TEXT}
     known = list(column["categories"])
-    described = {"description": "An empty text: missing."} if column["nullable"] else {}
     if column["open"] or not 0 < len(known) <= MOST_CATEGORIES:
         known_few = {"examples": known[:5]} if known else {}
-        return {"type": "string", "maxLength": 65536, **known_few, **described, **bound}
-    allowed = [*known, ""] if column["nullable"] and "" not in known else known
-    return {"type": "string", "enum": allowed, **described, **bound}
+        return {"type": kind, "maxLength": 65536, **known_few, **bound}
+    blank = [""] if column["blank_missing"] and "" not in known else []
+    gone = [None] if column["nullable"] else []
+    return {"type": kind, "enum": [*known, *blank, *gone], **bound}
 
 
 _LABELS = {

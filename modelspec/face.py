@@ -6,6 +6,7 @@ OpenAPI and binds fields to tensors at once:
 - ``x-tensor``: the field is this tensor. A scalar is one element a row; an array is the row.
 - ``x-parameter``: the field is this request parameter (a string, a number or a boolean).
 - ``x-bytes``: the field is raw bytes: ``{"b64": "..."}`` in JSON, a file in multipart.
+- ``x-null``: where the field may be null, the text that its tensor then has (a number has NaN).
 - ``x-count`` on an array of objects (*records*): the tensor that says how many of them are real;
   the object's fields are tensors of equal length, zipped.
 

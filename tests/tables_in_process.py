@@ -45,7 +45,7 @@ def served(case: Case, columns) -> np.ndarray:
     columns = {name: np.asarray(values) for name, values in columns.items()}
     count = len(next(iter(columns.values())))
     table = Table(columns, [f"fresh row {index}" for index in range(count)])
-    outputs = TableGraph(case.folder / "model.onnx", case.facts).run(table)
+    outputs = TableGraph(case.folder / "model.onnx", case).run(table)
     labels = case.facts["labels"]
     return scores_by_label(*outputs, labels)[0] if labels else np.asarray(outputs[0], float)
 

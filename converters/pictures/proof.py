@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from converters.closeness import Closeness, closeness, same_decision
+from converters.parity import spread_checks
 from converters.proof import Check, at_most, worst_difference
 from converters.runner import OpenRunner, onnx_runner
+from converters.self_test import answers_self_test
 from converters.task import Case
 from converters.texts.classification_proof import FUNCTIONS, parity
 
@@ -38,15 +40,14 @@ class Graph:
 def graph_checks(graph: Graph, case: Case) -> list[Check]:
     """Every check on the original's ``pixels`` and ``logits``, whose rows are ``names``."""
     pixels, names = case.answers["pixels"], case_names(case)
-    wanted, limit = case.answers["logits"], logit_limit(case, case.tolerance.difference)
     try:
         got = np.concatenate([graph(row[None]) for row in pixels])
     except Exception as error:  # ONNX Runtime raises many kinds
         return [failed("the graph runs", error)]
     few = pixels[:ROWS]
     return [
-        worst_difference("parity: largest difference of a logit", got, wanted, limit, names),
-        *_score_parity(got, case, names),
+        *_parity(got, case, names),
+        *_self_test(case, names),
         checked("batch invariance", lambda name: _batch_invariance(name, graph, got, case)),
         *(checked(f"batch of {rows}", _batch_of(rows, graph, got, case)) for rows in BATCH_SIZES),
         checked("extreme pictures: answers that are not finite", _extremes(graph, pixels)),
@@ -54,6 +55,33 @@ def graph_checks(graph: Graph, case: Case) -> list[Check]:
             "determinism", lambda name: worst_difference(name, graph(few), graph(few), 0.0, names)
         ),
     ]
+
+
+def parity_checks(graph: Graph, case: Case) -> list[Check]:
+    """The checks of parity alone."""
+    got = np.concatenate([graph(row[None]) for row in case.answers["pixels"]])
+    return _parity(got, case, case_names(case))
+
+
+def _parity(got: np.ndarray, case: Case, names: Sequence[str]) -> list[Check]:
+    wanted, limit = case.answers["logits"], logit_limit(case, case.tolerance.difference)
+    largest = worst_difference("parity: largest difference of a logit", got, wanted, limit, names)
+    if got.shape != wanted.shape:
+        return [largest]
+    mine, theirs = (_compared(each, case) for each in (got, wanted))
+    spread = spread_checks("parity: logit", mine, theirs, case.tolerance.shares, names)
+    return [largest, *spread, *_score_parity(got, case, names)]
+
+
+def _compared(logits: np.ndarray, case: Case) -> np.ndarray:
+    """Logits less their mean where the scores do not depend on it."""
+    if case.facts["function"] != "softmax":
+        return logits
+    return np.asarray(logits.astype(np.float64) - logits.mean(axis=1, keepdims=True))
+
+
+def _self_test(case: Case, names: Sequence[str]) -> list[Check]:
+    return answers_self_test(lambda got: _parity(got, case, names), case.answers["logits"])
 
 
 def scores_closeness(graph: Graph, case: Case) -> Closeness:

@@ -4,6 +4,7 @@ import base64
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import torch
 from converters.cache import Say
 from converters.closeness import Closeness
 from converters.pictures.files import read_pictures
-from converters.pictures.proof import Graph, failed, graph_checks, scores_closeness
+from converters.pictures.proof import Graph, failed, graph_checks, parity_checks, scores_closeness
 from converters.pictures.samples import Sample
 from converters.pictures.served import served_checks
 from converters.proof import Check
@@ -112,6 +113,15 @@ class ImageTask(Task):
         except Exception as error:  # ONNX Runtime raises many kinds
             return [failed("the graph can be loaded", error)]
         return graph_checks(graph, case)
+
+    def few(self, case: Case, rows: int) -> Case:
+        chosen = np.unique(np.linspace(0, len(case.answers["names"]) - 1, rows).astype(int))
+        return replace(
+            case, answers={name: values[chosen] for name, values in case.answers.items()}
+        )
+
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        return parity_checks(Graph(engine), case)
 
     def closeness(self, engine: Path, case: Case) -> Closeness:
         return scores_closeness(Graph(engine), case)

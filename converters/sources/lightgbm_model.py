@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceRefused
-from converters.sources.tabular_model import TabularModel
+from converters.sources.tabular_model import Forest, TabularModel
 from converters.tables.graph import tree_graph
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
@@ -74,6 +74,9 @@ class LightgbmModel(TabularModel):
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))
         return {column.name: each for column, each in zip(self.columns, found, strict=True)}
+
+    def forest(self, table: Table) -> Forest:
+        return Forest(self.trees, self._matrix(table), direct=True)
 
     def _matrix(self, table: Table) -> np.ndarray:
         return np.stack([table.columns[column.name] for column in self.columns], axis=1)

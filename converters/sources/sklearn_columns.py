@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import SourceRefused
 from converters.tables.table import Column
+from converters.tables.vectorizers import is_vectorizer, words_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Use:
 
 def column_names(model: Any) -> list[str]:
     """The names that the model was trained with, else f0, f1, ..."""
+    if not hasattr(model, "n_features_in_"):
+        return ["text"]  # a vectorizer takes a list of texts, and has no columns
     if hasattr(model, "feature_names_in_"):
         return [str(name) for name in model.feature_names_in_]
     return [f"f{index}" for index in range(int(model.n_features_in_))]
@@ -36,6 +40,26 @@ def columns_of(model: Any) -> list[Column]:
         for index, place in enumerate(use.places):
             columns[place] = _described(columns[place], use.transformer, index)
     return columns
+
+
+def vectorizers_of(model: Any) -> list[tuple[str, Any]]:
+    """(column, vectorizer) for each vectorizer of texts."""
+    names = column_names(model)
+    uses = _uses(model, names, tuple(range(len(names))))
+    return [
+        (names[use.places[0]], use.transformer) for use in uses if is_vectorizer(use.transformer)
+    ]
+
+
+def direct_columns(model: Any) -> set[str]:
+    """The columns that something else than a vectorizer reads."""
+    names = column_names(model)
+    uses = list(_uses(model, names, tuple(range(len(names)))))
+    others = {p for use in uses if not is_vectorizer(use.transformer) for p in use.places}
+    if not any(is_vectorizer(use.transformer) for use in uses):
+        return set(names)
+    texts = {use.places[0] for use in uses if is_vectorizer(use.transformer)}
+    return {name for place, name in enumerate(names) if place in others or place not in texts}
 
 
 def ignored_columns(model: Any) -> set[str]:
@@ -114,12 +138,14 @@ def _places(chosen: Any, names: Sequence[str]) -> list[int]:
 def _described(column: Column, transformer: Any, index: int) -> Column:
     if hasattr(transformer, "categories_"):
         return _with_categories(column, transformer, transformer.categories_[index])
-    if hasattr(transformer, "vocabulary_"):
-        return replace(column, is_text=True)
+    if is_vectorizer(transformer):
+        words = dict.fromkeys((*column.words, *words_of(transformer)))
+        return replace(column, is_text=True, words=tuple(words))
     if hasattr(transformer, "statistics_"):
         filled = np.asarray(transformer.statistics_)[index]
         if isinstance(filled, str):
-            return replace(column, is_text=True, nullable=True)
+            mark = transformer.missing_values
+            return replace(column, is_text=True, blank_missing=is_missing(mark), none=mark is None)
         return _with_scale(column, filled, None)
     for centre, spread in (
         ("mean_", "scale_"),
@@ -135,11 +161,29 @@ def _described(column: Column, transformer: Any, index: int) -> Column:
 
 def _with_categories(column: Column, encoder: Any, known: Any) -> Column:
     takes_others = getattr(encoder, "handle_unknown", "error") != "error"
-    if np.asarray(known).dtype.kind in "OUS":
-        texts = tuple(str(each) for each in known if isinstance(each, str))
-        return replace(column, is_text=True, categories=texts, open=takes_others)
-    numbers = tuple(float(each) for each in known)
+    held = [each for each in known if not is_missing(each)]
+    gone = [each for each in known if is_missing(each)]
+    texts = tuple(str(each) for each in held if isinstance(each, str))
+    if len(gone) > 1:
+        raise SourceRefused(
+            f"the column {column.name!r} has both None and NaN among its categories, and a client "
+            "can only say that a value is missing: make them one, and train again"
+        )
+    if texts and len(texts) < len(held):
+        raise SourceRefused(
+            f"the column {column.name!r} has texts and numbers among its categories: make all of "
+            "them texts, and train again"
+        )
+    if texts or np.asarray(known).dtype.kind in "US":
+        none = any(each is None for each in gone)
+        return replace(column, is_text=True, categories=texts, open=takes_others, none=none)
+    numbers = tuple(float(each) for each in held)
     return replace(column, values=numbers, open=takes_others)
+
+
+def is_missing(value: Any) -> bool:
+    """None or NaN."""
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
 
 
 def _with_scale(column: Column, centre: Any, spread: Any) -> Column:

@@ -1,6 +1,6 @@
 """A scikit-learn classifier or regressor, or a Pipeline that ends in one, from a skops file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,13 +10,16 @@ import onnx
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.sklearn_columns import (
     columns_of,
+    direct_columns,
     ignored_columns,
     takes_columns_by_name,
+    vectorizers_of,
 )
-from converters.sources.sklearn_trees import estimator_thresholds, has_trees
+from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
-from converters.sources.tabular_model import TabularModel
-from converters.tables.table import Column, Table
+from converters.sources.tabular_model import Forest, TabularModel
+from converters.tables.vectorizers import vocabulary_note, written
+from converters.tables.table import MISSING, Column, Table
 
 
 class SklearnModel(TabularModel):
@@ -32,10 +35,19 @@ class SklearnModel(TabularModel):
         self.by_name = takes_columns_by_name(self.estimator) or has_text
         if self.by_name:
             self.order = tuple(column.name for column in self._trained)
+        # (its column, vectorizer) for each that reads texts, and whether anything else reads those.
+        self.vectorizers = vectorizers_of(self.estimator)
+        for _, vectorizer in self.vectorizers:
+            written(vectorizer)
+        self.only_texts = not hasattr(self.estimator, "n_features_in_")
         ignored = ignored_columns(self.estimator)
         self.columns = tuple(c for c in self._trained if c.name not in ignored)
         self.steps = has_trees(self.estimator)
         self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
+        self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
+        if self.margins:
+            said = "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            self.remarks = (*self.remarks, said)
 
     @property
     def last(self) -> Any:
@@ -47,6 +59,9 @@ class SklearnModel(TabularModel):
 
     def answer(self, table: Table) -> np.ndarray:
         frame = self._frame(table)
+        if self.kind == "classifier" and self.margins:
+            margins = np.asarray(self.estimator.decision_function(frame), dtype=np.float64)
+            return margins if margins.ndim > 1 else np.stack([-margins, margins], axis=1)
         if self.kind == "classifier":
             return np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
         values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
@@ -65,7 +80,25 @@ class SklearnModel(TabularModel):
         from converters.tables.sklearn2onnx import convert_estimator
 
         columns = self._trained if self.by_name else None
-        return convert_estimator(self.estimator, columns, len(self._trained), self.kind)
+        vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
+        return convert_estimator(
+            self.estimator, columns, len(self._trained), self.kind, vectorizers
+        )
+
+    def text_parts(self) -> Sequence[tuple[str, Any]]:
+        return self.vectorizers
+
+    def direct(self, column: Column) -> bool:
+        return column.name in direct_columns(self.estimator)
+
+    def is_free_text(self, column: Column) -> bool:
+        return any(name == column.name for name, _ in self.vectorizers)
+
+    def vocabulary_notes(self, table: Table) -> Sequence[str]:
+        return [
+            vocabulary_note(name, vectorizer, table.columns[name].tolist())
+            for name, vectorizer in self.vectorizers
+        ]
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         if self.estimator is not self.last:
@@ -73,8 +106,27 @@ class SklearnModel(TabularModel):
         found = estimator_thresholds(self.last, len(self._trained))
         return {column.name: each for column, each in zip(self._trained, found, strict=True)}
 
+    def forest(self, table: Table) -> Forest | None:
+        try:
+            trees = tree_sum(self.last).trees
+        except (AttributeError, SourceRefused):
+            return None
+        direct = self.estimator is self.last
+        rows: Any = self._frame(table)
+        model = self.estimator
+        while hasattr(model, "steps"):
+            before, model = model[:-1], model.steps[-1][1]
+            rows = before.transform(rows) if len(before) else rows
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        with np.errstate(over="ignore"):
+            numbers = dense.astype(np.float32).astype(np.float64)
+        narrow = not hasattr(self.last, "_predictors")
+        return Forest(trees, numbers if narrow else dense.astype(np.float64), direct)
+
     def _frame(self, table: Table) -> Any:
         """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
+        if self.only_texts:
+            return [str(text) for text in table.columns[self._trained[0].name]]
         filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
         if not hasattr(self.estimator, "feature_names_in_"):
             if any(column.is_text for column in self._trained):
@@ -92,10 +144,12 @@ class SklearnModel(TabularModel):
 
 
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
-    """Python objects; in a column that may miss a text, an empty one is missing (NaN)."""
+    """Python objects; what is missing is None or NaN, as it was in training."""
     held = values.astype(object)
-    if column.is_text and column.nullable:
-        held[values == ""] = np.nan
+    gone = values == MISSING
+    if column.blank_missing:
+        gone |= values == ""
+    held[gone] = None if column.none else np.nan
     return held
 
 
@@ -114,16 +168,32 @@ def _kind(path: Path, estimator: Any) -> str:
         kind = "classifier"
     else:
         raise SourceRefused(f"{path} holds a {what}: a classifier or a regressor is served here")
-    if not hasattr(estimator, "n_features_in_"):
+    if not _is_fitted(estimator):
         raise SourceRefused(
             f"{path} holds a {what} that was never fitted: fit it and save it again"
         )
-    if kind == "classifier" and not hasattr(estimator, "predict_proba"):
+    if kind == "classifier" and not (
+        hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
+    ):
         raise SourceRefused(
-            f"{path} holds a {what} without predict_proba, so its answers have no scores: wrap it "
-            "in sklearn.calibration.CalibratedClassifierCV"
+            f"{path} holds a {what} with neither predict_proba nor decision_function, so its "
+            "answers have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
         )
     return kind
+
+
+def _is_fitted(estimator: Any) -> bool:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    model = estimator
+    while hasattr(model, "steps"):  # a Pipeline's own check asks its last step alone
+        model = model.steps[-1][1]
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        return False
+    return hasattr(estimator, "n_features_in_") or bool(vectorizers_of(estimator))
 
 
 def _labels(path: Path, estimator: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,11 +13,22 @@ import onnx
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.archive import require_no_bomb
 from converters.tables.table import Column, Table
+from converters.tables.trees2onnx import Tree
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 # A table's model is trees or coefficients: the largest forest in use is far below this.
 SIZE_LIMIT_BYTES = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The trees at a model's end and the ``numbers`` FP64 [n, features] that they decide on;
+    ``direct``: these are the model's columns as they are."""
+
+    trees: Sequence[Tree]
+    numbers: np.ndarray
+    direct: bool
 
 
 class TabularModel(ABC):
@@ -53,6 +65,26 @@ class TabularModel(ABC):
     def thresholds(self) -> Mapping[str, np.ndarray]:
         """The numbers at which the model's trees part a column, where they can be read off."""
         return {}
+
+    def forest(self, table: Table) -> Forest | None:
+        """The model's trees with what these rows are to them; None where it has none."""
+        return None
+
+    def text_parts(self) -> Sequence[tuple[str, Any]]:
+        """(column, vectorizer) for each of scikit-learn's vectorizers that read texts."""
+        return ()
+
+    def direct(self, column: Column) -> bool:
+        """Whether anything but a vectorizer reads this column."""
+        return True
+
+    def is_free_text(self, column: Column) -> bool:
+        """Whether a vectorizer without a vocabulary reads this column."""
+        return False
+
+    def vocabulary_notes(self, table: Table) -> Sequence[str]:
+        """Which words of its vocabularies these rows have, and which they have not."""
+        return ()
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """Numbers of a column that mean something of their own: each is asked about."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceRefused
-from converters.sources.tabular_model import NOTHING, TabularModel
+from converters.sources.tabular_model import NOTHING, Forest, TabularModel
 from converters.tables.graph import linear_graph, tree_graph
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
@@ -266,6 +266,13 @@ class XgboostModel(TabularModel):
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))
         return {column.name: each for column, each in zip(self.columns, found, strict=True)}
+
+    def forest(self, table: Table) -> Forest | None:
+        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
+        with np.errstate(over="ignore"):
+            numbers = rows.astype(np.float32).astype(np.float64)
+        numbers[numbers == self.missing] = np.nan
+        return Forest(self.trees, numbers, direct=True) if self.trees else None
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """The number that stands for a missing one is asked about in every column."""

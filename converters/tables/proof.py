@@ -10,10 +10,13 @@ from converters.parity import same_decision
 from converters.proof import Check, at_most
 from converters.relative import equal, largest_relative, relative_checks
 from converters.runner import OpenRunner, onnx_runner
+from converters.self_test import answers_self_test
 from converters.tables.table import Table
+from converters.tables.vectorizers import FILE, read, terms
 from converters.task import Case, Feed
 
 BATCH_SIZES = (1, 2, 64)
+CHUNK = 64
 NUMBERS = {"FP32": np.float32, "FP64": np.float64}
 
 
@@ -51,21 +54,36 @@ def scores_by_label(
 
 
 class TableGraph:
-    """The engine, opened by ``runner``. ``facts`` are the task's."""
+    """The engine, opened by ``runner``, of a case: its facts, and the vectorizers of its texts."""
 
-    def __init__(
-        self, engine: Path, facts: Mapping[str, Any], runner: OpenRunner = onnx_runner
-    ) -> None:
+    def __init__(self, engine: Path, case: Case, runner: OpenRunner = onnx_runner) -> None:
         self._session = runner(engine)
-        self.facts = facts
-        self.outputs = ["label", "score"] if facts["labels"] else ["value"]
+        self.facts = case.facts
+        self.outputs = ["label", "score"] if self.facts["labels"] else ["value"]
+        file = case.folder / "pre" / FILE
+        self._vectorizers = read(file) if self.facts.get("texts") else []
 
     def feed(self, table: Table) -> Feed:
-        return column_feeds(table, self.facts)
+        """What the engine reads: the columns, and the terms of texts."""
+        columns = {c["tensor"]: c for c in self.facts["columns"]}
+        texts = {tensor: table.columns[c["name"]] for tensor, c in columns.items()}
+        feed = {
+            tensor: values
+            for tensor, values in column_feeds(table, self.facts).items()
+            if columns[tensor].get("direct", True)
+        }
+        for held, vectorizer in self._vectorizers:
+            ids, values = terms(vectorizer, texts[held["tensor"]].tolist(), held["size"])
+            feed |= {held["ids"]: ids, held["values"]: values}
+        return feed
 
     def run(self, table: Table) -> list[np.ndarray]:
-        """The graph's own outputs for these rows."""
-        return list(self._session.run(self.outputs, dict(self.feed(table))))
+        """The graph's own outputs for these rows; where texts are spread out to rows of a whole
+        vocabulary, ``CHUNK`` at a time."""
+        size = CHUNK if self._vectorizers else max(1, len(table))
+        parts = [table.rows(slice(at, at + size)) for at in range(0, len(table), size)]
+        each = [self._session.run(self.outputs, dict(self.feed(part))) for part in parts]
+        return [np.concatenate(outputs) for outputs in zip(*each, strict=True)]
 
     def alone(self, table: Table) -> list[np.ndarray]:
         """The same, asked about one row at a time."""
@@ -81,20 +99,30 @@ def graph_checks(graph: TableGraph, table: Table, case: Case) -> list[Check]:
         *_same(f"batch invariance, all {len(table)} rows at once", together, alone, table, case),
         _dynamic_batch(graph, table),
         *_same("determinism", graph.run(table), together, table, None),
+        *answers_self_test(
+            lambda answers: answer_checks(answers, table.labels, case), case.answers["answers"]
+        ),
     ]
 
 
 def parity(outputs: Sequence[np.ndarray], table: Table, case: Case) -> list[Check]:
     """The pipeline's outputs (``label`` and ``score``, or ``value``) against the original."""
-    original, allowed, rows = case.answers["answers"], case.tolerance, table.labels
+    rows, labels = table.labels, case.facts["labels"]
+    if not labels:
+        return answer_checks(outputs[0].astype(float), rows, case)
+    scores, order = scores_by_label(outputs[0], outputs[1], labels)
+    return [*answer_checks(scores, rows, case), order]
+
+
+def answer_checks(answers: np.ndarray, rows: Sequence[str], case: Case) -> list[Check]:
+    """Answers FP64 [n, labels] or [n, 1], in the order of the labels, against the original's."""
+    original, allowed = case.answers["answers"], case.tolerance
     limits = (allowed.difference, allowed.mean)
     if not case.facts["labels"]:
-        return relative_checks("parity: value", outputs[0].astype(float), original, limits, rows)
-    scores, order = scores_by_label(outputs[0], outputs[1], case.facts["labels"])
+        return relative_checks("parity: value", answers, original, limits, rows)
     return [
-        *relative_checks("parity: score", scores, original, limits, rows),
-        same_decision("task: same likeliest label", scores, original, allowed, rows),
-        order,
+        *relative_checks("parity: score", answers, original, limits, rows),
+        same_decision("task: same likeliest label", answers, original, allowed, rows),
     ]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import SourceRefused
 from converters.sources.tabular_model import TabularModel
-from converters.tables.table import Column, Table
+from converters.tables.table import MISSING, Column, Table
 
 ROWS, LINES = 80, 24
 # Doubles between two numbers are halved away in fewer than 64 steps from any two of one size.
@@ -38,13 +39,38 @@ def explore(model: TabularModel) -> Explored:
     return Explored(model, tuple(_with_missing(model, column, start) for column in columns))
 
 
-def generated_rows(explored: Explored, rng: np.random.Generator) -> Table:
-    """``ROWS`` rows drawn around each column's centre, from its thresholds and its categories."""
+def answers_of(model: TabularModel, rows: Table) -> np.ndarray:
+    """The library's answers FP64 [n, width]; NaN in a row that it refuses."""
+    if not len(rows):
+        return np.empty((0, max(1, len(model.labels))))
+    try:
+        return model.answer(rows)
+    except SourceRefused:
+        raise
+    except Exception:  # whatever a library raises of a row that it does not take
+        width, found = max(1, len(model.labels)), []
+        for place in range(len(rows)):
+            try:
+                found.append(model.answer(rows.rows(slice(place, place + 1)))[0])
+            except Exception:
+                found.append(np.full(width, np.nan))
+        return np.stack(found)
+
+
+def answered(model: TabularModel, rows: Table) -> tuple[Table, Table]:
+    """The rows that the library answers, and those that it refuses or answers with NaN."""
+    finite = np.isfinite(answers_of(model, rows)).all(axis=1)
+    return rows.rows(np.flatnonzero(finite)), rows.rows(np.flatnonzero(~finite))
+
+
+def generated_rows(explored: Explored, rng: np.random.Generator, count: int = ROWS) -> Table:
+    """``count`` rows drawn around each column's centre, from its thresholds and its categories."""
     thresholds = explored.model.thresholds()
     drawn = {
-        column.name: _drawn(column, thresholds.get(column.name), rng) for column in explored.columns
+        column.name: _drawn(column, thresholds.get(column.name), rng, count)
+        for column in explored.columns
     }
-    labels = [f"generated row {index}" for index in range(ROWS)]
+    labels = [f"generated row {index}" for index in range(count)]
     return Table(drawn, labels)
 
 
@@ -103,20 +129,16 @@ def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
         return column
     centre = column.centre or 0.0
     numbers = np.concatenate([[centre], centre + MAGNITUDES, centre - MAGNITUDES])
-    answers = model.answer(_repeated(start, column.name, numbers))
+    answers = answers_of(model, _repeated(start, column.name, numbers))
     moved = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
     enough = moved[1:] >= 0.2 * moved.max() if moved.max() > 0 else np.ones(len(numbers) - 1, bool)
     return replace(column, centre=centre, spread=float(np.tile(MAGNITUDES, 2)[enough].min()))
 
 
 def _with_missing(model: TabularModel, column: Column, start: Table) -> Column:
-    """Whether the library answers to a missing number, and not with a NaN of its own."""
-    if column.is_text or column.values:
-        return column
-    try:
-        answer = model.answer(_repeated(start, column.name, np.array([np.nan])))
-    except ValueError:
-        return column
+    """Whether the library answers to a missing value, and not with a NaN of its own."""
+    gone = np.array([MISSING]) if column.is_text else np.array([np.nan])
+    answer = answers_of(model, _repeated(start, column.name, gone))
     return replace(column, nullable=bool(np.isfinite(answer).all()))
 
 
@@ -125,27 +147,35 @@ def _repeated(start: Table, name: str, numbers: np.ndarray) -> Table:
     return Table({**rows.columns, name: numbers}, rows.labels)
 
 
-def _drawn(column: Column, found: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+def _drawn(
+    column: Column, found: np.ndarray | None, rng: np.random.Generator, count: int
+) -> np.ndarray:
     if column.is_text:
-        return _texts(column, rng)
+        return _texts(column, rng, count)
+    missing = rng.random(count) < (0.04 if column.nullable else 0.0)
     if column.values:
-        return rng.choice(np.array(column.values), ROWS)
+        return np.where(missing, np.nan, rng.choice(np.array(column.values), count))
     spread = column.spread or 1.0
-    numbers = (column.centre or 0.0) + 1.5 * spread * rng.standard_normal(ROWS)
+    numbers = (column.centre or 0.0) + 1.5 * spread * rng.standard_normal(count)
     if found is not None and len(found):
         # Half of them between two thresholds, where trees with many of them have their say.
-        near = rng.choice(found, ROWS) + spread * rng.standard_normal(ROWS) / max(4, len(found))
-        numbers = np.where(rng.random(ROWS) < 0.5, near, numbers)
-    missing = rng.random(ROWS) < (0.04 if column.nullable else 0.0)
+        near = rng.choice(found, count) + spread * rng.standard_normal(count) / max(4, len(found))
+        numbers = np.where(rng.random(count) < 0.5, near, numbers)
     return np.asarray(np.where(missing, np.nan, numbers))
 
 
-def _texts(column: Column, rng: np.random.Generator) -> np.ndarray:
-    known = list(column.categories) or ["a", "b", "some words in a row"]
-    texts = rng.choice(np.array(known, dtype=np.str_), ROWS)
+def _texts(column: Column, rng: np.random.Generator, count: int) -> np.ndarray:
+    known = list(column.words or column.categories) or ["a", "b", "some words in a row"]
+    texts = rng.choice(np.array(known, dtype=np.str_), count)
+    if column.words:
+        # Some words of the vocabulary a text.
+        lengths = rng.integers(1, 9, count)
+        texts = np.array([" ".join(rng.choice(known, length)) for length in lengths], np.str_)
     if column.open:
-        texts = np.where(rng.random(ROWS) < 0.05, "never seen: 新", texts)
-    return np.where(rng.random(ROWS) < 0.05, "", texts) if column.nullable else texts
+        texts = np.where(rng.random(count) < 0.05, "never seen: 新", texts)
+    if column.blank_missing:
+        texts = np.where(rng.random(count) < 0.05, "", texts)
+    return np.where(rng.random(count) < 0.05, MISSING, texts) if column.nullable else texts
 
 
 def _lines(
@@ -163,8 +193,9 @@ def _lines(
     usable = np.isfinite(numbers) & np.isfinite(here) & (numbers != here)
     numbers = np.where(usable, numbers, here)
     start = rows.rows(chosen)
-    before = explored.model.answer(start)
-    after = explored.model.answer(_Lines(start, names).at(numbers))
+    before = answers_of(explored.model, start)
+    after = answers_of(explored.model, _Lines(start, names).at(numbers))
+    # A row that it refuses has NaN here, which is no move.
     moved = usable & (np.abs(after - before).max(axis=1) > 0)
     for place in np.flatnonzero(moved)[:LINES]:
         yield int(chosen[place]), names[place], float(numbers[place])
@@ -174,10 +205,10 @@ def _bisect(
     model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Halve each line towards its larger change until its ends are neighbours."""
-    at_low, at_high = model.answer(lines.at(low)), model.answer(lines.at(high))
+    at_low, at_high = answers_of(model, lines.at(low)), answers_of(model, lines.at(high))
     for _ in range(STEPS):
         middle = low + (high - low) / 2
-        between = model.answer(lines.at(middle))
+        between = answers_of(model, lines.at(middle))
         first = np.abs(between - at_low).max(axis=1) >= np.abs(at_high - between).max(axis=1)
         high, low = np.where(first, middle, high), np.where(first, low, middle)
         at_high = np.where(first[:, None], between, at_high)
@@ -187,7 +218,7 @@ def _bisect(
 
 def _around(model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray) -> Table:
     """The rows of those lines that end in a jump; a smooth answer has none."""
-    gap = np.abs(model.answer(lines.at(low)) - model.answer(lines.at(high))).max(axis=1)
+    gap = np.abs(answers_of(model, lines.at(low)) - answers_of(model, lines.at(high))).max(axis=1)
     jumps = np.flatnonzero(gap > 1e-9)
     with np.errstate(over="ignore"):  # beyond FP32 there are no FP32 neighbours
         narrow = low.astype(np.float32)

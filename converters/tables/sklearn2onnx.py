@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from converters.errors import ExportFailed, SourceRefused
-from converters.tables.sklearn_exact import register_exact
+from converters.tables.sklearn_exact import register_exact, register_vectorizers
 from converters.tables.table import Column
 from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET
 
@@ -19,23 +19,30 @@ ALL = "all_columns"  # the one input of a model that does not tell its columns a
 
 
 def convert_estimator(
-    estimator: Any, columns: Sequence[Column] | None, width: int, kind: str
+    estimator: Any,
+    columns: Sequence[Column] | None,
+    width: int,
+    kind: str,
+    vectorizers: Sequence[Any] = (),
 ) -> onnx.ModelProto:
     """The graph of a ``classifier`` (its probabilities) or a ``regressor``.
 
-    One input for each of ``columns``, or, where they are None, one of all ``width``. SourceRefused
-    names an estimator that has no converter.
+    One input for each of ``columns``, or, where they are None, one of all ``width``. Each of
+    ``vectorizers`` is a node ``VECTORIZE`` with its place, for ``public_graph`` to replace.
+    SourceRefused names an estimator that has no converter.
     """
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     register_exact()
+    register_vectorizers(vectorizers)
     _flatten_nothing(estimator)
     reasons = []
     # Some of ONNX Runtime's operators (support vectors, AdaBoost's) know FP32 only.
     for number in (DoubleTensorType, FloatTensorType):
         try:
             graph = _converted(estimator, columns, width, kind, number)
-            _require_loadable(graph)
+            if not vectorizers:
+                _require_loadable(graph)
             return graph
         except SourceRefused:
             raise

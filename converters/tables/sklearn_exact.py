@@ -1,34 +1,51 @@
 """Converters in the place of skl2onnx's own: exactly scikit-learn's arithmetic, in its order.
 
 skl2onnx's trees and SimpleImputer know FP32 only, and its MinMaxScaler rounds in another order:
-each sends a row that lies near a threshold to the other side. Each function is a converter as
+each sends a row that lies near a threshold to the other side. Its encoders know neither a missing
+category nor rare ones. Each function is a converter as
 skl2onnx wants it: ``(scope, operator, container)``.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
+from converters.sources.sklearn_columns import is_missing
+from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_trees import tree_models, tree_sum
+from converters.tables.table import MISSING
 from converters.tables.tree_graph import tree_parts
 from converters.tables.trees2onnx import ML_OPSET
+from converters.tables.vectorizers import size_of
 
 ML_DOMAIN = "ai.onnx.ml"
+# A node that is never run: ``converters.tables.graph`` puts the step's terms in its place.
+VECTORIZE, TIDEGATE_DOMAIN = "Vectorize", "tidegate"
 
 
 def register_exact() -> None:
     """Make skl2onnx use these."""
-    from skl2onnx import update_registered_converter
+    from skl2onnx import _parse, update_registered_converter
     from skl2onnx.common.shape_calculator import (
         calculate_linear_classifier_output_shapes,
         calculate_linear_regressor_output_shapes,
     )
     from skl2onnx.shape_calculators.imputer import calculate_sklearn_imputer_output_shapes
     from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
+    from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.impute import SimpleImputer
-    from sklearn.preprocessing import MinMaxScaler
+    from sklearn.preprocessing import (
+        MinMaxScaler,
+        Normalizer,
+        OneHotEncoder,
+        OrdinalEncoder,
+        TargetEncoder,
+    )
 
+    # Texts and numbers side by side cannot be merged into one tensor.
+    _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
     flags = {
         "zipmap": [True, False, "columns"],
         "nocl": [True, False],
@@ -45,9 +62,18 @@ def register_exact() -> None:
             _convert_trees,
             options=flags if classifies else None,
         )
+    for model in linear_classifiers():
+        update_registered_converter(
+            model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=flags
+        )
     for part, shapes, convert in (
         (SimpleImputer, calculate_sklearn_imputer_output_shapes, _convert_imputer),
         (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
+        (OneHotEncoder, _encoded_shape, _convert_encoder),
+        (OrdinalEncoder, _encoded_shape, _convert_encoder),
+        (TargetEncoder, _encoded_shape, _convert_encoder),
+        (Normalizer, _same_shape, _convert_normalizer),
+        (TfidfTransformer, _same_shape, _convert_tfidf),
     ):
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
@@ -78,6 +104,100 @@ def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
         _add_label(scope, operator, container, answer)
 
 
+def register_vectorizers(vectorizers: Sequence[Any]) -> None:
+    """Make skl2onnx write a ``VECTORIZE`` node, with its place among these, for each of them."""
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    places = {id(each): place for place, each in enumerate(vectorizers)}
+
+    def shape(operator: Any) -> None:
+        rows = operator.inputs[0].get_first_dimension()
+        operator.outputs[0].type = DoubleTensorType([rows, size_of(operator.raw_operator)])
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        container.add_node(
+            VECTORIZE,
+            [operator.inputs[0].full_name],
+            [operator.outputs[0].full_name],
+            name=scope.get_unique_operator_name(VECTORIZE),
+            op_domain=TIDEGATE_DOMAIN,
+            op_version=1,
+            place=places[id(operator.raw_operator)],
+        )
+
+    for kind in {type(each) for each in vectorizers}:
+        update_registered_converter(kind, f"Sklearn{kind.__name__}", shape, convert)
+
+
+def linear_classifiers() -> Iterator[type]:
+    """The classifiers that are ``x @ coef_ + intercept_`` and a link."""
+    from sklearn import linear_model, svm
+
+    names = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "Perceptron")
+    names += ("RidgeClassifier", "RidgeClassifierCV", "PassiveAggressiveClassifier")
+    yield from (getattr(linear_model, name) for name in names if hasattr(linear_model, name))
+    yield svm.LinearSVC
+
+
+def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
+    """Scores, or margins where the estimator has no scores ([n, classes]; of two, -d and d)."""
+    model, source = operator.raw_operator, _joined(scope, operator, container)
+    kind = _number(operator)
+    if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        kind, given = onnx.TensorProto.DOUBLE, source
+        source = scope.get_unique_variable_name("numbers")
+        container.add_node("Cast", [given], [source], to=kind)
+    weights = np.asarray(model.coef_, np.float64).T
+    bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
+    if weights.shape[1] == 1:
+        weights = np.hstack([-weights, weights])
+        bias = np.concatenate([-bias, bias])
+    names = {
+        key: scope.get_unique_variable_name(key) for key in ("product", "margin", "odds", "sum")
+    }
+    held = _constant(scope, container, weights, kind, weights.shape)
+    container.add_node("MatMul", [source, held], [names["product"]])
+    start = _constant(scope, container, bias, kind)
+    container.add_node("Add", [names["product"], start], [names["margin"]])
+    answer = scope.get_unique_variable_name("answer")
+    match _linear_link(model):
+        case "margin":
+            container.add_node("Identity", [names["margin"]], [answer])
+        case "softmax":
+            container.add_node("Softmax", [names["margin"]], [answer], axis=1)
+        case "sigmoid":
+            container.add_node("Sigmoid", [names["margin"]], [answer])
+        case "one against the rest":
+            axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+            container.add_node("Sigmoid", [names["margin"]], [names["odds"]])
+            container.add_node("ReduceSum", [names["odds"], axes], [names["sum"]], keepdims=1)
+            container.add_node("Div", [names["odds"], names["sum"]], [answer])
+    target = operator.outputs[-1]
+    container.add_node(
+        "Cast", [answer], [target.full_name], to=_proto(target, onnx.TensorProto.DOUBLE)
+    )
+    if len(operator.outputs) > 1:
+        _add_label(scope, operator, container, answer)
+
+
+def _linear_link(model: Any) -> str:
+    if not hasattr(model, "predict_proba"):
+        return "margin"
+    if getattr(model, "loss", "log_loss") != "log_loss":
+        raise NotImplementedError(f"{type(model).__name__}(loss={model.loss!r}) has no converter")
+    if len(model.classes_) == 2:
+        return "sigmoid"
+    apart = getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
+    return "one against the rest" if apart or hasattr(model, "loss") else "softmax"
+
+
+def _proto(variable: Any, otherwise: int) -> int:
+    from skl2onnx.common.data_types import guess_proto_type
+
+    return int(guess_proto_type(variable.type) or otherwise)
+
+
 def _add_label(scope: Any, operator: Any, container: Any, answer: str) -> None:
     classes = np.asarray(operator.raw_operator.classes_)
     is_text = classes.dtype.kind in "OUS"
@@ -106,6 +226,56 @@ def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Clip", [moved, *ends], [target])
 
 
+def _same_shape(operator: Any) -> None:
+    kind = type(operator.inputs[0].type)
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = kind([rows, int(operator.raw_operator.n_features_in_)])
+
+
+def _convert_normalizer(scope: Any, operator: Any, container: Any) -> None:
+    source = _joined(scope, operator, container)
+    _add_norm(scope, operator, container, source, operator.raw_operator.norm)
+
+
+def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str | None) -> None:
+    """Rows divided by their norm, where it is not 0, into the operator's output."""
+    kind, target = _number(operator), operator.outputs[0].full_name
+    if norm is None:
+        container.add_node("Identity", [source], [target])
+        return
+    names = [scope.get_unique_variable_name("norm") for _ in range(4)]
+    size, length, is_zero, safe = map(str, names)
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    container.add_node("Abs", [source], [size])
+    reduce = {"l1": "ReduceSum", "l2": "ReduceL2", "max": "ReduceMax"}[norm]
+    container.add_node(reduce, [size, axes], [length], keepdims=1)
+    zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
+    container.add_node("Equal", [length, zero], [is_zero])
+    container.add_node("Where", [is_zero, one, length], [safe])
+    container.add_node("Div", [source, safe], [target])
+
+
+def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
+    part, source = operator.raw_operator, _joined(scope, operator, container)
+    kind = _number(operator)
+    if part.sublinear_tf:
+        names = [scope.get_unique_variable_name("tf") for _ in range(5)]
+        held, safe, logs, more, grown = map(str, names)
+        zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
+        container.add_node("Greater", [source, zero], [held])
+        container.add_node("Where", [held, source, one], [safe])
+        container.add_node("Log", [safe], [logs])
+        container.add_node("Add", [logs, one], [more])
+        container.add_node("Where", [held, more, zero], [grown])
+        source = grown
+    if part.use_idf:
+        weighed = str(scope.get_unique_variable_name("tfidf"))
+        idf = _constant(scope, container, np.asarray(part.idf_, np.float64), kind)
+        container.add_node("Mul", [source, idf], [weighed])
+        source = weighed
+    _add_norm(scope, operator, container, source, part.norm)
+
+
 def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     """What is missing becomes ``statistics_``; in a text column the empty text is missing."""
     imputer, source = operator.raw_operator, _joined(scope, operator, container)
@@ -113,18 +283,11 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     if imputer.indicator_ is not None:
         raise NotImplementedError("SimpleImputer(add_indicator=True) has no converter")
     gone, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
+    mark = imputer.missing_values
     if statistics.dtype.kind in "OUS":
-        flags = scope.get_unique_variable_name("flags")
-        container.add_node(
-            "LabelEncoder",
-            [source],
-            [flags],
-            keys_strings=[""],
-            values_int64s=[1],
-            default_int64=0,
-            op_domain=ML_DOMAIN,
-            op_version=2,
-        )
+        keys = ["", MISSING] if is_missing(mark) else [str(mark)]
+        _add_lookup(scope, container, source, gone, dict.fromkeys(keys, 1), 0)
+        flags, gone = gone, scope.get_unique_variable_name("is_missing")
         container.add_node("Cast", [flags], [gone], to=onnx.TensorProto.BOOL)
         texts = [str(each).encode() for each in statistics]
         fill = _constant(scope, container, texts, onnx.TensorProto.STRING)
@@ -133,12 +296,110 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
         fill = _constant(scope, container, held, kind)
         if not np.isfinite(held).all():
             raise NotImplementedError("a SimpleImputer that drops empty columns has no converter")
-        if np.isnan(float(imputer.missing_values)):
+        if is_missing(mark):
             container.add_node("IsNaN", [source], [gone])
         else:
-            value = _constant(scope, container, [float(imputer.missing_values)], kind)
+            value = _constant(scope, container, [float(mark)], kind)
             container.add_node("Equal", [source, value], [gone])
     container.add_node("Where", [gone, fill, source], [target])
+
+
+def _add_lookup(
+    scope: Any,
+    container: Any,
+    source: str,
+    target: str,
+    places: Mapping[str, int],
+    otherwise: int,
+) -> None:
+    """Texts [...] -> INT64 of the same shape."""
+    container.add_node(
+        "LabelEncoder",
+        [source],
+        [target],
+        name=scope.get_unique_operator_name("LabelEncoder"),
+        keys_strings=list(places),
+        values_int64s=list(places.values()),
+        default_int64=otherwise,
+        op_domain=ML_DOMAIN,
+        op_version=2,
+    )
+
+
+def _encoded_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    kinds = [type(each.type) for each in operator.inputs]
+    kind = FloatTensorType if FloatTensorType in kinds else DoubleTensorType
+    width = sum(each.rows.shape[1] for each in encoder_columns(operator.raw_operator))
+    operator.outputs[0].type = kind([operator.inputs[0].get_first_dimension(), width])
+
+
+def _convert_encoder(scope: Any, operator: Any, container: Any) -> None:
+    """Each column's value is looked up among its categories, and what the encoder itself gives for
+    that category is read from a table: every option of the encoder is in it."""
+    from skl2onnx.common.data_types import StringTensorType, guess_proto_type
+
+    columns = encoder_columns(operator.raw_operator)
+    known, kind = iter(columns), guess_proto_type(operator.outputs[0].type)
+    parts: list[str] = []
+    for each in operator.inputs:
+        # One input holds all; of several, each says its width.
+        width = len(columns) if len(operator.inputs) == 1 else each.type.shape[1]
+        for place in range(width):
+            column = next(known)
+            source = each.full_name
+            if width > 1:
+                at = _constant(scope, container, [place], onnx.TensorProto.INT64)
+                source = scope.get_unique_variable_name("column")
+                container.add_node("Gather", [each.full_name, at], [source], axis=1)
+            is_text = isinstance(each.type, StringTensorType)
+            find = _place_of_text if is_text else _place_of_number
+            index = find(scope, container, source, column, each)
+            rows = _constant(scope, container, column.rows, kind, column.rows.shape)
+            found = scope.get_unique_variable_name("encoded")
+            container.add_node("Gather", [rows, index], [found], axis=0)
+            flat = _constant(
+                scope, container, [-1, column.rows.shape[1]], onnx.TensorProto.INT64
+            )
+            parts.append(scope.get_unique_variable_name("encoded_flat"))
+            container.add_node("Reshape", [found, flat], [parts[-1]])
+    container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)
+
+
+def _place_of_text(
+    scope: Any, container: Any, source: str, column: EncoderColumn, _variable: Any
+) -> str:
+    places = {str(each): place + 1 for place, each in enumerate(column.known)}
+    places[MISSING] = len(column.known) + 1
+    index = str(scope.get_unique_variable_name("place"))
+    _add_lookup(scope, container, source, index, places, 0)
+    return index
+
+
+def _place_of_number(
+    scope: Any, container: Any, source: str, column: EncoderColumn, variable: Any
+) -> str:
+    """1 and on for what is known, 0 for another number, the last for NaN."""
+    from skl2onnx.common.data_types import guess_proto_type
+
+    kind, count = int(guess_proto_type(variable.type)), len(column.known)
+    names = [scope.get_unique_variable_name("place") for _ in range(6)]
+    same, ones, weighed, index, nan, place = map(str, names)
+    known = [float(each) for each in column.known]
+    held = _constant(scope, container, known, kind, (1, count))
+    container.add_node("Equal", [source, held], [same])
+    container.add_node("Cast", [same], [ones], to=onnx.TensorProto.INT64)
+    numbers = _constant(
+        scope, container, list(range(1, count + 1)), onnx.TensorProto.INT64, (1, count)
+    )
+    container.add_node("Mul", [ones, numbers], [weighed])
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    container.add_node("ReduceSum", [weighed, axes], [index], keepdims=1)
+    container.add_node("IsNaN", [source], [nan])
+    last = _constant(scope, container, [count + 1], onnx.TensorProto.INT64)
+    container.add_node("Where", [nan, last, index], [place])
+    return place
 
 
 def _joined(scope: Any, operator: Any, container: Any) -> str:

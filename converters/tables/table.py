@@ -13,26 +13,33 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.texts.sample_files import SAMPLE_LIMIT
 
 CSV_LIMIT_BYTES = 256 * 1024 * 1024
+# A missing text on the wire and in a Table: a code point that Unicode keeps out of texts for ever.
+MISSING = "\ufdd0"
 
 
 @dataclass(frozen=True)
 class Column:
     """A column that a model takes. ``categories`` are the texts that it knows; ``open``: it takes
-    others too. ``nullable``: it takes a number that is missing. ``centre`` and ``spread`` say where
-    the numbers lie that the model was trained on, as far as the model itself says it."""
+    others too. ``nullable``: it takes a value that is missing (NaN, or the text ``MISSING``);
+    ``blank_missing``: the empty text is missing too; ``none``: what is missing was None in training
+    and not NaN. ``centre`` and ``spread`` say where the numbers lie that the model was trained on,
+    as far as the model itself says it. ``words`` are what a vectorizer knows of free texts."""
 
     name: str
     is_text: bool = False
     categories: tuple[str, ...] = ()
     open: bool = True
     nullable: bool = False
+    blank_missing: bool = False
+    none: bool = False
+    words: tuple[str, ...] = ()
     centre: float | None = None
     spread: float | None = None
-    values: tuple[float, ...] = ()  # the only numbers that it takes, where there are such
+    values: tuple[float, ...] = ()  # the numbers that an encoder knows, where there are such
 
     def facts(self) -> dict[str, Any]:
         """What the pipeline is declared with."""
-        kept = ("name", "is_text", "categories", "open", "nullable")
+        kept = ("name", "is_text", "categories", "open", "nullable", "blank_missing", "values")
         return {key: value for key, value in asdict(self).items() if key in kept}
 
 
@@ -126,11 +133,16 @@ def _table(
     for column in columns:
         texts = [(line, row[places[column.name]]) for line, row in body]
         read[column.name] = (
-            np.array([text for _, text in texts], dtype=np.str_)
+            np.array([_text(column, text) for _, text in texts], dtype=np.str_)
             if column.is_text
             else np.array([_number(path, column, *each) for each in texts])
         )
     return Table(read, [f"line {line} of {path.name}" for line, _ in body])
+
+
+def _text(column: Column, text: str) -> str:
+    """An empty field is a missing value, as pandas reads it, unless "" is a category."""
+    return MISSING if not text and column.nullable and "" not in column.categories else text
 
 
 def _number(path: Path, column: Column, line: int, text: str) -> float:

@@ -1,6 +1,7 @@
 """The tasks ``tabular-classification`` and ``tabular-regression``: a row of named columns -> an
 answer."""
 
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.metadata import version
@@ -19,9 +20,11 @@ from converters.sources.tabular_model import TabularModel, open_model
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
 from converters.tables.proof import TableGraph, case_table, graph_checks
-from converters.tables.rows import boundary_rows, explore, generated_rows
+from converters.tables.constructed import constructed_rows, exercised
+from converters.tables.rows import answered, boundary_rows, explore, generated_rows
 from converters.tables.served import served_checks
-from converters.tables.table import Table, read_csv
+from converters.tables.table import MISSING, Table, read_csv
+from converters.tables.vectorizers import FILE, size_of, write
 from converters.task import Case, Feed, Order, Task
 from modelspec.face import Golden
 
@@ -37,6 +40,7 @@ class TabularTask(Task):
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
+    tests_graphs: ClassVar[bool] = False
     classifies: ClassVar[bool]
 
     def __init__(self, order: Order) -> None:
@@ -44,7 +48,8 @@ class TabularTask(Task):
         self.model: TabularModel = open_model(Path(order.source), order.options)
         _require_task(self, self.model)
         # Many small questions: threads only wait for one another.
-        with threadpool_limits(1):
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.explored = explore(self.model)
         self.samples = read_csv(order.samples, self.explored.columns) if order.samples else None
 
@@ -56,26 +61,67 @@ class TabularTask(Task):
         return " ".join([samples, *(f"{name}={version(name)}" for name in PACKAGES)])
 
     def facts(self) -> dict[str, Any]:
-        columns = [{**c.facts(), "tensor": tensor_name(c.name)} for c in self.explored.columns]
+        columns = [
+            {**c.facts(), "tensor": tensor_name(c.name), "direct": self.model.direct(c)}
+            for c in self.explored.columns
+        ]
         return {
-            "columns": [{**each, "categories": list(each["categories"])} for each in columns],
+            "columns": [
+                {**each, "categories": list(each["categories"]), "values": list(each["values"])}
+                for each in columns
+            ],
             "number": self.model.number,
             "labels": list(self.model.labels),
+            "texts": [
+                {
+                    "tensor": tensor_name(name),
+                    "ids": f"terms{place}_ids",
+                    "values": f"terms{place}_values",
+                    "size": size_of(vectorizer),
+                }
+                for place, (name, vectorizer) in enumerate(self.model.text_parts())
+            ],
         }
+
+    def write_steps(self, folder: Path) -> None:
+        if self.model.text_parts():
+            vectorizers = [vectorizer for _, vectorizer in self.model.text_parts()]
+            write(folder / "pre" / FILE, self.facts()["texts"], vectorizers)
 
     def export(self, target: Path) -> None:
         facts = self.facts()
-        shape = Shape(facts["columns"], facts["number"], facts["labels"], self.model.order)
+        shape = Shape(
+            facts["columns"], facts["number"], facts["labels"], self.model.order, facts["texts"]
+        )
         onnx.save(public_graph(self.model.graph(), shape), target)
 
     @cached_property
     def rows(self) -> Table:
-        """The samples, or rows generated from what the model itself holds; then rows at the places
-        where its answer jumps."""
+        """The samples, or rows generated from what the model itself holds; then rows made to touch
+        what it is made of, and rows at the places where its answer jumps. Those of them that the
+        library refuses are left out."""
         generator = np.random.default_rng(SEED)
-        with threadpool_limits(1):
-            rows = self.samples or generated_rows(self.explored, generator)
-            return rows.join(boundary_rows(self.explored, rows, generator))
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = self.samples or self._drawn(generator)
+            made = constructed_rows(self.explored, rows, generator)
+            made = made.join(boundary_rows(self.explored, rows, generator))
+            return rows.join(answered(self.model, made)[0])
+
+    def _drawn(self, generator: np.random.Generator) -> Table:
+        drawn = generated_rows(self.explored, generator)
+        kept, refused = answered(self.model, drawn)
+        if len(kept):
+            return kept
+        reason = "it answers with NaN"
+        try:
+            self.model.answer(refused.rows(slice(0, 1)))
+        except Exception as error:  # whatever the library raises of a row
+            reason = " ".join(str(error).split())[:200]
+        raise SourceRefused(
+            f"{self.order.source} refuses every row that was made up ({reason}): give real ones "
+            "with --samples rows.csv"
+        )
 
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
         for remark in self.remarks:
@@ -89,7 +135,7 @@ class TabularTask(Task):
         return {**rows.arrays(), "answers": answers}
 
     def feeds(self, case: Case) -> Iterator[Feed]:
-        graph = TableGraph(case.folder / "model.onnx", case.facts)
+        graph = TableGraph(case.folder / "model.onnx", case)
         table = case_table(case)
         for row in range(len(table)):
             yield graph.feed(table.rows(slice(row, row + 1)))
@@ -97,13 +143,14 @@ class TabularTask(Task):
     def prove_graph(
         self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        return graph_checks(TableGraph(engine, case.facts, runner), case_table(case), case)
+        return graph_checks(TableGraph(engine, case, runner), case_table(case), case)
 
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)
 
     def notes(self, case: Case) -> list[str]:
-        return self.remarks
+        table = case_table(case)
+        return [*self.remarks, *exercised(self.explored, table, case.answers["answers"])]
 
     def golden(self, case: Case) -> Golden:
         """The first row without a missing value: what JSON can say in every client."""
@@ -150,7 +197,7 @@ def request_of(table: Table, row: int) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return str(value)
+        return None if value == MISSING else str(value)
     return None if np.isnan(value) else float(value)
 
 

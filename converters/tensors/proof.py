@@ -6,15 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness, worst_of
+from converters.closeness import (
+    Closeness,
+    closeness,
+    decided,
+    same_best,
+    spread_of,
+    worst_of,
+)
 from converters.closeness import same_decision as same_largest
-from converters.parity import lowest_cosine, same_decision
-from converters.proof import Check, at_most
+from converters.parity import lowest_cosine, same_decision, score_spread_checks
+from converters.proof import Check, at_least, at_most, worst_difference
 from converters.relative import largest_relative, relative_checks
 from converters.runner import OpenRunner, onnx_runner
+from converters.self_test import answers_self_test
 from converters.sources.tensor_source import Group, Port
 from converters.task import Case
 from converters.tensors.group_files import unpack_groups
+from converters.tolerance import Tolerance
 
 BATCH_SIZES = (1, 2, 32)
 
@@ -76,11 +85,38 @@ def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
         alone, together = graph.alone(group), graph.run(group)
         checks += [
             *parity(where, alone, original, case),
+            *_self_test(where, alone, original, case),
             *invariance("batch invariance", together, alone, case.tolerance.invariance),
             *invariance("determinism", graph.run(group), together, 0.0),
             _dynamic_batch(graph, group),
         ]
     return checks
+
+
+def parity_checks(graph: TensorGraph, case: Case) -> list[Check]:
+    """The checks of parity alone."""
+    originals = unpack_groups(case.answers, "out")
+    checks: list[Check] = []
+    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
+        checks += parity("parity", graph.alone(group), original, case)
+    return checks
+
+
+def _self_test(where: str, got: Group, original: Group, case: Case) -> list[Check]:
+    """Faults planted into each output of floats, and into it alone."""
+    return [
+        check
+        for name, wanted in original.items()
+        if wanted.dtype.kind == "f" and wanted.size
+        for check in answers_self_test(
+            lambda answers, name=name: parity(  # type: ignore[misc]
+                where, {name: answers}, {name: original[name]}, case
+            ),
+            wanted,
+            function_of(wanted),
+            f"{name}{where.partition(' at ')[1]}{where.partition(' at ')[2]}",
+        )
+    ]
 
 
 def outputs_closeness(graph: TensorGraph, case: Case) -> Closeness:
@@ -111,23 +147,76 @@ def parity(where: str, got: Group, original: Group, case: Case) -> list[Check]:
     checks: list[Check] = []
     for name, wanted in original.items():
         mine, labels = got[name], row_labels(name, len(wanted))
-        limits = (case.tolerance.difference, case.tolerance.mean)
-        checks += relative_checks(f"{where}: {name}", mine, wanted, limits, labels)
         if wanted.dtype.kind != "f" or mine.shape != wanted.shape or not wanted.size:
+            shares = case.tolerance.shares
+            checks += relative_checks(f"{where}: {name}", mine, wanted, shares, labels)
             continue
         flat = mine.reshape(len(mine), -1), wanted.reshape(len(wanted), -1)
+        title = f"{where}: {name}"
+        checks += score_spread_checks(
+            title, *flat, function_of(wanted), case.tolerance.shares, labels
+        )
         checks += _cosine(name, *flat, case)
-        if wanted.ndim == 2 and wanted.shape[1] > 1:
-            checks.append(
-                same_decision(f"task: same largest of {name}", *flat, case.tolerance, labels)
-            )
+        checks += _decisions(name, *flat, case, labels)
     return checks
+
+
+def function_of(original: np.ndarray) -> str:
+    """What an output FP [n, ...] is by its numbers: ``softmax`` (each row [classes] adds up to 1),
+    ``sigmoid`` (all lie between 0 and 1) or ``none``."""
+    inside = original.min() >= 0 and original.max() <= 1
+    if not inside or np.isin(original, (0, 1)).all():
+        return "none"
+    if original.ndim == 2 and original.shape[1] > 1:
+        sums = original.astype(np.float64).sum(axis=1)
+        if (np.abs(sums - 1) < 1e-3).all():
+            return "softmax"
+    return "sigmoid"
+
+
+def _decisions(
+    name: str, got: np.ndarray, wanted: np.ndarray, case: Case, labels: Sequence[str]
+) -> list[Check]:
+    """The same largest element of an output [n, classes], and the same side of 0.5 of one that is a
+    probability, where the original's lead is clear; probabilities also within the limits that a
+    classifier's have."""
+    allowed, checks = case.tolerance, []
+    function = function_of(wanted)
+    if function != "none":
+        title = f"probabilities {name}: largest difference"
+        checks.append(worst_difference(title, got, wanted, allowed.difference, labels))
+    if function == "sigmoid" and wanted.shape[1] == 1:
+        mine, theirs = (np.concatenate([1 - each, each], axis=1) for each in (got, wanted))
+        title = f"task: same side of 0.5 of {name}"
+        checks.append(same_decision(title, mine, theirs, allowed, labels))
+    if wanted.shape[1] > 1 and len(wanted.shape) == 2 and _rank(case, name) == 1:
+        checks.append(same_largest_check(name, got, wanted, allowed, labels))
+    return checks
+
+
+def _rank(case: Case, name: str) -> int:
+    return next(len(each["dims"]) for each in case.facts["outputs"] if each["name"] == name)
+
+
+def same_largest_check(
+    name: str, got: np.ndarray, wanted: np.ndarray, allowed: Tolerance, labels: Sequence[str]
+) -> Check:
+    """Logits have no scale of their own: a lead is clear beyond twice the share of their spread
+    that may be error."""
+    spread = spread_of(wanted)
+    margin = 2 * allowed.shares.lost * float(np.sqrt((spread.size**2).mean()))
+    clear = decided(wanted, margin + 2 * float(spread.floor.max()))
+    flipped = ~same_best(got, wanted) & clear
+    worst = labels[int(flipped.argmax())] if flipped.any() else f"{int(clear.sum())} are clear"
+    share = 1 - flipped.sum() / max(1, clear.sum())
+    return at_least(f"task: same largest of {name}", share, allowed.agreement, worst)
 
 
 def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, case: Case) -> list[Check]:
     """The lowest cosine of the rows that have a direction: those longer than what may differ, ten
     times over. A vector of almost nothing, and a single number, have none."""
-    noise = 10 * case.tolerance.difference * np.sqrt(wanted.shape[1])
+    typical = np.sqrt((spread_of(wanted).size ** 2).mean())
+    noise = 10 * case.tolerance.shares.lost * typical * np.sqrt(wanted.shape[1])
     long = np.flatnonzero(np.linalg.norm(wanted.astype(np.float64), axis=1) > noise)
     if wanted.shape[1] < 2 or not len(long):
         return []

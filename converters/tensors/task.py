@@ -7,14 +7,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Say, files_sha256
-from converters.closeness import Closeness
+from converters.closeness import Closeness, spread_of
 from converters.errors import SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
 from converters.task import Case, Eager, Feed, Order, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
-from converters.tensors.proof import TensorGraph, as_fed, graph_checks, outputs_closeness
+from converters.tensors.proof import (
+    TensorGraph,
+    as_fed,
+    graph_checks,
+    outputs_closeness,
+    parity_checks,
+)
 from converters.tensors.samples import made_up, read_npz, variations
 from converters.tensors.served import served_checks
 from modelspec.face import Golden
@@ -79,6 +85,9 @@ class Tensors(Task):
     ) -> list[Check]:
         return graph_checks(TensorGraph(engine, case.facts, runner), case)
 
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        return parity_checks(TensorGraph(engine, case.facts), case)
+
     def closeness(self, engine: Path, case: Case) -> Closeness:
         return outputs_closeness(TensorGraph(engine, case.facts), case)
 
@@ -92,14 +101,13 @@ class Tensors(Task):
         given = unpack_groups(case.answers, INPUTS)[0]
         told = unpack_groups(case.answers, OUTPUTS)[0]
         expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in told.items()}
-        numbers = [abs(each) for row in expect.values() for each in row if isinstance(each, float)]
         return Golden(
             request={
                 port.name: _flat(given[port.name][0]) if port.dims else given[port.name][0].item()
                 for port in self.source.inputs
             },
             expect=expect,
-            tolerance=10 * case.tolerance.difference * max(1.0, *numbers, 0.0),
+            tolerance=_golden_tolerance(told, case),
         )
 
 
@@ -130,6 +138,16 @@ def _rows(group: Group) -> int:
 
 def _flat(values: np.ndarray) -> list[Any]:
     return list(np.ravel(values).tolist())
+
+
+def _golden_tolerance(told: Group, case: Case) -> float:
+    """Ten times what may differ of the output that lies furthest apart."""
+    sizes = [0.0]
+    for values in told.values():
+        if values.dtype.kind == "f" and values.size:
+            spread, shares = spread_of(values), case.tolerance.shares
+            sizes.append(shares.largest * float(spread.size.max()) + float(spread.floor.max()))
+    return 10 * max(sizes)
 
 
 def _require_finite(outputs: Sequence[Group], given: bool) -> None:

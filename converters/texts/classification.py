@@ -23,6 +23,7 @@ class TextClassification(TextTask):
 
     name: ClassVar[str] = "text-classification"
     output: ClassVar[str] = "logits"
+    per_text: ClassVar[tuple[str, ...]] = ("texts", "scores", "token_count")
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
     def facts(self) -> dict[str, Any]:
@@ -47,6 +48,9 @@ class TextClassification(TextTask):
         graph = self.graph(engine, case, runner)
         return classification_proof.graph_checks(graph, case_texts(case), case)
 
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        return classification_proof.parity_checks(self.graph(engine, case), case)
+
     def closeness(self, engine: Path, case: Case) -> Closeness:
         return classification_proof.scores_closeness(self.graph(engine, case), case)
 
@@ -56,7 +60,7 @@ class TextClassification(TextTask):
         return Golden(
             request={"text": case_texts(case)[0]},
             expect={"label": [labels[best]], "score": [float(scores[best])]},
-            tolerance=10 * case.tolerance.difference,
+            tolerance=10 * case.tolerance.difference * classification_proof.score_unit(case),
         )
 
     def prove_served(self, address: str, case: Case) -> list[Check]:

@@ -7,14 +7,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness
+from converters.closeness import Closeness, closeness, spread_of
 from converters.closeness import same_decision as same_label
-from converters.parity import lowest_cosine, mean_difference, same_decision
+from converters.parity import (
+    lowest_cosine,
+    mean_difference,
+    same_decision,
+    score_spread_checks,
+)
 from converters.proof import Check, worst_difference
+from converters.self_test import answers_self_test
 from converters.task import Case
 from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.invariance import invariance_checks
 from converters.texts.token_graph import TokenGraph
+
+# Padding changes the order of many sums, not of one.
+ROUNDED = 16
 
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -37,13 +46,40 @@ FUNCTIONS: dict[str, Scores] = {"softmax": softmax, "sigmoid": sigmoid, "none": 
 
 def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]:
     """Every check on these texts, whose original ``scores`` are FP32 [n, labels]."""
-    scores = _scores(graph, texts, case)
+    logits = _logits(graph, texts)
+    scores = FUNCTIONS[case.facts["function"]](logits)
     buckets = case.facts["buckets"]
     few = few_of_each_length(texts, len(buckets))
+    original, function = case.answers["scores"], case.facts["function"]
     return [
         *parity(scores, case, texts),
-        *invariance_checks(graph, few, buckets, case.tolerance.invariance),
+        *answers_self_test(lambda got: parity(got, case, texts), original, function),
+        *invariance_checks(graph, few, buckets, logit_limit(logits, case)),
     ]
+
+
+def logit_limit(logits: np.ndarray, case: Case) -> float:
+    """How far a logit may be off between alone and in a batch: of logits as they usually are, what
+    a score may; of larger or smaller ones in proportion to how far they lie apart, and never less
+    than FP32 rounds off."""
+    spread = spread_of(logits)
+    floor = ROUNDED * float(spread.floor.max())
+    return float(max(case.tolerance.invariance * spread.size.max(), floor))
+
+
+def parity_checks(graph: TokenGraph, case: Case) -> list[Check]:
+    """The checks of parity alone."""
+    return parity(_scores(graph, case_texts(case), case), case, case_texts(case))
+
+
+def score_unit(case: Case) -> float:
+    """What a difference of scores is measured in: 1 of probabilities, of a regression's numbers how
+    far they lie apart (and, in units of rounding, how large they are)."""
+    if case.facts["function"] != "none":
+        return 1.0
+    spread, shares = spread_of(case.answers["scores"]), case.tolerance.shares
+    rounded = float(spread.floor.max()) / case.tolerance.difference
+    return max(float(spread.size.max()) * shares.largest / case.tolerance.difference, rounded)
 
 
 def scores_closeness(graph: TokenGraph, case: Case) -> Closeness:
@@ -53,14 +89,24 @@ def scores_closeness(graph: TokenGraph, case: Case) -> Closeness:
 
 
 def _scores(graph: TokenGraph, texts: Sequence[str], case: Case) -> np.ndarray:
+    return FUNCTIONS[case.facts["function"]](_logits(graph, texts))
+
+
+def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
     logits = np.stack([answer for text in texts for answer in graph.answer([text])])
-    return FUNCTIONS[case.facts["function"]](logits.astype(np.float64))
+    return np.asarray(logits.astype(np.float64))
 
 
 def parity(scores: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every text."""
     original, allowed = case.answers["scores"], case.tolerance
+    spread = score_spread_checks(
+        "parity: score", scores, original, case.facts["function"], allowed.shares, texts
+    )
+    if case.facts["function"] == "none":  # a regression: its numbers have a scale of their own
+        return spread
     return [
+        *spread,
         worst_difference(
             "parity: largest difference of a score", scores, original, allowed.difference, texts
         ),

@@ -30,6 +30,7 @@ class Embedding(TextTask):
 
     name: ClassVar[str] = "embedding"
     output: ClassVar[str] = "sentence_embedding"
+    per_text: ClassVar[tuple[str, ...]] = ("texts", "vectors", "token_count")
     folder: SentenceFolder
 
     def open_source(self, source: str) -> HuggingFaceFolder:
@@ -70,6 +71,9 @@ class Embedding(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return embedding_proof.graph_checks(graph, case_texts(case), case)
+
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        return embedding_proof.parity_checks(self.graph(engine, case), case)
 
     def closeness(self, engine: Path, case: Case) -> Closeness:
         return embedding_proof.vectors_closeness(self.graph(engine, case), case)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.closeness import Closeness, closeness, same_neighbour, similarity
-from converters.parity import lowest_cosine, mean_difference, same_decision
+from converters.parity import lowest_cosine, mean_difference, same_decision, spread_checks
 from converters.proof import Check, worst_difference
+from converters.self_test import answers_self_test
 from converters.task import Case
 from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.invariance import invariance_checks
@@ -23,7 +24,18 @@ def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]
     buckets = case.facts["buckets"]
     few = few_of_each_length(texts, len(buckets))
     limit = case.tolerance.invariance * typical_length(case)
-    return [*parity(got, case, texts), *invariance_checks(graph, few, buckets, limit)]
+    return [
+        *parity(got, case, texts),
+        *answers_self_test(lambda got: parity(got, case, texts), case.answers["vectors"]),
+        *invariance_checks(graph, few, buckets, limit),
+    ]
+
+
+def parity_checks(graph: TokenGraph, case: Case) -> list[Check]:
+    """The checks of parity alone."""
+    texts = case_texts(case)
+    got = np.stack([answer for text in texts for answer in graph.answer([text])])
+    return parity(got, case, texts)
 
 
 def vectors_closeness(graph: TokenGraph, case: Case) -> Closeness:
@@ -48,6 +60,7 @@ def parity(got: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
     near, wanted = similarity(got), similarity(original)
     return [
         largest,
+        *spread_checks("parity: vector", got, original, allowed.shares, texts),
         mean_difference("parity: mean difference", got, original, allowed.mean * unit),
         lowest_cosine("parity: lowest cosine", got, original, allowed.cosine, texts),
         same_decision("task: same nearest neighbour", near, wanted, allowed, texts),

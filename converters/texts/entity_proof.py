@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.closeness import Closeness, closeness
-from converters.parity import lowest_cosine, mean_difference, same_decision
+from converters.parity import lowest_cosine, mean_difference, same_decision, spread_checks
 from converters.proof import Check, worst_difference
+from converters.self_test import answers_self_test
 from converters.task import Case
 from converters.texts.answered import case_texts, few_of_each_length
 from converters.texts.entities import token_scores
@@ -24,7 +25,18 @@ def graph_checks(graph: TokenGraph, texts: list[str], case: Case) -> list[Check]
     few = few_of_each_length(texts, len(buckets))
     limit = case.tolerance.invariance * _unit(case)
     tokens = _tokens(texts, case)
-    return [*_parity(logits, case, tokens), *invariance_checks(graph, few, buckets, limit)]
+    original = case.answers["logits"]
+    return [
+        *_parity(logits, case, tokens),
+        *answers_self_test(lambda got: _parity(got, case, tokens), original),
+        *invariance_checks(graph, few, buckets, limit),
+    ]
+
+
+def parity_checks(graph: TokenGraph, case: Case) -> list[Check]:
+    """The checks of parity alone."""
+    texts = case_texts(case)
+    return _parity(_logits(graph, texts), case, _tokens(texts, case))
 
 
 def spans_closeness(graph: TokenGraph, case: Case) -> Closeness:
@@ -72,11 +84,19 @@ def _parity(logits: np.ndarray, case: Case, tokens: Sequence[str]) -> list[Check
     limit = allowed.difference * _unit(case)
     return [
         worst_difference(name, got, wanted, allowed.difference, tokens),
+        *spread_checks(
+            "parity: logit", _centred(logits), _centred(original), allowed.shares, tokens
+        ),
         mean_difference("parity: mean difference of a score", got, wanted, allowed.mean),
         lowest_cosine("parity: lowest cosine", got, wanted, allowed.cosine, tokens),
         worst_difference("parity: largest difference of a logit", logits, original, limit, tokens),
         same_decision("task: same likeliest label of a token", got, wanted, allowed, tokens),
     ]
+
+
+def _centred(logits: np.ndarray) -> np.ndarray:
+    """Logits less their mean, which the scores do not depend on."""
+    return np.asarray(logits.astype(np.float64) - logits.mean(axis=1, keepdims=True))
 
 
 def _unit(case: Case) -> float:

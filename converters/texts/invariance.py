@@ -10,6 +10,7 @@ import numpy as np
 from converters.proof import Check, at_most, worst_difference
 from converters.texts.samples import text_of_tokens
 from converters.texts.token_graph import TokenGraph
+from converters.tolerance import Tolerance
 
 BATCH_SIZES = (1, 2, 64)
 
@@ -24,6 +25,15 @@ def invariance_checks(
         _dynamic_axes(graph, texts, buckets),
         _determinism(graph, texts),
     ]
+
+
+def padding_checks(
+    graph: TokenGraph, texts: list[str], buckets: Sequence[int], allowed: Tolerance
+) -> list[Check]:
+    """Padding invariance alone, in units of how far the graph's own answers lie apart."""
+    answers = np.concatenate([answer.reshape(-1) for answer in _alone(graph, texts)])
+    limit = max(allowed.invariance, allowed.invariance * float(np.abs(answers).max()))
+    return [_padding_invariance(graph, texts, bucket, limit) for bucket in buckets]
 
 
 def texts_for_buckets(

@@ -8,7 +8,7 @@ from tritonclient import grpc as triton
 from converters.proof import Check, at_most, worst_difference
 from converters.task import Case
 from converters.texts.answered import case_texts
-from converters.texts.classification_proof import parity
+from converters.texts.classification_proof import parity, score_unit
 from converters.texts.served import ServedText
 
 OUTPUTS = ("label", "score", "token_count")
@@ -18,6 +18,7 @@ def served_checks(address: str, case: Case) -> list[Check]:
     """Checks of the pipeline at ``address``, asked in every way that a client may ask."""
     texts, labels = case_texts(case), case.facts["labels"]
     checks: list[Check] = []
+    unit = score_unit(case)
     alone = np.empty(0)
     with triton.InferenceServerClient(address) as client:
         served = ServedText(client, case.name)
@@ -27,7 +28,7 @@ def served_checks(address: str, case: Case) -> list[Check]:
                 alone = scores
                 checks += [*parity(scores, case, texts), _token_counts(answers, case, texts)]
             else:
-                limit = case.tolerance.invariance
+                limit = case.tolerance.invariance * unit
                 checks.append(worst_difference(f"the same {how}", scores, alone, limit, texts))
             checks.append(_likeliest_first(f"likeliest first, {how}", answers, texts))
         return [*checks, _truncated(served, case)]
@@ -38,7 +39,7 @@ def _truncated(served: ServedText, case: Case) -> Check:
     texts = [str(text) for text in case.answers["too_long"]]
     answer = served.answer(texts, OUTPUTS, truncate=True)
     scores, wanted = _in_order(answer, case.facts["labels"]), case.answers["long_scores"]
-    limit = case.tolerance.difference
+    limit = case.tolerance.difference * score_unit(case)
     return worst_difference("parity: a text that is cut", scores, wanted, limit, texts)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import torch
 
 from converters.cache import Say
 from converters.errors import SourceRefused
+from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.token_model import (
@@ -22,7 +24,7 @@ from converters.sources.token_model import (
 )
 from converters.task import Case, Eager, Feed, Order, Task
 from converters.texts.answered import case_texts
-from converters.texts.invariance import texts_for_buckets
+from converters.texts.invariance import padding_checks, texts_for_buckets
 from converters.texts.sample_files import read_texts
 from converters.texts.samples import corpus_texts, default_texts, multilingual_texts, text_of_tokens
 from converters.texts.token_graph import TokenGraph
@@ -41,6 +43,8 @@ class TextTask(Task):
     [n, length], and answers with one FP32 tensor, ``output``."""
 
     output: ClassVar[str]
+    per_text: ClassVar[tuple[str, ...]]  # the arrays of a Case's answers that have a row a text
+    has_mask = True
     auto_class: ClassVar[str]  # of transformers
 
     def __init__(self, order: Order) -> None:
@@ -117,6 +121,17 @@ class TextTask(Task):
         """A real text that is longer than the model takes: what ``truncate`` is asked with."""
         wanted = self.buckets[-1] + LONGER
         return [text_of_tokens(texts, self.tokenizer.counter(), wanted)]
+
+    def few(self, case: Case, rows: int) -> Case:
+        """Short texts and the longest, evenly: ``per_text`` names what has a row a text."""
+        texts = case_texts(case)
+        chosen = np.unique(np.linspace(0, len(texts) - 1, rows).astype(int))
+        answers = {name: case.answers[name][chosen] for name in self.per_text}
+        return replace(case, answers={**case.answers, **answers})
+
+    def mask_checks(self, engine: Path, case: Case) -> list[Check]:
+        graph, texts = self.graph(engine, case), case_texts(case)
+        return padding_checks(graph, texts[:8], case.facts["buckets"][:2], case.tolerance)
 
     def feeds(self, case: Case) -> Iterator[Feed]:
         graph = self.graph(case.folder / "model.onnx", case)

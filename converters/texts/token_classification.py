@@ -1,6 +1,7 @@
 """The task ``token-classification``: a text -> the entities in it, with scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ class TokenClassification(TextTask):
 
     name: ClassVar[str] = "token-classification"
     output: ClassVar[str] = "logits"
+    per_text: ClassVar[tuple[str, ...]] = ("texts", "token_count")
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
 
     def facts(self) -> dict[str, Any]:
@@ -52,6 +54,19 @@ class TokenClassification(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return entity_proof.graph_checks(graph, case_texts(case), case)
+
+    def few(self, case: Case, rows: int) -> Case:
+        few = super().few(case, rows)
+        ends = np.cumsum(case.answers["token_count"])[:-1]
+        places = [case_texts(case).index(text) for text in case_texts(few)]
+        parts = {
+            name: np.concatenate([np.split(case.answers[name], ends)[place] for place in places])
+            for name in ("logits", "of_text")
+        }
+        return replace(few, answers={**few.answers, **parts})
+
+    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+        return entity_proof.parity_checks(self.graph(engine, case), case)
 
     def closeness(self, engine: Path, case: Case) -> Closeness:
         return entity_proof.spans_closeness(self.graph(engine, case), case)

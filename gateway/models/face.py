@@ -25,12 +25,14 @@ class FaceError(ValueError):
 
 
 class Binding(NamedTuple):
-    """A field of the request and the tensor or request parameter that it is."""
+    """A field of the request and the tensor or request parameter that it is. ``null`` is what
+    JSON's null is sent as, where the schema allows it: NaN, or the text of ``x-null``."""
 
     field: str
     target: str
     is_parameter: bool = False
     is_bytes: bool = False
+    null: Any = math.nan
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Face:
 def _bindings(schema: Mapping[str, Any]) -> Iterator[Binding]:
     for name, field in schema["properties"].items():
         if "x-tensor" in field:
-            yield Binding(name, field["x-tensor"], is_bytes=bool(field.get("x-bytes")))
+            null = field.get("x-null", math.nan)
+            yield Binding(name, field["x-tensor"], is_bytes=bool(field.get("x-bytes")), null=null)
         elif "x-parameter" in field:
             yield Binding(name, field["x-parameter"], is_parameter=True)
         else:
@@ -115,8 +118,7 @@ def _flat(value: Any, binding: Binding) -> list[Any]:
     if binding.is_bytes:
         return [_decoded(value, binding.field)]
     values = value if isinstance(value, list) else [value]
-    # Where the schema allows null, it is a number that is missing: JSON has no NaN.
-    return [math.nan if each is None else each for each in values]
+    return [binding.null if each is None else each for each in values]
 
 
 def _decoded(value: Any, field: str) -> bytes:

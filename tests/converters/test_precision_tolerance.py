@@ -1,5 +1,6 @@
 """The tolerances: the page says what the code holds, and they catch what is wrong."""
 
+from dataclasses import astuple
 from math import inf, nan
 from pathlib import Path
 
@@ -11,25 +12,35 @@ from onnx import numpy_helper
 from converters.closeness import closeness, row_cosines, same_decision, same_neighbour
 from converters.errors import ConversionError
 from converters.precision import PRECISIONS
-from converters.tolerance import LIMITS, clear_margin, grade, graded, tolerance
+from converters.tolerance import LIMITS, NUMBERS, SHARES, clear_margin, grade, graded, tolerance
 from tests.converters.test_precision import build, run, sentences
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "precisions.md"
 
 
-def _rows(heading: str) -> list[list[str]]:
+def _rows(heading: str, first: str = "") -> list[list[str]]:
+    """The rows of the table in this section, or of the one whose first column is so headed."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    tables = [part for part in section.split("\n\n") if part.strip().startswith(f"| {first}")]
+    lines = [line for line in tables[0].strip().splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
 def test_the_page_has_the_tolerances_of_the_code():
     written = {}
-    for task, precision, *numbers, why in _rows("Tolerances"):
+    for task, precision, *numbers, why in _rows("Tolerances", "task"):
         values = tuple(inf if number == "-" else float(number) for number in numbers)
         written[task, precision] = (values, why)
-    held = {pair: (tuple(vars(limits).values()), why) for pair, (limits, why) in LIMITS.items()}
+    held = {
+        pair: (tuple(getattr(limits, each) for each in NUMBERS), why)
+        for pair, (limits, why) in LIMITS.items()
+    }
     assert written == held
+    shares = {
+        precision: (tuple(map(float, numbers)), why)
+        for precision, *numbers, why in _rows("Tolerances", "precision")
+    }
+    assert shares == {each: (astuple(limits), why) for each, (limits, why) in SHARES.items()}
 
 
 def test_the_page_names_every_precision():

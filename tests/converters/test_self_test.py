@@ -1,0 +1,157 @@
+"""The limits can fail: ten faults, every task and precision, and magnitudes from 1e-8 to 1e6."""
+
+import numpy as np
+import pytest
+
+from converters.closeness import departure, misplaced, spread_of
+from converters.parity import score_spread_checks, spread_checks
+from converters.self_test import answers_self_test, is_constant, planted
+from converters.tolerance import SHARES
+
+PRECISIONS = list(SHARES)
+RANDOM = np.random.default_rng(3)
+
+
+def _softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+MADE = {"none": lambda logits: logits, "softmax": _softmax, "sigmoid": _sigmoid}
+NOISE = {
+    precision: shares.lost / (2 if shares.resolution else 5)
+    for precision, (shares, _) in SHARES.items()
+}
+
+
+def _checks(precision, original, function="none"):
+    shares, rows = SHARES[precision][0], [f"row {i}" for i in range(len(original))]
+    return lambda got: score_spread_checks("t", got, original, function, shares, rows)
+
+
+def _failed(checks):
+    return [check.line() for check in checks if not check.passed]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1e-3, 1, 1e6])
+@pytest.mark.parametrize("columns", [1, 2, 5, 300])
+def test_every_fault_in_plain_numbers_is_seen(precision, scale, columns):
+    original = (scale * RANDOM.standard_normal((24, columns))).astype(np.float32)
+    (check,) = answers_self_test(_checks(precision, original), original)
+    assert check.passed, check.worst
+    assert "would pass" not in check.worst
+    seen = check.worst.partition("seen: ")[2].partition(";")[0].split(", ")
+    assert len(seen) == (6 if columns == 1 else 7)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("columns", [2, 3, 40])
+def test_every_fault_in_probabilities_is_seen(precision, function, columns):
+    original = MADE[function](2 * RANDOM.standard_normal((24, columns))).astype(np.float32)
+    (check,) = answers_self_test(_checks(precision, original, function), original, function)
+    assert check.passed, check.worst
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("function", list(MADE))
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e4])
+@pytest.mark.parametrize("columns", [2, 40])
+def test_honest_rounding_passes(precision, function, scale, columns):
+    """Errors of each logit, alike for all: as rounding is."""
+    size = scale if function == "none" else 2
+    logits = size * RANDOM.standard_normal((60, columns))
+    noise = NOISE[precision] * size * RANDOM.standard_normal(logits.shape)
+    original, got = (MADE[function](each).astype(np.float32) for each in (logits, logits + noise))
+    assert _failed(_checks(precision, original, function)(got)) == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda y: y * 0,
+        lambda y: -y,
+        lambda y: y * 10,
+        lambda y: y * 1000,
+        lambda y: y + 2 * y.std(),
+        lambda y: np.full_like(y, y.mean()),
+    ],
+)
+def test_what_the_reports_planted_is_seen(precision, fault):
+    """Outputs of 1e-6, of one element: each of these passed by an absolute limit."""
+    original = (1e-6 * RANDOM.standard_normal((24, 1))).astype(np.float32)
+    assert _failed(_checks(precision, original)(fault(original).astype(np.float32)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_half_and_one_minus_p_are_seen(precision):
+    original = _sigmoid(RANDOM.standard_normal((32, 1))).astype(np.float32)
+    for got in (np.full_like(original, 0.5), 1 - original):
+        assert _failed(_checks(precision, original, "sigmoid")(got))
+
+
+def test_two_labels_that_hardly_move_may_not_change_places():
+    original = RANDOM.standard_normal((60, 200)) * np.where(np.arange(200) < 2, 0.05, 1)
+    got = original + 0.2 * RANDOM.standard_normal(original.shape) * 0.05
+    assert len(misplaced(got, original)) == 0
+    got[:, [0, 1]] = got[:, [1, 0]]
+    assert misplaced(got, original).tolist() == [0, 1]
+
+
+def test_one_answer_of_1e30_does_not_hide_the_others():
+    original = RANDOM.standard_normal((24, 1))
+    original[5] = 1e30
+    got = original.copy()
+    got[:5] *= -1
+    assert departure(got, original).largest > 1
+
+
+def test_a_few_units_of_rounding_are_nothing():
+    original = (2.5e5 + RANDOM.standard_normal((24, 1))).astype(np.float32)
+    got = np.nextafter(original, np.float32(np.inf))
+    assert _failed(_checks("fp32", original)(got)) == []
+    assert _failed(_checks("fp32", original)(original + np.float32(0.5)))
+
+
+def test_one_minus_p_stands_on_the_grid_of_one():
+    p = _sigmoid(RANDOM.uniform(14, 16, (24, 1))).astype(np.float32)
+    both = np.concatenate([1 - p, p], axis=1)
+    one_unit = np.concatenate([both[:, :1] + np.float32(2.0**-24), both[:, 1:]], axis=1)
+    assert (spread_of(both).floor > 2.0**-24).all()
+    assert departure(one_unit, both).largest == 0
+
+
+def test_a_constant_original_is_measured_from_zero_and_said_to_be_one():
+    original = np.full((24, 3), 0.25, dtype=np.float32)
+    original[3] += np.float32(2e-8)
+    assert is_constant(original)
+    for precision in PRECISIONS:
+        for got in (original * 0, -original, original * 2):
+            assert _failed(_checks(precision, original)(got))
+
+
+def test_flags_are_no_rounding():
+    original = np.repeat([[0.0], [1.0]], 12, axis=0).astype(np.float32)
+    assert spread_of(original).floor.max() < 1e-5
+    assert _failed(_checks("fp32", original)(1 - original))
+
+
+def test_nan_and_infinity_pass_nothing():
+    original = RANDOM.standard_normal((24, 2))
+    for odd in (np.nan, np.inf):
+        got = original.copy()
+        got[7, 1] = odd
+        checks = spread_checks("t", got, original, SHARES["int8"][0], [""] * 24)
+        assert [check.passed for check in checks[:4]] == [False] * 4
+
+
+def test_faults_of_probabilities_are_distributions_still():
+    original = _softmax(RANDOM.standard_normal((8, 4)))
+    for _, answers in planted(original, "softmax"):
+        assert np.allclose(answers.sum(axis=1), 1)

@@ -1,0 +1,110 @@
+"""Categories: missing ones, rare ones, unknown ones, whatever the encoder's options."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+
+from converters.errors import SourceRefused
+from converters.tables.table import MISSING
+from ensembles.tabular import declare
+from tests.tables_in_process import built, failed, opened, served
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+DRAW = np.random.default_rng(3)
+COUNT = 400
+
+
+def _frame(seed, gone):
+    draw = np.random.default_rng(seed)
+    texts = draw.choice(["basic", "plus", "专业", "é", "rare"], COUNT, p=[0.4, 0.3, 0.15, 0.13, 0.02])
+    texts = texts.astype(object)
+    texts[draw.random(COUNT) < 0.2] = gone
+    codes = draw.choice([1.0, 2.5, 7.0], COUNT)
+    codes[draw.random(COUNT) < 0.1] = np.nan
+    return pd.DataFrame({"plan": texts, "code": codes, "age": draw.normal(40, 9, COUNT)})
+
+
+def _wire(frame):
+    texts = [MISSING if not isinstance(each, str) else each for each in frame["plan"]]
+    return {
+        "plan": np.array(texts),
+        "code": frame["code"].to_numpy(),
+        "age": frame["age"].to_numpy(),
+    }
+
+
+ENCODERS = {
+    "one hot": OneHotEncoder(handle_unknown="ignore"),
+    "strict": OneHotEncoder(),
+    "drop first": OneHotEncoder(drop="first", handle_unknown="ignore"),
+    "drop binary": OneHotEncoder(drop="if_binary", sparse_output=False),
+    "rare": OneHotEncoder(min_frequency=0.05, handle_unknown="infrequent_if_exist"),
+    "few": OneHotEncoder(max_categories=3, handle_unknown="ignore"),
+    "ordinal": OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
+    ),
+    "ordinal, rare": OrdinalEncoder(
+        min_frequency=20, encoded_missing_value=-2, handle_unknown="use_encoded_value",
+        unknown_value=99,
+    ),
+    "target": TargetEncoder(),
+}
+
+
+@pytest.mark.parametrize("gone", [None, np.nan], ids=["None", "NaN"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_option_of_an_encoder_is_served(tmp_path, name, gone):
+    frame, fresh = _frame(0, gone), _frame(1, gone)
+    churns = (frame["plan"].isna() | (frame["code"] == 7)).astype(int)
+    columns = ColumnTransformer(
+        [("texts", ENCODERS[name], ["plan", "code"])], remainder="passthrough"
+    )
+    model = make_pipeline(columns, LogisticRegression(max_iter=300)).fit(frame, churns)
+    skops.io.dump(model, tmp_path / "m.skops")
+    task = opened(tmp_path / "m.skops")
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    open_ = task.explored.columns[0].open
+    if open_:
+        fresh.loc[:20, "plan"] = "never seen"
+        fresh.loc[20:30, "plan"] = ""
+        fresh.loc[30:40, "code"] = 3.0
+    got = served(case, _wire(fresh))
+    assert got == pytest.approx(model.predict_proba(fresh), abs=1e-6)
+    notes = "\n".join(task.notes(case))
+    assert "column 'plan': 5 of 5 categories" in notes
+    assert "no row had a missing value" not in notes
+    field = _fields(task, case)["plan"]
+    assert field["type"] == ["string", "null"]
+    assert field["x-null"] == MISSING
+
+
+def _fields(task, case):
+    pipeline = declare("t", case.facts, task.golden(case), task.card())
+    return pipeline.public.face.request["properties"]
+
+
+def test_missing_both_ways_is_refused(tmp_path):
+    frame = _frame(0, None)
+    frame.loc[:9, "plan"] = np.nan
+    values = frame["age"] * 2
+    columns = ColumnTransformer([("t", OneHotEncoder(), ["plan"])])
+    skops.io.dump(make_pipeline(columns, Ridge()).fit(frame, values), tmp_path / "m.skops")
+    with pytest.raises(SourceRefused, match="both None and NaN"):
+        opened(tmp_path / "m.skops")
+
+
+def test_numbers_that_a_strict_encoder_does_not_know_are_refused_by_the_schema(tmp_path):
+    rows = DRAW.choice([1.0, 2.0, 4.0], (200, 2))
+    model = make_pipeline(OneHotEncoder(), RandomForestRegressor(5, random_state=0))
+    skops.io.dump(model.fit(rows, rows[:, 0]), tmp_path / "m.skops")
+    task = opened(tmp_path / "m.skops")
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    assert _fields(task, case)["f0"]["enum"] == [1.0, 2.0, 4.0]

@@ -1,0 +1,116 @@
+"""Limits go by the spread of the original's own answers: targets of 1e-6 and of 1e8 alike."""
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import skops.io
+from onnx import helper, numpy_helper
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from tests.brought_tables import DIABETES
+from tests.tables_in_process import built, failed, numbered, opened, served
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightgbm
+    import xgboost
+
+SCALES = (1e-8, 1e-6, 1.0, 1e8)
+
+
+def _boosted(folder, scale, offset=0.0):
+    rows, values = DIABETES
+    model = xgboost.XGBRegressor(n_estimators=20, max_depth=3, n_jobs=1)
+    model.fit(rows, values * scale + offset).save_model(folder / "m.json")
+    return folder / "m.json"
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def tiny(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scale")
+    # XGBoost itself splits nothing where targets are this small.
+    rows, values = DIABETES
+    model = GradientBoostingRegressor(n_estimators=20, max_depth=3)
+    skops.io.dump(model.fit(rows, values * request.param), folder / "m.skops")
+    task = opened(folder / "m.skops")
+    case = built(task, folder / "c")
+    assert failed(task, case) == []
+    return task, case
+
+
+def _multiplied(graph, factor):
+    graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    last = next(node for node in graph.node if "value" in node.output)
+    last.output[0] = "plain"
+    graph.node.append(helper.make_node("Mul", ["plain", "factor"], ["value"]))
+
+
+def _without_a_tree(graph):
+    """The leaves of one tree are 0."""
+    trees = next(node for node in graph.node if node.op_type.startswith("TreeEnsemble"))
+    held = {attribute.name: attribute for attribute in trees.attribute}
+    weights = numpy_helper.to_array(held["target_weights_as_tensor"].t).copy()
+    weights[np.array(held["target_treeids"].ints) == 0] = 0
+    held["target_weights_as_tensor"].t.CopyFrom(numpy_helper.from_array(weights, "weights"))
+
+
+FAULTS = {
+    "zero": lambda graph: _multiplied(graph, 0),
+    "negated": lambda graph: _multiplied(graph, -1),
+    "ten times": lambda graph: _multiplied(graph, 10),
+    "a thousandth more": lambda graph: _multiplied(graph, 1.001),
+    "a tree left out": _without_a_tree,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen_at_every_scale(tiny, tmp_path, fault):
+    task, case = tiny
+    model = onnx.load(case.folder / "model.onnx")
+    FAULTS[fault](model.graph)
+    onnx.save(model, tmp_path / "bad.onnx")
+    assert [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
+
+
+GOOD = {
+    "large with little spread": (1.0, 1e5),
+    "small with an offset": (1e-6, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_fp32_rounds_off_is_no_fault(tmp_path, name):
+    task = opened(_boosted(tmp_path, *GOOD[name]))
+    assert failed(task, built(task, tmp_path / "c")) == []
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_lightgbm_and_scikit_learn_at_every_scale(tmp_path, scale):
+    rows, values = DIABETES
+    lightgbm.LGBMRegressor(n_estimators=20, verbose=-1, n_jobs=1).fit(
+        rows, values * scale
+    ).booster_.save_model(tmp_path / "m.txt")
+    boosting = GradientBoostingRegressor(n_estimators=20).fit(rows, values * scale)
+    skops.io.dump(boosting, tmp_path / "m.skops")
+    for file in ("m.txt", "m.skops"):
+        task = opened(tmp_path / file)
+        assert failed(task, built(task, tmp_path / "c")) == []
+
+
+@pytest.mark.parametrize("norm", ["max", "l1", "l2"])
+@pytest.mark.parametrize("scale", [1.0, 1e-8])
+def test_a_normalizer_is_scikit_learns_own(tmp_path, norm, scale):
+    """ONNX Runtime's divides by the largest number, and scikit-learn by the largest size."""
+    rows, values = DIABETES
+    model = make_pipeline(StandardScaler(), Normalizer(norm), Ridge()).fit(rows, values * scale)
+    skops.io.dump(model, tmp_path / "m.skops")
+    task = opened(tmp_path / "m.skops")
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    got = served(case, numbered(rows, [f"f{place}" for place in range(10)]))
+    assert got[:, 0] == pytest.approx(model.predict(rows), rel=1e-5)
