@@ -14,6 +14,7 @@ from gateway.doors.v2_request import V2Request
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
+from gateway.http.off_loop import OffLoop
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
@@ -34,6 +35,7 @@ class Gateway:
         self.settings = settings
         self.guard = Guard(settings)
         self.metrics = Metrics()
+        self.off_loop = OffLoop()
         self.sequences = SequenceIds(settings.pepper_file)
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)

@@ -49,6 +49,21 @@ class WrongMethod(GatewayError):
 class Malformed(GatewayError):
     code = "invalid_request"
 
+    row: int | None = None  # the one of a batch that is to blame, where one is
+
+    @classmethod
+    def of_row(cls, row: int, message: str, where: str = "") -> "Malformed":
+        """The fault of one row, as its caller counts rows: ``where`` is its place in the body."""
+        error = cls(f"{where or f'row {row}'}: {message}", param=where)
+        error.row, error._bare = row, message
+        return error
+
+    def at_row(self, row: int, where: str = "") -> "Malformed":
+        """The same fault, of this row."""
+        return Malformed.of_row(row, self._bare or self.message, where)
+
+    _bare: str = ""  # the message without the row
+
 
 class TooLarge(GatewayError):
     code = "too_large"
@@ -78,11 +93,23 @@ class Internal(GatewayError):
     """Our own bug, under the code that every other has if it says none."""
 
 
+SHOWN = 64  # characters of what a client wrote
+
+
+def quoted(value: object) -> str:
+    """What a client wrote, as a message may show it: no more than its beginning."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, str):
+        return repr(value if len(value) <= SHOWN else f"{value[: SHOWN - 3]}...")
+    return repr(value)[:SHOWN]
+
+
 def no_model(name: str) -> NotFound:
     """Of a model that is not there, and of one that is not the caller's: nobody can tell which.
 
     Triton's own words come first, since clients (NVIDIA's examples among them) look for them.
     """
     return NotFound(
-        f"Request for unknown model: {name[:64]!r} is not found: see GET /v1/models for yours"
+        f"Request for unknown model: {quoted(name)} is not found: see GET /v2/models for yours"
     )
