@@ -1,31 +1,36 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
 from gateway.doors.v2_request import V2Request
+from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
+from gateway.http.json_body import SMALL_BYTES
 from gateway.http.off_loop import OffLoop
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
 from gateway.models.face import Face, Row
-from gateway.models.rows import Tensors, batches, read_tensors
+from gateway.models.rows import Batch, Tensors, batches, read_tensors
 from gateway.models.sequences import SequenceIds
 from gateway.replicas import ReplicaPool
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 
 A = TypeVar("A")
+P = ParamSpec("P")
+WINDOW = 8  # batches of one request that are under way at a time
 
 
 class Gateway:
@@ -54,6 +59,19 @@ class Gateway:
         settings, access = self.settings, self.guard.policy.current.access
         deadline_s = min(deadline_s, settings.deadline_s)
         return Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
+
+    async def work(
+        self, exchange: Exchange, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs
+    ) -> A:
+        """What ``work`` makes of the request's body: beside the event loop, if it is large."""
+        if exchange.body_bytes > SMALL_BYTES:
+            return await self.off_loop.run(exchange, work, *args, **kwargs)
+        return work(*args, **kwargs)
+
+    async def read(self, exchange: Exchange, work: Callable[[bytes], A]) -> A:
+        """The body as ``work`` reads it."""
+        body = await exchange.body()
+        return await self.work(exchange, work, body)
 
     def named(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""
@@ -110,8 +128,9 @@ class Gateway:
         """For each row the tensors it is in and its place there."""
         async with self.guard.admit(exchange, model) as admission:
             serving = self.serving(exchange, model)
-            work = self.rows(model, face, rows, exchange.remaining_s(), serving)
-            answers = await _timed(exchange, work)
+            work = await self.work(exchange, batches, model, face, rows)
+            asked = self._answers_to(work, exchange.remaining_s(), serving)
+            answers = await _timed(exchange, asked)
             meter = self.guard.meter(admission, model)
             if meter:
                 meter.read_rows(answers)
@@ -122,21 +141,63 @@ class Gateway:
     ) -> list[tuple[Tensors, int]]:
         """As ``infer_rows``, without a client to watch: what the probes use. ``serving`` is the
         pipeline that answers for the model."""
+        return await self._answers_to(batches(model, face, rows), timeout_s, serving or model.name)
+
+    async def _answers_to(
+        self, work: Sequence[Batch], timeout_s: float, serving: str
+    ) -> list[tuple[Tensors, int]]:
+        """A few batches at a time; the first failure cancels the rest and is raised as it is.
+
+        A permit once had is kept for one batch after the other: what has begun is not refused
+        half-way. NoCapacity when not even one can be had.
+        """
         answers: dict[int, tuple[Tensors, int]] = {}
+        ends = time.perf_counter() + timeout_s
+        waiting = iter(work)
 
-        async def ask(places: tuple[int, ...], message: Any) -> None:
-            message.model_name = serving or model.name
-            with self.pool.permit() as upstream:
-                response = await upstream.infer(message, timeout_s)
-            tensors = read_tensors(response, len(places))
-            answers.update({place: (tensors, index) for index, place in enumerate(places)})
+        async def in_turn() -> NoCapacity | None:
+            with contextlib.ExitStack() as held:
+                try:
+                    upstream = held.enter_context(self.pool.permit())
+                except NoCapacity as full:
+                    return full
+                for batch in waiting:
+                    batch.message.model_name = serving
+                    tensors = await _asked(upstream, batch, ends)
+                    for index, place in enumerate(batch.places):
+                        answers[place] = tensors, index
+            return None
 
-        work = batches(model, face, rows)
         if len(work) == 1:
-            await ask(work[0].places, work[0].message)
+            refusals = [await in_turn()]
         else:
-            await _all([ask(batch.places, batch.message) for batch in work])
-        return [answers[place] for place in range(len(rows))]
+            refusals = await _together([in_turn() for _ in work[: self._window]])
+        if refusals[0] and all(refusals):
+            raise refusals[0]
+        return [answers[place] for place in range(len(answers))]
+
+    @property
+    def _window(self) -> int:
+        return max(1, min(WINDOW, self.settings.max_inflight // 4))
+
+
+async def _asked(upstream: Upstream, batch: Batch, ends: float) -> Tensors:
+    """The answer to one batch; a fault is of the row as the caller counts rows."""
+    left_s = ends - time.perf_counter()
+    if left_s <= 0:
+        raise DeadlineExceeded("the model did not answer in time: try again or send less")
+    try:
+        response = await upstream.infer(batch.message, left_s)
+    except Malformed as error:
+        raise _of_caller(error, batch.places) from error
+    return read_tensors(response, len(batch.places))
+
+
+def _of_caller(error: Malformed, places: Sequence[int]) -> Malformed:
+    """The upstream's fault, of the row as the caller counts rows."""
+    if error.row is not None and error.row < len(places):
+        return error.at_row(places[error.row])
+    return error.at_row(places[0]) if len(places) == 1 else error
 
 
 async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
@@ -148,11 +209,11 @@ async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
         exchange.upstream_s += time.perf_counter() - asked
 
 
-async def _all(work: list[Any]) -> None:
+async def _together(work: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
     """Run together; the first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -17,6 +17,8 @@ GatewayError                 a stable code, a message that says what to do, some
 Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a door.
 """
 
+from typing import Any
+
 
 class GatewayError(Exception):
     """``code`` is stable: clients may branch on it. ``message`` is for people."""
@@ -47,22 +49,23 @@ class WrongMethod(GatewayError):
 
 
 class Malformed(GatewayError):
+    """``row`` is the one of a batch that is to blame, if one is; ``problem`` does not name it."""
+
     code = "invalid_request"
 
-    row: int | None = None  # the one of a batch that is to blame, where one is
+    def __init__(self, message: str, *, row: int | None = None, **more: Any) -> None:
+        super().__init__(message if row is None else f"row {row}: {message}", **more)
+        self.problem, self.row = message, row
 
-    @classmethod
-    def of_row(cls, row: int, message: str, where: str = "") -> "Malformed":
-        """The fault of one row, as its caller counts rows: ``where`` is its place in the body."""
-        error = cls(f"{where or f'row {row}'}: {message}", param=where)
-        error.row, error._bare = row, message
-        return error
-
-    def at_row(self, row: int, where: str = "") -> "Malformed":
+    def at_row(self, row: int) -> "Malformed":
         """The same fault, of this row."""
-        return Malformed.of_row(row, self._bare or self.message, where)
+        return Malformed(self.problem, param=self.param, row=row)
 
-    _bare: str = ""  # the message without the row
+    def at(self, where: str) -> "Malformed":
+        """The same fault under the row's place in the body, such as ``inputs.3``; '' for a row that
+        is the body."""
+        message = f"{where}: {self.problem}" if where else self.problem
+        return Malformed(message, param=".".join(filter(None, (where, self.param))))
 
 
 class TooLarge(GatewayError):

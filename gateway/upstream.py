@@ -4,6 +4,7 @@ gRPC, not HTTP: Triton's HTTP door does not notice a client that left, its gRPC 
 cancelled request stops using the machine. ``relay`` is for models that declare themselves short.
 """
 
+import re
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from gateway.errors import (
     UpstreamBroke,
 )
 
-# A step's error that is meant for the client begins with this; every other text of Triton's may
-# name paths or shared-memory regions and stays here.
-FOR_CLIENT = "[tidegate:invalid_input] "
+# A step's error that is meant for the client begins with this, and may say which row of its batch
+# is to blame; every other text of Triton's may name paths or shared-memory regions and stays here.
+FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9}))?\] ")
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
 CONTROL_TIMEOUT_S = 5.0
 _OPTIONS = [
@@ -109,9 +110,10 @@ async def translated(call: Awaitable[Any]) -> Any:
 
 def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
     """What a gRPC status of Triton's means to our client."""
-    _, marked, text = details.partition(FOR_CLIENT)
+    marked = FOR_CLIENT.search(details)
     if marked:
-        return Malformed(text.strip())
+        text = details[marked.end() :].strip()
+        return Malformed(text, row=int(marked[1]) if marked[1] else None)
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return Malformed("the model does not take this input: compare it with the model's metadata")
     if status is grpc.StatusCode.NOT_FOUND:

@@ -312,12 +312,12 @@ def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return checked_parameters(value)
 
 
-def checked_parameters(value: Any) -> Mapping[str, Any]:
+def checked_parameters(value: Any, most: int = MAX_PARAMETERS) -> Mapping[str, Any]:
     """Parameters without those that are null; Malformed for what is no object, or holds too many,
     or names memory of other processes."""
     if not isinstance(value, dict):
         raise Malformed("'parameters' must be an object")
-    if len(value) > MAX_PARAMETERS:
-        raise Malformed(f"there are {len(value)} parameters: send at most {MAX_PARAMETERS}")
+    if len(value) > most:
+        raise Malformed(f"there are {len(value)} parameters: send at most {most}")
     refuse_shared_memory(value)
     return {key: each for key, each in value.items() if each is not None}

@@ -10,14 +10,11 @@ from tritonclient.grpc import service_pb2
 from gateway.doors.v2_request import V2Request
 from gateway.errors import Malformed
 from gateway.http.endpoint import Reply
-from gateway.http.json_body import SLICE, array_slices
+from gateway.http.json_body import LARGE_BYTES, SLICE, array_slices
 from gateway.models.tensors import FEW, unpack
 
 # Triton writes these on every answer of an ensemble; they tell a client nothing.
 _NOISE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-
-
-LARGE_BYTES = 128 * 1024  # of tensors that are written as JSON: not on the event loop
 
 
 def is_large(request: V2Request, response: service_pb2.ModelInferResponse) -> bool:

@@ -36,8 +36,14 @@ def parse_json(data: bytes, bounds: Bounds = BOUNDS) -> Any:
     return document
 
 
+LARGE_BYTES = 128 * 1024  # of tensors that are written as JSON: not on the event loop
 SLICE = 16 * 1024  # elements
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+
+def to_json(value: Any) -> bytes:
+    """The value as JSON; numpy arrays too, a float32 in its own shortest form."""
+    return orjson.dumps(value, option=_OPTIONS)
 
 
 def array_slices(values: Sequence[Any]) -> Iterator[bytes]:

@@ -227,7 +227,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def repeated(key: str) -> Malformed:
-    return Malformed(f"the key {key[:64]!r} is sent twice in one object: send it once")
+    return Malformed(f"the key {key[:64]!r} stands twice in one object: send it once")
 
 
 def too_deep() -> Malformed:

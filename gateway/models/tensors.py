@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import Malformed, quoted
+from gateway.errors import SHOWN, Malformed, quoted
 from gateway.http.large_json import not_json
 from gateway.models.catalogue import Model, TensorMeta
 
@@ -83,8 +83,7 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     for dim in shape:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
             raise Malformed(
-                f"input {quoted(name)}: a dimension is {quoted(dim)}: dimensions are integers from "
-                f"0 to {MAX_DIM}"
+                f"input {quoted(name)}: a dimension is {quoted(dim)}: dimensions are 0 to {MAX_DIM}"
             )
     return tuple(shape)
 
@@ -144,7 +143,7 @@ def _check_names(model: Model, names: list[str]) -> None:
 
 def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
     if tensor.dtype != meta.dtype:
-        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {quoted(tensor.dtype)}")
+        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype[:SHOWN]}")
     wanted = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
     fits = len(tensor.shape) == len(wanted) and all(
         want in (-1, got) for want, got in zip(wanted, tensor.shape, strict=True)
