@@ -1,11 +1,12 @@
 """The gateway's parts, joined: what the doors call to have something inferred."""
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
@@ -13,16 +14,18 @@ from tritonclient.grpc import service_pb2
 from gateway.addons import load
 from gateway.balancing import Health
 from gateway.doors.v2_request import V2Request
-from gateway.errors import NoCapacity, UpstreamBroke
+from gateway.errors import DeadlineExceeded, Malformed, NoCapacity, UpstreamBroke
 from gateway.guard import Guard
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import Exchange
 from gateway.http.held import HeldBytes
+from gateway.http.json_body import SMALL_BYTES
+from gateway.http.off_loop import OffLoop
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
 from gateway.models.face import Face, Row
-from gateway.models.rows import Tensors, batches, read_tensors
+from gateway.models.rows import Batch, Tensors, batches, read_tensors
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.replicas import Replica, ReplicaPool, lost
 from gateway.settings import Settings
@@ -30,6 +33,8 @@ from gateway.supervision import Supervisor
 from gateway.upstream import Upstream, request_id
 
 A = TypeVar("A")
+P = ParamSpec("P")
+WINDOW = 8  # batches of one request that are under way at a time
 
 
 class Gateway:
@@ -45,6 +50,7 @@ class Gateway:
             settings.caller_held_bytes,
             lambda: bool(self.guard.policy.current.rules.tenants),
         )
+        self.off_loop = OffLoop()
         self.sequences = SequenceIds(settings.pepper_file)
         self.open_sequences = OpenSequences()
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
@@ -67,6 +73,19 @@ class Gateway:
         request_id.set(exchange.request_id)  # each request has a task, and so a context, of its own
         exchange.body_patience_s, exchange.memory = settings.body_patience_s, self.held
         return exchange
+
+    async def work(
+        self, exchange: Exchange, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs
+    ) -> A:
+        """What ``work`` makes of the request's body: beside the event loop, if it is large."""
+        if exchange.body_bytes > SMALL_BYTES:
+            return await self.off_loop.run(exchange, work, *args, **kwargs)
+        return work(*args, **kwargs)
+
+    async def read(self, exchange: Exchange, work: Callable[[bytes], A]) -> A:
+        """The body as ``work`` reads it."""
+        body = await exchange.body()
+        return await self.work(exchange, work, body)
 
     def named(self, exchange: Exchange) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""
@@ -209,9 +228,10 @@ class Gateway:
         exchange's answer."""
         admission = await exchange.enter(self.guard.admit(exchange, model))
         serving = self.serving(exchange, model)
-        work = self.rows(model, face, rows, exchange.remaining_s(), serving)
+        work = await self.work(exchange, batches, model, face, rows)
+        asked = self._answers_to(work, exchange.remaining_s(), serving)
         admission.started()  # here nothing waits: what is refused is no deadline
-        answers = await _timed(exchange, work)
+        answers = await _timed(exchange, asked)
         meter = self.guard.meter(admission, model)
         if meter:
             meter.read_rows(answers)
@@ -228,22 +248,70 @@ class Gateway:
     ) -> list[tuple[Tensors, int]]:
         """As ``infer_rows``, without a client to watch: what the probes use. ``serving`` is the
         pipeline that answers for the model; ``replica`` the one to ask, however busy it is."""
-        answers: dict[int, tuple[Tensors, int]] = {}
-
-        async def ask(places: tuple[int, ...], message: Any) -> None:
-            message.model_name = serving or model.name
-            name = message.model_name
-            with replica.permit(name) if replica else self.pool.permit(name) as upstream:
-                response = await upstream.infer(message, timeout_s)
-            tensors = read_tensors(response, len(places))
-            answers.update({place: (tensors, index) for index, place in enumerate(places)})
-
         work = batches(model, face, rows)
+        return await self._answers_to(work, timeout_s, serving or model.name, replica)
+
+    async def _answers_to(
+        self,
+        work: Sequence[Batch],
+        timeout_s: float,
+        serving: str,
+        replica: Replica | None = None,
+    ) -> list[tuple[Tensors, int]]:
+        """A few batches at a time; the first failure cancels the rest and is raised as it is.
+
+        A permit once had is kept for one batch after the other: what has begun is not refused
+        half-way. NoCapacity when not even one can be had.
+        """
+        answers: dict[int, tuple[Tensors, int]] = {}
+        ends = time.perf_counter() + timeout_s
+        waiting = iter(work)
+
+        async def in_turn() -> NoCapacity | None:
+            with contextlib.ExitStack() as held:
+                try:
+                    upstream = held.enter_context(
+                        replica.permit(serving) if replica else self.pool.permit(serving)
+                    )
+                except NoCapacity as full:
+                    return full
+                for batch in waiting:
+                    batch.message.model_name = serving
+                    tensors = await _asked(upstream, batch, ends)
+                    for index, place in enumerate(batch.places):
+                        answers[place] = tensors, index
+            return None
+
         if len(work) == 1:
-            await ask(work[0].places, work[0].message)
+            refusals = [await in_turn()]
         else:
-            await _all([ask(batch.places, batch.message) for batch in work])
-        return [answers[place] for place in range(len(rows))]
+            refusals = await _together([in_turn() for _ in work[: self._window]])
+        if refusals[0] and all(refusals):
+            raise refusals[0]
+        return [answers[place] for place in range(len(answers))]
+
+    @property
+    def _window(self) -> int:
+        return max(1, min(WINDOW, self.settings.max_inflight // 4))
+
+
+async def _asked(upstream: Upstream, batch: Batch, ends: float) -> Tensors:
+    """The answer to one batch; a fault is of the row as the caller counts rows."""
+    left_s = ends - time.perf_counter()
+    if left_s <= 0:
+        raise DeadlineExceeded("the model did not answer in time: try again or send less")
+    try:
+        response = await upstream.infer(batch.message, left_s)
+    except Malformed as error:
+        raise _of_caller(error, batch.places) from error
+    return read_tensors(response, len(batch.places))
+
+
+def _of_caller(error: Malformed, places: Sequence[int]) -> Malformed:
+    """The upstream's fault, of the row as the caller counts rows."""
+    if error.row is not None and error.row < len(places):
+        return error.at_row(places[error.row])
+    return error.at_row(places[0]) if len(places) == 1 else error
 
 
 async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
@@ -255,11 +323,11 @@ async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
         exchange.upstream_s += time.perf_counter() - asked
 
 
-async def _all(work: list[Any]) -> None:
+async def _together(work: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
     """Run together; the first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

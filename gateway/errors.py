@@ -18,6 +18,7 @@ Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class GatewayError(Exception):
@@ -62,7 +63,23 @@ class WrongMethod(GatewayError):
 
 
 class Malformed(GatewayError):
+    """``row`` is the one of a batch that is to blame, if one is; ``problem`` does not name it."""
+
     code = "invalid_request"
+
+    def __init__(self, message: str, *, row: int | None = None, **more: Any) -> None:
+        super().__init__(message if row is None else f"row {row}: {message}", **more)
+        self.problem, self.row = message, row
+
+    def at_row(self, row: int) -> "Malformed":
+        """The same fault, of this row."""
+        return Malformed(self.problem, param=self.param, row=row)
+
+    def at(self, where: str) -> "Malformed":
+        """The same fault under the row's place in the body, such as ``inputs.3``; '' for a row that
+        is the body."""
+        message = f"{where}: {self.problem}" if where else self.problem
+        return Malformed(message, param=".".join(filter(None, (where, self.param))))
 
 
 class TooLarge(GatewayError):
@@ -93,11 +110,23 @@ class Internal(GatewayError):
     """Our own bug, under the code that every other has if it says none."""
 
 
+SHOWN = 64  # characters of what a client wrote
+
+
+def quoted(value: object) -> str:
+    """What a client wrote, as a message may show it: no more than its beginning."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, str):
+        return repr(value if len(value) <= SHOWN else f"{value[: SHOWN - 3]}...")
+    return repr(value)[:SHOWN]
+
+
 def no_model(name: str) -> NotFound:
     """Of a model that is not there, and of one that is not the caller's: nobody can tell which.
 
     Triton's own words come first, since clients (NVIDIA's examples among them) look for them.
     """
     return NotFound(
-        f"Request for unknown model: {name[:64]!r} is not found: see GET /v1/models for yours"
+        f"Request for unknown model: {quoted(name)} is not found: see GET /v2/models for yours"
     )

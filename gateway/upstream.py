@@ -5,6 +5,7 @@ cancelled request stops using the machine. ``relay`` is for models that declare 
 """
 
 import logging
+import re
 import time
 from collections.abc import Awaitable
 from contextvars import ContextVar
@@ -26,9 +27,9 @@ from gateway.errors import (
 )
 from gateway.models.sequences import not_begun
 
-# A step's error that is meant for the client begins with this; every other text of Triton's may
-# name paths or shared-memory regions and stays here.
-FOR_CLIENT = "[tidegate:invalid_input] "
+# A step's error that is meant for the client begins with this, and may say which row of its batch
+# is to blame; every other text of Triton's may name paths or shared-memory regions and stays here.
+FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9}))?\] ")
 # Of a request that goes on with a sequence that Triton does not know, whatever the status.
 NOT_BEGUN = "must specify the START flag"
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
@@ -186,16 +187,17 @@ def log_upstream(status: grpc.StatusCode, details: str) -> None:
     """Log what Triton said of this task's request; ``translate`` does it for what it translates."""
     identifier = request_id.get()
     if identifier:
-        caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT in details
+        caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT.search(details) is not None
         _upstream_log.note(logging.INFO if caused else logging.WARNING, identifier, status, details)
 
 
 def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
     """What a gRPC status of Triton's means to our client; Triton's words go into the log only."""
     log_upstream(status, details)
-    _, marked, text = details.partition(FOR_CLIENT)
+    marked = FOR_CLIENT.search(details)
     if marked:
-        return Malformed(text.strip())
+        text = details[marked.end() :].strip()
+        return Malformed(text, row=int(marked[1]) if marked[1] else None)
     if NOT_BEGUN in details:
         return not_begun()
     if status is grpc.StatusCode.INVALID_ARGUMENT:

@@ -28,8 +28,9 @@ try:  # exists only inside Triton's Python stub
 except ImportError:
     pb_utils = None
 
-# The gateway shows a client only texts that begin with this marker.
-INVALID = "[tidegate:invalid_input] "
+# The gateway shows a client only texts that begin with such a marker, and names the row as the
+# client counts rows: a batch here may be a part of the client's.
+INVALID = "[tidegate:invalid_input row={}] "
 FORMATS = ("JPEG", "PNG", "WEBP")
 PICTURE_LIMIT_BYTES = 16 << 20
 # Above the 24.5 megapixels of today's phones. Measured: decoding takes 8 bytes a pixel (a JPEG that
@@ -241,7 +242,7 @@ class TritonPythonModel:
             try:
                 pixels[index] = prepare(picture, self._transform)
             except InvalidPicture as error:
-                text = f"{INVALID}picture {index} {error}"
+                text = f"{INVALID.format(index)}the picture {error}"
                 failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=failure)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])

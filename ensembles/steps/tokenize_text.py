@@ -28,14 +28,29 @@ try:  # exists only inside Triton's Python stub
 except ImportError:
     pb_utils = None
 
-# The gateway shows a client only texts that begin with this marker.
-INVALID = "[tidegate:invalid_input] "
+# The gateway shows a client only texts that begin with such a marker, and names the row, if it has
+# one, as the client counts rows: a batch here may be a part of the client's.
+INVALID, INVALID_ROW = "[tidegate:invalid_input] ", "[tidegate:invalid_input row={}] "
 # Far above any bucket (a token has about 4 bytes), and small enough to tokenise in a blink.
 TEXT_LIMIT_BYTES = 65_536
 
 
 class InvalidText(ValueError):
-    """The client's text cannot be tokenised; the message says what to do."""
+    """The client's text cannot be tokenised; the message says what to do.
+
+    ``row`` is its place in the batch, None when all of it is to blame.
+    """
+
+    def __init__(self, problem: str, row: int | None = None) -> None:
+        super().__init__(problem if row is None else f"text {row} {problem}")
+        self.row, self.problem = row, problem
+
+    @property
+    def for_client(self) -> str:
+        """As Triton is told it."""
+        if self.row is None:
+            return f"{INVALID}{self.problem}"
+        return f"{INVALID_ROW.format(self.row)}the text {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,9 @@ class BucketTokenizer:
         if len(encoding.ids) > limit:
             if not truncate:
                 raise InvalidText(
-                    f"text {index} has {len(encoding.ids)} tokens and the model takes {limit}: "
-                    "send a shorter text, or truncate: true to cut it"
+                    f"has {len(encoding.ids)} tokens and the model takes {limit}: "
+                    "send a shorter text, or truncate: true to cut it",
+                    index,
                 )
             encoding = self._truncated(index, text, limit)
         return encoding
@@ -109,13 +125,13 @@ class BucketTokenizer:
 
 def _decoded(index: int, text: bytes) -> str:
     if len(text) > TEXT_LIMIT_BYTES:
-        raise InvalidText(f"text {index} has {len(text)} bytes: send at most {TEXT_LIMIT_BYTES}")
+        raise InvalidText(f"has {len(text)} bytes: send at most {TEXT_LIMIT_BYTES}", index)
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError:
-        raise InvalidText(f"text {index} is not UTF-8: encode it as UTF-8") from None
+        raise InvalidText("is not UTF-8: encode it as UTF-8", index) from None
     if not decoded.strip():
-        raise InvalidText(f"text {index} is empty: send at least one character")
+        raise InvalidText("is empty: send at least one character", index)
     return decoded
 
 
@@ -146,7 +162,7 @@ class TritonPythonModel:
         try:
             tokens = self._tokenize(list(texts.reshape(-1)), wants_truncation(request.parameters()))
         except InvalidText as error:
-            failure = pb_utils.TritonError(f"{INVALID}{error}", pb_utils.TritonError.INVALID_ARG)
+            failure = pb_utils.TritonError(error.for_client, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
         outputs = [
             pb_utils.Tensor("input_ids", tokens.ids),

@@ -38,8 +38,20 @@ TOTAL_S = 600.0  # no answer takes longer, however steadily its pieces come
 EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
+# What JSON may hold as it is, and str.splitlines takes for the end of a line, as some clients do.
+_LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
+
+
+def one_line(document: bytes) -> bytes:
+    """JSON that nobody can take for several lines; orjson escapes the other line ends itself."""
+    for end, escaped in _LINE_ENDS:
+        document = document.replace(end, escaped)
+    return document
+
+
 def event(document: bytes) -> bytes:
-    return b"data: " + document + b"\n\n"
+    """JSON as a server-sent event."""
+    return b"data: " + one_line(document) + b"\n\n"
 
 
 class EventStream:

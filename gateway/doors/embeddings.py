@@ -11,17 +11,20 @@ import numpy as np
 from starlette.routing import Route
 
 from gateway.core import Gateway
-from gateway.doors.token_inputs import as_text, embedding_rows
-from gateway.errors import Malformed, NotFound
+from gateway.doors.token_inputs import MAX_INPUTS, are_tokens, as_text, embedding_rows
+from gateway.errors import SHOWN, Malformed, NotFound, quoted
 from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.json_body import parse_json
+from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
+from gateway.http.large_json import Bounds
 from gateway.models.catalogue import Model
-from gateway.models.face import Face
-from gateway.models.rows import Tensors
+from gateway.models.face import Face, Row
+from gateway.models.rows import Tensors, size_of
 
 # Fields of OpenAI's API; others are refused, so that a typing error is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
+# Texts, or as many token ids as OpenAI takes (the model's own: MAX_OWN_IDS).
+_BOUNDS = Bounds(values=2**19, containers=2 * MAX_INPUTS, keys=64)
 
 
 class OpenAIDoor:
@@ -49,24 +52,42 @@ class OpenAIDoor:
     @needs("infer")
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors for one text or a list of texts, as floats or base64."""
-        body = parse_json(await exchange.body())
-        _check_embedding(body)
+        body = await self.gateway.read(exchange, _embedding_body)
         model, face, binding = serving(self.gateway, exchange, "embeddings", body)
-        rows = embedding_rows(await as_text(body.get("input"), binding, "input"), binding)
-        for place, row in enumerate(rows):
-            face.check(row, f"input.{place}")
-        answers = await self.gateway.infer_rows(exchange, model, face, rows)
-        vectors = [tensors[binding["vector"]][index] for tensors, index in answers]
-        _check_dimensions(body, vectors[0])
-        as_base64 = body.get("encoding_format") == "base64"
-        return json_reply(
-            {
-                "object": "list",
-                "data": [_embedding(i, v, as_base64) for i, v in enumerate(vectors)],
-                "model": model.name,
-                "usage": _usage(answers, binding["tokens"]),
-            }
-        )
+        given = await as_text(body.get("input"), binding, "input")
+        is_list = isinstance(given, list) and not are_tokens(given)
+        rows = embedding_rows(given, binding)
+        await self.gateway.work(exchange, _check_rows, face, rows, is_list)
+        try:
+            answers = await self.gateway.infer_rows(exchange, model, face, rows)
+        except Malformed as error:
+            if error.row is None:
+                raise
+            raise error.at(f"input.{error.row}" if is_list else "input") from error
+        rendered = (_rendered, body, model.name, binding, answers)
+        if size_of(answers) > LARGE_BYTES:
+            return await self.gateway.off_loop.run(exchange, *rendered)
+        return _rendered(*rendered[1:])
+
+
+def _check_rows(face: Face, rows: Sequence[Row], is_list: bool) -> None:
+    for place, row in enumerate(rows):
+        face.check(row, f"input.{place}" if is_list else "input")
+
+
+def _rendered(
+    body: Mapping[str, Any],
+    model: str,
+    binding: Mapping[str, Any],
+    answers: Sequence[tuple[Tensors, int]],
+) -> Reply:
+    """Vector by vector: none of the calls is long."""
+    vectors = [tensors[binding["vector"]][index] for tensors, index in answers]
+    _check_dimensions(body, vectors[0])
+    as_base64 = body.get("encoding_format") == "base64"
+    data = [to_json(_embedding(i, v, as_base64)) for i, v in enumerate(vectors)]
+    rest = to_json({"model": model, "usage": _usage(answers, binding["tokens"])})
+    return Reply(200, b"".join((b'{"object":"list","data":[', b",".join(data), b"],", rest[1:])))
 
 
 def serving(
@@ -79,7 +100,7 @@ def serving(
     exchange.require("infer", name)
     model, face = gateway.catalogue.endpoint(name)
     if route not in face.openai:
-        raise NotFound(f"the model {name!r} does not serve {route}: choose another")
+        raise NotFound(f"the model {quoted(name)} does not serve {route}: choose another")
     return model, face, face.openai[route]
 
 
@@ -88,19 +109,23 @@ def _described(model: Model) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "tidegate"}
 
 
-def _check_embedding(body: Any) -> None:
-    if not isinstance(body, dict):
+def _embedding_body(data: bytes) -> dict[str, Any]:
+    """The fields that are not null."""
+    given = parse_json(data, _BOUNDS)
+    if not isinstance(given, dict):
         raise Malformed("the body must be a JSON object with 'model' and 'input'")
-    unknown = sorted(set(body) - _EMBEDDING_FIELDS)
-    if unknown:
-        raise Malformed(f"there is no field {unknown[0]!r}", param=unknown[0])
+    body = {name: value for name, value in given.items() if value is not None}
+    unknown = next((name for name in given if name not in _EMBEDDING_FIELDS), None)
+    if unknown is not None:
+        raise Malformed(f"there is no field {quoted(unknown)}", param=unknown[:SHOWN])
     if body.get("encoding_format", "float") not in ("float", "base64"):
         raise Malformed("'encoding_format' is 'float' or 'base64'", param="encoding_format")
+    return body
 
 
 def _check_dimensions(body: Mapping[str, Any], vector: np.ndarray) -> None:
     wanted = body.get("dimensions")
-    if wanted is not None and wanted != vector.size:
+    if wanted is not None and (type(wanted) is not int or wanted != vector.size):
         raise Malformed(
             f"'dimensions' must be {vector.size}: this model's vectors cannot be shortened",
             param="dimensions",

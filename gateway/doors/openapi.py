@@ -33,6 +33,7 @@ _V2 = {
     "/v2": "The server's name and extensions",
     "/v2/health/live": "Whether the gateway runs",
     "/v2/health/ready": "Whether every pipeline answers",
+    "/v2/models": "The names of the models that you may read",
     "/v2/models/stats": "The counts of every model that you may read",
 }
 _V2_MODEL = {  # below a model, or a version of it

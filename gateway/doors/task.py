@@ -1,5 +1,6 @@
 """The task door: one catch-all ``POST /v1/{endpoint}`` for every pipeline that has a face."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.routing import Route
@@ -7,10 +8,11 @@ from starlette.routing import Route
 from gateway.addons import load
 from gateway.core import Gateway
 from gateway.errors import Malformed, NotFound
-from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
+from gateway.http.endpoint import Endpoint, Reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.json_body import parse_json
+from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.models.face import Face, Row
+from gateway.models.rows import Tensors, size_of
 
 MAX_ROWS = 1024
 
@@ -29,18 +31,43 @@ class TaskDoor:
         model, face = self.gateway.catalogue.endpoint(exchange.param("endpoint"))
         if model.decoupled:
             raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
-        rows, single = _read(face, exchange, await exchange.body())
-        answers = await self.gateway.infer_rows(exchange, model, face, rows)
-        rendered = [face.render(tensors, index) for tensors, index in answers]
-        return json_reply(rendered[0] if single else {"outputs": rendered})
+        body = await exchange.body()
+        content_type = exchange.headers.get(b"content-type", b"")
+        rows, single = await self.gateway.work(exchange, _read, face, content_type, body)
+        del body
+        try:
+            answers = await self.gateway.infer_rows(exchange, model, face, rows)
+        except Malformed as error:
+            raise _named(error, single) from error
+        return await self._rendered(exchange, face, answers, single)
+
+    async def _rendered(
+        self, exchange: Exchange, face: Face, answers: Sequence[tuple[Tensors, int]], single: bool
+    ) -> Reply:
+        if size_of(answers) > LARGE_BYTES:
+            return await self.gateway.off_loop.run(exchange, _render, face, answers, single)
+        return _render(face, answers, single)
 
 
-def _read(face: Face, exchange: Exchange, body: bytes) -> tuple[list[Row], bool]:
+def _render(face: Face, answers: Sequence[tuple[Tensors, int]], single: bool) -> Reply:
+    """Row by row: none of the calls is long."""
+    rows = [to_json(face.render(tensors, index)) for tensors, index in answers]
+    return Reply(200, rows[0] if single else b"".join((b'{"outputs":[', b",".join(rows), b"]}")))
+
+
+def _named(error: Malformed, single: bool) -> Malformed:
+    """With the row's place in the body; one that was sent alone needs none."""
+    if error.row is None:
+        return error
+    return error.at("" if single else f"inputs.{error.row}")
+
+
+def _read(face: Face, content_type: bytes, body: bytes) -> tuple[list[Row], bool]:
     """The rows, checked, and whether there was just one, not in a list."""
-    content_type = exchange.headers.get(b"content-type", b"")
     if is_form(content_type):
         return [load("multipart")(face, content_type, body)], True
-    rows, single = _rows(parse_json(body))
+    given, single = _rows(parse_json(body))
+    rows = [face.without_nulls(row) for row in given]
     for place, row in enumerate(rows):
         face.check(row, "" if single else f"inputs.{place}")
     return rows, single

@@ -18,7 +18,7 @@ VOCABULARY = "cl100k_base"  # of OpenAI's embedding models, and what its clients
 
 
 def are_tokens(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and all(type(each) is int for each in given)
+    return isinstance(given, list) and bool(given) and set(map(type, given)) == {int}
 
 
 def refusal(param: str, why: str = "OpenAI's ids mean nothing to this model") -> Malformed:

@@ -5,8 +5,8 @@ from typing import Any
 from starlette.routing import Route
 
 from gateway.core import Gateway
-from gateway.doors.v2_request import HEADER_LENGTH, V2Request, parse
-from gateway.doors.v2_response import render
+from gateway.doors import v2_request, v2_response
+from gateway.doors.v2_request import HEADER_LENGTH, V2Request
 from gateway.errors import Malformed, NoCapacity
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
@@ -42,6 +42,7 @@ class V2Door:
                 )
             ),
             ("GET", "/v2", self.server),
+            ("GET", "/v2/models", self.models),
             ("GET", "/v2/health/live", self.live),
             ("GET", "/v2/health/ready", self.ready),
         ]
@@ -53,17 +54,17 @@ class V2Door:
         model, version = self.gateway.named(exchange)
         if model.decoupled:
             raise Malformed(f"model {model.name!r} streams: it cannot be called with infer")
-        body = await exchange.body()
-        request = parse(model, version, body, exchange.headers.get(HEADER_LENGTH))
+        request = await self._parsed(exchange, model, version)
         exchange.shorten_deadline(request.timeout_s)
         serving = self.gateway.serving(exchange, model)
         if request.is_plain and model.is_relayed and serving == model.name:
             return await self._relayed(exchange, model, request)
         message = request.message()
+        request.tensors = []  # the message has their bytes: once is enough
         self.gateway.sequences.put_own(message, exchange.tenant)
         admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
         response = await self.gateway.infer(exchange, model, message, admission)
-        return render(request, response)
+        return await self._rendered(exchange, request, response)
 
     async def _relayed(self, exchange: Exchange, model: Model, request: V2Request) -> Reply:
         """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
@@ -72,7 +73,27 @@ class V2Door:
         if reply:
             return reply
         response = await self.gateway.infer(exchange, model, request.message(), admission)
+        return await self._rendered(exchange, request, response)
+
+    async def _parsed(self, exchange: Exchange, model: Model, version: str) -> V2Request:
+        body = await exchange.body()
+        length = exchange.headers.get(HEADER_LENGTH)
+        parse, off_loop = v2_request.parse, self.gateway.off_loop
+        if v2_request.is_large(model, body, length):
+            return await off_loop.run(exchange, parse, model, version, body, length)
+        return parse(model, version, body, length)
+
+    async def _rendered(self, exchange: Exchange, request: V2Request, response: Any) -> Reply:
+        render, off_loop = v2_response.render, self.gateway.off_loop
+        if v2_response.is_large(request, response):
+            return await off_loop.run(exchange, render, request, response)
         return render(request, response)
+
+    @needs("read")
+    async def models(self, exchange: Exchange) -> Reply:
+        """The names of the models that the caller may read, as KServe lists them."""
+        names = sorted(filter(exchange.may_read, self.gateway.catalogue.models))
+        return json_reply({"models": names})
 
     @needs("read", model="model")
     async def metadata(self, exchange: Exchange) -> Reply:

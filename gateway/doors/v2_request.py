@@ -3,22 +3,28 @@
 Source: the Open Inference Protocol (KServe V2) and its binary tensor data extension.
 """
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import Malformed
-from gateway.http.json_body import parse_json
+from gateway.errors import Malformed, quoted
+from gateway.http.json_body import SMALL_BYTES, parse_json
+from gateway.http.large_json import Arrays, Bounds, cut_arrays
 from gateway.models.catalogue import Model
 from gateway.models.tensors import (
+    MAX_STRINGS,
+    SIZE_BYTES,
     Tensor,
+    check_count,
     check_model,
     check_shape,
     check_size,
     message_of,
     pack,
+    pack_text,
     set_parameter,
 )
 
@@ -28,6 +34,10 @@ REFUSED_PREFIX = "shared_memory_"
 DROPPED_PREFIX = "triton_"
 CLASSIFICATION = "classification"
 DROPPED = frozenset({"priority", "timeout", "binary_data_output"})
+MAX_CLASSES = 2**31 - 1
+MAX_PARAMETERS = 64  # of a request, and of each of its tensors
+# Beside arrays of numbers: the strings of two tensors, each of them in a list of its own.
+_BOUNDS = Bounds(values=4 * MAX_STRINGS, containers=2 * MAX_STRINGS, keys=2**14)
 
 
 @dataclass(slots=True)
@@ -69,48 +79,108 @@ class V2Request:
             set_parameter(message.parameters, key, self.parameters[key])
         for name, parameters in self.outputs.items():
             output = message.outputs.add(name=name)
-            if type(parameters.get(CLASSIFICATION)) is int:
+            if CLASSIFICATION in parameters:
                 set_parameter(output.parameters, CLASSIFICATION, parameters[CLASSIFICATION])
         return message
 
 
+def is_large(model: Model, body: bytes, header_length: bytes | None) -> bool:
+    """Whether ``parse`` takes longer than the event loop should wait: for its JSON, or for strings
+    that have to be counted one by one. Other binary tensors are copied and no more."""
+    if len(body) <= SMALL_BYTES:
+        return False
+    is_short = header_length is not None and _is_below(header_length, SMALL_BYTES)
+    return not is_short or any(meta.dtype == "BYTES" for meta in model.inputs.values())
+
+
+def _is_below(number: bytes, most: int) -> bool:
+    return number.isdigit() and len(number) <= 12 and int(number) <= most
+
+
 def parse(model: Model, version: str, body: bytes, header_length: bytes | None) -> V2Request:
     """The request; Malformed says which part is wrong and what it should be."""
-    document, tail = _split(body, header_length)
-    parameters = _object(document, "parameters")
-    refuse_shared_memory(parameters)
-    tensors = _inputs(document, tail)
-    check_model(model, tensors)
+    if header_length is not None:
+        if not _is_below(header_length, len(body)):
+            raise Malformed(
+                f"Inference-Header-Content-Length must be 0 to {len(body)}, the length of the body"
+            )
+        if not int(header_length):
+            return _raw_request(model, version, body)
+    document, tail, arrays = _split(body, header_length)
+    parameters = _parameters(document)
     outputs = _outputs(model, document)
+    tensors = _inputs(model, document, tail, arrays)
+    check_model(model, tensors)
     return V2Request(model.name, version, _text(document, "id"), tensors, outputs, parameters)
+
+
+def _raw_request(model: Model, version: str, body: bytes) -> V2Request:
+    """The body is the one input's tensor, and nothing else: Triton's raw binary request. The shape
+    is the declared one, with one row, and its open dimension as long as the bytes are."""
+    if len(model.inputs) != 1:
+        raise Malformed(
+            f"a raw binary request is for models with one input: {model.name!r} has "
+            f"{len(model.inputs)}: send them with their JSON header"
+        )
+    [(name, meta)] = model.inputs.items()
+    open_dims = [axis for axis, dim in enumerate(meta.dims) if dim == -1]
+    shape = list(meta.dims)
+    if meta.dtype == "BYTES":
+        if open_dims or math.prod(shape) != 1:
+            raise Malformed(
+                f"a raw binary request is one string, and input {name!r} has shape {shape}: "
+                "send it with its JSON header"
+            )
+        body = len(body).to_bytes(4, "little") + body
+    elif len(open_dims) > 1:
+        raise Malformed(
+            f"the shape of a raw binary request is not clear: input {name!r} has {shape}: "
+            "send it with its JSON header"
+        )
+    elif open_dims:
+        fixed = math.prod(dim for dim in shape if dim != -1) * SIZE_BYTES[meta.dtype]
+        shape[open_dims[0]] = len(body) // fixed if fixed else 0
+    if model.max_batch_size:
+        shape.insert(0, 1)
+    tensor = Tensor(name, meta.dtype, tuple(shape), body)
+    check_size(tensor)
+    check_model(model, [tensor])
+    return V2Request(model.name, version, "", [tensor], {}, {"binary_data_output": True})
 
 
 def _is_told(key: str) -> bool:
     return key not in DROPPED and not key.startswith(DROPPED_PREFIX)
 
 
-def _split(body: bytes, header_length: bytes | None) -> tuple[Mapping[str, Any], memoryview]:
-    """The JSON header and the binary tail."""
-    length = len(body)
-    if header_length is not None:
-        if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > length:
-            raise Malformed(
-                f"Inference-Header-Content-Length must be 0 to {length}, the length of the body"
-            )
-        length = int(header_length)
-    document = parse_json(body[:length])
+def _split(
+    body: bytes, header_length: bytes | None
+) -> tuple[Mapping[str, Any], memoryview, Arrays | None]:
+    """The JSON header, the binary tail, and the header's long arrays."""
+    length = len(body) if header_length is None else int(header_length)
+    document, arrays = read_document(body if length == len(body) else body[:length])
     if not isinstance(document, dict):
         raise Malformed("the body must be a JSON object with a list 'inputs'")
-    return document, memoryview(body)[length:]
+    return document, memoryview(body)[length:], arrays
 
 
-def _inputs(document: Mapping[str, Any], tail: memoryview) -> list[Tensor]:
+def read_document(text: bytes) -> tuple[Any, Arrays | None]:
+    """The JSON document, with its long arrays of numbers apart."""
+    if len(text) <= SMALL_BYTES:
+        return parse_json(text), None
+    rest, arrays = cut_arrays(text)
+    return parse_json(rest, _BOUNDS), arrays
+
+
+def _inputs(
+    model: Model, document: Mapping[str, Any], tail: memoryview, arrays: Arrays | None
+) -> list[Tensor]:
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
         raise Malformed("'inputs' must be a list of at least one tensor")
+    check_count(model, len(entries))
     tensors, at = [], 0
     for entry in entries:
-        tensor, size = _input(entry, tail[at:])
+        tensor, size = _input(entry, tail[at:], arrays)
         tensors.append(tensor)
         at += size
     if at != len(tail):
@@ -121,32 +191,38 @@ def _inputs(document: Mapping[str, Any], tail: memoryview) -> list[Tensor]:
     return tensors
 
 
-def _input(entry: Any, tail: memoryview) -> tuple[Tensor, int]:
+def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor, int]:
     """One tensor, and how many bytes of the binary tail it took."""
     if not isinstance(entry, dict):
         raise Malformed("each of 'inputs' must be an object")
     name, dtype = _text(entry, "name"), _text(entry, "datatype")
     shape = check_shape(name, entry.get("shape"))
-    parameters = _object(entry, "parameters")
-    refuse_shared_memory(parameters)
+    parameters = _parameters(entry)
     if "binary_data_size" in parameters:
         raw = _binary(name, entry, parameters["binary_data_size"], tail)
         size = len(raw)
     else:
-        raw, size = pack(name, dtype, flatten(name, shape, entry.get("data"))), 0
+        data, size = entry.get("data"), 0
+        text = arrays.of(data) if arrays else None
+        if text is None:
+            raw = pack(name, dtype, flatten(name, shape, data))
+        else:
+            raw = pack_text(name, dtype, shape, text)
     tensor = Tensor(name, dtype, shape, raw)
     check_size(tensor)
     return tensor, size
 
 
 def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) -> bytes:
-    if "data" in entry:
-        raise Malformed(f"input {name!r} has both 'data' and binary_data_size: send one of them")
+    if entry.get("data") is not None:
+        raise Malformed(
+            f"input {quoted(name)} has both 'data' and binary_data_size: send one of them"
+        )
     if type(size) is not int or size < 0:
-        raise Malformed(f"input {name!r}: binary_data_size must be an integer of 0 or more")
+        raise Malformed(f"input {quoted(name)}: binary_data_size must be an integer of 0 or more")
     if size > len(tail):
         raise Malformed(
-            f"input {name!r}: binary_data_size is {size}, but only {len(tail)} bytes are left"
+            f"input {quoted(name)}: binary_data_size is {size}, but only {len(tail)} bytes are left"
         )
     return bytes(tail[:size])
 
@@ -154,40 +230,62 @@ def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) ->
 def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
     """V2 data, flat or nested like the shape, as a flat list; Malformed when it is neither."""
     if not isinstance(data, list):
-        raise Malformed(f"input {name!r} needs 'data' (a list) or binary_data_size")
+        raise Malformed(f"input {quoted(name)} needs 'data' (a list) or binary_data_size")
     flat = data
     for depth in range(1, len(shape)):
         if not flat or not isinstance(flat[0], list):
             break
         if not all(isinstance(row, list) and len(row) == shape[depth] for row in flat):
-            raise Malformed(f"input {name!r}: 'data' is not nested like shape {list(shape)}")
+            raise Malformed(f"input {quoted(name)}: 'data' is not nested like shape {list(shape)}")
         flat = [value for row in flat for value in row]
     if flat and isinstance(flat[0], list):
-        raise Malformed(f"input {name!r}: 'data' is nested more deeply than shape {list(shape)}")
+        raise Malformed(
+            f"input {quoted(name)}: 'data' is nested more deeply than shape {list(shape)}"
+        )
     return flat
 
 
 def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The parameters of each output that is asked for."""
-    entries = document.get("outputs", [])
+    entries = document.get("outputs")
+    if entries is None:
+        return {}
     if not isinstance(entries, list):
         raise Malformed("'outputs' must be a list")
+    check_output_count(model, len(entries))
     outputs: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
         if not isinstance(entry, dict):
             raise Malformed("each of 'outputs' must be an object")
-        name, parameters = _text(entry, "name"), _object(entry, "parameters")
+        name, parameters = _text(entry, "name"), _parameters(entry)
         check_output(model, name, outputs)
-        refuse_shared_memory(parameters)
+        if CLASSIFICATION in parameters:
+            _check_classification(name, parameters[CLASSIFICATION])
         outputs[name] = parameters
     return outputs
+
+
+def _check_classification(name: str, value: Any) -> None:
+    if type(value) is not int or not 1 <= value <= MAX_CLASSES:
+        raise Malformed(
+            f"output {name!r}: classification must be a number of classes, 1 to {MAX_CLASSES}"
+        )
+
+
+def check_output_count(model: Model, outputs: int) -> None:
+    """Malformed for more outputs than the model has, before anything is done for each of them."""
+    if outputs > len(model.outputs):
+        raise Malformed(
+            f"{outputs} outputs are asked for: model {model.name!r} gives {len(model.outputs)}: "
+            + ", ".join(model.outputs)
+        )
 
 
 def check_output(model: Model, name: str, asked: Container[str]) -> None:
     """Malformed unless the model has this output, and it was not asked for before."""
     if name not in model.outputs:
         declared = ", ".join(model.outputs)
-        raise Malformed(f"model {model.name!r} has no output {name!r}: it gives {declared}")
+        raise Malformed(f"model {model.name!r} has no output {quoted(name)}: it gives {declared}")
     if name in asked:
         raise Malformed(f"output {name!r} is requested twice")
 
@@ -198,14 +296,28 @@ def refuse_shared_memory(parameters: Iterable[str]) -> None:
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:
-    value = document.get(key, "")
+    value = document.get(key)
+    if value is None and key == "id":
+        return ""
     if not isinstance(value, str) or (key != "id" and not value):
         raise Malformed(f"{key!r} must be a string that is not empty")
     return value
 
 
-def _object(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = document.get(key, {})
+def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object's ``parameters`` without those that are null; Malformed for too many."""
+    value = document.get("parameters")
+    if value is None:
+        return {}
+    return checked_parameters(value)
+
+
+def checked_parameters(value: Any, most: int = MAX_PARAMETERS) -> Mapping[str, Any]:
+    """Parameters without those that are null; Malformed for what is no object, or holds too many,
+    or names memory of other processes."""
     if not isinstance(value, dict):
-        raise Malformed(f"{key!r} must be an object")
-    return value
+        raise Malformed("'parameters' must be an object")
+    if len(value) > most:
+        raise Malformed(f"there are {len(value)} parameters: send at most {most}")
+    refuse_shared_memory(value)
+    return {key: each for key, each in value.items() if each is not None}

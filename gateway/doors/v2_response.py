@@ -9,11 +9,19 @@ from tritonclient.grpc import service_pb2
 
 from gateway.doors.v2_request import V2Request
 from gateway.errors import Malformed
-from gateway.http.endpoint import Reply, json_reply
+from gateway.http.endpoint import Reply
+from gateway.http.json_body import LARGE_BYTES, SLICE, array_slices
 from gateway.models.tensors import FEW, unpack
 
 # Triton writes these on every answer of an ensemble; they tell a client nothing.
 _NOISE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+
+
+def is_large(request: V2Request, response: service_pb2.ModelInferResponse) -> bool:
+    """Whether ``render`` takes longer than the event loop should wait."""
+    return response.ByteSize() > LARGE_BYTES and not all(
+        request.wants_binary(output.name) for output in response.outputs
+    )
 
 
 def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Reply:
@@ -28,15 +36,31 @@ def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Repl
     if parameters:
         document["parameters"] = parameters
     tail: list[bytes] = []
-    document["outputs"] = [
+    entries = [
         _output(request, output, raw, tail)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     ]
+    if any(len(entry.get("data", ())) > SLICE for entry in entries):
+        header = _in_slices(document, entries)
+    else:
+        document["outputs"] = entries
+        header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tail:
-        return json_reply(document)
-    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Reply(200, header)
     headers = [(b"inference-header-content-length", str(len(header)).encode())]
     return Reply(200, b"".join([header, *tail]), b"application/octet-stream", headers)
+
+
+def _in_slices(document: dict[str, Any], entries: list[dict[str, Any]]) -> bytes:
+    """The whole as JSON, without one call that takes as long as all of it."""
+    parts = [orjson.dumps(document)[:-1], b',"outputs":[']
+    for place, entry in enumerate(entries):
+        data = entry.pop("data", None)
+        parts += (b"," if place else b"", orjson.dumps(entry)[:-1])
+        if data is not None:
+            parts += (b',"data":', *array_slices(data))
+        parts.append(b"}")
+    return b"".join((*parts, b"]}"))
 
 
 def _output(request: V2Request, output: Any, raw: bytes, tail: list[bytes]) -> dict[str, Any]:

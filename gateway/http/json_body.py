@@ -1,52 +1,56 @@
 """JSON as JSON is: no NaN, no bottomless nesting, no key twice in one object."""
 
-import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from gateway.errors import Malformed
+from gateway.http.large_json import (
+    BOUNDS,
+    Bounds,
+    count_keys,
+    not_json,
+    parse_large,
+    refuse_repeated,
+)
 
+# What is longer is parsed in pieces, and not on the event loop (``gateway.http.off_loop``).
+SMALL_BYTES = 64 * 1024
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
-_CONTAINERS = {dict, list}
-MAX_DEPTH = 128  # a tensor has at most 16
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, bounds: Bounds = BOUNDS) -> Any:
     """The document; Malformed says where it breaks."""
+    if len(data) > SMALL_BYTES:
+        return parse_large(data, bounds)
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        text = str(error)
-        if "depth limit" in text:
-            text = "it is nested too deeply"
-        elif b"NaN" in data or b"Infinity" in data:
-            text += "; JSON has no NaN or Infinity: send such values as binary tensors under /v2"
-        raise Malformed(f"the body is not JSON: {text}") from None
-    # Every key ends so, and a string may look like it: as many as were kept means that none was
-    # lost. orjson keeps the last of two, others the first: nobody should have to guess.
-    if len(_KEY_END.findall(data)) != _keys(document):
-        json.loads(data, object_pairs_hook=_once)
+        raise not_json(error, data) from None
+    # Every key ends in a colon, and a string may hold some: as many as were kept means that none
+    # was lost.
+    keys = count_keys(document)
+    if data.count(b":") != keys and len(_KEY_END.findall(data)) != keys:
+        refuse_repeated(data)
     return document
 
 
-def _keys(value: Any, depth: int = 0) -> int:
-    """How many keys all objects in the document have together."""
-    if type(value) not in _CONTAINERS:
-        return 0
-    if depth > MAX_DEPTH:
-        raise Malformed(f"the body is not JSON: it is nested too deeply (over {MAX_DEPTH} levels)")
-    count = len(value) if type(value) is dict else 0
-    inside = value.values() if type(value) is dict else value
-    if _CONTAINERS.isdisjoint(map(type, inside)):
-        return count
-    return count + sum(_keys(each, depth + 1) for each in inside)
+LARGE_BYTES = 128 * 1024  # of tensors that are written as JSON: not on the event loop
+SLICE = 16 * 1024  # elements
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def _once(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise Malformed(f"the key {key[:64]!r} stands twice in one object: send it once")
-        seen.add(key)
+def to_json(value: Any) -> bytes:
+    """The value as JSON; numpy arrays too, a float32 in its own shortest form."""
+    return orjson.dumps(value, option=_OPTIONS)
+
+
+def array_slices(values: Sequence[Any]) -> Iterator[bytes]:
+    """A long array (a numpy vector or a list) as JSON, in slices that are short calls each."""
+    yield b"["
+    for at in range(0, len(values), SLICE):
+        if at:
+            yield b","
+        yield orjson.dumps(values[at : at + SLICE], option=_OPTIONS)[1:-1]
+    yield b"]"

@@ -7,6 +7,7 @@ gateway never asks which task a pipeline does; it only follows the bindings.
 import base64
 import binascii
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jsonschema_rs
 import numpy as np
 import orjson
 
-from gateway.errors import Malformed
+from gateway.errors import SHOWN, Malformed
 
 Row = Mapping[str, Any]
 
@@ -42,6 +43,8 @@ class Face:
     raw: Mapping[str, Any]
     bindings: tuple[Binding, ...]
     validator: Any
+    masked: Any  # the same; what is wrong is not repeated in its messages
+    optional: frozenset[str]  # fields that null leaves out
 
     @classmethod
     def compile(cls, text: str, inputs: set[str], outputs: set[str]) -> "Face":
@@ -49,6 +52,8 @@ class Face:
         try:
             raw = orjson.loads(text)
             validator = jsonschema_rs.validator_for(raw["request"])
+            masked = jsonschema_rs.validator_for(raw["request"], mask="the value")
+            optional = frozenset(_optional(raw["request"]))
             bindings = tuple(_bindings(raw["request"]))
             wanted = set(_output_tensors(raw["response"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -56,7 +61,7 @@ class Face:
         missing = {b.target for b in bindings if not b.is_parameter} - inputs | wanted - outputs
         if missing:
             raise FaceError(f"the face is bound to tensors that are not there: {sorted(missing)}")
-        return cls(raw, bindings, validator)
+        return cls(raw, bindings, validator, masked, optional)
 
     @property
     def openai(self) -> Mapping[str, Mapping[str, Any]]:
@@ -64,12 +69,19 @@ class Face:
         bindings: Mapping[str, Mapping[str, Any]] = self.raw.get("openai", {})
         return bindings
 
+    def without_nulls(self, row: Any) -> Any:
+        """The row without the optional fields that are null, where null means nothing else."""
+        if not isinstance(row, dict) or all(value is not None for value in row.values()):
+            return row
+        return {k: v for k, v in row.items() if v is not None or k not in self.optional}
+
     def check(self, row: Any, where: str) -> None:
         """Malformed names the first field of the row that does not fit, and how."""
         if self.validator.is_valid(row):
             return
-        error = next(self.validator.iter_errors(row))
-        path = ".".join(map(str, [*([where] if where else []), *error.instance_path]))
+        error = _first_error(self.validator if _is_short(row) else self.masked, row)
+        names = [str(part)[:SHOWN] for part in error.instance_path]
+        path = ".".join([where, *names] if where else names)
         raise Malformed(f"{path or 'the body'}: {_short(error.message)}", param=path)
 
     def values(self, row: Row) -> dict[str, list[Any]]:
@@ -150,5 +162,33 @@ def _plain(values: np.ndarray) -> Any:
     return np.ascontiguousarray(values)
 
 
+def _is_short(row: Any) -> bool:
+    """Whether an error's message may repeat what is wrong."""
+    return isinstance(row, dict) and all(
+        isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= SHOWN)
+        for value in row.values()
+    )
+
+
+def _first_error(validator: Any, row: Any) -> Any:
+    try:
+        validator.validate(row)
+    except jsonschema_rs.ValidationError as error:
+        return error
+    raise AssertionError("the row is valid")
+
+
+_LONG_NAME = re.compile(rf"'([^']{{{SHOWN - 3}}})[^']{{4,}}'")
+
+
 def _short(message: str) -> str:
-    return message if len(message) <= 200 else f"{message[:100]} ... {message[-60:]}"
+    """Some name keys of the client's, of any number and length."""
+    message = _LONG_NAME.sub(r"'\1...'", message[:1000])
+    return message if len(message) <= 200 else f"{message[:200]}..."
+
+
+def _optional(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Fields that may be left out, and may not be null."""
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()) and not jsonschema_rs.is_valid(field, None):
+            yield name

@@ -1,8 +1,8 @@
 """Rows of a face -> as few inference requests as their shapes allow -> rows of the answer."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -11,8 +11,19 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import Malformed, UpstreamBroke
 from gateway.models.catalogue import Model
 from gateway.models.face import Face, Row
-from gateway.models.tensors import Tensor, check_model, message_of, pack, set_parameter, unpack
+from gateway.models.tensors import (
+    SIZE_BYTES,
+    Tensor,
+    check_model,
+    message_of,
+    pack,
+    pack_text,
+    set_parameter,
+    unpack,
+)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -26,9 +37,9 @@ class Batch(NamedTuple):
 def batches(model: Model, face: Face, rows: Sequence[Row]) -> list[Batch]:
     """Group the rows that can share a request: equal shapes, equal parameters, at most a batch.
 
-    Malformed when a row does not fit the model's tensors.
+    Malformed, with its row, when one does not fit the model's tensors.
     """
-    values = [face.values(row) for row in rows]
+    values = [_blaming(place, face.values, row) for place, row in enumerate(rows)]
     groups: dict[bytes, list[int]] = {}
     for place, row in enumerate(rows):
         lengths = {name: len(flat) for name, flat in values[place].items()}
@@ -37,12 +48,30 @@ def batches(model: Model, face: Face, rows: Sequence[Row]) -> list[Batch]:
     size = model.max_batch_size or 1
     chunks = [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
     return [
-        Batch(
-            tuple(places),
-            _message(model, [values[p] for p in places], face.parameters(rows[places[0]])),
-        )
+        Batch(tuple(places), _batch(model, places, values, face.parameters(rows[places[0]])))
         for places in chunks
     ]
+
+
+def _batch(
+    model: Model,
+    places: Sequence[int],
+    values: Sequence[Mapping[str, list[Any]]],
+    parameters: Mapping[str, Any],
+) -> service_pb2.ModelInferRequest:
+    try:
+        return _message(model, [values[place] for place in places], parameters)
+    except Malformed:
+        for place in places:
+            _blaming(place, _message, model, [values[place]], parameters)
+        raise
+
+
+def _blaming(place: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return work(*args, **kwargs)
+    except Malformed as error:
+        raise error.at_row(place) from None
 
 
 def _message(
@@ -67,6 +96,14 @@ def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Te
     return Tensor(name, meta.dtype, shape, pack(name, meta.dtype, flat))
 
 
+def tensor_of_text(model: Model, name: str, text: memoryview) -> Tensor:
+    """As ``tensor_of``, of a flat array that is still JSON text."""
+    meta = model.inputs[name]
+    raw = pack_text(name, meta.dtype, (), text)
+    shape = _shape(name, len(raw) // SIZE_BYTES[meta.dtype], meta.dims)
+    return Tensor(name, meta.dtype, (1, *shape) if model.max_batch_size else shape, raw)
+
+
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dims with their one open axis filled in."""
     fixed = math.prod(dim for dim in dims if dim != -1)
@@ -85,3 +122,10 @@ def read_tensors(response: service_pb2.ModelInferResponse, rows: int) -> Tensors
     if any(len(values) != rows for values in tensors.values() if rows > 1):
         raise UpstreamBroke("the model answered with another number of rows: report this")
     return tensors
+
+
+def size_of(answers: Sequence[tuple[Tensors, int]]) -> int:
+    """Bytes of the tensors that the rows are in, as far as they are numbers; texts count as the
+    references to them."""
+    each = {id(tensors): tensors for tensors, _ in answers}
+    return sum(values.nbytes for tensors in each.values() for values in tensors.values())

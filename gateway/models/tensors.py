@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import Malformed
+from gateway.errors import SHOWN, Malformed, quoted
+from gateway.http.large_json import not_json
 from gateway.models.catalogue import Model, TensorMeta
 
 NUMPY: dict[str, Any] = {
@@ -69,17 +71,19 @@ def set_parameter(target: Any, key: str, value: Any) -> None:
     elif kind is str:
         target[key].string_param = value
     else:
-        raise Malformed(f"parameter {key!r} must be a string, a number or a boolean")
+        raise Malformed(f"parameter {quoted(key)} must be a string, a number or a boolean")
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     """The shape, if it is one; Malformed for negative, fractional or absurd dimensions."""
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
-        raise Malformed(f"input {name!r}: shape must be a list of at most {MAX_RANK} integers")
+        raise Malformed(
+            f"input {quoted(name)}: shape must be a list of at most {MAX_RANK} integers"
+        )
     for dim in shape:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
             raise Malformed(
-                f"input {name!r}: shape {shape} has {dim!r}: dimensions are 0 to {MAX_DIM}"
+                f"input {quoted(name)}: a dimension is {quoted(dim)}: dimensions are 0 to {MAX_DIM}"
             )
     return tuple(shape)
 
@@ -95,8 +99,8 @@ def check_size(tensor: Tensor) -> None:
         held, wanted, unit = len(tensor.raw), count * size, "bytes"
     if held != wanted:
         raise Malformed(
-            f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {wanted} "
-            f"{unit}, but the request carries {held}"
+            f"input {quoted(tensor.name)}: shape {list(tensor.shape)} {tensor.dtype} needs "
+            f"{wanted} {unit}, but the request carries {held}"
         )
 
 
@@ -110,22 +114,36 @@ def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
         raise Malformed(f"the inputs have different numbers of rows: {sorted(rows)}")
 
 
+def check_count(model: Model, inputs: int) -> None:
+    """Malformed for more inputs than the model has, before anything is done for each of them."""
+    if inputs > len(model.inputs):
+        raise Malformed(
+            f"there are {inputs} inputs: model {model.name!r} takes at most {len(model.inputs)}: "
+            + ", ".join(model.inputs)
+        )
+
+
 def _check_names(model: Model, names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1} if len(names) > 1 else set()
-    extra = [name for name in names if name not in model.inputs]
-    missing = [n for n, meta in model.inputs.items() if n not in names and not meta.optional]
-    declared = ", ".join(model.inputs)
-    if twice:
-        raise Malformed(f"input {twice.pop()!r} is given twice")
-    if extra:
-        raise Malformed(f"model {model.name!r} has no input {extra[0]!r}: it takes {declared}")
+    given = set(names)
+    extra = next((name for name in names if name not in model.inputs), None)
+    if extra is not None:
+        declared = ", ".join(model.inputs)
+        raise Malformed(f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}")
+    if len(given) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise Malformed(f"input {twice!r} is given twice")
+    if len(given) == len(model.inputs):
+        return
+    missing = [n for n, meta in model.inputs.items() if n not in given and not meta.optional]
     if missing:
+        declared = ", ".join(model.inputs)
         raise Malformed(f"input {missing[0]!r} is missing: model {model.name!r} takes {declared}")
 
 
 def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
     if tensor.dtype != meta.dtype:
-        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype}")
+        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype[:SHOWN]}")
     wanted = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
     fits = len(tensor.shape) == len(wanted) and all(
         want in (-1, got) for want, got in zip(wanted, tensor.shape, strict=True)
@@ -147,18 +165,18 @@ def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
     if dtype == "BYTES":
         return _pack_strings(name, values)
     if dtype in ("FP16", "BF16"):
-        raise Malformed(f"input {name!r}: {dtype} has no JSON form: send it as binary data")
+        raise Malformed(f"input {quoted(name)}: {dtype} has no JSON form: send it as binary data")
     try:
         kind = NUMPY[dtype]
     except KeyError:
-        raise Malformed(f"input {name!r}: there is no datatype {dtype!r}") from None
+        raise Malformed(f"input {quoted(name)}: there is no datatype {quoted(dtype)}") from None
     _check_kinds(name, dtype, values)
     try:
         if len(values) <= FEW:
             return struct.pack(f"<{len(values)}{CODES[dtype]}", *values)
         return _exact(values, kind).tobytes()
     except (OverflowError, ValueError, TypeError, struct.error):
-        raise Malformed(f"input {name!r}: a value does not fit {dtype}") from None
+        raise Malformed(f"input {quoted(name)}: a value does not fit {dtype}") from None
 
 
 def _exact(values: Sequence[Any], kind: Any) -> np.ndarray:
@@ -187,33 +205,89 @@ def _check_kinds(name: str, dtype: str, values: Sequence[Any]) -> None:
     wrong = set(map(type, values)) - _KINDS.get(dtype, _INTEGERS)
     if wrong:
         shown = ", ".join(sorted(kind.__name__ for kind in wrong))
-        raise Malformed(f"input {name!r}: {dtype} data must not contain {shown}")
+        raise Malformed(f"input {quoted(name)}: {dtype} data must not contain {shown}")
 
 
-def _pack_strings(name: str, values: Iterable[Any]) -> bytes:
+def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
+    if len(values) > MAX_STRINGS:
+        raise too_many_strings(name)
     parts: list[bytes] = []
     for value in values:
         if not isinstance(value, str | bytes):
             kind = type(value).__name__
-            raise Malformed(f"input {name!r}: BYTES data must be strings, not {kind}")
+            raise Malformed(f"input {quoted(name)}: BYTES data must be strings, not {kind}")
         encoded = value.encode() if isinstance(value, str) else value
         parts += (_LENGTH.pack(len(encoded)), encoded)
     return b"".join(parts)
+
+
+def too_many_strings(name: str) -> Malformed:
+    return Malformed(f"input {quoted(name)}: at most {MAX_STRINGS} strings: send fewer at once")
+
+
+# What matters of each character of an array of numbers: a bracket, a comma, or part of a value.
+_SKELETON = bytes(code if code in b"[]," else ord("0") for code in range(256))
+_NO_BRACKETS = bytes.maketrans(b"[]", b"  ")
+_SPACE = b" \t\r\n"
+SLICE_BYTES = 64 * 1024
+
+
+def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -> bytes:
+    """As ``pack``, of an array that is still JSON text, flat or nested like the shape.
+
+    It is read in slices: at no time is there a Python object for more than a few of its values.
+    """
+    packed: list[bytes] = []
+    nesting: list[bytes] = []
+    at = 0
+    while at < len(text):
+        cells = bytes(text[at : at + SLICE_BYTES])
+        if at + len(cells) < len(text):
+            cells = cells[: cells.rfind(b",") + 1][:-1]
+            if not cells:  # no value is so long
+                raise Malformed(f"input {quoted(name)}: 'data' is not a JSON array")
+        bare = cells.translate(_SKELETON, _SPACE)
+        if b"0[" in bare or b"]0" in bare:
+            raise Malformed(f"input {quoted(name)}: 'data' is not a JSON array")
+        nesting.append(bare.translate(None, b"0"))
+        try:
+            values = orjson.loads(b"".join((b"[", cells.translate(_NO_BRACKETS), b"]")))
+        except orjson.JSONDecodeError as error:
+            raise not_json(error, cells) from None
+        packed.append(pack(name, dtype, values))
+        at += len(cells) + 1
+    _check_nesting(name, shape, b",".join(nesting))
+    return b"".join(packed)
+
+
+def _check_nesting(name: str, shape: tuple[int, ...], nesting: bytes) -> None:
+    """Malformed unless these brackets and commas are those of a flat array, or of the shape."""
+    depth = len(nesting) - len(nesting.lstrip(b"["))
+    if depth == 1 and nesting.count(b"[") == nesting.count(b"]") == 1 and nesting[-1:] == b"]":
+        return
+    expected = b""
+    if depth <= len(shape):
+        for dim in reversed(shape[:depth]):
+            if dim * (len(expected) + 1) > len(nesting):
+                break
+            expected = b"".join((b"[", (expected + b",") * dim)).removesuffix(b",") + b"]"
+    if expected != nesting:
+        raise Malformed(f"input {quoted(name)}: 'data' is not nested like shape {list(shape)}")
 
 
 def _count_strings(tensor: Tensor, wanted: int) -> int:
     """How many length-prefixed strings the raw bytes hold, counted to one more than are wanted;
     Malformed when the last is cut off."""
     if wanted > MAX_STRINGS:
-        raise Malformed(f"input {tensor.name!r}: at most {MAX_STRINGS} strings: send fewer at once")
+        raise too_many_strings(tensor.name)
     raw, at, count = tensor.raw, 0, 0
     while at + 4 <= len(raw) and count <= wanted:
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
         count += 1
     if at > len(raw) or (at < len(raw) and count <= wanted):
         raise Malformed(
-            f"input {tensor.name!r}: the BYTES data is cut off: each string is preceded by its "
-            "length as 4 little-endian bytes"
+            f"input {quoted(tensor.name)}: the BYTES data is cut off: each string is preceded by "
+            "its length as 4 little-endian bytes"
         )
     return count
 

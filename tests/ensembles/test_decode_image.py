@@ -291,5 +291,5 @@ def test_a_bad_picture_fails_only_its_own_request(monkeypatch, tmp_path, upright
     assert np.array_equal(first.tensors["pixels"][0], upright)
     assert last.tensors["pixels"].shape == (2, 3, 224, 224)
     text, code = bad.error.args
-    assert text.startswith("[tidegate:invalid_input] picture 1 is empty")
+    assert text.startswith("[tidegate:invalid_input row=1] the picture is empty")
     assert code == _Triton.TritonError.INVALID_ARG

@@ -4,31 +4,37 @@ Source: Triton's generate extension. JSON keys are the model's inputs; a value i
 flat list of them; ``parameters`` may hold more of both.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-import orjson
 from tritonclient.grpc import service_pb2
 
 from gateway.addons.generate.message_json import plain
 from gateway.addons.streams import EventStream, answers, event
 from gateway.core import Gateway
 from gateway.doors.described import check_readable, hide_paths, shown_statistics
-from gateway.doors.v2_request import REFUSED_PREFIX, V2Request
+from gateway.doors.v2_request import (
+    MAX_PARAMETERS,
+    REFUSED_PREFIX,
+    V2Request,
+    checked_parameters,
+    read_document,
+)
 from gateway.doors.v2_response import json_data
-from gateway.errors import Malformed, UpstreamBroke
+from gateway.errors import Malformed, UpstreamBroke, quoted
 from gateway.http.endpoint import Reply, json_reply, needs
 from gateway.http.exchange import Exchange
-from gateway.http.json_body import parse_json
+from gateway.http.json_body import LARGE_BYTES, array_slices, to_json
+from gateway.http.large_json import Arrays
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.models.rows import tensor_of
+from gateway.models.rows import tensor_of, tensor_of_text
 from gateway.models.tensors import Tensor, check_model
 
 # Memory of other processes; and a sequence's id, which only infer maps to the caller's own.
 _REFUSED = (REFUSED_PREFIX, "sequence_")
-_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
 class GenerateDoor:
@@ -43,6 +49,8 @@ class GenerateDoor:
             message = request.message()
             admission = await exchange.enter(self.gateway.guard.admit(exchange, model))
             answer = await self.gateway.infer(exchange, model, message, admission)
+            if answer.ByteSize() > LARGE_BYTES:
+                return Reply(200, await self.gateway.off_loop.run(exchange, _document, answer))
             return Reply(200, _document(answer))
         return Reply(200, await exchange.while_connected(self._single(exchange, model, request)))
 
@@ -81,7 +89,7 @@ class GenerateDoor:
 
     async def _request(self, exchange: Exchange) -> tuple[Model, V2Request]:
         model, version = self.gateway.named(exchange)
-        request = parse_generate(model, version, parse_json(await exchange.body()))
+        request = await self.gateway.read(exchange, partial(_read, model, version))
         exchange.shorten_deadline(request.timeout_s)
         return model, request
 
@@ -132,34 +140,51 @@ class GenerateDoor:
                 yield answer
 
 
-def parse_generate(model: Model, version: str, body: Any) -> V2Request:
-    """The request; Malformed names the key that no input has, or whose value does not fit it."""
+def _read(model: Model, version: str, body: bytes) -> V2Request:
+    return parse_generate(model, version, *read_document(body))
+
+
+def parse_generate(
+    model: Model, version: str, body: Any, arrays: Arrays | None = None
+) -> V2Request:
+    """The request; Malformed names the key that no input has, or whose value does not fit it.
+    ``arrays`` are those that were cut out of the body."""
     if not isinstance(body, dict):
         raise Malformed("the body must be a JSON object with the model's inputs")
-    fields = {name: value for name, value in body.items() if name not in ("id", "parameters")}
-    more = body.get("parameters", {})
-    identity = body.get("id", "")
-    if not isinstance(more, dict) or not isinstance(identity, str):
-        raise Malformed("'parameters' must be an object, and 'id' a string")
-    twice = sorted(set(fields) & set(more))
-    if twice:
-        raise Malformed(f"input {twice[0]!r} is given twice")
-    refused = sorted(name for name in more if name.startswith(_REFUSED))
-    if refused:
-        raise Malformed(f"parameter {refused[0]!r} cannot be used with generate: see infer")
+    more, identity = body.get("parameters"), body.get("id")
+    if identity is None:
+        identity = ""
+    if not isinstance(identity, str):
+        raise Malformed("'id' must be a string")
+    fields = {
+        name: value
+        for name, value in body.items()
+        if value is not None and name not in ("id", "parameters")
+    }
+    extra = next((name for name in fields if name not in model.inputs), None)
+    if extra is not None:
+        declared = ", ".join(model.inputs)
+        raise Malformed(f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}")
+    if more is None:
+        more = {}
+    more = checked_parameters(more, MAX_PARAMETERS + len(model.inputs))
+    for name in more:
+        if name in fields:
+            raise Malformed(f"input {name!r} is given twice")
+        if name.startswith(_REFUSED):
+            raise Malformed(f"parameter {quoted(name)} cannot be used with generate: see infer")
     fields |= {name: value for name, value in more.items() if name in model.inputs}
     parameters = {name: value for name, value in more.items() if name not in model.inputs}
-    tensors = list(_tensors(model, fields))
+    tensors = [_tensor(model, name, value, arrays) for name, value in fields.items()]
     check_model(model, tensors)
     return V2Request(model.name, version, identity, tensors, {}, parameters)
 
 
-def _tensors(model: Model, fields: Mapping[str, Any]) -> Iterator[Tensor]:
-    for name, value in fields.items():
-        if name not in model.inputs:
-            declared = ", ".join(model.inputs)
-            raise Malformed(f"model {model.name!r} has no input {name!r}: it takes {declared}")
-        yield tensor_of(model, name, value if isinstance(value, list) else [value])
+def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tensor:
+    text = arrays.of(value) if arrays else None
+    if text is not None:
+        return tensor_of_text(model, name, text)
+    return tensor_of(model, name, value if isinstance(value, list) else [value])
 
 
 def _document(answer: service_pb2.ModelInferResponse) -> bytes:
@@ -170,7 +195,9 @@ def _document(answer: service_pb2.ModelInferResponse) -> bytes:
     }
     if answer.id:
         document["id"] = answer.id
+    parts = [to_json(document)[:-1]]
     for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
         values = json_data(output.name, output.datatype, list(output.shape), raw)
-        document[output.name] = values[0] if len(values) == 1 else values
-    return orjson.dumps(document, option=_OPTIONS)
+        parts += (b",", to_json(output.name), b":")
+        parts += [to_json(values[0])] if len(values) == 1 else array_slices(values)
+    return b"".join((*parts, b"}"))

@@ -5,7 +5,10 @@ Which model serves which route is said by its face (``binding``), not here.
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
+
+from tritonclient.grpc import service_pb2
 
 from gateway.addons.openai_text.binding import Binding
 from gateway.addons.openai_text.form import ChatForm, CompletionForm, Form
@@ -19,9 +22,12 @@ from gateway.guard import BYTES_A_TOKEN
 from gateway.http.endpoint import Sendable, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
+from gateway.http.large_json import Bounds
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 
+# A turn is two objects at most, each of its parts one.
+_BOUNDS = Bounds(values=2**19, containers=2**16, keys=2**17)
 _Read = Callable[[Mapping[str, Any], Binding], Ask]
 
 
@@ -31,23 +37,20 @@ class TextDoor:
 
     @needs("infer")
     async def chat(self, exchange: Exchange) -> Sendable:
-        body = present(parse_json(await exchange.body()), "messages")
-        return await self._answer(exchange, "chat", read_chat, body)
+        return await self._answer(exchange, "chat", "messages", read_chat)
 
     @needs("infer")
     async def completions(self, exchange: Exchange) -> Sendable:
-        body = present(parse_json(await exchange.body()), "prompt")
-        return await self._answer(exchange, "completions", read_completion, body)
+        return await self._answer(exchange, "completions", "prompt", read_completion)
 
-    async def _answer(
-        self, exchange: Exchange, route: str, read: _Read, body: Mapping[str, Any]
-    ) -> Sendable:
+    async def _answer(self, exchange: Exchange, route: str, field: str, read: _Read) -> Sendable:
+        body = await self.gateway.read(exchange, partial(_fields, field))
         model, _, raw = serving(self.gateway, exchange, route, body)
         binding = Binding.compile(raw, model.inputs, model.outputs)
         if route == "completions":
             body = await with_text(body, binding)
-        ask = read(body, binding)
-        work = _Work(self.gateway, exchange, model, binding, ask)
+        ask, message = await self.gateway.work(exchange, _asked, read, body, binding, model)
+        work = _Work(self.gateway, exchange, model, binding, ask, message)
         kind = ChatForm if route == "chat" else CompletionForm
         form = kind(exchange.request_id, model.name, ask.include_usage)
         if not ask.stream:
@@ -56,15 +59,31 @@ class TextDoor:
         return EventStream(exchange, work.events(form), self.gateway.settings.deadline_s, rights)
 
 
+def _fields(wanted: str, data: bytes) -> dict[str, Any]:
+    return present(parse_json(data, _BOUNDS), wanted)
+
+
+def _asked(
+    read: _Read, body: Mapping[str, Any], binding: Binding, model: Model
+) -> tuple[Ask, service_pb2.ModelInferRequest]:
+    ask = read(body, binding)
+    return ask, ask.message(model, binding)
+
+
 class _Work:
     """One text, from admission to the end of the answer."""
 
     def __init__(
-        self, gateway: Gateway, exchange: Exchange, model: Model, binding: Binding, ask: Ask
+        self,
+        gateway: Gateway,
+        exchange: Exchange,
+        model: Model,
+        binding: Binding,
+        ask: Ask,
+        message: service_pb2.ModelInferRequest,
     ) -> None:
         self._gateway, self._exchange, self._model = gateway, exchange, model
-        self._binding, self._ask = binding, ask
-        self._message = ask.message(model, binding)
+        self._binding, self._ask, self._message = binding, ask, message
 
     async def whole(self, form: Form) -> dict[str, Any]:
         admission = await self._exchange.enter(self._admitted())

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.addons.openai_text.generation import Generation
-from gateway.addons.streams import event
+from gateway.addons.streams import event, one_line
 
 Json = dict[str, Any]
 _MARK = "\N{SYMBOL FOR NULL}tidegate\N{SYMBOL FOR NULL}"  # stands where a piece's text comes
@@ -36,7 +36,7 @@ class Form:
         return b""
 
     def piece(self, text: str) -> bytes:
-        return self._before + orjson.dumps(text) + self._after
+        return self._before + one_line(orjson.dumps(text)) + self._after
 
     def closing(self, generation: Generation) -> bytes:
         """Events after the text: why it ended and, if asked for, what it used."""

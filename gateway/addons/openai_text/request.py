@@ -10,7 +10,7 @@ from gateway.addons.openai_text.generation import Ask
 from gateway.addons.openai_text.sampling import flag, present, read, refuse_others, wants_usage
 from gateway.addons.openai_text.template import render
 from gateway.doors.token_inputs import are_tokens, as_text, refusal
-from gateway.errors import Malformed
+from gateway.errors import SHOWN, Malformed, quoted
 
 # OpenAI's newer name for what every template calls system.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -38,12 +38,12 @@ def _message(given: Any, where: str, forbidden: Sequence[str]) -> dict[str, str]
     # What a client got as an answer and sends back has empty fields.
     fields = {k: v for k, v in present(given, "content").items() if v not in ([], "")}
     role = fields.pop("role", None)
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise Malformed(f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
     name = fields.pop("name", "")
     content = _text(fields.pop("content", ""), f"{where}.content")
     if fields or not isinstance(name, str):
-        field = min(fields, default="name")
+        field = next(iter(fields), "name")[:SHOWN]
         raise Malformed(f"{where}.{field} is not supported: send text", param=f"{where}.{field}")
     for marker in forbidden:
         if marker in content or marker in name:
@@ -65,7 +65,7 @@ def _part(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind != "text":
         raise Malformed(
-            f"{where}: parts of type {kind!r} are not supported: send text", param=where
+            f"{where}: parts of type {quoted(kind)} are not supported: send text", param=where
         )
     text = part.get("text")
     if not isinstance(text, str):

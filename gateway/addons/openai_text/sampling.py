@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
 from gateway.addons.openai_text.binding import Binding
-from gateway.errors import Malformed
+from gateway.errors import SHOWN, Malformed, quoted
 
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
+MAX_OWN_BYTES = 64 * 1024  # JSON of one sampling parameter; a logit_bias of 1,000 ids has 15,000
 COMMON = frozenset({"model", "stream", "stream_options", "user", "stop"})
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 _RANGES = {
@@ -52,9 +55,12 @@ def present(body: Any, wanted: str) -> dict[str, Any]:
 def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Binding) -> None:
     """Malformed for the first field that nobody here follows."""
     takes = binding.takes | (set(MAX_TOKENS) if "max_tokens" in binding.takes else set())
-    for name in sorted(set(body) - COMMON - takes - set(known)):
+    served = COMMON | takes | set(known)
+    for name in body:
+        if name in served:
+            continue
         if name not in _NOT_SERVED:
-            raise Malformed(f"there is no field {name!r} for this model", param=name)
+            raise Malformed(f"there is no field {quoted(name)} for this model", param=name[:SHOWN])
         neutral, remedy = _NOT_SERVED[name]
         value = body[name]
         if not any(value == each and type(value) is type(each) for each in neutral):
@@ -85,6 +91,8 @@ def flag(body: Mapping[str, Any], name: str) -> bool:
 def wants_usage(body: Mapping[str, Any]) -> bool:
     """``stream_options.include_usage``."""
     options = body.get("stream_options", {})
+    if isinstance(options, dict):
+        options = {name: value for name, value in options.items() if value is not None}
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
         raise Malformed("'stream_options' takes 'include_usage' only", param="stream_options")
     if options and not flag(body, "stream"):
@@ -101,10 +109,18 @@ def _number(name: str, value: Any) -> Any:
         wanted = f"a number from {low:g} to {high:g}"
     elif name == "seed":
         fits, wanted = type(value) is int and abs(value) < 2**63, "an integer"
-    else:  # one that only this model knows
-        fits, wanted = type(value) in (int, float, bool), "a number or a boolean"
+    else:
+        return _own(name, value)
     if not fits:
         raise Malformed(f"{name!r} must be {wanted}", param=name)
+    return value
+
+
+def _own(name: str, value: Any) -> Any:
+    """One that only the model knows: an engine's own parameter. It is passed on as JSON, whatever
+    its kind; its size is bounded, since it is told beside the text."""
+    if len(orjson.dumps(value)) > MAX_OWN_BYTES:
+        raise Malformed(f"{name!r} has over {MAX_OWN_BYTES} bytes of JSON: send less", param=name)
     return value
 
 

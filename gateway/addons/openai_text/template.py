@@ -58,7 +58,7 @@ def render(
     try:
         return compiled(template).render(messages=messages, add_generation_prompt=True, **variables)
     except _Refused as error:
-        raise Malformed(f"messages: {error.message}", param="messages") from None
+        raise Malformed(f"messages: {str(error.message)[:200]}", param="messages") from None
     except Exception as error:  # whatever a template may do wrong
         log.error("a chat template failed: %r", error)
         raise Internal("the model's chat template failed: report the request id") from error
