@@ -18,7 +18,7 @@ from converters.errors import ConversionError, SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.tolerance import Tolerance
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 Facts = Mapping[str, Any]
 Answers = Mapping[str, np.ndarray]

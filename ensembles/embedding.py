@@ -9,7 +9,8 @@ from typing import Any
 
 from ensembles.engine import onnx_engine
 from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request, text_tokenizer
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 
 VECTOR = "sentence_embedding"

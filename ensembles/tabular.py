@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 64

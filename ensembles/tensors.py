@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32

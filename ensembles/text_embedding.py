@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ensembles.embedding import Declaration
-from modelspec.face import Golden
+from modelspec.golden import Golden
 from modelspec.model import Pipeline
 
 # all-MiniLM-L6-v2 was trained and is evaluated at 256 tokens (sentence_bert_config.json).

@@ -17,7 +17,8 @@ from ensembles.text_fields import (
     text_request,
     text_tokenizer,
 )
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32

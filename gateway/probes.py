@@ -6,17 +6,14 @@ Triton's own readiness says 200 while a model's process is dead; an answer that 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Awaitable, Callable
 
 from gateway.balancing import Health
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
+from gateway.http.exchange import Exchange
 from gateway.limits.limiter import BEAT_S
 from gateway.models.catalogue import Model
-from gateway.models.rows import Tensors
 from gateway.replicas import CHECK_S, Replica
 from gateway.supervision import STALL_S, every
 from gateway.upstream import request_id
@@ -117,18 +114,23 @@ class Background:
     async def _ask_golden(self, replica: Replica, model: Model) -> tuple[str, bool]:
         """'' or what is wrong, and whether that is only that there was no answer in time, or that
         it was refused for want of room."""
-        if model.face is None or model.golden is None:
-            return "", False
+        if model.golden_fault:
+            return model.golden_fault, False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                rows, timeout_s = [model.golden["request"]], PROBE_TIMEOUT_S
+                if model.face is None or model.golden is None:
+                    asked = await replica.upstream.describe("ModelReady", model.name)
+                    return "" if asked.ready else "is not ready", False
+                rows, timeout_s = [model.golden.request], PROBE_TIMEOUT_S
                 answers = await self.gateway.rows(
                     model, model.face, rows, timeout_s, replica=replica
                 )
-                return golden_fault(model.golden, *answers[0]), False
+                tensors, index = answers[0]
+                row = {name: values[index].reshape(-1) for name, values in tensors.items()}
+                return model.golden.fault(row), False
         except (GatewayError, TimeoutError) as error:
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
-            return f"does not answer its golden probe ({error or 'timeout'})", is_late
+            return f"does not answer its golden sample ({error or 'timeout'})", is_late
 
     def _is_busy(self, replica: Replica, model: Model, sent: float) -> bool:
         """Load is not death: whether the model answered anything there since the probe was sent,
@@ -136,23 +138,6 @@ class Background:
         return replica.health is Health.UP and (
             replica.answered.get(model.name, 0.0) > sent - BUSY_S
         )
-
-
-def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str:
-    """'' when the row's first elements are the golden ones, else which tensor differs."""
-    for name, wanted in golden["expect"].items():
-        if name not in tensors:
-            return f"answers without the tensor {name}"
-        got = tensors[name][index].reshape(-1)[: len(wanted)]
-        if got.dtype == object:
-            right = [value.decode("utf-8", "replace") for value in got] == wanted
-        else:
-            right = len(got) == len(wanted) and bool(
-                np.allclose(got, wanted, rtol=0, atol=golden["tolerance"])
-            )
-        if not right:
-            return f"answers its golden probe wrongly in {name}"
-    return ""
 
 
 def outage(gateway: Gateway) -> str:
@@ -166,8 +151,7 @@ def outage(gateway: Gateway) -> str:
 
 def readiness(gateway: Gateway) -> dict[str, str]:
     """Each pipeline that must be ready, and '' or what is wrong with it; what is wrong with each
-    background task that is down; and an ``outage``, where there is one. No caller's rights hide the
-    last two."""
+    background task that is down; and an ``outage``, where there is one."""
     found = {
         name: gateway.probes.get(name, "has not been probed yet")
         for name in gateway.settings.pipelines
@@ -176,3 +160,17 @@ def readiness(gateway: Gateway) -> dict[str, str]:
         found[f"background:{task}"] = fault
     nothing_served = outage(gateway)
     return found | ({"tidegate:replicas": nothing_served} if nothing_served else {})
+
+
+def readable_readiness(gateway: Gateway, exchange: Exchange) -> dict[str, str]:
+    """As ``readiness``, of the pipelines that the caller may read; the gateway's own troubles have
+    a colon in their names, and are everybody's."""
+    found = readiness(gateway)
+    return {name: f for name, f in found.items() if ":" in name or exchange.may_read(name)}
+
+
+def shown_state(gateway: Gateway, name: str, fault: str) -> str:
+    """'ready' only where there is evidence: a pipeline without a golden sample that was answered is
+    'unproved', which does not keep the gateway from being ready."""
+    model = gateway.catalogue.models.get(name)
+    return fault or ("ready" if model and model.golden else "unproved")

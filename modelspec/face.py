@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FACE_PARAMETER = "tidegate.face"
-GOLDEN_PARAMETER = "tidegate.golden"
 INTERNAL_PARAMETER = "tidegate.internal"
 
 Schema = Mapping[str, Any]
@@ -57,25 +56,6 @@ class Face:
     def tensors(self) -> set[str]:
         """Every tensor that a field is bound to."""
         return _bound(self.request) | _bound(self.response)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One row whose answer is known: the probe that tells a live model from a dead one.
-
-    ``request`` is a face request. ``expect`` maps a tensor to the first elements of its row;
-    numbers may differ by ``tolerance``, text may not. The values come from the original framework,
-    and the conversion proof fails when they do not.
-    """
-
-    request: Mapping[str, Any]
-    expect: Mapping[str, list[Any]]
-    tolerance: float
-
-    def to_json(self) -> str:
-        return _compact(
-            {"request": self.request, "expect": self.expect, "tolerance": self.tolerance}
-        )
 
 
 def _bound(schema: Schema) -> set[str]:

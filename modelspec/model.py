@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from modelspec.dtypes import element_type
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.layout import require_model_name
 
 

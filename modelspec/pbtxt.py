@@ -9,7 +9,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as config
 
 from modelspec.dtypes import element_type
-from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
+from modelspec.face import FACE_PARAMETER, INTERNAL_PARAMETER
+from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import ModelSpec, StepSpec, TensorSpec
 
 

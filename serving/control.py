@@ -3,7 +3,7 @@
 The repository API is closed by a key (see ``TritonServer``); every call here carries it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +89,20 @@ class TritonControl:
     def infer(self, request: service_pb2.ModelInferRequest, timeout_s: float) -> Any:
         """The ModelInferResponse; ServingError says why there is none."""
         return self._asked(self._stub.ModelInfer, request, timeout_s)
+
+    def stream(
+        self, request: service_pb2.ModelInferRequest, timeout_s: float
+    ) -> Iterator[service_pb2.ModelInferResponse]:
+        """The answers to one request over ModelStreamInfer, to the last one; ServingError says why
+        there are none (more). Half-closed at once: Triton ends the stream by itself."""
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        try:
+            for answer in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
+                if answer.error_message:
+                    raise ServingError(" ".join(answer.error_message.split())[:2000])
+                yield answer.infer_response
+        except grpc.RpcError as error:
+            raise ServingError(_first_line(error)) from error
 
     def _asked(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         try:

@@ -16,7 +16,8 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from modelspec.dtypes import element_type
-from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER
+from modelspec.face import FACE_PARAMETER
+from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 from serving.control import TritonControl
 from serving.errors import ServingError
 
@@ -26,22 +27,24 @@ _NAMES = {"TYPE_STRING": "BYTES"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One row by tensor, the request parameters, and the first elements of the right answer."""
+    """The golden sample, its one row by tensor, and its request parameters."""
 
+    golden: Golden
     tensors: Mapping[str, Any]
     parameters: Mapping[str, str | bool | int | float]
-    expect: Mapping[str, list[Any]]
-    tolerance: float
 
 
 def sample_of(config: ModelConfig) -> Sample | None:
-    """The golden sample that a config carries; None for a model without one."""
+    """The golden sample that a config carries; None for a model without one, GoldenError for one
+    that cannot be used."""
     parameters = config.parameters
     if GOLDEN_PARAMETER not in parameters or FACE_PARAMETER not in parameters:
         return None
-    golden = json.loads(parameters[GOLDEN_PARAMETER].string_value)
-    tensors, asked = bound(request_fields(config), golden["request"])
-    return Sample(tensors, asked, golden["expect"], golden["tolerance"])
+    golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
+    fields = request_fields(config)
+    golden.require_bound(fields, {tensor.name: tensor for tensor in config.output})
+    tensors, asked = bound(fields, golden.request)
+    return Sample(golden, tensors, asked)
 
 
 def request_fields(config: ModelConfig) -> dict[str, Any]:
@@ -66,28 +69,33 @@ def bound(
 
 
 def fault(
-    control: TritonControl,
-    model: str,
-    config: ModelConfig,
-    sample: Sample,
-    timeout_s: float = PROBE_TIMEOUT_S,
+    control: TritonControl, model: str, config: ModelConfig, timeout_s: float = PROBE_TIMEOUT_S
 ) -> str:
-    """'' when the model gives the golden answer now, else what is wrong with it."""
+    """'' when the model has no golden sample or gives the golden answer now, else what is wrong."""
+    try:
+        sample = sample_of(config)
+    except GoldenError as error:
+        return f"has a golden sample that {error}"
+    if sample is None:
+        return ""
+    given: dict[str, list[Any]] = {}
     try:
         request = infer_request(model, config, sample.tensors, sample.parameters)
-        answer = control.infer(request, timeout_s)
+        if config.model_transaction_policy.decoupled:
+            for answer in control.stream(request, timeout_s):
+                _add(given, answer)
+                if sample.golden.is_answered(given):
+                    break
+        else:
+            _add(given, control.infer(request, timeout_s))
     except ServingError as error:
         return f"does not answer its golden sample ({error})"
-    given = {
-        output.name: values_of(output.datatype, raw)
-        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
-    }
-    for tensor, wanted in sample.expect.items():
-        if tensor not in given:
-            return f"answers its golden sample without the tensor {tensor}"
-        if not agree(given[tensor][: len(wanted)], wanted, sample.tolerance):
-            return f"answers its golden sample wrongly in {tensor}"
-    return ""
+    return sample.golden.fault(given)
+
+
+def _add(given: dict[str, list[Any]], answer: service_pb2.ModelInferResponse) -> None:
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        given.setdefault(output.name, []).extend(values_of(output.datatype, raw))
 
 
 def _plain(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -129,12 +137,3 @@ def values_of(datatype: str, raw: bytes) -> list[Any]:
     if datatype != "BYTES":
         return list(np.frombuffer(raw, dtype=element_type(datatype).numpy))
     return [each.decode("utf-8", "replace") for each in deserialize_bytes_tensor(raw)]
-
-
-def agree(given: list[Any], wanted: list[Any], tolerance: float) -> bool:
-    if len(given) != len(wanted):
-        return False
-    if any(isinstance(each, str) for each in wanted):
-        return given == wanted
-    pair = np.array(given, float), np.array(wanted, float)
-    return bool(np.allclose(*pair, rtol=0, atol=tolerance, equal_nan=True))

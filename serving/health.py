@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from serving.control import TritonControl
 from serving.errors import ServingError
-from serving.golden import fault, sample_of
+from serving.golden import fault
 from serving.replica import READY
 from serving.stubs import Stub, live_stubs
 
@@ -76,8 +76,7 @@ class Health:
             config = self._control.config(model)
         except ServingError as error:
             return f"is not served ({error})"
-        sample = sample_of(config)
-        return fault(self._control, model, config, sample, PROBE_TIMEOUT_S) if sample else ""
+        return fault(self._control, model, config, PROBE_TIMEOUT_S)
 
     def _instances(self, model: str) -> int:
         """How many processes each version of the model should have."""

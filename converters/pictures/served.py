@@ -18,7 +18,7 @@ from converters.pictures.proof import case_names, checked
 from converters.pictures.served_steps import label_checks, pixel_checks
 from converters.proof import Check, at_most, worst_difference
 from converters.task import Case
-from modelspec.face import GOLDEN_PARAMETER
+from modelspec.golden import GOLDEN_PARAMETER
 
 TIMEOUT_S = 60.0
 ROWS = 8

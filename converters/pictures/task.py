@@ -22,7 +22,7 @@ from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case, Eager, Feed, Task
 from converters.torch2onnx import export_image_model
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 SAMPLES = "samples"
 TOP_K = 5

@@ -18,8 +18,8 @@ from converters.sources.sklearn_columns import (
 from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.vectorizers import vocabulary_note, written
 from converters.tables.table import MISSING, Column, Table
+from converters.tables.vectorizers import vocabulary_note, written
 
 
 class SklearnModel(TabularModel):

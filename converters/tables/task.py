@@ -17,16 +17,16 @@ from converters.errors import SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tabular_model import TabularModel, open_model
+from converters.tables.constructed import constructed_rows, exercised
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
 from converters.tables.proof import TableGraph, case_table, graph_checks
-from converters.tables.constructed import constructed_rows, exercised
 from converters.tables.rows import answered, boundary_rows, explore, generated_rows
 from converters.tables.served import served_checks
 from converters.tables.table import MISSING, Table, read_csv
 from converters.tables.vectorizers import FILE, size_of, write
 from converters.task import Case, Feed, Order, Task
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 SEED = 20240229
 # A tie, whichever way it is rounded, is no disagreement.

@@ -23,7 +23,7 @@ from converters.tensors.proof import (
 )
 from converters.tensors.samples import made_up, read_npz, variations
 from converters.tensors.served import served_checks
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 INPUTS, OUTPUTS = "in", "out"
 GOLDEN_ELEMENTS = 8

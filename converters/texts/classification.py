@@ -15,7 +15,7 @@ from converters.texts.answered import as_text_array, case_texts
 from converters.texts.classification_oracle import classify
 from converters.texts.served_classification import served_checks
 from converters.texts.task import TextTask
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 
 class TextClassification(TextTask):

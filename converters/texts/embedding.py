@@ -19,7 +19,7 @@ from converters.texts.answered import as_text_array, case_texts
 from converters.texts.embedding_oracle import embed
 from converters.texts.served_embedding import served_checks
 from converters.texts.task import TextTask
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 GOLDEN_ELEMENTS = 8
 

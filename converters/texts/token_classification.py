@@ -19,7 +19,7 @@ from converters.texts.entities import clear_texts, original_entities
 from converters.texts.entity_oracle import find_entities
 from converters.texts.served_entities import served_checks
 from converters.texts.task import TextTask
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 
 class TokenClassification(TextTask):

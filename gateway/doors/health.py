@@ -11,7 +11,7 @@ from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.http.endpoint import Endpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
-from gateway.probes import readiness
+from gateway.probes import readable_readiness, readiness, shown_state
 
 
 class HealthDoor:
@@ -38,8 +38,9 @@ class HealthDoor:
         ready = not any(faults.values())
         answer: dict[str, Any] = {"status": "ready" if ready else "not ready"}
         if await self._may_know(exchange):
+            shown = readable_readiness(self.gateway, exchange)
             answer["pipelines"] = {
-                name: fault or "ready" for name, fault in faults.items() if exchange.may_read(name)
+                name: shown_state(self.gateway, name, fault) for name, fault in shown.items()
             }
         reply = json_reply(answer)
         reply.status = 200 if ready else 503

@@ -9,17 +9,24 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import orjson
 from tritonclient.grpc import model_config_pb2
 
 from gateway.addons import load
-from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity, NotFound, no_model
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Malformed,
+    NoCapacity,
+    NotFound,
+    no_model,
+)
 from gateway.models.face import Face
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.replicas import Replica
+from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 
-FACE, GOLDEN = "tidegate.face", "tidegate.golden"
+FACE = "tidegate.face"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's own, of a config that does not say
@@ -48,7 +55,8 @@ class Model:
     outputs: Mapping[str, TensorMeta]
     decoupled: bool
     face: Face | None
-    golden: Mapping[str, Any] | None
+    golden: Golden | None
+    golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline that it is tried out for
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
     is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
@@ -171,6 +179,8 @@ class Reader:
                 continue
             if model:
                 models[name] = model
+                if model.golden_fault:
+                    self.faults[name] = model.golden_fault
         return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
 
     def _model(
@@ -197,6 +207,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
         if not TEXT_ROUTES.isdisjoint(face.openai):
             load("openai_binding")(face.raw, inputs, outputs)
+    golden, golden_fault = _golden(parameters.get(GOLDEN_PARAMETER), face, outputs)
     return Model(
         name=config.name,
         versions=versions,
@@ -206,7 +217,8 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         decoupled=config.model_transaction_policy.decoupled,
         face=face,
         canary_of=parameters.get(CANARY, ""),
-        golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        golden=golden,
+        golden_fault=golden_fault,
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         is_relayed=parameters.get(SHORT) == "true"
@@ -214,6 +226,23 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
+
+
+def _golden(
+    text: str | None, face: Face | None, outputs: Mapping[str, Any]
+) -> tuple[Golden | None, str]:
+    """The golden sample of a public model, or why it cannot be asked."""
+    if text is None or face is None:
+        return None, ""
+    try:
+        golden = Golden.parse(text)
+        golden.require_bound(face.raw["request"]["properties"], outputs)
+        face.check(golden.request, "")
+    except GoldenError as error:
+        return None, f"has a golden sample that {error}"
+    except Malformed as error:
+        return None, f"has a golden sample that its endpoint refuses: {error}"
+    return golden, ""
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER, Face
+from modelspec.face import FACE_PARAMETER, INTERNAL_PARAMETER, Face
+from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
 
@@ -75,19 +76,20 @@ def _golden(model: Model, face: Mapping[str, Any]) -> Iterator[Finding]:
             f"add {GOLDEN_PARAMETER}: a request, the answer's first elements, a tolerance",
         )
         return
-    golden = _json(text)
-    if golden is None or not {"request", "expect", "tolerance"} <= set(golden):
+    try:
+        golden = Golden.parse(text)
+    except GoldenError as fault:
         yield error(
             "golden-broken",
             model.place,
-            f"{GOLDEN_PARAMETER} is no JSON object with request, expect and tolerance",
+            f"{GOLDEN_PARAMETER}: the golden sample {fault}",
             "publish the pipeline again from its declaration",
         )
         return
     config = model.config
     outputs = {tensor.name for tensor in config.output}
     fields = set(face["request"].get("properties", {}))
-    strange = (set(golden["expect"]) - outputs) | (set(golden["request"]) - fields)
+    strange = (set(golden.expect) - outputs) | (set(golden.request) - fields)
     for name in sorted(strange):
         yield error(
             "golden-unbound",

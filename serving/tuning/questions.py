@@ -8,9 +8,10 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.golden import GoldenError, agree
 from serving.control import TritonControl
 from serving.errors import ServingError
-from serving.golden import agree, bound, infer_request, request_fields, sample_of, values_of
+from serving.golden import bound, infer_request, request_fields, sample_of, values_of
 
 SEED = 20240229
 TIMEOUT_S = 60.0
@@ -41,7 +42,10 @@ class Questions:
 def questions(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Questions:
     """The golden sample and each body (a face request), shuffled; ServingError for a pipeline
     without a golden sample or a body with an unknown field."""
-    golden = sample_of(config)
+    try:
+        golden = sample_of(config)
+    except GoldenError as error:
+        raise ServingError(f"{config.name}: the golden sample {error}") from None
     if golden is None:
         raise ServingError(f"{config.name} has no golden sample, so nothing can be asked")
     fields = request_fields(config)
@@ -55,7 +59,7 @@ def questions(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Quest
             )
         requests.append(infer_request(config.name, config, *bound(fields, body)))
     random.Random(SEED).shuffle(requests)  # noqa: S311 - an order, not a secret
-    return Questions(requests, golden.tolerance)
+    return Questions(requests, golden.golden.tolerance)
 
 
 def accepted(control: TritonControl, model: str, asked: Questions) -> tuple[Questions, str]:

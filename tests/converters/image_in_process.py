@@ -17,7 +17,7 @@ from converters.pictures.samples import picture_samples
 from converters.task import Case, Order
 from ensembles.steps import decode_image
 from ensembles.steps.top_labels import TopLabels
-from modelspec.face import GOLDEN_PARAMETER, Golden
+from modelspec.golden import GOLDEN_PARAMETER, Golden
 
 SHOWN = (
     "camera",

@@ -10,7 +10,7 @@ from converters.parity import lowest_cosine, mean_difference
 from converters.proof import worst_difference
 from converters.runner import onnx_runner
 from converters.task import Task
-from modelspec.face import Golden
+from modelspec.golden import Golden
 
 SAMPLES = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER
+from modelspec.face import FACE_PARAMETER
+from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
 from serving.tuning.committed import carried

@@ -8,7 +8,8 @@ import itertools
 import shutil
 from pathlib import Path
 
-from modelspec.face import Face, Golden
+from modelspec.face import Face
+from modelspec.golden import Golden
 from modelspec.layout import staging_folder
 from modelspec.model import Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 from modelspec.staging import stage_model

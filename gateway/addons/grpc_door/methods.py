@@ -17,7 +17,7 @@ from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
-from gateway.probes import outage, readiness
+from gateway.probes import readable_readiness
 from gateway.upstream import translated
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -70,10 +70,7 @@ class Methods:
 
     @needs("read")
     async def server_ready(self, exchange: Exchange, data: bytes) -> bytes:
-        faults = readiness(self.gateway)
-        ready = not outage(self.gateway) and not any(
-            fault and exchange.may_read(name) for name, fault in faults.items()
-        )
+        ready = not any(readable_readiness(self.gateway, exchange).values())
         return _bytes(service_pb2.ServerReadyResponse(ready=ready))
 
     @needs("read")

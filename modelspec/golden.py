@@ -1,0 +1,132 @@
+"""The golden sample of a pipeline: one row whose answer is known, parsed and judged in one place.
+
+It travels in the model's config as the parameter ``tidegate.golden``. Publishing, the watcher and
+the gateway ask it of a running model, and must come to the same verdict.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+GOLDEN_PARAMETER = "tidegate.golden"
+_PARTS = ("request", "expect", "tolerance")
+
+
+class GoldenError(ValueError):
+    """The sample cannot be used; the message completes "the golden sample ..."."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One row whose answer is known: the probe that tells a live model from a dead one.
+
+    ``request`` is a request of the endpoint. ``expect`` maps an output to the first elements of its
+    row: texts, numbers (which may differ by ``tolerance``), or None for NaN. Of a model with
+    several answers to a request, the elements of one answer follow those of the one before. The
+    values come from the original framework, and the conversion proof fails when they do not.
+    """
+
+    request: Mapping[str, Any]
+    expect: Mapping[str, Sequence[Any]]
+    tolerance: float
+
+    def to_json(self) -> str:
+        expect = {name: [_without_nan(each) for each in row] for name, row in self.expect.items()}
+        document = {"request": self.request, "expect": expect, "tolerance": self.tolerance}
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "Golden":
+        """The sample in a model's config; GoldenError says what is wrong with it."""
+        try:
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise GoldenError(f"is not JSON: {error}") from None
+        if not isinstance(document, dict) or set(document) != set(_PARTS):
+            raise GoldenError(f"must be a JSON object with {', '.join(_PARTS)} and nothing else")
+        request, expect, tolerance = (document[part] for part in _PARTS)
+        if not isinstance(request, dict):
+            raise GoldenError("has a request that is not a JSON object")
+        if not isinstance(expect, dict) or not expect:
+            raise GoldenError("must expect something: {output: [first elements]}")
+        if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
+            raise GoldenError(f"has the tolerance {tolerance!r}: give a number from 0 on")
+        for name, row in expect.items():
+            _check_row(name, row)
+        return cls(request, expect, float(tolerance))
+
+    def require_bound(self, fields: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """GoldenError unless the request's fields and the expected outputs are there."""
+        for name in self.request:
+            if name not in fields:
+                raise GoldenError(f"asks with a field {name!r} that the endpoint does not have")
+        for name in self.expect:
+            if name not in outputs:
+                raise GoldenError(f"expects an output {name!r} that the model does not have")
+
+    def is_answered(self, given: Mapping[str, Sequence[Any]]) -> bool:
+        """Whether there are enough elements to judge by."""
+        return all(len(given.get(name, ())) >= len(row) for name, row in self.expect.items())
+
+    def fault(self, given: Mapping[str, Sequence[Any]]) -> str:
+        """'' when the answer is right, else what is wrong with it.
+
+        ``given`` maps outputs to the elements of the row, flat: numbers, ``str``, or ``bytes``,
+        which are read as UTF-8.
+        """
+        for name, expected in self.expect.items():
+            if name not in given:
+                return f"answers its golden sample without the tensor {name}"
+            actual = list(given[name][: len(expected)])
+            if len(actual) != len(expected):
+                return f"answers its golden sample with too few elements in {name}"
+            if not agree(actual, expected, self.tolerance):
+                return f"answers its golden sample wrongly in {name}"
+        return ""
+
+
+def agree(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> bool:
+    """Whether the elements are as many and the same: numbers (numpy's too) within ``tolerance``,
+    NaN only where NaN (or None) is expected, texts (or their bytes in UTF-8) to the letter."""
+    return len(actual) == len(expected) and all(
+        _is_right(_plain(one), _plain(other), tolerance)
+        for one, other in zip(actual, expected, strict=True)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, np.generic) else value  # an int64 stays exact
+
+
+def _is_right(actual: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, str) or isinstance(actual, str):
+        return bool(actual == expected)
+    if expected is None or math.isnan(expected):
+        return isinstance(actual, float) and math.isnan(actual)
+    # Two infinities of one sign differ by NaN, which is near nothing.
+    return bool(actual == expected or abs(actual - expected) <= tolerance)
+
+
+def _check_row(name: str, row: Any) -> None:
+    if not isinstance(row, list) or not row:
+        raise GoldenError(f"must expect a list of elements of the output {name!r}")
+    if all(isinstance(each, str) for each in row):
+        return
+    if not all(each is None or isinstance(each, int | float) for each in row):
+        raise GoldenError(f"must expect only texts or only numbers of the output {name!r}")
+    if any(isinstance(each, float) and not math.isfinite(each) for each in row):
+        raise GoldenError(f"expects a number of the output {name!r} that is too large to be one")
+
+
+def _without_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}: NaN is expected by null")
