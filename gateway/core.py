@@ -120,17 +120,23 @@ class Gateway:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     def permit(
-        self, exchange: Exchange, model: Model, message: service_pb2.ModelInferRequest
+        self,
+        exchange: Exchange,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        at: Upstream | None = None,
     ) -> AbstractContextManager[Upstream]:
         """A permit for this one request, which says by name and parameters what is asked; its
         sequence id is our own by now (``SequenceIds.put_own``).
 
-        Entering it raises NoCapacity; of a sequence also UpstreamBroke when its server is gone, and
-        QuotaExceeded when it would be one open sequence too many.
+        ``at`` is where the last message of the same stream went: the next one goes there too, if
+        it is no sequence's and that replica is still to be asked. Calling or entering it raises
+        NoCapacity; of a sequence also UpstreamBroke when its server is gone, and QuotaExceeded when
+        it would be one open sequence too many.
         """
         step = step_of(message)
         if step is None:
-            return self.pool.permit(message.model_name, message.model_version)
+            return self.pool.permit(message.model_name, message.model_version, at)
         return self._permit_of_sequence(exchange.tenant, model, message, step)
 
     @contextmanager
@@ -181,13 +187,14 @@ class Gateway:
     def most_open(self, model: Model) -> int | None:
         """How many sequences a tenant may have open at one server, by this process's count.
 
-        Half of what the server takes, shared out over the processes, and one at least. None without
-        tenants: there is nobody to leave room for.
+        A share of what the server takes, divided among the processes, and one at least. None
+        without tenants: there is nobody to leave room for.
         """
         if model.sequences is None or not self.guard.policy.current.rules.tenants:
             return None
-        processes = self.settings.workers * self.settings.gateways
-        return max(1, model.sequences.at_once // (2 * processes))
+        settings = self.settings
+        share = model.sequences.at_once * settings.sequence_share // 100
+        return max(1, share // (settings.workers * settings.gateways))
 
     async def infer(
         self,
@@ -270,9 +277,9 @@ class Gateway:
         async def in_turn() -> NoCapacity | None:
             with contextlib.ExitStack() as held:
                 try:
-                    upstream = held.enter_context(
-                        replica.permit(serving) if replica else self.pool.permit(serving)
-                    )
+                    # A probe's own answer is no sign that clients have theirs: it names no model.
+                    permit = replica.permit() if replica else self.pool.permit(serving)
+                    upstream = held.enter_context(permit)
                 except NoCapacity as full:
                     return full
                 for batch in waiting:

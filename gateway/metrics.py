@@ -91,8 +91,11 @@ class Metrics:
         """Take over how the replicas are now; one that is listed no more is shown no more."""
         places = {replica.place for replica in replicas}
         for place in self._places - places:
-            self._healthy.remove(place)
-            self._inflight.remove(place)
+            for gauge in (self._healthy, self._inflight):
+                if SHARED_FOLDER in os.environ:
+                    gauge.labels(place).set(0)  # the shared files have no way to take one out
+                else:
+                    gauge.remove(place)
         self._places = places
         for replica in replicas:
             self._healthy.labels(replica.place).set(not replica.reason)

@@ -93,11 +93,7 @@ class Background:
         faults = await asyncio.gather(*(self._probed_at(replica, model) for replica in asked))
         if not all(faults):
             return name, ""
-        where = len(self.gateway.pool.replicas) > 1
-        shown = [
-            f"{f} (at {r.address})" if where else f for f, r in zip(faults, asked, strict=True)
-        ]
-        return name, "; ".join(dict.fromkeys(shown))
+        return name, faults[0]  # clients see it: which replica it is stands in the log
 
     async def _probed_at(self, replica: Replica, model: Model) -> str:
         before, sent = replica.probes.get(model.name), time.monotonic()

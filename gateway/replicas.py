@@ -33,6 +33,7 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # so many in a row, and no answer to anything meanwhile: it hangs
 FAILURE_S = 5.0  # after which a failure counts a third of what it did
+_BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
 
@@ -194,19 +195,26 @@ class ReplicaPool:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    def permit(self, model: str = "", version: str = "") -> Permit:
+    def permit(self, model: str = "", version: str = "", at: Upstream | None = None) -> Permit:
         """To ask the least busy healthy replica that serves the model; to be entered at once.
 
+        The one ``at`` which a stream is comes first, as long as it is up and serves the model.
         NoCapacity when all of them are full, and when nobody is healthy: at once, since a dead
         server would refuse and a hung one would keep the caller until its deadline.
         """
+        if at is not None:
+            replica = next((each for each in self.replicas if each.upstream is at), None)
+            if replica and replica.health is Health.UP and replica.serves(model, version):
+                if replica.inflight >= self._max_inflight:
+                    raise NoCapacity(_BUSY, retry_after_s=1)
+                return Permit(replica, model)
         now = time.monotonic()
         states = [replica.state(model, version, now) for replica in self.replicas]
         index = choose(states, self._max_inflight, self._draw())
         if index is not None:
             return Permit(self.replicas[index], model)
         if candidates(states):
-            raise NoCapacity("every replica is busy: try again shortly", retry_after_s=1)
+            raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
 
     def home(

@@ -72,6 +72,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     # Requests under way to one replica; one more is refused, never queued here.
     max_inflight: int = 512
+    # Percent of a server's slots for sequences that one tenant may hold, where there are tenants.
+    sequence_share: int = 50
     # Whether /docs and /openapi.json can be read without a key.
     open_docs: bool = True
     refresh_s: float = 0.5
@@ -101,6 +103,7 @@ class Settings:
             "caller_held_bytes",
             "held_bytes",
             "keep_alive_s",
+            "sequence_share",
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")

@@ -39,7 +39,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     # A server that was restarted is found again within a second, not within two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # what an attempt has, at least: machines are busy
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 

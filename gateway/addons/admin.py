@@ -60,6 +60,7 @@ class AdminDoor:
                 "health": each.health.name.lower(),
                 "reason": each.reason,
                 "inflight": each.inflight,
+                "models": sorted(each.versions or ()),
                 "probes": {name: fault for name, fault in each.probes.items() if fault},
             }
             for each in self.gateway.pool.replicas

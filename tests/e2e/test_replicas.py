@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from tritonclient import grpc as triton_grpc
 
 from gateway.identity.principal import Grant
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
-from tests.e2e.grpc_models import HEAD, ONE, SEQUENCE, TALLY
+from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
 from tests.running import ROOT, environment, wait_until
 from tidegate.key_store import KeyStore
 
@@ -41,10 +43,15 @@ class TritonPythonModel:
             time.sleep(x.item() - 1000)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
 """
+SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
+# A server that starts on a busy machine takes a while: sequences must not become idle meanwhile.
+LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
 MODELS = {
     "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
     "only_second": (PLAIN, ONE),
-    "tally": (TALLY, SEQUENCE.replace("max_candidate_sequences: 8", "max_candidate_sequences: 16")),
+    "short": (PLAIN, ONE + SHORT),
+    "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
+    "tally": (TALLY, LONG_SEQUENCE),
 }
 POLICY = """
 [tenants.one]
@@ -115,11 +122,12 @@ class Running:
             for tenant in ("one", "two")
         }
         (pair.work / "gateway.toml").write_text(POLICY)
-        self.port, self.admin_port = free_ports(2)
+        self.port, self.admin_port, self.grpc_port = free_ports(3)
         self.log = pair.home / f"gateway-{self.port}.log"
         settings = {
             "TIDEGATE_GATEWAY_PORT": str(self.port),
             "TIDEGATE_ADMIN_PORT": str(self.admin_port),
+            "TIDEGATE_GRPC_PORT": str(self.grpc_port),
             "TIDEGATE_REPLICAS": ",".join(replicas),
             "TIDEGATE_DEADLINE_S": str(DEADLINE_S),
             "TIDEGATE_TRITON_KEY_FILE": str(pair.work / "triton.key"),
@@ -168,6 +176,10 @@ class Running:
     def health(self) -> list[str]:
         return [each["health"] for each in self.replicas()]
 
+    def models(self) -> list[int]:
+        """How many each replica is known to have."""
+        return [len(each["models"]) for each in self.replicas()]
+
     def is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
             return self.client.get("/readyz").status_code == 200
@@ -192,7 +204,8 @@ def pair(tmp_path_factory) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def gateway(pair) -> Iterator[Running]:
-    running = Running(pair, pair.addresses)
+    ports = [each.ports for each in pair.options]
+    running = Running(pair, [f"127.0.0.1:{each.grpc}/{each.http}" for each in ports])
     try:
         wait_until(running.is_ready, 20, "the gateway is ready")
         yield running
@@ -204,6 +217,7 @@ def gateway(pair) -> Iterator[Running]:
 def _both_are_there(pair, gateway) -> None:
     pair.heal()
     wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
+    wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")
 
 
 def _value(answer: httpx.Response) -> float:
@@ -227,8 +241,39 @@ def test_a_killed_replica_is_not_asked(pair, gateway, dead):
     metrics = httpx.get(
         f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
     ).text
-    for place, healthy in zip(pair.addresses, (dead != 0, dead != 1), strict=True):
+    places = [each["address"] for each in gateway.replicas()]
+    for place, healthy in zip(places, (dead != 0, dead != 1), strict=True):
         assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
+
+
+def _streams(gateway: Running) -> None:
+    body = {"x": 3}
+    answer = gateway.client.post(
+        "/v2/models/counter/generate_stream", json=body, headers=gateway.headers()
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.text.count("data: ") == 3, answer.text
+
+
+def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
+    """HTTP/1.1 to Triton, streams, gRPC; where the killed server's children keep its sockets."""
+    assert gateway.ask(model="short").status_code == 200
+    pair.signal(0, signal.SIGKILL)  # its children live on
+    statuses = [gateway.ask(model="short").status_code for _ in range(30)]
+    assert statuses.count(200) >= 29, statuses
+    for _ in range(10):
+        _streams(gateway)
+    tensor = triton_grpc.InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([5], np.float32))
+    headers = {key.lower(): value for key, value in gateway.headers().items()}
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        for _ in range(10):
+            found = client.infer("plain", [tensor], headers=headers)
+            assert found.as_numpy("y")[0] == 5
+        assert client.is_server_ready(headers=headers)
+        assert client.get_model_config("plain", headers=headers).config.name == "plain"
+        assert client.is_model_ready("plain", headers=headers)
+    pair.stop(0)
 
 
 def test_one_that_is_started_again_is_asked_when_it_has_its_models(pair, gateway):
@@ -290,6 +335,17 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     finally:
         pair.signal(0, signal.SIGCONT)
     wait_until(lambda: gateway.health() == ["up", "up"], 8, "it is back")
+
+
+def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
+    pair.signal(0, signal.SIGSTOP)
+    try:
+        wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
+        for _ in range(10):
+            assert gateway.ask(model="short").status_code == 200
+            _streams(gateway)
+    finally:
+        pair.signal(0, signal.SIGCONT)
 
 
 def test_a_model_that_one_replica_has_is_asked_there(gateway):

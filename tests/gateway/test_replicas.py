@@ -195,6 +195,16 @@ async def test_a_model_is_asked_where_it_is(pool):
         pool.permit("o")
 
 
+async def test_a_stream_stays_where_it_is_while_that_is_up(pool):
+    first = pool.replicas[0]
+    with first.permit():
+        assert pool.permit("m", at=first.upstream).replica is first
+        with first.permit(), pytest.raises(NoCapacity, match="busy"):
+            pool.permit("m", at=first.upstream)
+        first.upstream.connection = Health.UNKNOWN
+        assert pool.permit("m", at=first.upstream).replica is pool.replicas[1]
+
+
 async def test_metadata_comes_from_any_that_answers(pool):
     assert await pool.describe("ModelConfig", "m") == "a:1"
     pool.replicas[0].upstream.live = NoCapacity("it died just now")
