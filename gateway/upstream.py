@@ -20,6 +20,7 @@ from gateway.errors import (
     TooLarge,
     UpstreamBroke,
 )
+from gateway.stream_call import StreamCall, StreamEnds
 
 # A step's error that is meant for the client begins with this; every other text of Triton's may
 # name paths or shared-memory regions and stays here.
@@ -45,6 +46,7 @@ class Upstream:
         self._key_file = triton_key_file
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.stream_ends = StreamEnds(self.stub)
         self.relay = load("relay")(address, int(http_port), self.channel) if http_port else None
 
     async def infer(
@@ -52,6 +54,10 @@ class Upstream:
     ) -> service_pb2.ModelInferResponse:
         """One unary inference; cancelling the awaiting task cancels it in Triton."""
         return await translated(self.stub.ModelInfer(request, timeout=timeout_s))
+
+    def open_stream(self, timeout_s: float) -> StreamCall:
+        """A ModelStreamInfer of messages; ``end_stream`` it, whatever happens."""
+        return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
 
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
         """What Triton tells of a model: ModelReady, ModelMetadata, ModelConfig or ModelStatistics.
@@ -90,8 +96,14 @@ class Upstream:
 
 
 async def end_stream(call: Any) -> None:
-    """End a stream whose answers nobody wants any more; Triton stops working on it."""
-    call.cancel()
+    """End a stream whose answers nobody wants any more; Triton stops working on it.
+
+    Awaits what is safe (see ``stream_call``) for a StreamCall; a bare call is cancelled.
+    """
+    if isinstance(call, StreamCall):
+        await call.end()
+    else:
+        call.cancel()
 
 
 def told(error: Exception) -> GatewayError:
