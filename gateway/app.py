@@ -68,6 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The first request must find the keys and the models read.
     await gateway.guard.open()
     gateway.follow_policy()
+    await background.check_replicas()
     await background.refresh_catalogue()
     task = asyncio.create_task(background.run())
     settings = gateway.settings

@@ -3,6 +3,7 @@ made up, never a key or a principal."""
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gateway.http.exchange import Exchange
 
 if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
+    from gateway.replicas import Replica
 
 # Where several workers put their numbers together; the client library reads it at its import.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -39,6 +41,22 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        # Of several workers: healthy where all say so; each has its own share of the work.
+        self._healthy = prometheus.Gauge(
+            "tidegate_replica_healthy",
+            "1 while the replica is asked, else 0.",
+            ("replica",),
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self._inflight = prometheus.Gauge(
+            "tidegate_replica_inflight",
+            "Requests under way to the replica.",
+            ("replica",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self._places: set[str] = set()
         self._children: dict[tuple[str, str, int], _Child] = {}
 
     def record(self, exchange: Exchange, status: int, catalogue: "Catalogue") -> None:
@@ -49,6 +67,20 @@ class Metrics:
         requests, seconds = self._child(exchange.action or "none", model, status)
         requests.inc()
         seconds.observe(time.perf_counter() - exchange.started)
+
+    def show_replicas(self, replicas: "Sequence[Replica]") -> None:
+        """Take over how the replicas are now; one that is listed no more is shown no more."""
+        places = {replica.place for replica in replicas}
+        for place in self._places - places:
+            for gauge in (self._healthy, self._inflight):
+                if SHARED_FOLDER in os.environ:
+                    gauge.labels(place).set(0)  # the shared files have no way to take one out
+                else:
+                    gauge.remove(place)
+        self._places = places
+        for replica in replicas:
+            self._healthy.labels(replica.place).set(not replica.reason)
+            self._inflight.labels(replica.place).set(replica.inflight)
 
     def page(self, watched: Path) -> bytes:
         """The text that Prometheus reads: of all workers, where they share a folder, and then what

@@ -5,19 +5,28 @@ Triton's own readiness says 200 while a model's process is dead; an answer that 
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from gateway.balancing import Health
 from gateway.core import Gateway
-from gateway.errors import GatewayError
+from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.limits.limiter import BEAT_S
+from gateway.models.catalogue import Model
 from gateway.models.rows import Tensors
+from gateway.replicas import CHECK_S, Replica
+from gateway.upstream import request_id
 
 log = logging.getLogger("gateway")
 GUARD_S = 0.25  # a revoked key is refused within a second
 PROBE_TIMEOUT_S = 5.0
+# A probe may come to stand behind requests, each as long as a deadline lets it be: so long after
+# its last answer a model may be silent.
+BUSY_S = 15.0
+STALE_S = 5.0  # how old the catalogue may be
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -41,6 +50,7 @@ class Background:
         await asyncio.gather(
             every(GUARD_S, self.refresh_guard),
             every(BEAT_S, self.gateway.guard.limiter.beat),
+            every(CHECK_S, self.check_replicas),
             every(settings.refresh_s, self.refresh_catalogue),
             every(settings.probe_s, self.probe),
         )
@@ -49,18 +59,26 @@ class Background:
         if self.gateway.guard.refresh():
             self.gateway.follow_policy()
 
+    async def check_replicas(self) -> None:
+        """Which replicas are there; to be called once before the catalogue is first read."""
+        gateway = self.gateway
+        await gateway.pool.check()
+        gateway.metrics.show_replicas(gateway.pool.replicas)
+        gateway.open_sequences.sweep()
+
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway
         before = gateway.reader.faults
         try:
-            gateway.catalogue = await gateway.reader.read(gateway.pool.first)
+            gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
         except GatewayError:
-            return  # the probes say that it does not answer; the last catalogue stays
+            return  # ``outage`` says so after a while; the last catalogue stays
         for model, fault in gateway.reader.faults.items():
             if before.get(model) != fault:
                 log.error("model %s is not shown: %s", model, fault)
 
     async def probe(self) -> None:
+        """Ask every pipeline of every replica that can be asked."""
         gateway = self.gateway
         faced = {m.name for m in gateway.catalogue.models.values() if m.face}
         names = set(gateway.settings.pipelines) | faced
@@ -71,19 +89,52 @@ class Background:
         gateway.probes = found
 
     async def _probed(self, name: str) -> tuple[str, str]:
+        """The pipeline, and '' if one replica at least answers rightly, else what is wrong."""
         model = self.gateway.catalogue.models.get(name)
         if model is None:
             return name, "is not being served"
-        if model.face is None or model.golden is None:
+        asked = [r for r in self.gateway.pool.replicas if r.health and r.serves(name)]
+        if not asked:
+            return name, "is served by no replica that answers"
+        faults = await asyncio.gather(*(self._probed_at(replica, model) for replica in asked))
+        if not all(faults):
             return name, ""
+        return name, faults[0]  # clients see it: which replica it is stands in the log
+
+    async def _probed_at(self, replica: Replica, model: Model) -> str:
+        before, sent = replica.probes.get(model.name), time.monotonic()
+        # What Triton says of a failure is logged when it is new, not every second.
+        request_id.set("" if before else f"probe-of-{model.name}")
+        fault, is_late = await self._ask_golden(replica, model)
+        if is_late and before is not None and self._is_busy(replica, model, sent):
+            return before
+        if fault and fault != before:
+            log.warning("replica %s: pipeline %s %s", replica.place, model.name, fault)
+        replica.probes[model.name] = fault
+        return fault
+
+    async def _ask_golden(self, replica: Replica, model: Model) -> tuple[str, bool]:
+        """'' or what is wrong, and whether that is only that there was no answer in time, or that
+        it was refused for want of room."""
+        if model.face is None or model.golden is None:
+            return "", False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                rows = [model.golden["request"]]
-                answers = await self.gateway.rows(model, model.face, rows, PROBE_TIMEOUT_S)
-                fault = golden_fault(model.golden, *answers[0])
+                rows, timeout_s = [model.golden["request"]], PROBE_TIMEOUT_S
+                answers = await self.gateway.rows(
+                    model, model.face, rows, timeout_s, replica=replica
+                )
+                return golden_fault(model.golden, *answers[0]), False
         except (GatewayError, TimeoutError) as error:
-            fault = f"does not answer its golden probe ({error or 'timeout'})"
-        return name, fault
+            is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
+            return f"does not answer its golden probe ({error or 'timeout'})", is_late
+
+    def _is_busy(self, replica: Replica, model: Model, sent: float) -> bool:
+        """Load is not death: whether the model answered anything there since the probe was sent,
+        or not so long ago that it could not be working on what came before the probe."""
+        return replica.health is Health.UP and (
+            replica.answered.get(model.name, 0.0) > sent - BUSY_S
+        )
 
 
 def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str:
@@ -103,9 +154,21 @@ def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str
     return ""
 
 
+def outage(gateway: Gateway) -> str:
+    """Why nothing at all can be served, or ''."""
+    if not any(replica.health for replica in gateway.pool.replicas):
+        return "no Triton server can be asked"
+    if time.monotonic() - gateway.reader.read_at > STALE_S:
+        return f"no Triton server has said for {STALE_S:.0f} s what it serves"
+    return "" if gateway.catalogue.models else "no model is being served"
+
+
 def readiness(gateway: Gateway) -> dict[str, str]:
-    """Each pipeline that must be ready, and '' or what is wrong with it."""
-    return {
+    """Each pipeline that must be ready, and '' or what is wrong with it; and an ``outage``, where
+    there is one, which no caller's rights hide."""
+    found = {
         name: gateway.probes.get(name, "has not been probed yet")
         for name in gateway.settings.pipelines
     }
+    nothing_served = outage(gateway)
+    return found | ({"tidegate:replicas": nothing_served} if nothing_served else {})

@@ -55,6 +55,8 @@ class Settings:
     deadline_s: float = 30.0
     # Requests under way to one replica; one more is refused, never queued here.
     max_inflight: int = 512
+    # Percent of a server's slots for sequences that one tenant may hold, where there are tenants.
+    sequence_share: int = 50
     # Whether /docs and /openapi.json can be read without a key.
     open_docs: bool = True
     refresh_s: float = 0.5
@@ -73,7 +75,8 @@ class Settings:
     def _checked(self) -> "Settings":
         if not 0 < self.gateway_port < 65536:
             raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
-        for name in ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways"):
+        positive = ("workers", "body_limit_bytes", "deadline_s", "max_inflight", "gateways")
+        for name in (*positive, "sequence_share"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):

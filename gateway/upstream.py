@@ -4,7 +4,10 @@ gRPC, not HTTP: Triton's HTTP door does not notice a client that left, its gRPC 
 cancelled request stops using the machine. ``relay`` is for models that declare themselves short.
 """
 
+import logging
+import time
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.addons import load
+from gateway.balancing import Health
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -20,11 +24,14 @@ from gateway.errors import (
     TooLarge,
     UpstreamBroke,
 )
+from gateway.models.sequences import not_begun
 from gateway.stream_call import StreamCall, StreamEnds
 
 # A step's error that is meant for the client begins with this; every other text of Triton's may
 # name paths or shared-memory regions and stays here.
 FOR_CLIENT = "[tidegate:invalid_input] "
+# Of a request that goes on with a sequence that Triton does not know, whatever the status.
+NOT_BEGUN = "must specify the START flag"
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
 CONTROL_TIMEOUT_S = 5.0
 _OPTIONS = [
@@ -32,9 +39,22 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     # A server that was restarted is found again within a second, not within two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # what an attempt has, at least: machines are busy
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+
+log = logging.getLogger("gateway")
+# Whose request this task works on; '' in the background, where nothing is logged of each failure.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+WORDS = 2000  # characters of an error that are logged
+# Statuses that a request can cause by itself: they are logged as information, not as warnings.
+_CAUSED_BY_CLIENTS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
 
 
 class Upstream:
@@ -48,6 +68,26 @@ class Upstream:
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.stream_ends = StreamEnds(self.stub)
         self.relay = load("relay")(address, int(http_port), self.channel) if http_port else None
+
+    def health(self) -> Health:
+        """As far as the connection shows it; asking costs less than a microsecond."""
+        state = self.channel.get_state()
+        if state is grpc.ChannelConnectivity.READY:
+            return Health.UP
+        is_waiting = state in (
+            grpc.ChannelConnectivity.IDLE,
+            grpc.ChannelConnectivity.CONNECTING,
+        )
+        return Health.UNKNOWN if is_waiting else Health.DOWN
+
+    async def is_live(self, timeout_s: float) -> bool:
+        """Whether the server answers, and does not say that it is ending; GatewayErrors else.
+
+        Live, not ready: Triton says that it is not ready while one model cannot be loaded.
+        """
+        request = service_pb2.ServerLiveRequest()
+        answer = await translated(self.stub.ServerLive(request, timeout=timeout_s))
+        return bool(answer.live)
 
     async def infer(
         self, request: service_pb2.ModelInferRequest, timeout_s: float
@@ -109,7 +149,7 @@ async def end_stream(call: Any) -> None:
 def told(error: Exception) -> GatewayError:
     if isinstance(error, grpc.aio.AioRpcError):
         return translate(error.code(), error.details() or "")
-    return translate(grpc.StatusCode.DEADLINE_EXCEEDED)
+    return translate(grpc.StatusCode.DEADLINE_EXCEEDED, "nothing came in the time that there was")
 
 
 async def translated(call: Awaitable[Any]) -> Any:
@@ -119,11 +159,57 @@ async def translated(call: Awaitable[Any]) -> Any:
         raise told(error) from error
 
 
+class UpstreamLog:
+    """Triton's own words about requests that failed, each with the id of its request.
+
+    A client that provokes errors can neither forge lines nor fill the disk: what is not printable
+    is escaped, a text is cut, and each level has ``BURST`` lines at once and ``RATE`` more a
+    second. How many were left out is said with the next line of that level.
+    """
+
+    BURST, RATE = 200.0, 20.0
+
+    def __init__(self) -> None:
+        self._left = {logging.INFO: self.BURST, logging.WARNING: self.BURST}
+        self._since = dict.fromkeys(self._left, 0.0)  # monotonic seconds
+        self._unsaid = dict.fromkeys(self._left, 0)
+
+    def note(self, level: int, identifier: str, status: grpc.StatusCode, details: str) -> None:
+        """``level`` is INFO or WARNING."""
+        now = time.monotonic()
+        gained = (now - self._since[level]) * self.RATE
+        self._left[level] = min(self.BURST, self._left[level] + gained)
+        self._since[level] = now
+        if self._left[level] < 1:
+            self._unsaid[level] += 1
+            return
+        self._left[level] -= 1
+        if self._unsaid[level]:
+            log.log(level, "upstream errors: %d more were not logged", self._unsaid[level])
+            self._unsaid[level] = 0
+        words = repr(details[:WORDS])[: WORDS + 48]
+        log.log(level, "%s upstream %s: %s", identifier, status.name, words)
+
+
+_upstream_log = UpstreamLog()
+
+
+def log_upstream(status: grpc.StatusCode, details: str) -> None:
+    """Log what Triton said of this task's request; ``translate`` does it for what it translates."""
+    identifier = request_id.get()
+    if identifier:
+        caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT in details
+        _upstream_log.note(logging.INFO if caused else logging.WARNING, identifier, status, details)
+
+
 def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
-    """What a gRPC status of Triton's means to our client."""
+    """What a gRPC status of Triton's means to our client; Triton's words go into the log only."""
+    log_upstream(status, details)
     _, marked, text = details.partition(FOR_CLIENT)
     if marked:
         return Malformed(text.strip())
+    if NOT_BEGUN in details:
+        return not_begun()
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return Malformed("the model does not take this input: compare it with the model's metadata")
     if status is grpc.StatusCode.NOT_FOUND:
@@ -134,5 +220,5 @@ def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("the tensors are over what the server takes: send fewer rows")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the model did not answer in time: try again or send less")
-    return UpstreamBroke("the model failed on this request: try again; report it if it lasts")
+        return DeadlineExceeded("the model did not answer in time: send less, or try again later")
+    return UpstreamBroke("the model failed on this request: report the request id to who runs it")

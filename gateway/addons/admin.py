@@ -53,8 +53,16 @@ class AdminDoor:
 
     @needs("admin")
     async def replicas(self, exchange: Exchange) -> Reply:
+        """Each replica, whether it is asked, and if not, why."""
         found = [
-            {"address": each.place, "inflight": each.inflight}
+            {
+                "address": each.place,
+                "health": each.health.name.lower(),
+                "reason": each.reason,
+                "inflight": each.inflight,
+                "models": sorted(each.versions or ()),
+                "probes": {name: fault for name, fault in each.probes.items() if fault},
+            }
             for each in self.gateway.pool.replicas
         ]
         return json_reply({"replicas": found})

@@ -129,7 +129,7 @@ async def answers(
     """
     message.model_name = gateway.serving(exchange, model)
     idle_s, asked = exchange.remaining_s(), time.perf_counter()
-    with gateway.pool.permit() as upstream:
+    with gateway.pool.permit(message.model_name, message.model_version) as upstream:
         async with aclosing(_stream(upstream, message, idle_s)) as found:
             async for answer in found:
                 if not exchange.upstream_s:

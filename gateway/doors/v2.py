@@ -11,7 +11,7 @@ from gateway.errors import Malformed, NoCapacity
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
-from gateway.probes import readiness
+from gateway.probes import outage, readiness
 
 NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
 EXTENSIONS = [
@@ -106,6 +106,8 @@ class V2Door:
 
     @needs("read")
     async def ready(self, exchange: Exchange) -> Reply:
+        if nothing_served := outage(self.gateway):
+            raise NoCapacity(f"not ready: {nothing_served}", retry_after_s=1)
         faults = {
             name: fault
             for name, fault in readiness(self.gateway).items()

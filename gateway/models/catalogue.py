@@ -1,8 +1,11 @@
 """What is being served: read from Triton, swapped whole, never half-updated."""
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,14 +13,16 @@ import orjson
 from tritonclient.grpc import model_config_pb2
 
 from gateway.addons import load
-from gateway.errors import GatewayError, NoCapacity, NotFound, no_model
-from gateway.models.face import Face, FaceError
+from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity, NotFound, no_model
+from gateway.models.face import Face
+from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
-from gateway.upstream import Upstream
+from gateway.replicas import Replica
 
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
+DEFAULT_IDLE_US = 1_000_000  # Triton's own, of a config that does not say
 SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
 # Triton's own JSON of these is not what we answer, or it has none.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
@@ -47,6 +52,7 @@ class Model:
     canary_of: str = ""  # the public pipeline that it is tried out for
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
     is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
+    sequences: SequenceSlots | None = None  # of a model that keeps state from request to request
 
     @cached_property
     def tokens(self) -> TokenOutputs:
@@ -114,29 +120,58 @@ class Catalogue:
 
 
 class Reader:
-    """Reads the catalogue from one Triton; faults of single models are kept and not fatal."""
+    """Reads the catalogue from the replicas; faults of single models are kept and not fatal."""
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.faults: dict[str, str] = {}
+        self.read_at = -math.inf  # when a replica was last read, monotonic s
         self._expected = frozenset(expected)
         self._read: dict[bytes, Model | None] = {}
+        self._last: dict[str, Model] = {}
 
-    async def read(self, upstream: Upstream) -> Catalogue:
-        """The catalogue now; GatewayError when Triton does not answer."""
-        models = {}
-        faults = {}
-        for name, versions in (await upstream.ready_versions()).items():
-            try:
-                config = (await upstream.describe("ModelConfig", name)).config
-                model = self._model(config, versions)
-                if model:
-                    models[name] = model
-            except NoCapacity:
-                pass  # it left between the two questions
-            except (FaceError, GatewayError) as error:
-                faults[name] = str(error)
-        self.faults = faults
+    async def read(self, replicas: Sequence[Replica]) -> Catalogue:
+        """What the replicas serve together; GatewayError when none of them answers.
+
+        Each replica's own versions are put into it. One that does not answer counts with those that
+        it had: its models are not unknown because it is away. A model's config is that of the first
+        replica listed that has it.
+        """
+        asked = [each for each in replicas if each.health]
+        faults = await asyncio.gather(*map(_read_index, asked))
+        answering = [each for each, fault in zip(asked, faults, strict=True) if not fault]
+        if not answering:
+            raise next(filter(None, faults), NoCapacity("no replica can be asked for its models"))
+        models = await self._models(replicas, answering)
+        self.read_at, self._last = time.monotonic(), models
         return Catalogue(models, self._expected)
+
+    async def _models(
+        self, replicas: Sequence[Replica], answering: Sequence[Replica]
+    ) -> dict[str, Model]:
+        versions: dict[str, tuple[str, ...]] = {}
+        for each in replicas:
+            for name, found in (each.versions or {}).items():
+                versions[name] = tuple(dict.fromkeys((*versions.get(name, ()), *found)))
+        models, self.faults = {}, {}
+        slots: dict[str, SequenceSlots | None] = {}
+        for name, found in versions.items():
+            holder = next((each for each in answering if name in (each.versions or {})), None)
+            if holder is None:
+                if name in self._last:
+                    models[name] = self._last[name]
+                continue
+            try:
+                config = (await holder.upstream.describe("ModelConfig", name)).config
+                slots[name] = sequence_slots(config)
+                model = self._model(config, found)
+            except (NoCapacity, DeadlineExceeded):
+                continue  # it left between the two questions
+            except Exception as error:  # whatever is wrong with one model spoils no other
+                self.faults[name] = str(error) or type(error).__name__
+                continue
+            if model:
+                models[name] = model
+        return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
 
     def _model(
         self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]
@@ -172,11 +207,49 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         face=face,
         canary_of=parameters.get(CANARY, ""),
         golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         is_relayed=parameters.get(SHORT) == "true"
         and TOKENS not in outputs  # it would be read in one answer, and not in another
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
+    )
+
+
+async def _read_index(replica: Replica) -> GatewayError | None:
+    """Put what the replica has ready into it; the error, and what it had stays, if it does not
+    answer."""
+    try:
+        replica.versions = await replica.upstream.ready_versions()
+    except GatewayError as error:
+        return error
+    return None
+
+
+def sequence_slots(config: model_config_pb2.ModelConfig) -> SequenceSlots | None:
+    """How many sequences one server takes at once, by the model's config; None if it has none."""
+    if not config.HasField("sequence_batching"):
+        return None
+    batching = config.sequence_batching
+    # Each instance has a batcher of its own.
+    instances = sum(
+        max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group
+    )
+    each = batching.oldest.max_candidate_sequences or config.max_batch_size
+    idle_us = batching.max_sequence_idle_microseconds or DEFAULT_IDLE_US
+    return SequenceSlots(max(1, instances) * max(1, each), idle_us / 1e6)
+
+
+def _with_slots_of_steps(model: Model, slots: Mapping[str, SequenceSlots | None]) -> Model:
+    """An ensemble takes as many sequences as the step that takes the fewest."""
+    of_steps = [found for found in (slots.get(step) for step in model.steps) if found]
+    if not of_steps or model.sequences:
+        return model
+    return replace(
+        model,
+        sequences=SequenceSlots(
+            min(each.at_once for each in of_steps), max(each.idle_s for each in of_steps)
+        ),
     )
 
 

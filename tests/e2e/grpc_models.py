@@ -9,6 +9,7 @@ from pathlib import Path
 from gateway.addons.grpc_door.door import GrpcDoor
 from gateway.core import Gateway
 from gateway.identity.principal import Grant
+from gateway.probes import Background
 from gateway.settings import Settings
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
@@ -219,11 +220,21 @@ class RunningDoor:
     async def _open(self) -> None:
         self.gateway = Gateway(self._settings)
         await self.gateway.guard.open()
-        self.gateway.catalogue = await self.gateway.reader.read(self.gateway.pool.first)
+        self._background = Background(self.gateway)
+        await self._background.refresh_catalogue()
+        self._following = asyncio.create_task(self._follow())
         self.door = GrpcDoor(self.gateway, 0)
         self.port = await self.door.start()
 
+    async def _follow(self) -> None:
+        """What the background does for the replicas; keys, rules and probes stay as they are."""
+        while True:
+            await asyncio.sleep(0.5)
+            await self._background.check_replicas()
+            await self._background.refresh_catalogue()
+
     async def _close(self) -> None:
+        self._following.cancel()
         await self.door.stop(1)
         await self.gateway.pool.close()
         await self.gateway.guard.close()

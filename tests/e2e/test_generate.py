@@ -154,7 +154,7 @@ async def impatient(echo):
         max_inflight=1,
     )
     gateway = Gateway(settings)
-    gateway.catalogue = await gateway.reader.read(gateway.pool.first)
+    gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
     yield gateway
     await gateway.pool.close()
 

@@ -85,7 +85,7 @@ async def doors(served):
     addresses = (f"{served.grpc_address}/{served.http_port}", served.grpc_address)
     gateways = [Gateway(Settings(replicas=(a,), triton_key_file=key_file)) for a in addresses]
     for gateway in gateways:
-        gateway.catalogue = await gateway.reader.read(gateway.pool.first)
+        gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
     assert gateways[0].catalogue.model("identity_fp32").is_relayed
     yield [V2Door(gateway) for gateway in gateways]
     for gateway in gateways:

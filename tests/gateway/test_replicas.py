@@ -1,21 +1,60 @@
-"""The pool follows its list: who stays keeps its connection, who goes ends what it has."""
+"""The pool: who is asked, what is learnt of them, and which list is followed."""
 
 import asyncio
 
 import pytest
 
-from gateway.errors import NoCapacity
-from gateway.replicas import ReplicaPool
+from gateway.balancing import Health
+from gateway.errors import (
+    DeadlineExceeded,
+    Malformed,
+    NoCapacity,
+    UpstreamBroke,
+)
+from gateway.replicas import Replica, ReplicaPool
 
 
 class Line:
-    """A connection that knows whether it was closed."""
+    """A connection whose state a test sets."""
 
     def __init__(self, address: str) -> None:
         self.address, self.closed = address, False
+        self.connection = Health.UP
+        self.live: bool | Exception = True
+        self.index: dict[str, tuple[str, ...]] | Exception = {"m": ("1",)}
+
+    def health(self) -> Health:
+        return self.connection
+
+    async def is_live(self, timeout_s: float) -> bool:
+        return _given(self.live)
+
+    async def ready_versions(self) -> dict[str, tuple[str, ...]]:
+        return _given(self.index)
+
+    async def describe(self, method: str, model: str = "", version: str = "") -> str:
+        _given(self.live)
+        return self.address
 
     async def close(self) -> None:
         self.closed = True
+
+
+def _given(value):
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+@pytest.fixture
+def pool():
+    pool = ReplicaPool(Line, 2)
+    pool.adopt(["a:1", "b:1"])
+    return pool
+
+
+def _asked(pool: ReplicaPool, model: str = "", times: int = 40) -> set[str]:
+    return {pool.permit(model).replica.place for _ in range(times)}
 
 
 async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
@@ -23,7 +62,7 @@ async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
     pool.adopt(["a:1", "b:1"])
     with pool.permit() as first, pool.permit() as second:
         assert {first.address, second.address} == {"a:1", "b:1"}
-        with pytest.raises(NoCapacity):
+        with pytest.raises(NoCapacity, match="every replica is busy"):
             pool.permit()
     assert [replica.inflight for replica in pool.replicas] == [0, 0]
 
@@ -32,7 +71,7 @@ async def test_another_list_is_followed_without_breaking_what_is_under_way():
     pool = ReplicaPool(Line, 8)
     pool.adopt(["a:1", "b:1"])
     kept = pool.replicas[1].upstream
-    with pool.replicas[0] as leaving:
+    with pool.replicas[0].permit() as leaving:
         pool.adopt(["b:1", "c:1"])
         assert [replica.upstream.address for replica in pool.replicas] == ["b:1", "c:1"]
         assert pool.replicas[0].upstream is kept
@@ -42,3 +81,189 @@ async def test_another_list_is_followed_without_breaking_what_is_under_way():
     assert leaving.closed and not kept.closed
     await pool.close()
     assert kept.closed
+
+
+async def test_one_that_lost_its_connection_is_not_asked_from_then_on(pool):
+    assert _asked(pool) == {"a:1", "b:1"}
+    pool.replicas[0].upstream.connection = Health.UNKNOWN
+    assert _asked(pool) == {"b:1"}
+    pool.replicas[0].upstream.connection = Health.DOWN
+    assert _asked(pool) == {"b:1"}
+    assert pool.replicas[0].reason == "cannot be connected to"
+
+
+async def test_with_nobody_there_it_is_said_at_once(pool):
+    for replica in pool.replicas:
+        replica.upstream.live = NoCapacity("gone")
+    await pool.check()
+    with pytest.raises(NoCapacity, match="no server can take this now") as caught:
+        pool.permit()
+    assert caught.value.retry_after_s == 1
+    with pytest.raises(NoCapacity):
+        await pool.describe("ModelConfig", "m")
+
+
+async def test_one_that_is_back_is_asked_once_its_models_are_known(pool):
+    first = pool.replicas[0]
+    first.upstream.live = NoCapacity("gone")
+    await pool.check()
+    assert (first.health, first.reason) == (Health.DOWN, "cannot be reached")
+    first.upstream.live, first.upstream.index = True, NoCapacity("not yet")
+    await pool.check()
+    assert first.health is Health.DOWN
+    first.upstream.index = {}  # started anew, nothing loaded yet
+    await pool.check()
+    assert first.health is Health.UP
+    assert _asked(pool, "m") == {"b:1"}
+
+
+async def test_a_server_that_is_shutting_down_is_not_asked(pool):
+    pool.replicas[0].upstream.live = False
+    await pool.check()
+    assert _asked(pool) == {"b:1"}
+
+
+async def test_an_answer_of_any_kind_is_life(pool):
+    pool.replicas[0].upstream.live = UpstreamBroke("what is ServerLive?")
+    for _ in range(5):
+        await pool.check()
+    assert pool.replicas[0].health is Health.UP
+
+
+async def test_a_server_hangs_when_checks_and_requests_have_no_answer(pool):
+    first = pool.replicas[0]
+    first.upstream.live = DeadlineExceeded("late")
+    await pool.check()
+    assert first.health is Health.UP
+    await pool.check()
+    assert (first.health, first.reason) == (Health.DOWN, "does not answer")
+    first.upstream.live = True
+    await pool.check()
+    assert first.health is Health.UP
+
+
+@pytest.mark.parametrize("error", [None, Malformed("the model refused it")])
+async def test_load_is_not_death(pool, error):
+    """Late checks, but requests are answered meanwhile."""
+    first = pool.replicas[0]
+    first.upstream.live = DeadlineExceeded("late")
+    for _ in range(5):
+        await pool.check()
+        first.ended("m", error)
+    assert first.health is Health.UP
+
+
+async def test_a_request_that_ran_out_of_time_is_no_sign_of_life(pool):
+    first = pool.replicas[0]
+    first.upstream.live = DeadlineExceeded("late")
+    for _ in range(2):
+        await pool.check()
+        first.ended("m", DeadlineExceeded("late"))
+        first.ended("m", asyncio.CancelledError())
+    assert first.health is Health.DOWN
+
+
+async def test_one_that_fails_at_once_does_not_look_least_busy(pool):
+    first = pool.replicas[0]
+    for _ in range(5):
+        with pytest.raises(UpstreamBroke), first.permit("m"):
+            raise UpstreamBroke("at once")
+    with pool.replicas[1].permit():
+        assert _asked(pool) == {"b:1"}
+    assert first.health is Health.UP  # it is not shut out: requests can be made to fail
+
+
+async def test_failures_are_forgotten(pool, monkeypatch):
+    first = pool.replicas[0]
+    first.ended("m", UpstreamBroke("at once"))
+    now = [0.0]
+    monkeypatch.setattr("gateway.replicas.time.monotonic", lambda: now[0])
+    first._failed_at = 0.0
+    assert _asked(pool) == {"b:1"}
+    now[0] = 20.0
+    assert _asked(pool) == {"a:1", "b:1"}
+
+
+async def test_a_model_is_asked_where_it_is(pool):
+    pool.replicas[0].versions = {"m": ("1",)}
+    pool.replicas[1].versions = {"m": ("1", "2"), "n": ("1",)}
+    assert _asked(pool, "n") == {"b:1"}
+    assert _asked(pool, "m") == {"a:1", "b:1"}
+    assert {pool.permit("m", "2").replica.place for _ in range(20)} == {"b:1"}
+    assert await pool.describe("ModelConfig", "n") == "b:1"
+    with pytest.raises(NoCapacity):
+        pool.permit("o")
+
+
+async def test_a_stream_stays_where_it_is_while_that_is_up(pool):
+    first = pool.replicas[0]
+    with first.permit():
+        assert pool.permit("m", at=first.upstream).replica is first
+        with first.permit(), pytest.raises(NoCapacity, match="busy"):
+            pool.permit("m", at=first.upstream)
+        first.upstream.connection = Health.UNKNOWN
+        assert pool.permit("m", at=first.upstream).replica is pool.replicas[1]
+
+
+async def test_metadata_comes_from_any_that_answers(pool):
+    assert await pool.describe("ModelConfig", "m") == "a:1"
+    pool.replicas[0].upstream.live = NoCapacity("it died just now")
+    assert await pool.describe("ModelConfig", "m") == "b:1"
+    pool.replicas[1].upstream.live = DeadlineExceeded("it hangs")
+    with pytest.raises(DeadlineExceeded):
+        await pool.describe("ModelConfig", "m")
+
+
+def _home(pool, sequence, *, begun_at: str = "", starts: bool = False) -> Replica:
+    return pool.home(sequence, "m", "", begun_at=begun_at, starts=starts)
+
+
+async def test_a_sequence_has_one_home_whatever_the_load(pool):
+    homes = {sequence: _home(pool, sequence).place for sequence in range(20)}
+    assert set(homes.values()) == {"a:1", "b:1"}
+    with pool.replicas[0].permit():
+        assert homes == {sequence: _home(pool, sequence).place for sequence in range(20)}
+    assert homes == {sequence: _home(pool, sequence, starts=True).place for sequence in range(20)}
+
+
+async def test_the_http_port_does_not_move_a_sequence(pool):
+    other = ReplicaPool(Line, 2)
+    other.adopt(["b:1/2", "a:1/2"])
+    for sequence in range(20):
+        assert _home(other, sequence).address == _home(pool, sequence).address
+
+
+async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
+    homes = {sequence: _home(pool, sequence).place for sequence in range(20)}
+    pool.replicas[0].upstream.connection = Health.DOWN
+    for sequence, home in homes.items():
+        if home == "b:1":
+            assert _home(pool, sequence).place == "b:1"
+            continue
+        with pytest.raises(UpstreamBroke, match="start the sequence anew"):
+            _home(pool, sequence)
+        with pytest.raises(UpstreamBroke, match="start the sequence anew"):
+            _home(pool, sequence, begun_at="a:1")
+        assert _home(pool, sequence, starts=True).place == "b:1"
+    pool.replicas[0].upstream.connection = Health.UP
+    for sequence in homes:  # what was begun elsewhere stays there
+        assert _home(pool, sequence, begun_at="b:1").place == "b:1"
+
+
+async def test_a_sequence_whose_home_is_not_listed_any_more_is_lost(pool):
+    pool.adopt(["b:1"])
+    with pytest.raises(UpstreamBroke):
+        _home(pool, 1, begun_at="a:1")
+
+
+async def test_a_busy_home_is_no_reason_to_move(pool):
+    home = _home(pool, 1)
+    with home.permit(), home.permit(), pytest.raises(NoCapacity, match="try again"):
+        _home(pool, 1)
+
+
+async def test_a_start_with_nobody_there(pool):
+    for replica in pool.replicas:
+        replica.upstream.connection = Health.DOWN
+    with pytest.raises(NoCapacity):
+        _home(pool, 1, starts=True)

@@ -36,6 +36,7 @@ def test_every_type_is_read():
         ("TIDEGATE_GATEWAY_PORT", "70000", "1 to 65535"),
         ("TIDEGATE_OPEN_DOCS", "maybe", "cannot be read as bool"),
         ("TIDEGATE_DEADLINE_S", "0", "above 0"),
+        ("TIDEGATE_SEQUENCE_SHARE", "0", "above 0"),
         ("TIDEGATE_REPLICAS", ",", "at least one"),
     ],
 )

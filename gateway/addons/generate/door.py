@@ -55,20 +55,20 @@ class GenerateDoor:
     @needs("read")
     async def config(self, exchange: Exchange) -> Reply:
         name, version = self._readable(exchange)
-        found = await self.gateway.pool.first.describe("ModelConfig", name, version)
+        found = await self.gateway.pool.describe("ModelConfig", name, version)
         hide_paths(found.config)
         return json_reply(plain(found.config))
 
     @needs("read")
     async def stats(self, exchange: Exchange) -> Reply:
         name, version = self._readable(exchange)
-        found = await self.gateway.pool.first.describe("ModelStatistics", name, version)
+        found = await self.gateway.pool.describe("ModelStatistics", name, version)
         return json_reply(plain(found))
 
     @needs("read")
     async def every_stats(self, exchange: Exchange) -> Reply:
         """Of each model that the caller may read."""
-        found = await self.gateway.pool.first.describe("ModelStatistics")
+        found = await self.gateway.pool.describe("ModelStatistics")
         shown = shown_statistics(self.gateway.catalogue, exchange, found)
         return json_reply({"model_stats": [plain(each) for each in shown]})
 
@@ -91,7 +91,7 @@ class GenerateDoor:
                 if len(documents) > 1:
                     raise Malformed(f"{model.name!r} gives several answers: use generate_stream")
         if not documents:
-            raise UpstreamBroke("the model gave no answer: try again")
+            raise UpstreamBroke("the model ended without an answer: report the request id")
         return documents[0]
 
     async def _documents(

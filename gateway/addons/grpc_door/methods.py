@@ -16,7 +16,7 @@ from gateway.errors import Malformed, NoCapacity, NotFound
 from gateway.http.endpoint import needs
 from gateway.http.exchange import Exchange
 from gateway.models.catalogue import Model
-from gateway.probes import readiness
+from gateway.probes import outage, readiness
 from gateway.upstream import translated
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -51,12 +51,12 @@ class Methods:
         exchange.shorten_deadline(timeout_s(parts))
         check_request(parts, model)
         self.gateway.sequences.put_own(parts.header, exchange.tenant)
-        parts.header.model_name = self.gateway.serving(exchange, model)
+        parts.header.model_name = self.gateway.serving(exchange, model, parts.header)
         async with self.gateway.guard.admit(exchange, model) as admission:
             meter = self.gateway.guard.meter(admission, model)
             if meter:
                 ask_for_tokens(parts, meter)
-            with self.gateway.pool.permit() as upstream:
+            with self.gateway.permit(exchange, model, parts.header) as upstream:
                 work = upstream.channel.unary_unary(INFER)
                 answer: bytes = await translated(
                     work(parts.message(), timeout=exchange.remaining_s())
@@ -70,7 +70,9 @@ class Methods:
     @needs("read")
     async def server_ready(self, exchange: Exchange, data: bytes) -> bytes:
         faults = readiness(self.gateway)
-        ready = not any(fault and exchange.may_read(name) for name, fault in faults.items())
+        ready = not outage(self.gateway) and not any(
+            fault and exchange.may_read(name) for name, fault in faults.items()
+        )
         return _bytes(service_pb2.ServerReadyResponse(ready=ready))
 
     @needs("read")
@@ -90,9 +92,9 @@ class Methods:
             model = permitted(self.gateway, exchange, "read", request)
         except (NotFound, NoCapacity):
             return _bytes(service_pb2.ModelReadyResponse(ready=False))
-        first, fault = self.gateway.pool.first, self.gateway.probes.get(model.name)
+        fault = self.gateway.probes.get(model.name)
         asked = ("ModelReady", model.name, request.version)
-        ready = not fault and (await first.describe(*asked)).ready
+        ready = not fault and (await self.gateway.pool.describe(*asked)).ready
         return _bytes(service_pb2.ModelReadyResponse(ready=ready))
 
     @needs("read")
@@ -109,14 +111,13 @@ class Methods:
         request = _named(data)
         if request.name:
             return await self._described("ModelStatistics", exchange, request)
-        found = await self.gateway.pool.first.describe("ModelStatistics")
+        found = await self.gateway.pool.describe("ModelStatistics")
         shown = shown_statistics(self.gateway.catalogue, exchange, found)
         return _bytes(service_pb2.ModelStatisticsResponse(model_stats=shown))
 
     async def _described(self, method: str, exchange: Exchange, request: Any) -> bytes:
         check_readable(self.gateway.catalogue, exchange, request.name, request.version)
-        first = self.gateway.pool.first
-        found = await first.describe(method, request.name, request.version)
+        found = await self.gateway.pool.describe(method, request.name, request.version)
         if method == "ModelConfig":
             hide_paths(found.config)
         return _bytes(found)

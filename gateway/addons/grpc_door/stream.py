@@ -100,7 +100,7 @@ class InferStream:
             model = permitted(self.gateway, exchange, "infer", parts.header)
             check_request(parts, model)
             self.gateway.sequences.put_own(parts.header, exchange.tenant)
-            parts.header.model_name = self.gateway.serving(exchange, model)
+            parts.header.model_name = self.gateway.serving(exchange, model, parts.header)
             await self._admit(model, parts)
             if not model.decoupled:
                 await self._window.acquire()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import orjson
 from tritonclient.grpc import service_pb2
 
@@ -14,6 +15,7 @@ from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
 from gateway.models.tensors import check_model, message_of, unpack
+from gateway.upstream import log_upstream
 
 FINISHES = frozenset({"stop", "length", "content_filter"})
 _NOT_YET = frozenset({"", "None"})  # as vLLM's backend says that it goes on
@@ -148,6 +150,7 @@ class Generation:
             elif output.name == binding.output_tokens:
                 self.completion_tokens = (self.completion_tokens or 0) + _sum(output, raw)
         if self._told not in FINISHES | _NOT_YET:
+            log_upstream(grpc.StatusCode.UNKNOWN, f"finish_reason {self._told!r}")
             raise UpstreamBroke("the model gave up in the middle of its answer: try again")
         return self._decoder.decode(raw_text)
 

@@ -21,7 +21,7 @@ from gateway.doors.v2_request import V2Request
 from gateway.doors.v2_response import not_finite
 from gateway.errors import GatewayError
 from gateway.http.endpoint import Reply
-from gateway.upstream import translate
+from gateway.upstream import WORDS, told, translate
 
 # How Triton's HTTP door says what its gRPC door says with a status. It says 400 for three of them.
 _MANY = 400
@@ -53,11 +53,11 @@ class Relay:
         try:
             answer = await self._http.ask(encode(request), timeout_s)
         except TimeoutError as error:
-            raise translate(grpc.StatusCode.DEADLINE_EXCEEDED) from error
+            raise told(error) from error
         except ConnectionError as error:
-            raise translate(grpc.StatusCode.UNAVAILABLE) from error
+            raise translate(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         except ValueError as error:
-            raise translate(grpc.StatusCode.UNKNOWN) from error
+            raise translate(grpc.StatusCode.UNKNOWN, str(error)) from error
         return relayed(answer) if answer else None
 
     def close(self) -> None:
@@ -146,5 +146,5 @@ def _refusal(answer: Answer) -> GatewayError:
     try:
         details = str(orjson.loads(answer.body)["error"])
     except (ValueError, KeyError, TypeError):
-        details = ""
+        details = answer.body[:WORDS].decode("utf-8", "replace")
     return translate(_STATUS.get(answer.status, grpc.StatusCode.UNKNOWN), details)

@@ -1,0 +1,493 @@
+"""Two real Tritons behind one gateway: one is killed, hangs, comes back; sequences stay whole."""
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient import grpc as triton_grpc
+
+from gateway.identity.principal import Grant
+from serving.launch import LaunchOptions, TritonServer
+from serving.ports import Ports, free_ports
+from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
+from tests.running import ROOT, environment, wait_until
+from tidegate.key_store import KeyStore
+
+# y is x; a negative x is an error, and 1000 + s sleeps for s seconds.
+PLAIN = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if x.item() < -1:
+            error = pb_utils.TritonError("told to fail\\nin two lines")
+            return pb_utils.InferenceResponse(error=error)
+        if x.item() < 0:
+            raise RuntimeError("raised at /root/model.bin")
+        if x.item() > 1000:
+            time.sleep(x.item() - 1000)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
+SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
+# A server that starts on a busy machine takes a while: sequences must not become idle meanwhile.
+LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
+MODELS = {
+    "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
+    "only_second": (PLAIN, ONE),
+    "short": (PLAIN, ONE + SHORT),
+    "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
+    "tally": (TALLY, LONG_SEQUENCE),
+}
+POLICY = """
+[tenants.one]
+models = ["*"]
+[tenants.two]
+models = ["*"]
+[roles.user]
+actions = ["read", "infer", "admin"]
+"""
+DEADLINE_S = 4
+
+
+class Pair:
+    """Two Tritons of one repository. ``first`` and ``second`` can be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.work = home, home / ".tidegate"
+        repository = home / "model_repository"
+        for name, (code, config) in MODELS.items():
+            (repository / name / "1").mkdir(parents=True)
+            (repository / name / "1" / "model.py").write_text(code)
+            (repository / name / "config.pbtxt").write_text(HEAD + config)
+        self.options = [
+            LaunchOptions(repository, self.work, Ports(*free_ports(3)), name=name)
+            for name in ("first", "second")
+        ]
+        self.servers: list[TritonServer | None] = [None, None]
+
+    def start(self, index: int) -> None:
+        server = TritonServer(self.options[index])
+        server.start()
+        self.servers[index] = server
+        for name in MODELS:
+            if name != "only_second" or index == 1:
+                server.control.load(name)
+
+    def kill(self, index: int) -> None:
+        self.signal(index, signal.SIGKILL)
+        self.stop(index)
+
+    def signal(self, index: int, number: int) -> None:
+        os.kill(self.servers[index].pid, number)
+
+    def stop(self, index: int) -> None:
+        server, self.servers[index] = self.servers[index], None
+        if server:
+            server.stop()
+            server.control.close()
+
+    def heal(self) -> None:
+        for index, server in enumerate(self.servers):
+            if server is None:
+                self.start(index)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{each.ports.grpc}" for each in self.options]
+
+
+class Running:
+    """A gateway process in front of the pair."""
+
+    def __init__(self, pair: Pair, replicas: list[str], **variables: str) -> None:
+        self.home = pair.home
+        store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
+        self.keys = {
+            tenant: store.create(f"{tenant}-{time.monotonic_ns()}", Grant(tenant=tenant))[1]
+            for tenant in ("one", "two")
+        }
+        (pair.work / "gateway.toml").write_text(POLICY)
+        self.port, self.admin_port, self.grpc_port = free_ports(3)
+        self.log = pair.home / f"gateway-{self.port}.log"
+        settings = {
+            "TIDEGATE_GATEWAY_PORT": str(self.port),
+            "TIDEGATE_ADMIN_PORT": str(self.admin_port),
+            "TIDEGATE_GRPC_PORT": str(self.grpc_port),
+            "TIDEGATE_REPLICAS": ",".join(replicas),
+            "TIDEGATE_DEADLINE_S": str(DEADLINE_S),
+            "TIDEGATE_TRITON_KEY_FILE": str(pair.work / "triton.key"),
+            "TIDEGATE_KEYS_FILE": str(pair.work / "keys.toml"),
+            "TIDEGATE_PEPPER_FILE": str(pair.work / "pepper"),
+            "TIDEGATE_POLICY_FILE": str(pair.work / "gateway.toml"),
+            "TIDEGATE_STATE_FOLDER": str(pair.work),
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        }
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway"],
+                env={**environment(pair.home), **settings},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+
+    def headers(self, tenant: str = "one") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[tenant]}"}
+
+    def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
+        """A V2 infer of one number."""
+        shape = [1, 1] if model == "tally" else [1]
+        tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
+        return (client or self.client).post(
+            f"/v2/models/{model}/infer",
+            json={"inputs": [tensor], **body},
+            headers=self.headers(tenant),
+        )
+
+    def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
+        """A request of a sequence."""
+        told = {f"sequence_{name}": value for name, value in flags.items()}
+        parameters = {"sequence_id": identifier, **told}
+        return self.ask(x, "tally", tenant, client, parameters=parameters)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path, headers=self.headers())
+
+    def replicas(self) -> list[dict]:
+        url = f"http://127.0.0.1:{self.admin_port}/admin/replicas"
+        return httpx.get(url, headers=self.headers()).json()["replicas"]
+
+    def health(self) -> list[str]:
+        return [each["health"] for each in self.replicas()]
+
+    def models(self) -> list[int]:
+        """How many each replica is known to have."""
+        return [len(each["models"]) for each in self.replicas()]
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get("/readyz").status_code == 200
+        return False
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(15)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Iterator[Pair]:
+    found = Pair(tmp_path_factory.mktemp("pair"))
+    try:
+        found.heal()
+        yield found
+    finally:
+        for index in (0, 1):
+            found.stop(index)
+
+
+@pytest.fixture(scope="module")
+def gateway(pair) -> Iterator[Running]:
+    ports = [each.ports for each in pair.options]
+    running = Running(pair, [f"127.0.0.1:{each.grpc}/{each.http}" for each in ports])
+    try:
+        wait_until(running.is_ready, 20, "the gateway is ready")
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _both_are_there(pair, gateway) -> None:
+    pair.heal()
+    wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
+    wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")
+
+
+def _value(answer: httpx.Response) -> float:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["outputs"][0]["data"][0]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_killed_replica_is_not_asked(pair, gateway, dead):
+    assert gateway.ask().status_code == 200
+    pair.kill(dead)
+    statuses = [gateway.ask(client=None).status_code for _ in range(30)]
+    assert statuses.count(200) >= 29, statuses
+    with _load(gateway, 4) as many:
+        wait_until(lambda: sum(many.values()) >= 200, 20, "200 requests")
+    assert set(many) == {200}
+    for path in ("", "/config", "/stats", "/ready"):
+        assert gateway.get(f"/v2/models/plain{path}").status_code == 200
+    shown = gateway.replicas()[dead]
+    assert (shown["health"], shown["reason"]) == ("down", "cannot be reached")
+    metrics = httpx.get(
+        f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
+    ).text
+    places = [each["address"] for each in gateway.replicas()]
+    for place, healthy in zip(places, (dead != 0, dead != 1), strict=True):
+        assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
+
+
+def _streams(gateway: Running) -> None:
+    body = {"x": 3}
+    answer = gateway.client.post(
+        "/v2/models/counter/generate_stream", json=body, headers=gateway.headers()
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.text.count("data: ") == 3, answer.text
+
+
+def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
+    """HTTP/1.1 to Triton, streams, gRPC; where the killed server's children keep its sockets."""
+    assert gateway.ask(model="short").status_code == 200
+    pair.signal(0, signal.SIGKILL)  # its children live on
+    statuses = [gateway.ask(model="short").status_code for _ in range(30)]
+    assert statuses.count(200) >= 29, statuses
+    for _ in range(10):
+        _streams(gateway)
+    tensor = triton_grpc.InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([5], np.float32))
+    headers = {key.lower(): value for key, value in gateway.headers().items()}
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        for _ in range(10):
+            found = client.infer("plain", [tensor], headers=headers)
+            assert found.as_numpy("y")[0] == 5
+        assert client.is_server_ready(headers=headers)
+        assert client.get_model_config("plain", headers=headers).config.name == "plain"
+        assert client.is_model_ready("plain", headers=headers)
+    pair.stop(0)
+
+
+def test_one_that_is_started_again_is_asked_when_it_has_its_models(pair, gateway):
+    pair.kill(0)
+    wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
+    with _load(gateway, 2) as answers:
+        pair.start(0)
+        wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
+        before = sum(answers.values())
+        wait_until(lambda: sum(answers.values()) > before + 50, 10, "more answers")
+    assert set(answers) == {200}
+
+
+def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
+    pair.kill(0)
+    late = Running(pair, pair.addresses)
+    try:
+        wait_until(late.is_ready, 15, "it is ready")
+        assert {late.ask().status_code for _ in range(30)} == {200}
+        assert late.get("/v2/models/plain/config").status_code == 200
+    finally:
+        late.stop()
+
+
+def test_nobody_there_is_said_at_once_and_is_not_ready(pair, gateway):
+    late = Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)])
+    try:
+        wait_until(lambda: late.process.poll() is None and _answers(late), 15, "it runs")
+        asked = time.monotonic()
+        ready = late.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+        assert late.get("/v2/health/ready").status_code == 503
+        assert time.monotonic() - asked < 2
+    finally:
+        late.stop()
+
+
+def _answers(running: Running) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return running.client.get("/healthz").status_code == 200
+    return False
+
+
+def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
+    pair.signal(0, signal.SIGSTOP)
+    try:
+        with _load(gateway, 4) as answers:
+            wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
+            assert gateway.replicas()[0]["reason"] == "does not answer"
+            before = collections.Counter(answers)
+            time.sleep(DEADLINE_S)
+            bad = {k: v for k, v in (answers - before).items() if k != 200}
+        # Those that it had when it was found end at their deadline; no others.
+        assert sum(bad.values()) <= 4, answers
+        assert answers[200] > 100
+        assert [gateway.ask().status_code for _ in range(20)] == [200] * 20
+        assert gateway.get("/v2/models/plain/config").status_code == 200
+        assert gateway.is_ready()
+    finally:
+        pair.signal(0, signal.SIGCONT)
+    wait_until(lambda: gateway.health() == ["up", "up"], 8, "it is back")
+
+
+def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
+    pair.signal(0, signal.SIGSTOP)
+    try:
+        wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
+        for _ in range(10):
+            assert gateway.ask(model="short").status_code == 200
+            _streams(gateway)
+    finally:
+        pair.signal(0, signal.SIGCONT)
+
+
+def test_a_model_that_one_replica_has_is_asked_there(gateway):
+    assert {gateway.ask(model="only_second").status_code for _ in range(30)} == {200}
+    for path in ("", "/config", "/stats", "/ready"):
+        assert gateway.get(f"/v2/models/only_second{path}").status_code == 200
+
+
+def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
+    pair.kill(1)
+    wait_until(lambda: gateway.health() == ["up", "down"], 5, "the second is down")
+    answer = gateway.ask(model="only_second")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_load_is_not_death(gateway):
+    """Requests of 3 s on every instance: the checks go on, and the replicas with them."""
+    with _load(gateway, 8, x=1003):
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert gateway.health() == ["up", "up"]
+            time.sleep(0.2)
+
+
+def test_a_failing_model_does_not_shut_a_replica_out(gateway):
+    """A request can be made to fail: that must not take a server from the others."""
+    for _ in range(20):
+        assert gateway.ask(-2).status_code == 502
+    assert gateway.health() == ["up", "up"]
+    assert {gateway.ask().status_code for _ in range(20)} == {200}
+
+
+def test_triton_s_reason_is_in_the_log_with_the_request_s_id(gateway):
+    for x, words in ((-2, r"told to fail\nin two lines"), (-1, "raised at /root/model.bin")):
+        answer = gateway.ask(x)
+        assert answer.status_code == 502
+        assert "told" not in answer.text and "/root" not in answer.text
+        identifier = answer.headers["x-request-id"]
+        lines = [line for line in gateway.log.read_text().splitlines() if identifier in line]
+        assert len(lines) == 1, lines
+        assert words in lines[0]
+
+
+def test_sequences_stay_whole_under_load(gateway):
+    """Each sums up 1 to 6; two tenants have the same ids."""
+    with _load(gateway, 3):
+        for identifier in range(1, 7):
+            for x in range(1, 7):
+                for tenant, factor in (("one", 1), ("two", 10)):
+                    answer = gateway.step(
+                        identifier, factor * x, tenant=tenant, start=x == 1, end=x == 6
+                    )
+                    assert _value(answer) == factor * sum(range(x + 1))
+
+
+def test_the_id_0_is_no_sequence(gateway):
+    """Triton says so of a model that wants one; it never finds another's sequence."""
+    assert _value(gateway.step(77, 3, start=True)) == 3
+    answer = gateway.step(0, 1)
+    assert answer.status_code == 400, answer.text
+    assert _value(gateway.step(77, 3, end=True)) == 6
+
+
+def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
+    identifiers = range(200, 208)
+    for each in identifiers:
+        assert _value(gateway.step(each, 1, start=True)) == 1
+    pair.kill(0)
+    wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
+    answers = {each: gateway.step(each, 2) for each in identifiers}
+    kept = [each for each, answer in answers.items() if answer.status_code == 200]
+    lost = [each for each in identifiers if each not in kept]
+    assert all(_value(answers[each]) == 3 for each in kept)
+    for each in lost:
+        assert answers[each].status_code == 502, answers[each].text
+        assert "start the sequence anew" in answers[each].json()["error"]
+    # Begun anew, it is somewhere else, and stays there when the first is back.
+    for each in lost:
+        assert _value(gateway.step(each, 10, start=True)) == 10
+    pair.start(0)
+    wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
+    for each in lost:
+        assert _value(gateway.step(each, 5)) == 15
+    for each in identifiers:
+        gateway.step(each, 0, end=True)
+
+
+def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
+    identifiers = range(300, 306)
+    for each in identifiers:
+        gateway.step(each, 1, start=True)
+    pair.kill(0)
+    pair.start(0)
+    wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
+    answers = [gateway.step(each, 2, end=True) for each in identifiers]
+    for answer in answers:
+        if answer.status_code != 200:
+            assert answer.status_code == 400
+            assert "send sequence_start with its first request" in answer.json()["error"]
+        else:
+            assert _value(answer) == 3
+
+
+def test_one_tenant_cannot_hold_every_slot(gateway):
+    """tally has 16 slots on each server: a tenant has at most 8 of them."""
+    refused = []
+    for identifier in range(400, 440):
+        answer = gateway.step(identifier, 1, start=True)
+        if answer.status_code != 200:
+            assert answer.status_code == 429, answer.text
+            assert int(answer.headers["retry-after"]) >= 1
+            refused.append(identifier)
+    assert len(refused) == 40 - 2 * 8
+    for identifier in range(5):
+        answer = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
+        assert _value(answer) == 7
+    begun = [each for each in range(400, 440) if each not in refused]
+    for identifier in begun:
+        assert _value(gateway.step(identifier, 1, end=True)) == 2
+    for identifier in begun:
+        assert gateway.step(identifier, 1, start=True, end=True).status_code == 200
+
+
+@contextlib.contextmanager
+def _load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
+    """So many clients that ask without a pause; what they were answered, by status."""
+    statuses: collections.Counter[int] = collections.Counter()
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def call() -> None:
+        with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
+            while not stopped.is_set():
+                status = gateway.ask(x, client=client).status_code
+                with lock:
+                    statuses[status] += 1
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()

@@ -1,0 +1,95 @@
+"""A Triton of a few lines, over gRPC: what it serves and how it answers is the test's to set."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import grpc
+import numpy as np
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+Answer = Callable[[service_pb2.ModelInferRequest], Awaitable[float]]
+
+
+async def _zero(request: service_pb2.ModelInferRequest) -> float:
+    return 0.0
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves ``configs`` and answers each inference with ``answer``, as the tensor y."""
+
+    def __init__(self, *configs: model_config_pb2.ModelConfig) -> None:
+        self.configs = {config.name: config for config in configs}
+        self.answer: Answer = _zero
+        self.asked = 0
+
+    async def start(self, port: int = 0) -> str:
+        """Its address."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        await self._server.start()
+        return f"127.0.0.1:{self.port}"
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def ServerLive(self, request, context):  # noqa: N802 - its name in the protocol
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def RepositoryIndex(self, request, context):  # noqa: N802
+        index = service_pb2.RepositoryIndexResponse()
+        for name in self.configs:
+            index.models.add(name=name, version="1", state="READY")
+        return index
+
+    async def ModelConfig(self, request, context):  # noqa: N802
+        if request.name not in self.configs:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
+        return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        self.asked += 1
+        value = await self.answer(request)
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
+        answer.outputs.add(name="y", datatype="FP32", shape=[1])
+        answer.raw_output_contents.append(np.float32(value).tobytes())
+        return answer
+
+
+def public(name: str, golden: float = 0.0, **parameters: str) -> model_config_pb2.ModelConfig:
+    """A pipeline with an endpoint, x to y, and a golden sample that says what x = 1 gives."""
+    config = model_config_pb2.ModelConfig(name=name)
+    config.input.add(name="x", data_type=model_config_pb2.TYPE_FP32, dims=[1])
+    config.output.add(name="y", data_type=model_config_pb2.TYPE_FP32, dims=[1])
+    number = {"type": "number"}
+    face = {
+        "purpose": "A test.",
+        "request": {"type": "object", "properties": {"x": {**number, "x-tensor": "x"}}},
+        "response": {"type": "object", "properties": {"y": {**number, "x-tensor": "y"}}},
+        "example": {"x": 1},
+    }
+    sample = {"request": {"x": 1}, "expect": {"y": [golden]}, "tolerance": 0.01}
+    texts = {"face": json.dumps(face), "golden": json.dumps(sample), **parameters}
+    for key, text in texts.items():
+        config.parameters[f"tidegate.{key}"].string_value = text
+    return config
+
+
+def late(seconds: float, value: float = 0.0) -> Answer:
+    async def answer(request: service_pb2.ModelInferRequest) -> float:
+        await asyncio.sleep(seconds)
+        return value
+
+    return answer
+
+
+def wrong(value: float) -> Answer:
+    return late(0, value)
+
+
+def failing(status: grpc.StatusCode = grpc.StatusCode.INTERNAL) -> Answer:
+    async def answer(request: service_pb2.ModelInferRequest) -> float:
+        raise RuntimeError("the fake fails")
+
+    return answer

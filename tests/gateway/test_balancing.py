@@ -1,0 +1,83 @@
+"""The choice of a replica: a pure function, looked at without any server."""
+
+import pytest
+
+from gateway.balancing import Health, ReplicaState, candidates, choose, preferred
+
+DOWN, UNKNOWN, UP = Health.DOWN, Health.UNKNOWN, Health.UP
+
+
+def _chosen(*states: ReplicaState, limit: int = 8) -> set[int | None]:
+    """Every choice that some draw leads to."""
+    return {choose(states, limit, draw / 100) for draw in range(100)}
+
+
+def test_least_in_flight_first():
+    assert _chosen(ReplicaState(UP, 3), ReplicaState(UP, 1), ReplicaState(UP, 2)) == {1}
+
+
+def test_ties_are_decided_by_the_draw_evenly():
+    states = [ReplicaState(UP, 1), ReplicaState(UP, 1), ReplicaState(UP, 2), ReplicaState(UP, 1)]
+    draws = [choose(states, 8, draw / 300) for draw in range(300)]
+    assert [draws.count(index) for index in range(4)] == [100, 100, 0, 100]
+
+
+@pytest.mark.parametrize("unhealthy", [DOWN, UNKNOWN])
+def test_what_is_not_up_is_left_out_while_anything_is_up(unhealthy):
+    assert _chosen(ReplicaState(unhealthy, 0), ReplicaState(UP, 7)) == {1}
+
+
+def test_a_full_one_that_is_up_is_not_replaced_by_one_that_is_not():
+    assert _chosen(ReplicaState(UNKNOWN, 0), ReplicaState(UP, 8)) == {None}
+
+
+def test_without_anything_up_what_is_being_connected_to_is_asked():
+    assert _chosen(ReplicaState(DOWN, 0), ReplicaState(UNKNOWN, 5)) == {1}
+
+
+def test_nobody_is_asked_when_all_are_down():
+    assert _chosen(ReplicaState(DOWN, 0), ReplicaState(DOWN, 0)) == {None}
+    assert candidates([ReplicaState(DOWN, 0)]) == []
+
+
+def test_a_full_pool_is_not_an_empty_one():
+    full = [ReplicaState(UP, 8), ReplicaState(UP, 9)]
+    assert _chosen(*full) == {None}
+    assert candidates(full) == [0, 1]
+
+
+def test_failing_fast_is_not_being_least_busy():
+    assert _chosen(ReplicaState(UP, 0, failures=4), ReplicaState(UP, 3)) == {1}
+    assert _chosen(ReplicaState(UP, 0, failures=4), ReplicaState(UP, 5)) == {0}
+
+
+def test_failures_shut_nobody_out():
+    """Requests can be made to fail: they change the order, and no more."""
+    assert _chosen(ReplicaState(UP, 0, failures=1000), ReplicaState(DOWN, 0)) == {0}
+    assert _chosen(ReplicaState(UP, 0, failures=9), ReplicaState(UP, 0, failures=9)) == {0, 1}
+
+
+def test_only_those_that_serve_the_model():
+    assert _chosen(ReplicaState(UP, 0, serves=False), ReplicaState(UP, 5)) == {1}
+    assert _chosen(ReplicaState(UP, 0, serves=False), ReplicaState(DOWN, 5)) == {None}
+
+
+def test_one_that_answers_its_golden_probe_wrongly_is_asked_only_if_all_do():
+    assert _chosen(ReplicaState(UP, 0, is_right=False), ReplicaState(UP, 5)) == {1}
+    assert _chosen(ReplicaState(UP, 0, is_right=False), ReplicaState(UP, 5, is_right=False)) == {0}
+
+
+def test_a_sequence_s_order_is_the_same_however_the_list_is_written():
+    addresses = ["a:1", "b:1", "c:1"]
+    for sequence in range(50):
+        assert preferred(sequence, addresses) == preferred(sequence, reversed(addresses))
+
+
+def test_sequences_are_spread_and_move_only_with_their_own_replica():
+    addresses = ["a:1", "b:1", "c:1"]
+    before = {sequence: preferred(sequence, addresses) for sequence in range(3000)}
+    firsts = [order[0] for order in before.values()]
+    assert all(900 < firsts.count(address) < 1100 for address in addresses)
+    for sequence, order in before.items():
+        left = preferred(sequence, ["a:1", "c:1"])
+        assert left == [address for address in order if address != "b:1"]

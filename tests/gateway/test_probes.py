@@ -1,0 +1,179 @@
+"""The catalogue and the golden probes over several replicas: who is asked, and what is ready."""
+
+import asyncio
+
+import pytest
+
+from gateway import probes
+from gateway.core import Gateway
+from gateway.errors import NotFound
+from gateway.probes import Background, readiness
+from gateway.settings import Settings
+from serving.ports import free_ports
+from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
+
+
+@pytest.fixture
+async def pair():
+    """Two fakes that serve ``p``, and a gateway on them."""
+    fakes = FakeTriton(public("p")), FakeTriton(public("p"))
+    addresses = [await fake.start() for fake in fakes]
+    yield fakes, addresses
+    for fake in fakes:
+        await fake.stop()
+
+
+@pytest.fixture
+async def gateway(pair):
+    _, addresses = pair
+    gateway = Gateway(Settings(replicas=tuple(addresses), pipelines=("p",), max_inflight=1))
+    yield gateway
+    await gateway.pool.close()
+
+
+async def _round(gateway: Gateway) -> dict[str, str]:
+    """One round of everything in the background; what is not ready then."""
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    await background.probe()
+    return {name: fault for name, fault in readiness(gateway).items() if fault}
+
+
+async def test_every_replica_is_probed(pair, gateway):
+    fakes, _ = pair
+    assert await _round(gateway) == {}
+    assert [fake.asked for fake in fakes] == [1, 1]
+
+
+@pytest.mark.parametrize("answer", [wrong(7.0), failing()])
+async def test_one_that_answers_wrongly_is_not_asked_and_the_pipeline_is_ready(
+    pair, gateway, answer
+):
+    fakes, addresses = pair
+    fakes[0].answer = answer
+    assert await _round(gateway) == {}
+    assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[1]}
+    assert gateway.pool.replicas[0].probes["p"]
+    fakes[0].answer = wrong(0.0)
+    assert await _round(gateway) == {}
+    assert not gateway.pool.replicas[0].probes["p"]
+
+
+async def test_a_pipeline_that_nobody_answers_rightly_is_not_ready(pair, gateway):
+    for fake in pair[0]:
+        fake.answer = wrong(7.0)
+    assert await _round(gateway) == {"p": "answers its golden probe wrongly in y"}
+
+
+async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
+    with gateway.pool.replicas[0].permit("p"), gateway.pool.replicas[1].permit("p"):
+        assert await _round(gateway) == {}
+
+
+async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch):
+    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(probes, "BUSY_S", 1.0)
+    assert await _round(gateway) == {}
+    for fake in pair[0]:
+        fake.answer = late(0.5)
+    for _ in range(4):
+        for replica in gateway.pool.replicas:
+            replica.ended("p", None)  # a client had its answer just now
+        assert await _round(gateway) == {}
+    # With nothing answered for that long it is not load any more.
+    await asyncio.sleep(1.1)
+    assert (await _round(gateway))["p"].startswith("does not answer its golden probe")
+
+
+async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
+    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    for fake in pair[0]:
+        fake.answer = late(0.5)
+    assert "p" in await _round(gateway)
+
+
+async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
+    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    for fake in pair[0]:
+        fake.answer = wrong(7.0)
+    assert "p" in await _round(gateway)
+    for fake, replica in zip(pair[0], gateway.pool.replicas, strict=True):
+        fake.answer = late(0.5)
+        replica.ended("p", None)
+    assert "p" in await _round(gateway)
+
+
+async def test_the_catalogue_is_what_all_serve_together(pair, gateway):
+    fakes, addresses = pair
+    fakes[1].configs["only_second"] = public("only_second")
+    await _round(gateway)
+    assert set(gateway.catalogue.models) == {"p", "only_second"}
+    permits = {gateway.pool.permit("only_second").replica.place for _ in range(20)}
+    assert permits == {addresses[1]}
+    await fakes[1].stop()
+    await asyncio.sleep(0.1)
+    await _round(gateway)
+    assert gateway.catalogue.model("only_second")  # a 503, not a 404
+    del fakes[0].configs["p"]
+    await _round(gateway)
+    assert set(gateway.catalogue.models) == {"p", "only_second"}
+
+
+async def test_a_model_that_all_have_unloaded_is_gone(pair, gateway):
+    fakes, _ = pair
+    for fake in fakes:
+        fake.configs["gone"] = public("gone")
+    await _round(gateway)
+    for fake in fakes:
+        del fake.configs["gone"]
+    await _round(gateway)
+    with pytest.raises(NotFound):
+        gateway.catalogue.model("gone")
+
+
+@pytest.mark.parametrize("golden", ["not JSON", "{", ""])
+async def test_a_bad_model_spoils_no_other(pair, gateway, golden):
+    for fake in pair[0]:
+        fake.configs["bad"] = public("bad")
+        fake.configs["bad"].parameters["tidegate.golden"].string_value = golden
+        fake.configs["worse"] = public("worse", face="{}")
+    assert await _round(gateway) == {}
+    assert "p" in gateway.catalogue.models
+    assert "worse" in gateway.reader.faults
+
+
+async def test_a_dead_first_replica_costs_neither_catalogue_nor_readiness(pair):
+    _, addresses = pair
+    dead = f"127.0.0.1:{free_ports(1)[0]}"
+    gateway = Gateway(Settings(replicas=(dead, addresses[0]), pipelines=("p",)))
+    try:
+        assert await _round(gateway) == {}
+        assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[0]}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_nothing_to_serve_is_not_ready_even_if_nothing_is_asked_for(pair):
+    fakes, addresses = pair
+    fakes[0].configs.clear()
+    gateway = Gateway(Settings(replicas=(addresses[0],)))
+    try:
+        assert await _round(gateway) == {"tidegate:replicas": "no model is being served"}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_nobody_to_ask_is_not_ready(pair):
+    gateway = Gateway(Settings(replicas=(f"127.0.0.1:{free_ports(1)[0]}",)))
+    try:
+        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be asked"}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_a_catalogue_that_is_not_read_for_long_is_not_ready(pair, gateway, monkeypatch):
+    assert await _round(gateway) == {}
+    monkeypatch.setattr(probes, "STALE_S", 0.1)
+    await asyncio.sleep(0.2)
+    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]

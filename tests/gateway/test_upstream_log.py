@@ -1,0 +1,89 @@
+"""What Triton said of a request is in the log, with the request's id, and cannot flood it."""
+
+import asyncio
+import logging
+
+import grpc
+import pytest
+
+from gateway.errors import DeadlineExceeded, Malformed, NoCapacity, UpstreamBroke
+from gateway.upstream import WORDS, UpstreamLog, request_id, told, translate
+
+INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
+
+
+@pytest.fixture(autouse=True)
+def _of_a_request(monkeypatch, caplog):
+    monkeypatch.setattr("gateway.upstream._upstream_log", UpstreamLog())
+    caplog.set_level(logging.INFO, "gateway")
+    token = request_id.set("req-1")
+    yield
+    request_id.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "error", "level"),
+    [
+        (INTERNAL, "secret path /root/model.bin", UpstreamBroke, "WARNING"),
+        (grpc.StatusCode.UNAVAILABLE, "socket closed", NoCapacity, "WARNING"),
+        (grpc.StatusCode.NOT_FOUND, "unknown model at /root", NoCapacity, "WARNING"),
+        (INVALID, "expected 4 dimensions in /root", Malformed, "INFO"),
+        (INTERNAL, "[tidegate:invalid_input] too long", Malformed, "INFO"),
+    ],
+)
+def test_the_log_has_the_words_and_the_answer_has_not(caplog, status, details, error, level):
+    fault = translate(status, details)
+    assert isinstance(fault, error)
+    assert "/root" not in fault.message
+    record = caplog.records[-1]
+    assert record.levelname == level
+    assert record.getMessage() == f"req-1 upstream {status.name}: {details!r}"
+
+
+def test_a_traceback_is_one_line_of_bounded_length(caplog):
+    forged = "ValueError: x\n  At:\n2026-01-01 WARNING forged\r\x1b[2J\u2028\x85" + "y" * 10_000
+    translate(INTERNAL, forged)
+    text = caplog.records[-1].getMessage()
+    assert len(text.splitlines()) == 1
+    assert text.isprintable()
+    assert r"ValueError: x\n  At:\n2026" in text
+    assert len(text) < WORDS + 200
+
+
+def test_our_own_deadline_is_logged_too(caplog):
+    assert isinstance(told(TimeoutError()), DeadlineExceeded)
+    assert "req-1 upstream DEADLINE_EXCEEDED" in caplog.text
+
+
+def test_the_background_does_not_repeat_itself_in_the_log(caplog):
+    request_id.set("")
+    translate(INTERNAL, "again and again")
+    assert not caplog.records
+
+
+def test_a_flood_of_refusals_is_cut_and_leaves_room_for_failures(caplog):
+    for _ in range(1000):
+        translate(INVALID, "wrong shape")
+    lines = len(caplog.records)
+    assert UpstreamLog.BURST <= lines <= UpstreamLog.BURST + UpstreamLog.RATE
+    translate(INTERNAL, "a model broke")
+    assert "a model broke" in caplog.records[-1].getMessage()
+
+
+def test_what_was_left_out_is_counted(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("gateway.upstream.time.monotonic", lambda: now[0])
+    log = UpstreamLog()
+    for _ in range(int(log.BURST) + 7):
+        log.note(logging.INFO, "req", INVALID, "x")
+    now[0] += 1
+    log.note(logging.INFO, "req", INVALID, "x")
+    assert caplog.records[-2].getMessage() == "upstream errors: 7 more were not logged"
+
+
+async def test_tasks_of_one_request_have_its_id(caplog):
+    async def ask():
+        translate(INTERNAL, "in a task")
+
+    await asyncio.gather(ask(), asyncio.create_task(ask()))
+    assert caplog.text.count("req-1 upstream INTERNAL: 'in a task'") == 2
