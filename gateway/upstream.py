@@ -26,6 +26,7 @@ from gateway.errors import (
     UpstreamBroke,
 )
 from gateway.models.sequences import not_begun
+from gateway.stream_call import StreamCall, StreamEnds
 
 # A step's error that is meant for the client begins with this, and may say which row of its batch
 # is to blame; every other text of Triton's may name paths or shared-memory regions and stays here.
@@ -66,6 +67,7 @@ class Upstream:
         self._key_file = triton_key_file
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.stream_ends = StreamEnds(self.stub)
         self.relay = load("relay")(address, int(http_port), self.channel) if http_port else None
 
     def health(self) -> Health:
@@ -93,6 +95,10 @@ class Upstream:
     ) -> service_pb2.ModelInferResponse:
         """One unary inference; cancelling the awaiting task cancels it in Triton."""
         return await translated(self.stub.ModelInfer(request, timeout=timeout_s))
+
+    def open_stream(self, timeout_s: float) -> StreamCall:
+        """A ModelStreamInfer of messages; ``end_stream`` it, whatever happens."""
+        return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
 
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
         """What Triton tells of a model: ModelReady, ModelMetadata, ModelConfig or ModelStatistics.
@@ -131,8 +137,14 @@ class Upstream:
 
 
 async def end_stream(call: Any) -> None:
-    """End a stream whose answers nobody wants any more; Triton stops working on it."""
-    call.cancel()
+    """End a stream whose answers nobody wants any more; Triton stops working on it.
+
+    Awaits what is safe (see ``stream_call``) for a StreamCall; a bare call is cancelled.
+    """
+    if isinstance(call, StreamCall):
+        await call.end()
+    else:
+        call.cancel()
 
 
 def told(error: Exception) -> GatewayError:

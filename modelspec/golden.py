@@ -4,6 +4,7 @@ It travels in the model's config as the parameter ``tidegate.golden``. Publishin
 the gateway ask it of a running model, and must come to the same verdict.
 """
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -60,10 +61,13 @@ class Golden:
         return cls(request, expect, float(tolerance))
 
     def require_bound(self, fields: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """GoldenError unless the request's fields and the expected outputs are there."""
-        for name in self.request:
+        """GoldenError unless the request's fields and the expected outputs are there. ``fields``
+        are the endpoint's schemas by name; bytes must be base64."""
+        for name, value in self.request.items():
             if name not in fields:
                 raise GoldenError(f"asks with a field {name!r} that the endpoint does not have")
+            if fields[name].get("x-bytes") and not _is_base64(value):
+                raise GoldenError(f'must have {{"b64": "..."}} in the field {name!r}, in base64')
         for name in self.expect:
             if name not in outputs:
                 raise GoldenError(f"expects an output {name!r} that the model does not have")
@@ -122,6 +126,14 @@ def _check_row(name: str, row: Any) -> None:
         raise GoldenError(f"must expect only texts or only numbers of the output {name!r}")
     if any(isinstance(each, float) and not math.isfinite(each) for each in row):
         raise GoldenError(f"expects a number of the output {name!r} that is too large to be one")
+
+
+def _is_base64(value: Any) -> bool:
+    try:
+        base64.b64decode(value["b64"], validate=True)
+    except (TypeError, KeyError, ValueError):
+        return False
+    return True
 
 
 def _without_nan(value: Any) -> Any:

@@ -165,7 +165,7 @@ async def _stream(
 ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
     """A stream of its own for one request; it is read only as fast as it is asked."""
     request.parameters[EMPTY_FINAL].bool_param = True
-    call = upstream.stub.ModelStreamInfer(timeout=TOTAL_S)
+    call = upstream.open_stream(TOTAL_S)
     try:
         await call.write(request)
         await call.done_writing()
