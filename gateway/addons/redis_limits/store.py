@@ -62,7 +62,7 @@ class RedisStore:
         gone = [c for c in before if c.limit.kind == "concurrency" and c.bucket not in buckets]
         self._finish(lease, gone, None, again=False)
         for check in wanted:
-            args = [_LEASE_US, "concurrency", _member(lease, check)]
+            args = (_LEASE_US, "concurrency", _member(lease, check))
             self._line.call(Call("renew", [_leases(check.bucket)], args))
 
     def lease(self) -> str:

@@ -144,7 +144,8 @@ def _principal(issued: _Issued, claims: Mapping[str, Any], ends: float) -> Princ
     models = _values(claims, rules.models_claim) if rules.models_claim else ["*"]
     if len(models) > MAX_VALUES:
         raise ValueError("too many models")
-    grant = Grant(*_fitting([tenant]), tuple(sorted(roles)), _fitting(models))
+    (tenant,) = _fitting([tenant])
+    grant = Grant(tenant, tuple(sorted(roles)), _fitting(models))
     return Principal(f"jwt:{issued.name}:{subject}", subject, grant, ends)
 
 
