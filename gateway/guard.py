@@ -19,7 +19,7 @@ from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
 from gateway.open_streams import OpenStreams
 from gateway.policy.access import Access
-from gateway.policy.gateway_toml import PolicyError
+from gateway.policy.gateway_toml import PolicyError, Rules
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
@@ -41,7 +41,7 @@ class Guard:
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._audit: Any = None  # begun by the first policy that wants a record
-        self.limiter = _limiter(settings)
+        self.limiter = _limiter(settings, supervisor)
         self._streams = OpenStreams(self._caller, self.limiter, _checks)
 
     async def open(self) -> None:
@@ -88,12 +88,29 @@ class Guard:
     def _adopt(self) -> None:
         rules, settings = self.policy.current.rules, self._settings
         self.callers.adopt(rules)
+        self._warn_of_shares(rules)
         if rules.audit.record != "off" and self._audit is None:
             self._audit = load("audit")(
                 settings.state_folder, settings.pepper_file, self._metrics.audit_trouble
             )
             self._audit.start()
             self._supervisor.watch("audit", self._audit)
+
+    def _warn_of_shares(self, rules: Rules) -> None:
+        """Say which limits are smaller than what the processes that count alone let through."""
+        settings = self._settings
+        processes = settings.workers * settings.gateways
+        if settings.redis_url or processes == 1:
+            return
+        for limit in rules.limits:
+            alone = settings.gateways if limit.kind == "concurrency" else processes
+            if limit.capacity < alone:
+                log.warning(
+                    "limits: %s processes count by themselves, and each lets one request through: "
+                    "together that is more than your %s allows at once; set TIDEGATE_REDIS_URL",
+                    alone,
+                    limit.described,
+                )
 
     async def identify(self, exchange: Exchange) -> None:
         """Put the caller and the rules that hold for this request into the exchange."""
@@ -187,10 +204,13 @@ def _checks(access: Access, principal: Principal, model: str, tokens: float = 0)
     return checks_of(limits, Subject(principal.tenant, principal.id, model), tokens)
 
 
-def _limiter(settings: Settings) -> Limiter:
+def _limiter(settings: Settings, supervisor: Supervisor) -> Limiter:
     processes = settings.workers * settings.gateways
     if settings.redis_url:
-        return Limiter(load("redis_limits")(settings.redis_url), processes)
+        store = load("redis_limits")(
+            settings.redis_url, lambda: supervisor.restarted("redis_limits", "had ended")
+        )
+        return Limiter(store, processes)
     places = None
     if settings.workers > 1:
         try:

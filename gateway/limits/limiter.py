@@ -89,8 +89,8 @@ class Limiter:
         while Redis cannot say. Only concurrency moves: requests and tokens stay where they were
         counted.
         """
-        alone: list[tuple[Admission, list[Check]]] = []
-        shared: list[tuple[Admission, list[Check]]] = []
+        alone: list[tuple[Admission, Sequence[Check]]] = []
+        shared: list[tuple[Admission, Sequence[Check]]] = []
         for admission, checks in held:
             wanted = [check for check in checks if check.limit.kind == "concurrency"]
             if self.redis and not admission.lease and not admission.checks:

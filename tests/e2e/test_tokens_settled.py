@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.addons.generate.door import GenerateDoor
 from gateway.doors.v2 import V2Door
-from gateway.errors import Malformed
+from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
 from gateway.identity.principal import Grant, Principal
 from gateway.limits.limit import Subject, bucket_of
 from tests.e2e.grpc_models import HEAD, RunningDoor, serving
@@ -43,6 +43,8 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([
             pb_utils.Tensor("y", x), pb_utils.Tensor("token_count", x.astype(np.int32))])
 """
+SLEEP = """__import__("time").sleep(1.0)
+        if x.min()"""
 # Three answers; each says a third of x.
 PIECES = """
 import numpy as np
@@ -66,6 +68,7 @@ output { name: "token_count" data_type: TYPE_INT32 dims: 1 }
 """
 MODELS = {
     "counted": (COUNTED, "max_batch_size: 8" + TENSORS),
+    "slow": (COUNTED.replace("if x.min()", SLEEP), "max_batch_size: 8" + TENSORS),
     "pieces": (
         PIECES,
         "max_batch_size: 0 model_transaction_policy { decoupled: true }" + TENSORS,
@@ -337,3 +340,32 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
         with Streaming(free) as stream:
             stream.send("pieces", _x(30, rows=False))
             assert [stream.next().as_numpy("y").item() for _ in range(3)] == [30] * 3
+
+
+def test_work_that_its_own_deadline_ended_is_not_free(door, client, spent):
+    """The model worked all the same: what was reserved is what it costs, at every API."""
+    body = _v2(*range(1, 9), parameters={"timeout": 300_000})
+    reserved = len(json.dumps(body).encode()) / 4
+    with pytest.raises(DeadlineExceeded):
+        _ask(door, V2Door(door.gateway).infer, "slow", body)
+    assert spent("slow") == round(reserved, 1)
+    body = {"x": 7, "parameters": {"timeout": 300_000}}
+    with pytest.raises(DeadlineExceeded):
+        _ask(door, GenerateDoor(door.gateway).generate, "slow", body)
+    generated = len(json.dumps(body).encode()) / 4
+    assert spent("slow") == round(reserved + generated, 1)
+    before = spent("slow")
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        client.infer("slow", _x(5), headers=door.headers(), client_timeout=0.3)
+    wait_until(lambda: spent("slow") > before + 5, 3, "the reservation is charged")
+
+
+def test_work_that_never_reached_the_model_is_free(door, spent):
+    pool = door.gateway.pool
+    most, pool._max_inflight = pool._max_inflight, 0
+    try:
+        with pytest.raises(NoCapacity):
+            _ask(door, V2Door(door.gateway).infer, "slow", _v2(5))
+    finally:
+        pool._max_inflight = most
+    assert spent("slow") == 0

@@ -124,10 +124,36 @@ async def test_a_key_that_is_withdrawn_ends_what_it_had_proved(server, tmp_path,
         {"sub": ""},
         {"sub": "x" * 300},
         {"sub": 5},
+        {"sub": "\ud800"},
+        {"sub": "ann\udfff"},
+        {"sub": "ann\x00"},
+        {"sub": "ann\nbob"},
+        {"sub": "ann\x85"},
+        {"sub": "ann\u2028"},
     ],
 )
 async def test_claims_that_are_wrong(issuer, callers_for, claims):
     assert await _is_refused(callers_for(), issuer.token(**claims))
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"org": "acme\ud800"},
+        {"org": "acme\x00"},
+        {"org": "a" * 300},
+        {"org": ""},
+        {"org": ["acme", "other"]},
+        {"models": ["text_\udc00"]},
+        {"models": ["m" * 300]},
+        {"models": ["m"] * 101},
+    ],
+)
+async def test_claims_that_no_name_can_hold(issuer, callers_for, claims):
+    callers = callers_for(tenant=None, tenant_claim="org", models_claim="models")
+    good = {"org": "acme", "models": ["text_*"]}
+    assert (await _identify(callers, issuer.token(**good))).tenant == "acme"
+    assert await _is_refused(callers, issuer.token(**{**good, **claims}))
 
 
 @pytest.mark.parametrize(

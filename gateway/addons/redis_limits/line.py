@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,14 @@ class Line:
     ``probe`` is asked until it is answered while Redis is ill; ``recovered`` is called after that.
     """
 
-    def __init__(self, url: str, probe: Call, recovered: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        probe: Call,
+        recovered: Callable[[], None],
+        restarted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``restarted`` is called when the line's own task had ended and was begun again."""
         self._client = Redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
@@ -47,35 +54,43 @@ class Line:
             socket_timeout=None,
             encoding_errors="backslashreplace",  # a token's subject may hold half a character
         )
-        self._probe, self._recovered = probe, recovered
+        self._probe, self._recovered, self._restarted = probe, recovered, restarted
         self._shas: dict[str, str] = {}
         self._waiting: list[tuple[Call, asyncio.Future[Reply]]] = []
+        self._under_way: list[tuple[Call, asyncio.Future[Reply]]] = []
         self._task: asyncio.Task[None] | None = None
-        self.is_healthy = False
+        self._is_closed = False
+        self._healthy = False
         self._told_at = -TELL_S
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether Redis answered the last call."""
+        return self._healthy
 
     def call(self, call: Call) -> "asyncio.Future[Reply]":
         """The script's reply, or None when Redis is ill; the future never fails."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if self.is_healthy:
+        if self._healthy:
             self._waiting.append((call, future))
         else:
             future.set_result(None)
         if self._task is None:
-            self._task = asyncio.ensure_future(self._run() if self.is_healthy else self._recover())
+            self._begin(self._run() if self._healthy else self._recover())
         return future
 
     async def reached(self) -> bool:
         """Whether Redis answers; waits for one attempt when it did not."""
-        if not self.is_healthy:
-            self._task = self._task or asyncio.ensure_future(self._recover())
-            await asyncio.wait([self._task], timeout=CONNECT_S)
-        return self.is_healthy
+        if not self._healthy:
+            task = self._task or self._begin(self._recover())
+            await asyncio.wait([task], timeout=CONNECT_S)
+        return self._healthy
 
     async def close(self) -> None:
         """After what is under way; at most two timeouts."""
-        if self._task and self.is_healthy:
-            await self._task
+        self._is_closed = True
+        if self._task and self._healthy:
+            await asyncio.wait([self._task], timeout=2 * TIMEOUT_S)
         elif self._task:
             self._task.cancel()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -85,6 +100,7 @@ class Line:
         while self._waiting:
             due, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             batch = [(call, future) for call, future in due if not future.done()]
+            self._under_way = batch
             try:
                 async with asyncio.timeout(TIMEOUT_S):
                     replies = await self._send([call for call, _ in batch])
@@ -96,6 +112,28 @@ class Line:
                 _resolve(future, reply)
         self._task = None
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(self._has_ended)
+        return self._task
+
+    def _has_ended(self, task: "asyncio.Task[None]") -> None:
+        """Begin again what ended by itself; what ends in order has put another in its place."""
+        if task is not self._task or self._is_closed:
+            return
+        error = None if task.cancelled() else task.exception()
+        log.error("limits: the line to Redis has ended", exc_info=error)
+        self._healthy = False
+        failed, self._waiting = [*self._under_way, *self._waiting], []
+        for _, future in failed:
+            _resolve(future, None)
+        self._restarted()
+        asyncio.get_running_loop().call_later(RETRY_S, self._revive)
+
+    def _revive(self) -> None:
+        if not self._is_closed:
+            self._begin(self._recover())
+
     async def _send(self, calls: Sequence[Call]) -> list[Reply]:
         pipeline = self._client.pipeline(transaction=False)
         for script, keys, args in calls:
@@ -104,11 +142,11 @@ class Line:
         return replies
 
     def _fall_ill(self, batch: Sequence[tuple[Call, "asyncio.Future[Reply]"]]) -> None:
-        self.is_healthy = False
+        self._healthy = False
         failed, self._waiting = [*batch, *self._waiting], []
         for _, future in failed:
             _resolve(future, None)
-        self._task = asyncio.ensure_future(self._recover())
+        self._begin(self._recover())
 
     async def _recover(self) -> None:
         """At once if it was this process that had stalled; nobody waits for it meanwhile."""
@@ -116,9 +154,9 @@ class Line:
             if await self._connect():
                 break
             await asyncio.sleep(RETRY_S)
-        self.is_healthy = True
+        self._healthy = True
         self._recovered()
-        self._task = asyncio.ensure_future(self._run())
+        self._begin(self._run())
 
     async def _connect(self) -> bool:
         """Whether Redis has the scripts now, can write, and is fast enough."""

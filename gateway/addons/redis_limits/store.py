@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.addons.redis_limits.line import TIMEOUT_S, Call, Line, Reply
@@ -20,14 +20,14 @@ _UNSENT = 10_000  # ends of requests kept while Redis is ill; those beyond run o
 class RedisStore:
     """One Lua call for each admission. Nothing here fails: what Redis cannot decide is None."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, restarted: Callable[[], None] = lambda: None) -> None:
         self.gateways = 1  # that beat lately, this one included
         self._me = os.urandom(6).hex()
         self._numbers = itertools.count()
         self._held: dict[str, Sequence[Check]] = {}
         self._unsent: deque[Call] = deque(maxlen=_UNSENT)
         self._signs_of_life = Call("renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._me])
-        self._line = Line(url, self._signs_of_life, self._catch_up)
+        self._line = Line(url, self._signs_of_life, self._catch_up, restarted)
 
     async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
         """The decision and the lease to settle; None after 50 ms at most, if Redis is ill."""
@@ -62,7 +62,7 @@ class RedisStore:
         gone = [c for c in before if c.limit.kind == "concurrency" and c.bucket not in buckets]
         self._finish(lease, gone, None, again=False)
         for check in wanted:
-            args = [_LEASE_US, "concurrency", _member(lease, check)]
+            args = (_LEASE_US, "concurrency", _member(lease, check))
             self._line.call(Call("renew", [_leases(check.bucket)], args))
 
     def lease(self) -> str:

@@ -75,7 +75,8 @@ class Jwks:
     async def _look_for(self, kid: str) -> None:
         fetching, before = self._fetch(), self._read_at
         if fetching:
-            await asyncio.shield(fetching)  # a client that leaves ends its own wait only
+            # A client that leaves ends its own wait only, and a fetch that was ended nobody's.
+            await asyncio.wait([fetching])
         if kid not in self._keys:
             if len(self._absent) >= MAX_ABSENT:
                 self._absent.clear()
@@ -96,7 +97,7 @@ class Jwks:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 document = await fetch_json(self._uri or await discover(self._issuer))
             keys = read_keys(document)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever the issuer sent: the keys of before stay
             log.warning("the keys of %s were not read: %s", self._issuer, error or "timeout")
             return
         if keys.keys() != self._keys.keys() or _raw(keys) != _raw(self._keys):

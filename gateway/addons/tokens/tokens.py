@@ -4,9 +4,10 @@ A token that was verified is remembered by its SHA-256 until it expires: a dict 
 """
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ from gateway.policy.gateway_toml import Issuer
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SUBJECT = 256
 MAX_REMEMBERED = 10_000
+MAX_VALUES = 100  # of a claim that becomes a part of the grant; models, above all
+# Half characters, control characters and ends of lines: nobody's name, and trouble for whatever
+# writes a name down.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _WRONG = (jwt.PyJWTError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 
 
@@ -130,16 +135,26 @@ def _text(value: Any, allowed: Any) -> str:
 def _principal(issued: _Issued, claims: Mapping[str, Any], ends: float) -> Principal:
     """The caller as gateway.toml maps the claims; ValueError when one does not fit."""
     rules, subject = issued.rules, claims["sub"]
-    if not 0 < len(subject) <= MAX_SUBJECT:
-        raise ValueError("sub")
+    _fitting([subject])
     tenant = rules.tenant or DEFAULT_TENANT
     if rules.tenant_claim:
         (tenant,) = _values(claims, rules.tenant_claim)
     claimed = _values(claims, rules.roles_claim) if rules.roles_claim else []
     roles = {*rules.default_roles, *(rules.roles[v] for v in claimed if v in rules.roles)}
     models = _values(claims, rules.models_claim) if rules.models_claim else ["*"]
-    grant = Grant(tenant, tuple(sorted(roles)), tuple(models))
+    if len(models) > MAX_VALUES:
+        raise ValueError("too many models")
+    (tenant,) = _fitting([tenant])
+    grant = Grant(tenant, tuple(sorted(roles)), _fitting(models))
     return Principal(f"jwt:{issued.name}:{subject}", subject, grant, ends)
+
+
+def _fitting(names: Iterable[str]) -> tuple[str, ...]:
+    """The names; ValueError for one that is empty, long, or holds what no name has."""
+    found = tuple(names)
+    if any(not 0 < len(name) <= MAX_SUBJECT or _UNFIT.search(name) for name in found):
+        raise ValueError("not a name")
+    return found
 
 
 def _values(claims: Mapping[str, Any], name: str) -> list[str]:

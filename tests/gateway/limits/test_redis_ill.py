@@ -199,3 +199,27 @@ async def test_no_password_in_what_is_logged(server: RedisServer, caplog: pytest
     assert "ill" in caplog.text
     assert "hunter2" not in caplog.text
     await limiter.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyError("bug"), GeneratorExit()])
+async def test_a_line_whose_task_ends_is_begun_again(server, error, monkeypatch):
+    """Whatever ended it: nobody waits for it for ever, and Redis decides again soon after."""
+    counted = []
+    limiter = Limiter(RedisStore(server.url, lambda: counted.append(1)), gateways=2)
+    await limiter.beat()
+    line = limiter.redis._line
+
+    async def fails(calls):
+        raise error
+
+    monkeypatch.setattr(line, "_send", fails)
+    async with limiter.admit(checks_of([AT_ONCE], WHO)) as admission:
+        assert admission.lease == ""  # this process decided
+    monkeypatch.undo()
+    deadline = time.monotonic() + 5
+    while not line.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.05)
+    async with limiter.admit(checks_of([AT_ONCE], WHO)) as admission:
+        assert admission.lease
+    assert len(counted) >= (0 if isinstance(error, KeyError) else 1)
+    await limiter.close()
