@@ -358,7 +358,9 @@ async def _call(function, *arguments):
 
 
 def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
-    with serving(tmp_path / "models") as triton, RunningDoor(triton, tmp_path / "own") as own:
+    with contextlib.ExitStack() as stack:
+        triton = stack.enter_context(serving(tmp_path / "models"))
+        own = stack.enter_context(RunningDoor(triton, tmp_path / "own"))
         with Streaming(own) as quiet, Streaming(own) as stream:
             quiet.send("counter", [1])
             quiet.next()
