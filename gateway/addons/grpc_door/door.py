@@ -7,6 +7,7 @@ the same, because gRPC reads a unary handler's message first. So a stranger cann
 import asyncio
 import logging
 import math
+import resource
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from gateway.addons import load
+from gateway.addons.grpc_door.health import SERVICE as HEALTH
+from gateway.addons.grpc_door.health import Health
 from gateway.addons.grpc_door.holdings import Holdings
 from gateway.addons.grpc_door.methods import Handler, Methods
+from gateway.addons.grpc_door.reflection import VERSIONS, Reflection, service_name
 from gateway.addons.grpc_door.status import STATUS, as_metadata, shortened, trailers
 from gateway.addons.grpc_door.stream import InferStream
 from gateway.core import Gateway
@@ -39,7 +43,10 @@ INFER, STREAM = "ModelInfer", "ModelStreamInfer"
 SMALL_BYTES = 4096  # of a message that names a model at most
 STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
-_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
+HANDSHAKE_MS = 8_000
+IDLE_MS = 300_000  # without a call
+PING_MS = 10_000
+MOST_CONNECTIONS = 4096
 _Work = Callable[[Exchange], Awaitable[None]]
 
 
@@ -66,7 +73,18 @@ class GrpcDoor:
                 ("grpc.absolute_max_metadata_size", METADATA_LIMIT_BYTES),
                 # Identity only: a small message must not become a large one in our memory.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
+                # Whoever connects and says nothing is gone soon: to the end of TLS, and of HTTP/2's
+                # first frame.
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                ("grpc.http2.settings_timeout", HANDSHAKE_MS),
+                ("grpc.max_allowed_incoming_connections", _most_connections()),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
                 ("grpc.keepalive_time_ms", 60_000),  # a client that vanished is noticed
+                ("grpc.keepalive_timeout_ms", 20_000),
+                # Clients may ping, but whoever does it more often is told to calm down.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_ping_strikes", 2),
             ]
         )
         self._server.add_generic_rpc_handlers(self._handlers())
@@ -107,9 +125,15 @@ class GrpcDoor:
             for name in SERVICE.methods_by_name
         }
         methods[STREAM] = handler(self._stream)
-        health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
         generic = grpc.method_handlers_generic_handler
-        return generic(SERVICE.full_name, methods), generic("grpc.health.v1.Health", health)
+        health = Health((SERVICE.full_name,), lambda: not any(readiness(self.gateway).values()))
+        self._reflection = Reflection({STREAM, *offered})
+        reflection = {"ServerReflectionInfo": handler(self._reflect)}
+        return (
+            generic(SERVICE.full_name, methods),
+            generic(HEALTH, {"Check": handler(health.check), "Watch": handler(health.watch)}),
+            *(generic(service_name(version), reflection) for version in VERSIONS),
+        )
 
     def _unary(self, name: str, handler: Handler) -> Any:
         action = declared(handler).action
@@ -147,6 +171,30 @@ class GrpcDoor:
             await InferStream(self.gateway, self._holdings, exchange, context).run(requests)
 
         await self._governed(STREAM, "infer", context, work)
+
+    async def _reflect(self, requests: Any, context: Any) -> None:
+        async def work(exchange: Exchange) -> None:
+            caller, task = _caller(exchange), asyncio.current_task()
+            fault: GatewayError | None = None
+
+            def end(why: GatewayError) -> None:
+                nonlocal fault
+                fault = why
+                if task:
+                    task.cancel()
+
+            self._holdings.open_stream(caller, end)
+            try:
+                await self._reflection.run(context, self.gateway.settings.deadline_s)
+            except asyncio.CancelledError:
+                if fault is None or task is None:
+                    raise
+                task.uncancel()
+                raise fault from None
+            finally:
+                self._holdings.leave(caller, end)
+
+        await self._governed("ServerReflectionInfo", "read", context, work)
 
     async def _governed(self, name: str, action: str, context: Any, work: _Work) -> None:
         """The edge of this door: identity before anything is read, and errors as gRPC's."""
@@ -190,15 +238,6 @@ class GrpcDoor:
         left_s = context.time_remaining()
         return self.gateway.exchange(scope, _never, math.inf if left_s is None else left_s)
 
-    async def _health(self, request: bytes, context: Any) -> bytes:
-        """grpc.health.v1, which needs no key: as /readyz."""
-        if request not in (
-            b"",
-            b"\n" + bytes([len(SERVICE.full_name)]) + SERVICE.full_name.encode(),
-        ):
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
-        return _NOT_SERVING if any(readiness(self.gateway).values()) else _SERVING
-
 
 @needs("read")
 async def _closed(exchange: Exchange, data: bytes) -> bytes:
@@ -215,6 +254,13 @@ def _fault(error: Exception, exchange: Exchange) -> GatewayError:
         return DeadlineExceeded("there was no answer in time: try again or send less")
     log.error("%s %s failed", exchange.request_id, exchange.path, exc_info=error)
     return Internal("the gateway failed: report the request id")
+
+
+def _most_connections() -> int:
+    """To each port: a third of the descriptors that this process may have, so that whoever opens
+    connections here takes none from HTTP."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if soft < 0 else max(16, min(MOST_CONNECTIONS, soft // 3))
 
 
 def _caller(exchange: Exchange) -> str:

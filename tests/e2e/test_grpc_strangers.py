@@ -1,0 +1,331 @@
+"""What somebody without a key can do at the gRPC port: nearly nothing, and it costs nothing."""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+
+import grpc
+import psutil
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+from tritonclient.grpc import InferenceServerClient
+
+from gateway.addons.grpc_door import health
+from gateway.addons.grpc_door.reflection import Reflection
+from tests.e2e.grpc_models import RunningDoor, serving
+from tests.e2e.test_grpc_door import _input
+from tests.running import wait_until
+
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+SERVICE = b"\n" + bytes([29]) + b"inference.GRPCInferenceService"[:29]
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+def _frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:
+    return (
+        struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+    )
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    """An HPACK literal without indexing; both are shorter than 127 bytes."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def _headers(path: str) -> bytes:
+    pairs = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path.encode()),
+        (b":authority", b"x"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+    ]
+    return b"".join(_field(*pair) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("strangers")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def door(triton, tmp_path_factory):
+    with RunningDoor(triton, tmp_path_factory.mktemp("door"), deadline_s=5.0) as running:
+        yield running
+
+
+class Sender(threading.Thread):
+    """A call with a message of ``size`` bytes that lacks its last ones, sent as HTTP/2's flow
+    control allows."""
+
+    def __init__(self, port: int, path: str, size: int, stop: threading.Event) -> None:
+        super().__init__()
+        self.raw = socket.create_connection(("127.0.0.1", port))
+        self.raw.settimeout(0.2)
+        self._path, self._size, self._stop_it = path, size, stop
+        self._window = self._stream_window = 65535 - 5
+        self._buffered = b""
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            self._send()
+        self._stop_it.wait()
+        self.raw.close()
+
+    def _send(self) -> None:
+        self.raw.sendall(PREFACE + SETTINGS + _frame(1, 4, 1, _headers(self._path)))
+        self.raw.sendall(_frame(0, 0, 1, b"\0" + struct.pack(">I", self._size)))
+        left = self._size - 10
+        while left and not self._stop_it.is_set():
+            part = min(self._window, self._stream_window, 16384, left)
+            if part > 0:
+                self.raw.sendall(_frame(0, 0, 1, bytes(part)))
+                self._window -= part
+                self._stream_window -= part
+                left -= part
+            elif not self._listen():
+                return
+
+    def _listen(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            self._buffered += self.raw.recv(65536)
+        while len(self._buffered) >= 9:
+            end = 9 + int.from_bytes(self._buffered[:3], "big")
+            if len(self._buffered) < end:
+                break
+            head, body = self._buffered[:9], self._buffered[9:end]
+            self._buffered = self._buffered[end:]
+            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:9], "big")
+            if kind in (3, 7):  # RST_STREAM, GOAWAY
+                return False
+            if kind in (4, 6) and not flags & 1:  # SETTINGS, PING
+                self.raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
+            if kind == 8:  # WINDOW_UPDATE
+                more = int.from_bytes(body, "big")
+                self._window += more if stream == 0 else 0
+                self._stream_window += more if stream else 0
+        return True
+
+
+@contextlib.contextmanager
+def unfinished(door, path: str, count: int, size: int = 31 << 20):
+    stop = threading.Event()
+    senders = [Sender(door.port, path, size, stop) for _ in range(count)]
+    for sender in senders:
+        sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+
+
+def _grown(before: int) -> int:
+    return psutil.Process().memory_info().rss - before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        CHECK,
+        WATCH,
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/inference.GRPCInferenceService/RepositoryIndex",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/no.such.Service/Method",
+    ],
+)
+def test_strangers_hold_no_memory(door, path):
+    """20 messages of 31 MB that lack their last bytes took 1.2 GB through Health/Check."""
+    before = psutil.Process().memory_info().rss
+    with unfinished(door, path, 12):
+        most, ends = 0, time.monotonic() + 2.5
+        while time.monotonic() < ends:
+            most = max(most, _grown(before))
+            time.sleep(0.1)
+    assert most < (health.READS * 2 + 1) * 32 << 20, most >> 20
+
+
+def test_a_check_whose_message_does_not_come_is_ended(door, monkeypatch):
+    monkeypatch.setattr(health, "MESSAGE_S", 0.5)
+    with grpc.insecure_channel(door.address) as channel:
+        stop = threading.Event()
+        call = channel.stream_unary(CHECK).future(iter(stop.wait, True))
+        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        stop.set()
+
+
+def test_health_is_answered_while_strangers_keep_it_busy(door):
+    with unfinished(door, CHECK, 6), grpc.insecure_channel(door.address) as channel:
+        check = channel.unary_unary(CHECK)
+        for _ in range(5):
+            assert check(b"", timeout=3) == health.SERVING
+            time.sleep(0.1)
+
+
+def test_a_long_check_is_refused(door):
+    with grpc.insecure_channel(door.address) as channel:
+
+        def code() -> grpc.StatusCode:
+            return channel.unary_unary(CHECK).future(bytes(1000)).code()
+
+        # Until those of the test before have gone, it is answered unread.
+        wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 5, "the refusal")
+
+
+def test_watch_tells_the_status_and_its_changes(door, monkeypatch):
+    with grpc.insecure_channel(door.address) as channel:
+        watch = channel.unary_stream(WATCH)
+        unknown = watch(b"\n\x01x")
+        assert next(unknown) == health.SERVICE_UNKNOWN
+        calls = [watch(b"\n\x1einference.GRPCInferenceService"), watch(b"")]
+        assert [next(call) for call in calls] == [health.SERVING] * 2
+        monkeypatch.setattr(
+            "gateway.addons.grpc_door.door.readiness", lambda gateway: {"m": "is not there"}
+        )
+        assert [next(call) for call in calls] == [health.NOT_SERVING] * 2
+        monkeypatch.undo()
+        assert [next(call) for call in calls] == [health.SERVING] * 2
+        for call in (unknown, *calls):
+            call.cancel()
+
+
+def test_watches_are_few_and_end(door, monkeypatch):
+    monkeypatch.setattr(health, "WATCH_S", 1.5)
+    with grpc.insecure_channel(door.address) as channel:
+        calls = [channel.unary_stream(WATCH)(b"") for _ in range(health.WATCHES_FROM_ONE + 5)]
+        for call in calls:
+            with contextlib.suppress(grpc.RpcError):
+                list(call)
+        codes = [call.code() for call in calls]
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 5
+    assert codes.count(grpc.StatusCode.UNAVAILABLE) == health.WATCHES_FROM_ONE
+
+
+def _reflected(door, version: str, *questions, metadata=()):
+    """The answers, as plain messages."""
+    made = Reflection(set())
+    path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    with grpc.insecure_channel(door.address) as channel:
+        asked = (made._request(**each).SerializeToString() for each in questions)
+        call = channel.stream_stream(path)(asked, metadata=metadata)
+        return [made._response.FromString(each) for each in call]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_is_enough_to_call(door, version):
+    """As grpcurl does it: list, find the service, make its messages, call it."""
+    metadata = tuple(door.headers().items())
+    listed, found, health_file, method, missing = _reflected(
+        door,
+        version,
+        {"list_services": "*"},
+        {"file_containing_symbol": "inference.GRPCInferenceService"},
+        {"file_by_filename": "grpc/health/v1/health.proto"},
+        {"file_containing_symbol": "inference.GRPCInferenceService.ModelInfer"},
+        {"file_containing_symbol": "inference.NoSuchThing"},
+        metadata=metadata,
+    )
+    assert [each.name for each in listed.list_services_response.service] == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    ]
+    assert missing.error_response.error_code == 5
+    assert method.file_descriptor_response == found.file_descriptor_response
+    files = found.file_descriptor_response.file_descriptor_proto
+    pool = descriptor_pool.DescriptorPool()
+    for data in reversed([*files, *health_file.file_descriptor_response.file_descriptor_proto]):
+        pool.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
+    service = pool.FindServiceByName("inference.GRPCInferenceService")
+    names = set(service.methods_by_name)
+    assert {"ModelInfer", "ModelStreamInfer", "ServerLive"} <= names
+    assert "RepositoryModelLoad" not in names
+    assert "Watch" in pool.FindServiceByName("grpc.health.v1.Health").methods_by_name
+
+
+def test_reflection_needs_a_key(door):
+    with pytest.raises(grpc.RpcError) as caught:
+        _reflected(door, "v1", {"list_services": "*"})
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE, PREFACE[:5]])
+def test_a_connection_that_says_nothing_ends(door, said):
+    """Within ten seconds; it was a minute."""
+    with socket.create_connection(("127.0.0.1", door.port)) as raw:
+        raw.sendall(said)
+        raw.settimeout(12)
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(4096):
+                pass
+        assert time.monotonic() - started < 11
+
+
+def test_a_flood_of_pings_is_told_to_calm_down(door):
+    with socket.create_connection(("127.0.0.1", door.port)) as raw:
+        raw.settimeout(5)
+        raw.sendall(PREFACE + SETTINGS + _frame(4, 1, 0))
+        seen = b""
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10):
+                raw.sendall(_frame(6, 0, 0, os.urandom(8)))
+                time.sleep(0.02)
+        with contextlib.suppress(ConnectionError):
+            while b"too_many_pings" not in seen and (data := raw.recv(65536)):
+                seen += data
+        assert b"too_many_pings" in seen
+
+
+def test_others_are_served_meanwhile(door):
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+        with InferenceServerClient(door.address) as client:
+            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers())
+
+
+def test_a_small_message_for_a_small_question(door):
+    """30 MB for a model's name: every method but the two that infer has a bound of its own."""
+    with grpc.insecure_channel(door.address) as channel:
+        for name in ("ModelMetadata", "ModelReady", "ServerLive", "RepositoryIndex"):
+            call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"\n\0" * 3_000_000, metadata=tuple(door.headers().items()))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "4096 bytes" in caught.value.details()
+
+
+def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.addons.grpc_door.door.MOST_CONNECTIONS", 20)
+    with RunningDoor(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
+        sockets = []
+        for _ in range(60):
+            sockets.append(socket.create_connection(("127.0.0.1", own.port)))
+            stack.callback(sockets[-1].close)
+
+        def closed() -> int:
+            count = 0
+            for raw in sockets:
+                raw.setblocking(False)
+                try:
+                    while data := raw.recv(4096):
+                        pass
+                    count += not data
+                except BlockingIOError:
+                    pass
+                except ConnectionResetError:
+                    count += 1
+            return count
+
+        wait_until(lambda: closed() >= 40, 5, "what is too much is closed")

@@ -1,0 +1,446 @@
+"""What streams may hold, and for how long: against a real Triton, with stock clients."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from gateway.addons.grpc_door import holdings
+from gateway.addons.grpc_door.stream_errors import fault_of
+from gateway.errors import Forbidden, NoCapacity
+from tests.e2e.grpc_models import POLICY, RunningDoor, serving
+from tests.e2e.test_grpc_door import Streaming, _input, _metadata
+from tests.running import wait_until
+
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+ONE_AT_ONCE = (
+    POLICY
+    + """
+[[limits]]
+scope = "tenant"
+kind = "concurrency"
+amount = 1
+tenants = ["some"]
+"""
+)
+OPEN_POLICY = ONE_AT_ONCE.replace('models = ["echo", "tally"]', 'models = ["*"]')
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("streams")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def door(triton, tmp_path_factory):
+    home = tmp_path_factory.mktemp("door")
+    with RunningDoor(triton, home, OPEN_POLICY, deadline_s=6.0, max_inflight=40) as running:
+        yield running
+
+
+@pytest.fixture
+def inflight(door):
+    def read() -> int:
+        return sum(each.inflight for each in door.gateway.pool.replicas)
+
+    wait_until(lambda: read() == 0, 5, "the permits of the test before come back")
+    return read
+
+
+@contextlib.contextmanager
+def silent_streams(door, tenant: str, count: int):
+    """``count`` streams without a message, on three connections; their statuses as they end."""
+    ended = threading.Event()
+    codes: list[str] = []
+    channels = [
+        grpc.insecure_channel(door.address, [("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(3)
+    ]
+
+    def messages():
+        ended.wait()
+        yield from ()
+
+    calls = []
+    for n in range(count):
+        call = channels[n % 3].stream_stream(STREAM)(messages(), metadata=_metadata(door, tenant))
+        call.add_callback(lambda: None)
+        calls.append(call)
+
+        def note(future, call=call) -> None:
+            codes.append(call.code().name)
+
+        call.add_done_callback(note)
+    try:
+        yield codes
+    finally:
+        for call in calls:
+            call.cancel()
+        ended.set()
+        for channel in channels:
+            channel.close()
+
+
+def test_silent_streams_hold_nothing_that_others_need(door, inflight):
+    """512 of them took every permit; beyond a cap they are refused."""
+    with silent_streams(door, "some", 150) as codes:
+        wait_until(lambda: len(codes) >= 150 - holdings.MAX_SILENT_STREAMS, 10, "the refusals")
+        assert set(codes) == {"RESOURCE_EXHAUSTED"}
+        assert len(codes) == 150 - holdings.MAX_SILENT_STREAMS
+        assert inflight() == 0
+        with InferenceServerClient(door.address) as client:
+            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("all"))
+            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("some"))
+        with Streaming(door) as stream:
+            stream.send("counter", [1])
+            assert stream.next().as_numpy("y").item() == 0
+        # They end, as any stream does on which nothing moves.
+        wait_until(lambda: len(codes) == 150, 12, "the end of the others")
+        assert codes.count("DEADLINE_EXCEEDED") == holdings.MAX_SILENT_STREAMS
+
+
+def test_a_refusal_of_silent_streams_says_what_to_do(door):
+    with silent_streams(door, "slow", holdings.MAX_SILENT_STREAMS):
+        with grpc.insecure_channel(door.address) as channel:
+
+            def refused() -> bool:
+                call = channel.stream_stream(STREAM)(iter(()), metadata=_metadata(door, "slow"))
+                with contextlib.suppress(grpc.RpcError):
+                    next(call, None)
+                found.update(code=call.code(), text=call.details())
+                found.update(dict(call.trailing_metadata()))
+                return call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+            found: dict = {}
+            wait_until(refused, 5, "the cap")
+        assert "nothing is under way" in found["text"]
+        assert found["tidegate-code"] == "quota_exceeded"
+        assert found["retry-after"] == "1"
+
+
+def test_concurrency_counts_messages(door, inflight):
+    """Limit 1: ten generations on one stream were all let in."""
+    with Streaming(door, "some") as stream:
+        for n in range(10):
+            stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
+        answers, refused = [], []
+        while len(answers) < 21:
+            found = stream.next()
+            (refused if isinstance(found, InferenceServerException) else answers).append(found)
+        assert len(refused) == 9
+        assert all("quota_exceeded" in str(each) for each in refused)
+        assert [each.as_numpy("y").item() for each in answers[:20]] == list(range(20))
+        # Its place is free again.
+        stream.send("counter", [1])
+        assert stream.next().as_numpy("y").item() == 0
+
+
+def test_permits_are_held_from_message_to_last_answer(door, inflight):
+    with Streaming(door) as stream:
+        time.sleep(0.1)
+        assert inflight() == 0
+        stream.send("counter", [30])
+        assert stream.next().as_numpy("y").item() == 0
+        assert inflight() == 1
+        stream.send("sleeper", [0.2])
+        wait_until(lambda: inflight() == 2, 2, "two permits")
+        for _ in range(30):
+            stream.next()
+        wait_until(lambda: inflight() == 0, 2, "both come back")
+        # The stream is still open, and works.
+        stream.send("counter", [1])
+        assert stream.next().as_numpy("y").item() == 0
+
+
+def test_a_stream_has_a_window_of_decoupled_messages_too(door, inflight):
+    with Streaming(door) as stream:
+        for _ in range(50):
+            stream.send("counter", [40])
+        wait_until(lambda: inflight() == 32, 3, "the window fills")
+        time.sleep(0.2)
+        assert inflight() == 32
+        stream.client.stop_stream(cancel_requests=True)
+    wait_until(lambda: inflight() == 0, 3, "the permits come back")
+
+
+def test_answers_find_their_messages(door):
+    """The client's ids come back as they went: none, the same twice, and long ones; the flag that
+    ends a message only where it was asked for."""
+    with Streaming(door) as stream:
+        ids = ["", "same", "same", "x" * 300, "7", "0"]
+        for place, identifier in enumerate(ids):
+            stream.send("counter", [2], request_id=identifier)
+            for n in range(2):
+                found = stream.next()
+                assert found.as_numpy("y").item() == n, place
+                assert found.get_response().id == identifier
+        stream.send("counter", [0], request_id="last", enable_empty_final_response=True)
+        stream.next()
+        last = stream.next().get_response()
+        assert last.parameters["triton_final_response"].bool_param
+        assert (last.id, len(last.outputs)) == ("last", 0)
+        stream.send("counter", [-1], request_id="bad")
+        error = stream.next()
+        assert "upstream_error" in str(error)
+
+
+def test_answers_of_models_with_one_answer_keep_their_order(door):
+    with Streaming(door) as stream:
+        for n in range(20):
+            stream.send("sleeper", [0.05 if n % 2 else 0.0], request_id=str(n))
+        ids = [stream.next().get_response().id for _ in range(20)]
+        assert ids == [str(n) for n in range(20)]
+
+
+def _errors(door, messages, tenant: str = "all"):
+    """The raw answers to these messages."""
+    with grpc.insecure_channel(door.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return list(stub.ModelStreamInfer(iter(messages), metadata=_metadata(door, tenant)))
+
+
+def _message(model: str, value, **parameters):
+    array = np.array(value, np.float32)
+    request = service_pb2.ModelInferRequest(model_name=model, id="mine")
+    request.inputs.add(name="x", datatype="FP32", shape=array.shape)
+    request.raw_input_contents.append(array.tobytes())
+    for key, value in parameters.items():
+        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(request.parameters[key], kind, value)
+    return request
+
+
+def test_a_stream_gives_the_codes_of_unary_calls(door, caplog):
+    """Triton's refusal of a sequence that was not started was 'the model failed: try again'."""
+    caplog.set_level(logging.INFO, "gateway")
+    with grpc.insecure_channel(door.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for message, code, status in (
+            (_message("tally", [[1]], sequence_id=99), "invalid_request", "INVALID_ARGUMENT"),
+            (_message("counter", [-1]), "upstream_error", "INTERNAL"),
+            (_message("sleeper", [-1]), "upstream_error", "INTERNAL"),
+            (_message("nonsense", [1]), "not_found", "NOT_FOUND"),
+        ):
+            (answer,) = _errors(door, [message])
+            assert answer.infer_response.parameters["tidegate_code"].string_param == code
+            assert answer.infer_response.id == "mine"
+            assert code in answer.error_message
+            assert "secret" not in answer.error_message
+            if message.model_name != "counter":
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.ModelInfer(message, metadata=_metadata(door))
+                assert caught.value.code().name == status
+                assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
+    # What Triton said is for the operator, with the request and the message.
+    said = [each.getMessage() for each in caplog.records if "START flag" in each.getMessage()]
+    assert any("'mine'" in each for each in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("[request id: 0] inference request for sequence 7 to model 'tally' must specify the START "
+         "flag on the first request of the sequence", "invalid_request"),
+        ("timeout of the corresponding sequence has been expired", "invalid_request"),
+        ("[request id: 3] inference request batch-size must be <= 8 for 'm'", "invalid_request"),
+        ("[request id: 3] input byte size mismatch for input 'x' for model 'm'. Expected 4, got 8",
+         "invalid_request"),
+        ("invalid value type for 'sequence_start' parameter, expected bool_param.",
+         "invalid_request"),
+        ("Request for unknown model: 'm' is not found", "no_capacity"),
+        ("[request id: 3] Exceeds maximum queue size", "no_capacity"),
+        ("Server is stopping, scheduler for model has stopped accepting new inference requests",
+         "no_capacity"),
+        ("Request timeout expired", "deadline_exceeded"),
+        ("in ensemble 'p', Failed to process the request(s) for model instance 'q_0', message: "
+         "[tidegate:invalid_input] the text is too long", "invalid_request"),
+        ("RuntimeError: secret path /root/model.bin", "upstream_error"),
+        ("", "upstream_error"),
+    ],
+)  # fmt: skip
+def test_what_triton_says_has_a_code(text, code):
+    fault = fault_of(text)
+    assert fault.code == code
+    assert "/root" not in fault.message
+    if code == "invalid_request":
+        assert "try again" not in fault.message
+
+
+def test_a_message_keeps_its_own_timeout(door, inflight):
+    """The client has its error in time; what Triton still works on holds its permit."""
+    with Streaming(door) as stream:
+        started = time.monotonic()
+        stream.client.async_stream_infer(
+            "sleeper", [_input([1.0])], timeout=200_000, request_id="late"
+        )
+        error = stream.next()
+        assert "deadline_exceeded" in str(error)
+        assert 0.15 < time.monotonic() - started < 0.9
+        assert inflight() == 1
+        wait_until(lambda: inflight() == 0, 3, "Triton's answer")
+        stream.send("counter", [1])
+        assert stream.next().as_numpy("y").item() == 0  # and not the late one
+
+
+def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
+    home = tmp_path / "own"
+    with RunningDoor(triton, home) as own, Streaming(own, "some") as stream:
+        stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
+        assert stream.next().as_numpy("y").item() == 1
+        (home / "gateway.toml").write_text(POLICY.replace('"echo", "tally"', '"echo"'))
+        own.gateway.guard.refresh()
+        stream.send("tally", [[1]], sequence_id=5)
+        assert "not_found" in str(stream.next())
+        limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
+        (home / "gateway.toml").write_text(POLICY + limit)
+        own.gateway.guard.refresh()
+        stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
+        assert stream.next().as_numpy("y").item() == 1
+        stream.send("tally", [[1]], sequence_id=6)
+        assert "quota_exceeded" in str(stream.next())
+
+
+def test_a_revoked_key_ends_its_streams(triton, tmp_path):
+    """At the next message; what waits is ended by ``Guard.watching``."""
+    home = tmp_path / "own"
+    with RunningDoor(triton, home) as own, Streaming(own, "some") as stream:
+        stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
+        assert stream.next().as_numpy("y").item() == 1
+        (home / "keys.toml").unlink()
+        own.gateway.guard.refresh()
+        stream.send("tally", [[1]], sequence_id=5)
+        error = stream.next()
+        assert error.status() == "StatusCode.UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
+    triton, tmp_path, monkeypatch, busy
+):
+    watched = {}
+
+    @contextlib.contextmanager
+    def watching(exchange, end, models, admissions):
+        watched.update(end=end, models=models, admissions=admissions, principal=exchange.principal)
+        yield
+
+    with RunningDoor(triton, tmp_path / "own", OPEN_POLICY) as own:
+        monkeypatch.setattr(own.gateway.guard, "watching", watching)
+        with Streaming(own, "some") as stream:
+            stream.send("sleeper", [3.0 if busy else 0.0])
+            if not busy:
+                stream.next()
+            wait_until(lambda: "end" in watched, 2, "the stream is watched")
+            wait_until(lambda: bool(own.run(_call(watched["models"]))) == busy, 2, "the message")
+            assert own.run(_call(watched["models"])) == ({"sleeper"} if busy else set())
+            assert len(own.run(_call(watched["admissions"]))) == busy
+            started = time.monotonic()
+            own.run(_call(watched["end"], Forbidden("the rules have changed")))
+            error = stream.next()
+            assert error.status() == "StatusCode.PERMISSION_DENIED"
+            assert "the rules have changed" in error.message()
+            assert time.monotonic() - started < 2
+        replicas = own.gateway.pool.replicas
+        wait_until(lambda: all(each.inflight == 0 for each in replicas), 3, "the permits")
+
+
+async def _call(function, *arguments):
+    return function(*arguments)
+
+
+def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
+    with contextlib.ExitStack() as stack:
+        triton = stack.enter_context(serving(tmp_path / "models"))
+        own = stack.enter_context(RunningDoor(triton, tmp_path / "own"))
+        with Streaming(own) as quiet, Streaming(own) as stream:
+            quiet.send("counter", [1])
+            quiet.next()
+            for _ in range(3):
+                stream.send("sleeper", [3.0])
+            pool = own.gateway.pool
+            wait_until(lambda: pool.replicas[0].inflight == 3, 3, "three under way")
+            psutil.Process(triton.pid).kill()
+            error = stream.next()
+            assert error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.INTERNAL")
+            wait_until(lambda: pool.replicas[0].inflight == 0, 3, "the permits")
+            # A stream on which nothing was under way goes on; its next message finds no server.
+            assert quiet.answers.empty()
+            quiet.send("counter", [1])
+            assert quiet.next().status() == "StatusCode.UNAVAILABLE"
+
+
+def test_unread_answers_hold_their_place(door, inflight, monkeypatch):
+    """Of a stream and of unary calls: until they are read they count against their caller."""
+    monkeypatch.setattr(holdings, "MAX_UNREAD_BYTES", 3_000_000)
+    monkeypatch.setattr(holdings, "SMALL_BYTES", 1000)
+    caller = door.gateway.guard.keys.verify(door.headers("all")["authorization"].encode()).id
+    message = service_pb2.ModelInferRequest(model_name="echo")
+    message.inputs.add(name="FP32", datatype="FP32", shape=[1_000_000])
+    message.raw_input_contents.append(bytes(4_000_000))
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(door.address, options) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(door, "all"))
+        held = door.door._holdings
+        wait_until(lambda: held._unread.get(caller, 0) > 3_000_000, 5, "an answer that waits")
+        with InferenceServerClient(door.address) as client:
+            with pytest.raises(InferenceServerException, match="answers wait for you"):
+                client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("all"))
+            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("some"))
+        assert sum(1 for _ in call) == 5
+        wait_until(lambda: caller not in held._unread, 3, "all was read")
+
+
+def test_a_half_closed_stream_is_answered_to_its_end(door):
+    messages = [_message("counter", [3]), _message("sleeper", [0.3])]
+    answers = _errors(door, messages)
+    assert len(answers) == 4
+    assert _errors(door, []) == []
+
+
+async def test_many_messages_of_many_tasks(door, inflight):
+    """Attribution under load: every answer goes to the message that asked for it."""
+    from tritonclient.grpc import aio as triton_aio
+
+    async def one(n: int) -> list[float]:
+        async def requests():
+            for m in range(10):
+                yield {
+                    "model_name": "echo",
+                    "inputs": [_input([float(n * 100 + m)], "FP32")],
+                    "request_id": f"{n}-{m}",
+                }
+
+        seen = []
+        async with triton_aio.InferenceServerClient(door.address) as client:
+            async for result, error in client.stream_infer(requests(), headers=door.headers()):
+                assert error is None
+                value = result.as_numpy("FP32_back").item()
+                assert result.get_response().id == f"{n}-{int(value) - n * 100}"
+                seen.append(value)
+        return seen
+
+    answers = await asyncio.gather(*map(one, range(4)))
+    for n, seen in enumerate(answers):
+        assert seen == [n * 100 + m for m in range(10)]
+
+
+def test_a_full_pool_refuses_a_message_not_the_stream(triton, tmp_path):
+    with RunningDoor(triton, tmp_path / "own", max_inflight=1) as own, Streaming(own) as stream:
+        stream.send("sleeper", [0.5])
+        stream.send("sleeper", [0.0])
+        found = [stream.next(), stream.next()]
+        errors = [each for each in found if isinstance(each, InferenceServerException)]
+        assert len(errors) == 1
+        assert NoCapacity.code in str(errors[0])
+        stream.send("sleeper", [0.0])
+        assert stream.next().as_numpy("y") is not None
