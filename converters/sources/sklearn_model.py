@@ -46,7 +46,9 @@ class SklearnModel(TabularModel):
         self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
         self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
         if self.margins:
-            said = "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            said = (
+                "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            )
             self.remarks = (*self.remarks, said)
 
     @property

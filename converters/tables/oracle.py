@@ -16,9 +16,7 @@ from converters.sources.tabular_model import open_model
 from converters.tables.table import Table
 
 
-def ask_library(
-    model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
-) -> np.ndarray:
+def ask_library(model: Path, options: Mapping[str, str], rows: Table, work_dir: Path) -> np.ndarray:
     """The library's answers FP64 [n, labels] or [n, 1], asked about one row at a time."""
     questions = work_dir / "rows.npz"
     np.savez(questions, **rows.arrays())

@@ -119,7 +119,9 @@ def _with_thresholds(column: Column, found: np.ndarray | None) -> Column:
     if found is None or not len(found) or column.centre is not None:
         return column
     # No squares: what a LightGBM model is trained on may be 1e300.
-    spread = float(np.abs(found - np.median(found)).max()) / 2 or max(abs(float(found[0])) / 4, 1e-3)
+    spread = float(np.abs(found - np.median(found)).max()) / 2 or max(
+        abs(float(found[0])) / 4, 1e-3
+    )
     return replace(column, centre=float(np.median(found)), spread=spread)
 
 

@@ -186,7 +186,9 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_fault_in_the_vectorizer_is_caught(tmp_path, name):
     vectorizer = TfidfVectorizer(ngram_range=(1, 2))
-    model = make_pipeline(vectorizer, LogisticRegression()).fit(TEXTS + ["i x i x"], [*CLASSES, "bad"])
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(
+        TEXTS + ["i x i x"], [*CLASSES, "bad"]
+    )
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
     case = built(task, tmp_path / "c")
