@@ -42,6 +42,7 @@ class V2Door:
                 )
             ),
             ("GET", "/v2", self.server),
+            ("GET", "/v2/models", self.models),
             ("GET", "/v2/health/live", self.live),
             ("GET", "/v2/health/ready", self.ready),
         ]
@@ -99,6 +100,12 @@ class V2Door:
     @needs("read")
     async def server(self, exchange: Exchange) -> Reply:
         return json_reply({"name": NAME, "version": "2", "extensions": EXTENSIONS})
+
+    @needs("read")
+    async def models(self, exchange: Exchange) -> Reply:
+        """As KServe lists them: every model that the caller may read, pipeline or not."""
+        names = sorted(filter(exchange.may_read, self.gateway.catalogue.models))
+        return json_reply({"models": names})
 
     @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
