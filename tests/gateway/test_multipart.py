@@ -145,7 +145,7 @@ def test_a_face_without_files_takes_no_form():
 def _described(face: Face) -> dict:
     tensor = {"SCORE": TensorMeta("SCORE", "FP32", (1,))}
     model = Model("scanner", ("1",), 8, {}, tensor, False, face, None)
-    operation = describe({}, Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
+    operation = describe("", "", Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
     return operation["requestBody"]["content"]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.doors.openapi import Json, body_of, plain
+from gateway.doors.openapi import INFER, Json, body_of, openai_operation
+from gateway.doors.openapi_schemas import of
 from gateway.models.catalogue import Model
 
 _SAMPLING: Json = {
@@ -56,8 +57,11 @@ def describe(models: Sequence[Model]) -> Json:
 def _text(models: list[str], summary: str, field: str, schema: Json, example: Any) -> Json:
     known = {"model": {"type": "string", "enum": models}, field: schema, **_SAMPLING}
     body = {"type": "object", "required": ["model", field], "properties": known}
-    operation = plain(summary, "OpenAI")
+    chat = field == "messages"
+    answer, chunk = ("ChatCompletion", "ChatCompletionChunk") if chat else ("Completion",) * 2
+    name = "create_chat_completion" if chat else "create_completion"
+    operation = openai_operation(summary, name, answer, INFER)
     example = {"model": models[0], field: example, "max_tokens": 64}
     operation["requestBody"] = body_of(body, {"one": {"value": example}})
-    operation["responses"]["200"]["content"]["text/event-stream"] = {}
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": of(chunk)}
     return operation

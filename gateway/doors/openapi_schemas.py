@@ -1,0 +1,224 @@
+"""Schemas of what is not a pipeline's own: errors, OpenAI's answers, V2's requests and answers."""
+
+from typing import Any
+
+Json = dict[str, Any]
+DTYPES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BF16", "BYTES"),
+)
+TEXT: Json = {"type": "string"}
+WHOLE: Json = {"type": "integer"}
+
+
+def of(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(required: str, more: Json | None = None, **properties: Json) -> Json:
+    return {
+        "type": "object",
+        "required": required.split(),
+        "properties": {**properties, **(more or {})},
+    }
+
+
+def _list(item: Json) -> Json:
+    return {"type": "array", "items": item}
+
+
+def _nullable(schema: Json) -> Json:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
+_USAGE = _object(
+    "prompt_tokens total_tokens", prompt_tokens=WHOLE, completion_tokens=WHOLE, total_tokens=WHOLE
+)
+_FINISH = {"type": ["string", "null"], "enum": ["stop", "length", "content_filter", None]}
+_SAME = {"id": TEXT, "created": WHOLE, "model": TEXT}
+_VALUES = {
+    "type": "array",
+    "items": {"type": ["number", "boolean", "string", "array"]},
+    "description": "The elements, flat or nested as the shape is.",
+}
+_TENSOR: Json = {
+    "name": TEXT,
+    "shape": _list(WHOLE),
+    "datatype": {
+        "type": "string",
+        "enum": [
+            "BOOL",
+            "UINT8",
+            "UINT16",
+            "UINT32",
+            "UINT64",
+            "INT8",
+            "INT16",
+            "INT32",
+            "INT64",
+            "FP16",
+            "FP32",
+            "FP64",
+            "BF16",
+            "BYTES",
+        ],
+    },
+}
+_PARAMETERS: Json = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+}
+
+SCHEMAS: Json = {
+    "Problem": {
+        "type": "object",
+        "description": "An error, as RFC 9457 has it.",
+        "required": ["type", "title", "status", "detail", "code", "request_id"],
+        "properties": {
+            **dict.fromkeys(("type", "title", "instance", "request_id"), TEXT),
+            "status": WHOLE,
+            "detail": {**TEXT, "description": "What is wrong and what to do."},
+            "code": {**TEXT, "description": "Stable: branch on this."},
+            "param": {**TEXT, "description": "The field that is wrong."},
+        },
+    },
+    "OpenAIError": _object(
+        "error",
+        error=_object(
+            "message type param code request_id",
+            message={**TEXT, "description": "What is wrong and what to do."},
+            type=TEXT,
+            param={"type": ["string", "null"], "description": "The field that is wrong."},
+            code={**TEXT, "description": "Stable: branch on this."},
+            request_id=TEXT,
+        ),
+    ),
+    "V2Error": _object("error", error={**TEXT, "description": "What is wrong and what to do."}),
+    "Health": _object("status", status={"type": "string", "const": "ok"}),
+    "Readiness": _object(
+        "status",
+        status={"type": "string", "enum": ["ready", "not ready"]},
+        pipelines={
+            "type": "object",
+            "additionalProperties": TEXT,
+            "description": "Each pipeline that you may read, and `ready` or what is wrong with it.",
+        },
+    ),
+    "OpenAIModel": _object(
+        "id object created owned_by",
+        id=TEXT,
+        object={"type": "string", "const": "model"},
+        created=WHOLE,
+        owned_by=TEXT,
+    ),
+    "OpenAIModels": _object(
+        "object data",
+        object={"type": "string", "const": "list"},
+        data=_list(of("OpenAIModel")),
+    ),
+    "Embeddings": _object(
+        "object data model usage",
+        object={"type": "string", "const": "list"},
+        model=TEXT,
+        usage=_USAGE,
+        data=_list(
+            _object(
+                "object index embedding",
+                object={"type": "string", "const": "embedding"},
+                index=WHOLE,
+                embedding={
+                    "oneOf": [_list({"type": "number"}), TEXT],
+                    "description": "Numbers, or their bytes (FP32, little endian) in base64.",
+                },
+            )
+        ),
+    ),
+    "ChatCompletion": _object(
+        "id object created model choices",
+        _SAME,
+        object={"type": "string", "const": "chat.completion"},
+        usage=_nullable(_USAGE),
+        choices=_list(
+            _object(
+                "index message finish_reason",
+                index=WHOLE,
+                message=_object(
+                    "role content", role={"type": "string", "const": "assistant"}, content=TEXT
+                ),
+                finish_reason=_FINISH,
+            )
+        ),
+    ),
+    "ChatCompletionChunk": _object(
+        "id object created model choices",
+        _SAME,
+        object={"type": "string", "const": "chat.completion.chunk"},
+        usage=_nullable(_USAGE),
+        choices=_list(
+            _object(
+                "index delta finish_reason",
+                index=WHOLE,
+                delta={"type": "object", "properties": {"role": TEXT, "content": TEXT}},
+                finish_reason=_FINISH,
+            )
+        ),
+    ),
+    "Completion": _object(
+        "id object created model choices",
+        _SAME,
+        object={"type": "string", "const": "text_completion"},
+        usage=_nullable(_USAGE),
+        choices=_list(
+            _object("index text finish_reason", index=WHOLE, text=TEXT, finish_reason=_FINISH)
+        ),
+    ),
+    "V2Models": _object("models", models=_list(TEXT)),
+    "V2Server": _object("name version extensions", name=TEXT, version=TEXT, extensions=_list(TEXT)),
+    "V2Live": _object("live", live={"type": "boolean"}),
+    "V2Ready": _object("ready", ready={"type": "boolean"}),
+    "V2TensorMetadata": _object("name datatype shape", **_TENSOR),
+    "V2Metadata": _object(
+        "name versions platform inputs outputs",
+        name=TEXT,
+        versions=_list(TEXT),
+        platform=TEXT,
+        inputs=_list(of("V2TensorMetadata")),
+        outputs=_list(of("V2TensorMetadata")),
+    ),
+    "V2InferRequest": _object(
+        "inputs",
+        id=TEXT,
+        parameters=_PARAMETERS,
+        inputs={
+            "type": "array",
+            "minItems": 1,
+            "items": _object(
+                "name shape datatype", {**_TENSOR, "parameters": _PARAMETERS, "data": _VALUES}
+            ),
+        },
+        outputs=_list(_object("name", name=TEXT, parameters=_PARAMETERS)),
+    ),
+    "V2InferResponse": _object(
+        "model_name model_version outputs",
+        id=TEXT,
+        model_name=TEXT,
+        model_version=TEXT,
+        parameters=_PARAMETERS,
+        outputs=_list(
+            _object("name shape datatype", {**_TENSOR, "parameters": _PARAMETERS, "data": _VALUES})
+        ),
+    ),
+    "V2GenerateRequest": {
+        "type": "object",
+        "description": "The model's inputs by name: one element, or a flat list of them.",
+        "properties": {"id": TEXT, "parameters": {"type": "object"}},
+    },
+    "V2GenerateResponse": {
+        "type": "object",
+        "description": "The model's outputs by name: one element, or a flat list of them.",
+        "required": ["model_name", "model_version"],
+        "properties": {"id": TEXT, "model_name": TEXT, "model_version": TEXT},
+    },
+    "V2Config": {"type": "object", "description": "Triton's ModelConfig.", "required": ["name"]},
+    "V2Statistics": _object("model_stats", model_stats=_list({"type": "object"})),
+}
