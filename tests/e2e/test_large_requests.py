@@ -189,6 +189,8 @@ class WatchedGateway:
         store = KeyStore(home / "keys.toml", home / "pepper")
         key = store.create("tester", Grant())[1]
         self.headers = {"Authorization": f"Bearer {key}"}
+        reader = store.create("reader", Grant(scopes=("read",)))[1]
+        self.reader = {"Authorization": f"Bearer {reader}"}
         [self.port] = free_ports(1)
         self.triton_url = f"http://127.0.0.1:{triton.options.ports.http}"
         self._settings = Settings(
@@ -434,6 +436,24 @@ def test_v2_lists_its_models(gateway):
     unknown = httpx.get(gateway.url + "/v2/models/nobody", headers=gateway.headers)
     assert unknown.status_code == 404
     assert "GET /v2/models" in unknown.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "texts", "input": "a"}),
+        ("/v1/chat/completions", {"model": "texts", "messages": []}),
+        ("/v1/completions", {"model": "texts", "prompt": "a"}),
+        ("/v1/texts", {"text": "a"}),
+        ("/v2/models/texts/infer", {}),
+    ],
+)
+def test_a_caller_who_may_only_read_is_told_of_which_model(gateway, path, body):
+    answer = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
+    assert answer.status_code == 403
+    assert "you may not infer with 'texts'" in answer.text
+    long = httpx.post(gateway.url + path, content=b" " * 100_000, headers=gateway.reader)
+    assert long.status_code in (403, 413)
 
 
 ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
