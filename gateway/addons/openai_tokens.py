@@ -8,7 +8,7 @@ import asyncio
 import codecs
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.doors.token_inputs import are_tokens, refusal
@@ -26,29 +26,33 @@ async def decoded(given: Any, vocabulary: str, param: str) -> Any:
 
     Malformed for ids that the vocabulary has not, and where there is no such vocabulary here.
     """
-    arrays = list(_arrays(given))
-    if max(map(len, arrays)) > MAX_IDS or sum(map(len, arrays)) > MAX_ALL_IDS:
+    arrays = dict(_arrays(given, param))
+    counts = [len(ids) for ids in arrays.values()]
+    if max(counts) > MAX_IDS or sum(counts) > MAX_ALL_IDS:
         raise Malformed(
             f"{param!r}: at most {MAX_IDS} token ids in an input and {MAX_ALL_IDS} in all: "
             "send less at once",
             param=param,
         )
-    texts = iter(await asyncio.to_thread(_texts, arrays, vocabulary, param))
+    texts = await asyncio.to_thread(_texts, arrays, vocabulary, param)
+    if param in texts:
+        return texts[param]
+    return [texts.get(f"{param}.{place}", each) for place, each in enumerate(given)]
+
+
+def _arrays(given: Any, param: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """Each array by its place in the body, such as ``input`` or ``input.3``."""
     if are_tokens(given):
-        return next(texts)
-    return [next(texts) if are_tokens(each) else each for each in given]
+        yield param, given
+        return
+    for place, each in enumerate(given):
+        if are_tokens(each):
+            yield f"{param}.{place}", each
 
 
-def _arrays(given: Any) -> Iterator[Sequence[int]]:
-    if are_tokens(given):
-        yield given
-    else:
-        yield from filter(are_tokens, given)
-
-
-def _texts(arrays: Sequence[Sequence[int]], vocabulary: str, param: str) -> list[str]:
+def _texts(arrays: Mapping[str, Sequence[int]], vocabulary: str, param: str) -> dict[str, str]:
     encoding = _encoding(vocabulary, param)
-    return [_text(ids, encoding, vocabulary, param) for ids in arrays]
+    return {where: _text(ids, encoding, vocabulary, where) for where, ids in arrays.items()}
 
 
 def _encoding(vocabulary: str, param: str) -> Any:

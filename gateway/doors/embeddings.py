@@ -13,7 +13,7 @@ from starlette.routing import Route
 from gateway.core import Gateway
 from gateway.doors.token_inputs import MAX_INPUTS, are_tokens, as_text, embedding_rows
 from gateway.errors import SHOWN, Malformed, NotFound, quoted
-from gateway.http.endpoint import Endpoint, Reply, json_reply, needs
+from gateway.http.endpoint import IN_BODY, Endpoint, Reply, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.large_json import Bounds
@@ -49,7 +49,7 @@ class OpenAIDoor:
         model, _ = self.gateway.catalogue.endpoint(exchange.param("model"))
         return json_reply(_described(model))
 
-    @needs("infer")
+    @needs("infer", model=IN_BODY)
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors for one text or a list of texts, as floats or base64."""
         body = await self.gateway.read(exchange, _embedding_body)

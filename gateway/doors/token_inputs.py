@@ -45,14 +45,15 @@ def embedding_rows(given: Any, binding: Mapping[str, Any]) -> list[Row]:
     inputs = given if isinstance(given, list) and not are_tokens(given) else [given]
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise Malformed(f"'input' must be a text or 1 to {MAX_INPUTS} texts", param="input")
-    return [_row(each, binding) for each in inputs]
+    places = (f"input.{place}" if inputs is given else "input" for place in range(len(inputs)))
+    return [_row(each, binding, place) for each, place in zip(inputs, places, strict=True)]
 
 
-def _row(given: Any, binding: Mapping[str, Any]) -> Row:
+def _row(given: Any, binding: Mapping[str, Any], place: str) -> Row:
     if isinstance(given, str):
         return {binding["text"]: given}
     if not are_tokens(given):
-        raise Malformed("'input' must be a text or a list of texts", param="input")
+        raise Malformed("'input' must be a text or a list of texts", param=place)
     if "tokens_in" not in binding:
-        raise refusal("input")
+        raise refusal(place)
     return {binding["tokens_in"]: given}

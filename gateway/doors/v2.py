@@ -122,12 +122,6 @@ class V2Door:
         return json_reply({"name": NAME, "version": "2", "extensions": EXTENSIONS})
 
     @needs("read")
-    async def models(self, exchange: Exchange) -> Reply:
-        """As KServe lists them: every model that the caller may read, pipeline or not."""
-        names = sorted(filter(exchange.may_read, self.gateway.catalogue.models))
-        return json_reply({"models": names})
-
-    @needs("read")
     async def live(self, exchange: Exchange) -> Reply:
         return json_reply({"live": True})  # KServe's client reads it
 

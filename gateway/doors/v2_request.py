@@ -34,7 +34,7 @@ REFUSED_PREFIX = "shared_memory_"
 DROPPED_PREFIX = "triton_"
 CLASSIFICATION = "classification"
 DROPPED = frozenset({"priority", "timeout", "binary_data_output"})
-MAX_CLASSES = 2**31 - 1
+MAX_CLASSES = 2**31 - 1  # Triton is not told more
 MAX_PARAMETERS = 64  # of a request, and of each of its tensors
 # Beside arrays of numbers: the strings of two tensors, each of them in a list of its own.
 _BOUNDS = Bounds(values=4 * MAX_STRINGS, containers=2 * MAX_STRINGS, keys=2**14)
@@ -79,8 +79,9 @@ class V2Request:
             set_parameter(message.parameters, key, self.parameters[key])
         for name, parameters in self.outputs.items():
             output = message.outputs.add(name=name)
-            if CLASSIFICATION in parameters:
-                set_parameter(output.parameters, CLASSIFICATION, parameters[CLASSIFICATION])
+            classes = min(parameters.get(CLASSIFICATION, 0), MAX_CLASSES)
+            if classes:
+                set_parameter(output.parameters, CLASSIFICATION, classes)
         return message
 
 
@@ -266,9 +267,10 @@ def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str
 
 
 def _check_classification(name: str, value: Any) -> None:
-    if type(value) is not int or not 1 <= value <= MAX_CLASSES:
+    """As Triton: 0 asks for none, and more classes than there are for all of them."""
+    if type(value) is not int or not 0 <= value < 2**64:
         raise Malformed(
-            f"output {name!r}: classification must be a number of classes, 1 to {MAX_CLASSES}"
+            f"output {name!r}: classification must be a number of classes: an integer of 0 or more"
         )
 
 

@@ -17,6 +17,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.addons import load
+from gateway.errors import Forbidden
 from gateway.http.exchange import Exchange
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,13 +25,17 @@ _ATTRIBUTE = "__tidegate_policy__"
 PIECE_BYTES = 64 * 1024  # so much of an answer lies in a connection's buffer, at the most
 
 
+IN_BODY = "(body)"  # the request's body names the model: the handler requires the right to it
+
+
 class Policy(NamedTuple):
-    """``model`` is the path parameter that names the model; '' when the body does, or none is."""
+    """``model`` is the path parameter that names the model, or ``IN_BODY``; '' when none is."""
 
     action: Literal["open", "read", "infer", "admin"]
     model: str = ""
 
 
+REFUSED_BODY_BYTES = 64 * 1024
 OPEN = Policy("open")  # no identity needed
 
 
@@ -112,7 +117,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["exchange"]
-        if not self._is_open:
+        if self.policy.model == IN_BODY:
+            _let_read(exchange, self.policy.action)
+        elif not self._is_open:
             exchange.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
         try:
             reply = await self.handler(exchange)
@@ -124,6 +131,16 @@ class Endpoint:
             raise
         if exchange.entered:
             await exchange.leave(None)
+
+
+def _let_read(exchange: Exchange, action: str) -> None:
+    """The caller's body may be read, to see which model it names. One who may do this with no model
+    at all is refused by the handler, so that the refusal names the model too: a short body will do.
+    """
+    try:
+        exchange.require(action)
+    except Forbidden:
+        exchange.body_limit_bytes = min(exchange.body_limit_bytes, REFUSED_BODY_BYTES)
 
 
 class LateEndpoint:

@@ -99,7 +99,7 @@ def check_size(tensor: Tensor) -> None:
         held, wanted, unit = len(tensor.raw), count * size, "bytes"
     if held != wanted:
         raise Malformed(
-            f"input {quoted(tensor.name)}: shape {list(tensor.shape)} {tensor.dtype} needs "
+            f"input {quoted(tensor.name)}: shape {list(tensor.shape)} {tensor.dtype[:SHOWN]} needs "
             f"{wanted} {unit}, but the request carries {held}"
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeVar
 
-from gateway.errors import Forbidden, no_model
+from gateway.errors import Forbidden, no_model, quoted
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
 from gateway.policy.gateway_toml import Role, Rules
@@ -47,7 +47,7 @@ class Access:
         if self.allowed(principal, action, model):
             return
         if not model or any(self.allowed(principal, each, model) for each in ACTIONS):
-            what = f" with {model!r}" if model else ""
+            what = f" with {quoted(model)}" if model else ""
             raise Forbidden(f"you may not {action}{what}: ask for a role or scope that allows it")
         # Word for word what the catalogue says of a model that does not exist.
         raise no_model(model)

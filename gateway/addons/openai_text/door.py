@@ -19,7 +19,7 @@ from gateway.addons.streams import DONE, EventStream, answers
 from gateway.core import Gateway
 from gateway.doors.embeddings import serving
 from gateway.guard import BYTES_A_TOKEN
-from gateway.http.endpoint import Sendable, json_reply, needs
+from gateway.http.endpoint import IN_BODY, Sendable, json_reply, needs
 from gateway.http.exchange import Exchange
 from gateway.http.json_body import parse_json
 from gateway.http.large_json import Bounds
@@ -35,11 +35,11 @@ class TextDoor:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
-    @needs("infer")
+    @needs("infer", model=IN_BODY)
     async def chat(self, exchange: Exchange) -> Sendable:
         return await self._answer(exchange, "chat", "messages", read_chat)
 
-    @needs("infer")
+    @needs("infer", model=IN_BODY)
     async def completions(self, exchange: Exchange) -> Sendable:
         return await self._answer(exchange, "completions", "prompt", read_completion)
 

@@ -1,0 +1,643 @@
+"""Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they take,
+and which row is to blame. The gateway runs in this process, so that its loop can be watched."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import orjson
+import pytest
+import uvicorn
+
+from gateway.app import create_app
+from gateway.http.corked import CorkedProtocol
+from gateway.identity.principal import Grant
+from gateway.settings import Settings
+from serving.ports import free_ports
+from tests.e2e.grpc_models import serving
+from tests.gateway.test_large_bodies import SIZE, filled, peak_bytes
+from tests.running import ROOT
+from tidegate.key_store import KeyStore
+
+ECHO = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([
+            pb_utils.Tensor(tensor.name() + "_back", tensor.as_numpy())
+            for tensor in request.inputs()]) for request in requests]
+"""
+# Counts bytes and gives a vector; what begins with "bad" is refused as our own steps refuse; "wait"
+# takes a while.
+TEXTS = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        texts = pb_utils.get_input_tensor_by_name(request, "text").as_numpy().reshape(-1)
+        for row, text in enumerate(texts):
+            if text.startswith(b"bad"):
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(
+                    f"[tidegate:invalid_input row={row}] the text is bad: send a better one",
+                    pb_utils.TritonError.INVALID_ARG))
+        if b"wait" in texts:
+            time.sleep(0.05)
+        counts = np.array([[len(text)] for text in texts], np.int32)
+        return pb_utils.InferenceResponse([
+            pb_utils.Tensor("vector", np.repeat(counts, 384, 1).astype(np.float32)),
+            pb_utils.Tensor("token_count", counts)])
+"""
+# Gives the sum of each row of x.
+SUMS = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        for row, values in enumerate(x):
+            if values[0] < 0:
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(
+                    f"[tidegate:invalid_input row={row}] the first value is below 0",
+                    pb_utils.TritonError.INVALID_ARG))
+        sums = x.sum(axis=1, keepdims=True, dtype=np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("sum", sums)])
+"""
+TEXT_FACE = {
+    "purpose": "Counts",
+    "request": {
+        "type": "object",
+        "required": ["text"],
+        "additionalProperties": False,
+        "properties": {
+            "text": {"type": "string", "minLength": 1, "x-tensor": "text"},
+            "truncate": {"type": "boolean", "x-parameter": "truncate"},
+        },
+    },
+    "response": {
+        "type": "object",
+        "properties": {"count": {"type": "integer", "x-tensor": "token_count"}},
+    },
+    "example": {"text": "a"},
+    "openai": {"embeddings": {"text": "text", "vector": "vector", "tokens": "token_count"}},
+}
+SUM_FACE = {
+    "purpose": "Adds up",
+    "request": {
+        "type": "object",
+        "required": ["x"],
+        "additionalProperties": False,
+        "properties": {"x": {"type": "array", "items": {"type": "number"}, "x-tensor": "x"}},
+    },
+    "response": {
+        "type": "object",
+        "properties": {"sum": {"type": "number", "x-tensor": "sum"}},
+    },
+    "example": {"x": [1, 2]},
+}
+FILE_FACE = {
+    "purpose": "Counts the bytes of a file",
+    "request": {
+        "type": "object",
+        "required": ["text"],
+        "properties": {"text": {"type": "object", "x-tensor": "text", "x-bytes": True}},
+    },
+    "response": TEXT_FACE["response"],
+    "example": {"text": {"b64": "YQ=="}},
+}
+
+
+def faced(face: dict) -> str:
+    text = json.dumps(face).replace('"', '\\"')
+    return f'parameters {{ key: "tidegate.face" value {{ string_value: "{text}" }} }}\n'
+
+
+def text_config(rows: int, face: dict) -> str:
+    return (
+        f"max_batch_size: {rows}\n"
+        'input { name: "text" data_type: TYPE_STRING dims: 1 }\n'
+        'output { name: "vector" data_type: TYPE_FP32 dims: 384 }\n'
+        'output { name: "token_count" data_type: TYPE_INT32 dims: 1 }\n' + faced(face)
+    )
+
+
+def echo_config(dtype: str, dims: str, rows: int = 0, more: str = "") -> str:
+    return (
+        f"max_batch_size: {rows}\n"
+        f'input {{ name: "x" data_type: TYPE_{dtype} dims: [{dims}] }}\n{more}'
+        f'output {{ name: "x_back" data_type: TYPE_{dtype} dims: [{dims}] }}\n'
+    )
+
+
+SECOND = (
+    'input {{ name: "z" data_type: TYPE_FP32 dims: 1 {}}}\n'
+    'output {{ name: "z_back" data_type: TYPE_FP32 dims: 1 }}\n'
+)
+DTYPES = ("BOOL", "UINT8", "UINT16", "INT8", "INT16", "INT32", "INT64", "UINT64", "FP16", "FP32")
+RAW = {
+    **{f"raw_{dtype}": (ECHO, echo_config(dtype, "-1")) for dtype in (*DTYPES, "FP64")},
+    "raw_rows": (ECHO, echo_config("FP32", "-1", 8)),
+    "raw_open": (ECHO, echo_config("INT16", "2, -1", 8)),
+    "raw_fixed": (ECHO, echo_config("FP32", "2, 2", 8)),
+    "raw_two_open": (ECHO, echo_config("FP32", "-1, -1")),
+    "raw_string": (ECHO, echo_config("STRING", "1")),
+    "raw_string_rows": (ECHO, echo_config("STRING", "1", 8)),
+    "raw_string_1_1": (ECHO, echo_config("STRING", "1, 1")),
+    "raw_strings": (ECHO, echo_config("STRING", "-1")),
+    "raw_two_strings": (ECHO, echo_config("STRING", "2")),
+    "raw_two": (ECHO, echo_config("FP32", "-1", 0, SECOND.format(""))),
+    "raw_optional": (ECHO, echo_config("FP32", "-1", 0, SECOND.format("optional: true "))),
+}
+MODELS = {
+    "texts": (TEXTS, text_config(32, TEXT_FACE)),
+    "one_text": (TEXTS, text_config(1, TEXT_FACE) + "instance_group { count: 2 }\n"),
+    "files": (TEXTS, text_config(8, FILE_FACE)),
+    "sums": (
+        SUMS,
+        'max_batch_size: 4\ninput { name: "x" data_type: TYPE_FP32 dims: -1 }\n'
+        'output { name: "sum" data_type: TYPE_FP32 dims: 1 }\n' + faced(SUM_FACE),
+    ),
+    "classes": (ECHO, echo_config("FP32", "4")),
+    "echo_llm": (
+        (ROOT / "tests/models/echo_llm/model.py").read_text(),
+        (ROOT / "tests/models/echo_llm/config.pbtxt").read_text().replace('backend: "python"', ""),
+    ),
+    **RAW,
+}
+
+
+class WatchedGateway:
+    """A gateway whose loop is watched: ``longest`` is the most CPU that this process spent while it
+    could not come round."""
+
+    def __init__(self, triton, home, **settings):
+        home.mkdir()
+        store = KeyStore(home / "keys.toml", home / "pepper")
+        key = store.create("tester", Grant())[1]
+        self.headers = {"Authorization": f"Bearer {key}"}
+        reader = store.create("reader", Grant(scopes=("read",)))[1]
+        self.reader = {"Authorization": f"Bearer {reader}"}
+        [self.port] = free_ports(1)
+        self.triton_url = f"http://127.0.0.1:{triton.options.ports.http}"
+        self._settings = Settings(
+            replicas=(triton.control.address,),
+            triton_key_file=triton.options.work_dir / "triton.key",
+            keys_file=home / "keys.toml",
+            pepper_file=home / "pepper",
+            policy_file=home / "gateway.toml",
+            state_folder=home,
+            **settings,
+        )
+        self.gateway = self._server = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self.longest = 0.0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self):
+        app = create_app(self._settings)  # its channels belong to this loop
+        self.gateway = app.gateway
+        config = uvicorn.Config(
+            app, port=self.port, http=CorkedProtocol, ws="none", log_config=None
+        )
+        self._server = uvicorn.Server(config)
+        watch = asyncio.create_task(self._watch())
+        await self._server.serve()
+        watch.cancel()
+
+    async def _watch(self):
+        while True:
+            before = time.process_time()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.process_time() - before)
+
+    def __enter__(self):
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not (self._server and self._server.started and self.gateway.catalogue.models):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *error):
+        self._server.should_exit = True
+        self._thread.join(20)
+
+    def post(self, path, body, **headers):
+        """Status, headers and body of the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, {**self.headers, **headers})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+
+    def said(self, path, document):
+        status, _, body = self.post(path, orjson.dumps(document))
+        return status, orjson.loads(body)
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("triton"), MODELS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(triton, tmp_path_factory):
+    with WatchedGateway(triton, tmp_path_factory.mktemp("gateway") / "home") as running:
+        yield running
+
+
+# --- many rows -----------------------------------------------------------------------------
+
+
+def test_a_thousand_rows_are_answered_one_by_one(gateway):
+    rows = [{"text": "x" * (1 + place % 50)} for place in range(1024)]
+    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    assert status == 200
+    assert [row["count"] for row in answer["outputs"]] == [len(row["text"]) for row in rows]
+
+
+def test_two_thousand_inputs_are_embedded(gateway):
+    texts = ["x" * (1 + place % 50) for place in range(2048)]
+    status, answer = gateway.said("/v1/embeddings", {"model": "one_text", "input": texts})
+    assert status == 200
+    assert [row["embedding"][0] for row in answer["data"]] == [len(text) for text in texts]
+    assert [row["index"] for row in answer["data"]] == list(range(2048))
+    assert answer["usage"]["total_tokens"] == sum(map(len, texts))
+
+
+def test_one_request_takes_a_small_window_of_the_pool(gateway):
+    rows = [{"text": "wait"}] * 60
+    replica = gateway.gateway.pool.replicas[0]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gateway.said, "/v1/one_text", {"inputs": rows})
+        most = 0
+        while not asked.done():
+            most = max(most, replica.inflight)
+            time.sleep(0.001)
+        assert asked.result()[0] == 200
+    assert 2 <= most <= 9  # a probe may be under way too
+
+
+def test_a_pool_that_is_smaller_than_the_window_serves_many_rows(triton, tmp_path):
+    with WatchedGateway(triton, tmp_path / "home", max_inflight=2) as gateway:
+        status, answer = gateway.said("/v1/one_text", {"inputs": [{"text": "a"}] * 100})
+    assert status == 200, answer
+
+
+def test_the_first_failure_ends_the_others(gateway):
+    rows = [{"text": "bad"}, *[{"text": "wait"}] * 1000]
+    started = time.monotonic()
+    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    assert time.monotonic() - started < 5
+    assert (status, answer["param"]) == (422, "inputs.0")
+
+
+# --- which row -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["texts", "one_text"])
+def test_a_text_is_named_as_the_caller_counts(gateway, model):
+    rows = [{"text": "a"} for _ in range(130)]
+    rows[100] = {"text": "bad"}
+    rows[7] = {"text": "a", "truncate": True}  # goes in a batch of its own
+    status, answer = gateway.said(f"/v1/{model}", {"inputs": rows})
+    assert (status, answer["param"]) == (422, "inputs.100")
+    assert answer["detail"] == "inputs.100: the text is bad: send a better one"
+    status, answer = gateway.said(
+        "/v1/embeddings", {"model": model, "input": [row["text"] for row in rows]}
+    )
+    assert (status, answer["error"]["param"]) == (400, "input.100")
+    assert answer["error"]["message"] == "input.100: the text is bad: send a better one"
+
+
+def test_a_row_that_was_sent_alone_needs_no_number(gateway):
+    status, answer = gateway.said("/v1/texts", {"text": "bad"})
+    assert (status, answer["detail"]) == (422, "the text is bad: send a better one")
+    status, answer = gateway.said("/v1/embeddings", {"model": "texts", "input": "bad"})
+    assert (status, answer["error"]["param"]) == (400, "input")
+
+
+def test_rows_that_were_regrouped_by_shape_keep_their_numbers(gateway):
+    rows = [{"x": [1.0] * (1 + place % 3)} for place in range(40)]
+    rows[31] = {"x": [-1.0] * 2}
+    status, answer = gateway.said("/v1/sums", {"inputs": rows})
+    assert (status, answer["param"]) == (422, "inputs.31")
+    assert answer["detail"] == "inputs.31: the first value is below 0"
+
+
+def test_what_the_gateway_itself_refuses_names_the_row_too(gateway):
+    rows = [{"x": [1.0, 2.0]} for _ in range(10)]
+    rows[6] = {"x": [1.0, 1e39]}
+    status, answer = gateway.said("/v1/sums", {"inputs": rows})
+    assert (status, answer["param"]) == (422, "inputs.6")
+    files = [{"text": {"b64": "YQ=="}} for _ in range(5)]
+    files[3] = {"text": {"b64": "!"}}
+    status, answer = gateway.said("/v1/files", {"inputs": files})
+    assert (status, answer["param"]) == (422, "inputs.3.text")
+
+
+def test_a_v2_caller_sees_its_own_row(gateway):
+    texts = ["a", "b", "bad", "c"]
+    tensor = {"name": "text", "shape": [4, 1], "datatype": "BYTES", "data": texts}
+    status, answer = gateway.said("/v2/models/texts/infer", {"inputs": [tensor]})
+    assert status == 400
+    assert answer["error"].startswith("row 2: the text is bad: send a better one")
+
+
+# --- Triton's own odd requests ---------------------------------------------------------------
+
+BODIES = [b"", b"\x01", bytes(8), bytes(range(1, 17)), b"\x01\x00" * 12, bytes(32), bytes(33)]
+
+
+@pytest.mark.parametrize("model", RAW)
+def test_a_raw_binary_request_is_answered_as_triton_answers_it(gateway, model):
+    path = f"/v2/models/{model}/infer"
+    headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
+    for body in BODIES:
+        theirs = httpx.post(gateway.triton_url + path, content=body, headers=headers)
+        status, found, ours = gateway.post(path, body, **headers)
+        assert status == theirs.status_code, (body, ours, theirs.content)
+        if status != 200:
+            assert b"raw" in ours or b"bytes" in ours or b"elements" in ours, ours
+            continue
+        # Triton leaves the header out where no bytes follow.
+        size = int(theirs.headers.get("Inference-Header-Content-Length", len(theirs.content)))
+        length = int(found["inference-header-content-length"])
+        assert ours[length:] == theirs.content[size:]
+        mine, other = orjson.loads(ours[:length]), orjson.loads(theirs.content[:size])
+        assert mine["outputs"] == other["outputs"]
+
+
+@pytest.mark.parametrize("value", ["2", True, False, 0, -1, 1.5, 2**64, [], {}, 1, 3, 9, 10**9])
+def test_classification_is_refused_as_triton_refuses_it(gateway, value):
+    tensor = {"name": "x", "shape": [4], "datatype": "FP32", "data": [1, 4, 2, 3]}
+    output = {"name": "x_back", "parameters": {"classification": value}}
+    document = {"inputs": [tensor], "outputs": [output]}
+    path = "/v2/models/classes/infer"
+    theirs = httpx.post(gateway.triton_url + path, json=document)
+    status, _, body = gateway.post(path, json.dumps(document))
+    ours = orjson.loads(body)
+    # Triton says 500 of what JSON cannot be.
+    assert (status, theirs.status_code) in ((200, 200), (400, 500), (400, 400)), ours
+    if status == 200:
+        assert ours["outputs"] == theirs.json()["outputs"]
+
+
+# --- nulls, and lists ------------------------------------------------------------------------
+
+
+def test_null_is_as_good_as_absent(gateway):
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1], "parameters": None}
+    output = {"name": "x_back", "parameters": None}
+    for document in (
+        {"inputs": [tensor], "id": None, "parameters": None, "outputs": None},
+        {"inputs": [tensor], "outputs": [output], "parameters": {"a": None, "timeout": None}},
+    ):
+        assert gateway.said("/v2/models/raw_FP32/infer", document)[0] == 200
+    document = {"x": [1, 2], "id": None, "parameters": None}
+    assert gateway.said("/v2/models/raw_FP32/generate", document)[0] == 200
+    assert gateway.said("/v1/texts", {"text": "a", "truncate": None})[0] == 200
+    embed = {"model": "texts", "input": "a", "encoding_format": None, "dimensions": None}
+    assert gateway.said("/v1/embeddings", {**embed, "user": None})[0] == 200
+    optional = ("stop", "stream", "stream_options", "max_tokens", "temperature", "user", "seed")
+    nothing = dict.fromkeys((*optional, "tools", "n", "logit_bias", "response_format"))
+    turn = {"role": "user", "content": "hello", "name": None, "tool_calls": None}
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": [turn]}),
+        ("/v1/completions", {"prompt": "hello", "echo": None, "suffix": None}),
+    ):
+        assert gateway.said(path, {"model": "echo_llm", **asked, **nothing})[0] == 200
+    streamed = {"stream": True, "stream_options": {"include_usage": None}}
+    body = {"model": "echo_llm", "messages": [turn], **streamed}
+    assert gateway.post("/v1/chat/completions", orjson.dumps(body))[0] == 200
+
+
+def test_v2_lists_its_models(gateway):
+    answer = httpx.get(gateway.url + "/v2/models", headers=gateway.headers)
+    assert answer.json() == {"models": sorted(MODELS)}
+    unknown = httpx.get(gateway.url + "/v2/models/nobody", headers=gateway.headers)
+    assert unknown.status_code == 404
+    assert "GET /v2/models" in unknown.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "texts", "input": "a"}),
+        ("/v1/chat/completions", {"model": "texts", "messages": []}),
+        ("/v1/completions", {"model": "texts", "prompt": "a"}),
+        ("/v1/texts", {"text": "a"}),
+        ("/v2/models/texts/infer", {}),
+    ],
+)
+def test_a_caller_who_may_only_read_is_told_of_which_model(gateway, path, body):
+    answer = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
+    assert answer.status_code == 403
+    assert "you may not infer with 'texts'" in answer.text
+    long = httpx.post(gateway.url + path, content=b" " * 100_000, headers=gateway.reader)
+    assert long.status_code in (403, 413)
+
+
+ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ODD}], "stream": True}),
+        ("/v1/completions", {"prompt": ODD, "stream": True, "echo": True}),
+        ("/v2/models/echo_llm/generate_stream", {"text_input": ODD, "stream": True}),
+    ],
+)
+def test_no_line_end_goes_raw_into_an_event(gateway, path, body):
+    asked = body if path.startswith("/v2") else {"model": "echo_llm", **body}
+    with httpx.stream("POST", gateway.url + path, json=asked, headers=gateway.headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    texts = "".join(map(found_text, (line[6:] for line in lines)))
+    for odd in ("\u2028", "\u2029", "\x85"):
+        assert odd in texts or odd in ODD.split()  # the echo splits at some of them
+
+
+def found_text(data: str) -> str:
+    if data == "[DONE]":
+        return ""
+    document = json.loads(data)
+    if "choices" not in document:
+        return document["text_output"]
+    choice = (document["choices"] or [{}])[0]
+    return choice.get("text") or choice.get("delta", {}).get("content") or ""
+
+
+# --- ten megabytes -----------------------------------------------------------------------------
+
+TEXT = 'He said: "a, b" {} [1] \\ ' * 380_000
+FORM = b"--xx\r\n" + b'Content-Disposition: form-data; name="text"; filename="a"\r\n\r\n'
+
+
+def body_of(head: dict, field: str, value: bytes) -> bytes:
+    return b"".join(
+        (
+            orjson.dumps(head)[:-1],
+            b"," if len(head) else b"",
+            b'"',
+            field.encode(),
+            b'":',
+            value,
+            b"}",
+        )
+    )
+
+
+CHAT = {"model": "echo_llm", "max_tokens": 3}
+EMBED = {"model": "texts"}
+JSON, MULTIPART = "application/json", "multipart/form-data; boundary=xx"
+V2_INPUT = b'{"inputs":[{"name":"x","shape":[%d],"datatype":"FP32","data":%s}]}'
+FLOATS = b"0.12345678901234567,"
+# An API's path, the rest of its body, and the field that is large.
+APIS = {
+    "tasks": ("/v1/texts", {}, "inputs"),
+    "a task": ("/v1/texts", {}, "text"),
+    "numbers": ("/v1/sums", {}, "x"),
+    "embeddings": ("/v1/embeddings", EMBED, "input"),
+    "chat": ("/v1/chat/completions", CHAT, "messages"),
+    "completions": ("/v1/completions", CHAT, "prompt"),
+    "generate": ("/v2/models/raw_FP32/generate", {}, "x"),
+    "V2": ("/v2/models/raw_FP32/infer", {}, "inputs"),
+}
+ABUSES = {
+    "objects": lambda size: filled(b"{},", size),
+    "short texts": lambda size: filled(b'"a",', size),
+    "keys": lambda size: b"{" + b",".join(b'"k%d":0' % n for n in range(size // 12)) + b"}",
+}
+
+
+def abusive(api: str, abuse: str, size: int = SIZE) -> bytes:
+    _, head, field = APIS[api]
+    return body_of(head, field, ABUSES[abuse](size))
+
+
+# path, body, Content-Type, the status that is right
+LARGE = {
+    "a form of many parts": lambda: ("/v1/files", FORM * 90_000 + b"--xx--", MULTIPART, 422),
+    "a form of dashes": lambda: (
+        "/v1/files",
+        FORM + b"\r\n--x" * (SIZE // 5) + b"\r\n--xx--\r\n",
+        MULTIPART,
+        200,
+    ),
+    "a file": lambda: ("/v1/files", FORM + b"a" * SIZE + b"\r\n--xx--\r\n", MULTIPART, 200),
+    "base64": lambda: (
+        "/v1/files",
+        b'{"text":{"b64":"' + b"YWFh" * (SIZE // 4) + b'"}}',
+        JSON,
+        200,
+    ),
+    "a long text": lambda: ("/v1/texts", orjson.dumps({"text": TEXT}), JSON, 200),
+    "rows": lambda: (
+        "/v1/sums",
+        orjson.dumps({"inputs": [{"x": [0.123456789] * 800}] * 1000}),
+        JSON,
+        200,
+    ),
+    "a text to embed": lambda: (
+        "/v1/embeddings",
+        orjson.dumps({**EMBED, "input": TEXT}),
+        JSON,
+        200,
+    ),
+    "a long conversation": lambda: (
+        "/v1/chat/completions",
+        orjson.dumps({**CHAT, "messages": [{"role": "user", "content": TEXT[:1000]}] * 9000}),
+        JSON,
+        200,
+    ),
+    "a long prompt": lambda: (
+        "/v1/completions",
+        orjson.dumps({**CHAT, "prompt": TEXT}),
+        JSON,
+        200,
+    ),
+    "V2 floats": lambda: (
+        "/v2/models/raw_FP32/infer",
+        V2_INPUT % (500_001, filled(FLOATS)),
+        JSON,
+        200,
+    ),
+    "V2 short floats": lambda: (
+        "/v2/models/raw_FP32/infer",
+        V2_INPUT % (2_500_001, filled(b"0.5,")),
+        JSON,
+        200,
+    ),
+    "generate floats": lambda: (
+        "/v2/models/raw_FP32/generate",
+        b'{"x":' + filled(FLOATS) + b"}",
+        JSON,
+        200,
+    ),
+}
+
+
+def watched(gateway, path: str, body: bytes, content_type: str, right: set[int]) -> None:
+    """Asserts how long the loop was held up, and what the request took."""
+
+    def ask():
+        gateway.longest = 0.0
+        status, _, answer = gateway.post(path, body, **{"Content-Type": content_type})
+        assert status in right, answer[:300]
+        if status != 200:
+            assert len(answer) < 1000, answer
+        return gateway.longest
+
+    grown = peak_bytes(ask)
+    longest = min(ask() for _ in range(2))
+    print(f"{path} {body[:30]!r}: {longest * 1e3:.0f} ms, {grown / len(body):.1f}")  # noqa: T201
+    assert longest < 0.1
+    assert grown < 10 * len(body)
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_ten_megabytes_hold_nobody_up(gateway, what):
+    path, body, content_type, right = LARGE[what]()
+    watched(gateway, path, body, content_type, {right})
+
+
+@pytest.mark.parametrize("abuse", ABUSES)
+@pytest.mark.parametrize("api", APIS)
+def test_ten_megabytes_of_abuse_hold_nobody_up(gateway, api, abuse):
+    watched(gateway, APIS[api][0], abusive(api, abuse), JSON, {400, 422})
+
+
+@pytest.mark.parametrize("abuse", ABUSES)
+@pytest.mark.parametrize("api", APIS)
+def test_ten_times_the_body_takes_ten_times_as_long_at_most(gateway, api, abuse):
+    def seconds(size: int) -> float:
+        body, taken = abusive(api, abuse, size), []
+        for _ in range(3):
+            started = time.process_time()
+            assert gateway.post(APIS[api][0], body)[0] in (400, 422)
+            taken.append(time.process_time() - started)
+        return min(taken)
+
+    few, many = seconds(100_000), seconds(1_000_000)
+    assert many < 12 * max(few, 0.004)
