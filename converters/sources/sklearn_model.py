@@ -15,6 +15,7 @@ from converters.sources.sklearn_columns import (
     takes_columns_by_name,
     vectorizers_of,
 )
+from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
@@ -83,9 +84,9 @@ class SklearnModel(TabularModel):
 
         columns = self._trained if self.by_name else None
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
-        return convert_estimator(
-            self.estimator, columns, len(self._trained), self.kind, vectorizers
-        )
+        inner, back = without_target(self.path, self.estimator)
+        graph = convert_estimator(inner, columns, len(self._trained), self.kind, vectorizers)
+        return with_target(graph, back)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:
         return self.vectorizers

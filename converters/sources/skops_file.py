@@ -12,6 +12,20 @@ from converters.sources.sklearn_bounds import first_lie
 
 # Whole libraries, but only their classes: a function that a file names is called with its data.
 TRUSTED = ("sklearn.", "scipy.", "numpy.")
+# Functions of theirs that common estimators keep beside their data. They compute and do no more.
+FUNCTIONS = {
+    *(
+        f"sklearn.feature_selection._univariate_selection.{name}"
+        for name in ("f_classif", "f_oneway", "f_regression", "r_regression", "chi2")
+    ),
+    *(
+        f"sklearn.feature_selection._mutual_info.mutual_info_{name}"
+        for name in ("classif", "regression")
+    ),
+    "scipy._lib.array_api_compat.numpy._aliases.asarray",
+    "scipy.special._ufuncs.expit",
+    "scipy.special._ufuncs.logit",
+}
 SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
 
 
@@ -28,9 +42,9 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
     refused = [name for name in unknown if not _is_library_class(name)]
     if refused:
         raise SourceRefused(
-            f"{path} holds {', '.join(sorted(refused)[:5])}, which is not part of scikit-learn, "
-            "numpy or scipy and is never run: train the model without it, or export it yourself to "
-            "ONNX (--task tensors)"
+            f"{path} holds {', '.join(sorted(refused)[:5])}, which is not a class of scikit-learn, "
+            "numpy or scipy, and no other code is run: train the model without it, or export it "
+            "yourself to ONNX (--task tensors)"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -64,6 +78,8 @@ def _check_schema(path: Path) -> None:
 
 
 def _is_library_class(name: str) -> bool:
+    if name in FUNCTIONS:
+        return True
     if not name.startswith(TRUSTED):
         return False
     module, _, attribute = name.rpartition(".")

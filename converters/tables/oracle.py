@@ -11,16 +11,42 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.errors import SourceRefused
 from converters.original import ask
 from converters.sources.tabular_model import open_model
 from converters.tables.table import Table
 
 
-def ask_library(model: Path, options: Mapping[str, str], rows: Table, work_dir: Path) -> np.ndarray:
-    """The library's answers FP64 [n, labels] or [n, 1], asked about one row at a time."""
-    questions = work_dir / "rows.npz"
+# So many of the rows are asked again, from the last to the first.
+AGAIN = 48
+
+
+def ask_library(
+    model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
+) -> np.ndarray:
+    """The library's answers FP64 [n, labels] or [n, 1], asked about one row at a time.
+
+    A share of the rows is asked again, backwards, in a fresh process: SourceRefused where an answer
+    depends on what was asked before it.
+    """
+    answers = _asked(model, options, rows, work_dir / "rows")
+    share = np.unique(np.linspace(0, len(rows) - 1, min(AGAIN, len(rows))).astype(int))[::-1]
+    again = _asked(model, options, rows.rows(share), work_dir / "again")
+    apart = (np.abs(again - answers[share]) > 1e-9 * (1 + np.abs(answers[share]))).any(axis=1)
+    if apart.any():
+        place = int(np.flatnonzero(apart)[0])
+        raise SourceRefused(
+            f"{model} gives another answer when it is asked in another order: "
+            f"{rows.labels[share[place]]} got {answers[share[place]].tolist()} and, asked anew, "
+            f"{again[place].tolist()}. Such a model has no answer to prove: fix its random_state, "
+            "or what it remembers of earlier rows"
+        )
+    return answers
+
+
+def _asked(model: Path, options: Mapping[str, str], rows: Table, stem: Path) -> np.ndarray:
+    questions, answers = stem.with_suffix(".npz"), stem.with_suffix(".answers.npz")
     np.savez(questions, **rows.arrays())
-    answers = work_dir / "library.npz"
     said = json.dumps(dict(options))
     return ask("converters.tables.oracle", model, said, questions, answers=answers)["answers"]
 
@@ -37,7 +63,7 @@ def main(model: str, said: str, questions: str, answers: str) -> None:
             one = table.rows(slice(row, row + 1))
             try:
                 found.append(opened.answer(one)[0])
-            except ValueError as error:
+            except Exception as error:  # whatever the library raises of a row
                 sys.exit(f"it refuses {table.labels[row]}: {' '.join(str(error).split())[:300]}")
     np.savez(answers, answers=np.stack(found))
 

@@ -18,6 +18,7 @@ from converters.tables.table import MISSING, Column, Table
 ROWS, LINES = 80, 24
 # Doubles between two numbers are halved away in fewer than 64 steps from any two of one size.
 STEPS = 80
+MOST_ANSWER = 1e30
 # Where a model says nothing of a column: the magnitudes at which its answer is looked for.
 MAGNITUDES = np.array([0.01, 0.1, 1, 10, 100, 1e3, 1e4])
 
@@ -58,8 +59,10 @@ def answers_of(model: TabularModel, rows: Table) -> np.ndarray:
 
 
 def answered(model: TabularModel, rows: Table) -> tuple[Table, Table]:
-    """The rows that the library answers, and those that it refuses or answers with NaN."""
-    finite = np.isfinite(answers_of(model, rows)).all(axis=1)
+    """The rows that the library answers, and those that it refuses or answers with NaN, or with
+    what is beyond every use and nearly beyond FP32 (an exponential of a made-up number)."""
+    answers = answers_of(model, rows)
+    finite = (np.isfinite(answers) & (np.abs(answers) < MOST_ANSWER)).all(axis=1)
     return rows.rows(np.flatnonzero(finite)), rows.rows(np.flatnonzero(~finite))
 
 

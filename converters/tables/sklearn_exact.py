@@ -14,6 +14,7 @@ import onnx
 
 from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
+from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 from converters.sources.sklearn_trees import tree_models, tree_sum
 from converters.tables.table import MISSING
 from converters.tables.tree_graph import tree_parts
@@ -32,11 +33,11 @@ def register_exact() -> None:
         calculate_linear_classifier_output_shapes,
         calculate_linear_regressor_output_shapes,
     )
-    from skl2onnx.shape_calculators.imputer import calculate_sklearn_imputer_output_shapes
     from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import (
+        FunctionTransformer,
         MinMaxScaler,
         Normalizer,
         OneHotEncoder,
@@ -67,13 +68,14 @@ def register_exact() -> None:
             model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=flags
         )
     for part, shapes, convert in (
-        (SimpleImputer, calculate_sklearn_imputer_output_shapes, _convert_imputer),
+        (SimpleImputer, _imputed_shape, _convert_imputer),
         (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
         (OneHotEncoder, _encoded_shape, _convert_encoder),
         (OrdinalEncoder, _encoded_shape, _convert_encoder),
         (TargetEncoder, _encoded_shape, _convert_encoder),
         (Normalizer, _same_shape, _convert_normalizer),
         (TfidfTransformer, _same_shape, _convert_tfidf),
+        (FunctionTransformer, _function_shape, _convert_function),
     ):
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
@@ -149,7 +151,9 @@ def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
         source = scope.get_unique_variable_name("numbers")
         container.add_node("Cast", [given], [source], to=kind)
     weights = np.asarray(model.coef_, np.float64).T
-    bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
+    weights = weights.reshape(len(weights), -1)  # a RidgeClassifier of two may have one axis
+    start = np.ravel(np.asarray(model.intercept_, np.float64))
+    bias = np.broadcast_to(start, weights.shape[1:])
     if weights.shape[1] == 1:
         weights = np.hstack([-weights, weights])
         bias = np.concatenate([-bias, bias])
@@ -158,8 +162,8 @@ def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
     }
     held = _constant(scope, container, weights, kind, weights.shape)
     container.add_node("MatMul", [source, held], [names["product"]])
-    start = _constant(scope, container, bias, kind)
-    container.add_node("Add", [names["product"], start], [names["margin"]])
+    begin = _constant(scope, container, bias, kind)
+    container.add_node("Add", [names["product"], begin], [names["margin"]])
     answer = scope.get_unique_variable_name("answer")
     match _linear_link(model):
         case "margin":
@@ -257,6 +261,28 @@ def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str 
     container.add_node("Div", [source, safe], [target])
 
 
+def _function_shape(operator: Any) -> None:
+    first = operator.inputs[0]
+    width = sum(each.type.shape[1] or 0 for each in operator.inputs) or None
+    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
+
+
+def _convert_function(scope: Any, operator: Any, container: Any) -> None:
+    function, source = operator.raw_operator.func, _joined(scope, operator, container)
+    kind, target = _number(operator), operator.outputs[0].full_name
+    made = function_parts(function, source, target)
+    if made is None:
+        raise NotImplementedError(
+            f"FunctionTransformer({getattr(function, '__name__', function)}) has no converter: "
+            f"there are {', '.join(sorted(FUNCTIONS))}, and none at all"
+        )
+    if source != target and not made:
+        container.add_node("Identity", [source], [target])
+    for name, inputs, output, number in made:
+        more = [] if number is None else [_constant(scope, container, [number], kind)]
+        container.add_node(name, [*inputs, *more], [output])
+
+
 def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
     part, source = operator.raw_operator, _joined(scope, operator, container)
     kind = _number(operator)
@@ -282,9 +308,10 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     """What is missing becomes ``statistics_``; in a text column the empty text is missing."""
     imputer, source = operator.raw_operator, _joined(scope, operator, container)
     statistics = np.asarray(imputer.statistics_)
-    if imputer.indicator_ is not None:
-        raise NotImplementedError("SimpleImputer(add_indicator=True) has no converter")
     gone, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
+    whole, indicator = target, imputer.indicator_
+    if indicator is not None:
+        target = scope.get_unique_variable_name("filled")
     mark = imputer.missing_values
     if statistics.dtype.kind in "OUS":
         keys = ["", MISSING] if is_missing(mark) else [str(mark)]
@@ -304,6 +331,24 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
             value = _constant(scope, container, [float(mark)], kind)
             container.add_node("Equal", [source, value], [gone])
     container.add_node("Where", [gone, fill, source], [target])
+    if indicator is None:
+        return
+    if statistics.dtype.kind in "OUS":
+        raise NotImplementedError("SimpleImputer(add_indicator=True) of texts has no converter")
+    ones, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
+    chosen = _constant(
+        scope, container, [int(each) for each in indicator.features_], onnx.TensorProto.INT64
+    )
+    container.add_node("Cast", [gone], [ones], to=_number(operator))
+    container.add_node("Gather", [ones, chosen], [flagged], axis=1)
+    container.add_node("Concat", [target, flagged], [whole], axis=1)
+
+
+def _imputed_shape(operator: Any) -> None:
+    first, imputer = operator.inputs[0], operator.raw_operator
+    flags = 0 if imputer.indicator_ is None else len(imputer.indicator_.features_)
+    width = len(imputer.statistics_) + flags
+    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
 
 
 def _add_lookup(

@@ -1,0 +1,100 @@
+"""Every parameter of each library that a user's call has, and what becomes of it here.
+
+A test compares these tables with the libraries' own signatures: a release with a new parameter
+fails it, until somebody has said here what the parameter does to a prediction.
+
+applied   it is in the file, or its default is what the original is asked with
+asked     no file holds it: the user says it (``Order.options``), and proof.md records it
+refused   it changes a prediction and is not converted; the message says so
+training  it decides what was trained, and nothing of what the trained model answers
+"""
+
+from collections.abc import Mapping
+
+Verdicts = Mapping[str, str]
+
+
+def _all(verdict: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), verdict)
+
+
+# XGBClassifier, XGBRegressor, XGBRanker and the random forests: get_params().
+XGBOOST_PARAMETERS: Verdicts = {
+    **_all("asked", "missing"),
+    # early_stopping_rounds leaves best_iteration in the file; objective, booster, base_score and
+    # num_parallel_tree are in it too.
+    **_all(
+        "applied", "early_stopping_rounds objective booster base_score num_parallel_tree device"
+    ),
+    # Splits on categories, several answers a row.
+    **_all(
+        "refused",
+        "enable_categorical feature_types max_cat_threshold max_cat_to_onehot multi_strategy",
+    ),
+    **_all(
+        "training",
+        "callbacks colsample_bylevel colsample_bynode colsample_bytree eval_metric feature_weights "
+        "gamma grow_policy importance_type interaction_constraints learning_rate max_bin "
+        "max_delta_step max_depth max_leaves min_child_weight monotone_constraints n_estimators "
+        "n_jobs random_state reg_alpha reg_lambda sampling_method scale_pos_weight subsample "
+        "tree_method validate_parameters verbosity",
+    ),
+}
+# predict, predict_proba of those; Booster.predict and DMatrix, which native files are asked with.
+XGBOOST_CALL: Verdicts = {
+    **_all("asked", "iteration_range missing"),
+    # X, data: the rows, by name where the file has names. The others at their defaults.
+    **_all("applied", "X data validate_features feature_names nthread silent training strict_shape"),
+    **_all("applied", "data_split_mode"),
+    # Another kind of answer, or something beside the row that decides it.
+    **_all(
+        "refused",
+        "output_margin base_margin pred_leaf pred_contribs approx_contribs pred_interactions "
+        "feature_types enable_categorical",
+    ),
+    **_all(
+        "training", "label weight group qid label_lower_bound label_upper_bound feature_weights"
+    ),
+}
+# LGBMClassifier, LGBMRegressor, LGBMRanker: get_params().
+LIGHTGBM_PARAMETERS: Verdicts = {
+    **_all("applied", "boosting_type objective"),
+    **_all(
+        "training",
+        "class_weight colsample_bytree importance_type learning_rate max_depth min_child_samples "
+        "min_child_weight min_split_gain n_estimators n_jobs num_leaves random_state reg_alpha "
+        "reg_lambda subsample subsample_for_bin subsample_freq",
+    ),
+}
+# Their predict and predict_proba, and Booster.predict. save_model itself keeps the best iteration.
+LIGHTGBM_CALL: Verdicts = {
+    **_all("applied", "X data start_iteration num_iteration validate_features data_has_header"),
+    **_all("refused", "raw_score pred_leaf pred_contrib kwargs"),
+}
+# scikit-learn's own code runs them, in the pipeline's step.
+VECTORIZER_PARAMETERS: Verdicts = {
+    **_all(
+        "applied",
+        "alternate_sign analyzer binary dtype lowercase n_features ngram_range norm smooth_idf "
+        "stop_words strip_accents sublinear_tf token_pattern use_idf vocabulary",
+    ),
+    # A function of the user's; a name of a file. Bytes are never sent, so their encoding is moot.
+    **_all("refused", "preprocessor tokenizer input"),
+    **_all("training", "max_df max_features min_df decode_error encoding"),
+}
+# Encoders of categories are asked what they give for each (``sklearn_encoders``).
+ENCODER_PARAMETERS: Verdicts = {
+    **_all(
+        "applied",
+        "categories drop dtype handle_unknown max_categories min_frequency sparse_output "
+        "encoded_missing_value unknown_value target_type",
+    ),
+    **_all("training", "feature_name_combiner cv random_state shuffle smooth"),
+}
+IMPUTER_PARAMETERS: Verdicts = {
+    **_all("applied", "missing_values strategy fill_value copy add_indicator"),
+    **_all("refused", "keep_empty_features"),
+}
+NORMALIZER_PARAMETERS: Verdicts = _all("applied", "norm copy")
+TFIDF_PARAMETERS: Verdicts = _all("applied", "norm smooth_idf sublinear_tf use_idf")
+MIN_MAX_PARAMETERS: Verdicts = _all("applied", "feature_range copy clip")

@@ -1,0 +1,93 @@
+"""The tables of what changes a prediction name every parameter that the libraries have."""
+
+import inspect
+import warnings
+
+import pytest
+from sklearn.feature_extraction.text import (
+    CountVectorizer,
+    HashingVectorizer,
+    TfidfTransformer,
+    TfidfVectorizer,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import (
+    MinMaxScaler,
+    Normalizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    TargetEncoder,
+)
+
+from converters.sources import prediction_settings as settings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightgbm
+    import xgboost
+
+XGBOOST = [
+    getattr(xgboost, f"XGB{name}")
+    for name in ("Classifier", "Regressor", "Ranker", "RFClassifier", "RFRegressor")
+]
+LIGHTGBM = [getattr(lightgbm, f"LGBM{name}") for name in ("Classifier", "Regressor", "Ranker")]
+PARAMETERS = [
+    *((each, settings.XGBOOST_PARAMETERS) for each in XGBOOST),
+    *((each, settings.LIGHTGBM_PARAMETERS) for each in LIGHTGBM),
+    *(
+        (each, settings.VECTORIZER_PARAMETERS)
+        for each in (CountVectorizer, TfidfVectorizer, HashingVectorizer)
+    ),
+    *((each, settings.ENCODER_PARAMETERS) for each in (OneHotEncoder, OrdinalEncoder)),
+    (TargetEncoder, settings.ENCODER_PARAMETERS),
+    (SimpleImputer, settings.IMPUTER_PARAMETERS),
+    (Normalizer, settings.NORMALIZER_PARAMETERS),
+    (TfidfTransformer, settings.TFIDF_PARAMETERS),
+    (MinMaxScaler, settings.MIN_MAX_PARAMETERS),
+]
+CALLS = [
+    *(
+        (getattr(each, name), settings.XGBOOST_CALL)
+        for each in XGBOOST
+        for name in ("predict", "predict_proba")
+        if hasattr(each, name)
+    ),
+    (xgboost.Booster.predict, settings.XGBOOST_CALL),
+    (xgboost.DMatrix.__init__, settings.XGBOOST_CALL),
+    *(
+        (getattr(each, name), settings.LIGHTGBM_CALL)
+        for each in LIGHTGBM
+        for name in ("predict", "predict_proba")
+        if hasattr(each, name)
+    ),
+    (lightgbm.Booster.predict, settings.LIGHTGBM_CALL),
+]
+VERDICTS = {"applied", "asked", "refused", "training"}
+
+
+@pytest.mark.parametrize(("kind", "table"), PARAMETERS, ids=lambda each: getattr(each, "__name__", ""))
+def test_every_parameter_of_an_estimator_has_a_verdict(kind, table):
+    assert set(kind().get_params()) <= set(table)
+    assert set(table.values()) <= VERDICTS
+
+
+@pytest.mark.parametrize(("call", "table"), CALLS, ids=lambda each: getattr(each, "__qualname__", ""))
+def test_every_parameter_of_a_call_has_a_verdict(call, table):
+    assert set(inspect.signature(call).parameters) - {"self"} <= set(table)
+
+
+def test_no_table_names_a_parameter_that_is_gone():
+    for table in {id(table): table for _, table in PARAMETERS}.values():
+        held = {name for kind, own in PARAMETERS if own is table for name in kind().get_params()}
+        assert set(table) == held
+    for table in (settings.XGBOOST_CALL, settings.LIGHTGBM_CALL):
+        held = {n for call, own in CALLS if own is table for n in inspect.signature(call).parameters}
+        assert set(table) == held - {"self"}
+
+
+def test_what_is_asked_is_an_option_of_the_command():
+    from converters.sources.xgboost_model import XgboostModel
+
+    tables = (settings.XGBOOST_PARAMETERS, settings.XGBOOST_CALL)
+    asked = {name for table in tables for name, verdict in table.items() if verdict == "asked"}
+    assert asked == set(XgboostModel.options)
