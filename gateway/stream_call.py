@@ -85,7 +85,7 @@ class StreamCall:
         try:
             return await asyncio.shield(self._reading)
         finally:
-            if self._reading.done():
+            if self._reading is not None and self._reading.done():
                 self._reading = None
 
     async def end(self) -> None:

@@ -47,6 +47,7 @@ from gateway.http.render import Door, status_of
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.sequences import step_of
+from gateway.stream_call import StreamCall
 from gateway.upstream import Upstream, end_stream, translate
 
 log = logging.getLogger("gateway")
@@ -103,7 +104,7 @@ class InferStream:
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._upstream: Upstream | None = None
-        self._call: Any = None
+        self._call: StreamCall | None = None
         self._reading: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._fault: GatewayError | None = None
@@ -217,10 +218,9 @@ class InferStream:
         self.holdings.leave(self._caller, self.end)
         self._set_timer(message)
         admission.started()
-        # Shielded: a write that is cancelled would cancel the call. What else goes wrong here,
-        # whoever reads the answers learns from the call.
+        # What goes wrong here, whoever reads the answers learns from the call.
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await asyncio.shield(asyncio.ensure_future(call.write(parts.message())))
+            await call.write(parts.message())
 
     def _permit(self, message: Message, parts: Parts) -> AbstractContextManager[Upstream]:
         """Of the replica that this stream is at already, as long as it can answer; a sequence goes
@@ -229,7 +229,7 @@ class InferStream:
             return self.gateway.pool.again(self._upstream, parts.header.model_name)
         return self.gateway.permit(message.exchange, message.model, parts.header)
 
-    async def _call_to(self, upstream: Upstream) -> Any:
+    async def _call_to(self, upstream: Upstream) -> StreamCall:
         """The stream to this replica. A stream is at one replica at a time: answers keep their
         order so, and what must go elsewhere waits for what is under way."""
         if self._call is not None and self._upstream is not upstream:
@@ -237,13 +237,12 @@ class InferStream:
             await self._leave_upstream()
         if self._call is None:
             self._upstream = upstream
-            self._call = upstream.channel.stream_stream(METHOD)()
+            self._call = StreamCall(upstream.stream_ends, upstream.channel.stream_stream(METHOD)())
             self._reading = asyncio.create_task(self._read(self._call))
         return self._call
 
-    async def _read(self, call: Any) -> None:
-        """Triton's answers to their end; what is under way then has none. Never cancelled, since
-        that would cancel the call: it ends when the call does."""
+    async def _read(self, call: StreamCall) -> None:
+        """Triton's answers to their end; what is under way then has none."""
         fault: GatewayError = UpstreamBroke("the server ended the stream: try again")
         try:
             while (found := await call.read()) is not grpc.aio.EOF:
@@ -380,10 +379,10 @@ class InferStream:
         if call is None or reading is None:
             return
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await asyncio.shield(asyncio.ensure_future(call.done_writing()))
+            await call.done_writing()
         await asyncio.wait({reading}, timeout=_LAST_S)
-        if not reading.done():
-            await end_stream(call)
+        reading.cancel()
+        await end_stream(call)
 
     async def _close(self) -> None:
         """What is still under way is given up, once Triton was told so."""
@@ -392,6 +391,8 @@ class InferStream:
         try:
             if self._under_way and self._call is not None:
                 call, self._call = self._call, None
+                if self._reading:
+                    self._reading.cancel()
                 await end_stream(call)
             else:
                 await self._leave_upstream()
