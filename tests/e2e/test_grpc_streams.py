@@ -391,13 +391,33 @@ def test_unread_answers_hold_their_place(door, inflight, monkeypatch):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(door, "all"))
         held = door.door._holdings
-        wait_until(lambda: held._unread.get(caller, 0) > 3_000_000, 5, "an answer that waits")
+
+        def waits() -> bool:
+            sizes = []
+            for _ in range(5):
+                sizes.append(held._unread.get(caller, 0))
+                time.sleep(0.1)
+            return min(sizes) > 3_000_000
+
+        wait_until(waits, 10, "an answer that waits")
         with InferenceServerClient(door.address) as client:
             with pytest.raises(InferenceServerException, match="answers wait for you"):
                 client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("all"))
             client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("some"))
         assert sum(1 for _ in call) == 5
         wait_until(lambda: caller not in held._unread, 3, "all was read")
+
+
+def test_a_large_answer_gives_its_place_back_once_it_was_read(door, inflight):
+    """Concurrency 1, one after the other: none finds the place of the one before still taken."""
+    held = door.door._holdings
+    with InferenceServerClient(door.address) as client:
+        for _ in range(10):
+            answer = client.infer(
+                "echo", [_input([0.5] * 500_000, "FP32")], headers=door.headers("some")
+            )
+            assert answer.as_numpy("FP32_back").size == 500_000
+    wait_until(lambda: not held._unread, 3, "all was read")
 
 
 def test_a_half_closed_stream_is_answered_to_its_end(door):

@@ -5,6 +5,7 @@ the same, because gRPC reads a unary handler's message first. So a stranger cann
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import resource
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from gateway.addons import load
 from gateway.addons.grpc_door.health import SERVICE as HEALTH
 from gateway.addons.grpc_door.health import Health
+from gateway.addons.grpc_door.holdings import SMALL_BYTES as SMALL_ANSWER_BYTES
 from gateway.addons.grpc_door.holdings import Holdings
 from gateway.addons.grpc_door.methods import Handler, Methods
 from gateway.addons.grpc_door.reflection import VERSIONS, Reflection, service_name
@@ -47,7 +49,7 @@ HANDSHAKE_MS = 8_000
 IDLE_MS = 300_000  # without a call
 PING_MS = 10_000
 MOST_CONNECTIONS = 4096
-_Work = Callable[[Exchange], Awaitable[None]]
+_Work = Callable[[Exchange], Awaitable[bytes | None]]
 
 
 class GrpcDoor:
@@ -59,6 +61,7 @@ class GrpcDoor:
         self._server: Any = None
         self._has_ended = False
         self._holdings = Holdings()
+        self._leaving: set[asyncio.Future[None]] = set()
 
     async def start(self) -> int:
         """Serve; the port. RuntimeError when it is taken."""
@@ -119,9 +122,10 @@ class GrpcDoor:
 
     def _handlers(self) -> tuple[Any, ...]:
         offered = Methods(self.gateway).table()
+        unary = grpc.stream_unary_rpc_method_handler
         handler = grpc.stream_stream_rpc_method_handler
         methods = {
-            name: handler(self._unary(name, offered.get(name, _closed)))
+            name: unary(self._unary(name, offered.get(name, _closed)))
             for name in SERVICE.methods_by_name
         }
         methods[STREAM] = handler(self._stream)
@@ -139,18 +143,16 @@ class GrpcDoor:
         action = declared(handler).action
         limit_bytes = self.gateway.settings.body_limit_bytes if name == INFER else SMALL_BYTES
 
-        async def call(requests: Any, context: Any) -> None:
-            async def work(exchange: Exchange) -> None:
+        async def call(requests: Any, context: Any) -> bytes | None:
+            async def work(exchange: Exchange) -> bytes:
                 data = await self._message(exchange, context, limit_bytes)
                 answer = await handler(exchange, data)
                 if exchange.limit_headers:
                     await context.send_initial_metadata(as_metadata(exchange.limit_headers))
-                context.set_trailing_metadata(trailers(exchange.request_id))
-                # Here, and not by gRPC afterwards: until it is read it counts against its caller.
-                with self._holdings.unread(_caller(exchange), len(answer)):
-                    await context.write(answer)
+                self._hold_until_read(exchange, context, len(answer))
+                return answer
 
-            await self._governed(name, action, context, work)
+            return await self._governed(name, action, context, work)
 
         return call
 
@@ -165,6 +167,24 @@ class GrpcDoor:
         if len(data) > limit_bytes:
             raise TooLarge(f"the message is over {limit_bytes} bytes: send a smaller one")
         return data
+
+    def _hold_until_read(self, exchange: Exchange, context: Any, size: int) -> None:
+        """gRPC writes the answer when we are through with it: a large one counts against its
+        caller, and holds its place in the limits, until then."""
+        if size <= SMALL_ANSWER_BYTES:
+            return
+        held = contextlib.ExitStack()
+        held.enter_context(self._holdings.unread(_caller(exchange), size))
+        places, exchange.entered = exchange.entered, []
+
+        def is_read(context: Any) -> None:
+            held.close()
+            exchange.entered = places
+            leaving = asyncio.ensure_future(exchange.leave(None))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+        context.add_done_callback(is_read)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         async def work(exchange: Exchange) -> None:
@@ -185,7 +205,8 @@ class GrpcDoor:
 
             self._holdings.open_stream(caller, end)
             try:
-                await self._reflection.run(context, self.gateway.settings.deadline_s)
+                with self.gateway.guard.watching(exchange, end, tuple, tuple):
+                    await self._reflection.run(context, self.gateway.settings.deadline_s)
             except asyncio.CancelledError:
                 if fault is None or task is None:
                     raise
@@ -196,19 +217,19 @@ class GrpcDoor:
 
         await self._governed("ServerReflectionInfo", "read", context, work)
 
-    async def _governed(self, name: str, action: str, context: Any, work: _Work) -> None:
+    async def _governed(self, name: str, action: str, context: Any, work: _Work) -> bytes | None:
         """The edge of this door: identity before anything is read, and errors as gRPC's."""
         exchange, status, is_recorded = self._exchange(name, context), CLIENT_LEFT, False
         fault: GatewayError | None = None
         try:
             await self.gateway.guard.identify(exchange)
             exchange.require(action)
-            await work(exchange)
+            answer = await work(exchange)
             await exchange.leave(None)
             context.set_trailing_metadata(trailers(exchange.request_id))
             status = status_of(exchange.fault, Door.V2) if exchange.fault else 200
             is_recorded = name == STREAM  # it records its messages, and what goes wrong with them
-            return
+            return answer
         except Exception as error:
             fault = _fault(error, exchange)
             status = status_of(fault, Door.V2)
@@ -223,6 +244,7 @@ class GrpcDoor:
             f"{shortened(fault.message)} (request {exchange.request_id})",
             trailers(exchange.request_id, fault),
         )
+        return None
 
     def _exchange(self, name: str, context: Any) -> Exchange:
         """The call as the policy knows requests."""

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from gateway.errors import GatewayError, QuotaExceeded
 
 MAX_SILENT_STREAMS = 64
-MAX_ARRIVING = 32  # each may be as large as the body limit, and arrive for as long as the deadline
+MAX_ARRIVING = 16  # each may be as large as the body limit, and arrive for as long as the deadline
 MAX_UNREAD_BYTES = 256 * 1024 * 1024
 SMALL_BYTES = 64 * 1024  # what HTTP/2 takes at once: not worth counting
 

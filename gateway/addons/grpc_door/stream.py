@@ -38,6 +38,7 @@ from gateway.core import Gateway
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
+    Internal,
     NoCapacity,
     Unauthenticated,
     UpstreamBroke,
@@ -247,20 +248,28 @@ class InferStream:
         try:
             while (found := await call.read()) is not grpc.aio.EOF:
                 if not self._is_closing:
-                    await self._answer(found)
+                    await self._pass_on(found)
         except grpc.aio.AioRpcError as error:
             if self._under_way:
                 self._log("the stream", error.details() or "")
             fault = translate(error.code(), error.details() or "")
-        except GatewayError as error:
-            fault = error
         except (asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-            pass  # cancelled, or the client has left: nobody reads what comes
+            pass  # we have cancelled it
         if self._call is call:
             self._call = None
             if self._under_way:
                 self.exchange.fault = fault
                 self.end(fault)
+
+    async def _pass_on(self, answer: bytes) -> None:
+        """What goes wrong here ends the stream, and what still comes of it is not looked at."""
+        try:
+            await self._answer(answer)
+        except GatewayError as error:
+            self.end(error)
+        except Exception as error:
+            log.error("%s an answer failed", self.exchange.request_id, exc_info=error)
+            self.end(Internal("the gateway failed: report the request id"))
 
     async def _answer(self, answer: bytes) -> None:
         if not answer.startswith(ANSWER_TAG):
@@ -345,10 +354,13 @@ class InferStream:
 
     async def _write(self, answer: bytes, exchange: Exchange) -> None:
         async with self._writing:  # one write at a time, and it waits for a slow reader
-            with self.holdings.unread(self._caller, len(answer)):
+            # It fails when the client has left: gRPC then cancels the task of the stream.
+            size, has_left = len(answer), contextlib.suppress(grpc.aio.BaseError)
+            with self.holdings.unread(self._caller, size), has_left:
                 if not self._begun:
                     self._begun = True
-                    await self.context.send_initial_metadata(as_metadata(exchange.limit_headers))
+                    headers = as_metadata(exchange.limit_headers)
+                    await self.context.send_initial_metadata(headers)
                 await self.context.write(answer)
         self._moved()
 
