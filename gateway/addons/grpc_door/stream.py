@@ -11,7 +11,6 @@ way. When nothing moves for ``deadline_s``, the stream is ended.
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -49,15 +48,13 @@ from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.sequences import step_of
 from gateway.stream_call import StreamCall
-from gateway.upstream import Upstream, end_stream, translate
+from gateway.upstream import Upstream, end_stream, log_upstream, translate
 
-log = logging.getLogger("gateway")
 # In Triton's own metadata: an error ends the stream, with its status, instead of being a message of
 # it. Triton 2.51 is never told: it dies of it when a decoupled model fails.
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-_LOGGED = 1000  # characters of what Triton says
 _LAST_S = 1.0  # for Triton to end a stream of which it has answered everything
 
 
@@ -250,8 +247,6 @@ class InferStream:
                 if not self._is_closing:
                     await self._pass_on(found)
         except grpc.aio.AioRpcError as error:
-            if self._under_way:
-                self._log("the stream", error.details() or "")
             fault = translate(error.code(), error.details() or "")
         except (asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
             pass  # we have cancelled it
@@ -302,7 +297,8 @@ class InferStream:
         message = self._under_way.get(own_id)
         if message is None:
             return
-        self._log(f"message {message.client_id!r} to {message.model.name}", found.error_message)
+        said = f"message {message.client_id[:64]!r} to {message.model.name}: {found.error_message}"
+        log_upstream(grpc.StatusCode.UNKNOWN, said)
         fault = fault_of(found.error_message)
         flag = response.parameters.get(FINAL)
         is_last = not message.model.decoupled or flag is None or flag.bool_param
@@ -368,9 +364,6 @@ class InferStream:
         """A message that was let in has failed."""
         message.exchange.fault = self.exchange.fault = fault
         self.gateway.guard.record(message.exchange, status_of(fault, Door.V2))
-
-    def _log(self, what: str, said: str) -> None:
-        log.warning("%s %s: Triton said: %s", self.exchange.request_id, what, said[:_LOGGED])
 
     def _moved(self) -> None:
         self._last_move = asyncio.get_running_loop().time()
