@@ -33,6 +33,8 @@ class GatewayLoop(uvloop.Loop):
 class Handshake(asyncio.Protocol):
     """A connection until TLS is there, and then whatever ``factory`` makes goes on with it."""
 
+    was_used = False
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -53,6 +55,9 @@ class Handshake(asyncio.Protocol):
             self._task.add_done_callback(lambda _: OPEN.closed(self))  # however it ended
         else:
             transport.abort()
+
+    def is_busy(self) -> bool:
+        return False
 
     def evict(self) -> None:
         self._task.cancel()
