@@ -305,8 +305,10 @@ def _shape(model: Model, dims: Sequence[int]) -> list[int]:
 
 
 def _infer_example(model: Model | None) -> Json:
+    if model is None:
+        return {"inputs": []}
     inputs = []
-    for meta in model.inputs.values() if model else ():
+    for meta in model.inputs.values():
         shape = _shape(model, meta.dims)
         count = math.prod(shape)
         if meta.optional or count > _EXAMPLE_VALUES:

@@ -51,6 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """What is refused here is closed: nothing that came with it is read as another request."""
 
     _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
+    flow: "_AnswerFlow"
     _has_cycle = False  # the message that is being parsed
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0

@@ -21,7 +21,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 class GatewayLoop(uvloop.Loop):
     """What ``uvicorn.run(loop=...)`` takes."""
 
-    async def create_server(
+    async def create_server(  # type: ignore[override]  # as uvloop: whatever they are
         self, factory: Any, *arguments: Any, ssl: tls.SSLContext | None = None, **options: Any
     ) -> Any:
         if ssl:
