@@ -7,12 +7,17 @@ reads.
 
 import asyncio
 import re
+import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from gateway.errors import GatewayError, Malformed, NoCapacity, TooLarge, TooSlow, WrongMethod
 from gateway.http.connections import OPEN
@@ -45,7 +50,8 @@ class ConnectionLimits:
 class BoundedProtocol(HttpToolsProtocol):
     """What is refused here is closed: nothing that came with it is read as another request."""
 
-    _in_head = _in_message = _is_refused = _is_upgrading = _is_counted = False
+    _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
+    flow: "_AnswerFlow"
     _has_cycle = False  # the message that is being parsed
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0
@@ -59,18 +65,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._ahead = bytearray()
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
         made = transport.get_extra_info("socket")
-        self._is_counted = OPEN.opened(self, made.fileno() if made else 0)
-        if not self._is_counted:
+        if not OPEN.opened(self, made.fileno() if made else 0):
             error = NoCapacity("too many connections are open: try again shortly", retry_after_s=1)
             self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
-        if self._is_counted:
-            self._is_counted = False
-            OPEN.closed(self)
+        OPEN.closed(self)
         self._ahead.clear()
         super().connection_lost(exc)
+
+    def is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def evict(self) -> None:
         """Make place for another connection; this one is in no request."""
@@ -86,6 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._ahead or self._is_answering():
             self._keep(data)
+        elif len(data) <= PARSED_BYTES:
+            self._parse(data)
         else:
             self._feed(data)
 
@@ -119,12 +127,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.let_read()
             self._feed(data)
 
-    def _parse(self, data: memoryview) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if not self._is_refused:
-                self._ignore_upgrade(data[upgrade.args[0] :])
+                self._ignore_upgrade(memoryview(data)[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
             self._refuse_unreadable(str(error))
@@ -147,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._is_upgrading = False
-        self._parse(memoryview(b"\r\n".join(lines) + _HEAD_END))
+        self._parse(b"\r\n".join(lines) + _HEAD_END)
         if rest and not self._is_refused:
             if self._is_answering():
                 self._keep(rest)
@@ -162,29 +170,59 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._held = False, 0
         self._rest()
-        self._check_head()
-        if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
+        parser = self.parser
+        version, method = parser.get_http_version(), parser.get_method()
+        self._check_head(version)
+        if parser.should_upgrade():
+            if method == b"CONNECT":
                 self._stop(WrongMethod("CONNECT is not offered: this is not a proxy"), 405)
             self._is_upgrading = True
             return
-        OPEN.busy(self)
-        super().on_headers_complete()
+        self.was_used = True
+        self._begin(method.decode("ascii"), version)
         self._has_cycle = True
+
+    def _begin(self, method: str, version: str) -> None:
+        """The request's work, or its place behind those that came before it; as uvicorn does it,
+        without what the gateway has no use for."""
+        scope, url = self.scope, httptools.parse_url(self.url)
+        scope["method"], scope["http_version"] = method, version
+        path = url.path.decode("ascii")
+        scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        scope["raw_path"], scope["query_string"] = url.path, url.query or b""
+        before = self.cycle
+        self.cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_message_complete(self) -> None:
         if self._is_upgrading:
             return
         self._in_message, self._discarded = False, 0
         self._rest()
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         super().on_response_complete()
         if was_last:
-            if self._is_counted:
-                OPEN.idle(self)
             if self._last_words:
                 self.transport.write(self._last_words)
                 self._close()
@@ -197,7 +235,7 @@ class BoundedProtocol(HttpToolsProtocol):
             400,
         )
 
-    def _check_head(self) -> None:
+    def _check_head(self, version: str) -> None:
         size = hosts = 0
         host = b""
         for name, value in self.headers:
@@ -206,7 +244,6 @@ class BoundedProtocol(HttpToolsProtocol):
                 hosts, host = hosts + 1, value
         if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
             self._stop(TooLarge(_HEAD_TOO_LARGE), 431)
-        version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._stop(_ONLY_HTTP_1, 505)
         if hosts != 1:
@@ -301,7 +338,6 @@ class _AnswerFlow(FlowControl):
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
         super().__init__(transport)
         self._loop, self._patience_s = loop, patience_s
-        self._is_held = False
 
     async def drain(self) -> None:
         """Until the connection takes more; ClientGone when it is lost, or cut for that."""
@@ -315,13 +351,12 @@ class _AnswerFlow(FlowControl):
 
     def hold_reading(self) -> None:
         """Whatever else wants to read, until ``let_read``."""
-        self._is_held = True
         self.pause_reading()
+        self.__dict__["resume_reading"] = _not_now  # it is called twice a request: no check in it
 
     def let_read(self) -> None:
-        self._is_held = False
+        self.__dict__.pop("resume_reading", None)
         self.resume_reading()
 
-    def resume_reading(self) -> None:
-        if not self._is_held:
-            super().resume_reading()
+
+def _not_now() -> None: ...

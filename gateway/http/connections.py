@@ -1,8 +1,9 @@
 """Every HTTP connection of this process, and which of them is in no request.
 
 A connection costs a descriptor, and a stranger may open as many as they like. Above a share of what
-the process may open, the connection that has been in no request for longest is closed for each new
-one: silent ones, half a head, idle keep-alive. One that is being answered is never closed for that.
+the process may open, the connection that has been in no request for about longest is closed for
+each new one: silent ones, half a head, idle keep-alive. One that is being answered is never closed
+for that.
 """
 
 import resource
@@ -10,9 +11,15 @@ from typing import Protocol
 
 HTTP_SHARE = 0.5  # of the descriptors; the rest is for gRPC, Triton, Redis and files
 RESERVED = 16  # below the limit, whoever holds the others: there must be one for the next caller
+LOOKED_AT = 1000  # connections, for one that can be closed
 
 
 class Closable(Protocol):
+    was_used: bool  # set when a request begins on it, and taken back here
+
+    def is_busy(self) -> bool:
+        """Whether a request is under way on it."""
+
     def evict(self) -> None:
         """Close at once, unsent bytes included."""
 
@@ -24,38 +31,36 @@ class Connections:
         self.descriptors = descriptors
         self.most = max(8, int(descriptors * HTTP_SHARE))
         self.evicted = 0
-        self._open = 0
-        self._idle: dict[Closable, None] = {}  # the oldest first
+        self._open: dict[Closable, None] = {}  # about in the order in which they were used last
 
     def __len__(self) -> int:
-        return self._open
+        return len(self._open)
 
     def opened(self, connection: Closable, descriptor: int) -> bool:
         """Count a new one, which is in no request yet; False when there is no place for it, and
         then it is not counted."""
         scarce = descriptor >= self.descriptors - RESERVED
-        if self._open >= self.most or scarce:
-            if not self._idle:
-                return False
-            oldest = next(iter(self._idle))
-            del self._idle[oldest]
-            self.evicted += 1
-            oldest.evict()
-        self._open += 1
-        self._idle[connection] = None
+        if (len(self._open) >= self.most or scarce) and not self._evict():
+            return False
+        self._open[connection] = None
         return True
 
     def closed(self, connection: Closable) -> None:
-        self._open -= 1
-        self._idle.pop(connection, None)
+        self._open.pop(connection, None)
 
-    def busy(self, connection: Closable) -> None:
-        """A request has begun on it."""
-        self._idle.pop(connection, None)
-
-    def idle(self, connection: Closable) -> None:
-        """It has been answered."""
-        self._idle[connection] = None
+    def _evict(self) -> bool:
+        """The first that is not busy and was not used since it was looked at before: so a request
+        costs no more than setting a flag."""
+        for _ in range(min(2 * len(self._open), LOOKED_AT)):
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            if not oldest.was_used and not oldest.is_busy():
+                self.evicted += 1
+                oldest.evict()
+                return True
+            oldest.was_used = False
+            self._open[oldest] = None
+        return False
 
 
 def raise_descriptor_limit() -> None:

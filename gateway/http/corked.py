@@ -40,7 +40,8 @@ class _Corked:
     def write(self, data: bytes) -> None:
         if self._held:
             data, self._held = self._held + data, b""
-            self._send(data)
+            if not self._transport.is_closing():
+                self._transport.write(data)
         else:
             self._held = data
             self._loop.call_soon(self._flush)
@@ -59,8 +60,5 @@ class _Corked:
     def _flush(self) -> None:
         if self._held:
             data, self._held = self._held, b""
-            self._send(data)
-
-    def _send(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+            if not self._transport.is_closing():
+                self._transport.write(data)

@@ -63,11 +63,9 @@ class Edge:
         self._matched: dict[tuple[str, str], _Matched] = {}  # by method and path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
         if scope["type"] != "http":
-            raise RuntimeError("the gateway speaks HTTP only")
+            await self._lifespan(scope, receive, send)
+            return
         scope["exchange"] = exchange = self.gateway.exchange(scope, receive)
         answer = _Answer(exchange, send, self._cors)
         try:
@@ -90,11 +88,17 @@ class Edge:
             log.exception("%s %r failed", exchange.request_id, exchange.path)
             await answer.fail(Internal("the gateway failed: report the request id"))
         finally:
-            exchange.release()
+            if exchange.held_bytes:
+                exchange.release()
             status = answer.outcome()
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
             if exchange.principal or status == 401:
                 self.guard.record(exchange, status)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            raise RuntimeError("the gateway speaks HTTP only")
+        await self.app(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To a door at once, where one fits: the framework's layers between add nothing to it."""

@@ -73,7 +73,7 @@ class Exchange:
     body_patience_s: float = 30.0  # without a byte of the body
     memory: HeldBytes | None = None  # where what this request holds is counted
     held_bytes: int = 0
-    entered: list[AbstractAsyncContextManager[Any]] = field(default_factory=list)
+    entered: list[AbstractAsyncContextManager[Any]] | None = None
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)
@@ -121,6 +121,8 @@ class Exchange:
         its ``__aexit__`` is given the error then. An answer that nobody reads so keeps its place.
         """
         found = await context.__aenter__()
+        if self.entered is None:
+            self.entered = []
         self.entered.append(context)
         return found
 
@@ -204,9 +206,11 @@ class Exchange:
     async def _message(self) -> Any:
         # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.
         task, loop = _current_task(), asyncio.get_running_loop()
-        wait_s = min(self.remaining_s(), self.body_patience_s)
-        ends = time.perf_counter() + wait_s
-        timer = loop.call_later(wait_s + TIMER_S, task.cancel)
+        now = time.perf_counter()
+        ends = now + self.body_patience_s
+        if self.deadline < ends:
+            ends = now + self.remaining_s()
+        timer = loop.call_later(ends - now + TIMER_S, task.cancel)
         try:
             message = await self.receive()
         except asyncio.CancelledError:

@@ -21,7 +21,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 class GatewayLoop(uvloop.Loop):
     """What ``uvicorn.run(loop=...)`` takes."""
 
-    async def create_server(
+    async def create_server(  # type: ignore[override]  # as uvloop: whatever they are
         self, factory: Any, *arguments: Any, ssl: tls.SSLContext | None = None, **options: Any
     ) -> Any:
         if ssl:
@@ -32,6 +32,8 @@ class GatewayLoop(uvloop.Loop):
 
 class Handshake(asyncio.Protocol):
     """A connection until TLS is there, and then whatever ``factory`` makes goes on with it."""
+
+    was_used = False
 
     def __init__(
         self,
@@ -53,6 +55,9 @@ class Handshake(asyncio.Protocol):
             self._task.add_done_callback(lambda _: OPEN.closed(self))  # however it ended
         else:
             transport.abort()
+
+    def is_busy(self) -> bool:
+        return False
 
     def evict(self) -> None:
         self._task.cancel()
