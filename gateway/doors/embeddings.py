@@ -5,6 +5,7 @@ Which pipeline serves which route is said by its face (``openai``), not by this 
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,10 @@ class OpenAIDoor:
             if error.row is None:
                 raise
             raise error.at(f"input.{error.row}" if is_list else "input") from error
-        rendered = (_rendered, body, model.name, binding, answers)
+        render = partial(_rendered, body, model.name, binding, answers)
         if size_of(answers) > LARGE_BYTES:
-            return await self.gateway.off_loop.run(exchange, *rendered)
-        return _rendered(*rendered[1:])
+            return await self.gateway.off_loop.run(exchange, render)
+        return render()
 
 
 def _check_rows(face: Face, rows: Sequence[Row], is_list: bool) -> None:

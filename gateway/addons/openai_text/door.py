@@ -44,7 +44,7 @@ class TextDoor:
         return await self._answer(exchange, "completions", "prompt", read_completion)
 
     async def _answer(self, exchange: Exchange, route: str, field: str, read: _Read) -> Sendable:
-        body = await self.gateway.read(exchange, partial(_fields, field))
+        body: Mapping[str, Any] = await self.gateway.read(exchange, partial(_fields, field))
         model, _, raw = serving(self.gateway, exchange, route, body)
         binding = Binding.compile(raw, model.inputs, model.outputs)
         if route == "completions":
