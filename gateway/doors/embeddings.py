@@ -65,10 +65,10 @@ class OpenAIDoor:
             if error.row is None:
                 raise
             raise error.at(f"input.{error.row}" if is_list else "input") from error
-        rendered = partial(_rendered, body, model.name, binding, answers)
+        render = partial(_rendered, body, model.name, binding, answers)
         if size_of(answers) > LARGE_BYTES:
-            return await self.gateway.off_loop.run(exchange, rendered)
-        return rendered()
+            return await self.gateway.off_loop.run(exchange, render)
+        return render()
 
 
 def _check_rows(face: Face, rows: Sequence[Row], is_list: bool) -> None:

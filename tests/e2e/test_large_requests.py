@@ -412,8 +412,8 @@ def test_null_is_as_good_as_absent(gateway):
         {"inputs": [tensor], "outputs": [output], "parameters": {"a": None, "timeout": None}},
     ):
         assert gateway.said("/v2/models/raw_FP32/infer", document)[0] == 200
-    document = {"x": [1, 2], "id": None, "parameters": None}
-    assert gateway.said("/v2/models/raw_FP32/generate", document)[0] == 200
+    document = {"x": [1, 2], "z": None, "id": None, "parameters": None}
+    assert gateway.said("/v2/models/raw_optional/generate", document)[0] == 200
     assert gateway.said("/v1/texts", {"text": "a", "truncate": None})[0] == 200
     embed = {"model": "texts", "input": "a", "encoding_format": None, "dimensions": None}
     assert gateway.said("/v1/embeddings", {**embed, "user": None})[0] == 200

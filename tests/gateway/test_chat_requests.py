@@ -235,3 +235,33 @@ def test_embedding_inputs():
     for wrong in (None, [], [[]], 7, [1, "a"], [True], {"a": 1}):
         with pytest.raises(Malformed):
             embedding_rows(wrong, binding)
+
+
+OWN = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "stop_token_ids": [1, 2],
+    "logit_bias": {"50256": -100},
+    "min_tokens": 3,
+    "ignore_eos": True,
+    "guided_choice": "yes",
+}
+
+
+def test_a_face_may_take_any_sampling_field():
+    binding = _binding(takes=[*OWN, "max_tokens"])
+    for read in (_chat, _complete):
+        sampling = read(binding, **OWN).sampling
+        assert {name: sampling[name] for name in OWN} == OWN
+    with pytest.raises(Malformed, match="'chat_template_kwargs'"):
+        _chat(chat_template_kwargs={})
+    with pytest.raises(Malformed, match="bytes of JSON") as caught:
+        _chat(binding, stop_token_ids=list(range(100_000)))
+    assert caught.value.param == "stop_token_ids"
+
+
+def test_what_a_client_wrote_is_cut_short_in_an_error():
+    for fields in ({"x" * 10_000: 1}, {"messages": [{**USER, "x" * 10_000: 1}]}):
+        with pytest.raises(Malformed) as caught:
+            _chat(**fields)
+        assert len(caught.value.message) < 200
+        assert len(caught.value.param) < 100

@@ -155,11 +155,11 @@ def parse_generate(
     if identity is None:
         identity = ""
     if not isinstance(identity, str):
-        raise Malformed("'id' must be a string")
+        raise Malformed("'parameters' must be an object, and 'id' a string")
     fields = {
         name: value
         for name, value in body.items()
-        if value is not None and name not in ("id", "parameters")
+        if name not in ("id", "parameters") and not (value is None and _is_optional(model, name))
     }
     extra = next((name for name in fields if name not in model.inputs), None)
     if extra is not None:
@@ -178,6 +178,10 @@ def parse_generate(
     tensors = [_tensor(model, name, value, arrays) for name, value in fields.items()]
     check_model(model, tensors)
     return V2Request(model.name, version, identity, tensors, {}, parameters)
+
+
+def _is_optional(model: Model, name: str) -> bool:
+    return name in model.inputs and model.inputs[name].optional
 
 
 def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tensor:

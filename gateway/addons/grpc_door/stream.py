@@ -11,6 +11,7 @@ way. When nothing moves for ``deadline_s``, the stream is ended.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -50,6 +51,7 @@ from gateway.models.sequences import step_of
 from gateway.stream_call import StreamCall
 from gateway.upstream import Upstream, end_stream, log_upstream, translate
 
+log = logging.getLogger("gateway")
 # In Triton's own metadata: an error ends the stream, with its status, instead of being a message of
 # it. Triton 2.51 is never told: it dies of it when a decoupled model fails.
 STRICT = b"triton_grpc_error"
