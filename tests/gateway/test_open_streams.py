@@ -299,6 +299,20 @@ async def test_a_certificate_that_is_not_listed_any_more(world):
     assert isinstance(await stream.ended(), Unauthenticated)
 
 
+async def test_a_certificate_that_ends_while_its_connection_lasts(world):
+    world.write(POLICY + CERTIFICATE + "# end\n")
+    world.guard.refresh()
+    stream = Stream(world, "", "chat")
+    stream.exchange.headers.clear()
+    ends = time.time() + 1
+    shown = {"tidegate.client_certificate": ("CN=batch",), "tidegate.client_certificate_ends": ends}
+    stream.exchange.scope.update(shown)
+    await stream.begin()
+    assert isinstance(await stream.ended(ends + BOUND_S - time.time()), Unauthenticated)
+    with pytest.raises(Unauthenticated):
+        await world.guard.identify(stream.exchange)
+
+
 LIMIT = """
 [[limits]]
 scope = "{scope}"
