@@ -6,6 +6,9 @@ verified before HTTP begins). A certificate is known by its subject as RFC 4514 
 """
 
 import ipaddress
+import math
+import time
+from dataclasses import replace
 from typing import Any
 
 from cryptography import x509
@@ -16,6 +19,7 @@ from gateway.identity.principal import Grant, Principal, refused
 from gateway.policy.gateway_toml import Rules
 
 SCOPE_KEY = "tidegate.client_certificate"
+ENDS_KEY = "tidegate.client_certificate_ends"  # seconds since the epoch
 
 
 class CertificateProtocol(CorkedProtocol):
@@ -26,11 +30,12 @@ class CertificateProtocol(CorkedProtocol):
         tls = transport.get_extra_info("ssl_object")
         shown = tls.getpeercert(binary_form=True) if tls else None
         self._names = certificate_names(shown) if shown else ()
+        self._ends = certificate_end(shown) if shown else math.inf
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         scope: Any = self.scope
-        scope[SCOPE_KEY] = self._names
+        scope[SCOPE_KEY], scope[ENDS_KEY] = self._names, self._ends
 
 
 def certificate_names(der: bytes) -> tuple[str, ...]:
@@ -46,6 +51,14 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
     uris = found.get_values_for_type(x509.UniformResourceIdentifier)
     hosts = found.get_values_for_type(x509.DNSName)
     return (*names, *(f"URI:{uri}" for uri in uris), *(f"DNS:{host}" for host in hosts))
+
+
+def certificate_end(der: bytes) -> float:
+    """Until when it is valid: a connection may last longer than the certificate that opened it."""
+    try:
+        return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
+    except ValueError:
+        return -math.inf
 
 
 class Certificates:
@@ -69,7 +82,11 @@ class Certificates:
         if not self._principals:
             return None
         names = scope.get(SCOPE_KEY) or self._vouched(scope)
-        return next((self._principals[name] for name in names if name in self._principals), None)
+        found = next((self._principals[name] for name in names if name in self._principals), None)
+        ends = scope.get(ENDS_KEY, math.inf)
+        if found is None or ends == math.inf:
+            return found
+        return replace(found, ends=ends) if ends > time.time() else None
 
     def _vouched(self, scope: Scope) -> list[str]:
         """What a trusted proxy's header says; from anybody else it is as if it were not there."""

@@ -11,7 +11,13 @@ from typing import Any
 
 import grpc
 
-from gateway.addons.certificates import SCOPE_KEY, CertificateProtocol, certificate_names
+from gateway.addons.certificates import (
+    ENDS_KEY,
+    SCOPE_KEY,
+    CertificateProtocol,
+    certificate_end,
+    certificate_names,
+)
 from gateway.settings import Settings, SettingsError
 
 _PEM = "x509_pem_cert"  # in gRPC's auth_context
@@ -67,15 +73,19 @@ class Tls:
             ) from None
 
 
-def shown_to_grpc(context: Any) -> dict[str, tuple[str, ...]]:
+def shown_to_grpc(context: Any) -> dict[str, Any]:
     """What a call's scope says of the certificate that its client has shown."""
     found = context.auth_context().get(_PEM)
-    return {SCOPE_KEY: _names(bytes(found[0])) if found else ()}
+    if not found:
+        return {SCOPE_KEY: ()}
+    names, ends = _read_certificate(bytes(found[0]))
+    return {SCOPE_KEY: names, ENDS_KEY: ends}
 
 
 @lru_cache(1024)
-def _names(pem: bytes) -> tuple[str, ...]:
-    return certificate_names(ssl.PEM_cert_to_DER_cert(pem.decode()))
+def _read_certificate(pem: bytes) -> tuple[tuple[str, ...], float]:
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    return certificate_names(der), certificate_end(der)
 
 
 def _check_readable(name: str, path: str) -> None:

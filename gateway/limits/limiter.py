@@ -99,10 +99,10 @@ class Limiter:
         over = self._readmit_alone(alone)
         if not shared or self.redis is None:
             return over
-        for admission, wanted in shared:
-            self.redis.move(admission.lease, wanted)
-            admission.move(wanted)
-        buckets = {check.bucket: check for _, wanted in shared for check in wanted}
+        for admission, places in shared:
+            self.redis.move(admission.lease, places)
+            admission.move(places)
+        buckets = {check.bucket: check for _, places in shared for check in places}
         found = await self.redis.over(list(buckets.values()))
         if found is None:
             return None

@@ -140,7 +140,8 @@ class PolicyFile:
 def _is_renamed(stat: os.stat_result, before: tuple[int, int, int] | None) -> bool:
     """Whether the file was written under another name: it is not the one that stood here, and its
     entry was changed after its last byte."""
-    return before is not None and stat.st_ino != before[2] and stat.st_ctime_ns > stat.st_mtime_ns
+    is_another = before is None or stat.st_ino != before[2]
+    return is_another and stat.st_ctime_ns > stat.st_mtime_ns
 
 
 def _is_cut(data: bytes, whole: bytes) -> bool:

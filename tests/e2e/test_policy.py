@@ -54,6 +54,10 @@ def governed(built):
         wait_until(
             lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
         )
+        # What it gives more than no policy: a role that nobody had.
+        wait_until(
+            lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 10, "roles"
+        )
         yield running
         policy.unlink()
     finally:

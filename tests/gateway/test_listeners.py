@@ -1,0 +1,95 @@
+"""The listeners beside HTTP: one whose server ends is noticed, begun again, and answers."""
+
+import asyncio
+import collections
+
+import grpc
+import httpx
+import pytest
+
+from gateway.addons.admin import AdminListener
+from gateway.addons.grpc_door.door import GrpcDoor
+from gateway.core import Gateway
+from gateway.probes import readiness
+from gateway.settings import Settings
+from serving.ports import free_ports
+
+
+@pytest.fixture
+async def gateway(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.supervision.CHECK_S", 0.05)
+    settings = Settings(
+        replicas=("127.0.0.1:1",),
+        keys_file=tmp_path / "keys.toml",
+        pepper_file=tmp_path / "pepper",
+        policy_file=tmp_path / "gateway.toml",
+        state_folder=tmp_path,
+    )
+    made = Gateway(settings)
+    made.counted = collections.Counter()
+    monkeypatch.setattr(made.supervisor, "_count", lambda name: made.counted.update([name]))
+    made.supervisor.open()
+    await made.guard.open()
+    yield made
+    await made.supervisor.close()
+    await made.pool.close()
+    await made.guard.close()
+
+
+async def _until(condition, timeout_s=8):
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - nobody signals it
+            await asyncio.sleep(0.05)
+
+
+async def test_the_operators_listener(gateway):
+    (port,) = free_ports(1)
+    listener = AdminListener(gateway, port)
+    await listener.start()
+    gateway.supervisor.run("admin", listener.serve)
+
+    async def answers():
+        try:
+            async with httpx.AsyncClient() as client:
+                return (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await _until(answers)
+    listener._server.should_exit = True
+    await _until(lambda: asyncio.sleep(0, gateway.counted["admin"] == 1))
+    await _until(answers)
+    assert gateway.supervisor.faults() == {}
+    await gateway.supervisor.close()
+    await listener.stop()
+
+
+async def test_the_grpc_server(gateway):
+    (port,) = free_ports(1)
+    listener = GrpcDoor(gateway, port)
+    await listener.start()
+    gateway.supervisor.run("grpc_door", listener.serve)
+
+    async def answers():
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            try:
+                await call(b"", timeout=1)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+        return False
+
+    await _until(answers)
+    await listener._server.stop(0)
+    await _until(lambda: asyncio.sleep(0, gateway.counted["grpc_door"] == 1))
+    await _until(answers)
+    assert gateway.supervisor.faults() == {}
+    await gateway.supervisor.close()
+    await listener.stop(0)
+
+
+async def test_what_is_down_makes_the_gateway_unready(gateway, monkeypatch):
+    assert readiness(gateway) == {}
+    audit = gateway.guard._audit
+    monkeypatch.setattr(audit, "fault", lambda: "is not written: No space left on device")
+    assert readiness(gateway) == {"background:audit": "is not written: No space left on device"}
