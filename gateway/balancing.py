@@ -47,7 +47,8 @@ def choose(states: Sequence[ReplicaState], max_inflight: int, draw: float) -> in
 
     Ties are decided by ``draw``, from [0, 1). None when every candidate is full, or none is left.
     """
-    least, ties = 0, []
+    least = 0
+    ties: list[int] = []
     for index in candidates(states):
         _, inflight, failures, _, _ = states[index]
         load = inflight + failures
