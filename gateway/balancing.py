@@ -32,9 +32,14 @@ class ReplicaState(NamedTuple):
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
     """Indexes of those that may be asked: the healthiest that serve it, without wrong ones where
     there are right ones; [] when nobody is left."""
-    able = [index for index, state in enumerate(states) if state.serves and state.health]
-    best = max(((states[i].health, states[i].is_right) for i in able), default=None)
-    return [i for i in able if (states[i].health, states[i].is_right) == best]
+    best, found = 0, []
+    for index, (health, _, _, serves, is_right) in enumerate(states):
+        rank = 2 * health + is_right if serves and health else 0
+        if rank > best:
+            best, found = rank, [index]
+        elif rank and rank == best:
+            found.append(index)
+    return found
 
 
 def choose(states: Sequence[ReplicaState], max_inflight: int, draw: float) -> int | None:
@@ -42,13 +47,18 @@ def choose(states: Sequence[ReplicaState], max_inflight: int, draw: float) -> in
 
     Ties are decided by ``draw``, from [0, 1). None when every candidate is full, or none is left.
     """
-    free = [i for i in candidates(states) if states[i].inflight < max_inflight]
-    if not free:
-        return None
-    loads = [states[i].inflight + states[i].failures for i in free]
-    least = min(loads)
-    ties = [i for i, load in zip(free, loads, strict=True) if load == least]
-    return ties[int(draw * len(ties))]
+    least = 0
+    ties: list[int] = []
+    for index in candidates(states):
+        _, inflight, failures, _, _ = states[index]
+        load = inflight + failures
+        if inflight >= max_inflight or (ties and load > least):
+            continue
+        if ties and load == least:
+            ties.append(index)
+        else:
+            least, ties = load, [index]
+    return ties[int(draw * len(ties))] if ties else None
 
 
 def preferred(sequence: int | str, addresses: Iterable[str]) -> list[str]:

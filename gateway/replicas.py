@@ -33,6 +33,8 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # so many in a row, and no answer to anything meanwhile: it hangs
 FAILURE_S = 5.0  # after which a failure counts a third of what it did
+_DOWN = Health.DOWN
+_FAILURES, _ANSWERS = (NoCapacity, UpstreamBroke), (Malformed, TooLarge)  # of what was asked
 _BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
@@ -60,7 +62,7 @@ class Replica:
 
     @property
     def health(self) -> Health:
-        return Health.DOWN if self.fault else self.upstream.health()
+        return _DOWN if self.fault else self.upstream.health()
 
     @property
     def reason(self) -> str:
@@ -79,13 +81,9 @@ class Replica:
         return found is not None and (not version or version in found)
 
     def state(self, model: str, version: str, now: float) -> ReplicaState:
-        return ReplicaState(
-            health=self.health,
-            inflight=self.inflight,
-            failures=self._recent_failures(now),
-            serves=self.serves(model, version),
-            is_right=not self.probes.get(model),
-        )
+        failures = round(self._decayed(now)) if self._failures else 0
+        serves, is_right = self.serves(model, version), not self.probes.get(model)
+        return ReplicaState(self.health, self.inflight, failures, serves, is_right)
 
     def permit(self, model: str = "") -> "Permit":
         """A permit that is given however busy it is, and whatever its health."""
@@ -131,14 +129,11 @@ class Replica:
     def ended(self, model: str, error: BaseException | None) -> None:
         """A request has ended; what that says of this server is kept."""
         now = time.monotonic()
-        if isinstance(error, NoCapacity | UpstreamBroke):
+        if isinstance(error, _FAILURES):
             self._failures = self._decayed(now) + 1
             self._failed_at = now
-        elif error is None or isinstance(error, Malformed | TooLarge):
+        elif error is None or isinstance(error, _ANSWERS):
             self._last_answer = self.answered[model] = now
-
-    def _recent_failures(self, now: float) -> int:
-        return round(self._decayed(now)) if self._failures else 0
 
     def _decayed(self, now: float) -> float:
         return self._failures * math.exp((self._failed_at - now) / FAILURE_S)
@@ -208,6 +203,10 @@ class ReplicaPool:
                 if replica.inflight >= self._max_inflight:
                     raise NoCapacity(_BUSY, retry_after_s=1)
                 return Permit(replica, model)
+        if len(self.replicas) == 1:  # there is nothing to choose: the hot path of most gateways
+            only = self.replicas[0]
+            if only.health and only.inflight < self._max_inflight and only.serves(model, version):
+                return Permit(only, model)
         now = time.monotonic()
         states = [replica.state(model, version, now) for replica in self.replicas]
         index = choose(states, self._max_inflight, self._draw())
