@@ -105,7 +105,10 @@ def _add_control_routes(app: FastAPI, gateway: Gateway) -> None:
         pipelines = readiness(gateway)
         ready = not any(pipelines.values())
         response.status_code = 200 if ready else 503
-        shown = {name: fault or "ready" for name, fault in pipelines.items()}
+        shown = {
+            name: fault or ("unproved" if name in gateway.unproved else "ready")
+            for name, fault in pipelines.items()
+        }
         return {"status": "ready" if ready else "not ready", "pipelines": shown}
 
 

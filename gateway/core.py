@@ -41,6 +41,7 @@ class Gateway:
         self.open_sequences = OpenSequences()
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)
+        self.unproved: frozenset[str] = frozenset()  # models without a golden sample
         self.probes: Mapping[str, str] = {}  # pipeline -> '' when it answers, else what is wrong
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight

@@ -9,16 +9,22 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import numpy as np
+import grpc
+from tritonclient.grpc import service_pb2
 
 from gateway.balancing import Health
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.limits.limiter import BEAT_S
 from gateway.models.catalogue import Model
-from gateway.models.rows import Tensors
+from gateway.models.face import Face
+from gateway.models.rows import batches
+from gateway.models.tensors import unpack
 from gateway.replicas import CHECK_S, Replica
-from gateway.upstream import request_id
+from gateway.stream_call import EMPTY_FINAL, FINAL
+from gateway.upstream import Upstream, end_stream, request_id, told, translate
+from modelspec.face import Golden
+from modelspec.golden import golden_fault
 
 log = logging.getLogger("gateway")
 GUARD_S = 0.25  # a revoked key is refused within a second
@@ -75,7 +81,8 @@ class Background:
             return  # ``outage`` says so after a while; the last catalogue stays
         for model, fault in gateway.reader.faults.items():
             if before.get(model) != fault:
-                log.error("model %s is not shown: %s", model, fault)
+                what = "has a fault" if model in gateway.catalogue.models else "is not shown"
+                log.error("model %s %s: %s", model, what, fault)
 
     async def probe(self) -> None:
         """Ask every pipeline of every replica that can be asked."""
@@ -86,7 +93,7 @@ class Background:
         for name, fault in found.items():
             if gateway.probes.get(name) != fault:
                 log.info("pipeline %s: %s", name, fault or "answers its golden probe")
-        gateway.probes = found
+        gateway.probes, gateway.unproved = found, self._unproved()
 
     async def _probed(self, name: str) -> tuple[str, str]:
         """The pipeline, and '' if one replica at least answers rightly, else what is wrong."""
@@ -116,18 +123,25 @@ class Background:
     async def _ask_golden(self, replica: Replica, model: Model) -> tuple[str, bool]:
         """'' or what is wrong, and whether that is only that there was no answer in time, or that
         it was refused for want of room."""
-        if model.face is None or model.golden is None:
-            return "", False
+        if model.golden_fault:
+            return f"cannot be asked its golden sample: {model.golden_fault}", False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                rows, timeout_s = [model.golden["request"]], PROBE_TIMEOUT_S
-                answers = await self.gateway.rows(
-                    model, model.face, rows, timeout_s, replica=replica
-                )
-                return golden_fault(model.golden, *answers[0]), False
+                with replica.permit() as upstream:
+                    if model.face is None or model.golden is None:
+                        return await _sign_of_life(upstream, model), False
+                    answer = await golden_answer(
+                        upstream, model, model.face, model.golden, PROBE_TIMEOUT_S
+                    )
+                return golden_fault(model.golden, answer), False
         except (GatewayError, TimeoutError) as error:
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
             return f"does not answer its golden probe ({error or 'timeout'})", is_late
+
+    def _unproved(self) -> frozenset[str]:
+        """The models that nothing proves to be right: they have no golden sample."""
+        models = self.gateway.catalogue.models.values()
+        return frozenset(m.name for m in models if m.face is None or m.golden is None)
 
     def _is_busy(self, replica: Replica, model: Model, sent: float) -> bool:
         """Load is not death: whether the model answered anything there since the probe was sent,
@@ -137,21 +151,53 @@ class Background:
         )
 
 
-def golden_fault(golden: Mapping[str, Any], tensors: Tensors, index: int) -> str:
-    """'' when the row's first elements are the golden ones, else which tensor differs."""
-    for name, wanted in golden["expect"].items():
-        if name not in tensors:
-            return f"answers without the tensor {name}"
-        got = tensors[name][index].reshape(-1)[: len(wanted)]
-        if got.dtype == object:
-            right = [value.decode("utf-8", "replace") for value in got] == wanted
-        else:
-            right = len(got) == len(wanted) and bool(
-                np.allclose(got, wanted, rtol=0, atol=golden["tolerance"])
-            )
-        if not right:
-            return f"answers its golden probe wrongly in {name}"
+async def _sign_of_life(upstream: Upstream, model: Model) -> str:
+    """Of a model that cannot be proved: what is wrong as far as the server itself shows it."""
+    found = await upstream.describe("ModelReady", model.name)
+    if not found.ready:
+        return "is not ready"
+    if model.decoupled and not await upstream.stream_ends.answers():
+        return "cannot be asked: streams to its server are not answered"
     return ""
+
+
+async def golden_answer(
+    upstream: Upstream, model: Model, face: Face, golden: Golden, timeout_s: float
+) -> Mapping[str, list[Any]]:
+    """What the model answers to its golden request: each output's values, in one flat list.
+
+    The answers of a decoupled model are joined, as far as the sample expects something of them.
+    """
+    message = batches(model, face, [golden.request])[0].message
+    answer: dict[str, list[Any]] = {}
+    if not model.decoupled:
+        _join(answer, await upstream.infer(message, timeout_s))
+        return answer
+    message.parameters[EMPTY_FINAL].bool_param = True
+    call = upstream.open_stream(timeout_s)
+    try:
+        await call.write(message)
+        await call.done_writing()
+        while any(len(answer.get(name, ())) < len(v) for name, v in golden.expect.items()):
+            found = await call.read()
+            if found is grpc.aio.EOF:
+                break
+            if found.error_message:
+                raise translate(grpc.StatusCode.UNKNOWN, found.error_message)
+            _join(answer, found.infer_response)
+            if found.infer_response.parameters[FINAL].bool_param:
+                break
+    except grpc.aio.AioRpcError as error:
+        raise told(error) from error
+    finally:
+        await end_stream(call)
+    return answer
+
+
+def _join(answer: dict[str, list[Any]], response: service_pb2.ModelInferResponse) -> None:
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        values = unpack(output.datatype, [-1], raw).tolist()
+        answer.setdefault(output.name, []).extend(values)
 
 
 def outage(gateway: Gateway) -> str:

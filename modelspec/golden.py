@@ -41,7 +41,9 @@ def parse_golden(text: str, fields: Mapping[str, Any] | None = None) -> Golden:
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
         raise GoldenError("the golden sample needs 'tolerance', a number")
     if not 0 <= tolerance < math.inf:
-        raise GoldenError(f"the golden sample's tolerance must be finite and not below 0: {tolerance}")
+        raise GoldenError(
+            f"the golden sample's tolerance must be finite and not below 0: {tolerance}"
+        )
     if fields is not None:
         _check_request(request, fields)
     return Golden(request, expect, tolerance)

@@ -16,38 +16,54 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from modelspec.dtypes import element_type
-from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER
+from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER, Golden
+from modelspec.golden import GoldenError, golden_fault, parse_golden
 from serving.control import TritonControl
-from serving.errors import ServingError
+from serving.errors import NoAnswerInTime, ServingError
 
 PROBE_TIMEOUT_S = 30.0
+NO_ANSWER, IS_LATE = "does not answer its golden sample", " in time"
 _NAMES = {"TYPE_STRING": "BYTES"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row by tensor, the request parameters, and the first elements of the right answer."""
+    """One row by tensor, the request parameters, and the right answer."""
 
     tensors: Mapping[str, Any]
     parameters: Mapping[str, str | bool | int | float]
-    expect: Mapping[str, list[Any]]
-    tolerance: float
+    golden: Golden
+
+    @property
+    def tolerance(self) -> float:
+        return self.golden.tolerance
 
 
 def sample_of(config: ModelConfig) -> Sample | None:
-    """The golden sample that a config carries; None for a model without one."""
+    """The golden sample that a config carries; None for a model without one, GoldenError for one
+    that cannot be used."""
     parameters = config.parameters
     if GOLDEN_PARAMETER not in parameters or FACE_PARAMETER not in parameters:
         return None
-    golden = json.loads(parameters[GOLDEN_PARAMETER].string_value)
-    tensors, asked = bound(request_fields(config), golden["request"])
-    return Sample(tensors, asked, golden["expect"], golden["tolerance"])
+    fields = request_fields(config)
+    golden = parse_golden(parameters[GOLDEN_PARAMETER].string_value, fields)
+    try:
+        tensors, asked = bound(fields, golden.request)
+        infer_request(config.name, config, tensors, asked)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise GoldenError(
+            f"the golden sample's request does not fit the model's inputs: {error}"
+        ) from None
+    return Sample(tensors, asked, golden)
 
 
 def request_fields(config: ModelConfig) -> dict[str, Any]:
     """The schemas of the fields of one request, by name, from the face that the config carries."""
-    face = json.loads(config.parameters[FACE_PARAMETER].string_value)
-    fields: dict[str, Any] = face["request"]["properties"]
+    try:
+        face = json.loads(config.parameters[FACE_PARAMETER].string_value)
+        fields: dict[str, Any] = face["request"]["properties"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GoldenError(f"the endpoint schema cannot be read: {error}") from None
     return fields
 
 
@@ -65,6 +81,18 @@ def bound(
     return tensors, asked
 
 
+def fault_of_config(
+    control: TritonControl, model: str, config: ModelConfig, timeout_s: float = PROBE_TIMEOUT_S
+) -> str:
+    """'' when the model gives the golden answer that its config carries, or carries none; else what
+    is wrong, with the sample or with the model."""
+    try:
+        sample = sample_of(config)
+    except GoldenError as error:
+        return f"cannot be asked its golden sample: {error}"
+    return fault(control, model, config, sample, timeout_s) if sample else ""
+
+
 def fault(
     control: TritonControl,
     model: str,
@@ -72,22 +100,28 @@ def fault(
     sample: Sample,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> str:
-    """'' when the model gives the golden answer now, else what is wrong with it."""
+    """'' when the model gives the golden answer now, else what is wrong with it.
+
+    The answers of a decoupled model are joined, tensor by tensor.
+    """
+    request = infer_request(model, config, sample.tensors, sample.parameters)
+    answer: dict[str, list[Any]] = {}
     try:
-        request = infer_request(model, config, sample.tensors, sample.parameters)
-        answer = control.infer(request, timeout_s)
+        if config.model_transaction_policy.decoupled:
+            for each in control.stream_infer(request, timeout_s):
+                _join(answer, each)
+        else:
+            _join(answer, control.infer(request, timeout_s))
+    except NoAnswerInTime:
+        return NO_ANSWER + IS_LATE
     except ServingError as error:
-        return f"does not answer its golden sample ({error})"
-    given = {
-        output.name: values_of(output.datatype, raw)
-        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
-    }
-    for tensor, wanted in sample.expect.items():
-        if tensor not in given:
-            return f"answers its golden sample without the tensor {tensor}"
-        if not agree(given[tensor][: len(wanted)], wanted, sample.tolerance):
-            return f"answers its golden sample wrongly in {tensor}"
-    return ""
+        return f"{NO_ANSWER} ({error})"
+    return golden_fault(sample.golden, answer)
+
+
+def _join(answer: dict[str, list[Any]], response: service_pb2.ModelInferResponse) -> None:
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        answer.setdefault(output.name, []).extend(values_of(output.datatype, raw))
 
 
 def _plain(value: Any, schema: Mapping[str, Any]) -> Any:

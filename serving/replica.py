@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.control import ModelState, TritonControl, read_key
 from serving.errors import PublishFailed
-from serving.golden import fault, sample_of
+from serving.golden import fault_of_config
 from serving.servers import Server
 
 READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
@@ -46,8 +46,7 @@ class Replica:
 
     def require_golden(self, model: str, config: ModelConfig) -> None:
         """PublishFailed unless the model gives its golden answer; one without a sample passes."""
-        sample = sample_of(config)
-        wrong = fault(self.control, model, config, sample) if sample else ""
+        wrong = fault_of_config(self.control, model, config)
         if wrong:
             raise PublishFailed(f"{model} at {self.address} {wrong}")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import orjson
 from tritonclient.grpc import model_config_pb2
 
 from gateway.addons import load
@@ -18,6 +17,8 @@ from gateway.models.face import Face
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.replicas import Replica
+from modelspec.face import Golden
+from modelspec.golden import GoldenError, parse_golden
 
 FACE, GOLDEN = "tidegate.face", "tidegate.golden"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
@@ -48,10 +49,11 @@ class Model:
     outputs: Mapping[str, TensorMeta]
     decoupled: bool
     face: Face | None
-    golden: Mapping[str, Any] | None
+    golden: Golden | None
     canary_of: str = ""  # the public pipeline that it is tried out for
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
     is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
+    golden_fault: str = ""  # why the sample that it has cannot be used
     sequences: SequenceSlots | None = None  # of a model that keeps state from request to request
 
     @cached_property
@@ -171,6 +173,8 @@ class Reader:
                 continue
             if model:
                 models[name] = model
+                if model.golden_fault:  # it is served all the same, and is not ready
+                    self.faults[name] = model.golden_fault
         return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
 
     def _model(
@@ -197,6 +201,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         face = Face.compile(parameters[FACE], set(inputs), set(outputs))
         if not TEXT_ROUTES.isdisjoint(face.openai):
             load("openai_binding")(face.raw, inputs, outputs)
+    golden, golden_fault = _golden(parameters, face)
     return Model(
         name=config.name,
         versions=versions,
@@ -206,7 +211,8 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         decoupled=config.model_transaction_policy.decoupled,
         face=face,
         canary_of=parameters.get(CANARY, ""),
-        golden=orjson.loads(parameters[GOLDEN]) if GOLDEN in parameters else None,
+        golden=golden,
+        golden_fault=golden_fault,
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         is_relayed=parameters.get(SHORT) == "true"
@@ -214,6 +220,17 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
+
+
+def _golden(parameters: Mapping[str, str], face: Face | None) -> tuple[Golden | None, str]:
+    """The golden sample, and what is wrong with it if it cannot be used."""
+    if GOLDEN not in parameters:
+        return None, ""
+    try:
+        fields = face.raw["request"].get("properties", {}) if face else None
+        return parse_golden(parameters[GOLDEN], fields), ""
+    except GoldenError as error:
+        return None, str(error)
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:

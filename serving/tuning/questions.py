@@ -8,6 +8,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.golden import GoldenError
 from serving.control import TritonControl
 from serving.errors import ServingError
 from serving.golden import agree, bound, infer_request, request_fields, sample_of, values_of
@@ -41,7 +42,10 @@ class Questions:
 def questions(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Questions:
     """The golden sample and each body (a face request), shuffled; ServingError for a pipeline
     without a golden sample or a body with an unknown field."""
-    golden = sample_of(config)
+    try:
+        golden = sample_of(config)
+    except GoldenError as error:
+        raise ServingError(f"{config.name}: {error}") from None
     if golden is None:
         raise ServingError(f"{config.name} has no golden sample, so nothing can be asked")
     fields = request_fields(config)

@@ -63,7 +63,7 @@ async def test_one_that_answers_wrongly_is_not_asked_and_the_pipeline_is_ready(
 async def test_a_pipeline_that_nobody_answers_rightly_is_not_ready(pair, gateway):
     for fake in pair[0]:
         fake.answer = wrong(7.0)
-    assert await _round(gateway) == {"p": "answers its golden probe wrongly in y"}
+    assert await _round(gateway) == {"p": "answers its golden sample wrongly in y"}
 
 
 async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
