@@ -4,7 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from modelspec.face import FACE_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER, Face
+from modelspec.golden import GoldenError, parse_golden
+from serving.golden import request_fields, sample_of
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
 
@@ -31,8 +35,9 @@ def check(model: Model) -> Iterator[Finding]:
             "publish the pipeline again from its declaration",
         )
         return
-    yield from _bindings(model, face)
-    yield from _golden(model, face)
+    unbound = list(_bindings(model, face))
+    yield from unbound
+    yield from _golden(model, is_bound=not unbound)
     if texts.get(INTERNAL_PARAMETER) == "true":
         yield info(
             "face-hidden",
@@ -65,7 +70,7 @@ def _bindings(model: Model, face: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
-def _golden(model: Model, face: Mapping[str, Any]) -> Iterator[Finding]:
+def _golden(model: Model, is_bound: bool) -> Iterator[Finding]:
     text = model.parameters.get(GOLDEN_PARAMETER)
     if text is None:
         yield warning(
@@ -75,19 +80,20 @@ def _golden(model: Model, face: Mapping[str, Any]) -> Iterator[Finding]:
             f"add {GOLDEN_PARAMETER}: a request, the answer's first elements, a tolerance",
         )
         return
-    golden = _json(text)
-    if golden is None or not {"request", "expect", "tolerance"} <= set(golden):
+    config = model.config
+    try:
+        golden = parse_golden(text)
+        fields = request_fields(config)
+    except GoldenError as fault:
         yield error(
             "golden-broken",
             model.place,
-            f"{GOLDEN_PARAMETER} is no JSON object with request, expect and tolerance",
+            str(fault),
             "publish the pipeline again from its declaration",
         )
         return
-    config = model.config
     outputs = {tensor.name for tensor in config.output}
-    fields = set(face["request"].get("properties", {}))
-    strange = (set(golden["expect"]) - outputs) | (set(golden["request"]) - fields)
+    strange = (set(golden.expect) - outputs) | (set(golden.request) - set(fields))
     for name in sorted(strange):
         yield error(
             "golden-unbound",
@@ -95,6 +101,16 @@ def _golden(model: Model, face: Mapping[str, Any]) -> Iterator[Finding]:
             "the golden sample names it, and the model has no such field or output",
             "correct the sample",
         )
+    if is_bound and not strange:
+        yield from _asked(model, config)
+
+
+def _asked(model: Model, config: ModelConfig) -> Iterator[Finding]:
+    """Whether the sample's request can be sent."""
+    try:
+        sample_of(config)
+    except GoldenError as fault:
+        yield error("golden-broken", model.place, str(fault), "correct the sample")
 
 
 def _bound(schema: Mapping[str, Any]) -> set[str]:

@@ -19,7 +19,7 @@ def test_a_sample_fills_the_inputs_and_expects_outputs(name):
     sample = sample_of(config)
     required = {tensor.name for tensor in config.input if not tensor.optional}
     assert required <= set(sample.tensors)
-    assert set(sample.expect) <= {tensor.name for tensor in config.output}
+    assert set(sample.golden.expect) <= {tensor.name for tensor in config.output}
 
 
 def test_bytes_are_decoded():
