@@ -6,7 +6,11 @@ Triton's own readiness says 200 while a model's process is dead; an answer that 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
 
 from gateway.balancing import Health
 from gateway.core import Gateway
@@ -14,9 +18,14 @@ from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.http.exchange import Exchange
 from gateway.limits.limiter import BEAT_S
 from gateway.models.catalogue import Model
+from gateway.models.face import Face
+from gateway.models.rows import batches
+from gateway.models.tensors import unpack
 from gateway.replicas import CHECK_S, Replica
+from gateway.stream_call import EMPTY_FINAL, FINAL
 from gateway.supervision import STALL_S, every
-from gateway.upstream import request_id
+from gateway.upstream import Upstream, end_stream, request_id, told, translate
+from modelspec.golden import Golden
 
 log = logging.getLogger("gateway")
 GUARD_S = 0.25  # a revoked key is refused within a second
@@ -114,19 +123,19 @@ class Background:
             return model.golden_fault, False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                if model.face is None or model.golden is None:
-                    asked = await replica.upstream.describe("ModelReady", model.name)
-                    return "" if asked.ready else "is not ready", False
-                rows, timeout_s = [model.golden.request], PROBE_TIMEOUT_S
-                answers = await self.gateway.rows(
-                    model, model.face, rows, timeout_s, replica=replica
-                )
-                tensors, index = answers[0]
-                row = {name: values[index].reshape(-1) for name, values in tensors.items()}
-                return model.golden.fault(row), False
+                with replica.permit() as upstream:
+                    if model.face is None or model.golden is None:
+                        return await _sign_of_life(upstream, model), False
+                    answer = await golden_answer(
+                        upstream, model, model.face, model.golden, PROBE_TIMEOUT_S
+                    )
+                return model.golden.fault(answer), False
         except (GatewayError, TimeoutError) as error:
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
-            return f"does not answer its golden sample ({error or 'timeout'})", is_late
+            return (
+                f"does not answer its golden sample ({str(error) or 'no answer in time'})",
+                is_late,
+            )
 
     def _is_busy(self, replica: Replica, model: Model, sent: float) -> bool:
         """Load is not death: whether the model answered anything there since the probe was sent,
@@ -134,6 +143,55 @@ class Background:
         return replica.health is Health.UP and (
             replica.answered.get(model.name, 0.0) > sent - BUSY_S
         )
+
+
+async def _sign_of_life(upstream: Upstream, model: Model) -> str:
+    """Of a model that cannot be proved: what is wrong as far as the server itself shows it."""
+    found = await upstream.describe("ModelReady", model.name)
+    if not found.ready:
+        return "is not ready"
+    if model.decoupled and not await upstream.stream_ends.answers():
+        return "cannot be asked: streams to its server are not answered"
+    return ""
+
+
+async def golden_answer(
+    upstream: Upstream, model: Model, face: Face, golden: Golden, timeout_s: float
+) -> Mapping[str, list[Any]]:
+    """What the model answers to its golden request: each output's values, in one flat list.
+
+    The answers of a decoupled model are joined, as far as the sample expects something of them.
+    """
+    message = batches(model, face, [golden.request])[0].message
+    answer: dict[str, list[Any]] = {}
+    if not model.decoupled:
+        _join(answer, await upstream.infer(message, timeout_s))
+        return answer
+    message.parameters[EMPTY_FINAL].bool_param = True
+    call = upstream.open_stream(timeout_s)
+    try:
+        await call.write(message)
+        await call.done_writing()
+        while not golden.is_answered(answer):
+            found = await call.read()
+            if found is grpc.aio.EOF:
+                break
+            if found.error_message:
+                raise translate(grpc.StatusCode.UNKNOWN, found.error_message)
+            _join(answer, found.infer_response)
+            if found.infer_response.parameters[FINAL].bool_param:
+                break
+    except grpc.aio.AioRpcError as error:
+        raise told(error) from error
+    finally:
+        await end_stream(call)
+    return answer
+
+
+def _join(answer: dict[str, list[Any]], response: service_pb2.ModelInferResponse) -> None:
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        values = unpack(output.datatype, [-1], raw).tolist()
+        answer.setdefault(output.name, []).extend(values)
 
 
 def outage(gateway: Gateway) -> str:

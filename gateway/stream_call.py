@@ -21,6 +21,8 @@ QUIET_S = 0.005  # no answer for so long: none is being written
 DRAIN_S = 5.0  # a model that is never quiet is cancelled after so long
 PROOF_S = 2.0
 NO_MODEL = "tidegate.none"  # a request for it is refused by the stream thread itself
+# With it Triton says of each stream when it has ended, even if it ends without another output.
+EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _FAILED = (grpc.RpcError, asyncio.InvalidStateError)
 
 
@@ -38,19 +40,22 @@ class StreamEnds:
                 return False
             # The thread handles everything in its order: with the answer to this, all that came
             # before is done, an earlier cancel too.
-            await self._pass_through()
+            await self.answers()
             if reading.done() and not is_busy:
                 return False
             call.cancel()
         return True
 
-    async def _pass_through(self) -> None:
+    async def answers(self) -> bool:
+        """Whether Triton's stream thread answers; returns within ``PROOF_S`` s."""
         call = self._stub.ModelStreamInfer(timeout=PROOF_S)
         with contextlib.suppress(*_FAILED):
             await call.write(service_pb2.ModelInferRequest(model_name=NO_MODEL))
             await call.done_writing()
             while await call.read() is not grpc.aio.EOF:
                 pass
+            return True
+        return False
 
 
 class StreamCall:

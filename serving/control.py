@@ -3,7 +3,7 @@
 The repository API is closed by a key (see ``TritonServer``); every call here carries it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +12,13 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from serving.errors import ModelLoadFailed, ServingError
+from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
 
 KEY_HEADER = "tidegate-triton-key"
 # Triton's gRPC twin of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
+NO_MODEL = "tidegate.none"
 # The index looks at folder after folder, and fails when a publisher takes one away meanwhile.
 FOLDER_WENT = "failed to stat file"
 
@@ -41,9 +42,9 @@ class TritonControl:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
 
-    def is_live(self) -> bool:
+    def is_live(self, timeout_s: float = 1) -> bool:
         try:
-            response = self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=1)
+            response = self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
         except grpc.RpcError:
             return False
         return bool(response.live)
@@ -90,25 +91,41 @@ class TritonControl:
         """The ModelInferResponse; ServingError says why there is none."""
         return self._asked(self._stub.ModelInfer, request, timeout_s)
 
-    def stream(
+    def stream_infer(
         self, request: service_pb2.ModelInferRequest, timeout_s: float
     ) -> Iterator[service_pb2.ModelInferResponse]:
-        """The answers to one request over ModelStreamInfer, to the last one; ServingError says why
-        there are none (more). Half-closed at once: Triton ends the stream by itself."""
-        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        """Each answer of a decoupled model, to the stream's own end: Triton 2.51 does not bear that
+        streams are cancelled. ServingError says why there are no more."""
         try:
             for answer in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
                 if answer.error_message:
                     raise ServingError(" ".join(answer.error_message.split())[:2000])
                 yield answer.infer_response
         except grpc.RpcError as error:
-            raise ServingError(_first_line(error)) from error
+            raise _serving_error(error) from error
+
+    def answers_streams(self, timeout_s: float) -> bool:
+        """Whether a stream has its answer: a request for no model is refused by the one thread that
+        serves all streams, whatever the models do."""
+        request = service_pb2.ModelInferRequest(model_name=NO_MODEL)
+        try:
+            for _ in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
+                pass
+        except grpc.RpcError:
+            return False
+        return True
+
+    def statistics(self, model: str) -> Sequence[Any]:
+        """The ModelStatistics of each version that is loaded; ServingError when there are none."""
+        request = service_pb2.ModelStatisticsRequest(name=model)
+        found: Sequence[Any] = self._asked(self._stub.ModelStatistics, request, 5).model_stats
+        return found
 
     def _asked(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         try:
             return self._call(method, request, timeout_s)
         except grpc.RpcError as error:
-            raise ServingError(_first_line(error)) from error
+            raise _serving_error(error) from error
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = 60) -> Any:
         return method(request, metadata=self._metadata, timeout=timeout_s)
@@ -134,6 +151,11 @@ def read_key(path: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         raise ServingError(f"no Triton key at {path}: start the stack with `make up`") from None
+
+
+def _serving_error(error: grpc.RpcError) -> ServingError:
+    is_late = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return (NoAnswerInTime if is_late else ServingError)(_first_line(error))
 
 
 def _first_line(error: grpc.RpcError) -> str:

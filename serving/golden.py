@@ -19,9 +19,10 @@ from modelspec.dtypes import element_type
 from modelspec.face import FACE_PARAMETER
 from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 from serving.control import TritonControl
-from serving.errors import ServingError
+from serving.errors import NoAnswerInTime, ServingError
 
 PROBE_TIMEOUT_S = 30.0
+NO_ANSWER, IS_LATE = "does not answer its golden sample", " in time"
 _NAMES = {"TYPE_STRING": "BYTES"}
 
 
@@ -43,14 +44,22 @@ def sample_of(config: ModelConfig) -> Sample | None:
     golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
     fields = request_fields(config)
     golden.require_bound(fields, {tensor.name: tensor for tensor in config.output})
-    tensors, asked = bound(fields, golden.request)
+    try:
+        tensors, asked = bound(fields, golden.request)
+        infer_request(config.name, config, tensors, asked)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise GoldenError(f"asks what the model's inputs do not take: {error}") from None
     return Sample(golden, tensors, asked)
 
 
 def request_fields(config: ModelConfig) -> dict[str, Any]:
-    """The schemas of the fields of one request, by name, from the face that the config carries."""
-    face = json.loads(config.parameters[FACE_PARAMETER].string_value)
-    fields: dict[str, Any] = face["request"]["properties"]
+    """The schemas of the fields of one request, by name, from the face that the config carries;
+    GoldenError when it cannot be read."""
+    try:
+        face = json.loads(config.parameters[FACE_PARAMETER].string_value)
+        fields: dict[str, Any] = face["request"]["properties"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GoldenError(f"has an endpoint schema that cannot be read: {error}") from None
     return fields
 
 
@@ -79,17 +88,17 @@ def fault(
     if sample is None:
         return ""
     given: dict[str, list[Any]] = {}
+    request = infer_request(model, config, sample.tensors, sample.parameters)
     try:
-        request = infer_request(model, config, sample.tensors, sample.parameters)
         if config.model_transaction_policy.decoupled:
-            for answer in control.stream(request, timeout_s):
+            for answer in control.stream_infer(request, timeout_s):
                 _add(given, answer)
-                if sample.golden.is_answered(given):
-                    break
         else:
             _add(given, control.infer(request, timeout_s))
+    except NoAnswerInTime:
+        return NO_ANSWER + IS_LATE
     except ServingError as error:
-        return f"does not answer its golden sample ({error})"
+        return f"{NO_ANSWER} ({error})"
     return sample.golden.fault(given)
 
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable
 
 from serving.control import TritonControl
-from serving.errors import ServingError
-from serving.golden import fault
+from serving.errors import NoAnswerInTime, ServingError
+from serving.golden import IS_LATE, fault
 from serving.replica import READY
 from serving.stubs import Stub, live_stubs
+from serving.work import Work
 
 PROBE_EVERY_S = 5.0
 PROBE_TIMEOUT_S = 5.0
@@ -26,6 +27,7 @@ class Health:
         self._control = control
         self._stubs: set[Stub] = set()
         self._faults: collections.Counter[str] = collections.Counter()
+        self._work = Work(control)
         self._next_probe = 0.0
 
     def remember(self, server_pid: int | None) -> None:
@@ -61,10 +63,27 @@ class Health:
     def probe(self, models: Iterable[str]) -> dict[str, str]:
         """The models that fail their golden sample for the second time running, and how."""
         self._next_probe = time.monotonic() + PROBE_EVERY_S
-        found = {model: self.fault(model) for model in models}
+        found = {model: self._believed(model, self.fault(model)) for model in models}
         for model, wrong in found.items():
             self._faults[model] = self._faults[model] + 1 if wrong else 0
         return {m: wrong for m, wrong in found.items() if self._faults[m] >= FAULTS_BELIEVED}
+
+    def hung_stubs(self, model: str) -> list[Stub]:
+        """The processes of a model that neither answers nor works; [] of one that may be busy."""
+        names = self._work.parts(model) if self._work.is_hung(model) else set()
+        return [stub for stub in self._stubs if stub.model in names]
+
+    def forget_work(self, model: str) -> None:
+        """The model was treated: it has its time again."""
+        self._work.forget(model)
+
+    def _believed(self, model: str, wrong: str) -> str:
+        """Load is not death: an answer that is late counts only when the model does nothing."""
+        if not wrong.endswith(IS_LATE):
+            self._work.forget(model)
+            return wrong
+        idle_s = self._work.idle_s(model, [s for s in self._stubs if s.model])
+        return f"has not answered and not worked for {idle_s:.0f} s" if idle_s else ""
 
     def is_right(self, model: str) -> bool:
         """Whether the model's last golden answer was right."""
@@ -74,6 +93,8 @@ class Health:
         """'' when the model is served and gives its golden answer, if it has one."""
         try:
             config = self._control.config(model)
+        except NoAnswerInTime:
+            return ""  # whether the server answers at all is not for us to say (see pulse)
         except ServingError as error:
             return f"is not served ({error})"
         return fault(self._control, model, config, PROBE_TIMEOUT_S)

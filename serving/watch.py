@@ -10,11 +10,13 @@ from pathlib import Path
 from modelspec.layout import CONFIG_FILE
 from serving.errors import ModelLoadFailed, RepositoryBusy, ServingError
 from serving.events import Events
+from serving.golden import IS_LATE
 from serving.health import Health
 from serving.launch import TritonServer
 from serving.lock import publishing
 from serving.patient import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patient
 from serving.pins import listed_versions, pins
+from serving.pulse import Pulse
 from serving.replica import READY
 from serving.repository import active_version, is_published, read_config, top_models
 from serving.stubs import Stub
@@ -41,9 +43,41 @@ class Watcher:
         self._ill: dict[str, str] = {}
         self._replaced: list[tuple[float, list[Stub]]] = []
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
+        self._pulse = Pulse(server.control, lambda: server.pid, self._hear)
+        self._pulse.start()
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._pulse.stop()
 
     def check(self) -> None:
-        """Heal what has died since the last call; what fails is tried again after a pause."""
+        """Heal what has died since the last call; what fails is tried again after a pause.
+
+        Never raises, whatever it meets: the watcher is what everything else relies on.
+        """
+        self._pulse.round_began = time.monotonic()
+        try:
+            self.events.beat()
+            self._check()
+        except Exception as error:
+            self._not_before = time.monotonic() + LONGEST_PAUSE_S
+            self._tell(
+                f"the watcher failed and goes on in {LONGEST_PAUSE_S:g} s: "
+                f"{type(error).__name__}: {error}"
+            )
+        finally:
+            self._pulse.round_began = 0.0
+
+    def _hear(self, event: str, detail: str) -> None:
+        """From the pulse's thread."""
+        self._tell(
+            f"Triton hangs ({detail}); killing it"
+            if event == "triton_hung"
+            else f"{event}: {detail}"
+        )
+        self.events.add(event, "", detail)
+
+    def _check(self) -> None:
         if time.monotonic() < self._not_before:
             return
         try:
@@ -61,7 +95,7 @@ class Watcher:
         self._end_replaced()
 
     def _restart(self) -> None:
-        self._tell("Triton ended by itself; starting it again")
+        self._tell("Triton has ended; starting it again")
         self.events.add("triton_died", "")
         self._server.stop()
         self._server.start()
@@ -153,6 +187,10 @@ class Watcher:
         """Load the model and what it pins afresh; '' when it is well, else what is wrong still."""
         repository = self._server.options.repository
         before = self._health.processes()
+        hung = self._health.hung_stubs(model)
+        for stub in hung:
+            stub.end()  # what hangs does not end by itself, and would keep its version loaded
+        self._health.forget_work(model)
         with self._alone(model):
             parts = _parts(repository, model)
             for each, versions in parts.items():
@@ -163,7 +201,8 @@ class Watcher:
         self._health.remember(self._server.pid)
         replaced = [each for each in before if each.model in parts]
         self._replaced.append((time.monotonic() + UNLOAD_S, replaced))
-        return self._health.fault(model)
+        fault = self._health.fault(model)
+        return "" if fault.endswith(IS_LATE) else fault  # it may have much to catch up with
 
     def _end_replaced(self) -> None:
         """End what Triton 2.51 keeps: when a process of a version has died, unloading that version

@@ -103,6 +103,8 @@ class Stack:
             self._start_gateway()
 
     def stop(self) -> None:
+        if self._watcher:
+            self._watcher.close()
         for child in (self._converter, self._gateway):
             if child:
                 end(child, GATEWAY_STOP_S)

@@ -12,6 +12,7 @@ from tidegate.signals import interrupt_on_sigterm
 from tidegate.stack import Stack, StackOptions
 
 POLL_S = 0.3
+FAILED_S = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -96,6 +97,15 @@ def command(**options: Any) -> None:
     _serve(Stack(StackOptions(Places.current(), triton=triton, **options), click.echo))
 
 
+def _check(stack: Stack) -> None:
+    """Nothing that goes wrong in one round may end the watching."""
+    try:
+        stack.check()
+    except Exception as error:
+        click.echo(f"the stack could not be looked after: {type(error).__name__}: {error}")
+        time.sleep(FAILED_S)
+
+
 def _serve(stack: Stack) -> None:
     """Run the stack until a signal; whatever happens, nothing of it is left running."""
     interrupt_on_sigterm()
@@ -104,7 +114,7 @@ def _serve(stack: Stack) -> None:
         click.echo(stack.invitation())
         while True:
             time.sleep(POLL_S)
-            stack.check()
+            _check(stack)
     except KeyboardInterrupt:
         click.echo("stopping ...")
     finally:

@@ -77,6 +77,7 @@ class AdminDoor:
                 "versions": model.versions,
                 "public": model.face is not None,
                 "probe": gateway.probes.get(model.name, ""),
+                "proved": model.golden is not None,
             }
             for model in gateway.catalogue.models.values()
         ]

@@ -20,6 +20,7 @@ from gateway.errors import GatewayError, UpstreamBroke
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.render import error_reply
 from gateway.models.catalogue import Model
+from gateway.stream_call import EMPTY_FINAL, FINAL
 from gateway.upstream import Upstream, end_stream, told, translate
 
 log = logging.getLogger("gateway")
@@ -34,8 +35,6 @@ _HEADERS = [
 
 
 TOTAL_S = 600.0  # no answer takes longer, however steadily its pieces come
-# With it Triton says of each stream when it has ended, even if it ends without another output.
-EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
 
 # What JSON may hold as it is, and str.splitlines takes for the end of a line, as some clients do.

@@ -1,4 +1,4 @@
-"""The catalogue and the golden probes over several replicas: who is asked, and what is ready."""
+"""The catalogue and the golden samples over several replicas: who is asked, and what is ready."""
 
 import asyncio
 
@@ -63,7 +63,7 @@ async def test_one_that_answers_wrongly_is_not_asked_and_the_pipeline_is_ready(
 async def test_a_pipeline_that_nobody_answers_rightly_is_not_ready(pair, gateway):
     for fake in pair[0]:
         fake.answer = wrong(7.0)
-    assert await _round(gateway) == {"p": "answers its golden probe wrongly in y"}
+    assert await _round(gateway) == {"p": "answers its golden sample wrongly in y"}
 
 
 async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
@@ -83,7 +83,7 @@ async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, mo
         assert await _round(gateway) == {}
     # With nothing answered for that long it is not load any more.
     await asyncio.sleep(1.1)
-    assert (await _round(gateway))["p"].startswith("does not answer its golden probe")
+    assert (await _round(gateway))["p"].startswith("does not answer its golden sample")
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):

@@ -7,8 +7,8 @@ from tritonclient.grpc import service_pb2
 
 from gateway.addons.grpc_door.wire import Parts, length_at, varint
 from gateway.addons.metering import Meter
-from gateway.addons.streams import FINAL
 from gateway.errors import UpstreamBroke
+from gateway.stream_call import FINAL
 
 _ID_TAG, _PARAMETER_TAG, _OUTPUT_TAG, _RAW_TAG = (number << 3 | 2 for number in (3, 4, 5, 6))
 _FINAL = b"".join((b"\n", varint(len(FINAL)), FINAL.encode()))  # the key of a parameter

@@ -33,7 +33,6 @@ from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.status import as_metadata, shortened
 from gateway.addons.grpc_door.stream_errors import fault_of
 from gateway.addons.grpc_door.wire import Parts
-from gateway.addons.streams import EMPTY_FINAL, FINAL
 from gateway.core import Gateway
 from gateway.errors import (
     DeadlineExceeded,
@@ -48,7 +47,7 @@ from gateway.http.render import Door, status_of
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.sequences import step_of
-from gateway.stream_call import StreamCall
+from gateway.stream_call import EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream import Upstream, end_stream, log_upstream, translate
 
 log = logging.getLogger("gateway")

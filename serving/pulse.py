@@ -1,0 +1,109 @@
+"""Whether a Triton is alive: it is judged by what it answers, and killed when it answers nothing.
+
+A Triton whose process runs can be dead all the same: stopped, or deadlocked in its own signal
+handler while its HTTP readiness says 200. This looks at the two threads that everything depends on:
+that of the control calls, and the one that serves all streams.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+from serving.control import TritonControl
+
+LOOK_EVERY_S = 2.0
+ANSWER_S = 4.0  # one look waits so long for each answer
+SILENT_S = 25.0  # without an answer for so long, looked at several times, it is dead
+LOOKS = 4
+START_S = 60.0  # what a start may take
+STALLED_S = 180.0  # what the watcher may take for one round
+
+
+class Pulse:
+    """A thread of its own, so that nothing that hangs with Triton keeps it from being killed.
+
+    It only kills; the watcher sees the end of the process and starts it again. ``pid`` gives the
+    process that is to be looked at, or None; ``tell`` gets what was seen.
+    """
+
+    def __init__(
+        self,
+        control: TritonControl,
+        pid: Callable[[], int | None],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """``tell(event, detail)`` is called in the thread."""
+        self._control, self._pid, self._tell = control, pid, tell
+        self._ended = threading.Event()
+        self._judged: int | None = None  # the process whose start is over
+        self._seen: tuple[int, float] = (0, 0.0)  # the process that starts, and since when
+        self._answered: dict[str, float] = {}
+        self._missed: dict[str, int] = {}
+        self.round_began = 0.0  # when the watcher began a round that is not over; 0 between rounds
+        self._thread = threading.Thread(target=self._run, name="triton-pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            try:
+                self.look()
+                self._look_at_watcher()
+            except Exception as error:  # nothing may end this thread
+                self._tell("pulse_failed", f"{type(error).__name__}: {error}")
+
+    def look(self) -> None:
+        """Ask once; kill the process if it has been silent for too long."""
+        pid = self._pid()
+        if pid is None:
+            self._judged = None
+            return
+        answers = {
+            "control calls": self._control.is_live(ANSWER_S),
+            "streams": self._control.answers_streams(ANSWER_S),
+        }
+        if pid != self._pid():
+            return
+        now = time.monotonic()
+        if pid != self._judged:
+            # One that is starting is the launcher's to judge.
+            if pid != self._seen[0]:
+                self._seen = pid, now
+            if answers["control calls"] or now - self._seen[1] > START_S:
+                self._judged = pid
+                self._answered, self._missed = dict.fromkeys(answers, now), {}
+            return
+        for what, answered in answers.items():
+            self._missed[what] = 0 if answered else self._missed.get(what, 0) + 1
+            if answered:
+                self._answered[what] = now
+            silent_s = now - self._answered[what]
+            if silent_s >= SILENT_S and self._missed[what] >= LOOKS:
+                self._kill(pid, f"no answer to {what} for {silent_s:.0f} s")
+                return
+
+    def _kill(self, pid: int, reason: str) -> None:
+        self._judged = None
+        try:
+            process = psutil.Process(pid)
+            if process.name() == "tritonserver":
+                self._tell("triton_hung", reason)
+                process.kill()
+        except psutil.NoSuchProcess:
+            return
+
+    def _look_at_watcher(self) -> None:
+        began = self.round_began
+        if began and time.monotonic() - began > STALLED_S:
+            self.round_began = time.monotonic()  # said again after as long
+            self._tell("watcher_stalled", f"one round of the watcher takes over {STALLED_S:.0f} s")

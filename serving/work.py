@@ -1,0 +1,113 @@
+"""Whether a model that does not answer in time works: load is not death.
+
+A model works when its counts move (Triton's ModelStatistics), or when its processes use the CPU.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from serving.control import TritonControl
+from serving.errors import ServingError
+from serving.stubs import Stub
+
+STOPPED_S = 15.0  # a process is stopped (SIGSTOP), and nothing moves
+HUNG_S = 60.0  # nothing moves
+BUSY_S = 300.0  # a process uses the CPU, and no request ends: it turns in a circle
+BUSY_SHARE = 0.2  # of one core
+
+
+@dataclass
+class _Seen:
+    """A model's counts, and since when they are what they are; the CPU seconds of its processes
+    when it was last seen to use them."""
+
+    counts: tuple[int, ...]
+    since: float
+    cpu_s: float
+    worked: float
+    is_hung: bool = False
+
+
+class Work:
+    """What the models of one Triton that are late have done since they were first late."""
+
+    def __init__(self, control: TritonControl) -> None:
+        self._control = control
+        self._seen: dict[str, _Seen] = {}
+
+    def forget(self, model: str) -> None:
+        self._seen.pop(model, None)
+
+    def is_hung(self, model: str) -> bool:
+        return model in self._seen and self._seen[model].is_hung
+
+    def idle_s(self, model: str, stubs: Iterable[Stub]) -> float:
+        """For how long the model has done nothing, once that is too long; 0 while it may be busy.
+
+        To be called whenever the model is late.
+        """
+        names, now = self.parts(model), time.monotonic()
+        processes = _processes(stub for stub in stubs if stub.model in names)
+        counts, cpu_s = self._counts(names), _cpu_s(processes)
+        seen = self._seen.get(model)
+        if seen is None or seen.counts != counts:
+            self._seen[model] = _Seen(counts, now, cpu_s, now)
+            return 0.0
+        if cpu_s - seen.cpu_s > BUSY_SHARE * (now - seen.worked):
+            seen.worked = now
+        seen.cpu_s = cpu_s if seen.worked == now else seen.cpu_s
+        bound_s = STOPPED_S if _is_any_stopped(processes) else HUNG_S
+        seen.is_hung = now - seen.worked >= bound_s or now - seen.since >= BUSY_S
+        return now - seen.since if seen.is_hung else 0.0
+
+    def parts(self, model: str) -> set[str]:
+        """The model, and the steps of an ensemble."""
+        try:
+            steps = self._control.config(model).ensemble_scheduling.step
+        except ServingError:
+            steps = []
+        return {model, *(step.model_name for step in steps)}
+
+    def _counts(self, names: set[str]) -> tuple[int, ...]:
+        """What grows with each request that ends, be it in an error; not with those that their
+        clients gave up, as the probe itself does."""
+        counts: list[int] = []
+        for name in sorted(names):
+            try:
+                for each in self._control.statistics(name):
+                    stats = each.inference_stats
+                    counts += [each.execution_count, stats.success.count, stats.fail.count]
+            except ServingError:
+                continue
+        return tuple(counts)
+
+
+def _processes(stubs: Iterable[Stub]) -> list[psutil.Process]:
+    found = []
+    for stub in stubs:
+        try:
+            found.append(psutil.Process(stub.pid))
+        except psutil.Error:
+            continue
+    return found
+
+
+def _cpu_s(processes: Iterable[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _is_any_stopped(processes: Iterable[psutil.Process]) -> bool:
+    try:
+        return any(process.status() == psutil.STATUS_STOPPED for process in processes)
+    except psutil.Error:
+        return False

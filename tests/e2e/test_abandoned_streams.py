@@ -1,0 +1,23 @@
+"""Clients that leave their streams, a hundred at once, do not end Triton; it soon works no more."""
+
+import time
+
+from tests.e2e.soak_streams import abandon, soak
+from tests.echoing import say
+from tests.running import wait_until
+
+
+def test_triton_lives_through_streams_that_are_left(echo):
+    statuses = soak(echo, 1000)
+    # What is left is still work: it holds its permits, and a full replica says so.
+    assert set(statuses) <= {"HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"}
+    assert statuses["HTTP/1.1 200 OK"] > 500
+
+
+def test_what_is_left_ends_in_seconds(echo):
+    text = "[delay 0.05][repeat 500] a b c"  # 75 s
+    cancelled = int(say(echo, "[cancelled]"))
+    abandon(echo, text, 20)
+    left = time.monotonic()
+    wait_until(lambda: int(say(echo, "[cancelled]")) == cancelled + 20, 15, "every cancel")
+    assert time.monotonic() - left < 10
