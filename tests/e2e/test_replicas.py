@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -399,6 +400,60 @@ def test_sequences_stay_whole_under_load(gateway):
                         identifier, factor * x, tenant=tenant, start=x == 1, end=x == 6
                     )
                     assert _value(answer) == factor * sum(range(x + 1))
+
+
+def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
+    """Four, interleaved, on one stream; begun there or over HTTP, they end over HTTP."""
+    begun, identifiers = (601, 602), range(601, 605)
+    for identifier in begun:
+        assert _value(gateway.step(identifier, 1, start=True)) == 1
+    answers: queue.Queue = queue.Queue()
+    headers = {key.lower(): value for key, value in gateway.headers().items()}
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        for x in range(1, 5):
+            for identifier in identifiers:
+                if identifier in begun and x == 1:
+                    continue
+                tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
+                tensor.set_data_from_numpy(np.array([[x]], np.float32))
+                client.async_stream_infer(
+                    "tally",
+                    [tensor],
+                    request_id=f"{identifier}-{x}",
+                    sequence_id=identifier,
+                    sequence_start=x == 1,
+                )
+        found = {}
+        for _ in range(4 * 4 - 2):
+            result, error = answers.get(timeout=10)
+            assert error is None, error
+            found[result.get_response().id] = result.as_numpy("y").item()
+        client.stop_stream()
+    for identifier in identifiers:
+        for x in range(2, 5):
+            assert found[f"{identifier}-{x}"] == sum(range(x + 1))
+        assert _value(gateway.step(identifier, 5, end=True)) == 15
+
+
+def test_a_stream_cannot_hold_every_slot_either(gateway):
+    answers: queue.Queue = queue.Queue()
+    headers = {key.lower(): value for key, value in gateway.headers().items()}
+    tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
+    tensor.set_data_from_numpy(np.array([[1]], np.float32))
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        for identifier in range(700, 740):
+            client.async_stream_infer(
+                "tally", [tensor], sequence_id=identifier, sequence_start=True
+            )
+        errors = [str(error) for _, error in (answers.get(timeout=10) for _ in range(40)) if error]
+        client.stop_stream()
+    assert len(errors) == 40 - 2 * 8
+    assert all("quota_exceeded" in each for each in errors), errors
+    assert _value(gateway.step(1, 7, tenant="two", start=True, end=True)) == 7
+    for identifier in range(700, 740):
+        gateway.step(identifier, 1, end=True)
 
 
 def test_the_id_0_is_no_sequence(gateway):
