@@ -61,8 +61,8 @@ def request_fields(config: ModelConfig) -> dict[str, Any]:
     """The schemas of the fields of one request, by name, from the face that the config carries."""
     try:
         face = json.loads(config.parameters[FACE_PARAMETER].string_value)
-        fields: dict[str, Any] = face["request"]["properties"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fields: dict[str, Any] = face["request"].get("properties", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GoldenError(f"the endpoint schema cannot be read: {error}") from None
     return fields
 
