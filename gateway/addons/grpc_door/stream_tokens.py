@@ -17,11 +17,11 @@ from gateway.addons.grpc_door.answer import (
 )
 from gateway.addons.grpc_door.wire import Parts
 from gateway.addons.metering import Meter
-from gateway.addons.streams import EMPTY_FINAL, FINAL
 from gateway.errors import GatewayError
 from gateway.guard import Guard
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
+from gateway.stream_call import EMPTY_FINAL, FINAL
 
 
 class _Open(NamedTuple):
