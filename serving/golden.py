@@ -57,8 +57,8 @@ def request_fields(config: ModelConfig) -> dict[str, Any]:
     GoldenError when it cannot be read."""
     try:
         face = json.loads(config.parameters[FACE_PARAMETER].string_value)
-        fields: dict[str, Any] = face["request"]["properties"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fields: dict[str, Any] = face["request"].get("properties", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GoldenError(f"has an endpoint schema that cannot be read: {error}") from None
     return fields
 
