@@ -93,9 +93,7 @@ class Declaration:
             _same_names((*self._direct, *self._terms)),
             _same_names(self._outputs),
         )
-        texts = StepSpec(
-            f"{self.name}_pre", 1, _same_names(self._texts), _same_names(self._terms)
-        )
+        texts = StepSpec(f"{self.name}_pre", 1, _same_names(self._texts), _same_names(self._terms))
         return ModelSpec(
             name=self.name,
             backend="ensemble",

@@ -94,4 +94,3 @@ def _encoded(encoder: Any, row: list[Any], kinds: list[type]) -> np.ndarray | No
             return None
     dense = encoded.toarray() if hasattr(encoded, "toarray") else np.asarray(encoded)
     return np.asarray(dense[0], dtype=np.float64)
-

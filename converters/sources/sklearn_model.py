@@ -19,8 +19,8 @@ from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.vectorizers import vocabulary_note, written
 from converters.tables.table import MISSING, Column, Table
+from converters.tables.vectorizers import vocabulary_note, written
 
 
 class SklearnModel(TabularModel):
@@ -47,7 +47,9 @@ class SklearnModel(TabularModel):
         self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
         self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
         if self.margins:
-            said = "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            said = (
+                "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            )
             self.remarks = (*self.remarks, said)
 
     @property
@@ -84,6 +86,10 @@ class SklearnModel(TabularModel):
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
         inner, back = without_target(self.path, self.estimator)
         graph = convert_estimator(inner, columns, len(self._trained), self.kind, vectorizers)
+        # Of two classes ONNX Runtime's support vectors give d and -d.
+        turned = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
+        if turned and len(self.labels) == 2:
+            return with_target(graph, (np.negative, (1.0, 0.0)))
         return with_target(graph, back)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:

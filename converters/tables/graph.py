@@ -141,9 +141,7 @@ def _spread(
             helper.make_node(
                 "ConstantOfShape", [own["full"]], [own["zeros"]], value=_double_zero()
             ),
-            helper.make_node(
-                "ScatterElements", [own["zeros"], ids, values], [own["all"]], axis=1
-            ),
+            helper.make_node("ScatterElements", [own["zeros"], ids, values], [own["all"]], axis=1),
             helper.make_node(
                 "Slice",
                 [own["all"], named["none"], named["size"], named["one"]],

@@ -136,8 +136,15 @@ def linear_classifiers() -> Iterator[type]:
     """The classifiers that are ``x @ coef_ + intercept_`` and a link."""
     from sklearn import linear_model, svm
 
-    names = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "Perceptron")
-    names += ("RidgeClassifier", "RidgeClassifierCV", "PassiveAggressiveClassifier")
+    names = (
+        "LogisticRegression",
+        "LogisticRegressionCV",
+        "SGDClassifier",
+        "Perceptron",
+        "RidgeClassifier",
+        "RidgeClassifierCV",
+        "PassiveAggressiveClassifier",
+    )
     yield from (getattr(linear_model, name) for name in names if hasattr(linear_model, name))
     yield svm.LinearSVC
 
@@ -192,7 +199,9 @@ def _linear_link(model: Any) -> str:
         raise NotImplementedError(f"{type(model).__name__}(loss={model.loss!r}) has no converter")
     if len(model.classes_) == 2:
         return "sigmoid"
-    apart = getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
+    apart = (
+        getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
+    )
     return "one against the rest" if apart or hasattr(model, "loss") else "softmax"
 
 
@@ -404,9 +413,7 @@ def _convert_encoder(scope: Any, operator: Any, container: Any) -> None:
             rows = _constant(scope, container, column.rows, kind, column.rows.shape)
             found = scope.get_unique_variable_name("encoded")
             container.add_node("Gather", [rows, index], [found], axis=0)
-            flat = _constant(
-                scope, container, [-1, column.rows.shape[1]], onnx.TensorProto.INT64
-            )
+            flat = _constant(scope, container, [-1, column.rows.shape[1]], onnx.TensorProto.INT64)
             parts.append(scope.get_unique_variable_name("encoded_flat"))
             container.add_node("Reshape", [found, flat], [parts[-1]])
     container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)

@@ -17,11 +17,11 @@ from converters.errors import SourceRefused
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tabular_model import TabularModel, open_model
+from converters.tables.constructed import constructed_rows, exercised
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
 from converters.tables.proof import TableGraph, case_table, graph_checks
-from converters.tables.constructed import constructed_rows, exercised
-from converters.tables.rows import answered, boundary_rows, explore, generated_rows
+from converters.tables.rows import answered, boundary_rows, explore, generated_rows, positive_rows
 from converters.tables.served import served_checks
 from converters.tables.table import MISSING, Table, read_csv
 from converters.tables.vectorizers import FILE, size_of, write
@@ -111,6 +111,8 @@ class TabularTask(Task):
     def _drawn(self, generator: np.random.Generator) -> Table:
         drawn = generated_rows(self.explored, generator)
         kept, refused = answered(self.model, drawn)
+        if len(kept) < len(drawn) / 2:
+            kept = kept.join(answered(self.model, positive_rows(self.explored, refused))[0])
         if len(kept):
             return kept
         reason = "it answers with NaN"

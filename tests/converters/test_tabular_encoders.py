@@ -22,7 +22,9 @@ COUNT = 400
 
 def _frame(seed, gone):
     draw = np.random.default_rng(seed)
-    texts = draw.choice(["basic", "plus", "专业", "é", "rare"], COUNT, p=[0.4, 0.3, 0.15, 0.13, 0.02])
+    texts = draw.choice(
+        ["basic", "plus", "专业", "é", "rare"], COUNT, p=[0.4, 0.3, 0.15, 0.13, 0.02]
+    )
     texts = texts.astype(object)
     texts[draw.random(COUNT) < 0.2] = gone
     codes = draw.choice([1.0, 2.5, 7.0], COUNT)
@@ -50,7 +52,9 @@ ENCODERS = {
         handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
     ),
     "ordinal, rare": OrdinalEncoder(
-        min_frequency=20, encoded_missing_value=-2, handle_unknown="use_encoded_value",
+        min_frequency=20,
+        encoded_missing_value=-2,
+        handle_unknown="use_encoded_value",
         unknown_value=99,
     ),
     "target": TargetEncoder(),

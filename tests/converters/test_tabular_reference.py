@@ -89,9 +89,7 @@ def test_an_iteration_range_is_served_as_asked(tmp_path, asked):
 
 
 def test_a_booster_answers_with_all_rounds_and_says_so(tmp_path):
-    sets = [
-        xgboost.DMatrix(ROWS[part], CLASSES[part]) for part in (TRAIN, EVAL)
-    ]
+    sets = [xgboost.DMatrix(ROWS[part], CLASSES[part]) for part in (TRAIN, EVAL)]
     settings = {"objective": "binary:logistic", "nthread": 1}
     booster = xgboost.train(
         settings, sets[0], 60, evals=[(sets[1], "e")], early_stopping_rounds=3, verbose_eval=False
@@ -134,7 +132,9 @@ def test_the_number_that_stands_for_a_missing_one_is_asked(tmp_path, missing):
 
 
 def test_missing_is_for_xgboost_alone(tmp_path):
-    lightgbm.train({"verbose": -1}, lightgbm.Dataset(ROWS, VALUES), 3).save_model(tmp_path / "m.txt")
+    lightgbm.train({"verbose": -1}, lightgbm.Dataset(ROWS, VALUES), 3).save_model(
+        tmp_path / "m.txt"
+    )
     with pytest.raises(SourceRefused, match="LightGBM, which knows no --missing"):
         opened(tmp_path / "m.txt", {"missing": "-999"})
 
