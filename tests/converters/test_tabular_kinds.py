@@ -8,7 +8,7 @@ from sklearn import feature_selection, linear_model, neighbors, preprocessing, s
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.impute import SimpleImputer
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from converters.errors import ConversionError, SourceRefused
@@ -101,6 +101,11 @@ REFUSED = {
         make_pipeline(CountVectorizer(input="filename"), linear_model.LogisticRegression()),
         ([__file__, oracle.__file__], ["a", "b"]),
         "reads files",
+    ),
+    "a graph that does not load": (
+        make_pipeline(KNNImputer(), linear_model.Ridge()),
+        HOLED,
+        "export it to ONNX yourself",
     ),
     "never fitted": (make_pipeline(TfidfVectorizer(), svm.LinearSVC()), None, "never fitted"),
 }
