@@ -9,6 +9,9 @@ ConversionError             the message says what failed and what to do
 `- EngineFailed             TensorRT gave up
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConversionError(RuntimeError):
     """The base of the tree above."""
@@ -36,3 +39,16 @@ class EngineUnavailable(ConversionError):
 
 class EngineFailed(ConversionError):
     pass
+
+
+@contextmanager
+def no_traceback(kind: type[ConversionError], what: str, todo: str) -> Iterator[None]:
+    """Whatever a library raises inside becomes a ``kind`` of one line: ``what`` could not be done,
+    the library's own reason, and ``todo``. A ConversionError passes as it is."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        raise kind(f"{what} ({type(error).__name__}: {reason}): {todo}") from error

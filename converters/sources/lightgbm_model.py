@@ -153,7 +153,7 @@ class _Growing:
 
 
 def _written_numbers(path: Path) -> list[tuple[list[float], list[float]]]:
-    """Each tree's thresholds and leaves as the file has them: the dump cuts what is beyond 1e300."""
+    """Each tree's thresholds and leaves as the file has them: the dump cuts off beyond 1e300."""
     found: list[tuple[list[float], list[float]]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition("=")

@@ -44,7 +44,9 @@ XGBOOST_PARAMETERS: Verdicts = {
 XGBOOST_CALL: Verdicts = {
     **_all("asked", "iteration_range missing"),
     # X, data: the rows, by name where the file has names. The others at their defaults.
-    **_all("applied", "X data validate_features feature_names nthread silent training strict_shape"),
+    **_all(
+        "applied", "X data validate_features feature_names nthread silent training strict_shape"
+    ),
     **_all("applied", "data_split_mode"),
     # Another kind of answer, or something beside the row that decides it.
     **_all(

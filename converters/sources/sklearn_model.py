@@ -86,6 +86,10 @@ class SklearnModel(TabularModel):
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
         inner, back = without_target(self.path, self.estimator)
         graph = convert_estimator(inner, columns, len(self._trained), self.kind, vectorizers)
+        # Of two classes ONNX Runtime's support vectors give d and -d.
+        turned = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
+        if turned and len(self.labels) == 2:
+            return with_target(graph, (np.negative, (1.0, 0.0)))
         return with_target(graph, back)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:

@@ -72,7 +72,5 @@ def with_target(graph: onnx.ModelProto, back: Back | None) -> onnx.ModelProto:
         for name, number in names.items()
     )
     del graph.graph.output[:]
-    graph.graph.output.append(
-        helper.make_tensor_value_info(last, TensorProto.DOUBLE, [None, None])
-    )
+    graph.graph.output.append(helper.make_tensor_value_info(last, TensorProto.DOUBLE, [None, None]))
     return graph

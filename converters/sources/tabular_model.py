@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from converters.errors import SourceMissing, SourceRefused
+from converters.errors import SourceMissing, SourceRefused, no_traceback
 from converters.sources.archive import require_no_bomb
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree
@@ -110,7 +110,10 @@ def open_model(path: Path, options: Mapping[str, str] = NOTHING) -> TabularModel
     if strange:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
         raise SourceRefused(f"{path} is a model of {opener.library}, which knows no {flags}")
-    return opener(path, options) if opener.options else opener(path)
+    todo = "save it again with the versions of this environment, or install those it was saved with"
+    with no_traceback(SourceRefused, f"{path} cannot be read", todo):
+        found: TabularModel = opener(path, options) if opener.options else opener(path)
+    return found
 
 
 def _opener(path: Path) -> Any:

@@ -314,7 +314,7 @@ def _missing(written: str) -> float:
 def _linear(
     learner: Mapping[str, Any], features: int, width: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Weights FP64 [features, width] and bias [width] of ``gblinear``; None where there are trees."""
+    """Weights FP64 [features, width] and bias [width] of ``gblinear``; None for trees."""
     booster = learner["gradient_booster"]
     if booster.get("name") != "gblinear":
         return None

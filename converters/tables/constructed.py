@@ -65,7 +65,7 @@ def _column_notes(column: Column, values: np.ndarray) -> Iterator[str]:
     else:
         known, gone = set(column.values), np.isnan(values)
     if known:
-        seen = {value for value in values[~gone].tolist()}
+        seen = set(values[~gone].tolist())
         left = sorted(known - seen, key=str)
         strange = "an unknown one, " if column.open and seen - known else ""
         said = f"column {name}: {len(known) - len(left)} of {len(known)} categories, {strange}"

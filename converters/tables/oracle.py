@@ -16,14 +16,11 @@ from converters.original import ask
 from converters.sources.tabular_model import open_model
 from converters.tables.table import Table
 
-
 # So many of the rows are asked again, from the last to the first.
 AGAIN = 48
 
 
-def ask_library(
-    model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
-) -> np.ndarray:
+def ask_library(model: Path, options: Mapping[str, str], rows: Table, work_dir: Path) -> np.ndarray:
     """The library's answers FP64 [n, labels] or [n, 1], asked about one row at a time.
 
     A share of the rows is asked again, backwards, in a fresh process: SourceRefused where an answer

@@ -62,8 +62,22 @@ def answered(model: TabularModel, rows: Table) -> tuple[Table, Table]:
     """The rows that the library answers, and those that it refuses or answers with NaN, or with
     what is beyond every use and nearly beyond FP32 (an exponential of a made-up number)."""
     answers = answers_of(model, rows)
-    finite = (np.isfinite(answers) & (np.abs(answers) < MOST_ANSWER)).all(axis=1)
+    size = np.abs(answers)
+    fits = np.isfinite(answers) & (size < MOST_ANSWER)
+    if not model.labels:
+        fits &= (size == 0) | (size > 1 / MOST_ANSWER)
+    finite = fits.all(axis=1)
     return rows.rows(np.flatnonzero(finite)), rows.rows(np.flatnonzero(~finite))
+
+
+def positive_rows(explored: Explored, rows: Table) -> Table:
+    """The rows with every number above 0: some steps (a logarithm, Box-Cox) take no others."""
+    least = {column.name: 1e-3 * (column.spread or 1.0) for column in explored.columns}
+    columns = {
+        name: values if values.dtype.kind == "U" else np.abs(values) + least[name]
+        for name, values in rows.columns.items()
+    }
+    return Table(columns, rows.labels)
 
 
 def generated_rows(explored: Explored, rng: np.random.Generator, count: int = ROWS) -> Table:

@@ -136,8 +136,15 @@ def linear_classifiers() -> Iterator[type]:
     """The classifiers that are ``x @ coef_ + intercept_`` and a link."""
     from sklearn import linear_model, svm
 
-    names = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "Perceptron")
-    names += ("RidgeClassifier", "RidgeClassifierCV", "PassiveAggressiveClassifier")
+    names = (
+        "LogisticRegression",
+        "LogisticRegressionCV",
+        "SGDClassifier",
+        "Perceptron",
+        "RidgeClassifier",
+        "RidgeClassifierCV",
+        "PassiveAggressiveClassifier",
+    )
     yield from (getattr(linear_model, name) for name in names if hasattr(linear_model, name))
     yield svm.LinearSVC
 

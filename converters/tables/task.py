@@ -13,7 +13,7 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from converters.cache import Say, files_sha256
-from converters.errors import SourceRefused
+from converters.errors import ExportFailed, SourceRefused, no_traceback
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tabular_model import TabularModel, open_model
@@ -21,7 +21,7 @@ from converters.tables.constructed import constructed_rows, exercised
 from converters.tables.graph import Shape, public_graph, tensor_name
 from converters.tables.oracle import ask_library
 from converters.tables.proof import TableGraph, case_table, graph_checks
-from converters.tables.rows import answered, boundary_rows, explore, generated_rows
+from converters.tables.rows import answered, boundary_rows, explore, generated_rows, positive_rows
 from converters.tables.served import served_checks
 from converters.tables.table import MISSING, Table, read_csv
 from converters.tables.vectorizers import FILE, size_of, write
@@ -48,7 +48,12 @@ class TabularTask(Task):
         self.model: TabularModel = open_model(Path(order.source), order.options)
         _require_task(self, self.model)
         # Many small questions: threads only wait for one another.
-        with threadpool_limits(1), warnings.catch_warnings():
+        refused = f"{order.source} does not answer made-up rows"
+        with (
+            threadpool_limits(1),
+            warnings.catch_warnings(),
+            no_traceback(SourceRefused, refused, "try it in Python with rows of its own"),
+        ):
             warnings.simplefilter("ignore")
             self.explored = explore(self.model)
         self.samples = read_csv(order.samples, self.explored.columns) if order.samples else None
@@ -93,7 +98,10 @@ class TabularTask(Task):
         shape = Shape(
             facts["columns"], facts["number"], facts["labels"], self.model.order, facts["texts"]
         )
-        onnx.save(public_graph(self.model.graph(), shape), target)
+        todo = "export it to ONNX yourself, and convert that with --task tensors"
+        with no_traceback(ExportFailed, f"{self.order.source} has no graph", todo):
+            onnx.save(public_graph(self.model.graph(), shape), target)
+            onnx_runner(target)
 
     @cached_property
     def rows(self) -> Table:
@@ -101,7 +109,12 @@ class TabularTask(Task):
         what it is made of, and rows at the places where its answer jumps. Those of them that the
         library refuses are left out."""
         generator = np.random.default_rng(SEED)
-        with threadpool_limits(1), warnings.catch_warnings():
+        todo = "give real rows with --samples rows.csv"
+        with (
+            threadpool_limits(1),
+            warnings.catch_warnings(),
+            no_traceback(SourceRefused, f"{self.order.source}: no rows could be made", todo),
+        ):
             warnings.simplefilter("ignore")
             rows = self.samples or self._drawn(generator)
             made = constructed_rows(self.explored, rows, generator)
@@ -111,6 +124,8 @@ class TabularTask(Task):
     def _drawn(self, generator: np.random.Generator) -> Table:
         drawn = generated_rows(self.explored, generator)
         kept, refused = answered(self.model, drawn)
+        if len(kept) < len(drawn) / 2:
+            kept = kept.join(answered(self.model, positive_rows(self.explored, refused))[0])
         if len(kept):
             return kept
         reason = "it answers with NaN"

@@ -15,7 +15,7 @@ PLAIN = (
     "很 好 的 产品 日本語 テキスト",
     "don't can't it's O'Neil l'eau",
     "user_name@example.com http://a.b/c?d=1 #tag 3.14 1,000 2nd",
-    "İstanbul ISPARTA ıspanak",
+    "\u0130stanbul ISPARTA \u0131spanak",
     "word\nline\ttab\u00a0space\u200bjoin",
     "😀 good 👍🏽 ok",
     "!!! ... ???",

@@ -138,7 +138,7 @@ def _two_classes(raw: str, answer: str, factor: float) -> tuple[list[Part], dict
 
 
 def _steps(raw: str, answer: str, *, both: bool) -> tuple[list[Part], dict[str, np.ndarray]]:
-    """[n, 1] raw -> 1 where it is above 0; with ``both``, [n, 2]: the first class and the second."""
+    """[n, 1] raw -> 1 where it is above 0; with ``both`` [n, 2]: the first class, the second."""
     over = Part("Greater", (raw, f"{raw}_zero"), f"{raw}_over", {})
     constants = {f"{raw}_zero": np.array(0.0)}
     if not both:

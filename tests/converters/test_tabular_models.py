@@ -229,7 +229,8 @@ def _write_pointing_outside(folder):
 
 
 def _write_no_scores(folder):
-    return save(svm.LinearSVC(), folder / "m.skops")
+    members = [("tree", tree.DecisionTreeClassifier()), ("ridge", linear_model.RidgeClassifier())]
+    return save(ensemble.VotingClassifier(members), folder / "m.skops")
 
 
 def _write_regressor(folder):

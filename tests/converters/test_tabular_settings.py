@@ -65,13 +65,17 @@ CALLS = [
 VERDICTS = {"applied", "asked", "refused", "training"}
 
 
-@pytest.mark.parametrize(("kind", "table"), PARAMETERS, ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "table"), PARAMETERS, ids=lambda each: getattr(each, "__name__", "")
+)
 def test_every_parameter_of_an_estimator_has_a_verdict(kind, table):
     assert set(kind().get_params()) <= set(table)
     assert set(table.values()) <= VERDICTS
 
 
-@pytest.mark.parametrize(("call", "table"), CALLS, ids=lambda each: getattr(each, "__qualname__", ""))
+@pytest.mark.parametrize(
+    ("call", "table"), CALLS, ids=lambda each: getattr(each, "__qualname__", "")
+)
 def test_every_parameter_of_a_call_has_a_verdict(call, table):
     assert set(inspect.signature(call).parameters) - {"self"} <= set(table)
 
@@ -81,7 +85,9 @@ def test_no_table_names_a_parameter_that_is_gone():
         held = {name for kind, own in PARAMETERS if own is table for name in kind().get_params()}
         assert set(table) == held
     for table in (settings.XGBOOST_CALL, settings.LIGHTGBM_CALL):
-        held = {n for call, own in CALLS if own is table for n in inspect.signature(call).parameters}
+        held = {
+            n for call, own in CALLS if own is table for n in inspect.signature(call).parameters
+        }
         assert set(table) == held - {"self"}
 
 

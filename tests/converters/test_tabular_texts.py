@@ -28,13 +28,15 @@ from tests.tables_in_process import built, failed, opened, served
 
 GOOD = [
     "очень хороший товар", "мне нравится", "отличное качество", "very good, I like it",
-    "a great buy", "äußerst schöne Möbel für Bäder", "très bon café", "物 が 良 い", "this is a good buy",
+    "a great buy", "äußerst schöne Möbel für Bäder", "très bon café",
+    "物 が 良 い", "this is a good buy",
     "i love U", "größer ist besser", "naïve but excellent",
 ]  # fmt: skip
 BAD = [
     "плохое качество, сломан", "ужасный товар, не работает", "сломан и не работает",
     "very bad, I hate it", "a terrible buy", "häßliche Möbel, kaputt", "très mauvais café",
-    "this is not a good buy", "I do not like x or y", "kaputte Tür", "broken again, C 3", "poor résumé",
+    "this is not a good buy", "I do not like x or y", "kaputte Tür",
+    "broken again, C 3", "poor résumé",
 ]  # fmt: skip
 TEXTS, CLASSES = (GOOD + BAD) * 4, (["good"] * len(GOOD) + ["bad"] * len(BAD)) * 4
 FRESH = [
@@ -187,7 +189,7 @@ PLANTED = {
 def test_a_fault_in_the_vectorizer_is_caught(tmp_path, name):
     vectorizer = TfidfVectorizer(ngram_range=(1, 2))
     model = make_pipeline(vectorizer, LogisticRegression()).fit(
-        TEXTS + ["i x i x"], [*CLASSES, "bad"]
+        [*TEXTS, "i x i x"], [*CLASSES, "bad"]
     )
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
