@@ -1,16 +1,18 @@
 """``proof.json`` and ``proof.md``: what was converted, what was measured, and who accepted what."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.cache import PROOF_FILE, TOOLS, files_sha256
 from converters.errors import ProofFailed
 from converters.proof import Check, Proof
-from converters.tolerance import grade
+from converters.tolerance import grade, graded
 
 if TYPE_CHECKING:
     from converters.conversion import Variant
@@ -25,6 +27,7 @@ class Record:
 
     ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
     ``accepted`` is the reason that somebody gave for publishing a model whose proof failed.
+    ``exercised`` says what the samples reached of the model, and what they did not.
     """
 
     name: str
@@ -37,10 +40,18 @@ class Record:
     accepted: str
     tools: Mapping[str, str]
     proofs: tuple[Proof, ...]
+    made_on: str = ""
+    exercised: tuple[str, ...] = ()
 
     @classmethod
     def start(
-        cls, task: "Task", variant: "Variant", source: str, proof: Proof, engine: Path
+        cls,
+        task: "Task",
+        variant: "Variant",
+        source: str,
+        proof: Proof,
+        engine: Path,
+        exercised: Sequence[str] = (),
     ) -> "Record":
         """The record of a graph that has just been proved."""
         return cls(
@@ -48,12 +59,14 @@ class Record:
             task=task.name,
             source=Path(task.order.source).name,
             precision=variant.precision,
-            grade=grade(variant.precision),
+            grade=measured_grade(variant.precision, proof.checks),
             source_sha256=source,
             engine_sha256=files_sha256([engine]),
             accepted=variant.accepted,
-            tools={tool: version(tool) for tool in TOOLS},
+            tools={tool: version(tool) for tool in (*TOOLS, *task.oracle_packages)},
             proofs=(proof,),
+            made_on=datetime.now(UTC).date().isoformat(),
+            exercised=tuple(exercised),
         )
 
     @classmethod
@@ -62,6 +75,7 @@ class Record:
         fields = json.loads(path.read_text(encoding="utf-8"))
         passed = fields.pop("passed")
         proofs = tuple(Proof.from_dict(each) for each in fields.pop("proofs"))
+        fields["exercised"] = tuple(fields.get("exercised", ()))
         record = cls(**fields, proofs=proofs)
         if record.passed != passed:
             raise ValueError(f"{path} contradicts itself: its checks do not add up to its verdict")
@@ -99,12 +113,25 @@ class Record:
         if self.accepted:
             yield f"\nPublished all the same, because: {_cell(self.accepted)}"
         yield f"\nMade from `{_cell(self.source)}`. {self.grade.capitalize()}."
+        if self.made_on:
+            yield f"\nProved on {self.made_on}."
+            yield f"\nThe model's files and samples: SHA-256 `{self.source_sha256}`"
+        if self.exercised:
+            yield "\n## What the samples exercised\n"
+            yield from (f"- {_cell(line)}" for line in self.exercised)
         for proof in self.proofs:
             yield f"\n## {_cell(proof.subject)}\n"
             yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"
             yield from map(_row, proof.checks)
         yield f"\nEngine: SHA-256 `{self.engine_sha256}`"
         yield "\nTools: " + ", ".join(f"{tool} {number}" for tool, number in self.tools.items())
+
+
+def measured_grade(precision: str, checks: Sequence[Check]) -> str:
+    """What the precision promises about the batch, unless a check has just measured otherwise."""
+    about_batch = ("batch invariance", "padding invariance", "the same ", "dynamic")
+    broken = any(not check.passed and check.name.startswith(about_batch) for check in checks)
+    return graded(inf) if broken else grade(precision)
 
 
 def _row(check: Check) -> str:

@@ -31,8 +31,9 @@ def require_model_name(name: str) -> str:
 
 
 def require_pipeline_name(name: str) -> str:
-    """The name of a public model that is to be published; ValueError for what ``require_model_name``
-    refuses, and for the names that canaries and candidates get, which are removed again."""
+    """The name of a public model that is to be published; ValueError for what
+    ``require_model_name`` refuses, and for the names that canaries and candidates get, which are
+    removed again."""
     require_model_name(name)
     own = OWN_SUFFIX.search(name)
     if own:

@@ -22,6 +22,14 @@ class Budget:
     def spent(self) -> float:
         return self._now() - self._started
 
+    @property
+    def left(self) -> float:
+        return max(0.0, self.seconds - self.spent)
+
+    def has_room(self, seconds: float, share: float = 1.0) -> bool:
+        """Whether something that takes so long would end within this share of the budget."""
+        return self.spent + seconds <= share * self.seconds
+
     def allows(self, share: float = 1.0) -> bool:
         """Whether this share of the budget is not used up yet."""
         return self.spent < share * self.seconds
