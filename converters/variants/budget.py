@@ -8,15 +8,11 @@ COMPARING = 0.6
 
 
 class Budget:
-    """``seconds`` from the moment it is made, or last restarted; ``now`` is for tests."""
+    """``seconds`` from the moment it is made; ``now`` is for tests."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self._now = seconds, now
         self._started = now()
-
-    def restart(self) -> None:
-        """What was before is not counted."""
-        self._started = self._now()
 
     @property
     def spent(self) -> float:
