@@ -186,6 +186,9 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     bench.compare_all(forms, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(forms, Path(work))
+        if not timed:
+            rows = tuple(bench.row(form, Visits()) for form in forms)
+            return Measured(rows, bench.samples, task.name, forms[0].name)
         visits = Timer(timed, kept, Path(work), say).run(budget)
     first = timed[0].candidate
     shown = [first] if first.precision == ORIGINAL else []
