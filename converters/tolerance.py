@@ -37,7 +37,7 @@ class Shares:
 
 
 # Measured: text_embedding's vectors, logits of them, EfficientNet-Lite0's logits; the largest of
-# all. The limits are about twice that; FP32 has a hundred times, being so far from anything else, and
+# all. The limits are about twice that; FP32 has a hundred times, being so far from the others,
 # 8-bit weights what small random models need: the limits of the task and the self-test bind there.
 SHARES: dict[str, tuple[Shares, str]] = {
     "fp32": (Shares(3e-4, 1e-4, 3e-4, 1e-4), "measured 3e-5, 2e-6, 2e-5, 7e-8"),
