@@ -1,13 +1,55 @@
 """Run an oracle (the original framework, in a process of its own) and read what it answered."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from converters.errors import ConversionError
 from converters.offline import OFFLINE
+
+FRESH = 8  # samples that a fresh original is asked once more, in reverse
+SAME = 1e-3  # of the spread of its answers: two right runs differ by 1e-6
+
+
+def last_words(said: str) -> str:
+    """The line of a process's stderr that says why it ended, without the traceback before it."""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    last = re.sub(r"\x1b\[[0-9;]*m", "", lines[-1] if lines else "it said nothing")[:600]
+    if last.startswith("IndexError") and "out of range" in last:
+        last += (
+            ": a token or an id lies beyond the model's embedding. The tokenizer and the weights "
+            "must be of one model; for tensors give --samples with ids that it has"
+        )
+    return last
+
+
+def places_again(samples: int) -> list[int]:
+    """Which of so many samples are asked again: from the last, which are the longest, to the
+    first."""
+    chosen = {round(part * (samples - 1) / (FRESH - 1)) for part in range(FRESH)}
+    return sorted(chosen, reverse=True)
+
+
+def require_no_past(
+    first: np.ndarray, again: np.ndarray, places: Sequence[int], names: Sequence[str]
+) -> None:
+    """Ends the process where a fresh original answers otherwise (``again`` [m, ...], in the order
+    of ``places``) than the one that was asked all samples in turn (``first`` [n, ...]): its answers
+    depend on what came before, and no graph's do."""
+    gaps = np.abs(first[list(places)].astype(np.float64) - again).reshape(len(places), -1)
+    apart = np.abs(first.astype(np.float64) - np.median(first, axis=0)).reshape(len(first), -1)
+    limit = max(SAME * float(np.median(apart.max(axis=1))), 1e-5 * float(np.abs(first).max()))
+    worst = int(gaps.max(axis=1).argmax())
+    if not gaps.max() <= limit:
+        sys.exit(
+            f"its answer to {names[places[worst]][:60]!r} depends on what it was asked before (a "
+            f"fresh one differs by {gaps.max():.3g}): such a model keeps something between calls, "
+            "and a graph cannot follow it"
+        )
 
 
 def ask(module: str, *arguments: str | Path, answers: Path) -> dict[str, np.ndarray]:
@@ -16,6 +58,6 @@ def ask(module: str, *arguments: str | Path, answers: Path) -> dict[str, np.ndar
     command = [sys.executable, "-m", module, *map(str, arguments), str(answers)]
     run = subprocess.run(command, capture_output=True, text=True, env=OFFLINE, check=False)
     if run.returncode:
-        raise ConversionError(f"the original model could not answer: {run.stderr.strip()[-1000:]}")
+        raise ConversionError(f"the original model could not answer: {last_words(run.stderr)}")
     with np.load(answers) as stored:
         return dict(stored)

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.cache import PROOF_FILE, TOOLS, files_sha256
 from converters.errors import ProofFailed
 from converters.proof import Check, Proof
-from converters.tolerance import grade
+from converters.tolerance import grade, graded
 
 if TYPE_CHECKING:
     from converters.conversion import Variant
@@ -26,6 +28,7 @@ class Record:
     ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
     ``accepted`` is the reason that somebody gave for publishing a model whose proof failed,
     ``options`` what the user said of the original beside its file (``Order.options``).
+    ``exercised`` says what the samples reached of the model, and what they did not.
     """
 
     name: str
@@ -39,7 +42,8 @@ class Record:
     tools: Mapping[str, str]
     proofs: tuple[Proof, ...]
     options: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    made_on: str = ""
+    exercised: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -49,22 +53,23 @@ class Record:
         source: str,
         proof: Proof,
         engine: Path,
-        notes: Sequence[str] = (),
+        exercised: Sequence[str] = (),
     ) -> "Record":
-        """The record of a graph that has just been proved; ``notes`` are ``Task.notes``."""
+        """The record of a graph that has just been proved; ``exercised`` is ``Task.exercised``."""
         return cls(
             name=task.order.name,
             task=task.name,
             source=Path(task.order.source).name,
             precision=variant.precision,
-            grade=grade(variant.precision),
+            grade=measured_grade(variant.precision, proof.checks),
             source_sha256=source,
             engine_sha256=files_sha256([engine]),
             accepted=variant.accepted,
-            tools={tool: version(tool) for tool in TOOLS},
+            tools={tool: version(tool) for tool in (*TOOLS, *task.oracle_packages)},
             proofs=(proof,),
             options=dict(task.order.options),
-            notes=tuple(notes),
+            made_on=datetime.now(UTC).date().isoformat(),
+            exercised=tuple(exercised),
         )
 
     @classmethod
@@ -73,8 +78,8 @@ class Record:
         fields = json.loads(path.read_text(encoding="utf-8"))
         passed = fields.pop("passed")
         proofs = tuple(Proof.from_dict(each) for each in fields.pop("proofs"))
-        notes = tuple(fields.pop("notes", ()))
-        record = cls(**fields, proofs=proofs, notes=notes)
+        fields["exercised"] = tuple(fields.get("exercised", ()))
+        record = cls(**fields, proofs=proofs)
         if record.passed != passed:
             raise ValueError(f"{path} contradicts itself: its checks do not add up to its verdict")
         return record
@@ -114,15 +119,25 @@ class Record:
         if self.options:
             said = ", ".join(f"{name.replace('_', '-')} {v}" for name, v in self.options.items())
             yield f"\nSaid of the original beside its file: {_cell(said)}."
-        if self.notes:
-            yield "\n## The original and the samples\n"
-            yield from (f"- {_cell(note)}" for note in self.notes)
+        if self.made_on:
+            yield f"\nProved on {self.made_on}."
+            yield f"\nThe model's files and samples: SHA-256 `{self.source_sha256}`"
+        if self.exercised:
+            yield "\n## What the samples exercised\n"
+            yield from (f"- {_cell(line)}" for line in self.exercised)
         for proof in self.proofs:
             yield f"\n## {_cell(proof.subject)}\n"
             yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"
             yield from map(_row, proof.checks)
         yield f"\nEngine: SHA-256 `{self.engine_sha256}`"
         yield "\nTools: " + ", ".join(f"{tool} {number}" for tool, number in self.tools.items())
+
+
+def measured_grade(precision: str, checks: Sequence[Check]) -> str:
+    """What the precision promises about the batch, unless a check has just measured otherwise."""
+    about_batch = ("batch invariance", "padding invariance", "the same ", "dynamic")
+    broken = any(not check.passed and check.name.startswith(about_batch) for check in checks)
+    return graded(inf) if broken else grade(precision)
 
 
 def _row(check: Check) -> str:

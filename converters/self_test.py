@@ -213,14 +213,7 @@ def _calibrated_on_zeros(task: "Task", case: "Case", source: Path, folder: Path)
 
     def zeros() -> Iterator[Mapping[str, np.ndarray]]:
         feed = next(iter(task.feeds(case)))
-        yield {
-            name: np.ones_like(values)
-            if name == "attention_mask"
-            else np.zeros_like(values)
-            if values.dtype != object
-            else values
-            for name, values in feed.items()
-        }
+        yield {n: v if v.dtype == object else np.zeros_like(v) for n, v in feed.items()}
 
     path = folder / "zeros.onnx"
     try:

@@ -122,10 +122,23 @@ class Task(ABC):
     def prove_served(self, address: str, case: Case) -> list[Check]:
         """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
 
-    def notes(self, case: Case) -> list[str]:
-        """What ``proof.md`` says beside the checks: what was taken for granted of the original,
-        what of the model the samples exercised, and what none of them reached."""
-        return []
+    oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS, whose versions count
+
+    def calibration(self, case: Case) -> Iterator[Feed]:
+        """What 8-bit scales are measured on; SourceRefused where the samples say nothing of the
+        range that real inputs have."""
+        return self.feeds(case)
+
+    def exercised(self, case: Case) -> list[str]:
+        """What the samples reached of the model, a line each, for people: how many and whose they
+        are, how far the original's answers lie apart, how many were clear, what none reached."""
+        return [self.whose(len(next(iter(case.answers.values()))))]
+
+    def whose(self, samples: int) -> str:
+        """The first such line."""
+        return f"{samples} samples, " + (
+            f"yours ({self.order.samples.name})" if self.order.samples else "the task's own set"
+        )
 
     # What the self-test asks (``converters.self_test``): whether a broken graph would be seen.
 

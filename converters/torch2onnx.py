@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def _export(
             )
     except Exception as error:  # torch raises many kinds; all of them mean the same to a user
         # The exporter wraps the reason in a page of advice.
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.__cause__ or error))
+        reason = " ".join(plain.split())[:300]
         raise ExportFailed(f"torch could not export the model: {reason}") from error
     if program is None:
         raise ExportFailed("torch exported nothing")
@@ -73,7 +75,11 @@ def _export(
 
 def _check(target: Path, input_names: Sequence[str], dynamic: Sequence[int]) -> None:
     model = onnx.load(target)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # InferenceError and ValidationError share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise ExportFailed(f"torch exported a graph that contradicts itself: {reason}") from error
     for tensor in model.graph.input:
         if tensor.name not in input_names:
             continue

@@ -21,7 +21,8 @@ def declare(
     """The pipeline of a model whose facts are ``inputs`` and ``outputs``: each a mapping with name,
     dtype (V2) and dims, the batch axis left out."""
     inputs, outputs = _tensors(facts["inputs"]), _tensors(facts["outputs"])
-    engine = onnx_engine(name, inputs, outputs, MAX_BATCH_SIZE)
+    taken, given = _tensors(facts["inputs"], flat=True), _tensors(facts["outputs"], flat=True)
+    engine = onnx_engine(name, taken, given, MAX_BATCH_SIZE)
     public = ModelSpec(
         name=name,
         backend="ensemble",
@@ -35,9 +36,13 @@ def declare(
     return Pipeline((engine,), public)
 
 
-def _tensors(ports: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+def _tensors(ports: Sequence[Mapping[str, Any]], flat: bool = False) -> tuple[TensorSpec, ...]:
+    """``flat``: as the graph has them, for its own config."""
     # Triton wants an axis beside the batch's: a number a row is written [1].
-    return tuple(TensorSpec(p["name"], p["dtype"], tuple(p["dims"]) or (1,)) for p in ports)
+    return tuple(
+        TensorSpec(p["name"], p["dtype"], tuple(p["dims"]) or (1,), flat and not p["dims"])
+        for p in ports
+    )
 
 
 def _same(tensors: Sequence[TensorSpec]) -> dict[str, str]:

@@ -11,16 +11,22 @@ from modelspec.layout import require_model_name
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor. ``dims`` leave the batch axis out; -1 is an axis of any length."""
+    """A named tensor. ``dims`` leave the batch axis out; -1 is an axis of any length. ``flat``: the
+    model has no axis beside the batch's, where Triton wants one, and ``dims`` are (1,)."""
 
     name: str
     dtype: str
     dims: tuple[int, ...]
+    flat: bool = False
 
     def __post_init__(self) -> None:
         element_type(self.dtype)
         if not self.name:
             raise ValueError("a tensor needs a name")
+        if self.flat and self.dims != (1,):
+            raise ValueError(
+                f"tensor {self.name}: a flat tensor has the dims (1,), not {self.dims}"
+            )
         bad = [dim for dim in self.dims if dim != -1 and dim < 1]
         if bad:
             raise ValueError(f"tensor {self.name}: dims {self.dims} must be positive or -1")

@@ -23,6 +23,11 @@ def to_proto(spec: ModelSpec) -> config.ModelConfig:
     proto.output.extend(
         config.ModelOutput(name=t.name, data_type=_data_type(t), dims=t.dims) for t in spec.outputs
     )
+    for tensor, declared in zip(
+        (*spec.inputs, *spec.outputs), (*proto.input, *proto.output), strict=True
+    ):
+        if tensor.flat:
+            declared.reshape.SetInParent()
     for key, value in _parameters(spec).items():
         proto.parameters[key].string_value = value
     if spec.versions:

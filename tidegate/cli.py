@@ -1,10 +1,12 @@
 """``tidegate``: the command line. Each verb is a file of its own, imported when it is called."""
 
 import importlib
+import os
 import sys
 
 import click
 
+TRACEBACK = "TIDEGATE_TRACEBACK"
 VERBS = {
     "up": "tidegate.up",
     "convert": "tidegate.convert",
@@ -61,6 +63,8 @@ def main() -> None:
     """Run the command line; a foreseen failure is one line on stderr and exit code 1."""
     try:
         cli.main(prog_name="tidegate")
+    except click.exceptions.Exit:
+        raise
     except _foreseen() as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         sys.exit(1)
@@ -71,6 +75,25 @@ def main() -> None:
         )
         click.secho(message, fg="red", err=True)
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        click.secho(f"tidegate: {_unforeseen(error)}", fg="red", err=True)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What went wrong where nobody expected it: one line, with what to do."""
+    if isinstance(error, OSError):
+        return (
+            f"a file could not be read or written: {error}. Make room, or give rights, and run the "
+            "same command again"
+        )
+    said = " ".join(str(error).split())[:300] or "no reason"
+    return (
+        f"{type(error).__name__}: {said}. Nothing was published. This was not foreseen: set "
+        f"{TRACEBACK}=1 to see where it happened, and report it"
+    )
 
 
 def _foreseen() -> tuple[type[Exception], ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.engines import ENGINES, is_on, on_engine
-from tidegate.kinds import KNOWN, TASKS, Kind, task_of
+from tidegate.kinds import KNOWN, TASKS, Kind, task_of, why_not_taken
 from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
 
@@ -165,6 +165,9 @@ def _kind(wish: Wish) -> Kind:
         return known
     task = wish.task or task_of(wish.source, wish.options)
     if task is None:
+        reason = why_not_taken(wish.source)
+        if reason:
+            raise click.UsageError(reason)
         raise click.UsageError(
             f"{wish.source} does not say what the model does: give --task ({', '.join(TASKS)})"
         )

@@ -14,6 +14,34 @@ from typing import Any
 # Pickles too: opening one says what to do instead.
 TABLES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
 NOTHING: Mapping[str, str] = MappingProxyType({})
+ADAPTER = "adapter"
+_TORCH = (
+    "a torch file holds weights and not the module. Write a function that makes the module and "
+    "loads them, and give package.module:function (docs/tensors.md); or export it with "
+    "torch.onnx.export"
+)
+_KERAS = (
+    "export it to ONNX: python -m tf2onnx.convert (or model.export(..., format='onnx')), and give "
+    "that"
+)
+# Formats that people have, and what to do with each.
+OTHER_FORMATS = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".torchscript"), _TORCH),
+    ".pt2": "an exported program: call torch.onnx.export on its module, and give the .onnx file",
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _KERAS),
+    ".safetensors": "give the folder that it lies in (config.json, tokenizer) and --task",
+    ".gguf": "language models in GGUF are served by an LLM backend and not converted here",
+    **dict.fromkeys(
+        (".engine", ".plan", ".trt"),
+        "a TensorRT engine has no original to be proved "
+        "against: give the ONNX graph, with --engine tensorrt",
+    ),
+    ".cbm": "save the CatBoost model with save_model(..., format='onnx'), and give that",
+    ".mlmodel": "Core ML: give the model that it was made from",
+    ".pmml": "give the scikit-learn, XGBoost or LightGBM model that it was made from",
+    ADAPTER: "a LoRA adapter alone is no model: merge it into its base and save that "
+    "(PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW))",
+}
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -103,6 +131,25 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     if path.is_dir() and any(path.glob("*.onnx")) and not (path / "config.json").exists():
         return "tensors"
     return "tensors" if FACTORY.fullmatch(source) else None
+
+
+def why_not_taken(source: str) -> str:
+    """Why a source of this form cannot be converted and what can be instead; "" for other forms."""
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if path.is_dir() and (path / "saved_model.pb").is_file():
+        suffix = ".pb"
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        suffix = ADAPTER
+    if suffix in OTHER_FORMATS:
+        return f"{source} is not converted: {OTHER_FORMATS[suffix]}"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not path.exists():
+        return (
+            f"there is no {source} here. If it is a model of the Hugging Face hub, download it "
+            f"first: hf download {source} --local-dir {path.name}, and give ./{path.name} "
+            f"with --task"
+        )
+    return ""
 
 
 def kind_of(name: str, task: str) -> Kind | None:

@@ -23,6 +23,7 @@ BOTH = ("variants", "knobs")
 # Of the budget, when both halves are run: knobs are searched through a server, which is slower.
 VARIANTS_SHARE = 0.4
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+CLOSING_S = 10.0  # what ending the trial server and writing takes after the last trial
 OUT_OF_REACH = 3  # the exit code when nothing may be picked
 
 
@@ -138,7 +139,7 @@ def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = Fals
             _show(wish, found, places)
     if "knobs" in wish.halves:
         say(f"{wish.name}: knobs have {left_s:.0f} s of the budget")
-        report = _knobs(wish, left_s, places, say)
+        report = _knobs(wish, max(1.0, left_s - CLOSING_S), places, say)
         documents["knobs"] = report.as_json()
         if not as_json:
             click.echo("\n".join(report.lines()))

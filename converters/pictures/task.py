@@ -14,6 +14,7 @@ import torch
 
 from converters.cache import Say
 from converters.closeness import Closeness
+from converters.exercised import label_lines, spread_lines
 from converters.pictures.files import read_pictures
 from converters.pictures.proof import Graph, failed, graph_checks, parity_checks, scores_closeness
 from converters.pictures.samples import Sample
@@ -113,6 +114,14 @@ class ImageTask(Task):
         except Exception as error:  # ONNX Runtime raises many kinds
             return [failed("the graph can be loaded", error)]
         return graph_checks(graph, case)
+
+    def exercised(self, case: Case) -> list[str]:
+        answers, allowed = case.answers, case.tolerance
+        return [
+            self.whose(len(answers["names"])),
+            *spread_lines("logits", answers["logits"], allowed),
+            *label_lines(answers["scores"], case.facts["labels"], allowed),
+        ]
 
     def few(self, case: Case, rows: int) -> Case:
         chosen = np.unique(np.linspace(0, len(case.answers["names"]) - 1, rows).astype(int))

@@ -1,6 +1,6 @@
 """An ONNX file, or a folder with one and its external data: checked, and served as it is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,8 @@ from converters.tensors.graph_probe import probe
 
 # What protobuf, and so one file, can hold.
 SIZE_LIMIT_BYTES = 2 * 1024**3 - 1
+# Operators that leave ids what they are.
+AS_THEY_ARE = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
 DEPTH_LIMIT = 32  # graphs in graphs in graphs; exporters need three
 
 
@@ -33,6 +35,13 @@ class GraphFile(TensorSource):
     def example(self) -> Group | None:
         return None
 
+    def computes_in_half(self) -> bool:
+        model = onnx.load(self.path, load_external_data=False)
+        return any(each.data_type == TensorProto.FLOAT16 for each in _tensors(model.graph))
+
+    def tables(self) -> Mapping[str, int]:
+        return tables_of(onnx.load(self.path, load_external_data=False).graph)
+
     def write(self, target: Path) -> None:
         """The very graph; external data is drawn in, so that the engine is one file."""
         if not self._external:
@@ -42,6 +51,31 @@ class GraphFile(TensorSource):
 
     def ask(self, groups: Sequence[Group], folder: Path) -> Told:
         return ask_reference(self.path, groups, folder)
+
+
+def tables_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """The graph's inputs that are, as they are or cast and reshaped, the indices of a Gather from a
+    constant table, with the fewest rows that one of these tables has."""
+    rows = {each.name: each.dims[0] for each in graph.initializer if each.dims}
+    rows |= {
+        node.output[0]: attribute.t.dims[0]
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value" and attribute.t.dims
+    }
+    origin = {each.name: each.name for each in graph.input if each.name not in rows}
+    found: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in AS_THEY_ARE and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        if node.op_type != "Gather" or axis or node.input[0] not in rows:
+            continue
+        name = origin.get(node.input[1])
+        if name is not None:
+            found[name] = min(rows[node.input[0]], found.get(name, rows[node.input[0]]))
+    return found
 
 
 def _find(path: Path) -> Path:

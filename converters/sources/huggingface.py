@@ -5,6 +5,7 @@ Weights are read from safetensors (or, where there are none, from a ``.bin`` wit
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.archive import require_no_bomb
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAFETENSORS, SHARDS, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 VOCABULARIES = (
     "tokenizer.json",
@@ -26,7 +28,18 @@ VOCABULARIES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "spm.model",
 )
+# What an architecture's name ends in, and the task that it is; "" where there is none.
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
+    "ForQuestionAnswering": "",
+    "ForMultipleChoice": "",
+    "ForObjectDetection": "",
+    "ForSemanticSegmentation": "",
+}
 # No folder that a person made has more; the limit keeps a bomb from filling memory.
 CONFIG_LIMIT_BYTES = 16 * 1024 * 1024
 # Tokenizers say 1e30 when nobody told them.
@@ -45,7 +58,8 @@ class HuggingFaceFolder:
     def open(cls, path: Path) -> "HuggingFaceFolder":
         """Check the folder; SourceMissing or SourceRefused says what is wrong and what to do."""
         if not path.is_dir():
-            raise SourceMissing(f"{path} is not a folder: give the folder that holds config.json")
+            raise SourceMissing(_not_a_folder(path))
+        _require_no_adapter(path)
         config = _read_json(path / "config.json")
         if "auto_map" in config:
             raise SourceRefused(
@@ -54,6 +68,26 @@ class HuggingFaceFolder:
             )
         checked_weights(path)
         return cls(path, config)
+
+    def require_head(self, task: str, auto_class: str) -> None:
+        """SourceRefused when config.json names an architecture for another task: its weights would
+        load, and what they would say is nonsense. Also for a model that reads pairs of texts."""
+        if _reads_pairs(self.path, self.config) and task == "text-classification":
+            raise SourceRefused(
+                f"{self.path} is a CrossEncoder: it scores pairs of texts (a query and a passage), "
+                "and text-classification sends one text alone, for which its scores mean nothing. "
+                "Rerankers cannot be converted yet"
+            )
+        named = [str(each) for each in self.config.get("architectures") or ()]
+        heads = {head for name in named for head in HEADS if name.endswith(head)}
+        wanted = auto_class.removeprefix("AutoModel")
+        if wanted and heads and wanted not in heads:
+            other = HEADS[sorted(heads)[0]]
+            hint = f"give --task {other}" if other else "there is no task for it"
+            raise SourceRefused(
+                f"{self.path} was trained for another task than {task} (config.json: "
+                f"{', '.join(named)}): {hint}"
+            )
 
     def document(self, name: str) -> Mapping[str, Any]:
         """A JSON file of the folder; SourceMissing or SourceRefused says what is wrong with it."""
@@ -114,7 +148,9 @@ class HuggingFaceFolder:
                 dtype=torch.float32,
             )
         except Exception as error:  # transformers raises many kinds; all mean: not loadable
-            raise SourceRefused(f"transformers cannot load {self.path}: {error}") from error
+            raise SourceRefused(
+                f"transformers cannot load {self.path}: {_reason(error)}"
+            ) from error
         missing = {
             key for key in report["missing_keys"] if not unused or not key.startswith(unused)
         }
@@ -135,7 +171,11 @@ class HuggingFaceFolder:
                 self.path, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            raise SourceRefused(f"no tokenizer can be loaded from {self.path}: {error}") from error
+            raise SourceRefused(
+                f"no tokenizer can be loaded from {self.path}: {_reason(error)}. Save it in its "
+                "fast form where the model was trained: AutoTokenizer.from_pretrained(...)."
+                "save_pretrained(FOLDER) writes tokenizer.json"
+            ) from error
         return self.tokenizer_file(tokenizer)
 
     def require_vocabulary(self) -> None:
@@ -156,6 +196,9 @@ class HuggingFaceFolder:
         said = int(min(tokenizer.model_max_length or UNSAID_TOKENS, UNSAID_TOKENS))
         if said == UNSAID_TOKENS:
             said = int(self.config.get("max_position_embeddings", FALLBACK_TOKENS))
+        special = tuple(map(str, dict.fromkeys(tokenizer.all_special_tokens)))
+        if getattr(tokenizer, "split_special_tokens", False):
+            backend = _as_plain_text(backend)
         probe = tokenizer("a")
         # The step reads from the file from which side a long text is cut.
         backend.enable_truncation(said, direction=tokenizer.truncation_side)
@@ -164,18 +207,19 @@ class HuggingFaceFolder:
                 f"the tokenizer of {self.path} gives a single text token types other than 0, which "
                 "the served tokeniser does not: this architecture cannot be converted"
             )
-        return TokenizerFile(backend, int(tokenizer.pad_token_id or 0), said, tuple(probe))
+        return TokenizerFile(backend, int(tokenizer.pad_token_id or 0), said, tuple(probe), special)
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
     """``max_tokens`` is the longest text that the tokenizer says the model takes; ``inputs`` are
-    the names of what it gives the model."""
+    the names of what it gives the model; ``special`` are its own tokens as texts have them."""
 
     backend: Tokenizer
     pad_id: int
     max_tokens: int
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    special: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write it as a ``tokenizer.json``."""
@@ -187,6 +231,15 @@ class TokenizerFile:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return lambda text: len(tokenizer.encode(text).ids)
+
+
+def _as_plain_text(backend: Tokenizer) -> Tokenizer:
+    """The tokenizer that reads "[SEP]" in a text as any other word: ``split_special_tokens`` of
+    transformers' class, which ``tokenizer.json`` cannot say. What begins and ends a text is put
+    there by its id, and stays."""
+    document = json.loads(backend.to_str())
+    document["added_tokens"] = [each for each in document["added_tokens"] if not each["special"]]
+    return Tokenizer.from_str(json.dumps(document))
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -201,6 +254,40 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise SourceRefused(f"{path} must hold a JSON object")
     return document
+
+
+def _not_a_folder(path: Path) -> str:
+    if HUB_ID.fullmatch(str(path)) and not path.exists():
+        return (
+            f"{path} is not a folder here. If it is a model of the Hugging Face hub, download it "
+            f"first: hf download {path} --local-dir {path.name}, and then convert ./{path.name}"
+        )
+    return f"{path} is not a folder: give the folder that holds config.json"
+
+
+def _require_no_adapter(path: Path) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise SourceRefused(
+            f"{path} holds a LoRA adapter alone, which is no model: merge it into its base and "
+            "save that: PeftModel.from_pretrained(base, "
+            "FOLDER).merge_and_unload().save_pretrained(NEW)"
+        )
+
+
+def _reads_pairs(path: Path, config: Mapping[str, Any]) -> bool:
+    """As sentence-transformers saves a CrossEncoder, in its versions."""
+    if "sbert_ce_default_activation_function" in config or "sentence_transformers" in config:
+        return True
+    settings = path / "config_sentence_transformers.json"
+    return settings.is_file() and _read_json(settings).get("model_type") == "CrossEncoder"
+
+
+def _reason(error: Exception) -> str:
+    """transformers' own words on one line, without what it prints elsewhere."""
+    text = " ".join(str(error).split()).replace("For details look at the above report!", "")
+    if "size mismatch" in text or "mismatched sizes" in text or "above report" in str(error):
+        text += " (the weights have other shapes than config.json says: both must be of one model)"
+    return text.strip()[:500] or type(error).__name__
 
 
 def checked_weights(path: Path) -> list[Path]:

@@ -38,6 +38,14 @@ _METHODS = (
 
 def open_processor(folder: HuggingFaceFolder) -> Any:
     """transformers' own image processor for this folder; SourceMissing or SourceRefused."""
+    if "architecture" in folder.config and "pretrained_cfg" in folder.config:
+        raise SourceRefused(
+            f"{folder.path} is a timm model, whose preprocessing is code of timm's and no "
+            f"file: write "
+            "a function that returns timm.create_model(..., checkpoint_path=...) and an "
+            "example, and "
+            "give package.module:function (tensors: pixels in, logits out; docs/tensors.md)"
+        )
     present = [name for name in FILES if (folder.path / name).is_file()]
     if not present:
         raise SourceMissing(

@@ -82,6 +82,15 @@ class TensorSource(ABC):
     def example(self) -> Group | None:
         """Inputs that its author gave, if any."""
 
+    def computes_in_half(self) -> bool:
+        """Whether the graph computes in FP16 as it is, whatever its inputs and outputs are."""
+        return False
+
+    def tables(self) -> Mapping[str, int]:
+        """For each input whose integers are read as the rows of a table (an embedding): how many
+        rows that has."""
+        return {}
+
     def eager(self) -> Callable[[Group], object] | None:
         """The original in its own framework; None where ONNX is all that it is."""
         return None

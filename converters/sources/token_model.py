@@ -12,6 +12,7 @@ from converters.errors import SourceRefused
 KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 # Attention costs the square of the length, and every check is made at the longest.
 LONGEST_TOKENS = 2048
+PROBED = 5  # an ordinary token of most vocabularies
 
 
 class Logits(torch.nn.Module):
@@ -49,7 +50,7 @@ def usable_tokens(module: torch.nn.Module, said: int) -> int:
     entries that are no positions. SourceRefused when nothing near ``said`` works."""
     said = min(said, LONGEST_TOKENS)
     for length in (said, said - 1, said - 2):
-        ids = torch.full((1, length), 5, dtype=torch.int64)
+        ids = probe_ids(module, 1, length)
         try:
             with torch.no_grad():
                 module(ids, torch.ones_like(ids))
@@ -61,14 +62,27 @@ def usable_tokens(module: torch.nn.Module, said: int) -> int:
     )
 
 
+def probe_ids(module: Any, rows: int, length: int) -> torch.Tensor:
+    """Ids INT64 [rows, length] that any such model takes: a token that it has, and where it has one
+    the token that ends a text at the end (BART answers for that one)."""
+    model = getattr(module, "model", module)
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    count = len(table.weight) if isinstance(table, torch.nn.Embedding) else PROBED + 1
+    ids = torch.full((rows, length), min(PROBED, count - 1), dtype=torch.int64)
+    end = getattr(getattr(model, "config", None), "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < count:
+        ids[:, -1] = end
+    return ids
+
+
 def require_batches(module: torch.nn.Module) -> None:
     """SourceRefused when the model cannot answer two texts at once: a decoder with a head on its
     last token does not know which that is unless it knows the padding."""
-    ids = torch.full((2, 3), 5, dtype=torch.int64)
+    ids = probe_ids(module, 2, 3)
     try:
         with torch.no_grad():
             module(ids, torch.ones_like(ids))
-    except ValueError as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise SourceRefused(
             f"the model cannot answer two texts at once ({error}): set pad_token in the tokenizer "
             "and pad_token_id in config.json, and save both again"

@@ -27,6 +27,7 @@ V2_TYPES = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
+V2_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 OURS = ("tidegate", "converters", "ensembles", "modelspec", "serving", "gateway", "loadtests")
 Tensors = Mapping[str, torch.Tensor]
 
@@ -53,6 +54,9 @@ class TorchFactory(TensorSource):
 
     def example(self) -> Group | None:
         return {name: tensor.detach().numpy() for name, tensor in self._example.items()}
+
+    def tables(self) -> Mapping[str, int]:
+        return tables_of(self.module, self._example)
 
     def eager(self) -> Callable[[Group], object]:
         return lambda feed: self.module(**{n: torch.from_numpy(v) for n, v in feed.items()})
@@ -123,6 +127,7 @@ def made_by(source: str, factory: Callable[[], Any]) -> tuple[torch.nn.Module, d
             "torch.nn.Module and a tuple or dict of tensors"
         )
     module, inputs = made
+    _require_plain(source, module)
     named = _named_inputs(source, module, inputs)
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
@@ -144,10 +149,37 @@ def made_by(source: str, factory: Callable[[], Any]) -> tuple[torch.nn.Module, d
     return module.cpu().eval(), grown
 
 
+def _require_plain(source: str, module: torch.nn.Module) -> None:
+    """SourceRefused for modules that cannot be exported or compared, with what to do."""
+    if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
+        raise SourceRefused(
+            f"{source} returns TorchScript (torch.jit.script or trace), which torch.onnx.export no "
+            "longer takes: return the torch.nn.Module that it was made from"
+        )
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    for name, each in weights:
+        if each.dtype in (torch.bfloat16, torch.float16) or each.is_complex():
+            raise SourceRefused(
+                f"{source}: {name} is {each.dtype}, and ONNX Runtime computes few operators in it "
+                "on a CPU: return module.float(), and choose --precision fp16 for half the size"
+            )
+        if each.is_quantized or each.layout != torch.strided:
+            raise SourceRefused(
+                f"{source}: {name} is quantised or sparse, which cannot be exported: return the "
+                "FP32 module, and choose --precision int8"
+            )
+
+
 def _named_inputs(source: str, module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError) as error:
+        raise SourceRefused(
+            f"{source}: forward() does not say what it takes: write it in Python"
+        ) from error
     taken = [
         name
-        for name, each in inspect.signature(module.forward).parameters.items()
+        for name, each in parameters.items()
         if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     ]
     if isinstance(inputs, Mapping) and inputs:
@@ -178,12 +210,41 @@ def answered(source: str, module: torch.nn.Module, inputs: Tensors) -> dict[str,
         try:
             with torch.inference_mode():
                 _require_rows(source, named_outputs(module(**some)), size)
-        except RuntimeError as error:
+        except SourceRefused:
+            raise
+        except Exception as error:  # batch norm without statistics raises ValueError for one row
             raise SourceRefused(
                 f"{source}: the module takes {rows} rows and not {size} (it computes with the "
-                f"batch size as a number): {_said(error)}"
+                "batch: its size as a number, or batch norm that keeps no running statistics): "
+                f"{_said(error)}"
             ) from error
     return named
+
+
+def tables_of(module: torch.nn.Module, inputs: Tensors) -> dict[str, int]:
+    """The inputs that the module looks up in an embedding as they are, with its rows; the fewest
+    where there are several."""
+    found: dict[str, int] = {}
+    whole = {name: each for name, each in inputs.items() if each.dtype in V2_INTEGERS}
+
+    class Watching(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.nn.functional.embedding:
+                ids = args[0] if args else kwargs["input"]
+                table = args[1] if len(args) > 1 else kwargs["weight"]
+                for name, each in whole.items():
+                    if each.numel() == ids.numel() and bool(
+                        (each.flatten() == ids.flatten()).all()
+                    ):
+                        found[name] = min(len(table), found.get(name, len(table)))
+            return func(*args, **kwargs)
+
+    with torch.inference_mode(), Watching():
+        module(**inputs)
+    return found
 
 
 def _require_rows(source: str, named: Mapping[str, Any], rows: int) -> None:

@@ -163,9 +163,10 @@ class TabularTask(Task):
     def prove_served(self, address: str, case: Case) -> list[Check]:
         return served_checks(address, case)
 
-    def notes(self, case: Case) -> list[str]:
+    def exercised(self, case: Case) -> list[str]:
         table = case_table(case)
-        return [*self.remarks, *exercised(self.explored, table, case.answers["answers"])]
+        found = exercised(self.explored, table, case.answers["answers"])
+        return [*super().exercised(case), *self.remarks, *found]
 
     def golden(self, case: Case) -> Golden:
         """The first row without a missing value: what JSON can say in every client."""

@@ -20,6 +20,8 @@ from converters.tensors.graph_probe import limit_memory, reason_of
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import as_fed, as_kept, joined, single_rows
 
+# onnx/onnx#7805: LRN sums over another window (1.23); ONNX Runtime and torch agree.
+WRONG_THERE = {"LRN"}
 PATIENCE_S = 3.0  # for one row
 Answer = Callable[[Group], dict[str, np.ndarray]]
 
@@ -55,6 +57,9 @@ def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
     from onnx.reference import ReferenceEvaluator
 
     first = next(single_rows(group))
+    wrong = _known_to_be_wrong(model)
+    if wrong:
+        return None, f"none ({wrong})"
     try:
         evaluator = ReferenceEvaluator(model)
         started = time.monotonic()
@@ -67,6 +72,14 @@ def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
         lambda row: _named(evaluator.output_names, evaluator.run(None, as_fed(row))),
         "onnx.reference",
     )
+
+
+def _known_to_be_wrong(model: str) -> str:
+    """An operator that onnx's evaluator computes otherwise than its own specification."""
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
+    return ", ".join(sorted(kinds & WRONG_THERE))
 
 
 def _unoptimised(model: str) -> Answer:

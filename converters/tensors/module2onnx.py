@@ -1,5 +1,6 @@
 """Any torch module -> ONNX, with a dynamic batch axis."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,13 @@ def export_module(
     model = onnx.load(target)
     _require_dynamic(model, list(example))
     _name_outputs(model.graph, outputs)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # InferenceError and ValidationError share no base class
+        raise ExportFailed(
+            f"torch exported a graph that contradicts itself ({_first(error)}): write the operator "
+            "that it names otherwise"
+        ) from error
     onnx.save(model, target)
 
 
@@ -100,4 +107,6 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def _first(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    """The cause, without the exporter's page of advice and its colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error.__cause__ or error))
+    return " ".join(text.split())[:500]

@@ -12,6 +12,9 @@ from converters.sources.tensor_source import NUMPY_TYPES, Group, Port
 from converters.texts.sample_files import SAMPLE_LIMIT
 
 ROWS = 24
+# Of the example's own rows so many stay as they are; a table is read by so many more at most.
+OWN_ROWS = 8
+TABLE_ROWS = 256
 LENGTHS = (1, 7, 16)  # of an axis of any length, where nobody said
 SEED = 20240229
 
@@ -21,11 +24,17 @@ def read_npz(path: Path, inputs: Sequence[Port]) -> list[Group]:
     SourceRefused names the array."""
     if not path.is_file():
         raise SourceMissing(f"there is no file {path}: give an .npz with an array for each input")
+    if path.suffix != ".npz":
+        raise SourceRefused(
+            f"{path} is not an .npz with an array for each input "
+            f"({', '.join(port.name for port in inputs)}): write it with "
+            f"numpy.savez('samples.npz', {inputs[0].name}=rows)"
+        )
     require_no_bomb(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise SourceRefused(
             f"{path} is no .npz of plain arrays ({' '.join(str(error).split())[:160]}): write it "
             "with numpy.savez"
@@ -68,6 +77,35 @@ def _fitted(path: Path, port: Port, values: np.ndarray) -> np.ndarray:
 
 def _first_odd(values: np.ndarray) -> int:
     return int(np.argwhere(~np.isfinite(values))[0][0])
+
+
+def whole_tables(groups: Sequence[Group], tables: Mapping[str, int]) -> list[Group]:
+    """The groups with each input that reads a table (``tables``: its rows) given ids from all over
+    it, shuffled, and with as many rows more as it takes to read every row of it once, at most
+    ``TABLE_ROWS``."""
+    if not tables:
+        return list(groups)
+    generator = np.random.default_rng(SEED)
+    return [_reading(group, tables, generator) for group in groups]
+
+
+def _reading(
+    group: Group, tables: Mapping[str, int], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    rows = len(next(iter(group.values())))
+    own = min(rows, OWN_ROWS)
+    needed = [
+        -(-count // max(1, group[name][0].size)) for name, count in tables.items() if name in group
+    ]
+    wanted = max(rows, own + min(TABLE_ROWS, max(needed, default=0)))
+    grown = {name: np.resize(values, (wanted, *values.shape[1:])) for name, values in group.items()}
+    for name, count in tables.items():
+        if name in grown:
+            place = grown[name][own:]
+            ids = np.linspace(0, count - 1, min(count, place.size)).round()
+            ids = np.resize(generator.permutation(ids), place.size)
+            grown[name][own:] = ids.reshape(place.shape).astype(place.dtype)
+    return grown
 
 
 def variations(example: Mapping[str, np.ndarray], inputs: Sequence[Port]) -> list[Group]:

@@ -9,6 +9,7 @@ import numpy as np
 from converters.cache import Say, files_sha256
 from converters.closeness import Closeness, spread_of
 from converters.errors import SourceRefused
+from converters.exercised import rows_lines, spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
@@ -21,7 +22,7 @@ from converters.tensors.proof import (
     outputs_closeness,
     parity_checks,
 )
-from converters.tensors.samples import made_up, read_npz, variations
+from converters.tensors.samples import made_up, read_npz, variations, whole_tables
 from converters.tensors.served import served_checks
 from modelspec.golden import Golden
 
@@ -44,10 +45,39 @@ class Tensors(Task):
     def _groups(self) -> list[Group]:
         if self.order.samples:
             return read_npz(self.order.samples, self.source.inputs)
+        example, inputs = self.source.example(), self.source.inputs
+        groups = made_up(inputs) if example is None else variations(example, inputs)
+        return whole_tables(groups, self.source.tables())
+
+    def calibration(self, case: Case) -> Iterator[Feed]:
         example = self.source.example()
-        if example is None:
-            return made_up(self.source.inputs)
-        return variations(example, self.source.inputs)
+        if not self.order.samples and example is not None:
+            for name, values in example.items():
+                if values.dtype.kind == "f" and values.size and values.min() == values.max():
+                    raise SourceRefused(
+                        f"8-bit scales are measured on samples, and the example of input {name!r} "
+                        f"is all {values.flat[0]:g}, which says nothing of the range that real "
+                        "inputs have: give --samples, or an example with real rows"
+                    )
+        return self.feeds(case)
+
+    def exercised(self, case: Case) -> list[str]:
+        groups = unpack_groups(case.answers, INPUTS)
+        lines = [self.whose(sum(map(_rows, groups))) + f", answered by {case.answers['oracle']}"]
+        for name, rows in self.source.tables().items():
+            read = np.concatenate([group[name].reshape(-1) for group in groups])
+            lines += rows_lines(f"input {name}", read, rows)
+        for group in groups:
+            lines += self._input_lines(group)
+        for told in unpack_groups(case.answers, OUTPUTS):
+            for name, values in told.items():
+                lines += spread_lines(f"output {name}", values, case.tolerance)
+        return list(dict.fromkeys(lines))
+
+    def _input_lines(self, group: Group) -> Iterator[str]:
+        for name, values in group.items():
+            if values.dtype.kind in "fiu":
+                yield f"input {name}: numbers from {values.min():.4g} to {values.max():.4g}"
 
     def files(self) -> list[Path]:
         return self.source.files()
@@ -60,6 +90,7 @@ class Tensors(Task):
         return {
             "inputs": [port.facts() for port in self.source.inputs],
             "outputs": [port.facts() for port in self.source.outputs],
+            "half": self.source.computes_in_half(),
         }
 
     def export(self, target: Path) -> None:

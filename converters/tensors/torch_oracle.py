@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converters.original import ask
+from converters.original import ask, places_again, require_no_past
 from converters.sources.tensor_source import Group, Told
 from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
 from converters.tensors.group_files import pack_groups, unpack_groups
@@ -39,14 +39,31 @@ def main(source: str, names: str, questions: str, answers: str) -> None:
         joined([_answer(module, wanted, row) for row in single_rows(group)]) for group in groups
     ]
     weights = np.array(weights_sha256(module))
+    _require_no_past(source, wanted, groups, outputs)
     np.savez(answers, weights=weights, **pack_groups(outputs, "out"))
+
+
+def _require_no_past(
+    source: str, names: Sequence[str], groups: Sequence[Group], told: Sequence[Group]
+) -> None:
+    """The same once more, from a fresh module and in reverse: what it answers may not depend on
+    that."""
+    module, _ = made_by(source, find_factory(source)[0])
+    for group, outputs in zip(groups, told, strict=True):
+        rows = list(single_rows(group))
+        places = places_again(len(rows))
+        again = joined([_answer(module, names, rows[place]) for place in places])
+        for name, first in outputs.items():
+            if first.dtype.kind == "f" and first.size:
+                labels = [f"sample {row}" for row in range(len(rows))]
+                require_no_past(first, again[name], places, labels)
 
 
 @torch.inference_mode()
 def _answer(module: torch.nn.Module, names: Sequence[str], row: Group) -> dict[str, np.ndarray]:
     inputs = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in row.items()}
     values = named_outputs(module(**inputs)).values()
-    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return {name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 
 from converters.cache import Say
 from converters.closeness import Closeness
+from converters.exercised import label_lines, spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
@@ -47,6 +48,13 @@ class TextClassification(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return classification_proof.graph_checks(graph, case_texts(case), case)
+
+    def answer_lines(self, case: Case) -> list[str]:
+        scores, labels = case.answers["scores"], case.facts["labels"]
+        lines = list(spread_lines("scores", scores, case.tolerance))
+        if case.facts["function"] != "none":
+            lines += label_lines(scores, labels, case.tolerance)
+        return lines
 
     def parity_checks(self, engine: Path, case: Case) -> list[Check]:
         return classification_proof.parity_checks(self.graph(engine, case), case)

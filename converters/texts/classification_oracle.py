@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask
+from converters.original import ask, places_again, require_no_past
 
 
 def classify(
@@ -40,9 +40,17 @@ def main(folder: str, questions: str, answers: str) -> None:
     )
     cut = {"truncation": True, "max_length": asked["limit"]}
     counts = [len(classifier.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    scores = _scores(classifier, asked["texts"], {})
+    places = places_again(len(asked["texts"]))
+    # The same once more, from a fresh one and in reverse: what it answers may not depend on that.
+    fresh: Any = pipeline(
+        "text-classification", model=folder, device="cpu", top_k=None, dtype="float32"
+    )
+    again = _scores(fresh, [asked["texts"][place] for place in places], {})
+    require_no_past(scores, again, places, asked["texts"])
     np.savez(
         answers,
-        scores=_scores(classifier, asked["texts"], {}),
+        scores=scores,
         token_count=np.array(counts, dtype=np.int32),
         long_scores=_scores(classifier, asked["too_long"], cut),
     )

@@ -9,10 +9,12 @@ import torch
 
 from converters.cache import Say
 from converters.closeness import Closeness
+from converters.exercised import spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.sentence_embedding import SentenceEncoder, SentenceFolder, prompts
+from converters.sources.token_model import probe_ids
 from converters.task import Case
 from converters.texts import embedding_proof
 from converters.texts.answered import as_text_array, case_texts
@@ -31,6 +33,7 @@ class Embedding(TextTask):
     name: ClassVar[str] = "embedding"
     output: ClassVar[str] = "sentence_embedding"
     per_text: ClassVar[tuple[str, ...]] = ("texts", "vectors", "token_count")
+    oracle_packages: ClassVar[tuple[str, ...]] = ("sentence-transformers",)
     folder: SentenceFolder
 
     def open_source(self, source: str) -> HuggingFaceFolder:
@@ -55,7 +58,7 @@ class Embedding(TextTask):
         return self.source.tokenizer_file(self.original.tokenizer)
 
     def facts(self) -> dict[str, Any]:
-        ids = torch.full((1, 4), 5, dtype=torch.int64)
+        ids = probe_ids(self.module, 1, 4)
         with torch.no_grad():
             width = int(self.module(ids, torch.ones_like(ids)).shape[-1])
         return {**super().facts(), "width": width, "normalised": self._normalises()}
@@ -71,6 +74,9 @@ class Embedding(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return embedding_proof.graph_checks(graph, case_texts(case), case)
+
+    def answer_lines(self, case: Case) -> list[str]:
+        return list(spread_lines("vectors", case.answers["vectors"], case.tolerance))
 
     def parity_checks(self, engine: Path, case: Case) -> list[Check]:
         return embedding_proof.parity_checks(self.graph(engine, case), case)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask
+from converters.original import ask, places_again, require_no_past
 
 
 def embed(
@@ -30,7 +30,24 @@ def main(folder: str, questions: str, answers: str) -> None:
     from sentence_transformers import SentenceTransformer
 
     asked = json.loads(Path(questions).read_text())
-    model: Any = SentenceTransformer(
+    model = _opened(SentenceTransformer, folder, asked["limit"])
+    vectors = _vectors(model, asked["texts"])
+    places = places_again(len(asked["texts"]))
+    # The same once more, from a fresh one and in reverse: what it answers may not depend on that.
+    fresh = _opened(SentenceTransformer, folder, asked["limit"])
+    again = _vectors(fresh, [asked["texts"][place] for place in places])
+    require_no_past(vectors, again, places, asked["texts"])
+    counts = [len(model.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    np.savez(
+        answers,
+        vectors=vectors,
+        token_count=np.array(counts, dtype=np.int32),
+        long_vectors=_vectors(model, asked["too_long"]),
+    )
+
+
+def _opened(kind: Any, folder: str, limit: int) -> Any:
+    model = kind(
         folder,
         device="cpu",
         local_files_only=True,
@@ -38,14 +55,8 @@ def main(folder: str, questions: str, answers: str) -> None:
         # A folder of half precision is asked in FP32 too, as it is converted.
         model_kwargs={"dtype": "float32"},
     )
-    model.max_seq_length = asked["limit"]
-    counts = [len(model.tokenizer(text)["input_ids"]) for text in asked["texts"]]
-    np.savez(
-        answers,
-        vectors=_vectors(model, asked["texts"]),
-        token_count=np.array(counts, dtype=np.int32),
-        long_vectors=_vectors(model, asked["too_long"]),
-    )
+    model.max_seq_length = limit
+    return model
 
 
 def _vectors(model: Any, texts: list[str]) -> np.ndarray:

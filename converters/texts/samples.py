@@ -52,6 +52,24 @@ def multilingual_texts() -> list[str]:
     return list(_MULTILINGUAL)
 
 
+def odd_texts(special: Sequence[str]) -> list[str]:
+    """Texts that a tokeniser may take for something else: its own ``special`` tokens and those of
+    others as words, accents, one letter, marks alone, other scripts side by side."""
+    own = list(special)
+    return [
+        *(f"it says {token} here" for token in own),
+        *([" ".join(own), f"{own[-1]}inside{own[0]}"] if own else []),
+        "[SEP] inside [CLS] text [MASK] </s> <s>",
+        "<pad> [PAD] <unk> [UNK] <mask> <|endoftext|>",
+        "a",
+        ".",
+        "Ünïcödé Ångström naïve façade",
+        "e\u0301te\u0301 İstanbul ﬁne",
+        "русский English 中文 العربية 日本語 עברית",
+        "1,234.56 $ 50% a@b.example https://x.example/?q=1",
+    ]
+
+
 def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], wanted: int) -> str:
     """Whole texts joined, repeated where they are too few, and cut to the longest beginning of at
     most ``wanted`` tokens: a real text of a wanted length. "" when no beginning is so short."""

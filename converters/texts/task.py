@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from converters.cache import Say
 from converters.errors import SourceRefused
+from converters.exercised import rows_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
@@ -26,7 +28,13 @@ from converters.task import Case, Eager, Feed, Order, Task
 from converters.texts.answered import case_texts
 from converters.texts.invariance import padding_checks, texts_for_buckets
 from converters.texts.sample_files import read_texts
-from converters.texts.samples import corpus_texts, default_texts, multilingual_texts, text_of_tokens
+from converters.texts.samples import (
+    corpus_texts,
+    default_texts,
+    multilingual_texts,
+    odd_texts,
+    text_of_tokens,
+)
 from converters.texts.token_graph import TokenGraph
 from converters.torch2onnx import export_token_model
 
@@ -50,6 +58,7 @@ class TextTask(Task):
     def __init__(self, order: Order) -> None:
         super().__init__(order)
         self.source = self.open_source(order.source)
+        self.source.require_head(self.name, self.auto_class_name)
         self.samples = read_texts(order.samples) if order.samples else _own_samples()
 
     def open_source(self, source: str) -> HuggingFaceFolder:
@@ -83,6 +92,10 @@ class TextTask(Task):
         require_batches(self.module)
         return buckets_up_to(usable_tokens(self.module, self.tokenizer.max_tokens))
 
+    @property
+    def auto_class_name(self) -> str:
+        return getattr(self, "auto_class", "")
+
     def pad_id(self) -> int:
         """The token that texts are padded with."""
         return pad_id(self.module.model, self.tokenizer.pad_id)
@@ -109,7 +122,8 @@ class TextTask(Task):
             text_of_tokens([text], tokens, limit) if tokens(text) > limit else text
             for text in self.samples
         )
-        fitting = list(dict.fromkeys(text for text in cut if text))
+        odd = [text for text in odd_texts(self.tokenizer.special) if tokens(text) <= limit]
+        fitting = list(dict.fromkeys([*(text for text in cut if text), *odd]))
         if not fitting:
             raise SourceRefused(
                 f"no beginning of a sample fits the {limit} tokens that the model takes: give "
@@ -121,6 +135,30 @@ class TextTask(Task):
         """A real text that is longer than the model takes: what ``truncate`` is asked with."""
         wanted = self.buckets[-1] + LONGER
         return [text_of_tokens(texts, self.tokenizer.counter(), wanted)]
+
+    def exercised(self, case: Case) -> list[str]:
+        texts = case_texts(case)
+        count = self.tokenizer_in(case)
+        ids = np.concatenate([np.array(count.encode(text).ids, dtype=np.int64) for text in texts])
+        odd = sum(not text.isascii() for text in texts)
+        return [
+            self.whose(len(texts)),
+            f"{odd} texts are not plain ASCII; the longest has "
+            f"{int(case.answers['token_count'].max())} of {case.facts['buckets'][-1]} tokens",
+            *rows_lines("tokens", ids, count.get_vocab_size()),
+            *self.answer_lines(case),
+        ]
+
+    def answer_lines(self, case: Case) -> list[str]:
+        """Of the answers, what ``exercised`` says."""
+        return []
+
+    def tokenizer_in(self, case: Case) -> Tokenizer:
+        """The case's own, which neither pads nor cuts."""
+        tokenizer = Tokenizer.from_file(str(case.folder / TOKENIZER))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def few(self, case: Case, rows: int) -> Case:
         """Short texts and the longest, evenly: ``per_text`` names what has a row a text."""

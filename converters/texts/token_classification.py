@@ -10,12 +10,13 @@ import numpy as np
 from converters.cache import Say
 from converters.closeness import Closeness
 from converters.errors import SourceRefused
+from converters.exercised import label_lines, spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Case
 from converters.texts import entity_proof
 from converters.texts.answered import as_text_array, case_texts
-from converters.texts.entities import clear_texts, original_entities
+from converters.texts.entities import clear_texts, original_entities, token_scores
 from converters.texts.entity_oracle import find_entities
 from converters.texts.served_entities import served_checks
 from converters.texts.task import TextTask
@@ -54,6 +55,16 @@ class TokenClassification(TextTask):
     ) -> list[Check]:
         graph = self.graph(engine, case, runner)
         return entity_proof.graph_checks(graph, case_texts(case), case)
+
+    def answer_lines(self, case: Case) -> list[str]:
+        scores, labels = token_scores(case.answers["logits"]), case.facts["labels"]
+        return [
+            "of tokens: " + line
+            for line in (
+                *spread_lines("logits", case.answers["logits"], case.tolerance),
+                *label_lines(scores, labels, case.tolerance),
+            )
+        ]
 
     def few(self, case: Case, rows: int) -> Case:
         few = super().few(case, rows)

@@ -8,19 +8,23 @@ COMPARING = 0.6
 
 
 class Budget:
-    """``seconds`` from the moment it is made, or last restarted; ``now`` is for tests."""
+    """``seconds`` from the moment it is made; ``now`` is for tests."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self._now = seconds, now
         self._started = now()
 
-    def restart(self) -> None:
-        """What was before is not counted."""
-        self._started = self._now()
-
     @property
     def spent(self) -> float:
         return self._now() - self._started
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.seconds - self.spent)
+
+    def has_room(self, seconds: float, share: float = 1.0) -> bool:
+        """Whether something that takes so long would end within this share of the budget."""
+        return self.spent + seconds <= share * self.seconds
 
     def allows(self, share: float = 1.0) -> bool:
         """Whether this share of the budget is not used up yet."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converters.cache import Say, content_key, conversion, files_sha256
+from converters.cache import Say, cache_root, content_key, conversion, files_sha256
 from converters.conversion import (
     ANSWERS,
     GRAPH,
@@ -29,7 +29,9 @@ from converters.variants.pareto import Row
 from converters.variants.pruning import Pruning, write_pruned
 from converters.variants.timing import Form, Timer, Visits
 
-LEFT_OUT = "not measured: the time budget ended first"
+LEFT_OUT = "not measured, and so not in the choice: the time budget ended first (--budget)"
+# What is left of the budget must be as much for many samples to be asked.
+MANY_S = 200.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Bench:
     engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
     accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
     reasons: dict[tuple[str, bool], str] = field(default_factory=dict)
+    _longest_s: float = 0.0  # what writing and comparing one form took at most
 
     @property
     def task(self) -> Task:
@@ -82,9 +85,14 @@ class Bench:
         for form in forms:
             if form.graph in self.engines or form.graph in self.reasons:
                 continue
+            if not budget.has_room(self._longest_s, COMPARING):
+                self.reasons[form.graph] = LEFT_OUT
+                continue
+            started = budget.spent
             try:
                 self._write(form)
                 self._compare(form, budget)
+                self._longest_s = max(self._longest_s, budget.spent - started)
             except ConversionError as error:
                 self.reasons[form.graph] = " ".join(str(error).split())[:300]
 
@@ -96,7 +104,7 @@ class Bench:
 
         def build(folder: Path) -> None:
             self.say(f"writing {form.name}")
-            feeds = lambda: self.task.feeds(case)  # noqa: E731 - it has no name to give
+            feeds = lambda: self.task.calibration(case)  # noqa: E731 - it has no name to give
             write_variant(form.precision, self._graph(form, folder), folder / GRAPH, feeds)
 
         self.engines[form.graph] = (
@@ -168,14 +176,19 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     task = subject.open_task(subject.order)
     precisions = _known(task, subject.precisions)
     converted = convert(task, Variant("fp32"), say)
-    many = many_samples(subject, converted, say)
-    # The budget is for measuring: what the conversion took, once, is not counted.
-    budget.restart()
+    if budget.has_room(budget.seconds / 2):
+        many = many_samples(subject, converted, say, budget)
+    else:
+        say(f"{subject.order.name}: converting took {budget.spent:.0f} s of the budget")
+        many = converted.case
     bench = Bench(subject, converted, many, kept, say)
     forms = candidates(precisions, subject.pruning is not None)
     bench.compare_all(forms, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(forms, Path(work))
+        if not timed:
+            rows = tuple(bench.row(form, Visits()) for form in forms)
+            return Measured(rows, bench.samples, task.name, forms[0].name)
         visits = Timer(timed, kept, Path(work), say).run(budget)
     first = timed[0].candidate
     shown = [first] if first.precision == ORIGINAL else []
@@ -184,9 +197,11 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     return Measured(rows, bench.samples, task.name, against)
 
 
-def many_samples(subject: Subject, converted: Converted, say: Say) -> Case:
-    """The original's answers to more samples than the proof has, where the task has them; from the
-    cache if it was asked before."""
+def many_samples(
+    subject: Subject, converted: Converted, say: Say, budget: Budget | None = None
+) -> Case:
+    """The original's answers to more samples than the proof has, where the task has them and the
+    ``budget`` the time to ask; from the cache if it was asked before."""
     with tempfile.TemporaryDirectory(prefix="tidegate-samples-") as work:
         file = converted.task.more_samples(Path(work) / "samples.txt")
         if file is None:
@@ -194,6 +209,10 @@ def many_samples(subject: Subject, converted: Converted, say: Say) -> Case:
         order = subject.order
         task = subject.open_task(Order(order.name, order.source, file))
         key = content_key(json.dumps(["many", order.name, source_sha256(task)]))
+        is_there = (cache_root() / "conversions" / key / ANSWERS).is_file()
+        if budget and not is_there and budget.left < MANY_S:
+            say(f"{order.name}: measured on the proof's samples: 1,500 more would take too long")
+            return converted.case
         build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - one line says it
         folder = conversion(order.name, key, ANSWERS, build)
     return case_in(folder, order.name, converted.task.name, "fp32")

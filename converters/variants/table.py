@@ -32,6 +32,9 @@ def _verdict(found: Findings) -> Iterator[str]:
         yield "pick: none: no form is measured, within its tolerance and independent of the batch"
     else:
         yield f"pick: {chosen.candidate.name}: {_why(chosen, found)}"
+    measured = sum(row.measured for row in found.forms)
+    if measured < len(found.forms):
+        yield f"  chosen from the {measured} of {len(found.forms)} forms that were measured"
     for row, reason in found.refused:
         yield f"  {row.candidate.name} is faster, but refused: {reason}"
     yield from _left_out(found)

@@ -82,13 +82,19 @@ class Timer:
     def run(self, budget: Budget, passes: int = 0) -> dict[Candidate, Visits]:
         """As many passes as the budget allows. Raises ConversionError when ``forms[0]`` fails."""
         passes = passes or PASSES
+        longest = 0.0
         with ExitStack() as clocks:
             for turn, cell, missing in self._missing(passes):
-                if not budget.allows():
+                if not budget.has_room(longest):
                     break
+                started = budget.spent
                 if cell == ORDER[0]:
                     self.say(f"pass {turn + 1} of {passes}: {len(missing)} forms in turn")
-                self._visit(turn, cell, missing, clocks)
+                self._visit(turn, cell, missing, clocks, budget)
+                # The first round starts the processes as well: half of it is what one may take.
+                longest = max(
+                    longest, (budget.spent - started) / (1 if turn or cell != ORDER[0] else 2)
+                )
         return self.visits
 
     def _missing(self, passes: int) -> Iterator[tuple[int, Cell, list[Form]]]:
@@ -99,9 +105,13 @@ class Timer:
                     # Every other pass backwards: what a neighbour leaves hot or cold evens out.
                     yield turn, cell, missing if turn % 2 == 0 else missing[::-1]
 
-    def _visit(self, turn: int, cell: Cell, missing: Sequence[Form], clocks: ExitStack) -> None:
+    def _visit(
+        self, turn: int, cell: Cell, missing: Sequence[Form], clocks: ExitStack, budget: Budget
+    ) -> None:
         against = self._times(self.forms[0], cell, clocks)
         for form in missing:
+            if not budget.allows():
+                return
             visits = self.visits[form.candidate]
             try:
                 mine = against if form is self.forms[0] else self._times(form, cell, clocks)

@@ -81,7 +81,7 @@ def test_every_option_of_an_encoder_is_served(tmp_path, name, gone):
         fresh.loc[30:40, "code"] = 3.0
     got = served(case, _wire(fresh))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-6)
-    notes = "\n".join(task.notes(case))
+    notes = "\n".join(task.exercised(case))
     assert "column 'plan': 5 of 5 categories" in notes
     assert "no row had a missing value" not in notes
     field = _fields(task, case)["plan"]

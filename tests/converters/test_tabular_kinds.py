@@ -78,7 +78,7 @@ def test_common_kinds(tmp_path, name):
     elif hasattr(model, "decision_function"):
         wanted = model.decision_function(rows)
         wanted = wanted if wanted.ndim > 1 else np.stack([-wanted, wanted], axis=1)
-        assert any("margins" in note for note in task.notes(case))
+        assert any("margins" in note for note in task.exercised(case))
     else:
         wanted = model.predict(rows)[:, None]
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-4)
@@ -140,7 +140,7 @@ def test_the_samples_reach_every_leaf_and_say_so(tmp_path):
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
     case = built(task, tmp_path / "c")
-    (note,) = [note for note in task.notes(case) if "leaves of 5 trees" in note]
+    (note,) = [note for note in task.exercised(case) if "leaves of 5 trees" in note]
     hit, total = (int(word) for word in note.replace("of", "").split()[:2])
     assert hit > 0.85 * total
     assert hit == total or "not reached: tree" in note

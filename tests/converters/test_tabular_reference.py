@@ -71,7 +71,7 @@ def test_early_stopping_is_served_as_its_estimator_answers(tmp_path, name, endin
     assert failed(task, case) == []
     assert served(case, numbered(FRESH, NAMES)) == pytest.approx(_called(loaded, FRESH), abs=1e-5)
     best = f"rounds 0 to {model.best_iteration} of"
-    assert any(best in note for note in task.notes(case))
+    assert any(best in note for note in task.exercised(case))
     assert any(best in remark for remark in task.card()["remarks"])
 
 
@@ -99,7 +99,7 @@ def test_a_booster_answers_with_all_rounds_and_says_so(tmp_path):
     case = built(task, tmp_path / "c")
     wanted = booster.predict(xgboost.DMatrix(FRESH))
     assert served(case, numbered(FRESH, NAMES))[:, 1] == pytest.approx(wanted, abs=1e-5)
-    assert any("--iteration-range best" in note for note in task.notes(case))
+    assert any("--iteration-range best" in note for note in task.exercised(case))
 
 
 def test_best_ntree_limit_of_an_old_file_is_asked(tmp_path):
@@ -126,7 +126,7 @@ def test_the_number_that_stands_for_a_missing_one_is_asked(tmp_path, missing):
     assert failed(task, case) == []
     got = served(case, numbered(fresh, NAMES))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
-    assert any(f"{missing} (--missing)" in note for note in task.notes(case))
+    assert any(f"{missing} (--missing)" in note for note in task.exercised(case))
     # Without being told, it says what it takes for granted, and what to do.
     assert any("give --missing" in note for note in opened(tmp_path / "m.json").remarks)
 

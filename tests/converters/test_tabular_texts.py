@@ -74,7 +74,7 @@ def test_a_list_of_texts_is_served_as_scikit_learn_reads_it(tmp_path, name):
     assert served(case, {"text": np.array(FRESH)}) == pytest.approx(wanted, abs=1e-6)
     assert _through_the_step(case, FRESH) == pytest.approx(wanted.max(axis=1), abs=1e-6)
     if hasattr(model[0], "vocabulary_"):
-        assert any("terms of its vocabulary" in note for note in task.notes(case))
+        assert any("terms of its vocabulary" in note for note in task.exercised(case))
 
 
 def _through_the_step(case, texts):
