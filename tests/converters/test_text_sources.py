@@ -56,8 +56,11 @@ def test_scores_are_made_as_transformers_makes_them(tmp_path, config, function):
     ],
 )
 def test_labels_that_an_answer_could_not_tell_apart_are_refused(tmp_path, labels, message):
-    folder = save_tagger("bert", tmp_path / "m", labels=labels)
-    for task in (TextClassification, TokenClassification):
+    for task, save in (
+        (TextClassification, save_classifier),
+        (TokenClassification, save_tagger),
+    ):
+        folder = save("bert", tmp_path / task.name, labels=labels)
         with pytest.raises(SourceRefused, match=message):
             task(Order("x", str(folder))).source.labels()
 
