@@ -78,7 +78,7 @@ class XgboostModel(TabularModel):
                 "save_model('model.json')"
             ) from error
         self._learner = learner
-        self._attributes: Mapping[str, str] = self.booster.attributes()
+        self._attributes: Mapping[str, Any] = self.booster.attributes()
         self.objective = str(learner["objective"]["name"])
         if self.objective not in LINKS:
             raise SourceRefused(
@@ -100,7 +100,7 @@ class XgboostModel(TabularModel):
         self.steps = self.linear is None
         self.labels = self._classes()
         self.remarks = tuple(self._remarks(options))
-        self._estimator = self._loaded() if self.wrapper else None
+        self._estimator: Any = self._loaded() if self.wrapper else None
 
     def _wrapper(self) -> str:
         """``classifier``, ``regressor``, ``ranker``: what wrote the file; "" for a Booster."""

@@ -7,6 +7,7 @@ and names those that were not.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ def constructed_rows(explored: Explored, rows: Table, rng: np.random.Generator) 
     room = max(8, MOST_ROWS // max(1, len(columns)))
     found = rows.rows(slice(0, 0))
     for column in columns:
+        values: list[Value]
         if column.is_text:
             values = list(_text_values(model, column, rng))
         else:
@@ -60,6 +62,7 @@ def exercised(explored: Explored, rows: Table, answers: np.ndarray) -> list[str]
 
 def _column_notes(column: Column, values: np.ndarray) -> Iterator[str]:
     name = repr(column.name)
+    known: set[Any]
     if column.is_text:
         known, gone = set(column.categories), values == MISSING
     else:
