@@ -46,9 +46,9 @@ def require_no_past(
     worst = int(gaps.max(axis=1).argmax())
     if not gaps.max() <= limit:
         sys.exit(
-            f"its answer to {names[places[worst]][:60]!r} depends on what it was asked before (a "
-            f"fresh one differs by {gaps.max():.3g}): such a model keeps something between calls, "
-            "and a graph cannot follow it"
+            f"a fresh one answers {names[places[worst]][:60]!r} otherwise, by {gaps.max():.3g}: it "
+            "keeps something from call to call, which no graph can follow, or its source makes "
+            "another model each time (random weights?): load a state_dict"
         )
 
 

@@ -244,26 +244,8 @@ class Gateway:
             meter.read_rows(answers)
         return answers
 
-    async def rows(
-        self,
-        model: Model,
-        face: Face,
-        rows: Sequence[Row],
-        timeout_s: float,
-        serving: str = "",
-        replica: Replica | None = None,
-    ) -> list[tuple[Tensors, int]]:
-        """As ``infer_rows``, without a client to watch: what the probes use. ``serving`` is the
-        pipeline that answers for the model; ``replica`` the one to ask, however busy it is."""
-        work = batches(model, face, rows)
-        return await self._answers_to(work, timeout_s, serving or model.name, replica)
-
     async def _answers_to(
-        self,
-        work: Sequence[Batch],
-        timeout_s: float,
-        serving: str,
-        replica: Replica | None = None,
+        self, work: Sequence[Batch], timeout_s: float, serving: str
     ) -> list[tuple[Tensors, int]]:
         """A few batches at a time; the first failure cancels the rest and is raised as it is.
 
@@ -277,9 +259,7 @@ class Gateway:
         async def in_turn() -> NoCapacity | None:
             with contextlib.ExitStack() as held:
                 try:
-                    # A probe's own answer is no sign that clients have theirs: it names no model.
-                    permit = replica.permit() if replica else self.pool.permit(serving)
-                    upstream = held.enter_context(permit)
+                    upstream = held.enter_context(self.pool.permit(serving))
                 except NoCapacity as full:
                     return full
                 for batch in waiting:

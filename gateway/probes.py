@@ -122,20 +122,21 @@ class Background:
         if model.golden_fault:
             return model.golden_fault, False
         try:
+            # No permit: a full server is probed too. Nor does the answer name a model to the
+            # replica: it is no sign that clients have theirs.
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                with replica.permit() as upstream:
-                    if model.face is None or model.golden is None:
-                        return await _sign_of_life(upstream, model), False
-                    answer = await golden_answer(
-                        upstream, model, model.face, model.golden, PROBE_TIMEOUT_S
-                    )
-                return model.golden.fault(answer), False
+                if model.face is None or model.golden is None:
+                    return await _sign_of_life(replica.upstream, model), False
+                answer = await golden_answer(
+                    replica.upstream, model, model.face, model.golden, PROBE_TIMEOUT_S
+                )
+            replica.ended("", None)
+            return model.golden.fault(answer), False
         except (GatewayError, TimeoutError) as error:
+            replica.ended("", error)
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
-            return (
-                f"does not answer its golden sample ({str(error) or 'no answer in time'})",
-                is_late,
-            )
+            why = str(error) or "no answer in time"
+            return f"does not answer its golden sample ({why})", is_late
 
     def _is_busy(self, replica: Replica, model: Model, sent: float) -> bool:
         """Load is not death: whether the model answered anything there since the probe was sent,

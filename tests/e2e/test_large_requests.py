@@ -165,7 +165,7 @@ RAW = {
 MODELS = {
     "texts": (TEXTS, text_config(32, TEXT_FACE)),
     "one_text": (TEXTS, text_config(1, TEXT_FACE) + "instance_group { count: 2 }\n"),
-    "files": (TEXTS, text_config(8, FILE_FACE)),
+    "scans": (TEXTS, text_config(8, FILE_FACE)),
     "sums": (
         SUMS,
         'max_batch_size: 4\ninput { name: "x" data_type: TYPE_FP32 dims: -1 }\n'
@@ -293,7 +293,7 @@ def test_one_request_takes_a_small_window_of_the_pool(gateway):
             most = max(most, replica.inflight)
             time.sleep(0.001)
         assert asked.result()[0] == 200
-    assert 2 <= most <= 9  # a probe may be under way too
+    assert 2 <= most <= 8
 
 
 def test_a_pool_that_is_smaller_than_the_window_serves_many_rows(triton, tmp_path):
@@ -350,7 +350,7 @@ def test_what_the_gateway_itself_refuses_names_the_row_too(gateway):
     assert (status, answer["param"]) == (422, "inputs.6")
     files = [{"text": {"b64": "YQ=="}} for _ in range(5)]
     files[3] = {"text": {"b64": "!"}}
-    status, answer = gateway.said("/v1/files", {"inputs": files})
+    status, answer = gateway.said("/v1/scans", {"inputs": files})
     assert (status, answer["param"]) == (422, "inputs.3.text")
 
 
@@ -538,16 +538,16 @@ def abusive(api: str, abuse: str, size: int = SIZE) -> bytes:
 
 # path, body, Content-Type, the status that is right
 LARGE = {
-    "a form of many parts": lambda: ("/v1/files", FORM * 90_000 + b"--xx--", MULTIPART, 422),
+    "a form of many parts": lambda: ("/v1/scans", FORM * 90_000 + b"--xx--", MULTIPART, 422),
     "a form of dashes": lambda: (
-        "/v1/files",
+        "/v1/scans",
         FORM + b"\r\n--x" * (SIZE // 5) + b"\r\n--xx--\r\n",
         MULTIPART,
         200,
     ),
-    "a file": lambda: ("/v1/files", FORM + b"a" * SIZE + b"\r\n--xx--\r\n", MULTIPART, 200),
+    "a file": lambda: ("/v1/scans", FORM + b"a" * SIZE + b"\r\n--xx--\r\n", MULTIPART, 200),
     "base64": lambda: (
-        "/v1/files",
+        "/v1/scans",
         b'{"text":{"b64":"' + b"YWFh" * (SIZE // 4) + b'"}}',
         JSON,
         200,

@@ -65,6 +65,9 @@ def _with(key, **more):
     return {"Authorization": f"Bearer {key}", **more}
 
 
+UNREAD = "no Triton server has said for 5 s what it serves"
+
+
 # --- identity ---------------------------------------------------------------------------------
 
 
@@ -90,15 +93,19 @@ async def test_readiness_tells_a_stranger_no_names(governed):
         assert (answer.status_code, answer.json()) == (503, {"status": "not ready"})
     mine = await client.get("/readyz", headers=_with(key))
     assert mine.status_code == 503
-    assert mine.json() == {"status": "not ready", "pipelines": {"echo_llm": "ready"}}
+    assert mine.json() == {
+        "status": "not ready",
+        "pipelines": {"echo_llm": "unproved", "tidegate:replicas": UNREAD},
+    }
 
 
 async def test_readiness_says_all_where_there_are_no_tenants(open_app):
     client, _ = open_app
     answer = await client.get("/readyz")
     assert answer.json()["pipelines"] == {
-        "echo_llm": "ready",
+        "echo_llm": "unproved",
         "secret_model": "is not being served",
+        "tidegate:replicas": UNREAD,
     }
 
 
