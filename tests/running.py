@@ -17,7 +17,7 @@ from serving.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 # A cold machine converts every pipeline first.
-START_TIMEOUT_S = 600.0
+START_TIMEOUT_S = 1200.0
 STOP_TIMEOUT_S = 40.0
 
 
