@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.addons.grpc_door import holdings
 from gateway.addons.grpc_door.stream_errors import fault_of
 from gateway.errors import Forbidden, NoCapacity
+from modelspec.layout import atomic_write
 from tests.e2e.grpc_models import POLICY, RunningDoor, serving
 from tests.e2e.test_grpc_door import Streaming, _input, _metadata
 from tests.running import wait_until
@@ -296,12 +297,13 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
     with RunningDoor(triton, home) as own, Streaming(own, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
-        (home / "gateway.toml").write_text(POLICY.replace('"echo", "tally"', '"echo"'))
+        rules = home / "gateway.toml"
+        atomic_write(rules, POLICY.replace('"echo", "tally"', '"echo"'))
         own.gateway.guard.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
-        (home / "gateway.toml").write_text(POLICY + limit)
+        atomic_write(rules, POLICY + limit)
         own.gateway.guard.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
