@@ -174,13 +174,18 @@ def _ask(door, handler, model, body):
         scope = {"path": "/v2/x", "headers": [], "path_params": {"model": model}}
         exchange = exchange_of(scope, receive, access=access)
         exchange.principal = Principal("k", "k", Grant(tenant="all"))
-        reply = await handler(exchange)
         sent = []
 
         async def send(message):
             sent.append(message.get("body", b""))
 
-        await reply.send(send)
+        # As ``Endpoint`` does: the admission ends with the answer.
+        try:
+            await (await handler(exchange)).send(send)
+        except BaseException as error:
+            await exchange.leave(error)
+            raise
+        await exchange.leave(None)
         return b"".join(sent)
 
     return door.run(ask())
