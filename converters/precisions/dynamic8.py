@@ -1,7 +1,6 @@
 """Weights in 8 bits; activations are rounded by the range of the whole batch that they come in.
 
 The fastest on a CPU, and the one whose answers depend on who shares the batch: opt-in only.
-Weights are unsigned around 128, for the reason given in ``static8``.
 """
 
 from pathlib import Path
@@ -10,6 +9,7 @@ import onnx
 
 from converters.errors import ExportFailed
 from converters.precisions.graph import count, load_tidy
+from converters.precisions.unsigned import unsigned_weights
 
 # Not Conv: int8 has a kernel for it that is fast and whose answers do not depend on the batch.
 KINDS = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -28,11 +28,14 @@ def write_int8_dynamic(source: Path, target: Path) -> None:
         op_types_to_quantize=list(KINDS),
         # Per tensor, MiniLM's mean cosine is 0.955 instead of 0.991 (1,500 sentences).
         per_channel=True,
-        weight_type=QuantType.QUInt8,
-        extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
     )
-    if not count(onnx.load(target), *INTEGER):
+    written = onnx.load(target)
+    if not count(written, *INTEGER):
         raise ExportFailed(
             "nothing was quantised: int8-dynamic is for matrix multiplications with constant "
             "weights, and this graph has none. For convolutions use --precision int8, else fp32"
         )
+    unsigned_weights(written.graph)
+    onnx.save(written, target)

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converters.precisions.unsigned import CENTRE
+
 SMOOTHING = 0.65  # between 0 (all in the activations) and 1 (all in the weights)
 ONE_SIDED = 0.25  # the lowest is nearer to 0 than the highest, by this
 SIGNED, UNSIGNED = (127, 128), (255, 0)  # steps, and the zero point
 PIECES, PIECE = 4, 192  # the most pieces of a row, and the least width of one
-CENTRE = 128  # the zero point of the weights: unsigned, for the reason given in ``static8``
 TINY = 1e-30  # a row of zeros has no scale
 
 
