@@ -9,6 +9,7 @@ import onnx
 
 from converters.errors import ExportFailed
 from converters.precisions.graph import count, load_tidy
+from converters.precisions.unsigned import unsigned_weights
 
 # Not Conv: int8 has a kernel for it that is fast and whose answers do not depend on the batch.
 KINDS = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -30,8 +31,11 @@ def write_int8_dynamic(source: Path, target: Path) -> None:
         weight_type=QuantType.QInt8,
         extra_options={"MatMulConstBOnly": True},
     )
-    if not count(onnx.load(target), *INTEGER):
+    written = onnx.load(target)
+    if not count(written, *INTEGER):
         raise ExportFailed(
             "nothing was quantised: int8-dynamic is for matrix multiplications with constant "
             "weights, and this graph has none. For convolutions use --precision int8, else fp32"
         )
+    unsigned_weights(written.graph)
+    onnx.save(written, target)

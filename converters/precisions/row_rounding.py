@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converters.precisions.unsigned import CENTRE
+
 SMOOTHING = 0.65  # between 0 (all in the activations) and 1 (all in the weights)
 ONE_SIDED = 0.25  # the lowest is nearer to 0 than the highest, by this
 SIGNED, UNSIGNED = (127, 128), (255, 0)  # steps, and the zero point
@@ -57,6 +59,7 @@ class Rounding:
         for steps, zero in (SIGNED, UNSIGNED):
             self._constant(f"rows8_step_{steps}", np.float32(1 / steps))
             self._constant(f"rows8_zero_{zero}", np.uint8(zero))
+        self._constant("rows8_centre", np.uint8(CENTRE))
         self._constant("rows8_axis", np.array([-1], dtype=np.int64))
         self._constant("rows8_tiny", np.float32(TINY))
 
@@ -73,7 +76,7 @@ class Rounding:
             rounded = np.clip(np.rint(matrix / column), -127, 127)
             moved += low @ (rounded * column)
             part = f"{name}_{place}"
-            made += self._product(source, part, piece, rounded.astype(np.int8), column)
+            made += self._product(source, part, piece, (rounded + CENTRE).astype(np.uint8), column)
             sums.append(f"{part}_scaled")
         if self._ranges[source].one_sided:
             sums.append(self._constant(f"{name}_back", moved.astype(np.float32)))
@@ -96,10 +99,11 @@ class Rounding:
         steps, zero = self._kind(source)
         inputs = [
             piece[0],
-            self._constant(f"{part}_int8", weights),
+            self._constant(f"{part}_weights", weights),
             f"rows8_step_{steps}",
             self._constant(f"{part}_columns", column.astype(np.float32)),
             f"rows8_zero_{zero}",
+            "rows8_centre",
         ]
         product, scaled = f"{part}_product", f"{part}_scaled"
         return [

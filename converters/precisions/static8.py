@@ -12,6 +12,7 @@ import onnx
 
 from converters.errors import ExportFailed
 from converters.precisions.graph import count, load_tidy
+from converters.precisions.unsigned import unsigned_weights
 
 Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
@@ -50,11 +51,14 @@ def write_int8(source: Path, target: Path, feeds: Feeds) -> None:
             "OpTypesToExcludeOutputQuantization": list(FP32_ANSWERS),
         },
     )
-    if not count(onnx.load(target), "QuantizeLinear"):
+    written = onnx.load(target)
+    if not count(written, "QuantizeLinear"):
         raise ExportFailed(
             "nothing was quantised: int8 is for Conv, MatMul and Gemm with constant weights, and "
             "this graph has none. Use --precision fp32"
         )
+    unsigned_weights(written.graph)
+    onnx.save(written, target)
 
 
 def _first_convolutions(graph: onnx.GraphProto) -> list[str]:
