@@ -202,6 +202,22 @@ def test_answers_of_models_with_one_answer_keep_their_order(door):
         assert ids == [str(n) for n in range(20)]
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_decoupled_and_other_models_on_one_stream(door, triton, inflight, lockstep):
+    """Triton 2.51 dies within a second of both on one stream of its own."""
+    with Streaming(door) as stream:
+        seen = []
+        for n in range(40):
+            name, value = ("counter", 1) if n % 2 else ("sleeper", 0)
+            stream.send(name, [value], request_id=str(n))
+            if lockstep:
+                seen.append(stream.next().get_response().id)
+        while len(seen) < 40:
+            seen.append(stream.next().get_response().id)
+    assert seen == [str(n) for n in range(40)]
+    assert triton.control.is_live()
+
+
 def _errors(door, messages, tenant: str = "all"):
     """The raw answers to these messages."""
     with grpc.insecure_channel(door.address) as channel:

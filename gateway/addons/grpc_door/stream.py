@@ -103,6 +103,7 @@ class InferStream:
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._upstream: Upstream | None = None
+        self._is_decoupled = False  # what the stream to Triton carries messages to
         self._call: StreamCall | None = None
         self._reading: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -203,7 +204,8 @@ class InferStream:
             if message.meter:
                 ask_for_tokens(parts, message.meter)
             with contextlib.ExitStack() as permit:
-                call = await self._call_to(permit.enter_context(self._permit(message, parts)))
+                upstream = permit.enter_context(self._permit(message, parts))
+                call = await self._call_to(upstream, model.decoupled)
                 message.permit = permit.pop_all()
             message.held = held.pop_all()
         own_id = str(self._count)
@@ -228,14 +230,17 @@ class InferStream:
             return self.gateway.pool.again(self._upstream, parts.header.model_name)
         return self.gateway.permit(message.exchange, message.model, parts.header)
 
-    async def _call_to(self, upstream: Upstream) -> StreamCall:
+    async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
         """The stream to this replica. A stream is at one replica at a time: answers keep their
-        order so, and what must go elsewhere waits for what is under way."""
-        if self._call is not None and self._upstream is not upstream:
+        order so, and what must go elsewhere waits for what is under way. So does a decoupled
+        model's message behind another's: Triton 2.51 dies of both kinds on one stream."""
+        if self._call is not None and (
+            self._upstream is not upstream or self._is_decoupled is not decoupled
+        ):
             await self._all_answered.wait()
             await self._leave_upstream()
         if self._call is None:
-            self._upstream = upstream
+            self._upstream, self._is_decoupled = upstream, decoupled
             self._call = StreamCall(upstream.stream_ends, upstream.channel.stream_stream(METHOD)())
             self._reading = asyncio.create_task(self._read(self._call))
         return self._call
