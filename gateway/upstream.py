@@ -195,17 +195,19 @@ class UpstreamLog:
 _upstream_log = UpstreamLog()
 
 
-def log_upstream(status: grpc.StatusCode, details: str) -> None:
+def log_upstream(status: grpc.StatusCode, details: str, whose: str = "") -> None:
     """Log what Triton said of this task's request; ``translate`` does it for what it translates."""
     identifier = request_id.get()
     if identifier:
         caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT.search(details) is not None
-        _upstream_log.note(logging.INFO if caused else logging.WARNING, identifier, status, details)
+        level = logging.INFO if caused else logging.WARNING
+        _upstream_log.note(level, identifier, status, whose + details)
 
 
-def translate(status: grpc.StatusCode, details: str = "") -> GatewayError:
-    """What a gRPC status of Triton's means to our client; Triton's words go into the log only."""
-    log_upstream(status, details)
+def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> GatewayError:
+    """What a gRPC status of Triton's means to our client; Triton's words go into the log only,
+    behind ``whose``: which part of this task's request they are about."""
+    log_upstream(status, details, whose)
     marked = FOR_CLIENT.search(details)
     if marked:
         text = details[marked.end() :].strip()

@@ -106,7 +106,7 @@ def check_size(tensor: Tensor) -> None:
 
 def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
     """Malformed unless these tensors are what the model declares: names, dtypes, dimensions."""
-    _check_names(model, [tensor.name for tensor in tensors])
+    check_names(model, [tensor.name for tensor in tensors])
     rows = {tensor.shape[0] for tensor in tensors if tensor.shape} if model.max_batch_size else {1}
     for tensor in tensors:
         _check_declared(model, tensor, model.inputs[tensor.name])
@@ -123,7 +123,8 @@ def check_count(model: Model, inputs: int) -> None:
         )
 
 
-def _check_names(model: Model, names: list[str]) -> None:
+def check_names(model: Model, names: list[str]) -> None:
+    """Malformed unless these are the model's inputs, each once, but for optional ones."""
     given = set(names)
     extra = next((name for name in names if name not in model.inputs), None)
     if extra is not None:

@@ -202,6 +202,22 @@ def test_answers_of_models_with_one_answer_keep_their_order(door):
         assert ids == [str(n) for n in range(20)]
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_decoupled_and_other_models_on_one_stream(door, triton, inflight, lockstep):
+    """Triton 2.51 dies within a second of both on one stream of its own."""
+    with Streaming(door) as stream:
+        seen = []
+        for n in range(40):
+            name, value = ("counter", 1) if n % 2 else ("sleeper", 0)
+            stream.send(name, [value], request_id=str(n))
+            if lockstep:
+                seen.append(stream.next().get_response().id)
+        while len(seen) < 40:
+            seen.append(stream.next().get_response().id)
+    assert seen == [str(n) for n in range(40)]
+    assert triton.control.is_live()
+
+
 def _errors(door, messages, tenant: str = "all"):
     """The raw answers to these messages."""
     with grpc.insecure_channel(door.address) as channel:
@@ -244,6 +260,7 @@ def test_a_stream_gives_the_codes_of_unary_calls(door, caplog):
     # What Triton said is for the operator, with the request and the message.
     said = [each.getMessage() for each in caplog.records if "START flag" in each.getMessage()]
     assert any("'mine'" in each for each in said)
+    assert len(said) == 2  # the message's and the unary call's
 
 
 @pytest.mark.parametrize(
@@ -408,6 +425,42 @@ def test_unread_answers_hold_their_place(door, inflight, monkeypatch):
             client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("some"))
         assert sum(1 for _ in call) == 5
         wait_until(lambda: caller not in held._unread, 3, "all was read")
+
+
+def _unread(door, count: int, tenant: str = "all"):
+    """A stream whose client reads nothing; its answers are of 200 kB."""
+    array = np.full(50_000, 0.5, np.float32)
+    message = service_pb2.ModelInferRequest(model_name="echo")
+    message.inputs.add(name="FP32", datatype="FP32", shape=array.shape)
+    message.raw_input_contents.append(array.tobytes())
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    channel = grpc.insecure_channel(door.address, options)
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    return channel, stub.ModelStreamInfer(iter([message] * count), metadata=_metadata(door, tenant))
+
+
+def test_answers_that_are_not_read_hold_no_permits(door, inflight):
+    """40 streams that read nothing took all permits for 30 s."""
+    held = door.door._holdings
+    streams = [_unread(door, 5) for _ in range(10)]
+    wait_until(lambda: sum(held._unread.values()) > 10 * 300_000, 10, "the answers")
+    wait_until(lambda: inflight() == 0, 5, "the permits")
+    for channel, call in streams:
+        assert sum(1 for _ in call) == 5
+        channel.close()
+    wait_until(lambda: not held._unread, 3, "all was read")
+
+
+def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
+    with RunningDoor(triton, tmp_path / "own", answer_patience_s=1.0) as own:
+        channel, call = _unread(own, 5)
+        held = own.door._holdings
+        wait_until(lambda: held._unread, 5, "answers")
+        wait_until(lambda: not held._unread, 5, "the end")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        channel.close()
 
 
 def test_a_large_answer_gives_its_place_back_once_it_was_read(door, inflight):

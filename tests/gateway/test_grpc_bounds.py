@@ -18,6 +18,8 @@ INPUTS = {
     "small": TensorMeta("small", "INT8", (-1,), optional=True),
     "flag": TensorMeta("flag", "BOOL", (-1,), optional=True),
     "text": TensorMeta("text", "BYTES", (-1,), optional=True),
+    **{f"t{n}": TensorMeta(f"t{n}", "BYTES", (-1,), optional=True) for n in range(38)},
+    **{f"s{n}": TensorMeta(f"s{n}", "INT8", (-1,), optional=True) for n in range(38)},
 }
 MODEL = Model("m", ("1",), 0, INPUTS, {"y": TensorMeta("y", "FP32", (-1,))}, False, None, None)
 WIDE = Model(
@@ -38,6 +40,29 @@ def tensor(name: str, dtype: str, count: int, contents: bytes) -> bytes:
     return NAME + field(5, inside)
 
 
+def several(names, dtype: str, size: int, element: bytes, number: int = 0, shape: int = 0) -> bytes:
+    """A tensor for each of the names, of all ``size`` bytes; a number's elements are packed."""
+    names = list(names)
+    count = size // len(element) // len(names)
+    contents = element * count
+    if number:
+        contents = field(number, contents)
+    return b"".join(tensor(name, dtype, shape or count, contents) for name in names)
+
+
+def raw_strings(size: int) -> bytes:
+    """Each input as many empty strings as the raw form may have in one."""
+    inputs = [field(5, field(1, b"x") + field(2, b"FP32") + field(3, b"\1"))]
+    raws = [field(7, bytes(4))]
+    count = size // 4 // 38
+    for n in range(38):
+        shape = field(3, varint(count))
+        inputs.append(field(5, field(1, f"t{n}".encode()) + field(2, b"BYTES") + shape))
+        raws.append(field(7, bytes(4 * count)))
+    return NAME + b"".join(inputs + raws)
+
+
+STRING = b"\x42\0"
 # What may be repeated, by name: bytes of about so many.
 ABUSE = {
     "raw_input_contents": lambda size: NAME + b"\x3a\0" * (size // 2),
@@ -73,6 +98,19 @@ ABUSE = {
     "numbers not packed": lambda size: tensor("long", "INT64", size // 2, b"\x18\1" * (size // 2)),
     "wrong contents": lambda size: tensor("x", "FP32", size // 8, field(7, bytes(size))),
     "endless numbers": lambda size: tensor("long", "INT64", 1, field(3, b"\x80" * size)),
+    "equal inputs": lambda size: several(["text"] * 38, "BYTES", size, STRING),
+    "unknown inputs": lambda size: several([f"u{n}" for n in range(38)], "BYTES", size, STRING),
+    "too many inputs": lambda size: several([f"u{n}" for n in range(90)], "BYTES", size, STRING),
+    "inputs of strings": lambda size: several(
+        ["x", *(f"t{n}" for n in range(38))], "BYTES", size, STRING
+    ),
+    "inputs of more strings than they say": lambda size: several(
+        ["x", *(f"t{n}" for n in range(38))], "BYTES", size, STRING, shape=800
+    ),
+    "inputs of narrow numbers": lambda size: several(
+        ["x", *(f"s{n}" for n in range(38))], "INT8", size, b"\1", number=2
+    ),
+    "inputs of raw strings": raw_strings,
     "values": lambda size: tensor("x", "FP32", size // 4, field(6, bytes(size // 4 * 4))),
 }
 

@@ -112,6 +112,8 @@ def test_what_does_not_fit_the_model_is_refused(request_, spoil, says):
 def test_values_that_do_not_fit_are_refused(name, dtype, contents, says):
     request = Request(model_name="m")
     request.inputs.add(name=name, datatype=dtype, shape=[2], contents=contents)
+    if name != "x":
+        request.inputs.add(name="x", datatype="FP32", shape=[2], contents={"fp32_contents": [1, 2]})
     with pytest.raises(Malformed, match=says):
         _checked(request)
 

@@ -76,9 +76,9 @@ class Holdings:
             )
 
     @contextmanager
-    def unread(self, caller: str, size: int) -> Iterator[None]:
-        """Around the writing of an answer of ``size`` bytes."""
-        if size <= SMALL_BYTES:
+    def unread(self, caller: str, size: int, small: int = SMALL_BYTES) -> Iterator[None]:
+        """Around the writing of an answer of ``size`` bytes; ``small`` ones are not counted."""
+        if size <= small:
             yield
             return
         self._unread[caller] = self._unread.get(caller, 0) + size

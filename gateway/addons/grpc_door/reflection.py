@@ -6,6 +6,7 @@ Both versions of the protocol have the same messages, which are made here: grpci
 """
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -93,7 +94,10 @@ class Reflection:
                 data = await context.read()
                 if data is grpc.aio.EOF:
                     return
-                await context.write(self.answer(data))
+                answer = self.answer(data)
+                # It fails when the client has left: gRPC then cancels this task.
+                with contextlib.suppress(grpc.aio.BaseError):
+                    await context.write(answer)
         raise Malformed(f"{ANSWERS} questions were answered: open another stream for more")
 
     def answer(self, data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.elements import count_elements
+from gateway.addons.grpc_door.elements import MAX_STRINGS, count_elements, too_many_strings
 from gateway.addons.grpc_door.wire import Parts
 from gateway.doors.v2_request import (
     CLASSIFICATION,
@@ -18,7 +18,17 @@ from gateway.doors.v2_request import (
 )
 from gateway.errors import Malformed
 from gateway.models.catalogue import Model
-from gateway.models.tensors import NUMPY, Tensor, check_model, check_shape, check_size
+from gateway.models.tensors import MAX_STRINGS as MAX_RAW_STRINGS
+from gateway.models.tensors import (
+    NUMPY,
+    Tensor,
+    check_count,
+    check_model,
+    check_names,
+    check_shape,
+    check_size,
+)
+from gateway.models.tensors import too_many_strings as too_many_raw_strings
 
 # The field of InferTensorContents that holds a datatype; FP16 and BF16 have none.
 _CONTENTS = {
@@ -37,13 +47,16 @@ FIELD_NUMBERS = {
 # With it Triton says when a stream has ended: Triton's own clients may ask for it.
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
-MAX_NARROW = 2**17  # each is looked at: 20 ms, in which nobody else is answered
+MAX_NARROW = 2**17  # of a request: each is looked at: 20 ms, in which nobody else is answered
 
 
 def check_request(parts: Parts, model: Model) -> None:
     """Malformed unless the model takes this request; parameters that Triton is not told go."""
     header = parts.header
     _settle_parameters(header.parameters)
+    check_count(model, len(header.inputs))
+    if header.inputs:
+        check_names(model, [tensor.name for tensor in header.inputs])
     for tensor in header.inputs:
         refuse_shared_memory(tensor.parameters)
         tensor.ClearField("parameters")
@@ -71,10 +84,17 @@ def _tensors(inputs: Sequence[Any], parts: Parts) -> list[Tensor]:
     raws = parts.raws
     if raws and len(raws) != len(inputs):
         raise Malformed(f"there are {len(inputs)} inputs, but {len(raws)} raw_input_contents")
-    tensors = []
-    for place, entry in enumerate(inputs):
-        shape = check_shape(entry.name, list(entry.shape))
-        tensor = Tensor(entry.name, entry.datatype, shape, raws[place] if raws else b"")
+    tensors = [
+        Tensor(
+            entry.name,
+            entry.datatype,
+            check_shape(entry.name, list(entry.shape)),
+            raws[place] if raws else b"",
+        )
+        for place, entry in enumerate(inputs)
+    ]
+    _check_looked_at(tensors, is_raw=bool(raws))
+    for place, (entry, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         is_large, is_small = place in parts.contents, entry.HasField("contents")
         if (is_large and is_small) or (raws and (is_large or is_small)):
             raise Malformed(
@@ -87,8 +107,26 @@ def _tensors(inputs: Sequence[Any], parts: Parts) -> list[Tensor]:
             _check_contents(tensor, entry.contents)
         else:
             check_size(tensor)
-        tensors.append(tensor)
     return tensors
+
+
+def _check_looked_at(tensors: Sequence[Tensor], *, is_raw: bool) -> None:
+    """Malformed where the elements that are looked at one by one are too many for one request."""
+    strings = narrow = 0
+    for tensor in tensors:
+        if tensor.dtype == "BYTES":
+            strings += math.prod(tensor.shape)
+            if is_raw and strings > MAX_RAW_STRINGS:
+                raise too_many_raw_strings(tensor.name)
+        elif tensor.dtype in _NARROW and not is_raw:
+            narrow += math.prod(tensor.shape)
+            if narrow > MAX_NARROW:
+                raise Malformed(
+                    f"input {tensor.name!r}: at most {MAX_NARROW} elements of 8 and 16 bits go in "
+                    f"{_CONTENTS[tensor.dtype]}: send them in raw_input_contents"
+                )
+    if not is_raw and strings > MAX_STRINGS:
+        raise too_many_strings()
 
 
 def _check_contents(tensor: Tensor, contents: Any) -> None:
@@ -111,11 +149,6 @@ def _check_large_contents(tensor: Tensor, contents: memoryview) -> None:
     if held != count:
         raise _wrong_count(tensor, wanted, count, held)
     if tensor.dtype in _NARROW:
-        if held > MAX_NARROW:
-            raise Malformed(
-                f"input {tensor.name!r}: at most {MAX_NARROW} elements of {tensor.dtype} go in "
-                f"{wanted}: send them in raw_input_contents"
-            )
         parsed = service_pb2.InferTensorContents.FromString(bytes(contents))
         _check_narrow(tensor, getattr(parsed, wanted))
 

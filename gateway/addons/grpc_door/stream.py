@@ -6,7 +6,9 @@ on which nothing is under way holds neither, nor a stream to Triton before its f
 Triton tells whose an answer is by the request's id, which is ours on the way there: clients may
 send the same twice, or none.
 Triton reads a stream however slowly its answers are read, so at most ``WINDOW`` messages are under
-way. When nothing moves for ``deadline_s``, the stream is ended.
+way. The permit is given back when Triton's last answer was read, the place in the limits when the
+client took it. When nothing moves for ``deadline_s``, or the client takes nothing of what waits for
+``answer_patience_s``, the stream is ended.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ from gateway.addons.grpc_door.answer import (
 )
 from gateway.addons.grpc_door.holdings import Holdings
 from gateway.addons.grpc_door.methods import parts_of, permitted
+from gateway.addons.grpc_door.outgoing import Outgoing
 from gateway.addons.grpc_door.request import check_request, timeout_s
 from gateway.addons.grpc_door.status import as_metadata, shortened
 from gateway.addons.grpc_door.stream_errors import fault_of
@@ -48,7 +51,7 @@ from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.sequences import step_of
 from gateway.stream_call import EMPTY_FINAL, FINAL, StreamCall
-from gateway.upstream import Upstream, end_stream, log_upstream, translate
+from gateway.upstream import Upstream, end_stream, translate
 
 log = logging.getLogger("gateway")
 # In Triton's own metadata: an error ends the stream, with its status, instead of being a message of
@@ -60,8 +63,8 @@ _LAST_S = 1.0  # for Triton to end a stream of which it has answered everything
 
 
 class Message:
-    """One that was let in; ``held`` has its place in the limits, and ``permit`` its permit, to its
-    last answer."""
+    """One that was let in; ``permit`` has its permit, to its last answer, and ``held`` its place in
+    the limits, until the client took that."""
 
     __slots__ = (
         "admission",
@@ -98,18 +101,27 @@ class InferStream:
         self._strict = exchange.headers.get(STRICT) == b"true"
         self._caller = exchange.principal.id if exchange.principal else ""
         self._under_way: dict[bytes, Message] = {}  # by the id that Triton is told
+        self._untaken: set[Message] = set()  # answered, but the client has not taken it all
         self._count = 0
         self._window = asyncio.Semaphore(WINDOW)
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._upstream: Upstream | None = None
+        self._is_decoupled = False  # what the stream to Triton carries messages to
         self._call: StreamCall | None = None
         self._reading: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._fault: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._begun = False
-        self._writing = asyncio.Lock()
+        self._headers_of: Exchange | None = None  # the message whose limits the stream tells
+        self._outgoing = Outgoing(
+            self._write,
+            self._not_read,
+            gateway.settings.answer_patience_s,
+            lambda size: holdings.unread(self._caller, size, 0),
+        )
+        self._writing: asyncio.Task[None] | None = None
         self._last_move = 0.0
         self._idle: asyncio.TimerHandle | None = None
         self._is_closing = False
@@ -121,6 +133,7 @@ class InferStream:
         """To the end of the stream; GatewayError for what ended it."""
         self._task = asyncio.current_task()
         self.holdings.open_stream(self._caller, self.end)
+        self._writing = asyncio.create_task(self._write_all())
         self._moved()
         self._watch_idle()
         guard = self.gateway.guard
@@ -146,11 +159,14 @@ class InferStream:
             self._task.cancel()
 
     def _models(self) -> set[str]:
-        return {message.model.name for message in self._under_way.values()}
+        return {message.model.name for message in self._held()}
 
     def _admissions(self) -> list[Admission]:
-        found = (message.admission for message in self._under_way.values())
+        found = (message.admission for message in self._held())
         return [admission for admission in found if admission is not None]
+
+    def _held(self) -> list[Message]:
+        return [*self._under_way.values(), *self._untaken]
 
     async def _take_all(self, requests: AsyncIterator[bytes]) -> None:
         while True:
@@ -162,6 +178,7 @@ class InferStream:
             if not await self._take(data):
                 self._window.release()
         await self._all_answered.wait()
+        await self._outgoing.drained()
 
     async def _take(self, data: bytes) -> bool:
         """Whether the message is under way now: if not, the client was told why."""
@@ -181,7 +198,8 @@ class InferStream:
             status, exchange.fault, self.exchange.fault = status_of(error, Door.V2), error, error
             if self._strict or isinstance(error, Unauthenticated):
                 raise
-            await self._write(self._refusal(error, identifier), exchange)
+            self._headers_of = self._headers_of or exchange
+            await self._outgoing.put(self._refusal(error, identifier))
             return False
         finally:
             self.exchange.model, self.exchange.action = exchange.model, exchange.action
@@ -203,7 +221,8 @@ class InferStream:
             if message.meter:
                 ask_for_tokens(parts, message.meter)
             with contextlib.ExitStack() as permit:
-                call = await self._call_to(permit.enter_context(self._permit(message, parts)))
+                upstream = permit.enter_context(self._permit(message, parts))
+                call = await self._call_to(upstream, model.decoupled)
                 message.permit = permit.pop_all()
             message.held = held.pop_all()
         own_id = str(self._count)
@@ -228,14 +247,17 @@ class InferStream:
             return self.gateway.pool.again(self._upstream, parts.header.model_name)
         return self.gateway.permit(message.exchange, message.model, parts.header)
 
-    async def _call_to(self, upstream: Upstream) -> StreamCall:
+    async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
         """The stream to this replica. A stream is at one replica at a time: answers keep their
-        order so, and what must go elsewhere waits for what is under way."""
-        if self._call is not None and self._upstream is not upstream:
+        order so, and what must go elsewhere waits for what is under way. So does a decoupled
+        model's message behind another's: Triton 2.51 dies of both kinds on one stream."""
+        if self._call is not None and (
+            self._upstream is not upstream or self._is_decoupled is not decoupled
+        ):
             await self._all_answered.wait()
             await self._leave_upstream()
         if self._call is None:
-            self._upstream = upstream
+            self._upstream, self._is_decoupled = upstream, decoupled
             self._call = StreamCall(upstream.stream_ends, upstream.channel.stream_stream(METHOD)())
             self._reading = asyncio.create_task(self._read(self._call))
         return self._call
@@ -254,6 +276,7 @@ class InferStream:
         if self._call is call:
             self._call = None
             if self._under_way:
+                await self._outgoing.drained()  # what it did answer
                 self.exchange.fault = fault
                 self.end(fault)
 
@@ -285,10 +308,10 @@ class InferStream:
         if is_last:
             _leave(message.permit, None)
         says_nothing = is_last and message.model.decoupled and not found.has_outputs
+        told = None
         if not message.is_late and (message.wants_final or not says_nothing):
-            await self._write(found.told(message.client_id.encode()), message.exchange)
-        if is_last:
-            await self._release(own_id)
+            told = found.told(message.client_id.encode())
+        await self._tell(own_id, told, is_last=is_last)
 
     async def _error(self, answer: bytes) -> None:
         """Triton's text is for the log; the client reads ours."""
@@ -298,21 +321,41 @@ class InferStream:
         message = self._under_way.get(own_id)
         if message is None:
             return
-        said = f"message {message.client_id[:64]!r} to {message.model.name}: {found.error_message}"
-        log_upstream(grpc.StatusCode.UNKNOWN, said)
-        fault = fault_of(found.error_message)
+        whose = f"message {message.client_id[:64]!r} to {message.model.name}: "
+        fault = fault_of(found.error_message, whose)
         flag = response.parameters.get(FINAL)
         is_last = not message.model.decoupled or flag is None or flag.bool_param
         if is_last:
             _leave(message.permit, fault)
+        told = None
         if not message.is_late:
             self._record(message, fault)
             if self._strict:
+                await self._outgoing.drained()
                 self.end(fault)
                 return
-            await self._write(self._refusal(fault, message.client_id, response), message.exchange)
-        if is_last:
-            await self._release(own_id, fault)
+            told = self._refusal(fault, message.client_id, response)
+        await self._tell(own_id, told, is_last=is_last, fault=fault)
+
+    async def _tell(
+        self,
+        own_id: bytes,
+        told: bytes | None,
+        *,
+        is_last: bool,
+        fault: GatewayError | None = None,
+    ) -> None:
+        message = self._under_way[own_id]
+        if told is not None:
+            self._headers_of = self._headers_of or message.exchange
+        if not is_last:
+            if told is not None:
+                await self._outgoing.put(told)
+            return
+        self._answered(own_id, fault)
+        await self._outgoing.put(told, lambda: self._release(message, fault))
+        if not self._under_way:
+            self._all_answered.set()
 
     def _set_timer(self, message: Message) -> None:
         """A message's own ``timeout``: what bounds the whole is that something moves."""
@@ -330,35 +373,49 @@ class InferStream:
             self.end(fault)
             return
         refusal = self._refusal(fault, message.client_id)
-        task = asyncio.create_task(self._write(refusal, message.exchange))
+        self._headers_of = self._headers_of or message.exchange
+        task = asyncio.create_task(self._outgoing.put(refusal))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _release(self, own_id: bytes, fault: GatewayError | None = None) -> None:
-        """The message has had its last answer, or will have none because of ``fault``."""
+    def _answered(self, own_id: bytes, fault: GatewayError | None) -> None:
+        """Triton has said its last of the message, or will say nothing because of ``fault``."""
         message = self._under_way.pop(own_id)
+        self._untaken.add(message)
         if message.timer:
             message.timer.cancel()
         _leave(message.permit, fault)
+
+    async def _release(self, message: Message, fault: GatewayError | None = None) -> None:
+        """The client took the message's last answer, or will have none."""
+        if message not in self._untaken:
+            return
+        self._untaken.discard(message)
         if fault and message.meter:
             message.meter.settle()
         await message.held.__aexit__(type(fault) if fault else None, fault, None)
         self._window.release()
-        if not self._under_way:
-            self._all_answered.set()
-            if not self._is_closing:
-                self.holdings.fell_silent(self._caller, self.end)
+        if not self._under_way and not self._untaken and not self._is_closing:
+            self.holdings.fell_silent(self._caller, self.end)
 
-    async def _write(self, answer: bytes, exchange: Exchange) -> None:
-        async with self._writing:  # one write at a time, and it waits for a slow reader
-            # It fails when the client has left: gRPC then cancels the task of the stream.
-            size, has_left = len(answer), contextlib.suppress(grpc.aio.BaseError)
-            with self.holdings.unread(self._caller, size), has_left:
-                if not self._begun:
-                    self._begun = True
-                    headers = as_metadata(exchange.limit_headers)
-                    await self.context.send_initial_metadata(headers)
-                await self.context.write(answer)
+    async def _write_all(self) -> None:
+        try:
+            await self._outgoing.run()
+        except Exception as error:
+            log.error("%s an answer failed", self.exchange.request_id, exc_info=error)
+            self.end(Internal("the gateway failed: report the request id"))
+
+    def _not_read(self) -> None:
+        self.end(DeadlineExceeded("you did not read the answers in time: open the stream again"))
+
+    async def _write(self, answer: bytes) -> None:
+        # It fails when the client has left: gRPC then cancels the task of the stream.
+        with contextlib.suppress(grpc.aio.BaseError):
+            if not self._begun and self._headers_of:
+                self._begun = True
+                headers = as_metadata(self._headers_of.limit_headers)
+                await self.context.send_initial_metadata(headers)
+            await self.context.write(answer)
         self._moved()
 
     def _record(self, message: Message, fault: GatewayError) -> None:
@@ -404,8 +461,15 @@ class InferStream:
                 await self._leave_upstream()
         finally:
             broke = isinstance(self._fault, UpstreamBroke | NoCapacity)
+            if self._writing:
+                self._writing.cancel()
+            fault = self._fault if broke else None
+            for message in list(self._untaken):
+                await self._release(message)
             for own_id in list(self._under_way):
-                await self._release(own_id, self._fault if broke else None)
+                self._answered(own_id, fault)
+            for message in list(self._untaken):
+                await self._release(message, fault)
 
     def _refusal(self, error: GatewayError, identifier: str, response: Any = None) -> bytes:
         """As Triton refuses one message of a stream that goes on."""

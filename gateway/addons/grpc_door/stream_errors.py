@@ -52,10 +52,11 @@ _LAPSED = re.compile(r"timeout of the corresponding sequence has been expired")
 _LOOKED_AT = 4096  # a model's own text may be long
 
 
-def fault_of(text: str) -> GatewayError:
-    """The error for the client: what a unary call would have ended with."""
+def fault_of(text: str, whose: str = "") -> GatewayError:
+    """The error for the client: what a unary call would have ended with. It is logged with
+    ``whose`` it is."""
     head = text[:_LOOKED_AT]
     if _LAPSED.search(head):  # asked again, it would not be there either
         return Malformed("the sequence was idle for too long and has ended: start it again")
     statuses = (status for known, status in _TEXTS if known.search(head))
-    return translate(next(statuses, grpc.StatusCode.UNKNOWN), text)
+    return translate(next(statuses, grpc.StatusCode.UNKNOWN), text, whose)
