@@ -88,7 +88,7 @@ class Background:
         found = dict(await asyncio.gather(*(self._probed(name) for name in sorted(names))))
         for name, fault in found.items():
             if gateway.probes.get(name) != fault:
-                log.info("pipeline %s: %s", name, fault or "answers its golden probe")
+                log.info("pipeline %s: %s", name, shown_state(gateway, name, fault))
         gateway.probes = found
 
     async def _probed(self, name: str) -> tuple[str, str]:
