@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -37,8 +36,7 @@ DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may
 
 def create_app(settings: Settings) -> Edge:
     """The application; everything that it needs is in ``settings``."""
-    # The viewers of the description come from here: they work where there is no internet.
-    app = FastAPIOffline(
+    app = FastAPI(
         title=TITLE,
         version=VERSION,
         lifespan=_lifespan,

@@ -88,7 +88,7 @@ class Background:
         found = dict(await asyncio.gather(*(self._probed(name) for name in sorted(names))))
         for name, fault in found.items():
             if gateway.probes.get(name) != fault:
-                log.info("pipeline %s: %s", name, fault or "answers its golden probe")
+                log.info("pipeline %s: %s", name, shown_state(gateway, name, fault))
         gateway.probes = found
 
     async def _probed(self, name: str) -> tuple[str, str]:
@@ -171,18 +171,19 @@ async def golden_answer(
     message.parameters[EMPTY_FINAL].bool_param = True
     call = upstream.open_stream(timeout_s)
     try:
-        await call.write(message)
-        await call.done_writing()
-        while not golden.is_answered(answer):
-            found = await call.read()
-            if found is grpc.aio.EOF:
-                break
-            if found.error_message:
-                raise translate(grpc.StatusCode.UNKNOWN, found.error_message)
-            _join(answer, found.infer_response)
-            if found.infer_response.parameters[FINAL].bool_param:
-                break
-    except grpc.aio.AioRpcError as error:
+        async with asyncio.timeout(timeout_s):
+            await call.write(message)
+            await call.done_writing()
+            while not golden.is_answered(answer):
+                found = await call.read()
+                if found is grpc.aio.EOF:
+                    break
+                if found.error_message:
+                    raise translate(grpc.StatusCode.UNKNOWN, found.error_message)
+                _join(answer, found.infer_response)
+                if found.infer_response.parameters[FINAL].bool_param:
+                    break
+    except (grpc.aio.AioRpcError, TimeoutError) as error:
         raise told(error) from error
     finally:
         await end_stream(call)

@@ -34,7 +34,8 @@ CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # so many in a row, and no answer to anything meanwhile: it hangs
 FAILURE_S = 5.0  # after which a failure counts a third of what it did
 _DOWN = Health.DOWN
-_FAILURES, _ANSWERS = (NoCapacity, UpstreamBroke), (Malformed, TooLarge)  # of what was asked
+# TooLarge is an answer, but one that fails: for want of memory, it may be.
+_FAILURES, _ANSWERS = (NoCapacity, UpstreamBroke, TooLarge), (Malformed, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
@@ -126,13 +127,16 @@ class Replica:
             return "does not say what it serves"
         return ""
 
-    def ended(self, model: str, error: BaseException | None) -> None:
-        """A request has ended; what that says of this server is kept."""
+    def ended(self, model: str, error: BaseException | None, sent: float | None = None) -> None:
+        """A request has ended; what that says of this server is kept. One that was late counts as
+        a failure only when the model answered nothing here since it was ``sent``: load is not
+        death."""
         now = time.monotonic()
-        if isinstance(error, _FAILURES):
+        is_silent = sent is not None and self.answered.get(model, 0.0) <= sent
+        if isinstance(error, _FAILURES) or (is_silent and isinstance(error, DeadlineExceeded)):
             self._failures = self._decayed(now) + 1
             self._failed_at = now
-        elif error is None or isinstance(error, _ANSWERS):
+        if error is None or isinstance(error, _ANSWERS):
             self._last_answer = self.answered[model] = now
 
     def _decayed(self, now: float) -> float:
@@ -142,10 +146,10 @@ class Replica:
 class Permit:
     """The right to one request to a replica, which counts from entering to leaving it."""
 
-    __slots__ = ("_model", "replica")
+    __slots__ = ("_model", "_sent", "replica")
 
     def __init__(self, replica: Replica, model: str) -> None:
-        self.replica, self._model = replica, model
+        self.replica, self._model, self._sent = replica, model, 0.0
 
     @property
     def inflight(self) -> int:
@@ -155,6 +159,7 @@ class Permit:
         replica = self.replica
         replica.inflight += 1
         replica.idle.clear()
+        self._sent = time.monotonic()
         return replica.upstream
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -162,7 +167,7 @@ class Permit:
         replica.inflight -= 1
         if not replica.inflight:
             replica.idle.set()
-        replica.ended(self._model, error)
+        replica.ended(self._model, error, self._sent)
 
 
 class ReplicaPool:

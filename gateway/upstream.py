@@ -26,7 +26,7 @@ from gateway.errors import (
     UpstreamBroke,
 )
 from gateway.models.sequences import not_begun
-from gateway.stream_call import StreamCall, StreamEnds
+from gateway.stream_call import BOUND_S, StreamCall, StreamEnds
 
 # A step's error that is meant for the client begins with this, and may say which row of its batch
 # is to blame; every other text of Triton's may name paths or shared-memory regions and stays here.
@@ -97,7 +97,10 @@ class Upstream:
         return await translated(self.stub.ModelInfer(request, timeout=timeout_s))
 
     def open_stream(self, timeout_s: float) -> StreamCall:
-        """A ModelStreamInfer of messages; ``end_stream`` it, whatever happens."""
+        """A ModelStreamInfer of messages; ``end_stream`` it, whatever happens, ``timeout_s`` from
+        now at the latest. A deadline of gRPC's would be a cancel in the midst of answers: it comes
+        much later, for what did not end by then."""
+        timeout_s += BOUND_S
         return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
 
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
@@ -133,6 +136,7 @@ class Upstream:
     async def close(self) -> None:
         if self.relay:
             self.relay.close()
+        await self.stream_ends.close()
         await self.channel.close(None)
 
 

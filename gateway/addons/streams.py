@@ -164,13 +164,13 @@ async def _stream(
 ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
     """A stream of its own for one request; it is read only as fast as it is asked."""
     request.parameters[EMPTY_FINAL].bool_param = True
-    call = upstream.open_stream(TOTAL_S)
+    call, until = upstream.open_stream(TOTAL_S), time.monotonic() + TOTAL_S
     try:
         await call.write(request)
         await call.done_writing()
         final = False
         while not final:
-            async with asyncio.timeout(idle_s):
+            async with asyncio.timeout(min(idle_s, until - time.monotonic())):
                 answer = await call.read()
             final = _is_final(answer)
             if answer.infer_response.outputs:

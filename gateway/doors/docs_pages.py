@@ -6,12 +6,25 @@ that is refused, and keeps it in the tab's session storage, nowhere else.
 
 from pathlib import Path
 
+import fastapi_offline
 from starlette.routing import Route
 
+from gateway.errors import NotFound
 from gateway.http.endpoint import Endpoint, Handler, Reply, open_to_all
 from gateway.http.exchange import Exchange
 
-STATIC = "/static-offline-docs"  # of fastapi_offline: the viewers themselves
+STATIC = "/static-offline-docs"  # the viewers themselves: they work where there is no internet
+_TYPES = {
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".png": b"image/png",
+}
+# Read once: a file that is opened for each request costs strangers a descriptor of ours.
+ASSETS = {
+    file.name: (file.read_bytes(), _TYPES[file.suffix])
+    for file in sorted((Path(fastapi_offline.__file__).parent / "static").iterdir())
+    if file.suffix in _TYPES
+}
 SCRIPT = (Path(__file__).parent / "pages" / "docs.js").read_bytes()
 # Scripts come from here alone; Redoc works in a worker that it makes of a blob, and styles inline.
 _HEADERS = [
@@ -75,6 +88,7 @@ class DocsPages:
             "/docs": self.swagger,
             "/redoc": self.redoc,
             "/docs/docs.js": self.script,
+            STATIC + "/{name}": self.asset,
         }
         return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
 
@@ -89,3 +103,10 @@ class DocsPages:
     @open_to_all
     async def script(self, exchange: Exchange) -> Reply:
         return Reply(200, SCRIPT, b"text/javascript; charset=utf-8", [*_HEADERS])
+
+    @open_to_all
+    async def asset(self, exchange: Exchange) -> Reply:
+        found = ASSETS.get(exchange.scope["path_params"]["name"])
+        if found is None:
+            raise NotFound("there is no such file: see /docs for what there is")
+        return Reply(200, *found, [(b"x-content-type-options", b"nosniff")])

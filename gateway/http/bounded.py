@@ -53,6 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
     flow: "_AnswerFlow"
     _has_cycle = False  # the message that is being parsed
+    _answering: RequestResponseCycle | None = None  # the one that began last; others may wait
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0
     _host: bytes | None = None  # the last one that was found good
@@ -78,8 +79,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def is_strangers(self) -> bool:
+        scope: Any = self._answering.scope if self._answering else {}
+        return "exchange" in scope and scope["exchange"].principal is None
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def evict(self) -> None:
-        """Make place for another connection; this one is in no request."""
+        """Make place for another connection."""
         self._is_refused = True
         self.transport.abort()
 

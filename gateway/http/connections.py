@@ -2,10 +2,11 @@
 
 A connection costs a descriptor, and a stranger may open as many as they like. Above a share of what
 the process may open, the connection that has been in no request for about longest is closed for
-each new one: silent ones, half a head, idle keep-alive. One that is being answered is never closed
-for that.
+each new one: silent ones, half a head, idle keep-alive. Where there is none, one on which a
+stranger is being answered. One whose caller is known is never closed for that while in a request.
 """
 
+import itertools
 import resource
 from typing import Protocol
 
@@ -19,6 +20,9 @@ class Closable(Protocol):
 
     def is_busy(self) -> bool:
         """Whether a request is under way on it."""
+
+    def is_strangers(self) -> bool:
+        """Whether the request under way has no known caller."""
 
     def evict(self) -> None:
         """Close at once, unsent bytes included."""
@@ -60,6 +64,16 @@ class Connections:
                 return True
             oldest.was_used = False
             self._open[oldest] = None
+        return self._evict_stranger()
+
+    def _evict_stranger(self) -> bool:
+        """The first that is busy with a request of nobody's: open pages that are not read."""
+        for oldest in itertools.islice(self._open, LOOKED_AT):
+            if oldest.is_busy() and oldest.is_strangers():
+                del self._open[oldest]
+                self.evicted += 1
+                oldest.evict()
+                return True
         return False
 
 

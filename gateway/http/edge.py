@@ -106,7 +106,7 @@ class Edge:
         target = scope["method"], path
         matched = self._matched.get(target) or self._match(scope)
         if matched is None:
-            await self._unmatched(scope, receive, send)
+            await self._unmatched(scope, send)
             return
         if len(path) <= MATCHED_PATH:
             if len(self._matched) >= MATCHED:
@@ -126,8 +126,8 @@ class Edge:
                 return route.app, found
         return None
 
-    async def _unmatched(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """NotFound or WrongMethod; OPTIONS is answered; the rest is the framework's: files."""
+    async def _unmatched(self, scope: Scope, send: Send) -> None:
+        """NotFound or WrongMethod; OPTIONS is answered."""
         path, method = scope["path"], scope["method"]
         if path == "*" and method == "OPTIONS":
             await _options(["GET", "POST"]).send(send)
@@ -145,8 +145,6 @@ class Edge:
                 f"{method} is not for {path[:SHOWN_PATH]}: use {' or '.join(methods)}",
                 _allowed(methods),
             )
-        elif path.startswith(STATIC):
-            await self.app(scope, receive, send)
         else:
             raise unknown_path(path)
 

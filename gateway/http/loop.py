@@ -59,6 +59,9 @@ class Handshake(asyncio.Protocol):
     def is_busy(self) -> bool:
         return False
 
+    def is_strangers(self) -> bool:
+        return True
+
     def evict(self) -> None:
         self._task.cancel()
         self._transport.abort()

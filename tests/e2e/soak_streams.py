@@ -6,6 +6,7 @@ them: 2.51 dies when a cancel meets a stream's last answers (gateway/stream_call
 
 import collections
 import json
+import select
 import socket
 import sys
 import tempfile
@@ -19,20 +20,37 @@ AT_ONCE = 100
 TEXT = "[delay 0.01][repeat 50] a b c"
 
 
-def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> collections.Counter:
-    """One round; the status lines that came."""
+def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
+    """Connections on each of which this was asked."""
     message = {"role": "user", "content": text}
-    body = json.dumps({"model": "echo_llm", "stream": True, "messages": [message]}).encode()
+    asked = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
+    body = json.dumps(asked).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {stack.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    statuses: collections.Counter = collections.Counter()
     address = ("127.0.0.1", stack.gateway_port)
-    sockets = [socket.create_connection(address, timeout=60) for _ in range(at_once)]
+    sockets = [socket.create_connection(address, timeout=60) for _ in range(count)]
+    for each in sockets:
+        each.sendall(head.encode() + body)
+    return sockets
+
+
+def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float) -> None:
+    """Streams that are read for so long, and closed together."""
+    sockets, end = _asked(stack, text, at_once), time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        for each in select.select(sockets, [], [], left)[0]:
+            each.recv(65536)
+    for each in sockets:
+        each.close()
+
+
+def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> collections.Counter:
+    """One round; the status lines that came."""
+    statuses: collections.Counter = collections.Counter()
+    sockets = _asked(stack, text, at_once)
     try:
-        for each in sockets:
-            each.sendall(head.encode() + body)
         for each in sockets:
             statuses[each.recv(100).split(b"\r\n")[0].decode()] += 1
     finally:

@@ -2,7 +2,7 @@
 
 import time
 
-from tests.e2e.soak_streams import abandon, soak
+from tests.e2e.soak_streams import abandon, read_and_leave, soak
 from tests.echoing import say
 from tests.running import wait_until
 
@@ -21,3 +21,13 @@ def test_what_is_left_ends_in_seconds(echo):
     left = time.monotonic()
     wait_until(lambda: int(say(echo, "[cancelled]")) == cancelled + 20, 15, "every cancel")
     assert time.monotonic() - left < 10
+
+
+def test_a_model_that_never_pauses_is_heard_to_its_end(echo):
+    """It is in the midst of an answer whenever it would be cancelled."""
+    triton = echo.triton()
+    for _ in range(3):
+        read_and_leave(echo, "[delay 0][repeat 20000] a b c d", 20, 1.0)
+        time.sleep(5.5)
+    assert echo.triton() == triton, echo.output
+    assert say(echo, "still here") == "still here"

@@ -132,6 +132,23 @@ def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
                 made.close()
 
 
+def test_strangers_that_do_not_read_never_take_http_away(tmp_path):
+    path = b"/static-offline-docs/swagger-ui-bundle.js"
+    get = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, _, port):
+        flood = []
+        try:
+            for _ in range(10):
+                flood += [_open(port, get * 3) for _ in range(40)]
+                with httpx.Client() as new:
+                    assert new.get(f"{_url(port, tmp_path)}/healthz", timeout=5).status_code == 200
+            assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
+        finally:
+            for made in filter(None, flood):
+                made.close()
+    assert "Traceback" not in (tmp_path / "gateway.log").read_text()
+
+
 def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
     hard = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     with _gateway(tmp_path, (256, hard)) as (process, _, _):

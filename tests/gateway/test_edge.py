@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from gateway.app import create_app
+from gateway.doors.docs_pages import ASSETS
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
 from tests.running import ROOT
@@ -119,6 +120,18 @@ async def test_the_pages_are_open_and_the_document_is_not_once_there_are_tenants
     assert (await client.get("/openapi.json")).status_code == 401
     mine = await client.get("/openapi.json", headers=_with(key))
     assert "echo_llm" in mine.text and "secret_model" not in mine.text
+
+
+async def test_the_viewers_files_are_open_and_read_once(governed):
+    client, _ = governed
+    for name in ("redoc.standalone.js", "swagger-ui.css", "favicon.png"):
+        whole = await client.get(f"/static-offline-docs/{name}")
+        assert (whole.status_code, whole.content) == (200, ASSETS[name][0])
+        assert whole.headers["content-type"].encode() == ASSETS[name][1]
+        head = await client.head(f"/static-offline-docs/{name}")
+        assert head.headers["content-length"] == str(len(ASSETS[name][0]))
+    for path in ("app.py", "../app.py", ""):
+        assert (await client.get(f"/static-offline-docs/{path}")).status_code in (401, 404)
 
 
 # --- methods ----------------------------------------------------------------------------------

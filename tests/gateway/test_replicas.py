@@ -9,6 +9,7 @@ from gateway.errors import (
     DeadlineExceeded,
     Malformed,
     NoCapacity,
+    TooLarge,
     UpstreamBroke,
 )
 from gateway.replicas import Replica, ReplicaPool
@@ -171,6 +172,26 @@ async def test_one_that_fails_at_once_does_not_look_least_busy(pool):
     with pool.replicas[1].permit():
         assert _asked(pool) == {"b:1"}
     assert first.health is Health.UP  # it is not shut out: requests can be made to fail
+
+
+async def test_one_that_says_too_large_is_asked_less(pool):
+    first = pool.replicas[0]
+    with pytest.raises(TooLarge), first.permit("m"):
+        raise TooLarge("no memory")
+    assert _asked(pool) == {"b:1"}
+    assert first.answered["m"]  # it is there, all the same
+
+
+@pytest.mark.parametrize(("answered", "asked"), [(False, {"b:1"}), (True, {"a:1", "b:1"})])
+async def test_one_whose_model_hangs_is_asked_less(pool, answered, asked):
+    first = pool.replicas[0]
+    first.ended("m", None)  # long ago
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineExceeded), first.permit("m"):
+        await asyncio.sleep(0.01)
+        first.ended("m" if answered else "another", None)
+        raise DeadlineExceeded("late")
+    assert _asked(pool) == asked
 
 
 async def test_failures_are_forgotten(pool, monkeypatch):
