@@ -37,7 +37,7 @@ class Guard:
     def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
         self._supervisor, self._metrics = supervisor, metrics
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
-        self.policy = PolicyFile(settings.policy_file)
+        self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._audit: Any = None  # begun by the first policy that wants a record
@@ -45,13 +45,19 @@ class Guard:
         self._streams = OpenStreams(self._caller, self.limiter, _checks)
 
     async def open(self) -> None:
-        """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
+        """Read the keys and the policy; PolicyError when the policy is wrong at the start, and no
+        process before this one kept another."""
         for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
             if self.policy.age_s() > STEADY_S:
                 break
             await asyncio.sleep(STEADY_S / 10)
         self.keys.refresh()
-        self.policy.refresh()
+        try:
+            self.policy.refresh()
+        except PolicyError as error:
+            if not self.policy.has_kept:
+                raise
+            log.error("%s; the policy before it stays in force", error)
         self._adopt()
         await self.limiter.beat()
 

@@ -32,8 +32,8 @@ from typing import Any
 
 import orjson
 
-from gateway.addons.audit.private_file import write_private
 from gateway.http.exchange import Exchange
+from gateway.private_file import write_private
 
 log = logging.getLogger("gateway")
 FLUSH_S, RETRY_S = 0.1, 5.0
