@@ -1,5 +1,6 @@
 """Run the gateway: ``python -m gateway``. Settings come from the environment (``TIDEGATE_*``)."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,14 +19,17 @@ from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
 
 STOP_TIMEOUT_S = 10
+# Set by whoever starts a gateway again that died: it goes on with the policy that was in force.
+# Without it somebody wants what the file says now, whatever was in force before.
+RESTARTED = "TIDEGATE_RESTARTED"
 
 
 def main() -> int:
     try:
         settings = Settings.read(os.environ)
-        PolicyFile(settings.policy_file).refresh()
+        _check_policy(settings, is_restarted=os.environ.get(RESTARTED) == "1")
         secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
-    except (SettingsError, PolicyError) as error:
+    except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -34,6 +38,14 @@ def main() -> int:
             os.environ.setdefault(SHARED_FOLDER, folder)
         _run(settings, secured)
     return 0
+
+
+def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
+    if is_restarted and settings.kept_policy.exists():
+        return  # the workers judge the file by what was in force
+    with contextlib.suppress(FileNotFoundError):
+        settings.kept_policy.unlink()
+    PolicyFile(settings.policy_file).refresh()
 
 
 def _run(settings: Settings, secured: Mapping[str, Any]) -> None:

@@ -37,21 +37,24 @@ class Guard:
     def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
         self._supervisor, self._metrics = supervisor, metrics
         self.keys = KeyRing(settings.keys_file, settings.pepper_file)
-        self.policy = PolicyFile(settings.policy_file)
+        self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._audit: Any = None  # begun by the first policy that wants a record
+        self._unread: dict[str, str] = {}  # files that are there and cannot be read, and why
+        supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
         self._streams = OpenStreams(self._caller, self.limiter, _checks)
 
     async def open(self) -> None:
-        """Read the keys and the policy; PolicyError when the policy is wrong at the start."""
+        """Read the keys and the policy; PolicyError when the policy is wrong at the start, and no
+        process before this one kept another."""
         for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
             if self.policy.age_s() > STEADY_S:
                 break
             await asyncio.sleep(STEADY_S / 10)
-        self.keys.refresh()
-        self.policy.refresh()
+        self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
+        self._refresh_policy(is_start=True)
         self._adopt()
         await self.limiter.beat()
 
@@ -63,16 +66,9 @@ class Guard:
     def refresh(self) -> bool:
         """Follow the files; whether other rules are in force now. What is wrong is logged once, and
         the state before stays in force."""
-        try:
-            if self.keys.refresh():
-                log.info("keys read again")
-        except ValueError as error:  # TOMLDecodeError too
-            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+        self._refresh_keys()
         before = self.policy.current
-        try:
-            self.policy.refresh()
-        except PolicyError as error:
-            log.error("%s; the policy before it stays in force", error)
+        self._refresh_policy()
         if self.policy.current is before:
             return False
         self._adopt()
@@ -84,6 +80,46 @@ class Guard:
                 self.policy.pending_s,
             )
         return True
+
+    def fault(self) -> str:
+        """Which of the files cannot be read: what they take away is not known."""
+        return "; ".join(self._unread.values())
+
+    def revive(self) -> bool:
+        return False  # each round tries again
+
+    def _refresh_keys(self) -> None:
+        """Each file by itself: one that cannot be read must not hold up the other."""
+        try:
+            if self.keys.refresh():
+                log.info("keys read again")
+            self._unread.pop("keys.toml", None)
+        except OSError as error:
+            self._cannot_read("keys.toml", error, "keys")
+        except ValueError as error:  # TOMLDecodeError too
+            self._unread.pop("keys.toml", None)
+            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+
+    def _refresh_policy(self, *, is_start: bool = False) -> None:
+        try:
+            self.policy.refresh()
+            self._unread.pop("gateway.toml", None)
+        except OSError as error:
+            if is_start and not self.policy.has_kept:
+                raise
+            self._cannot_read("gateway.toml", error, "policy")
+        except PolicyError as error:
+            if is_start and not self.policy.has_kept:
+                raise
+            self._unread.pop("gateway.toml", None)
+            log.error("%s; the policy before it stays in force", error)
+
+    def _cannot_read(self, name: str, error: OSError, what: str) -> None:
+        """Said once for each trouble; until it is over the gateway is not ready."""
+        why = f"{name} cannot be read: {error}"
+        if self._unread.get(name) != why:
+            log.error("%s; the %s before stay in force", why, what)
+        self._unread[name] = why
 
     def _adopt(self) -> None:
         rules, settings = self.policy.current.rules, self._settings

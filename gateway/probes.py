@@ -54,7 +54,7 @@ class Background:
 
     def _keep(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         def rounds() -> Awaitable[None]:
-            return every(seconds, work, lambda: task.beat())
+            return every(seconds, work, lambda: task.beat(), lambda why: task.failed(why))
 
         task = self.gateway.supervisor.run(name, rounds, stall_s=STALL_S + seconds)
 

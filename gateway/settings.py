@@ -3,6 +3,7 @@
 Every setting is listed in docs/settings.md (a test compares).
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -78,6 +79,12 @@ class Settings:
     open_docs: bool = True
     refresh_s: float = 0.5
     probe_s: float = 1.0
+
+    @property
+    def kept_policy(self) -> Path:
+        """Where the policy in force is kept, for a worker that is started again."""
+        name = hashlib.sha256(str(self.policy_file.absolute()).encode()).hexdigest()[:12]
+        return self.state_folder / f"policy.{name}.{self.gateway_port}.settled"
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":

@@ -15,6 +15,7 @@ log = logging.getLogger("gateway")
 CHECK_S = 0.5
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)  # before the first restart in a row, the second, ...
 STEADY_S = 30.0  # a task that has run for so long begins with the first again
+FAILURES = 4  # so many failed rounds in a row are shown
 STALL_S = 15.0  # without a heartbeat for so long a task is stalled, if it names no other time
 
 
@@ -96,6 +97,7 @@ class Task:
         self._began = self._beat = self._down = 0.0  # time.monotonic
         self._in_a_row = 0
         self._why = ""
+        self._failures, self._failure = 0, ""
 
     def begin(self) -> None:
         now = time.monotonic()
@@ -106,22 +108,33 @@ class Task:
         self._task.add_done_callback(self._has_ended)
 
     def beat(self) -> None:
-        """To be called by the work: it is alive."""
+        """To be called by the work: it is alive, and its last round went well."""
         self._beat = time.monotonic()
+        self._failures = 0
+
+    def failed(self, why: str) -> None:
+        """To be called by the work: it is alive, but its last round failed."""
+        self._beat = time.monotonic()
+        self._failures, self._failure = self._failures + 1, why
 
     def fault(self) -> str:
         if self._stopped:
             return ""
         if self._task is None or self._task.done():
             return f"has ended ({self._why or 'it returned'})"
+        if self._stalled_s:
+            return f"has stalled for {self._stalled_s:.0f} s"
+        return f"fails: {self._failure}" if self._failures >= FAILURES else ""
+
+    @property
+    def _stalled_s(self) -> float:
         silent_s = time.monotonic() - self._beat
-        if self._stall_s is not None and silent_s > self._stall_s:
-            return f"has stalled for {silent_s:.0f} s"
-        return ""
+        return silent_s if self._stall_s is not None and silent_s > self._stall_s else 0.0
 
     def revive(self) -> bool:
         if self._task is not None and not self._task.done():
-            self._task.cancel()  # stalled: the next look finds it ended
+            if self._stalled_s:
+                self._task.cancel()  # the next look finds it ended
             return False
         wait_s = BACKOFF_S[min(self._in_a_row, len(BACKOFF_S) - 1)]
         if time.monotonic() - self._down < wait_s:
@@ -155,14 +168,24 @@ class Task:
 
 
 async def every(
-    seconds: float, work: Callable[[], Awaitable[None]], beat: Callable[[], None]
+    seconds: float,
+    work: Callable[[], Awaitable[None]],
+    beat: Callable[[], None],
+    failed: Callable[[str], None] = lambda why: None,
 ) -> None:
-    """Call ``work`` for ever, and ``beat`` after each round that ended; a failure is logged, and
-    the next round comes all the same."""
+    """Call ``work`` for ever, and ``beat`` after each round that went well, else ``failed``. The
+    next round comes all the same; the same failure again is not logged again."""
+    before = ""
     while True:
         try:
             await work()
-        except Exception:
-            log.exception("background work failed; trying again in %s s", seconds)
-        beat()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            if why != before:
+                log.exception("background work failed; trying again in %s s", seconds)
+            before = why
+            failed(why)
+        else:
+            before = ""
+            beat()
         await asyncio.sleep(seconds)

@@ -20,9 +20,17 @@ def command() -> None:
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(as_json: bool) -> None:
-    """Find a line that was changed, removed, moved or cut off, and decisions that could not be
-    written. Exit code 1 if there is one."""
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="The first line that should be here: you took older files away yourself.",
+)
+def verify(as_json: bool, first: int) -> None:
+    """Find a line that was changed, removed, moved or cut off, files that are missing, and
+    decisions that could not be written. Exit code 1 if there is one."""
+    from tidegate.audit_check import missing
     from tidegate.audit_check import verify as checked
 
     places = Places.current()
@@ -32,6 +40,8 @@ def verify(as_json: bool) -> None:
         )
     pepper = places.pepper.read_bytes() if places.pepper.exists() else b""
     report = checked(places.state, pepper)
+    if lacking := missing(report, first):
+        report.gaps.insert(0, lacking)
     if as_json:
         found = {"intact": not report.faults, "complete": not report.gaps, **asdict(report)}
         click.echo(json.dumps(found, indent=2))
@@ -40,6 +50,4 @@ def verify(as_json: bool) -> None:
             click.secho(fault, fg="red")
         state = f"{len(report.faults)} faults" if report.faults else "intact"
         click.echo(f"lines {report.first} to {report.last}: {state}; last hash {report.hash}")
-        if report.first > 1:
-            click.echo(f"lines 1 to {report.first - 1} are in older files that are not here")
     sys.exit(1 if report.faults or report.gaps else 0)

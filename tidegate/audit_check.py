@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from gateway.addons.audit.log import FIRST, LOG, AuditError, Head, locked, read_head
+from gateway.addons.audit.log import CHAIN, FIRST, LOG, AuditError, Head, locked, read_head
 
 MAX_FAULTS = 100  # of each kind; one is enough to distrust the log
 
@@ -43,6 +43,17 @@ def verify(folder: Path, pepper: bytes) -> Report:
             for place, line in enumerate(_lines(file, size), 1):
                 walk.line(line, f"{Path(file.name).name}:{place}")
         return walk.ended(head, unsigned, size)
+
+
+def missing(report: Report, first: int) -> str:
+    """What should be here, if line ``first`` should, and is not; '' if nothing."""
+    if report.first <= first:
+        return ""
+    return (
+        f"lines {first} to {report.first - 1} are missing: what held them, audit.NUMBER.log of "
+        f"numbers below {report.first} or an earlier audit.log, is not here; if you took them away yourself, say "
+        f"--first {report.first}"
+    )
 
 
 def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
@@ -81,7 +92,13 @@ class _Walk:
             self._fault(f"line {number - 1}, or its hash in line {number}, was changed")
         self.expected, self.before = number + 1, hashlib.sha256(line).hexdigest()
         if fields.get("decision") == "lost" and len(self.report.gaps) < MAX_FAULTS:
-            self.report.gaps.append(f"line {number}: {fields.get('status')} decisions were lost")
+            count = fields.get("status")
+            what = (
+                f"the log was removed or replaced under the running gateway, after line {count}"
+                if fields.get("action") == CHAIN
+                else f"{count} decisions were lost"
+            )
+            self.report.gaps.append(f"line {number}: {what}")
 
     def ended(self, head: Head, unsigned: str, size: int) -> Report:
         last, report = self.expected - 1, self.report

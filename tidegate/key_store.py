@@ -13,9 +13,9 @@ from pathlib import Path
 
 import tomli_w
 
-from gateway.addons.audit.private_file import write_private
 from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
 from gateway.identity.principal import USER, Grant
+from gateway.private_file import write_private
 
 ALPHABET = string.ascii_letters + string.digits
 

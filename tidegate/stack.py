@@ -100,7 +100,7 @@ class Stack:
         if self._gateway and self._gateway.poll() is not None:
             self._say("the gateway ended by itself; starting it again")
             time.sleep(1)  # no tight loop when it cannot start
-            self._start_gateway()
+            self._start_gateway(restarted=True)
 
     def stop(self) -> None:
         if self._watcher:
@@ -174,8 +174,8 @@ class Stack:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
-        from gateway.addons.audit.private_file import write_private
         from gateway.identity.principal import ADMIN
+        from gateway.private_file import write_private
         from tidegate.key_store import KeyStore
 
         places = self.options.places
@@ -193,9 +193,12 @@ class Stack:
             self._say(f"  loaded {model}")
         return models
 
-    def _start_gateway(self) -> None:
+    def _start_gateway(self, *, restarted: bool = False) -> None:
+        """One that is started again goes on with the policy that was in force; at our own start
+        the file is taken as it is."""
+        environment = {**self._environment(), "TIDEGATE_RESTARTED": "1" if restarted else "0"}
         self._gateway = start(
-            [sys.executable, "-m", "gateway"], environment=self._environment(), log=self._log()
+            [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
         )
 
     def _log(self) -> IO[bytes]:

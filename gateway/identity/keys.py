@@ -61,7 +61,10 @@ def key_hash(pepper: bytes, key: str) -> str:
 
 def parse_records(text: str) -> dict[str, KeyRecord]:
     """The records in a keys.toml; ValueError when it is not one."""
-    tables: Mapping[str, Any] = tomllib.loads(text).get("keys", {})
+    try:
+        tables: Mapping[str, Any] = tomllib.loads(text.removeprefix("\ufeff")).get("keys", {})
+    except RecursionError:
+        raise ValueError("lists or tables are nested too deep") from None
     try:
         return {key_id: _record(key_id, table) for key_id, table in tables.items()}
     except (AttributeError, TypeError) as error:

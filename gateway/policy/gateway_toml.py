@@ -5,6 +5,7 @@ docs/policy.md shows every table. A fault is one line: file, line, key, what it 
 
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -138,6 +139,35 @@ NO_FILE = Rules(roles={"user": ADMIN_ROLE})
 
 def parse_rules(text: str, source: str) -> Rules:
     """The rules in a gateway.toml; PolicyError names the first line that is wrong."""
+    text = text.removeprefix("\ufeff")  # some editors begin a file with it
+    try:
+        return _parsed(text, source)
+    except PolicyError:
+        raise
+    except RecursionError:
+        why = "lists or tables are nested too deep"
+    except (ValueError, OverflowError) as error:
+        why = str(error)
+    raise PolicyError(f"{source} line {_unreadable_line(text)}: {why}")
+
+
+def _unreadable_line(text: str) -> int:
+    """The line at which the parser gives up for another reason than that it is no TOML."""
+    lines = text.splitlines(keepends=True)
+
+    def gives_up(count: int) -> bool:
+        try:
+            tomllib.loads("".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            return False
+        except (ValueError, RecursionError):
+            return True
+        return False
+
+    return 1 + bisect_left(range(1, len(lines)), True, key=gives_up)
+
+
+def _parsed(text: str, source: str) -> Rules:
     try:
         tables = tomllib.loads(text)
         rules = Rules.model_validate(tables)

@@ -11,6 +11,7 @@ holds at once. What it gives more holds
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from typing import NamedTuple
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE, PolicyError, Rules, parse_rules
 from gateway.policy.transition import covers, lost, narrowed
+from gateway.private_file import write_private
 
+log = logging.getLogger("gateway")
 SETTLE_S, LOST_S = 2.0, 10.0
 END = b"# end"  # the last line of a file that says that it is whole
 
@@ -42,10 +45,20 @@ class _Coming(NamedTuple):
 
 
 class PolicyFile:
-    """Without a file at the start: one tenant, and every key may do everything."""
+    """Without a file at the start: one tenant, and every key may do everything.
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
+    With ``kept`` the last policy that was whole is written there: a process that its supervisor
+    starts again judges the file by it, as those that went on do.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        kept: Path | None = None,
+    ) -> None:
+        self._path, self._clock, self._kept = path, clock, kept
         self._seen: tuple[int, int, int] | None = None
         self._has_begun = False
         self.current = InForce(NO_FILE, Access(NO_FILE), "default")
@@ -74,6 +87,8 @@ class PolicyFile:
         being written, must not open every door.
         """
         is_first, self._has_begun = not self._has_begun, True
+        if is_first and self._begun_with_kept():
+            is_first = False
         try:
             stat = self._path.stat()
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -134,6 +149,38 @@ class PolicyFile:
     def _take(self, found: InForce, data: bytes) -> bool:
         self.current = self._settled = found
         self._data, self._coming = data, None
+        self._keep(data)
+        return True
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether what is in force does not come from the file alone: it may be wrong or gone."""
+        return self._settled.version != "default"
+
+    def _keep(self, data: bytes) -> None:
+        if self._kept is None or self._seen is None:
+            return
+        try:
+            write_private(self._kept, b"%d %d %d\n" % self._seen + data)
+        except OSError as error:
+            log.warning("%s: a restarted worker will not know the policy: %s", self._kept, error)
+
+    def _begun_with_kept(self) -> bool:
+        """Put in force what a process before this one kept, if it did."""
+        if self._kept is None:
+            return False
+        try:
+            first, _, data = self._kept.read_bytes().partition(b"\n")
+            mtime_ns, size, inode = map(int, first.split())
+            rules = parse_rules(_text(data, self._path), str(self._kept))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            log.error("the policy that was kept cannot be read: %s", error)
+            return False
+        version = hashlib.sha256(data).hexdigest()[:12]
+        self.current = self._settled = InForce(rules, Access(rules), version)
+        self._data, self._seen = data, (mtime_ns, size, inode)
         return True
 
 

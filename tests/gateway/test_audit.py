@@ -363,9 +363,31 @@ def test_a_folder_that_was_deleted_is_made_again_and_the_numbers_go_on(running):
     wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
     shutil.rmtree(folder)
     log.record(replace(ONE, request_id="r2"))
-    wait_until(lambda: len(_lines(folder)) == 1, 3, "another")
+    wait_until(lambda: len(_lines(folder)) == 2, 3, "another, and one that says so")
+    assert [line["decision"] for line in _lines(folder)] == ["lost", "allow"]
     report = verify(folder, b"")
-    assert (report.first, report.last, report.faults) == (2, 2, [])
+    assert (report.first, report.last, report.faults) == (2, 3, [])
+    assert report.gaps == [
+        "line 2: the log was removed or replaced under the running gateway, after line 1"
+    ]
+
+
+def test_an_older_state_that_was_put_in_place_is_said_too(running):
+    log, _, folder = running
+    log.record(ONE)
+    wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
+    shutil.copytree(folder, folder.with_name("old"))
+    log.record(ONE)
+    wait_until(lambda: len(_lines(folder)) == 2, 3, "another")
+    for name in ("audit.log", "audit.head"):
+        shutil.copy(folder.with_name("old") / name, folder / name)
+    log.record(ONE)
+    wait_until(lambda: len(_lines(folder)) == 3, 3, "two more")
+    report = verify(folder, b"")
+    assert (report.last, report.faults) == (3, [])
+    assert report.gaps == [
+        "line 2: the log was removed or replaced under the running gateway, after line 2"
+    ]
 
 
 def test_strangers_have_a_small_budget_and_are_counted(running, monkeypatch):
@@ -432,3 +454,18 @@ def test_the_verb_says_what_is_wrong_and_exits_1(tmp_path):
     report = json.loads(run.stdout)
     assert report["intact"] is False
     assert report["faults"] == ["line 4, or its hash in line 5, was changed"]
+
+
+def test_the_verb_misses_older_files_that_nobody_took_away_knowingly(tmp_path, monkeypatch):
+    state = tmp_path / ".tidegate"
+    state.mkdir()
+    (state / "pepper").write_bytes(PEPPER)
+    monkeypatch.setattr(audit, "FILE_LIMIT_BYTES", 2000)
+    _write(state, 20)
+    (state / "audit.000000000001.log").unlink()
+    first = verify(state, PEPPER).first
+    run = _verb(tmp_path, "verify")
+    assert run.returncode == 1
+    assert f"lines 1 to {first - 1} are missing: what held them, audit.NUMBER.log" in run.stdout
+    assert _verb(tmp_path, "verify", "--first", str(first)).returncode == 0
+    assert _verb(tmp_path, "verify", "--first", str(first - 1)).returncode == 1

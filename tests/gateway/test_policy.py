@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from gateway.identity.keys import parse_records
 from gateway.policy.gateway_toml import PolicyError, Rules, parse_rules
 from gateway.policy.reload import PolicyFile
 from gateway.policy.toml_lines import line_of
@@ -174,6 +175,22 @@ w = 4
     if path == ("t", 1, "many", 1):
         text, line = "[[t]]\n[[t]]\n  many = [\n 1,\n 2]\n", 3
     assert line_of(text, path) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["replicas = " + "[" * 3000 + "]" * 3000, "audit = " + "9" * 5000, "routes.a.b = " + "9" * 400],
+)
+def test_what_the_parser_itself_cannot_take_is_a_fault_with_a_line(line):
+    with pytest.raises(PolicyError, match=r"^gateway.toml line 3: .{1,200}$"):
+        parse_rules(f"# one\n# two\n{line}\n{WHOLE}", "gateway.toml")
+
+
+def test_a_byte_order_mark_is_no_fault():
+    assert parse_rules("\ufeff" + WHOLE, "gateway.toml") == parse_rules(WHOLE, "gateway.toml")
+    assert parse_records("\ufeff[keys]\n") == {}
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_records("a = " + "[" * 3000)
 
 
 @pytest.fixture

@@ -78,12 +78,35 @@ async def test_a_task_that_stalls_is_cancelled_and_begun_again(watched):
         if len(rounds) == 1:
             await asyncio.Future()
 
-    task = supervisor.run("loop", lambda: every(0.01, work, lambda: task.beat()), stall_s=0.2)
+    def loop():
+        return every(0.01, work, lambda: task.beat(), lambda why: task.failed(why))
+
+    task = supervisor.run("loop", loop, stall_s=0.2)
     await asyncio.sleep(0.1)
     assert supervisor.faults() == {}
     await _until(lambda: counted["loop"] == 1)
     await _until(lambda: len(rounds) > 5)
     assert supervisor.faults() == {}
+
+
+async def test_one_that_fails_every_round_is_shown_and_logged_once(watched, caplog):
+    supervisor, counted = watched
+    fails = True
+
+    async def work():
+        if fails:
+            raise ValueError("no file")
+
+    def loop():
+        return every(0.01, work, lambda: task.beat(), lambda why: task.failed(why))
+
+    task = supervisor.run("loop", loop, stall_s=5)
+    await _until(lambda: supervisor.faults() == {"loop": "fails: ValueError: no file"})
+    await asyncio.sleep(0.2)
+    assert caplog.text.count("background work failed") == 1
+    fails = False
+    await _until(lambda: supervisor.faults() == {})
+    assert counted == {}  # it was neither cancelled nor begun again
 
 
 async def test_one_that_ends_at_once_is_not_begun_again_in_a_frenzy(watched, monkeypatch):

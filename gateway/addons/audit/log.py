@@ -32,8 +32,8 @@ from typing import Any
 
 import orjson
 
-from gateway.addons.audit.private_file import write_private
 from gateway.http.exchange import Exchange
+from gateway.private_file import write_private
 
 log = logging.getLogger("gateway")
 FLUSH_S, RETRY_S = 0.1, 5.0
@@ -48,6 +48,7 @@ _LINE_ENDS = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
 FIRST = "0" * 64  # what the first line says of the line before it
 LOG, HEAD, LOCK = "audit.log", "audit.head", "audit.lock"
 NEW_CHAIN = "look into it, then move audit.* away to begin a new chain"
+CHAIN = "chain"  # the action of a line that says that the lines up to ``status`` were lost
 Waiting = list[tuple[float, "Decision"]]
 
 
@@ -242,11 +243,14 @@ def _uncounted(what: str, number: int) -> Decision:
 
 def append(folder: Path, pepper: bytes, batch: Waiting, known: Head | None = None) -> Head:
     """Continue the chain; to be called under ``locked``. ``known`` is the head that this process
-    wrote last: where every file has gone since, the numbers go on from there."""
+    wrote last: where every file has gone since, the numbers go on from there, and a line says that
+    the log was lost. So does one where an older state of the log was put in its place."""
     path = folder / LOG
     head = read_head(folder, pepper)
-    if not head.number and known and known.number:
-        head = replace(known, first=known.number + 1, size=0)
+    if known and head.number < known.number:
+        batch = [(time.time(), Decision("", "", "", CHAIN, "", "lost", known.number)), *batch]
+        if not head.number:
+            head = replace(known, first=known.number + 1, size=0)
     head = _rotated(path, head)
     size = path.stat().st_size if path.exists() else 0
     lines = bytearray(b"\n" if size < head.size else b"")  # after a cut: begin with a whole line

@@ -1,0 +1,89 @@
+"""A process that its supervisor starts again judges gateway.toml by what was in force before it."""
+
+import pytest
+
+from gateway.__main__ import _check_policy
+from gateway.guard import Guard
+from gateway.identity.principal import ACTIONS, Grant, Principal
+from gateway.metrics import Metrics
+from gateway.policy.gateway_toml import PolicyError
+from gateway.policy.reload import PolicyFile
+from gateway.settings import Settings
+from gateway.supervision import Supervisor
+
+TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """One policy is in force and kept."""
+    found = Settings(
+        policy_file=tmp_path / "gateway.toml",
+        keys_file=tmp_path / "keys.toml",
+        pepper_file=tmp_path / "pepper",
+        state_folder=tmp_path,
+    )
+    found.policy_file.write_text(TWO)
+    assert _again(found).refresh()
+    return found
+
+
+def _again(settings):
+    return PolicyFile(settings.policy_file, kept=settings.kept_policy)
+
+
+def test_only_its_owner_can_read_what_is_kept(settings):
+    assert settings.kept_policy.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_unchanged_file_is_what_was_kept(settings):
+    policy = _again(settings)
+    assert not policy.refresh()
+    assert set(policy.current.rules.tenants) == {"a", "b"}
+
+
+@pytest.mark.parametrize("text", ["", "# Rules of our gateway\n", "[tenants.a", None])
+async def test_a_restarted_worker_keeps_the_rules_that_were_in_force(settings, text, caplog):
+    if text is None:
+        settings.policy_file.unlink()
+    else:
+        settings.policy_file.write_text(text)
+    with pytest.raises(PolicyError):
+        _again(settings).refresh()
+    guard = Guard(settings, Supervisor(lambda name: None), Metrics())
+    await guard.open()
+    try:
+        assert set(guard.policy.current.rules.tenants) == {"a", "b"}
+        assert "the policy before it stays in force" in caplog.text
+    finally:
+        await guard.close()
+
+
+def test_what_a_changed_file_gives_more_waits_as_in_a_reload(settings):
+    settings.policy_file.write_text(TWO.replace('"x"', '"x", "z"'))
+    policy = _again(settings)
+    assert policy.refresh()
+    assert policy.pending_s > 0
+    grant = Grant("a", ("user",), ("*",), ACTIONS)
+    caller = Principal("k", "k", grant)
+    assert policy.current.access.allowed(caller, "infer", "x")
+    assert not policy.current.access.allowed(caller, "infer", "z")
+
+
+def test_an_operators_own_start_takes_the_file_and_a_supervisors_does_not(settings):
+    settings.policy_file.write_text("")
+    _check_policy(settings, is_restarted=True)
+    assert settings.kept_policy.exists()
+    _check_policy(settings, is_restarted=False)
+    assert not settings.kept_policy.exists()
+    policy = _again(settings)
+    policy.refresh()
+    assert policy.current.rules.tenants == {}
+
+
+def test_what_cannot_be_kept_stops_nothing(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "gateway.toml").write_text(TWO)
+    policy = PolicyFile(tmp_path / "gateway.toml", kept=tmp_path / "file" / "kept")
+    assert policy.refresh()
+    assert "a restarted worker will not know the policy" in caplog.text
