@@ -34,6 +34,15 @@ SHOWN = (
     "flower-cmyk",
     "motorcycle-half",
     "flower-large",
+    # What else there is to see: the original's answers must lie as far apart as they do.
+    "astronaut-half",
+    "camera-half",
+    "china-half",
+    "clock-half",
+    "coins-half",
+    "hubble-half",
+    "page-half",
+    "rocket-half",
 )
 
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tritonclient import grpc
 
-from modelspec.face import GOLDEN_PARAMETER
+from modelspec.golden import GOLDEN_PARAMETER
 from serving import health, pulse, work
 from serving.events import Events
 from serving.stubs import live_stubs

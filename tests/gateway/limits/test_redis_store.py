@@ -99,7 +99,7 @@ async def test_it_decides_as_the_store_in_memory_does(limiter: Limiter):
         there, lease = decided
         here = local.admit(checks, 1000.0)
         assert there.admitted == here.admitted
-        assert there.used == pytest.approx(here.used, abs=0.1)
+        assert there.used == pytest.approx(here.used, abs=0.5)
         if here.admitted:
             open_.append((lease, checks))
         if open_ and chance.random() < 0.6:
