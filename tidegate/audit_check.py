@@ -51,8 +51,8 @@ def missing(report: Report, first: int) -> str:
         return ""
     return (
         f"lines {first} to {report.first - 1} are missing: what held them, audit.NUMBER.log of "
-        f"numbers below {report.first} or an earlier audit.log, is not here; if you took them away yourself, say "
-        f"--first {report.first}"
+        f"numbers below {report.first} or an earlier audit.log, is not here; if you took "
+        f"them away yourself, say --first {report.first}"
     )
 
 
