@@ -320,7 +320,7 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
-        atomic_write(rules, POLICY + limit)
+        atomic_write(rules, f"{POLICY}{limit}# end\n")  # whole: it holds at once
         own.gateway.guard.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
