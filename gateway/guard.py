@@ -93,10 +93,14 @@ class Guard:
         try:
             if self.keys.refresh():
                 log.info("keys read again")
-            self._unread.pop("keys.toml", None)
+            if not self.keys.is_refused:
+                self._unread.pop("keys.toml", None)
         except OSError as error:
             self._cannot_read("keys.toml", error, "keys")
         except ValueError as error:  # TOMLDecodeError too
+            if not self.keys.generation:  # there are none before it: nobody would be let in
+                self._cannot_read("keys.toml", error, "keys")
+                return
             self._unread.pop("keys.toml", None)
             log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
 
@@ -114,7 +118,7 @@ class Guard:
             self._unread.pop("gateway.toml", None)
             log.error("%s; the policy before it stays in force", error)
 
-    def _cannot_read(self, name: str, error: OSError, what: str) -> None:
+    def _cannot_read(self, name: str, error: Exception, what: str) -> None:
         """Said once for each trouble; until it is over the gateway is not ready."""
         why = f"{name} cannot be read: {error}"
         if self._unread.get(name) != why:

@@ -100,6 +100,7 @@ class KeyRing:
         self._pepper = b""
         self._seen: object = None
         self.generation = 0  # grows when the keys change
+        self.is_refused = False  # what the files hold now was not taken
 
     def verify(self, authorization: bytes | None) -> Principal:
         """The principal behind an Authorization header; Unauthenticated, always in the same words.
@@ -131,13 +132,14 @@ class KeyRing:
             pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_bytes()
         except FileNotFoundError:
             changed = bool(self._records)
-            self._records, self._seen = {}, None
+            self._records, self._seen, self.is_refused = {}, None, False
             self.generation += changed
             return changed
-        self._seen = seen
+        self._seen, self.is_refused = seen, True
         if pepper != self._pepper and self._pepper.startswith(pepper):
             raise ValueError(f"{self._pepper_file} is cut off: put it back")
         self._records, self._pepper = parse_records(text.decode()), pepper
+        self.is_refused = False
         self.generation += 1
         return True
 

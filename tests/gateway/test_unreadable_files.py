@@ -60,3 +60,26 @@ def test_a_policy_that_cannot_be_read_leaves_the_one_before(running, caplog):
     (folder / "away").rename(folder / "gateway.toml")
     guard.refresh()
     assert supervisor.faults() == {}
+
+
+async def test_keys_that_were_wrong_from_the_start_are_not_ready(tmp_path):
+    (tmp_path / "pepper").write_bytes(b"p" * 32)
+    (tmp_path / "keys.toml").write_text("[keys.x")
+    settings = Settings(
+        keys_file=tmp_path / "keys.toml",
+        pepper_file=tmp_path / "pepper",
+        policy_file=tmp_path / "gateway.toml",
+        state_folder=tmp_path,
+    )
+    supervisor = Supervisor(lambda name: None)
+    guard = Guard(settings, supervisor, Metrics())
+    await guard.open()
+    try:
+        for _ in range(3):
+            guard.refresh()
+            assert "keys.toml cannot be read" in supervisor.faults()["policy_files"]
+        (tmp_path / "keys.toml").write_text("")
+        guard.refresh()
+        assert supervisor.faults() == {}
+    finally:
+        await guard.close()
