@@ -265,7 +265,7 @@ def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypat
         assert answer.usage == create(input=texts).usage  # the model's own count
         assert np.allclose(create(input=ids[0]).data[0].embedding, wanted[0], atol=1e-6)
         for wrong in ([-1], [100_277], [[1], [2**40]], [1] * 9000):
-            with pytest.raises(openai.BadRequestError, match=r"'input'.*token id"):
+            with pytest.raises(openai.BadRequestError, match=r"'input(\.\d+)?'.*token id"):
                 create(input=wrong)
     embeddings = OpenAIEmbeddings(model="text_embedding", api_key=stack.key, base_url=url)
     assert np.allclose(embeddings.embed_documents(texts), wanted, atol=1e-6)
