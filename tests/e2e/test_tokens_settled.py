@@ -353,12 +353,12 @@ def test_work_that_its_own_deadline_ended_is_not_free(door, client, spent):
     reserved = len(json.dumps(body).encode()) / 4
     with pytest.raises(DeadlineExceeded):
         _ask(door, V2Door(door.gateway).infer, "slow", body)
-    assert spent("slow") == round(reserved, 1)
+    assert spent("slow") == pytest.approx(reserved, abs=0.5)  # it leaks as time goes
     body = {"x": 7, "parameters": {"timeout": 300_000}}
     with pytest.raises(DeadlineExceeded):
         _ask(door, GenerateDoor(door.gateway).generate, "slow", body)
     generated = len(json.dumps(body).encode()) / 4
-    assert spent("slow") == round(reserved + generated, 1)
+    assert spent("slow") == pytest.approx(reserved + generated, abs=0.5)
     before = spent("slow")
     with pytest.raises(InferenceServerException, match="Deadline"):
         client.infer("slow", _x(5), headers=door.headers(), client_timeout=0.3)
