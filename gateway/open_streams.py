@@ -138,6 +138,8 @@ class OpenStreams:
         try:
             for model in stream.models():
                 access.check(principal, "infer", model)
+            if exchange.action:  # of a stream on which no model is asked now
+                access.check(principal, exchange.action)
         except GatewayError as error:
             stream.finish(error)
             return

@@ -31,7 +31,7 @@ def wish(model) -> OptimizeWish:
         task="text-classification",
         samples=model / "texts.txt",
         only="variants",
-        budget_s=60.0,
+        budget_s=240.0,
         precisions=("fp32", "w8", "int8-rows", "int8-dynamic"),
         publish=True,
     )
