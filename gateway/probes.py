@@ -7,9 +7,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
-import grpc
 from tritonclient.grpc import service_pb2
 
 from gateway.balancing import Health
@@ -22,9 +22,8 @@ from gateway.models.face import Face
 from gateway.models.rows import batches
 from gateway.models.tensors import unpack
 from gateway.replicas import CHECK_S, Replica
-from gateway.stream_call import EMPTY_FINAL, FINAL
 from gateway.supervision import STALL_S, every
-from gateway.upstream import Upstream, end_stream, request_id, told, translate
+from gateway.upstream import Upstream, request_id
 from modelspec.golden import Golden
 
 log = logging.getLogger("gateway")
@@ -168,25 +167,11 @@ async def golden_answer(
     if not model.decoupled:
         _join(answer, await upstream.infer(message, timeout_s))
         return answer
-    message.parameters[EMPTY_FINAL].bool_param = True
-    call = upstream.open_stream(timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await call.write(message)
-            await call.done_writing()
-            while not golden.is_answered(answer):
-                found = await call.read()
-                if found is grpc.aio.EOF:
-                    break
-                if found.error_message:
-                    raise translate(grpc.StatusCode.UNKNOWN, found.error_message)
-                _join(answer, found.infer_response)
-                if found.infer_response.parameters[FINAL].bool_param:
-                    break
-    except (grpc.aio.AioRpcError, TimeoutError) as error:
-        raise told(error) from error
-    finally:
-        await end_stream(call)
+    async with aclosing(upstream.stream(message, timeout_s, timeout_s)) as found:
+        async for each in found:
+            _join(answer, each)
+            if golden.is_answered(answer):
+                break
     return answer
 
 

@@ -249,19 +249,6 @@ class ReplicaPool:
             )
         return replica
 
-    def again(self, upstream: Upstream, model: str) -> Permit:
-        """One more permit of the replica where a stream is, or of another one when that one is not
-        there any more, is not healthy, is full or does not serve the model."""
-        for replica in self.replicas:
-            if (
-                replica.upstream is upstream
-                and replica.health is Health.UP
-                and replica.inflight < self._max_inflight
-                and replica.serves(model)
-            ):
-                return Permit(replica, model)
-        return self.permit(model)
-
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
         """As ``Upstream.describe``, of the first replica listed that answers.
 

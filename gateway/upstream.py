@@ -4,10 +4,11 @@ gRPC, not HTTP: Triton's HTTP door does not notice a client that left, its gRPC 
 cancelled request stops using the machine. ``relay`` is for models that declare themselves short.
 """
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from gateway.errors import (
     UpstreamBroke,
 )
 from gateway.models.sequences import not_begun
-from gateway.stream_call import BOUND_S, StreamCall, StreamEnds
+from gateway.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
 
 # A step's error that is meant for the client begins with this, and may say which row of its batch
 # is to blame; every other text of Triton's may name paths or shared-memory regions and stays here.
@@ -103,6 +104,31 @@ class Upstream:
         timeout_s += BOUND_S
         return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
 
+    async def stream(
+        self, request: service_pb2.ModelInferRequest, idle_s: float, total_s: float
+    ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
+        """The answers to one request that have outputs, over a stream of its own, which is read
+        only as fast as it is asked; leaving the generator (``aclosing``) ends it in Triton.
+
+        ``idle_s`` bounds the wait for each answer, ``total_s`` the whole.
+        """
+        request.parameters[EMPTY_FINAL].bool_param = True
+        call, until = self.open_stream(total_s), time.monotonic() + total_s
+        try:
+            await call.write(request)
+            await call.done_writing()
+            final = False
+            while not final:
+                async with asyncio.timeout(min(idle_s, until - time.monotonic())):
+                    answer = await call.read()
+                final = _is_final(answer)
+                if answer.infer_response.outputs:
+                    yield answer.infer_response
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            raise told(error) from error
+        finally:
+            await end_stream(call)
+
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
         """What Triton tells of a model: ModelReady, ModelMetadata, ModelConfig or ModelStatistics.
 
@@ -149,6 +175,15 @@ async def end_stream(call: Any) -> None:
         await call.end()
     else:
         call.cancel()
+
+
+def _is_final(answer: Any) -> bool:
+    """Whether a stream's answer is its last; UpstreamBroke when it is none."""
+    if answer is grpc.aio.EOF:
+        raise UpstreamBroke("the model stopped in the middle of its answer: try again")
+    if answer.error_message:
+        raise translate(grpc.StatusCode.UNKNOWN, answer.error_message)
+    return bool(answer.infer_response.parameters[FINAL].bool_param)
 
 
 def told(error: Exception) -> GatewayError:

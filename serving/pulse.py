@@ -50,10 +50,6 @@ class Pulse:
     def stop(self) -> None:
         self._ended.set()
 
-    @property
-    def is_running(self) -> bool:
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
             try:

@@ -9,19 +9,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
-from typing import Any
 
-import grpc
 from starlette.types import Send
 from tritonclient.grpc import service_pb2
 
 from gateway.core import Gateway
-from gateway.errors import GatewayError, UpstreamBroke
+from gateway.errors import GatewayError
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.render import error_reply
 from gateway.models.catalogue import Model
-from gateway.stream_call import EMPTY_FINAL, FINAL
-from gateway.upstream import Upstream, end_stream, told, translate
 
 log = logging.getLogger("gateway")
 HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes for a minute
@@ -151,40 +147,9 @@ async def answers(
     with gateway.pool.permit(message.model_name, message.model_version) as upstream:
         if exchange.admission:
             exchange.admission.started()
-        async with aclosing(_stream(upstream, message, idle_s)) as found:
+        async with aclosing(upstream.stream(message, idle_s, TOTAL_S)) as found:
             async for answer in found:
                 if not exchange.upstream_s:
                     exchange.upstream_s = time.perf_counter() - asked
                 answer.model_name = model.name
                 yield answer
-
-
-async def _stream(
-    upstream: Upstream, request: service_pb2.ModelInferRequest, idle_s: float
-) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
-    """A stream of its own for one request; it is read only as fast as it is asked."""
-    request.parameters[EMPTY_FINAL].bool_param = True
-    call, until = upstream.open_stream(TOTAL_S), time.monotonic() + TOTAL_S
-    try:
-        await call.write(request)
-        await call.done_writing()
-        final = False
-        while not final:
-            async with asyncio.timeout(min(idle_s, until - time.monotonic())):
-                answer = await call.read()
-            final = _is_final(answer)
-            if answer.infer_response.outputs:
-                yield answer.infer_response
-    except (grpc.aio.AioRpcError, TimeoutError) as error:
-        raise told(error) from error
-    finally:
-        await end_stream(call)
-
-
-def _is_final(answer: Any) -> bool:
-    """Whether a stream's answer is its last; UpstreamBroke when it is none."""
-    if answer is grpc.aio.EOF:
-        raise UpstreamBroke("the model stopped in the middle of its answer: try again")
-    if answer.error_message:
-        raise translate(grpc.StatusCode.UNKNOWN, answer.error_message)
-    return bool(answer.infer_response.parameters[FINAL].bool_param)

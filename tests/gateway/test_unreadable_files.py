@@ -1,5 +1,7 @@
 """A file of the policy that is there and cannot be read is said once and shown; no more stops."""
 
+from contextlib import asynccontextmanager
+
 import pytest
 
 from gateway.guard import Guard
@@ -10,22 +12,29 @@ from gateway.supervision import Supervisor
 TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
 
-@pytest.fixture
-async def running(tmp_path):
-    (tmp_path / "gateway.toml").write_text(TWO)
-    (tmp_path / "keys.toml").write_text("")
-    (tmp_path / "pepper").write_bytes(b"p" * 32)
+@asynccontextmanager
+async def guarded(folder, keys):
+    """The guard of a gateway with these keys, and what supervises it."""
+    (folder / "keys.toml").write_text(keys)
+    (folder / "pepper").write_bytes(b"p" * 32)
     settings = Settings(
-        policy_file=tmp_path / "gateway.toml",
-        keys_file=tmp_path / "keys.toml",
-        pepper_file=tmp_path / "pepper",
-        state_folder=tmp_path,
+        policy_file=folder / "gateway.toml",
+        keys_file=folder / "keys.toml",
+        pepper_file=folder / "pepper",
+        state_folder=folder,
     )
     supervisor = Supervisor(lambda name: None)
     guard = Guard(settings, supervisor, Metrics())
     await guard.open()
-    yield tmp_path, guard, supervisor
+    yield guard, supervisor
     await guard.close()
+
+
+@pytest.fixture
+async def running(tmp_path):
+    (tmp_path / "gateway.toml").write_text(TWO)
+    async with guarded(tmp_path, keys="") as (guard, supervisor):
+        yield tmp_path, guard, supervisor
 
 
 @pytest.mark.parametrize("name", ["keys.toml", "pepper"])
@@ -63,23 +72,10 @@ def test_a_policy_that_cannot_be_read_leaves_the_one_before(running, caplog):
 
 
 async def test_keys_that_were_wrong_from_the_start_are_not_ready(tmp_path):
-    (tmp_path / "pepper").write_bytes(b"p" * 32)
-    (tmp_path / "keys.toml").write_text("[keys.x")
-    settings = Settings(
-        keys_file=tmp_path / "keys.toml",
-        pepper_file=tmp_path / "pepper",
-        policy_file=tmp_path / "gateway.toml",
-        state_folder=tmp_path,
-    )
-    supervisor = Supervisor(lambda name: None)
-    guard = Guard(settings, supervisor, Metrics())
-    await guard.open()
-    try:
+    async with guarded(tmp_path, keys="[keys.x") as (guard, supervisor):
         for _ in range(3):
             guard.refresh()
             assert "keys.toml cannot be read" in supervisor.faults()["policy_files"]
         (tmp_path / "keys.toml").write_text("")
         guard.refresh()
         assert supervisor.faults() == {}
-    finally:
-        await guard.close()

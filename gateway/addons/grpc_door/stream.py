@@ -49,7 +49,6 @@ from gateway.http.exchange import Exchange
 from gateway.http.render import Door, status_of
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.models.sequences import step_of
 from gateway.stream_call import EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream import Upstream, end_stream, translate
 
@@ -241,11 +240,10 @@ class InferStream:
             await call.write(parts.message())
 
     def _permit(self, message: Message, parts: Parts) -> AbstractContextManager[Upstream]:
-        """Of the replica that this stream is at already, as long as it can answer; a sequence goes
-        where it was begun."""
-        if self._call is not None and self._upstream is not None and step_of(parts.header) is None:
-            return self.gateway.pool.again(self._upstream, parts.header.model_name)
-        return self.gateway.permit(message.exchange, message.model, parts.header)
+        """Of the replica that this stream is at already, as long as it is there; of a sequence's
+        message, of the one that has the sequence."""
+        at = self._upstream if self._call is not None else None
+        return self.gateway.permit(message.exchange, message.model, parts.header, at)
 
     async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
         """The stream to this replica. A stream is at one replica at a time: answers keep their
