@@ -40,7 +40,8 @@ def test_on_a_gpu_only_the_place_differs_and_fp32_stays_fp32():
     assert _without(gpu, *RUNS_ON[:2]) == _without(to_proto(ENGINE), *RUNS_ON[:2])
     assert [(g.kind, g.count) for g in gpu.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 1)]
     (cuda,) = gpu.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", options)
 
 
 def test_the_accelerator_is_an_option_and_is_given_the_profiles():
@@ -69,7 +70,8 @@ def test_the_backend_here_reads_the_variants_as_they_are_meant(monkeypatch):
     }
     gpu = choose_providers(configs["gpu"], "GPU", 0, built_in)
     assert [name for name, _ in gpu] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert gpu[0][1] == {"device_id": "0", "use_tf32": "0"}
+    assert gpu[0][1]["device_id"] == "0"
+    assert gpu[0][1]["use_tf32"] == "0"
     both = choose_providers(configs["gpu-tensorrt"], "GPU", 0, built_in)
     assert [name for name, _ in both] == built_in
     assert both[0][1]["trt_max_workspace_size"] == str(4 << 30)

@@ -25,6 +25,7 @@ from ort_graph import (
     complete_config,
     drop_empty_reshape,
     is_complete,
+    merge_unlike_shapes,
 )
 from ort_session import (
     REPOSITORY_VARIABLE,
@@ -53,6 +54,7 @@ class TritonPythonModel:
         config = auto_complete_model_config.as_dict()
         try:
             _complete(config)
+            merge_unlike_shapes(config)
         except ModelRefused as refusal:
             raise pb_utils.TritonModelException(str(refusal)) from None
         return auto_complete_model_config
@@ -108,7 +110,13 @@ def _open(args: dict[str, str]) -> Runner:
     session = open_session(config, file, providers, pb_utils.Logger.log_warn)
     graph = Graph.read(session)
     check_config(config, graph, pb_utils.Logger.log_warn)
-    return Runner(config, graph, session)
+    runner = Runner(config, graph, session)
+    if kind == "GPU":
+        try:
+            runner.settle_sizes(config)
+        except BatchError as error:
+            pb_utils.Logger.log_warn(f"not warmed up, the first requests will be slow: {error}")
+    return runner
 
 
 def _respond(answer: Tensors | BatchError | Any) -> Any:

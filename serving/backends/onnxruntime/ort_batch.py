@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-from ort_graph import Config, Graph, GraphTensor, is_squeezed
+from ort_graph import Config, Graph, GraphTensor, is_squeezed, model_dims
 from ort_session import run_options
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,33 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
+        self._sizes: Sequence[int] = ()  # of a run, in rows, where it is filled up to one of them
         self.last_run_s = math.inf  # until one has run, a run is taken to be long
+
+    def settle_sizes(self, config: Config) -> None:
+        """From now on run only 1, 2, 4 ... ``max_batch_size`` rows at a time, filled up with copies
+        of the last row, and run each size once now.
+
+        For a GPU, where the first run of a shape searches for convolution algorithms: 0.2 to 3 s
+        for EfficientNet on an H200 (docs/gpu.md), with every request waiting behind it. Nothing is
+        done for a graph that takes shapes of any length, of which there are too many, or strings.
+        BatchError when the graph cannot take zeros.
+        """
+        tensors = [self._inputs[entry["name"]] for entry in config["input"]]
+        dims = [model_dims(entry) for entry in config["input"]]
+        if any(-1 in each for each in dims) or any(each.dtype == np.object_ for each in tensors):
+            return
+        most = config["max_batch_size"]
+        sizes = [*(1 << power for power in range((most - 1).bit_length())), most] if most else [0]
+        for rows in sizes:
+            shapes = [(rows, *each) if rows else tuple(each) for each in dims]
+            feeds = {
+                tensor.name: np.zeros(shape, tensor.dtype)
+                for tensor, shape in zip(tensors, shapes, strict=True)
+            }
+            job = self.job(feeds, frozenset())
+            self._run_once(job.feeds, job.wanted, job.rows)
+        self._sizes = sizes if most else ()
 
     def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
         """A request as the graph takes it; InvalidInput when it cannot be taken."""
@@ -149,6 +175,9 @@ class Runner:
 
     def _run_once(self, feeds: Tensors, wanted: frozenset[str], rows: int) -> Tensors:
         names = [name for name in self._outputs if name in wanted]
+        filled = next((size for size in self._sizes if size >= rows), rows)
+        if filled > rows:
+            feeds = {name: _filled(array, filled) for name, array in feeds.items()}
         started = time.perf_counter()
         try:
             arrays = self._session.run(names, feeds, self._options)
@@ -156,7 +185,7 @@ class Runner:
             raise self._explain(error, feeds) from error
         self.last_run_s = time.perf_counter() - started
         return {
-            name: self._checked(name, array, rows)
+            name: self._checked(name, array, filled)[: rows if filled > rows else None]
             for name, array in zip(names, arrays, strict=True)
         }
 
@@ -183,6 +212,10 @@ class Runner:
                 self._model, names, _reason(error), "send values that the model takes"
             )
         return RunFailed(f"model '{self._model}': ONNX Runtime failed: {_reason(error)}")
+
+
+def _filled(array: Array, rows: int) -> Array:
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
 
 
 def _padding(config: Config, graph: Graph, batched: bool) -> dict[str, tuple[int, ...]]:

@@ -38,6 +38,7 @@ from ort_graph import (  # noqa: E402
     complete_config,
     drop_empty_reshape,
     is_complete,
+    merge_unlike_shapes,
 )
 from ort_session import (  # noqa: E402
     NO_SPINNING,
@@ -112,14 +113,16 @@ def parameters(**texts: str) -> dict[str, Any]:
 
 
 class Counting:
-    """A session that counts its runs."""
+    """A session that counts its runs, and keeps how many rows each had."""
 
     def __init__(self, session: Any) -> None:
         self.session, self.runs = session, 0
+        self.rows: list[int] = []
 
-    def run(self, *args: Any) -> Any:
+    def run(self, names: Any, feeds: dict[str, Any], options: Any) -> Any:
         self.runs += 1
-        return self.session.run(*args)
+        self.rows.append(len(np.atleast_1d(next(iter(feeds.values())))))
+        return self.session.run(names, feeds, options)
 
 
 def runner(session: Any, **fields: Any) -> tuple[Runner, Counting]:
@@ -512,6 +515,43 @@ class TestRunner:
         for row, answer in zip(rows, answers, strict=True):
             np.testing.assert_array_equal(answer["y"], row)  # type: ignore[index]
 
+    def test_runs_of_settled_sizes_are_filled_up_and_answer_only_their_rows(self) -> None:
+        add, session = runner(addition(), max_batch_size=6)
+        add.settle_sizes(config(max_batch_size=6, input=[_pair("a"), _pair("b")]))
+        assert session.rows == [1, 2, 4, 6]
+        one = np.ones((1, 2), "f")
+        for rows, run in ((1, 1), (3, 4), (4, 4), (5, 6)):
+            jobs = [job(add, "total", a=one * index, b=one) for index in range(rows)]
+            answers = add.run(jobs)
+            assert session.rows[-1] == run
+            totals = [answer["total"].tolist() for answer in answers]  # type: ignore[index]
+            assert totals == [[[index + 1.0] * 2] for index in range(rows)]
+        (answer,) = add.run([job(add, a=np.repeat(one, 3, axis=0), b=np.ones((3, 2), "f"))])
+        assert session.rows[-1] == 4
+        assert answer["total"].shape == answer["difference"].shape == (3, 2)  # type: ignore[index]
+
+    def test_sizes_of_a_graph_that_takes_any_length_are_left_open(self) -> None:
+        echo, session = runner(identity(FLOAT, "N", "L"), max_batch_size=8)
+        echo.settle_sizes(config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)]))
+        echo.run([job(echo, x=np.ones((3, 5), "f"))])
+        assert session.rows == [3]
+
+    def test_a_graph_that_cannot_take_zeros_says_so_and_keeps_its_sizes(self) -> None:
+        x, shape = value("x", FLOAT, "N", 4), value("shape", TensorProto.INT64, "N", 1)
+        reshape = helper.make_node("Reshape", ["x", "flat"], ["y"])
+        flat = helper.make_node("Squeeze", ["shape", "last"], ["flat"])
+        last = numpy_helper.from_array(np.array([1], np.int64), "last")
+        odd, session = runner(
+            session_of([flat, reshape], [x, shape], [value("y", FLOAT, "N")], last),
+            max_batch_size=2,
+        )
+        inputs = [entry("x", "TYPE_FP32", 4), entry("shape", "TYPE_INT64", 1)]
+        with pytest.raises(BatchError):
+            odd.settle_sizes(config(max_batch_size=2, input=inputs))
+        assert session.rows == [1]
+        odd.run([job(odd, x=np.ones((3, 4), "f"), shape=[[3], [2], [2]])])
+        assert session.rows[1] == 3
+
     def test_without_a_batch_axis_each_runs_alone(self) -> None:
         echo, session = runner(identity(FLOAT, 1, 3))
         echo.run([job(echo, x=np.ones((1, 3), "f"))] * 3)
@@ -625,6 +665,24 @@ class TestRunner:
         (error,) = echo.run([job(echo, x=np.ones((1, 3), "f"))])
         assert isinstance(error, BatchError)
         assert MARKER not in str(error)
+
+
+def _pair(name: str) -> dict[str, Any]:
+    return entry(name, "TYPE_FP32", 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batching", "merged"),
+    [("KIND_GPU", True, True), ("KIND_CPU", True, False), ("KIND_GPU", False, False)],
+)
+def test_only_a_batching_gpu_model_merges_unlike_shapes(
+    kind: str, batching: bool, merged: bool
+) -> None:
+    given = config(input=[entry("x", "TYPE_FP32", -1)], instance_group=[{"kind": kind}])
+    if batching:
+        given["dynamic_batching"] = {}
+    merge_unlike_shapes(given)
+    assert given["input"][0].get("allow_ragged_batch", False) is merged
 
 
 class StandIn:
