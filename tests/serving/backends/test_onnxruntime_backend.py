@@ -744,12 +744,14 @@ class TestModel:
             helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx"
         )
 
-    def _load(self, backend: ModuleType, full: dict[str, Any], repository: Path) -> Any:
+    def _load(
+        self, backend: ModuleType, full: dict[str, Any], repository: Path, kind: str = "CPU"
+    ) -> Any:
         model = backend.TritonPythonModel()
         model.initialize(
             {
                 "model_config": json.dumps(full),
-                "model_instance_kind": "CPU",
+                "model_instance_kind": kind,
                 "model_instance_device_id": "0",
                 "model_repository": str(repository / "m"),
                 "model_version": "1",
@@ -779,6 +781,21 @@ class TestModel:
         (response,) = model.execute([left])
         assert response.tensors["y"].tolist() == [[10]]
         model.finalize()
+
+    def test_on_a_gpu_every_size_has_run_before_the_first_request(
+        self, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With CUDA's provider replaced by the CPU's."""
+        self._save(tmp_path / "m" / "1")
+        monkeypatch.setenv("TIDEGATE_MODEL_REPOSITORY", str(tmp_path))
+        monkeypatch.setattr(backend, "choose_providers", lambda *_: [(CPU, {})])
+        full = config(instance_group=[{"kind": "KIND_GPU"}])
+        backend.TritonPythonModel.auto_complete_config(SimpleNamespace(as_dict=lambda: full))
+        assert [each["allow_ragged_batch"] for each in full["input"]] == [True]
+        model = self._load(backend, full, tmp_path, kind="GPU")
+        assert list(model._runner._sizes) == [1, 2, 4]
+        responses = model.execute([Request(index=np.array([[row]])) for row in (2, 0, 1)])
+        assert [each.tensors["y"].tolist() for each in responses] == [[[30]], [[10]], [[20]]]
 
     def test_a_failed_run_is_internal_and_logged(
         self, backend: ModuleType, capsys: pytest.CaptureFixture[str]
