@@ -107,13 +107,17 @@ def _open(args: dict[str, str]) -> Runner:
         config, kind, int(args["model_instance_device_id"]), ort.get_available_providers()
     )
     file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
-    session = open_session(config, file, providers, pb_utils.Logger.log_warn)
+
+    def new_session() -> Any:
+        return open_session(config, file, providers, pb_utils.Logger.log_warn)
+
+    session = new_session()
     graph = Graph.read(session)
     check_config(config, graph, pb_utils.Logger.log_warn)
     runner = Runner(config, graph, session)
     if kind == "GPU":
         try:
-            runner.settle_sizes(config)
+            runner.settle_sizes(config, new_session)
         except BatchError as error:
             pb_utils.Logger.log_warn(f"not warmed up, the first requests will be slow: {error}")
     return runner

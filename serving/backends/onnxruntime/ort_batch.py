@@ -10,7 +10,7 @@ Nothing here knows Triton, so it runs in a unit test as it is.
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ Tensors = Mapping[str, Array]
 
 # The gateway shows a client only texts with this marker, after cutting it off.
 MARKER = "[tidegate:invalid_input]"
+
+# A run after one of another size, in runs after one of its own: on an H200 above 100 for a
+# convolutional model, about 1 for others.
+DEAR_CHANGE = 3
 
 # ONNX Runtime also says InvalidArgument of options that the operator wrote.
 BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
@@ -69,33 +73,50 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
-        self._sizes: Sequence[int] = ()  # of a run, in rows, where it is filled up to one of them
+        self._sessions: dict[int, Any] = {}  # by rows of a run, ascending, where these are settled
         self.last_run_s = math.inf  # until one has run, a run is taken to be long
 
-    def settle_sizes(self, config: Config) -> None:
-        """From now on run only 1, 2, 4 ... ``max_batch_size`` rows at a time, filled up with copies
-        of the last row, and run each size once now.
+    def settle_sizes(self, config: Config, another_session: Callable[[], Any]) -> None:
+        """Where a change of batch size is dear, run from now on 1, 4, 16 ... ``max_batch_size``
+        rows only, filled up with copies of the last row, each size in a session of its own.
 
-        For a GPU, where the first run of a shape searches for convolution algorithms: 0.2 to 3 s
-        for EfficientNet on an H200 (docs/gpu.md), with every request waiting behind it. Nothing is
-        done for a graph that takes shapes of any length, of which there are too many, or strings.
-        BatchError when the graph cannot take zeros.
+        On a GPU, ONNX Runtime searches for convolution algorithms whenever the shape is not that of
+        the run before: 0.1 to 3 s for EfficientNet on an H200 (docs/gpu.md), with every request
+        waiting behind it. It is measured here, on zeros, which also warms each session up. Nothing
+        is done for strings, nor for shapes of any length, of which there are too many.
+
+        Raises BatchError when the graph cannot take zeros.
         """
         tensors = [self._inputs[entry["name"]] for entry in config["input"]]
         dims = [model_dims(entry) for entry in config["input"]]
         if any(-1 in each for each in dims) or any(each.dtype == np.object_ for each in tensors):
             return
-        most = config["max_batch_size"]
-        sizes = [*(1 << power for power in range((most - 1).bit_length())), most] if most else [0]
-        for rows in sizes:
-            shapes = [(rows, *each) if rows else tuple(each) for each in dims]
+
+        def seconds(rows: int) -> float:
+            shapes = [(rows, *each) if self._batched else tuple(each) for each in dims]
             feeds = {
                 tensor.name: np.zeros(shape, tensor.dtype)
                 for tensor, shape in zip(tensors, shapes, strict=True)
             }
             job = self.job(feeds, frozenset())
             self._run_once(job.feeds, job.wanted, job.rows)
-        self._sizes = sizes if most else ()
+            return self.last_run_s
+
+        most = config["max_batch_size"]
+        seconds(1)
+        if most < 2:
+            return
+        after_another = min((seconds(most), seconds(1))[1] for _ in range(2))
+        after_itself = min(seconds(1) for _ in range(2))
+        if after_another < DEAR_CHANGE * after_itself:
+            return
+        sizes = [1]
+        while sizes[-1] * 4 < most:
+            sizes.append(sizes[-1] * 4)
+        self._sessions = {1: self._session}
+        for size in (*sizes[1:], most):
+            self._sessions[size] = another_session()
+            seconds(size)
 
     def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
         """A request as the graph takes it; InvalidInput when it cannot be taken."""
@@ -175,12 +196,13 @@ class Runner:
 
     def _run_once(self, feeds: Tensors, wanted: frozenset[str], rows: int) -> Tensors:
         names = [name for name in self._outputs if name in wanted]
-        filled = next((size for size in self._sizes if size >= rows), rows)
+        filled = next((size for size in self._sessions if size >= rows), rows)
         if filled > rows:
             feeds = {name: _filled(array, filled) for name, array in feeds.items()}
+        session = self._sessions.get(filled, self._session)
         started = time.perf_counter()
         try:
-            arrays = self._session.run(names, feeds, self._options)
+            arrays = session.run(names, feeds, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise self._explain(error, feeds) from error
         self.last_run_s = time.perf_counter() - started

@@ -5,7 +5,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -515,28 +516,64 @@ class TestRunner:
         for row, answer in zip(rows, answers, strict=True):
             np.testing.assert_array_equal(answer["y"], row)  # type: ignore[index]
 
-    def test_runs_of_settled_sizes_are_filled_up_and_answer_only_their_rows(self) -> None:
-        add, session = runner(addition(), max_batch_size=6)
-        add.settle_sizes(config(max_batch_size=6, input=[_pair("a"), _pair("b")]))
-        assert session.rows == [1, 2, 4, 6]
+    @staticmethod
+    def _searching(session: Any) -> Callable[[], Counting]:
+        """Sessions that take 30 ms to run a shape other than the last, as CUDA's do."""
+
+        class Searching(Counting):
+            def __init__(self) -> None:
+                super().__init__(session)
+
+            def run(self, names: Any, feeds: dict[str, Any], options: Any) -> Any:
+                answers = super().run(names, feeds, options)
+                time.sleep(0.03 if self.rows[-2:-1] != self.rows[-1:] else 0)
+                return answers
+
+        return Searching
+
+    def _settled(self, most: int) -> tuple[Runner, list[Any]]:
+        session = addition()
+        full = config(max_batch_size=most, input=[_pair("a"), _pair("b")])
+        graph, searching = Graph.read(session), self._searching(session)
+        complete_config(full, graph)
+        opened = [searching()]
+        add = Runner(full, graph, opened[0])
+
+        def another() -> Any:
+            opened.append(searching())
+            return opened[-1]
+
+        add.settle_sizes(full, another)
+        return add, opened
+
+    def test_a_batch_size_that_is_dear_to_change_to_has_a_session_of_its_own(self) -> None:
+        add, opened = self._settled(most=20)
+        assert [session.rows[-1] for session in opened] == [1, 4, 16, 20]
+        before = [session.runs for session in opened]
         one = np.ones((1, 2), "f")
-        for rows, run in ((1, 1), (3, 4), (4, 4), (5, 6)):
+        for rows in (1, 3, 4, 5, 17):
             jobs = [job(add, "total", a=one * index, b=one) for index in range(rows)]
-            answers = add.run(jobs)
-            assert session.rows[-1] == run
-            totals = [answer["total"].tolist() for answer in answers]  # type: ignore[index]
+            totals = [answer["total"].tolist() for answer in add.run(jobs)]  # type: ignore[index]
             assert totals == [[[index + 1.0] * 2] for index in range(rows)]
+        assert [now.runs - then for now, then in zip(opened, before, strict=True)] == [1, 2, 1, 1]
+        assert [set(session.rows[1:]) for session in opened[1:]] == [{4}, set(), {20}]
         (answer,) = add.run([job(add, a=np.repeat(one, 3, axis=0), b=np.ones((3, 2), "f"))])
-        assert session.rows[-1] == 4
         assert answer["total"].shape == answer["difference"].shape == (3, 2)  # type: ignore[index]
+
+    def test_a_batch_size_that_costs_nothing_to_change_to_is_run_as_it_is(self) -> None:
+        add, session = runner(addition(), max_batch_size=64)
+        full = config(max_batch_size=64, input=[_pair("a"), _pair("b")])
+        add.settle_sizes(full, lambda: pytest.fail("a second session"))
+        add.run([job(add, a=np.ones((3, 2), "f"), b=np.ones((3, 2), "f"))])
+        assert session.rows[-1] == 3
 
     def test_sizes_of_a_graph_that_takes_any_length_are_left_open(self) -> None:
         echo, session = runner(identity(FLOAT, "N", "L"), max_batch_size=8)
-        echo.settle_sizes(config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)]))
-        echo.run([job(echo, x=np.ones((3, 5), "f"))])
-        assert session.rows == [3]
+        given = config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)])
+        echo.settle_sizes(given, lambda: pytest.fail("a second session"))
+        assert session.runs == 0
 
-    def test_a_graph_that_cannot_take_zeros_says_so_and_keeps_its_sizes(self) -> None:
+    def test_a_graph_that_cannot_take_zeros_says_so_and_is_run_as_it_is(self) -> None:
         x, shape = value("x", FLOAT, "N", 4), value("shape", TensorProto.INT64, "N", 1)
         reshape = helper.make_node("Reshape", ["x", "flat"], ["y"])
         flat = helper.make_node("Squeeze", ["shape", "last"], ["flat"])
@@ -547,10 +584,11 @@ class TestRunner:
         )
         inputs = [entry("x", "TYPE_FP32", 4), entry("shape", "TYPE_INT64", 1)]
         with pytest.raises(BatchError):
-            odd.settle_sizes(config(max_batch_size=2, input=inputs))
-        assert session.rows == [1]
+            odd.settle_sizes(
+                config(max_batch_size=2, input=inputs), lambda: pytest.fail("a second session")
+            )
         odd.run([job(odd, x=np.ones((3, 4), "f"), shape=[[3], [2], [2]])])
-        assert session.rows[1] == 3
+        assert session.rows[-1] == 3
 
     def test_without_a_batch_axis_each_runs_alone(self) -> None:
         echo, session = runner(identity(FLOAT, 1, 3))
@@ -782,7 +820,7 @@ class TestModel:
         assert response.tensors["y"].tolist() == [[10]]
         model.finalize()
 
-    def test_on_a_gpu_every_size_has_run_before_the_first_request(
+    def test_on_a_gpu_it_has_run_before_the_first_request(
         self, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With CUDA's provider replaced by the CPU's."""
@@ -793,7 +831,7 @@ class TestModel:
         backend.TritonPythonModel.auto_complete_config(SimpleNamespace(as_dict=lambda: full))
         assert [each["allow_ragged_batch"] for each in full["input"]] == [True]
         model = self._load(backend, full, tmp_path, kind="GPU")
-        assert list(model._runner._sizes) == [1, 2, 4]
+        assert model._runner.last_run_s < 10  # infinite before the first
         responses = model.execute([Request(index=np.array([[row]])) for row in (2, 0, 1)])
         assert [each.tensors["y"].tolist() for each in responses] == [[[30]], [[10]], [[20]]]
 
