@@ -21,7 +21,7 @@ from modelspec.profiles import Profile, profiles_of
 GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
 # TF32 keeps 11 bits of what is declared and was proved as FP32.
 # HEURISTIC finds convolution algorithms as fast as ONNX Runtime's default, EXHAUSTIVE, does, in a
-# third of the time: 0.07 to 0.4 s for each batch size of EfficientNet on an H200 (docs/gpu.md).
+# third of the time: 0.07 to 0.5 s for a batch size of EfficientNet on an H200 (docs/gpu.md).
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 WORKSPACE_BYTES = 4 << 30
 _ONNX_RUNTIME_ONLY = ("intra_op_thread_count", "inter_op_thread_count")
