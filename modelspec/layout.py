@@ -14,8 +14,35 @@ STEP_FILE = "model.py"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 # What ``serving`` puts behind a pipeline's name for as long as a canary or a candidate lasts.
 OWN_SUFFIX = re.compile(r"\.(v\d+|candidate)\Z")
-# Endpoints of the gateway that a pipeline may not take.
-RESERVED_NAMES = frozenset({"models", "embeddings", "chat", "completions", "pipelines", "jobs"})
+# The first part of a path under /v1 that is OpenAI's, whether the gateway offers it or not: its
+# clients read no other shape of an error than OpenAI's.
+NOT_OFFERED_OPENAI = frozenset(
+    {
+        "assistants",
+        "audio",
+        "batches",
+        "containers",
+        "conversations",
+        "edits",
+        "evals",
+        "files",
+        "fine-tunes",
+        "fine_tuning",
+        "images",
+        "moderations",
+        "organization",
+        "realtime",
+        "responses",
+        "skills",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    }
+)
+OPENAI_RESOURCES = NOT_OFFERED_OPENAI | {"chat", "completions", "embeddings", "models"}
+# What stands under /v1 already, so that no pipeline may be called so.
+RESERVED_NAMES = OPENAI_RESOURCES | {"pipelines", "jobs"}
 
 
 def require_model_name(name: str) -> str:
@@ -26,7 +53,10 @@ def require_model_name(name: str) -> str:
             "beginning with a letter or a digit"
         )
     if name in RESERVED_NAMES:
-        raise ValueError(f"the name {name!r} is reserved for the gateway's own endpoints")
+        raise ValueError(
+            f"the name {name!r} is reserved: OpenAI's API or the gateway has /v1/{name}; "
+            "choose another"
+        )
     return name
 
 

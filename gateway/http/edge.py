@@ -17,15 +17,9 @@ from gateway.http.bounded import ConnectionLimits
 from gateway.http.cors import Cors
 from gateway.http.endpoint import Reply
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.render import (
-    CLIENT_LEFT,
-    NOT_OFFERED_OPENAI,
-    SHOWN_PATH,
-    door_of,
-    error_reply,
-    status_of,
-)
+from gateway.http.render import CLIENT_LEFT, SHOWN_PATH, door_of, error_reply, status_of
 from gateway.limits.limiter import LimitReached
+from modelspec.layout import NOT_OFFERED_OPENAI
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})

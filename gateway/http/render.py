@@ -11,6 +11,7 @@ import orjson
 
 from gateway.errors import GatewayError, WrongMethod
 from gateway.http.endpoint import Reply
+from modelspec.layout import OPENAI_RESOURCES
 
 
 class Door(Enum):
@@ -37,41 +38,13 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
 }
 SHOWN_PATH = 256  # characters: a path may be long, and an answer to a stranger should not be
 CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
-# The first part of a path under /v1 that is OpenAI's, whether it is offered here or not: OpenAI's
-# clients read no other shape of an error.
-_OPENAI = frozenset({"chat", "completions", "embeddings", "models"})
-NOT_OFFERED_OPENAI = frozenset(
-    {
-        "assistants",
-        "audio",
-        "batches",
-        "containers",
-        "conversations",
-        "edits",
-        "evals",
-        "files",
-        "fine-tunes",
-        "fine_tuning",
-        "images",
-        "moderations",
-        "organization",
-        "realtime",
-        "responses",
-        "skills",
-        "threads",
-        "uploads",
-        "vector_stores",
-        "videos",
-    }
-)
-_OPENAI_PARTS = _OPENAI | NOT_OFFERED_OPENAI
 
 
 def door_of(path: str) -> Door:
     """Which door a path belongs to, known before it is routed (a 401 has a shape too)."""
     if path == "/v2" or path.startswith("/v2/"):
         return Door.V2
-    if path.startswith("/v1/") and path[4:].partition("/")[0] in _OPENAI_PARTS:
+    if path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES:
         return Door.OPENAI
     return Door.TASK
 

@@ -75,6 +75,7 @@ def test_a_text_that_is_no_config_says_the_line():
         (lambda: StepSpec("m", -1, {}, {}), "pin a version"),
         (lambda: ModelSpec("../m", "python", 0, (ONE,), (ONE,)), "illegal model name"),
         (lambda: ModelSpec("chat", "python", 0, (ONE,), (ONE,)), "reserved"),
+        (lambda: ModelSpec("files", "python", 0, (ONE,), (ONE,)), "reserved"),
         (lambda: ModelSpec("m", "ensemble", 0, (ONE,), (ONE,)), "an ensemble has steps"),
         (lambda: ModelSpec("m", "python", -1, (ONE,), (ONE,)), "is negative"),
         (lambda: ModelSpec("m", "python", 0, (ONE,), (ONE,), batching=Batching()), "above 0"),
