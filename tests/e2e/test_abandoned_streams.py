@@ -10,10 +10,10 @@ from tests.running import wait_until
 
 
 def test_triton_lives_through_streams_that_are_left(echo):
-    statuses = soak(echo, 1000)
+    statuses = soak(echo, 400)
     # What is left is still work: it holds its permits, and a full replica says so.
     assert set(statuses) <= {"HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"}
-    assert statuses["HTTP/1.1 200 OK"] > 500
+    assert statuses["HTTP/1.1 200 OK"] >= 400
 
 
 def _inflight(echo) -> int:
