@@ -25,7 +25,7 @@ def _inflight(echo) -> int:
 def test_what_is_left_ends_in_seconds(echo):
     text = "[delay 0.05][repeat 500] a b c"  # 75 s
     # Those of the test before are still being ended, and would be counted among these.
-    wait_until(lambda: _inflight(echo) == 0, 30, "nothing is under way")
+    wait_until(lambda: _inflight(echo) == 0, 90, "nothing is under way")
     cancelled = int(say(echo, "[cancelled]"))
     abandon(echo, text, 20)
     left = time.monotonic()
