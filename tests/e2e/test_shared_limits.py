@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.gateway.limits.redis_server import RedisServer
-from tests.running import launch, stop, wait_ready, wait_until
+from tests.running import launch, policy_of, stop, wait_ready, wait_until
 
 AMOUNT = 20
 POLICY = f"""
@@ -27,17 +27,16 @@ URL = "/v2/models/identity_fp32/infer"
 def shared(built):
     """Two workers, one Redis, and that policy."""
     server = RedisServer()
-    policy = built / ".tidegate" / "gateway.toml"
-    policy.parent.mkdir(exist_ok=True)
-    policy.write_text(POLICY)
-    running = launch(built, "identity_fp32", "--workers=2", TIDEGATE_REDIS_URL=server.url)
     try:
-        wait_ready(running, 90)
-        yield running, server
+        with policy_of(built, POLICY):
+            running = launch(built, "identity_fp32", "--workers=2", TIDEGATE_REDIS_URL=server.url)
+            try:
+                wait_ready(running, 90)
+                yield running, server
+            finally:
+                server.thaw()
+                assert stop(running) == 0
     finally:
-        policy.unlink()
-        server.thaw()
-        assert stop(running) == 0
         server.kill()
 
 
