@@ -185,9 +185,18 @@ def outage(gateway: Gateway) -> str:
     """Why nothing at all can be served, or ''."""
     if not any(replica.health for replica in gateway.pool.replicas):
         return "no Triton server can be asked"
-    if time.monotonic() - gateway.reader.read_at > STALE_S:
+    if time.monotonic() - gateway.reader.read_at > STALE_S and not _is_only_late(gateway):
         return f"no Triton server has said for {STALE_S:.0f} s what it serves"
     return "" if gateway.catalogue.models else "no model is being served"
+
+
+def _is_only_late(gateway: Gateway) -> bool:
+    """Load is not death: whether a server that has no time to say what it serves answers other
+    questions, and there is a catalogue of before to ask them by."""
+    since = time.monotonic() - BUSY_S
+    return gateway.reader.is_waiting and any(
+        each.health is Health.UP and each.last_answer > since for each in gateway.pool.replicas
+    )
 
 
 def readiness(gateway: Gateway) -> dict[str, str]:

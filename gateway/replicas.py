@@ -52,7 +52,7 @@ class Replica:
         self.versions: Mapping[str, tuple[str, ...]] | None = None  # of its index; None: not read
         self.probes: dict[str, str] = {}  # pipeline -> '' or what its golden probe found here
         self.answered: dict[str, float] = {}  # model -> when it last answered, monotonic s
-        self._last_answer = 0.0
+        self.last_answer = 0.0  # to anything, monotonic s
         self._late_since, self._late = 0.0, 0
         self._failures, self._failed_at = 0.0, 0.0
 
@@ -108,7 +108,7 @@ class Replica:
             if not self._late:
                 self._late_since = began
             self._late += 1
-            has_answered = self._last_answer >= self._late_since
+            has_answered = self.last_answer >= self._late_since
             is_hung = self._late >= LATE_CHECKS and not has_answered
             return "does not answer" if is_hung or self.fault else ""
         except NoCapacity:
@@ -137,7 +137,7 @@ class Replica:
             self._failures = self._decayed(now) + 1
             self._failed_at = now
         if error is None or isinstance(error, _ANSWERS):
-            self._last_answer = self.answered[model] = now
+            self.last_answer = self.answered[model] = now
 
     def _decayed(self, now: float) -> float:
         return self._failures * math.exp((self._failed_at - now) / FAILURE_S)

@@ -4,7 +4,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ import pytest
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from tests.echoing import echoing
-from tests.running import RunningStack, copy_repository, launch, stop, wait_ready
+from tests.running import (
+    RunningStack,
+    copy_repository,
+    launch,
+    policy_of,
+    put_policy,
+    stop,
+    wait_ready,
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +65,13 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack that serves the echoing language model, and nothing that takes long to load."""
     with echoing(tmp_path_factory.mktemp("echo")) as running:
         yield running
+
+
+@pytest.fixture
+def echo_policy(echo: RunningStack) -> Iterator[Callable[[str], None]]:
+    """``echo_policy(text)`` puts rules in force in ``echo``; none are left after the test."""
+    with policy_of(echo.home):
+        try:
+            yield partial(put_policy, echo)
+        finally:
+            put_policy(echo, "")

@@ -1,11 +1,14 @@
 """Start a whole stack (``tidegate up``) in a scratch folder, on free ports, and end it again."""
 
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +151,35 @@ def stop(stack: RunningStack, number: int = signal.SIGTERM) -> int:
     if stack.process.poll() is None:
         stack.process.send_signal(number)
     return stack.process.wait(STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def policy_of(home: Path, text: str = "") -> Iterator[Path]:
+    """``home`` with this gateway.toml (none, if there is no text), and without one afterwards,
+    whatever happens meanwhile: other tests start stacks there too."""
+    policy = home / ".tidegate" / "gateway.toml"
+    try:
+        if text:
+            policy.parent.mkdir(exist_ok=True)
+            policy.write_text(text)
+        yield policy
+    finally:
+        policy.unlink(missing_ok=True)
+
+
+def put_policy(stack: RunningStack, text: str) -> None:
+    """Replace the gateway.toml of a stack of one worker; returns once it is in force."""
+    policy = stack.home / ".tidegate" / "gateway.toml"
+    data = f"{text}\n# end\n".encode()  # known to be whole: what it gives more holds at once
+    policy.with_suffix(".new").write_bytes(data)
+    policy.with_suffix(".new").replace(policy)
+    version = hashlib.sha256(data).hexdigest()[:12]
+    url = f"http://127.0.0.1:{stack.admin_port}/admin/policy"
+
+    def is_in_force() -> bool:
+        return httpx.get(url, headers=stack.headers, timeout=30).json().get("version") == version
+
+    wait_until(is_in_force, 20, "the policy")
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> None:

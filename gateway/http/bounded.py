@@ -6,7 +6,9 @@ reads.
 """
 
 import asyncio
+import fcntl
 import re
+import termios
 import urllib.parse
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +80,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def has_unread(self) -> bool:
+        return _has_unread(self.transport)
 
     def is_strangers(self) -> bool:
         scope: Any = self._answering.scope if self._answering else {}
@@ -210,7 +215,7 @@ class BoundedProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            keep_alive=version == "1.1" and self.parser.should_keep_alive() and not OPEN.is_scarce,
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
@@ -333,6 +338,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+def _has_unread(transport: Any) -> bool:
+    """Whether the kernel holds bytes of the connection that nobody has read yet."""
+    made = transport.get_extra_info("socket")
+    try:
+        count = fcntl.ioctl(made.fileno(), termios.FIONREAD, bytes(4)) if made else b""
+    except (OSError, ValueError):  # it is closed
+        return False
+    return any(count)
 
 
 _HEAD_TOO_LARGE = (

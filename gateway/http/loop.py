@@ -59,6 +59,9 @@ class Handshake(asyncio.Protocol):
     def is_busy(self) -> bool:
         return False
 
+    def has_unread(self) -> bool:
+        return False  # a handshake at most
+
     def is_strangers(self) -> bool:
         return True
 

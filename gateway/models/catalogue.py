@@ -132,7 +132,8 @@ class Reader:
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.faults: dict[str, str] = {}
-        self.read_at = -math.inf  # when a replica was last read, monotonic s
+        self.read_at = -math.inf  # when a replica last said what it serves, monotonic s
+        self.is_waiting = False  # for an answer, or nobody gave one in time: not if it was refused
         self._expected = frozenset(expected)
         self._read: dict[bytes, Model | None] = {}
         self._last: dict[str, Model] = {}
@@ -145,12 +146,15 @@ class Reader:
         replica listed that has it.
         """
         asked = [each for each in replicas if each.health]
+        self.is_waiting = True
         faults = await asyncio.gather(*map(_read_index, asked))
         answering = [each for each, fault in zip(asked, faults, strict=True) if not fault]
         if not answering:
+            self.is_waiting = any(isinstance(fault, DeadlineExceeded) for fault in faults)
             raise next(filter(None, faults), NoCapacity("no replica can be asked for its models"))
-        models = await self._models(replicas, answering)
-        self.read_at, self._last = time.monotonic(), models
+        self.read_at = time.monotonic()
+        self._last = models = await self._models(replicas, answering)
+        self.is_waiting = False
         return Catalogue(models, self._expected)
 
     async def _models(
@@ -170,10 +174,15 @@ class Reader:
                 continue
             try:
                 config = (await holder.upstream.describe("ModelConfig", name)).config
+                self.read_at = time.monotonic()
                 slots[name] = sequence_slots(config)
                 model = self._model(config, found)
             except (NoCapacity, DeadlineExceeded):
-                continue  # it left between the two questions
+                # It left between the two questions, or has no time for the second one: what was
+                # known of it a moment ago is no reason for a 404.
+                if name in self._last:
+                    models[name] = self._last[name]
+                continue
             except Exception as error:  # whatever is wrong with one model spoils no other
                 self.faults[name] = str(error) or type(error).__name__
                 continue

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
+from serving.errors import ServingError
+
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECT_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 60.0
@@ -66,7 +68,10 @@ def run(address: str, load: Load) -> Pass:
 
 
 def together(passes: Sequence[Pass]) -> Figures:
-    """The figures of passes that all had answers."""
+    """The figures of passes; ServingError when one of them had no answer: there is nothing then
+    that could be said of it."""
+    if not all(each.latencies_ms for each in passes):
+        raise ServingError("no request was answered within a pass: try fewer connections")
     latencies = np.concatenate([np.array(each.latencies_ms) for each in passes])
     seconds = sum(each.seconds for each in passes)
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])

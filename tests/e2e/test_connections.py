@@ -115,21 +115,42 @@ def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
 
 def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (_, client, port):
-        idle = [_open(port, get) for _ in range(SILENT)]
+    with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, client, port):
+        idle, silent, answers = [], [], []
         try:
-            assert [client.get("/healthz").status_code for _ in range(20)] == [200] * 20
-            ended = 0
-            for made in filter(None, idle):
-                made.settimeout(0.01)
-                with contextlib.suppress(TimeoutError):
-                    received = made.recv(4096)
-                    received += made.recv(4096)
-                    ended += received[-1:] != b"" and b"200 OK" in received
-            assert ended >= SILENT - DESCRIPTORS  # answered, and closed to make place
+            while len(idle) < SILENT:  # never more at once than have a place
+                idle += [_open(port, get) for _ in range(20)]
+                answers += [_answer(made) for made in idle[-20:]]
+            assert all(answer.startswith(b"HTTP/1.1 200 OK") for answer in answers)
+            said = [b"connection: close" in answer for answer in answers]
+            assert not said[0]  # there was place
+            assert sum(said) >= SILENT - DESCRIPTORS  # told that it is not kept, as it was scarce
+            for _ in range(20):
+                silent += [_open(port, b"") for _ in range(SILENT // 20)]
+                assert client.get("/healthz").status_code == 200
+            assert [_rest(made) for made in idle] == [b""] * SILENT  # closed to make place
+            assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, idle):
+            for made in filter(None, idle + silent):
                 made.close()
+
+
+def _answer(made):
+    """The answer on a connection, to the end of its body."""
+    made.settimeout(20)
+    received = b""
+    while not received.endswith(b'{"status":"ok"}'):
+        more = made.recv(4096)
+        assert more, received
+        received += more
+    return received
+
+
+def _rest(made):
+    """What comes on a connection until it is closed."""
+    with contextlib.suppress(ConnectionResetError):
+        return made.recv(4096)
+    return b""
 
 
 def test_strangers_that_do_not_read_never_take_http_away(tmp_path):

@@ -1,5 +1,6 @@
 """Two tenants, an operator and a stranger against every operation that the gateway describes."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.running import launch, stop, wait_ready, wait_until
+from tests.running import launch, policy_of, stop, wait_ready, wait_until
 
 POLICY = """
 [tenants.texts]
@@ -34,8 +35,9 @@ TEXT = {"text": "Where is my parcel?"}
 @pytest.fixture(scope="module")
 def governed(built):
     """A stack with that policy; ``keys`` are those of its callers."""
-    running = launch(built)
-    try:
+    with policy_of(built) as policy, contextlib.ExitStack() as started:
+        running = launch(built)
+        started.callback(_ended_well, running)
         wait_ready(running, 90)
         running.keys = {
             name: _key(running, name, *flags)
@@ -49,7 +51,6 @@ def governed(built):
             }.items()
         }
         limited = running.keys["limited"].split("_")[1]
-        policy = running.home / ".tidegate" / "gateway.toml"
         policy.write_text(POLICY.format(limited=limited))
         wait_until(
             lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
@@ -59,9 +60,10 @@ def governed(built):
             lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 10, "roles"
         )
         yield running
-        policy.unlink()
-    finally:
-        assert stop(running) == 0
+
+
+def _ended_well(running):
+    assert stop(running) == 0
 
 
 def _key(running, name, *flags):

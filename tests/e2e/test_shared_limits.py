@@ -1,14 +1,18 @@
 """A limit holds over several workers with Redis, and nobody hangs when Redis is frozen."""
 
 import collections
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import httpx
 import pytest
 
+from gateway.addons.redis_limits.line import TELL_S
+from tests.echoing import add_models
 from tests.gateway.limits.redis_server import RedisServer
-from tests.running import launch, stop, wait_ready, wait_until
+from tests.running import launch, policy_of, stop, wait_ready, wait_until
 
 AMOUNT = 20
 POLICY = f"""
@@ -24,68 +28,85 @@ URL = "/v2/models/identity_fp32/infer"
 
 
 @pytest.fixture(scope="module")
-def shared(built):
+def shared(tmp_path_factory):
     """Two workers, one Redis, and that policy."""
+    home = tmp_path_factory.mktemp("shared")
+    add_models(home)
     server = RedisServer()
-    policy = built / ".tidegate" / "gateway.toml"
-    policy.parent.mkdir(exist_ok=True)
-    policy.write_text(POLICY)
-    running = launch(built, "identity_fp32", "--workers=2", TIDEGATE_REDIS_URL=server.url)
     try:
-        wait_ready(running, 90)
-        yield running, server
+        with policy_of(home, POLICY):
+            running = launch(home, "identity_fp32", "--workers=2", TIDEGATE_REDIS_URL=server.url)
+            try:
+                wait_ready(running, 180)
+                yield running, server
+            finally:
+                server.thaw()
+                assert stop(running) == 0
     finally:
-        policy.unlink()
-        server.thaw()
-        assert stop(running) == 0
         server.kill()
 
 
 def _key(running, name):
-    return running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
-
-
-def _ask(running, key):
-    """A connection of its own: the kernel spreads them over the workers."""
-    started = time.monotonic()
-    answer = httpx.post(
-        running.url + URL, json=VALUES, headers={"Authorization": f"Bearer {key}"}, timeout=20
+    """A new key, known to both workers."""
+    made = running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
+    headers = {"Authorization": f"Bearer {made}"}
+    wait_until(
+        lambda: (
+            {httpx.get(f"{running.url}/v2", headers=headers).status_code for _ in range(6)} == {200}
+        ),
+        20,
+        "the key",
     )
-    return answer.status_code, time.monotonic() - started
+    return made
+
+
+def _all_at_once(running, key, count):
+    """(status, seconds) of so many requests, eight at a time, each on a connection of its own: the
+    kernel spreads them over the workers."""
+    headers = {"Authorization": f"Bearer {key}"}
+    verify = ssl.create_default_context()  # made once: it takes longer than the request
+    options = {"json": VALUES, "headers": headers, "verify": verify, "timeout": 20}
+
+    def ask(_):
+        started = time.monotonic()
+        answer = httpx.post(running.url + URL, **options)
+        return answer.status_code, time.monotonic() - started
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, range(count)))
+
+
+def _illnesses(running):
+    """How often the workers' log says that Redis was ill, once it would say so again."""
+    log = running.home / ".tidegate" / "logs" / "gateway.log"
+    lines = [line for line in log.read_text().splitlines() if "limits: Redis is ill" in line]
+    if lines:
+        said = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
+        time.sleep(max(0.0, said + TELL_S + 1 - time.time()))
+    return len(lines)
 
 
 def test_two_workers_count_together(shared):
+    """Exactly, unless Redis was late: then as bounded as docs/limits.md has it, and asked again."""
     running, _ = shared
-    key = _key(running, "together")
-    wait_until(
-        lambda: (
-            httpx.get(running.url + "/v2", headers={"Authorization": f"Bearer {key}"}).status_code
-            == 200
-        ),
-        5,
-        "the key",
-    )
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: _ask(running, key), range(3 * AMOUNT)))
-    assert collections.Counter(status for status, _ in answers) == {200: AMOUNT, 429: 2 * AMOUNT}
+    for attempt in range(4):
+        before = _illnesses(running)
+        answers = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
+        statuses = collections.Counter(status for status, _ in answers)
+        assert set(statuses) <= {200, 429}
+        assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
+        if _illnesses(running) == before:
+            break
+    assert statuses == {200: AMOUNT, 429: 2 * AMOUNT}
 
 
 def test_a_frozen_redis_costs_nobody_more_than_a_moment(shared):
     """Each worker gives out its half: never a hang, never more than the bound of docs/limits.md."""
     running, server = shared
     key = _key(running, "frozen")
-    wait_until(
-        lambda: (
-            httpx.get(running.url + "/v2", headers={"Authorization": f"Bearer {key}"}).status_code
-            == 200
-        ),
-        5,
-        "the key",
-    )
     server.freeze()
     try:
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: _ask(running, key), range(3 * AMOUNT)))
+        answers = _all_at_once(running, key, 3 * AMOUNT)
     finally:
         server.thaw()
     statuses = collections.Counter(status for status, _ in answers)

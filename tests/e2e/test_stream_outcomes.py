@@ -15,7 +15,8 @@ CHAT, GENERATE = "/v1/chat/completions", "/v2/models/echo_llm/generate_stream"
 
 def _body(path: str, text: str) -> dict:
     if path == GENERATE:
-        return {"text_input": text, "stream": True}
+        most = json.dumps({"max_tokens": 1_000_000})  # by itself it says 16, as vLLM's backend
+        return {"text_input": text, "stream": True, "sampling_parameters": most}
     return {
         "model": "echo_llm",
         "stream": True,

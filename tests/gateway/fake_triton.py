@@ -22,6 +22,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.configs = {config.name: config for config in configs}
         self.answer: Answer = _zero
         self.asked = 0
+        self.takes_s: dict[str, float] = {}  # to answer RepositoryIndex or ModelConfig
 
     async def start(self, port: int = 0) -> str:
         """Its address."""
@@ -38,12 +39,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerLiveResponse(live=True)
 
     async def RepositoryIndex(self, request, context):  # noqa: N802
+        await asyncio.sleep(self.takes_s.get("RepositoryIndex", 0))
         index = service_pb2.RepositoryIndexResponse()
         for name in self.configs:
             index.models.add(name=name, version="1", state="READY")
         return index
 
     async def ModelConfig(self, request, context):  # noqa: N802
+        await asyncio.sleep(self.takes_s.get("ModelConfig", 0))
         if request.name not in self.configs:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])

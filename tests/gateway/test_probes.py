@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway import probes
+from gateway import probes, upstream
 from gateway.core import Gateway
 from gateway.errors import NotFound
 from gateway.probes import Background, readiness
@@ -177,3 +177,32 @@ async def test_a_catalogue_that_is_not_read_for_long_is_not_ready(pair, gateway,
     monkeypatch.setattr(probes, "STALE_S", 0.1)
     await asyncio.sleep(0.2)
     assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+
+
+async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready(
+    pair, gateway, monkeypatch
+):
+    assert await _round(gateway) == {}
+    monkeypatch.setattr(probes, "STALE_S", 0.1)
+    for fake in pair[0]:
+        fake.takes_s["RepositoryIndex"] = 30
+    reading = asyncio.create_task(Background(gateway).refresh_catalogue())
+    await asyncio.sleep(0.15)
+    assert readiness(gateway) == {"p": ""}  # it is still waited for
+    reading.cancel()
+    monkeypatch.setattr(upstream, "CONTROL_TIMEOUT_S", 0.1)
+    await Background(gateway).refresh_catalogue()
+    assert readiness(gateway) == {"p": ""}  # nobody said it in time, and each answers the probes
+    for replica in gateway.pool.replicas:
+        replica.last_answer -= probes.BUSY_S
+    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+
+
+async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, monkeypatch):
+    await _round(gateway)
+    before = gateway.catalogue.models["p"]
+    monkeypatch.setattr(upstream, "CONTROL_TIMEOUT_S", 0.2)
+    for fake in pair[0]:
+        fake.takes_s["ModelConfig"] = 30
+    await Background(gateway).refresh_catalogue()
+    assert gateway.catalogue.models["p"] is before

@@ -13,6 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from gateway.addons.redis_limits.patience import Patience
+
 log = logging.getLogger("gateway")
 TIMEOUT_S = 0.05
 CONNECT_S = 1.0  # several round trips, for which no request waits
@@ -102,7 +104,7 @@ class Line:
             batch = [(call, future) for call, future in due if not future.done()]
             self._under_way = batch
             try:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with Patience(TIMEOUT_S):
                     replies = await self._send([call for call, _ in batch])
             except Exception as error:  # whatever it is, limits must go on
                 self._tell(error)
@@ -149,7 +151,7 @@ class Line:
         self._begin(self._recover())
 
     async def _recover(self) -> None:
-        """At once if it was this process that had stalled; nobody waits for it meanwhile."""
+        """Until Redis answers again; nobody waits for it meanwhile."""
         while True:
             if await self._connect():
                 break
@@ -165,7 +167,7 @@ class Line:
                 await self._client.connection_pool.disconnect()  # no reply of before can be left
                 for name, text in SCRIPTS.items():
                     self._shas[name] = await self._client.script_load(text)
-            async with asyncio.timeout(TIMEOUT_S):
+            async with Patience(TIMEOUT_S):
                 await self._send([self._probe])
         except Exception as error:  # whatever it is, limits must go on
             self._tell(error)

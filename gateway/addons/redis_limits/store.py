@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.addons.redis_limits.line import TIMEOUT_S, Call, Line, Reply
+from gateway.addons.redis_limits.patience import Patience
 from gateway.limits.limit import Check, Limit, Outcome
 
 LEASE_S = 10.0  # what a gateway holds comes back so long after its last beat
@@ -34,7 +35,7 @@ class RedisStore:
         lease = self._new_lease()
         reply: Reply = None
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with Patience(TIMEOUT_S):
                 reply = await self._line.call(_admit_call(checks, lease))
         except TimeoutError:
             pass
@@ -80,7 +81,7 @@ class RedisStore:
         for check in checks:
             call = Call("over", [_leases(check.bucket)], [int(check.limit.capacity)])
             try:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with Patience(TIMEOUT_S):
                     members = await self._line.call(call)
             except TimeoutError:
                 members = None
