@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from converters.original import ask, fp32_noise
+from converters.runner import NO_SPINNING
 from converters.sources.tensor_source import Group, Told
 from converters.tensors.graph_probe import limit_memory, reason_of
 from converters.tensors.group_files import pack_groups, unpack_groups
@@ -146,6 +147,7 @@ def _unoptimised(model: str) -> Answer:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.add_session_config_entry(NO_SPINNING, "0")
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
