@@ -62,6 +62,10 @@ def row_cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 # Units of FP32 rounding that two right computations of one number may be apart.
 FEW_UNITS = 4
+# Two right FP32 runs, on other kernels or threads, were apart by at most 2.1 times the largest that
+# FP32 rounds off one of them (pictures' logits, AVX2 and SSE4): twice that.
+NOISE_TIMES = 4
+NOISE_LIMIT = 3e-4  # of the largest answer: the most of 25 architectures was 5e-5
 # An answer of more elements is a picture or a sequence, and has no labels.
 COMPARED = 2048
 
@@ -131,6 +135,28 @@ def _grid(values: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     return found
 
 
+def noise_of(answers: np.ndarray, exact: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    """What FP32 arithmetic may round off of each element of the original's ``answers``
+    FP32 [n, ...]: FP64 [...].
+
+    ``exact`` FP64 [m, ...] are the same, computed in FP64 for the samples at ``places``. What is
+    further apart than any rounding, or no number, counts as 0: another function was computed.
+    """
+    wrong = np.abs(answers[list(places)].astype(np.float64) - exact)
+    rounded = wrong <= NOISE_LIMIT * np.abs(answers).max(initial=0.0)
+    return np.asarray(NOISE_TIMES * np.where(rounded, wrong, 0.0).max(axis=0))
+
+
+def beyond_noise(got: np.ndarray, wanted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    """``got`` [n, ...] with the original's own number wherever the two are nearer than ``noise``
+    [...] (``noise_of``; None where nobody measured it): what is left is error."""
+    if noise is None or got.shape != wanted.shape:
+        return got
+    with np.errstate(invalid="ignore"):
+        near = np.abs(got.astype(np.float64) - wanted) <= noise
+    return np.asarray(np.where(near, wanted.astype(got.dtype), got))
+
+
 @dataclass(frozen=True)
 class Departure:
     """How far answers are from the original's, in units of the original's ``Spread``.
@@ -165,7 +191,9 @@ def departure(got: np.ndarray, wanted: np.ndarray, resolution: float = 0.0) -> D
     scale = np.maximum(spread.scale, np.maximum(least, 1e-300))
     with np.errstate(invalid="ignore", over="ignore"):
         gaps = mine - theirs
-        error = np.where(np.abs(gaps) <= spread.floor, 0.0, gaps / scale)
+        rounding = np.abs(gaps) <= spread.floor
+        error = np.where(rounding, 0.0, gaps / scale)
+        mine = np.where(rounding, theirs, mine)
     # argmax finds a NaN first, and NaN passes no limit.
     row, column = map(int, np.unravel_index(int(np.abs(error).argmax()), error.shape))
     if not np.isfinite(error).all():

@@ -1,4 +1,5 @@
-"""The environment in which models are loaded: nothing is fetched, and nothing is sent."""
+"""The environment in which models are loaded: nothing is fetched, nothing is sent, and no core kept
+busy with waiting."""
 
 import os
 
@@ -11,6 +12,10 @@ _SETTINGS = {
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
+    # Read when OpenMP is loaded. Threads that spin while they wait take the core from whoever else
+    # is at work, and then wait for it themselves: on a busy machine of two cores 240 short texts
+    # cost an original 13 s of processor time, and without that 2 s.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 OFFLINE = {**os.environ, **_SETTINGS}

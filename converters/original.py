@@ -3,14 +3,16 @@
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from converters.closeness import noise_of
 from converters.errors import ConversionError
 from converters.offline import OFFLINE
 
+EXACT = 32  # samples that it is asked in FP64: what FP32 itself rounds off
 FRESH = 8  # samples that a fresh original is asked once more, in reverse
 SAME = 1e-3  # of the spread of its answers: two right runs differ by 1e-6
 
@@ -32,6 +34,30 @@ def places_again(samples: int) -> list[int]:
     first."""
     chosen = {round(part * (samples - 1) / (FRESH - 1)) for part in range(FRESH)}
     return sorted(chosen, reverse=True)
+
+
+def places_exact(samples: int, most: int = EXACT) -> list[int]:
+    """Which of so many samples are asked in FP64, evenly."""
+    return sorted({round(place) for place in np.linspace(0, samples - 1, min(most, samples))})
+
+
+def fp32_noise(
+    told: Mapping[str, np.ndarray],
+    exact: Callable[[list[int]], Mapping[str, np.ndarray]],
+    most: int = EXACT,
+) -> dict[str, np.ndarray]:
+    """What FP32 rounds off of each of the arrays ``told`` [n, ...]: ``NAME_noise`` FP64 [...].
+
+    ``exact`` answers in FP64, under the same names, to the samples at the places that it is given;
+    an original that cannot do that is measured by units of rounding alone (``Spread.floor``). At
+    ``most`` so many samples are asked.
+    """
+    places = places_exact(len(next(iter(told.values()))), most)
+    try:
+        precise = exact(places)
+        return {f"{name}_noise": noise_of(told[name], precise[name], places) for name in told}
+    except Exception:  # a model may raise anything on a type that its author never tried
+        return {f"{name}_noise": np.zeros(told[name].shape[1:]) for name in told}
 
 
 def require_no_past(

@@ -19,6 +19,8 @@ class Runner(Protocol):
 
 OpenRunner = Callable[[Path], Runner]
 THREADS = 2
+# A setting of ONNX Runtime: see ``converters.offline`` for what its threads would else do.
+NO_SPINNING = "session.intra_op.allow_spinning"
 
 
 def onnx_runner(engine: Path) -> Runner:
@@ -27,6 +29,7 @@ def onnx_runner(engine: Path) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
+    options.add_session_config_entry(NO_SPINNING, "0")
     options.log_severity_level = 4  # what goes wrong is raised as well
     providers = ["CPUExecutionProvider"]
     session: Runner = onnxruntime.InferenceSession(str(engine), options, providers=providers)

@@ -12,6 +12,8 @@ import pytest
 
 # Before anything imports ONNX Runtime: tests send nothing to anybody either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Before anything imports torch: two workers share two cores (``converters.offline`` says why).
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 from tests.echoing import echoing
 from tests.running import (

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.conversion import case_in
+from converters.tables.oracle import noise_of_answers
 from converters.tables.proof import TableGraph, scores_by_label
 from converters.tables.table import Table
 from converters.tables.task import TabularClassification, TabularRegression, TabularTask
@@ -29,7 +30,9 @@ def built(task: TabularTask, folder: Path) -> Case:
     task.write_steps(folder)
     task.export(folder / "model.onnx")
     rows = task.rows
-    np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.answer(rows))
+    answers = task.model.answer(rows)
+    noise = noise_of_answers(task.model, rows, answers)
+    np.savez(folder / "original.npz", **rows.arrays(), answers=answers, **noise)
     (folder / "facts.json").write_text(json.dumps(task.facts()))
     return case_in(folder, "t", task.name, "fp32")
 

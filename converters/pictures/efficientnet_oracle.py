@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.original import ask
+from converters.original import ask, fp32_noise
 
 
 def classify(pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
-    """``pixels`` FP32 [n, 3, 224, 224], ``logits`` and ``scores`` FP32 [n, 1000] of these files."""
+    """``pixels`` FP32 [n, 3, 224, 224], ``logits`` and ``scores`` FP32 [n, 1000] of these files,
+    and what FP32 rounds off of both (``original.fp32_noise``)."""
     questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
     questions.write_text(json.dumps([str(path) for path in pictures]))
     answered = ask("converters.pictures.efficientnet_oracle", questions, answers=answers)
@@ -53,7 +54,15 @@ def main(questions: str, answers: str) -> None:
         logits.append(answer.numpy())
         scores.append(answer.softmax(dim=1).numpy())
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
-    np.savez(answers, **{name: np.concatenate(rows) for name, rows in arrays.items()})
+    told = {name: np.concatenate(rows) for name, rows in arrays.items()}
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            precise = network.double()(torch.from_numpy(told["pixels"][places]).double())
+        return {"logits": precise.numpy(), "scores": precise.softmax(dim=1).numpy()}
+
+    measured = {name: told[name] for name in ("logits", "scores")}
+    np.savez(answers, **told, **fp32_noise(measured, exact))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness, same_decision
+from converters.closeness import Closeness, beyond_noise, closeness, same_decision
 from converters.parity import spread_checks
 from converters.proof import Check, at_most, worst_difference
 from converters.runner import OpenRunner, onnx_runner
@@ -68,6 +68,7 @@ def _parity(got: np.ndarray, case: Case, names: Sequence[str]) -> list[Check]:
     largest = worst_difference("parity: largest difference of a logit", got, wanted, limit, names)
     if got.shape != wanted.shape:
         return [largest]
+    got = beyond_noise(got, wanted, case.answers.get("logits_noise"))
     mine, theirs = (_compared(each, case) for each in (got, wanted))
     spread = spread_checks("parity: logit", mine, theirs, case.tolerance.shares, names)
     return [largest, *spread, *_score_parity(got, case, names)]
@@ -131,6 +132,7 @@ def _batch_invariance(name: str, graph: Graph, alone: np.ndarray, case: Case) ->
     for start in range(0, len(pixels), ROWS):
         rows = order[start : start + ROWS]
         together[rows] = graph(pixels[rows])
+    together = beyond_noise(together, alone, case.answers.get("logits_noise"))
     return worst_difference(name, together, alone, limit, names)
 
 
@@ -142,6 +144,7 @@ def _batch_of(rows: int, graph: Graph, alone: np.ndarray, case: Case) -> Callabl
 
     def measure(name: str) -> Check:
         got = graph(case.answers["pixels"][places])
+        got = beyond_noise(got, alone[places], case.answers.get("logits_noise"))
         return worst_difference(name, got, alone[places], limit, names)
 
     return measure

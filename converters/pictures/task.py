@@ -125,9 +125,11 @@ class ImageTask(Task):
 
     def few(self, case: Case, rows: int) -> Case:
         chosen = np.unique(np.linspace(0, len(case.answers["names"]) - 1, rows).astype(int))
-        return replace(
-            case, answers={name: values[chosen] for name, values in case.answers.items()}
-        )
+        answers = {
+            name: values if name.endswith("_noise") else values[chosen]
+            for name, values in case.answers.items()
+        }
+        return replace(case, answers=answers)
 
     def parity_checks(self, engine: Path, case: Case) -> list[Check]:
         return parity_checks(Graph(engine), case)

@@ -53,6 +53,11 @@ class TabularModel(ABC):
     def answer(self, table: Table) -> np.ndarray:
         """The library's own answer, FP64: probabilities [n, labels], or values [n, 1]."""
 
+    def exact(self, table: Table) -> np.ndarray | None:
+        """The same without what the library rounds off in FP32, FP64 [n, ...]; None where it
+        computes in FP64 anyway, or cannot say."""
+        return None
+
     @abstractmethod
     def decide(self, table: Table) -> np.ndarray:
         """The place in ``labels`` of the class that the library predicts, INT64 [n]."""

@@ -58,10 +58,12 @@ class Port:
 
 @dataclass(frozen=True)
 class Told:
-    """What an oracle said: for each group each output's array, and which oracle it was."""
+    """What an oracle said: for each group each output's array, and which oracle it was; ``noise``
+    is what FP32 rounds off of each element of each output FP32 (``closeness.noise_of``)."""
 
     outputs: Sequence[Group]
     oracle: str
+    noise: Sequence[Group]
 
 
 class TensorSource(ABC):

@@ -12,23 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from converters.errors import SourceRefused
-from converters.original import ask
-from converters.sources.tabular_model import open_model
+from converters.original import ask, fp32_noise
+from converters.sources.tabular_model import TabularModel, open_model
 from converters.tables.table import Table
 
 # So many of the rows are asked again, from the last to the first.
 AGAIN = 48
 
 
-def ask_library(model: Path, options: Mapping[str, str], rows: Table, work_dir: Path) -> np.ndarray:
-    """The library's answers FP64 [n, labels] or [n, 1], asked about one row at a time.
+def ask_library(
+    model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
+) -> dict[str, np.ndarray]:
+    """The library's ``answers`` FP64 [n, labels] or [n, 1], asked about one row at a time, and
+    their ``answers_noise``.
 
     A share of the rows is asked again, backwards, in a fresh process: SourceRefused where an answer
     depends on what was asked before it.
     """
-    answers = _asked(model, options, rows, work_dir / "rows")
+    told = _asked(model, options, rows, work_dir / "rows")
+    answers = told["answers"]
     share = np.unique(np.linspace(0, len(rows) - 1, min(AGAIN, len(rows))).astype(int))[::-1]
-    again = _asked(model, options, rows.rows(share), work_dir / "again")
+    again = _asked(model, options, rows.rows(share), work_dir / "again")["answers"]
     apart = (np.abs(again - answers[share]) > 1e-9 * (1 + np.abs(answers[share]))).any(axis=1)
     if apart.any():
         place = int(np.flatnonzero(apart)[0])
@@ -38,14 +42,16 @@ def ask_library(model: Path, options: Mapping[str, str], rows: Table, work_dir: 
             f"{again[place].tolist()}. Such a model has no answer to prove: fix its random_state, "
             "or what it remembers of earlier rows"
         )
-    return answers
+    return told
 
 
-def _asked(model: Path, options: Mapping[str, str], rows: Table, stem: Path) -> np.ndarray:
+def _asked(
+    model: Path, options: Mapping[str, str], rows: Table, stem: Path
+) -> dict[str, np.ndarray]:
     questions, answers = stem.with_suffix(".npz"), stem.with_suffix(".answers.npz")
     np.savez(questions, **rows.arrays())
     said = json.dumps(dict(options))
-    return ask("converters.tables.oracle", model, said, questions, answers=answers)["answers"]
+    return ask("converters.tables.oracle", model, said, questions, answers=answers)
 
 
 def main(model: str, said: str, questions: str, answers: str) -> None:
@@ -62,7 +68,21 @@ def main(model: str, said: str, questions: str, answers: str) -> None:
                 found.append(opened.answer(one)[0])
             except Exception as error:  # whatever the library raises of a row
                 sys.exit(f"it refuses {table.labels[row]}: {' '.join(str(error).split())[:300]}")
-    np.savez(answers, answers=np.stack(found))
+    told = np.stack(found)
+    np.savez(answers, answers=told, **noise_of_answers(opened, table, told))
+
+
+def noise_of_answers(
+    model: TabularModel, table: Table, answers: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What FP32 rounds off of the library's ``answers`` [n, ...] to these rows, where it computes
+    in that: ``answers_noise``."""
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        precise = model.exact(table.rows(np.array(places)))
+        return {"answers": answers[places] if precise is None else precise}
+
+    return fp32_noise({"answers": answers}, exact)
 
 
 if __name__ == "__main__":

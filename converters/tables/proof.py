@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.closeness import beyond_noise
 from converters.parity import same_decision
 from converters.proof import Check, at_most
 from converters.relative import equal, largest_relative, relative_checks
@@ -117,6 +118,7 @@ def parity(outputs: Sequence[np.ndarray], table: Table, case: Case) -> list[Chec
 def answer_checks(answers: np.ndarray, rows: Sequence[str], case: Case) -> list[Check]:
     """Answers FP64 [n, labels] or [n, 1], in the order of the labels, against the original's."""
     original, allowed = case.answers["answers"], case.tolerance
+    answers = beyond_noise(answers, original, case.answers.get("answers_noise"))
     limits = (allowed.difference, allowed.mean)
     if not case.facts["labels"]:
         return relative_checks("parity: value", answers, original, limits, rows)

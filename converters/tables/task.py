@@ -35,8 +35,7 @@ PACKAGES = ("scikit-learn", "skl2onnx", "skops")
 
 
 class TabularTask(Task):
-    """Answers: the rows (``Table.arrays``) and the library's ``answers`` FP64 [n, labels] or
-    [n, 1]."""
+    """Answers: the rows (``Table.arrays``) and what ``ask_library`` returns."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
@@ -146,8 +145,8 @@ class TabularTask(Task):
             f"{self.order.name}: {given or 'no'} rows of samples, {len(rows) - given} generated "
             "from the model's own thresholds and categories"
         )
-        answers = ask_library(Path(self.order.source), self.order.options, rows, folder)
-        return {**rows.arrays(), "answers": answers}
+        told = ask_library(Path(self.order.source), self.order.options, rows, folder)
+        return {**rows.arrays(), **told}
 
     def feeds(self, case: Case) -> Iterator[Feed]:
         graph = TableGraph(case.folder / "model.onnx", case)

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask
+from converters.original import ask, fp32_noise
+from converters.runner import NO_SPINNING
 from converters.sources.tensor_source import Group, Told
 from converters.tensors.graph_probe import limit_memory, reason_of
 from converters.tensors.group_files import pack_groups, unpack_groups
-from converters.tensors.proof import as_fed, as_kept, joined, single_rows
+from converters.tensors.proof import as_fed, as_kept, doubled, joined, single_rows
 
 # onnx/onnx#7805: LRN sums over another window (1.23); ONNX Runtime and torch agree.
+REFERENCE = "onnx.reference"
 WRONG_THERE = {"LRN"}
 PATIENCE_S = 3.0  # for one row
+EXACT = 8  # rows of a group that are asked in FP64 as well: it is slow
 Answer = Callable[[Group], dict[str, np.ndarray]]
 
 
@@ -32,7 +35,8 @@ def ask_reference(path: Path, groups: Sequence[Group], folder: Path) -> Told:
     np.savez(questions, **pack_groups(groups, "in"))
     answers = folder / "reference.npz"
     told = ask("converters.tensors.graph_oracle", path, questions, answers=answers)
-    return Told(unpack_groups(told, "out"), str(told["oracle"]))
+    outputs, noise = (unpack_groups(told, part) for part in ("out", "noise"))
+    return Told(outputs, str(told["oracle"]), noise)
 
 
 def main(model: str, questions: str, answers: str) -> None:
@@ -49,7 +53,64 @@ def main(model: str, questions: str, answers: str) -> None:
             f"{oracle} fails on a sample ({reason_of(error)}): mend the graph, or give --samples "
             "that it takes"
         )
-    np.savez(answers, oracle=np.array(oracle), **pack_groups(outputs, "out"))
+    if oracle == REFERENCE:
+        noise = [_noise(model, *each) for each in zip(groups, outputs, strict=True)]
+    else:
+        noise = [{} for _ in groups]
+    arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
+    np.savez(answers, oracle=np.array(oracle), **arrays)
+
+
+def _noise(model: str, group: Group, told: Group) -> dict[str, np.ndarray]:
+    """What FP32 rounds off of each output FP32: the same graph in FP64."""
+    floats = {n: each for n, each in told.items() if each.dtype == np.float32 and each.size}
+    if not floats:
+        return {}
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(in_double(model))
+        rows = list(single_rows(group))
+        answers = [evaluator.run(None, as_fed(doubled(rows[place]))) for place in places]
+        return joined([_named(evaluator.output_names, each) for each in answers])
+
+    noise = fp32_noise(floats, exact, EXACT)
+    return {name: noise[f"{name}_noise"] for name in floats}
+
+
+def in_double(model: str) -> Any:
+    """The graph with FP64 wherever it has FP32: for onnx's evaluator, which asks no types."""
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    def widen(tensor: TensorProto) -> None:
+        if tensor.data_type == TensorProto.FLOAT:
+            numbers = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+
+    def widen_nodes(nodes: Any) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                widen(attribute.t)
+                if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.DOUBLE
+                for inner in (attribute.g, *attribute.graphs):
+                    widen_graph(inner)
+
+    def widen_graph(graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            widen(tensor)
+        for port in (*graph.input, *graph.output):
+            if port.type.tensor_type.elem_type == TensorProto.FLOAT:
+                port.type.tensor_type.elem_type = TensorProto.DOUBLE
+        widen_nodes(graph.node)
+
+    loaded = onnx.load(model)
+    widen_graph(loaded.graph)
+    for function in loaded.functions:
+        widen_nodes(function.node)
+    return loaded
 
 
 def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
@@ -70,7 +131,7 @@ def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
         return None, "none (too slow)"
     return (
         lambda row: _named(evaluator.output_names, evaluator.run(None, as_fed(row))),
-        "onnx.reference",
+        REFERENCE,
     )
 
 
@@ -86,6 +147,7 @@ def _unoptimised(model: str) -> Answer:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.add_session_config_entry(NO_SPINNING, "0")
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

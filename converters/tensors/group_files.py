@@ -7,7 +7,7 @@ import numpy as np
 
 def pack_groups(groups: Sequence[Mapping[str, np.ndarray]], prefix: str) -> dict[str, np.ndarray]:
     """Numbered arrays, and their names: any text may be a tensor's name."""
-    names = list(groups[0])
+    names = list(groups[0]) if groups else []
     arrays = {
         f"{prefix}{place}.{index}": group[name]
         for place, group in enumerate(groups)
@@ -20,6 +20,8 @@ def unpack_groups(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[st
     """What ``pack_groups`` was given."""
     names = [str(name) for name in arrays[f"{prefix}names"]]
     groups: list[dict[str, np.ndarray]] = []
+    if not names:
+        return groups
     while f"{prefix}{len(groups)}.0" in arrays:
         place = len(groups)
         groups.append(

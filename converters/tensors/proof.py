@@ -8,6 +8,7 @@ import numpy as np
 
 from converters.closeness import (
     Closeness,
+    beyond_noise,
     closeness,
     decided,
     same_best,
@@ -71,6 +72,14 @@ def single_rows(group: Group, size: int = 1) -> Iterator[dict[str, np.ndarray]]:
         yield {name: values[start : start + size] for name, values in group.items()}
 
 
+def doubled(group: Group) -> dict[str, np.ndarray]:
+    """The group with FP64 for FP32."""
+    return {
+        name: values.astype(np.float64) if values.dtype == np.float32 else values
+        for name, values in group.items()
+    }
+
+
 def joined(answers: Sequence[Group]) -> dict[str, np.ndarray]:
     """Batches put together again; ValueError when their rows have unlike shapes."""
     return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
@@ -79,14 +88,14 @@ def joined(answers: Sequence[Group]) -> dict[str, np.ndarray]:
 def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
     """Every check of the graph, for each group of rows."""
     oracle, checks = str(case.answers["oracle"]), []
-    originals = unpack_groups(case.answers, "out")
-    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
-        where = f"parity with {oracle}{shape_note(group, len(originals))}"
+    parts = case_groups(case)
+    for group, original, noise in parts:
+        where = f"parity with {oracle}{shape_note(group, len(parts))}"
         alone, together = graph.alone(group), graph.run(group)
         checks += [
-            *parity(where, alone, original, case),
-            *_self_test(where, alone, original, case),
-            *invariance("batch invariance", together, alone, case.tolerance.invariance),
+            *parity(where, alone, original, noise, case),
+            *_self_test(where, original, noise, case),
+            *invariance("batch invariance", together, alone, case.tolerance.invariance, noise),
             *invariance("determinism", graph.run(group), together, 0.0),
             _dynamic_batch(graph, group),
         ]
@@ -95,14 +104,21 @@ def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
 
 def parity_checks(graph: TensorGraph, case: Case) -> list[Check]:
     """The checks of parity alone."""
-    originals = unpack_groups(case.answers, "out")
     checks: list[Check] = []
-    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
-        checks += parity("parity", graph.alone(group), original, case)
+    for group, original, noise in case_groups(case):
+        checks += parity("parity", graph.alone(group), original, noise, case)
     return checks
 
 
-def _self_test(where: str, got: Group, original: Group, case: Case) -> list[Check]:
+def case_groups(case: Case) -> list[tuple[Group, Group, Group]]:
+    """Of each group of rows the inputs, the original's outputs, and what FP32 rounds off of them
+    (``Told.noise``)."""
+    given, told = (unpack_groups(case.answers, part) for part in ("in", "out"))
+    noise = unpack_groups(case.answers, "noise") or [{} for _ in told]
+    return list(zip(given, told, noise, strict=True))
+
+
+def _self_test(where: str, original: Group, noise: Group, case: Case) -> list[Check]:
     """Faults planted into each output of floats, and into it alone."""
     return [
         check
@@ -110,7 +126,7 @@ def _self_test(where: str, got: Group, original: Group, case: Case) -> list[Chec
         if wanted.dtype.kind == "f" and wanted.size
         for check in answers_self_test(
             lambda answers, name=name: parity(  # type: ignore[misc]
-                where, {name: answers}, {name: original[name]}, case
+                where, {name: answers}, {name: original[name]}, noise, case
             ),
             wanted,
             function_of(wanted),
@@ -142,11 +158,12 @@ def shape_note(group: Group, groups: int) -> str:
     return " at " + ", ".join(f"{name}{list(values.shape[1:])}" for name, values in group.items())
 
 
-def parity(where: str, got: Group, original: Group, case: Case) -> list[Check]:
+def parity(where: str, got: Group, original: Group, noise: Group, case: Case) -> list[Check]:
     """Every output against the original's, row by row."""
     checks: list[Check] = []
     for name, wanted in original.items():
-        mine, labels = got[name], row_labels(name, len(wanted))
+        mine = beyond_noise(got[name], wanted, noise.get(name))
+        labels = row_labels(name, len(wanted))
         if wanted.dtype.kind != "f" or mine.shape != wanted.shape or not wanted.size:
             shares = case.tolerance.shares
             checks += relative_checks(f"{where}: {name}", mine, wanted, shares, labels)
@@ -225,13 +242,16 @@ def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, case: Case) -> list[
     return [lowest_cosine(f"{name}: lowest cosine", got[long], wanted[long], limit, labels)]
 
 
-def invariance(what: str, got: Group, wanted: Group, limit: float) -> list[Check]:
-    """Two runs of the same rows: floats within ``limit``, all else equal."""
+def invariance(
+    what: str, got: Group, wanted: Group, limit: float, noise: Group | None = None
+) -> list[Check]:
+    """Two runs of the same rows: floats within ``limit``, but for ``noise``; all else equal."""
     checks: list[Check] = []
     for name, first in wanted.items():
         labels = row_labels(name, len(first))
         if first.dtype.kind == "f":
-            checks.append(largest_relative(f"{what}: {name}", got[name], first, limit, labels))
+            mine = beyond_noise(got[name], first, (noise or {}).get(name))
+            checks.append(largest_relative(f"{what}: {name}", mine, first, limit, labels))
         else:
             checks += relative_checks(f"{what}: {name}", got[name], first, (0, 0), labels)
     return checks

@@ -8,8 +8,15 @@ from tritonclient import grpc as triton
 from converters.proof import Check
 from converters.sources.tensor_source import Group, Port
 from converters.task import Case
-from converters.tensors.group_files import unpack_groups
-from converters.tensors.proof import as_kept, invariance, joined, parity, shape_note, single_rows
+from converters.tensors.proof import (
+    as_kept,
+    case_groups,
+    invariance,
+    joined,
+    parity,
+    shape_note,
+    single_rows,
+)
 
 TIMEOUT_S = 120.0
 BATCH = 8
@@ -18,14 +25,14 @@ BATCH = 8
 def served_checks(address: str, case: Case) -> list[Check]:
     """Checks of the pipeline at ``address``: one row a request, and in batches of eight."""
     checks: list[Check] = []
-    originals = unpack_groups(case.answers, "out")
+    parts = case_groups(case)
     with triton.InferenceServerClient(address) as client:
-        for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
+        for group, original, noise in parts:
             alone, together = (_all(client, case, group, size) for size in (1, BATCH))
-            where = f"served, parity{shape_note(group, len(originals))}"
-            checks += parity(where, alone, original, case)
+            where = f"served, parity{shape_note(group, len(parts))}"
+            checks += parity(where, alone, original, noise, case)
             checks += invariance(
-                f"served, batches of {BATCH}", together, alone, case.tolerance.invariance
+                f"served, batches of {BATCH}", together, alone, case.tolerance.invariance, noise
             )
     return checks
 

@@ -26,12 +26,12 @@ from converters.tensors.samples import made_up, read_npz, variations, whole_tabl
 from converters.tensors.served import served_checks
 from modelspec.golden import Golden
 
-INPUTS, OUTPUTS = "in", "out"
+INPUTS, OUTPUTS, NOISE = "in", "out", "noise"
 GOLDEN_ELEMENTS = 8
 
 
 class Tensors(Task):
-    """Answers: groups of rows, packed as ``in`` and ``out``, and the name of the ``oracle``."""
+    """Answers: groups of rows, packed as ``in``, ``out`` and ``noise``, and the ``oracle``."""
 
     name: ClassVar[str] = "tensors"
 
@@ -103,6 +103,7 @@ class Tensors(Task):
         return {
             **pack_groups(self.groups, INPUTS),
             **pack_groups(told.outputs, OUTPUTS),
+            **pack_groups(told.noise, NOISE),
             "oracle": np.array(told.oracle),
         }
 

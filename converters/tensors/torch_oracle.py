@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converters.original import ask, places_again, require_no_past
+from converters.original import ask, fp32_noise, places_again, require_no_past
 from converters.sources.tensor_source import Group, Told
 from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
 from converters.tensors.group_files import pack_groups, unpack_groups
-from converters.tensors.proof import joined, single_rows
+from converters.tensors.proof import doubled, joined, single_rows
 
 
 def ask_module(
@@ -27,7 +27,8 @@ def ask_module(
     written.write_text(json.dumps(list(names)), encoding="utf-8")
     answers = folder / "torch.npz"
     told = ask("converters.tensors.torch_oracle", source, written, questions, answers=answers)
-    return Told(unpack_groups(told, "out"), "torch"), str(told["weights"])
+    outputs, noise = (unpack_groups(told, part) for part in ("out", "noise"))
+    return Told(outputs, "torch", noise), str(told["weights"])
 
 
 def main(source: str, names: str, questions: str, answers: str) -> None:
@@ -39,15 +40,17 @@ def main(source: str, names: str, questions: str, answers: str) -> None:
         joined([_answer(module, wanted, row) for row in single_rows(group)]) for group in groups
     ]
     weights = np.array(weights_sha256(module))
-    _require_no_past(source, wanted, groups, outputs)
-    np.savez(answers, weights=weights, **pack_groups(outputs, "out"))
+    fresh = _require_no_past(source, wanted, groups, outputs)
+    noise = [_noise(fresh, wanted, *each) for each in zip(groups, outputs, strict=True)]
+    arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
+    np.savez(answers, weights=weights, **arrays)
 
 
 def _require_no_past(
     source: str, names: Sequence[str], groups: Sequence[Group], told: Sequence[Group]
-) -> None:
+) -> torch.nn.Module:
     """The same once more, from a fresh module and in reverse: what it answers may not depend on
-    that."""
+    that. The fresh module."""
     module, _ = made_by(source, find_factory(source)[0])
     for group, outputs in zip(groups, told, strict=True):
         rows = list(single_rows(group))
@@ -57,6 +60,24 @@ def _require_no_past(
             if first.dtype.kind == "f" and first.size:
                 labels = [f"sample {row}" for row in range(len(rows))]
                 require_no_past(first, again[name], places, labels)
+    return module
+
+
+def _noise(
+    module: torch.nn.Module, names: Sequence[str], group: Group, told: Group
+) -> dict[str, np.ndarray]:
+    """What FP32 rounds off of each output FP32; the module is in FP64 from then on."""
+    floats = {n: each for n, each in told.items() if each.dtype == np.float32 and each.size}
+    if not floats:
+        return {}
+    rows = list(single_rows(group))
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        module.double()
+        return joined([_answer(module, names, doubled(rows[place])) for place in places])
+
+    noise = fp32_noise(floats, exact)
+    return {name: noise[f"{name}_noise"] for name in floats}
 
 
 @torch.inference_mode()

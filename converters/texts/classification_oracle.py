@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask, places_again, require_no_past
+from converters.original import ask, fp32_noise, places_again, require_no_past
 
 
 def classify(
     folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
 ) -> dict[str, np.ndarray]:
     """``scores`` FP32 [n, labels] in the model's order, one text at a time, and ``token_count``
-    INT32 [n]; ``long_scores`` of the texts that are ``too_long``, cut to ``limit`` tokens."""
+    INT32 [n]; ``scores_noise`` FP64 [labels]; ``long_scores`` of the texts that are ``too_long``,
+    cut to ``limit`` tokens."""
     questions = work_dir / "questions.json"
     questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     module = "converters.texts.classification_oracle"
@@ -48,9 +49,15 @@ def main(folder: str, questions: str, answers: str) -> None:
     )
     again = _scores(fresh, [asked["texts"][place] for place in places], {})
     require_no_past(scores, again, places, asked["texts"])
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        fresh.model.double()
+        return {"scores": _scores(fresh, [asked["texts"][place] for place in places], {})}
+
     np.savez(
         answers,
         scores=scores,
+        **fp32_noise({"scores": scores}, exact),
         token_count=np.array(counts, dtype=np.int32),
         long_scores=_scores(classifier, asked["too_long"], cut),
     )

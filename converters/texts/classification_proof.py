@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness, spread_of
+from converters.closeness import Closeness, beyond_noise, closeness, spread_of
 from converters.closeness import same_decision as same_label
 from converters.parity import (
     lowest_cosine,
@@ -100,6 +100,7 @@ def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
 def parity(scores: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every text."""
     original, allowed = case.answers["scores"], case.tolerance
+    scores = beyond_noise(scores, original, case.answers.get("scores_noise"))
     spread = score_spread_checks(
         "parity: score", scores, original, case.facts["function"], allowed.shares, texts
     )

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask, places_again, require_no_past
+from converters.original import ask, fp32_noise, places_again, require_no_past
 
 
 def embed(
     folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
 ) -> dict[str, np.ndarray]:
-    """``vectors`` FP32 [n, width] and ``token_count`` INT32 [n]; ``long_vectors`` of the texts that
-    are ``too_long``, cut to ``limit`` tokens as sentence-transformers cuts them."""
+    """``vectors`` FP32 [n, width], ``vectors_noise`` FP64 [width] and ``token_count`` INT32 [n];
+    ``long_vectors`` of the texts that are ``too_long``, cut to ``limit`` tokens as
+    sentence-transformers cuts them."""
     questions = work_dir / "questions.json"
     questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     module = "converters.texts.embedding_oracle"
@@ -37,12 +38,17 @@ def main(folder: str, questions: str, answers: str) -> None:
     fresh = _opened(SentenceTransformer, folder, asked["limit"])
     again = _vectors(fresh, [asked["texts"][place] for place in places])
     require_no_past(vectors, again, places, asked["texts"])
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        return {"vectors": _vectors(fresh.double(), [asked["texts"][place] for place in places])}
+
     counts = [len(model.tokenizer(text)["input_ids"]) for text in asked["texts"]]
     np.savez(
         answers,
-        vectors=vectors,
+        vectors=vectors.astype(np.float32),
+        **fp32_noise({"vectors": vectors}, exact),
         token_count=np.array(counts, dtype=np.int32),
-        long_vectors=_vectors(model, asked["too_long"]),
+        long_vectors=_vectors(model, asked["too_long"]).astype(np.float32),
     )
 
 
@@ -62,7 +68,7 @@ def _opened(kind: Any, folder: str, limit: int) -> Any:
 def _vectors(model: Any, texts: list[str]) -> np.ndarray:
     """One text at a time: the original, untouched by batching or padding."""
     rows = [model.encode([text], show_progress_bar=False) for text in texts]
-    return np.asarray(np.concatenate(rows), dtype=np.float32)
+    return np.concatenate(rows)
 
 
 if __name__ == "__main__":

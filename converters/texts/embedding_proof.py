@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness, same_neighbour, similarity
+from converters.closeness import (
+    Closeness,
+    beyond_noise,
+    closeness,
+    same_neighbour,
+    similarity,
+)
 from converters.parity import lowest_cosine, mean_difference, same_decision, spread_checks
 from converters.proof import Check, worst_difference
 from converters.self_test import answers_self_test
@@ -53,6 +59,7 @@ def typical_length(case: Case) -> float:
 def parity(got: np.ndarray, case: Case, texts: Sequence[str]) -> list[Check]:
     """The same vectors, and the same nearest neighbour for every text that has a clear one."""
     original, allowed, unit = case.answers["vectors"], case.tolerance, typical_length(case)
+    got = beyond_noise(got, original, case.answers.get("vectors_noise"))
     name = "parity: largest difference"
     largest = worst_difference(name, got, original, allowed.difference * unit, texts)
     if got.shape != original.shape:

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask, places_again, require_no_past
+from converters.original import (
+    ask,
+    fp32_noise,
+    places_again,
+    places_exact,
+    require_no_past,
+)
 
 
 def find_entities(
@@ -20,9 +26,9 @@ def find_entities(
 ) -> dict[str, np.ndarray]:
     """The entities of all texts, one text at a time, an element each: ``row`` (which text),
     ``start``, ``end`` INT32, ``label`` text, ``score`` FP32. ``logits`` FP32 [tokens, labels] are
-    those of all texts' tokens, ``of_text`` BOOL [tokens] says which are no special tokens, and
-    ``token_count`` INT32 [n] how many each text has. ``long_...`` is the same of the texts that are
-    ``too_long``, cut to ``limit`` tokens."""
+    those of all texts' tokens, ``logits_noise`` FP64 [labels], ``of_text`` BOOL [tokens] says which
+    are no special tokens, and ``token_count`` INT32 [n] how many each text has. ``long_...`` is the
+    same of the texts that are ``too_long``, cut to ``limit`` tokens."""
     questions = work_dir / "questions.json"
     questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     return ask("converters.texts.entity_oracle", folder, questions, answers=work_dir / "oracle.npz")
@@ -42,13 +48,14 @@ def main(folder: str, questions: str, answers: str) -> None:
     )
     tagger.tokenizer.model_max_length = asked["limit"]
     answers_of = _answers(tagger, asked["texts"])
-    _require_no_past(folder, asked, answers_of)
+    fresh = _require_no_past(folder, asked, answers_of)
     cut = {f"long_{name}": array for name, array in _answers(tagger, asked["too_long"]).items()}
-    np.savez(answers, **answers_of, **cut)
+    np.savez(answers, **answers_of, **cut, **_noise(fresh, asked["texts"], answers_of))
 
 
-def _require_no_past(folder: str, asked: Any, told: dict[str, np.ndarray]) -> None:
-    """The same once more, from a fresh one and in reverse: the answers may not depend on that."""
+def _require_no_past(folder: str, asked: Any, told: dict[str, np.ndarray]) -> Any:
+    """The same once more, from a fresh one and in reverse: the answers may not depend on that. The
+    fresh one."""
     from transformers import pipeline
 
     fresh: Any = pipeline("token-classification", model=folder, device="cpu", dtype="float32")
@@ -58,6 +65,20 @@ def _require_no_past(folder: str, asked: Any, told: dict[str, np.ndarray]) -> No
         again, _ = _tokens(fresh, asked["texts"][place])
         names = [asked["texts"][place]] * len(again)
         require_no_past(parts[place], again, range(len(again)), names)
+    return fresh
+
+
+def _noise(fresh: Any, texts: list[str], told: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What FP32 rounds off, of the tokens of some texts."""
+    chosen = places_exact(len(texts))
+    parts = np.split(told["logits"], np.cumsum(told["token_count"])[:-1])
+
+    def exact(places: list[int]) -> dict[str, np.ndarray]:
+        fresh.model.double()
+        tokens = np.concatenate([_tokens(fresh, texts[place])[0] for place in chosen])
+        return {"logits": tokens[places]}
+
+    return fp32_noise({"logits": np.concatenate([parts[place] for place in chosen])}, exact)
 
 
 def _answers(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converters.closeness import Closeness, closeness
+from converters.closeness import Closeness, beyond_noise, closeness
 from converters.parity import lowest_cosine, mean_difference, same_decision, spread_checks
 from converters.proof import Check, worst_difference
 from converters.self_test import answers_self_test
@@ -80,6 +80,7 @@ def _parity(logits: np.ndarray, case: Case, tokens: Sequence[str]) -> list[Check
     name = "parity: largest difference of a token's score"
     if logits.shape != original.shape:
         return [worst_difference(name, logits, original, allowed.difference, tokens)]
+    logits = beyond_noise(logits, original, case.answers.get("logits_noise"))
     got, wanted = token_scores(logits), token_scores(original)
     limit = allowed.difference * _unit(case)
     return [

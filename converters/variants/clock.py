@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from converters.runner import NO_SPINNING
+
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed, int], object]
 
 LEAST_RUNS = 3
-# As the serving backend has it: threads that spin take the core from the process beside.
-NO_SPINNING = "session.intra_op.allow_spinning"
 
 
 def main(spec_file: str) -> None:

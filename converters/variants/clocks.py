@@ -16,9 +16,6 @@ from converters.offline import OFFLINE
 
 ROWS = (1, 8, 32)
 THREADS = (1, 2)
-# For the original's OpenMP, as ONNX Runtime's sessions have it: threads that spin while they wait
-# take the core from whoever else is at work, and then wait for it themselves.
-NO_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE"}
 # Long enough for some runs of each, short enough that a neighbour's burst hits several forms.
 SECONDS = 0.25
 
@@ -73,7 +70,7 @@ class Clock:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**OFFLINE, **NO_SPINNING},
+                env=OFFLINE,
             )
         self.memory_bytes = self._answer()["memory_bytes"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from converters.closeness import departure, misplaced, spread_of
+from converters.closeness import beyond_noise, departure, misplaced, noise_of, spread_of
 from converters.parity import score_spread_checks, spread_checks
 from converters.self_test import answers_self_test, is_constant, planted
 from converters.tolerance import SHARES
@@ -117,6 +117,72 @@ def test_a_few_units_of_rounding_are_nothing():
     got = np.nextafter(original, np.float32(np.inf))
     assert _failed(_checks("fp32", original)(got)) == []
     assert _failed(_checks("fp32", original)(original + np.float32(0.5)))
+
+
+def test_units_of_rounding_move_nothing():
+    """A large offset: what rounding does to the gain is no share of it."""
+    original = (1e6 + 100 * RANDOM.standard_normal((24, 1))).astype(np.float32)
+    step = np.where(original > np.median(original), np.float32(0.25), np.float32(-0.25))
+    assert _failed(_checks("fp32", original)(original + step)) == []
+
+
+def _computed(weights, rows, kind):
+    """Two layers, a sum after the other, as one thread of one kernel does it."""
+    first, second = weights
+    hidden = np.add.accumulate(rows[:, :, None].astype(kind) * first.astype(kind), axis=1)[:, -1]
+    hidden = np.maximum(hidden, 0)
+    return np.add.accumulate(hidden[:, :, None] * second.astype(kind), axis=1)[:, -1]
+
+
+@pytest.fixture
+def noisy():
+    """Of an original whose answers hardly move FP32 [40, 5], another right run, and the noise."""
+    return _noisy(np.random.default_rng(3))
+
+
+def _noisy(random):
+    weights = random.standard_normal((64, 128)) / 8, random.standard_normal((128, 5)) / 11
+    rows = random.standard_normal((1, 64)) + 2e-3 * random.standard_normal((40, 64))
+    order = random.permutation(64), random.permutation(128)
+    other = weights[0][order[0]][:, order[1]], weights[1][order[1]]
+    # Both have the same weights and rows of FP32.
+    weights, other = ([each.astype(np.float32) for each in pair] for pair in (weights, other))
+    rows = rows.astype(np.float32)
+    original, again = (
+        _computed(*each, np.float32) for each in ((weights, rows), (other, rows[:, order[0]]))
+    )
+    places = list(range(0, 40, 2))
+    exact = _computed(weights, rows[places], np.float64)
+    return original, again, noise_of(original, exact, places)
+
+
+def test_a_right_run_of_answers_that_hardly_move_passes(noisy):
+    """4e-7 of 0.3 is rounding, and 4e-4 of how far the answers lie apart."""
+    original, again, noise = noisy
+    assert _failed(_checks("fp32", original)(again))
+    assert _failed(_checks("fp32", original)(beyond_noise(again, original, noise))) == []
+    (check,) = answers_self_test(
+        lambda got: _checks("fp32", original)(beyond_noise(got, original, noise)), original
+    )
+    assert check.passed, check.worst
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_noise_hides_no_fault_of_what_hardly_moves(noisy, factor):
+    original, again, noise = noisy
+    middle = np.median(again, axis=0)
+    got = (middle + factor * (again - middle)).astype(np.float32)
+    assert _failed(_checks("fp32", original)(beyond_noise(got, original, noise)))
+
+
+def test_another_function_in_fp64_is_no_noise():
+    original = RANDOM.standard_normal((40, 3)).astype(np.float32)
+    exact = original.astype(np.float64) + np.array([0.0, 1e-7, 1e-1])
+    noise = noise_of(original, exact, range(40))
+    assert noise[0] == 0
+    assert noise[1] == pytest.approx(4e-7)
+    assert noise[2] == 0
+    assert (noise_of(original, np.full_like(exact, np.nan), range(40)) == 0).all()
 
 
 def test_one_minus_p_stands_on_the_grid_of_one():

@@ -23,9 +23,9 @@ with warnings.catch_warnings():
 SCALES = (1e-8, 1e-6, 1.0, 1e8)
 
 
-def _boosted(folder, scale, offset=0.0):
+def _boosted(folder, scale, offset=0.0, trees=20):
     rows, values = DIABETES
-    model = xgboost.XGBRegressor(n_estimators=20, max_depth=3, n_jobs=1)
+    model = xgboost.XGBRegressor(n_estimators=trees, max_depth=3, n_jobs=1)
     model.fit(rows, values * scale + offset).save_model(folder / "m.json")
     return folder / "m.json"
 
@@ -80,6 +80,9 @@ def test_a_fault_is_seen_at_every_scale(tiny, tmp_path, fault):
 GOOD = {
     "large with little spread": (1.0, 1e5),
     "small with an offset": (1e-6, 1.0),
+    # XGBoost adds each tree to the base score in FP32.
+    "of 1e5 with 400 trees": (1.0, 1e5, 400),
+    "of 1e6 with 400 trees": (1.0, 1e6, 400),
 }
 
 
@@ -87,6 +90,22 @@ GOOD = {
 def test_what_fp32_rounds_off_is_no_fault(tmp_path, name):
     task = opened(_boosted(tmp_path, *GOOD[name]))
     assert failed(task, built(task, tmp_path / "c")) == []
+
+
+def test_an_original_whose_own_rounding_is_as_large_as_what_it_says_proves_nothing(tmp_path):
+    task = opened(_boosted(tmp_path, 1.0, 1e7, 400))
+    (check,) = failed(task, built(task, tmp_path / "c"))
+    assert "would pass: constant" in check
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen_beside_the_originals_own_rounding(tmp_path, fault):
+    task = opened(_boosted(tmp_path, 1.0, 1e5, 100))
+    case = built(task, tmp_path / "c")
+    model = onnx.load(case.folder / "model.onnx")
+    FAULTS[fault](model.graph)
+    onnx.save(model, tmp_path / "bad.onnx")
+    assert [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
 
 
 @pytest.mark.parametrize("scale", SCALES)
