@@ -14,6 +14,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.utils import InferenceServerException
 
+from gateway.addons.grpc_door import holdings
 from tests.e2e.grpc_models import ONE, RunningDoor, serving
 from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
 from tests.running import wait_until
@@ -161,7 +162,7 @@ def _held(door) -> int:
 
 def test_an_answer_that_nobody_reads_is_cut(door, deaf_of_some):
     """It was kept for as long as its client liked, with its place in the limits."""
-    before, started = psutil.Process().memory_info().rss, time.monotonic()
+    _before, started = psutil.Process().memory_info().rss, time.monotonic()
     deaf = deaf_of_some
     number = deaf.call(INFER, _asked(64 * MB))
     wait_until(lambda: _held(door) > 64 * MB, 10, "the answer")
@@ -293,3 +294,34 @@ def _p99(door, count: int = 100) -> float:
             client.infer("zeros", [tensor], headers=door.headers("some"))
             took.append(time.perf_counter() - started)
     return sorted(took)[int(count * 0.99)]
+
+
+def test_what_is_not_asked_for_stays_with_its_client(door, monkeypatch):
+    """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
+    options = [("grpc.max_send_message_length", -1)]
+    metadata = tuple(door.headers().items())
+    with grpc.insecure_channel(door.address, options) as channel:
+        for _ in range(8):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(INFER)(bytes(30 * MB), metadata=metadata)
+        monkeypatch.setattr(holdings, "MAX_ARRIVING", 0)  # all wait for others' messages
+        sent = [0] * 4
+
+        def pieces(n: int):
+            while True:
+                sent[n] += 100_000
+                yield bytes(100_000)
+
+        calls = [channel.stream_unary(INFER).future(pieces(n), metadata=metadata) for n in range(4)]
+        wait_until(lambda: all(sent), 5, "something of each")
+        seen = [0]
+
+        def stuck() -> bool:
+            time.sleep(0.3)
+            seen.append(sum(sent))
+            return seen[-1] == seen[-2]
+
+        wait_until(stuck, 20, "the clients are held up")
+        for call in calls:
+            call.cancel()
+        assert max(sent) < 2 * MB

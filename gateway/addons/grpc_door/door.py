@@ -77,6 +77,9 @@ class GrpcDoor:
                 ("grpc.max_receive_message_length", settings.body_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", settings.max_inflight),
+                # Else a client that uploads fast soon has 64 MB of room on every stream, read or
+                # not. Without it there are 64 KiB, and the whole message once that is asked for.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_metadata_size", METADATA_LIMIT_BYTES),
                 ("grpc.absolute_max_metadata_size", METADATA_LIMIT_BYTES),
                 # Identity only: a small message must not become a large one in our memory.
