@@ -14,7 +14,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gateway.balancing import Health, ReplicaState, candidates, choose, preferred
@@ -46,6 +47,7 @@ class Replica:
     def __init__(self, place: str, upstream: Upstream) -> None:
         self.place, self.upstream = place, upstream
         self.inflight = 0
+        self.aside = 0  # requests that wait for their callers to read: they are not in ``inflight``
         self.idle = asyncio.Event()
         self.idle.set()
         self.fault = ""  # what the last active check found
@@ -165,7 +167,7 @@ class Permit:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         replica = self.replica
         replica.inflight -= 1
-        if not replica.inflight:
+        if not replica.inflight and not replica.aside:
             replica.idle.set()
         replica.ended(self._model, error, self._sent)
 
@@ -220,6 +222,22 @@ class ReplicaPool:
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    @contextmanager
+    def set_aside(self, upstream: Upstream | None, count: int) -> Iterator[None]:
+        """Around the time in which so many of the requests that have permits for it wait for their
+        caller to read: others may have the permits. The caller has them back without asking."""
+        replica = next((each for each in self.replicas if each.upstream is upstream), None)
+        if replica is None:  # it is listed no more, and nobody else asks it
+            yield
+            return
+        replica.inflight -= count
+        replica.aside += count
+        try:
+            yield
+        finally:
+            replica.inflight += count
+            replica.aside -= count
 
     def home(
         self, sequence: int | str, model: str, version: str, *, begun_at: str, starts: bool

@@ -43,6 +43,9 @@ _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # What Triton may send ahead on a stream that is not read: 64 KiB, where gRPC's own measure of
+    # the line soon makes it 64 MB.
+    ("grpc.http2.bdp_probe", 0),
     # A server that was restarted is found again within a second, not within two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # what an attempt has, at least: machines are busy

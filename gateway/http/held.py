@@ -7,7 +7,8 @@ all, and for all together, so that the process stays within its memory.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from gateway.errors import NoCapacity, QuotaExceeded
 from gateway.identity.principal import Principal
@@ -28,7 +29,7 @@ class HeldBytes:
 
     def take(self, principal: Principal, size: int, own: int) -> None:
         """Count so many bytes more for a request that has ``own`` already. QuotaExceeded or
-        NoCapacity, and then nothing is counted."""
+        NoCapacity, and then nothing is counted. Of no bytes: whether there is room at all."""
         held, of_tenant = self._callers[principal.id], self._tenants[principal.tenant]
         if held > own and held + size > self._most_of_caller:
             raise QuotaExceeded(_too_many("your", self._most_of_caller), retry_after_s=1)
@@ -41,8 +42,22 @@ class HeldBytes:
                 "try again shortly",
                 retry_after_s=1,
             )
-        self._callers[principal.id] = held + size
-        self._tenants[principal.tenant] = of_tenant + size
+        self._add(principal, size)
+
+    @contextmanager
+    def counted(self, principal: Principal, size: int) -> Iterator[None]:
+        """Around the time that so many bytes are held which cannot be refused any more."""
+        self._add(principal, size)
+        try:
+            yield
+        finally:
+            self.give_back(principal, size)
+
+    def _add(self, principal: Principal, size: int) -> None:
+        if not size:
+            return
+        self._callers[principal.id] += size
+        self._tenants[principal.tenant] += size
         self.total += size
 
     def give_back(self, principal: Principal, size: int) -> None:

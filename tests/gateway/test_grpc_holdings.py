@@ -77,13 +77,3 @@ async def test_another_caller_does_not_wait(held):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not held._arriving
-
-
-def test_answers_that_are_not_read_are_counted(held, monkeypatch):
-    monkeypatch.setattr(holdings, "MAX_UNREAD_BYTES", 200_000)
-    with held.unread("a", 100_000), held.unread("a", 100_000), held.unread("a", 10):
-        with pytest.raises(QuotaExceeded, match="read those first"):
-            held.check_unread("a")
-        held.check_unread("b")
-    held.check_unread("a")
-    assert not held._unread

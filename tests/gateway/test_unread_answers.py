@@ -257,6 +257,13 @@ def test_one_callers_bytes_are_not_anothers():
     memory.give_back(people["a1"], 40)
     memory.give_back(people["a2"], 30)
     assert memory.total == 0 and orjson.dumps(memory._callers) == b"{}"
+    # What cannot be refused any more counts too; of no bytes it is asked whether there is room.
+    with memory.counted(people["a1"], 50):
+        with pytest.raises(QuotaExceeded, match="read the answers"):
+            memory.take(people["a1"], 0, 0)
+        memory.take(people["b1"], 0, 0)
+    memory.take(people["a1"], 0, 0)
+    assert memory.total == 0 and orjson.dumps(memory._callers) == b"{}"
     # Where there are tenants, no tenant takes more than half, however many keys it has.
     tenants[0] = True
     memory.take(people["a1"], 30, 0)

@@ -5,11 +5,11 @@ the same, because gRPC reads a unary handler's message first. So a stranger cann
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import resource
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import grpc
@@ -18,12 +18,12 @@ from tritonclient.grpc import service_pb2
 from gateway.addons import load
 from gateway.addons.grpc_door.health import SERVICE as HEALTH
 from gateway.addons.grpc_door.health import Health
-from gateway.addons.grpc_door.holdings import SMALL_BYTES as SMALL_ANSWER_BYTES
 from gateway.addons.grpc_door.holdings import Holdings
 from gateway.addons.grpc_door.methods import Handler, Methods
 from gateway.addons.grpc_door.reflection import VERSIONS, Reflection, service_name
 from gateway.addons.grpc_door.status import STATUS, as_metadata, shortened, trailers
 from gateway.addons.grpc_door.stream import InferStream
+from gateway.addons.grpc_door.unread import Unread
 from gateway.core import Gateway
 from gateway.errors import (
     DeadlineExceeded,
@@ -43,6 +43,10 @@ log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 INFER, STREAM = "ModelInfer", "ModelStreamInfer"
 SMALL_BYTES = 4096  # of a message that names a model at most
+# An answer over it keeps its place in the limits until it was read. Any other one is a matter of a
+# moment, unless its connection is full of those: then its bytes and its patience are bound enough.
+SMALL_ANSWER_BYTES = 64 * 1024
+LAST_S = 1.0  # in which a stream's status is taken, behind an answer that may not have been
 STOP_S = 5.0
 METADATA_LIMIT_BYTES = 32 * 1024
 HANDSHAKE_MS = 8_000
@@ -61,6 +65,7 @@ class GrpcDoor:
         self._server: Any = None
         self._has_ended = False
         self._holdings = Holdings()
+        self._unread = Unread(gateway.settings.answer_patience_s)
         self._leaving: set[asyncio.Future[None]] = set()
 
     async def start(self) -> int:
@@ -72,6 +77,9 @@ class GrpcDoor:
                 ("grpc.max_receive_message_length", settings.body_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", settings.max_inflight),
+                # Else a client that uploads fast soon has 64 MB of room on every stream, read or
+                # not. Without it there are 64 KiB, and the whole message once that is asked for.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_metadata_size", METADATA_LIMIT_BYTES),
                 ("grpc.absolute_max_metadata_size", METADATA_LIMIT_BYTES),
                 # Identity only: a small message must not become a large one in our memory.
@@ -147,9 +155,9 @@ class GrpcDoor:
             async def work(exchange: Exchange) -> bytes:
                 data = await self._message(exchange, context, limit_bytes)
                 answer = await handler(exchange, data)
+                self._hold_until_read(exchange, len(answer))
                 if exchange.limit_headers:
                     await context.send_initial_metadata(as_metadata(exchange.limit_headers))
-                self._hold_until_read(exchange, context, len(answer))
                 return answer
 
             return await self._governed(name, action, context, work)
@@ -159,7 +167,7 @@ class GrpcDoor:
     async def _message(self, exchange: Exchange, context: Any, limit_bytes: int) -> bytes:
         """The one message of a call; DeadlineExceeded when it does not come in time."""
         caller = _caller(exchange)
-        self._holdings.check_unread(caller)
+        exchange.hold(0)
         async with asyncio.timeout(exchange.remaining_s()), self._holdings.arriving(caller):
             data: bytes = await context.read()
         if data is grpc.aio.EOF:
@@ -168,23 +176,27 @@ class GrpcDoor:
             raise TooLarge(f"the message is over {limit_bytes} bytes: send a smaller one")
         return data
 
-    def _hold_until_read(self, exchange: Exchange, context: Any, size: int) -> None:
-        """gRPC writes the answer when we are through with it: a large one counts against its
-        caller, and holds its place in the limits, until then."""
-        if size <= SMALL_ANSWER_BYTES:
-            return
-        held = contextlib.ExitStack()
-        held.enter_context(self._holdings.unread(_caller(exchange), size))
-        places, exchange.entered = exchange.entered, []
+    def _hold_until_read(self, exchange: Exchange, size: int) -> None:
+        """gRPC writes the answer when we are through with it: it counts against its caller, and a
+        large one holds its place in the limits, until then, and it has to be read in time.
+        QuotaExceeded or NoCapacity when the caller, or all callers, have too many."""
+        exchange.hold(size)
+        places: list[AbstractAsyncContextManager[Any]] | None = None
+        if size > SMALL_ANSWER_BYTES:
+            places, exchange.entered = exchange.entered, None
 
-        def is_read(context: Any) -> None:
-            held.close()
-            exchange.entered = places
-            leaving = asyncio.ensure_future(exchange.leave(None))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+        def is_read(task: asyncio.Task[Any]) -> None:
+            exchange.release()
+            if places:
+                exchange.entered = places
+                leaving = asyncio.ensure_future(exchange.leave(None))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
-        context.add_done_callback(is_read)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a handler always runs in a task
+        task.add_done_callback(is_read)
+        self._unread.bound(size, exchange.request_id)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         async def work(exchange: Exchange) -> None:
@@ -239,6 +251,7 @@ class GrpcDoor:
             self.gateway.metrics.record(exchange, status, self.gateway.catalogue)
             if not is_recorded:
                 self.gateway.guard.record(exchange, status)
+        self._unread.bound(0, exchange.request_id, LAST_S if name == STREAM else None)
         await context.abort(
             STATUS[fault.code],
             f"{shortened(fault.message)} (request {exchange.request_id})",

@@ -1,19 +1,18 @@
 """What each caller holds of this worker beside the limits of gateway.toml.
 
-A stream on which nothing is under way, a message that is still arriving and an answer that is not
-read cost memory, but no request that a limit could count. So each has a bound for each caller.
+A stream on which nothing moves and a message that is still arriving cost memory, but no request
+that a limit could count. So each has a bound for each caller. Answers that are not read are counted
+with those of the other doors (``gateway.http.held``).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from gateway.errors import GatewayError, QuotaExceeded
 
 MAX_SILENT_STREAMS = 64
 MAX_ARRIVING = 16  # each may be as large as the body limit, and arrive for as long as the deadline
-MAX_UNREAD_BYTES = 256 * 1024 * 1024
-SMALL_BYTES = 64 * 1024  # what HTTP/2 takes at once: not worth counting
 
 End = Callable[[GatewayError], None]
 
@@ -24,7 +23,6 @@ class Holdings:
     def __init__(self) -> None:
         self._silent: dict[str, dict[End, None]] = {}
         self._arriving: dict[str, tuple[asyncio.Semaphore, int]] = {}
-        self._unread: dict[str, int] = {}
 
     def open_stream(self, caller: str, end: End) -> None:
         """A stream begins, and nothing is under way on it yet; ``end`` ends it. QuotaExceeded when
@@ -66,33 +64,10 @@ class Holdings:
             else:
                 del self._arriving[caller]
 
-    def check_unread(self, caller: str) -> None:
-        """QuotaExceeded for a caller who leaves too many answers unread."""
-        if self._unread.get(caller, 0) >= MAX_UNREAD_BYTES:
-            raise QuotaExceeded(
-                f"over {MAX_UNREAD_BYTES >> 20} MiB of answers wait for you to read them: read "
-                "those first",
-                retry_after_s=1,
-            )
-
-    @contextmanager
-    def unread(self, caller: str, size: int, small: int = SMALL_BYTES) -> Iterator[None]:
-        """Around the writing of an answer of ``size`` bytes; ``small`` ones are not counted."""
-        if size <= small:
-            yield
-            return
-        self._unread[caller] = self._unread.get(caller, 0) + size
-        try:
-            yield
-        finally:
-            self._unread[caller] -= size
-            if not self._unread[caller]:
-                del self._unread[caller]
-
 
 def _too_many_silent() -> QuotaExceeded:
     return QuotaExceeded(
-        f"you have {MAX_SILENT_STREAMS} streams open on which nothing is under way: use those, or "
-        "close some",
+        f"you have {MAX_SILENT_STREAMS} streams open on which nothing is under way, or whose "
+        "answers you do not read: use those, or close some",
         retry_after_s=1,
     )

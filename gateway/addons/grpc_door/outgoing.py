@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack
 
+from gateway.addons.grpc_door.unread import allowed_s
+
 ROOM = 32  # answers; and of bytes (the last one may go beyond):
 ROOM_BYTES = 1 << 20
 # An answer, or None where there is nothing to write; what is to be done once it was taken; and
@@ -18,7 +20,8 @@ _Entry = tuple[bytes | None, Callable[[], Awaitable[None]] | None, ExitStack]
 
 class Outgoing:
     """``write`` awaits until the client takes an answer; ``give_up`` is called when that lasts
-    longer than ``patience_s``. ``counting`` is entered with the size of each answer that waits."""
+    longer than ``patience_s`` (see ``allowed_s``). ``counting`` is entered with the size of each
+    answer that waits."""
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Outgoing:
         self, answer: bytes | None, then: Callable[[], Awaitable[None]] | None = None
     ) -> None:
         async with self._changed:
-            await self._changed.wait_for(self._has_room)
+            await self._changed.wait_for(self.has_room)
             if self._has_ended:
                 return
             counted = ExitStack()
@@ -60,6 +63,7 @@ class Outgoing:
             self._has_ended = True
             for _, _, counted in self._entries:
                 counted.close()
+            self._entries.clear()  # whoever still knows this shall not keep the answers
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,7 +72,7 @@ class Outgoing:
                 await self._changed.wait_for(lambda: bool(self._entries))
             answer, then, counted = self._entries[0]
             if answer is not None:
-                patience = loop.call_later(self._patience_s, self._give_up)
+                patience = loop.call_later(allowed_s(self._patience_s, len(answer)), self._give_up)
                 try:
                     await self._write(answer)
                 finally:
@@ -81,5 +85,6 @@ class Outgoing:
                 self._bytes -= len(answer or b"")
                 self._changed.notify_all()
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether ``put`` returns at once."""
         return len(self._entries) < ROOM and self._bytes < ROOM_BYTES

@@ -7,15 +7,16 @@ Triton tells whose an answer is by the request's id, which is ours on the way th
 send the same twice, or none.
 Triton reads a stream however slowly its answers are read, so at most ``WINDOW`` messages are under
 way. The permit is given back when Triton's last answer was read, the place in the limits when the
-client took it. When nothing moves for ``deadline_s``, or the client takes nothing of what waits for
-``answer_patience_s``, the stream is ended.
+client took it. While the client takes nothing of much that waits for it Triton is not read either,
+and the permits are others' to have. When nothing moves for ``deadline_s``, or the client takes
+nothing of what waits for ``answer_patience_s``, the stream is ended.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -58,6 +59,7 @@ log = logging.getLogger("gateway")
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_SLOW_S = 1.0  # a client that takes nothing for so long is more than slow
 _LAST_S = 1.0  # for Triton to end a stream of which it has answered everything
 
 
@@ -114,11 +116,14 @@ class InferStream:
         self._task: asyncio.Task[Any] | None = None
         self._begun = False
         self._headers_of: Exchange | None = None  # the message whose limits the stream tells
+        self._is_read = asyncio.Event()  # not set while answers wait that the client does not take
+        self._is_read.set()
+        principal = exchange.principal
         self._outgoing = Outgoing(
             self._write,
             self._not_read,
             gateway.settings.answer_patience_s,
-            lambda size: holdings.unread(self._caller, size, 0),
+            lambda size: gateway.held.counted(principal, size) if principal else nullcontext(),
         )
         self._writing: asyncio.Task[None] | None = None
         self._last_move = 0.0
@@ -213,7 +218,8 @@ class InferStream:
 
     async def _start(self, message: Message, parts: Parts) -> None:
         guard, model = self.gateway.guard, message.model
-        self.holdings.check_unread(self._caller)
+        message.exchange.hold(0)
+        await self._is_read.wait()
         async with contextlib.AsyncExitStack() as held:
             admission = await held.enter_async_context(guard.admit(message.exchange, model))
             message.admission, message.meter = admission, guard.meter(admission, model)
@@ -348,12 +354,34 @@ class InferStream:
             self._headers_of = self._headers_of or message.exchange
         if not is_last:
             if told is not None:
-                await self._outgoing.put(told)
+                with self._waiting():
+                    await self._outgoing.put(told)
             return
         self._answered(own_id, fault)
-        await self._outgoing.put(told, lambda: self._release(message, fault))
+        with self._waiting():
+            await self._outgoing.put(told, lambda: self._release(message, fault))
         if not self._under_way:
             self._all_answered.set()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Around a wait for the client to take what it was answered. Triton is not read meanwhile,
+        so what is under way waits too: it needs no permits, another one's requests may have them.
+        The stream takes no more messages, and soon counts as one on which nothing moves."""
+        if self._outgoing.has_room():
+            yield
+            return
+        self._is_read.clear()
+        fell_silent = asyncio.get_running_loop().call_later(
+            _SLOW_S, self.holdings.fell_silent, self._caller, self.end
+        )
+        try:
+            with self.gateway.pool.set_aside(self._upstream, len(self._under_way)):
+                yield
+        finally:
+            self._is_read.set()
+            fell_silent.cancel()
+            self.holdings.leave(self._caller, self.end)
 
     def _set_timer(self, message: Message) -> None:
         """A message's own ``timeout``: what bounds the whole is that something moves."""
@@ -461,6 +489,7 @@ class InferStream:
             broke = isinstance(self._fault, UpstreamBroke | NoCapacity)
             if self._writing:
                 self._writing.cancel()
+                self._writing = None  # it knows the answer that was not taken
             fault = self._fault if broke else None
             for message in list(self._untaken):
                 await self._release(message)

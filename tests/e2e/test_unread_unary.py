@@ -1,0 +1,327 @@
+"""Clients that take nothing of their answers, and say so by HTTP/2's flow control."""
+
+import contextlib
+import gc
+import socket
+import struct
+import threading
+import time
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
+from tritonclient.utils import InferenceServerException
+
+from gateway.addons.grpc_door import holdings
+from tests.e2e.grpc_models import ONE, RunningDoor, serving
+from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
+from tests.running import wait_until
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+MB = 1024 * 1024
+# Answers with x zeros.
+ZEROS = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.zeros(
+            int(pb_utils.get_input_tensor_by_name(request, "x").as_numpy().item()),
+            np.float32))]) for request in requests]
+"""
+LONG = ONE.replace('"y" data_type: TYPE_FP32 dims: 1', '"y" data_type: TYPE_FP32 dims: -1')
+OPEN = """
+[tenants.all]
+models = ["*"]
+[tenants.some]
+models = ["*"]
+"""
+ONE_AT_ONCE = (
+    OPEN
+    + """
+[[limits]]
+scope = "tenant"
+kind = "concurrency"
+amount = 1
+tenants = ["some"]
+"""
+)
+PATIENCE_S = 1.0
+CANCELLED = _field(b"grpc-status", b"1")
+
+
+class Deaf:
+    """A connection that answers pings and settings, and never gives room for more than HTTP/2's
+    first 65,535 bytes of answers. ``ended`` holds the calls, by number, that have a status."""
+
+    def __init__(self, door, tenant: str = "all") -> None:
+        self._raw = socket.create_connection(("127.0.0.1", door.port))
+        self._raw.sendall(PREFACE + SETTINGS)
+        self._authorization = door.headers(tenant)["authorization"].encode()
+        self._next = 1
+        self.received: dict[int, int] = {}
+        self.ended: dict[int, bytes] = {}
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
+
+    def call(self, path: str, *messages: bytes, is_last: bool = True) -> int:
+        """The call's number; ``messages`` have to be small."""
+        number, self._next = self._next, self._next + 2
+        pairs = [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", path.encode()),
+            (b":authority", b"x"),
+            (b"content-type", b"application/grpc"),
+            (b"te", b"trailers"),
+            (b"authorization", self._authorization),
+        ]
+        said = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
+        body = b"".join(b"\0" + struct.pack(">I", len(each)) + each for each in messages)
+        self._raw.sendall(said + _frame(0, int(is_last), number, body))
+        return number
+
+    def _listen(self) -> None:
+        buffered = b""
+        with contextlib.suppress(OSError):
+            while part := self._raw.recv(65536):
+                buffered += part
+                while len(buffered) >= 9 + (size := int.from_bytes(buffered[:3], "big")):
+                    kind, flags = buffered[3], buffered[4]
+                    number = int.from_bytes(buffered[5:9], "big")
+                    body, buffered = buffered[9 : 9 + size], buffered[9 + size :]
+                    if kind == 0:
+                        self.received[number] = self.received.get(number, 0) + size
+                    elif kind == 1 and flags & 1:  # trailers
+                        self.ended[number] = body
+                    elif kind in (4, 6) and not flags & 1:
+                        self._raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._raw.shutdown(socket.SHUT_RDWR)
+        self._listening.join()
+        self._raw.close()
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("unread"), {"zeros": (ZEROS, LONG)}) as running:
+        yield running
+
+
+@pytest.fixture
+def door(triton, tmp_path):
+    with RunningDoor(
+        triton, tmp_path / "door", ONE_AT_ONCE, answer_patience_s=PATIENCE_S, max_inflight=40
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def deaf(door):
+    made = Deaf(door)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def deaf_of_some(door):
+    made = Deaf(door, "some")
+    yield made
+    made.close()
+
+
+def _asked(size: int) -> bytes:
+    """For an answer of ``size`` bytes."""
+    message = service_pb2.ModelInferRequest(model_name="zeros")
+    message.inputs.add(name="x", datatype="FP32", shape=[1])
+    message.raw_input_contents.append(np.array([size // 4], np.float32).tobytes())
+    return message.SerializeToString()
+
+
+def _infer(door, size: int, tenant: str = "all") -> int:
+    tensor = InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([size // 4], np.float32))
+    with InferenceServerClient(door.address) as client:
+        answer = client.infer("zeros", [tensor], headers=door.headers(tenant))
+        return answer.as_numpy("y").nbytes
+
+
+def _resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def _held(door) -> int:
+    return door.gateway.held.total
+
+
+def test_an_answer_that_nobody_reads_is_cut(door, deaf_of_some):
+    """It was kept for as long as its client liked, with its place in the limits."""
+    _before, started = psutil.Process().memory_info().rss, time.monotonic()
+    deaf = deaf_of_some
+    number = deaf.call(INFER, _asked(64 * MB))
+    wait_until(lambda: _held(door) > 64 * MB, 10, "the answer")
+    with pytest.raises(InferenceServerException, match="is used up"):
+        _infer(door, 4, "some")  # its place is taken
+    assert number not in deaf.ended
+    most = _resident()
+    # 64 MB have the patience four times more.
+    wait_until(lambda: number in deaf.ended, 15, "the end")
+    assert time.monotonic() - started > 5 * PATIENCE_S
+    assert CANCELLED in deaf.ended[number]
+    assert deaf.received[number] == 65535
+    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: most - _resident() > 100 * MB, 5, "the answer's memory, gRPC's copy too")
+    wait_until(lambda: _works(door), 3, "the place in the limits")
+    # The connection lives, and another call on it is answered as far as it has room.
+    deaf.call(INFER, _asked(4))
+    wait_until(lambda: _held(door) > 0, 3, "the next one")
+
+
+def _works(door) -> bool:
+    with contextlib.suppress(InferenceServerException):
+        return _infer(door, 4, "some") == 4
+    return False
+
+
+def test_small_answers_behind_a_full_window_are_counted_and_cut(door, deaf):
+    """Each is what HTTP/2 takes at once, if there is room: a connection has it once."""
+    first = deaf.call(INFER, _asked(60_000))
+    wait_until(lambda: deaf.received.get(first, 0) > 60_000, 5, "the first is taken")
+    numbers = []
+    for n in range(20):
+        numbers.append(deaf.call(INFER, _asked(32_000)))
+        wait_until(lambda n=n: _held(door) > 32_000 * (n + 1), 5, "one more that waits")
+    wait_until(lambda: all(number in deaf.ended for number in numbers), 10, "the end of all")
+    assert all(CANCELLED in deaf.ended[number] for number in numbers)
+    assert CANCELLED not in deaf.ended[first]
+    wait_until(lambda: _held(door) == 0, 2, "what was held")
+
+
+def test_too_many_unread_answers_are_refused(triton, tmp_path):
+    with RunningDoor(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as own:
+        with contextlib.closing(Deaf(own)) as deaf:
+            deaf.call(INFER, _asked(900_000))
+            wait_until(lambda: _held(own) > 900_000, 5, "the answer")
+            with pytest.raises(InferenceServerException, match="read the answers"):
+                _infer(own, 200_000)  # it would be too much
+            assert _infer(own, 4) == 4
+            assert _infer(own, 200_000, "some") == 200_000  # another caller's
+        wait_until(lambda: _held(own) == 0, 3, "a client that left holds nothing")
+
+
+def test_whoever_reads_is_not_cut(door, caplog):
+    caplog.set_level("INFO", "gateway")
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(door.address, options) as channel:
+        asked = channel.unary_unary(INFER)
+        metadata = tuple(door.headers().items())
+        for size in (4, 70_000, 8 * MB, 4):
+            answer, call = asked.with_call(_asked(size), metadata=metadata)
+            assert len(answer) > size
+            assert call.code() is grpc.StatusCode.OK
+            assert dict(call.trailing_metadata())["x-request-id"]
+        time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
+        assert len(asked(_asked(4), metadata=metadata)) > 4
+    assert "is cut" not in caplog.text
+    wait_until(lambda: _held(door) == 0, 2, "what was held")
+
+
+def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(door, deaf):
+    """Its status waits behind the answer: gRPC kept both, and the gateway counted neither."""
+    number = deaf.call(STREAM, _asked(48 * MB), is_last=False)
+    wait_until(lambda: _held(door) > 48 * MB, 10, "the answer")
+    wait_until(lambda: deaf.received.get(number) == 65535, 5, "what there is room for")
+    most = _resident()
+    wait_until(lambda: number in deaf.ended, 10, "the end")
+    assert CANCELLED in deaf.ended[number]
+    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: most - _resident() > 80 * MB, 5, "the answer's memory, gRPC's copy too")
+
+
+def test_calls_that_were_cut_are_forgotten(door, capfd):
+    """By gRPC too, and without a word of its own."""
+
+    def calls() -> int:
+        gc.collect()
+        return sum(1 for each in gc.get_objects() if type(each).__name__ == "RPCState")
+
+    before = calls()
+    for _ in range(4):
+        with contextlib.closing(Deaf(door)) as deaf:
+            first = deaf.call(INFER, _asked(70_000))
+            wait_until(lambda deaf=deaf, first=first: first in deaf.ended, 10, "the end")
+    assert calls() < before + 4
+    assert "Error" not in capfd.readouterr().err
+
+
+def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
+    """Two streams of 20 messages held most of 40 permits until the patience was over."""
+    with RunningDoor(
+        triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
+    ) as own:
+        replica = own.gateway.pool.replicas[0]
+        quiet = _p99(own)
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(contextlib.closing(Deaf(own))) for _ in range(2)]
+            numbers = [
+                each.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for each in streams
+            ]
+            # Of each stream 1 MiB waits, so it is not read on: most messages are under way.
+            wait_until(lambda: _held(own) > 2 * MB, 10, "answers that wait for a reader")
+            wait_until(lambda: replica.inflight == 0, 5, "the permits")
+            assert _p99(own) < 2 * max(quiet, 0.1)
+            assert not any(
+                number in each.ended for each, number in zip(streams, numbers, strict=True)
+            )
+        wait_until(lambda: replica.inflight == replica.aside == 0, 5, "the permits")
+        wait_until(lambda: _held(own) == 0, 3, "what was held")
+
+
+def _p99(door, count: int = 100) -> float:
+    """Of another tenant's calls, all of which are answered."""
+    tensor = InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([1], np.float32))
+    took = []
+    with InferenceServerClient(door.address) as client:
+        for _ in range(count):
+            started = time.perf_counter()
+            client.infer("zeros", [tensor], headers=door.headers("some"))
+            took.append(time.perf_counter() - started)
+    return sorted(took)[int(count * 0.99)]
+
+
+def test_what_is_not_asked_for_stays_with_its_client(door, monkeypatch):
+    """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
+    options = [("grpc.max_send_message_length", -1)]
+    metadata = tuple(door.headers().items())
+    with grpc.insecure_channel(door.address, options) as channel:
+        for _ in range(8):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(INFER)(bytes(30 * MB), metadata=metadata)
+        monkeypatch.setattr(holdings, "MAX_ARRIVING", 0)  # all wait for others' messages
+        sent = [0] * 4
+
+        def pieces(n: int):
+            while True:
+                sent[n] += 100_000
+                yield bytes(100_000)
+
+        calls = [channel.stream_unary(INFER).future(pieces(n), metadata=metadata) for n in range(4)]
+        wait_until(lambda: all(sent), 5, "something of each")
+        seen = [0]
+
+        def stuck() -> bool:
+            time.sleep(0.3)
+            seen.append(sum(sent))
+            return seen[-1] == seen[-2]
+
+        wait_until(stuck, 20, "the clients are held up")
+        for call in calls:
+            call.cancel()
+        assert max(sent) < 2 * MB
