@@ -150,7 +150,7 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     home, _, _ = published
     command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
     run = subprocess.run(
-        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=110
+        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads(run.stdout)
@@ -160,7 +160,7 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     _replace(labels, "angry\ncalm", "calm\nangry")
     try:
         run = subprocess.run(
-            command, env=environment(home), capture_output=True, text=True, timeout=110
+            command, env=environment(home), capture_output=True, text=True, timeout=300
         )
     finally:
         labels.write_text(right)
