@@ -99,6 +99,8 @@ class XgboostModel(TabularModel):
         self.trees = () if self.linear is not None else tuple(self._used_trees())
         self.steps = self.linear is None
         self.labels = self._classes()
+        if "missing" not in options:
+            self._require_no_missing()
         self.remarks = tuple(self._remarks(options))
         self._estimator: Any = self._loaded() if self.wrapper else None
 
@@ -160,6 +162,22 @@ class XgboostModel(TabularModel):
             )
         return (0, int(best) + 1) if best is not None and self.wrapper else EVERY
 
+    def _require_no_missing(self) -> None:
+        """SourceRefused where the trees were taught where missing numbers go: which number stood
+        for one is in no file, and with another one every row that has it is answered wrongly.
+
+        Where training met none, XGBoost gives each split the same way (``hist`` and ``approx``: to
+        the right, ``exact``: to the left), and there is nothing to ask.
+        """
+        ways = {bool(way) for tree in self.trees for way in tree.missing[~tree.leaves]}
+        if len(ways) > 1:
+            raise SourceRefused(
+                f"{self.path} was trained with missing numbers, and the file does not say what "
+                "stands for one: add --missing nan if they were NaN or empty (XGBoost's own "
+                "default), --missing VALUE if it was trained with missing=VALUE, --missing 0 if on "
+                "a sparse matrix"
+            )
+
     def _loaded(self) -> Any:
         """The estimator as its user loads it."""
         import xgboost
@@ -181,11 +199,17 @@ class XgboostModel(TabularModel):
         yield f"the original is {call}, with {which}"
         if "missing" in options:
             yield f"a missing number is {options['missing']} (--missing), or NaN"
+        elif self.linear is not None:
+            yield (
+                "a missing number is NaN, XGBoost's own default, and counts for nothing; weights "
+                "do not show whether another number stood for one in training (missing=VALUE): "
+                "then give --missing VALUE"
+            )
         else:
             yield (
-                "a missing number is NaN, XGBoost's own default; the file does not say whether it "
-                "was trained with another missing= (then give --missing), and an element that a "
-                "sparse matrix left out is a missing number too, not 0"
+                "a missing number is NaN, XGBoost's own default: no split of the trees was taught "
+                "a way for missing numbers, so training met none. If another number is to stand "
+                "for one (missing=VALUE, or a sparse matrix: 0), give --missing VALUE"
             )
 
     def _numbered(self) -> list[str]:
