@@ -68,8 +68,11 @@ class LightgbmModel(TabularModel):
         return places
 
     def graph(self) -> onnx.ModelProto:
-        start = np.zeros(int(self._dump["num_tree_per_iteration"]))
-        return tree_graph(self.trees, start, self.link, len(self.columns), narrow=False)
+        return tree_graph(self.trees, self.start(), self.link, len(self.columns), narrow=False)
+
+    def start(self) -> np.ndarray:
+        """What the trees are added to, FP64 [raw scores]: nothing, it is in them."""
+        return np.zeros(int(self._dump["num_tree_per_iteration"]))
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))

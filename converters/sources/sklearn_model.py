@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.sklearn_boosters import XGBOOST, boosters_in
 from converters.sources.sklearn_columns import (
     columns_of,
     direct_columns,
@@ -19,7 +20,7 @@ from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.table import MISSING, Column, Table
+from converters.tables.table import MISSING, Column, Table, ordinary_row
 from converters.tables.vectorizers import vocabulary_note, written
 
 
@@ -30,20 +31,22 @@ class SklearnModel(TabularModel):
         self.path = path
         self.estimator, self.remarks = load_skops(path)
         self.kind = _kind(path, self.estimator)
-        self._trained = columns_of(self.estimator)
+        # What answers, without what stands around it; ``_back`` leads to the target.
+        self.inner, self._back = without_target(path, self.estimator)
+        self._trained = columns_of(self.inner)
         # Texts and numbers cannot lie in one tensor, and a ColumnTransformer asks for names.
         has_text = any(column.is_text for column in self._trained)
-        self.by_name = takes_columns_by_name(self.estimator) or has_text
+        self.by_name = takes_columns_by_name(self.inner) or has_text
         if self.by_name:
             self.order = tuple(column.name for column in self._trained)
         # (its column, vectorizer) for each that reads texts, and whether anything else reads those.
-        self.vectorizers = vectorizers_of(self.estimator)
+        self.vectorizers = vectorizers_of(self.inner)
         for _, vectorizer in self.vectorizers:
             written(vectorizer)
-        self.only_texts = not hasattr(self.estimator, "n_features_in_")
-        ignored = ignored_columns(self.estimator)
+        self.only_texts = not hasattr(self.inner, "n_features_in_")
+        ignored = ignored_columns(self.inner)
         self.columns = tuple(c for c in self._trained if c.name not in ignored)
-        self.steps = has_trees(self.estimator)
+        self.steps = has_trees(self.inner)
         self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
         self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
         if self.margins:
@@ -51,11 +54,13 @@ class SklearnModel(TabularModel):
                 "scores are margins (decision_function), not probabilities; of two labels -d and d"
             )
             self.remarks = (*self.remarks, said)
+        self.boosters = list(boosters_in(self.inner))
+        self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
 
     @property
     def last(self) -> Any:
         """The estimator at the end of the pipeline."""
-        model = self.estimator
+        model = self.inner
         while hasattr(model, "steps"):
             model = model.steps[-1][1]
         return model
@@ -84,19 +89,25 @@ class SklearnModel(TabularModel):
 
         columns = self._trained if self.by_name else None
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
-        inner, back = without_target(self.path, self.estimator)
-        graph = convert_estimator(inner, columns, len(self._trained), self.kind, vectorizers)
+        graph = convert_estimator(
+            self.inner,
+            columns,
+            len(self._trained),
+            self.kind,
+            vectorizers,
+            zero_missing=self._gives_sparse_rows(),
+        )
         # Of two classes ONNX Runtime's support vectors give d and -d.
         turned = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
         if turned and len(self.labels) == 2:
             return with_target(graph, (np.negative, (1.0, 0.0)))
-        return with_target(graph, back)
+        return with_target(graph, self._back)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:
         return self.vectorizers
 
     def direct(self, column: Column) -> bool:
-        return column.name in direct_columns(self.estimator)
+        return column.name in direct_columns(self.inner)
 
     def is_free_text(self, column: Column) -> bool:
         return any(name == column.name for name, _ in self.vectorizers)
@@ -108,34 +119,51 @@ class SklearnModel(TabularModel):
         ]
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
-        if self.estimator is not self.last:
+        if self.inner is not self.last:
             return {}
         found = estimator_thresholds(self.last, len(self._trained))
         return {column.name: each for column, each in zip(self._trained, found, strict=True)}
 
     def forest(self, table: Table) -> Forest | None:
         try:
-            trees = tree_sum(self.last).trees
+            form = tree_sum(self.last)
         except (AttributeError, SourceRefused):
             return None
-        direct = self.estimator is self.last
-        rows: Any = self._frame(table)
-        model = self.estimator
+        direct = self.inner is self.last
+        rows = self._before_last(table)
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        with np.errstate(over="ignore"):
+            numbers = dense.astype(np.float32 if form.narrow else np.float64).astype(np.float64)
+        sparse = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
+        numbers[np.isin(numbers, (*form.missing, *((0.0,) if sparse else ())))] = np.nan
+        return Forest(form.trees, numbers, direct)
+
+    def marks(self) -> Mapping[str, Sequence[float]]:
+        """The numbers that boosters take for missing ones."""
+        found = [float(getattr(each, "missing", np.nan)) for each in self.boosters]
+        held = tuple(number for number in dict.fromkeys(found) if not np.isnan(number))
+        return {column.name: held for column in self._trained if held and not column.is_text}
+
+    def _before_last(self, table: Table) -> Any:
+        """What the last estimator is given for these rows."""
+        rows, model = self._frame(table), self.inner
         while hasattr(model, "steps"):
             before, model = model[:-1], model.steps[-1][1]
             rows = before.transform(rows) if len(before) else rows
-        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
-        with np.errstate(over="ignore"):
-            numbers = dense.astype(np.float32).astype(np.float64)
-        narrow = not hasattr(self.last, "_predictors")
-        return Forest(trees, numbers if narrow else dense.astype(np.float64), direct)
+        return rows
+
+    def _gives_sparse_rows(self) -> bool:
+        """Whether what comes before a booster gives it sparse rows."""
+        if not self.boosters or self.inner is self.last:
+            return False
+        return hasattr(self._before_last(ordinary_row(self.columns)), "toarray")
 
     def _frame(self, table: Table) -> Any:
         """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
         if self.only_texts:
             return [str(text) for text in table.columns[self._trained[0].name]]
         filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
-        if not hasattr(self.estimator, "feature_names_in_"):
+        if not hasattr(self.inner, "feature_names_in_"):
             if any(column.is_text for column in self._trained):
                 held = [_objects(c, filled[c.name]) for c in self._trained]
                 return np.stack(held, axis=1)
@@ -148,6 +176,16 @@ class SklearnModel(TabularModel):
             ) from None
         as_objects = {c.name: _objects(c, filled[c.name]) for c in self._trained if c.is_text}
         return pd.DataFrame({**filled, **as_objects})
+
+
+def _booster_remark(model: Any) -> str:
+    name = type(model).__name__
+    if name not in XGBOOST:
+        return f"the {name} in it answers with its best iteration, as its predict() does"
+    return (
+        f"the {name} in it takes {model.missing} for a missing number (its own missing=), and "
+        "answers with its best iteration where training stopped early"
+    )
 
 
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
@@ -175,7 +213,7 @@ def _kind(path: Path, estimator: Any) -> str:
         kind = "classifier"
     else:
         raise SourceRefused(f"{path} holds a {what}: a classifier or a regressor is served here")
-    if not _is_fitted(estimator):
+    if not _is_fitted(path, estimator):
         raise SourceRefused(
             f"{path} holds a {what} that was never fitted: fit it and save it again"
         )
@@ -189,7 +227,7 @@ def _kind(path: Path, estimator: Any) -> str:
     return kind
 
 
-def _is_fitted(estimator: Any) -> bool:
+def _is_fitted(path: Path, estimator: Any) -> bool:
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
@@ -200,7 +238,8 @@ def _is_fitted(estimator: Any) -> bool:
         check_is_fitted(model)
     except NotFittedError:
         return False
-    return hasattr(estimator, "n_features_in_") or bool(vectorizers_of(estimator))
+    inner, _ = without_target(path, estimator)
+    return hasattr(inner, "n_features_in_") or bool(vectorizers_of(inner))
 
 
 def _labels(path: Path, estimator: Any) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""TransformedTargetRegressor: the regressor in it, and the way back to the target."""
+"""What stands around the estimator that answers: a search for its parameters, and a
+TransformedTargetRegressor, with the way back to the target."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ Back = tuple[Any, tuple[float, float]]
 def without_target(path: Path, estimator: Any) -> tuple[Any, Back | None]:
     """The estimator with the regressor in the place of a TransformedTargetRegressor at its end, and
     the function or the (slope, offset) that leads from its answer to the target; None where there
-    is no such thing. SourceRefused for a way back that has no converter."""
+    is no such thing. Of a search (GridSearchCV) it is the best one found, which is what answers, and
+    of an RFE its choice of columns and the estimator behind it. SourceRefused for a way back that
+    has no converter."""
+    if type(estimator).__name__.endswith("SearchCV") and hasattr(estimator, "best_estimator_"):
+        return without_target(path, estimator.best_estimator_)
+    if type(estimator).__name__ in ("RFE", "RFECV") and hasattr(estimator, "estimator_"):
+        from sklearn.pipeline import Pipeline
+
+        inner, back = without_target(path, estimator.estimator_)
+        return Pipeline([("columns", estimator), ("answer", inner)]), back
     if hasattr(estimator, "steps") and hasattr(estimator.steps[-1][1], "regressor_"):
         from sklearn.pipeline import Pipeline
 
@@ -25,7 +35,10 @@ def without_target(path: Path, estimator: Any) -> tuple[Any, Back | None]:
         return Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], inner)]), back
     if type(estimator).__name__ != "TransformedTargetRegressor":
         return estimator, None
-    return estimator.regressor_, _way_back(path, estimator.transformer_)
+    inner, more = without_target(path, estimator.regressor_)
+    if more is not None:
+        raise SourceRefused(f"{path} transforms its target twice: do it once, and train again")
+    return inner, _way_back(path, estimator.transformer_)
 
 
 def _way_back(path: Path, transformer: Any) -> Back:

@@ -7,22 +7,28 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
+from converters.sources.sklearn_boosters import booster_model, is_booster
+from converters.sources.xgboost_model import XgboostModel
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
 
 
 @dataclass(frozen=True)
 class TreeSum:
     """``link(start + sum of trees)``, the link as ``tree_parts`` has it. ``narrow``: the library
-    rounds its inputs to FP32 before it compares them."""
+    rounds its inputs to FP32 before it compares them. ``missing`` are numbers that it reads as
+    NaN."""
 
     trees: Sequence[Tree]
     start: np.ndarray
     link: str
     narrow: bool
+    missing: tuple[float, ...] = ()
 
 
 def tree_sum(model: Any) -> TreeSum:
     """A fitted tree model as a sum; SourceRefused for what has no such form."""
+    if is_booster(model):
+        return _booster(model)
     if hasattr(model, "_predictors"):
         return _histogram(model)
     if hasattr(model, "_raw_predict_init"):
@@ -43,7 +49,7 @@ def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
 
 def has_trees(model: Any, depth: int = 6) -> bool:
     """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration."""
-    if hasattr(model, "tree_") or hasattr(model, "_predictors"):
+    if hasattr(model, "tree_") or hasattr(model, "_predictors") or is_booster(model):
         return True
     if depth == 0 or isinstance(model, str | bytes):
         return False
@@ -52,6 +58,19 @@ def has_trees(model: Any, depth: int = 6) -> bool:
     if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "__dict__"):
         return False
     return any(has_trees(each, depth - 1) for each in vars(model).values())
+
+
+def _booster(model: Any) -> TreeSum:
+    opened = booster_model(model)
+    if not opened.trees:
+        raise SourceRefused(
+            f"a {type(model).__name__} without trees (gblinear) is not converted inside a "
+            "pipeline: use scikit-learn's own linear model there"
+        )
+    if not isinstance(opened, XgboostModel):
+        return TreeSum(opened.trees, opened.start(), opened.link, narrow=False)
+    gone = () if np.isnan(opened.missing) else (opened.missing,)
+    return TreeSum(opened.trees, opened.start(), opened.link, narrow=True, missing=gone)
 
 
 def _tree(tree: Any, weight: float, model: Any) -> Tree:

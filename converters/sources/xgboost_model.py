@@ -292,11 +292,11 @@ class XgboostModel(TabularModel):
         return (predicted > 0.5).astype(np.int64) if predicted.ndim == 1 else predicted.argmax(1)
 
     def graph(self) -> onnx.ModelProto:
-        missing = None if np.isnan(self.missing) else self.missing
+        missing = () if np.isnan(self.missing) else (self.missing,)
         if self.linear is not None:
-            return linear_graph(*self.linear, self._start(), self.link, missing=missing)
+            return linear_graph(*self.linear, self.start(), self.link, missing=missing)
         return tree_graph(
-            self.trees, self._start(), self.link, len(self.columns), narrow=True, missing=missing
+            self.trees, self.start(), self.link, len(self.columns), narrow=True, missing=missing
         )
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
@@ -316,7 +316,7 @@ class XgboostModel(TabularModel):
             return {}
         return {column.name: (self.missing,) for column in self.columns}
 
-    def _start(self) -> np.ndarray:
+    def start(self) -> np.ndarray:
         """The base score as raw scores: the file has it as an answer (a probability, a count)."""
         written = self._learner["learner_model_param"]["base_score"]
         scores = np.array(json.loads(written if "[" in written else f"[{written}]"), dtype=float)

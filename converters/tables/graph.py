@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from converters.tables.sklearn2onnx import ALL, OPSET
-from converters.tables.sklearn_exact import TIDEGATE_DOMAIN, VECTORIZE
+from converters.tables.graph_names import ALL, OPSET, TIDEGATE_DOMAIN, VECTORIZE
 from converters.tables.tree_graph import TreeParts, linear_parts, tree_parts
 from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET, Tree
 
@@ -50,10 +49,10 @@ def tree_graph(
     features: int,
     *,
     narrow: bool,
-    missing: float | None = None,
+    missing: Sequence[float] = (),
 ) -> onnx.ModelProto:
-    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]. The number
-    ``missing`` is read as NaN."""
+    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]. The numbers
+    ``missing`` are read as NaN."""
     made = tree_parts(trees, start, link, narrow=narrow, source=ALL, missing=missing)
     return _parts_graph(made, features)
 
@@ -64,7 +63,7 @@ def linear_graph(
     start: np.ndarray,
     link: str,
     *,
-    missing: float | None = None,
+    missing: Sequence[float] = (),
 ) -> onnx.ModelProto:
     """``link(start + bias + x @ weights)``, a missing number counting for nothing: ``ALL`` FP64
     [n, features] -> one output FP64 [n, width]. ``weights`` FP64 [features, width]."""

@@ -12,22 +12,23 @@ from typing import Any
 import numpy as np
 import onnx
 
+from converters.sources.sklearn_boosters import XGBOOST, booster_classes
 from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 from converters.sources.sklearn_trees import tree_models, tree_sum
+from converters.tables.graph_names import TIDEGATE_DOMAIN, VECTORIZE
 from converters.tables.table import MISSING
 from converters.tables.tree_graph import tree_parts
 from converters.tables.trees2onnx import ML_OPSET
 from converters.tables.vectorizers import size_of
 
 ML_DOMAIN = "ai.onnx.ml"
-# A node that is never run: ``converters.tables.graph`` puts the step's terms in its place.
-VECTORIZE, TIDEGATE_DOMAIN = "Vectorize", "tidegate"
 
 
-def register_exact() -> None:
-    """Make skl2onnx use these."""
+def register_exact(*, zero_missing: bool = False) -> None:
+    """Make skl2onnx use these. ``zero_missing``: boosters are given sparse rows, and XGBoost takes
+    what such a row leaves out, which is 0, for a missing number."""
     from skl2onnx import _parse, update_registered_converter
     from skl2onnx.common.shape_calculator import (
         calculate_linear_classifier_output_shapes,
@@ -55,12 +56,13 @@ def register_exact() -> None:
     }
     classifier = calculate_linear_classifier_output_shapes
     regressor = calculate_linear_regressor_output_shapes
-    for model, classifies in tree_models():
+    for model, classifies in (*tree_models(), *booster_classes()):
+        zero = (0.0,) if zero_missing and model.__name__ in XGBOOST else ()
         update_registered_converter(
             model,
             f"Sklearn{model.__name__}",
             classifier if classifies else regressor,
-            _convert_trees,
+            _trees_converter(zero),
             options=flags if classifies else None,
         )
     for model in linear_classifiers():
@@ -80,13 +82,31 @@ def register_exact() -> None:
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
 
-def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
+def _trees_converter(more_missing: tuple[float, ...]) -> Any:
+    """A converter whose trees take these numbers too for missing ones."""
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        _convert_trees(scope, operator, container, more_missing)
+
+    return convert
+
+
+def _convert_trees(
+    scope: Any, operator: Any, container: Any, more_missing: tuple[float, ...]
+) -> None:
     from skl2onnx.common.data_types import guess_proto_type
 
     form = tree_sum(operator.raw_operator)
     source = scope.get_unique_variable_name("trees")
     container.add_node("Identity", [_joined(scope, operator, container)], [source])
-    made = tree_parts(form.trees, form.start, form.link, narrow=form.narrow, source=source)
+    made = tree_parts(
+        form.trees,
+        form.start,
+        form.link,
+        narrow=form.narrow,
+        source=source,
+        missing=(*form.missing, *more_missing),
+    )
     for name, value in made.constants.items():
         container.add_initializer(name, onnx.TensorProto.DOUBLE, value.shape, value.ravel())
     for part in made.parts:
@@ -320,7 +340,9 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     if indicator is not None:
         target = scope.get_unique_variable_name("filled")
     mark = imputer.missing_values
-    if statistics.dtype.kind in "OUS":
+    # A constant of numbers is kept as objects.
+    of_texts = any(isinstance(each, str) for each in statistics)
+    if of_texts:
         keys = ["", MISSING] if is_missing(mark) else [str(mark)]
         _add_lookup(scope, container, source, gone, dict.fromkeys(keys, 1), 0)
         flags, gone = gone, scope.get_unique_variable_name("is_missing")
@@ -340,7 +362,7 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Where", [gone, fill, source], [target])
     if indicator is None:
         return
-    if statistics.dtype.kind in "OUS":
+    if of_texts:
         raise NotImplementedError("SimpleImputer(add_indicator=True) of texts has no converter")
     ones, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
     chosen = _constant(
