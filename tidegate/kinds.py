@@ -36,7 +36,9 @@ OTHER_FORMATS = {
         "a TensorRT engine has no original to be proved "
         "against: give the ONNX graph, with --engine tensorrt",
     ),
-    ".cbm": "save the CatBoost model with save_model(..., format='onnx'), and give that",
+    ".cbm": "save the CatBoost model with save_model('model.onnx', format='onnx') (one without "
+    "categories of its own), of a classifier take the ZipMap at its end away, and give that with "
+    "--task tensors",
     ".mlmodel": "Core ML: give the model that it was made from",
     ".pmml": "give the scikit-learn, XGBoost or LightGBM model that it was made from",
     ADAPTER: "a LoRA adapter alone is no model: merge it into its base and save that "

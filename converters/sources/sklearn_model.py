@@ -1,4 +1,5 @@
-"""A scikit-learn classifier or regressor, or a Pipeline that ends in one, from a skops file."""
+"""A scikit-learn classifier or regressor, a search for outliers or for clusters, or a Pipeline that
+ends in one, from a skops file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +13,28 @@ from converters.sources.sklearn_boosters import XGBOOST, boosters_in
 from converters.sources.sklearn_columns import (
     columns_of,
     direct_columns,
+    edges_of,
     ignored_columns,
     takes_columns_by_name,
     vectorizers_of,
 )
 from converters.sources.sklearn_target import with_target, without_target
-from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
+from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
 from converters.tables.table import MISSING, Column, Table, ordinary_row
 from converters.tables.vectorizers import vocabulary_note, written
+
+KIND_REMARKS = {
+    "outliers": (
+        "the value is decision_function: the lower, the stranger; below 0 it is an outlier, and "
+        "predict() says -1",
+    ),
+    "clusters": (
+        "labels are the numbers of the clusters. Scores are predict_proba, or, where it has none "
+        "(KMeans), minus the distance to the cluster's centre (transform)",
+    ),
+}
 
 
 class SklearnModel(TabularModel):
@@ -33,6 +46,8 @@ class SklearnModel(TabularModel):
         self.kind = _kind(path, self.estimator)
         # What answers, without what stands around it; ``_back`` leads to the target.
         self.inner, self._back = without_target(path, self.estimator)
+        if type(self.last).__name__ == "IsolationForest":
+            self._back = None, (1.0, -float(self.last.offset_))
         self._trained = columns_of(self.inner)
         # Texts and numbers cannot lie in one tensor, and a ColumnTransformer asks for names.
         has_text = any(column.is_text for column in self._trained)
@@ -46,9 +61,16 @@ class SklearnModel(TabularModel):
         self.only_texts = not hasattr(self.inner, "n_features_in_")
         ignored = ignored_columns(self.inner)
         self.columns = tuple(c for c in self._trained if c.name not in ignored)
-        self.steps = has_trees(self.inner)
-        self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
-        self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
+        self.steps = has_jumps(self.inner)
+        self.labels = ()
+        if self.kind == "classifier":
+            self.labels = _labels(path, self.estimator)
+        if self.kind == "clusters":
+            self.labels = tuple(map(str, range(_clusters(self.last))))
+            # A distance is what is left of three squares.
+            self.far = hasattr(self.last, "predict_proba")
+        self.remarks = (*self.remarks, *KIND_REMARKS.get(self.kind, ()))
+        self.margins = self.kind == "classifier" and not hasattr(self.estimator, "predict_proba")
         if self.margins:
             said = (
                 "scores are margins (decision_function), not probabilities; of two labels -d and d"
@@ -60,17 +82,18 @@ class SklearnModel(TabularModel):
     @property
     def last(self) -> Any:
         """The estimator at the end of the pipeline."""
-        model = self.inner
-        while hasattr(model, "steps"):
-            model = model.steps[-1][1]
-        return model
+        return _last(self.inner)
 
     def answer(self, table: Table) -> np.ndarray:
         frame = self._frame(table)
-        if self.kind == "classifier" and self.margins:
+        if self.kind == "clusters" and not hasattr(self.last, "predict_proba"):
+            return -np.asarray(self.estimator.transform(frame), dtype=np.float64)
+        if self.kind == "outliers":
+            return np.asarray(self.estimator.decision_function(frame)).reshape(-1, 1)
+        if self.margins:
             margins = np.asarray(self.estimator.decision_function(frame), dtype=np.float64)
             return margins if margins.ndim > 1 else np.stack([-margins, margins], axis=1)
-        if self.kind == "classifier":
+        if self.labels:
             return np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
         values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
         if values.ndim > 1 and values.shape[1] > 1:
@@ -120,7 +143,7 @@ class SklearnModel(TabularModel):
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         if self.inner is not self.last:
-            return {}
+            return edges_of(self.inner)
         found = estimator_thresholds(self.last, len(self._trained))
         return {column.name: each for column, each in zip(self._trained, found, strict=True)}
 
@@ -204,18 +227,27 @@ def _blank(column: Column, rows: int) -> np.ndarray:
 
 
 def _kind(path: Path, estimator: Any) -> str:
-    from sklearn.base import is_classifier, is_regressor
+    from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
     what = type(estimator).__name__
     if is_regressor(estimator):
         kind = "regressor"
     elif is_classifier(estimator):
         kind = "classifier"
+    elif is_outlier_detector(estimator):
+        kind = "outliers"
+    elif _clusters(_last(estimator)):
+        kind = "clusters"
     else:
-        raise SourceRefused(f"{path} holds a {what}: a classifier or a regressor is served here")
-    if not _is_fitted(path, estimator):
+        raise SourceRefused(f"{path} holds a {what}, {_why_no_kind(estimator)}")
+    if what != "IsotonicRegression" and not _is_fitted(path, estimator):
         raise SourceRefused(
             f"{path} holds a {what} that was never fitted: fit it and save it again"
+        )
+    if what == "IsotonicRegression":
+        raise SourceRefused(
+            f"{path} holds an {what}, which takes one number and no columns: train a "
+            "HistGradientBoostingRegressor(monotonic_cst=[1]) on the one column"
         )
     if kind == "classifier" and not (
         hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
@@ -224,18 +256,55 @@ def _kind(path: Path, estimator: Any) -> str:
             f"{path} holds a {what} with neither predict_proba nor decision_function, so its "
             "answers have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
         )
+    if kind == "outliers" and not hasattr(estimator, "decision_function"):
+        raise SourceRefused(
+            f"{path} holds a {what} that judges the rows of its training alone: train it with "
+            "novelty=True, or take an IsolationForest"
+        )
     return kind
+
+
+def _why_no_kind(estimator: Any) -> str:
+    """Why it is none of the kinds that are served, and what to do."""
+    if hasattr(estimator, "predict"):
+        return (
+            "whose answer has no scores and is no number to predict: take a classifier, a "
+            "regressor, a KMeans, a GaussianMixture or an IsolationForest"
+        )
+    if hasattr(estimator, "transform"):
+        return (
+            "which prepares columns and predicts nothing: save the Pipeline that ends in a "
+            "classifier or a regressor"
+        )
+    return (
+        "which has no predict(), and so no answer for a new row: take a classifier, a regressor, a "
+        "KMeans or an IsolationForest"
+    )
+
+
+def _clusters(model: Any) -> int:
+    """How many clusters it parts rows into, each with a score; 0 where it does no such thing."""
+    centres = getattr(model, "cluster_centers_", None)
+    if centres is not None and hasattr(model, "transform"):
+        return len(centres)
+    if type(model).__name__ in ("GaussianMixture", "BayesianGaussianMixture"):
+        return int(model.n_components)
+    # Not fitted: for its own message.
+    return 1 if type(model).__name__ in ("KMeans", "MiniBatchKMeans", "BisectingKMeans") else 0
+
+
+def _last(model: Any) -> Any:
+    while hasattr(model, "steps"):
+        model = model.steps[-1][1]
+    return model
 
 
 def _is_fitted(path: Path, estimator: Any) -> bool:
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
-    model = estimator
-    while hasattr(model, "steps"):  # a Pipeline's own check asks its last step alone
-        model = model.steps[-1][1]
     try:
-        check_is_fitted(model)
+        check_is_fitted(_last(estimator))  # a Pipeline's own check asks its last step alone
     except NotFittedError:
         return False
     inner, _ = without_target(path, estimator)

@@ -11,6 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.errors import SourceRefused
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 
+# Around an estimator whose scores are theirs; only their predict() may differ.
+AROUND = {
+    "FrozenEstimator": "estimator",
+    "FixedThresholdClassifier": "estimator_",
+    "TunedThresholdClassifierCV": "estimator_",
+    "SelfTrainingClassifier": "estimator_",
+}
 AFFINE = ("StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler")
 Back = tuple[Any, tuple[float, float]]
 
@@ -18,11 +25,14 @@ Back = tuple[Any, tuple[float, float]]
 def without_target(path: Path, estimator: Any) -> tuple[Any, Back | None]:
     """The estimator with the regressor in the place of a TransformedTargetRegressor at its end, and
     the function or the (slope, offset) that leads from its answer to the target; None where there
-    is no such thing. Of a search (GridSearchCV) it is the best one found, which is what answers, and
-    of an RFE its choice of columns and the estimator behind it. SourceRefused for a way back that
-    has no converter."""
+    is no such thing. Of a search (GridSearchCV) it is the best one found, which is what answers; of
+    an RFE its choice of columns and the estimator behind it. SourceRefused for a way back that has
+    no converter."""
     if type(estimator).__name__.endswith("SearchCV") and hasattr(estimator, "best_estimator_"):
         return without_target(path, estimator.best_estimator_)
+    within = AROUND.get(type(estimator).__name__, "")
+    if within and hasattr(estimator, within):
+        return without_target(path, getattr(estimator, within))
     if type(estimator).__name__ in ("RFE", "RFECV") and hasattr(estimator, "estimator_"):
         from sklearn.pipeline import Pipeline
 

@@ -1,7 +1,7 @@
 """scikit-learn's fitted trees as ``Tree``s, with the sums and links that make them an answer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ def tree_sum(model: Any) -> TreeSum:
         return _histogram(model)
     if hasattr(model, "_raw_predict_init"):
         return _boosting(model)
+    if type(model).__name__ == "IsolationForest":
+        return _isolation(model)
     members = list(getattr(model, "estimators_", [model]))
     trees = [_tree(member.tree_, 1 / len(members), model) for member in members]
     return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
@@ -47,17 +49,20 @@ def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
     return thresholds_by_feature(trees, features)
 
 
-def has_trees(model: Any, depth: int = 6) -> bool:
-    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration."""
+def has_jumps(model: Any, depth: int = 6) -> bool:
+    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration; or a
+    step that cuts numbers into bins, whose answer jumps as a tree's does."""
     if hasattr(model, "tree_") or hasattr(model, "_predictors") or is_booster(model):
+        return True
+    if type(model).__name__ in ("KBinsDiscretizer", "Binarizer"):
         return True
     if depth == 0 or isinstance(model, str | bytes):
         return False
     if isinstance(model, list | tuple | np.ndarray):
-        return any(has_trees(each, depth - 1) for each in list(model)[:64])
+        return any(has_jumps(each, depth - 1) for each in list(model)[:64])
     if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "__dict__"):
         return False
-    return any(has_trees(each, depth - 1) for each in vars(model).values())
+    return any(has_jumps(each, depth - 1) for each in vars(model).values())
 
 
 def _booster(model: Any) -> TreeSum:
@@ -91,6 +96,29 @@ def _compiled(tree: Any, value: np.ndarray, target: int) -> Tree:
         mode=["BRANCH_LEQ"] * tree.node_count,
         target=target,
     )
+
+
+def _isolation(model: Any) -> TreeSum:
+    """``score_samples``: minus 2 to the power of minus the mean depth, in units of that which a
+    tree of random splits has."""
+    from sklearn.ensemble._iforest import _average_path_length
+
+    usual = len(model.estimators_) * _average_path_length([model._max_samples])[0]
+    parts = zip(
+        model.estimators_,
+        model.estimators_features_,
+        model._decision_path_lengths,
+        model._average_path_length_per_tree,
+        strict=True,
+    )
+    trees = []
+    for member, features, lengths, more in parts:
+        depth = np.asarray(lengths, np.float64) + more - 1.0
+        power = -np.log(2) * (depth / usual if usual else np.ones_like(depth))
+        tree = _compiled(member.tree_, power[:, None], 0)
+        chosen = np.where(tree.leaves, 0, np.asarray(features)[np.maximum(tree.feature, 0)])
+        trees.append(replace(tree, feature=chosen))
+    return TreeSum(trees, np.zeros(1), "minus exp", narrow=True)
 
 
 def _boosting(model: Any) -> TreeSum:
@@ -164,3 +192,4 @@ def tree_models() -> Iterator[tuple[type, bool]]:
     for stem in ("RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting"):
         yield getattr(ensemble, f"{stem}Classifier"), True
         yield getattr(ensemble, f"{stem}Regressor"), False
+    yield ensemble.IsolationForest, False

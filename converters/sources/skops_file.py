@@ -23,6 +23,8 @@ FUNCTIONS = {
         f"sklearn.feature_selection._mutual_info.mutual_info_{name}"
         for name in ("classif", "regression")
     ),
+    "sklearn.cluster._kmeans._kmeans_single_lloyd",
+    "sklearn.cluster._kmeans._kmeans_single_elkan",
     "scipy._lib.array_api_compat.numpy._aliases.asarray",
     "scipy.special._ufuncs.expit",
     "scipy.special._ufuncs.logit",

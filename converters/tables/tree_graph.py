@@ -119,6 +119,9 @@ def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.
             return [Part("Identity", (raw,), answer, {})], {}
         case "exp":
             return [Part("Exp", (raw,), answer, {})], {}
+        case "minus exp":
+            power = Part("Exp", (raw,), f"{raw}_power", {})
+            return [power, Part("Neg", (power.output,), answer, {})], {}
         case "softmax":
             return [Part("Softmax", (raw,), answer, {"axis": 1})], {}
         case "sigmoid one":
