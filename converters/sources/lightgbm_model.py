@@ -26,6 +26,7 @@ ZERO = float(np.float32(1e-35))  # its kZeroThreshold
 LINKS = {
     "binary": "sigmoid",
     "multiclass": "softmax",
+    "multiclassova": "sigmoid each",
     "regression": "identity",
     "regression_l1": "identity",
     "huber": "identity",
@@ -36,6 +37,8 @@ LINKS = {
     "gamma": "exp",
     "tweedie": "exp",
     "cross_entropy": "sigmoid one",
+    "lambdarank": "identity",
+    "rank_xendcg": "identity",
 }
 
 
@@ -65,7 +68,9 @@ class LightgbmModel(TabularModel):
         self.columns = tuple(self._column(place, name) for place, name in enumerate(names))
         if self.codes:
             self.order = tuple(names)
-        count = {"sigmoid": 2, "softmax": int(self._dump["num_class"])}.get(self.link, 0)
+        classes = int(self._dump["num_class"])
+        counts = {"sigmoid": 2, "softmax": classes, "sigmoid each": classes}
+        count = counts.get(self.link, 0)
         self.labels = tuple(map(str, range(count)))
 
     def answer(self, table: Table) -> np.ndarray:

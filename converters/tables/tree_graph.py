@@ -124,7 +124,7 @@ def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.
             return [power, Part("Neg", (power.output,), answer, {})], {}
         case "softmax":
             return [Part("Softmax", (raw,), answer, {"axis": 1})], {}
-        case "sigmoid one":
+        case "sigmoid one" | "sigmoid each":
             return [Part("Sigmoid", (raw,), answer, {})], {}
         case "hinge" | "hinge one":
             return _steps(raw, answer, both=link == "hinge")

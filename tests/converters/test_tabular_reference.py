@@ -229,6 +229,20 @@ def test_lightgbm_thresholds_that_fp32_cannot_tell_apart(tmp_path, name):
     assert got == pytest.approx(model.predict_proba(rows[500:]), abs=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["multiclassova", "lambdarank", "rank_xendcg"])
+def test_lightgbm_one_against_the_rest_and_rankers(tmp_path, objective):
+    settings = {"objective": objective, "verbose": -1, "num_threads": 1, "sigmoid": 2.0}
+    ranks = objective != "multiclassova"
+    data = lightgbm.Dataset(ROWS, THREE, group=[20] * 25 if ranks else None)
+    model = lightgbm.train(settings | ({} if ranks else {"num_class": 3}), data, 12)
+    model.save_model(tmp_path / "m.txt")
+    task = opened(tmp_path / "m.txt")
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    got = served(case, numbered(FRESH, [f"Column_{place}" for place in range(4)]))
+    assert got == pytest.approx(model.predict(FRESH).reshape(len(FRESH), -1), abs=1e-5)
+
+
 def test_named_columns_go_to_xgboost_by_name(tmp_path):
     frame = pd.DataFrame(ROWS, columns=["a", "b c", "d", "ü"])
     model = xgboost.XGBRegressor(n_estimators=5, n_jobs=1).fit(frame, VALUES)
