@@ -22,7 +22,8 @@ def classify(
     folder: Path, pictures: Sequence[Path], work_dir: Path, processor: Path | None = None
 ) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, 3, height, width], ``logits`` and ``scores`` FP32 [n, labels], and what
-    FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the model's with the preprocessing."""
+    FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the
+    model's with the preprocessing."""
     questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
     questions.write_text(json.dumps([str(path) for path in pictures]))
     answered = ask(

@@ -49,7 +49,7 @@ def _count(
     def takes(number: int) -> bool | None:
         """None when nobody can say: it takes too long, or fails for another reason."""
         values = row[name].copy()
-        values[place] = number  # type: ignore[index]
+        values[place] = number
         started = time.monotonic()
         try:
             ask({**row, name: values})
