@@ -167,3 +167,17 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     assert run.returncode == 1
     assert "NOT the original's answers" in run.stdout
     assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)
+
+
+def test_a_graph_that_is_not_the_one_that_was_proved_is_named(tmp_path):
+    """However little it changes: 8 bits may round off more than many faults do."""
+    from converters.cache import files_sha256
+    from tidegate.prove import SAME_ENGINE, _same_engine
+
+    (tmp_path / "model.onnx").write_bytes(b"one")
+    recorded = files_sha256([tmp_path / "model.onnx"])
+    assert _same_engine(recorded, tmp_path / "model.onnx").passed
+    (tmp_path / "model.onnx").write_bytes(b"onf")
+    check = _same_engine(recorded, tmp_path / "model.onnx")
+    assert (check.name, check.passed) == (SAME_ENGINE, False)
+    assert "proof.json says" in check.worst
