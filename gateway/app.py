@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from gateway.addons import ROUTES, load
+from gateway.beat import SOCKET, beat
 from gateway.core import Gateway
 from gateway.doors.docs_pages import DocsPages
 from gateway.doors.embeddings import OpenAIDoor
@@ -82,6 +83,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await background.refresh_catalogue()
     gateway.supervisor.open()
     background.start()
+    listener_name = os.environ.get(SOCKET)
+    if listener_name:
+        gateway.supervisor.run("beat", lambda: beat(listener_name))
     settings = gateway.settings
     wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
     listeners = {name: load(name)(gateway, port) for name, port in wanted.items() if port}

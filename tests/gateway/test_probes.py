@@ -37,6 +37,7 @@ async def _round(gateway: Gateway) -> dict[str, str]:
     await background.check_replicas()
     await background.refresh_catalogue()
     await background.probe()
+    background._end_probes()
     return {name: fault for name, fault in readiness(gateway).items() if fault}
 
 
@@ -72,8 +73,8 @@ async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
 
 
 async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(probes, "BUSY_S", 1.0)
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
+    monkeypatch.setattr(probes, "LONGEST_BUSY_S", 1.0)
     assert await _round(gateway) == {}
     for fake in pair[0]:
         fake.answer = late(0.5)
@@ -82,19 +83,22 @@ async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, mo
             replica.ended("p", None)  # a client had its answer just now
         assert await _round(gateway) == {}
     # With nothing answered for that long it is not load any more.
+    for fake in pair[0]:
+        fake.answer = late(60)
     await asyncio.sleep(1.1)
+    await _round(gateway)  # takes what was late
     assert (await _round(gateway))["p"].startswith("does not answer its golden sample")
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
     for fake in pair[0]:
         fake.answer = late(0.5)
     assert "p" in await _round(gateway)
 
 
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
     for fake in pair[0]:
         fake.answer = wrong(7.0)
     assert "p" in await _round(gateway)
