@@ -46,8 +46,9 @@ class Health:
         self._next_late = 0.0
 
     def remember(self, server_pid: int | None) -> None:
-        """Take the processes that live now for those that should."""
+        """Take the processes that live now for those that should; all have loaded their models."""
         self._stubs = live_stubs(server_pid) if server_pid else set()
+        self._progress.loaded(self._stubs)
         self._known |= set(_per_version(self._stubs))
 
     def restarted(self, server_pid: int | None) -> None:

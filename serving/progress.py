@@ -21,6 +21,7 @@ STOPPED_S = 5.0  # a process that was stopped (SIGSTOP) for so long does not com
 HUNG_S = 60.0  # in a request, without talking to Triton and without using the CPU
 BUSY_S = 300.0  # in a request, without talking to Triton: it turns in a circle
 BUSY_SHARE = 0.2  # of one core
+LOAD_S = 360.0  # no load is waited for so long (see ``TritonControl.load``)
 LOADED_AFTER = 3  # so often it has to have talked before it is known to have loaded its model
 _HEAD_BYTES = 64 * 1024  # of the shared memory: the queues are in it
 _WORD = 8
@@ -50,6 +51,7 @@ class Progress:
     def __init__(self, longest_request_s: float = 0.0) -> None:
         self.longest_request_s = longest_request_s
         self._seen: dict[Stub, _Seen] = {}
+        self._loaded: frozenset[Stub] = frozenset()
         self._next_look = 0.0
         self._regions: dict[Stub, range] = {}
         self._queue_at = _HEAD_BYTES  # where in the shared memory a process waits for work
@@ -58,6 +60,10 @@ class Progress:
     def hung_s(self) -> float:
         """In a request for so long, and doing nothing: no caller waits for that any more."""
         return max(HUNG_S, 2 * self.longest_request_s)
+
+    def loaded(self, stubs: Iterable[Stub]) -> None:
+        """These have loaded their models. Of others that shows once they wait for work."""
+        self._loaded = frozenset(stubs)
 
     def look(self, stubs: Iterable[Stub]) -> None:
         """Look at these processes, ``LOOK_EVERY_S`` after the last look at the earliest."""
@@ -112,15 +118,16 @@ class Progress:
         seen.head, seen.cpu_s, seen.looked = head, cpu_s, now
         is_stopped = process.status() == psutil.STATUS_STOPPED
         seen.stopped = (seen.stopped or now) if is_stopped else None
-        seen.fault = self._fault(seen, now)
+        seen.fault = self._fault(stub, seen, now)
 
-    def _fault(self, seen: _Seen, now: float) -> str:
+    def _fault(self, stub: Stub, seen: _Seen, now: float) -> str:
         if seen.stopped is not None:
             is_long = now - seen.stopped >= STOPPED_S
             return f"it has been stopped for {now - seen.stopped:.0f} s" if is_long else ""
-        if not seen.knows_rest or seen.talks < LOADED_AFTER:
-            return ""
         silent_s = now - seen.moved
+        is_loading = seen.talks < LOADED_AFTER and stub not in self._loaded
+        if not seen.knows_rest or (is_loading and silent_s < LOAD_S):
+            return ""
         if now - max(seen.moved, seen.worked) >= self.hung_s:
             return f"it has been in one request for {silent_s:.0f} s and does nothing"
         if silent_s >= max(BUSY_S, self.hung_s):

@@ -261,14 +261,21 @@ class Watcher:
         self._health.forget(model)
         with self._alone(model):
             parts = _parts(repository, model)
-            for each, versions in parts.items():
-                is_touched = [_touch_one(repository / each / str(v)) for v in versions]
-                self._server.control.load(each, afresh=not all(is_touched))
-            self._server.control.load(model)
+            touched = [self._load_part(each, versions) for each, versions in parts.items()]
+            # Without a change on the disk the parts would be loaded once more, as they are there.
+            if all(touched):
+                self._server.control.load(model)
         self._health.remember(self._server.pid)
         self._retire([each for each in before if each.model in parts])
         self._health.forget(model)
         return self._health.fault(model)
+
+    def _load_part(self, model: str, versions: Sequence[int]) -> bool:
+        """Load what has processes of its own afresh; whether its files could be touched for it."""
+        repository = self._server.options.repository
+        touched = [_touch_one(repository / model / str(version)) for version in versions]
+        self._server.control.load(model, afresh=not all(touched))
+        return all(touched)
 
     def _retire(self, stubs: Sequence[Stub]) -> None:
         """These end when they are idle, as far as others of the same version have come."""
