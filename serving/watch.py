@@ -182,7 +182,7 @@ class Watcher:
         try:
             public = set(top_models(repository)) & ready
             kept = [each for each in self._models if is_published(repository, each)]
-        except (ModelLoadFailed, OSError):  # somebody edits it, or it cannot be read now
+        except (ModelLoadFailed, OSError, ValueError):  # somebody edits it, or it cannot be read
             return self._models
         return [*kept, *sorted(public - set(kept))]
 
@@ -204,7 +204,7 @@ class Watcher:
                 self._tell(f"{model} is not healed yet: {error}")
             patient.hindrance = str(error)
             return
-        except ServingError as error:
+        except (ServingError, ValueError) as error:
             fault = str(error)
         if not fault:
             self._ill.pop(model, None)

@@ -53,6 +53,10 @@ class GatewayWatch:
             self._thread.join(2 * LOOK_EVERY_S)
         self._socket.close()
 
+    def is_started(self) -> bool:
+        """Whether every worker has given a sign of life."""
+        return len(self._has_beaten) >= self._workers
+
     def family(self) -> list[psutil.Process]:
         """The gateway's processes as they were last seen; they may have ended."""
         return list(self._quiet)
@@ -82,6 +86,8 @@ class GatewayWatch:
 
     def _look(self, beaten: set[int]) -> None:
         family = _family(self._pid())
+        if not family:
+            return  # its workers may live on without it: they stay known
         gone = [each for each in self._quiet if each not in family]
         self._quiet = {each: self._quiet.get(each, -1) + 1 for each in family}
         self._stopped = {each: n for each, n in self._stopped.items() if each in family}

@@ -273,14 +273,16 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        answer = "it did not answer"
+        ready, answer = False, "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
                 raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
             ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
-            if ready:
+            if ready and self._gateway_watch.is_started():
                 return
             time.sleep(0.1)
+        if ready:
+            answer = f"not all of its {self.options.workers} workers have started"
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 

@@ -124,10 +124,16 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     assert one.process.poll() is None
 
 
-def test_triton_that_is_stopped_is_started_again_behind_a_gateway(two):
+def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_replaced(two):
+    parent, workers = _gateway(two), _workers(two)
+    parent.kill()
+    wait_until(lambda: not any(each.is_running() for each in workers), HEAL_S, "their end")
+    wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
+    before = two.output.count("the gateway ended by itself")
+    assert before == 2  # once for each of the last two tests: the next one had the port
     triton = two.triton()
     os.kill(triton.pid, signal.SIGSTOP)
-    wait_until(lambda: "Triton hangs" in two.output, 90, "notice")
+    wait_until(lambda: "Triton hangs" in two.output, 60, "notice")
     wait_until(lambda: "Triton is serving again" in two.output, HEAL_S, "restart")
     wait_until(lambda: _answers(two), HEAL_S, "service")
     assert '"triton_hung"' in _events(two)

@@ -97,6 +97,74 @@ async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gatewa
     assert "p" in await _round(gateway)
 
 
+async def test_one_that_completes_requests_of_others_is_well_though_it_never_answered_us(
+    pair, gateway, monkeypatch
+):
+    """A worker that starts under load, or beside other callers: Triton's own count tells."""
+    monkeypatch.setattr(probes, "LATE_S", 0.1)
+    monkeypatch.setattr(probes, "LONGEST_BUSY_S", 0.5)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    for fake in pair[0]:
+        fake.answer, fake.completed = late(60), 7
+    await background.probe()
+    assert readiness(gateway)["p"] == "is being asked its first golden sample"
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    await asyncio.sleep(0.6)  # nothing completes any more: it hangs
+    await background.probe()
+    assert readiness(gateway)["p"].startswith("does not answer its golden sample (none for")
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    background._end_probes()
+
+
+async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
+    pair, gateway, monkeypatch
+):
+    monkeypatch.setattr(probes, "LATE_S", 0.1)
+    for fake in pair[0]:
+        fake.answer = late(0.6)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    deadline = asyncio.get_running_loop().time() + 20
+    while readiness(gateway)["p"]:
+        assert asyncio.get_running_loop().time() < deadline
+        await background.probe()
+        await asyncio.sleep(0.05)
+    assert [fake.asked for fake in pair[0]] == [1, 1]
+    background._end_probes()
+
+
+async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch):
+    fakes, _ = pair
+    monkeypatch.setattr(probes, "LATE_S", 0.3)
+
+    async def slow_p(request):
+        await asyncio.sleep(60 if request.model_name == "p" else 0)
+        return 0.0
+
+    for fake in fakes:
+        fake.configs["quick"] = public("quick")
+        fake.answer = slow_p
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    await background.probe()
+    began = asyncio.get_running_loop().time()
+    for _ in range(5):
+        await background.probe()
+    assert asyncio.get_running_loop().time() - began < 1.5  # nobody waits for ``p`` again
+    assert gateway.probes["quick"] == ""
+    background._end_probes()
+
+
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
     monkeypatch.setattr(probes, "LATE_S", 0.2)
     for fake in pair[0]:

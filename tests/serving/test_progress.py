@@ -5,6 +5,7 @@ import errno
 import os
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -118,8 +119,8 @@ def _working(server):
 
 
 def _sleeps(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan") as file:
-        return "nanosleep" in file.read()
+    with contextlib.suppress(OSError):
+        return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
     return False
 
 
