@@ -147,6 +147,7 @@ class Background:
         if watched.task and not watched.task.done():
             return None
         watched.since = time.monotonic()
+        watched.moved = watched.moved or watched.since
         watched.task = asyncio.create_task(self._ask(replica, model, watched))
         return watched.task
 
@@ -166,11 +167,9 @@ class Background:
     async def _judged_at(self, replica: Replica, model: Model) -> str:
         """What the replica's last answer was. One that is late is judged by what it completes."""
         watched = self._watched.get((replica.place, model.name))
-        if watched is not None and watched.task and not watched.task.done():
-            late_s = time.monotonic() - watched.since
-            if late_s >= LATE_S:
-                why = f"{_NO_ANSWER} (none for {late_s:.0f} s)"
-                await self._judge_late(replica, model, watched, why)
+        is_asked = watched is not None and watched.task and not watched.task.done()
+        if watched is not None and is_asked and time.monotonic() - watched.since >= LATE_S:
+            await self._judge_late(replica, model, watched, f"{_NO_ANSWER} in time")
         return replica.probes.get(model.name, "is being asked its first golden sample")
 
     async def _ask(self, replica: Replica, model: Model, watched: _Watched) -> None:
@@ -223,8 +222,8 @@ class Background:
         except (GatewayError, TimeoutError) as error:
             replica.ended("", error)
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
-            why = str(error) or f"no answer in {timeout_s:.0f} s"
-            return f"{_NO_ANSWER} ({why})", is_late
+            why = f" ({error})" if str(error) else " in time"
+            return _NO_ANSWER + why, is_late
 
     async def _is_busy(self, replica: Replica, model: Model, watched: _Watched) -> bool:
         """Whether the model, or a step of it, has completed anything there not so long ago: for a

@@ -31,13 +31,15 @@ async def gateway(pair):
     await gateway.pool.close()
 
 
-async def _round(gateway: Gateway) -> dict[str, str]:
-    """One round of everything in the background; what is not ready then."""
-    background = Background(gateway)
+async def _round(gateway: Gateway, before: Background | None = None) -> dict[str, str]:
+    """One round of everything in the background (which goes on from ``before``); what is not ready
+    then."""
+    background = before or Background(gateway)
     await background.check_replicas()
     await background.refresh_catalogue()
     await background.probe()
-    background._end_probes()
+    if before is None:
+        background._end_probes()
     return {name: fault for name, fault in readiness(gateway).items() if fault}
 
 
@@ -75,19 +77,19 @@ async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
 async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch):
     monkeypatch.setattr(probes, "LATE_S", 0.2)
     monkeypatch.setattr(probes, "LONGEST_BUSY_S", 1.0)
-    assert await _round(gateway) == {}
-    for fake in pair[0]:
-        fake.answer = late(0.5)
-    for _ in range(4):
-        for replica in gateway.pool.replicas:
-            replica.ended("p", None)  # a client had its answer just now
-        assert await _round(gateway) == {}
-    # With nothing answered for that long it is not load any more.
+    background = Background(gateway)
+    assert await _round(gateway, background) == {}
     for fake in pair[0]:
         fake.answer = late(60)
+    for _ in range(8):
+        for replica in gateway.pool.replicas:
+            replica.ended("p", None)  # a client had its answer just now
+        assert await _round(gateway, background) == {}
+        await asyncio.sleep(0.2)
+    # With nothing answered for that long it is not load any more.
     await asyncio.sleep(1.1)
-    await _round(gateway)  # takes what was late
-    assert (await _round(gateway))["p"].startswith("does not answer its golden sample")
+    assert (await _round(gateway, background))["p"].startswith("does not answer its golden sample")
+    background._end_probes()
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
@@ -116,7 +118,7 @@ async def test_one_that_completes_requests_of_others_is_well_though_it_never_ans
     assert readiness(gateway)["p"] == ""
     await asyncio.sleep(0.6)  # nothing completes any more: it hangs
     await background.probe()
-    assert readiness(gateway)["p"].startswith("does not answer its golden sample (none for")
+    assert readiness(gateway)["p"] == "does not answer its golden sample in time"
     for fake in pair[0]:
         fake.completed += 1
     await background.probe()
@@ -138,7 +140,7 @@ async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
         assert asyncio.get_running_loop().time() < deadline
         await background.probe()
         await asyncio.sleep(0.05)
-    assert [fake.asked for fake in pair[0]] == [1, 1]
+    assert all(fake.asked <= 2 for fake in pair[0])  # no more than the next question
     background._end_probes()
 
 
