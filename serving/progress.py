@@ -55,9 +55,6 @@ class Progress:
         self.longest_request_s = longest_request_s
         self._seen: dict[Stub, _Seen] = {}
         self._loaded: frozenset[Stub] = frozenset()
-        self._loaded: frozenset[Stub] = frozenset()
-        self._loaded: frozenset[Stub] = frozenset()
-        self._loaded: frozenset[Stub] = frozenset()
         self._next_look = 0.0
         self._regions: dict[Stub, range] = {}
         self._queue_at = _HEAD_BYTES  # where in the shared memory a process waits for work

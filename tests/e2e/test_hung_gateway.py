@@ -4,14 +4,23 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
+import time
 
 import httpx
 import psutil
 import pytest
 
+from serving.publish import publish
 from tests.running import ROOT, RunningStack, launch, stop, wait_ready, wait_until
+from tests.serving.small_pipeline import MODELS, stage
 
 HEAL_S = 60.0
+# The engine of ``mood``: the golden sample (1) takes 7 s, anything else 0.3 s.
+SLOW = (
+    "self._number = lambda value, n=self._number: "
+    "(time.sleep(7 if value.item() == 1 else 0.3), n(value))[1]"
+)
 
 
 def _stack(home, *arguments: str) -> RunningStack:
@@ -57,7 +66,12 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    stack = _stack(tmp_path_factory.mktemp("two"), "--workers=2")
+    """Two workers, and a pipeline whose right golden answer takes longer than a round of probes:
+    that it starts at all says that ``up`` and the gateway wait for it."""
+    home = tmp_path_factory.mktemp("two")
+    repository = home / "model_repository"
+    publish(stage(repository, 0, initialize=SLOW), repository, MODELS)
+    stack = _stack(home, "mood", "--workers=2")
     try:
         wait_ready(stack, 120)
         wait_until(lambda: len(_workers(stack)) == 2, 30, "two workers")
@@ -74,6 +88,30 @@ def test_a_gateway_that_is_stopped_is_started_again(one):
     assert _gateway(one) != before
     for event in ("gateway_hung", "gateway_died", "gateway_restarted"):
         assert f'"event": "{event}"' in _events(one)
+
+
+def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_alone(two):
+    """As many answers as questions, and no look at it finds it unready."""
+    engines = {each.pid for each in two.stubs("mood_onnx")}
+    until = time.monotonic() + 15
+    statuses: list[int] = []
+
+    def call() -> None:
+        with httpx.Client(headers=two.headers, timeout=60) as client:
+            while time.monotonic() < until:
+                statuses.append(client.post(f"{two.url}/v1/mood", json={"x": 2}).status_code)
+
+    threads = [threading.Thread(target=call) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    looks = []
+    while any(thread.is_alive() for thread in threads):
+        looks.append(httpx.get(f"{two.url}/readyz", timeout=10).status_code)
+        time.sleep(0.5)
+    assert set(statuses) == {200}
+    assert set(looks) == {200}
+    assert {each.pid for each in two.stubs("mood_onnx")} == engines
+    assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
 
 
 def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(two):
