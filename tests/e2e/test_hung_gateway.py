@@ -42,9 +42,10 @@ def _gateway(stack: RunningStack) -> psutil.Process:
 
 
 def _workers(stack: RunningStack) -> list[psutil.Process]:
+    """Those of the gateway that runs now; [] while there is none."""
     found = []
-    for each in _gateway(stack).children():
-        with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, StopIteration):
+        for each in _gateway(stack).children():
             if any("multiprocessing.spawn" in word for word in each.cmdline()):
                 found.append(each)
     return found
