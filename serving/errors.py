@@ -3,7 +3,7 @@
 ServingError                 the message says what failed and what to do
 |- TritonMissing             no tritonserver, or a library that it needs is not there
 |- PortTaken                 something else listens on a port that we were asked to use
-|- NoAnswerInTime           a call to Triton reached its deadline: it is busy, or hangs
+|- NoAnswerInTime           no answer in time, or a full queue: Triton is busy, or hangs
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
 |- PublishFailed             nothing was published

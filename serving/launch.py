@@ -4,14 +4,16 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
     server.control.load("text_embedding")
 """
 
+import contextlib
 import os
 import secrets
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import psutil
 
@@ -45,8 +47,16 @@ class LaunchOptions:
 class TritonServer:
     """One tritonserver process and the shared memory, backend directory and key that it owns."""
 
-    def __init__(self, options: LaunchOptions, installation: Installation | None = None) -> None:
-        self.options = options
+    def __init__(
+        self,
+        options: LaunchOptions,
+        installation: Installation | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``tell`` hears what could not be kept or cleared, and does not stop the server."""
+        self.options, self._tell = options, tell
+        self._backends: Path | None = None  # kept for the next start by ``restart``
+        self._restarts = False
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
@@ -64,15 +74,10 @@ class TritonServer:
     def start(self) -> None:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
-        others = servers.servers_of(self.options.work_dir, self.options.repository)
-        clear_up(self.options.repository, others)
-        build = self.options.work_dir / "build"
-        leftovers.remove_orphans(build)
-        # A folder of its own: another server of the same home may be running from the last one.
-        backends = assemble(self._installation, build / f"{self._prefix}backends")
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        log = self.log_file.open("ab")
-        self._process = children.start(self._command(backends), self._environment(), log)
+        self._clear_up()
+        self._process = children.start(
+            self._command(self._assembled()), self._environment(), self._log()
+        )
         try:
             self._wait_live()
             self._announce()
@@ -89,14 +94,25 @@ class TritonServer:
 
     def stop(self) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
-        if self._process is None:
-            return
-        servers.withdraw(self.options.work_dir, self._prefix)
-        family = _family(self._prefix)
-        children.end(self._process, EXIT_TIMEOUT_S + 5)
-        _end(family)
-        leftovers.remove(self._prefix, self.options.work_dir / "build")
-        self._process = None
+        if self._process is not None:
+            with contextlib.suppress(OSError):  # what is left says of which process it is
+                servers.withdraw(self.options.work_dir, self._prefix)
+            family = _family(self._prefix)
+            children.end(self._process, EXIT_TIMEOUT_S + 5)
+            _end(family)
+            leftovers.remove(self._prefix)
+            self._process = None
+        if not self._restarts:
+            leftovers.remove_backends(self._prefix, self._build)
+
+    def restart(self) -> None:
+        """``stop`` what is left of it, and ``start``, which needs no room on the disk then."""
+        self._restarts = True
+        try:
+            self.stop()
+            self.start()
+        finally:
+            self._restarts = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -111,6 +127,33 @@ class TritonServer:
         self.stop()
         self.control.close()
 
+    @property
+    def _build(self) -> Path:
+        return self.options.work_dir / "build"
+
+    def _clear_up(self) -> None:
+        """What others left. What cannot be cleared is said, and stays."""
+        work_dir, repository = self.options.work_dir, self.options.repository
+        try:
+            clear_up(repository, servers.servers_of(work_dir, repository), self._tell)
+        except (ServingError, OSError) as error:
+            self._tell(f"what a killed publisher left was not cleared up: {error}")
+        leftovers.remove_orphans(self._build)
+
+    def _assembled(self) -> Path:
+        # A folder of its own: another server of the same home may be running from the last one.
+        if self._backends is None or not self._backends.is_dir():
+            self._backends = assemble(self._installation, self._build / f"{self._prefix}backends")
+        return self._backends
+
+    def _log(self) -> IO[bytes]:
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            return self.log_file.open("ab")
+        except OSError as error:
+            self._tell(f"Triton's log is not kept: {error}")
+            return Path(os.devnull).open("ab")
+
     def _announce(self) -> None:
         """From now on a publisher tells this server of what is new."""
         options, pid = self.options, self._process.pid if self._process else 0
@@ -121,7 +164,13 @@ class TritonServer:
             pid=pid,
             started=psutil.Process(pid).create_time(),
         )
-        servers.announce(options.work_dir, self._prefix, server)
+        try:
+            servers.announce(options.work_dir, self._prefix, server)
+        except OSError as error:
+            self._tell(
+                f"publishers will not find this server until it is started again, for it cannot be "
+                f"listed: {error}"
+            )
 
     def _wait_live(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -135,7 +184,10 @@ class TritonServer:
             time.sleep(0.05)
 
     def _last_error(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        try:
+            lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        except OSError:
+            lines = []
         errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
 

@@ -1,5 +1,6 @@
 """The running stack: Triton and the gateway as child processes, started, watched and stopped."""
 
+import contextlib
 import os
 import ssl
 import subprocess
@@ -9,10 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import click
+import psutil
 
+from gateway.beat import SOCKET
+from modelspec.golden import probe_time_s
 from serving.children import end, start
 from serving.errors import PortTaken, ServingError
 from serving.launch import LaunchOptions, TritonServer
@@ -20,11 +25,13 @@ from serving.ports import Ports, is_taken, require_free
 from serving.repository import is_published
 from serving.watch import Watcher
 from tidegate.configs import AUTO, config_name
+from tidegate.gateway_watch import GatewayWatch
 from tidegate.kinds import KNOWN
 from tidegate.pipelines import is_current
 from tidegate.places import Places
 
-READY_TIMEOUT_S = 60.0
+# A gateway starts, and asks each model its golden sample for the first time.
+READY_TIMEOUT_S = 60.0 + probe_time_s(None)
 GATEWAY_STOP_S = 15.0
 DEV_KEY_NAME = "dev"
 
@@ -54,7 +61,9 @@ class Stack:
         self._server: TritonServer | None = None
         self._watcher: Watcher | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
+        self._gateway_watch = GatewayWatch(self._gateway_pid, options.workers, self._hear)
         self._converter: subprocess.Popen[bytes] | None = None
+        self._deadline_s = 0.0  # of a request to the gateway
 
     @property
     def url(self) -> str:
@@ -83,14 +92,16 @@ class Stack:
         repository = options.places.repository
         chosen = config_name(repository, options.config, self._say)
         self._server = TritonServer(
-            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen)
+            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen),
+            tell=self._say,
         )
         self._say("starting Triton ...")
         self._server.start()
         models = self._load(self._server)
-        self._watcher = Watcher(self._server, models, self._say)
+        self._watcher = Watcher(self._server, models, self._say, self._deadline_s)
         self._say("starting the gateway ...")
         self._start_gateway()
+        self._gateway_watch.start()
         self._wait_ready()
 
     def check(self) -> None:
@@ -99,10 +110,33 @@ class Stack:
             self._watcher.check()
         if self._gateway and self._gateway.poll() is not None:
             self._say("the gateway ended by itself; starting it again")
+            self._note("gateway_died", f"exit code {self._gateway.returncode}")
+            # Workers outlive a parent that was killed, and hold its ports.
+            for process in self._gateway_watch.family():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
             time.sleep(1)  # no tight loop when it cannot start
             self._start_gateway(restarted=True)
+            self._note("gateway_restarted")
+
+    def _gateway_pid(self) -> int | None:
+        return self._gateway.pid if self._gateway and self._gateway.poll() is None else None
+
+    def _hear(self, event: str, detail: str) -> None:
+        """From the thread that watches the gateway."""
+        lines = {
+            "gateway_hung": f"the gateway hangs ({detail}); killing that process",
+            "gateway_worker_died": f"a worker of the gateway ended ({detail}); another is started",
+        }
+        self._say(lines.get(event, f"{event}: {detail}"))
+        self._note(event, detail)
+
+    def _note(self, event: str, detail: str = "") -> None:
+        if self._watcher:
+            self._watcher.events.add(event, "", detail)
 
     def stop(self) -> None:
+        self._gateway_watch.stop()
         if self._watcher:
             self._watcher.close()
         for child in (self._converter, self._gateway):
@@ -142,6 +176,7 @@ class Stack:
 
         try:
             settings = Settings.read(self._environment())
+            self._deadline_s = settings.deadline_s
             if settings.tls_certificate_file:
                 from gateway.addons.tls import Tls
 
@@ -196,15 +231,23 @@ class Stack:
     def _start_gateway(self, *, restarted: bool = False) -> None:
         """One that is started again goes on with the policy that was in force; at our own start
         the file is taken as it is."""
-        environment = {**self._environment(), "TIDEGATE_RESTARTED": "1" if restarted else "0"}
+        environment = {
+            **self._environment(),
+            "TIDEGATE_RESTARTED": "1" if restarted else "0",
+            SOCKET: self._gateway_watch.name,
+        }
         self._gateway = start(
             [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
         )
 
     def _log(self) -> IO[bytes]:
         path = self.options.places.state / "logs" / "gateway.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("ab")
+        except OSError as error:
+            self._say(f"the gateway's log is not kept: {error}")
+            return Path(os.devnull).open("ab")
 
     def _environment(self) -> dict[str, str]:
         options = self.options
@@ -230,14 +273,16 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        answer = "it did not answer"
+        ready, answer = False, "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
                 raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
             ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
-            if ready:
+            if ready and self._gateway_watch.is_started():
                 return
             time.sleep(0.1)
+        if ready:
+            answer = f"not all of its {self.options.workers} workers have started"
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 

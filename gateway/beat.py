@@ -1,0 +1,26 @@
+"""A sign of life for whoever started the gateway, from each worker's event loop, twice a second.
+
+A worker that is stopped, or whose loop hangs, holds its connections and answers nobody, and to its
+parent it looks alive. The datagrams need no disk, and nobody waits for one to be taken.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+
+BEAT_S = 0.5
+# Set by whoever listens: the name of an abstract Unix datagram socket.
+SOCKET = "TIDEGATE_BEAT_SOCKET"
+
+
+async def beat(name: str) -> None:
+    """Until it is cancelled."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        address = b"\0" + name.encode()
+        while True:
+            # Nobody listens any more, or there are enough that were not taken: both are no harm.
+            with contextlib.suppress(OSError):
+                sender.sendto(str(os.getpid()).encode(), address)
+            await asyncio.sleep(BEAT_S)
