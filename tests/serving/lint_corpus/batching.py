@@ -153,8 +153,8 @@ CASES = [
            'output_name: "t" data_type: TYPE_INT32 dims: [ 2 ] initial_state { name: "z" '
            'data_type: TYPE_INT32 dims: [ 2 ] data_file: "z" } } }',
            **{"initial_state/z": b"\0" * 8}),
-    _kept("state_growable", False, "dims: [ 1 ] use_growable_memory: true"),
-    _kept("state_growable_on_cpu", False, "dims: [ 1 ] use_growable_memory: true "
+    _kept("state_growable", True, "dims: [ 1 ] use_growable_memory: true"),
+    _kept("state_growable_on_cpu", True, "dims: [ 1 ] use_growable_memory: true "
           "use_same_buffer_for_input_output: true"),
     _kept("state_twice", True, "dims: [ 1 ] } state { input_name: \"s\" output_name: \"t\" "
           "data_type: TYPE_INT32 dims: [ 1 ]"),

@@ -51,7 +51,6 @@ def _archive(*members: str) -> bytes:
 
 CASES = [
     _files("no_version", False, **{"config.pbtxt": PYTHON}),
-    _files("no_version_empty_folder", False),
     _files("version_v1", False, **{"config.pbtxt": PYTHON, "v1/model.py": STUB}),
     _files("version_01", False, **{"config.pbtxt": PYTHON, "01/model.py": STUB}),
     _files("version_zero", True, **{"config.pbtxt": PYTHON, "0/model.py": STUB}),
@@ -112,7 +111,8 @@ CASES = [
     _backend("runtime_python", False, 'backend: "python" runtime: "model.py"'),
     _backend("runtime_library", True, 'backend: "python" runtime: "libtriton_python.so"'),
     _backend("runtime_unknown", False, 'backend: "python" runtime: "libtriton_nobody.so"'),
-    _backend("runtime_escapes", False, 'backend: "python" runtime: "../python/libtriton_python.so"'),
+    _backend("runtime_roundabout", True, 'backend: "python" runtime: "../python/libtriton_python.so"'),
+    _backend("runtime_escapes", False, 'backend: "python" runtime: "../other/libtriton_python.so"'),
     _parameter("env_missing", False, "EXECUTION_ENV_PATH", "/nowhere/env.tar.gz"),
     _parameter("env_in_model_missing", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"),
     _parameter("env_in_version_missing", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/../env.tar.gz"),
@@ -143,7 +143,7 @@ CASES = [
     _written("comment", True, add="# ready"),
     _written("comment_slashes", False, add="// ready"),
     _written("enum_as_number", True, ("data_type: TYPE_FP32", "data_type: 11")),
-    _written("enum_number_unknown", False, ("data_type: TYPE_FP32", "data_type: 99")),
+    _written("enum_number_unknown", True, ("data_type: TYPE_FP32", "data_type: 99")),
     _written("enum_quoted", False, ("data_type: TYPE_FP32", 'data_type: "TYPE_FP32"')),
     _written("enum_unknown", False, ("TYPE_FP32", "TYPE_FLOAT")),
     _written("enum_lower", False, ("TYPE_FP32", "type_fp32")),

@@ -90,7 +90,7 @@ CASES = [
     Case("completed_from_nothing", True,
          {"config.pbtxt": 'backend: "python"', "1/model.py": COMPLETES}),
     Case("no_config_completed", True, {"1/model.py": COMPLETES}),
-    Case("no_config_not_completed", False, {"1/model.py": STUB}),
+    Case("no_config_not_completed", True, {"1/model.py": STUB}),
     Case("empty_config", True, {"config.pbtxt": "", "1/model.py": STUB}),
     python("labels", True, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
         '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"'), **{"l.txt": "a\nb\n"}),
