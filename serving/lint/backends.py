@@ -50,8 +50,8 @@ KNOWN = frozenset(
         *("fil", "tensorrtllm", "armnn_tflite", "hugectr", "hps", "nvtabular", "paddle", "mlflow"),
         *("identity", "repeat", "square", "minimal", "recommended", "add_sub", "dist_addsub"),
         *("sequence", "dyna_sequence", "implicit_state", "query", "bls", "iterative_sequence"),
-        *("distributed_addsub", "rapids_identity", "rapids_linear", "fastertransformer", "nvimagecodec"),
-        *("caffe2", "redis", "trtllm", "llm", "client", "gpu_io", "stateful", "onnxruntime_genai"),
+        *("distributed_addsub", "rapids_identity", "rapids_linear", "fastertransformer"),
+        *("stateful", "caffe2"),
     }
 )  # fmt: skip
 ENSEMBLE = "ensemble"
@@ -97,9 +97,7 @@ def first_folder(folder: Path) -> Path | None:
     return min(folders, key=lambda path: path.name.encode(errors="surrogateescape"), default=None)
 
 
-def check(
-    config: ModelConfig, settled: Settled, folder: Path, place: str
-) -> Iterator[Finding]:
+def check(config: ModelConfig, settled: Settled, folder: Path, place: str) -> Iterator[Finding]:
     """What Triton says of a model's backend; nothing for ensembles."""
     if settled.platform == ENSEMBLE and not config.backend:
         return

@@ -73,7 +73,9 @@ def _dynamic(model: Model) -> Iterator[Finding]:
                 f"{levels} priority_levels",
                 f"write default_priority_level: 1 (or up to {levels})",
             )
-        for level in sorted(each for each in batching.priority_queue_policy if each == 0 or each > levels):
+        for level in sorted(
+            each for each in batching.priority_queue_policy if each == 0 or each > levels
+        ):
             yield _priority(
                 model,
                 f"priority_queue_policy is for level {level}, and there are {levels}",
@@ -181,9 +183,7 @@ def _values(place: str, kind: str, control: Any) -> Iterator[Finding]:
             "write one of them, such as int32_false_true: [ 0, 1 ]",
         )
     elif len(getattr(control, written[0])) != 2:
-        yield _control(
-            place, f"{written[0]} has not two values", f"write {written[0]}: [ 0, 1 ]"
-        )
+        yield _control(place, f"{written[0]} has not two values", f"write {written[0]}: [ 0, 1 ]")
 
 
 def _control(place: str, says: str, fix: str) -> Finding:
@@ -216,7 +216,9 @@ def _initial(model: Model, place: str, state: Any, initial: Any) -> Iterator[Fin
     dims, wanted = list(initial.dims), list(state.dims)
     if -1 in dims:
         yield _state(place, f"its initial_state has open dims {dims}", "write their lengths")
-    elif len(dims) != len(wanted) or any(w not in (-1, d) for d, w in zip(dims, wanted, strict=True)):
+    elif len(dims) != len(wanted) or any(
+        w not in (-1, d) for d, w in zip(dims, wanted, strict=True)
+    ):
         yield _state(
             place, f"its initial_state has dims {dims}, and the state {wanted}", "make them equal"
         )
@@ -226,8 +228,11 @@ def _initial(model: Model, place: str, state: Any, initial: Any) -> Iterator[Fin
         file = model.folder / STATES / initial.data_file
         fault = file_fault(file, initial.data_type, dims)
         if fault:
-            yield _state(place, f"its initial_state wants {STATES}/{file.name}, which {fault}",
-                         "put the bytes there, or write zero_data: true")
+            yield _state(
+                place,
+                f"its initial_state wants {STATES}/{file.name}, which {fault}",
+                "put the bytes there, or write zero_data: true",
+            )
 
 
 def _state(place: str, says: str, fix: str) -> Finding:

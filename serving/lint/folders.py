@@ -18,7 +18,15 @@ _STRAY = re.compile(
 )
 _ALMOST_A_VERSION = re.compile(r"(v\d+|0\d+)\Z", re.IGNORECASE)
 # Backends that can do nothing without their file; others have more than one, or make it.
-_LOOKS_IN_VERSION = ("onnxruntime", "tensorrt", "pytorch", "tensorflow", "openvino", "python", "vllm")
+_LOOKS_IN_VERSION = (
+    "onnxruntime",
+    "tensorrt",
+    "pytorch",
+    "tensorflow",
+    "openvino",
+    "python",
+    "vllm",
+)
 _LFS = b"version https://git-lfs.github.com"
 
 

@@ -3,11 +3,9 @@ onnxruntime, or with the package onnx where that is missing or the file is large
 
 from collections.abc import Iterator, Mapping
 
-from serving.backends.onnxruntime import ort_graph
-from serving.backends.onnxruntime.ort_graph import Disagreement, ModelRefused
 from serving.lint import graph_file
 from serving.lint.finding import Finding, error
-from serving.lint.graph_file import ReadGraph
+from serving.lint.graph_file import ort_graph
 from serving.lint.reading import Model
 
 _THREADS = ("intra_op_thread_count", "inter_op_thread_count")
@@ -26,14 +24,12 @@ def check(model: Model) -> Iterator[Finding]:
         place = read.path.relative_to(model.folder.parent).as_posix()
         if read.fault:
             yield error("graph-broken", place, f"cannot be loaded: {read.fault}", "export it again")
-        elif read:
-            yield from _compared(model, read, place)
+        elif read.graph is not None:
+            yield from _compared(model, read.graph, read.is_sure, place)
     yield from _options(model)
 
 
-def _compared(model: Model, read: ReadGraph, file: str) -> Iterator[Finding]:
-    graph = read.graph
-    assert graph is not None
+def _compared(model: Model, graph: ort_graph.Graph, is_sure: bool, file: str) -> Iterator[Finding]:
     config = graph_file.as_backend_sees(model.config)
     config["name"] = model.name
     try:
@@ -42,19 +38,20 @@ def _compared(model: Model, read: ReadGraph, file: str) -> Iterator[Finding]:
             # The backend completes from the newest version, and compares each with that.
             newest = [each.graph for each in model.graphs if each.graph][-1]
             ort_graph.complete_config(config, newest)
-    except ModelRefused as refused:
-        yield error("graph-type", model.place, str(refused), "see docs/onnxruntime-backend.md")
+    except ort_graph.ModelRefused as refused:
+        says, _, fix = str(refused).rpartition(": ")
+        yield error("graph-type", model.place, says, fix)
         return
     for each in ort_graph.disagreements(config, graph, lambda _: None):
-        if read.is_sure or not _may_be_inferred(each):
+        if is_sure or not _may_be_inferred(each):
             yield _finding(model, each, file)
 
 
-def _may_be_inferred(each: Disagreement) -> bool:
+def _may_be_inferred(each: ort_graph.Disagreement) -> bool:
     return each.side == "output" and each.kind in ("shape", "batch")
 
 
-def _finding(model: Model, each: Disagreement, file: str) -> Finding:
+def _finding(model: Model, each: ort_graph.Disagreement, file: str) -> Finding:
     place = f"{model.place}:{each.tensor}" if each.tensor else model.place
     says = f"{each.says} ({file})"
     # One call for each code, so that each stands where it is looked for.
@@ -85,7 +82,9 @@ def _options(model: Model) -> Iterator[Finding]:
     for where, known in _ACCELERATORS.items():
         for each in getattr(accelerators, f"{where}_execution_accelerator"):
             if each.name not in known:
-                yield _option(model, f"{where}_execution_accelerator", each.name, " or ".join(known))
+                yield _option(
+                    model, f"{where}_execution_accelerator", each.name, " or ".join(known)
+                )
 
 
 def _option(model: Model, name: str, value: str, right: str) -> Finding:

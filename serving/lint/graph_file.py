@@ -6,15 +6,19 @@ The comparison itself is the backend's own (``ort_graph.py``): what it refuses i
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from serving.backends.onnxruntime import ort_graph
-from serving.backends.onnxruntime.ort_graph import Config, Graph, GraphTensor, ModelRefused
 from serving.errors import TritonMissing
 from serving.installation import find_triton
+
+if TYPE_CHECKING:
+    # Files of a Triton backend are modules of their own there, and to mypy.
+    import ort_graph as ort_graph  # graph.py has it from here
+else:
+    from serving.backends.onnxruntime import ort_graph
 
 # Opening a session reads the weights, seconds and gigabytes for the largest.
 SESSION_BYTES = 256 * 1024 * 1024
@@ -44,7 +48,7 @@ class ReadGraph:
     file's fault. ``is_sure``: its shapes are those that the backend will see, inferred ones too."""
 
     path: Path
-    graph: Graph | None = None
+    graph: ort_graph.Graph | None = None
     fault: str = ""
     is_sure: bool = False
 
@@ -52,15 +56,13 @@ class ReadGraph:
         return self.graph is not None
 
 
-def _is_ours() -> bool:
+@cache
+def runs_in_ours() -> bool:
+    """Whether models of onnxruntime run in our backend: this Triton has none of its own."""
     try:
         return not (find_triton().backends / "onnxruntime").is_dir()
     except TritonMissing:
         return True
-
-
-# Whether models of onnxruntime run in our backend: Triton has none of its own.
-IS_OURS = _is_ours()
 
 
 def read(path: Path, config: ModelConfig) -> ReadGraph:
@@ -75,14 +77,14 @@ def read(path: Path, config: ModelConfig) -> ReadGraph:
     return _parsed(file, stamp)
 
 
-def complete(config: ModelConfig, graph: Graph) -> ModelConfig:
+def complete(config: ModelConfig, graph: ort_graph.Graph) -> ModelConfig:
     """The config with what the backend fills in; as it is where the backend refuses to."""
     completed = as_backend_sees(config)
     try:
         ort_graph.drop_empty_reshape(completed)
         if not ort_graph.is_complete(completed):
             ort_graph.complete_config(completed, graph)
-    except (ModelRefused, KeyError):
+    except (ort_graph.ModelRefused, KeyError):
         return config
     result = ModelConfig()
     result.CopyFrom(config)
@@ -93,14 +95,16 @@ def complete(config: ModelConfig, graph: Graph) -> ModelConfig:
             tensor = next((each for each in declared if each.name == entry["name"]), None)
             tensor = declared.add(name=entry["name"]) if tensor is None else tensor
             data_type = entry.get("data_type", "TYPE_INVALID")
-            tensor.data_type = DataType.Value(data_type) if isinstance(data_type, str) else data_type
+            tensor.data_type = (
+                DataType.Value(data_type) if isinstance(data_type, str) else data_type
+            )
             tensor.dims[:] = entry.get("dims", ())
     return result
 
 
-def as_backend_sees(config: ModelConfig) -> Config:
+def as_backend_sees(config: ModelConfig) -> ort_graph.Config:
     """The config as the JSON that Triton hands to a Python-based backend."""
-    seen: Config = MessageToDict(
+    seen: ort_graph.Config = MessageToDict(
         config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     for entry in (*seen["input"], *seen["output"]):
@@ -138,7 +142,7 @@ def _opened(file: Path, stamp: int, libraries: tuple[str, ...]) -> ReadGraph | N
             return ReadGraph(file)  # the library may lie where the server is, and not here
         says = " ".join(str(error).split())[:300]
         return ReadGraph(file, fault=f"ONNX Runtime {onnxruntime.__version__} says: {says}")
-    return ReadGraph(file, Graph.read(session), is_sure=True)
+    return ReadGraph(file, ort_graph.Graph.read(session), is_sure=True)
 
 
 @cache
@@ -157,7 +161,7 @@ def _parsed(file: Path, stamp: int) -> ReadGraph:
     inputs = {each.name: _tensor(each) for each in graph.input}
     return ReadGraph(
         file,
-        Graph(
+        ort_graph.Graph(
             {name: each for name, each in inputs.items() if name not in weights},
             {name: each for name, each in inputs.items() if name in weights},
             {each.name: _tensor(each) for each in graph.output},
@@ -165,7 +169,7 @@ def _parsed(file: Path, stamp: int) -> ReadGraph:
     )
 
 
-def _tensor(value: Any) -> GraphTensor:
+def _tensor(value: Any) -> ort_graph.GraphTensor:
     tensor = value.type.tensor_type
     axes = tuple(
         int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or None)
@@ -173,4 +177,6 @@ def _tensor(value: Any) -> GraphTensor:
     )
     kind = value.type.WhichOneof("value")
     fallback = kind if kind != "tensor_type" else f"tensor({tensor.elem_type})"
-    return GraphTensor(value.name, _ELEMENT_TYPES.get(tensor.elem_type, str(fallback)), axes)
+    return ort_graph.GraphTensor(
+        value.name, _ELEMENT_TYPES.get(tensor.elem_type, str(fallback)), axes
+    )

@@ -58,7 +58,9 @@ def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
             yield _fault(place, f"{name!r} has open dims {list(given.dims)}", "write lengths")
             continue
         if given.WhichOneof("input_data_type") is None:
-            yield _fault(place, f"{name!r} has no data", "write zero_data: true or random_data: true")
+            yield _fault(
+                place, f"{name!r} has no data", "write zero_data: true or random_data: true"
+            )
         elif given.input_data_file:
             fault = file_fault(
                 model.folder / WARMUPS / given.input_data_file, given.data_type, given.dims
@@ -71,7 +73,9 @@ def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
                 )
         if name in tensors:
             yield from _against(place, tensors[name], given)
-    missing = [name for name, each in tensors.items() if not each.optional and name not in sample.inputs]
+    missing = [
+        name for name, each in tensors.items() if not each.optional and name not in sample.inputs
+    ]
     if missing:
         yield _fault(place, f"gives nothing for {', '.join(missing)}", "add it to inputs")
 
@@ -79,10 +83,10 @@ def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
 def _against(place: str, tensor: Any, given: Any) -> Iterator[Finding]:
     dims, wanted = list(given.dims), list(tensor.dims)
     if given.data_type != tensor.data_type:
-        yield _fault(place, f"{tensor.name!r} has another data_type than the input", "write the same")
-    fits = len(dims) == len(wanted) and all(
-        w in (-1, d) for d, w in zip(dims, wanted, strict=True)
-    )
+        yield _fault(
+            place, f"{tensor.name!r} has another data_type than the input", "write the same"
+        )
+    fits = len(dims) == len(wanted) and all(w in (-1, d) for d, w in zip(dims, wanted, strict=True))
     if not fits:
         yield _fault(
             place,

@@ -59,7 +59,9 @@ def _used(message: Any) -> Iterator[str]:
         for each in _each(field, value):
             if hasattr(each, "ListFields"):
                 yield from _used(each)
-            elif field.type == FieldDescriptor.TYPE_ENUM and each in field.enum_type.values_by_number:
+            elif (
+                field.type == FieldDescriptor.TYPE_ENUM and each in field.enum_type.values_by_number
+            ):
                 name = field.enum_type.values_by_number[each].name
                 yield f"{_short(field.enum_type)}={name}"
 
@@ -68,7 +70,7 @@ def _each(field: Any, value: Any) -> Iterable[Any]:
     if isinstance(value, str | bytes | int | float) or hasattr(value, "ListFields"):
         return [value]
     is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-    return value.values() if is_map else value
+    return list(value.values() if is_map else value)
 
 
 def _short(descriptor: Any) -> str:

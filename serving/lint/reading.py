@@ -88,7 +88,9 @@ class Model:
 
     @property
     def is_python_based(self) -> bool:
-        return self.backend == "python" or (self.backend == "onnxruntime" and graph_file.IS_OURS)
+        return self.backend == "python" or (
+            self.backend == "onnxruntime" and graph_file.runs_in_ours()
+        )
 
     @cached_property
     def served(self) -> list[int]:
@@ -97,7 +99,9 @@ class Model:
         if policy.HasField("specific"):
             return [v for v in policy.specific.versions if v in self.versions]
         if policy.HasField("latest"):
-            return self.versions[-policy.latest.num_versions :] if policy.latest.num_versions else []
+            return (
+                self.versions[-policy.latest.num_versions :] if policy.latest.num_versions else []
+            )
         return self.versions if self.config.HasField("version_policy") else self.versions[-1:]
 
     @cached_property
@@ -147,13 +151,19 @@ def _read(folder: Path) -> Model:
         return Model(folder, None, f"cannot be read: {error.strerror}")
     path = folder / CONFIG_FILE
     if path.is_dir():
-        return Model(folder, None, "is a folder, and Triton ends when it reads that", entries=entries)
+        return Model(
+            folder, None, "is a folder, and Triton ends when it reads that", entries=entries
+        )
     if path.is_symlink() and not path.exists():
-        return Model(folder, None, f"is a link to {path.readlink()}, which is not there", entries=entries)
+        return Model(
+            folder, None, f"is a link to {path.readlink()}, which is not there", entries=entries
+        )
     if not path.exists():
         return Model(folder, None, entries=entries)
     try:
-        return Model(folder, parse(syntax.as_triton_reads(_decoded(path.read_bytes()))), entries=entries)
+        return Model(
+            folder, parse(syntax.as_triton_reads(_decoded(path.read_bytes()))), entries=entries
+        )
     except (ValueError, OSError) as error:
         return Model(folder, None, str(error), entries=entries)
 

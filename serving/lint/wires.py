@@ -16,14 +16,15 @@ from serving.lint.reading import Model, Repository
 
 @dataclass(frozen=True)
 class End:
-    """A tensor at one end of a wire. ``dims`` are without the batch axis, and None where the model
-    does not declare the tensor."""
+    """A tensor at one end of a wire. ``dims`` are without the batch axis; ``known`` is false where
+    the model does not declare the tensor."""
 
     where: str
     makes: bool
     data_type: int = 0
-    dims: tuple[int, ...] | None = None
+    dims: tuple[int, ...] = ()
     batched: bool = False
+    known: bool = True
 
     @property
     def verb(self) -> str:
@@ -32,7 +33,6 @@ class End:
     @property
     def full(self) -> tuple[int, ...]:
         """The dims with the batch axis, as -1, in front where there is one."""
-        assert self.dims is not None
         return (-1, *self.dims) if self.batched else self.dims
 
 
@@ -54,7 +54,7 @@ def check(model: Model, repository: Repository) -> Iterator[Finding]:
             )
         elif len(makers[name]) == len(ends):
             yield _unused(place, makers[name][0])
-        known = [end for end in ends if end.dims is not None]
+        known = [end for end in ends if end.known]
         for end in known[1:]:
             yield from _compare(place, known[0], end)
 
@@ -83,8 +83,6 @@ def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
             f"{one.verb} {_type(one)}, and {other.verb} {_type(other)}",
             "declare the same data_type at both ends, or put a step between that casts",
         )
-    assert one.dims is not None
-    assert other.dims is not None
     if not _fits(one.dims, other.dims) and not _fits(one.full, other.full):
         yield error(
             "wire-shape",
@@ -108,7 +106,9 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
     for tensors, makes in ((config.input, True), (config.output, False)):
         for tensor in tensors:
             shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-            end = End("the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0)
+            end = End(
+                "the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0
+            )
             found.setdefault(tensor.name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
@@ -125,14 +125,14 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
 
 def _end(where: str, member: Model | None, name: str, makes: bool) -> End:
     if member is None:
-        return End(where, makes)
+        return End(where, makes, known=False)
     config = member.completed
     tensors: Any = config.output if makes else config.input
     tensor = next((each for each in tensors if each.name == name), None)
     batched = config.max_batch_size > 0
     # A backend that fills the config in may give it a batch axis.
     if tensor is None or not tensor.dims or (member.may_complete and not batched):
-        return End(where, makes)
+        return End(where, makes, known=False)
     return End(where, makes, tensor.data_type, tuple(tensor.dims), batched)
 
 

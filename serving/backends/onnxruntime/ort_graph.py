@@ -48,8 +48,9 @@ class ModelRefused(Exception):
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One thing in which a config and its graph differ: of which ``kind``, at which tensor (``side``
-    is "input" or "output"; both are "" for what concerns the whole model), and what to do."""
+    """One thing in which a config and its graph differ: of which ``kind``, where, and what to do.
+
+    ``side`` is "input" or "output"; side and tensor are "" for what concerns the whole model."""
 
     kind: str
     side: str

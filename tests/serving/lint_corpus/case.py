@@ -39,8 +39,8 @@ ensemble_scheduling { step [
 @dataclass(frozen=True)
 class Case:
     """A model ``name`` with its ``files`` below NAME/ (one that ends in / is an empty folder);
-    ``others`` are whole models beside it. ``loads``: what Triton 2.51 says; ``hangs``: it never
-    answers, or dies, so that it is not asked."""
+    ``others`` are whole models beside it. ``loads``: what Triton 2.51 says, and what the linter has
+    to say; ``hangs``: Triton never answers, or dies, and so is not asked."""
 
     name: str
     loads: bool

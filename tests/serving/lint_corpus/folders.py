@@ -3,7 +3,6 @@
 import io
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 from tests.serving.lint_corpus.case import PYTHON, STUB, Case, edited, python
 
@@ -60,16 +59,35 @@ CASES = [
     _files("version_is_file", False, **{"config.pbtxt": PYTHON, "1": STUB}),
     _files("version_superscript", False, **{"config.pbtxt": PYTHON, "²/model.py": STUB}),
     _files("version_beside_superscript", True, **{**TABLE, "²/model.py": STUB}),
-    _files("version_beside_others", True, **{**TABLE, "assets/a": "", "notes.txt": "", "v2/model.py": ""}),
-    _files("version_link", True, **{"config.pbtxt": PYTHON, "real/model.py": STUB, "1": _link("real")}),
+    _files(
+        "version_beside_others",
+        True,
+        **{**TABLE, "assets/a": "", "notes.txt": "", "v2/model.py": ""},
+    ),
+    _files(
+        "version_link", True, **{"config.pbtxt": PYTHON, "real/model.py": STUB, "1": _link("real")}
+    ),
     _files("link_broken", False, **{**TABLE, "data": _link("nowhere")}),
     _files("link_broken_in_version", True, **{**TABLE, "1/data": _link("nowhere")}),
     _files("config_link_broken", False, **{"1/model.py": STUB, "config.pbtxt": _link("nowhere")}),
-    _files("config_link", True, **{"1/model.py": STUB, "real.pbtxt": PYTHON, "config.pbtxt": _link("real.pbtxt")}),
+    _files(
+        "config_link",
+        True,
+        **{"1/model.py": STUB, "real.pbtxt": PYTHON, "config.pbtxt": _link("real.pbtxt")},
+    ),
     _files("config_is_folder", False, hangs=True, **{"1/model.py": STUB, "config.pbtxt/": ""}),
     _files("model_py_missing", False, hangs=True, **{"config.pbtxt": PYTHON, "1/": ""}),
-    _files("model_py_link_broken", False, hangs=True, **{"config.pbtxt": PYTHON, "1/model.py": _link("no")}),
-    _files("model_py_named", True, **{"config.pbtxt": PYTHON + 'default_model_filename: "m.py"', "1/m.py": STUB}),
+    _files(
+        "model_py_link_broken",
+        False,
+        hangs=True,
+        **{"config.pbtxt": PYTHON, "1/model.py": _link("no")},
+    ),
+    _files(
+        "model_py_named",
+        True,
+        **{"config.pbtxt": PYTHON + 'default_model_filename: "m.py"', "1/m.py": STUB},
+    ),
     _files("version_phantom", False, hangs=True, **{**TABLE, "2.bak/model.py": STUB}),
     _files("two_versions", True, **{**TABLE, "2/model.py": STUB}),
     _policy("policy_latest", True, "version_policy { latest { num_versions: 2 } }"),
@@ -92,54 +110,116 @@ CASES = [
     _backend("backend_platform_too", True, 'backend: "python" platform: "whatever"'),
     _backend("backend_platform_known", True, 'backend: "python" platform: "onnxruntime_onnx"'),
     _backend("backend_platform_ensemble", False, 'backend: "python" platform: "ensemble"'),
-    _backend("backend_onnx_platform_other", False, 'backend: "onnxruntime" platform: "tensorrt_plan"'),
+    _backend(
+        "backend_onnx_platform_other", False, 'backend: "onnxruntime" platform: "tensorrt_plan"'
+    ),
     _backend("backend_tensorrt_platform_odd", False, 'backend: "tensorrt" platform: "tensorrt"'),
     _backend("platform_onnxruntime", False, 'platform: "onnxruntime"'),
     _backend("platform_python", False, 'platform: "python"'),
     _backend("platform_unknown", False, 'platform: "caffe2_netdef"'),
-    _files("backend_none_no_file", False, **{"config.pbtxt": edited(PYTHON, (NAMED, "")), "1/weights.bin": "x"}),
-    _files("backend_of_name.nobody", False, **{"config.pbtxt": edited(PYTHON, (NAMED, "")), "1/weights.bin": "x"}),
-    _files("backend_none_named_file", False,
-           **{"config.pbtxt": edited(PYTHON, (NAMED, 'default_model_filename: "m.bin"')), "1/m.bin": "x"}),
-    _files("backend_of_named_file", True,
-           **{"config.pbtxt": edited(PYTHON, (NAMED, 'default_model_filename: "model.py"')), "1/model.py": STUB}),
-    _files("backend_hidden_by_folder", False, **{"config.pbtxt": edited(PYTHON, (NAMED, "")),
-           "1/model.py": STUB, "0notes/a": ""}),
-    _files("backend_hidden_by_dot_folder", False, **{"config.pbtxt": edited(PYTHON, (NAMED, "")),
-           "1/model.py": STUB, ".ipynb_checkpoints/a": ""}),
+    _files(
+        "backend_none_no_file",
+        False,
+        **{"config.pbtxt": edited(PYTHON, (NAMED, "")), "1/weights.bin": "x"},
+    ),
+    _files(
+        "backend_of_name.nobody",
+        False,
+        **{"config.pbtxt": edited(PYTHON, (NAMED, "")), "1/weights.bin": "x"},
+    ),
+    _files(
+        "backend_none_named_file",
+        False,
+        **{
+            "config.pbtxt": edited(PYTHON, (NAMED, 'default_model_filename: "m.bin"')),
+            "1/m.bin": "x",
+        },
+    ),
+    _files(
+        "backend_of_named_file",
+        True,
+        **{
+            "config.pbtxt": edited(PYTHON, (NAMED, 'default_model_filename: "model.py"')),
+            "1/model.py": STUB,
+        },
+    ),
+    _files(
+        "backend_hidden_by_folder",
+        False,
+        **{"config.pbtxt": edited(PYTHON, (NAMED, "")), "1/model.py": STUB, "0notes/a": ""},
+    ),
+    _files(
+        "backend_hidden_by_dot_folder",
+        False,
+        **{
+            "config.pbtxt": edited(PYTHON, (NAMED, "")),
+            "1/model.py": STUB,
+            ".ipynb_checkpoints/a": "",
+        },
+    ),
     _files("backend_said_beside_dot_folder", True, **{**TABLE, ".ipynb_checkpoints/a": ""}),
     _backend("runtime_python", False, 'backend: "python" runtime: "model.py"'),
     _backend("runtime_library", True, 'backend: "python" runtime: "libtriton_python.so"'),
     _backend("runtime_unknown", False, 'backend: "python" runtime: "libtriton_nobody.so"'),
-    _backend("runtime_roundabout", True, 'backend: "python" runtime: "../python/libtriton_python.so"'),
+    _backend(
+        "runtime_roundabout", True, 'backend: "python" runtime: "../python/libtriton_python.so"'
+    ),
     _backend("runtime_escapes", False, 'backend: "python" runtime: "../other/libtriton_python.so"'),
     _parameter("env_missing", False, "EXECUTION_ENV_PATH", "/nowhere/env.tar.gz"),
-    _parameter("env_in_model_missing", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"),
-    _parameter("env_in_version_missing", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/../env.tar.gz"),
+    _parameter(
+        "env_in_model_missing", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"
+    ),
+    _parameter(
+        "env_in_version_missing",
+        False,
+        "EXECUTION_ENV_PATH",
+        "$$TRITON_MODEL_DIRECTORY/../env.tar.gz",
+    ),
     _parameter("env_relative_missing", False, "EXECUTION_ENV_PATH", "env.tar.gz"),
     _parameter("env_empty", True, "EXECUTION_ENV_PATH", ""),
-    _parameter("env_no_archive", False, "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz",
-               **{"env.tar.gz": "no archive"}),
+    _parameter(
+        "env_no_archive",
+        False,
+        "EXECUTION_ENV_PATH",
+        "$$TRITON_MODEL_DIRECTORY/env.tar.gz",
+        **{"env.tar.gz": "no archive"},
+    ),
     _parameter("cpu_only_no", True, "FORCE_CPU_ONLY_INPUT_TENSORS", "no"),
     _parameter("cpu_only_odd", False, "FORCE_CPU_ONLY_INPUT_TENSORS", "false"),
     _parameter("strategy_missing", False, "TRITON_BATCH_STRATEGY_PATH", "/nowhere/b.so"),
-    _written("strategy_with_sequence", False, add='sequence_batching { } parameters { key: '
-             '"TRITON_BATCH_STRATEGY_PATH" value { string_value: "/nowhere/b.so" } }'),
+    _written(
+        "strategy_with_sequence",
+        False,
+        add="sequence_batching { } parameters { key: "
+        '"TRITON_BATCH_STRATEGY_PATH" value { string_value: "/nowhere/b.so" } }',
+    ),
     _written("agents", False, add='model_repository_agents { agents { name: "nobody" } }'),
-    _written("agents_checksum", False, add='model_repository_agents { agents { name: "checksum" } }'),
+    _written(
+        "agents_checksum", False, add='model_repository_agents { agents { name: "checksum" } }'
+    ),
     replace(_written("agents_none", False, add="model_repository_agents { }"), hangs=True),
-    _written("model_metrics", False, add='model_metrics { metric_control { metric_identifier { '
-             'family: "nv_inference_first_response_histogram_ms" } histogram_options { buckets: 1 } } }'),
+    _written(
+        "model_metrics",
+        False,
+        add="model_metrics { metric_control { metric_identifier { "
+        'family: "nv_inference_first_response_histogram_ms" } histogram_options { buckets: 1 } } }',
+    ),
     _written("inflight", False, add="ensemble_scheduling { max_inflight_requests: 2 }"),
     _written("field_unknown", False, add="max_batch: 3"),
     _written("field_unknown_inside", False, ("dims: [ 3 ]", "dims: [ 3 ] shape: [ 3 ]")),
     _written("field_twice", False, add="max_batch_size: 8"),
-    _written("field_commas", True, ('name: "x" data_type: TYPE_FP32', 'name: "x", data_type: TYPE_FP32;')),
+    _written(
+        "field_commas", True, ('name: "x" data_type: TYPE_FP32', 'name: "x", data_type: TYPE_FP32;')
+    ),
     _written("list_trailing_comma", False, ("dims: [ 3 ]", "dims: [ 3, ]")),
     _written("list_of_messages_trailing_comma", False, ("} ]\noutput", "}, ]\noutput")),
     _written("list_without_comma", False, ("dims: [ 3 ]", "dims: [ 3 3 ]")),
     _written("colon_before_message", True, ("input [", "input: [")),
-    _written("angles", True, ("instance_group [ { kind: KIND_CPU } ]", "instance_group < kind: KIND_CPU >")),
+    _written(
+        "angles",
+        True,
+        ("instance_group [ { kind: KIND_CPU } ]", "instance_group < kind: KIND_CPU >"),
+    ),
     _written("comment", True, add="# ready"),
     _written("comment_slashes", False, add="// ready"),
     _written("enum_as_number", True, ("data_type: TYPE_FP32", "data_type: 11")),
@@ -157,7 +237,9 @@ CASES = [
     _written("number_too_big", False, ("max_batch_size: 8", "max_batch_size: 9999999999")),
     _written("number_plus", False, ("max_batch_size: 8", "max_batch_size: +8")),
     _written("number_space_minus", True, ("dims: [ 3 ]", "dims: [ - 1 ]")),
-    _written("count_negative_versions", False, add="version_policy { latest { num_versions: -1 } }"),
+    _written(
+        "count_negative_versions", False, add="version_policy { latest { num_versions: -1 } }"
+    ),
     _written("bool_capital", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: True")),
     _written("bool_number", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: 1")),
     _written("bool_letter", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: t")),
@@ -181,10 +263,18 @@ CASES = [
     _written("parameter_no_value", True, add='parameters { key: "a" }'),
     _written("parameter_no_key", True, add='parameters { value { string_value: "a" } }'),
     _written("parameter_plain", False, add='parameters { key: "a" value: "b" }'),
-    _written("parameter_twice", True, add='parameters [ { key: "a" value { string_value: "b" } }, '
-             '{ key: "a" value { string_value: "c" } } ]'),
+    _written(
+        "parameter_twice",
+        True,
+        add='parameters [ { key: "a" value { string_value: "b" } }, '
+        '{ key: "a" value { string_value: "c" } } ]',
+    ),
     _bytes("latin1_comment", True, ("# caf\u00e9" + PYTHON).encode("latin-1")),
-    _bytes("latin1_string", True, edited(PYTHON, add='parameters { key: "caf\u00e9" value { } }').encode("latin-1")),
+    _bytes(
+        "latin1_string",
+        True,
+        edited(PYTHON, add='parameters { key: "caf\u00e9" value { } }').encode("latin-1"),
+    ),
     _bytes("latin1_tensor", True, edited(PYTHON, ('"x"', '"caf\u00e9"')).encode("latin-1")),
     _bytes("utf8_string", True, edited(PYTHON, ('"x"', '"caf\u00e9"')).encode()),
     _bytes("byte_order_mark", False, b"\xef\xbb\xbf" + PYTHON.encode()),

@@ -1,6 +1,6 @@
 """Names, types, dims, reshape, batching of inputs: what one tensor may say."""
 
-from tests.serving.lint_corpus.case import STUB, Case, edited, ensemble, python
+from tests.serving.lint_corpus.case import STUB, Case, ensemble, python
 
 DIMS = "dims: [ 3 ]"
 COMPLETES = """
@@ -44,8 +44,11 @@ CASES = [
     _dims("dims_zero", False, "dims: [ 0 ]"),
     _dims("dims_minus_two", False, "dims: [ -2 ]"),
     _dims("dims_open", True, "dims: [ -1, 3, -1 ]"),
-    python("output_dims_zero", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-                                       '"y" data_type: TYPE_FP32 dims: [ 0 ]')),
+    python(
+        "output_dims_zero",
+        False,
+        ('"y" data_type: TYPE_FP32 dims: [ 3 ]', '"y" data_type: TYPE_FP32 dims: [ 0 ]'),
+    ),
     python("no_input", True, ('input [ { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } ]', "")),
     python("no_output", True, ('output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] } ]', "")),
     python("tensor_twice", True, add='input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] }'),
@@ -70,40 +73,88 @@ CASES = [
     _single("reshape_empty_unbatched", False, "dims: [ 1 ] reshape { shape: [ ] }"),
     _single("reshape_unbatched", True, "dims: [ 4 ] reshape { shape: [ 2, 2 ] }"),
     _single("reshape_message_only_unbatched", False, "dims: [ 1 ] reshape { }"),
-    python("output_reshape_count", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 2, 3 ] }')),
-    python("output_reshape_open", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ -1, 4 ] reshape { shape: [ -1, 3 ] }')),
+    python(
+        "output_reshape_count",
+        False,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 2, 3 ] }',
+        ),
+    ),
+    python(
+        "output_reshape_open",
+        False,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ -1, 4 ] reshape { shape: [ -1, 3 ] }',
+        ),
+    ),
     _dims("format_nchw", True, "dims: [ 3, 4, 4 ] format: FORMAT_NCHW"),
     _dims("format_nchw_two_dims", False, "dims: [ 4, 4 ] format: FORMAT_NCHW"),
     _dims("format_nhwc_four_dims", False, "dims: [ 1, 4, 4, 3 ] format: FORMAT_NHWC"),
     _dims("format_none", True, "dims: [ 4, 4 ] format: FORMAT_NONE"),
     _dims("shape_tensor", False, "dims: [ 3 ] is_shape_tensor: true"),
-    python("output_shape_tensor", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ 3 ] is_shape_tensor: true')),
+    python(
+        "output_shape_tensor",
+        False,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ 3 ] is_shape_tensor: true',
+        ),
+    ),
     _dims("non_linear", False, "dims: [ 3, 4, 4 ] is_non_linear_format_io: true"),
     _dims("optional", True, "dims: [ 3 ] optional: true"),
     _dims("ragged", True, "dims: [ -1 ] allow_ragged_batch: true"),
     _single("ragged_unbatched", True, "dims: [ -1 ] allow_ragged_batch: true"),
-    python("completed_by_model", True, (" data_type: TYPE_FP32", ""), (" dims: [ 3 ]", ""),
-           stub=COMPLETES),
-    Case("completed_from_nothing", True,
-         {"config.pbtxt": 'backend: "python"', "1/model.py": COMPLETES}),
+    python(
+        "completed_by_model",
+        True,
+        (" data_type: TYPE_FP32", ""),
+        (" dims: [ 3 ]", ""),
+        stub=COMPLETES,
+    ),
+    Case(
+        "completed_from_nothing",
+        True,
+        {"config.pbtxt": 'backend: "python"', "1/model.py": COMPLETES},
+    ),
     Case("no_config_completed", True, {"1/model.py": COMPLETES}),
     Case("no_config_not_completed", True, {"1/model.py": STUB}),
     Case("empty_config", True, {"config.pbtxt": "", "1/model.py": STUB}),
-    python("labels", True, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"'), **{"l.txt": "a\nb\n"}),
-    python("labels_missing", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"')),
-    python("labels_twice", False, ('"y" data_type: TYPE_FP32 dims: [ 3 ]',
-        '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"'),
+    python(
+        "labels",
+        True,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"',
+        ),
+        **{"l.txt": "a\nb\n"},
+    ),
+    python(
+        "labels_missing",
+        False,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"',
+        ),
+    ),
+    python(
+        "labels_twice",
+        False,
+        (
+            '"y" data_type: TYPE_FP32 dims: [ 3 ]',
+            '"y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt"',
+        ),
         add='output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "l.txt" }',
-        **{"l.txt": "a\nb\n"}),
+        **{"l.txt": "a\nb\n"},
+    ),
     ensemble("ensemble_dims_zero", False, (DIMS, "dims: [ 0 ]")),
     ensemble("ensemble_no_type", False, ("data_type: TYPE_FP32 ", "")),
-    ensemble("ensemble_labels_missing", False,
-             ("dims: [ 3 ] } ]\nens", 'dims: [ 3 ] label_filename: "l" } ]\nens')),
+    ensemble(
+        "ensemble_labels_missing",
+        False,
+        ("dims: [ 3 ] } ]\nens", 'dims: [ 3 ] label_filename: "l" } ]\nens'),
+    ),
     python("batch_negative", False, ("max_batch_size: 8", "max_batch_size: -1")),
     python("batch_absent", True, ("max_batch_size: 8", "")),
     ensemble("ensemble_batch_negative", False, ("max_batch_size: 8", "max_batch_size: -1")),
