@@ -137,11 +137,12 @@ def _sequences(model: Model) -> Iterator[Finding]:
             "switch response_cache off",
         )
     yield from _preferred(model, batching.oldest.preferred_batch_size)
-    if not 0 <= batching.direct.minimum_slot_utilization <= 1:
+    share = batching.direct.minimum_slot_utilization
+    if share < 0 or share > 1:
         yield error(
             "sequence-slots",
             model.place,
-            f"minimum_slot_utilization is {batching.direct.minimum_slot_utilization:g}",
+            f"minimum_slot_utilization is {share:g}",
             "write a share from 0 to 1",
         )
     yield from _controls(model)

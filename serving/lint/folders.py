@@ -27,6 +27,7 @@ _LOOKS_IN_VERSION = (
     "python",
     "vllm",
 )
+_LARGEST_VERSION = 2**63 - 1
 _LFS = b"version https://git-lfs.github.com"
 
 
@@ -140,6 +141,13 @@ def _versions(model: Model) -> Iterator[Finding]:
 def _phantoms(model: Model) -> Iterator[Finding]:
     """Folders that Triton takes for a version, and then looks for under the number alone."""
     for version, names in model.claims.items():
+        if version > _LARGEST_VERSION:
+            yield error(
+                "version-phantom",
+                f"{model.name}/{names[0]}",
+                "is a number beyond 64 bits, and Triton ends when it reads that",
+                "use a smaller number",
+            )
         if str(version) not in names:
             yield error(
                 "version-phantom",

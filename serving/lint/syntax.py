@@ -10,8 +10,11 @@ _PART = re.compile(
 _BAD_ESCAPE = re.compile(r"""\\(?:[^abfnrtv?'"\\0-7xXuU]|[xX][^0-9a-fA-F])""", re.DOTALL)
 _ESCAPE = re.compile(r"\\.", re.DOTALL)
 _NOT_ASCII = re.compile(r"[^\t\n\v\f\r -~]")
-_PLUS = re.compile(r"\+\s*[0-9.]")
+# Python takes these for numbers, and C++ does not.
+_NO_NUMBER = re.compile(r"\+\s*[0-9.]+|(?<![\w.])(?:[0-9]+_[0-9_]+|[0-9.]+[fF]{2,})")
+# And these the other way: a space behind the sign, and 0x1 or 01 for true.
 _SPACED_MINUS = re.compile(r"-\s+(?=[0-9.])")
+_ODD_BIT = re.compile(r"(?<![\w.])0[xX]?0*([01])(?![\w.])")
 
 
 def as_triton_reads(text: str) -> str:
@@ -32,10 +35,11 @@ def _parts(text: str) -> Iterator[str]:
             if strange:
                 says = f"the character {strange[0]!r} stands outside quotes"
                 raise _fault(text, part.start() + strange.start(), says)
-            plus = _PLUS.search(found)
-            if plus:
-                raise _fault(text, part.start() + plus.start(), "a number may not begin with '+'")
-            found = _SPACED_MINUS.sub("-", found)
+            number = _NO_NUMBER.search(found)
+            if number:
+                says = f"{number[0]!r} is no number"
+                raise _fault(text, part.start() + number.start(), says)
+            found = _ODD_BIT.sub(r"\1", _SPACED_MINUS.sub("-", found))
         yield found
 
 

@@ -109,7 +109,10 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
             end = End(
                 "the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0
             )
-            found.setdefault(tensor.name, []).append(end)
+            if not (
+                makes and tensor.name in found
+            ):  # of an input that is declared twice, the first
+                found.setdefault(tensor.name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
         maps: tuple[tuple[Mapping[str, str], bool], ...] = (

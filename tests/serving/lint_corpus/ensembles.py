@@ -1,6 +1,7 @@
 """Steps and wires."""
 
 from tests.serving.lint_corpus.case import ENSEMBLE, STUB, Case, edited, ensemble, model
+from tests.serving.lint_corpus.graphs import identity
 
 FIRST = 'input_map { key: "x" value: "in" } output_map { key: "y" value: "mid" }'
 SECOND = 'input_map { key: "x" value: "mid" } output_map { key: "y" value: "out" }'
@@ -72,7 +73,50 @@ def _maps(inputs: dict[str, str], outputs: dict[str, str]) -> str:
 
 TWO_OUT = HEAD + f"output {{ {OUT.replace('out', 'out2', 1)} }} "
 ONE = ("part", _maps({"x": "in"}, {"y": "out"}))
+ONNX_STEP = {
+    "config.pbtxt": 'backend: "onnxruntime" parameters { key: "intra_op_thread_count" value '
+    '{ string_value: "1" } } instance_group { count: 1 kind: KIND_CPU }',
+    "1/model.onnx": identity(["n", 3]),
+}
 CASES = [
+    # Our backend completes the step: tensors, and batches of 4.
+    ensemble(
+        "step_completed_to_four",
+        False,
+        ('"part"', '"step_completed_to_four.a"'),
+        others={"step_completed_to_four.a": ONNX_STEP},
+    ),
+    ensemble(
+        "step_completed_from_graph",
+        True,
+        ('"part"', '"step_completed_from_graph.a"'),
+        (BIG, "max_batch_size: 4"),
+        others={"step_completed_from_graph.a": ONNX_STEP},
+    ),
+    ensemble(
+        "step_of_graph_unknown_tensor",
+        False,
+        ('"part"', '"step_of_graph_unknown_tensor.a"'),
+        ('key: "x"', 'key: "z"'),
+        (BIG, "max_batch_size: 4"),
+        others={"step_of_graph_unknown_tensor.a": ONNX_STEP},
+    ),
+    ensemble("whole_sequence", False, add="sequence_batching { }"),
+    ensemble("whole_input_optional", True, (IN, IN + " optional: true")),
+    ensemble("whole_input_ragged", True, (IN, IN + " allow_ragged_batch: true")),
+    ensemble("whole_input_twice", True, (IN, IN + " }, { " + IN)),
+    ensemble("whole_output_twice", True, (OUT, OUT + " }, { " + OUT)),
+    ensemble("whole_dims_reshape_count", False, (IN, IN + " reshape { shape: [ 4 ] }")),
+    ensemble("whole_policy_none", False, add="version_policy { specific { versions: 9 } }"),
+    ensemble("whole_batch_input", False, add="batch_input { }"),
+    ensemble(
+        "whole_parameters_env",
+        True,
+        add='parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/nowhere" } }',
+    ),
+    ensemble("whole_runtime", True, add='runtime: "model.py"'),
+    ensemble("whole_file", True, add='default_model_filename: "nowhere"'),
+    ensemble("whole_agents", False, add='model_repository_agents { agents { name: "nobody" } }'),
     ensemble("whole", True),
     ensemble("whole_no_versions_folder", False),
     ensemble("whole_no_platform", False, ('platform: "ensemble"', "")),

@@ -49,6 +49,107 @@ def _archive(*members: str) -> bytes:
 
 
 CASES = [
+    _files("version_huge", False, hangs=True, **{**TABLE, "99999999999999999999/a": ""}),
+    _files("version_float", False, hangs=True, **{"config.pbtxt": PYTHON, "1.0/model.py": STUB}),
+    _files("version_negative", False, hangs=True, **{"config.pbtxt": PYTHON, "-1/model.py": STUB}),
+    _written(
+        "optimization", True, add="optimization { priority: PRIORITY_MAX graph { level: 1 } }"
+    ),
+    _written(
+        "accelerators",
+        True,
+        add='optimization { execution_accelerators { cpu_execution_accelerator { name: "any" } } }',
+    ),
+    _written("metric_tags", True, add='metric_tags { key: "a" value: "b" }'),
+    _written("operations", True, add='model_operations { op_library_filename: "no.so" }'),
+    _written("cc_filenames", True, add='cc_model_filenames { key: "8.0" value: "no.plan" }'),
+    _written("comment_in_string", True, ('name: "x"', 'name: "x#y"')),
+    _written("escaped_quote", True, ('name: "x"', r'name: "x\"y"')),
+    _written("octal_escape", True, ('name: "x"', r'name: "\170"')),
+    _written("unicode_escape", True, ('name: "x"', r'name: "\u0078"')),
+    _written("unicode_escape_short", False, ('name: "x"', r'name: "\u78"')),
+    _written("single_in_double", True, ('name: "x"', """name: "it's" """)),
+    _written("unfinished_string", False, ('name: "x"', 'name: "x')),
+    _written("colon_missing", False, ("max_batch_size: 8", "max_batch_size 8")),
+    _written("equals_sign", False, ("max_batch_size: 8", "max_batch_size = 8")),
+    _written("capital_field", False, ("max_batch_size: 8", "Max_Batch_Size: 8")),
+    _written("camel_field", False, ("max_batch_size: 8", "maxBatchSize: 8")),
+    _written("field_number", False, add="4: 8"),
+    _written("extension", False, add="[other.extension]: 3"),
+    _written("any_url", False, add="[type.googleapis.com/x] { }"),
+    _written("trailing_semicolons", True, ("max_batch_size: 8", "max_batch_size: 8;")),
+    _written("double_semicolons", False, ("max_batch_size: 8", "max_batch_size: 8;;")),
+    _written("leading_comma", True, ("max_batch_size: 8", ", max_batch_size: 8")),
+    _written("number_exponent", False, ("max_batch_size: 8", "max_batch_size: 8e0")),
+    _written("number_underscore", False, ("max_batch_size: 8", "max_batch_size: 1_0")),
+    _written("number_letters", False, ("max_batch_size: 8", "max_batch_size: 8x")),
+    _written("number_suffix_f", False, ("max_batch_size: 8", "max_batch_size: 8f")),
+    _written("number_hex_minus", True, ("dims: [ 3 ]", "dims: [ -0x1 ]")),
+    _written("number_minus_zero", False, ("dims: [ 3 ]", "dims: [ -0 ]")),
+    _written(
+        "float_for_float", True, add="sequence_batching { direct { minimum_slot_utilization: .5 } }"
+    ),
+    _written(
+        "float_inf", False, add="sequence_batching { direct { minimum_slot_utilization: inf } }"
+    ),
+    _written(
+        "float_nan", True, add="sequence_batching { direct { minimum_slot_utilization: nan } }"
+    ),
+    _written("float_f", True, add="sequence_batching { direct { minimum_slot_utilization: 1f } }"),
+    _written(
+        "float_f_twice", False, add="sequence_batching { direct { minimum_slot_utilization: 1ff } }"
+    ),
+    _written("uint_negative", False, add="dynamic_batching { max_queue_delay_microseconds: -1 }"),
+    _written(
+        "uint_huge",
+        False,
+        add="dynamic_batching { max_queue_delay_microseconds: 18446744073709551616 }",
+    ),
+    _written("list_of_lists", False, ("dims: [ 3 ]", "dims: [ [ 3 ] ]")),
+    _written("list_then_more", True, ("dims: [ 3 ]", "dims: [ 3 ] dims: 4")),
+    _written("list_for_scalar", False, ("max_batch_size: 8", "max_batch_size: [ 8 ]")),
+    _written(
+        "list_of_strings_in_pieces",
+        True,
+        add="batch_input { kind: BATCH_ELEMENT_COUNT "
+        'target_name: [ "a" "b" ] data_type: TYPE_INT32 source_input: "x" }',
+    ),
+    _written(
+        "mixed_brackets",
+        False,
+        ("instance_group [ { kind: KIND_CPU } ]", "instance_group { kind: KIND_CPU >"),
+    ),
+    _written(
+        "message_with_parentheses",
+        False,
+        ("instance_group [ { kind: KIND_CPU } ]", "instance_group ( kind: KIND_CPU )"),
+    ),
+    _written("enum_qualified", False, ("data_type: TYPE_FP32", "data_type: DataType.TYPE_FP32")),
+    _written("enum_number_negative", True, ("data_type: TYPE_FP32", "data_type: -3")),
+    _written("bool_two", False, ("dims: [ 3 ]", "dims: [ 3 ] optional: 2")),
+    _written("bool_zero", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: 0")),
+    _written("bool_f", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: f")),
+    _written("bool_false_capital", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: False")),
+    _written("bool_hex", True, ("dims: [ 3 ]", "dims: [ 3 ] optional: 0x1")),
+    _written("map_as_list", True, add="parameters [ ]"),
+    _written(
+        "map_value_twice",
+        False,
+        add='parameters { key: "a" value { string_value: "a" } value { string_value: "b" } }',
+    ),
+    _written(
+        "oneof_twice",
+        False,
+        add='model_warmup { inputs { key: "x" value { zero_data: true random_data: true } } }',
+    ),
+    _written("empty_list_comma", False, ("dims: [ 3 ]", "dims: [ , ]")),
+    _written("template", False, ("max_batch_size: 8", "max_batch_size: ${batch}")),
+    _written("tab_and_vertical_tab", True, ("max_batch_size: 8", "max_batch_size:\t\v8")),
+    _written("control_character", False, ("max_batch_size: 8", "max_batch_size:\x018")),
+    _written("control_character_in_string", True, ('name: "x"', 'name: "\x01"')),
+    _written("control_character_in_comment", True, add="# \x01"),
+    _written("utf8_comment", True, add="# caf\u00e9 \u2713"),
+    _bytes("only_carriage_returns", True, PYTHON.replace("\n", "\r").encode()),
     _files("no_version", False, **{"config.pbtxt": PYTHON}),
     _files("version_v1", False, **{"config.pbtxt": PYTHON, "v1/model.py": STUB}),
     _files("version_01", False, **{"config.pbtxt": PYTHON, "01/model.py": STUB}),
