@@ -26,7 +26,7 @@ from gateway.http.edge import Edge, unknown_path
 from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
-from gateway.probes import Background
+from gateway.probes import Background, readiness
 from gateway.replicas import CHECK_S
 from gateway.settings import Settings
 
@@ -88,7 +88,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     background.start()
     listener_name = os.environ.get(SOCKET)
     if listener_name:
-        gateway.supervisor.run("beat", lambda: beat(listener_name))
+        gateway.supervisor.run(
+            "beat", lambda: beat(listener_name, lambda: not any(readiness(gateway).values()))
+        )
     settings = gateway.settings
     wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
     listeners = {name: load(name)(gateway, port) for name, port in wanted.items() if port}

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import psutil
 
+from gateway.beat import READY
+
 LOOK_EVERY_S = 1.0
 STOPPED_S = 3.0  # a process is stopped (SIGSTOP): sooner than uvicorn, which says nothing, kills it
 SILENT_S = 20.0  # a worker's event loop has not turned
@@ -39,6 +41,7 @@ class GatewayWatch:
         # process -> looks since its last sign of life, or since it was first seen
         self._quiet: dict[psutil.Process, int] = {}
         self._has_beaten: set[int] = set()
+        self._has_been_ready: set[int] = set()
         self._parent: psutil.Process | None = None
         self._stopped: dict[psutil.Process, int] = {}
         self._ended = threading.Event()
@@ -54,8 +57,8 @@ class GatewayWatch:
         self._socket.close()
 
     def is_started(self) -> bool:
-        """Whether every worker has given a sign of life."""
-        return len(self._has_beaten) >= self._workers
+        """Whether every worker has been ready."""
+        return len(self._has_been_ready) >= self._workers
 
     def family(self) -> list[psutil.Process]:
         """The gateway's processes as they were last seen; they may have ended."""
@@ -74,14 +77,16 @@ class GatewayWatch:
         beaten: set[int] = set()
         while time.monotonic() < until and not self._ended.is_set():
             try:
-                _, extra, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+                said, extra, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
             except OSError:  # none for a while
                 continue
-            beaten |= {
+            senders = {
                 _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
                 for level, kind, data in extra
                 if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS
             }
+            beaten |= senders
+            self._has_been_ready |= senders if said == READY else set()
         return beaten
 
     def _look(self, beaten: set[int]) -> None:
@@ -93,6 +98,7 @@ class GatewayWatch:
         self._stopped = {each: n for each, n in self._stopped.items() if each in family}
         self._has_beaten = {pid for pid in self._has_beaten | beaten if psutil.pid_exists(pid)}
         parent = next((each for each in family if each.pid == self._pid()), None)
+        self._has_been_ready &= {each.pid for each in family}
         is_same, self._parent = parent is not None and parent == self._parent, parent
         for each in gone:
             if is_same:  # else all of them went

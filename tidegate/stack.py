@@ -282,7 +282,7 @@ class Stack:
                 return
             time.sleep(0.1)
         if ready:
-            answer = f"not all of its {self.options.workers} workers have started"
+            answer = f"not all of its {self.options.workers} workers are"
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 

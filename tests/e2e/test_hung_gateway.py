@@ -45,9 +45,8 @@ def _workers(stack: RunningStack) -> list[psutil.Process]:
     """Those of the gateway that runs now; [] while there is none."""
     found = []
     with contextlib.suppress(psutil.Error, StopIteration):
-        for each in _gateway(stack).children():
-            if any("multiprocessing.spawn" in word for word in each.cmdline()):
-                found.append(each)
+        children = _gateway(stack).children()
+        found += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
     return found
 
 
@@ -107,10 +106,11 @@ def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_al
         thread.start()
     looks = []
     while any(thread.is_alive() for thread in threads):
-        looks.append(httpx.get(f"{two.url}/readyz", timeout=10).status_code)
+        look = httpx.get(f"{two.url}/readyz", timeout=10)
+        looks.append((look.status_code, look.text))
         time.sleep(0.5)
     assert set(statuses) == {200}
-    assert set(looks) == {200}
+    assert {status for status, _ in looks} == {200}, set(looks)
     assert {each.pid for each in two.stubs("mood_onnx")} == engines
     assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
 
