@@ -93,8 +93,7 @@ def settle(config: ModelConfig, folder: Path) -> Settled:
 def first_folder(folder: Path) -> Path | None:
     """The one sub-folder that Triton looks into for a file that tells the backend: the first by
     name, whether or not it is a version."""
-    folders = (path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else iter(())
-    return min(folders, key=lambda path: path.name.encode(errors="surrogateescape"), default=None)
+    return min(filter(Path.is_dir, _inside(folder)), key=os.fsencode, default=None)
 
 
 def check(config: ModelConfig, settled: Settled, folder: Path, place: str) -> Iterator[Finding]:
@@ -189,7 +188,15 @@ def _guessed(folder: Path) -> str:
 
 def _contents(folder: Path) -> set[str]:
     looked = first_folder(folder)
-    return {path.name for path in looked.iterdir()} if looked else set()
+    return {path.name for path in _inside(looked)} if looked else set()
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Nothing, where it may not be read: that is told where the folder is read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_there(backend: str, config: ModelConfig, folder: Path) -> bool:

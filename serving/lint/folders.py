@@ -27,6 +27,7 @@ _LOOKS_IN_VERSION = (
     "python",
     "vllm",
 )
+_SHELL = re.compile(r"""[\s'"`$&;|<>(){}\[\]*?!\\#~]""")
 _LARGEST_VERSION = 2**63 - 1
 _LFS = b"version https://git-lfs.github.com"
 
@@ -61,6 +62,14 @@ def _folder(model: Model) -> Iterator[Finding]:
             "has neither a config nor a version folder; to Triton every sub-folder is a model, and "
             "it reports this one as broken",
             "move it out of the repository",
+        )
+    elif model.is_python_based and _SHELL.search(name):
+        yield error(
+            "name-illegal",
+            name,
+            "has characters that a shell reads, and Triton starts Python models through one: it "
+            "waits for them for ever",
+            "use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
         )
     elif not MODEL_NAME.match(name) or ".." in name:
         # As a step it serves: only its own endpoint of the gateway is refused.

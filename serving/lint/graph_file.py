@@ -3,6 +3,7 @@
 The comparison itself is the backend's own (``ort_graph.py``): what it refuses is what we tell.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -123,6 +124,8 @@ def _is_pointer(file: Path) -> bool:
 def _opened(file: Path, stamp: int, libraries: tuple[str, ...]) -> ReadGraph | None:
     """By ONNX Runtime, as the backend does; None where it is not installed. ``stamp`` tells a file
     from what stood there before."""
+    # Read when the library is loaded; else 1.31 keeps a device id and sends events to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError:

@@ -96,4 +96,4 @@ def _against(place: str, tensor: Any, given: Any) -> Iterator[Finding]:
 
 
 def _fault(place: str, says: str, fix: str) -> Finding:
-    return error("warmup", place, says, fix)
+    return error("warmup-bad", place, says, fix)

@@ -47,7 +47,7 @@ def _environment(model: Model) -> Iterator[Finding]:
     else:
         return
     yield error(
-        "environment",
+        "environment-bad",
         model.place,
         says,
         f"put a conda-pack archive there ({MODEL_DIRECTORY} is the model's folder), or take the "

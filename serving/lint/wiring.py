@@ -139,8 +139,10 @@ def _step_names(place: str, member: Model, step: Any) -> Iterator[Finding]:
 def _step_batch(model: Model, member: Model, place: str) -> Iterator[Finding]:
     whole = model.config.max_batch_size
     part = member.completed.max_batch_size
-    # A step without a batch axis may be a part of an ensemble with one: the wires decide.
-    if 0 < part < whole and not member.may_complete:
+    # A step without a batch axis may be a part of an ensemble with one: the wires decide. What is
+    # written stays, but for a Python model, which may raise it.
+    may_grow = member.may_complete and member.backend == "python"
+    if 0 < part < whole and not may_grow:
         yield error(
             "batch-too-large",
             place,

@@ -13,6 +13,7 @@ from serving.lint.check import lint
 from serving.lint.finding import Severity
 from serving.publish import publish
 from tests.running import ROOT
+from tests.serving.lint_corpus import graphs
 from tests.serving.small_pipeline import MODELS, stage
 
 STEP = """
@@ -309,6 +310,14 @@ def test_a_field_is_refused_by_the_servers_that_do_not_know_it(repository):
     path.write_text(path.read_text().replace("model_metrics { }", "response_cache { }"))
     assert _codes(repository) == []
     assert _codes(repository, triton=(2, 14)) == ["field-newer", "step-refused"]
+
+
+def test_sequence_models_as_nvidia_writes_them_are_no_fault(tmp_path):
+    """Their controls are inputs that only sequence_batching declares."""
+    for case in graphs.CASES:
+        if case.name in ("simple_sequence", "simple_dyna_sequence"):
+            case.write(tmp_path)
+    assert _codes(tmp_path) == ["threads-unset"]  # two instances, and no number of threads
 
 
 def test_one_wrong_name_is_one_finding(repository):

@@ -1,5 +1,6 @@
 """Steps and wires."""
 
+from tests.serving.lint_corpus import tensors
 from tests.serving.lint_corpus.case import ENSEMBLE, STUB, Case, edited, ensemble, model
 from tests.serving.lint_corpus.graphs import identity
 
@@ -78,7 +79,15 @@ ONNX_STEP = {
     '{ string_value: "1" } } instance_group { count: 1 kind: KIND_CPU }',
     "1/model.onnx": identity(["n", 3]),
 }
+OPEN_ENDED = model((BIG, "max_batch_size: 4"), stub=tensors.COMPLETES)
 CASES = [
+    # A Python model may raise its batch size when it is loaded, to 8 here.
+    ensemble(
+        "step_grows",
+        True,
+        ('"part"', '"step_grows.a"'),
+        others={"step_grows.a": OPEN_ENDED},
+    ),
     # Our backend completes the step: tensors, and batches of 4.
     ensemble(
         "step_completed_to_four",

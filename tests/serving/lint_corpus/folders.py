@@ -49,6 +49,9 @@ def _archive(*members: str) -> bytes:
 
 
 CASES = [
+    *(_files(f"name{mark}odd", False, hangs=True, **TABLE) for mark in " '(&$;"),
+    *(_files(f"name{mark}odd", True, **TABLE) for mark in ",=+@"),
+    _files("_name", True, **TABLE),
     _files("version_huge", False, hangs=True, **{**TABLE, "99999999999999999999/a": ""}),
     _files("version_float", False, hangs=True, **{"config.pbtxt": PYTHON, "1.0/model.py": STUB}),
     _files("version_negative", False, hangs=True, **{"config.pbtxt": PYTHON, "-1/model.py": STUB}),

@@ -28,7 +28,6 @@ sequence_batching {
 input [ { name: "INPUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "OUTPUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU } ]
-parameters { key: "intra_op_thread_count" value { string_value: "1" } }
 """
 OLDEST = edited(
     SEQUENCE,
@@ -43,6 +42,8 @@ OLDEST = edited(
         'int32_false_true: [ 0, 1 ] } ] }, { name: "CORRID" control [ { kind: '
         "CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] },",
     ),
+    ("kind: KIND_CPU } ]", "count: 2 kind: KIND_CPU } ]"),
+    add='parameters { key: "execute_delay_ms" value { string_value: "3" } }',
 )
 Axes = Sequence[int | str] | None
 
