@@ -19,6 +19,7 @@ from converters.tables.table import MISSING, Column, Table
 
 YES, NO = -1.0, 1.0
 MOST_CELLS = 20_000_000
+Step = tuple[str, tuple[str, ...], str, dict[str, Any]]
 Codes = Mapping[int, Sequence[str] | Sequence[float]]
 
 
@@ -98,7 +99,7 @@ class CategorySplits:
                 f"{at}sides": sides,
                 f"{at}flat": np.array([-1, sides.shape[1]], np.int64),
             }
-            steps = (
+            steps: Sequence[Step] = (
                 ("Gather", (source, f"{at}place"), "value", {"axis": 1}),
                 ("IsNaN", (f"{at}value",), "is_nan", {}),
                 ("Where", (f"{at}is_nan", "category/less", f"{at}value"), "safe", {}),
@@ -197,7 +198,7 @@ def with_coded_inputs(
             f"{at}one": np.array(1.0),
             f"{at}nan": np.array(np.nan),
         }
-        steps = (
+        steps: Sequence[Step] = (
             ("Equal", (name, f"{at}known"), "same", {}),
             ("Cast", (f"{at}same",), "ones", {"to": TensorProto.DOUBLE}),
             ("Mul", (f"{at}ones", f"{at}numbers"), "weighed", {}),

@@ -95,7 +95,8 @@ def _numbers(
         names.append(Part("Cast", (source,), rounded, {"to": TensorProto.FLOAT}))
     first = rounded if narrow else source
     names.append(Part("Cast", (first,), wide, {"to": TensorProto.DOUBLE}))
-    nan, constants = f"{source}_nan", {}
+    nan = f"{source}_nan"
+    constants: dict[str, np.ndarray] = {}
     for place, number in enumerate(missing):
         is_mark, mark, read = (f"{source}_{part}{place}" for part in ("is_mark", "mark", "read"))
         names.append(Part("Equal", (names[-1].output, mark), is_mark, {}))
