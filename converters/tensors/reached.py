@@ -118,10 +118,9 @@ def _parts(graph: onnx.GraphProto) -> Iterator[_Part]:
         elif node.op_type == "Gather":
             table = constants.get(node.input[0])
             axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
-            is_table = (
-                table is not None and axis < len(table.dims) and node.input[1] not in constants
-            )
-            if is_table and table.dims[axis] >= SMALLEST_TABLE:
+            if table is None or axis >= len(table.dims) or node.input[1] in constants:
+                continue
+            if table.dims[axis] >= SMALLEST_TABLE:
                 yield _Part("Gather", name, node.input[1], rows=table.dims[axis])
         elif node.op_type == "OneHot":
             depth = _number(constants, node.input[1])

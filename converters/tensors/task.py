@@ -175,7 +175,8 @@ def _id_lines(name: str, counts: np.ndarray, read: Sequence[np.ndarray]) -> Iter
         return
     for column in np.ndindex(counts.shape):
         if counts[column]:
-            given = np.concatenate([each[(slice(None), *column)] for each in read])
+            place = int(np.ravel_multi_index(column, counts.shape))
+            given = np.concatenate([each.reshape(len(each), -1)[:, place] for each in read])
             where = f"[{', '.join(map(str, column))}]" if column else ""
             yield from rows_lines(f"input {name}{where}", given, int(counts[column]))
 

@@ -27,6 +27,8 @@ from tidegate.convert import command
 from tidegate.kinds import why_not_taken
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
+# Each exports and proves, in processes of their own: a busy machine takes minutes for one.
+pytestmark = pytest.mark.timeout(300)
 
 MODULES = """
 import warnings

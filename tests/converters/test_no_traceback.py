@@ -21,6 +21,8 @@ from tests.converters.test_tensors import linear, write_graph
 from tidegate.convert import command
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
+# Some export first, and are refused by what comes of it.
+pytestmark = pytest.mark.timeout(300)
 TEXT = ("--task", "text-classification")
 PICTURE = ("--task", "image-classification")
 
