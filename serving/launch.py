@@ -4,7 +4,6 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
     server.control.load("text_embedding")
 """
 
-import contextlib
 import os
 import secrets
 import subprocess
@@ -95,8 +94,7 @@ class TritonServer:
     def stop(self) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is not None:
-            with contextlib.suppress(OSError):  # what is left says of which process it is
-                servers.withdraw(self.options.work_dir, self._prefix)
+            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
             family = _family(self._prefix)
             children.end(self._process, EXIT_TIMEOUT_S + 5)
             _end(family)
@@ -157,19 +155,22 @@ class TritonServer:
     def _announce(self) -> None:
         """From now on a publisher tells this server of what is new."""
         options, pid = self.options, self._process.pid if self._process else 0
-        server = servers.Server(
-            repository=str(options.repository.resolve()),
-            address=self.control.address,
-            key_file=str(options.work_dir / "triton.key"),
-            pid=pid,
-            started=psutil.Process(pid).create_time(),
+        key_file = options.work_dir / "triton.key"
+        server = servers.Server.running(
+            options.repository, self.control.address, key_file, pid, options.work_dir
         )
         try:
-            servers.announce(options.work_dir, self._prefix, server)
+            is_found = servers.announce(options.work_dir, self._prefix, server)
         except OSError as error:
             self._tell(
                 f"publishers will not find this server until it is started again, for it cannot be "
-                f"listed: {error}"
+                f"listed: {error}. Give them --server {self.control.address}"
+            )
+            return
+        if not is_found:
+            self._tell(
+                f"nothing can be written beside {options.repository}: from another home, publish "
+                f"with --server {self.control.address}"
             )
 
     def _wait_live(self) -> None:
