@@ -60,6 +60,7 @@ class TritonServer:
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_began = 0  # where the log (bytes) begins to be this process's
         self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
 
     @property
@@ -74,6 +75,7 @@ class TritonServer:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
         self._clear_up()
+        self._log_began = self.log_file.stat().st_size if self.log_file.is_file() else 0
         self._process = children.start(
             self._command(self._assembled()), self._environment(), self._log()
         )
@@ -90,6 +92,12 @@ class TritonServer:
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def why_ended(self) -> str:
+        """How the process ended, and what its log says of it; '' where none was started."""
+        if self._process is None:
+            return ""
+        return children.why_ended(self._process, self.log_file, self._log_began)
 
     def stop(self) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
