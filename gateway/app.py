@@ -29,6 +29,7 @@ from gateway.http.render import error_reply
 from gateway.probes import Background, readiness
 from gateway.replicas import CHECK_S
 from gateway.settings import Settings
+from gateway.workers import end_with_parent
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
@@ -72,6 +73,7 @@ def create_app(settings: Settings) -> Edge:
 
 def from_environment() -> Edge:
     """What each uvicorn worker calls."""
+    end_with_parent()
     return create_app(Settings.read(os.environ))
 
 

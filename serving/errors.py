@@ -9,7 +9,8 @@ ServingError                 the message says what failed and what to do
 |- PublishFailed             nothing was published
 |- RepositoryBusy            another publisher holds the repository's lock
 |- Tampered                  a file is not what its manifest says; carries its name
-`- RolloutStopped            some replicas serve the new version, and others do not
+|- RolloutStopped            some replicas serve the new version, and others do not
+`- NotOurServer              a server runs on the repository, and its key cannot be read
 """
 
 
@@ -54,4 +55,8 @@ class Tampered(ServingError):
 
 
 class RolloutStopped(ServingError):
+    pass
+
+
+class NotOurServer(ServingError):
     pass

@@ -4,7 +4,6 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
     server.control.load("text_embedding")
 """
 
-import contextlib
 import os
 import secrets
 import subprocess
@@ -61,6 +60,7 @@ class TritonServer:
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_began = 0  # where the log (bytes) begins to be this process's
         self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
 
     @property
@@ -75,6 +75,7 @@ class TritonServer:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
         self._clear_up()
+        self._log_began = self.log_file.stat().st_size if self.log_file.is_file() else 0
         self._process = children.start(
             self._command(self._assembled()), self._environment(), self._log()
         )
@@ -92,11 +93,16 @@ class TritonServer:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def why_ended(self) -> str:
+        """How the process ended, and what its log says of it; '' where none was started."""
+        if self._process is None:
+            return ""
+        return children.why_ended(self._process, self.log_file, self._log_began)
+
     def stop(self) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is not None:
-            with contextlib.suppress(OSError):  # what is left says of which process it is
-                servers.withdraw(self.options.work_dir, self._prefix)
+            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
             family = _family(self._prefix)
             children.end(self._process, EXIT_TIMEOUT_S + 5)
             _end(family)
@@ -157,19 +163,22 @@ class TritonServer:
     def _announce(self) -> None:
         """From now on a publisher tells this server of what is new."""
         options, pid = self.options, self._process.pid if self._process else 0
-        server = servers.Server(
-            repository=str(options.repository.resolve()),
-            address=self.control.address,
-            key_file=str(options.work_dir / "triton.key"),
-            pid=pid,
-            started=psutil.Process(pid).create_time(),
+        key_file = options.work_dir / "triton.key"
+        server = servers.Server.running(
+            options.repository, self.control.address, key_file, pid, options.work_dir
         )
         try:
-            servers.announce(options.work_dir, self._prefix, server)
+            is_found = servers.announce(options.work_dir, self._prefix, server)
         except OSError as error:
             self._tell(
                 f"publishers will not find this server until it is started again, for it cannot be "
-                f"listed: {error}"
+                f"listed: {error}. Give them --server {self.control.address}"
+            )
+            return
+        if not is_found:
+            self._tell(
+                f"nothing can be written beside {options.repository}: from another home, publish "
+                f"with --server {self.control.address}"
             )
 
     def _wait_live(self) -> None:

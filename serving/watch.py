@@ -117,8 +117,9 @@ class Watcher:
             self._treat(model)
 
     def _restart(self) -> None:
-        self._tell("Triton has ended; starting it again")
-        self.events.add("triton_died", "")
+        why = self._server.why_ended()
+        self._tell(f"Triton has ended{why and f' ({why})'}; starting it again")
+        self.events.add("triton_died", "", why)
         self._server.restart()
         for model in self._models:
             self._load(model)

@@ -18,12 +18,13 @@ import psutil
 
 from gateway.beat import SOCKET
 from modelspec.golden import probe_time_s
-from serving.children import end, start
+from serving.children import end, start, why_ended
 from serving.errors import PortTaken, ServingError
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, is_taken, require_free
 from serving.repository import is_published
 from serving.watch import Watcher
+from tidegate.canaries import beside_pipelines
 from tidegate.configs import AUTO, config_name
 from tidegate.gateway_watch import GatewayWatch
 from tidegate.kinds import KNOWN
@@ -64,6 +65,7 @@ class Stack:
         self._gateway_watch = GatewayWatch(self._gateway_pid, options.workers, self._hear)
         self._converter: subprocess.Popen[bytes] | None = None
         self._deadline_s = 0.0  # of a request to the gateway
+        self._gateway_began = 0  # where its log (bytes) begins to be this gateway's
 
     @property
     def url(self) -> str:
@@ -103,14 +105,24 @@ class Stack:
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
+        self._warn_of_policy()
+
+    def _warn_of_policy(self) -> None:
+        """A gateway.toml that is wrong keeps nobody from serving by the last good one: say so."""
+        with contextlib.suppress(OSError), self._log_file.open("rb") as log:
+            log.seek(self._gateway_began)
+            for line in log.read().decode(errors="replace").splitlines():
+                if line.endswith("the last good policy is in force instead"):
+                    self._say(line)
 
     def check(self) -> None:
         """Heal what has died."""
         if self._watcher:
             self._watcher.check()
         if self._gateway and self._gateway.poll() is not None:
-            self._say("the gateway ended by itself; starting it again")
-            self._note("gateway_died", f"exit code {self._gateway.returncode}")
+            why = self._why()
+            self._say(f"the gateway ended by itself ({why}); starting it again")
+            self._note("gateway_died", why)
             # Workers outlive a parent that was killed, and hold its ports.
             for process in self._gateway_watch.family():
                 with contextlib.suppress(psutil.Error):
@@ -187,7 +199,9 @@ class Stack:
     def _wanted(self) -> list[str]:
         """The models to load by name: pipelines, and what a user has put into the repository."""
         if self.options.pipelines:
-            return list(dict.fromkeys([*self.options.pipelines, "identity_fp32"]))
+            places = self.options.places
+            beside = beside_pipelines(places.repository, places.policy, self.options.pipelines)
+            return list(dict.fromkeys([*self.options.pipelines, *beside, "identity_fp32"]))
         from serving.repository import top_models
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
@@ -236,12 +250,23 @@ class Stack:
             "TIDEGATE_RESTARTED": "1" if restarted else "0",
             SOCKET: self._gateway_watch.name,
         }
+        log = self._log_file
+        self._gateway_began = log.stat().st_size if log.exists() else 0
         self._gateway = start(
             [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
         )
 
+    def _why(self) -> str:
+        return (
+            why_ended(self._gateway, self._log_file, self._gateway_began) if self._gateway else ""
+        )
+
+    @property
+    def _log_file(self) -> Path:
+        return self.options.places.state / "logs" / "gateway.log"
+
     def _log(self) -> IO[bytes]:
-        path = self.options.places.state / "logs" / "gateway.log"
+        path = self._log_file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("ab")
@@ -276,7 +301,7 @@ class Stack:
         ready, answer = False, "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
-                raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
+                raise ServingError(f"the gateway ended ({self._why()}); log: {self._log_file}")
             ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready and self._gateway_watch.is_started():
                 return
