@@ -237,7 +237,9 @@ class TokenizerFile:
         special = {token.content for token in self.backend.get_added_tokens_decoder().values()
                    if token.special}  # fmt: skip
         ids = self.backend.get_vocab(with_added_tokens=True)
-        return sorted((t for t, i in ids.items() if i >= rows and t not in special), key=ids.__getitem__)
+        return sorted(
+            (t for t, i in ids.items() if i >= rows and t not in special), key=ids.__getitem__
+        )
 
     def known(self, rows: int | None) -> list[str]:
         """The ``special`` tokens that a table of so many rows has."""

@@ -40,11 +40,9 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
     """transformers' own image processor for this folder; SourceMissing or SourceRefused."""
     if "architecture" in folder.config and "pretrained_cfg" in folder.config:
         raise SourceRefused(
-            f"{folder.path} is a timm model, whose preprocessing is code of timm's and no "
-            f"file: write "
-            "a function that returns timm.create_model(..., checkpoint_path=...) and an "
-            "example, and "
-            "give package.module:function (tensors: pixels in, logits out; docs/tensors.md)"
+            f"{folder.path} is a timm model, whose preprocessing is code of timm's and no file: "
+            "write a function that returns timm.create_model(..., checkpoint_path=...) and an "
+            "example, and give package.module:function (pixels in, logits out; docs/tensors.md)"
         )
     present = [name for name in FILES if (folder.path / name).is_file()]
     if not present:
@@ -68,7 +66,7 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
             folder.path, local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # transformers raises many kinds; all mean: not loadable
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:300]
         named = [folder.document(name).get("image_processor_type") for name in present]
         raise SourceRefused(
             f"transformers cannot load the image processor of {folder.path}, "
