@@ -5,9 +5,11 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
 """
 
 import os
+import re
 import secrets
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +19,10 @@ import psutil
 
 from serving import children, leftovers, servers
 from serving.backend_directory import assemble
-from serving.control import KEY_HEADER, TritonControl
+from serving.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
 from serving.errors import ServingError, TritonDied
 from serving.installation import Installation, find_triton
+from serving.loading import Loading
 from serving.ports import Ports, require_free
 from serving.recovery import clear_up
 
@@ -28,11 +31,16 @@ RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
 RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
+# What may stand in a path: Triton 2.51 starts Python processes by ``bash -c``, without quotes.
+PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where the models are, where to keep logs and keys, and which ports to listen on."""
+    """Where the models are, where to keep logs and keys, and which ports to listen on.
+
+    ``tell`` takes lines for whoever waits, such as that a model is still loading.
+    """
 
     repository: Path
     work_dir: Path
@@ -40,6 +48,8 @@ class LaunchOptions:
     address: str = "127.0.0.1"
     config_name: str | None = None
     name: str = "triton"
+    load_timeout_s: float = LOAD_TIMEOUT_S
+    tell: Callable[[str], None] = lambda line: None
 
 
 class TritonServer:
@@ -51,7 +61,12 @@ class TritonServer:
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
-        self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
+        self.control = TritonControl(
+            f"{_dial(options.address)}:{options.ports.grpc}",
+            self.key,
+            options.load_timeout_s,
+            self._loading,
+        )
 
     @property
     def log_file(self) -> Path:
@@ -72,7 +87,9 @@ class TritonServer:
         backends = assemble(self._installation, build / f"{self._prefix}backends")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         log = self.log_file.open("ab")
-        self._process = children.start(self._command(backends), self._environment(), log)
+        repository = self._plain(self.options.repository, "models")
+        command = self._command(repository, self._plain(backends, "backends"))
+        self._process = children.start(command, self._environment(repository), log)
         try:
             self._wait_live()
             self._announce()
@@ -81,18 +98,20 @@ class TritonServer:
             raise
 
     def require_ports(self) -> None:
-        """PortTaken unless this server's ports are free now."""
-        require_free(self.options.address, self.options.ports)
+        """ServingError unless this server can listen on its ports now."""
+        require_free(self.options.ports.endpoints(self.options.address))
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool = True) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is None:
             return
         servers.withdraw(self.options.work_dir, self._prefix)
         family = _family(self._prefix)
+        if not gently:
+            self._process.kill()
         children.end(self._process, EXIT_TIMEOUT_S + 5)
         _end(family)
         leftovers.remove(self._prefix, self.options.work_dir / "build")
@@ -111,6 +130,21 @@ class TritonServer:
         self.stop()
         self.control.close()
 
+    def _loading(self, model: str) -> Loading:
+        if not self.is_alive():
+            raise TritonDied(f"Triton has ended: {self._last_error()}")
+        return Loading(model, self.log_file, self.pid or 0, self.options.tell)
+
+    def _plain(self, path: Path, what: str) -> Path:
+        """The folder by a path that ``bash -c`` takes as it is: its own, or that of a link. The
+        link lies where the server's shared memory does, and is removed with it."""
+        if PLAIN.fullmatch(str(path)):
+            return path
+        link = leftovers.FOLDER / f"{self._prefix}{what}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        return link
+
     def _announce(self) -> None:
         """From now on a publisher tells this server of what is new."""
         options, pid = self.options, self._process.pid if self._process else 0
@@ -120,6 +154,7 @@ class TritonServer:
             key_file=str(options.work_dir / "triton.key"),
             pid=pid,
             started=psutil.Process(pid).create_time(),
+            load_timeout_s=options.load_timeout_s,
         )
         servers.announce(options.work_dir, self._prefix, server)
 
@@ -139,11 +174,11 @@ class TritonServer:
         errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
 
-    def _command(self, backends: Path) -> list[str]:
+    def _command(self, repository: Path, backends: Path) -> list[str]:
         options, ports, address = self.options, self.options.ports, self.options.address
         command = [
             str(self._installation.binary),
-            f"--model-repository={options.repository}",
+            f"--model-repository={repository}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             f"--http-address={address}",
@@ -163,12 +198,12 @@ class TritonServer:
             command.append(f"--model-config-name={options.config_name}")
         return command
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, repository: Path) -> dict[str, str]:
         return {
             **os.environ,
             **self._installation.environment,
             # Python-based backends are told the config, but not where the model lies.
-            "TIDEGATE_MODEL_REPOSITORY": str(self.options.repository),
+            "TIDEGATE_MODEL_REPOSITORY": str(repository),
             # A new __pycache__ in a version folder would look like a changed model to Triton.
             "PYTHONDONTWRITEBYTECODE": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -65,7 +65,10 @@ def connected(servers: Sequence[Server]) -> Iterator[list[Replica]]:
     is on disk."""
     with ExitStack() as stack:
         replicas = [
-            Replica(stack.enter_context(TritonControl(each.address, _key(each))), each.pid)
+            Replica(
+                stack.enter_context(TritonControl(each.address, _key(each), each.load_timeout_s)),
+                each.pid,
+            )
             for each in servers
         ]
         yield [replica for replica in replicas if replica.control.is_live()]

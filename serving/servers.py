@@ -18,13 +18,15 @@ FOLDER = "servers"
 @dataclass(frozen=True)
 class Server:
     """A running Triton: its gRPC address, the file with its key, and the process that it is
-    (``started`` is the process's start in seconds since 1970, as a pid may be used again)."""
+    (``started`` is the process's start in seconds since 1970, as a pid may be used again).
+    ``load_timeout_s``: how long a model may take to load there."""
 
     repository: str
     address: str
     key_file: str
     pid: int
     started: float
+    load_timeout_s: float = 300.0
 
     def is_alive(self) -> bool:
         try:

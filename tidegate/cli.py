@@ -9,6 +9,7 @@ import click
 TRACEBACK = "TIDEGATE_TRACEBACK"
 VERBS = {
     "up": "tidegate.up",
+    "status": "tidegate.status",
     "convert": "tidegate.convert",
     "prove": "tidegate.prove",
     "publish": "tidegate.publish",
@@ -46,6 +47,7 @@ def cli() -> None:
 
     \b
     tidegate up                          convert what is missing, serve it, print how to call it
+    tidegate status                      what runs here, how it is, where the logs are
     tidegate convert text_embedding      one model, proved and published
     tidegate prove NAME --against SOURCE is what is published still what was trained?
     tidegate optimize NAME               its forms measured on this machine, one picked, knobs tuned

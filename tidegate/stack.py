@@ -1,5 +1,6 @@
 """The running stack: Triton and the gateway as child processes, started, watched and stopped."""
 
+import http.client
 import os
 import ssl
 import subprocess
@@ -7,20 +8,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO
 
 import click
 
 from serving.children import end, start
-from serving.errors import PortTaken, ServingError
+from serving.control import LOAD_TIMEOUT_S
+from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, is_taken, require_free
+from serving.ports import ALL_ADDRESSES, Endpoint, Ports, require_free
+from serving.recovery import clear_up
 from serving.repository import is_published
+from serving.servers import servers_of
+from serving.variants import TUNED
 from serving.watch import Watcher
-from tidegate.configs import AUTO, config_name
+from tidegate.claim import Claim, Running
+from tidegate.configs import AUTO, DEFAULT, config_name
+from tidegate.faults import require_loadable
 from tidegate.kinds import KNOWN
+from tidegate.log_keeper import LogKeeper
 from tidegate.pipelines import is_current
 from tidegate.places import Places
 
@@ -44,6 +53,10 @@ class StackOptions:
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
     config: str = AUTO
+    lint: bool = True
+    load_timeout: float = LOAD_TIMEOUT_S
+    log_bytes: int = 64 * 1024 * 1024
+    log_files: int = 4
 
 
 class Stack:
@@ -55,10 +68,13 @@ class Stack:
         self._watcher: Watcher | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
         self._converter: subprocess.Popen[bytes] | None = None
+        self._claim: Claim | None = None
+        self._log_keeper: LogKeeper | None = None
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.options.host in {"0.0.0.0", "::"} else self.options.host  # noqa: S104
+        host = "127.0.0.1" if self.options.host in ALL_ADDRESSES else self.options.host
+        host = f"[{host}]" if ":" in host else host
         return f"{self._scheme}://{host}:{self.options.gateway_port}"
 
     @property
@@ -69,22 +85,35 @@ class Stack:
         """Convert, launch, load, and wait until every pipeline answers."""
         options = self.options
         self._check_settings()
-        for flag in ("gateway-port", "grpc-port", "grpc-certificate-port", "admin-port"):
-            name = flag.replace("-", "_")
-            port = getattr(options, name)
-            if port and is_taken(options.host, port):
-                raise PortTaken(
-                    f"port {port} is taken: stop what listens there, or choose another with "
-                    f"--{flag} (TIDEGATE_{name.upper()})"
-                )
-        require_free("127.0.0.1", options.triton)
-        self._convert_missing()
-        self._make_dev_key()
+        require_free(self._endpoints())
+        self._claim = Claim(options.places.state, self._running())
         repository = options.places.repository
+        # What a killed publisher left is settled first: it is no fault of the models.
+        clear_up(repository, servers_of(options.places.state, repository))
+        missing = self._missing()
+        if options.lint:
+            ready = [name for name in self._wanted() if name not in missing]
+            require_loadable(repository, ready, TUNED if options.config == AUTO else options.config)
+        self._convert(missing)
+        self._make_dev_key()
         chosen = config_name(repository, options.config, self._say)
         self._server = TritonServer(
-            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen)
+            LaunchOptions(
+                repository,
+                options.places.state,
+                options.triton,
+                config_name=chosen,
+                load_timeout_s=options.load_timeout,
+                tell=self._say,
+            )
         )
+        self._log_keeper = LogKeeper(
+            [self._gateway_log, self._server.log_file],
+            options.log_bytes,
+            options.log_files,
+            self._say,
+        )
+        self._log_keeper.start()
         self._say("starting Triton ...")
         self._server.start()
         models = self._load(self._server)
@@ -92,13 +121,16 @@ class Stack:
         self._say("starting the gateway ...")
         self._start_gateway()
         self._wait_ready()
+        self._claim.running.is_ready = True
+        self._claim.running.config = chosen or DEFAULT
+        self._claim.write()
 
     def check(self) -> None:
         """Heal what has died."""
         if self._watcher:
             self._watcher.check()
         if self._gateway and self._gateway.poll() is not None:
-            self._say("the gateway ended by itself; starting it again")
+            self._say(f"the gateway ended by itself ({self._last_words()}); starting it again")
             time.sleep(1)  # no tight loop when it cannot start
             self._start_gateway(restarted=True)
 
@@ -108,13 +140,21 @@ class Stack:
         for child in (self._converter, self._gateway):
             if child:
                 end(child, GATEWAY_STOP_S)
+        if self._gateway:
+            from gateway.shared_metrics import clear_left
+
+            clear_left()  # of a gateway that had to be killed
         if self._server:
             self._server.stop()
+        if self._log_keeper:
+            self._log_keeper.stop()
+        if self._claim:
+            self._claim.close()
 
     def invitation(self) -> str:
         """What is where, and three lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
-        admin = f"{self._scheme}://127.0.0.1:{self.options.admin_port}"
+        admin = self._running().admin
         key = places.shown(places.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
         return "\n".join(
@@ -134,6 +174,34 @@ class Stack:
                 """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
                 "Stop with Ctrl-C.",
             ]
+        )
+
+    def _endpoints(self) -> list[Endpoint]:
+        """Where anything of the stack will listen."""
+        options = self.options
+        ports = {
+            "gateway-port": options.gateway_port,
+            "grpc-port": options.grpc_port,
+            "grpc-certificate-port": options.grpc_certificate_port,
+            "admin-port": options.admin_port,
+        }
+        ours = [Endpoint(flag, options.host, port) for flag, port in ports.items() if port]
+        return [*ours, *options.triton.endpoints("127.0.0.1")]
+
+    def _running(self) -> Running:
+        options, places = self.options, self.options.places
+        logs = places.state / "logs"
+        return Running(
+            pid=os.getpid(),
+            home=str(places.home),
+            repository=str(places.repository),
+            url=self.url,
+            admin=self.url.rpartition(":")[0] + f":{options.admin_port}",
+            triton=asdict(options.triton),
+            workers=options.workers,
+            models=self._wanted(),
+            logs=[str(logs / name) for name in ("gateway.log", "triton.log", "events.jsonl")],
+            certificate_file=options.tls_certificate_file,
         )
 
     def _check_settings(self) -> None:
@@ -157,9 +225,10 @@ class Stack:
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
 
-    def _convert_missing(self) -> None:
-        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+    def _missing(self) -> list[str]:
+        """The known pipelines that must be converted first; ServingError for what nobody knows."""
         repository = self.options.places.repository
+        missing = []
         for name in self._wanted():
             if is_current(name, repository) if name in KNOWN else is_published(repository, name):
                 continue
@@ -168,6 +237,12 @@ class Stack:
                     f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
                     f"this name: known are {', '.join(KNOWN)}"
                 )
+            missing.append(name)
+        return missing
+
+    def _convert(self, names: Sequence[str]) -> None:
+        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+        for name in names:
             self._say(f"converting {name} ...")
             self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
             if self._converter.wait() != 0:
@@ -189,7 +264,11 @@ class Stack:
     def _load(self, server: TritonServer) -> list[str]:
         models = self._wanted()
         for model in models:
-            server.control.load(model)
+            try:
+                server.control.load(model)
+            except ServingError:
+                server.stop(gently=False)  # nothing is served yet, and it may hang
+                raise
             self._say(f"  loaded {model}")
         return models
 
@@ -201,10 +280,24 @@ class Stack:
             [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
         )
 
+    @property
+    def _gateway_log(self) -> Path:
+        return self.options.places.state / "logs" / "gateway.log"
+
     def _log(self) -> IO[bytes]:
-        path = self.options.places.state / "logs" / "gateway.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        self._gateway_log.parent.mkdir(parents=True, exist_ok=True)
+        return self._gateway_log.open("ab")
+
+    def _last_words(self) -> str:
+        """The last line of the gateway's log, and where that is."""
+        try:
+            with self._gateway_log.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 4096))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        said = [" ".join(line.split()) for line in lines if line.strip()]
+        return f"{(said or ['it said nothing'])[-1][:300]}; log: {self._gateway_log}"
 
     def _environment(self) -> dict[str, str]:
         options = self.options
@@ -233,24 +326,27 @@ class Stack:
         answer = "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
-                raise ServingError("the gateway ended: see .tidegate/logs/gateway.log")
-            ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
+                raise ServingError(f"the gateway ended: {self._last_words()}")
+            ready, answer = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready:
                 return
             time.sleep(0.1)
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 
-def _ask(url: str, certificate_file: str) -> tuple[bool, str]:
+def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
+    """Whether the gateway answers 200 there, and what it answers."""
     context = None
     if certificate_file:  # our own gateway is known by its very certificate, whatever name it has
         context = ssl.create_default_context(cafile=certificate_file)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as response:  # noqa: S310
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own gateway
+        with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310
             return True, response.read().decode()
     except urllib.error.HTTPError as error:
         return False, error.read().decode()
-    except OSError as error:
-        return False, str(error)
+    except (OSError, http.client.HTTPException) as error:
+        return False, f"{type(error).__name__}: {error}"
