@@ -26,6 +26,7 @@ from gateway.http.render import error_reply
 from gateway.logs import set_up
 from gateway.probes import Background
 from gateway.settings import Settings
+from gateway.workers import follow_parent
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
@@ -69,6 +70,7 @@ def create_app(settings: Settings) -> Edge:
 def from_environment() -> Edge:
     """What each uvicorn worker calls, in a process of its own if there are several."""
     set_up()
+    follow_parent()
     return create_app(Settings.read(os.environ))
 
 

@@ -133,7 +133,8 @@ class TritonServer:
     def _loading(self, model: str) -> Loading:
         if not self.is_alive():
             raise TritonDied(f"Triton has ended: {self._last_error()}")
-        return Loading(model, self.log_file, self.pid or 0, self.options.tell)
+        options = self.options
+        return Loading(model, options.repository, self.log_file, self.pid or 0, options.tell)
 
     def _plain(self, path: Path, what: str) -> Path:
         """The folder by a path that ``bash -c`` takes as it is: its own, or that of a link. The

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -289,7 +290,9 @@ class Stack:
         return self._gateway_log.open("ab")
 
     def _last_words(self) -> str:
-        """The last line of the gateway's log, and where that is."""
+        """How the gateway ended, the last line of its log, and where that is."""
+        code = self._gateway.returncode if self._gateway else None
+        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
         try:
             with self._gateway_log.open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - 4096))
@@ -297,7 +300,7 @@ class Stack:
         except OSError:
             lines = []
         said = [" ".join(line.split()) for line in lines if line.strip()]
-        return f"{(said or ['it said nothing'])[-1][:300]}; log: {self._gateway_log}"
+        return f"{how}; {(said or ['it said nothing'])[-1][:300]!r} is last in {self._gateway_log}"
 
     def _environment(self) -> dict[str, str]:
         options = self.options
@@ -326,7 +329,7 @@ class Stack:
         answer = "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
-                raise ServingError(f"the gateway ended: {self._last_words()}")
+                raise ServingError(f"the gateway ended ({self._last_words()})")
             ready, answer = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready:
                 return
