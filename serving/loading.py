@@ -25,8 +25,9 @@ DIED_S = 0.5
 TAIL_BYTES = 1024 * 1024
 _LINE = re.compile(r'[IWEF]\d{4} [\d:.]+ +\d+ \S+\] +"?(.*?)"?\s*')
 _REASONS = re.compile(
-    r"Poll failed for model directory|Failed to preinitialize|Failed to initialize|failed to load '[^']+' version"
-    r"|^(bash|sh): |error while loading shared libraries|what\(\):|terminate called|^Signal \("
+    r"Poll failed for model directory|Failed to preinitialize|Failed to initialize"
+    r"|failed to load '[^']+' version|^(bash|sh): |error while loading shared libraries|what\(\):"
+    r"|terminate called|^Signal \("
 )
 
 

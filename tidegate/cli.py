@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import sys
 
 import click
@@ -86,6 +87,8 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> str:
     """What went wrong where nobody expected it: one line, with what to do."""
+    if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+        return f"no connection: {error or type(error).__name__}. Is what it calls running?"
     if isinstance(error, OSError):
         return (
             f"a file could not be read or written: {error}. Make room, or give rights, and run the "

@@ -60,6 +60,7 @@ def _set_repository(context: click.Context, option: click.Parameter, value: Path
 
 repository_option = click.option(
     "--repository",
+    "given_repository",
     type=click.Path(file_okay=False, path_type=Path),
     expose_value=False,
     callback=_set_repository,
