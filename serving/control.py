@@ -79,7 +79,7 @@ class TritonControl:
         if isinstance(_serving_error(error), NoAnswerInTime):
             return (
                 f"it was not loaded within {self._load_timeout_s:g} s: give it longer with "
-                "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT)"
+                "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT_S)"
             )
         return _first_line(error)
 

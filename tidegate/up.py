@@ -94,7 +94,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     "--load-timeout",
     type=click.FloatRange(1),
     default=300.0,
-    envvar="TIDEGATE_LOAD_TIMEOUT",
+    envvar="TIDEGATE_LOAD_TIMEOUT_S",
     show_default=True,
     show_envvar=True,
     help="Seconds that one model may take to load.",
