@@ -65,6 +65,7 @@ FEW_UNITS = 4
 # Two right FP32 runs, on other kernels or threads, were apart by at most 2.1 times the largest that
 # FP32 rounds off one of them (pictures' logits, AVX2 and SSE4): twice that.
 NOISE_TIMES = 4
+NOISE_SHARE = 0.1  # of how far the answers lie apart: what rounds off more says nothing
 NOISE_LIMIT = 3e-4  # of the largest answer: the most of 25 architectures was 5e-5
 # An answer of more elements is a picture or a sequence, and has no labels.
 COMPARED = 2048
@@ -144,7 +145,8 @@ def noise_of(answers: np.ndarray, exact: np.ndarray, places: Sequence[int]) -> n
     """
     wrong = np.abs(answers[list(places)].astype(np.float64) - exact)
     rounded = wrong <= NOISE_LIMIT * np.abs(answers).max(initial=0.0)
-    return np.asarray(NOISE_TIMES * np.where(rounded, wrong, 0.0).max(axis=0))
+    noise = NOISE_TIMES * np.where(rounded, wrong, 0.0).max(axis=0)
+    return np.minimum(noise, NOISE_SHARE * spread_of(answers).size.reshape(noise.shape))
 
 
 def beyond_noise(got: np.ndarray, wanted: np.ndarray, noise: np.ndarray | None) -> np.ndarray:

@@ -17,7 +17,9 @@ from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
 from gateway.shared_metrics import shared_folder
+from gateway.workers import run_workers
 
+APP = "gateway.app:from_environment"
 STOP_TIMEOUT_S = 10
 # Set by whoever starts a gateway again that died: it goes on with the policy that was in force.
 # Without it somebody wants what the file says now, whatever was in force before.
@@ -41,32 +43,50 @@ def main() -> int:
 
 
 def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
+    """PolicyError when the file is wrong and there is no policy of before to go on with."""
     if is_restarted and settings.kept_policy.exists():
         return  # the workers judge the file by what was in force
+    try:
+        PolicyFile(settings.policy_file).refresh()
+    except PolicyError as error:
+        if not _has_kept(settings):
+            raise
+        sys.stderr.write(f"gateway: {error}; the last good policy is in force instead\n")
+        return
     with contextlib.suppress(FileNotFoundError):
         settings.kept_policy.unlink()
-    PolicyFile(settings.policy_file).refresh()
+
+
+def _has_kept(settings: Settings) -> bool:
+    """Whether a policy was kept that can be read."""
+    kept = PolicyFile(settings.policy_file, kept=settings.kept_policy)
+    with contextlib.suppress(PolicyError):
+        kept.refresh()
+    return kept.has_kept
 
 
 def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
     raise_descriptor_limit()
-    options: dict[str, Any] = {"http": CorkedProtocol, **secured}
-    uvicorn.run(
-        "gateway.app:from_environment",
-        factory=True,
-        host=settings.host,
-        port=settings.gateway_port,
-        workers=settings.workers,
-        loop="gateway.http.loop:GatewayLoop",
-        timeout_keep_alive=settings.keep_alive_s,
-        ws="none",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nobody asks who the client is or how it came here
-        log_config=None,
-        timeout_graceful_shutdown=STOP_TIMEOUT_S,
-        **options,
-    )
+    options: dict[str, Any] = {
+        "factory": True,
+        "host": settings.host,
+        "port": settings.gateway_port,
+        "workers": settings.workers,
+        "http": CorkedProtocol,
+        "loop": "gateway.http.loop:GatewayLoop",
+        "timeout_keep_alive": settings.keep_alive_s,
+        "ws": "none",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # nobody asks who the client is or how it came here
+        "log_config": None,
+        "timeout_graceful_shutdown": STOP_TIMEOUT_S,
+        **secured,
+    }
+    if settings.workers > 1:
+        run_workers(uvicorn.Config(APP, **options))
+    else:
+        uvicorn.run(APP, **options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The gateway as an ASGI application: the doors, put together."""
 
+import asyncio
 import contextlib
 import gc
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
@@ -11,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from gateway.addons import ROUTES, load
+from gateway.beat import SOCKET, beat
 from gateway.core import Gateway
 from gateway.doors.docs_pages import DocsPages
 from gateway.doors.embeddings import OpenAIDoor
@@ -24,15 +27,17 @@ from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, ope
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
 from gateway.logs import set_up
-from gateway.probes import Background
+from gateway.probes import Background, readiness
+from gateway.replicas import CHECK_S
 from gateway.settings import Settings
-from gateway.workers import follow_parent
+from gateway.workers import end_with_parent
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
 # The loop waits no longer than that for a thread that reads a large body (http/off_loop.py): with
 # Python's own 5 ms, the p99 of everybody else rose from 0.2 to 14 ms meanwhile.
 SWITCH_S = 0.0005
+FIRST_LOOK_S = 3.0  # how long a worker waits for the first catalogue before it serves without one
 DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
 
 
@@ -70,7 +75,7 @@ def create_app(settings: Settings) -> Edge:
 def from_environment() -> Edge:
     """What each uvicorn worker calls, in a process of its own if there are several."""
     set_up()
-    follow_parent()
+    end_with_parent()
     return create_app(Settings.read(os.environ))
 
 
@@ -82,10 +87,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The first request must find the keys and the models read.
     await gateway.guard.open()
     gateway.follow_policy()
-    await background.check_replicas()
-    await background.refresh_catalogue()
+    await _first_look(background)
     gateway.supervisor.open()
     background.start()
+    listener_name = os.environ.get(SOCKET)
+    if listener_name:
+        gateway.supervisor.run(
+            "beat", lambda: beat(listener_name, lambda: not any(readiness(gateway).values()))
+        )
     settings = gateway.settings
     wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
     listeners = {name: load(name)(gateway, port) for name, port in wanted.items() if port}
@@ -101,6 +110,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await listener.stop()
         await gateway.pool.close()
         await gateway.guard.close()
+
+
+async def _first_look(background: Background) -> None:
+    """Read the catalogue, and where no server answers, soon again: a worker that takes requests
+    without one refuses what the others serve."""
+    gateway, until = background.gateway, time.monotonic() + FIRST_LOOK_S
+    while True:
+        await background.check_replicas()
+        await background.refresh_catalogue()
+        if gateway.reader.read_at > 0 or time.monotonic() > until:
+            return
+        await asyncio.sleep(CHECK_S)
 
 
 class Description:

@@ -103,17 +103,19 @@ class Gateway:
         model: Model,
         message: service_pb2.ModelInferRequest | None = None,
     ) -> str:
-        """The pipeline that answers this caller: the model itself, or a canary of it.
+        """The pipeline that answers this caller or, with ``per = "request"``, this request: the
+        model itself, or a canary of it.
 
         Never a canary for a request of a sequence: when the weights change, its next request would
         go to a model that knows nothing of it.
         """
-        weights = self.guard.policy.current.rules.routes.get(model.name)
-        if not weights or exchange.principal is None or exchange.param("version"):
+        route = self.guard.policy.current.rules.routes.get(model.name)
+        if not route or exchange.principal is None or exchange.param("version"):
             return model.name
         if message is not None and step_of(message):
             return model.name
-        chosen: str = load("canary")(model.name, weights, exchange.principal.id, self._answers)
+        who = exchange.lot if route.per == "request" else exchange.principal.id
+        chosen: str = load("canary")(model.name, route.weights, who, self._answers)
         return chosen
 
     def _answers(self, name: str) -> bool:

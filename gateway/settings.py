@@ -83,8 +83,7 @@ class Settings:
     @property
     def kept_policy(self) -> Path:
         """Where the policy in force is kept, for a worker that is started again."""
-        name = hashlib.sha256(str(self.policy_file.absolute()).encode()).hexdigest()[:12]
-        return self.state_folder / f"policy.{name}.{self.gateway_port}.settled"
+        return kept_file(self.state_folder, self.policy_file, str(self.gateway_port))
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
@@ -130,6 +129,12 @@ class Settings:
         for replica in self.replicas:
             _check_replica(replica)
         return self
+
+
+def kept_file(state_folder: Path, policy_file: Path, port: str) -> Path:
+    """Where the gateway on that port keeps the policy that it has in force."""
+    name = hashlib.sha256(str(policy_file.absolute()).encode()).hexdigest()[:12]
+    return state_folder / f"policy.{name}.{port}.settled"
 
 
 def _check_replica(replica: str) -> None:

@@ -1,24 +1,65 @@
-"""A worker of several lives no longer than the process that started it.
-
-Else the workers of a gateway that was killed would go on, with the port, and no new gateway could
-start.
-"""
+"""Several processes of the gateway, which share its port: none of them ends the others, and none
+outlives the process that started them."""
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+from uvicorn.config import STARTUP_FAILURE, Config
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+log = logging.getLogger("gateway")
+AGAIN_S = 1.0
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def follow_parent() -> None:
-    """From now on this process gets SIGTERM when its parent ends, by kill -9 too; nothing in a
-    process that is no worker."""
+class Workers(Multiprocess):
+    """uvicorn's supervisor, which ends every worker when one cannot start: right at the first
+    start, when none can, and wrong while others serve. Here that one is tried again."""
+
+    def keep_subprocess_alive(self) -> None:
+        for place, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if process.is_alive(self.config.timeout_worker_healthcheck):
+                continue
+            process.kill()  # one that hangs
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                if not self._others_serve(process):
+                    log.error("no worker can start (see above)")
+                    self.should_exit.set()
+                    return
+                log.error("worker %s cannot start (see above); trying again", process.pid)
+                self.should_exit.wait(AGAIN_S)
+            else:
+                log.error("worker %s has died; starting another", process.pid)
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
+
+    def _others_serve(self, process: Process) -> bool:
+        return any(each.is_ready(1) for each in self.processes if each is not process)
+
+
+def run_workers(config: Config) -> None:
+    """Serve until a signal; SystemExit when the port cannot be had."""
+    sockets = [config.bind_socket()]
+    try:
+        Workers(config, sockets).run()
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def end_with_parent() -> None:
+    """To be called by a worker: it gets SIGTERM when its parent ends, by kill -9 too. Else it would
+    keep the port, and answer for a gateway that is stopped."""
     parent = multiprocessing.parent_process()
-    if parent is None or not sys.platform.startswith("linux"):
+    if parent is None:
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent.pid:  # it ended before we asked
-        signal.raise_signal(signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent.pid:
+        sys.exit("the gateway has ended")

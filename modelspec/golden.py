@@ -14,7 +14,21 @@ from typing import Any
 import numpy as np
 
 GOLDEN_PARAMETER = "tidegate.golden"
+LEAST_PROBE_S = 5.0
+UNMEASURED_PROBE_S = 120.0  # of a model whose answer nobody has waited for yet
+SLACK = 4.0  # times the measured time
 _PARTS = ("request", "expect", "tolerance")
+
+
+def probe_time_s(took_s: float | None) -> float:
+    """How long to wait for a golden answer, where the last right one took ``took_s`` seconds (None:
+    there was none yet). Publisher, gateway, watcher and ``tidegate up`` all wait so long.
+
+    It bounds the wait and judges nobody: a model that is late is judged by whether it gets on.
+    """
+    if took_s is None:
+        return UNMEASURED_PROBE_S
+    return min(max(LEAST_PROBE_S, SLACK * took_s), UNMEASURED_PROBE_S)
 
 
 class GoldenError(ValueError):

@@ -80,7 +80,7 @@ def _roll_over(target: Target, journal: Journal, config: ModelConfig) -> None:
     for replica in target.replicas:
         try:
             replica.control.load(name)
-            replica.require_golden(name, config)
+            replica.require_golden(name, config, is_proved=True)
         except ServingError as error:
             left = len(target.replicas) - len(done)
             undo = f"tidegate rollback {name} --to {journal.before}"

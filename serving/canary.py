@@ -16,6 +16,7 @@ from serving.files import owned_path, remove_folder
 from serving.lock import publishing
 from serving.pins import as_bytes, pins, with_versions
 from serving.recovery import settle_all
+from serving.replica import Replica
 from serving.repository import active_version, is_published, read_config
 from serving.steps import Step
 from serving.target import Target
@@ -24,6 +25,9 @@ from serving.versions import checked_config, list_beside, require_published, swi
 
 # In a canary's config: the pipeline that it is a canary of.
 CANARY_PARAMETER = "tidegate.canary"
+# Within this time every worker of a gateway sends nobody there any more, busy or not; one of them
+# may have read its rules just before.
+REROUTED_S = 2.0
 
 
 def canary_name(name: str, version: int) -> str:
@@ -34,10 +38,9 @@ def canaries(repository: Path, name: str) -> list[int]:
     """The versions of the pipeline that are served as canaries."""
     folders = repository.glob(f"{name}.v*")
     return sorted(
-        int(number)
+        int(folder.name.removeprefix(f"{name}.v"))
         for folder in folders
-        if (number := folder.name.removeprefix(f"{name}.v")).isdigit()
-        and is_canary_of(repository, folder.name, name)
+        if _may_be_canary(folder.name, name) and is_canary_of(repository, folder.name, name)
     )
 
 
@@ -54,18 +57,26 @@ def is_canary_of(repository: Path, model: str, name: str) -> bool:
 
 
 def start(target: Target, name: str, version: int) -> str:
-    """Serve the version as a canary on every server; its name. PublishFailed if it does not answer
-    its golden sample: nothing is left of it."""
+    """Serve the version as a canary on every server; its name. PublishFailed while another version
+    is the canary, or if it does not answer its golden sample: nothing is left of what is new."""
     repository = target.repository
     with publishing(repository, f"canary {name}"):
         settle_all(target)
         require_published(repository, name)
         if version == active_version(repository, name):
             raise PublishFailed(f"version {version} of {name} serves already: choose another")
+        others = [each for each in canaries(repository, name) if each != version]
+        if others:
+            raise PublishFailed(
+                f"{canary_name(name, others[0])} is the canary of {name}, and there is one at a "
+                f"time: tidegate promote {name} lets everybody have it, tidegate canary {name} "
+                "--weight 0 ends it"
+            )
         config = checked_config(repository, name, version)
         canary = canary_name(name, version)
         _require_own(repository, canary, name)
-        if not is_published(repository, canary):
+        is_new = not is_published(repository, canary)
+        if is_new:
             list_beside(repository, pins(config))
             _appear(repository, name, version, config)
         try:
@@ -73,21 +84,49 @@ def start(target: Target, name: str, version: int) -> str:
                 replica.control.load(canary)
                 replica.require_golden(canary, config)
         except ServingError:
-            _remove(target, canary, name)
+            if is_new:
+                _remove(target, canary, name)
             raise
         target.tell(Step.SERVED, canary)
     return canary
 
 
 def stop(target: Target, name: str, version: int) -> None:
-    """Take the canary away; call it when no request is routed there, ``grace_s`` is waited.
+    """Take the canary away; call it when gateways have been told to route no request there:
+    ``grace_s`` is waited, and ``REROUTED_S`` at least.
     PublishFailed, and nothing is removed, when the model of that name is no canary of ``name``."""
     with publishing(target.repository, f"stop canary {name}"):
         _require_own(target.repository, canary_name(name, version), name)
         settle_all(target)
         if target.replicas:
-            time.sleep(target.grace_s)
+            time.sleep(max(target.grace_s, REROUTED_S))
         _remove(target, canary_name(name, version), name)
+
+
+def unload_left(target: Target, name: str) -> list[str]:
+    """Let the servers go of canaries of the pipeline that they serve still although they are no
+    more in the repository: somebody took one away while a server could not be told. Their names."""
+    gone = []
+    for replica in target.replicas:
+        for model in sorted({state.name for state in replica.control.index()}):
+            if not _may_be_canary(model, name) or is_published(target.repository, model):
+                continue
+            if replica.serves(model) and _is_served_as_canary(replica, model, name):
+                replica.control.unload(model)
+                gone.append(model)
+    return gone
+
+
+def _may_be_canary(model: str, name: str) -> bool:
+    return model.startswith(f"{name}.v") and model.removeprefix(f"{name}.v").isdecimal()
+
+
+def _is_served_as_canary(replica: Replica, model: str, name: str) -> bool:
+    try:
+        config = replica.control.config(model)
+    except ServingError:
+        return False
+    return bool(config.parameters[CANARY_PARAMETER].string_value == name)
 
 
 def promote(target: Target, name: str, version: int) -> None:

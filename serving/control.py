@@ -3,6 +3,7 @@
 The repository API is closed by a key (see ``TritonServer``); every call here carries it.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
@@ -20,7 +22,9 @@ KEY_HEADER = "tidegate-triton-key"
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2
-NO_MODEL = "tidegate.none"
+NO_MODEL, AFRESH = "tidegate.none", "tidegate.afresh"
+# What Triton says of a request that a model's own queue policy refuses: it is busy, not ill.
+QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
 # The index looks at folder after folder, and fails when a publisher takes one away meanwhile.
 FOLDER_WENT = "failed to stat file"
 
@@ -60,10 +64,22 @@ class TritonControl:
             return False
         return bool(response.live)
 
-    def load(self, model: str) -> None:
-        """Load (or reload) a model and what it is made of; ModelLoadFailed says why not."""
-        watch = self._loading(model) if self._loading else None
+    def load(self, model: str, *, afresh: bool = False) -> None:
+        """Load (or reload) a model and what it is made of; ModelLoadFailed says why not.
+
+        Triton loads a version again only if a file of it has changed. ``afresh``: in any case, with
+        the config that it is served with now.
+        """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        try:
+            if afresh:
+                config = self.config(model)
+                config.parameters[AFRESH].string_value = str(time.time())  # one that has changed
+                text = MessageToJson(config, preserving_proto_field_name=True)
+                request.parameters["config"].string_param = text
+        except ServingError as error:
+            raise ModelLoadFailed(model, str(error)) from error
+        watch = self._loading(model) if self._loading else None
         call = self._stub.RepositoryModelLoad.future(
             request, metadata=self._metadata, timeout=self._load_timeout_s
         )
@@ -191,8 +207,10 @@ def _wait(call: grpc.Future, watch: Loading | None) -> None:
 
 
 def _serving_error(error: grpc.RpcError) -> ServingError:
+    line = _first_line(error)
     is_late = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    return (NoAnswerInTime if is_late else ServingError)(_first_line(error))
+    is_full = any(words in line for words in QUEUE_FULL)
+    return (NoAnswerInTime if is_late or is_full else ServingError)(line)
 
 
 def _first_line(error: grpc.RpcError) -> str:

@@ -3,13 +3,14 @@
 ServingError                 the message says what failed and what to do
 |- TritonMissing             no tritonserver, or a library that it needs is not there
 |- PortTaken                 something else listens on a port that we were asked to use
-|- NoAnswerInTime           a call to Triton reached its deadline: it is busy, or hangs
+|- NoAnswerInTime           no answer in time, or a full queue: Triton is busy, or hangs
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
 |- PublishFailed             nothing was published
 |- RepositoryBusy            another publisher holds the repository's lock
 |- Tampered                  a file is not what its manifest says; carries its name
-`- RolloutStopped            some replicas serve the new version, and others do not
+|- RolloutStopped            some replicas serve the new version, and others do not
+`- NotOurServer              a server runs on the repository, and its key cannot be read
 """
 
 
@@ -54,4 +55,8 @@ class Tampered(ServingError):
 
 
 class RolloutStopped(ServingError):
+    pass
+
+
+class NotOurServer(ServingError):
     pass

@@ -2,12 +2,18 @@
 
 ``logs/events.jsonl`` has one JSON object a line. ``watch.prom`` holds the counters in Prometheus'
 text format; whoever serves metrics may append it as it is.
+
+Nothing here raises for want of a disk: what cannot be recorded is said once, and the work that it
+was to record goes on.
 """
 
 import collections
+import contextlib
 import json
+import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,10 +25,23 @@ BEAT_S = 5.0
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 
 
-class Events:
-    """Events of one watcher; ``work_dir`` is .tidegate."""
+def telling(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """``tell``, which nobody fails for: where it writes may be full, or closed."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def told(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            tell(line)
+
+    return told
+
+
+class Events:
+    """Events of one watcher; ``work_dir`` is .tidegate. ``tell`` hears once what cannot be
+    recorded, and that it can be again."""
+
+    def __init__(self, work_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+        self._tell = telling(tell)
+        self._faults: dict[str, str] = {}  # what is not recorded -> why
         self._log = work_dir / "logs" / "events.jsonl"
         self._metrics = work_dir / "watch.prom"
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -35,22 +54,40 @@ class Events:
         if now - self._beaten >= BEAT_S:
             with self._writing:
                 self._beaten = now
-                atomic_write(self._metrics, self.render())
+                self._record("counters", self._metrics, self._write_metrics)
 
     def add(self, event: str, model: str, detail: str = "") -> None:
         """Log and count it. An event is a word such as "healed"; model may be ''."""
         with self._writing:
-            self._add(event, model, detail)
+            self.counts[event, model] += 1
+            line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+            text = json.dumps({**line, "model": model, "detail": detail}) + "\n"
+            self._record("events", self._log, lambda: self._append(text))
+            self._record("counters", self._metrics, self._write_metrics)
 
-    def _add(self, event: str, model: str, detail: str) -> None:
-        self.counts[event, model] += 1
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+    def _append(self, text: str) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if self._log.is_file() and self._log.stat().st_size > LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".jsonl.1"))
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "model": model, "detail": detail}) + "\n")
+        with self._log.open("a+b") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+                text = "\n" + text  # the last one was cut off: the disk was full
+            file.write(text.encode())
+
+    def _write_metrics(self) -> None:
         atomic_write(self._metrics, self.render())
+
+    def _record(self, what: str, path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            why = error.strerror or str(error)
+            if self._faults.get(what) != why:
+                self._faults[what] = why
+                self._tell(f"{what} are not recorded in {path} ({why}); everything else goes on")
+        else:
+            if self._faults.pop(what, ""):
+                self._tell(f"{what} are recorded in {path} again")
 
     def render(self) -> str:
         """The counters as Prometheus reads them."""

@@ -17,11 +17,10 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from modelspec.dtypes import element_type
 from modelspec.face import FACE_PARAMETER
-from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
+from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError, probe_time_s
 from serving.control import TritonControl
 from serving.errors import NoAnswerInTime, ServingError
 
-PROBE_TIMEOUT_S = 30.0
 NO_ANSWER, IS_LATE = "does not answer its golden sample", " in time"
 _NAMES = {"TYPE_STRING": "BYTES"}
 
@@ -78,9 +77,14 @@ def bound(
 
 
 def fault(
-    control: TritonControl, model: str, config: ModelConfig, timeout_s: float = PROBE_TIMEOUT_S
+    control: TritonControl, model: str, config: ModelConfig, timeout_s: float | None = None
 ) -> str:
-    """'' when the model has no golden sample or gives the golden answer now, else what is wrong."""
+    """'' when the model has no golden sample or gives the golden answer now, else what is wrong.
+
+    What ends with ``IS_LATE`` says only that there was no answer in ``timeout_s`` seconds (by
+    default those of a model that was never measured), or that the model's queue was full.
+    """
+    timeout_s = probe_time_s(None) if timeout_s is None else timeout_s
     try:
         sample = sample_of(config)
     except GoldenError as error:

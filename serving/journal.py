@@ -38,9 +38,16 @@ class Journal:
 
 
 def open_journals(repository: Path) -> list[Journal]:
-    """The journals of publishers that were cut off."""
-    paths = sorted(staging_folder(repository).glob("journal-*.json"))
-    return [_read(path) for path in paths]
+    """The journals of publishers that were cut off; those that cannot be read are left out (see
+    ``broken_journals``)."""
+    found = [_read(path) for path in _paths(repository)]
+    return [journal for journal in found if isinstance(journal, Journal)]
+
+
+def broken_journals(repository: Path) -> list[tuple[Path, str]]:
+    """The journals that cannot be read, and why."""
+    found = [(path, _read(path)) for path in _paths(repository)]
+    return [(path, fault) for path, fault in found if isinstance(fault, str)]
 
 
 def configs_now(repository: Path, models: Iterable[str]) -> dict[str, str | None]:
@@ -54,10 +61,22 @@ def _config_now(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _read(path: Path) -> Journal:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    new = tuple((model, version) for model, version in fields.pop("new"))
-    return Journal(**fields, new=new)
+def _read(path: Path) -> Journal | str:
+    """The journal, or why it cannot be read."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        new = tuple((str(model), int(version)) for model, version in fields.pop("new"))
+        journal = Journal(**fields, new=new)
+        dict(journal.configs), dict(journal.variants)
+    except OSError as error:
+        return error.strerror or str(error)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "it is no journal"
+    return journal
+
+
+def _paths(repository: Path) -> list[Path]:
+    return sorted(staging_folder(repository).glob("journal-*.json"))
 
 
 def _path(repository: Path, pipeline: str) -> Path:

@@ -10,10 +10,10 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import psutil
 
@@ -37,10 +37,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where the models are, where to keep logs and keys, and which ports to listen on.
-
-    ``tell`` takes lines for whoever waits, such as that a model is still loading.
-    """
+    """Where the models are, where to keep logs and keys, and which ports to listen on."""
 
     repository: Path
     work_dir: Path
@@ -49,18 +46,27 @@ class LaunchOptions:
     config_name: str | None = None
     name: str = "triton"
     load_timeout_s: float = LOAD_TIMEOUT_S
-    tell: Callable[[str], None] = lambda line: None
 
 
 class TritonServer:
     """One tritonserver process and the shared memory, backend directory and key that it owns."""
 
-    def __init__(self, options: LaunchOptions, installation: Installation | None = None) -> None:
-        self.options = options
+    def __init__(
+        self,
+        options: LaunchOptions,
+        installation: Installation | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``tell`` hears what could not be kept or cleared, and does not stop the server, and
+        which model is still loading."""
+        self.options, self._tell = options, tell
+        self._backends: Path | None = None  # kept for the next start by ``restart``
+        self._restarts = False
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_began = 0  # where the log (bytes) begins to be this process's
         self.control = TritonControl(
             f"{_dial(options.address)}:{options.ports.grpc}",
             self.key,
@@ -79,17 +85,12 @@ class TritonServer:
     def start(self) -> None:
         """Launch, and return when the server is live; raises ServingError and leaves nothing."""
         self.require_ports()
-        others = servers.servers_of(self.options.work_dir, self.options.repository)
-        clear_up(self.options.repository, others)
-        build = self.options.work_dir / "build"
-        leftovers.remove_orphans(build)
-        # A folder of its own: another server of the same home may be running from the last one.
-        backends = assemble(self._installation, build / f"{self._prefix}backends")
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        log = self.log_file.open("ab")
+        self._clear_up()
+        self._log_began = self.log_file.stat().st_size if self.log_file.is_file() else 0
+        backends = self._assembled()
         repository = self._plain(self.options.repository, "models")
         command = self._command(repository, self._plain(backends, "backends"))
-        self._process = children.start(command, self._environment(repository), log)
+        self._process = children.start(command, self._environment(repository), self._log())
         try:
             self._wait_live()
             self._announce()
@@ -104,18 +105,34 @@ class TritonServer:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def why_ended(self) -> str:
+        """How the process ended, and what its log says of it; '' where none was started."""
+        if self._process is None:
+            return ""
+        return children.why_ended(self._process, self.log_file, self._log_began)
+
     def stop(self, *, gently: bool = True) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
-        if self._process is None:
-            return
-        servers.withdraw(self.options.work_dir, self._prefix)
-        family = _family(self._prefix)
-        if not gently:
-            self._process.kill()
-        children.end(self._process, EXIT_TIMEOUT_S + 5)
-        _end(family)
-        leftovers.remove(self._prefix, self.options.work_dir / "build")
-        self._process = None
+        if self._process is not None:
+            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
+            family = _family(self._prefix)
+            if not gently:
+                self._process.kill()
+            children.end(self._process, EXIT_TIMEOUT_S + 5)
+            _end(family)
+            leftovers.remove(self._prefix)
+            self._process = None
+        if not self._restarts:
+            leftovers.remove_backends(self._prefix, self._build)
+
+    def restart(self) -> None:
+        """``stop`` what is left of it, and ``start``, which needs no room on the disk then."""
+        self._restarts = True
+        try:
+            self.stop()
+            self.start()
+        finally:
+            self._restarts = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -134,7 +151,7 @@ class TritonServer:
         if not self.is_alive():
             raise TritonDied(f"Triton has ended: {self._last_error()}")
         options = self.options
-        return Loading(model, options.repository, self.log_file, self.pid or 0, options.tell)
+        return Loading(model, options.repository, self.log_file, self.pid or 0, self._tell)
 
     def _plain(self, path: Path, what: str) -> Path:
         """The folder by a path that ``bash -c`` takes as it is: its own, or that of a link. The
@@ -146,18 +163,54 @@ class TritonServer:
         link.symlink_to(path.resolve(), target_is_directory=True)
         return link
 
+    @property
+    def _build(self) -> Path:
+        return self.options.work_dir / "build"
+
+    def _clear_up(self) -> None:
+        """What others left. What cannot be cleared is said, and stays."""
+        work_dir, repository = self.options.work_dir, self.options.repository
+        try:
+            clear_up(repository, servers.servers_of(work_dir, repository), self._tell)
+        except (ServingError, OSError) as error:
+            self._tell(f"what a killed publisher left was not cleared up: {error}")
+        leftovers.remove_orphans(self._build)
+
+    def _assembled(self) -> Path:
+        # A folder of its own: another server of the same home may be running from the last one.
+        if self._backends is None or not self._backends.is_dir():
+            self._backends = assemble(self._installation, self._build / f"{self._prefix}backends")
+        return self._backends
+
+    def _log(self) -> IO[bytes]:
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            return self.log_file.open("ab")
+        except OSError as error:
+            self._tell(f"Triton's log is not kept: {error}")
+            return Path(os.devnull).open("ab")
+
     def _announce(self) -> None:
         """From now on a publisher tells this server of what is new."""
         options, pid = self.options, self._process.pid if self._process else 0
-        server = servers.Server(
-            repository=str(options.repository.resolve()),
-            address=self.control.address,
-            key_file=str(options.work_dir / "triton.key"),
-            pid=pid,
-            started=psutil.Process(pid).create_time(),
-            load_timeout_s=options.load_timeout_s,
+        key_file = options.work_dir / "triton.key"
+        server = servers.Server.running(
+            options.repository, self.control.address, key_file, pid, options.work_dir
         )
-        servers.announce(options.work_dir, self._prefix, server)
+        server = replace(server, load_timeout_s=options.load_timeout_s)
+        try:
+            is_found = servers.announce(options.work_dir, self._prefix, server)
+        except OSError as error:
+            self._tell(
+                f"publishers will not find this server until it is started again, for it cannot be "
+                f"listed: {error}. Give them --server {self.control.address}"
+            )
+            return
+        if not is_found:
+            self._tell(
+                f"nothing can be written beside {options.repository}: from another home, publish "
+                f"with --server {self.control.address}"
+            )
 
     def _wait_live(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -171,7 +224,10 @@ class TritonServer:
             time.sleep(0.05)
 
     def _last_error(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        try:
+            lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        except OSError:
+            lines = []
         errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
 

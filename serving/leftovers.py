@@ -4,6 +4,7 @@ Both are named ``tidegate_PID_...`` after the process that started the server, s
 to a dead owner can be told apart and removed.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -17,10 +18,14 @@ def new_prefix() -> str:
     return f"{PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
 
-def remove(prefix: str, build_folder: Path) -> None:
-    """Remove what one server left; call it only when that server is gone."""
+def remove(prefix: str) -> None:
+    """Remove the shared memory that one server left; call it only when that server is gone."""
     for region in FOLDER.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+
+
+def remove_backends(prefix: str, build_folder: Path) -> None:
+    """Remove its backend directory; call it when that server is not started again."""
     for folder in build_folder.glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -28,7 +33,8 @@ def remove(prefix: str, build_folder: Path) -> None:
 def remove_orphans(build_folder: Path) -> None:
     """Remove what belongs to owners that no longer run (they were killed with -9)."""
     for region in _orphans(FOLDER):
-        region.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's is for them to remove
+            region.unlink(missing_ok=True)
     for folder in _orphans(build_folder):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -67,7 +67,8 @@ def _publish(staged: Path, models: Sequence[str], target: Target, origin: Manife
         return planned.public.version
     _describe(planned, repository, origin)
     require_disk(repository, 0)
-    require_memory(planned.new, [replica.server_pid for replica in target.replicas])
+    pids = [replica.server_pid for replica in target.replicas if replica.server_pid]
+    require_memory(planned.new, pids)
     target.tell(Step.CHECKED, planned.public.model)
     journal = _journal(planned, repository)
     journal.write(repository)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import psutil
 
 from serving.control import TritonControl
+from serving.progress import STOPPED_S
 
 LOOK_EVERY_S = 2.0
 ANSWER_S = 4.0  # one look waits so long for each answer
@@ -41,6 +42,7 @@ class Pulse:
         self._seen: tuple[int, float] = (0, 0.0)  # the process that starts, and since when
         self._answered: dict[str, float] = {}
         self._missed: dict[str, int] = {}
+        self._stopped_since: float | None = None
         self.round_began = 0.0  # when the watcher began a round that is not over; 0 between rounds
         self._thread = threading.Thread(target=self._run, name="triton-pulse", daemon=True)
 
@@ -63,6 +65,9 @@ class Pulse:
         pid = self._pid()
         if pid is None:
             self._judged = None
+            return
+        if self._is_stopped_for_long(pid):
+            self._kill(pid, f"no answer to anything: it has been stopped for {STOPPED_S:g} s")
             return
         answers = {
             "control calls": self._control.is_live(ANSWER_S),
@@ -88,6 +93,16 @@ class Pulse:
                 self._kill(pid, f"no answer to {what} for {silent_s:.0f} s")
                 return
 
+    def _is_stopped_for_long(self, pid: int) -> bool:
+        """Whether somebody stopped the process (SIGSTOP): that is no load, and not waited out."""
+        try:
+            is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+        now = time.monotonic()
+        self._stopped_since = (self._stopped_since or now) if is_stopped else None
+        return self._stopped_since is not None and now - self._stopped_since >= STOPPED_S
+
     def _kill(self, pid: int, reason: str) -> None:
         self._judged = None
         try:
@@ -95,7 +110,7 @@ class Pulse:
             if process.name() == "tritonserver":
                 self._tell("triton_hung", reason)
                 process.kill()
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             return
 
     def _look_at_watcher(self) -> None:

@@ -1,20 +1,22 @@
 """After a publisher that was cut off: the old state or the new one, and nothing lying about."""
 
+import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE, staging_folder, version_folders
 from serving import candidate
-from serving.errors import RepositoryBusy
+from serving.errors import NotOurServer, RepositoryBusy
 from serving.files import place, remove_folder
-from serving.journal import Journal, open_journals
+from serving.journal import Journal, broken_journals, open_journals
 from serving.lock import publishing
 from serving.mend import mend
 from serving.replica import Replica, connected
 from serving.repository import active_version
+from serving.servers import FOLDER as SERVERS
 from serving.servers import Server
 from serving.target import Target
 from serving.variants import follow, follow_all, put_back
@@ -22,18 +24,40 @@ from serving.variants import follow, follow_all, put_back
 # See files.owned_path: made by a process that may have been killed.
 _OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
 _STALE_S = 24 * 3600.0
-_KEPT = frozenset({"lock"})
+_KEPT = frozenset({"lock", SERVERS})
 
 
-def clear_up(repository: Path, servers: Sequence[Server] = ()) -> None:
-    """What ``tidegate up`` does first. While somebody publishes there is nothing to clear up."""
-    if not staging_folder(repository).is_dir() or not repository.is_dir():
+def clear_up(
+    repository: Path,
+    servers: Sequence[Server] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """What ``tidegate up`` does first. While somebody publishes there is nothing to clear up, nor
+    in a repository that may only be read.
+
+    ``tell`` hears of journals that cannot be read: they are put aside.
+    """
+    if not repository.is_dir() or not os.access(staging_folder(repository), os.W_OK):
         return
     try:
         with publishing(repository, "clearing up", wait_s=0), connected(servers) as replicas:
+            put_broken_aside(repository, tell)
             settle_all(Target(repository, replicas))
-    except RepositoryBusy:
-        return
+    except (RepositoryBusy, NotOurServer):
+        return  # the next publisher who may tell them settles it
+
+
+def put_broken_aside(repository: Path, tell: Callable[[str], None]) -> None:
+    """A journal that cannot be read keeps nothing from being served or published: it is renamed,
+    and said. The config of a pipeline says what it serves; what else the killed publisher left is
+    in its folders."""
+    for path, why in broken_journals(repository):
+        aside = path.with_name(f"broken-{path.name}")
+        tell(
+            f"{path} cannot be read ({why}): what that publication left is not cleared up, and "
+            f"the file is put aside as {aside.name}"
+        )
+        path.replace(aside)
 
 
 def settle_all(target: Target) -> None:

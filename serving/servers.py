@@ -1,34 +1,73 @@
 """Which Tritons serve a repository now: each says so in a file of its own while it runs.
 
-``.tidegate/servers/NAME.json`` is written when a server is live and removed when it stops. What a
-killed one left is recognised by its process and ignored.
+The file lies in two folders, so that a publisher finds the server whatever its own home is:
+beside the repository (``.model_repository.staging/servers/``), and in the home that the server runs
+from (``.tidegate/servers/``), which is all there is where the first may not be written. It is
+written when a server is live and removed when it stops. What a killed one left is recognised by its
+process and ignored.
 """
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from modelspec.layout import atomic_write
+from modelspec.layout import atomic_write, staging_folder
 
 FOLDER = "servers"
+_ROOT = 0
 
 
 @dataclass(frozen=True)
 class Server:
     """A running Triton: its gRPC address, the file with its key, and the process that it is
     (``started`` is the process's start in seconds since 1970, as a pid may be used again).
-    ``load_timeout_s``: how long a model may take to load there."""
+
+    ``inode`` is the repository's device and inode: it may be mounted elsewhere for somebody else.
+    ``work_dir`` is the state folder that the server runs from, ``pid_space`` where its pid counts.
+    ``load_timeout_s``: how long a model may take to load there.
+    Of a server that was named by hand only the address and the key's file are known.
+    """
 
     repository: str
     address: str
     key_file: str
-    pid: int
-    started: float
+    pid: int = 0
+    started: float = 0.0
+    inode: str = ""
+    work_dir: str = ""
+    pid_space: str = ""
     load_timeout_s: float = 300.0
 
+    @classmethod
+    def running(
+        cls, repository: Path, address: str, key_file: Path, pid: int, work_dir: Path
+    ) -> "Server":
+        """The server that this process has started, whose pid is ``pid``."""
+        return cls(
+            repository=str(repository.resolve()),
+            address=address,
+            key_file=str(key_file.resolve()),
+            pid=pid,
+            started=psutil.Process(pid).create_time(),
+            inode=_inode(repository),
+            work_dir=str(work_dir.resolve()),
+            pid_space=_pid_space(),
+        )
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its process cannot be seen from here: it runs in another container, or nobody
+        knows which it is."""
+        return not self.pid or self.pid_space not in ("", _pid_space())
+
     def is_alive(self) -> bool:
+        """False when its process has surely ended."""
+        if self.is_elsewhere:
+            return True
         try:
             process = psutil.Process(self.pid)
             return bool(
@@ -38,27 +77,78 @@ class Server:
         except psutil.Error:
             return False
 
-
-def announce(work_dir: Path, name: str, server: Server) -> None:
-    """Tell publishers of the server; what dead ones left is cleared."""
-    folder = work_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
-        found = _read(path)
-        if found is None or not found.is_alive():
-            path.unlink(missing_ok=True)
-    atomic_write(folder / f"{name}.json", json.dumps(asdict(server)), mode=0o600)
+    def serves(self, repository: Path) -> bool:
+        return self.repository == str(repository.resolve()) or (
+            bool(self.inode) and self.inode == _inode(repository)
+        )
 
 
-def withdraw(work_dir: Path, name: str) -> None:
-    (work_dir / FOLDER / f"{name}.json").unlink(missing_ok=True)
+def announce(work_dir: Path, name: str, server: Server) -> bool:
+    """Tell publishers of the server; what dead ones left is cleared. False when those of another
+    home cannot find it, since nothing may be written beside the repository.
+
+    OSError only if it cannot be written anywhere.
+    """
+    own, beside = work_dir / FOLDER, _beside(Path(server.repository))
+    try:
+        _write(beside, name, server)
+    except OSError:
+        _write(own, name, server)
+        return False
+    try:
+        _write(own, name, server)
+    except OSError:
+        return True  # found beside the repository all the same
+    return True
+
+
+def withdraw(work_dir: Path, name: str, repository: Path) -> None:
+    for folder in (work_dir / FOLDER, _beside(repository)):
+        try:
+            (folder / f"{name}.json").unlink(missing_ok=True)
+        except OSError:
+            continue  # it is recognised as dead
 
 
 def servers_of(work_dir: Path, repository: Path) -> list[Server]:
-    """The live servers of this repository that run from ``work_dir``, in a stable order."""
-    found = [_read(path) for path in sorted((work_dir / FOLDER).glob("*.json"))]
-    wanted = str(repository.resolve())
-    return [each for each in found if each and each.repository == wanted and each.is_alive()]
+    """The live servers of this repository, whichever home they run from, in a stable order."""
+    found: dict[str, Server] = {}
+    for folder in (_beside(repository), work_dir / FOLDER):
+        for path in _records(folder):
+            each = _read(path) if _is_trusted(path, repository) else None
+            if each and each.serves(repository) and each.is_alive():
+                found.setdefault(path.name, each)
+    return [found[name] for name in sorted(found)]
+
+
+def _write(folder: Path, name: str, server: Server) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in _records(folder):
+        found = _read(path)
+        if found is None or not found.is_alive():
+            path.unlink(missing_ok=True)
+    # No secret is in it, and a publisher may be somebody else.
+    atomic_write(folder / f"{name}.json", json.dumps(asdict(server)))
+
+
+def _beside(repository: Path) -> Path:
+    return staging_folder(repository.resolve()) / FOLDER
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(folder.glob("*.json"))
+    except OSError:
+        return
+
+
+def _is_trusted(path: Path, repository: Path) -> bool:
+    """Whether whoever wrote this may say where our key is sent: we, root, or the repository's
+    owner."""
+    try:
+        return path.stat().st_uid in (os.geteuid(), _ROOT, repository.stat().st_uid)
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> Server | None:
@@ -66,3 +156,18 @@ def _read(path: Path) -> Server | None:
         return Server(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _inode(repository: Path) -> str:
+    try:
+        stat = repository.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _pid_space() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""

@@ -20,6 +20,7 @@ class Stub:
     model: str
     version: str = ""
     started: float = 0.0  # seconds since 1970: a pid may be used again
+    region: str = ""  # its shared memory, in /dev/shm
 
     def end(self) -> None:
         """End the process if it still runs."""
@@ -27,7 +28,7 @@ class Stub:
             process = psutil.Process(self.pid)
             if process.create_time() == self.started:
                 process.kill()  # it does not listen to SIGTERM
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             return
 
 
@@ -35,7 +36,7 @@ def live_stubs(server_pid: int) -> set[Stub]:
     """The stubs of a server that are alive now."""
     try:
         children = psutil.Process(server_pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return set()
     return {stub for child in children if (stub := _stub(child))}
 
@@ -62,6 +63,7 @@ def _stub(process: psutil.Process) -> Stub | None:
         return None
     if not alive or len(command) < 2 or NAME not in command[0]:
         return None
-    # Its first argument is REPOSITORY/MODEL/VERSION/FILE.
+    # Its first argument is REPOSITORY/MODEL/VERSION/FILE, the second its shared memory.
     version = Path(command[1]).parent
-    return Stub(process.pid, version.parent.name, version.name, started)
+    region = command[2] if len(command) > 2 else ""
+    return Stub(process.pid, version.parent.name, version.name, started, region)

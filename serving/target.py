@@ -15,13 +15,15 @@ GRACE_S = 2.0
 
 @dataclass(frozen=True)
 class Target:
-    """``replicas`` are the servers that answer, in the order in which they are taken; ``grace_s``
-    is how long an old version stays loaded after the pin has moved."""
+    """``replicas`` are the servers that answer, in the order in which they are taken, and
+    ``silent`` the addresses of those that run and do not answer; ``grace_s`` is how long an old
+    version stays loaded after the pin has moved."""
 
     repository: Path
     replicas: Sequence[Replica] = ()
     tell: Tell = say_nothing
     grace_s: float = GRACE_S
+    silent: Sequence[str] = ()
 
     def list_needed(self, models: Sequence[str]) -> None:
         """Let each member list just the versions that pipelines pin now, and let the servers

@@ -1,20 +1,22 @@
 """Watch one Triton and heal it: a server that died is started again, a dead process is revived, a
-model that fails its golden sample is loaded afresh. What cannot be healed is reported, once."""
+process that hangs is ended, a model that fails its golden sample is loaded afresh. What cannot be
+healed is reported, once."""
 
+import errno
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE
 from serving.errors import ModelLoadFailed, RepositoryBusy, ServingError
-from serving.events import Events
-from serving.golden import IS_LATE
+from serving.events import Events, telling
 from serving.health import Health
 from serving.launch import TritonServer
 from serving.lock import publishing
-from serving.patient import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patient
+from serving.patient import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, Patient
 from serving.pins import listed_versions, pins
 from serving.pulse import Pulse
 from serving.replica import READY
@@ -22,26 +24,45 @@ from serving.repository import active_version, is_published, read_config, top_mo
 from serving.stubs import Stub
 
 LOST_A_PROCESS = "lost a process"
-UNLOAD_S = 10.0  # by then a request that the old process holds is over
+# So long a replaced process must have had nothing to do before it is ended. One that answers from
+# threads of its own may look so between two answers.
+REST_S, DECOUPLED_REST_S = 5.0, 30.0
+# The whole of Triton's folder must not be writable for a model to be healed.
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """A process that was replaced: it ends when it has had nothing to do for so long."""
+
+    stub: Stub
+    rest_s: float
 
 
 class Watcher:
     """Call ``check`` often, from the thread that started the server.
 
     ``models`` are those that are loaded by name; what they are made of comes with them, and what
-    is published later is watched too.
+    is published later is watched too. ``longest_request_s`` is how long a request may rightly take.
     """
 
     def __init__(
-        self, server: TritonServer, models: Sequence[str], tell: Callable[[str], None]
+        self,
+        server: TritonServer,
+        models: Sequence[str],
+        tell: Callable[[str], None],
+        longest_request_s: float = 0.0,
     ) -> None:
-        self._server, self._models, self._tell = server, list(models), tell
-        self.events = Events(server.options.work_dir)
-        self._health = Health(server.control)
+        self._server, self._models = server, list(models)
+        self._tell = telling(tell)
+        self.events = Events(server.options.work_dir, self._tell)
+        self._longest_request_s = longest_request_s
+        self._health = Health(server.control, longest_request_s)
         self._health.remember(server.pid)
         self._patients: dict[str, Patient] = {}
         self._ill: dict[str, str] = {}
-        self._replaced: list[tuple[float, list[Stub]]] = []
+        self._ended: set[Stub] = set()
+        self._replaced: list[_Replaced] = []
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
         self._pulse = Pulse(server.control, lambda: server.pid, self._hear)
         self._pulse.start()
@@ -83,6 +104,7 @@ class Watcher:
         try:
             if not self._server.is_alive():
                 self._restart()
+            self._end_hung()
             self._look()
         except (ServingError, OSError) as error:
             self._not_before = time.monotonic() + self._pause_s
@@ -90,43 +112,69 @@ class Watcher:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
             return
         self._pause_s = FIRST_PAUSE_S
+        self._end_replaced()
         for model in list(self._ill):
             self._treat(model)
-        self._end_replaced()
 
     def _restart(self) -> None:
-        self._tell("Triton has ended; starting it again")
-        self.events.add("triton_died", "")
-        self._server.stop()
-        self._server.start()
-        repository = self._server.options.repository
+        why = self._server.why_ended()
+        self._tell(f"Triton has ended{why and f' ({why})'}; starting it again")
+        self.events.add("triton_died", "", why)
+        self._server.restart()
         for model in self._models:
-            if is_published(repository, model):
-                self._server.control.load(model)
-        self._health.remember(self._server.pid)
+            self._load(model)
+        self._replaced, self._ended = [], set()
+        self._health.restarted(self._server.pid)
         self._tell("Triton is serving again")
         self.events.add("triton_restarted", "")
+
+    def _load(self, model: str) -> None:
+        """One model that does not load keeps none of the others from being served: it is ill."""
+        try:
+            if is_published(self._server.options.repository, model):
+                self._server.control.load(model)
+        except (ServingError, OSError) as error:
+            if not self._server.is_alive():
+                raise
+            self._tell(str(error))
+            self.events.add("load_failed", model, str(error))
+            self._ill[model] = str(error)
+
+    def _end_hung(self) -> None:
+        """End each process that hangs, and it alone: it is missed at the next look, and its model
+        loaded again."""
+        for stub, how in self._health.hung().items():
+            if stub in self._ended:
+                continue
+            self._ended.add(stub)
+            self._tell(f"a process of model {stub.model} ({stub.pid}) hangs: {how}; ending it")
+            self.events.add("process_hung", stub.model, how)
+            stub.end()
 
     def _look(self) -> None:
         """Note who is ill now."""
         for model in self._health.dead_models(self._server.pid or 0):
-            self._tell(f"a process of model {model} died; reviving it")
-            self.events.add("process_died", model)
-            self._ill[model] = LOST_A_PROCESS
-        if not self._health.is_time_to_probe():
-            return
-        self._models = self._watched()
-        faults = self._health.probe(self._models)
-        for model, fault in faults.items():
+            if self._ill.get(model) != LOST_A_PROCESS:
+                self._ill[model] = LOST_A_PROCESS
+                self._tell(f"a process of model {model} died; reviving it")
+                self.events.add("process_died", model)
+        if self._health.is_time_to_probe():
+            self._models = self._watched()
+            self._health.probe(self._models)
+        for model, fault in self._health.judged().items():
+            self._note(model, fault)
+
+    def _note(self, model: str, fault: str) -> None:
+        """A verdict of the golden sample of one model; '' when it is well."""
+        if fault and self._ill.get(model) != LOST_A_PROCESS:
             if model not in self._ill:
                 self._tell(f"{model} {fault}")
                 self.events.add("probe_failed", model, fault)
             self._ill[model] = fault
-        for model in set(self._models) & set(self._ill) - set(faults):
-            # What has no golden sample passes every probe: a lost process it has all the same.
-            if self._ill[model] != LOST_A_PROCESS and self._health.is_right(model):
-                del self._ill[model]
-                self.events.add("recovered", model)
+        # What has no golden sample passes every probe: a lost process it has all the same.
+        elif not fault and self._ill.get(model, LOST_A_PROCESS) != LOST_A_PROCESS:
+            del self._ill[model]
+            self.events.add("recovered", model)
 
     def _watched(self) -> list[str]:
         """Those we were given and are there still, and what has been published since."""
@@ -134,35 +182,43 @@ class Watcher:
         ready = {each.name for each in self._server.control.index() if each.state == READY}
         try:
             public = set(top_models(repository)) & ready
-        except ModelLoadFailed:  # somebody edits a config: what is watched stays
-            public = set()
-        kept = [each for each in self._models if is_published(repository, each)]
+            kept = [each for each in self._models if is_published(repository, each)]
+        except (ModelLoadFailed, OSError, ValueError):  # somebody edits it, or it cannot be read
+            return self._models
         return [*kept, *sorted(public - set(kept))]
 
     def _treat(self, model: str) -> None:
         patient = self._patient(model)
         if not patient.is_due():
             return
+        was_given_up = patient.is_given_up
         patient.begin()
         try:
             fault = self._heal(model)
         except RepositoryBusy:
             patient.attempts -= 1
             return
-        except (ServingError, OSError) as error:
+        except OSError as error:  # nothing of the model's: it is tried for as long as it lasts
+            patient.attempts -= 1
+            patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
+            if not was_given_up and patient.hindrance != str(error):
+                self._tell(f"{model} is not healed yet: {error}")
+            patient.hindrance = str(error)
+            return
+        except (ServingError, ValueError) as error:
             fault = str(error)
         if not fault:
-            del self._ill[model]
+            self._ill.pop(model, None)
             self._tell(f"revived {model}")
             self.events.add("healed", model)
-        elif patient.give_up():
+        elif patient.give_up() and not was_given_up:
             self._report(patient, fault)
 
     def _report(self, patient: Patient, fault: str) -> None:
         self._tell(
             f"{patient.model} cannot be healed, {patient.attempts} attempts failed: it {fault}. It "
-            "is not tried again until another version is published (tidegate rollback "
-            f"{patient.model} goes back to the one before) or Triton starts again"
+            f"is tried again every {LATER_S / 60:.0f} minutes, and when another version is "
+            f"published (tidegate rollback {patient.model} goes back to the one before)"
         )
         self.events.add("given_up", patient.model, fault)
 
@@ -175,13 +231,26 @@ class Watcher:
 
     def _mark(self, model: str) -> int:
         path = self._server.options.repository / model / CONFIG_FILE
-        return path.stat().st_mtime_ns if path.is_file() else 0
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:
+            return 0
 
-    def _alone(self, model: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def _alone(self, model: str) -> Iterator[None]:
         """A dead process is revived whatever goes on; the rest waits while somebody publishes."""
         if self._ill[model] == LOST_A_PROCESS:
-            return nullcontext()
-        return publishing(self._server.options.repository, f"heal {model}", wait_s=0)
+            yield
+            return
+        with ExitStack() as stack:
+            repository = self._server.options.repository
+            try:
+                stack.enter_context(publishing(repository, f"heal {model}", wait_s=0))
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                # Where the lock cannot be written nobody publishes.
+            yield
 
     def _heal(self, model: str) -> str:
         """Load the model and what it pins afresh; '' when it is well, else what is wrong still."""
@@ -190,28 +259,51 @@ class Watcher:
         hung = self._health.hung_stubs(model)
         for stub in hung:
             stub.end()  # what hangs does not end by itself, and would keep its version loaded
-        self._health.forget_work(model)
+        self._health.forget(model)
         with self._alone(model):
             parts = _parts(repository, model)
-            for each, versions in parts.items():
-                for version in versions:
-                    _touch_one(repository / each / str(version))
-                self._server.control.load(each)
-            self._server.control.load(model)
+            touched = [self._load_part(each, versions) for each, versions in parts.items()]
+            # Without a change on the disk the parts would be loaded once more, as they are there.
+            if all(touched):
+                self._server.control.load(model)
         self._health.remember(self._server.pid)
-        replaced = [each for each in before if each.model in parts]
-        self._replaced.append((time.monotonic() + UNLOAD_S, replaced))
-        fault = self._health.fault(model)
-        return "" if fault.endswith(IS_LATE) else fault  # it may have much to catch up with
+        self._retire([each for each in before if each.model in parts])
+        self._health.forget(model)
+        return self._health.fault(model)
+
+    def _load_part(self, model: str, versions: Sequence[int]) -> bool:
+        """Load what has processes of its own afresh; whether its files could be touched for it."""
+        repository = self._server.options.repository
+        touched = [_touch_one(repository / model / str(version)) for version in versions]
+        self._server.control.load(model, afresh=not all(touched))
+        return all(touched)
+
+    def _retire(self, stubs: Sequence[Stub]) -> None:
+        """These end when they are idle, as far as others of the same version have come."""
+        now = self._health.processes()
+        new = {(each.model, each.version) for each in now - set(stubs)}
+        old = [each for each in stubs if each in now and (each.model, each.version) in new]
+        self._health.retire(old)
+        known = {each.stub for each in self._replaced}
+        rest_s = {each.model: self._rest_s(each.model) for each in old}
+        self._replaced += [_Replaced(each, rest_s[each.model]) for each in old if each not in known]
+
+    def _rest_s(self, model: str) -> float:
+        try:
+            policy = self._server.control.config(model).model_transaction_policy
+        except ServingError:
+            return max(DECOUPLED_REST_S, self._longest_request_s)
+        return max(DECOUPLED_REST_S, self._longest_request_s) if policy.decoupled else REST_S
 
     def _end_replaced(self) -> None:
         """End what Triton 2.51 keeps: when a process of a version has died, unloading that version
-        hangs, and its other processes would stay for ever."""
-        due = [each for each in self._replaced if time.monotonic() > each[0]]
-        self._replaced = [each for each in self._replaced if each not in due]
-        for _, stubs in due:
-            for stub in stubs:
-                stub.end()
+        hangs, and its other processes would stay for ever. One that still works on something (a
+        long request, or what waits for it) goes on until it has done that."""
+        alive = self._health.processes()
+        self._replaced = [each for each in self._replaced if each.stub in alive]
+        for each in self._replaced:
+            if self._health.resting_s(each.stub) >= each.rest_s:
+                each.stub.end()
 
 
 def _parts(repository: Path, model: str) -> dict[str, list[int]]:
@@ -224,9 +316,15 @@ def _parts(repository: Path, model: str) -> dict[str, list[int]]:
     return {each: sorted(versions) for each, versions in pinned.items()}
 
 
-def _touch_one(version_folder: Path) -> None:
-    """Loading brings a dead process back only if a file of its version has changed (2.51)."""
+def _touch_one(version_folder: Path) -> bool:
+    """Loading brings a dead process back only if a file of its version has changed (2.51). False
+    when none can be changed, as in a repository that we may only read."""
     # Preferably not a .py: its compiled twin would then be written anew, which is one more change.
-    files = [path for path in version_folder.iterdir() if path.is_file()]
-    for path in sorted(files, key=lambda path: path.suffix == ".py")[:1]:
-        os.utime(path)
+    try:
+        files = [path for path in version_folder.iterdir() if path.is_file()]
+        for path in sorted(files, key=lambda path: path.suffix == ".py"):
+            os.utime(path)
+            return True
+    except OSError:
+        return False
+    return False

@@ -11,12 +11,10 @@ import psutil
 
 from serving.control import TritonControl
 from serving.errors import ServingError
+from serving.progress import BUSY_S, BUSY_SHARE, HUNG_S
 from serving.stubs import Stub
 
 STOPPED_S = 15.0  # a process is stopped (SIGSTOP), and nothing moves
-HUNG_S = 60.0  # nothing moves
-BUSY_S = 300.0  # a process uses the CPU, and no request ends: it turns in a circle
-BUSY_SHARE = 0.2  # of one core
 
 
 @dataclass
@@ -34,8 +32,9 @@ class _Seen:
 class Work:
     """What the models of one Triton that are late have done since they were first late."""
 
-    def __init__(self, control: TritonControl) -> None:
-        self._control = control
+    def __init__(self, control: TritonControl, hung_s: float = HUNG_S) -> None:
+        """``hung_s``: so long nothing may move."""
+        self._control, self._hung_s = control, hung_s
         self._seen: dict[str, _Seen] = {}
 
     def forget(self, model: str) -> None:
@@ -51,7 +50,7 @@ class Work:
         """
         names, now = self.parts(model), time.monotonic()
         processes = _processes(stub for stub in stubs if stub.model in names)
-        counts, cpu_s = self._counts(names), _cpu_s(processes)
+        counts, cpu_s = self.counts(names), _cpu_s(processes)
         seen = self._seen.get(model)
         if seen is None or seen.counts != counts:
             self._seen[model] = _Seen(counts, now, cpu_s, now)
@@ -59,8 +58,9 @@ class Work:
         if cpu_s - seen.cpu_s > BUSY_SHARE * (now - seen.worked):
             seen.worked = now
         seen.cpu_s = cpu_s if seen.worked == now else seen.cpu_s
-        bound_s = STOPPED_S if _is_any_stopped(processes) else HUNG_S
-        seen.is_hung = now - seen.worked >= bound_s or now - seen.since >= BUSY_S
+        bound_s = STOPPED_S if _is_any_stopped(processes) else self._hung_s
+        is_turning = now - seen.since >= max(BUSY_S, self._hung_s)
+        seen.is_hung = now - seen.worked >= bound_s or is_turning
         return now - seen.since if seen.is_hung else 0.0
 
     def parts(self, model: str) -> set[str]:
@@ -71,7 +71,7 @@ class Work:
             steps = []
         return {model, *(step.model_name for step in steps)}
 
-    def _counts(self, names: set[str]) -> tuple[int, ...]:
+    def counts(self, names: set[str]) -> tuple[int, ...]:
         """What grows with each request that ends, be it in an error; not with those that their
         clients gave up, as the probe itself does."""
         counts: list[int] = []

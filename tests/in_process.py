@@ -59,6 +59,10 @@ class InProcess(ServedText):
         self._graph, self._finish = graph, finish
         self.max_batch_size = 32
 
+    def tokens(self, texts: Sequence[str], truncate: bool = False):
+        tokens = self._tokenize([text.encode() for text in texts], truncate)
+        return tokens.ids, tokens.mask
+
     def answer(self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False):
         sent = [text.encode() for text in texts]
         tokens = self._tokenize(sent, truncate)

@@ -21,7 +21,7 @@ def _run(repository, report, *arguments, python=(sys.executable,)):
         cwd=report.parent,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
 
 

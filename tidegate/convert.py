@@ -75,9 +75,15 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     help="XGBoost: the rounds of trees that answer: all, best or BEGIN:END. Default: as "
     "XGBClassifier and XGBRegressor do, best after early stopping.",
 )
+@click.option(
+    "--preprocess",
+    metavar="PRESET",
+    help="Pictures without a preprocessor_config.json: imagenet, imagenet-bicubic, half or clip, "
+    "with a side (imagenet:384) where it is not the model's own.",
+)
 @click.option("--force", is_flag=True, help="Replace what is published under this name.")
 def command(**options: Any) -> None:
-    said = {name: options.pop(name) for name in ("missing", "iteration_range")}
+    said = {name: options.pop(name) for name in ("missing", "iteration_range", "preprocess")}
     options["options"] = {name: value for name, value in said.items() if value is not None}
     options["precisions"] = tuple(options.pop("precision").split(","))
     wish = Wish(**options)

@@ -14,7 +14,6 @@ from typing import Any
 # Pickles too: opening one says what to do instead.
 TABLES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
 NOTHING: Mapping[str, str] = MappingProxyType({})
-ADAPTER = "adapter"
 _TORCH = (
     "a torch file holds weights and not the module. Write a function that makes the module and "
     "loads them, and give package.module:function (docs/tensors.md); or export it with "
@@ -24,24 +23,42 @@ _KERAS = (
     "export it to ONNX: python -m tf2onnx.convert (or model.export(..., format='onnx')), and give "
     "that"
 )
+_ELSEWHERE = "export it to ONNX where it was trained, and give the .onnx file"
+_PACKED = "it is an archive: unpack it, and give the folder or the file in it"
+_COMPILED = "it was compiled from another model: give that one, or the ONNX graph it came from"
 # Formats that people have, and what to do with each.
 OTHER_FORMATS = {
-    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".torchscript"), _TORCH),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".torchscript", ".ptl", ".pte"), _TORCH),
     ".pt2": "an exported program: call torch.onnx.export on its module, and give the .onnx file",
-    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _KERAS),
-    ".safetensors": "give the folder that it lies in (config.json, tokenizer) and --task",
+    **dict.fromkeys((".h5", ".hdf5", ".keras", ".pb", ".tflite", ".lite"), _KERAS),
+    ".safetensors": "weights alone are no model: give the folder that it lies in (config.json, "
+    "tokenizer) and --task; of a module of your own, package.module:function (docs/tensors.md)",
     ".gguf": "language models in GGUF are served by an LLM backend and not converted here",
     **dict.fromkeys(
         (".engine", ".plan", ".trt"),
         "a TensorRT engine has no original to be proved "
         "against: give the ONNX graph, with --engine tensorrt",
     ),
-    ".cbm": "save the CatBoost model with save_model(..., format='onnx'), and give that",
-    ".mlmodel": "Core ML: give the model that it was made from",
+    ".cbm": "save the CatBoost model with save_model('model.onnx', format='onnx') (one without "
+    "categories of its own), of a classifier take the ZipMap at its end away, and give that with "
+    "--task tensors",
+    **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML: give the model that it was made from"),
     ".pmml": "give the scikit-learn, XGBoost or LightGBM model that it was made from",
-    ADAPTER: "a LoRA adapter alone is no model: merge it into its base and save that "
-    "(PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW))",
-}
+    **dict.fromkeys((".xml", ".blob"), f"OpenVINO: {_COMPILED}"),
+    ".mar": f"TorchServe: {_PACKED}; {_TORCH}",
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".zst"), _PACKED),
+    **dict.fromkeys(
+        (".nemo", ".pdparams", ".pdmodel", ".pdiparams", ".msgpack", ".params", ".caffemodel",
+         ".prototxt", ".weights", ".cfg", ".mlir", ".orbax"),
+        _ELSEWHERE,
+    ),
+    **dict.fromkeys(
+        (".npz", ".npy"), "arrays are weights or samples, and no model: give the model, and "
+        "samples with --samples",
+    ),
+}  # fmt: skip
+# What makes a folder a model that is opened by its task.
+OPENED = ("config.json", "modules.json", "*.onnx")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -56,6 +73,9 @@ class Kind:
 
     def open_task(self, order: Any) -> Any:
         """The Task on ``order``; SourceMissing or SourceRefused when it cannot be opened."""
+        reason = "" if order.source in KNOWN else why_not_taken(order.source)
+        if reason:
+            raise _named("converters.errors:SourceRefused")(reason)
         return _named(self.task)(order)
 
     def precisions(self) -> tuple[str, ...]:
@@ -136,20 +156,45 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
 def why_not_taken(source: str) -> str:
     """Why a source of this form cannot be converted and what can be instead; "" for other forms."""
     path = Path(source)
-    suffix = path.suffix.lower()
-    if path.is_dir() and (path / "saved_model.pb").is_file():
-        suffix = ".pb"
-    if path.is_dir() and (path / "adapter_config.json").is_file():
-        suffix = ADAPTER
-    if suffix in OTHER_FORMATS:
-        return f"{source} is not converted: {OTHER_FORMATS[suffix]}"
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not path.exists():
+    if path.is_dir():
+        return _why_not_folder(path)
+    if path.suffix.lower() in OTHER_FORMATS:
+        return f"{source} is not converted: {OTHER_FORMATS[path.suffix.lower()]}"
+    if path.exists() or FACTORY.fullmatch(source):
+        return ""
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not path.parent.exists():
         return (
             f"there is no {source} here. If it is a model of the Hugging Face hub, download it "
             f"first: hf download {source} --local-dir {path.name}, and give ./{path.name} "
             f"with --task"
         )
-    return ""
+    return f"there is no {source} here: check the path"
+
+
+def _why_not_folder(folder: Path) -> str:
+    """The same of a folder, by what lies in it."""
+    reason: str = _named("converters.sources.adapter:why_not_adapter")(folder)
+    if reason or any(next(folder.glob(each), None) for each in OPENED):
+        return reason
+    files = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    if not files:
+        return f"{folder} is empty: give the folder that the model is in"
+    inside = [each.name for each in files if each.is_dir() and (each / "config.json").is_file()]
+    if inside:
+        names = ", ".join(inside[:5])
+        return f"{folder} holds models and is none itself ({names}): give the folder of one"
+    weights = next((each for each in files if each.suffix.lower() == ".safetensors"), None)
+    if weights:
+        return (
+            f"{folder} holds weights ({weights.name}) and no config.json, which says what they are "
+            "of: copy it, and the tokenizer, from where the model was trained"
+        )
+    for file in files:
+        if file.suffix.lower() in OTHER_FORMATS:
+            return f"{file} is not converted: {OTHER_FORMATS[file.suffix.lower()]}"
+        if file.suffix in TABLES:
+            return f"{folder} holds {file.name}: give that file, and not its folder"
+    return f"{folder} holds no model that is known here: give the folder that has a config.json"
 
 
 def kind_of(name: str, task: str) -> Kind | None:

@@ -1,6 +1,7 @@
 """``tidegate lint``: a whole repository checked without a server."""
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
+def _version(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """2.63, 2.63.0; a container's release (25.11) is another number."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"v?(2)\.(\d{1,3})(?:\.\d+)?", value.strip())
+    if found is None:
+        raise click.BadParameter("write the server's own version, such as 2.51 (container 24.10)")
+    return int(found[1]), int(found[2])
+
+
 @click.command("lint")
 @click.argument("repository", required=False, type=click.Path(path_type=Path))
 @repository_option
@@ -26,7 +39,15 @@ COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 @click.option(
     "--cores", type=click.IntRange(1), help="Cores of the serving machine. Default: this one's."
 )
-def command(repository: Path | None, as_json: bool, cores: int | None) -> None:
+@click.option(
+    "--triton",
+    metavar="VERSION",
+    callback=_version,
+    help="Version of the server that will serve it, such as 2.63. Default: 2.51, the wheel's.",
+)
+def command(
+    repository: Path | None, as_json: bool, cores: int | None, triton: tuple[int, int] | None
+) -> None:
     """Check a model repository (default: model_repository/) without starting a server.
 
     Works on any Triton repository, written by hand or not. Each finding says what to do. Exits 1
@@ -37,10 +58,11 @@ def command(repository: Path | None, as_json: bool, cores: int | None) -> None:
     tidegate lint ~/server/docs/examples/model_repository --cores 32
     """
     from serving.lint.check import lint
+    from serving.lint.newer import TRITON
 
     places = Places.current()
     on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
-    found = lint(repository or places.repository, cores or 0, on_demand)
+    found = lint(repository or places.repository, cores or 0, on_demand, triton or TRITON)
     if as_json:
         click.echo(json.dumps([asdict(each) for each in found], indent=2, ensure_ascii=False))
     else:

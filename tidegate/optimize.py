@@ -24,6 +24,8 @@ BOTH = ("variants", "knobs")
 VARIANTS_SHARE = 0.4
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 CLOSING_S = 10.0  # what ending the trial server and writing takes after the last trial
+# A trial server, and the setting as it is measured once, take as long.
+KNOBS_AT_LEAST_S = 40.0
 OUT_OF_REACH = 3  # the exit code when nothing may be picked
 
 
@@ -137,7 +139,10 @@ def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = Fals
         code, left_s = (OUT_OF_REACH if found and not found.chosen else 0), left_s - spent_s
         if found and not as_json:
             _show(wish, found, places)
-    if "knobs" in wish.halves:
+    if "knobs" in wish.halves and left_s < KNOBS_AT_LEAST_S and "variants" in wish.halves:
+        say(f"{wish.name}: the knobs were not searched: {left_s:.0f} s of the budget are left")
+        documents["knobs"] = None
+    elif "knobs" in wish.halves:
         say(f"{wish.name}: knobs have {left_s:.0f} s of the budget")
         report = _knobs(wish, max(1.0, left_s - CLOSING_S), places, say)
         documents["knobs"] = report.as_json()
@@ -156,7 +161,7 @@ def _variants(
     from converters.variants.chart import draw
     from tidegate.optimize_variants import find, keep_pruned
 
-    budget = Budget(budget_s)
+    budget = Budget(budget_s, hard_s=max(1.0, wish.budget_s - CLOSING_S))
     found = find(wish, budget, places, say)
     if found is None:
         say(f"{wish.name}: tables and trees have one form, fp32: nothing to choose")

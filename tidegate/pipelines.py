@@ -84,9 +84,13 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
         if built.converted:
             say(f"{name}: proving it again through a scratch Triton, from what a client sends")
             record = _proved(staged, work_dir, built)
-        with connected(servers_of(work_dir, repository)) as replicas:
+        servers = servers_of(work_dir, repository)
+        with connected(servers) as replicas:
             models = [spec.name for spec in built.pipeline.models]
             version = publish(staged, repository, models, Target(repository, replicas))
+            answering = {replica.address for replica in replicas}
+    for silent in {each.address for each in servers} - answering:
+        say(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
     say(f"{name}: published into {repository.name}/ as version {version}")
     return record
 

@@ -1,5 +1,7 @@
 """``tidegate promote NAME``: the canary becomes what everybody gets."""
 
+from pathlib import Path
+
 import click
 
 from tidegate import rollout
@@ -9,25 +11,40 @@ from tidegate.signals import interrupt_on_sigterm
 
 @click.command("promote")
 @click.argument("name")
+@click.option(
+    "--version", type=click.IntRange(1), help="Which, where gateway.toml routes to several."
+)
+@rollout.repository
+@rollout.servers
 @rollout.grace
-def command(name: str, grace_s: float) -> None:
+def command(
+    name: str,
+    version: int | None,
+    repository: Path | None,
+    addresses: tuple[str, ...],
+    grace_s: float,
+) -> None:
     """Let the pipeline NAME serve its canary's version, and end the canary.
+
+    The canary is the one that callers are sent to now ([routes] in gateway.toml).
 
     \b
     tidegate promote text_embedding
     """
-    from serving.canary import canaries, promote, stop
-    from serving.errors import PublishFailed
-    from tidegate.routes_file import set_weights
+    from serving.canary import promote
+    from serving.versions import require_published
+    from tidegate.canaries import Canaries, policies
 
     interrupt_on_sigterm()
     places = Places.current()
-    found = canaries(places.repository, name)
-    if not found:
-        raise PublishFailed(f"{name} has no canary: tidegate canary {name} --weight 10 makes one")
-    with rollout.target(places, places.repository, grace_s) as target:
-        promote(target, name, found[-1])
-        set_weights(places.policy, name, {})
-        for number in found:
-            stop(target, name, number)
-    click.echo(f"{name}: version {found[-1]} serves everybody")
+    path = rollout.one(places, repository)
+    require_published(path, name)
+    with rollout.target(places, path, grace_s, addresses) as target:
+        found = Canaries(path, name, policies(places, rollout.running(places, path)))
+        number = found.the_routed(version)
+        promote(target, name, number)
+        found.end(target)
+        if target.replicas and not target.silent:
+            click.echo(f"{name}: version {number} serves everybody")
+        else:
+            click.echo(rollout.outcome(target, places, name, number))

@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
-    from converters.proof import Proof
+    from converters.proof import Check, Proof
+
+SAME_ENGINE = "the graph is the one that was proved when it was published"
 
 
 @click.command("prove")
@@ -90,11 +92,25 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
         case = case_in(asked, name, opened.name, precision)
         say(f"{name}: proving the engine of the repository")
         graph = prove_graph(opened, engine, case)
+        if record:
+            checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
+            graph = replace(graph, checks=checks)
         copy_pipeline(repository, name, copy)
         say(f"{name}: proving the pipeline through a scratch Triton")
         variants = proved_variants(repository, name, say)
         served = [proved_through_triton(copy, places.state, opened, case, v) for v in variants]
         return [graph, *served]
+
+
+def _same_engine(recorded: str, engine: Path) -> "Check":
+    """The graph is the one that was proved when it was published: a change in it that hides within
+    what a precision may round off is found all the same."""
+    from converters.cache import files_sha256
+    from converters.proof import at_most
+
+    found = files_sha256([engine])
+    worst = f"SHA-256 {found[:12]}..., proof.json says {recorded[:12]}...: convert it again"
+    return at_most(SAME_ENGINE, found != recorded, 0, worst if found != recorded else "")
 
 
 def _print(proofs: list["Proof"], passed: bool) -> None:

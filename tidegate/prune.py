@@ -1,5 +1,7 @@
 """``tidegate prune NAME``: old versions off the disk."""
 
+from pathlib import Path
+
 import click
 
 from tidegate import rollout
@@ -11,7 +13,9 @@ MIB = 1024 * 1024
 @click.command("prune")
 @click.argument("name")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="How many.")
-def command(name: str, keep: int) -> None:
+@rollout.repository
+@rollout.servers
+def command(name: str, keep: int, repository: Path | None, addresses: tuple[str, ...]) -> None:
     """Delete all but the newest versions of the pipeline NAME, and what only they needed.
 
     The version that serves is never deleted, nor a member's version that another pipeline pins.
@@ -22,6 +26,6 @@ def command(name: str, keep: int) -> None:
     from serving.versions import prune
 
     places = Places.current()
-    with rollout.target(places, places.repository) as target:
+    with rollout.target(places, rollout.one(places, repository), addresses=addresses) as target:
         gone, freed = prune(target, name, keep)
     click.echo(f"{name}: deleted {', '.join(gone) or 'nothing'} ({freed / MIB:,.1f} MiB)")

@@ -20,15 +20,22 @@ from tidegate.signals import interrupt_on_sigterm
     help="Take a folder that no manifest vouches for; the reason is kept.",
 )
 @rollout.repositories
+@rollout.servers
 @rollout.grace
 def command(
-    what: str, name: str, accepted: str, repositories: tuple[Path, ...], grace_s: float
+    what: str,
+    name: str,
+    accepted: str,
+    repositories: tuple[Path, ...],
+    addresses: tuple[str, ...],
+    grace_s: float,
 ) -> None:
     """Publish a pipeline that was made elsewhere, beside the version that serves.
 
     WHAT is a folder with the pipeline and its members, such as a copy of model_repository/NAME*.
     Its manifest is checked; new versions are loaded beside the old ones and asked the golden
-    sample; then the pin moves. No request fails. Needs no running Triton.
+    sample; then the pin moves. No request fails. Needs no running Triton: those that run on the
+    repository are found, whichever home they run from, and the last line says who serves it.
 
     With the NAME of a published pipeline, every server is brought to its active version: this
     finishes a publication that stopped half-way.
@@ -39,7 +46,7 @@ def command(
     """
     interrupt_on_sigterm()
     places = Places.current()
-    for target in rollout.each(places, repositories, grace_s):
+    for target in rollout.each(places, repositories, grace_s, addresses):
         if Path(what).is_dir():
             from serving.bring import bring
 
@@ -51,4 +58,4 @@ def command(
             require_published(target.repository, what)
             now = active_version(target.repository, what)
             found, version = what, switch_to(target, what, now)
-        click.echo(f"{found}: version {version} serves from {places.shown(target.repository)}/")
+        click.echo(rollout.outcome(target, places, found, version))

@@ -15,8 +15,15 @@ from tidegate.signals import interrupt_on_sigterm
     "--to", "version", type=click.IntRange(1), help="Which version. Default: the one before."
 )
 @rollout.repositories
+@rollout.servers
 @rollout.grace
-def command(name: str, version: int | None, repositories: tuple[Path, ...], grace_s: float) -> None:
+def command(
+    name: str,
+    version: int | None,
+    repositories: tuple[Path, ...],
+    addresses: tuple[str, ...],
+    grace_s: float,
+) -> None:
     """Serve an earlier version of the pipeline NAME again (or, with --to, a later one).
 
     Its files are checked against its manifest and it is asked its golden sample before the pin
@@ -30,6 +37,6 @@ def command(name: str, version: int | None, repositories: tuple[Path, ...], grac
 
     interrupt_on_sigterm()
     places = Places.current()
-    for target in rollout.each(places, repositories, grace_s):
+    for target in rollout.each(places, repositories, grace_s, addresses):
         number = switch_to(target, name, version)
-        click.echo(f"{name}: version {number} serves from {places.shown(target.repository)}/")
+        click.echo(rollout.outcome(target, places, name, number))

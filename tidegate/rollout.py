@@ -1,6 +1,7 @@
 """What the verbs that change a repository share: its servers, and a line for each step."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from tidegate.convert import clock
 from tidegate.places import Places
 
 if TYPE_CHECKING:
+    from serving.servers import Server
     from serving.target import Target
 
 repositories = click.option(
@@ -26,36 +28,115 @@ grace = click.option(
     type=click.FloatRange(0, 3600),
     default=2.0,
     show_default=True,
-    help="Seconds that the old version stays loaded after the change.",
+    help="Seconds that the old version stays loaded after the change; a canary stays until the "
+    "gateways send nobody there, and 2 s at least.",
+)
+
+
+servers = click.option(
+    "--server",
+    "addresses",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A Triton (gRPC) that serves the repository and is not found by itself: on another "
+    "machine, or in another container. Its key is read from TIDEGATE_TRITON_KEY_FILE, else "
+    ".tidegate/triton.key.",
+)
+repository = click.option(
+    "--repository",
+    "repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The repository. Default: model_repository/.",
 )
 
 
 @contextmanager
-def target(places: Places, repository: Path, grace_s: float = 2.0) -> Iterator["Target"]:
-    """The repository with every server on it that runs now; their steps are told as they come."""
+def target(
+    places: Places, repository: Path, grace_s: float = 2.0, addresses: Sequence[str] = ()
+) -> Iterator["Target"]:
+    """The repository with every server on it that runs now, and those at ``addresses``; their
+    steps are told as they come."""
+    from serving.errors import PublishFailed
     from serving.replica import connected
-    from serving.servers import servers_of
+    from serving.steps import Step
     from serving.target import Target
 
     say = clock()
-    with connected(servers_of(places.state, repository)) as replicas:
-        yield Target(repository, replicas, lambda step, what: say(f"{what}: {step.value}"), grace_s)
+    found = running(places, repository, addresses)
+    with connected(found) as replicas:
+        answering = {replica.address for replica in replicas}
+        silent = [each.address for each in found if each.address not in answering]
+        missing = [each for each in addresses if each in silent]
+        if missing:
+            raise PublishFailed(
+                f"no Triton answers at {missing[0]} (gRPC): nothing was changed. Check the address "
+                "given with --server"
+            )
+
+        def tell(step: Step, what: str) -> None:
+            is_served = step is Step.SERVED
+            say(f"{what}: {_who_serves(answering, silent) if is_served else step.value}")
+
+        yield Target(repository, replicas, tell, grace_s, silent)
+
+
+def running(places: Places, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
+    """The servers that run on the repository, and those that were named."""
+    from serving.servers import Server, servers_of
+
+    found = servers_of(places.state, repository)
+    known = {each.address for each in found}
+    key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(places.triton_key))
+    more = [each for each in dict.fromkeys(addresses) if each not in known]
+    return [*found, *(Server(str(repository), address, key) for address in more)]
+
+
+def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
+    told = f"served by {', '.join(sorted(answering))}" if answering else "no server was told"
+    return f"{told}; no answer from {', '.join(silent)}" if silent else told
+
+
+def outcome(target: "Target", places: Places, name: str, version: int) -> str:
+    """What a verb that moved the pin says at its end: who serves the version now."""
+    where = f"{places.shown(target.repository)}/"
+    if target.replicas:
+        done = f"{name}: version {version} serves from {where}"
+    else:
+        done = (
+            f"{name}: version {version} is the active one in {where}; no server was found that "
+            "runs on it: the next start serves it (for one that runs elsewhere give --server "
+            "HOST:PORT)"
+        )
+    if target.silent:
+        done += (
+            f". {', '.join(target.silent)} did not answer and may serve another version: when it "
+            f"answers, run tidegate publish {name}"
+        )
+    return done
 
 
 def chosen(places: Places, given: tuple[Path, ...]) -> list[Path]:
     return [path.resolve() for path in given] or [places.repository]
 
 
-def each(places: Places, given: tuple[Path, ...], grace_s: float) -> Iterator["Target"]:
+def one(places: Places, given: Path | None) -> Path:
+    return given.resolve() if given else places.repository
+
+
+def each(
+    places: Places, given: tuple[Path, ...], grace_s: float, addresses: Sequence[str] = ()
+) -> Iterator["Target"]:
     """A target for each repository in turn. The first that fails ends the verb: the ones before it
     are changed, and the line on stderr says which are not."""
     from serving.errors import RolloutStopped, ServingError
 
     paths = chosen(places, given)
+    if addresses and len(paths) > 1:
+        raise click.UsageError("--server says no repository: give one --repository with it")
     for done, path in enumerate(paths):
         try:
-            with target(places, path, grace_s) as one:
-                yield one
+            with target(places, path, grace_s, addresses) as found:
+                yield found
         except ServingError as error:
             if not done:
                 raise

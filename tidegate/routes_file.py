@@ -1,42 +1,135 @@
 """The weights in ``gateway.toml``: one table is changed, every other byte stays as somebody wrote
 it. The gateway reads the file again within a second."""
 
+import contextlib
 import re
+import socket
+import time
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modelspec.layout import atomic_write
 from serving.errors import ServingError
 
 _HEADER = re.compile(r"^\s*\[")
+END = "# end"  # as the last line it tells a gateway that the file is whole
+_END = re.compile(rf"^{END}\s*\Z", re.MULTILINE)
 
 
-def set_weights(path: Path, pipeline: str, weights: Mapping[str, int]) -> None:
+Per = Literal["caller", "request"]
+PER: Per = "caller"
+TAKEN_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """``[routes.PIPELINE]``: percent by the names of other pipelines, of callers or of requests."""
+
+    weights: dict[str, int] = field(default_factory=dict)
+    per: Per = PER
+
+    @property
+    def routed(self) -> dict[str, int]:
+        """Those to which anything is sent."""
+        return {name: percent for name, percent in self.weights.items() if percent > 0}
+
+
+def read_route(path: Path, pipeline: str) -> Route:
+    """What the file says of the pipeline, and an empty route where it says nothing. ServingError if
+    it is not what a gateway takes."""
+    text = _text(path)
+    table = _parsed(path, text).get("routes", {}).get(pipeline, {})
+    _require_taken(path, text)
+    weights = {name: percent for name, percent in table.items() if isinstance(percent, int)}
+    return Route(weights, "request" if table.get("per") == "request" else PER)
+
+
+def wait_until_taken(path: Path) -> None:
+    """Return when a gateway that follows this file has it in force (each of them, where there are
+    several, not each worker of one); at once where none runs. ServingError after
+    ``TAKEN_TIMEOUT_S``."""
+    from gateway.settings import kept_file
+
+    data = path.read_bytes()
+    kept = sorted(path.parent.glob(kept_file(path.parent, path, "*").name))
+    deadline = time.monotonic() + TAKEN_TIMEOUT_S
+    for each in kept:
+        port = int(each.name.split(".")[-2])
+        while not _has_taken(each, data) and _listens(port):
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"the gateway on port {port} has not taken {path} in {TAKEN_TIMEOUT_S:.0f} s, "
+                    "and sends callers where it did before; nothing was unloaded. See "
+                    f"{path.parent / 'logs' / 'gateway.log'}, and run the same command again"
+                )
+            time.sleep(0.1)
+
+
+def _has_taken(kept: Path, data: bytes) -> bool:
+    try:
+        found = kept.read_bytes().partition(b"\n")[2]
+    except OSError:
+        return True  # a gateway that starts anew reads the file
+    # Of a file from whose end a table has gone a gateway keeps the one before, though the table no
+    # longer holds: a cut would look the same (gateway/policy/reload.py).
+    return found == data or found.startswith(data.rstrip())
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False
+
+
+def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per = PER) -> None:
     """Make ``[routes.PIPELINE]`` hold these weights (percent); with none, the table goes.
 
-    ServingError, and an unchanged file, if it is not TOML or says the routes in another form.
+    ServingError, and an unchanged file, if it is not TOML, says the routes in another form, or is
+    not what a gateway takes.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = _text(path)
     before = _parsed(path, text)
     changed = _without(text.splitlines(keepends=True), pipeline)
-    block = _block(pipeline, weights)
+    end = _END.search(text)
+    changed = _END.sub("", changed)
+    block = _block(pipeline, weights, per)
     if weights:
         changed = changed.rstrip() + ("\n\n" if changed.strip() else "") + block
-    if _parsed(path, changed) != _wanted(before, pipeline, weights):
+    if end:
+        changed = f"{changed.rstrip()}\n{END}\n".lstrip()
+    if _parsed(path, changed) != _wanted(before, pipeline, weights, per):
         raise ServingError(
             f"{path} says [routes.{pipeline}] in a form that is not changed here: write this "
             f"yourself and run the command again:\n{block or '(no table for it)'}"
         )
+    _require_taken(path, changed)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, changed, mode=0o600)
 
 
-def _block(pipeline: str, weights: Mapping[str, int]) -> str:
+def _require_taken(path: Path, text: str) -> None:
+    """ServingError for what a gateway refuses: it would go on with what it had before."""
+    from gateway.policy.gateway_toml import PolicyError, parse_rules
+
+    try:
+        parse_rules(text, str(path))
+    except PolicyError as error:
+        raise ServingError(f"no gateway takes this, and it was not changed: {error}") from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _block(pipeline: str, weights: Mapping[str, int], per: Per) -> str:
     if not weights:
         return ""
     lines = [f'"{target}" = {percent}\n' for target, percent in sorted(weights.items())]
+    if per != PER:
+        lines.insert(0, f'per = "{per}"\n')
     return "".join([f'[routes."{pipeline}"]\n', *lines])
 
 
@@ -52,10 +145,12 @@ def _without(lines: list[str], pipeline: str) -> str:
     return "".join(kept)
 
 
-def _wanted(before: Mapping[str, Any], pipeline: str, weights: Mapping[str, int]) -> dict[str, Any]:
+def _wanted(
+    before: Mapping[str, Any], pipeline: str, weights: Mapping[str, int], per: Per
+) -> dict[str, Any]:
     routes = {key: value for key, value in before.get("routes", {}).items() if key != pipeline}
     if weights:
-        routes[pipeline] = dict(weights)
+        routes[pipeline] = {**({"per": per} if per != PER else {}), **weights}
     rest = {key: value for key, value in before.items() if key != "routes"}
     return {**rest, "routes": routes} if routes else rest
 

@@ -1,8 +1,8 @@
 """The running stack: Triton and the gateway as child processes, started, watched and stopped."""
 
+import contextlib
 import http.client
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import click
+import psutil
 
-from serving.children import end, start
+from gateway.beat import SOCKET
+from modelspec.golden import probe_time_s
+from serving.children import end, start, why_ended
 from serving.control import LOAD_TIMEOUT_S
 from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
@@ -26,15 +29,18 @@ from serving.repository import is_published
 from serving.servers import servers_of
 from serving.variants import TUNED
 from serving.watch import Watcher
+from tidegate.canaries import beside_pipelines
 from tidegate.claim import Claim, Running
 from tidegate.configs import AUTO, DEFAULT, config_name
 from tidegate.faults import require_loadable
+from tidegate.gateway_watch import GatewayWatch
 from tidegate.kinds import KNOWN
 from tidegate.log_keeper import LogKeeper
 from tidegate.pipelines import is_current
 from tidegate.places import Places
 
-READY_TIMEOUT_S = 60.0
+# A gateway starts, and asks each model its golden sample for the first time.
+READY_TIMEOUT_S = 60.0 + probe_time_s(None)
 GATEWAY_STOP_S = 15.0
 DEV_KEY_NAME = "dev"
 
@@ -68,9 +74,12 @@ class Stack:
         self._server: TritonServer | None = None
         self._watcher: Watcher | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
+        self._gateway_watch = GatewayWatch(self._gateway_pid, options.workers, self._hear)
         self._converter: subprocess.Popen[bytes] | None = None
         self._claim: Claim | None = None
         self._log_keeper: LogKeeper | None = None
+        self._deadline_s = 0.0  # of a request to the gateway
+        self._gateway_began = 0  # where its log (bytes) begins to be this gateway's
 
     @property
     def url(self) -> str:
@@ -87,10 +96,9 @@ class Stack:
         options = self.options
         self._check_settings()
         require_free(self._endpoints())
-        self._claim = Claim(options.places.state, self._running())
+        self._claim_home()
         repository = options.places.repository
-        # What a killed publisher left is settled first: it is no fault of the models.
-        clear_up(repository, servers_of(options.places.state, repository))
+        self._clear_up()
         missing = self._missing()
         if options.lint:
             ready = [name for name in self._wanted() if name not in missing]
@@ -105,11 +113,11 @@ class Stack:
                 options.triton,
                 config_name=chosen,
                 load_timeout_s=options.load_timeout,
-                tell=self._say,
-            )
+            ),
+            tell=self._say,
         )
         self._log_keeper = LogKeeper(
-            [self._gateway_log, self._server.log_file],
+            [self._log_file, self._server.log_file],
             options.log_bytes,
             options.log_files,
             self._say,
@@ -118,24 +126,80 @@ class Stack:
         self._say("starting Triton ...")
         self._server.start()
         models = self._load(self._server)
-        self._watcher = Watcher(self._server, models, self._say)
+        self._watcher = Watcher(self._server, models, self._say, self._deadline_s)
         self._say("starting the gateway ...")
         self._start_gateway()
+        self._gateway_watch.start()
         self._wait_ready()
-        self._claim.running.is_ready = True
-        self._claim.running.config = chosen or DEFAULT
-        self._claim.write()
+        self._tell_status(chosen or DEFAULT)
+        self._warn_of_policy()
+
+    def _claim_home(self) -> None:
+        """ServingError when another stack runs there. A disk that is full stops nothing."""
+        try:
+            self._claim = Claim(self.options.places.state, self._running())
+        except OSError as error:
+            self._say(f"tidegate status will not know of this stack: {error}")
+
+    def _tell_status(self, config: str) -> None:
+        """From now on ``tidegate status`` looks whether it is well."""
+        if self._claim:
+            self._claim.running.is_ready, self._claim.running.config = True, config
+            try:
+                self._claim.write()
+            except OSError as error:
+                self._say(f"tidegate status will not know that this stack is ready: {error}")
+
+    def _clear_up(self) -> None:
+        """What a killed publisher left is no fault of the models."""
+        places = self.options.places
+        try:
+            clear_up(places.repository, servers_of(places.state, places.repository), self._say)
+        except (ServingError, OSError) as error:
+            self._say(f"what a killed publisher left was not cleared up: {error}")
+
+    def _warn_of_policy(self) -> None:
+        """A gateway.toml that is wrong keeps nobody from serving by the last good one: say so."""
+        with contextlib.suppress(OSError), self._log_file.open("rb") as log:
+            log.seek(self._gateway_began)
+            for line in log.read().decode(errors="replace").splitlines():
+                if line.endswith("the last good policy is in force instead"):
+                    self._say(line)
 
     def check(self) -> None:
         """Heal what has died."""
         if self._watcher:
             self._watcher.check()
         if self._gateway and self._gateway.poll() is not None:
-            self._say(f"the gateway ended by itself ({self._last_words()}); starting it again")
+            why = self._why()
+            self._say(f"the gateway ended by itself ({why}); starting it again")
+            self._note("gateway_died", why)
+            # Workers outlive a parent that was killed, and hold its ports.
+            for process in self._gateway_watch.family():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
             time.sleep(1)  # no tight loop when it cannot start
             self._start_gateway(restarted=True)
+            self._note("gateway_restarted")
+
+    def _gateway_pid(self) -> int | None:
+        return self._gateway.pid if self._gateway and self._gateway.poll() is None else None
+
+    def _hear(self, event: str, detail: str) -> None:
+        """From the thread that watches the gateway."""
+        lines = {
+            "gateway_hung": f"the gateway hangs ({detail}); killing that process",
+            "gateway_worker_died": f"a worker of the gateway ended ({detail}); another is started",
+        }
+        self._say(lines.get(event, f"{event}: {detail}"))
+        self._note(event, detail)
+
+    def _note(self, event: str, detail: str = "") -> None:
+        if self._watcher:
+            self._watcher.events.add(event, "", detail)
 
     def stop(self) -> None:
+        self._gateway_watch.stop()
         if self._watcher:
             self._watcher.close()
         for child in (self._converter, self._gateway):
@@ -211,6 +275,7 @@ class Stack:
 
         try:
             settings = Settings.read(self._environment())
+            self._deadline_s = settings.deadline_s
             if settings.tls_certificate_file:
                 from gateway.addons.tls import Tls
 
@@ -221,7 +286,9 @@ class Stack:
     def _wanted(self) -> list[str]:
         """The models to load by name: pipelines, and what a user has put into the repository."""
         if self.options.pipelines:
-            return list(dict.fromkeys([*self.options.pipelines, "identity_fp32"]))
+            places = self.options.places
+            beside = beside_pipelines(places.repository, places.policy, self.options.pipelines)
+            return list(dict.fromkeys([*self.options.pipelines, *beside, "identity_fp32"]))
         from serving.repository import top_models
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
@@ -276,31 +343,34 @@ class Stack:
     def _start_gateway(self, *, restarted: bool = False) -> None:
         """One that is started again goes on with the policy that was in force; at our own start
         the file is taken as it is."""
-        environment = {**self._environment(), "TIDEGATE_RESTARTED": "1" if restarted else "0"}
+        environment = {
+            **self._environment(),
+            "TIDEGATE_RESTARTED": "1" if restarted else "0",
+            SOCKET: self._gateway_watch.name,
+        }
+        log = self._log_file
+        self._gateway_began = log.stat().st_size if log.exists() else 0
         self._gateway = start(
             [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
         )
 
+    def _why(self) -> str:
+        return (
+            why_ended(self._gateway, self._log_file, self._gateway_began) if self._gateway else ""
+        )
+
     @property
-    def _gateway_log(self) -> Path:
+    def _log_file(self) -> Path:
         return self.options.places.state / "logs" / "gateway.log"
 
     def _log(self) -> IO[bytes]:
-        self._gateway_log.parent.mkdir(parents=True, exist_ok=True)
-        return self._gateway_log.open("ab")
-
-    def _last_words(self) -> str:
-        """How the gateway ended, the last line of its log, and where that is."""
-        code = self._gateway.returncode if self._gateway else None
-        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
+        path = self._log_file
         try:
-            with self._gateway_log.open("rb") as file:
-                file.seek(max(0, file.seek(0, 2) - 4096))
-                lines = file.read().decode(errors="replace").split("\n")
-        except OSError:
-            lines = []
-        said = [" ".join(line.split()) for line in lines if line.strip()]
-        return f"{how}; {(said or ['it said nothing'])[-1][:300]!r} is last in {self._gateway_log}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("ab")
+        except OSError as error:
+            self._say(f"the gateway's log is not kept: {error}")
+            return Path(os.devnull).open("ab")
 
     def _environment(self) -> dict[str, str]:
         options = self.options
@@ -326,14 +396,16 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        answer = "it did not answer"
+        ready, answer = False, "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
-                raise ServingError(f"the gateway ended ({self._last_words()})")
+                raise ServingError(f"the gateway ended ({self._why()}); log: {self._log_file}")
             ready, answer = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
-            if ready:
+            if ready and self._gateway_watch.is_started():
                 return
             time.sleep(0.1)
+        if ready:
+            answer = f"not all of its {self.options.workers} workers are"
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 

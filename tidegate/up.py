@@ -1,5 +1,6 @@
 """``tidegate up``: convert what is missing, start Triton and the gateway, keep them running."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -127,10 +128,11 @@ def command(**options: Any) -> None:
     tidegate up
     tidegate up text_embedding --gateway-port 9090
     """
+    from serving.events import telling
     from serving.ports import Ports
 
     triton = Ports(*(options.pop(f"triton_{each}_port") for each in ("http", "grpc", "metrics")))
-    _serve(Stack(StackOptions(Places.current(), triton=triton, **options), click.echo))
+    _serve(Stack(StackOptions(Places.current(), triton=triton, **options), telling(click.echo)))
 
 
 def _check(stack: Stack) -> None:
@@ -138,7 +140,8 @@ def _check(stack: Stack) -> None:
     try:
         stack.check()
     except Exception as error:
-        click.echo(f"the stack could not be looked after: {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError, ValueError):  # where it is written may be the fault
+            click.echo(f"the stack could not be looked after: {type(error).__name__}: {error}")
         time.sleep(FAILED_S)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,12 @@ from converters.pictures import pipeline_oracle as image_pipeline_oracle
 from converters.pictures.samples import Sample, few_picture_samples
 from converters.pictures.task import ImageTask
 from converters.sources.huggingface import HuggingFaceFolder
-from converters.sources.image_processor import open_processor, transform
+from converters.sources.image_processor import (
+    open_processor,
+    require_no_processor,
+    transform,
+)
+from converters.sources.picture_presets import write_preset
 from converters.task import Order
 
 
@@ -32,12 +38,25 @@ class PixelModel(torch.nn.Module):
 class HuggingFaceImages(ImageTask):
     """Everything is carried over from the folder: weights, labels, preprocessing, function."""
 
+    options: ClassVar[tuple[str, ...]] = ("preprocess",)
+
     def __init__(self, order: Order) -> None:
         super().__init__(order)
         self.source = HuggingFaceFolder.open(Path(order.source))
-        self._transform = transform(open_processor(self.source))
+        self.source.require_head(self.name, "AutoModelForImageClassification")
+        self._preset = order.options.get("preprocess", "")
+        self._transform = transform(self._processor())
         self._labels = self.source.labels(distinct=False)
         self._function = _function(self.source.config, len(self._labels))
+
+    def _processor(self) -> Any:
+        """transformers' own: the folder's, or that of ``--preprocess`` where it has none."""
+        if not self._preset:
+            return open_processor(self.source)
+        require_no_processor(self.source)
+        with TemporaryDirectory(prefix="tidegate-preset-") as folder:
+            write_preset(self._preset, self.source.config, Path(folder))
+            return open_processor(HuggingFaceFolder(Path(folder), self.source.config))
 
     @property
     def labels(self) -> Sequence[str]:
@@ -80,7 +99,13 @@ class HuggingFaceImages(ImageTask):
             super().export(target)
 
     def original(self, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
-        return image_pipeline_oracle.classify(self.source.path, pictures, work_dir)
+        if not self._preset:
+            return image_pipeline_oracle.classify(self.source.path, pictures, work_dir)
+        with TemporaryDirectory(prefix="tidegate-preset-") as folder:
+            write_preset(self._preset, self.source.config, Path(folder))
+            return image_pipeline_oracle.classify(
+                self.source.path, pictures, work_dir, Path(folder)
+            )
 
     def _require_logits(self, module: PixelModel) -> None:
         """The head has as many outputs as there are labels, on RGB pictures of the right size."""

@@ -1,6 +1,6 @@
 """What ``transformers``' own image-classification pipeline answers, in a process of its own.
 
-    python -m converters.pictures.pipeline_oracle FOLDER PATHS.json ANSWERS.npz
+    python -m converters.pictures.pipeline_oracle FOLDER PROCESSOR PATHS.json ANSWERS.npz
 
 One picture at a time, through the pipeline's three stages, so that pixels and logits are seen as
 well as scores. The proof compares against this, never against code that Tidegate also serves with.
@@ -14,32 +14,31 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask, fp32_noise
+from converters.original import ask, fp32_noise, places_again
+from converters.past import require_same_again
 
 
-def classify(folder: Path, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
+def classify(
+    folder: Path, pictures: Sequence[Path], work_dir: Path, processor: Path | None = None
+) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, 3, height, width], ``logits`` and ``scores`` FP32 [n, labels], and what
-    FP32 rounds off of both (``original.fp32_noise``)."""
+    FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the
+    model's with the preprocessing."""
     questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
     questions.write_text(json.dumps([str(path) for path in pictures]))
-    answered = ask("converters.pictures.pipeline_oracle", folder, questions, answers=answers)
+    answered = ask(
+        "converters.pictures.pipeline_oracle",
+        folder,
+        processor or folder,
+        questions,
+        answers=answers,
+    )
     answers.unlink()
     return answered
 
 
-def main(folder: str, questions: str, answers: str) -> None:
-    import transformers
-
-    # The PIL form, wherever torchvision is installed too: it is the one that can be served.
-    reader: Any = transformers.AutoImageProcessor
-    processor = reader.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    classifier: Any = transformers.pipeline(
-        "image-classification",
-        model=folder,
-        image_processor=processor,
-        device="cpu",
-        trust_remote_code=False,
-    )
+def main(folder: str, read: str, questions: str, answers: str) -> None:
+    classifier = _opened(folder, read)
     pixels, logits, scores = [], [], []
     for path in json.loads(Path(questions).read_text()):
         inputs = classifier.preprocess(path)
@@ -47,6 +46,7 @@ def main(folder: str, questions: str, answers: str) -> None:
         outputs = classifier.forward(inputs)
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
+    _require_no_past(folder, read, json.loads(Path(questions).read_text()), np.concatenate(logits))
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
     told = {name: np.concatenate(rows) for name, rows in arrays.items()}
     measured = {name: told[name] for name in ("logits", "scores")}
@@ -65,6 +65,31 @@ def _exact(classifier: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
     return {"logits": np.concatenate(logits), "scores": np.concatenate(scores)}
+
+
+def _opened(folder: str, read: str) -> Any:
+    import transformers
+
+    # The PIL form, wherever torchvision is installed too: it is the one that can be served.
+    reader: Any = transformers.AutoImageProcessor
+    processor = reader.from_pretrained(read, backend="pil", trust_remote_code=False)
+    return transformers.pipeline(
+        "image-classification",
+        model=folder,
+        image_processor=processor,
+        device="cpu",
+        trust_remote_code=False,
+    )
+
+
+def _require_no_past(folder: str, read: str, paths: Sequence[str], logits: np.ndarray) -> None:
+    """The same once more, from a fresh one and in reverse: the answers may not depend on that."""
+    fresh = _opened(folder, read)
+    places = places_again(len(paths))
+    rows = [fresh.forward(fresh.preprocess(paths[place]))["logits"].numpy() for place in places]
+    require_same_again(
+        "logits", logits, np.concatenate(rows), [f"picture {row}" for row in range(len(paths))]
+    )
 
 
 def _in_order(classifier: Any, outputs: Any) -> np.ndarray:

@@ -1,11 +1,13 @@
 """An ONNX file, or a folder with one and its external data: checked, and served as it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.tensor_source import Group, Port, TensorSource, Told
@@ -14,8 +16,6 @@ from converters.tensors.graph_probe import probe
 
 # What protobuf, and so one file, can hold.
 SIZE_LIMIT_BYTES = 2 * 1024**3 - 1
-# Operators that leave ids what they are.
-AS_THEY_ARE = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
 DEPTH_LIMIT = 32  # graphs in graphs in graphs; exporters need three
 
 
@@ -26,8 +26,14 @@ class GraphFile(TensorSource):
         self._external = sorted({_inside(self.path, tensor) for tensor in _external(model.graph)})
         _require_small(self.path, self._external)
         found = probe(self.path)
-        self.inputs = tuple(Port.from_facts(each) for each in found["inputs"])
+        taken = [Port.from_facts(each) for each in found["inputs"]]
+        # JSON has no FP16: such an input is served as FP32, and rounded inside the graph.
+        self._half = frozenset(port.name for port in taken if port.dtype == "FP16")
+        self.inputs = tuple(
+            replace(port, dtype="FP32") if port.name in self._half else port for port in taken
+        )
         self.outputs = tuple(Port.from_facts(each) for each in found["outputs"])
+        self._ids = {name: np.array(counts) for name, counts in found["ids"].items()}
 
     def files(self) -> list[Path]:
         return [self.path, *self._external]
@@ -39,48 +45,59 @@ class GraphFile(TensorSource):
         model = onnx.load(self.path, load_external_data=False)
         return any(each.data_type == TensorProto.FLOAT16 for each in _tensors(model.graph))
 
-    def tables(self) -> Mapping[str, int]:
-        return tables_of(onnx.load(self.path, load_external_data=False).graph)
+    def ids(self) -> Mapping[str, np.ndarray]:
+        return self._ids
 
     def write(self, target: Path) -> None:
-        """The very graph; external data is drawn in, so that the engine is one file."""
-        if not self._external:
+        """The very graph; external data is drawn in, so that the engine is one file, and FP16
+        inputs are made of FP32 ones."""
+        if not self._external and not self._half:
             target.write_bytes(self.path.read_bytes())
             return
-        onnx.save(onnx.load(self.path), target)
+        model = onnx.load(self.path)
+        for name in sorted(self._half):
+            _take_fp32(model.graph, name)
+        onnx.save(model, target)
 
     def ask(self, groups: Sequence[Group], folder: Path) -> Told:
-        return ask_reference(self.path, groups, folder)
+        halved = [
+            {
+                name: values.astype(np.float16) if name in self._half else values
+                for name, values in group.items()
+            }
+            for group in groups
+        ]
+        return ask_reference(self.path, halved, folder)
 
 
-def tables_of(graph: onnx.GraphProto) -> dict[str, int]:
-    """The graph's inputs that are, as they are or cast and reshaped, the indices of a Gather from a
-    constant table, with the fewest rows that one of these tables has."""
-    rows = {each.name: each.dims[0] for each in graph.initializer if each.dims}
-    rows |= {
-        node.output[0]: attribute.t.dims[0]
-        for node in graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value" and attribute.t.dims
-    }
-    origin = {each.name: each.name for each in graph.input if each.name not in rows}
-    found: dict[str, int] = {}
+def _take_fp32(graph: onnx.GraphProto, name: str) -> None:
+    """The input ``name`` as FP32, with a Cast to what the graph reads."""
+    inside = f"{name}__fp16"
+    _read_instead(graph, name, inside)
+    port = next(each for each in graph.input if each.name == name)
+    port.type.tensor_type.elem_type = TensorProto.FLOAT
+    cast = helper.make_node("Cast", [name], [inside], to=TensorProto.FLOAT16)
+    graph.node.insert(0, cast)
+
+
+def _read_instead(graph: onnx.GraphProto, name: str, other: str) -> None:
+    """Whatever reads ``name``, in the graphs within this one too, reads ``other``."""
     for node in graph.node:
-        if node.op_type in AS_THEY_ARE and node.input and node.input[0] in origin:
-            origin[node.output[0]] = origin[node.input[0]]
-        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
-        if node.op_type != "Gather" or axis or node.input[0] not in rows:
-            continue
-        name = origin.get(node.input[1])
-        if name is not None:
-            found[name] = min(rows[node.input[0]], found.get(name, rows[node.input[0]]))
-    return found
+        node.input[:] = [other if each == name else each for each in node.input]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    _read_instead(inner, name, other)
 
 
 def _find(path: Path) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.onnx"))
+        if not found and (path / "config.json").is_file():
+            raise SourceRefused(
+                f"{path} has a config.json and no .onnx file: it is no model of plain tensors. "
+                "Give the --task that it was trained for"
+            )
         if len(found) != 1:
             raise SourceRefused(
                 f"{path} has {len(found)} .onnx files: give the folder of one model, or the file"

@@ -17,10 +17,14 @@ import transformers
 from tokenizers import Tokenizer
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.adapter import why_not_adapter
 from converters.sources.archive import require_no_bomb
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAFETENSORS, SHARDS, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+# Weights of other frameworks and forms that such a folder may have instead.
+OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin.index.json", "*.gguf")
+LFS = b"version https://git-lfs"
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -59,7 +63,9 @@ class HuggingFaceFolder:
         """Check the folder; SourceMissing or SourceRefused says what is wrong and what to do."""
         if not path.is_dir():
             raise SourceMissing(_not_a_folder(path))
-        _require_no_adapter(path)
+        reason = why_not_adapter(path)
+        if reason:
+            raise SourceRefused(reason)
         config = _read_json(path / "config.json")
         if "auto_map" in config:
             raise SourceRefused(
@@ -149,7 +155,8 @@ class HuggingFaceFolder:
             )
         except Exception as error:  # transformers raises many kinds; all mean: not loadable
             raise SourceRefused(
-                f"transformers cannot load {self.path}: {_reason(error)}"
+                f"transformers cannot load {self.path}: {_reason(error)}. Its "
+                "config.json and weights must be of one model that this version knows"
             ) from error
         missing = {
             key for key in report["missing_keys"] if not unused or not key.startswith(unused)
@@ -225,6 +232,18 @@ class TokenizerFile:
         """Write it as a ``tokenizer.json``."""
         self.backend.save(str(path))
 
+    def beyond(self, rows: int) -> list[str]:
+        """The tokens, special ones left out, whose number is ``rows`` or more."""
+        special = {token.content for token in self.backend.get_added_tokens_decoder().values()
+                   if token.special}  # fmt: skip
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        return sorted((t for t, i in ids.items() if i >= rows and t not in special), key=ids.__getitem__)
+
+    def known(self, rows: int | None) -> list[str]:
+        """The ``special`` tokens that a table of so many rows has."""
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        return [each for each in self.special if rows is None or ids.get(each, 0) < rows]
+
     def counter(self) -> Callable[[str], int]:
         """How many tokens a text has, special tokens included, however long it is."""
         tokenizer = Tokenizer.from_str(self.backend.to_str())
@@ -265,15 +284,6 @@ def _not_a_folder(path: Path) -> str:
     return f"{path} is not a folder: give the folder that holds config.json"
 
 
-def _require_no_adapter(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise SourceRefused(
-            f"{path} holds a LoRA adapter alone, which is no model: merge it into its base and "
-            "save that: PeftModel.from_pretrained(base, "
-            "FOLDER).merge_and_unload().save_pretrained(NEW)"
-        )
-
-
 def _reads_pairs(path: Path, config: Mapping[str, Any]) -> bool:
     """As sentence-transformers saves a CrossEncoder, in its versions."""
     if "sbert_ce_default_activation_function" in config or "sentence_transformers" in config:
@@ -303,10 +313,21 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / SAFETENSORS).is_file():
         return [path / SAFETENSORS]
     if (path / SHARDS).is_file():
-        shards = sorted(set(_read_json(path / SHARDS).get("weight_map", {}).values()))
-        return [_inside(path, str(shard)) for shard in shards]
+        named = _read_json(path / SHARDS).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise SourceRefused(
+                f"weight_map in {path / SHARDS} does not say which weight is in which file: copy "
+                "it again"
+            )
+        return [_inside(path, str(shard)) for shard in sorted(set(map(str, named.values())))]
     if (path / BIN).is_file():
         return [path / BIN]
+    others = [file.name for pattern in OTHER_WEIGHTS for file in sorted(path.glob(pattern))]
+    if others:
+        raise SourceMissing(
+            f"{path} has its weights in {others[0]}, and {SAFETENSORS} is what is read: load it "
+            "where that can be read, and write it with save_pretrained(safe_serialization=True)"
+        )
     raise SourceMissing(f"{path} has no weights: {SAFETENSORS} is what is read")
 
 
@@ -322,6 +343,12 @@ def _inside(folder: Path, name: str) -> Path:
 def _check_weights(file: Path) -> None:
     """SourceRefused for a file that is cut off or is a pickle that does more than hold tensors."""
     require_no_bomb(file)
+    with file.open("rb") as opened_file:
+        if opened_file.read(len(LFS)) == LFS:
+            raise SourceRefused(
+                f"{file} is a pointer of git-lfs and not the weights: run git lfs pull in its "
+                "folder, or download the model with hf download"
+            )
     try:
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, framework="pt") as opened:

@@ -50,8 +50,9 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
     if not present:
         raise SourceMissing(
             f"{folder.path} has no {FILES[0]}, and without it nobody knows what the model sees of "
-            "a picture: copy it from where the model was trained, or write it with "
-            "AutoImageProcessor.save_pretrained()"
+            "a picture: copy it from where the model was trained, write it with "
+            "AutoImageProcessor.save_pretrained(), or say it with --preprocess (imagenet, "
+            "imagenet-bicubic, half or clip; docs/image-classification.md)"
         )
     for name in present:
         if "auto_map" in folder.document(name):
@@ -67,10 +68,23 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
             folder.path, local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # transformers raises many kinds; all mean: not loadable
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:160]
+        named = [folder.document(name).get("image_processor_type") for name in present]
         raise SourceRefused(
-            f"transformers cannot load the image processor of {folder.path}: {reason}"
+            f"transformers cannot load the image processor of {folder.path}, "
+            f"{next(filter(None, named), 'whose class is not said')} ({reason}): "
+            "it must be one that this version of transformers knows"
         ) from error
+
+
+def require_no_processor(folder: HuggingFaceFolder) -> None:
+    """SourceRefused when the folder says itself how its model sees a picture."""
+    present = [name for name in FILES if (folder.path / name).is_file()]
+    if present:
+        raise SourceRefused(
+            f"{folder.path} has {present[0]}, which says how the model sees a picture: leave "
+            "--preprocess out, or take the file out if it is wrong"
+        )
 
 
 def transform(processor: Any) -> dict[str, Any]:
@@ -83,8 +97,8 @@ def transform(processor: Any) -> dict[str, Any]:
     if rule is None:
         _require_plain(processor)
         rule = plain
-    _require_colours(processor)
     try:
+        _require_colours(processor)
         operations = rule(processor)
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise refused(processor, f"its settings make no sense ({error})") from error

@@ -32,7 +32,10 @@ def refused(processor: Any, reason: str) -> SourceRefused:
 def per_channel(values: Any) -> list[float]:
     """A number for each channel, of one for all or of a list; [] where there is none."""
     if isinstance(values, list | tuple):
-        return [float(value) for value in values]
+        try:
+            return [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"image_mean and image_std must be numbers: {error}") from error
     return [] if values is None else [float(values)] * CHANNELS
 
 

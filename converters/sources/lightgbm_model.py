@@ -10,6 +10,14 @@ import onnx
 
 from converters.errors import SourceRefused
 from converters.sources.tabular_model import Forest, TabularModel
+from converters.tables.category_graph import (
+    NO,
+    YES,
+    CategorySplits,
+    category_frame,
+    coded,
+    with_coded_inputs,
+)
 from converters.tables.graph import tree_graph
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
@@ -18,6 +26,7 @@ ZERO = float(np.float32(1e-35))  # its kZeroThreshold
 LINKS = {
     "binary": "sigmoid",
     "multiclass": "softmax",
+    "multiclassova": "sigmoid each",
     "regression": "identity",
     "regression_l1": "identity",
     "huber": "identity",
@@ -28,6 +37,8 @@ LINKS = {
     "gamma": "exp",
     "tweedie": "exp",
     "cross_entropy": "sigmoid one",
+    "lambdarank": "identity",
+    "rank_xendcg": "identity",
 }
 
 
@@ -49,14 +60,22 @@ class LightgbmModel(TabularModel):
         # ``binary sigmoid:1``: the slope of the link.
         slopes = [each.partition(":")[2] for each in settings if each.startswith("sigmoid:")]
         self.slope = float(slopes[0]) if slopes else 1.0
+        names = [str(name) for name in self._dump["feature_names"]]
+        # A category that is not in a split's set goes to the right, and so does a missing one.
+        self.categories = CategorySplits(len(names), inside=YES, missing=NO, floors=False)
         self.trees = tuple(self._trees())
-        self.columns = tuple(Column(str(name)) for name in self._dump["feature_names"])
-        count = {"sigmoid": 2, "softmax": int(self._dump["num_class"])}.get(self.link, 0)
+        self.codes = self._pandas_categories(names)
+        self.columns = tuple(self._column(place, name) for place, name in enumerate(names))
+        if self.codes:
+            self.order = tuple(names)
+        classes = int(self._dump["num_class"])
+        counts = {"sigmoid": 2, "softmax": classes, "sigmoid each": classes}
+        count = counts.get(self.link, 0)
         self.labels = tuple(map(str, range(count)))
 
     def answer(self, table: Table) -> np.ndarray:
         values = np.asarray(
-            self.booster.predict(self._matrix(table), num_threads=1), dtype=np.float64
+            self.booster.predict(self._asked(table), num_threads=1), dtype=np.float64
         )
         values = values.reshape(len(table), -1)
         both = [1 - values, values] if self.link == "sigmoid" else [values]
@@ -68,25 +87,70 @@ class LightgbmModel(TabularModel):
         return places
 
     def graph(self) -> onnx.ModelProto:
-        start = np.zeros(int(self._dump["num_tree_per_iteration"]))
-        return tree_graph(self.trees, start, self.link, len(self.columns), narrow=False)
+        graph = tree_graph(
+            self.trees,
+            self.start(),
+            self.link,
+            len(self.columns),
+            narrow=False,
+            categories=self.categories,
+        )
+        return with_coded_inputs(graph, self.columns, self.codes) if self.order else graph
+
+    def start(self) -> np.ndarray:
+        """What the trees are added to, FP64 [raw scores]: nothing, it is in them."""
+        return np.zeros(int(self._dump["num_tree_per_iteration"]))
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))
         return {column.name: each for column, each in zip(self.columns, found, strict=True)}
 
     def forest(self, table: Table) -> Forest:
-        return Forest(self.trees, self._matrix(table), direct=True)
+        numbers = self.categories.numbers(coded(table, self.columns, self.codes))
+        return Forest(self.trees, numbers, direct=not self.categories)
 
-    def _matrix(self, table: Table) -> np.ndarray:
-        return np.stack([table.columns[column.name] for column in self.columns], axis=1)
+    def _column(self, place: int, name: str) -> Column:
+        if place not in self.codes:
+            known = self._dump["feature_infos"].get(name, {}).get("values", ())
+            return Column(name, values=tuple(sorted(float(each) for each in known if each >= 0)))
+        known = self.codes[place]
+        if all(isinstance(each, str) for each in known):
+            return Column(name, is_text=True, categories=tuple(map(str, known)))
+        return Column(name, values=tuple(map(float, known)))
+
+    def _pandas_categories(self, names: Sequence[str]) -> dict[int, list[Any]]:
+        """The categories of each column of pandas' type ``category``, by its place: the file has
+        them in the order of those columns, and does not say which they are."""
+        held = self._dump.get("pandas_categorical") or []
+        infos = self._dump["feature_infos"]
+        found = [place for place, name in enumerate(names) if infos.get(name, {}).get("values")]
+        if held and len(held) != len(found):
+            raise SourceRefused(
+                f"{self.path} was trained on {len(held)} columns of pandas' type category, and "
+                f"{len(found)} are known as such (ordered or constant ones are not): make the "
+                "others numbers, and train again"
+            )
+        for known in held:
+            kinds = {isinstance(each, str) for each in known}
+            if len(kinds) > 1 or any(isinstance(each, bool) for each in known):
+                raise SourceRefused(
+                    f"{self.path} has a column with categories of several types, or true and "
+                    "false: make them texts, and train again"
+                )
+        return dict(zip(found, held, strict=True)) if held else {}
+
+    def _asked(self, table: Table) -> Any:
+        """What its user gives it: a DataFrame where columns are of the type category."""
+        if not self.codes:
+            return np.stack([table.columns[column.name] for column in self.columns], axis=1)
+        return category_frame(table, self.columns, self.codes)
 
     def _trees(self) -> Iterator[Tree]:
         targets, trees = int(self._dump["num_tree_per_iteration"]), self._dump["tree_info"]
         # A random forest's answer is the mean; in a sum of K targets each has its own trees.
         weight = targets / len(trees) if self._dump.get("average_output") else 1.0
         for index, tree in enumerate(trees):
-            growing = _Growing(self.path, *self._numbers[index])
+            growing = _Growing(self.path, *self._numbers[index], self.categories)
             growing.add(tree["tree_structure"])
             yield growing.tree(index % targets, weight * self.slope)
 
@@ -105,6 +169,7 @@ class _Growing:
     path: Path
     thresholds: Sequence[float]
     leaves: Sequence[float]
+    categories: CategorySplits
     rows: list[list[Any]] = field(default_factory=list)
 
     def add(self, node: Mapping[str, Any]) -> int:
@@ -119,6 +184,12 @@ class _Growing:
             self.rows[place][5] = self.leaves[int(node.get("leaf_index", 0))]
             return place
         self._check(node)
+        if node["decision_type"] == "==":
+            codes = [int(each) for each in str(node["threshold"]).split("||")]
+            self.rows[place][0] = self.categories.feature(int(node["split_feature"]), codes)
+            self.rows[place][2] = self.add(node["left_child"])
+            self.rows[place][3] = self.add(node["right_child"])
+            return place
         threshold = _beside_zero(self.thresholds[int(node["split_index"])])
         # Without missing values in training LightGBM reads NaN as 0.
         is_nan = node["missing_type"] == "NaN"
@@ -130,10 +201,10 @@ class _Growing:
         return place
 
     def _check(self, node: Mapping[str, Any]) -> None:
-        if node["decision_type"] != "<=":
+        if node["decision_type"] not in ("<=", "=="):
             raise SourceRefused(
-                f"{self.path} splits on categories itself (categorical_feature): one-hot encode "
-                "them and train again"
+                f"{self.path} decides by {node['decision_type']!r}, which is not known here: save "
+                "it again with the version of this environment"
             )
         if node["missing_type"] == "Zero":
             raise SourceRefused(f"{self.path} was trained with zero_as_missing: train without it")

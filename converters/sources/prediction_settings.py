@@ -26,18 +26,16 @@ XGBOOST_PARAMETERS: Verdicts = {
     **_all(
         "applied", "early_stopping_rounds objective booster base_score num_parallel_tree device"
     ),
-    # Splits on categories, several answers a row.
-    **_all(
-        "refused",
-        "enable_categorical feature_types max_cat_threshold max_cat_to_onehot multi_strategy",
-    ),
+    # Which columns hold categories is in the file; of pandas' ones their names are too.
+    **_all("applied", "enable_categorical feature_types"),
+    **_all("refused", "multi_strategy"),  # several answers a row
     **_all(
         "training",
         "callbacks colsample_bylevel colsample_bynode colsample_bytree eval_metric feature_weights "
         "gamma grow_policy importance_type interaction_constraints learning_rate max_bin "
-        "max_delta_step max_depth max_leaves min_child_weight monotone_constraints n_estimators "
-        "n_jobs random_state reg_alpha reg_lambda sampling_method scale_pos_weight subsample "
-        "tree_method validate_parameters verbosity",
+        "max_cat_threshold max_cat_to_onehot max_delta_step max_depth max_leaves min_child_weight "
+        "monotone_constraints n_estimators n_jobs random_state reg_alpha reg_lambda "
+        "sampling_method scale_pos_weight subsample tree_method validate_parameters verbosity",
     ),
 }
 # predict, predict_proba of those; Booster.predict and DMatrix, which native files are asked with.
@@ -47,12 +45,11 @@ XGBOOST_CALL: Verdicts = {
     **_all(
         "applied", "X data validate_features feature_names nthread silent training strict_shape"
     ),
-    **_all("applied", "data_split_mode"),
+    **_all("applied", "data_split_mode feature_types enable_categorical"),
     # Another kind of answer, or something beside the row that decides it.
     **_all(
         "refused",
-        "output_margin base_margin pred_leaf pred_contribs approx_contribs pred_interactions "
-        "feature_types enable_categorical",
+        "output_margin base_margin pred_leaf pred_contribs approx_contribs pred_interactions",
     ),
     **_all(
         "training", "label weight group qid label_lower_bound label_upper_bound feature_weights"
@@ -100,3 +97,22 @@ IMPUTER_PARAMETERS: Verdicts = {
 NORMALIZER_PARAMETERS: Verdicts = _all("applied", "norm copy")
 TFIDF_PARAMETERS: Verdicts = _all("applied", "norm smooth_idf sublinear_tf use_idf")
 MIN_MAX_PARAMETERS: Verdicts = _all("applied", "feature_range copy clip")
+BINS_PARAMETERS: Verdicts = {
+    **_all("applied", "n_bins encode strategy dtype"),
+    **_all("training", "quantile_method subsample random_state"),
+}
+BINARIZER_PARAMETERS: Verdicts = _all("applied", "threshold copy")
+POLYNOMIAL_PARAMETERS: Verdicts = _all("applied", "degree interaction_only include_bias order")
+ISOLATION_PARAMETERS: Verdicts = {
+    **_all("applied", "n_estimators max_samples max_features contamination"),
+    **_all("training", "bootstrap n_jobs random_state verbose warm_start"),
+}
+# The centres are all that answers.
+CENTRES_PARAMETERS: Verdicts = {
+    **_all("applied", "n_clusters"),
+    **_all(
+        "training",
+        "algorithm batch_size bisecting_strategy compute_labels copy_x init init_size max_iter "
+        "max_no_improvement n_init random_state reassignment_ratio tol verbose",
+    ),
+}

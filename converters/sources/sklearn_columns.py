@@ -42,6 +42,33 @@ def columns_of(model: Any) -> list[Column]:
     return columns
 
 
+def edges_of(model: Any) -> dict[str, np.ndarray]:
+    """The numbers at which a step parts a column of the table, by the column's name: edges of bins,
+    quantiles, knots."""
+    names = column_names(model)
+    found: dict[str, np.ndarray] = {}
+    for use in _uses(model, names, tuple(range(len(names)))):
+        for index, place in enumerate(use.places):
+            edges = _edges(use.transformer, index)
+            if len(edges):
+                held = found.get(names[place], np.empty(0))
+                found[names[place]] = np.unique(np.concatenate([held, edges]))
+    return found
+
+
+def _edges(part: Any, index: int) -> np.ndarray:
+    match type(part).__name__:
+        case "KBinsDiscretizer":
+            return np.asarray(part.bin_edges_[index], np.float64)
+        case "Binarizer":
+            return np.array([float(part.threshold)])
+        case "QuantileTransformer":
+            return np.asarray(part.quantiles_[:, index], np.float64)
+        case "SplineTransformer":
+            return np.asarray(part.bsplines_[index].t, np.float64)
+    return np.empty(0)
+
+
 def vectorizers_of(model: Any) -> list[tuple[str, Any]]:
     """(column, vectorizer) for each vectorizer of texts."""
     names = column_names(model)

@@ -1,4 +1,5 @@
-"""A scikit-learn classifier or regressor, or a Pipeline that ends in one, from a skops file."""
+"""A scikit-learn classifier or regressor, a search for outliers or for clusters, or a Pipeline that
+ends in one, from a skops file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +9,32 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.sklearn_boosters import XGBOOST, boosters_in
 from converters.sources.sklearn_columns import (
     columns_of,
     direct_columns,
+    edges_of,
     ignored_columns,
     takes_columns_by_name,
     vectorizers_of,
 )
 from converters.sources.sklearn_target import with_target, without_target
-from converters.sources.sklearn_trees import estimator_thresholds, has_trees, tree_sum
+from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.table import MISSING, Column, Table
+from converters.tables.table import MISSING, Column, Table, ordinary_row
 from converters.tables.vectorizers import vocabulary_note, written
+
+KIND_REMARKS = {
+    "outliers": (
+        "the value is decision_function: the lower, the stranger; below 0 it is an outlier, and "
+        "predict() says -1",
+    ),
+    "clusters": (
+        "labels are the numbers of the clusters. Scores are predict_proba, or, where it has none "
+        "(KMeans), minus the distance to the cluster's centre (transform)",
+    ),
+}
 
 
 class SklearnModel(TabularModel):
@@ -30,42 +44,56 @@ class SklearnModel(TabularModel):
         self.path = path
         self.estimator, self.remarks = load_skops(path)
         self.kind = _kind(path, self.estimator)
-        self._trained = columns_of(self.estimator)
+        # What answers, without what stands around it; ``_back`` leads to the target.
+        self.inner, self._back = without_target(path, self.estimator)
+        if type(self.last).__name__ == "IsolationForest":
+            self._back = None, (1.0, -float(self.last.offset_))
+        self._trained = columns_of(self.inner)
         # Texts and numbers cannot lie in one tensor, and a ColumnTransformer asks for names.
         has_text = any(column.is_text for column in self._trained)
-        self.by_name = takes_columns_by_name(self.estimator) or has_text
+        self.by_name = takes_columns_by_name(self.inner) or has_text
         if self.by_name:
             self.order = tuple(column.name for column in self._trained)
         # (its column, vectorizer) for each that reads texts, and whether anything else reads those.
-        self.vectorizers = vectorizers_of(self.estimator)
+        self.vectorizers = vectorizers_of(self.inner)
         for _, vectorizer in self.vectorizers:
             written(vectorizer)
-        self.only_texts = not hasattr(self.estimator, "n_features_in_")
-        ignored = ignored_columns(self.estimator)
+        self.only_texts = not hasattr(self.inner, "n_features_in_")
+        ignored = ignored_columns(self.inner)
         self.columns = tuple(c for c in self._trained if c.name not in ignored)
-        self.steps = has_trees(self.estimator)
-        self.labels = _labels(path, self.estimator) if self.kind == "classifier" else ()
-        self.margins = bool(self.labels) and not hasattr(self.estimator, "predict_proba")
+        self.steps = has_jumps(self.inner)
+        self.labels = ()
+        if self.kind == "classifier":
+            self.labels = _labels(path, self.estimator)
+        if self.kind == "clusters":
+            self.labels = tuple(map(str, range(_clusters(self.last))))
+            # A distance is what is left of three squares.
+            self.far = hasattr(self.last, "predict_proba")
+        self.remarks = (*self.remarks, *KIND_REMARKS.get(self.kind, ()))
+        self.margins = self.kind == "classifier" and not hasattr(self.estimator, "predict_proba")
         if self.margins:
             said = (
                 "scores are margins (decision_function), not probabilities; of two labels -d and d"
             )
             self.remarks = (*self.remarks, said)
+        self.boosters = list(boosters_in(self.inner))
+        self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
 
     @property
     def last(self) -> Any:
         """The estimator at the end of the pipeline."""
-        model = self.estimator
-        while hasattr(model, "steps"):
-            model = model.steps[-1][1]
-        return model
+        return _last(self.inner)
 
     def answer(self, table: Table) -> np.ndarray:
         frame = self._frame(table)
-        if self.kind == "classifier" and self.margins:
+        if self.kind == "clusters" and not hasattr(self.last, "predict_proba"):
+            return -np.asarray(self.estimator.transform(frame), dtype=np.float64)
+        if self.kind == "outliers":
+            return np.asarray(self.estimator.decision_function(frame)).reshape(-1, 1)
+        if self.margins:
             margins = np.asarray(self.estimator.decision_function(frame), dtype=np.float64)
             return margins if margins.ndim > 1 else np.stack([-margins, margins], axis=1)
-        if self.kind == "classifier":
+        if self.labels:
             return np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
         values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
         if values.ndim > 1 and values.shape[1] > 1:
@@ -84,19 +112,25 @@ class SklearnModel(TabularModel):
 
         columns = self._trained if self.by_name else None
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]
-        inner, back = without_target(self.path, self.estimator)
-        graph = convert_estimator(inner, columns, len(self._trained), self.kind, vectorizers)
+        graph = convert_estimator(
+            self.inner,
+            columns,
+            len(self._trained),
+            self.kind,
+            vectorizers,
+            zero_missing=self._gives_sparse_rows(),
+        )
         # Of two classes ONNX Runtime's support vectors give d and -d.
         turned = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
         if turned and len(self.labels) == 2:
             return with_target(graph, (np.negative, (1.0, 0.0)))
-        return with_target(graph, back)
+        return with_target(graph, self._back)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:
         return self.vectorizers
 
     def direct(self, column: Column) -> bool:
-        return column.name in direct_columns(self.estimator)
+        return column.name in direct_columns(self.inner)
 
     def is_free_text(self, column: Column) -> bool:
         return any(name == column.name for name, _ in self.vectorizers)
@@ -108,34 +142,51 @@ class SklearnModel(TabularModel):
         ]
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
-        if self.estimator is not self.last:
-            return {}
+        if self.inner is not self.last:
+            return edges_of(self.inner)
         found = estimator_thresholds(self.last, len(self._trained))
         return {column.name: each for column, each in zip(self._trained, found, strict=True)}
 
     def forest(self, table: Table) -> Forest | None:
         try:
-            trees = tree_sum(self.last).trees
+            form = tree_sum(self.last)
         except (AttributeError, SourceRefused):
             return None
-        direct = self.estimator is self.last
-        rows: Any = self._frame(table)
-        model = self.estimator
+        direct = self.inner is self.last
+        rows = self._before_last(table)
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        with np.errstate(over="ignore"):
+            numbers = dense.astype(np.float32 if form.narrow else np.float64).astype(np.float64)
+        sparse = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
+        numbers[np.isin(numbers, (*form.missing, *((0.0,) if sparse else ())))] = np.nan
+        return Forest(form.trees, numbers, direct)
+
+    def marks(self) -> Mapping[str, Sequence[float]]:
+        """The numbers that boosters take for missing ones."""
+        found = [float(getattr(each, "missing", np.nan)) for each in self.boosters]
+        held = tuple(number for number in dict.fromkeys(found) if not np.isnan(number))
+        return {column.name: held for column in self._trained if held and not column.is_text}
+
+    def _before_last(self, table: Table) -> Any:
+        """What the last estimator is given for these rows."""
+        rows, model = self._frame(table), self.inner
         while hasattr(model, "steps"):
             before, model = model[:-1], model.steps[-1][1]
             rows = before.transform(rows) if len(before) else rows
-        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
-        with np.errstate(over="ignore"):
-            numbers = dense.astype(np.float32).astype(np.float64)
-        narrow = not hasattr(self.last, "_predictors")
-        return Forest(trees, numbers if narrow else dense.astype(np.float64), direct)
+        return rows
+
+    def _gives_sparse_rows(self) -> bool:
+        """Whether what comes before a booster gives it sparse rows."""
+        if not self.boosters or self.inner is self.last:
+            return False
+        return hasattr(self._before_last(ordinary_row(self.columns)), "toarray")
 
     def _frame(self, table: Table) -> Any:
         """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
         if self.only_texts:
             return [str(text) for text in table.columns[self._trained[0].name]]
         filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
-        if not hasattr(self.estimator, "feature_names_in_"):
+        if not hasattr(self.inner, "feature_names_in_"):
             if any(column.is_text for column in self._trained):
                 held = [_objects(c, filled[c.name]) for c in self._trained]
                 return np.stack(held, axis=1)
@@ -148,6 +199,16 @@ class SklearnModel(TabularModel):
             ) from None
         as_objects = {c.name: _objects(c, filled[c.name]) for c in self._trained if c.is_text}
         return pd.DataFrame({**filled, **as_objects})
+
+
+def _booster_remark(model: Any) -> str:
+    name = type(model).__name__
+    if name not in XGBOOST:
+        return f"the {name} in it answers with its best iteration, as its predict() does"
+    return (
+        f"the {name} in it takes {model.missing} for a missing number (its own missing=), and "
+        "answers with its best iteration where training stopped early"
+    )
 
 
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
@@ -166,18 +227,27 @@ def _blank(column: Column, rows: int) -> np.ndarray:
 
 
 def _kind(path: Path, estimator: Any) -> str:
-    from sklearn.base import is_classifier, is_regressor
+    from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
     what = type(estimator).__name__
     if is_regressor(estimator):
         kind = "regressor"
     elif is_classifier(estimator):
         kind = "classifier"
+    elif is_outlier_detector(estimator):
+        kind = "outliers"
+    elif _clusters(_last(estimator)):
+        kind = "clusters"
     else:
-        raise SourceRefused(f"{path} holds a {what}: a classifier or a regressor is served here")
-    if not _is_fitted(estimator):
+        raise SourceRefused(f"{path} holds a {what}, {_why_no_kind(estimator)}")
+    if what != "IsotonicRegression" and not _is_fitted(path, estimator):
         raise SourceRefused(
             f"{path} holds a {what} that was never fitted: fit it and save it again"
+        )
+    if what == "IsotonicRegression":
+        raise SourceRefused(
+            f"{path} holds an {what}, which takes one number and no columns: train a "
+            "HistGradientBoostingRegressor(monotonic_cst=[1]) on the one column"
         )
     if kind == "classifier" and not (
         hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
@@ -186,21 +256,59 @@ def _kind(path: Path, estimator: Any) -> str:
             f"{path} holds a {what} with neither predict_proba nor decision_function, so its "
             "answers have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
         )
+    if kind == "outliers" and not hasattr(estimator, "decision_function"):
+        raise SourceRefused(
+            f"{path} holds a {what} that judges the rows of its training alone: train it with "
+            "novelty=True, or take an IsolationForest"
+        )
     return kind
 
 
-def _is_fitted(estimator: Any) -> bool:
+def _why_no_kind(estimator: Any) -> str:
+    """Why it is none of the kinds that are served, and what to do."""
+    if hasattr(estimator, "predict"):
+        return (
+            "whose answer has no scores and is no number to predict: take a classifier, a "
+            "regressor, a KMeans, a GaussianMixture or an IsolationForest"
+        )
+    if hasattr(estimator, "transform"):
+        return (
+            "which prepares columns and predicts nothing: save the Pipeline that ends in a "
+            "classifier or a regressor"
+        )
+    return (
+        "which has no predict(), and so no answer for a new row: take a classifier, a regressor, a "
+        "KMeans or an IsolationForest"
+    )
+
+
+def _clusters(model: Any) -> int:
+    """How many clusters it parts rows into, each with a score; 0 where it does no such thing."""
+    centres = getattr(model, "cluster_centers_", None)
+    if centres is not None and hasattr(model, "transform"):
+        return len(centres)
+    if type(model).__name__ in ("GaussianMixture", "BayesianGaussianMixture"):
+        return int(model.n_components)
+    # Not fitted: for its own message.
+    return 1 if type(model).__name__ in ("KMeans", "MiniBatchKMeans", "BisectingKMeans") else 0
+
+
+def _last(model: Any) -> Any:
+    while hasattr(model, "steps"):
+        model = model.steps[-1][1]
+    return model
+
+
+def _is_fitted(path: Path, estimator: Any) -> bool:
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
-    model = estimator
-    while hasattr(model, "steps"):  # a Pipeline's own check asks its last step alone
-        model = model.steps[-1][1]
     try:
-        check_is_fitted(model)
+        check_is_fitted(_last(estimator))  # a Pipeline's own check asks its last step alone
     except NotFittedError:
         return False
-    return hasattr(estimator, "n_features_in_") or bool(vectorizers_of(estimator))
+    inner, _ = without_target(path, estimator)
+    return hasattr(inner, "n_features_in_") or bool(vectorizers_of(inner))
 
 
 def _labels(path: Path, estimator: Any) -> tuple[str, ...]:

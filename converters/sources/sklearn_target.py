@@ -1,4 +1,5 @@
-"""TransformedTargetRegressor: the regressor in it, and the way back to the target."""
+"""What stands around the estimator that answers: a search for its parameters, and a
+TransformedTargetRegressor, with the way back to the target."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.errors import SourceRefused
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 
+# Around an estimator whose scores are theirs; only their predict() may differ.
+AROUND = {
+    "FrozenEstimator": "estimator",
+    "FixedThresholdClassifier": "estimator_",
+    "TunedThresholdClassifierCV": "estimator_",
+    "SelfTrainingClassifier": "estimator_",
+}
 AFFINE = ("StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler")
 Back = tuple[Any, tuple[float, float]]
 
@@ -17,7 +25,19 @@ Back = tuple[Any, tuple[float, float]]
 def without_target(path: Path, estimator: Any) -> tuple[Any, Back | None]:
     """The estimator with the regressor in the place of a TransformedTargetRegressor at its end, and
     the function or the (slope, offset) that leads from its answer to the target; None where there
-    is no such thing. SourceRefused for a way back that has no converter."""
+    is no such thing. Of a search (GridSearchCV) it is the best one found, which is what answers; of
+    an RFE its choice of columns and the estimator behind it. SourceRefused for a way back that has
+    no converter."""
+    if type(estimator).__name__.endswith("SearchCV") and hasattr(estimator, "best_estimator_"):
+        return without_target(path, estimator.best_estimator_)
+    within = AROUND.get(type(estimator).__name__, "")
+    if within and hasattr(estimator, within):
+        return without_target(path, getattr(estimator, within))
+    if type(estimator).__name__ in ("RFE", "RFECV") and hasattr(estimator, "estimator_"):
+        from sklearn.pipeline import Pipeline
+
+        inner, back = without_target(path, estimator.estimator_)
+        return Pipeline([("columns", estimator), ("answer", inner)]), back
     if hasattr(estimator, "steps") and hasattr(estimator.steps[-1][1], "regressor_"):
         from sklearn.pipeline import Pipeline
 
@@ -25,7 +45,10 @@ def without_target(path: Path, estimator: Any) -> tuple[Any, Back | None]:
         return Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], inner)]), back
     if type(estimator).__name__ != "TransformedTargetRegressor":
         return estimator, None
-    return estimator.regressor_, _way_back(path, estimator.transformer_)
+    inner, more = without_target(path, estimator.regressor_)
+    if more is not None:
+        raise SourceRefused(f"{path} transforms its target twice: do it once, and train again")
+    return inner, _way_back(path, estimator.transformer_)
 
 
 def _way_back(path: Path, transformer: Any) -> Back:

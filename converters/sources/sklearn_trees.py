@@ -1,32 +1,40 @@
 """scikit-learn's fitted trees as ``Tree``s, with the sums and links that make them an answer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from converters.errors import SourceRefused
+from converters.sources.sklearn_boosters import booster_model, is_booster
+from converters.sources.xgboost_model import XgboostModel
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
 
 
 @dataclass(frozen=True)
 class TreeSum:
     """``link(start + sum of trees)``, the link as ``tree_parts`` has it. ``narrow``: the library
-    rounds its inputs to FP32 before it compares them."""
+    rounds its inputs to FP32 before it compares them. ``missing`` are numbers that it reads as
+    NaN."""
 
     trees: Sequence[Tree]
     start: np.ndarray
     link: str
     narrow: bool
+    missing: tuple[float, ...] = ()
 
 
 def tree_sum(model: Any) -> TreeSum:
     """A fitted tree model as a sum; SourceRefused for what has no such form."""
+    if is_booster(model):
+        return _booster(model)
     if hasattr(model, "_predictors"):
         return _histogram(model)
     if hasattr(model, "_raw_predict_init"):
         return _boosting(model)
+    if type(model).__name__ == "IsolationForest":
+        return _isolation(model)
     members = list(getattr(model, "estimators_", [model]))
     trees = [_tree(member.tree_, 1 / len(members), model) for member in members]
     return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
@@ -41,17 +49,33 @@ def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
     return thresholds_by_feature(trees, features)
 
 
-def has_trees(model: Any, depth: int = 6) -> bool:
-    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration."""
-    if hasattr(model, "tree_") or hasattr(model, "_predictors"):
+def has_jumps(model: Any, depth: int = 6) -> bool:
+    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration; or a
+    step that cuts numbers into bins, whose answer jumps as a tree's does."""
+    if hasattr(model, "tree_") or hasattr(model, "_predictors") or is_booster(model):
+        return True
+    if type(model).__name__ in ("KBinsDiscretizer", "Binarizer"):
         return True
     if depth == 0 or isinstance(model, str | bytes):
         return False
     if isinstance(model, list | tuple | np.ndarray):
-        return any(has_trees(each, depth - 1) for each in list(model)[:64])
+        return any(has_jumps(each, depth - 1) for each in list(model)[:64])
     if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "__dict__"):
         return False
-    return any(has_trees(each, depth - 1) for each in vars(model).values())
+    return any(has_jumps(each, depth - 1) for each in vars(model).values())
+
+
+def _booster(model: Any) -> TreeSum:
+    opened = booster_model(model)
+    if not opened.trees:
+        raise SourceRefused(
+            f"a {type(model).__name__} without trees (gblinear) is not converted inside a "
+            "pipeline: use scikit-learn's own linear model there"
+        )
+    if not isinstance(opened, XgboostModel):
+        return TreeSum(opened.trees, opened.start(), opened.link, narrow=False)
+    gone = () if np.isnan(opened.missing) else (opened.missing,)
+    return TreeSum(opened.trees, opened.start(), opened.link, narrow=True, missing=gone)
 
 
 def _tree(tree: Any, weight: float, model: Any) -> Tree:
@@ -72,6 +96,29 @@ def _compiled(tree: Any, value: np.ndarray, target: int) -> Tree:
         mode=["BRANCH_LEQ"] * tree.node_count,
         target=target,
     )
+
+
+def _isolation(model: Any) -> TreeSum:
+    """``score_samples``: minus 2 to the power of minus the mean depth, in units of that which a
+    tree of random splits has."""
+    from sklearn.ensemble._iforest import _average_path_length
+
+    usual = len(model.estimators_) * _average_path_length([model._max_samples])[0]
+    parts = zip(
+        model.estimators_,
+        model.estimators_features_,
+        model._decision_path_lengths,
+        model._average_path_length_per_tree,
+        strict=True,
+    )
+    trees = []
+    for member, features, lengths, more in parts:
+        depth = np.asarray(lengths, np.float64) + more - 1.0
+        power = -np.log(2) * (depth / usual if usual else np.ones_like(depth))
+        tree = _compiled(member.tree_, power[:, None], 0)
+        chosen = np.where(tree.leaves, 0, np.asarray(features)[np.maximum(tree.feature, 0)])
+        trees.append(replace(tree, feature=chosen))
+    return TreeSum(trees, np.zeros(1), "minus exp", narrow=True)
 
 
 def _boosting(model: Any) -> TreeSum:
@@ -145,3 +192,4 @@ def tree_models() -> Iterator[tuple[type, bool]]:
     for stem in ("RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting"):
         yield getattr(ensemble, f"{stem}Classifier"), True
         yield getattr(ensemble, f"{stem}Regressor"), False
+    yield ensemble.IsolationForest, False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.errors import SourceRefused
+from converters.sources.sklearn_boosters import TRUSTED as BOOSTERS
 from converters.sources.sklearn_bounds import first_lie
 
 # Whole libraries, but only their classes: a function that a file names is called with its data.
@@ -22,6 +23,8 @@ FUNCTIONS = {
         f"sklearn.feature_selection._mutual_info.mutual_info_{name}"
         for name in ("classif", "regression")
     ),
+    "sklearn.cluster._kmeans._kmeans_single_lloyd",
+    "sklearn.cluster._kmeans._kmeans_single_elkan",
     "scipy._lib.array_api_compat.numpy._aliases.asarray",
     "scipy.special._ufuncs.expit",
     "scipy.special._ufuncs.logit",
@@ -43,8 +46,8 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
     if refused:
         raise SourceRefused(
             f"{path} holds {', '.join(sorted(refused)[:5])}, which is not a class of scikit-learn, "
-            "numpy or scipy, and no other code is run: train the model without it, or export it "
-            "yourself to ONNX (--task tensors)"
+            "numpy, scipy, XGBoost or LightGBM, and no other code is run: train the model "
+            "without it, or export it yourself to ONNX (--task tensors)"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -78,7 +81,7 @@ def _check_schema(path: Path) -> None:
 
 
 def _is_library_class(name: str) -> bool:
-    if name in FUNCTIONS:
+    if name in FUNCTIONS or name in BOOSTERS:
         return True
     if not name.startswith(TRUSTED):
         return False

@@ -44,6 +44,8 @@ class TabularModel(ABC):
     labels: tuple[str, ...]
     # Whether its answer jumps where a number passes a threshold, and nowhere else.
     steps: bool = True
+    # Whether its answer to numbers far from all that it was trained on is more than rounding.
+    far: bool = True
     # The columns that the graph's inputs are, in this order; none: one input takes all, stacked.
     order: tuple[str, ...] = ()
     # What a user should hear: what was taken for granted, another version that trained it.

@@ -88,9 +88,9 @@ class TensorSource(ABC):
         """Whether the graph computes in FP16 as it is, whatever its inputs and outputs are."""
         return False
 
-    def tables(self) -> Mapping[str, int]:
-        """For each input whose integers are read as the rows of a table (an embedding): how many
-        rows that has."""
+    def ids(self) -> Mapping[str, np.ndarray]:
+        """For each input whose whole numbers have a limit (the rows of an embedding, categories):
+        how many there are, as ``converters.tensors.ids.id_counts`` gives them."""
         return {}
 
     def eager(self) -> Callable[[Group], object] | None:

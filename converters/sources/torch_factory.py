@@ -8,13 +8,16 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.tensor_source import Group, Port, TensorSource, Told
+from converters.tensors.ids import id_counts
 
 V2_TYPES = {
     torch.bool: "BOOL",
@@ -27,7 +30,6 @@ V2_TYPES = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
-V2_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 OURS = ("tidegate", "converters", "ensembles", "modelspec", "serving", "gateway", "loadtests")
 Tensors = Mapping[str, torch.Tensor]
 
@@ -52,11 +54,15 @@ class TorchFactory(TensorSource):
     def settings(self) -> str:
         return weights_sha256(self.module)
 
-    def example(self) -> Group | None:
+    def example(self) -> Group:
         return {name: tensor.detach().numpy() for name, tensor in self._example.items()}
 
-    def tables(self) -> Mapping[str, int]:
-        return tables_of(self.module, self._example)
+    @cached_property
+    def _ids(self) -> Mapping[str, np.ndarray]:
+        return id_counts(self.eager(), {name: each[:1] for name, each in self.example().items()})
+
+    def ids(self) -> Mapping[str, np.ndarray]:
+        return self._ids
 
     def eager(self) -> Callable[[Group], object]:
         return lambda feed: self.module(**{n: torch.from_numpy(v) for n, v in feed.items()})
@@ -158,6 +164,11 @@ def _require_plain(source: str, module: torch.nn.Module) -> None:
         )
     weights = [*module.named_parameters(), *module.named_buffers()]
     for name, each in weights:
+        if each.is_meta:
+            raise SourceRefused(
+                f"{source}: {name} is on the meta device, which holds no weights: make the module "
+                "on the CPU and load its weights"
+            )
         if each.dtype in (torch.bfloat16, torch.float16) or each.is_complex():
             raise SourceRefused(
                 f"{source}: {name} is {each.dtype}, and ONNX Runtime computes few operators in it "
@@ -219,32 +230,6 @@ def answered(source: str, module: torch.nn.Module, inputs: Tensors) -> dict[str,
                 f"{_said(error)}"
             ) from error
     return named
-
-
-def tables_of(module: torch.nn.Module, inputs: Tensors) -> dict[str, int]:
-    """The inputs that the module looks up in an embedding as they are, with its rows; the fewest
-    where there are several."""
-    found: dict[str, int] = {}
-    whole = {name: each for name, each in inputs.items() if each.dtype in V2_INTEGERS}
-
-    class Watching(torch.overrides.TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func is torch.nn.functional.embedding:
-                ids = args[0] if args else kwargs["input"]
-                table = args[1] if len(args) > 1 else kwargs["weight"]
-                for name, each in whole.items():
-                    if each.numel() == ids.numel() and bool(
-                        (each.flatten() == ids.flatten()).all()
-                    ):
-                        found[name] = min(len(table), found.get(name, len(table)))
-            return func(*args, **kwargs)
-
-    with torch.inference_mode(), Watching():
-        module(**inputs)
-    return found
 
 
 def _require_rows(source: str, named: Mapping[str, Any], rows: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,13 @@ import onnx
 
 from converters.errors import SourceRefused
 from converters.sources.tabular_model import NOTHING, Forest, TabularModel
+from converters.tables.category_graph import (
+    NO,
+    CategorySplits,
+    category_frame,
+    coded,
+    with_coded_inputs,
+)
 from converters.tables.graph import linear_graph, tree_graph
 from converters.tables.table import Column, Table
 from converters.tables.trees2onnx import Tree, thresholds_by_feature
@@ -73,6 +81,7 @@ class XgboostModel(TabularModel):
             learner = json.loads(self.booster.save_raw("json"))["learner"]
         except (xgboost.core.XGBoostError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
+            _require_no_other_library(path)
             raise SourceRefused(
                 f"{path} is not an XGBoost model, or it is cut off ({reason}): save it again with "
                 "save_model('model.json')"
@@ -93,12 +102,19 @@ class XgboostModel(TabularModel):
         # As the estimator is called: without, it takes what its own attribute says.
         every = (0, self.booster.num_boosted_rounds())
         self._given = (self.iterations if self.iterations != EVERY else every) if asked else None
-        names = learner.get("feature_names") or self._numbered()
-        self.columns = tuple(Column(str(name)) for name in names)
+        names = [str(name) for name in learner.get("feature_names") or self._numbered()]
+        # A category that is not in a split's set goes to the left, a missing one its own way.
+        self.categories = CategorySplits(len(names), inside=NO, missing=np.nan, floors=True)
+        self.codes = self._categories_of(names)
+        self.columns = tuple(self._column(place, name) for place, name in enumerate(names))
+        if self.codes:
+            self.order = tuple(names)
         self.linear = _linear(learner, len(self.columns), self.width)
         self.trees = () if self.linear is not None else tuple(self._used_trees())
         self.steps = self.linear is None
         self.labels = self._classes()
+        if "missing" not in options:
+            self._require_no_missing()
         self.remarks = tuple(self._remarks(options))
         self._estimator: Any = self._loaded() if self.wrapper else None
 
@@ -160,11 +176,34 @@ class XgboostModel(TabularModel):
             )
         return (0, int(best) + 1) if best is not None and self.wrapper else EVERY
 
+    def _require_no_missing(self) -> None:
+        """SourceRefused where the trees were taught where missing numbers go: which number stood
+        for one is in no file, and with another one every row that has it is answered wrongly.
+
+        Where training met none, XGBoost gives each split the same way (``hist`` and ``approx``: to
+        the right, ``exact``: to the left), and there is nothing to ask.
+        """
+        features = len(self.columns)
+        ways = {
+            bool(way)
+            for tree in self.trees
+            for way in tree.missing[~tree.leaves & (tree.feature < features)]
+        }
+        if len(ways) > 1:
+            raise SourceRefused(
+                f"{self.path} was trained with missing numbers, and the file does not say what "
+                "stands for one: add --missing nan if they were NaN or empty (XGBoost's own "
+                "default), --missing VALUE if it was trained with missing=VALUE, --missing 0 if on "
+                "a sparse matrix"
+            )
+
     def _loaded(self) -> Any:
         """The estimator as its user loads it."""
         import xgboost
 
-        estimator = getattr(xgboost, WRAPPERS[self.wrapper])(missing=self.missing, n_jobs=1)
+        given = {"enable_categorical": True} if self.types else {}
+        kind = getattr(xgboost, WRAPPERS[self.wrapper])
+        estimator = kind(missing=self.missing, n_jobs=1, **given)
         estimator.load_model(str(self.path))
         return estimator
 
@@ -181,12 +220,55 @@ class XgboostModel(TabularModel):
         yield f"the original is {call}, with {which}"
         if "missing" in options:
             yield f"a missing number is {options['missing']} (--missing), or NaN"
+        elif self.linear is not None:
+            yield (
+                "a missing number is NaN, XGBoost's own default, and counts for nothing; weights "
+                "do not show whether another number stood for one in training (missing=VALUE): "
+                "then give --missing VALUE"
+            )
         else:
             yield (
-                "a missing number is NaN, XGBoost's own default; the file does not say whether it "
-                "was trained with another missing= (then give --missing), and an element that a "
-                "sparse matrix left out is a missing number too, not 0"
+                "a missing number is NaN, XGBoost's own default: no split of the trees was taught "
+                "a way for missing numbers, so training met none. If another number is to stand "
+                "for one (missing=VALUE, or a sparse matrix: 0), give --missing VALUE"
             )
+
+    def _categories_of(self, names: Sequence[str]) -> dict[int, list[Any]]:
+        """The categories of each column of pandas' type ``category`` that the file names (since
+        XGBoost 3.1), by its place."""
+        booster = self._learner["gradient_booster"]
+        model = booster.get("gbtree", booster).get("model", {})
+        found: dict[int, list[Any]] = {}
+        for place, held in enumerate(model.get("cats", {}).get("enc", ())):
+            values, offsets = held.get("values", ()), held.get("offsets")
+            if not len(values):
+                continue
+            if offsets is None:
+                found[place] = list(values)
+                continue
+            if min(values) < 0 or max(values) > 127:
+                # It writes UTF-8, counts characters, and cuts off the rest: the names are lost.
+                raise SourceRefused(
+                    f"{self.path}: XGBoost stores the categories of {names[place]!r} wrongly, "
+                    "because they have letters beyond ASCII: rename them, and train again"
+                )
+            text = bytes(values).decode()
+            found[place] = [text[start:end] for start, end in pairwise(offsets)]
+        return found
+
+    def _column(self, place: int, name: str) -> Column:
+        known = self.codes.get(place)
+        if known is None:
+            return Column(name)
+        if isinstance(known[0], str):
+            return Column(name, is_text=True, categories=tuple(known), open=False)
+        return Column(name, values=tuple(map(float, known)), open=False)
+
+    @property
+    def types(self) -> list[str]:
+        """The columns' types where one of them holds categories; none otherwise."""
+        held = list(self._learner.get("feature_types") or ())
+        return held if "c" in held else []
 
     def _numbered(self) -> list[str]:
         count = int(self._learner["learner_model_param"]["num_feature"])
@@ -231,8 +313,11 @@ class XgboostModel(TabularModel):
         import xgboost
 
         names = self._learner.get("feature_names") or None
-        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
-        matrix = xgboost.DMatrix(rows, feature_names=names, missing=self.missing)
+        given: dict[str, Any] = {"feature_names": names}
+        if self.types:
+            given = {"enable_categorical": True}
+            given |= {} if self.codes else {"feature_names": names, "feature_types": self.types}
+        matrix = xgboost.DMatrix(self._rows(table), missing=self.missing, **given)
         if start is not None:
             matrix.set_base_margin(np.full((len(table), self.width), start, dtype=np.float32))
         found: np.ndarray = self.booster.predict(
@@ -246,10 +331,12 @@ class XgboostModel(TabularModel):
         if self.link != "identity" or self.linear is not None:
             return None
         raw = self._predicted(table, margin=True, start=0.0).astype(np.float64)
-        return np.asarray(raw.reshape(len(table), -1) + self._start())
+        return np.asarray(raw.reshape(len(table), -1) + self.start())
 
     def _rows(self, table: Table) -> Any:
         """A DataFrame where the model knows its columns' names, else an array."""
+        if self.codes:
+            return category_frame(table, self.columns, self.codes)
         names = self._learner.get("feature_names") or None
         rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
         if not names:
@@ -268,31 +355,39 @@ class XgboostModel(TabularModel):
         return (predicted > 0.5).astype(np.int64) if predicted.ndim == 1 else predicted.argmax(1)
 
     def graph(self) -> onnx.ModelProto:
-        missing = None if np.isnan(self.missing) else self.missing
+        missing = () if np.isnan(self.missing) else (self.missing,)
         if self.linear is not None:
-            return linear_graph(*self.linear, self._start(), self.link, missing=missing)
-        return tree_graph(
-            self.trees, self._start(), self.link, len(self.columns), narrow=True, missing=missing
+            return linear_graph(*self.linear, self.start(), self.link, missing=missing)
+        graph = tree_graph(
+            self.trees,
+            self.start(),
+            self.link,
+            len(self.columns),
+            narrow=True,
+            missing=missing,
+            categories=self.categories,
         )
+        return with_coded_inputs(graph, self.columns, self.codes) if self.order else graph
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
         found = thresholds_by_feature(self.trees, len(self.columns))
         return {column.name: each for column, each in zip(self.columns, found, strict=True)}
 
     def forest(self, table: Table) -> Forest | None:
-        rows = np.stack([table.columns[column.name] for column in self.columns], axis=1)
+        rows = coded(table, self.columns, self.codes)
         with np.errstate(over="ignore"):
             numbers = rows.astype(np.float32).astype(np.float64)
         numbers[numbers == self.missing] = np.nan
-        return Forest(self.trees, numbers, direct=True) if self.trees else None
+        numbers = self.categories.numbers(numbers)
+        return Forest(self.trees, numbers, not self.categories) if self.trees else None
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """The number that stands for a missing one is asked about in every column."""
         if np.isnan(self.missing):
             return {}
-        return {column.name: (self.missing,) for column in self.columns}
+        return {column.name: (self.missing,) for column in self.columns if not column.is_text}
 
-    def _start(self) -> np.ndarray:
+    def start(self) -> np.ndarray:
         """The base score as raw scores: the file has it as an answer (a probability, a count)."""
         written = self._learner["learner_model_param"]["base_score"]
         scores = np.array(json.loads(written if "[" in written else f"[{written}]"), dtype=float)
@@ -300,7 +395,7 @@ class XgboostModel(TabularModel):
         return np.asarray(np.broadcast_to(unlink(scores), (self.width,)), dtype=np.float64)
 
     def _used_trees(self) -> Iterator[Tree]:
-        trees = list(_trees(self.path, self._learner))
+        trees = list(_trees(self.path, self._learner, self.categories))
         begin, end = self.iterations
         if not end:
             yield from trees
@@ -311,6 +406,30 @@ class XgboostModel(TabularModel):
             0, len(trees) + 1, len(trees) // self.booster.num_boosted_rounds()
         )
         yield from trees[bounds[begin] : bounds[end]]
+
+
+def _require_no_other_library(path: Path) -> None:
+    """SourceRefused where the JSON is what another library, or another function, writes."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        return
+    keys = set(held) if isinstance(held, dict) else set()
+    if {"oblivious_trees", "features_info"} & keys:
+        raise SourceRefused(
+            f"{path} is a CatBoost model: save it with save_model('model.onnx', format='onnx'), "
+            "and give that with --task tensors"
+        )
+    if "tree_info" in keys:
+        raise SourceRefused(
+            f"{path} is what LightGBM's dump_model gives, and not its model: save it with "
+            "booster_.save_model('model.txt')"
+        )
+    if isinstance(held, list):
+        raise SourceRefused(
+            f"{path} is a list (what XGBoost's dump_model gives?), and not a model: save it with "
+            "save_model('model.json')"
+        )
 
 
 def _missing(written: str) -> float:
@@ -335,7 +454,7 @@ def _linear(
     return weights[:-1], weights[-1]
 
 
-def _trees(path: Path, learner: Mapping[str, Any]) -> Iterator[Tree]:
+def _trees(path: Path, learner: Mapping[str, Any], categories: CategorySplits) -> Iterator[Tree]:
     booster = learner["gradient_booster"]
     weights = booster.get("weight_drop")
     booster = booster.get("gbtree", booster)  # dart wraps it
@@ -345,25 +464,31 @@ def _trees(path: Path, learner: Mapping[str, Any]) -> Iterator[Tree]:
         )
     model = booster["model"]
     for index, (tree, target) in enumerate(zip(model["trees"], model["tree_info"], strict=True)):
-        if any(tree["split_type"]):
-            raise SourceRefused(
-                f"{path} splits on categories itself (enable_categorical): one-hot encode them and "
-                "train again"
-            )
         if int(tree["tree_param"]["size_leaf_vector"]) > 1:
             raise SourceRefused(
                 f"{path} has trees with several answers (multi_output_tree): train "
                 "with multi_strategy='one_output_per_tree'"
             )
-        yield _tree(tree, int(target), weights[index] if weights else 1.0)
+        yield _tree(tree, int(target), weights[index] if weights else 1.0, categories)
 
 
-def _tree(tree: Mapping[str, Any], target: int, weight: float) -> Tree:
+def _tree(tree: Mapping[str, Any], target: int, weight: float, categories: CategorySplits) -> Tree:
     # The file writes FP32 numbers in their shortest form.
     conditions = np.array(tree["split_conditions"], dtype=np.float32).astype(np.float64)
+    features, thresholds = np.array(tree["split_indices"]), conditions.copy()
+    sets = zip(
+        tree.get("categories_nodes", ()),
+        tree.get("categories_segments", ()),
+        tree.get("categories_sizes", ()),
+        strict=True,
+    )
+    for node, start, size in sets:
+        codes = tree["categories"][start : start + size]
+        features[node] = categories.feature(int(features[node]), codes)
+        thresholds[node] = 0.0
     return Tree(
-        feature=np.array(tree["split_indices"]),
-        threshold=conditions,
+        feature=features,
+        threshold=thresholds,
         yes=np.array(tree["left_children"]),
         no=np.array(tree["right_children"]),
         missing=np.array(tree["default_left"], dtype=bool),

@@ -21,6 +21,7 @@ UNKNOWN = "never seen: 新"
 # One row each; a column with more is sampled evenly, and the notes say how many were reached.
 MOST_CATEGORIES, MOST_THRESHOLDS, MOST_TEXTS, MOST_LEAF_ROWS, CANDIDATES = 150, 12, 140, 120, 600
 MOST_ROWS = 900
+FAR = "plain number in"  # what such rows are labelled with
 LARGE = (0.0, 1.0, -1.0, 1e6, -1e6, 16777217.0, 0.1)
 
 Value = tuple[str, float | str]
@@ -40,7 +41,7 @@ def constructed_rows(explored: Explored, rows: Table, rng: np.random.Generator) 
             values = list(_text_values(model, column, rng))
         else:
             near = thresholds.get(column.name, np.empty(0))
-            held = [*_number_values(column, near, single=single)]
+            held = [*_number_values(column, near, single=single, far=model.far)]
             values = [*((f"{mark!r} in", mark) for mark in marks.get(column.name, ())), *held]
         found = found.join(_with_values(rows, column, _evenly(values, room), rng))
     return found.join(_leaf_rows(explored, rows.join(found), rng))
@@ -131,7 +132,7 @@ def _text_values(
 
 
 def _number_values(
-    column: Column, thresholds: np.ndarray, *, single: bool
+    column: Column, thresholds: np.ndarray, *, single: bool, far: bool
 ) -> Iterator[tuple[str, float]]:
     if column.nullable:
         yield "missing", float("nan")
@@ -143,14 +144,15 @@ def _number_values(
             yield "unknown category in", column.values[0] + 1e-9
         return
     centre, spread = column.centre or 0.0, column.spread or 1.0
-    for value in (*LARGE, centre, centre + 40 * spread, centre - 40 * spread):
-        yield "plain number in", float(value)
+    away = (*LARGE, centre + 40 * spread, centre - 40 * spread) if far else ()
+    for value in (centre, *away):
+        yield FAR, float(value)
     chosen = _evenly([("", float(each)) for each in thresholds], MOST_THRESHOLDS)
     with np.errstate(over="ignore"):
         for _, threshold in chosen:
             number = np.float32(threshold) if single else np.float64(threshold)
-            for away in (-np.inf, np.inf):
-                near = float(np.nextafter(number, type(number)(away)))
+            for side in (-np.inf, np.inf):
+                near = float(np.nextafter(number, type(number)(side)))
                 if np.isfinite(near):
                     yield "beside a threshold of", near
             yield "at a threshold of", float(number)

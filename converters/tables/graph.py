@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from converters.tables.sklearn2onnx import ALL, OPSET
-from converters.tables.sklearn_exact import TIDEGATE_DOMAIN, VECTORIZE
+from converters.tables.category_graph import CategorySplits
+from converters.tables.graph_names import ALL, OPSET, TIDEGATE_DOMAIN, VECTORIZE
 from converters.tables.tree_graph import TreeParts, linear_parts, tree_parts
 from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET, Tree
 
@@ -50,12 +50,23 @@ def tree_graph(
     features: int,
     *,
     narrow: bool,
-    missing: float | None = None,
+    missing: Sequence[float] = (),
+    categories: CategorySplits | None = None,
 ) -> onnx.ModelProto:
-    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]. The number
-    ``missing`` is read as NaN."""
-    made = tree_parts(trees, start, link, narrow=narrow, source=ALL, missing=missing)
-    return _parts_graph(made, features)
+    """A graph of trees alone: ``ALL`` FP64 [n, features] -> one output FP64 [n, width]. The numbers
+    ``missing`` are read as NaN."""
+    if not categories:
+        made = tree_parts(trees, start, link, narrow=narrow, source=ALL, missing=missing)
+        return _parts_graph(made, features)
+    wide = "with_categories"
+    made = tree_parts(trees, start, link, narrow=narrow, source=wide, missing=missing)
+    graph = _parts_graph(made, features, wide)
+    nodes, held = categories.nodes(ALL, wide)
+    inner = list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend([*nodes, *inner])
+    graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in held.items())
+    return graph
 
 
 def linear_graph(
@@ -64,7 +75,7 @@ def linear_graph(
     start: np.ndarray,
     link: str,
     *,
-    missing: float | None = None,
+    missing: Sequence[float] = (),
 ) -> onnx.ModelProto:
     """``link(start + bias + x @ weights)``, a missing number counting for nothing: ``ALL`` FP64
     [n, features] -> one output FP64 [n, width]. ``weights`` FP64 [features, width]."""
@@ -72,9 +83,9 @@ def linear_graph(
     return _parts_graph(made, len(weights))
 
 
-def _parts_graph(made: TreeParts, features: int) -> onnx.ModelProto:
+def _parts_graph(made: TreeParts, features: int, source: str = ALL) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(ALL, TensorProto.DOUBLE, [None, features])]
-    outputs = [helper.make_tensor_value_info(f"{ALL}_answer", TensorProto.DOUBLE, [None, None])]
+    outputs = [helper.make_tensor_value_info(f"{source}_answer", TensorProto.DOUBLE, [None, None])]
     graph = helper.make_graph(made.nodes(), "trees", inputs, outputs, made.initializers())
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML_DOMAIN, ML_OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.errors import SourceRefused
 from converters.sources.tabular_model import TabularModel
-from converters.tables.table import MISSING, Column, Table
+from converters.tables.table import MISSING, Column, Table, ordinary_row
 
 ROWS, LINES = 80, 24
 # Doubles between two numbers are halved away in fewer than 64 steps from any two of one size.
@@ -35,7 +35,7 @@ def explore(model: TabularModel) -> Explored:
     """Ask the model what it does not say of its columns."""
     thresholds = model.thresholds()
     columns = [_with_thresholds(each, thresholds.get(each.name)) for each in model.columns]
-    start = _row(columns)
+    start = ordinary_row(columns)
     columns = [_with_spread(model, column, start) for column in columns]
     return Explored(model, tuple(_with_missing(model, column, start) for column in columns))
 
@@ -118,18 +118,6 @@ class _Lines:
         for index, name in enumerate(self.names):
             columns[name][index] = numbers[index]
         return Table(columns, self.start.labels)
-
-
-def _row(columns: list[Column]) -> Table:
-    """One ordinary row."""
-    held: dict[str, np.ndarray] = {}
-    for column in columns:
-        if column.is_text:
-            held[column.name] = np.array([column.categories[0] if column.categories else "a"])
-        else:
-            number = column.values[0] if column.values else column.centre or 0.0
-            held[column.name] = np.array([number], dtype=np.float64)
-    return Table(held, ["one row"])
 
 
 def _with_thresholds(column: Column, found: np.ndarray | None) -> Column:

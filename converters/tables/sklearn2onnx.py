@@ -3,6 +3,7 @@
 skl2onnx converts everything but what converters.tables.sklearn_exact has.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import onnx
 
 from converters.errors import ExportFailed, SourceRefused
+from converters.tables.graph_names import ALL, OPSET
 from converters.tables.sklearn_exact import register_exact, register_vectorizers
 from converters.tables.table import Column
 from converters.tables.trees2onnx import ML_DOMAIN, ML_OPSET
 
-OPSET = 18
-ALL = "all_columns"  # the one input of a model that does not tell its columns apart
+NO_CONVERTER = re.compile(r"Unable to find a (?:shape calculator|converter)\D*?<class '([\w.]+)'")
 
 
 def convert_estimator(
@@ -24,16 +25,19 @@ def convert_estimator(
     width: int,
     kind: str,
     vectorizers: Sequence[Any] = (),
+    *,
+    zero_missing: bool = False,
 ) -> onnx.ModelProto:
     """The graph of a ``classifier`` (its probabilities) or a ``regressor``.
 
     One input for each of ``columns``, or, where they are None, one of all ``width``. Each of
     ``vectorizers`` is a node ``VECTORIZE`` with its place, for ``public_graph`` to replace.
+    ``zero_missing``: as ``register_exact`` has it.
     SourceRefused names an estimator that has no converter.
     """
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    register_exact()
+    register_exact(zero_missing=zero_missing)
     register_vectorizers(vectorizers)
     _flatten_nothing(estimator)
     reasons = []
@@ -47,10 +51,20 @@ def convert_estimator(
         except SourceRefused:
             raise
         except Exception as error:  # skl2onnx and ONNX Runtime raise many kinds
-            reasons.append(" ".join(str(error).split())[:200])
+            reasons.append(_reason(error))
     raise ExportFailed(
         f"{type(estimator).__name__} cannot be converted to ONNX{_named(estimator)}: {reasons[-1]}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """In words that say what to do, where skl2onnx's own speak of its insides."""
+    said = " ".join(str(error).split())
+    unknown = NO_CONVERTER.search(said)
+    if unknown:
+        name = unknown[1].rpartition(".")[2]
+        return f"{name} has no converter; train with another estimator or step in its place"
+    return said[:200]
 
 
 def _converted(

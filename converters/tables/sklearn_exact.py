@@ -12,36 +12,42 @@ from typing import Any
 import numpy as np
 import onnx
 
+from converters.sources.sklearn_boosters import XGBOOST, booster_classes
 from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 from converters.sources.sklearn_trees import tree_models, tree_sum
+from converters.tables.graph_names import TIDEGATE_DOMAIN, VECTORIZE
 from converters.tables.table import MISSING
 from converters.tables.tree_graph import tree_parts
 from converters.tables.trees2onnx import ML_OPSET
 from converters.tables.vectorizers import size_of
 
 ML_DOMAIN = "ai.onnx.ml"
-# A node that is never run: ``converters.tables.graph`` puts the step's terms in its place.
-VECTORIZE, TIDEGATE_DOMAIN = "Vectorize", "tidegate"
 
 
-def register_exact() -> None:
-    """Make skl2onnx use these."""
+def register_exact(*, zero_missing: bool = False) -> None:
+    """Make skl2onnx use these. ``zero_missing``: boosters are given sparse rows, and XGBoost takes
+    what such a row leaves out, which is 0, for a missing number."""
     from skl2onnx import _parse, update_registered_converter
     from skl2onnx.common.shape_calculator import (
         calculate_linear_classifier_output_shapes,
         calculate_linear_regressor_output_shapes,
     )
     from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
+    from sklearn import cluster
+    from sklearn.ensemble import IsolationForest
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import (
+        Binarizer,
         FunctionTransformer,
+        KBinsDiscretizer,
         MinMaxScaler,
         Normalizer,
         OneHotEncoder,
         OrdinalEncoder,
+        PolynomialFeatures,
         TargetEncoder,
     )
 
@@ -55,13 +61,23 @@ def register_exact() -> None:
     }
     classifier = calculate_linear_classifier_output_shapes
     regressor = calculate_linear_regressor_output_shapes
-    for model, classifies in tree_models():
+    for model, classifies in (*tree_models(), *booster_classes()):
+        zero = (0.0,) if zero_missing and model.__name__ in XGBOOST else ()
         update_registered_converter(
             model,
             f"Sklearn{model.__name__}",
             classifier if classifies else regressor,
-            _convert_trees,
+            _trees_converter(zero),
             options=flags if classifies else None,
+            parser=_one_answer if model is IsolationForest else None,
+        )
+    for model in (cluster.KMeans, cluster.MiniBatchKMeans, cluster.BisectingKMeans):
+        update_registered_converter(
+            model,
+            f"Sklearn{model.__name__}",
+            _distances_shape,
+            _convert_centres,
+            parser=_one_answer,
         )
     for model in linear_classifiers():
         update_registered_converter(
@@ -73,6 +89,9 @@ def register_exact() -> None:
         (OneHotEncoder, _encoded_shape, _convert_encoder),
         (OrdinalEncoder, _encoded_shape, _convert_encoder),
         (TargetEncoder, _encoded_shape, _convert_encoder),
+        (KBinsDiscretizer, _binned_shape, _convert_bins),
+        (Binarizer, _same_shape, _convert_binarizer),
+        (PolynomialFeatures, _polynomial_shape, _convert_polynomial),
         (Normalizer, _same_shape, _convert_normalizer),
         (TfidfTransformer, _same_shape, _convert_tfidf),
         (FunctionTransformer, _function_shape, _convert_function),
@@ -80,13 +99,31 @@ def register_exact() -> None:
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
 
-def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
+def _trees_converter(more_missing: tuple[float, ...]) -> Any:
+    """A converter whose trees take these numbers too for missing ones."""
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        _convert_trees(scope, operator, container, more_missing)
+
+    return convert
+
+
+def _convert_trees(
+    scope: Any, operator: Any, container: Any, more_missing: tuple[float, ...]
+) -> None:
     from skl2onnx.common.data_types import guess_proto_type
 
     form = tree_sum(operator.raw_operator)
     source = scope.get_unique_variable_name("trees")
     container.add_node("Identity", [_joined(scope, operator, container)], [source])
-    made = tree_parts(form.trees, form.start, form.link, narrow=form.narrow, source=source)
+    made = tree_parts(
+        form.trees,
+        form.start,
+        form.link,
+        narrow=form.narrow,
+        source=source,
+        missing=(*form.missing, *more_missing),
+    )
     for name, value in made.constants.items():
         container.add_initializer(name, onnx.TensorProto.DOUBLE, value.shape, value.ravel())
     for part in made.parts:
@@ -104,6 +141,46 @@ def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
     if len(operator.outputs) > 1:
         _add_label(scope, operator, container, answer)
+
+
+def _one_answer(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """skl2onnx itself gives these a label too, in an order of its own."""
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    operator = scope.declare_local_operator(f"Sklearn{type(model).__name__}", model)
+    operator.inputs = inputs
+    single = any(isinstance(each.type, FloatTensorType) for each in inputs)
+    kind = FloatTensorType if single else DoubleTensorType
+    operator.outputs.append(scope.declare_local_variable("answer", kind()))
+    return operator.outputs
+
+
+def _distances_shape(operator: Any) -> None:
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type.shape = [rows, len(operator.raw_operator.cluster_centers_)]
+
+
+def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
+    """Minus the distances to the centres: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn has them."""
+    source, kind = _joined(scope, operator, container), onnx.TensorProto.DOUBLE
+    centres = np.asarray(operator.raw_operator.cluster_centers_, np.float64)
+    named = ("wide", "own", "product", "twice", "first", "square", "positive", "distance", "minus")
+    name = {key: str(scope.get_unique_variable_name(key)) for key in named}
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    held = _constant(scope, container, centres.T, kind, centres.T.shape)
+    lengths = _constant(scope, container, (centres**2).sum(axis=1), kind, (1, len(centres)))
+    two, zero = (_constant(scope, container, [number], kind) for number in (-2.0, 0.0))
+    container.add_node("Cast", [source], [name["wide"]], to=kind)
+    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["own"]], keepdims=1)
+    container.add_node("MatMul", [name["wide"], held], [name["product"]])
+    container.add_node("Mul", [name["product"], two], [name["twice"]])
+    container.add_node("Add", [name["twice"], name["own"]], [name["first"]])
+    container.add_node("Add", [name["first"], lengths], [name["square"]])
+    container.add_node("Max", [name["square"], zero], [name["positive"]])
+    container.add_node("Sqrt", [name["positive"]], [name["distance"]])
+    container.add_node("Neg", [name["distance"]], [name["minus"]])
+    target = operator.outputs[0]
+    container.add_node("Cast", [name["minus"]], [target.full_name], to=_proto(target, kind))
 
 
 def register_vectorizers(vectorizers: Sequence[Any]) -> None:
@@ -239,6 +316,95 @@ def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Clip", [moved, *ends], [target])
 
 
+def _binned_shape(operator: Any) -> None:
+    bins = operator.raw_operator.n_bins_
+    width = len(bins) if operator.raw_operator.encode == "ordinal" else int(np.sum(bins))
+    kind, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = kind([rows, width])
+
+
+def _convert_bins(scope: Any, operator: Any, container: Any) -> None:
+    """The bin is how many inner edges the number reaches, all in FP64."""
+    part, kind, wide = operator.raw_operator, _number(operator), onnx.TensorProto.DOUBLE
+    source, parts = _joined(scope, operator, container), []
+    if part.dtype == np.float32:
+        narrow = str(scope.get_unique_variable_name("narrow"))
+        container.add_node("Cast", [source], [narrow], to=onnx.TensorProto.FLOAT)
+        source = narrow
+    numbers = str(scope.get_unique_variable_name("numbers"))
+    container.add_node("Cast", [source], [numbers], to=wide)
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    for place, edges in enumerate(part.bin_edges_):
+        named = ("column", "reached", "ones", "bin", "same", "encoded")
+        name = {key: str(scope.get_unique_variable_name(key)) for key in named}
+        at = _constant(scope, container, [place], onnx.TensorProto.INT64)
+        # One more that nothing reaches: a column of one bin has no inner edge.
+        inner = [*map(float, edges[1:-1]), np.inf]
+        held = _constant(scope, container, inner, wide, (1, len(inner)))
+        container.add_node("Gather", [numbers, at], [name["column"]], axis=1)
+        container.add_node("GreaterOrEqual", [name["column"], held], [name["reached"]])
+        container.add_node("Cast", [name["reached"]], [name["ones"]], to=kind)
+        container.add_node("ReduceSum", [name["ones"], axes], [name["bin"]], keepdims=1)
+        if part.encode == "ordinal":
+            parts.append(name["bin"])
+            continue
+        count = int(part.n_bins_[place])
+        each = _constant(scope, container, list(map(float, range(count))), kind, (1, count))
+        container.add_node("Equal", [name["bin"], each], [name["same"]])
+        container.add_node("Cast", [name["same"]], [name["encoded"]], to=kind)
+        parts.append(name["encoded"])
+    container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)
+
+
+def _polynomial_shape(operator: Any) -> None:
+    kind, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = kind([rows, int(operator.raw_operator.n_output_features_)])
+
+
+def _convert_polynomial(scope: Any, operator: Any, container: Any) -> None:
+    """Each output is a product of columns: as many factors as the degree, the rest of them 1."""
+    part, kind, source = (
+        operator.raw_operator,
+        _number(operator),
+        _joined(scope, operator, container),
+    )
+    columns = int(part.n_features_in_)
+    factors = [np.repeat(np.arange(columns), powers) for powers in part.powers_]
+    degree = max(1, *(len(each) for each in factors))
+    places = np.array([[*each, *[columns] * (degree - len(each))] for each in factors])
+    names = [str(scope.get_unique_variable_name(key)) for key in ("first", "gone", "one", "more")]
+    first, gone, one, more = names
+    origin = _constant(scope, container, [0], onnx.TensorProto.INT64)
+    plus = _constant(scope, container, [1.0], kind)
+    # 1 in every row, whatever stands there.
+    container.add_node("Gather", [source, origin], [first], axis=1)
+    container.add_node("IsNaN", [first], [gone])
+    container.add_node("Where", [gone, plus, plus], [one])
+    container.add_node("Concat", [source, one], [more], axis=1)
+    product = ""
+    for place in range(degree):
+        at = _constant(scope, container, places[:, place].tolist(), onnx.TensorProto.INT64)
+        factor = str(scope.get_unique_variable_name("factor"))
+        container.add_node("Gather", [more, at], [factor], axis=1)
+        if not product:
+            product = factor
+            continue
+        grown = str(scope.get_unique_variable_name("product"))
+        container.add_node("Mul", [product, factor], [grown])
+        product = grown
+    container.add_node("Identity", [product], [operator.outputs[0].full_name])
+
+
+def _convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
+    source, kind = _joined(scope, operator, container), _number(operator)
+    numbers, over = (str(scope.get_unique_variable_name(key)) for key in ("numbers", "over"))
+    wide = onnx.TensorProto.DOUBLE
+    threshold = _constant(scope, container, [float(operator.raw_operator.threshold)], wide)
+    container.add_node("Cast", [source], [numbers], to=wide)
+    container.add_node("Greater", [numbers, threshold], [over])
+    container.add_node("Cast", [over], [operator.outputs[0].full_name], to=kind)
+
+
 def _same_shape(operator: Any) -> None:
     kind = type(operator.inputs[0].type)
     rows = operator.inputs[0].get_first_dimension()
@@ -320,7 +486,9 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     if indicator is not None:
         target = scope.get_unique_variable_name("filled")
     mark = imputer.missing_values
-    if statistics.dtype.kind in "OUS":
+    # A constant of numbers is kept as objects.
+    of_texts = any(isinstance(each, str) for each in statistics)
+    if of_texts:
         keys = ["", MISSING] if is_missing(mark) else [str(mark)]
         _add_lookup(scope, container, source, gone, dict.fromkeys(keys, 1), 0)
         flags, gone = gone, scope.get_unique_variable_name("is_missing")
@@ -340,7 +508,7 @@ def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Where", [gone, fill, source], [target])
     if indicator is None:
         return
-    if statistics.dtype.kind in "OUS":
+    if of_texts:
         raise NotImplementedError("SimpleImputer(add_indicator=True) of texts has no converter")
     ones, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
     chosen = _constant(

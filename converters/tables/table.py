@@ -80,6 +80,18 @@ class Table:
         return cls(columns, [str(row) for row in arrays["rows"]])
 
 
+def ordinary_row(columns: Sequence[Column]) -> Table:
+    """One ordinary row."""
+    held: dict[str, np.ndarray] = {}
+    for column in columns:
+        if column.is_text:
+            held[column.name] = np.array([column.categories[0] if column.categories else "a"])
+        else:
+            number = column.values[0] if column.values else column.centre or 0.0
+            held[column.name] = np.array([number], dtype=np.float64)
+    return Table(held, ["one row"])
+
+
 def read_csv(path: Path, columns: Sequence[Column]) -> Table:
     """The first ``SAMPLE_LIMIT`` rows of a CSV file whose header names just these columns.
 

@@ -48,12 +48,12 @@ def tree_parts(
     *,
     narrow: bool,
     source: str,
-    missing: float | None = None,
+    missing: Sequence[float] = (),
 ) -> TreeParts:
     """``link(start + sum)``, from ``source`` of any float type to ``{source}_answer`` FP64.
 
-    ``narrow`` rounds to FP32 first, as the library does; ``missing`` is then read as NaN. A link of
-    one column of raw scores to two of probabilities is ``sigmoid``.
+    ``narrow`` rounds to FP32 first, as the library does; ``missing`` are then read as NaN. A
+    link of one column of raw scores to two of probabilities is ``sigmoid``.
     """
     numbers, constants = _numbers(source, missing, narrow=narrow)
     total = Part(
@@ -69,7 +69,7 @@ def tree_parts(
 
 
 def linear_parts(
-    weights: np.ndarray, start: np.ndarray, link: str, *, source: str, missing: float | None = None
+    weights: np.ndarray, start: np.ndarray, link: str, *, source: str, missing: Sequence[float] = ()
 ) -> TreeParts:
     """``link(start + source @ weights)``, NaN and ``missing`` counting as 0, numbers rounded to
     FP32 first: from ``source`` of any float type to ``{source}_answer`` FP64."""
@@ -87,7 +87,7 @@ def linear_parts(
 
 
 def _numbers(
-    source: str, missing: float | None, *, narrow: bool
+    source: str, missing: Sequence[float], *, narrow: bool
 ) -> tuple[list[Part], dict[str, np.ndarray]]:
     """The numbers as FP64, as the library reads them."""
     rounded, wide, names = f"{source}_rounded", f"{source}_wide", []
@@ -95,12 +95,14 @@ def _numbers(
         names.append(Part("Cast", (source,), rounded, {"to": TensorProto.FLOAT}))
     first = rounded if narrow else source
     names.append(Part("Cast", (first,), wide, {"to": TensorProto.DOUBLE}))
-    if missing is None:
-        return names, {}
-    is_mark, mark, nan = f"{source}_is_mark", f"{source}_mark", f"{source}_nan"
-    names.append(Part("Equal", (wide, mark), is_mark, {}))
-    names.append(Part("Where", (is_mark, nan, wide), f"{source}_read", {}))
-    return names, {mark: np.array(missing, np.float64), nan: np.array(np.nan)}
+    nan = f"{source}_nan"
+    constants: dict[str, np.ndarray] = {}
+    for place, number in enumerate(missing):
+        is_mark, mark, read = (f"{source}_{part}{place}" for part in ("is_mark", "mark", "read"))
+        names.append(Part("Equal", (names[-1].output, mark), is_mark, {}))
+        names.append(Part("Where", (is_mark, nan, names[-2].output), read, {}))
+        constants |= {mark: np.array(number, np.float64), nan: np.array(np.nan)}
+    return names, constants
 
 
 def _started(
@@ -118,9 +120,12 @@ def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.
             return [Part("Identity", (raw,), answer, {})], {}
         case "exp":
             return [Part("Exp", (raw,), answer, {})], {}
+        case "minus exp":
+            power = Part("Exp", (raw,), f"{raw}_power", {})
+            return [power, Part("Neg", (power.output,), answer, {})], {}
         case "softmax":
             return [Part("Softmax", (raw,), answer, {"axis": 1})], {}
-        case "sigmoid one":
+        case "sigmoid one" | "sigmoid each":
             return [Part("Sigmoid", (raw,), answer, {})], {}
         case "hinge" | "hinge one":
             return _steps(raw, answer, both=link == "hinge")

@@ -65,11 +65,12 @@ def tree_attributes(trees: Sequence[Tree], targets: int) -> dict[str, Any]:
 
 
 def thresholds_by_feature(trees: Sequence[Tree], features: int) -> list[np.ndarray]:
-    """The distinct thresholds of each feature, ascending."""
+    """The distinct thresholds of each of so many features, ascending; of others (sets of
+    categories) none."""
     found: list[list[np.ndarray]] = [[] for _ in range(features)]
     for tree in trees:
         inner = ~tree.leaves
-        for feature in np.unique(tree.feature[inner]):
+        for feature in np.unique(tree.feature[inner & (tree.feature < features)]):
             found[feature].append(tree.threshold[inner & (tree.feature == feature)])
     return [np.unique(np.concatenate(each)) if each else np.empty(0) for each in found]
 

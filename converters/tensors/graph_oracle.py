@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.original import ask, fp32_noise
+from converters.original import ask, fp32_noise, places_again
+from converters.past import require_same_again
 from converters.runner import NO_SPINNING
 from converters.sources.tensor_source import Group, Told
 from converters.tensors.graph_probe import limit_memory, reason_of
@@ -53,6 +54,7 @@ def main(model: str, questions: str, answers: str) -> None:
             f"{oracle} fails on a sample ({reason_of(error)}): mend the graph, or give --samples "
             "that it takes"
         )
+    _require_no_past(model, oracle, groups, outputs)
     if oracle == REFERENCE:
         noise = [_noise(model, *each) for each in zip(groups, outputs, strict=True)]
     else:
@@ -113,26 +115,41 @@ def in_double(model: str) -> Any:
     return loaded
 
 
-def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
-    """onnx's evaluator, if it can answer to the first row, and in time."""
+def _require_no_past(
+    model: str, oracle: str, groups: Sequence[Group], told: Sequence[Group]
+) -> None:
+    """The same once more, from a fresh executor and in reverse."""
+    answer = _evaluated(model) if oracle == REFERENCE else _unoptimised(model)
+    for group, outputs in zip(groups, told, strict=True):
+        rows = list(single_rows(group))
+        labels = [f"sample {row}" for row in range(len(rows))]
+        again = joined([answer(rows[place]) for place in places_again(len(rows))])
+        for name, first in outputs.items():
+            require_same_again(name, first, again[name], labels)
+
+
+def _evaluated(model: str) -> Answer:
     from onnx.reference import ReferenceEvaluator
 
+    evaluator = ReferenceEvaluator(model)
+    return lambda row: _named(evaluator.output_names, evaluator.run(None, as_fed(row)))
+
+
+def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
+    """onnx's evaluator, if it can answer to the first row, and in time."""
     first = next(single_rows(group))
     wrong = _known_to_be_wrong(model)
     if wrong:
         return None, f"none ({wrong})"
     try:
-        evaluator = ReferenceEvaluator(model)
+        answer = _evaluated(model)
         started = time.monotonic()
-        _named(evaluator.output_names, evaluator.run(None, as_fed(first)))
+        answer(first)
     except Exception as error:  # it raises whatever Python does
         return None, f"none ({error})"
     if time.monotonic() - started > PATIENCE_S:
         return None, "none (too slow)"
-    return (
-        lambda row: _named(evaluator.output_names, evaluator.run(None, as_fed(row))),
-        REFERENCE,
-    )
+    return answer, REFERENCE
 
 
 def _known_to_be_wrong(model: str) -> str:

@@ -11,8 +11,11 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from converters.errors import SourceRefused
 from converters.offline import OFFLINE
@@ -40,7 +43,8 @@ V2_TYPES = {
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """``inputs`` and ``outputs`` as ``Port.facts``; SourceRefused says why it cannot be served."""
+    """``inputs`` and ``outputs`` as ``Port.facts``, ``ids`` as ``id_counts``; SourceRefused says
+    why it cannot be served."""
     command = [sys.executable, "-m", "converters.tensors.graph_probe", str(path)]
     try:
         run = subprocess.run(
@@ -76,7 +80,7 @@ def _port(node: Any, side: str) -> Port:
     if node.type not in V2_TYPES:
         raise ValueError(
             f"{side} {node.name!r} holds {node.type}, which Triton cannot carry: cast it inside "
-            "the graph"
+            "the graph, from or to FP32"
         )
     if not node.shape:
         raise ValueError(
@@ -119,7 +123,8 @@ def main(path: str) -> None:
     options.intra_op_num_threads = 1
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        print(json.dumps(ports(session)))  # noqa: T201
+        found = ports(session)
+        print(json.dumps({**found, "ids": _ids(session, found["inputs"])}))  # noqa: T201
     except ValueError as error:
         _refuse(str(error))
     except Exception as error:  # ONNX Runtime's errors share no base class
@@ -127,6 +132,30 @@ def main(path: str) -> None:
             f"ONNX Runtime {ort.__version__} cannot run it: {reason_of(error)}. Export it with "
             "operators and an opset that this version has"
         )
+
+
+def _ids(session: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``id_counts`` of the graph, asked with made-up rows; {} when it takes none of them."""
+    from converters.tensors.ids import id_counts
+    from converters.tensors.proof import as_fed
+    from converters.tensors.samples import made_up
+
+    ports_in = [Port.from_facts(each) for each in inputs]
+    (*_, group) = made_up(ports_in)
+    row = {
+        name: np.zeros_like(each[:1]) if each.dtype.kind in "iu" else each[:1]
+        for name, each in group.items()
+    }
+    counts = id_counts(lambda feed: session.run(None, as_fed(feed)), row)
+    # An open axis was tried at one length, and any other has the same limit.
+    opened = {port.name for port in ports_in if -1 in port.dims}
+    return {
+        name: int(np.max(each))
+        if name in opened and (each == each.flat[0]).all()
+        else each.tolist()
+        for name, each in counts.items()
+        if name not in opened or (each == each.flat[0]).all()
+    }
 
 
 def _refuse(reason: str) -> None:

@@ -79,33 +79,53 @@ def _first_odd(values: np.ndarray) -> int:
     return int(np.argwhere(~np.isfinite(values))[0][0])
 
 
-def whole_tables(groups: Sequence[Group], tables: Mapping[str, int]) -> list[Group]:
-    """The groups with each input that reads a table (``tables``: its rows) given ids from all over
-    it, shuffled, and with as many rows more as it takes to read every row of it once, at most
-    ``TABLE_ROWS``."""
-    if not tables:
+def whole_tables(groups: Sequence[Group], ids: Mapping[str, np.ndarray]) -> list[Group]:
+    """The groups with ids from all that each input of whole numbers takes (``ids``: ``id_counts``),
+    shuffled, and with as many rows more as it takes to give every id once, at most
+    ``TABLE_ROWS``. The first rows stay as they are."""
+    if not ids:
         return list(groups)
     generator = np.random.default_rng(SEED)
-    return [_reading(group, tables, generator) for group in groups]
+    return [_reading(group, ids, generator) for group in groups]
 
 
 def _reading(
-    group: Group, tables: Mapping[str, int], generator: np.random.Generator
+    group: Group, ids: Mapping[str, np.ndarray], generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     rows = len(next(iter(group.values())))
     own = min(rows, OWN_ROWS)
-    needed = [
-        -(-count // max(1, group[name][0].size)) for name, count in tables.items() if name in group
-    ]
+    needed = [_rows_for(counts, group[name][0].size) for name, counts in ids.items()]
     wanted = max(rows, own + min(TABLE_ROWS, max(needed, default=0)))
     grown = {name: np.resize(values, (wanted, *values.shape[1:])) for name, values in group.items()}
-    for name, count in tables.items():
-        if name in grown:
-            place = grown[name][own:]
-            ids = np.linspace(0, count - 1, min(count, place.size)).round()
-            ids = np.resize(generator.permutation(ids), place.size)
-            grown[name][own:] = ids.reshape(place.shape).astype(place.dtype)
+    for name, counts in ids.items():
+        most = np.where(counts > 0, counts - 1, np.iinfo(grown[name].dtype).max)
+        grown[name] = np.minimum(grown[name], most).astype(grown[name].dtype)
+        place = grown[name][own:]
+        if not counts.ndim:
+            place[:] = _all_over(int(counts), place.size, generator).reshape(place.shape)
+            continue
+        for turn, column in enumerate(np.ndindex(counts.shape)):
+            if counts[column]:
+                at, shift = (slice(None), *column), turn / counts.size
+                place[at] = _all_over(int(counts[column]), len(place), generator, shift)
     return grown
+
+
+def _rows_for(counts: np.ndarray, size: int) -> int:
+    """How many rows of ``size`` elements give every id once."""
+    return int(counts.max()) if counts.ndim else -(-int(counts) // max(1, size))
+
+
+def _all_over(
+    count: int, wanted: int, generator: np.random.Generator, shift: float = 0.0
+) -> np.ndarray:
+    """So many ids below ``count``, from the first to the last, shuffled. ``shift``, from 0 to 1,
+    takes others of those that are left out: columns may share one table."""
+    few = min(count, wanted)
+    ids = np.linspace(0, count - 1, few) + (shift * count / few if few < count else 0)
+    ids = np.minimum(ids.round(), count - 1).astype(np.int64)
+    ids[0] = 0
+    return np.resize(generator.permutation(ids), wanted)
 
 
 def variations(example: Mapping[str, np.ndarray], inputs: Sequence[Port]) -> list[Group]:
@@ -127,13 +147,22 @@ def _varied(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         if low == high:  # torch.zeros, most often
             low, high = low - 1, high + 1
         return generator.uniform(low, high, shape).astype(values.dtype)
-    return (
-        generator.choice(values.reshape(-1), shape)
-        if values.dtype.kind in "bU"
-        else np.asarray(
-            generator.integers(values.min(), values.max(), shape, endpoint=True, dtype=values.dtype)
-        )
-    )
+    if values.dtype.kind == "U":
+        return np.asarray(generator.choice(values.reshape(-1), shape))
+    low, high = int(values.min()), int(values.max())
+    if low < high:
+        kind = np.int64 if values.dtype.kind == "b" else values.dtype
+        drawn = generator.integers(low, high, shape, endpoint=True, dtype=kind)
+        return np.asarray(drawn.astype(values.dtype))
+    # Always the same (torch.zeros, a mask of ones) says nothing of what it does: others are tried,
+    # but for the first of a row, so that a mask leaves something.
+    others = {0: (0, 1, 2), 1: (0, 1)}.get(low, (low, low - 1, low + 1))
+    if values.dtype.kind == "b":
+        others = (0, 1)
+    drawn = generator.choice(np.array(others), shape).astype(values.dtype)
+    if values[0].size > 1:
+        drawn.reshape(len(drawn), -1)[:, 0] = values.flat[0]
+    return np.asarray(drawn)
 
 
 def made_up(inputs: Sequence[Port]) -> list[Group]:

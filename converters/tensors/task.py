@@ -22,6 +22,7 @@ from converters.tensors.proof import (
     outputs_closeness,
     parity_checks,
 )
+from converters.tensors.reached import unreached
 from converters.tensors.samples import made_up, read_npz, variations, whole_tables
 from converters.tensors.served import served_checks
 from modelspec.golden import Golden
@@ -47,7 +48,7 @@ class Tensors(Task):
             return read_npz(self.order.samples, self.source.inputs)
         example, inputs = self.source.example(), self.source.inputs
         groups = made_up(inputs) if example is None else variations(example, inputs)
-        return whole_tables(groups, self.source.tables())
+        return whole_tables(groups, self.source.ids())
 
     def calibration(self, case: Case) -> Iterator[Feed]:
         example = self.source.example()
@@ -64,9 +65,11 @@ class Tensors(Task):
     def exercised(self, case: Case) -> list[str]:
         groups = unpack_groups(case.answers, INPUTS)
         lines = [self.whose(sum(map(_rows, groups))) + f", answered by {case.answers['oracle']}"]
-        for name, rows in self.source.tables().items():
-            read = np.concatenate([group[name].reshape(-1) for group in groups])
-            lines += rows_lines(f"input {name}", read, rows)
+        for name, counts in self.source.ids().items():
+            lines += _id_lines(name, counts, [group[name] for group in groups])
+        graph = case.folder / "model.onnx"
+        if graph.is_file():
+            lines += unreached(graph, self.feeds(case))
         for group in groups:
             lines += self._input_lines(group)
         for told in unpack_groups(case.answers, OUTPUTS):
@@ -162,6 +165,20 @@ def open_source(source: str) -> TensorSource:
 def ports_of(facts: Sequence[dict[str, Any]]) -> list[Port]:
     """The inputs or outputs in a Case's facts."""
     return [Port.from_facts(each) for each in facts]
+
+
+def _id_lines(name: str, counts: np.ndarray, read: Sequence[np.ndarray]) -> Iterator[str]:
+    """Of each element of a row, or of all together, how many of its ids were given."""
+    if not counts.ndim:
+        every = np.concatenate([each.reshape(-1) for each in read])
+        yield from rows_lines(f"input {name}", every, int(counts))
+        return
+    for column in np.ndindex(counts.shape):
+        if counts[column]:
+            place = int(np.ravel_multi_index(column, counts.shape))
+            given = np.concatenate([each.reshape(len(each), -1)[:, place] for each in read])
+            where = f"[{', '.join(map(str, column))}]" if column else ""
+            yield from rows_lines(f"input {name}{where}", given, int(counts[column]))
 
 
 def _rows(group: Group) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converters.original import ask, fp32_noise, places_again, require_no_past
+from converters.original import ask, fp32_noise, places_again
+from converters.past import require_same_again
 from converters.sources.tensor_source import Group, Told
 from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
 from converters.tensors.group_files import pack_groups, unpack_groups
@@ -54,12 +55,10 @@ def _require_no_past(
     module, _ = made_by(source, find_factory(source)[0])
     for group, outputs in zip(groups, told, strict=True):
         rows = list(single_rows(group))
-        places = places_again(len(rows))
-        again = joined([_answer(module, names, rows[place]) for place in places])
+        labels = [f"sample {row}" for row in range(len(rows))]
+        again = joined([_answer(module, names, rows[place]) for place in places_again(len(rows))])
         for name, first in outputs.items():
-            if first.dtype.kind == "f" and first.size:
-                labels = [f"sample {row}" for row in range(len(rows))]
-                require_no_past(first, again[name], places, labels)
+            require_same_again(name, first, again[name], labels)
     return module
 
 

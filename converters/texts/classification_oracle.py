@@ -19,8 +19,9 @@ def classify(
     folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
 ) -> dict[str, np.ndarray]:
     """``scores`` FP32 [n, labels] in the model's order, one text at a time, and ``token_count``
-    INT32 [n]; ``scores_noise`` FP64 [labels]; ``long_scores`` of the texts that are ``too_long``,
-    cut to ``limit`` tokens."""
+    INT32 [n]; ``scores_noise`` FP64 [labels]; ``token_ids`` INT64, all texts' in turn;
+    ``long_scores`` of the texts that are ``too_long``, cut to ``limit`` tokens, and
+    ``long_token_ids``."""
     questions = work_dir / "questions.json"
     questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     module = "converters.texts.classification_oracle"
@@ -40,7 +41,8 @@ def main(folder: str, questions: str, answers: str) -> None:
         dtype="float32",
     )
     cut = {"truncation": True, "max_length": asked["limit"]}
-    counts = [len(classifier.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    ids = [classifier.tokenizer(text)["input_ids"] for text in asked["texts"]]
+    long_ids = [classifier.tokenizer(text, **cut)["input_ids"] for text in asked["too_long"]]
     scores = _scores(classifier, asked["texts"], {})
     places = places_again(len(asked["texts"]))
     # The same once more, from a fresh one and in reverse: what it answers may not depend on that.
@@ -58,7 +60,9 @@ def main(folder: str, questions: str, answers: str) -> None:
         answers,
         scores=scores,
         **fp32_noise({"scores": scores}, exact),
-        token_count=np.array(counts, dtype=np.int32),
+        token_count=np.array([len(row) for row in ids], dtype=np.int32),
+        token_ids=np.concatenate(ids).astype(np.int64),
+        long_token_ids=np.concatenate(long_ids).astype(np.int64),
         long_scores=_scores(classifier, asked["too_long"], cut),
     )
 

@@ -42,14 +42,21 @@ def main(folder: str, questions: str, answers: str) -> None:
     def exact(places: list[int]) -> dict[str, np.ndarray]:
         return {"vectors": _vectors(fresh.double(), [asked["texts"][place] for place in places])}
 
-    counts = [len(model.tokenizer(text)["input_ids"]) for text in asked["texts"]]
+    ids = [_ids(model, text) for text in asked["texts"]]
     np.savez(
         answers,
         vectors=vectors.astype(np.float32),
         **fp32_noise({"vectors": vectors}, exact),
-        token_count=np.array(counts, dtype=np.int32),
+        token_count=np.array([len(row) for row in ids], dtype=np.int32),
+        token_ids=np.concatenate(ids).astype(np.int64),
+        long_token_ids=np.concatenate([_ids(model, text) for text in asked["too_long"]]),
         long_vectors=_vectors(model, asked["too_long"]).astype(np.float32),
     )
+
+
+def _ids(model: Any, text: str) -> np.ndarray:
+    """The tokens that ``encode`` gives the model, INT64 [length]."""
+    return np.asarray(model.preprocess([text])["input_ids"][0], dtype=np.int64)
 
 
 def _opened(kind: Any, folder: str, limit: int) -> Any:

@@ -84,6 +84,7 @@ def _noise(fresh: Any, texts: list[str], told: dict[str, np.ndarray]) -> dict[st
 def _answers(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:
     found = [(row, entity) for row, text in enumerate(texts) for entity in tagger(text)]
     tokens = [_tokens(tagger, text) for text in texts]
+    ids = [_ids(tagger, text) for text in texts]
     return {
         "row": np.array([row for row, _ in found], dtype=np.int32),
         "start": np.array([entity["start"] for _, entity in found], dtype=np.int32),
@@ -92,8 +93,15 @@ def _answers(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:
         "score": np.array([entity["score"] for _, entity in found], dtype=np.float32),
         "logits": np.concatenate([logits for logits, _ in tokens]).astype(np.float32),
         "of_text": np.concatenate([of_text for _, of_text in tokens]),
+        "token_ids": np.concatenate(ids),
         "token_count": np.array([len(of_text) for _, of_text in tokens], dtype=np.int32),
     }
+
+
+def _ids(tagger: Any, text: str) -> np.ndarray:
+    """The tokens that the pipeline gives the model, INT64 [length]."""
+    (inputs,) = tagger.preprocess(text, **tagger._preprocess_params)
+    return np.asarray(inputs["input_ids"][0].numpy(), dtype=np.int64)
 
 
 def _tokens(tagger: Any, text: str) -> tuple[np.ndarray, np.ndarray]:

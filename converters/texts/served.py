@@ -25,21 +25,32 @@ class ServedText:
         self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False
     ) -> dict[str, np.ndarray]:
         """The output tensors for these texts, a row each."""
+        return self._ask(self._model, texts, outputs, truncate)
+
+    def _ask(
+        self, model: str, texts: Sequence[str], outputs: Sequence[str], truncate: bool
+    ) -> dict[str, np.ndarray]:
         tensor = triton.InferInput("text", [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
         try:
             result = self._client.infer(
-                self._model,
+                model,
                 [tensor],
                 parameters={"truncate": True} if truncate else None,
                 client_timeout=TIMEOUT_S,
             )
         except InferenceServerException as error:
             raise ProofFailed(
-                f"{self._model} does not answer {len(texts)} texts that the original answers, the "
+                f"{model} does not answer {len(texts)} texts that the original answers, the "
                 f"first {texts[0][:60]!r}: {error.message()}"
             ) from error
         return {name: result.as_numpy(name) for name in outputs}
+
+    def tokens(self, texts: Sequence[str], truncate: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """What the first step, asked by itself, makes of these texts: ``input_ids`` and
+        ``attention_mask`` INT64 [n, bucket]."""
+        answer = self._ask(f"{self._model}_pre", texts, ("input_ids", "attention_mask"), truncate)
+        return answer["input_ids"], answer["attention_mask"]
 
     def rounds(
         self, texts: Sequence[str], outputs: Sequence[str]

@@ -10,6 +10,7 @@ from converters.task import Case
 from converters.texts.answered import case_texts
 from converters.texts.classification_proof import parity, score_unit
 from converters.texts.served import ServedText
+from converters.texts.served_tokens import token_checks
 
 OUTPUTS = ("label", "score", "token_count")
 
@@ -31,7 +32,7 @@ def served_checks(address: str, case: Case) -> list[Check]:
                 limit = case.tolerance.invariance * unit
                 checks.append(worst_difference(f"the same {how}", scores, alone, limit, texts))
             checks.append(_likeliest_first(f"likeliest first, {how}", answers, texts))
-        return [*checks, _truncated(served, case)]
+        return [*checks, *token_checks(served, case), _truncated(served, case)]
 
 
 def _truncated(served: ServedText, case: Case) -> Check:

@@ -10,6 +10,7 @@ from converters.task import Case
 from converters.texts.answered import case_texts
 from converters.texts.embedding_proof import parity, typical_length
 from converters.texts.served import ServedText
+from converters.texts.served_tokens import token_checks
 
 VECTOR, COUNT = "sentence_embedding", "token_count"
 
@@ -35,7 +36,7 @@ def checks_of(served: ServedText, case: Case) -> list[Check]:
         else:
             checks.append(worst_difference(f"the same {how}", vectors, alone, limit, texts))
         checks.append(_counts(f"token counts, {how}", counts, case, texts))
-    return [*checks, *_truncated(served, case)]
+    return [*checks, *token_checks(served, case), *_truncated(served, case)]
 
 
 def _counts(name: str, counts: np.ndarray, case: Case, texts: Sequence[str]) -> Check:

@@ -18,6 +18,7 @@ from converters.texts.entities import (
     span_f1,
 )
 from converters.texts.served import ServedText
+from converters.texts.served_tokens import token_checks
 
 OUTPUTS = ("entity", "start", "end", "label", "score", "count", "token_count")
 
@@ -47,7 +48,7 @@ def checks_of(served: ServedText, case: Case) -> list[Check]:
             slices_of_text(f"entities that are no slice of their text, {how}", found, texts),
             _counts(f"token counts, {how}", counts, case, texts),
         ]
-    return [*checks, *_truncated(served, case)]
+    return [*checks, *token_checks(served, case), *_truncated(served, case)]
 
 
 def _enough(wanted: Sequence[Found], clear: Sequence[bool]) -> Check:

@@ -89,8 +89,37 @@ class TextTask(Task):
     @cached_property
     def buckets(self) -> tuple[int, ...]:
         """The lengths that texts are padded to; the last is the longest text that is taken."""
+        self._require_known_tokens()
         require_batches(self.module)
         return buckets_up_to(usable_tokens(self.module, self.tokenizer.max_tokens))
+
+    @cached_property
+    def table_rows(self) -> int | None:
+        """How many tokens the model's embedding has; None where it does not say."""
+        model: Any = getattr(self.module, "model", self.module)
+        try:
+            table = model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        return len(table.weight) if isinstance(table, torch.nn.Embedding) else None
+
+    def _require_known_tokens(self) -> None:
+        """SourceRefused when the tokenizer knows words that the model has no row for. Its special
+        tokens may be more: a text that has one is refused by the original too."""
+        rows = self.table_rows
+        beyond = self.tokenizer.beyond(rows) if rows is not None else []
+        if beyond:
+            raise SourceRefused(
+                f"the tokenizer has tokens that the model's embedding of {rows} rows does not "
+                f"have, {beyond[0]!r} for one: both must be of one model; after adding tokens call "
+                "model.resize_token_embeddings(len(tokenizer)), train it, and save both again"
+            )
+        if rows is not None and not 0 <= self.pad_id() < rows:
+            raise SourceRefused(
+                f"texts are padded with token {self.pad_id()}, and the model's embedding has "
+                f"{rows} rows: set pad_token in the tokenizer and pad_token_id in config.json to a "
+                "token that the model has"
+            )
 
     @property
     def auto_class_name(self) -> str:
@@ -104,6 +133,7 @@ class TextTask(Task):
         self.tokenizer.save(folder / TOKENIZER)
 
     def export(self, target: Path) -> None:
+        self._require_known_tokens()
         export_token_model(self.module, list(INPUTS), self.output, target)
 
     def graph(self, engine: Path, case: Case, runner: OpenRunner = onnx_runner) -> TokenGraph:
@@ -122,7 +152,8 @@ class TextTask(Task):
             text_of_tokens([text], tokens, limit) if tokens(text) > limit else text
             for text in self.samples
         )
-        odd = [text for text in odd_texts(self.tokenizer.special) if tokens(text) <= limit]
+        known = self.tokenizer.known(self.table_rows)
+        odd = [text for text in odd_texts(known) if tokens(text) <= limit]
         fitting = list(dict.fromkeys([*(text for text in cut if text), *odd]))
         if not fitting:
             raise SourceRefused(

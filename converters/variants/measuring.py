@@ -21,7 +21,7 @@ from converters.errors import ConversionError
 from converters.precision import write_variant
 from converters.task import Case, Order, Task
 from converters.variants.accuracy import Accuracy, compare
-from converters.variants.budget import COMPARING, Budget
+from converters.variants.budget import COMPARING, Budget, OutOfTime
 from converters.variants.candidates import ORIGINAL, Candidate, candidates
 from converters.variants.clocks import ROWS, write_feeds
 from converters.variants.kept import Kept
@@ -90,9 +90,12 @@ class Bench:
                 continue
             started = budget.spent
             try:
-                self._write(form)
-                self._compare(form, budget)
+                with budget.enforced():
+                    self._write(form)
+                    self._compare(form, budget)
                 self._longest_s = max(self._longest_s, budget.spent - started)
+            except OutOfTime:
+                self.reasons[form.graph] = LEFT_OUT
             except ConversionError as error:
                 self.reasons[form.graph] = " ".join(str(error).split())[:300]
 
@@ -175,12 +178,17 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     """Whatever the budget allows; ConversionError when the model cannot be converted at all."""
     task = subject.open_task(subject.order)
     precisions = _known(task, subject.precisions)
-    converted = convert(task, Variant("fp32"), say)
-    if budget.has_room(budget.seconds / 2):
-        many = many_samples(subject, converted, say, budget)
-    else:
-        say(f"{subject.order.name}: converting took {budget.spent:.0f} s of the budget")
-        many = converted.case
+    name = subject.order.name
+    try:
+        with budget.enforced(conversion=True):
+            converted = convert(task, Variant("fp32"), say)
+    except OutOfTime:
+        raise ConversionError(
+            f"{name}: the budget ended after {budget.spent:.0f} s, before {name} was converted: "
+            f"nothing was measured. Give a larger --budget, or run tidegate convert {name} first, "
+            "whose conversion is kept and found again"
+        ) from None
+    many = _asked_more(subject, converted, say, budget)
     bench = Bench(subject, converted, many, kept, say)
     forms = candidates(precisions, subject.pruning is not None)
     bench.compare_all(forms, budget)
@@ -195,6 +203,18 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
     rows = tuple(bench.row(form, visits.get(form, Visits())) for form in [*shown, *forms])
     against = "torch eager" if shown else first.name
     return Measured(rows, bench.samples, task.name, against)
+
+
+def _asked_more(subject: Subject, converted: Converted, say: Say, budget: Budget) -> Case:
+    """The case with many samples, or the proof's own where the budget has no time for them."""
+    if not budget.has_room(budget.seconds / 2):
+        say(f"{subject.order.name}: converting took {budget.spent:.0f} s of the budget")
+        return converted.case
+    try:
+        with budget.enforced():
+            return many_samples(subject, converted, say, budget)
+    except OutOfTime:
+        return converted.case
 
 
 def many_samples(

@@ -9,7 +9,7 @@ from typing import Any
 
 from converters.cache import Say
 from converters.errors import ConversionError
-from converters.variants.budget import Budget
+from converters.variants.budget import Budget, OutOfTime
 from converters.variants.candidates import Candidate
 from converters.variants.clocks import CELLS, Cell, Clock, Times
 from converters.variants.kept import Kept
@@ -90,7 +90,11 @@ class Timer:
                 started = budget.spent
                 if cell == ORDER[0]:
                     self.say(f"pass {turn + 1} of {passes}: {len(missing)} forms in turn")
-                self._visit(turn, cell, missing, clocks, budget)
+                try:
+                    with budget.enforced():
+                        self._visit(turn, cell, missing, clocks, budget)
+                except OutOfTime:
+                    break
                 # The first round starts the processes as well: half of it is what one may take.
                 longest = max(
                     longest, (budget.spent - started) / (1 if turn or cell != ORDER[0] else 2)

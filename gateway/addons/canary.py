@@ -1,18 +1,20 @@
-"""Which pipeline answers a caller: the public one, or a canary for its percent of the callers."""
+"""Which pipeline answers: the public one, or a canary for its percent of the callers, or of the
+requests."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 
 
 def choose(
-    name: str, weights: Mapping[str, float], caller: str, answers: Callable[[str], bool]
+    name: str, weights: Mapping[str, float], who: str, answers: Callable[[str], bool]
 ) -> str:
-    """``name``, or the canary whose share this caller falls into, if it ``answers`` now.
+    """``name``, or the canary into whose share ``who`` falls, if it ``answers`` now.
 
-    Sticky: a caller meets the same version from one request to the next, whatever the worker, and a
-    weight that grows only adds callers.
+    ``who`` is the caller, and then it is sticky: a caller meets the same version from one request
+    to the next, whatever the worker, and a weight that grows only adds callers. Or it is drawn for
+    this one request.
     """
-    place = _place(name, caller)
+    place = _place(name, who)
     for canary, percent in weights.items():
         if place < percent:
             return canary if answers(canary) else name
@@ -20,7 +22,7 @@ def choose(
     return name
 
 
-def _place(name: str, caller: str) -> float:
-    """From 0 to 100, evenly spread over the callers; another order for each pipeline."""
-    digest = hashlib.blake2b(f"{name}\0{caller}".encode(), digest_size=8).digest()
+def _place(name: str, who: str) -> float:
+    """From 0 to 100, evenly spread over all who ask; another order for each pipeline."""
+    digest = hashlib.blake2b(f"{name}\0{who}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 * 100

@@ -74,6 +74,8 @@ class Exchange:
     memory: HeldBytes | None = None  # where what this request holds is counted
     held_bytes: int = 0
     entered: list[AbstractAsyncContextManager[Any]] | None = None
+    # Drawn for each request, since a client may choose its request's id.
+    lot: str = field(default_factory=lambda: new_request_id())
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)

@@ -43,7 +43,8 @@ def _url(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 Action = Literal["read", "infer", "admin"]
 Actions = Annotated[list[Action], Field(min_length=1)]
 Algorithm = Literal[
@@ -105,6 +106,20 @@ class Audit(_Table):
     record: Literal["all", "denied", "off"] = "all"
 
 
+class Route(BaseModel):
+    """Which share of a pipeline's load goes to other pipelines: percent by their names, ``per``
+    caller or ``per`` request."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    __pydantic_extra__: dict[str, Percent]
+
+    per: Literal["caller", "request"] = "caller"
+
+    @property
+    def weights(self) -> dict[str, int]:
+        return self.__pydantic_extra__
+
+
 USER_ROLE, ADMIN_ROLE = Role(actions=["read", "infer"]), Role(actions=["read", "infer", "admin"])
 
 
@@ -118,7 +133,7 @@ class Rules(_Table):
     issuers: dict[Name, Issuer] = {}
     certificates: dict[str, Certificate] = {}
     proxy: Proxy | None = None
-    routes: dict[Name, dict[Name, Percent]] = {}
+    routes: dict[Name, Route] = {}
     audit: Audit = Audit()
 
     def role(self, name: str) -> Role | None:
@@ -202,11 +217,13 @@ def _contradictions(rules: Rules) -> Iterator[Fault]:
     for name, holder in rules.certificates.items():
         for fault in rules.unknown(holder.tenant, holder.roles):
             yield ("certificates", name), fault
-    for name, weights in rules.routes.items():
-        for target in weights:
+    for name, route in rules.routes.items():
+        for target in route.weights:
+            if not re.fullmatch(NAME, target):
+                yield ("routes", name, target), f"should match pattern '{NAME}'"
             if not target.startswith(f"{name}."):
                 yield ("routes", name, target), f"must be called {name}.SOMETHING"
-        if sum(weights.values()) > 100:
+        if sum(route.weights.values()) > 100:
             yield ("routes", name), "the weights are percent: their sum must not be over 100"
 
 

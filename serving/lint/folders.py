@@ -9,14 +9,26 @@ from modelspec.pbtxt import parse
 from serving import manifest
 from serving.errors import Tampered
 from serving.lint.finding import Finding, error, info, warning
-from serving.lint.reading import DEFAULT_FILES, Model
+from serving.lint.reading import Model
 from serving.repository import CANDIDATE_SUFFIX
 
 # Editors, systems and tools leave these, and Triton takes each for a change of the model.
 _STRAY = re.compile(
     r"(.*\.sw[a-p]|.*~|\.DS_Store|\.ipynb_checkpoints|__pycache__|.*\.tmp|.*\.bak)\Z"
 )
-_ALMOST_A_VERSION = re.compile(r"(v\d+|0\d*|\d+\.\d+)\Z", re.IGNORECASE)
+_ALMOST_A_VERSION = re.compile(r"(v\d+|0\d+)\Z", re.IGNORECASE)
+# Backends that can do nothing without their file; others have more than one, or make it.
+_LOOKS_IN_VERSION = (
+    "onnxruntime",
+    "tensorrt",
+    "pytorch",
+    "tensorflow",
+    "openvino",
+    "python",
+    "vllm",
+)
+_SHELL = re.compile(r"""[\s'"`$&;|<>(){}\[\]*?!\\#~]""")
+_LARGEST_VERSION = 2**63 - 1
 _LFS = b"version https://git-lfs.github.com"
 
 
@@ -24,6 +36,7 @@ def check(model: Model) -> Iterator[Finding]:
     yield from _folder(model)
     if model.fault:
         yield error("config-broken", model.place, model.fault, "correct that line of the file")
+        yield from _beside(model)
         return
     if not _is_stray(model):
         yield from _config(model)
@@ -33,7 +46,7 @@ def check(model: Model) -> Iterator[Finding]:
 
 
 def _is_stray(model: Model) -> bool:
-    return not model.versions and not (model.folder / CONFIG_FILE).is_file()
+    return not model.claims and CONFIG_FILE not in model.entries
 
 
 def _folder(model: Model) -> Iterator[Finding]:
@@ -50,11 +63,20 @@ def _folder(model: Model) -> Iterator[Finding]:
             "it reports this one as broken",
             "move it out of the repository",
         )
-    elif not MODEL_NAME.match(name) or ".." in name:
+    elif model.is_python_based and _SHELL.search(name):
         yield error(
             "name-illegal",
             name,
-            "cannot be a part of a URL as it is",
+            "has characters that a shell reads, and Triton starts Python models through one: it "
+            "waits for them for ever",
+            "use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
+        )
+    elif not MODEL_NAME.match(name) or ".." in name:
+        # As a step it serves: only its own endpoint of the gateway is refused.
+        yield warning(
+            "name-illegal",
+            name,
+            "cannot be a part of a URL as it is, so the gateway has no endpoint for it",
             "use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
         )
     elif name in RESERVED_NAMES:
@@ -69,14 +91,13 @@ def _folder(model: Model) -> Iterator[Finding]:
 def _config(model: Model) -> Iterator[Finding]:
     config = model.config
     if model.written is None:
-        known = any((model.folder / str(v) / f).exists() for v in model.versions for f in _FILES)
-        say = info if known else error
-        yield say(
-            "config-missing",
-            model.place,
-            "there is none: " + ("Triton guesses it" if known else "and no file to guess it from"),
-            "write one, so that tensors and batching are what you mean",
-        )
+        if model.backend:
+            yield info(
+                "config-missing",
+                model.place,
+                "there is none: Triton guesses it",
+                "write one, so that tensors and batching are what you mean",
+            )
         return
     if config.name and config.name != model.name:
         yield error(
@@ -105,17 +126,45 @@ def _versions(model: Model) -> Iterator[Finding]:
             "has no version folder, and Triton serves nothing without one",
             "add 1/" + (" with a .gitkeep: git keeps no empty folder" if model.is_ensemble else ""),
         )
-    wanted = model.config.version_policy.specific.versions
-    for version in wanted:
-        if version not in model.versions and model.versions:
-            yield error(
+    elif not model.served:
+        yield error(
+            "version-missing",
+            model.place,
+            "its version_policy lets none of its versions be served",
+            f"name one of {', '.join(map(str, model.versions))}, or take version_policy out",
+        )
+    for version in model.config.version_policy.specific.versions:
+        if version not in model.versions and model.served:
+            yield warning(
                 "version-missing",
                 model.place,
-                f"its version_policy names {version}, and there is no folder {version}/",
-                f"name one of {', '.join(map(str, model.versions))}",
+                f"its version_policy names {version}, and there is no folder {version}/: Triton "
+                "serves the others",
+                f"name {', '.join(map(str, model.versions))}, or add the folder",
             )
+    yield from _phantoms(model)
     for version in model.served:
         yield from _model_file(model, version)
+
+
+def _phantoms(model: Model) -> Iterator[Finding]:
+    """Folders that Triton takes for a version, and then looks for under the number alone."""
+    for version, names in model.claims.items():
+        if version > _LARGEST_VERSION:
+            yield error(
+                "version-phantom",
+                f"{model.name}/{names[0]}",
+                "is a number beyond 64 bits, and Triton ends when it reads that",
+                "use a smaller number",
+            )
+        if str(version) not in names:
+            yield error(
+                "version-phantom",
+                f"{model.name}/{names[0]}",
+                f"is version {version} to Triton, which then looks into {version}/ and finds "
+                "nothing",
+                f"move it out of {model.name}/, or give it a name that begins with a letter",
+            )
 
 
 def _model_file(model: Model, version: int) -> Iterator[Finding]:
@@ -124,6 +173,8 @@ def _model_file(model: Model, version: int) -> Iterator[Finding]:
         return
     place = f"{model.name}/{version}"
     if not (folder / name).exists():
+        if model.backend not in _LOOKS_IN_VERSION or model.config.cc_model_filenames:
+            return
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         yield error(
             "file-missing",
@@ -141,8 +192,16 @@ def _model_file(model: Model, version: int) -> Iterator[Finding]:
 
 
 def _beside(model: Model) -> Iterator[Finding]:
-    for path in sorted(model.folder.iterdir()):
-        if _ALMOST_A_VERSION.match(path.name) and path.is_dir():
+    for path in (model.folder / name for name in model.entries):
+        if path.is_symlink() and not path.exists():
+            yield error(
+                "link-broken",
+                f"{model.name}/{path.name}",
+                f"is a link to {path.readlink()}, which is not there, and Triton refuses a model "
+                "with such a link",
+                "delete it, or put there what it links to",
+            )
+        elif _ALMOST_A_VERSION.match(path.name) and path.is_dir():
             yield warning(
                 "version-ignored",
                 f"{model.name}/{path.name}",
@@ -158,6 +217,18 @@ def _beside(model: Model) -> Iterator[Finding]:
                 "version of the model",
                 "delete it",
             )
+    yield from _labels(model)
+
+
+def _labels(model: Model) -> Iterator[Finding]:
+    labelled = [output.name for output in model.config.output if output.label_filename]
+    for name in sorted({name for name in labelled if labelled.count(name) > 1}):
+        yield error(
+            "labels-missing",
+            f"{model.place}:{name}",
+            "is declared twice with a label_filename",
+            "declare it once",
+        )
     for output in model.config.output:
         if output.label_filename and not (model.folder / output.label_filename).is_file():
             yield error(
@@ -186,6 +257,3 @@ def _manifest(model: Model) -> Iterator[Finding]:
 def _starts_with(path: Path, start: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(start)) == start
-
-
-_FILES = tuple(DEFAULT_FILES.values())

@@ -1,122 +1,91 @@
-"""Does the config say what the ONNX file says? Read with the package onnx, where it is installed;
-without it the files are not looked into."""
+"""Does the config say what the ONNX file says? Asked of our backend's own comparison; read with
+onnxruntime, or with the package onnx where that is missing or the file is large."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from tritonclient.grpc.model_config_pb2 import DataType
-
+from serving.lint import graph_file
 from serving.lint.finding import Finding, error
+from serving.lint.graph_file import ort_graph
 from serving.lint.reading import Model
 
-# onnx.TensorProto.DataType -> Triton's name
-_TYPES = {
-    1: "TYPE_FP32",
-    2: "TYPE_UINT8",
-    3: "TYPE_INT8",
-    4: "TYPE_UINT16",
-    5: "TYPE_INT16",
-    6: "TYPE_INT32",
-    7: "TYPE_INT64",
-    8: "TYPE_STRING",
-    9: "TYPE_BOOL",
-    10: "TYPE_FP16",
-    11: "TYPE_FP64",
-    12: "TYPE_UINT32",
-    13: "TYPE_UINT64",
-    16: "TYPE_BF16",
+_THREADS = ("intra_op_thread_count", "inter_op_thread_count")
+_SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "enable_mem_arena": ("0", "1", "true", "false"),
+    "enable_mem_pattern": ("0", "1", "true", "false"),
+    "execution_mode": ("0", "1"),
 }
+_ACCELERATORS: Mapping[str, tuple[str, ...]] = {"cpu": ("openvino",), "gpu": ("tensorrt", "cuda")}
 
 
 def check(model: Model) -> Iterator[Finding]:
-    if model.backend != "onnxruntime" or not model.model_file:
+    if model.backend != "onnxruntime":
         return
-    for version in model.served:
-        path = model.folder / str(version) / model.model_file
-        if path.is_file():
-            yield from _file(model, f"{model.name}/{version}/{path.name}", path)
+    for read in model.graphs:
+        place = read.path.relative_to(model.folder.parent).as_posix()
+        if read.fault:
+            yield error("graph-broken", place, f"cannot be loaded: {read.fault}", "export it again")
+        elif read.graph is not None:
+            yield from _compared(model, read.graph, read.is_sure, place)
+    yield from _options(model)
 
 
-def _file(model: Model, place: str, path: Path) -> Iterator[Finding]:
+def _compared(model: Model, graph: ort_graph.Graph, is_sure: bool, file: str) -> Iterator[Finding]:
+    config = graph_file.as_backend_sees(model.config)
+    config["name"] = model.name
     try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ModuleNotFoundError:
+        ort_graph.drop_empty_reshape(config)
+        if not ort_graph.is_complete(config):
+            # The backend completes from the newest version, and compares each with that.
+            newest = [each.graph for each in model.graphs if each.graph][-1]
+            ort_graph.complete_config(config, newest)
+    except ort_graph.ModelRefused as refused:
+        says, _, fix = str(refused).rpartition(": ")
+        yield error("graph-type", model.place, says, fix)
         return
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except (DecodeError, OSError):
-        yield error("graph-broken", place, "is no ONNX file", "export it again")
-        return
-    weights = {each.name for each in graph.initializer}
-    inputs = {each.name: each for each in graph.input if each.name not in weights}
-    outputs = {each.name: each for each in graph.output}
-    config = model.config
-    yield from _missing(model, place, inputs)
-    for declared, there in ((config.input, inputs), (config.output, outputs)):
-        for tensor in declared:
-            yield from _tensor(model, tensor, there, place)
+    for each in ort_graph.disagreements(config, graph, lambda _: None):
+        if is_sure or not _may_be_inferred(each):
+            yield _finding(model, each, file)
 
 
-def _missing(model: Model, place: str, inputs: dict[str, Any]) -> Iterator[Finding]:
-    config = model.config
-    declared = {tensor.name for tensor in config.input}
-    for name in sorted(set(inputs) - declared) if declared else ():
-        yield error(
-            "graph-input-undeclared",
-            f"{model.place}:{name}",
-            f"{place} has this input, and the config does not declare it",
-            "add it to the config",
-        )
+def _may_be_inferred(each: ort_graph.Disagreement) -> bool:
+    return each.side == "output" and each.kind in ("shape", "batch")
 
 
-def _tensor(model: Model, tensor: Any, there: dict[str, Any], file: str) -> Iterator[Finding]:
-    place = f"{model.place}:{tensor.name}"
-    if tensor.name not in there:
-        yield error(
-            "graph-tensor-unknown",
-            place,
-            f"{file} has no such tensor",
-            f"use one of: {', '.join(sorted(there))}",
-        )
-        return
-    kind = there[tensor.name].type.tensor_type
-    wanted, declared = _TYPES.get(kind.elem_type), DataType.Name(tensor.data_type)
-    if tensor.data_type and wanted and wanted != declared:
-        yield error("graph-type", place, f"says {declared}, and {file} {wanted}", f"write {wanted}")
-    if kind.HasField("shape"):
-        yield from _shape(model, place, tensor, [_dim(dim) for dim in kind.shape.dim])
+def _finding(model: Model, each: ort_graph.Disagreement, file: str) -> Finding:
+    place = f"{model.place}:{each.tensor}" if each.tensor else model.place
+    says = f"{each.says} ({file})"
+    # One call for each code, so that each stands where it is looked for.
+    match each.kind:
+        case "unknown":
+            return error("graph-tensor-unknown", place, says, each.fix)
+        case "undeclared":
+            return error("graph-input-undeclared", place, says, each.fix)
+        case "type":
+            return error("graph-type", place, says, each.fix)
+        case "batch":
+            return error("graph-batch-fixed", place, says, each.fix)
+        case "optional":
+            return error("graph-optional", place, says, each.fix)
+        case "unsupported":
+            return error("graph-unsupported", place, says, each.fix)
+    return error("graph-shape", place, says, each.fix)
 
 
-def _shape(model: Model, place: str, tensor: Any, graph: list[int]) -> Iterator[Finding]:
-    config = model.config
-    batched = config.max_batch_size > 0
-    own = list(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)
-    said = [-1, *own] if batched else own
-    if batched and graph and graph[0] not in (-1, config.max_batch_size):
-        yield error(
-            "graph-batch-fixed",
-            place,
-            f"the model's first axis is fixed at {graph[0]}, and max_batch_size is "
-            f"{config.max_batch_size}: Triton needs it open",
-            "export it with a dynamic batch axis, or set max_batch_size: 0 and write the axis out",
-        )
-    elif len(said) != len(graph) or _differ(said, graph):
-        right = graph[1:] if batched else graph
-        yield error(
-            "graph-shape",
-            place,
-            f"says {said}{' with the batch axis' if batched else ''}, and the model {graph}",
-            f"write dims: {right or [1]}"
-            + ("" if right else " and reshape { shape: [ ] }")
-            + ("" if not batched else "; max_batch_size above 0 adds the batch axis itself"),
-        )
+def _options(model: Model) -> Iterator[Finding]:
+    """Parameters that ONNX Runtime is opened with."""
+    for name, value in model.parameters.items():
+        if name in _THREADS and not value.strip().lstrip("+-").isdecimal():
+            yield _option(model, name, value, "a number of threads")
+        elif name in _SWITCHES and value.lower() not in _SWITCHES[name]:
+            yield _option(model, name, value, "0 or 1")
+    accelerators = model.config.optimization.execution_accelerators
+    for where, known in _ACCELERATORS.items():
+        for each in getattr(accelerators, f"{where}_execution_accelerator"):
+            if each.name not in known:
+                yield _option(
+                    model, f"{where}_execution_accelerator", each.name, " or ".join(known)
+                )
 
 
-def _differ(said: list[int], graph: list[int]) -> bool:
-    return any(-1 not in (a, b) and a != b for a, b in zip(said, graph, strict=True))
-
-
-def _dim(dim: Any) -> int:
-    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else -1
+def _option(model: Model, name: str, value: str, right: str) -> Finding:
+    return error("option-bad", model.place, f"{name} cannot be {value!r}", f"write {right}")

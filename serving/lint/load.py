@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from serving.lint.finding import Finding, error, info, warning
-from serving.lint.reading import Model
+from serving.lint.reading import Model, Repository
+from serving.lint.wiring import is_decoupled
 from serving.pins import TUNED_PARAMETER
 
 THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT")
@@ -14,12 +15,14 @@ _PLACEHOLDER = re.compile(r"\$\{[A-Za-z_]+\}")
 _GPU = 1  # ModelInstanceGroup.Kind.KIND_GPU
 
 
-def check(model: Model, cores: int) -> Iterator[Finding]:
+def check(model: Model, repository: Repository, cores: int) -> Iterator[Finding]:
     yield from _threads(model, cores)
     yield from _queue(model)
     yield from _placeholders(model)
     config = model.config
-    if config.response_cache.enable and config.model_transaction_policy.decoupled:
+    # An ensemble is what its steps make it, whatever it says; Triton looks at both.
+    decoupled = config.model_transaction_policy.decoupled or is_decoupled(model, repository)
+    if config.response_cache.enable and decoupled:
         yield error(
             "cache-decoupled",
             model.place,
@@ -37,7 +40,7 @@ def _threads(model: Model, cores: int) -> Iterator[Finding]:
         return  # all on GPUs
     instances = instances or 1
     written = next((model.parameters[p] for p in THREAD_PARAMETERS if p in model.parameters), "0")
-    threads = int(written) if written.isdigit() else 0
+    threads = int(written) if written.isdecimal() else 0
     is_measured = TUNED_PARAMETER in model.parameters  # tidegate optimize found that it pays
     if threads == 0 and instances > 1:
         yield warning(

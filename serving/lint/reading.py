@@ -1,34 +1,25 @@
 """The repository as the linter sees it: every folder, read once, broken ones too."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE, version_folders
+from modelspec.layout import CONFIG_FILE
 from modelspec.pbtxt import parse
+from serving.lint import backends, graph_file, syntax
+from serving.lint.backends import Settled
+from serving.lint.graph_file import ReadGraph
 from serving.repository import model_folders
 
-# The file that each backend looks for, where the config names no other.
-DEFAULT_FILES: Mapping[str, str] = {
-    "onnxruntime": "model.onnx",
-    "tensorrt": "model.plan",
-    "pytorch": "model.pt",
-    "tensorflow": "model.savedmodel",
-    "openvino": "model.xml",
-    "python": "model.py",
-    "vllm": "model.json",
-    "dali": "model.dali",
-}
-PLATFORMS: Mapping[str, str] = {
-    "onnxruntime_onnx": "onnxruntime",
-    "tensorrt_plan": "tensorrt",
-    "pytorch_libtorch": "pytorch",
-    "tensorflow_savedmodel": "tensorflow",
-    "tensorflow_graphdef": "tensorflow",
-}
+# Backends that read tensors out of the model and fill in what the config leaves open.
+_NEVER_COMPLETE = ("", "pytorch")
+_DEFINES = re.compile(r"^\s+def\s+auto_complete_config\b", re.MULTILINE)
+# Triton's std::stoll: what it reads of a folder's name is the version, whatever comes behind.
+_LEADING_NUMBER = re.compile(r"\s*[+-]?\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,7 @@ class Model:
     written: ModelConfig | None
     fault: str = ""
     file: str = CONFIG_FILE
+    entries: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def config(self) -> ModelConfig:
@@ -55,32 +47,50 @@ class Model:
         return f"{self.name}/{self.file}"
 
     @cached_property
+    def claims(self) -> dict[int, list[str]]:
+        """The folders that Triton takes for each version: ``2.old`` is one for 2, and ``01`` is
+        none. It then loads from the folder whose name is the number alone."""
+        found: dict[int, list[str]] = {}
+        for name in self.entries:
+            number = _LEADING_NUMBER.match(name)
+            is_padded = len(name) > 1 and name.startswith("0")
+            if number and not is_padded and (self.folder / name).is_dir():
+                found.setdefault(int(number[0]), []).append(name)
+        return found
+
+    @cached_property
     def versions(self) -> list[int]:
-        """The version folders that Triton sees: it ignores names with a leading zero."""
-        return [v for v in version_folders(self.folder) if v and (self.folder / str(v)).is_dir()]
+        """The version folders that Triton sees and finds."""
+        return sorted(v for v, names in self.claims.items() if str(v) in names and v >= 0)
 
     @property
     def is_ensemble(self) -> bool:
         config = self.config
         return bool(config.platform == "ensemble" or config.HasField("ensemble_scheduling"))
 
+    @cached_property
+    def settled(self) -> Settled:
+        return backends.settle(self.config, self.folder)
+
     @property
     def backend(self) -> str:
-        """The backend's name; '' when the config leaves it to Triton."""
-        return str(self.config.backend) or PLATFORMS.get(self.config.platform, "")
+        """The backend's name; '' when nothing tells it."""
+        return self.settled.backend
 
     @property
     def model_file(self) -> str:
         """What lies in each version folder; '' when nobody can know."""
-        if self.config.default_model_filename:
-            return str(self.config.default_model_filename)
-        if self.config.platform == "tensorflow_graphdef":
-            return "model.graphdef"
-        return DEFAULT_FILES.get(self.backend, "")
+        return self.settled.file
 
     @property
     def parameters(self) -> dict[str, str]:
         return {key: value.string_value for key, value in self.config.parameters.items()}
+
+    @property
+    def is_python_based(self) -> bool:
+        return self.backend == "python" or (
+            self.backend == "onnxruntime" and graph_file.runs_in_ours()
+        )
 
     @cached_property
     def served(self) -> list[int]:
@@ -88,9 +98,42 @@ class Model:
         policy = self.config.version_policy
         if policy.HasField("specific"):
             return [v for v in policy.specific.versions if v in self.versions]
-        if policy.HasField("all"):
-            return self.versions
-        return self.versions[-(policy.latest.num_versions or 1) :]
+        if policy.HasField("latest"):
+            return (
+                self.versions[-policy.latest.num_versions :] if policy.latest.num_versions else []
+            )
+        return self.versions if self.config.HasField("version_policy") else self.versions[-1:]
+
+    @cached_property
+    def may_complete(self) -> bool:
+        """Whether the backend may add tensors and types that ``completed`` does not have."""
+        if self.is_ensemble or self.backend in _NEVER_COMPLETE:
+            return False
+        if self.backend == "onnxruntime":
+            return not any(self.graphs)
+        if self.backend != "python":
+            return True
+        return any(_DEFINES.search(_text(path)) for path in self.files)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The model file of each version that is served, where it is there."""
+        paths = [self.folder / str(version) / self.model_file for version in self.served]
+        return [path for path in paths if self.model_file and path.exists()]
+
+    @cached_property
+    def graphs(self) -> list[ReadGraph]:
+        """The ONNX graph of each file, where it can be read."""
+        if self.backend != "onnxruntime":
+            return []
+        return [graph_file.read(path, self.config) for path in self.files]
+
+    @cached_property
+    def completed(self) -> ModelConfig:
+        """The config as the backend fills it in from the newest graph; what is written, for a
+        backend that cannot be asked."""
+        graphs = [each.graph for each in self.graphs if each.graph]
+        return graph_file.complete(self.config, graphs[-1]) if graphs else self.config
 
 
 Repository = Mapping[str, Model]
@@ -102,10 +145,39 @@ def read(repository: Path) -> Repository:
 
 
 def _read(folder: Path) -> Model:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return Model(folder, None)
     try:
-        return Model(folder, parse(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # UnicodeDecodeError is one
-        return Model(folder, None, str(error))
+        entries = tuple(sorted(path.name for path in folder.iterdir()))
+    except OSError as error:
+        return Model(folder, None, f"cannot be read: {error.strerror}")
+    path = folder / CONFIG_FILE
+    if path.is_dir():
+        return Model(
+            folder, None, "is a folder, and Triton ends when it reads that", entries=entries
+        )
+    if path.is_symlink() and not path.exists():
+        return Model(
+            folder, None, f"is a link to {path.readlink()}, which is not there", entries=entries
+        )
+    if not path.exists():
+        return Model(folder, None, entries=entries)
+    try:
+        return Model(
+            folder, parse(syntax.as_triton_reads(_decoded(path.read_bytes()))), entries=entries
+        )
+    except (ValueError, OSError) as error:
+        return Model(folder, None, str(error), entries=entries)
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a config. Triton reads bytes, and does not ask what a comment is written in."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,4 +1,8 @@
-"""An ensemble's wires: does each tensor have one maker, and takers that want what it is?"""
+"""An ensemble's wires: does each tensor have one maker, and takers that want what it is?
+
+As Triton looks: the first end of a wire says what the tensor is (the ensemble's own inputs and
+outputs come first, then the steps in their order), and each other end is compared with that one.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,111 +15,130 @@ from serving.lint.reading import Model, Repository
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What a tensor is at one end of a wire; ``dims`` have the batch axis in front, as -1, and are
-    None where the model does not declare the tensor."""
+class End:
+    """A tensor at one end of a wire. ``dims`` are without the batch axis; ``known`` is false where
+    the model does not declare the tensor."""
 
     where: str
+    makes: bool
     data_type: int = 0
-    dims: tuple[int, ...] | None = None
+    dims: tuple[int, ...] = ()
+    batched: bool = False
+    known: bool = True
+
+    @property
+    def verb(self) -> str:
+        return f"{self.where} {'makes' if self.makes else 'takes'}"
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The dims with the batch axis, as -1, in front where there is one."""
+        return (-1, *self.dims) if self.batched else self.dims
 
 
 def check(model: Model, repository: Repository) -> Iterator[Finding]:
-    makers = _ends(model, repository, produced=True)
-    takers = _ends(model, repository, produced=False)
-    for name, ends in makers.items():
-        if len(ends) > 1:
-            where = " and ".join(end.where for end in ends)
-            yield error(
-                "tensor-made-twice", f"{model.place}:{name}", f"is made by {where}", "rename one"
-            )
-        if name not in takers:
-            yield from _unused(model, name, ends[0])
-    for name, ends in takers.items():
-        if name not in makers:
+    wires = _wires(model, repository)
+    makers = {name: [e for e in ends if e.makes] for name, ends in wires.items()}
+    for name, ends in wires.items():
+        place = f"{model.place}:{name}"
+        if len(makers[name]) > 1:
+            where = " and ".join(end.where for end in makers[name])
+            yield error("tensor-made-twice", place, f"is made by {where}", "rename one")
+        if not makers[name]:
+            there = [other for other, made in makers.items() if made]
             yield error(
                 "tensor-unmade",
-                f"{model.place}:{name}",
+                place,
                 f"{ends[0].where} needs it, and neither a step nor the caller makes it",
-                one_of(makers),
+                one_of(there),
             )
-            continue
-        for end in ends:
-            yield from _wire(f"{model.place}:{name}", makers[name][0], end)
+        elif len(makers[name]) == len(ends):
+            yield _unused(place, makers[name][0])
+        known = [end for end in ends if end.known]
+        for end in known[1:]:
+            yield from _compare(place, known[0], end)
 
 
-def _unused(model: Model, name: str, end: Signature) -> Iterator[Finding]:
+def _unused(place: str, end: End) -> Finding:
     if end.where == "the caller":
-        yield error(
+        return error(
             "input-unused",
-            f"{model.place}:{name}",
+            place,
             "is an input that no step reads, and Triton refuses that",
             "delete it, or map it to a step",
         )
-    else:
-        yield error(
-            "tensor-unused",
-            f"{model.place}:{name}",
-            f"{end.where} makes it and nobody reads it, and Triton refuses that",
-            "take it out of output_map",
-        )
+    return error(
+        "tensor-unused",
+        place,
+        f"{end.where} makes it and nobody reads it, and Triton refuses that",
+        "take it out of output_map",
+    )
 
 
-def _wire(place: str, maker: Signature, taker: Signature) -> Iterator[Finding]:
-    known = maker.data_type and taker.data_type
-    if known and maker.data_type != taker.data_type:
+def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
+    if one.data_type and other.data_type and one.data_type != other.data_type:
         yield error(
             "wire-type",
             place,
-            f"{maker.where} makes {_type(maker)}, and {taker.where} takes {_type(taker)}",
+            f"{one.verb} {_type(one)}, and {other.verb} {_type(other)}",
             "declare the same data_type at both ends, or put a step between that casts",
         )
-    if maker.dims is not None and taker.dims is not None and not _fits(maker.dims, taker.dims):
+    if not _fits(one.dims, other.dims) and not _fits(one.full, other.full):
         yield error(
             "wire-shape",
             place,
-            f"{maker.where} makes {list(maker.dims)}, and {taker.where} takes {list(taker.dims)} "
+            f"{one.verb} {list(one.full)}, and {other.verb} {list(other.full)} "
             "(batch axis included)",
             "declare the same dims at both ends; [ 1 ] and [ ] are different shapes",
         )
 
 
-def _fits(made: tuple[int, ...], taken: tuple[int, ...]) -> bool:
-    return len(made) == len(taken) and all(
-        a == b or -1 in (a, b) for a, b in zip(made, taken, strict=True)
+def _fits(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(one) == len(other) and all(
+        a == b or -1 in (a, b) for a, b in zip(one, other, strict=True)
     )
 
 
-def _ends(model: Model, repository: Repository, produced: bool) -> dict[str, list[Signature]]:
-    """Where each tensor of the ensemble begins (``produced``) or ends."""
+def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
+    """The ends of each tensor of the ensemble, in the order in which Triton meets them."""
     config = model.config
-    found: dict[str, list[Signature]] = {}
-    for tensor in config.input if produced else config.output:
-        end = _signature("the caller", config.max_batch_size, tensor)
-        found.setdefault(tensor.name, []).append(end)
+    found: dict[str, list[End]] = {}
+    for tensors, makes in ((config.input, True), (config.output, False)):
+        for tensor in tensors:
+            shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+            end = End(
+                "the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0
+            )
+            if not (
+                makes and tensor.name in found
+            ):  # of an input that is declared twice, the first
+                found.setdefault(tensor.name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
-        tensors, batch = _declared(member, produced)
-        wires: Mapping[str, str] = step.output_map if produced else step.input_map
-        for name, ours in wires.items():
-            where = f"step {step.model_name}"
-            known = tensors.get(name)
-            end = _signature(where, batch, known) if known else Signature(where)
-            found.setdefault(ours, []).append(end)
+        maps: tuple[tuple[Mapping[str, str], bool], ...] = (
+            (step.input_map, False),
+            (step.output_map, True),
+        )
+        for wires, makes in maps:
+            for name, ours in wires.items():
+                end = _end(f"step {step.model_name}", member, name, makes)
+                found.setdefault(ours, []).append(end)
     return found
 
 
-def _declared(member: Model | None, outputs: bool) -> tuple[dict[str, Any], int]:
-    if member is None or member.written is None:
-        return {}, 0
-    tensors = member.config.output if outputs else member.config.input
-    return {tensor.name: tensor for tensor in tensors}, member.config.max_batch_size
+def _end(where: str, member: Model | None, name: str, makes: bool) -> End:
+    if member is None:
+        return End(where, makes, known=False)
+    config = member.completed
+    tensors: Any = config.output if makes else config.input
+    tensor = next((each for each in tensors if each.name == name), None)
+    batched = config.max_batch_size > 0
+    # A backend that fills the config in may give it a batch axis.
+    if tensor is None or not tensor.dims or (member.may_complete and not batched):
+        return End(where, makes, known=False)
+    return End(where, makes, tensor.data_type, tuple(tensor.dims), batched)
 
 
-def _signature(where: str, max_batch_size: int, tensor: Any) -> Signature:
-    dims = tuple(tensor.dims)
-    return Signature(where, tensor.data_type, (-1, *dims) if max_batch_size else dims)
-
-
-def _type(end: Signature) -> str:
-    return str(DataType.Name(end.data_type))
+def _type(end: End) -> str:
+    known = end.data_type in DataType.values()
+    return str(DataType.Name(end.data_type)) if known else str(end.data_type)

@@ -8,6 +8,9 @@ from serving.lint.finding import Finding, error, one_of, warning
 from serving.lint.reading import Model, Repository
 from serving.pins import NEWEST
 
+# What an ensemble has none of: it runs in no instance of its own.
+_NOT_ITS_OWN = ("optimization", "model_warmup")
+
 
 def check(model: Model, repository: Repository) -> Iterator[Finding]:
     if not model.is_ensemble:
@@ -17,6 +20,8 @@ def check(model: Model, repository: Repository) -> Iterator[Finding]:
         yield from _step(model, repository, index, step)
     yield from wires.check(model, repository)
     yield from _cycles(model)
+    yield from _rings(model, repository)
+    yield from _streams(model, repository)
 
 
 def _ensemble(model: Model) -> Iterator[Finding]:
@@ -32,6 +37,13 @@ def _ensemble(model: Model) -> Iterator[Finding]:
             "has steps, and its platform is not ensemble",
             'write platform: "ensemble" and no backend',
         )
+    elif config.backend:
+        yield error(
+            "ensemble-platform",
+            model.place,
+            f"is an ensemble, and names the backend {config.backend!r}",
+            "take backend out",
+        )
     if config.instance_group:
         yield error(
             "ensemble-instances",
@@ -39,10 +51,23 @@ def _ensemble(model: Model) -> Iterator[Finding]:
             "has an instance_group, and an ensemble runs in no instance of its own",
             "delete it; give instances to the steps",
         )
+    written = {field.name for field, _ in config.ListFields()}
+    for name in sorted(written.intersection(_NOT_ITS_OWN)):
+        yield error(
+            "ensemble-instances",
+            model.place,
+            f"has {name}, and an ensemble runs in no instance of its own",
+            "move it to a step",
+        )
 
 
 def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterator[Finding]:
     place = f"{model.place}:step {index + 1} ({step.model_name})"
+    for name in ("model_name", "input_map", "output_map"):
+        if not getattr(step, name):
+            yield error("step-incomplete", place, f"has no {name}", f"write {name}")
+    if not step.model_name:
+        return
     member = repository.get(step.model_name)
     if member is None:
         there = ", ".join(sorted(set(repository) - {model.name})[:12])
@@ -51,9 +76,7 @@ def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterat
         )
         return
     yield from _pin(place, member, step.model_version)
-    if member.written is None:
-        return
-    yield from _step_names(place, member.config, step)
+    yield from _step_names(place, member, step)
     yield from _step_batch(model, member, place)
     if member.config.model_transaction_policy.decoupled:
         yield warning(
@@ -65,7 +88,7 @@ def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterat
 
 
 def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
-    if version in (NEWEST, 0):
+    if version == NEWEST:
         if len(member.versions) > 1:
             yield warning(
                 "step-unpinned",
@@ -76,8 +99,12 @@ def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
             )
     elif version not in member.versions:
         there = ", ".join(map(str, member.versions)) or "none"
+        unsaid = "" if version else " (0 is what is meant where no model_version is written)"
         yield error(
-            "pin-missing", place, f"pins version {version}; there are {there}", "pin one of these"
+            "pin-missing",
+            place,
+            f"pins version {version}{unsaid}; there are {there}",
+            "pin one of these, or -1 for the newest",
         )
     elif version not in member.served:
         yield error(
@@ -88,13 +115,20 @@ def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
         )
 
 
-def _step_names(place: str, member: Any, step: Any) -> Iterator[Finding]:
-    inputs = {tensor.name: tensor for tensor in member.input}
-    outputs = {tensor.name for tensor in member.output}
-    for name in sorted(set(step.input_map) - set(inputs) if inputs else ()):
-        yield error("map-unknown", place, f"has no input {name!r}", one_of(inputs))
-    for name in sorted(set(step.output_map) - outputs if outputs else ()):
-        yield error("map-unknown", place, f"has no output {name!r}", one_of(outputs))
+def _step_names(place: str, member: Model, step: Any) -> Iterator[Finding]:
+    config = member.completed
+    inputs = {tensor.name: tensor for tensor in config.input}
+    outputs = {tensor.name for tensor in config.output}
+    # A model that fills its config in when it is loaded may have more than is written.
+    if member.written is None and member.may_complete:
+        return
+    known = not member.may_complete
+    for name in sorted(set(step.input_map) - set(inputs) if inputs or known else ()):
+        if known or member.backend != "python":
+            yield error("map-unknown", place, f"has no input {name!r}", one_of(inputs))
+    for name in sorted(set(step.output_map) - outputs if outputs or known else ()):
+        if known or member.backend != "python":
+            yield error("map-unknown", place, f"has no output {name!r}", one_of(outputs))
     for name, tensor in inputs.items():
         if name not in step.input_map and not tensor.optional:
             yield error(
@@ -104,12 +138,15 @@ def _step_names(place: str, member: Any, step: Any) -> Iterator[Finding]:
 
 def _step_batch(model: Model, member: Model, place: str) -> Iterator[Finding]:
     whole = model.config.max_batch_size
-    part = member.config.max_batch_size
-    if part < whole:
+    part = member.completed.max_batch_size
+    # A step without a batch axis may be a part of an ensemble with one: the wires decide. What is
+    # written stays, but for a Python model, which may raise it.
+    may_grow = member.may_complete and member.backend == "python"
+    if 0 < part < whole and not may_grow:
         yield error(
             "batch-too-large",
             place,
-            f"takes batches of {part or 'no'} rows, and the ensemble promises {whole}",
+            f"takes batches of {part} rows, and the ensemble promises {whole}",
             f"set the ensemble's max_batch_size to {part}, or the step's to {whole}",
         )
 
@@ -131,3 +168,68 @@ def _cycles(model: Model) -> Iterator[Finding]:
             f"steps wait for each other and none can begin: {names}",
             "let one of them read what is made before it",
         )
+
+
+def _rings(model: Model, repository: Repository) -> Iterator[Finding]:
+    """An ensemble that is a step of itself, or of one of its steps."""
+    seen: set[str] = set()
+    ways = [[model.name, name] for name in _parts(model)]
+    while ways:
+        way = ways.pop()
+        if way[-1] == model.name:
+            yield error(
+                "cycle",
+                model.place,
+                f"is a part of itself: {' -> '.join(way)}",
+                "take one of these steps out",
+            )
+            return
+        if way[-1] not in seen and way[-1] in repository:
+            seen.add(way[-1])
+            ways.extend([*way, name] for name in _parts(repository[way[-1]]))
+
+
+def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
+    """No step may take tensors of two sources of which one answers more than once: nothing tells
+    which answers belong together. The caller of the ensemble counts as a step."""
+    sources: dict[str, int] = {tensor.name: 0 for tensor in model.config.input}
+    waiting = list(model.config.ensemble_scheduling.step)
+    count = 0
+    while ready := [step for step in waiting if set(step.input_map.values()) <= set(sources)]:
+        for step in ready:
+            origins = {sources[name] for name in step.input_map.values()}
+            if len(origins) > 1:
+                yield _joined(model, f"step {step.model_name}")
+                return
+            member = repository.get(step.model_name)
+            origin = origins.pop() if origins else 0
+            if member is not None and is_decoupled(member, repository):
+                count += 1
+                origin = count
+            sources.update(dict.fromkeys(step.output_map.values(), origin))
+        waiting = [step for step in waiting if step not in ready]
+    ends = {sources[tensor.name] for tensor in model.config.output if tensor.name in sources}
+    if len(ends) > 1:
+        yield _joined(model, "the caller")
+
+
+def _joined(model: Model, who: str) -> Finding:
+    return error(
+        "streams-joined",
+        model.place,
+        f"{who} takes what a decoupled step makes together with what that step did not make",
+        "let everything behind a decoupled step come from its answers",
+    )
+
+
+def is_decoupled(model: Model, repository: Repository, depth: int = 16) -> bool:
+    """Whether the model answers a request more or less than once; an ensemble does if a step does,
+    whatever its own config says."""
+    if not model.is_ensemble:
+        return bool(model.config.model_transaction_policy.decoupled)
+    members = [repository[name] for name in _parts(model) if name in repository]
+    return depth > 0 and any(is_decoupled(each, repository, depth - 1) for each in members)
+
+
+def _parts(model: Model) -> list[str]:
+    return [step.model_name for step in model.config.ensemble_scheduling.step]

@@ -19,6 +19,7 @@ from converters.texts.invariance import texts_for_buckets
 from converters.texts.samples import default_texts, multilingual_texts
 from converters.texts.served_embedding import checks_of
 from converters.texts.token_graph import TokenGraph
+from converters.tolerance import tolerance
 from ensembles.text_embedding import GOLDEN, PIPELINE, declare
 from tests.brought import save_embedder
 from tests.in_process import InProcess, as_it_is, changed
@@ -119,6 +120,36 @@ def test_a_fault_in_the_step_is_caught(task, case, fault):
     named = [worst for name, worst in failed.items() if caught in name]
     assert named, failed
     assert "original" in named[0]  # the sample and both values
+
+
+SMALL_FAULTS = {
+    "cut from the other side": ('.get("direction", "right")', '.get("no", "left")'),
+    "an accent lost": ("= tokenizer\n", "= _without_accents(tokenizer)\n"),
+    "another padding": ("self._pad_id = pad_id", "self._pad_id = pad_id + 1"),
+    "the mask of its neighbour": ("return Tokens(ids, mask,", "return Tokens(ids, mask[::-1],"),
+    "the last token lost": (
+        "ids[index, : len(row.ids)] = row.ids",
+        "ids[index, : len(row.ids)] = row.ids\n"
+        "            ids[index, len(row.ids) - 1] = self._pad_id",
+    ),
+}
+WITHOUT_ACCENTS = """
+
+def _without_accents(tokenizer):
+    from tokenizers import normalizers
+    own = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([*own, normalizers.Replace("é", "e")])
+    return tokenizer
+"""
+
+
+@pytest.mark.parametrize("fault", SMALL_FAULTS)
+def test_a_token_is_right_at_every_precision(task, case, fault):
+    """What 8 bits may round off of a vector is more than some of these do to it."""
+    case = replace(case, tolerance=tolerance("embedding", "int8"))
+    plant = changed(*SMALL_FAULTS[fault])
+    failed = _served(task, case, pre=lambda source: plant(source) + WITHOUT_ACCENTS)
+    assert [name for name in failed if name.startswith("tokens")], failed
 
 
 def _tampered(task, case, target, change) -> dict[str, str]:

@@ -14,7 +14,7 @@ from converters.original import last_words, places_again, require_no_past
 from converters.proof import Check
 from converters.record import measured_grade
 from converters.self_test import dropped_mask, skipped_layers
-from converters.sources.graph_file import tables_of
+from converters.sources.graph_file import GraphFile
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.task import Order
 from converters.tensors.samples import read_npz
@@ -27,6 +27,8 @@ from tidegate.convert import command
 from tidegate.kinds import why_not_taken
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
+# Each exports and proves, in processes of their own: a busy machine takes minutes for one.
+pytestmark = pytest.mark.timeout(300)
 
 MODULES = """
 import warnings
@@ -43,6 +45,22 @@ class Scorer(nn.Module):
 
     def forward(self, ids):
         return self.out(self.words(ids).mean(1))
+
+
+class Columns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tables = nn.ModuleList([nn.Embedding(n, 4) for n in (5, 40, 300)])
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, cats):
+        return self.out(torch.cat([t(cats[:, i]) for i, t in enumerate(self.tables)], 1))
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return torch.relu(x).clamp(max=600.0) * 2
 
 
 class Flat(Scorer):
@@ -88,6 +106,8 @@ class Constant(nn.Module):
 
 IDS, X = torch.zeros(1, 6, dtype=torch.long), torch.randn(8, 4)
 ids = lambda: (Scorer(), {"ids": IDS})
+columns = lambda: (Columns(), {"cats": torch.zeros(1, 3, dtype=torch.long)})
+branches = lambda: (Branches(), {"x": X})
 flat = lambda: (Flat(), {"ids": IDS})
 remembers = lambda: (Remembers(), {"x": X})
 one_row = lambda: (OneRow(), {"x": X})
@@ -137,7 +157,7 @@ def _check_of(checks, name):
 def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, tmp_path):
     """The example holds nothing but id 0; rows 1 to 499 backwards passed."""
     task = Tensors(Order("t", f"{modules}:ids"))
-    assert task.source.tables() == {"ids": 500}
+    assert task.source.ids()["ids"].tolist() == [500] * 6
     (group,) = task.groups
     assert len(np.unique(group["ids"])) > 400
     converted = _proved(task)
@@ -262,6 +282,34 @@ def test_a_graph_that_computes_in_fp16_is_proved_as_such(tmp_path):
     assert _proved(Tensors(Order("t", str(tmp_path / "m.onnx")))).record.passed
 
 
+def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
+    """JSON has no FP16. What is nearer than FP16 tells apart is one number to the original."""
+    weight = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float16)
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", half, ["b", 6])],
+        [helper.make_tensor_value_info("y", half, ["b", 3])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    task = Tensors(Order("t", str(tmp_path / "m.onnx")))
+    assert [port.dtype for port in task.source.inputs] == ["FP32"]
+    converted = _proved(task)
+    assert converted.record.passed
+    import onnxruntime
+
+    row = np.linspace(-1, 1, 6, dtype=np.float32)[None]
+    own, ours = (onnxruntime.InferenceSession(str(path)) for path in
+                 (tmp_path / "m.onnx", converted.engine))  # fmt: skip
+    (wanted,), (got,) = own.run(None, {"x": row.astype(np.float16)}), ours.run(None, {"x": row})
+    assert np.array_equal(got, wanted)
+    declared = declare("t", converted.case.facts, task.golden(converted.case), {})
+    assert declared.public.inputs[0].dtype == "FP32"
+
+
 def test_local_response_normalisation_is_proved_by_onnx_runtime(tmp_path):
     node = helper.make_node("LRN", ["x"], ["y"], size=5, alpha=0.1)
     shape = ["b", 8, 4, 4]
@@ -278,15 +326,73 @@ def test_local_response_normalisation_is_proved_by_onnx_runtime(tmp_path):
     assert str(converted.case.answers["oracle"]) == "ONNX Runtime without optimisation"
 
 
-def test_an_input_that_a_graph_reads_a_table_with_is_found():
-    table = numpy_helper.from_array(np.zeros((70, 4), np.float32), "table")
+def test_the_ids_that_a_graph_takes_are_found_by_asking_it(tmp_path):
+    """Columns with tables of their own, one behind an offset, and numbers that have no limit."""
+    first, second = (np.zeros((rows, 2), np.float32) for rows in (70, 30))
     nodes = [
-        helper.make_node("Cast", ["ids"], ["whole"], to=INT),
-        helper.make_node("Gather", ["table", "whole"], ["y"]),
+        helper.make_node("Gather", ["ids", "0"], ["a"], axis=1),
+        helper.make_node("Gather", ["ids", "1"], ["b"], axis=1),
+        helper.make_node("Add", ["b", "20"], ["c"]),
+        helper.make_node("Gather", ["first", "a"], ["x"]),
+        helper.make_node("Gather", ["second", "c"], ["z"]),
+        helper.make_node("Add", ["x", "z"], ["y"]),
     ]
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT32, ["b", 3])
-    y = helper.make_tensor_value_info("y", F, ["b", 3, 4])
-    assert tables_of(helper.make_graph(nodes, "g", [ids], [y], [table])) == {"ids": 70}
+    ids = helper.make_tensor_value_info("ids", INT, ["b", 3])
+    y = helper.make_tensor_value_info("y", F, ["b", 2])
+    weights = {"first": first, "second": second, "0": np.array(0), "1": np.array(1),
+               "20": np.array(20)}  # fmt: skip
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [ids], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert GraphFile(tmp_path / "m.onnx").ids()["ids"].tolist() == [70, 10, 0]
+    (group,) = Tensors(Order("t", str(tmp_path / "m.onnx"))).groups
+    assert set(group["ids"][:, 0]) == set(range(70))
+    assert set(group["ids"][:, 1]) == set(range(10))
+
+
+def test_columns_with_tables_of_their_own_are_read_and_the_rest_is_named(modules, tmp_path):
+    """An example of zeros: any table could be reversed, but for its row 0."""
+    task = Tensors(Order("t", f"{modules}:columns"))
+    assert task.source.ids()["cats"].tolist() == [5, 40, 300]
+    converted = _proved(task)
+    for rows in (5, 40, 300):
+        model = onnx.load(converted.engine)
+        table = next(each for each in model.graph.initializer if list(each.dims) == [rows, 4])
+        values = numpy_helper.to_array(table).copy()
+        values[1:] = values[1:][::-1]
+        table.CopyFrom(numpy_helper.from_array(values, table.name))
+        onnx.save(model, tmp_path / "bad.onnx")
+        checks = task.prove_graph(tmp_path / "bad.onnx", converted.case)
+        assert not all(check.passed for check in checks), rows
+    lines = converted.record.exercised
+    assert any("input cats[2]: 2" in line and "of 300 rows" in line for line in lines)
+    assert any("NOT REACHED: 4" in line and "cats[2]" in line for line in lines)
+
+
+def test_a_branch_that_no_sample_reached_is_named(modules):
+    lines = _proved(Tensors(Order("t", f"{modules}:branches"))).record.exercised
+    (line,) = [line for line in lines if line.startswith("NOT REACHED")]
+    assert "Clip" in line
+    assert "no number above 600" in line
+
+
+def test_a_mask_of_ones_and_an_example_of_zeros_are_varied():
+    from converters.sources.tensor_source import Port
+    from converters.tensors.samples import variations
+
+    ports = [Port("mask", "INT64", (6,)), Port("count", "INT32", ()), Port("on", "BOOL", (4,))]
+    example = {
+        "mask": np.ones((2, 6), np.int64),
+        "count": np.zeros(2, np.int32),
+        "on": np.ones((2, 4), bool),
+    }
+    (group,) = variations(example, ports)
+    assert set(np.unique(group["mask"])) == {0, 1}
+    assert (group["mask"][:, 0] == 1).all()
+    assert len(np.unique(group["count"])) > 1
+    assert not group["on"].all()
+    assert group["on"][:, 0].all()
 
 
 def test_special_tokens_are_among_the_samples():

@@ -108,7 +108,7 @@ REFUSED = {
     _a_label_of_two_lines: (SourceRefused, "label 0 in"),
     _a_regression: (SourceRefused, "problem_type is regression"),
     _no_head: (SourceRefused, "lacks weights"),
-    _a_text_model: (SourceRefused, "transformers cannot load"),
+    _a_text_model: (SourceRefused, "give --task text-classification"),
 }
 
 
@@ -139,3 +139,84 @@ def test_fused_attention_that_cannot_be_exported_is_written_out(tmp_path):
 
     got = Graph(tmp_path / "model.onnx")(pixels.numpy())
     assert abs(got - wanted.numpy()).max() < 1e-5
+
+
+def _said(folder, preset) -> HuggingFaceImages:
+    return HuggingFaceImages(Order("things", str(folder), options={"preprocess": preset}))
+
+
+@pytest.mark.parametrize(
+    ("preset", "operations", "size"),
+    [
+        ("imagenet", ["resize_shorter", "crop", "rescale", "normalize"], (SIDE, SIDE)),
+        ("imagenet-bicubic:96", ["resize_shorter", "crop", "rescale", "normalize"], (96, 96)),
+        ("half", ["resize", "rescale", "normalize"], (SIDE, SIDE)),
+        ("clip", ["resize_shorter", "crop", "rescale", "normalize"], (SIDE, SIDE)),
+    ],
+)
+def test_what_no_file_says_is_said_with_a_flag(folder, preset, operations, size):
+    _no_processor(folder)
+    seen = _said(folder, preset).transform
+    assert [each["op"] for each in seen["operations"]] == operations
+    assert (seen["height"], seen["width"]) == size
+    if preset == "imagenet":  # as torchvision evaluates: Resize(256), CenterCrop(224)
+        assert seen["operations"][0]["edge"] == round(SIDE * 256 / 224)
+        assert seen["operations"][0]["resample"] == 2
+        assert seen["operations"][3]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_original_sees_what_the_flag_says(folder, tmp_path):
+    """torchvision's evaluation transform, written out in Pillow and NumPy."""
+    import numpy as np
+    from PIL import Image
+
+    from converters.pictures.photos import photo_file
+
+    _no_processor(folder)
+    (tmp_path / "work").mkdir()
+    task = _said(folder, "imagenet")
+    told = task.original([photo_file("chelsea")] * 2, tmp_path / "work")
+    with Image.open(photo_file("chelsea")) as opened:
+        image = opened.convert("RGB")
+    edge = round(SIDE * 256 / 224)
+    width, height = (int(edge * side / min(image.size)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
+    wanted = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.abs(told["pixels"][0] - wanted.transpose(2, 0, 1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("preset", ["resnet", "imagenet:0", "imagenet:9999", "imagenet 384", ""])
+def test_a_flag_that_says_nothing_known_is_refused(folder, preset):
+    _no_processor(folder)
+    with pytest.raises((SourceRefused, SourceMissing), match=r"imagenet-bicubic, half|1 to 640"):
+        _said(folder, preset)
+
+
+def test_a_flag_against_the_folders_own_file_is_refused(folder):
+    with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*leave --preprocess"):
+        _said(folder, "imagenet")
+
+
+def test_an_original_that_remembers_is_found():
+    """A network that answers otherwise the second time, asked afresh and in reverse."""
+    import numpy as np
+
+    from converters.original import places_again
+    from converters.past import require_same_again
+
+    places = places_again(12)
+    first = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+    names = [f"picture {row}" for row in range(12)]
+    require_same_again("logits", first, first[places], names)
+    require_same_again("label", first > 0, first[places] > 0, names)
+    small = first.copy()
+    small[:, 2] *= 1e-6  # an element that is small beside the others counts as they do
+    spoilt = small + np.array([0, 0, 1e-7], dtype=np.float32)
+    with pytest.raises(SystemExit, match="keeps something from call to call"):
+        require_same_again("logits", small, spoilt[places], names)
+    with pytest.raises(SystemExit, match="label: "):
+        require_same_again("label", first > 0, first[places] > 0.5, names)
+    with pytest.raises(SystemExit, match="with the shape"):
+        require_same_again("logits", first, first[places][:, :2], names)

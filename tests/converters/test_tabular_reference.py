@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from converters.errors import SourceRefused
 from tests.tables_in_process import built, failed, numbered, opened, served
@@ -127,8 +128,46 @@ def test_the_number_that_stands_for_a_missing_one_is_asked(tmp_path, missing):
     got = served(case, numbered(fresh, NAMES))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
     assert any(f"{missing} (--missing)" in note for note in task.exercised(case))
-    # Without being told, it says what it takes for granted, and what to do.
-    assert any("give --missing" in note for note in opened(tmp_path / "m.json").remarks)
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+@pytest.mark.parametrize("mark", [-999.0, 0.0, np.nan])
+@pytest.mark.parametrize("written", ["estimator", "booster"])
+def test_what_stands_for_a_missing_number_must_be_said(tmp_path, mark, written, ending):
+    """The file is the same whichever it was."""
+    holes = np.random.default_rng(1).random((500, 4)) < 0.1
+    rows = np.where(holes, mark, ROWS)
+    model = xgboost.XGBClassifier(n_estimators=10, missing=mark, n_jobs=1).fit(rows, CLASSES)
+    saved = model if written == "estimator" else model.get_booster()
+    saved.save_model(tmp_path / f"m.{ending}")
+    with pytest.raises(SourceRefused, match=r"add --missing nan if .* --missing VALUE if"):
+        opened(tmp_path / f"m.{ending}")
+    assert opened(tmp_path / f"m.{ending}", {"missing": str(mark)}).model.labels == ("0", "1")
+
+
+def test_trained_on_a_sparse_matrix_0_must_be_said(tmp_path):
+    counts = np.random.default_rng(3).poisson(0.4, (500, 4)).astype(float)
+    answers = counts @ [1, -2, 3, 1] + NOISE
+    model = xgboost.XGBRegressor(n_estimators=15, n_jobs=1).fit(csr_matrix(counts), answers)
+    model.save_model(tmp_path / "m.json")
+    with pytest.raises(SourceRefused, match="--missing 0 if on a sparse matrix"):
+        opened(tmp_path / "m.json")
+    task = opened(tmp_path / "m.json", {"missing": "0"})
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    fresh = np.random.default_rng(4).poisson(0.4, (300, 4)).astype(float)
+    got = served(case, numbered(fresh, NAMES))[:, 0]
+    assert got == pytest.approx(model.predict(csr_matrix(fresh)), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["hist", "exact", "approx"])
+@pytest.mark.parametrize("booster", ["gbtree", "dart", "gblinear"])
+def test_a_model_that_met_nothing_missing_is_asked_nothing(tmp_path, method, booster):
+    settings = {} if booster == "gblinear" else {"tree_method": method}
+    model = xgboost.XGBRegressor(n_estimators=20, n_jobs=1, booster=booster, **settings)
+    model.fit(ROWS, VALUES).save_model(tmp_path / "m.json")
+    said = opened(tmp_path / "m.json").model.remarks
+    assert any("NaN" in remark and "give --missing VALUE" in remark for remark in said)
 
 
 def test_missing_is_for_xgboost_alone(tmp_path):
@@ -188,6 +227,20 @@ def test_lightgbm_thresholds_that_fp32_cannot_tell_apart(tmp_path, name):
     names = [f"Column_{place}" for place in range(3)]
     got = served(case, numbered(rows[500:], names))
     assert got == pytest.approx(model.predict_proba(rows[500:]), abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["multiclassova", "lambdarank", "rank_xendcg"])
+def test_lightgbm_one_against_the_rest_and_rankers(tmp_path, objective):
+    settings = {"objective": objective, "verbose": -1, "num_threads": 1, "sigmoid": 2.0}
+    ranks = objective != "multiclassova"
+    data = lightgbm.Dataset(ROWS, THREE, group=[20] * 25 if ranks else None)
+    model = lightgbm.train(settings | ({} if ranks else {"num_class": 3}), data, 12)
+    model.save_model(tmp_path / "m.txt")
+    task = opened(tmp_path / "m.txt")
+    case = built(task, tmp_path / "c")
+    assert failed(task, case) == []
+    got = served(case, numbered(FRESH, [f"Column_{place}" for place in range(4)]))
+    assert got == pytest.approx(model.predict(FRESH).reshape(len(FRESH), -1), abs=1e-5)
 
 
 def test_named_columns_go_to_xgboost_by_name(tmp_path):

@@ -4,6 +4,8 @@ import inspect
 import warnings
 
 import pytest
+from sklearn.cluster import BisectingKMeans, KMeans, MiniBatchKMeans
+from sklearn.ensemble import IsolationForest
 from sklearn.feature_extraction.text import (
     CountVectorizer,
     HashingVectorizer,
@@ -12,10 +14,13 @@ from sklearn.feature_extraction.text import (
 )
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
     MinMaxScaler,
     Normalizer,
     OneHotEncoder,
     OrdinalEncoder,
+    PolynomialFeatures,
     TargetEncoder,
 )
 
@@ -44,6 +49,11 @@ PARAMETERS = [
     (Normalizer, settings.NORMALIZER_PARAMETERS),
     (TfidfTransformer, settings.TFIDF_PARAMETERS),
     (MinMaxScaler, settings.MIN_MAX_PARAMETERS),
+    (KBinsDiscretizer, settings.BINS_PARAMETERS),
+    (Binarizer, settings.BINARIZER_PARAMETERS),
+    (PolynomialFeatures, settings.POLYNOMIAL_PARAMETERS),
+    (IsolationForest, settings.ISOLATION_PARAMETERS),
+    *((each, settings.CENTRES_PARAMETERS) for each in (KMeans, MiniBatchKMeans, BisectingKMeans)),
 ]
 CALLS = [
     *(

@@ -1,17 +1,23 @@
 """``tidegate optimize``'s arithmetic on made-up figures: front, pick, reasons, budget, resume."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from converters.closeness import Closeness
 from converters.errors import ConversionError
+from converters.task import Order
 from converters.variants import timing
 from converters.variants.accuracy import Accuracy, measured_tolerance
-from converters.variants.budget import Budget
+from converters.variants.budget import Budget, OutOfTime
 from converters.variants.candidates import ORIGINAL, Candidate, candidates
 from converters.variants.chart import CHART_FILES, draw, points
 from converters.variants.clocks import CELLS, Times
@@ -346,3 +352,39 @@ def test_what_is_kept_is_by_content(tmp_path):
     (tmp_path / f"{key}.json").write_text("{half")
     assert kept.get(key) is None
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_what_takes_longer_than_the_budget_is_ended_with_it():
+    """An original that answers for minutes, on a machine that is busy: it ran on for 400 s."""
+    started = time.monotonic()
+    with pytest.raises(OutOfTime), Budget(0.2).enforced():
+        try:
+            subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"], check=False)
+        except Exception:  # what takes any failure for an answer must not take this for one
+            pytest.fail("the end of the budget was taken for a failure")
+    assert time.monotonic() - started < 20
+    with Budget(60).enforced():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_conversion_that_does_not_end_in_time_says_so(monkeypatch, tmp_path):
+    from converters.variants import measuring
+    from converters.variants.kept import Kept
+
+    monkeypatch.setattr(measuring, "convert", lambda *_: time.sleep(60))
+    task = SimpleNamespace(precisions=("fp32",), name="t")
+    subject = measuring.Subject(Order("mood", "x"), lambda order: task, "t")
+    with pytest.raises(ConversionError, match=r"before mood was converted.*a larger --budget"):
+        measuring.measure(subject, Kept(tmp_path, "m"), Budget(0.2), lambda text: None)
+
+
+def test_a_comparison_that_does_not_end_in_time_is_named_and_the_others_go_on(tmp_path):
+    from converters.variants.kept import Kept
+    from converters.variants.measuring import LEFT_OUT, Bench
+
+    bench = Bench(None, None, None, Kept(tmp_path, "m"), lambda text: None)
+    bench._write = lambda form: time.sleep(60)
+    bench.compare_all([Candidate("int8"), Candidate("w8")], Budget(0.2))
+    assert set(bench.reasons.values()) == {LEFT_OUT}
+    assert len(bench.reasons) == 2

@@ -4,7 +4,7 @@ import time
 
 import httpx
 
-from tests.e2e.soak_streams import abandon, read_and_leave, soak
+from tests.e2e.soak_streams import abandon, assert_still_answers, read_and_leave, soak
 from tests.echoing import say
 from tests.running import wait_until
 
@@ -40,4 +40,4 @@ def test_a_model_that_never_pauses_is_heard_to_its_end(echo):
         read_and_leave(echo, "[delay 0][repeat 20000] a b c d", 20, 1.0)
         time.sleep(5.5)
     assert echo.triton() == triton, echo.output
-    assert say(echo, "still here") == "still here"
+    assert_still_answers(echo)

@@ -17,7 +17,7 @@ def _convert(home, *arguments, **more) -> subprocess.CompletedProcess[str]:
         env={**environment(home), **more},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
 
 
@@ -73,7 +73,7 @@ def test_a_step_that_was_tampered_with_does_not_pass_the_proof(stack, tmp_path):
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert run.returncode == 1
     assert "does not give the original's answers; nothing was published" in run.stderr

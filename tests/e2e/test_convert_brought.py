@@ -40,7 +40,7 @@ def _convert(home, source, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
 
 

@@ -117,7 +117,7 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
         env=environment(places.home),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]

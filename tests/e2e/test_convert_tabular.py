@@ -21,7 +21,7 @@ def _tidegate(home, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
 
 

@@ -22,7 +22,7 @@ def _tidegate(home, folder, *arguments: str) -> subprocess.CompletedProcess[str]
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
 
 

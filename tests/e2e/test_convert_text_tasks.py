@@ -32,7 +32,7 @@ def _run(home, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=300,
     )
 
 

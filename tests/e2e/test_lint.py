@@ -48,6 +48,20 @@ def test_an_error_says_the_fix_and_exits_1(tmp_path):
     assert found[0]["code"] == "file-missing"
 
 
+def test_a_server_has_a_version(tmp_path):
+    (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "mine" / "m" / "1" / "model.py").touch()
+    config = tmp_path / "mine" / "m" / "config.pbtxt"
+    config.write_text('backend: "python" model_metrics { }')
+    run = _lint(tmp_path, str(tmp_path / "mine"))
+    assert run.returncode == 1
+    assert "[field-newer]" in run.stdout
+    assert _lint(tmp_path, str(tmp_path / "mine"), "--triton", "2.52.0").returncode == 0
+    run = _lint(tmp_path, "--triton", "25.11")
+    assert run.returncode == 2
+    assert "such as 2.51" in run.stderr
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     run = _lint(tmp_path, str(tmp_path / "nowhere"))
     assert run.returncode == 1

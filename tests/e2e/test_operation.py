@@ -1,7 +1,6 @@
-"""What an operator meets beside the requests: status, logs, two stacks in one home, what is left."""
+"""What an operator meets beside the requests: status, logs, a second stack, what is left behind."""
 
 import json
-import os
 import re
 import signal
 
@@ -126,7 +125,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
     gateway.kill()
     wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30, "the workers' end")
     wait_until(lambda: _status(own)[0] == WELL, 90, "another gateway")
-    assert "the gateway ended by itself (by SIGKILL" in own.output
+    assert "the gateway ended by itself (killed by SIGKILL" in own.output
     left = list((own.home / "tmp").glob("tidegate-metrics-*"))
     assert len(left) == 1
     assert left != folders
@@ -135,7 +134,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
 def test_a_stop_leaves_nothing_and_the_status_says_that_nothing_runs(own):
     """The last of these: the stack is gone after it."""
     assert stop(own) == 0, own.output
-    assert os.listdir(own.home / "tmp") == []
+    assert list((own.home / "tmp").iterdir()) == []
     assert _status(own) == (NOTHING, {"state": "stopped", "home": str(own.home)})
 
 

@@ -150,7 +150,7 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     home, _, _ = published
     command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
     run = subprocess.run(
-        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=110
+        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads(run.stdout)
@@ -160,10 +160,24 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     _replace(labels, "angry\ncalm", "calm\nangry")
     try:
         run = subprocess.run(
-            command, env=environment(home), capture_output=True, text=True, timeout=110
+            command, env=environment(home), capture_output=True, text=True, timeout=300
         )
     finally:
         labels.write_text(right)
     assert run.returncode == 1
     assert "NOT the original's answers" in run.stdout
     assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)
+
+
+def test_a_graph_that_is_not_the_one_that_was_proved_is_named(tmp_path):
+    """However little it changes: 8 bits may round off more than many faults do."""
+    from converters.cache import files_sha256
+    from tidegate.prove import SAME_ENGINE, _same_engine
+
+    (tmp_path / "model.onnx").write_bytes(b"one")
+    recorded = files_sha256([tmp_path / "model.onnx"])
+    assert _same_engine(recorded, tmp_path / "model.onnx").passed
+    (tmp_path / "model.onnx").write_bytes(b"onf")
+    check = _same_engine(recorded, tmp_path / "model.onnx")
+    assert (check.name, check.passed) == (SAME_ENGINE, False)
+    assert "proof.json says" in check.worst

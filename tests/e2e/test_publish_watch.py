@@ -61,7 +61,7 @@ def test_publishing_and_rolling_back_alarm_nobody(server):
 
 
 def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch):
-    monkeypatch.setattr(watch, "UNLOAD_S", 2.0)
+    monkeypatch.setattr(watch, "REST_S", 1.0)
     with watching(server) as (watcher, said):
         victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
         psutil.Process(victim.pid).kill()
@@ -73,9 +73,9 @@ def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch)
 
 def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkeypatch):
     """Every probe passes, the one that follows the death at once among them."""
-    monkeypatch.setattr(watch, "UNLOAD_S", 2.0)
+    monkeypatch.setattr(watch, "REST_S", 1.0)
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
-    monkeypatch.setattr(health, "fault", lambda *asked: "")
+    monkeypatch.setattr(health, "fault", lambda *asked: "")  # every golden answer is right
     with watching(server, "mood_onnx") as (watcher, said):
         victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
         psutil.Process(victim.pid).kill()

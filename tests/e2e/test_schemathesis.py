@@ -26,7 +26,7 @@ def test_no_generated_request_makes_the_gateway_fail(stack):
         ],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         cwd=stack.home,
     )
     assert run.returncode == 0, run.stdout[-4000:]

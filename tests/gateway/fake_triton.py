@@ -23,6 +23,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.answer: Answer = _zero
         self.asked = 0
         self.takes_s: dict[str, float] = {}  # to answer RepositoryIndex or ModelConfig
+        self.completed: int | None = None  # by its statistics; None: it does not say
 
     async def start(self, port: int = 0) -> str:
         """Its address."""
@@ -50,6 +51,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if request.name not in self.configs:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    async def ModelStatistics(self, request, context):  # noqa: N802
+        if self.completed is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no statistics")
+        found = service_pb2.ModelStatisticsResponse()
+        found.model_stats.add(name=request.name, execution_count=self.completed)
+        return found
 
     async def ModelInfer(self, request, context):  # noqa: N802
         self.asked += 1

@@ -69,7 +69,7 @@ def test_everything_is_read():
     assert rules.limits[1].amount == 60000
     assert rules.limits[1].burst == 0
     assert rules.issuers["corp"].roles == {"ml-team": "analyst", "ops@acme": "admin"}
-    assert rules.routes == {"text_embedding": {"text_embedding.v7": 10}}
+    assert rules.routes["text_embedding"].weights == {"text_embedding.v7": 10}
     assert rules.proxy is not None
     assert rules.audit.record == "denied"
 

@@ -31,12 +31,15 @@ async def gateway(pair):
     await gateway.pool.close()
 
 
-async def _round(gateway: Gateway) -> dict[str, str]:
-    """One round of everything in the background; what is not ready then."""
-    background = Background(gateway)
+async def _round(gateway: Gateway, before: Background | None = None) -> dict[str, str]:
+    """One round of everything in the background (which goes on from ``before``); what is not ready
+    then."""
+    background = before or Background(gateway)
     await background.check_replicas()
     await background.refresh_catalogue()
     await background.probe()
+    if before is None:
+        background._end_probes()
     return {name: fault for name, fault in readiness(gateway).items() if fault}
 
 
@@ -72,29 +75,100 @@ async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
 
 
 async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(probes, "BUSY_S", 1.0)
-    assert await _round(gateway) == {}
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
+    monkeypatch.setattr(probes, "LONGEST_BUSY_S", 1.0)
+    background = Background(gateway)
+    assert await _round(gateway, background) == {}
     for fake in pair[0]:
-        fake.answer = late(0.5)
-    for _ in range(4):
+        fake.answer = late(60)
+    for _ in range(8):
         for replica in gateway.pool.replicas:
             replica.ended("p", None)  # a client had its answer just now
-        assert await _round(gateway) == {}
+        assert await _round(gateway, background) == {}
+        await asyncio.sleep(0.2)
     # With nothing answered for that long it is not load any more.
     await asyncio.sleep(1.1)
-    assert (await _round(gateway))["p"].startswith("does not answer its golden sample")
+    assert (await _round(gateway, background))["p"].startswith("does not answer its golden sample")
+    background._end_probes()
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
     for fake in pair[0]:
         fake.answer = late(0.5)
     assert "p" in await _round(gateway)
 
 
+async def test_one_that_completes_requests_of_others_is_well_though_it_never_answered_us(
+    pair, gateway, monkeypatch
+):
+    """A worker that starts under load, or beside other callers: Triton's own count tells."""
+    monkeypatch.setattr(probes, "LATE_S", 0.1)
+    monkeypatch.setattr(probes, "LONGEST_BUSY_S", 0.5)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    for fake in pair[0]:
+        fake.answer, fake.completed = late(60), 7
+    await background.probe()
+    assert readiness(gateway)["p"] == "is being asked its first golden sample"
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    await asyncio.sleep(0.6)  # nothing completes any more: it hangs
+    await background.probe()
+    assert readiness(gateway)["p"] == "does not answer its golden sample in time"
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    background._end_probes()
+
+
+async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
+    pair, gateway, monkeypatch
+):
+    monkeypatch.setattr(probes, "LATE_S", 0.1)
+    for fake in pair[0]:
+        fake.answer = late(0.6)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    deadline = asyncio.get_running_loop().time() + 20
+    while readiness(gateway)["p"]:
+        assert asyncio.get_running_loop().time() < deadline
+        await background.probe()
+        await asyncio.sleep(0.05)
+    assert all(fake.asked <= 2 for fake in pair[0])  # no more than the next question
+    background._end_probes()
+
+
+async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch):
+    fakes, _ = pair
+    monkeypatch.setattr(probes, "LATE_S", 0.3)
+
+    async def slow_p(request):
+        await asyncio.sleep(60 if request.model_name == "p" else 0)
+        return 0.0
+
+    for fake in fakes:
+        fake.configs["quick"] = public("quick")
+        fake.answer = slow_p
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    await background.probe()
+    began = asyncio.get_running_loop().time()
+    for _ in range(5):
+        await background.probe()
+    assert asyncio.get_running_loop().time() - began < 1.5  # nobody waits for ``p`` again
+    assert gateway.probes["quick"] == ""
+    background._end_probes()
+
+
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
-    monkeypatch.setattr(probes, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(probes, "LATE_S", 0.2)
     for fake in pair[0]:
         fake.answer = wrong(7.0)
     assert "p" in await _round(gateway)

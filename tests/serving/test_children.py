@@ -75,3 +75,24 @@ def test_a_command_that_is_not_there(tmp_path):
     log = tmp_path / "log"
     assert children.start(["/no/such/program"], log=log.open("ab")).wait(10) == 1
     assert "/no/such/program cannot be run: No such file" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("written", "code", "said"),
+    [
+        ("before: Error\n", "import sys; sys.exit(3)", "exit code 3"),
+        ("", "print('INFO a'); raise ValueError('the port')", "says: ValueError: the port"),
+        ("", "import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        (
+            "",
+            "import os; print('E1126 12:00:00 1 x.cc:1] no GPU', flush=True); os.abort()",
+            "killed by SIGABRT; its log says: E1126 12:00:00 1 x.cc:1] no GPU",
+        ),
+    ],
+)
+def test_why_a_child_ended_is_read_from_what_it_wrote_itself(tmp_path, written, code, said):
+    log = tmp_path / "child.log"
+    log.write_text(written)
+    child = children.start([sys.executable, "-c", code], log=log.open("ab"))
+    child.wait(30)
+    assert said in children.why_ended(child, log, len(written))

@@ -41,8 +41,9 @@ def short(monkeypatch):
     monkeypatch.setattr(pulse, "ANSWER_S", 0.7)
     monkeypatch.setattr(pulse, "SILENT_S", 4.0)
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0.5)
-    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(health, "LATE_S", 1.0)
     monkeypatch.setattr(work, "STOPPED_S", 3.0)
+    monkeypatch.setattr(pulse, "STOPPED_S", 1e9)  # by what it answers, not by its state
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from serving.lint.check import lint
 from serving.lint.finding import Severity
 from serving.publish import publish
 from tests.running import ROOT
+from tests.serving.lint_corpus import graphs
 from tests.serving.small_pipeline import MODELS, stage
 
 STEP = """
@@ -46,10 +47,15 @@ ensemble_scheduling { step [
 
 def _graph(folder, batch="n", dims=("m",), kind=TensorProto.INT64) -> None:
     value = helper.make_tensor_value_info
-    nodes = [helper.make_node("Identity", ["input_ids"], ["logits"])]
-    ends = [value("input_ids", kind, [batch, *dims])], [value("logits", TensorProto.FLOAT, None)]
+    nodes = [helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)]
+    ends = (
+        [value("input_ids", kind, [batch, *dims])],
+        [value("logits", TensorProto.FLOAT, [batch, 3])],
+    )
     graph = helper.make_graph(nodes, "g", *ends)
-    onnx.save(helper.make_model(graph, ir_version=9), folder / "model.onnx")
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, ir_version=9, opset_imports=opsets)
+    onnx.save(model, folder / "model.onnx")
 
 
 @pytest.fixture
@@ -96,7 +102,6 @@ EDITS = [
     ("step", "TYPE_INT64", "TYPE_INT32", "wire-type", "whole/config.pbtxt:tokens"),
     ("step", "dims: [ -1 ]", "dims: [ 1, -1 ]", "wire-shape", "whole/config.pbtxt:tokens"),
     ("step", "max_batch_size: 8", "max_batch_size: 4", "batch-too-large", "step 1"),
-    ("step", "max_batch_size: 8", "max_batch_size: 0", "batch-too-large", "step 1"),
     (
         "step",
         "instance",
@@ -283,6 +288,36 @@ def test_a_step_that_leaves_its_tensors_to_triton_is_no_fault(repository):
     """Triton completes the config from the model; what is not declared cannot be compared."""
     (repository / "engine" / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 8')
     assert _codes(repository) == []
+
+
+def test_a_step_without_a_batch_axis_may_be_a_part_of_an_ensemble_with_one(repository):
+    """Triton compares the dims with and without the axis, and loads and serves it."""
+    path = repository / "step" / "config.pbtxt"
+    path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 0"))
+    assert _codes(repository) == []
+
+
+def test_a_file_is_told_from_a_folder_that_is_not_there(repository):
+    with pytest.raises(ServingError, match="is a file"):
+        lint(repository / "step" / "config.pbtxt")
+
+
+def test_a_field_is_refused_by_the_servers_that_do_not_know_it(repository):
+    path = repository / "step" / "config.pbtxt"
+    path.write_text(path.read_text() + "model_metrics { }")
+    assert _codes(repository) == ["field-newer", "step-refused"]
+    assert _codes(repository, triton=(2, 52)) == []
+    path.write_text(path.read_text().replace("model_metrics { }", "response_cache { }"))
+    assert _codes(repository) == []
+    assert _codes(repository, triton=(2, 14)) == ["field-newer", "step-refused"]
+
+
+def test_sequence_models_as_nvidia_writes_them_are_no_fault(tmp_path):
+    """Their controls are inputs that only sequence_batching declares."""
+    for case in graphs.CASES:
+        if case.name in ("simple_sequence", "simple_dyna_sequence"):
+            case.write(tmp_path)
+    assert _codes(tmp_path) == ["threads-unset"]  # two instances, and no number of threads
 
 
 def test_one_wrong_name_is_one_finding(repository):

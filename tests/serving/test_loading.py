@@ -50,8 +50,8 @@ def server(tmp_path_factory):
     repository.mkdir(parents=True)
     said = []
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(repository, home / ".tidegate", ports, tell=said.append)
-    server = TritonServer(options)
+    options = LaunchOptions(repository, home / ".tidegate", ports)
+    server = TritonServer(options, tell=said.append)
     server.said = said
     server.start()
     yield server
@@ -77,9 +77,11 @@ def test_a_config_that_is_refused_has_tritons_reason_and_the_log(server):
 def test_what_takes_long_is_told_and_its_limit_can_be_set(server, monkeypatch):
     monkeypatch.setattr(loading, "TELL_EVERY_S", 1.0)
     _add(server, "slow", "time.sleep(4)")
-    with TritonControl(server.control.address, server.key, 1.0) as hurried:
-        with pytest.raises(ModelLoadFailed, match=r"not loaded within 1 s: .*--load-timeout"):
-            hurried.load("slow")
+    with (
+        TritonControl(server.control.address, server.key, 1.0) as hurried,
+        pytest.raises(ModelLoadFailed, match=r"not loaded within 1 s: .*--load-timeout"),
+    ):
+        hurried.load("slow")
     server.control.load("slow")
     assert any(line.strip().startswith("still loading slow (") for line in server.said)
 

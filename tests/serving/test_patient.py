@@ -1,7 +1,7 @@
 """A sick model is treated with growing pauses, and given up."""
 
 from serving.events import Events
-from serving.patient import ATTEMPTS, WELL_AFTER_S, Patient
+from serving.patient import ATTEMPTS, LATER_S, WELL_AFTER_S, Patient
 
 
 class Clock:
@@ -11,7 +11,7 @@ class Clock:
         return self.now
 
 
-def test_pauses_grow_and_the_last_attempt_is_the_last():
+def test_pauses_grow_and_after_the_last_attempt_it_is_tried_seldom():
     clock = Clock()
     patient = Patient("m", mark=1)
     pauses = []
@@ -24,8 +24,13 @@ def test_pauses_grow_and_the_last_attempt_is_the_last():
         clock.now = patient.not_before
     assert pauses == [0.5, 1, 2, 4, 8]
     assert len(pauses) == ATTEMPTS
-    clock.now += 10_000
+    clock.now = patient.last_trouble + LATER_S - 1
     assert not patient.is_due(clock)
+    clock.now += 2
+    assert patient.is_due(clock)  # what hindered may have passed
+    patient.begin(clock)
+    assert patient.give_up()
+    assert patient.not_before - clock.now == LATER_S
 
 
 def test_one_that_was_well_for_long_is_well():

@@ -43,7 +43,7 @@ def test_a_port_that_something_listens_on():
             require_free([Endpoint("grpc-port", "127.0.0.1", port)])
 
 
-@pytest.mark.parametrize("other", ["127.0.0.1", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("other", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104
 def test_the_same_port_twice(other):
     both = [Endpoint("gateway-port", other, FREE), Endpoint("triton-grpc-port", "127.0.0.1", FREE)]
     said = f"port {FREE} is given twice, by --gateway-port and --triton-grpc-port"

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from serving.errors import ServingError
-from tidegate.routes_file import set_weights
+from tidegate.routes_file import Route, read_route, set_weights
 
 WRITTEN = """# ours, by hand
 replicas = ["a:1"]   # two spaces  kept
@@ -13,8 +13,8 @@ replicas = ["a:1"]   # two spaces  kept
 [routes.other]
 "other.v2" = 5
 
-[limits]
-x = 1
+[audit]
+record = "off"
 """
 
 
@@ -43,10 +43,10 @@ def test_the_rest_of_the_file_stays_as_it_is(path):
 @pytest.mark.parametrize("header", ["[routes.mood]", '[routes."mood"]', "[ routes . 'mood' ] # x"])
 def test_a_table_that_is_there_is_replaced_however_its_name_is_written(path, header):
     path.parent.mkdir()
-    path.write_text(f'{header}\n"mood.v1" = 1\n\n[limits]\nx = 1\n')
+    path.write_text(f'{header}\n"mood.v1" = 1\n\n[audit]\nrecord = "off"\n')
     set_weights(path, "mood", {"mood.v7": 10})
     assert tomllib.loads(path.read_text()) == {
-        "limits": {"x": 1},
+        "audit": {"record": "off"},
         "routes": {"mood": {"mood.v7": 10}},
     }
 
@@ -58,3 +58,23 @@ def test_what_it_cannot_change_it_leaves_and_says_so(path, text):
     with pytest.raises(ServingError, match=r"gateway\.toml"):
         set_weights(path, "mood", {"mood.v7": 10})
     assert path.read_text() == text
+
+
+def test_the_line_that_says_that_the_file_is_whole_stays_the_last(path):
+    path.parent.mkdir()
+    path.write_text('[audit]\nrecord = "off"\n# end\n')
+    set_weights(path, "mood", {"mood.v7": 10}, "request")
+    assert path.read_text().endswith('per = "request"\n"mood.v7" = 10\n# end\n')
+    assert read_route(path, "mood") == Route({"mood.v7": 10}, "request")
+    set_weights(path, "mood", {})
+    assert path.read_text() == '[audit]\nrecord = "off"\n# end\n'
+
+
+def test_a_file_that_a_gateway_would_refuse_is_not_written(path):
+    path.parent.mkdir()
+    path.write_text('[audit]\nrecord = "of"\n')
+    with pytest.raises(ServingError, match=r"no gateway takes this.*line 2"):
+        set_weights(path, "mood", {"mood.v7": 10})
+    with pytest.raises(ServingError, match="no gateway takes this"):
+        read_route(path, "mood")
+    assert path.read_text() == '[audit]\nrecord = "of"\n'

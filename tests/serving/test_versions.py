@@ -227,6 +227,27 @@ def test_what_a_killed_process_left_is_cleared_and_what_is_worked_on_is_not(repo
     assert {path for path in staging.iterdir() if not path.name.startswith("staged-")} == kept
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"new": 1}', '{"pipeline": "mood", "new": []}', b"\xff\xfe", None]
+)
+def test_a_journal_that_cannot_be_read_is_put_aside_and_said(repository, text):
+    """None stands for a folder in its place. What serves is served, and the next publisher goes
+    on."""
+    _publish(repository, 1)
+    path = staging_folder(repository) / "journal-mood.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    told = []
+    clear_up(repository, tell=told.append)
+    assert len(told) == 1
+    assert "journal-mood.json cannot be read" in told[0]
+    assert (path.with_name("broken-journal-mood.json")).exists()
+    assert not path.exists()
+    assert _publish(repository, 2) == 2
+
+
 def test_nothing_is_cleared_up_where_nothing_was_published(tmp_path):
     clear_up(tmp_path / "model_repository")
     assert list(tmp_path.iterdir()) == []

@@ -3,12 +3,13 @@
     graph = Graph.read(session)
     complete_config(config, graph)      # what auto_complete_config does
     check_config(config, graph, warn)   # raises ModelRefused, naming model and tensor
+    disagreements(config, graph, warn)  # all of them, for who only reads (`tidegate lint`)
 
 ``config`` is Triton's ModelConfig as JSON. The rules are those of NVIDIA's native ONNX Runtime
 backend, so that a config which loads here loads there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,19 @@ NUMPY_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(
 
 class ModelRefused(Exception):
     """The model cannot be loaded; the text says which part is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One thing in which a config and its graph differ: of which ``kind``, where, and what to do.
+
+    ``side`` is "input" or "output"; side and tensor are "" for what concerns the whole model."""
+
+    kind: str
+    side: str
+    tensor: str
+    says: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -146,19 +160,29 @@ def drop_empty_reshape(config: Config) -> None:
 
 def check_config(config: Config, graph: Graph, warn: Warn) -> None:
     """ModelRefused when the config and the graph disagree."""
-    _refuse_what_python_cannot(config)
+    for each in disagreements(config, graph, warn):
+        where = f" {each.side} tensor '{each.tensor}'" if each.side else ""
+        raise ModelRefused(f"model '{config['name']}'{where}: {each.says}: {each.fix}")
+
+
+def disagreements(config: Config, graph: Graph, warn: Warn) -> Iterator[Disagreement]:
+    """Everything in which a completed config and the graph differ, worst first."""
+    yield from _unsupported(config)
     controls = set(_sequence_controls(config))
     written = {entry["name"] for entry in config["input"]} | controls
-    for name in graph.inputs.keys() - written:
-        raise ModelRefused(
-            f"{_named(config, 'input', name)}: the graph needs it and config.pbtxt does not list "
-            "it: add it, or leave out all inputs and let auto-complete list them"
+    for name in sorted(graph.inputs.keys() - written):
+        yield Disagreement(
+            "undeclared",
+            "input",
+            name,
+            "the graph needs it and config.pbtxt does not list it",
+            "add it, or leave out all inputs and let auto-complete list them",
         )
     for entry in config["input"]:
-        _check_entry(config, "input", entry, graph.inputs | graph.defaults, warn)
-        _check_optional(config, entry, graph)
+        yield from _entry(config, "input", entry, graph.inputs | graph.defaults, warn)
+        yield from _optional(entry, graph)
     for entry in config["output"]:
-        _check_entry(config, "output", entry, graph.outputs, warn)
+        yield from _entry(config, "output", entry, graph.outputs, warn)
 
 
 def is_squeezed(entry: Config, tensor: GraphTensor, batched: bool) -> bool:
@@ -214,7 +238,7 @@ def _describe(config: Config, side: str, entry: Config, tensor: GraphTensor, bat
         entry["dims"] = list(tensor.dims[1 if batched else 0 :]) or [1]
 
 
-def _refuse_what_python_cannot(config: Config) -> None:
+def _unsupported(config: Config) -> Iterator[Disagreement]:
     unsupported = {
         "batch_input": config.get("batch_input"),
         "batch_output": config.get("batch_output"),
@@ -222,10 +246,12 @@ def _refuse_what_python_cannot(config: Config) -> None:
     }
     for field, value in unsupported.items():
         if value:
-            raise ModelRefused(
-                f"model '{config['name']}': config.pbtxt uses {field}, which Triton's Python "
-                "backend does not offer: serve this model with the native ONNX Runtime backend, "
-                "or take the field out"
+            yield Disagreement(
+                "unsupported",
+                "",
+                "",
+                f"config.pbtxt uses {field}, which Triton's Python backend does not offer",
+                "serve this model with the native ONNX Runtime backend, or take the field out",
             )
 
 
@@ -235,45 +261,53 @@ def _sequence_controls(config: Config) -> Iterable[str]:
     return (control["name"] for control in batching.get("control_input", ()))
 
 
-def _check_entry(
+def _entry(
     config: Config, side: str, entry: Config, tensors: dict[str, GraphTensor], warn: Warn
-) -> None:
-    name = _named(config, side, entry["name"])
-    tensor = tensors.get(entry["name"])
+) -> Iterator[Disagreement]:
+    name = entry["name"]
+    tensor = tensors.get(name)
     if tensor is None:
-        raise ModelRefused(
-            f"{name}: config.pbtxt lists it, the graph has {sorted(tensors)}: correct the name"
-        )
+        says = f"config.pbtxt lists it, the graph has {sorted(tensors)}"
+        yield Disagreement("unknown", side, name, says, "correct the name")
+        return
     try:
         graph_type = tensor.config_type
     except ModelRefused as reason:
-        raise ModelRefused(f"{name}: {reason}") from None
+        says, _, fix = str(reason).partition(": ")
+        yield Disagreement("type", side, name, says, fix)
+        return
     if entry["data_type"] != graph_type:
-        raise ModelRefused(
-            f"{name}: config.pbtxt says {entry['data_type']}, the graph says {graph_type}: "
-            f"write data_type: {graph_type}"
-        )
-    _check_dims(config, side, entry, tensor, warn)
+        says = f"config.pbtxt says {entry['data_type']}, the graph says {graph_type}"
+        yield Disagreement("type", side, name, says, f"write data_type: {graph_type}")
+    yield from _dims(config, side, entry, tensor, warn)
 
 
-def _check_dims(config: Config, side: str, entry: Config, tensor: GraphTensor, warn: Warn) -> None:
-    name, batched = _named(config, side, tensor.name), config["max_batch_size"] > 0
+def _dims(
+    config: Config, side: str, entry: Config, tensor: GraphTensor, warn: Warn
+) -> Iterator[Disagreement]:
+    name, batched = tensor.name, config["max_batch_size"] > 0
     if not tensor.axes:
         # ONNX Runtime tells a scalar and a tensor without a declared shape in the same words.
         if not _all_ones(entry["dims"]):
-            warn(f"{name}: the graph declares no shape, so dims {entry['dims']} are not checked")
-        return
-    if batched and tensor.dims[0] != -1:
-        raise ModelRefused(
-            f"{name}: config.pbtxt says max_batch_size {config['max_batch_size']}, the graph "
-            f"fixes the first axis, {list(tensor.dims)}: write max_batch_size: 0, or export the "
-            "graph with a dynamic first axis"
+            where = _named(config, side, name)
+            warn(f"{where}: the graph declares no shape, so dims {entry['dims']} are not checked")
+    elif batched and tensor.dims[0] != -1:
+        yield Disagreement(
+            "batch",
+            side,
+            name,
+            f"config.pbtxt says max_batch_size {config['max_batch_size']}, the graph fixes the "
+            f"first axis, {list(tensor.dims)}",
+            "write max_batch_size: 0, or export the graph with a dynamic first axis",
         )
-    if not is_squeezed(entry, tensor, batched) and not _agree(side, entry, tensor, batched):
-        raise ModelRefused(
-            f"{name}: config.pbtxt says dims {model_dims(entry)}, the graph says "
-            f"{list(tensor.dims)}{' of which the first is the batch axis' if batched else ''}: "
-            f"write dims: {list(tensor.dims[1 if batched else 0 :])}"
+    elif not is_squeezed(entry, tensor, batched) and not _agree(side, entry, tensor, batched):
+        yield Disagreement(
+            "shape",
+            side,
+            name,
+            f"config.pbtxt says dims {model_dims(entry)}, the graph says {list(tensor.dims)}"
+            + (" of which the first is the batch axis" if batched else ""),
+            f"write dims: {list(tensor.dims[1 if batched else 0 :])}",
         )
 
 
@@ -292,10 +326,12 @@ def _agree(side: str, entry: Config, tensor: GraphTensor, batched: bool) -> bool
     return len(written) == len(tensor.dims) and all(axis in (-1, dim) for dim, axis in pairs)
 
 
-def _check_optional(config: Config, entry: Config, graph: Graph) -> None:
+def _optional(entry: Config, graph: Graph) -> Iterator[Disagreement]:
     if entry.get("optional") and entry["name"] not in graph.defaults:
-        raise ModelRefused(
-            f"{_named(config, 'input', entry['name'])}: config.pbtxt says optional, and the graph "
-            "has no default for it: take optional out, or give the graph an initialiser of that "
-            "name"
+        yield Disagreement(
+            "optional",
+            "input",
+            entry["name"],
+            "config.pbtxt says optional, and the graph has no default for it",
+            "take optional out, or give the graph an initialiser of that name",
         )

@@ -1,0 +1,68 @@
+"""XGBoost's and LightGBM's own estimators where a scikit-learn pipeline holds them.
+
+Each is written in its library's format and read back, so that what stands in the pipeline is read
+by the same code as a file of its own. What no such file holds (``missing``, the best iteration) the
+estimator says itself.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from converters.errors import SourceRefused
+from converters.sources.lightgbm_model import LightgbmModel
+from converters.sources.xgboost_model import XgboostModel
+
+XGBOOST = ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor")
+LIGHTGBM = ("LGBMClassifier", "LGBMRegressor", "LGBMRanker")
+# What a file of such a model holds beside scikit-learn's types.
+TRUSTED = {
+    "xgboost.core.Booster",
+    "lightgbm.basic.Booster",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    *(f"xgboost.sklearn.{name}" for name in XGBOOST),
+    *(f"lightgbm.sklearn.{name}" for name in LIGHTGBM),
+}
+
+
+def is_booster(model: Any) -> bool:
+    """Whether it is one of their estimators."""
+    kind = type(model)
+    return f"{kind.__module__}.{kind.__name__}" in TRUSTED and kind.__name__ != "Booster"
+
+
+def booster_model(model: Any) -> XgboostModel | LightgbmModel:
+    """The fitted estimator as its library's own file holds it; SourceRefused for what is not
+    converted in such a file either."""
+    name = type(model).__name__
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (f"{name}.ubj" if name in XGBOOST else f"{name}.txt")
+        try:
+            if name in LIGHTGBM:
+                model.booster_.save_model(str(path))
+                return LightgbmModel(path)
+            model.save_model(str(path))
+            return XgboostModel(path, {"missing": repr(float(model.missing))})
+        except SourceRefused as error:
+            raise SourceRefused(str(error).replace(str(path), f"the {name} in it")) from error
+
+
+def boosters_in(model: Any) -> Iterator[Any]:
+    """Each that is a model or stands in a pipeline of it, at any depth of pipelines."""
+    if is_booster(model):
+        yield model
+    for _, step in getattr(model, "steps", ()):
+        yield from boosters_in(step)
+
+
+def booster_classes() -> Iterator[tuple[type, bool]]:
+    """The classes that are installed, and whether each is a classifier."""
+    for package, names in (("xgboost", XGBOOST), ("lightgbm", LIGHTGBM)):
+        try:
+            library = __import__(package)
+        except ImportError:
+            continue
+        for name in names:
+            yield getattr(library, name), name.endswith("Classifier")

@@ -1,0 +1,99 @@
+"""Instance groups, and the samples that instances are warmed up with."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+from serving.lint.element_sizes import file_fault
+from serving.lint.finding import Finding, error, one_of
+from serving.lint.reading import Model
+
+WARMUPS = "warmup"  # the folder beside the versions
+_TENSORRT = "tensorrt_plan"
+_NO_GPUS = (ModelInstanceGroup.KIND_CPU, ModelInstanceGroup.KIND_MODEL)
+
+
+def check(model: Model) -> Iterator[Finding]:
+    if model.is_ensemble:
+        return
+    for group in model.config.instance_group:
+        yield from _group(model, group)
+    for sample in model.config.model_warmup:
+        if sample.batch_size:  # else Triton skips it
+            yield from _warmup(model, sample)
+
+
+def _group(model: Model, group: Any) -> Iterator[Finding]:
+    kinds = ModelInstanceGroup.Kind
+    if group.kind not in kinds.values():
+        yield error("group-kind", model.place, f"has no kind {group.kind}", one_of(kinds.keys()))
+    elif group.gpus and group.kind in _NO_GPUS:
+        name = kinds.Name(group.kind)
+        yield error(
+            "group-gpus",
+            model.place,
+            f"an instance_group of {name} names gpus {list(group.gpus)}",
+            f"write KIND_GPU, or take gpus out of the group of {name}",
+        )
+    if group.profile and model.settled.platform != _TENSORRT:
+        yield error(
+            "group-profile",
+            model.place,
+            f"an instance_group has profile {list(group.profile)}, which only TensorRT plans have",
+            "take it out",
+        )
+    elif bad := [each for each in group.profile if not re.match(r"\s*\+?\d", each)]:
+        yield error(
+            "group-profile", model.place, f"profile {bad[0]!r} is no number", "write 0 or more"
+        )
+
+
+def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
+    tensors = {tensor.name: tensor for tensor in model.completed.input}
+    place = f"{model.place}:model_warmup {sample.name}".rstrip()
+    for name, given in sample.inputs.items():
+        if -1 in given.dims:
+            yield _fault(place, f"{name!r} has open dims {list(given.dims)}", "write lengths")
+            continue
+        if given.WhichOneof("input_data_type") is None:
+            yield _fault(
+                place, f"{name!r} has no data", "write zero_data: true or random_data: true"
+            )
+        elif given.input_data_file:
+            fault = file_fault(
+                model.folder / WARMUPS / given.input_data_file, given.data_type, given.dims
+            )
+            if fault:
+                yield _fault(
+                    place,
+                    f"{name!r} wants {WARMUPS}/{given.input_data_file}, which {fault}",
+                    "put the bytes there, or write zero_data: true",
+                )
+        if name in tensors:
+            yield from _against(place, tensors[name], given)
+    missing = [
+        name for name, each in tensors.items() if not each.optional and name not in sample.inputs
+    ]
+    if missing:
+        yield _fault(place, f"gives nothing for {', '.join(missing)}", "add it to inputs")
+
+
+def _against(place: str, tensor: Any, given: Any) -> Iterator[Finding]:
+    dims, wanted = list(given.dims), list(tensor.dims)
+    if given.data_type != tensor.data_type:
+        yield _fault(
+            place, f"{tensor.name!r} has another data_type than the input", "write the same"
+        )
+    fits = len(dims) == len(wanted) and all(w in (-1, d) for d, w in zip(dims, wanted, strict=True))
+    if not fits:
+        yield _fault(
+            place,
+            f"{tensor.name!r} has dims {dims}, and the input {wanted}",
+            "write the input's dims, without the batch axis",
+        )
+
+
+def _fault(place: str, says: str, fix: str) -> Finding:
+    return error("warmup-bad", place, says, fix)

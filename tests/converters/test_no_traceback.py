@@ -1,0 +1,564 @@
+"""Whatever is given to ``tidegate convert``, what cannot be converted says so in a line: the cause
+and what to do. Never a traceback, and never a reason that is not true."""
+
+import json
+import shutil
+import textwrap
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+
+from converters.errors import ConversionError
+from tests.brought import save_classifier, save_tagger
+from tests.brought_images import save_image_classifier
+from tests.converters.test_tensors import linear, write_graph
+from tidegate.convert import command
+
+F, INT = TensorProto.FLOAT, TensorProto.INT64
+# Some export first, and are refused by what comes of it.
+pytestmark = pytest.mark.timeout(300)
+TEXT = ("--task", "text-classification")
+PICTURE = ("--task", "image-classification")
+
+MODULES = """
+import warnings
+
+import torch
+from torch import nn
+
+warnings.simplefilter("ignore")
+X = torch.randn(4, 6)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+class BatchNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6, track_running_stats=False)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class OfTheBatch(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 3).bfloat16())
+
+    def forward(self, x):
+        return self.inner(x.bfloat16()).float()
+
+
+class Cast(nn.Module):
+    def forward(self, x):
+        return x.bfloat16() * 2
+
+
+class Texts(nn.Module):
+    def forward(self, x):
+        return {"y": x, "words": ["a"] * len(x)}
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (x.sum(1) > 0).long() + (self.calls > 20)
+
+
+class Throws(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 3).to_sparse(), requires_grad=False)
+
+    def forward(self, x):
+        return x @ self.w.to_dense()
+
+
+scripted = lambda: (torch.jit.script(nn.Linear(6, 2)), (X,))
+traced = lambda: (torch.jit.trace(nn.Linear(6, 2), X), (X,))
+inside = lambda: (nn.Sequential(torch.jit.script(nn.Linear(6, 2))), (X,))
+branch = lambda: (Branch(), (X,))
+batch_norm = lambda: (BatchNorm(), (X,))
+of_the_batch = lambda: (OfTheBatch(), (X,))
+bf16 = lambda: (Half(), (X,))
+bf16_out = lambda: (Cast(), (X,))
+texts = lambda: (Texts(), (X,))
+counts = lambda: (Counts(), (X,))
+throws = lambda: (Throws(), (X,))
+sparse = lambda: (Quantised(), (X,))
+no_forward = lambda: (nn.Module(), (X,))
+weights = lambda: nn.Linear(6, 2).state_dict()
+empty = lambda: (nn.Linear(6, 2), ())
+complex_ = lambda: (nn.Identity(), (torch.randn(4, 6, dtype=torch.complex64),))
+on_meta = lambda: (nn.Linear(6, 2, device="meta"), (X,))
+nothing = lambda: None
+"""
+
+# The factory, and what is said of it.
+FACTORIES = {
+    "scripted": "TorchScript",
+    "traced": "TorchScript",
+    "inside": "TorchScript",
+    "branch": "could not export",
+    "batch_norm": "batch norm that keeps no running statistics",
+    "of_the_batch": "batch",
+    "bf16": "bfloat16",
+    "bf16_out": "bfloat16",
+    "texts": "every output must be a tensor",
+    "counts": "keeps something from call to call",
+    "throws": "keeps something from call to call",
+    "sparse": "sparse",
+    "no_forward": "forward",
+    "weights": "return (module, example_inputs)",
+    "empty": "example",
+    "complex_": "complex",
+    "on_meta": "meta",
+    "nothing": "return (module, example_inputs)",
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def _refused(source, *options) -> str:
+    """The one line that ``tidegate convert`` says, whichever way it is refused."""
+    run = CliRunner().invoke(command, [str(source), "--name", "m", *options])
+    assert run.exit_code != 0
+    if isinstance(run.exception, SystemExit):  # click's own, with the usage above it
+        said = run.output.strip().splitlines()[-1]
+    else:
+        assert isinstance(run.exception, ConversionError), repr(run.exception)
+        said = str(run.exception)
+    assert said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_factory_that_cannot_be_converted(home, monkeypatch, factory):
+    name = f"brought_{abs(hash(str(home)))}"
+    (home / f"{name}.py").write_text(textwrap.dedent(MODULES))
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setenv("PYTHONPATH", str(home), prepend=":")
+    said = _refused(f"{name}:{factory}")
+    assert FACTORIES[factory] in said
+    if factory != "of_the_batch":  # a proof that fails names its checks, a line each
+        assert "\n" not in said
+
+
+def _data_missing(folder):
+    linear(folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (folder / "w.bin").unlink()
+
+
+def _opset(folder):
+    node = helper.make_node("Relu", ["x"], ["y"])
+    write_graph(folder / "m.onnx", [node], [("x", F, ["b", 4])], [("y", F, ["b", 4])], opset=99)
+
+
+def _ir_version(folder):
+    model = onnx.load(linear(folder / "m.onnx"))
+    model.ir_version = 999
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+
+
+def _sequence(folder):
+    model = onnx.load(linear(folder / "m.onnx"))
+    del model.graph.output[:]
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["h"], ["s"]))
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
+    model.graph.output.append(helper.make_value_info("s", kind))
+    onnx.save(model, folder / "m.onnx")
+
+
+def _optional(folder):
+    model = onnx.load(linear(folder / "m.onnx"))
+    del model.graph.output[:]
+    model.graph.node.append(helper.make_node("Optional", ["h"], ["s"]))
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(F, None))
+    model.graph.output.append(helper.make_value_info("s", kind))
+    onnx.save(model, folder / "m.onnx")
+
+
+def _loop(folder):
+    """As many turns as the first number of the batch says: another answer in another batch."""
+    turn = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "v"], ["w"])],
+        "turn",
+        [helper.make_tensor_value_info("i", INT, []),
+         helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("v", F, None)],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("w", F, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMax", ["n"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "x"], ["y"], body=turn),
+    ]
+    shapes = [("x", F, ["b", 4]), ("n", INT, ["b", 1])], [("y", F, ["b", 4])]
+    write_graph(folder / "m.onnx", nodes, *shapes)
+
+
+def _broken_int8(folder):
+    """QLinearMatMul without its scales."""
+    nodes = [helper.make_node("QLinearMatMul", ["x", "s", "z", "w", "s", "z", "s"], ["y"])]
+    kind = TensorProto.UINT8
+    weights = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((4, 2), np.uint8)}
+    shapes = [("x", kind, ["b", 4])], [("y", kind, ["b", 2])]
+    write_graph(folder / "m.onnx", nodes, *shapes, weights)
+
+
+def _wrong_rank(folder):
+    """Loads, and fails on every input."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shapes = [("x", F, ["b", 4])], [("y", F, ["b", 3])]
+    write_graph(folder / "m.onnx", nodes, *shapes, {"shape": np.array([-1, 3])})
+
+
+def _two_models(folder):
+    linear(folder / "a.onnx")
+    linear(folder / "b.onnx")
+
+
+def _no_onnx(folder):
+    (folder / "m.onnx").write_bytes(b"PK\x03\x04 not this")
+
+
+def _empty(folder):
+    (folder / "m.onnx").write_bytes(b"")
+
+
+GRAPHS = {
+    _data_missing: "'w.bin', which is not there",
+    _opset: "opset",
+    _ir_version: "IR version",
+    _sequence: "Triton carries only tensors",
+    _optional: "Triton carries only tensors",
+    _broken_int8: "ONNX Runtime",
+    _wrong_rank: "fails on a sample",
+    _no_onnx: "no ONNX file",
+    _empty: "no ONNX file",
+    _loop: "batch",
+}
+
+
+@pytest.mark.parametrize("write", GRAPHS, ids=lambda write: write.__name__.strip("_"))
+def test_a_graph_that_cannot_be_converted(home, write):
+    (home / "g").mkdir()
+    write(home / "g")
+    assert GRAPHS[write] in _refused(home / "g" / "m.onnx")
+
+
+def test_a_folder_with_two_graphs(home):
+    (home / "g").mkdir()
+    _two_models(home / "g")
+    assert "give the folder of one model, or the file" in _refused(home / "g", "--task", "tensors")
+
+
+def _file(name, data=b"\x00" * 64):
+    def write(folder):
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return write
+
+
+def _state_dict(folder):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def _zip_of_weights(folder):
+    _state_dict(folder)
+    with zipfile.ZipFile(folder / "weights.zip", "w") as archive:
+        archive.write(folder / "weights.pt", "weights.pt")
+    return folder / "weights.zip"
+
+
+def _safetensors(folder):
+    save_file({"w": torch.zeros(2, 2)}, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def _folder_of_safetensors(folder):
+    (folder / "m").mkdir()
+    _safetensors(folder / "m")
+    return folder / "m"
+
+
+def _folder_of_a_state_dict(folder):
+    (folder / "m").mkdir()
+    _state_dict(folder / "m")
+    return folder / "m"
+
+
+def _saved_model(folder):
+    (folder / "m" / "variables").mkdir(parents=True)
+    (folder / "m" / "saved_model.pb").write_bytes(b"\x08\x01")
+    return folder / "m"
+
+
+def _folder_of_gguf(folder):
+    (folder / "m").mkdir()
+    (folder / "m" / "model-q4.gguf").write_bytes(b"GGUF" + b"\0" * 20)
+    return folder / "m"
+
+
+def _lightning(folder):
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2"}, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def _adapter(folder):
+    (folder / "m").mkdir()
+    named = {"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}
+    (folder / "m" / "adapter_config.json").write_text(json.dumps(named))
+    save_file({"w": torch.zeros(2, 2)}, folder / "m" / "adapter_model.safetensors")
+    return folder / "m"
+
+
+def _empty_folder(folder):
+    (folder / "m").mkdir()
+    return folder / "m"
+
+
+def _folder_of_models(folder):
+    for name in ("checkpoint-10", "checkpoint-20"):
+        (folder / "m" / name).mkdir(parents=True)
+        (folder / "m" / name / "config.json").write_text("{}")
+    return folder / "m"
+
+
+def _nowhere(folder):
+    return folder / "not" / "there"
+
+
+FILES = {
+    "m.gguf": (_file("m.gguf"), "GGUF"),
+    "m.h5": (_file("m.h5"), "ONNX"),
+    "m.keras": (_file("m.keras"), "ONNX"),
+    "m.tflite": (_file("m.tflite"), "ONNX"),
+    "m.mar": (_file("m.mar"), "TorchServe"),
+    "m.nemo": (_file("m.nemo"), "ONNX"),
+    "m.bz2": (_file("m.bz2"), "unpack"),
+    "m.tar.gz": (_file("m.tar.gz"), "unpack"),
+    "m.zip": (_zip_of_weights, "unpack"),
+    "m.pdparams": (_file("m.pdparams"), "ONNX"),
+    "m.npz": (_file("m.npz"), "weights"),
+    "m.msgpack": (_file("m.msgpack"), "ONNX"),
+    "m.mlpackage": (_file("m.mlpackage"), "Core ML"),
+    "m.xml": (_file("m.xml"), "OpenVINO"),
+    "m.params": (_file("m.params"), "ONNX"),
+    "m.caffemodel": (_file("m.caffemodel"), "ONNX"),
+    "m.weights": (_file("m.weights"), "ONNX"),
+    "state dict": (_state_dict, "package.module:function"),
+    "safetensors": (_safetensors, "give the folder"),
+    "folder of safetensors": (_folder_of_safetensors, "config.json"),
+    "folder of a state dict": (_folder_of_a_state_dict, "package.module:function"),
+    "SavedModel": (_saved_model, "ONNX"),
+    "folder of GGUF": (_folder_of_gguf, "GGUF"),
+    "Lightning": (_lightning, "package.module:function"),
+    "adapter": (_adapter, "nobody/nothing"),
+    "empty folder": (_empty_folder, "empty"),
+    "folder of models": (_folder_of_models, "checkpoint-10"),
+    "nowhere": (_nowhere, "there is no"),
+}
+
+
+@pytest.mark.parametrize("task", [(), TEXT, PICTURE, ("--task", "tensors")], ids=str)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_another_kind(home, kind, task):
+    """Whatever task is given with it: the format is what is wrong, and not the task."""
+    write, message = FILES[kind]
+    said = _refused(write(home), *task)
+    assert message.lower() in said.lower()
+    assert "does not say what the model does" not in said
+    assert "\n" not in said
+
+
+def _edited(folder, file, **changes):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_classifier("bert", folder / "classifier")
+    save_tagger("bert", folder / "tagger")
+    save_image_classifier("vit", folder / "pictures")
+    return folder
+
+
+def _shard_missing(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _shards_of_nothing(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["a", "b"]}))
+
+
+def _ids_beyond(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {word: place + 500 for word, place in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _token_added(folder):
+    """The usual mistake: a token was added, and the embedding was not grown."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    count = len(tokenizer["model"]["vocab"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokenizer["added_tokens"].append({"id": count, "content": "parcel", **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _unknown_architecture(folder):
+    _edited(folder, "config.json", model_type="quantum_bert", architectures=["QuantumBert"])
+
+
+def _no_architecture(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def _weights_of_zeros(folder):
+    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
+
+
+def _other_sizes(folder):
+    _edited(folder, "config.json", hidden_size=64)
+
+
+def _tokenizer_is_a_list(folder):
+    (folder / "tokenizer.json").write_text("[]")
+
+
+def _pointer(folder):
+    """What git leaves without git-lfs."""
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\nsize 437951328\n"
+    )
+
+
+def _tf_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "tf_model.h5").write_bytes(b"\x89HDF")
+
+
+def _config_of_numbers(folder):
+    _edited(folder, "config.json", num_hidden_layers="many")
+
+
+def _negative(folder):
+    _edited(folder, "config.json", vocab_size=-3)
+
+
+def _adapter_beside(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
+
+
+TEXT_FOLDERS = {
+    _shard_missing: "copy all the shards",
+    _shards_of_nothing: "weight_map",
+    _ids_beyond: "embedding",
+    _token_added: "embedding",
+    _unknown_architecture: "quantum_bert",
+    _no_architecture: "model_type",
+    _no_weights: "no weights",
+    _weights_of_zeros: "cannot be read safely",
+    _other_sizes: "other shapes than config.json",
+    _tokenizer_is_a_list: "tokenizer",
+    _pointer: "git lfs pull",
+    _tf_weights: "tf_model.h5",
+    _config_of_numbers: "config.json",
+    _negative: "config.json",
+    _adapter_beside: "nobody/nothing",
+}
+
+
+@pytest.mark.parametrize("spoil", TEXT_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_a_text_folder_that_cannot_be_converted(home, brought, spoil):
+    shutil.copytree(brought / "classifier", home / "m")
+    spoil(home / "m")
+    said = _refused(home / "m", *TEXT)
+    assert TEXT_FOLDERS[spoil].lower() in said.lower()
+    assert "\n" not in said
+
+
+def test_a_folder_for_another_task_says_which(home, brought):
+    assert "--task token-classification" in _refused(brought / "tagger", *TEXT)
+    assert "--task text-classification" in _refused(brought / "classifier", *PICTURE)
+    assert "config.json" in _refused(brought / "classifier", "--task", "tensors")
+
+
+def _no_size(folder):
+    _edited(folder, "preprocessor_config.json", size={})
+
+
+def _nonsense_mean(folder):
+    _edited(folder, "preprocessor_config.json", image_mean=["a", "b", "c"])
+
+
+def _processor_of_nobody(folder):
+    _edited(folder, "preprocessor_config.json", image_processor_type="QuantumImageProcessor")
+
+
+def _two_channels(folder):
+    _edited(folder, "preprocessor_config.json", image_mean=[0.5, 0.5], image_std=[0.5, 0.5])
+
+
+PICTURE_FOLDERS = {
+    _no_size: "size",
+    _nonsense_mean: "image_mean",
+    _processor_of_nobody: "QuantumImageProcessor",
+    _two_channels: "image_mean",
+}
+
+
+@pytest.mark.parametrize("spoil", PICTURE_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_a_picture_folder_that_cannot_be_converted(home, brought, spoil):
+    shutil.copytree(brought / "pictures", home / "m")
+    spoil(home / "m")
+    said = _refused(home / "m", *PICTURE)
+    assert PICTURE_FOLDERS[spoil] in said
+    assert "\n" not in said

@@ -1,0 +1,110 @@
+"""Whatever estimator of scikit-learn's a file holds: it has a graph, or one true line says why not
+and what to do. Never a traceback."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.utils import all_estimators
+
+from converters.errors import ConversionError
+from tests.brought_tables import WINE
+from tests.tables_in_process import opened
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROWS, CLASSES = np.abs(WINE[0][::3, :4]), WINE[1][::3]
+VALUES = ROWS @ np.array([1, 2, -1, 0.5])
+TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 15
+GRAPH = "a graph"
+# What is to come of each; a part of the message, where it is refused.
+EXPECTED = {
+    "ARDRegression": GRAPH,
+    "AffinityPropagation": "take a classifier, a regressor, a KMeans",
+    "AgglomerativeClustering": "no answer for a new row",
+    "BayesianGaussianMixture": GRAPH,
+    "BernoulliNB": GRAPH,
+    "BisectingKMeans": GRAPH,
+    "CalibratedClassifierCV": GRAPH,
+    "ComplementNB": GRAPH,
+    "CountVectorizer": "prepares columns and predicts nothing",
+    "DBSCAN": "no answer for a new row",
+    "DummyClassifier": "DummyClassifier has no converter; train with another",
+    "EllipticEnvelope": "EllipticEnvelope has no converter; train with another",
+    "ExtraTreeRegressor": GRAPH,
+    "GaussianMixture": GRAPH,
+    "GaussianNB": GRAPH,
+    "HashingVectorizer": "prepares columns and predicts nothing",
+    "HistGradientBoostingRegressor": GRAPH,
+    "HuberRegressor": GRAPH,
+    "IsolationForest": GRAPH,
+    "IsotonicRegression": "takes one number and no columns",
+    "KBinsDiscretizer": "prepares columns and predicts nothing",
+    "KMeans": GRAPH,
+    "KNeighborsClassifier": GRAPH,
+    "KernelDensity": "take a classifier, a regressor, a KMeans",
+    "KernelRidge": "KernelRidge has no converter; train with another",
+    "LabelEncoder": "prepares columns and predicts nothing",
+    "LabelPropagation": "LabelPropagation has no converter; train with another",
+    "LinearSVC": GRAPH,
+    "LocalOutlierFactor": "train it with novelty=True",
+    "MLPClassifier": GRAPH,
+    "MeanShift": "take a classifier, a regressor, a KMeans",
+    "MiniBatchKMeans": GRAPH,
+    "NMF": "prepares columns and predicts nothing",
+    "NearestCentroid": "NearestCentroid has no converter; train with another",
+    "OneClassSVM": GRAPH,
+    "PCA": "prepares columns and predicts nothing",
+    "PLSRegression": GRAPH,
+    "QuadraticDiscriminantAnalysis": GRAPH,
+    "RANSACRegressor": GRAPH,
+    "RadiusNeighborsClassifier": "its graph fails on rows that the library answers",
+    "RadiusNeighborsRegressor": "its graph fails on rows that the library answers",
+    "RidgeClassifierCV": GRAPH,
+    "SGDOneClassSVM": GRAPH,
+    "SpectralClustering": "no answer for a new row",
+    "TfidfVectorizer": "prepares columns and predicts nothing",
+    "TheilSenRegressor": GRAPH,
+    "TweedieRegressor": GRAPH,
+}
+SETTINGS = {
+    "RadiusNeighborsClassifier": {"radius": 20.0},
+    "RadiusNeighborsRegressor": {"radius": 20.0},
+    "CalibratedClassifierCV": {"cv": 2},
+    "MLPClassifier": {"max_iter": 20},
+    "HistGradientBoostingRegressor": {"max_iter": 5},
+    "IsolationForest": {"n_estimators": 5},
+    "TheilSenRegressor": {"max_subpopulation": 200},
+}
+
+
+def _fitted(name):
+    kind = dict(all_estimators())[name]
+    if name.endswith("Vectorizer"):
+        return kind().fit(TEXTS)
+    if name == "LabelEncoder":
+        return kind().fit(CLASSES)
+    model = kind(**SETTINGS.get(name, {}))
+    if name == "IsotonicRegression":
+        return model.fit(ROWS[:, 0], VALUES)
+    regresses = getattr(model, "_estimator_type", "") == "regressor" or "Regress" in name
+    return model.fit(ROWS, VALUES if regresses or name == "KernelRidge" else CLASSES)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_estimator_has_a_graph_or_a_reason(tmp_path, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        skops.io.dump(_fitted(name), tmp_path / "m.skops")
+        try:
+            opened(tmp_path / "m.skops").export(tmp_path / "m.onnx")
+            said = GRAPH
+        except ConversionError as error:
+            said = str(error)
+    if EXPECTED[name] == GRAPH:
+        assert said == GRAPH
+        return
+    assert EXPECTED[name] in said
+    assert len(said) < 600
+    assert not re.search(r"\n|Traceback|<class|shape calculator|never fitted", said)

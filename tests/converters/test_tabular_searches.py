@@ -1,0 +1,148 @@
+"""Searches for outliers and for clusters, what stands around an estimator, and steps whose answer
+jumps: each answers fresh rows as scikit-learn does."""
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import RFE
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
+    PolynomialFeatures,
+    StandardScaler,
+)
+
+from tests.brought_tables import DIABETES, WINE
+from tests.tables_in_process import built, failed, numbered, opened, served
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+ROWS = WINE[0]
+FRESH = ROWS + np.random.default_rng(3).normal(size=ROWS.shape) * ROWS.std(axis=0) * 0.3
+FEW = {"n_estimators": 12, "random_state": 0}
+SEARCHES = {
+    "outliers": IsolationForest(**FEW),
+    "outliers, some columns": IsolationForest(
+        **FEW, max_features=0.5, max_samples=64, contamination=0.1
+    ),
+    "outliers behind a scaler": make_pipeline(StandardScaler(), IsolationForest(**FEW)),
+    "clusters": KMeans(4, n_init=1),
+    "clusters behind a scaler": make_pipeline(StandardScaler(), MiniBatchKMeans(3, n_init=1)),
+    "a mixture": GaussianMixture(3),
+}
+
+
+def _proved(model, path):
+    skops.io.dump(model, path / "m.skops")
+    task = opened(path / "m.skops")
+    case = built(task, path / "c")
+    assert failed(task, case) == []
+    return task, case
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_outliers_and_clusters(tmp_path, name):
+    model = SEARCHES[name].fit(ROWS)
+    task, case = _proved(model, tmp_path)
+    got = served(case, numbered(FRESH, [f"f{place}" for place in range(13)]))
+    if hasattr(model, "decision_function"):
+        assert got[:, 0] == pytest.approx(model.decision_function(FRESH), abs=1e-6)
+        assert ((got[:, 0] < 0) == (model.predict(FRESH) < 0)).all()
+        assert any("below 0 it is an outlier" in note for note in task.exercised(case))
+        return
+    assert task.model.labels == tuple(map(str, range(got.shape[1])))
+    assert (got.argmax(axis=1) == model.predict(FRESH)).all()
+    wanted = model.predict_proba(FRESH) if name == "a mixture" else -model.transform(FRESH)
+    assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+AROUND = {
+    "a search for parameters": GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        {"logisticregression__C": [0.1, 1]},
+        cv=3,
+    ),
+    "a search over forests": GridSearchCV(
+        RandomForestClassifier(4, random_state=0), {"max_depth": [2, 4]}, cv=3
+    ),
+    "some columns": RFE(RandomForestClassifier(4, random_state=0), n_features_to_select=4),
+    "a frozen one": FrozenEstimator(RandomForestClassifier(4, random_state=0).fit(*WINE)),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_stands_around_an_estimator(tmp_path, name):
+    model = AROUND[name].fit(*WINE)
+    _, case = _proved(model, tmp_path)
+    got = served(case, numbered(FRESH, [f"f{place}" for place in range(13)]))
+    assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-5)
+
+
+TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 20
+
+
+def test_a_search_and_a_target_over_texts(tmp_path):
+    search = GridSearchCV(
+        make_pipeline(TfidfVectorizer(), Ridge()), {"ridge__alpha": [0.1, 1]}, cv=3
+    )
+    model = TransformedTargetRegressor(search, func=np.log1p, inverse_func=np.expm1)
+    model.fit(TEXTS, np.tile([5.0, 1.0, 2.0, 7.0], 20))
+    _, case = _proved(model, tmp_path)
+    fresh = ["good", "bad thing", "", "so quite"]
+    assert served(case, {"text": np.array(fresh)})[:, 0] == pytest.approx(model.predict(fresh))
+
+
+STEPS = {
+    "bins": KBinsDiscretizer(5, encode="ordinal", strategy="uniform"),
+    "bins, one-hot": KBinsDiscretizer(5, encode="onehot"),
+    "bins of quantiles": KBinsDiscretizer(4, encode="onehot-dense", strategy="quantile"),
+    "a polynomial": make_pipeline(StandardScaler(), PolynomialFeatures(3)),
+    "products": make_pipeline(
+        StandardScaler(), PolynomialFeatures(interaction_only=True, include_bias=False)
+    ),
+}
+PLACES = {
+    "ones": lambda n: n,
+    "1e8": lambda n: 1e8 + n,
+    "seconds": lambda n: 1.7e9 + n,
+    "numbers of things": lambda n: 9e14 + n * 3,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_over_numbers_that_fp32_cannot_tell_apart(tmp_path, name, place):
+    numbers = np.random.default_rng(2).integers(0, 400, (700, 3)).astype(float)
+    answers = numbers[:, 0] / 40 + np.sin(numbers[:, 1] / 20) * 3
+    rows = PLACES[place](numbers)
+    model = make_pipeline(STEPS[name], Ridge()).fit(rows[:400], answers[:400])
+    _, case = _proved(model, tmp_path)
+    got = served(case, numbered(rows[400:], ["f0", "f1", "f2"]))[:, 0]
+    assert got == pytest.approx(model.predict(rows[400:]), abs=1e-4)
+
+
+def test_a_threshold_beyond_fp32(tmp_path):
+    rows = np.random.default_rng(2).integers(0, 400, (700, 3)) + 1e8
+    answers = (rows > 1e8 + 201).sum(axis=1) + rows[:, 0] * 0
+    model = make_pipeline(Binarizer(threshold=1e8 + 201), Ridge()).fit(rows, answers)
+    _, case = _proved(model, tmp_path)
+    got = served(case, numbered(rows, ["f0", "f1", "f2"]))[:, 0]
+    assert got == pytest.approx(model.predict(rows), abs=1e-4)
+
+
+def test_a_constant_of_numbers_in_the_place_of_missing_ones(tmp_path):
+    rows, answers = DIABETES
+    holed = np.where(np.random.default_rng(0).random(rows.shape) < 0.2, np.nan, rows)
+    model = make_pipeline(SimpleImputer(strategy="constant", fill_value=-9), Ridge())
+    _, case = _proved(model.fit(holed, answers), tmp_path)
+    got = served(case, numbered(holed, [f"f{place}" for place in range(10)]))[:, 0]
+    assert got == pytest.approx(model.predict(holed), rel=1e-5)

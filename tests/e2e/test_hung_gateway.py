@@ -1,0 +1,178 @@
+"""A stack whose gateway hangs, in whole or in part, and one whose disk takes nothing any more."""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+from serving.publish import publish
+from tests.running import ROOT, RunningStack, launch, stop, wait_ready, wait_until
+from tests.serving.small_pipeline import MODELS, stage
+
+HEAL_S = 60.0
+# The engine of ``mood``: the golden sample (1) takes 7 s, anything else 0.3 s.
+SLOW = (
+    "self._number = lambda value, n=self._number: "
+    "(time.sleep(7 if value.item() == 1 else 0.3), n(value))[1]"
+)
+
+
+def _stack(home, *arguments: str) -> RunningStack:
+    models = home / "model_repository"
+    shutil.copytree(ROOT / "model_repository" / "identity_fp32", models / "identity_fp32")
+    return launch(home, "identity_fp32", *arguments)
+
+
+def _answers(stack: RunningStack) -> bool:
+    try:
+        answer = httpx.get(f"{stack.url}/readyz", timeout=2)
+    except httpx.TransportError:
+        return False
+    return answer.status_code == 200
+
+
+def _gateway(stack: RunningStack) -> psutil.Process:
+    return next(p for p in stack.family() if p.cmdline()[1:] == ["-m", "gateway"])
+
+
+def _workers(stack: RunningStack) -> list[psutil.Process]:
+    """Those of the gateway that runs now; [] while there is none."""
+    found = []
+    with contextlib.suppress(psutil.Error, StopIteration):
+        children = _gateway(stack).children()
+        found += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
+    return found
+
+
+def _events(stack: RunningStack) -> str:
+    return (stack.home / ".tidegate" / "logs" / "events.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    stack = _stack(tmp_path_factory.mktemp("one"))
+    try:
+        wait_ready(stack, 120)
+        yield stack
+    finally:
+        stop(stack)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two workers, and a pipeline whose right golden answer takes longer than a round of probes:
+    that it starts at all says that ``up`` and the gateway wait for it."""
+    home = tmp_path_factory.mktemp("two")
+    repository = home / "model_repository"
+    publish(stage(repository, 0, initialize=SLOW), repository, MODELS)
+    stack = _stack(home, "mood", "--workers=2")
+    try:
+        wait_ready(stack, 120)
+        wait_until(lambda: len(_workers(stack)) == 2, 30, "two workers")
+        yield stack
+    finally:
+        stop(stack)
+
+
+def test_a_gateway_that_is_stopped_is_started_again(one):
+    before = _gateway(one)
+    before.suspend()
+    wait_until(lambda: f"the gateway hangs (process {before.pid}" in one.output, HEAL_S, "notice")
+    wait_until(lambda: _answers(one), HEAL_S, "service")
+    assert _gateway(one) != before
+    for event in ("gateway_hung", "gateway_died", "gateway_restarted"):
+        assert f'"event": "{event}"' in _events(one)
+
+
+def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_alone(two):
+    """As many answers as questions, and no look at it finds it unready."""
+    engines = {each.pid for each in two.stubs("mood_onnx")}
+    until = time.monotonic() + 15
+    statuses: list[int] = []
+
+    def call() -> None:
+        with httpx.Client(headers=two.headers, timeout=60) as client:
+            while time.monotonic() < until:
+                statuses.append(client.post(f"{two.url}/v1/mood", json={"x": 2}).status_code)
+
+    threads = [threading.Thread(target=call) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    looks = []
+    while any(thread.is_alive() for thread in threads):
+        look = httpx.get(f"{two.url}/readyz", timeout=10)
+        looks.append((look.status_code, look.text))
+        time.sleep(0.5)
+    assert set(statuses) == {200}
+    assert {status for status, _ in looks} == {200}, set(looks)
+    assert {each.pid for each in two.stubs("mood_onnx")} == engines
+    assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
+
+
+def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(two):
+    parent, workers = _gateway(two), _workers(two)
+    workers[0].suspend()
+    wait_until(
+        lambda: f"the gateway hangs (process {workers[0].pid}" in two.output, HEAL_S, "notice"
+    )
+    wait_until(lambda: len(set(_workers(two)) - {workers[0]}) == 2, HEAL_S, "another worker")
+    wait_until(lambda: '"gateway_hung"' in _events(two), 10, "the event")
+    assert _gateway(two) == parent
+    assert workers[1] in _workers(two)
+    assert all(_answers(two) for _ in range(10))
+
+
+def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
+    parent, workers = _gateway(two), _workers(two)
+    parent.suspend()
+    wait_until(lambda: f"the gateway hangs (process {parent.pid}" in two.output, HEAL_S, "notice")
+    wait_until(
+        lambda: _answers(two) and len(set(_workers(two)) - set(workers)) == 2, HEAL_S, "service"
+    )
+    assert not set(workers) & set(_workers(two))
+    assert not any(each.is_running() for each in workers)
+
+
+def test_folders_that_cannot_be_written_stop_no_healing(one):
+    """The logs and counters are folders, the list of servers a file: Triton and the gateway start
+    again all the same, and it is said."""
+    state = one.home / ".tidegate"
+    logs = state / "logs"
+    moved = [(logs / "events.jsonl"), (logs / "gateway.log"), (logs / "triton.log")]
+    moved.append(state / "watch.prom")
+    for path in moved:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    shutil.rmtree(state / "servers")
+    (state / "servers").write_text("not a folder")
+    one.triton().kill()
+    wait_until(lambda: "Triton is serving again" in one.output, HEAL_S, "Triton")
+    gateway = _gateway(one)
+    gateway.kill()
+    wait_until(lambda: one.output.count("the gateway ended by itself") >= 1, HEAL_S, "notice")
+    wait_until(lambda: _answers(one), HEAL_S, "service")
+    assert _gateway(one) != gateway
+    for said in ("events are not recorded", "Triton's log is not kept", "publishers will not find"):
+        assert one.output.count(said) == 1, one.output
+    assert one.process.poll() is None
+
+
+def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_replaced(two):
+    parent, workers = _gateway(two), _workers(two)
+    parent.kill()
+    wait_until(lambda: not any(each.is_running() for each in workers), HEAL_S, "their end")
+    wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
+    before = two.output.count("the gateway ended by itself")
+    assert before == 2  # once for each of the last two tests: the next one had the port
+    triton = two.triton()
+    os.kill(triton.pid, signal.SIGSTOP)
+    wait_until(lambda: "Triton hangs" in two.output, 60, "notice")
+    wait_until(lambda: "Triton is serving again" in two.output, HEAL_S, "restart")
+    wait_until(lambda: _answers(two), HEAL_S, "service")
+    assert '"triton_hung"' in _events(two)

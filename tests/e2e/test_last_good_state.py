@@ -1,0 +1,129 @@
+"""A gateway.toml that was refused is refused by every worker that comes later: the last good one
+serves, one worker's death ends no other, and ``up`` says why a gateway ended."""
+
+import hashlib
+import shutil
+
+import httpx
+import psutil
+import pytest
+
+from tests.running import ROOT, launch, stop, wait_ready, wait_until
+
+GOOD = '[tenants.default]\nmodels = ["identity*"]\n# end\n'
+WRONG = "[tenants.default\nmodels = [\n"
+VERSION = hashlib.sha256(GOOD.encode()).hexdigest()[:12]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("last_good")
+    shutil.copytree(
+        ROOT / "model_repository" / "identity_fp32", home / "model_repository" / "identity_fp32"
+    )
+    return home
+
+
+@pytest.fixture(scope="module")
+def running(home):
+    """Two workers; the good policy was in force, and a wrong one lies there now."""
+    running = launch(home, "identity_fp32", TIDEGATE_WORKERS="2")
+    try:
+        wait_ready(running, 90)
+        _put(home, GOOD)
+        wait_until(lambda: _versions(running) == {VERSION}, 20, "the good policy")
+        _put(home, WRONG)
+        wait_until(lambda: _log(home).count("stays in force") >= 2, 20, "both workers refuse it")
+        yield running
+    finally:
+        assert stop(running) == 0, running.output
+
+
+def _put(home, text):
+    policy = home / ".tidegate" / "gateway.toml"
+    policy.with_suffix(".new").write_text(text)
+    policy.with_suffix(".new").replace(policy)
+
+
+def _log(home):
+    return (home / ".tidegate" / "logs" / "gateway.log").read_text()
+
+
+def _main(running):
+    return next(p for p in running.family() if p.cmdline()[-2:] == ["-m", "gateway"])
+
+
+def _workers(running):
+    return [p for p in _main(running).children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def _versions(running):
+    """The policies in force that eight new connections find: the workers take them in turn."""
+    url = f"http://127.0.0.1:{running.admin_port}/admin/policy"
+    found = set()
+    for _ in range(8):
+        try:
+            found.add(httpx.get(url, headers=running.headers, timeout=10).json().get("version"))
+        except httpx.HTTPError:
+            found.add("none")
+    return found
+
+
+def _answers(running):
+    return running.get("/v2/models/identity_fp32").status_code
+
+
+def test_the_death_of_a_worker_ends_no_other_and_its_replacement_serves_the_last_good(running):
+    first, second = _workers(running)
+    refused = _log(running.home).count("stays in force")
+    first.kill()
+    wait_until(lambda: _log(running.home).count("stays in force") > refused, 30, "a replacement")
+    wait_until(lambda: _versions(running) == {VERSION}, 20, "the last good policy")
+    assert second in _workers(running)
+    assert len(_workers(running)) == 2
+    assert _answers(running) == 200
+
+
+def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
+    (kept,) = (running.home / ".tidegate").glob("policy.*.settled")
+    data = kept.read_bytes()
+    first, second = _workers(running)
+    kept.write_bytes(b"no policy")
+    try:
+        first.kill()
+        wait_until(lambda: "cannot start (see above)" in _log(running.home), 30, "a failed start")
+        assert second.is_running()
+        assert _answers(running) == 200
+    finally:
+        kept.write_bytes(data)
+    wait_until(lambda: len(_workers(running)) == 2, 20, "the next attempt")
+    wait_until(lambda: _versions(running) == {VERSION}, 30, "the last good policy")
+    assert second in _workers(running)
+
+
+def test_a_gateway_that_is_killed_leaves_no_worker_and_comes_back_with_the_last_good(running):
+    main, workers = _main(running), _workers(running)
+    main.kill()
+    psutil.wait_procs(workers, timeout=30)
+    assert not [each for each in workers if each.is_running()]
+    wait_until(lambda: "ended by itself (killed by SIGKILL" in running.output, 20, "a reason")
+    wait_until(lambda: _versions(running) == {VERSION}, 60, "the last good policy")
+
+
+def test_after_a_start_of_everything_the_last_good_policy_serves_or_up_says_why_not(home, running):
+    assert stop(running) == 0, running.output
+    ports = [running.gateway_port, running.http_port, running.grpc_port, running.metrics_port]
+    again = launch(home, "identity_fp32", ports=ports)
+    try:
+        wait_ready(again, 60)
+        assert _versions(again) == {VERSION}
+        assert "line 1: " in again.output
+        assert "the last good policy is in force instead" in again.output
+    finally:
+        assert stop(again) == 0, again.output
+    (kept,) = (home / ".tidegate").glob("policy.*.settled")
+    kept.unlink()
+    refused = launch(home, "identity_fp32", ports=ports)
+    assert refused.process.wait(60) == 1
+    assert "the gateway ended (exit code 2; its log says: gateway: " in refused.output
+    assert "gateway.toml line 1" in refused.output

@@ -1,0 +1,1 @@
+"""Small models, each with one peculiarity, that both Triton and the linter are asked about."""
