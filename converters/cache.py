@@ -53,7 +53,7 @@ def _clear_up(folder: Path) -> None:
     """Remove what processes that were killed have left half-built."""
     for left in folder.glob(f"{BUILDING}*"):
         owner = left.name.removeprefix(BUILDING).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -1,10 +1,8 @@
 """Run the gateway: ``python -m gateway``. Settings come from the environment (``TIDEGATE_*``)."""
 
 import contextlib
-import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +11,12 @@ import uvicorn
 from gateway.addons import load
 from gateway.http.connections import raise_descriptor_limit
 from gateway.http.corked import CorkedProtocol
+from gateway.logs import set_up
 from gateway.metrics import SHARED_FOLDER
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
+from gateway.shared_metrics import shared_folder
 from gateway.workers import run_workers
 
 APP = "gateway.app:from_environment"
@@ -34,10 +34,10 @@ def main() -> int:
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with tempfile.TemporaryDirectory(prefix="tidegate-metrics-") as folder:
-        if settings.workers > 1:
-            os.environ.setdefault(SHARED_FOLDER, folder)
+    set_up()
+    with contextlib.ExitStack() as stack:
+        if settings.workers > 1 and SHARED_FOLDER not in os.environ:
+            os.environ[SHARED_FOLDER] = stack.enter_context(shared_folder())
         _run(settings, secured)
     return 0
 

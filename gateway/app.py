@@ -26,6 +26,7 @@ from gateway.http.edge import Edge, unknown_path
 from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
 from gateway.http.exchange import Exchange
 from gateway.http.render import error_reply
+from gateway.logs import set_up
 from gateway.probes import Background, readiness
 from gateway.replicas import CHECK_S
 from gateway.settings import Settings
@@ -72,7 +73,8 @@ def create_app(settings: Settings) -> Edge:
 
 
 def from_environment() -> Edge:
-    """What each uvicorn worker calls."""
+    """What each uvicorn worker calls, in a process of its own if there are several."""
+    set_up()
     end_with_parent()
     return create_app(Settings.read(os.environ))
 

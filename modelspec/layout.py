@@ -79,7 +79,9 @@ def version_folders(model_dir: Path) -> list[int]:
     if not model_dir.is_dir():
         return []
     return sorted(
-        int(entry.name) for entry in model_dir.iterdir() if entry.is_dir() and entry.name.isdigit()
+        int(entry.name)
+        for entry in model_dir.iterdir()
+        if entry.is_dir() and entry.name.isdecimal() and entry.name.isascii()
     )
 
 

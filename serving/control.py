@@ -15,11 +15,13 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
+from serving.loading import Loading
 
 KEY_HEADER = "tidegate-triton-key"
 # Triton's gRPC twin of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
+LOOK_S = 0.2
 NO_MODEL, AFRESH = "tidegate.none", "tidegate.afresh"
 # What Triton says of a request that a model's own queue policy refuses: it is busy, not ill.
 QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
@@ -38,10 +40,19 @@ class ModelState:
 
 
 class TritonControl:
-    """A blocking client for one server; close it, or use it as a context manager."""
+    """A blocking client for one server; close it, or use it as a context manager.
 
-    def __init__(self, address: str, key: str) -> None:
-        self.address = address
+    ``loading`` makes what watches over the load of a model, where the server is one of ours.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+        loading: Callable[[str], Loading] | None = None,
+    ) -> None:
+        self.address, self._load_timeout_s, self._loading = address, load_timeout_s, loading
         self._channel = grpc.insecure_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
@@ -68,10 +79,25 @@ class TritonControl:
                 request.parameters["config"].string_param = text
         except ServingError as error:
             raise ModelLoadFailed(model, str(error)) from error
+        watch = self._loading(model) if self._loading else None
+        call = self._stub.RepositoryModelLoad.future(
+            request, metadata=self._metadata, timeout=self._load_timeout_s
+        )
         try:
-            self._call(self._stub.RepositoryModelLoad, request, timeout_s=LOAD_TIMEOUT_S)
+            _wait(call, watch)
         except grpc.RpcError as error:
-            raise ModelLoadFailed(model, _first_line(error)) from error
+            reason = self._not_loaded(error)
+            raise ModelLoadFailed(model, watch.explained(reason) if watch else reason) from error
+        finally:
+            call.cancel()  # nothing to a call that has ended
+
+    def _not_loaded(self, error: grpc.RpcError) -> str:
+        if isinstance(_serving_error(error), NoAnswerInTime):
+            return (
+                f"it was not loaded within {self._load_timeout_s:g} s: give it longer with "
+                "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT_S)"
+            )
+        return _first_line(error)
 
     def unload(self, model: str) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
@@ -167,6 +193,17 @@ def read_key(path: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         raise ServingError(f"no Triton key at {path}: start the stack with `make up`") from None
+
+
+def _wait(call: grpc.Future, watch: Loading | None) -> None:
+    while True:
+        try:
+            call.result(LOOK_S)
+        except grpc.FutureTimeoutError:
+            if watch:
+                watch.look()
+        else:
+            return
 
 
 def _serving_error(error: grpc.RpcError) -> ServingError:

@@ -5,11 +5,12 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
 """
 
 import os
+import re
 import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -18,9 +19,10 @@ import psutil
 
 from serving import children, leftovers, servers
 from serving.backend_directory import assemble
-from serving.control import KEY_HEADER, TritonControl
+from serving.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
 from serving.errors import ServingError, TritonDied
 from serving.installation import Installation, find_triton
+from serving.loading import Loading
 from serving.ports import Ports, require_free
 from serving.recovery import clear_up
 
@@ -29,6 +31,8 @@ RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
 RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
+# What may stand in a path: Triton 2.51 starts Python processes by ``bash -c``, without quotes.
+PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class LaunchOptions:
     address: str = "127.0.0.1"
     config_name: str | None = None
     name: str = "triton"
+    load_timeout_s: float = LOAD_TIMEOUT_S
 
 
 class TritonServer:
@@ -52,7 +57,8 @@ class TritonServer:
         installation: Installation | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """``tell`` hears what could not be kept or cleared, and does not stop the server."""
+        """``tell`` hears what could not be kept or cleared, and does not stop the server, and
+        which model is still loading."""
         self.options, self._tell = options, tell
         self._backends: Path | None = None  # kept for the next start by ``restart``
         self._restarts = False
@@ -61,7 +67,12 @@ class TritonServer:
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
         self._log_began = 0  # where the log (bytes) begins to be this process's
-        self.control = TritonControl(f"{_dial(options.address)}:{options.ports.grpc}", self.key)
+        self.control = TritonControl(
+            f"{_dial(options.address)}:{options.ports.grpc}",
+            self.key,
+            options.load_timeout_s,
+            self._loading,
+        )
 
     @property
     def log_file(self) -> Path:
@@ -76,9 +87,10 @@ class TritonServer:
         self.require_ports()
         self._clear_up()
         self._log_began = self.log_file.stat().st_size if self.log_file.is_file() else 0
-        self._process = children.start(
-            self._command(self._assembled()), self._environment(), self._log()
-        )
+        backends = self._assembled()
+        repository = self._plain(self.options.repository, "models")
+        command = self._command(repository, self._plain(backends, "backends"))
+        self._process = children.start(command, self._environment(repository), self._log())
         try:
             self._wait_live()
             self._announce()
@@ -87,8 +99,8 @@ class TritonServer:
             raise
 
     def require_ports(self) -> None:
-        """PortTaken unless this server's ports are free now."""
-        require_free(self.options.address, self.options.ports)
+        """ServingError unless this server can listen on its ports now."""
+        require_free(self.options.ports.endpoints(self.options.address))
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -99,11 +111,13 @@ class TritonServer:
             return ""
         return children.why_ended(self._process, self.log_file, self._log_began)
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool = True) -> None:
         """End the server and its Python stubs, gently and then not, and clear its shared memory."""
         if self._process is not None:
             servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
             family = _family(self._prefix)
+            if not gently:
+                self._process.kill()
             children.end(self._process, EXIT_TIMEOUT_S + 5)
             _end(family)
             leftovers.remove(self._prefix)
@@ -132,6 +146,22 @@ class TritonServer:
     ) -> None:
         self.stop()
         self.control.close()
+
+    def _loading(self, model: str) -> Loading:
+        if not self.is_alive():
+            raise TritonDied(f"Triton has ended: {self._last_error()}")
+        options = self.options
+        return Loading(model, options.repository, self.log_file, self.pid or 0, self._tell)
+
+    def _plain(self, path: Path, what: str) -> Path:
+        """The folder by a path that ``bash -c`` takes as it is: its own, or that of a link. The
+        link lies where the server's shared memory does, and is removed with it."""
+        if PLAIN.fullmatch(str(path)):
+            return path
+        link = leftovers.FOLDER / f"{self._prefix}{what}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        return link
 
     @property
     def _build(self) -> Path:
@@ -167,6 +197,7 @@ class TritonServer:
         server = servers.Server.running(
             options.repository, self.control.address, key_file, pid, options.work_dir
         )
+        server = replace(server, load_timeout_s=options.load_timeout_s)
         try:
             is_found = servers.announce(options.work_dir, self._prefix, server)
         except OSError as error:
@@ -200,11 +231,11 @@ class TritonServer:
         errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
 
-    def _command(self, backends: Path) -> list[str]:
+    def _command(self, repository: Path, backends: Path) -> list[str]:
         options, ports, address = self.options, self.options.ports, self.options.address
         command = [
             str(self._installation.binary),
-            f"--model-repository={options.repository}",
+            f"--model-repository={repository}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             f"--http-address={address}",
@@ -224,12 +255,12 @@ class TritonServer:
             command.append(f"--model-config-name={options.config_name}")
         return command
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, repository: Path) -> dict[str, str]:
         return {
             **os.environ,
             **self._installation.environment,
             # Python-based backends are told the config, but not where the model lies.
-            "TIDEGATE_MODEL_REPOSITORY": str(self.options.repository),
+            "TIDEGATE_MODEL_REPOSITORY": str(repository),
             # A new __pycache__ in a version folder would look like a changed model to Triton.
             "PYTHONDONTWRITEBYTECODE": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -43,6 +43,6 @@ def _orphans(folder: Path) -> list[Path]:
     found = []
     for path in folder.glob(f"{PREFIX}*"):
         owner = path.name.removeprefix(PREFIX).partition("_")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             found.append(path)
     return found

@@ -87,7 +87,7 @@ def connected(servers: Sequence[Server]) -> Iterator[list[Replica]]:
     with ExitStack() as stack:
         replicas = [
             Replica(
-                stack.enter_context(TritonControl(each.address, _key(each))),
+                stack.enter_context(TritonControl(each.address, _key(each), each.load_timeout_s)),
                 0 if each.is_elsewhere else each.pid,
             )
             for each in servers

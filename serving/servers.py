@@ -28,6 +28,7 @@ class Server:
 
     ``inode`` is the repository's device and inode: it may be mounted elsewhere for somebody else.
     ``work_dir`` is the state folder that the server runs from, ``pid_space`` where its pid counts.
+    ``load_timeout_s``: how long a model may take to load there.
     Of a server that was named by hand only the address and the key's file are known.
     """
 
@@ -39,6 +40,7 @@ class Server:
     inode: str = ""
     work_dir: str = ""
     pid_space: str = ""
+    load_timeout_s: float = 300.0
 
     @classmethod
     def running(

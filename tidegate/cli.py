@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import sys
 
 import click
@@ -9,6 +10,7 @@ import click
 TRACEBACK = "TIDEGATE_TRACEBACK"
 VERBS = {
     "up": "tidegate.up",
+    "status": "tidegate.status",
     "convert": "tidegate.convert",
     "prove": "tidegate.prove",
     "publish": "tidegate.publish",
@@ -46,6 +48,7 @@ def cli() -> None:
 
     \b
     tidegate up                          convert what is missing, serve it, print how to call it
+    tidegate status                      what runs here, how it is, where the logs are
     tidegate convert text_embedding      one model, proved and published
     tidegate prove NAME --against SOURCE is what is published still what was trained?
     tidegate optimize NAME               its forms measured on this machine, one picked, knobs tuned
@@ -84,6 +87,8 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> str:
     """What went wrong where nobody expected it: one line, with what to do."""
+    if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+        return f"no connection: {error or type(error).__name__}. Is what it calls running?"
     if isinstance(error, OSError):
         return (
             f"a file could not be read or written: {error}. Make room, or give rights, and run the "

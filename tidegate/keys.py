@@ -122,7 +122,8 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
 
 @command.command()
 @click.argument("id_or_name")
-def revoke(id_or_name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def revoke(id_or_name: str, as_json: bool) -> None:
     """Revoke the key with this id, or every key of this name."""
     from tidegate.key_store import UnknownKey
 
@@ -130,6 +131,9 @@ def revoke(id_or_name: str) -> None:
         revoked = _store().revoke(id_or_name)
     except UnknownKey as error:
         raise click.ClickException(str(error.args[0])) from error
+    if as_json:
+        click.echo(json.dumps([{"id": each.key_id, "name": each.name} for each in revoked]))
+        return
     for record in revoked:
         click.echo(f"revoked {record.key_id} ({record.name})")
 

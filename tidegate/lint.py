@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidegate.kinds import KNOWN
-from tidegate.places import Places
+from tidegate.places import Places, repository_option
 from tidegate.published import PARTS
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def _version(
 
 @click.command("lint")
 @click.argument("repository", required=False, type=click.Path(path_type=Path))
+@repository_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option(
     "--cores", type=click.IntRange(1), help="Cores of the serving machine. Default: this one's."

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 
 @dataclass(frozen=True)
 class Places:
@@ -49,3 +51,18 @@ class Places:
     def shown(self, path: Path) -> str:
         """The path as a user standing in the project folder would write it."""
         return str(path.relative_to(self.home)) if path.is_relative_to(self.home) else str(path)
+
+
+def _set_repository(context: click.Context, option: click.Parameter, value: Path | None) -> None:
+    if value is not None:  # for the processes that the verb starts, too
+        os.environ["TIDEGATE_REPOSITORY"] = str(value.resolve())
+
+
+repository_option = click.option(
+    "--repository",
+    "given_repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_set_repository,
+    help="The model repository. Default: TIDEGATE_REPOSITORY, else model_repository/.",
+)

@@ -1,6 +1,7 @@
 """The running stack: Triton and the gateway as child processes, started, watched and stopped."""
 
 import contextlib
+import http.client
 import os
 import ssl
 import subprocess
@@ -8,8 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -19,15 +20,22 @@ import psutil
 from gateway.beat import SOCKET
 from modelspec.golden import probe_time_s
 from serving.children import end, start, why_ended
-from serving.errors import PortTaken, ServingError
+from serving.control import LOAD_TIMEOUT_S
+from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, is_taken, require_free
+from serving.ports import ALL_ADDRESSES, Endpoint, Ports, require_free
+from serving.recovery import clear_up
 from serving.repository import is_published
+from serving.servers import servers_of
+from serving.variants import TUNED
 from serving.watch import Watcher
 from tidegate.canaries import beside_pipelines
-from tidegate.configs import AUTO, config_name
+from tidegate.claim import Claim, Running
+from tidegate.configs import AUTO, DEFAULT, config_name
+from tidegate.faults import require_loadable
 from tidegate.gateway_watch import GatewayWatch
 from tidegate.kinds import KNOWN
+from tidegate.log_keeper import LogKeeper
 from tidegate.pipelines import is_current
 from tidegate.places import Places
 
@@ -52,6 +60,10 @@ class StackOptions:
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
     config: str = AUTO
+    lint: bool = True
+    load_timeout: float = LOAD_TIMEOUT_S
+    log_bytes: int = 64 * 1024 * 1024
+    log_files: int = 4
 
 
 class Stack:
@@ -64,12 +76,15 @@ class Stack:
         self._gateway: subprocess.Popen[bytes] | None = None
         self._gateway_watch = GatewayWatch(self._gateway_pid, options.workers, self._hear)
         self._converter: subprocess.Popen[bytes] | None = None
+        self._claim: Claim | None = None
+        self._log_keeper: LogKeeper | None = None
         self._deadline_s = 0.0  # of a request to the gateway
         self._gateway_began = 0  # where its log (bytes) begins to be this gateway's
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.options.host in {"0.0.0.0", "::"} else self.options.host  # noqa: S104
+        host = "127.0.0.1" if self.options.host in ALL_ADDRESSES else self.options.host
+        host = f"[{host}]" if ":" in host else host
         return f"{self._scheme}://{host}:{self.options.gateway_port}"
 
     @property
@@ -80,23 +95,34 @@ class Stack:
         """Convert, launch, load, and wait until every pipeline answers."""
         options = self.options
         self._check_settings()
-        for flag in ("gateway-port", "grpc-port", "grpc-certificate-port", "admin-port"):
-            name = flag.replace("-", "_")
-            port = getattr(options, name)
-            if port and is_taken(options.host, port):
-                raise PortTaken(
-                    f"port {port} is taken: stop what listens there, or choose another with "
-                    f"--{flag} (TIDEGATE_{name.upper()})"
-                )
-        require_free("127.0.0.1", options.triton)
-        self._convert_missing()
-        self._make_dev_key()
+        require_free(self._endpoints())
+        self._claim_home()
         repository = options.places.repository
+        self._clear_up()
+        missing = self._missing()
+        if options.lint:
+            ready = [name for name in self._wanted() if name not in missing]
+            require_loadable(repository, ready, TUNED if options.config == AUTO else options.config)
+        self._convert(missing)
+        self._make_dev_key()
         chosen = config_name(repository, options.config, self._say)
         self._server = TritonServer(
-            LaunchOptions(repository, options.places.state, options.triton, config_name=chosen),
+            LaunchOptions(
+                repository,
+                options.places.state,
+                options.triton,
+                config_name=chosen,
+                load_timeout_s=options.load_timeout,
+            ),
             tell=self._say,
         )
+        self._log_keeper = LogKeeper(
+            [self._log_file, self._server.log_file],
+            options.log_bytes,
+            options.log_files,
+            self._say,
+        )
+        self._log_keeper.start()
         self._say("starting Triton ...")
         self._server.start()
         models = self._load(self._server)
@@ -105,7 +131,32 @@ class Stack:
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
+        self._tell_status(chosen or DEFAULT)
         self._warn_of_policy()
+
+    def _claim_home(self) -> None:
+        """ServingError when another stack runs there. A disk that is full stops nothing."""
+        try:
+            self._claim = Claim(self.options.places.state, self._running())
+        except OSError as error:
+            self._say(f"tidegate status will not know of this stack: {error}")
+
+    def _tell_status(self, config: str) -> None:
+        """From now on ``tidegate status`` looks whether it is well."""
+        if self._claim:
+            self._claim.running.is_ready, self._claim.running.config = True, config
+            try:
+                self._claim.write()
+            except OSError as error:
+                self._say(f"tidegate status will not know that this stack is ready: {error}")
+
+    def _clear_up(self) -> None:
+        """What a killed publisher left is no fault of the models."""
+        places = self.options.places
+        try:
+            clear_up(places.repository, servers_of(places.state, places.repository), self._say)
+        except (ServingError, OSError) as error:
+            self._say(f"what a killed publisher left was not cleared up: {error}")
 
     def _warn_of_policy(self) -> None:
         """A gateway.toml that is wrong keeps nobody from serving by the last good one: say so."""
@@ -154,13 +205,21 @@ class Stack:
         for child in (self._converter, self._gateway):
             if child:
                 end(child, GATEWAY_STOP_S)
+        if self._gateway:
+            from gateway.shared_metrics import clear_left
+
+            clear_left()  # of a gateway that had to be killed
         if self._server:
             self._server.stop()
+        if self._log_keeper:
+            self._log_keeper.stop()
+        if self._claim:
+            self._claim.close()
 
     def invitation(self) -> str:
         """What is where, and three lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
-        admin = f"{self._scheme}://127.0.0.1:{self.options.admin_port}"
+        admin = self._running().admin
         key = places.shown(places.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
         return "\n".join(
@@ -180,6 +239,34 @@ class Stack:
                 """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
                 "Stop with Ctrl-C.",
             ]
+        )
+
+    def _endpoints(self) -> list[Endpoint]:
+        """Where anything of the stack will listen."""
+        options = self.options
+        ports = {
+            "gateway-port": options.gateway_port,
+            "grpc-port": options.grpc_port,
+            "grpc-certificate-port": options.grpc_certificate_port,
+            "admin-port": options.admin_port,
+        }
+        ours = [Endpoint(flag, options.host, port) for flag, port in ports.items() if port]
+        return [*ours, *options.triton.endpoints("127.0.0.1")]
+
+    def _running(self) -> Running:
+        options, places = self.options, self.options.places
+        logs = places.state / "logs"
+        return Running(
+            pid=os.getpid(),
+            home=str(places.home),
+            repository=str(places.repository),
+            url=self.url,
+            admin=self.url.rpartition(":")[0] + f":{options.admin_port}",
+            triton=asdict(options.triton),
+            workers=options.workers,
+            models=self._wanted(),
+            logs=[str(logs / name) for name in ("gateway.log", "triton.log", "events.jsonl")],
+            certificate_file=options.tls_certificate_file,
         )
 
     def _check_settings(self) -> None:
@@ -206,9 +293,10 @@ class Stack:
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
 
-    def _convert_missing(self) -> None:
-        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+    def _missing(self) -> list[str]:
+        """The known pipelines that must be converted first; ServingError for what nobody knows."""
         repository = self.options.places.repository
+        missing = []
         for name in self._wanted():
             if is_current(name, repository) if name in KNOWN else is_published(repository, name):
                 continue
@@ -217,6 +305,12 @@ class Stack:
                     f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
                     f"this name: known are {', '.join(KNOWN)}"
                 )
+            missing.append(name)
+        return missing
+
+    def _convert(self, names: Sequence[str]) -> None:
+        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+        for name in names:
             self._say(f"converting {name} ...")
             self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
             if self._converter.wait() != 0:
@@ -238,7 +332,11 @@ class Stack:
     def _load(self, server: TritonServer) -> list[str]:
         models = self._wanted()
         for model in models:
-            server.control.load(model)
+            try:
+                server.control.load(model)
+            except ServingError:
+                server.stop(gently=False)  # nothing is served yet, and it may hang
+                raise
             self._say(f"  loaded {model}")
         return models
 
@@ -302,7 +400,7 @@ class Stack:
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
                 raise ServingError(f"the gateway ended ({self._why()}); log: {self._log_file}")
-            ready, answer = _ask(f"{self.url}/readyz", self.options.tls_certificate_file)
+            ready, answer = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready and self._gateway_watch.is_started():
                 return
             time.sleep(0.1)
@@ -311,16 +409,19 @@ class Stack:
         raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 
-def _ask(url: str, certificate_file: str) -> tuple[bool, str]:
+def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
+    """Whether the gateway answers 200 there, and what it answers."""
     context = None
     if certificate_file:  # our own gateway is known by its very certificate, whatever name it has
         context = ssl.create_default_context(cafile=certificate_file)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as response:  # noqa: S310
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own gateway
+        with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310
             return True, response.read().decode()
     except urllib.error.HTTPError as error:
         return False, error.read().decode()
-    except OSError as error:
-        return False, str(error)
+    except (OSError, http.client.HTTPException) as error:
+        return False, f"{type(error).__name__}: {error}"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tidegate.places import Places
+from tidegate.places import Places, repository_option
 from tidegate.signals import interrupt_on_sigterm
 from tidegate.stack import Stack, StackOptions
 
@@ -83,6 +83,42 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     help="Serve with each model's configs/NAME.pbtxt where it has one: tuned, gpu, tensorrt. "
     "auto: tuned, if anything was tuned; default: the main configs.",
 )
+@click.option(
+    "--lint/--no-lint",
+    default=True,
+    envvar="TIDEGATE_LINT",
+    show_default=True,
+    show_envvar=True,
+    help="Refuse at once what `tidegate lint` calls an error, of the models that are served.",
+)
+@click.option(
+    "--load-timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    envvar="TIDEGATE_LOAD_TIMEOUT_S",
+    show_default=True,
+    show_envvar=True,
+    help="Seconds that one model may take to load.",
+)
+@click.option(
+    "--log-bytes",
+    type=click.IntRange(64 * 1024),
+    default=64 * 1024 * 1024,
+    envvar="TIDEGATE_LOG_BYTES",
+    show_default=True,
+    show_envvar=True,
+    help="Length at which gateway.log and triton.log are rotated.",
+)
+@click.option(
+    "--log-files",
+    type=click.IntRange(0, 1000),
+    default=4,
+    envvar="TIDEGATE_LOG_FILES",
+    show_default=True,
+    show_envvar=True,
+    help="Older files of each that are kept.",
+)
+@repository_option
 def command(**options: Any) -> None:
     """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
 

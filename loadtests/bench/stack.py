@@ -48,7 +48,7 @@ class BenchStack:
 
 def newest(model: Path) -> Path:
     """The highest version folder of a model."""
-    versions = [int(folder.name) for folder in model.glob("*") if folder.name.isdigit()]
+    versions = [int(folder.name) for folder in model.glob("*") if folder.name.isdecimal()]
     if not versions:
         raise BenchError(f"{model.name} has no version: run `tidegate convert text_embedding`")
     return model / str(max(versions))

@@ -85,7 +85,11 @@ def find_version_folder(config: Config, environment: Mapping[str, str] = os.envi
     model = next((folder for folder in models if folder.is_dir()), None)
     if model is None:
         return None
-    versions = {int(folder.name): folder for folder in model.iterdir() if folder.name.isdigit()}
+    versions = {
+        int(folder.name): folder
+        for folder in model.iterdir()
+        if folder.name.isascii() and folder.name.isdecimal()
+    }
     policy = config.get("version_policy", {})
     if "specific" in policy:
         wanted = {int(version) for version in policy["specific"].get("versions", ())}

@@ -1,0 +1,125 @@
+"""While Triton loads a model: what it waits for, whether it can still come to an end, and why it
+failed.
+
+Triton 2.51 never answers a load whose Python process ended before it was connected (no model.py, a
+crash at import): that is seen in the process table. Why a config was refused stands in its log
+only.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from serving.errors import ModelLoadFailed, ServingError
+from serving.pins import pins
+from serving.repository import read_config
+
+TELL_EVERY_S = 10.0
+# A process of a model that has ended, and that Triton has not noticed for so long, is not noticed.
+UNNOTICED_S = 4.0
+# Its connections close a moment before a process has ended.
+DIED_S = 0.5
+TAIL_BYTES = 1024 * 1024
+_LINE = re.compile(r'[IWEF]\d{4} [\d:.]+ +\d+ \S+\] +"?(.*?)"?\s*')
+_REASONS = re.compile(
+    r"Poll failed for model directory|Failed to preinitialize|Failed to initialize"
+    r"|failed to load '[^']+' version|^(bash|sh): |error while loading shared libraries|what\(\):"
+    r"|terminate called|^Signal \("
+)
+
+
+class Loading:
+    """One load of a model from ``repository``. ``log_file`` is where the server with process
+    ``pid`` writes; ``tell`` takes lines for the operator."""
+
+    def __init__(
+        self, model: str, repository: Path, log_file: Path, pid: int, tell: Callable[[str], None]
+    ) -> None:
+        self._model, self._repository = model, repository
+        self._log_file, self._tell = log_file, tell
+        self._log_at = log_file.stat().st_size if log_file.is_file() else 0
+        self._server = psutil.Process(pid)
+        self._began = time.monotonic()
+        self._told_at = self._began
+        self._before = {child.pid for child in self._children()}
+        self._since: dict[int, float] = {}
+
+    def look(self) -> None:
+        """To be called often; ModelLoadFailed when the load will never end."""
+        now = time.monotonic()
+        # Only those that this load has started: others may have been ended on purpose.
+        ended = {child.pid for child in self._children() if _is_zombie(child)} - self._before
+        self._since = {pid: self._since.get(pid, now) for pid in ended}
+        if any(now - since > UNNOTICED_S for since in self._since.values()):
+            raise ModelLoadFailed(
+                self._model,
+                self.explained("one of its processes ended before it was ready, and Triton waits"),
+            )
+        if now - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            self._tell(f"  still loading {self._model} ({now - self._began:.0f} s)")
+
+    def explained(self, reason: str) -> str:
+        """``reason`` with what Triton's log says of it, and where that log is."""
+        if self._has_died():
+            reason = f"Triton itself ended while it loaded the model ({reason})"
+            if warming := self._warmed_up():
+                reason += (
+                    f"; {' and '.join(warming)} has a model_warmup in its config, and a request of "
+                    "a warm-up that is answered with an error ends Triton 2.51"
+                )
+        found = [line for line in self._lines() if _REASONS.search(line)]
+        polled = [line for line in found if line.startswith("Poll failed")]
+        said = (polled or found or [""])[-1]
+        known = not said or (said.partition(": ")[2] or said)[:60] in reason
+        return f"{reason}{'' if known else f': {said}'} (log: {self._log_file})"
+
+    def _lines(self) -> list[str]:
+        """What was logged since the load began, without times and places."""
+        try:
+            with self._log_file.open("rb") as file:
+                size = file.seek(0, 2)
+                # A log that was rotated meanwhile is shorter, and all of it is new.
+                file.seek(max(self._log_at if self._log_at <= size else 0, size - TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return []
+        lines = (_LINE.fullmatch(line) for line in text.splitlines())
+        plain = text.splitlines()
+        return [
+            " ".join((match[1] if match else line).replace("\\n", " ").split())[:600]
+            for match, line in zip(lines, plain, strict=True)
+        ]
+
+    def _warmed_up(self) -> list[str]:
+        """The model and what it pins, those that have a warm-up."""
+        try:
+            names = [self._model, *pins(read_config(self._repository, self._model))]
+            return [each for each in names if read_config(self._repository, each).model_warmup]
+        except (ServingError, OSError):
+            return []
+
+    def _has_died(self) -> bool:
+        deadline = time.monotonic() + DIED_S
+        while time.monotonic() < deadline:
+            if not self._server.is_running() or _is_zombie(self._server):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _children(self) -> list[psutil.Process]:
+        """The server's processes; those that have ended and were not taken notice of are there."""
+        try:
+            return list(self._server.children())
+        except psutil.Error:
+            return []
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -1,0 +1,80 @@
+"""No fault of a file is a traceback, whichever verb meets it; only what is served is linted."""
+
+import sys
+
+import pytest
+
+from serving.errors import ServingError
+from tests.serving.small_pipeline import stage
+from tidegate import cli
+from tidegate.faults import require_loadable
+from tidegate.log_keeper import LogKeeper
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["up m", "status", "lint", "keys create a", "keys list", "audit verify", "rollback m"],
+)
+@pytest.mark.parametrize("what", ["files", "folders"])
+def test_a_home_where_nothing_can_be_read_or_written(
+    tmp_path, monkeypatch, capsys, caplog, words, what
+):
+    """Where a folder belongs there is a file, and the other way about. (Tests may run as root, to
+    whom no folder is closed.)"""
+    if what == "files":
+        (tmp_path / ".tidegate").touch()
+        (tmp_path / ".model_repository.staging").touch()
+    else:
+        for name in ("up.json", "keys.toml", "pepper", "audit.log", "gateway.toml"):
+            (tmp_path / ".tidegate" / name).mkdir(parents=True)
+        (tmp_path / "model_repository" / "m" / "²").mkdir(parents=True)
+        (tmp_path / "model_repository" / "m" / "config.pbtxt").mkdir()
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["tidegate", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    written = capsys.readouterr().err
+    assert "Traceback" not in written
+    assert "This was not foreseen" not in written
+    assert ended.value.code in (0, 1), written
+    assert ended.value.code == 0 or written.count("\n") <= 1
+
+
+def test_only_faults_of_what_is_served_refuse_it(tmp_path):
+    repository = tmp_path / "model_repository"
+    stage(repository, 0).rename(repository)
+    (repository / "mood_onnx" / "1" / "model.py").unlink()
+    require_loadable(repository, ["mood_pre"], "default")
+    with pytest.raises(ServingError, match=r"mood_onnx/1: .*model\.py"):
+        require_loadable(repository, ["mood"], "default")
+
+
+def test_a_fault_of_configs_that_are_not_served_refuses_nothing(tmp_path):
+    repository = tmp_path / "model_repository"
+    stage(repository, 0).rename(repository)
+    configs = repository / "mood_pre" / "configs"
+    configs.mkdir()
+    (configs / "gpu.pbtxt").write_text("max_batch_size: many")
+    require_loadable(repository, ["mood"], "tuned")
+    with pytest.raises(ServingError, match=r"mood_pre/configs/gpu\.pbtxt"):
+        require_loadable(repository, ["mood"], "gpu")
+
+
+def test_a_log_that_cannot_be_rotated_is_told_once_and_stays(tmp_path, monkeypatch):
+    log, said = tmp_path / "gateway.log", []
+    log.write_bytes(b"x" * 100)
+    (tmp_path / "gateway.log.1").mkdir()  # in the way, as a full disk is
+    monkeypatch.setattr("tidegate.log_keeper.TROUBLE_S", 0.01)
+    keeper = LogKeeper([log], 10, 1, said.append)
+    keeper.start()
+    try:
+        deadline = 200
+        while not said and deadline:
+            keeper._ended.wait(0.05)
+            deadline -= 1
+        keeper._ended.wait(0.2)
+    finally:
+        keeper.stop()
+    assert len(said) == 1
+    assert "gateway.log cannot be rotated" in said[0]
+    assert log.read_bytes() == b"x" * 100

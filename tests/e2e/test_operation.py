@@ -1,0 +1,149 @@
+"""What an operator meets beside the requests: status, logs, a second stack, what is left behind."""
+
+import json
+import re
+import signal
+
+import psutil
+import pytest
+
+from tests.echoing import add_models
+from tests.running import launch, stop, wait_ready, wait_until
+
+WELL, NOT_WELL, NOTHING = 0, 1, 3
+LOG_BYTES, OLDER = 64 * 1024, 2
+# time, level, the worker's process, and what it says
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) (\d+) (.+)")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A stack of two workers, with short logs and a temporary folder of its own."""
+    home = tmp_path_factory.mktemp("operation")
+    add_models(home)
+    (home / "tmp").mkdir()
+    flags = ("--workers=2", f"--log-bytes={LOG_BYTES}", f"--log-files={OLDER}")
+    running = launch(home, "echo_llm", *flags, TMPDIR=str(home / "tmp"))
+    try:
+        wait_ready(running, 120)
+        yield running
+    finally:
+        stop(running)
+
+
+def _status(stack):
+    run = stack.tidegate("status", "--json")
+    return run.returncode, json.loads(run.stdout)
+
+
+def _log(stack):
+    return stack.home / ".tidegate" / "logs" / "gateway.log"
+
+
+def _gateway(stack):
+    return next(p for p in stack.family() if p.cmdline()[-2:] == ["-m", "gateway"])
+
+
+def _workers(stack):
+    """The processes of the gateway that serve."""
+    return {p.pid for p in _gateway(stack).children() if "spawn_main" in " ".join(p.cmdline())}
+
+
+def test_the_status_of_what_runs(own):
+    code, status = _status(own)
+    assert (code, status["state"]) == (WELL, "well")
+    assert status["running"]["pid"] == own.process.pid
+    assert status["running"]["url"] == own.url
+    assert status["versions"] == {"echo_llm": [1], "identity_fp32": [1]}
+    assert status["pipelines"]["echo_llm"] == "unproved"
+    assert str(_log(own)) in status["running"]["logs"]
+    shown = own.tidegate("status").stdout
+    assert shown.startswith("well, since 20")
+    assert "echo_llm: version 1" in shown
+    assert own.key not in shown
+
+
+def test_the_status_of_what_hangs_is_an_error(own):
+    triton = own.triton()
+    triton.send_signal(signal.SIGSTOP)
+    try:
+        code, status = _status(own)
+    finally:
+        triton.send_signal(signal.SIGCONT)
+    assert (code, status["state"]) == (NOT_WELL, "not well")
+    assert "not answer" in status["triton"]
+    wait_until(lambda: _status(own)[0] == WELL, 60, "well again")
+
+
+def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own):
+    before = own.output
+    second = launch(own.home, "echo_llm")
+    code = second.process.wait(60)
+    said = second.output
+    (own.home / "up.log").write_text(before)
+    assert code == 1
+    assert len(said.strip().splitlines()) == 1
+    assert f"runs already (process {own.process.pid}, {own.url}, since 20" in said
+    assert _status(own)[0] == WELL
+
+
+def test_every_worker_logs_alike_with_the_requests_id(own):
+    failed = own.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
+    assert failed.status_code == 502
+    identifier = failed.headers["x-request-id"]
+    wait_until(lambda: identifier in _log(own).read_text(), 10, "the line")
+    lines = [LINE.fullmatch(line) for line in _log(own).read_text().splitlines()]
+    assert lines
+    assert all(lines)
+    workers = _workers(own)
+    assert len(workers) == 2
+    assert workers <= {int(line[2]) for line in lines if line[1] == "INFO"}
+    (mine,) = [line for line in lines if identifier in line[0]]
+    assert mine[1] == "WARNING"
+    assert int(mine[2]) in workers
+    assert mine[3].startswith(f"{identifier} upstream ")
+    assert own.key not in _log(own).read_text()
+
+
+def test_logs_are_rotated_and_their_writers_go_on(own):
+    log = _log(own)
+    for _ in range(OLDER + 2):  # more often than files are kept
+        with log.open("ab") as file:
+            file.write((b"x" * 99 + b"\n") * (LOG_BYTES // 100 + 2))
+        wait_until(lambda: log.stat().st_size < LOG_BYTES, 20, "rotation")
+    failed = own.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
+    wait_until(lambda: failed.headers["x-request-id"] in log.read_text(), 10, "the line")
+    older = sorted(path.name for path in log.parent.glob("gateway.log.*"))
+    assert older == [f"gateway.log.{number + 1}" for number in range(OLDER)]
+    assert log.with_name("gateway.log.1").read_bytes().startswith(b"x" * 99)
+
+
+def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
+    folders = list((own.home / "tmp").glob("tidegate-metrics-*"))
+    assert len(folders) == 1
+    gateway, workers = _gateway(own), _workers(own)
+    gateway.kill()
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30, "the workers' end")
+    wait_until(lambda: _status(own)[0] == WELL, 90, "another gateway")
+    assert "the gateway ended by itself (killed by SIGKILL" in own.output
+    left = list((own.home / "tmp").glob("tidegate-metrics-*"))
+    assert len(left) == 1
+    assert left != folders
+
+
+def test_a_stop_leaves_nothing_and_the_status_says_that_nothing_runs(own):
+    """The last of these: the stack is gone after it."""
+    assert stop(own) == 0, own.output
+    assert list((own.home / "tmp").iterdir()) == []
+    assert _status(own) == (NOTHING, {"state": "stopped", "home": str(own.home)})
+
+
+def test_what_the_linter_calls_an_error_ends_the_start_before_triton(tmp_path):
+    add_models(tmp_path)
+    (tmp_path / "model_repository" / "echo_llm" / "1" / "model.py").unlink()
+    running = launch(tmp_path, "echo_llm")
+    assert running.process.wait(60) == 1
+    assert "echo_llm/1: " in running.output
+    assert "looks for model.py, and there is nothing [file-missing]: put model.py" in running.output
+    assert "--no-lint" in running.output
+    assert "starting Triton" not in running.output

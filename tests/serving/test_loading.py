@@ -1,0 +1,104 @@
+"""A model that loads, or does not: Triton's own reason is told, and nothing is waited for in vain.
+
+The server's home has every character in its path that a shell would take for something else.
+"""
+
+import time
+
+import pytest
+
+from serving import leftovers, loading
+from serving.control import TritonControl
+from serving.errors import ModelLoadFailed
+from serving.launch import LaunchOptions, TritonServer
+from serving.ports import Ports, free_ports
+
+ODD = """it's [a] "home" of $HOME (é) & ; 100 %"""
+CONFIG = """backend: "python"
+max_batch_size: 4
+input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
+"""
+MODEL = """
+import os, time
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+    def execute(self, requests):
+        return []
+"""
+WARM_UP = (
+    'model_warmup [{ name: "w" batch_size: 1 inputs { key: "x" value: '
+    "{ data_type: TYPE_FP32 dims: [1] zero_data: true } } }]"
+)
+ENOUGH_S = 60  # far below the limit of loading
+
+
+def _add(server, name, initialize="pass", config=""):
+    folder = server.options.repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(CONFIG + config)
+    if initialize:
+        (folder / "1" / "model.py").write_text(MODEL.format(initialize=initialize))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """In a folder that no shell takes as it is; ``said`` is what it told."""
+    home = tmp_path_factory.mktemp("loading") / ODD
+    repository = home / "model_repository"
+    repository.mkdir(parents=True)
+    said = []
+    ports = Ports(*free_ports(3))
+    options = LaunchOptions(repository, home / ".tidegate", ports)
+    server = TritonServer(options, tell=said.append)
+    server.said = said
+    server.start()
+    yield server
+    server.stop(gently=False)
+    server.control.close()
+    assert not list(leftovers.FOLDER.glob(f"{server._prefix}*"))
+
+
+def test_a_home_with_odd_characters_is_served_from(server):
+    _add(server, "good")
+    server.control.load("good")
+    assert [each.state for each in server.control.index() if each.name == "good"] == ["READY"]
+
+
+def test_a_config_that_is_refused_has_tritons_reason_and_the_log(server):
+    _add(server, "refused", config="dynamic_batching { preferred_batch_size: [0] }")
+    with pytest.raises(ModelLoadFailed) as failed:
+        server.control.load("refused")
+    assert "preferred size must be positive" in str(failed.value)
+    assert f"(log: {server.log_file})" in str(failed.value)
+
+
+def test_what_takes_long_is_told_and_its_limit_can_be_set(server, monkeypatch):
+    monkeypatch.setattr(loading, "TELL_EVERY_S", 1.0)
+    _add(server, "slow", "time.sleep(4)")
+    with (
+        TritonControl(server.control.address, server.key, 1.0) as hurried,
+        pytest.raises(ModelLoadFailed, match=r"not loaded within 1 s: .*--load-timeout"),
+    ):
+        hurried.load("slow")
+    server.control.load("slow")
+    assert any(line.strip().startswith("still loading slow (") for line in server.said)
+
+
+def test_a_process_that_cannot_start_is_an_error_in_seconds(server):
+    """Without model.py. Triton 2.51 never answers this load."""
+    _add(server, "empty", initialize="")
+    began = time.monotonic()
+    with pytest.raises(ModelLoadFailed, match="Python model file not found") as failed:
+        server.control.load("empty")
+    assert time.monotonic() - began < ENOUGH_S
+    assert "Triton waits" in str(failed.value)
+
+
+def test_a_load_that_ends_triton_says_so_and_names_the_warm_up(server):
+    """The last of these: nothing is served after it."""
+    _add(server, "deadly", "os.kill(os.getppid(), 9)", config=WARM_UP)
+    with pytest.raises(ModelLoadFailed, match="Triton itself ended while it loaded") as failed:
+        server.control.load("deadly")
+    assert "deadly has a model_warmup" in str(failed.value)

@@ -1,0 +1,55 @@
+"""Where a server may listen: what is wrong with an address or a port is told as what it is."""
+
+import errno
+import socket
+
+import pytest
+
+from serving import ports
+from serving.errors import PortTaken, ServingError
+from serving.ports import Endpoint, free_ports, require_free
+
+(FREE,) = free_ports(1)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("192.0.2.7", "192.0.2.7 is no address of this machine: give --host"),
+        ("no.such.host.invalid", "'no.such.host.invalid' is neither an address nor the name"),
+        ("2001:db8::7", "2001:db8::7"),
+    ],
+)
+def test_an_address_that_is_not_ours(address, message):
+    with pytest.raises(ServingError, match=message) as refused:
+        require_free([Endpoint("gateway-port", address, FREE)])
+    assert not isinstance(refused.value, PortTaken)
+
+
+def test_a_port_that_this_user_may_not_open(monkeypatch):
+    denied = OSError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(ports, "_bind", lambda resolved, port: denied)
+    with pytest.raises(ServingError, match=r"port 80 may not be opened .*--admin-port") as refused:
+        require_free([Endpoint("admin-port", "127.0.0.1", 80)])
+    assert not isinstance(refused.value, PortTaken)
+
+
+def test_a_port_that_something_listens_on():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(PortTaken, match=rf"port {port} is taken.*\(TIDEGATE_GRPC_PORT\)"):
+            require_free([Endpoint("grpc-port", "127.0.0.1", port)])
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104
+def test_the_same_port_twice(other):
+    both = [Endpoint("gateway-port", other, FREE), Endpoint("triton-grpc-port", "127.0.0.1", FREE)]
+    said = f"port {FREE} is given twice, by --gateway-port and --triton-grpc-port"
+    with pytest.raises(ServingError, match=said):
+        require_free(both)
+
+
+def test_the_same_port_of_two_addresses_is_no_fault():
+    require_free([Endpoint("gateway-port", each, FREE) for each in ("127.0.0.1", "127.0.0.2")])

@@ -1,0 +1,103 @@
+"""One stack a home: who runs there is in ``.tidegate/up.json``, which that process holds a lock on.
+
+The lock ends with the process, however that ends, so what a killed stack left misleads nobody.
+"""
+
+import contextlib
+import fcntl
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from serving.errors import ServingError
+
+FILE = "up.json"
+# A reader holds the lock for a moment only.
+TRIES, PAUSE_S = 20, 0.1
+
+
+@dataclass
+class Running:
+    """A stack that runs, or is starting. Times are ISO 8601 in UTC; ``logs`` are files."""
+
+    pid: int
+    home: str
+    repository: str
+    url: str
+    admin: str
+    triton: dict[str, int]
+    workers: int
+    models: list[str]
+    logs: list[str]
+    certificate_file: str = ""
+    config: str = "default"
+    is_ready: bool = False
+    since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Claim:
+    """A home that this process has for itself; ``close`` gives it back."""
+
+    def __init__(self, state: Path, running: Running) -> None:
+        """ServingError when another stack runs there."""
+        state.mkdir(parents=True, exist_ok=True)
+        self._path = state / FILE
+        self._file = self._path.open("a+", encoding="utf-8")
+        try:
+            self._lock()
+        except BaseException:
+            self._file.close()
+            raise
+        self.running = running
+        self.write()
+
+    def write(self) -> None:
+        """Let readers see how ``running`` is now."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(json.dumps(asdict(self.running), indent=2))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.truncate(0)
+        self._file.close()
+
+    def _lock(self) -> None:
+        for _ in range(TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(PAUSE_S)
+        other = _read(self._file)
+        who = f" (process {other.pid}, {other.url}, since {other.since})" if other else ""
+        raise ServingError(
+            f"a stack of {self._path.parent.parent} runs already{who}: stop it, or give this one a "
+            "home of its own with TIDEGATE_HOME (TIDEGATE_REPOSITORY may name the same repository)"
+        )
+
+
+def running_in(state: Path) -> Running | None:
+    """The stack that runs in this home; None when none does."""
+    try:
+        file = (state / FILE).open(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read(file)
+        return None
+
+
+def _read(file: IO[str]) -> Running | None:
+    for _ in range(TRIES):  # it may be just being written
+        file.seek(0)
+        with contextlib.suppress(ValueError, TypeError):
+            found: dict[str, Any] = json.loads(file.read())
+            return Running(**found)
+        time.sleep(PAUSE_S)
+    return None
