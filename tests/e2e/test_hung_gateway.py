@@ -140,7 +140,7 @@ def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
 
 
 def test_folders_that_cannot_be_written_stop_no_healing(one):
-    """The logs and counters are folders, the list of servers a file: Triton and the gateway start
+    """The logs and counters are folders, the lists of servers files: Triton and the gateway start
     again all the same, and it is said."""
     state = one.home / ".tidegate"
     logs = state / "logs"
@@ -149,8 +149,9 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     for path in moved:
         path.unlink(missing_ok=True)
         path.mkdir()
-    shutil.rmtree(state / "servers")
-    (state / "servers").write_text("not a folder")
+    for servers in (state / "servers", one.home / ".model_repository.staging" / "servers"):
+        shutil.rmtree(servers)
+        servers.write_text("not a folder")
     one.triton().kill()
     wait_until(lambda: "Triton is serving again" in one.output, HEAL_S, "Triton")
     gateway = _gateway(one)

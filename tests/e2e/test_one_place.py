@@ -3,23 +3,25 @@
 
 import collections
 import json
-import subprocess
-import sys
+import os
 import threading
 import tomllib
-from functools import cache
+from dataclasses import dataclass
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from serving.errors import ServingError
 from serving.publish import publish
 from serving.replica import connected
 from serving.repository import active_version
 from serving.servers import servers_of
 from serving.target import Target
 from serving.versions import switch_to
-from tests.running import environment, launch, stop, wait_ready, wait_until
+from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
+from tidegate.cli import cli
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,28 @@ def own(tmp_path_factory):
     running = launch(home, NAME, TIDEGATE_WORKERS="2")
     try:
         wait_ready(running, 120)
-        yield running
+        with httpx.Client(headers=running.headers, timeout=60) as running.client:
+            yield running
     finally:
         assert stop(running) == 0, running.output
 
 
+@dataclass
+class Run:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def _run(home, *arguments, **variables):
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", *arguments],
-        env={**environment(home), **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    """The command line in this process: a new one takes longer to start than what is tested."""
+    ours = {name: None for name in os.environ if name.startswith("TIDEGATE_")}
+    found = CliRunner().invoke(
+        cli, list(arguments), env={**ours, "TIDEGATE_HOME": str(home), **variables}
     )
+    error = found.exception
+    assert error is None or isinstance(error, ServingError), found.exc_info
+    return Run(1 if error else 0, found.stdout, str(error or ""))
 
 
 def _done(own, *arguments, **variables):
@@ -63,13 +73,8 @@ def _routes(own):
     return tomllib.loads((own.home / ".tidegate" / "gateway.toml").read_text()).get("routes", {})
 
 
-@cache
-def _client(key):
-    return httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=60)
-
-
 def _ask(own):
-    answer = _client(own.key).post(f"{own.url}/v1/{NAME}", json={"x": 0})
+    answer = own.client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
     assert answer.status_code == 200, answer.text
     return answer.json()["score"]
 
