@@ -634,7 +634,7 @@ def test_ten_megabytes_of_abuse_hold_nobody_up(gateway, api, abuse):
 def test_ten_times_the_body_takes_ten_times_as_long_at_most(gateway, api, abuse):
     def seconds(size: int) -> float:
         body, taken = abusive(api, abuse, size), []
-        for _ in range(3):
+        for _ in range(6):
             started = time.process_time()
             assert gateway.post(APIS[api][0], body)[0] in (400, 422)
             taken.append(time.process_time() - started)
