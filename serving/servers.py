@@ -89,9 +89,12 @@ def announce(work_dir: Path, name: str, server: Server) -> bool:
 
     OSError only if it cannot be written anywhere.
     """
-    own, beside = work_dir / FOLDER, _beside(Path(server.repository))
+    own, repository = work_dir / FOLDER, Path(server.repository)
+    if _is_scratch(repository):
+        _write(own, name, server)
+        return True
     try:
-        _write(beside, name, server)
+        _write(_beside(repository), name, server)
     except OSError:
         _write(own, name, server)
         return False
@@ -133,6 +136,12 @@ def _write(folder: Path, name: str, server: Server) -> None:
 
 def _beside(repository: Path) -> Path:
     return staging_folder(repository.resolve()) / FOLDER
+
+
+def _is_scratch(repository: Path) -> bool:
+    """Whether it is being built beside another repository: whoever builds it tells its server, and
+    removes no more than the folder itself."""
+    return any(part.startswith(".") and part.endswith(".staging") for part in repository.parts)
 
 
 def _records(folder: Path) -> Iterator[Path]:

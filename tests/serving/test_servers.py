@@ -58,6 +58,15 @@ def test_where_nothing_may_be_written_beside_it_its_own_home_finds_it(repository
     assert servers_of(home, repository) == []
 
 
+def test_a_repository_that_is_being_built_leaves_nothing_beside_it(repository, home, server):
+    scratch = staging_folder(repository) / "mood+1+abc"
+    scratch.mkdir(parents=True)
+    built = replace(server, repository=str(scratch), inode="")
+    assert announce(home, "a", built)
+    assert servers_of(home, scratch) == [built]
+    assert [path.name for path in staging_folder(repository).iterdir()] == [scratch.name]
+
+
 def test_one_that_has_ended_is_none_and_one_that_cannot_be_seen_may_be(repository, home, server):
     announce(home, "a", server)
     announce(home, "b", replace(server, started=server.started - 100))
