@@ -37,7 +37,7 @@ def test_a_model_that_never_pauses_is_heard_to_its_end(echo):
     """It is in the midst of an answer whenever it would be cancelled."""
     triton = echo.triton()
     for _ in range(3):
-        read_and_leave(echo, "[delay 0][repeat 20000] a b c d", 20, 1.0)
+        read_and_leave(echo, "[delay 0][repeat 1500] a b c d", 20, 1.0)
         time.sleep(5.5)
     assert echo.triton() == triton, echo.output
     assert_still_answers(echo)
