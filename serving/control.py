@@ -52,7 +52,7 @@ class TritonControl:
         load_timeout_s: float = LOAD_TIMEOUT_S,
         loading: Callable[[str], Loading] | None = None,
     ) -> None:
-        self.address, self._load_timeout_s, self._loading = address, load_timeout_s, loading
+        self.address, self.load_timeout_s, self._loading = address, load_timeout_s, loading
         self._channel = grpc.insecure_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
@@ -81,7 +81,7 @@ class TritonControl:
             raise ModelLoadFailed(model, str(error)) from error
         watch = self._loading(model) if self._loading else None
         call = self._stub.RepositoryModelLoad.future(
-            request, metadata=self._metadata, timeout=self._load_timeout_s
+            request, metadata=self._metadata, timeout=self.load_timeout_s
         )
         try:
             _wait(call, watch)
@@ -94,7 +94,7 @@ class TritonControl:
     def _not_loaded(self, error: grpc.RpcError) -> str:
         if isinstance(_serving_error(error), NoAnswerInTime):
             return (
-                f"it was not loaded within {self._load_timeout_s:g} s: give it longer with "
+                f"it was not loaded within {self.load_timeout_s:g} s: give it longer with "
                 "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT_S)"
             )
         return _first_line(error)

@@ -39,7 +39,7 @@ class Health:
         self._doubted: set[tuple[str, str]] = set()  # of these, those that may have too few
         self._faults: collections.Counter[str] = collections.Counter()
         self._took: dict[str, float] = {}  # model -> seconds that its last right answer took
-        self._progress = Progress(longest_request_s)
+        self._progress = Progress(longest_request_s, control.load_timeout_s)
         self._work = Work(control, self._progress.hung_s)
         self._probing = Probing(self._asked)
         self._next_probe = 0.0

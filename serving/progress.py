@@ -21,10 +21,7 @@ STOPPED_S = 5.0  # a process that was stopped (SIGSTOP) for so long does not com
 HUNG_S = 60.0  # in a request, without talking to Triton and without using the CPU
 BUSY_S = 300.0  # in a request, without talking to Triton: it turns in a circle
 BUSY_SHARE = 0.2  # of one core
-LOAD_S = 360.0  # no load is waited for so long (see ``TritonControl.load``)
-LOAD_S = 360.0  # no load is waited for so long (see ``TritonControl.load``)
-LOAD_S = 360.0  # no load is waited for so long (see ``TritonControl.load``)
-LOAD_S = 360.0  # no load is waited for so long (see ``TritonControl.load``)
+LOAD_GRACE_S = 60.0  # after the longest load that is waited for (``TritonControl.load``)
 LOADED_AFTER = 3  # so often it has to have talked before it is known to have loaded its model
 _HEAD_BYTES = 64 * 1024  # of the shared memory: the queues are in it
 _WORD = 8
@@ -49,10 +46,12 @@ class _Seen:
 
 
 class Progress:
-    """Call ``look`` often. ``longest_request_s`` is how long a request may rightly take."""
+    """Call ``look`` often. ``longest_request_s`` is how long a request may rightly take,
+    ``load_timeout_s`` how long the load of a model."""
 
-    def __init__(self, longest_request_s: float = 0.0) -> None:
+    def __init__(self, longest_request_s: float, load_timeout_s: float) -> None:
         self.longest_request_s = longest_request_s
+        self._longest_load_s = load_timeout_s + LOAD_GRACE_S
         self._seen: dict[Stub, _Seen] = {}
         self._loaded: frozenset[Stub] = frozenset()
         self._next_look = 0.0
@@ -129,7 +128,7 @@ class Progress:
             return f"it has been stopped for {now - seen.stopped:.0f} s" if is_long else ""
         silent_s = now - seen.moved
         is_loading = seen.talks < LOADED_AFTER and stub not in self._loaded
-        if not seen.knows_rest or (is_loading and silent_s < LOAD_S):
+        if not seen.knows_rest or (is_loading and silent_s < self._longest_load_s):
             return ""
         if now - max(seen.moved, seen.worked) >= self.hung_s:
             return f"it has been in one request for {silent_s:.0f} s and does nothing"

@@ -12,7 +12,7 @@ from converters.errors import SourceRefused
 from converters.exercised import rows_lines, spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
-from converters.sources.tensor_source import Group, Port, TensorSource, require_servable
+from converters.sources.tensor_source import Group, TensorSource, require_servable
 from converters.task import Case, Eager, Feed, Order, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import (
@@ -160,11 +160,6 @@ def open_source(source: str) -> TensorSource:
     from converters.sources.torch_factory import TorchFactory
 
     return TorchFactory(source)
-
-
-def ports_of(facts: Sequence[dict[str, Any]]) -> list[Port]:
-    """The inputs or outputs in a Case's facts."""
-    return [Port.from_facts(each) for each in facts]
 
 
 def _id_lines(name: str, counts: np.ndarray, read: Sequence[np.ndarray]) -> Iterator[str]:
