@@ -68,13 +68,13 @@ class RunningStack:
         return httpx.get(self.url + path, headers=self.headers, timeout=30, **options)
 
     def tidegate(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command line in this stack's home."""
+        """Run the command line in this stack's home; ten minutes bound a hang, not a conversion."""
         return subprocess.run(
             [sys.executable, "-m", "tidegate", *arguments],
             env={**environment(self.home), "TIDEGATE_URL": self.url},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             **options,
         )

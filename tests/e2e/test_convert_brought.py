@@ -261,7 +261,7 @@ def test_an_interrupt_leaves_nothing_half_written(models, tmp_path, seconds):
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     published = (tmp_path / "model_repository" / "mood" / "config.pbtxt").exists()
     assert published == (process.returncode == 0), output
     assert b"Traceback" not in output

@@ -39,7 +39,7 @@ def start(stack: RunningStack, *arguments: str, **environ: str) -> subprocess.Po
 def run(stack: RunningStack, *arguments: str, **environ: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr of a headless run."""
     with start(stack, "--headless", *arguments, **environ) as process:
-        output, errors = process.communicate(timeout=90)
+        output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
 
@@ -94,7 +94,7 @@ def test_a_key_revoked_in_the_middle_fails_the_run(stack):
         line = next(line for line in process.stderr if "All users spawned" in line)
         time.sleep(1)  # some requests must have been answered
         stack.tidegate("keys", "revoke", "load-test")
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, line + output + errors
     assert "HTTP 401: no valid API key" in output
     assert "FAIL: /v1/text_embedding: " in output

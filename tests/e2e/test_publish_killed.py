@@ -36,7 +36,7 @@ def _run(server, step: Step, verb: str, what: object) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert run.stdout.split()[-1] == step.name
