@@ -43,7 +43,7 @@ class Meter:
         """``ask``, for a request whose inputs are all raw bytes."""
         for tensor in self.ask(message, message.raw_input_contents):
             message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-            message.raw_input_contents.append(tensor.raw)
+            message.raw_input_contents.append(bytes(tensor.raw))
 
     def count(self, name: str, dtype: str, raw: Any) -> None:
         """One output of an answer; those that do not count change nothing."""

@@ -214,7 +214,7 @@ def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor,
     return tensor, size
 
 
-def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) -> bytes:
+def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) -> memoryview:
     if entry.get("data") is not None:
         raise Malformed(
             f"input {quoted(name)} has both 'data' and binary_data_size: send one of them"
@@ -225,7 +225,7 @@ def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) ->
         raise Malformed(
             f"input {quoted(name)}: binary_data_size is {size}, but only {len(tail)} bytes are left"
         )
-    return bytes(tail[:size])
+    return tail[:size]
 
 
 def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -58,6 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None  # the one that began last; others may wait
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0
+    _body_left = 0  # as far as the head says it
     _host: bytes | None = None  # the last one that was found good
     _last_words = b""  # a refusal that waits for the answers before it
 
@@ -127,8 +128,11 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._is_answering():
                 self._keep(view[at:])
                 break
-            end = data.find(_HEAD_END, at + PARSED_BYTES) if size - at > PARSED_BYTES else -1
-            end = size if end < 0 else end + len(_HEAD_END)
+            if self._in_message and self._body_left > 0:
+                end = min(at + self._body_left, size)
+            else:
+                end = data.find(_HEAD_END, at + PARSED_BYTES) if size - at > PARSED_BYTES else -1
+                end = size if end < 0 else end + len(_HEAD_END)
             self._parse(view[at:end])
             at = end
 
@@ -224,6 +228,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        self._body_left -= len(body)
+        cycle = self.cycle
+        if cycle.body or cycle.response_complete or self._is_upgrading:
+            super().on_body(body)
+            return
+        cycle.body = body  # without uvicorn's copy
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
     def on_message_complete(self) -> None:
         if self._is_upgrading:
             return
@@ -250,12 +265,14 @@ class BoundedProtocol(HttpToolsProtocol):
         )
 
     def _check_head(self, version: str) -> None:
-        size = hosts = 0
+        size = hosts = self._body_left = 0
         host = b""
         for name, value in self.headers:
             size += len(name) + len(value)
             if name == b"host":
                 hosts, host = hosts + 1, value
+            elif name == b"content-length":
+                self._body_left = int(value)  # the parser has read it
         if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
             self._stop(TooLarge(_HEAD_TOO_LARGE), 431)
         if version not in ("1.1", "1.0"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.http.bounded import BoundedProtocol
 
+JOINED_BYTES = 16 * 1024  # what is larger costs more to copy than to hand over by itself
 LINGER_S = 10.0  # for the last bytes of a connection that is being closed
 
 
@@ -39,9 +40,12 @@ class _Corked:
 
     def write(self, data: bytes) -> None:
         if self._held:
-            data, self._held = self._held + data, b""
+            held, self._held = self._held, b""
             if not self._transport.is_closing():
-                self._transport.write(data)
+                if len(data) > JOINED_BYTES:
+                    self._transport.writelines((held, data))
+                else:
+                    self._transport.write(held + data)
         else:
             self._held = data
             self._loop.call_soon(self._flush)

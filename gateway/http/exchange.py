@@ -21,6 +21,7 @@ from gateway.errors import (
     Unauthenticated,
 )
 from gateway.http.held import HeldBytes
+from gateway.http.turns import BULK_BYTES, TURNS
 from gateway.identity.principal import Principal, bearer
 from gateway.policy.access import Access
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 # A client that leaves is noticed only by asking; most answers come sooner than it is worth it.
 DISCONNECT_WATCH_S = 0.02
+TINY_BYTES = 1024  # smaller parts of a body are not kept each on its own
 TIMER_S = 0.001  # the loop's timers may be that much early
 
 
@@ -191,19 +193,25 @@ class Exchange:
         return await self._rest(first)
 
     async def _rest(self, first: bytes) -> bytes:
-        received = bytearray(first)
+        part, parts, received = first, [first], len(first)
         self.hold(len(first))
         more = True
         while more:
+            if len(part) > BULK_BYTES:
+                await TURNS.take()
             message = await self._message()
             part = message.get("body", b"")
             self.hold(len(part))
-            received += part
+            if len(parts[-1]) < TINY_BYTES:
+                parts[-1] += part
+            else:
+                parts.append(part)
+            received += len(part)
             more = message.get("more_body", False)
-            if len(received) > self.body_limit_bytes:
+            if received > self.body_limit_bytes:
                 raise self._too_large()
-        self.body_bytes = len(received)
-        return bytes(received)
+        self.body_bytes = received
+        return b"".join(parts)
 
     async def _message(self) -> Any:
         # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.

@@ -47,7 +47,7 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    raw: bytes
+    raw: bytes | memoryview  # a memoryview where it is a part of a larger body
 
 
 def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
@@ -55,7 +55,7 @@ def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferR
     message = service_pb2.ModelInferRequest(model_name=model)
     for tensor in tensors:
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-        message.raw_input_contents.append(tensor.raw)
+        message.raw_input_contents.append(bytes(tensor.raw))
     return message
 
 

@@ -102,13 +102,13 @@ def encode(request: V2Request) -> bytes:
             for name in request.outputs
         ]
     header = orjson.dumps(document)
-    raw = b"".join([tensor.raw for tensor in request.tensors])
+    raw = [tensor.raw for tensor in request.tensors]
     head = (
         f"{_target(request.model, request.version)}"
         f"Inference-Header-Content-Length: {len(header)}\r\n"
-        f"Content-Length: {len(header) + len(raw)}\r\n\r\n"
+        f"Content-Length: {len(header) + sum(map(len, raw))}\r\n\r\n"
     )
-    return b"".join((head.encode(), header, raw))
+    return b"".join((head.encode(), header, *raw))
 
 
 @lru_cache(1024)
@@ -127,8 +127,8 @@ def relayed(answer: Answer) -> Reply | None:
     if answer.status != 200:
         raise _refusal(answer)
     body, json_length = answer.body, answer.json_length
-    if any(word in body for word in _NOT_FINITE):
-        _check_finite(body if json_length is None else body[:json_length])
+    if any(body.find(word, 0, json_length) >= 0 for word in _NOT_FINITE):
+        _check_finite(body[:json_length])
     if json_length is None:
         return Reply(200, body)
     headers = [(b"inference-header-content-length", b"%d" % json_length)]

@@ -8,6 +8,8 @@ ValueError        what came back is not an answer
 import asyncio
 from typing import Any, NamedTuple
 
+from gateway.http.turns import BULK_BYTES, TURNS
+
 _END = b"\r\n\r\n"
 
 
@@ -71,8 +73,9 @@ class _Connection(asyncio.Protocol):
         self._open_ones = open_ones  # this one is among them while it is of use
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Answer] | None = None
-        self._received = bytearray()
-        self._body_at = self._body_end = 0  # 0 until the head has been read
+        self._head = b""  # as far as it is here, until all of it is
+        self._body: list[bytes] = []
+        self._missing = -1  # bytes of the body; -1 until the head has been read
         self._status = 0
         self._json_length: int | None = None
 
@@ -103,39 +106,45 @@ class _Connection(asyncio.Protocol):
         self.end(ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
+        if len(data) > BULK_BYTES:
+            self._transport.pause_reading()
+            TURNS.call(self._resume_reading)
         try:
-            complete = self._is_complete()
+            complete = self._read(data)
         except ValueError as error:
             self.end(error)
             return
         if complete and self._answer and not self._answer.done():
-            body = bytes(self._received[self._body_at :])
+            body = b"".join(self._body)
             self._answer.set_result(Answer(self._status, self._json_length, body))
-            self._received.clear()
-            self._body_at = self._body_end = 0
+            self._head, self._body, self._missing = b"", [], -1
 
-    def _is_complete(self) -> bool:
+    def _resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _read(self, data: bytes) -> bool:
         """Whether the whole answer is here; ValueError when it is none, or nobody asked."""
-        if not self._body_end and not self._read_head():
-            return False
-        if self._answer is None or len(self._received) > self._body_end:
+        if self._missing < 0:
+            self._head += data
+            end = self._head.find(_END)
+            if end < 0:
+                return False
+            data = self._head[end + len(_END) :]
+            self._read_head(self._head[: end + 2].lower())
+        self._body.append(data)
+        self._missing -= len(data)
+        if self._answer is None or self._missing < 0:
             raise ValueError("more than was asked for")
-        return len(self._received) == self._body_end
+        return not self._missing
 
-    def _read_head(self) -> bool:
-        end = self._received.find(_END)
-        if end < 0:
-            return False
-        head = bytes(self._received[: end + 2]).lower()
+    def _read_head(self, head: bytes) -> None:
         length = _number(head, b"\r\ncontent-length:")
         if not head.startswith(b"http/1.1 ") or length is None:
             raise ValueError("not an HTTP answer with a length")
         self._status = int(head[9:12])
         self._json_length = _number(head, b"\r\ninference-header-content-length:")
-        self._body_at = end + len(_END)
-        self._body_end = self._body_at + length
-        return True
+        self._missing = length
 
 
 def _number(head: bytes, name: bytes) -> int | None:
