@@ -199,6 +199,7 @@ def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor,
     name, dtype = _text(entry, "name"), _text(entry, "datatype")
     shape = check_shape(name, entry.get("shape"))
     parameters = _parameters(entry)
+    raw: bytes | memoryview
     if "binary_data_size" in parameters:
         raw = _binary(name, entry, parameters["binary_data_size"], tail)
         size = len(raw)

@@ -234,7 +234,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.body or cycle.response_complete or self._is_upgrading:
             super().on_body(body)
             return
-        cycle.body = body  # without uvicorn's copy
+        cycle.body = body  # type: ignore[assignment]  # bytes do as well, and are not copied
         if len(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()

@@ -30,9 +30,9 @@ class Turns:
 
     async def take(self) -> None:
         """Returns in such a round."""
-        turn = asyncio.get_running_loop().create_future()
-        self.call(lambda: turn.done() or turn.set_result(None))  # it is done if its client has left
-        await turn
+        turn = asyncio.Event()
+        self.call(turn.set)
+        await turn.wait()
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._waiting:

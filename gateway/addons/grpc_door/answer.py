@@ -20,7 +20,7 @@ def ask_for_tokens(parts: Parts, meter: Meter) -> None:
     for tensor in meter.ask(parts.header, parts.raws):
         entry = parts.header.inputs.add(name=tensor.name, datatype="BOOL", shape=tensor.shape)
         if parts.raws:
-            parts.add_raw(tensor.raw)
+            parts.add_raw(bytes(tensor.raw))
         else:
             entry.contents.bool_contents.extend(map(bool, tensor.raw))
 
