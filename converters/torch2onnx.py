@@ -31,13 +31,13 @@ def export_token_model(
 def export_image_model(
     module: torch.nn.Module,
     input_name: str,
-    size: tuple[int, int],
+    size: tuple[int, int, int],
     output_name: str,
     target: Path,
 ) -> None:
-    """Write ``target``: input FP32 [batch, 3, height, width], one output; ExportFailed with the
-    cause. ``size`` is (height, width)."""
-    example = torch.zeros(2, 3, *size)
+    """Write ``target``: input FP32 [batch, channels, height, width], one output; ExportFailed
+    with the cause. ``size`` is (channels, height, width)."""
+    example = torch.zeros(2, *size)
     _export(module, {input_name: example}, (0,), output_name, target)
 
 

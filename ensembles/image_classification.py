@@ -21,9 +21,9 @@ _IMAGE = TensorSpec("image", "BYTES", (1,))
 
 @dataclass(frozen=True)
 class Declaration:
-    """``height`` and ``width`` are what the engine takes, in pixels; ``classes`` the number of its
-    labels, of which ``top_k`` are answered; ``function`` turns logits into scores: ``softmax``, or
-    ``sigmoid`` where labels do not exclude each other."""
+    """``channels``, ``height`` and ``width`` are what the engine takes; ``classes`` the number of
+    its labels, of which ``top_k`` are answered; ``function`` turns logits into scores: ``softmax``,
+    or ``sigmoid`` where labels do not exclude each other."""
 
     name: str
     height: int
@@ -33,6 +33,7 @@ class Declaration:
     function: str
     golden: Golden
     card: Mapping[str, Any] = field(default_factory=dict)
+    channels: int = 3
 
     def pipeline(self) -> Pipeline:
         engine = onnx_engine(self.name, (self._pixels,), (self._logits,), MAX_BATCH_SIZE)
@@ -68,7 +69,7 @@ class Declaration:
 
     @property
     def _pixels(self) -> TensorSpec:
-        return TensorSpec("pixels", "FP32", (3, self.height, self.width))
+        return TensorSpec("pixels", "FP32", (self.channels, self.height, self.width))
 
     @property
     def _logits(self) -> TensorSpec:
@@ -204,9 +205,9 @@ def declare(
     name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
     """The committed pipeline of our own model's name, else that of a model whose facts are
-    ``height``, ``width``, ``labels``, ``top_k`` and ``function``."""
+    ``channels``, ``height``, ``width``, ``labels``, ``top_k`` and ``function``."""
     if name == PIPELINE.name:
         return PIPELINE
-    others = {key: facts[key] for key in ("height", "width", "top_k", "function")}
+    others = {key: facts[key] for key in ("channels", "height", "width", "top_k", "function")}
     classes = len(facts["labels"])
     return Declaration(name, classes=classes, golden=golden, card=card, **others).pipeline()

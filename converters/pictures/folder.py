@@ -19,12 +19,13 @@ from converters.sources.image_processor import (
     require_no_processor,
     transform,
 )
-from converters.sources.picture_presets import write_preset
+from converters.sources.image_rules import GREY
+from converters.sources.picture_presets import channels_of, write_preset
 from converters.task import Order
 
 
 class PixelModel(torch.nn.Module):
-    """Pixels FP32 [n, 3, height, width] -> the head's logits FP32 [n, labels]."""
+    """Pixels FP32 [n, channels, height, width] -> the head's logits FP32 [n, labels]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class HuggingFaceImages(ImageTask):
         self.source = HuggingFaceFolder.open(Path(order.source))
         self.source.require_head(self.name, "AutoModelForImageClassification")
         self._preset = order.options.get("preprocess", "")
-        self._transform = transform(self._processor())
+        self._transform = transform(self._processor(), channels_of(self.source.config))
         self._labels = self.source.labels(distinct=False)
         self._function = _function(self.source.config, len(self._labels))
 
@@ -99,21 +100,23 @@ class HuggingFaceImages(ImageTask):
             super().export(target)
 
     def original(self, pictures: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
+        grey = self.seen[0] == GREY
         if not self._preset:
-            return image_pipeline_oracle.classify(self.source.path, pictures, work_dir)
+            return image_pipeline_oracle.classify(self.source.path, pictures, work_dir, grey=grey)
         with TemporaryDirectory(prefix="tidegate-preset-") as folder:
             write_preset(self._preset, self.source.config, Path(folder))
             return image_pipeline_oracle.classify(
-                self.source.path, pictures, work_dir, Path(folder)
+                self.source.path, pictures, work_dir, Path(folder), grey
             )
 
     def _require_logits(self, module: PixelModel) -> None:
-        """The head has as many outputs as there are labels, on RGB pictures of the right size."""
-        height, width = self.transform["height"], self.transform["width"]
-        what = f"RGB pictures of {height}x{width}, which is what its preprocessing gives"
+        """The head has as many outputs as there are labels, on pictures of the right size."""
+        channels, height, width = self.seen
+        colours = "grey" if channels == GREY else "RGB"
+        what = f"{colours} pictures of {height}x{width}, which is what its preprocessing gives"
         try:
             with torch.no_grad():
-                shape = tuple(module(torch.zeros(2, 3, height, width)).shape)
+                shape = tuple(module(torch.zeros(2, *self.seen)).shape)
         except Exception as error:  # a model may raise anything on what does not fit it
             reason = " ".join(str(error).split())[:200]
             raise SourceRefused(

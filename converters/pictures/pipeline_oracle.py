@@ -1,35 +1,46 @@
 """What ``transformers``' own image-classification pipeline answers, in a process of its own.
 
-    python -m converters.pictures.pipeline_oracle FOLDER PROCESSOR PATHS.json ANSWERS.npz
+    python -m converters.pictures.pipeline_oracle FOLDER PROCESSOR COLOURS PATHS.json ANSWERS.npz
 
 One picture at a time, through the pipeline's three stages, so that pixels and logits are seen as
-well as scores. The proof compares against this, never against code that Tidegate also serves with.
+well as scores. COLOURS is ``rgb`` or ``grey``: that pipeline itself makes every picture RGB, and a
+model of one channel is asked as its users do, the processor given the picture in grey.
+
+The proof compares against this, never against code that Tidegate also serves with.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from converters.original import ask, fp32_noise, places_again
 from converters.past import require_same_again
 
+Show = Callable[[Any, str], Any]  # the pipeline and a file -> what the model is asked with
+
 
 def classify(
-    folder: Path, pictures: Sequence[Path], work_dir: Path, processor: Path | None = None
+    folder: Path,
+    pictures: Sequence[Path],
+    work_dir: Path,
+    processor: Path | None = None,
+    grey: bool = False,
 ) -> dict[str, np.ndarray]:
-    """``pixels`` FP32 [n, 3, height, width], ``logits`` and ``scores`` FP32 [n, labels], and what
-    FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the
-    model's with the preprocessing."""
+    """``pixels`` FP32 [n, channels, height, width], ``logits`` and ``scores`` FP32 [n, labels], and
+    what FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the
+    model's with the preprocessing; ``grey`` a model of one channel."""
     questions, answers = work_dir / "pictures.json", work_dir / "answers.npz"
     questions.write_text(json.dumps([str(path) for path in pictures]))
     answered = ask(
         "converters.pictures.pipeline_oracle",
         folder,
         processor or folder,
+        "grey" if grey else "rgb",
         questions,
         answers=answers,
     )
@@ -37,16 +48,18 @@ def classify(
     return answered
 
 
-def main(folder: str, read: str, questions: str, answers: str) -> None:
+def main(folder: str, read: str, colours: str, questions: str, answers: str) -> None:
+    paths = json.loads(Path(questions).read_text())
+    show = _grey if colours == "grey" else _whole
     classifier = _opened(folder, read)
     pixels, logits, scores = [], [], []
-    for path in json.loads(Path(questions).read_text()):
-        inputs = classifier.preprocess(path)
+    for path in paths:
+        inputs = show(classifier, path)
         pixels.append(inputs["pixel_values"].numpy())
         outputs = classifier.forward(inputs)
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
-    _require_no_past(folder, read, json.loads(Path(questions).read_text()), np.concatenate(logits))
+    _require_no_past(folder, read, show, paths, np.concatenate(logits))
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
     told = {name: np.concatenate(rows) for name, rows in arrays.items()}
     measured = {name: told[name] for name in ("logits", "scores")}
@@ -54,8 +67,18 @@ def main(folder: str, read: str, questions: str, answers: str) -> None:
     np.savez(answers, **told, **noise)
 
 
+def _whole(classifier: Any, path: str) -> Any:
+    return classifier.preprocess(path)
+
+
+def _grey(classifier: Any, path: str) -> Any:
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("L")
+    return classifier.image_processor(images=picture, return_tensors="pt")
+
+
 def _exact(classifier: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of pixels [m, 3, height, width] in FP64, which the model then stays in."""
+    """The same of pixels [m, channels, height, width] in FP64, which the model then stays in."""
     import torch
 
     classifier.model.double()
@@ -82,11 +105,13 @@ def _opened(folder: str, read: str) -> Any:
     )
 
 
-def _require_no_past(folder: str, read: str, paths: Sequence[str], logits: np.ndarray) -> None:
+def _require_no_past(
+    folder: str, read: str, show: Show, paths: Sequence[str], logits: np.ndarray
+) -> None:
     """The same once more, from a fresh one and in reverse: the answers may not depend on that."""
     fresh = _opened(folder, read)
     places = places_again(len(paths))
-    rows = [fresh.forward(fresh.preprocess(paths[place]))["logits"].numpy() for place in places]
+    rows = [fresh.forward(show(fresh, paths[place]))["logits"].numpy() for place in places]
     require_same_again(
         "logits", logits, np.concatenate(rows), [f"picture {row}" for row in range(len(paths))]
     )

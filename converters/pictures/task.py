@@ -21,6 +21,7 @@ from converters.pictures.samples import Sample
 from converters.pictures.served import served_checks
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
+from converters.sources.image_rules import COLOURS
 from converters.task import Case, Eager, Feed, Task
 from converters.torch2onnx import export_image_model
 from modelspec.golden import Golden
@@ -34,8 +35,8 @@ GOLDEN_TOLERANCE = 1e-3
 
 
 class ImageTask(Task):
-    """A classifier whose graph takes ``pixels`` FP32 [n, 3, height, width] and gives ``logits``
-    FP32 [n, labels].
+    """A classifier whose graph takes ``pixels`` FP32 [n, channels, height, width] and gives
+    ``logits`` FP32 [n, labels].
 
     Answers: ``names`` of the n pictures in ``folder/samples``; ``twins``, the names of those whose
     answers must be the same ("" for most); the original's ``pixels``, ``logits`` and ``scores``.
@@ -57,6 +58,12 @@ class ImageTask(Task):
     @abstractmethod
     def transform(self) -> Mapping[str, Any]:
         """``preprocess.json`` of the step ``decode_image``."""
+
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the graph takes."""
+        document = self.transform
+        return document.get("channels", COLOURS), document["height"], document["width"]
 
     @property
     @abstractmethod
@@ -81,7 +88,7 @@ class ImageTask(Task):
         return "".join(sample.digest for sample in self.samples)
 
     def facts(self) -> dict[str, Any]:
-        size = {side: self.transform[side] for side in ("height", "width")}
+        size = dict(zip(("channels", "height", "width"), self.seen, strict=True))
         top_k = min(TOP_K, len(self.labels))
         return {"labels": list(self.labels), "function": self.function, "top_k": top_k, **size}
 
@@ -92,8 +99,7 @@ class ImageTask(Task):
         (folder / "post" / "labels.txt").write_text(labels, encoding="utf-8")
 
     def export(self, target: Path) -> None:
-        size = (self.transform["height"], self.transform["width"])
-        export_image_model(self.module, "pixels", size, "logits", target)
+        export_image_model(self.module, "pixels", self.seen, "logits", target)
 
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
         say(f"{self.order.name}: {len(self.samples)} pictures")

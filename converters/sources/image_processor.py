@@ -13,7 +13,8 @@ from typing import Any
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.sources.image_rules import (
-    CHANNELS,
+    COLOURS,
+    GREY,
     RULES,
     SIDE_LIMIT,
     Operation,
@@ -85,8 +86,9 @@ def require_no_processor(folder: HuggingFaceFolder) -> None:
         )
 
 
-def transform(processor: Any) -> dict[str, Any]:
-    """``preprocess.json`` for the step: ``height``, ``width`` and ``operations``.
+def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
+    """``preprocess.json`` for the step: ``height``, ``width`` and ``operations``, and ``channels``
+    where the model sees grey.
 
     SourceRefused names the class or the key that the step cannot do exactly.
     """
@@ -96,12 +98,15 @@ def transform(processor: Any) -> dict[str, Any]:
         _require_plain(processor)
         rule = plain
     try:
-        _require_colours(processor)
+        _require_colours(processor, channels)
         operations = rule(processor)
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise refused(processor, f"its settings make no sense ({error})") from error
     height, width = _final_size(processor, operations)
-    return {"height": height, "width": width, "operations": operations}
+    document = {"height": height, "width": width, "operations": operations}
+    if channels == GREY:
+        return {**document, "channels": GREY, "operations": [{"op": "grey"}, *operations]}
+    return document
 
 
 def _require_plain(processor: Any) -> None:
@@ -118,12 +123,22 @@ def _require_plain(processor: Any) -> None:
         raise refused(processor, "pad_size is set")
 
 
-def _require_colours(processor: Any) -> None:
-    """Mean and deviation: one number, or one for each of the three channels."""
+def _require_colours(processor: Any, channels: int) -> None:
+    """Mean and deviation: one number, or one for each channel; and then one for each channel."""
+    if channels == GREY and getattr(processor, "do_convert_rgb", False):
+        raise refused(
+            processor,
+            "it makes every picture RGB (do_convert_rgb), and the model sees one channel: set "
+            "do_convert_rgb to false",
+        )
     for key in ("image_mean", "image_std"):
         values = getattr(processor, key, None)
-        if processor.do_normalize and len(per_channel(values)) != CHANNELS:
-            raise refused(processor, f"{key} has not {CHANNELS} numbers")
+        each = per_channel(values, channels)
+        if processor.do_normalize and len(each) != channels:
+            wanted = "one number, of grey" if channels == GREY else f"{channels} numbers"
+            raise refused(processor, f"{key} has not {wanted}")
+        if isinstance(values, int | float):
+            setattr(processor, key, each)
     if processor.do_normalize and 0 in per_channel(processor.image_std):
         raise refused(processor, "image_std is 0")
 

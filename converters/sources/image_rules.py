@@ -11,7 +11,8 @@ from converters.errors import SourceRefused
 
 # EfficientNet-B7 has 600. The pixels of one batch then take 70 MB in shared memory.
 SIDE_LIMIT = 640
-CHANNELS = 3
+# A file holds colours or grey: other channels (infrared, depth) are in none.
+COLOURS, GREY = 3, 1
 # ConvNeXt crops below this edge and squeezes from it on.
 CONVNEXT_SQUEEZES_FROM = 384
 FILTERS = range(6)  # Pillow's numbers: nearest, Lanczos, bilinear, bicubic, box, Hamming
@@ -29,14 +30,14 @@ def refused(processor: Any, reason: str) -> SourceRefused:
     )
 
 
-def per_channel(values: Any) -> list[float]:
+def per_channel(values: Any, channels: int = COLOURS) -> list[float]:
     """A number for each channel, of one for all or of a list; [] where there is none."""
     if isinstance(values, list | tuple):
         try:
             return [float(value) for value in values]
         except (TypeError, ValueError) as error:
             raise ValueError(f"image_mean and image_std must be numbers: {error}") from error
-    return [] if values is None else [float(values)] * CHANNELS
+    return [] if values is None else [float(values)] * channels
 
 
 def plain(processor: Any) -> list[Operation]:
@@ -138,7 +139,7 @@ def _efficientnet(processor: Any) -> list[Operation]:
     values = [*_rescale(processor, offset), *_normalize(processor)]
     if processor.include_top:
         std = per_channel(processor.image_std)
-        values.append({"op": "normalize", "mean": [0.0] * CHANNELS, "std": std})
+        values.append({"op": "normalize", "mean": [0.0] * len(std), "std": std})
     return [*_resize(processor), *_center_crop(processor), *values]
 
 

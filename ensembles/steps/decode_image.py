@@ -1,13 +1,14 @@
 """Decode pictures and prepare them for the engine (a step that runs inside Triton).
 
 Input ``image`` BYTES [n, 1], each a whole JPEG, PNG or WebP file; output ``pixels`` FP32
-[n, 3, height, width].
+[n, channels, height, width]: three, or one of a model that sees grey.
 
 A picture is put upright by its EXIF and made RGB: alpha is dropped, an embedded colour profile is
 not applied, and CMYK is converted without one. What then follows is the model's own transform for
 evaluation, in ``preprocess.json`` beside this module:
 ``{"height": 224, "width": 224, "operations": [{"op": "crop", "height": 224, "width": 224}, ...]}``,
-whose operations are the functions below.
+whose operations are the functions below. ``"channels": 1`` stands beside them where the first is
+``grey``.
 
 A picture is refused by its header, before memory is taken for its pixels: by its format, number of
 frames, number of pixels or shape. Each limit is below, and its error says what to send instead.
@@ -57,13 +58,14 @@ class InvalidPicture(ValueError):
 
 
 class Transform:
-    """What ``preprocess.json`` says. ``height`` and ``width`` are those of its result, in pixels.
+    """What ``preprocess.json`` says; ``channels``, ``height`` and ``width`` are of its result.
 
     Raises ValueError for an operation that is not one of ``OPERATIONS``.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.height, self.width = int(document["height"]), int(document["width"])
+        self.channels = int(document.get("channels", 3))
         self._operations = []
         for settings in document["operations"]:
             name = settings["op"]
@@ -77,11 +79,22 @@ class Transform:
         return f"{self.width}x{self.height}"
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Pixels FP32 [3, height, width] of an upright RGB image."""
+        """Pixels FP32 [channels, height, width] of an upright RGB image."""
         pixels: Any = image
         for operation, arguments in self._operations:
             pixels = operation(pixels, **arguments)
-        return np.asarray(pixels, dtype=np.float32).transpose(2, 0, 1)
+        return _values(pixels, np.float32).transpose(2, 0, 1)
+
+
+def _values(image: Any, kind: Any = None) -> np.ndarray:
+    """[height, width, channels] of an image or of such an array."""
+    values = np.asarray(image, dtype=kind)
+    return values[..., None] if values.ndim == 2 else values  # Pillow gives grey no axis of its own
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """One channel, by the weights of ITU-R 601-2."""
+    return image.convert("L")
 
 
 def resize(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
@@ -110,30 +123,30 @@ def crop_part(image: Image.Image, height: float, width: float) -> Image.Image:
 
 def rescale(image: Any, factor: float, offset: float = 0.0) -> np.ndarray:
     """value * factor + offset; rounded as transformers does, which multiplies in FP64."""
-    scaled = (np.asarray(image, dtype=np.float64) * factor).astype(np.float32)
+    scaled = (_values(image, np.float64) * factor).astype(np.float32)
     return scaled + np.float32(offset)
 
 
 def normalize(image: Any, mean: list[float], std: list[float]) -> np.ndarray:
     """(value - mean) / std, each a number for every channel."""
-    pixels = np.asarray(image, dtype=np.float32)
+    pixels = _values(image, np.float32)
     means, deviations = (np.array(each, dtype=np.float32) for each in (mean, std))
     return np.asarray((pixels - means) / deviations)
 
 
 def flip(image: Any) -> np.ndarray:
     """RGB to BGR."""
-    return np.asarray(image)[..., ::-1]
+    return _values(image)[..., ::-1]
 
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     operation.__name__: operation
-    for operation in (resize, resize_shorter, crop, crop_part, rescale, normalize, flip)
+    for operation in (grey, resize, resize_shorter, crop, crop_part, rescale, normalize, flip)
 }
 
 
 def prepare(picture: bytes, transform: Transform) -> np.ndarray:
-    """Pixels FP32 [3, height, width] of one picture; InvalidPicture for one that cannot be used."""
+    """Pixels FP32 [channels, height, width] of a picture; InvalidPicture if it cannot be used."""
     # One name throughout: each stage frees the one before it.
     image = _opened(picture, transform.size)
     _check(image, transform.size)
@@ -236,7 +249,8 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         pictures = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        shape = (len(pictures), 3, self._transform.height, self._transform.width)
+        seen = self._transform
+        shape = (len(pictures), seen.channels, seen.height, seen.width)
         pixels = np.empty(shape, dtype=np.float32)
         for index, picture in enumerate(pictures):
             try:

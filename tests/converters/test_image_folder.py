@@ -32,6 +32,7 @@ def test_labels_size_and_function_are_the_folders(folder, tmp_path):
         "labels": list(LABELS),
         "function": "softmax",
         "top_k": 5,
+        "channels": 3,
         "height": SIDE,
         "width": SIDE,
     }
@@ -71,8 +72,17 @@ def _another_size(folder):
     _edit(folder, "preprocessor_config.json", size={"height": 96, "width": 96})
 
 
-def _grey(folder):
+def _grey_with_three_means(folder):
     save_image_classifier("vit", folder, num_channels=1)
+
+
+def _grey_made_rgb(folder):
+    one = {"image_mean": [0.5], "image_std": [0.5], "do_convert_rgb": True}
+    save_image_classifier("vit", folder, processor=one, num_channels=1)
+
+
+def _infrared(folder):
+    save_image_classifier("vit", folder, num_channels=4)
 
 
 def _labels_that_are_fewer(folder):
@@ -103,7 +113,9 @@ def _a_text_model(folder):
 REFUSED = {
     _no_processor: (SourceMissing, "has no preprocessor_config.json"),
     _another_size: (SourceRefused, "does not run on RGB pictures of 96x96"),
-    _grey: (SourceRefused, "does not run on RGB pictures of 64x64"),
+    _grey_with_three_means: (SourceRefused, "image_mean has not one number, of grey"),
+    _grey_made_rgb: (SourceRefused, "set do_convert_rgb to false"),
+    _infrared: (SourceRefused, "sees 4 channels"),
     _labels_that_are_fewer: (SourceRefused, "transformers cannot load"),
     _a_label_of_two_lines: (SourceRefused, "label 0 in"),
     _a_regression: (SourceRefused, "problem_type is regression"),
@@ -142,7 +154,8 @@ def test_fused_attention_that_cannot_be_exported_is_written_out(tmp_path):
 
 
 def _said(folder, preset) -> HuggingFaceImages:
-    return HuggingFaceImages(Order("things", str(folder), options={"preprocess": preset}))
+    options = {"preprocess": preset} if preset else {}
+    return HuggingFaceImages(Order("things", str(folder), options=options))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +200,7 @@ def test_the_original_sees_what_the_flag_says(folder, tmp_path):
     assert np.abs(told["pixels"][0] - wanted.transpose(2, 0, 1)).max() < 1e-5
 
 
-@pytest.mark.parametrize("preset", ["resnet", "imagenet:0", "imagenet:9999", "imagenet 384", ""])
+@pytest.mark.parametrize("preset", ["resnet", "imagenet:0", "imagenet:9999", "imagenet 384"])
 def test_a_flag_that_says_nothing_known_is_refused(folder, preset):
     _no_processor(folder)
     with pytest.raises((SourceRefused, SourceMissing), match=r"imagenet-bicubic, half|1 to 640"):
@@ -197,6 +210,49 @@ def test_a_flag_that_says_nothing_known_is_refused(folder, preset):
 def test_a_flag_against_the_folders_own_file_is_refused(folder):
     with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*leave --preprocess"):
         _said(folder, "imagenet")
+
+
+GREY = {"image_mean": [0.25], "image_std": [0.5], "size": {"height": 28, "width": 28}}
+DIGITS = {"num_channels": 1, "image_size": 28, "patch_size": 7}
+
+
+@pytest.mark.parametrize("preset", ["", "half", "unit", "digits"])
+def test_a_model_of_one_channel_sees_grey(tmp_path, preset):
+    """The step's pixels, the original's, and both written out in Pillow and NumPy."""
+    import numpy as np
+    from PIL import Image
+
+    from converters.pictures.photos import photo_file
+    from ensembles.steps import decode_image
+
+    model = save_image_classifier("vit", tmp_path / "model", processor=GREY, **DIGITS)
+    if preset:
+        _no_processor(model)
+    task = _said(model, preset)
+    assert task.facts()["channels"] == 1
+    (tmp_path / "work").mkdir()
+    photo = photo_file("chelsea")
+    told = task.original([photo] * 2, tmp_path / "work")
+    served = decode_image.prepare(photo.read_bytes(), decode_image.Transform(task.transform))
+    with Image.open(photo) as opened:
+        small = opened.convert("L").resize((28, 28), Image.Resampling.BILINEAR)
+    mean, std = {"half": (0.5, 0.5), "unit": (0, 1), "digits": (0.1307, 0.3081)}.get(
+        preset, (0.25, 0.5)
+    )
+    wanted = ((np.asarray(small, np.float32) / 255 - mean) / std)[None]
+    assert served.shape == told["pixels"][0].shape == (1, 28, 28)
+    assert np.abs(served - wanted).max() < 1e-5
+    assert np.abs(told["pixels"][0] - served).max() < 1e-6
+    with torch.no_grad():
+        logits = task.module(torch.from_numpy(served)[None]).numpy()
+    assert np.abs(told["logits"][:1] - logits).max() < 1e-5
+
+
+def test_a_preset_of_colours_is_refused_for_grey(tmp_path):
+    model = save_image_classifier("vit", tmp_path / "model", num_channels=1)
+    _no_processor(model)
+    with pytest.raises(SourceRefused, match="say half, unit, digits of a model that sees grey"):
+        _said(model, "imagenet")
 
 
 def test_an_original_that_remembers_is_found():

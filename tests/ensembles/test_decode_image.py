@@ -226,7 +226,7 @@ def test_every_filter_is_pillows(resample):
 
 
 def test_an_operation_that_is_none_is_an_error():
-    with pytest.raises(ValueError, match="no operation 'blur': resize, "):
+    with pytest.raises(ValueError, match="no operation 'blur': grey, resize, "):
         Transform({**DOCUMENT, "operations": [{"op": "blur"}]})
 
 
