@@ -68,12 +68,13 @@ class Task(ABC):
         "int8-dynamic",
     )
 
-    # The ``Order.options`` that it takes.
+    # The ``Order.options`` that it takes, besides ``base``, which ``sources.lora`` has read.
     options: ClassVar[tuple[str, ...]] = ()
+    auto_class: ClassVar[str] = ""  # transformers' own for the task
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        strange = [name for name in order.options if name not in self.options]
+        strange = [name for name in order.options if name not in (*self.options, "base")]
         if strange:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
             raise SourceRefused(f"{self.name} takes no {flags}: leave it out")

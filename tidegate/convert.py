@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 IDENTITY = "identity_fp32"
+# Flags that say of the original what its files do not.
+SAID = ("missing", "iteration_range", "preprocess", "base")
 
 EXAMPLES = "\n    ".join(f"tidegate convert {kind.example}" for kind in TASKS.values())
 HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
@@ -81,14 +83,24 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     help="Pictures without a preprocessor_config.json: imagenet, imagenet-bicubic, half or clip, "
     "with a side (imagenet:384) where it is not the model's own.",
 )
+@click.option(
+    "--base",
+    metavar="FOLDER",
+    help="LoRA adapters: what it is merged into. Default: what adapter_config.json names.",
+)
 @click.option("--force", is_flag=True, help="Replace what is published under this name.")
 def command(**options: Any) -> None:
-    said = {name: options.pop(name) for name in ("missing", "iteration_range", "preprocess")}
-    options["options"] = {name: value for name, value in said.items() if value is not None}
+    options["options"] = said_of_the_original(options)
     options["precisions"] = tuple(options.pop("precision").split(","))
     wish = Wish(**options)
     interrupt_on_sigterm()  # so that what is half-built is cleared up
     carry_out(wish, Places.current(), clock())
+
+
+def said_of_the_original(options: dict[str, Any]) -> dict[str, str]:
+    """``Order.options``: what was said on the command line, taken out of ``options``."""
+    said = {name: options.pop(name, None) for name in SAID}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -171,7 +183,7 @@ def _kind(wish: Wish) -> Kind:
         return known
     task = wish.task or task_of(wish.source, wish.options)
     if task is None:
-        reason = why_not_taken(wish.source)
+        reason = why_not_taken(wish.source, wish.options)
         if reason:
             raise click.UsageError(reason)
         raise click.UsageError(

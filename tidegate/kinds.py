@@ -58,7 +58,7 @@ OTHER_FORMATS = {
     ),
 }  # fmt: skip
 # What makes a folder a model that is opened by its task.
-OPENED = ("config.json", "modules.json", "*.onnx")
+OPENED = ("config.json", "modules.json", "*.onnx", "adapter_config.json")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -73,10 +73,14 @@ class Kind:
 
     def open_task(self, order: Any) -> Any:
         """The Task on ``order``; SourceMissing or SourceRefused when it cannot be opened."""
-        reason = "" if order.source in KNOWN else why_not_taken(order.source)
-        if reason:
-            raise _named("converters.errors:SourceRefused")(reason)
-        return _named(self.task)(order)
+        if order.source not in KNOWN:
+            reason = why_not_taken(order.source, order.options)
+            if reason:
+                raise _named("converters.errors:SourceRefused")(reason)
+        task = _named(self.task)
+        if order.options.get("base") or (Path(order.source) / "adapter_config.json").is_file():
+            order = _named("converters.sources.lora:merged_order")(order, task.auto_class)
+        return task(order)
 
     def precisions(self) -> tuple[str, ...]:
         """What the task can be converted to."""
@@ -153,11 +157,11 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     return "tensors" if FACTORY.fullmatch(source) else None
 
 
-def why_not_taken(source: str) -> str:
+def why_not_taken(source: str, options: Mapping[str, str] = NOTHING) -> str:
     """Why a source of this form cannot be converted and what can be instead; "" for other forms."""
     path = Path(source)
     if path.is_dir():
-        return _why_not_folder(path)
+        return _why_not_folder(path, options)
     if path.suffix.lower() in OTHER_FORMATS:
         return f"{source} is not converted: {OTHER_FORMATS[path.suffix.lower()]}"
     if path.exists() or FACTORY.fullmatch(source):
@@ -171,9 +175,11 @@ def why_not_taken(source: str) -> str:
     return f"there is no {source} here: check the path"
 
 
-def _why_not_folder(folder: Path) -> str:
+def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
     """The same of a folder, by what lies in it."""
-    reason: str = _named("converters.sources.adapter:why_not_adapter")(folder)
+    reason: str = _named("converters.sources.adapter:why_not_adapter")(
+        folder, options.get("base", "")
+    )
     if reason or any(next(folder.glob(each), None) for each in OPENED):
         return reason
     files = sorted(each for each in folder.iterdir() if not each.name.startswith("."))

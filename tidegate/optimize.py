@@ -3,14 +3,14 @@
 import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import clock
+from tidegate.convert import clock, said_of_the_original
 from tidegate.kinds import KNOWN, TASKS
 from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
@@ -68,6 +68,7 @@ class OptimizeWish:
     source: str | None = None
     task: str | None = None
     samples: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
     budget_s: float = 600.0
     precisions: tuple[str, ...] = ()
@@ -96,6 +97,8 @@ class OptimizeWish:
     type=click.Path(exists=True, path_type=Path),
     help="Real inputs to calibrate, compare and load with. Default: the task's own set.",
 )
+@click.option("--preprocess", metavar="PRESET", help="As convert had it, where it had it.")
+@click.option("--base", metavar="FOLDER", help="As convert had it, where it had it.")
 @click.option("--only", type=click.Choice(BOTH), help="One half alone. Default: both.")
 @click.option("--budget", "budget_s", type=Duration(), default="10m", show_default=True)
 @click.option("--precisions", default="", help="Which to measure, with commas. Default: all.")
@@ -123,6 +126,7 @@ def command(as_json: bool, precisions: str, **options: Any) -> None:
     tidegate optimize mood --against ./my-model --task text-classification --samples texts.txt
     """
     interrupt_on_sigterm()
+    options["options"] = said_of_the_original(options)
     wish = OptimizeWish(precisions=tuple(filter(None, precisions.split(","))), **options)
     sys.exit(carry_out(wish, Places.current(), _silent if as_json else clock(), as_json))
 
@@ -227,6 +231,7 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
         return
     known = wish.name in KNOWN
     ordered = Wish(
+        options=wish.options,
         source=wish.name if known else str(wish.source),
         task=None if known else wish.task,
         name=None if known else wish.name,

@@ -1,6 +1,7 @@
 """The variants' half of ``tidegate optimize``: from what was asked to the findings."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def find(wish: "OptimizeWish", budget: "Budget", places: Places, say: "Say") -> 
         return None
     machine = this_machine()
     kept = Kept(folder / "measured", f"{machine['processor']} {machine['cores']}")
-    order = Order(wish.name, source, wish.samples)
+    order = Order(wish.name, source, wish.samples, _said(wish, places))
     subject = Subject(order, kind.open_task, kind.task, wish.precisions, wish.prune)
     measured = measure(subject, kept, budget, say)
     return Findings(
@@ -90,6 +91,14 @@ def _kind(wish: "OptimizeWish", places: Places) -> Kind:
             f"{wish.source} does not say its task: give --task ({', '.join(TASKS)})"
         )
     return kind
+
+
+def _said(wish: "OptimizeWish", places: Places) -> Mapping[str, str]:
+    """What the original's files do not say: what was said now, else when it was converted."""
+    from tidegate.published import published_record
+
+    record = published_record(places.repository, wish.name)
+    return wish.options or (record.options if record else {})
 
 
 def _only_fp32(kind: Kind) -> bool:

@@ -31,6 +31,7 @@ SAME_ENGINE = "the graph is the one that was proved when it was published"
     type=click.Path(exists=True, path_type=Path),
     help="Other inputs than the task's own set.",
 )
+@click.option("--base", metavar="FOLDER", help="LoRA adapters: where the base is now.")
 @click.option("--json", "as_json", is_flag=True, help="Print the proofs as JSON.")
 def command(as_json: bool, **options: Any) -> None:
     """Prove what the repository has NOW under NAME against the original model.
@@ -64,6 +65,7 @@ class Question:
     task: str | None = None
     precision: str | None = None
     samples: Path | None = None
+    base: str | None = None
 
 
 def prove(question: Question, places: Places, say: Callable[[str], None]) -> list["Proof"]:
@@ -82,7 +84,9 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
     if kind is None:
         raise click.UsageError(f"{name} does not say what it does: give --task")
     # What was said of the original when it was converted still holds.
-    options = record.options if record else {}
+    options = {**(record.options if record else {})}
+    if question.base:
+        options["base"] = question.base
     opened = kind.open_task(Order(name, question.source, question.samples, options))
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as work:
         asked, copy = Path(work) / "asked", Path(work) / "repository"

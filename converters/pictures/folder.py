@@ -40,11 +40,12 @@ class HuggingFaceImages(ImageTask):
     """Everything is carried over from the folder: weights, labels, preprocessing, function."""
 
     options: ClassVar[tuple[str, ...]] = ("preprocess",)
+    auto_class: ClassVar[str] = "AutoModelForImageClassification"
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
         self.source = HuggingFaceFolder.open(Path(order.source))
-        self.source.require_head(self.name, "AutoModelForImageClassification")
+        self.source.require_head(self.name, self.auto_class)
         self._preset = order.options.get("preprocess", "")
         self._transform = transform(self._processor(), channels_of(self.source.config))
         self._labels = self.source.labels(distinct=False)

@@ -6,7 +6,7 @@ Weights are read from safetensors (or, where there are none, from a ``.bin`` wit
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,16 @@ class HuggingFaceFolder:
             )
         return named
 
-    def model(self, auto_class: Any, unused: str = "") -> torch.nn.Module:
+    def weights(self) -> list[Path]:
+        """The files that hold them."""
+        return _weight_files(self.path)
+
+    def model(
+        self, auto_class: Any, unused: str = "", replaced: Collection[str] = ()
+    ) -> torch.nn.Module:
         """The model in evaluation mode; SourceRefused with transformers' own reason. A missing
-        weight whose name begins with ``unused`` does no harm: nothing reads what it computes."""
+        weight whose name begins with ``unused`` does no harm: nothing reads what it computes; nor
+        one of those that are ``replaced`` afterwards."""
         try:
             model, report = auto_class.from_pretrained(
                 self.path,
@@ -160,7 +167,7 @@ class HuggingFaceFolder:
             ) from error
         missing = {
             key for key in report["missing_keys"] if not unused or not key.startswith(unused)
-        }
+        }.difference(replaced)
         if missing:
             some = ", ".join(sorted(missing)[:3])
             raise SourceRefused(
@@ -306,7 +313,7 @@ def checked_weights(path: Path) -> list[Path]:
     """The folder's weight files; SourceMissing or SourceRefused when they cannot be read safely."""
     files = _weight_files(path)
     for file in files:
-        _check_weights(file)
+        check_weights(file)
     return files
 
 
@@ -342,7 +349,7 @@ def _inside(folder: Path, name: str) -> Path:
     return file
 
 
-def _check_weights(file: Path) -> None:
+def check_weights(file: Path) -> None:
     """SourceRefused for a file that is cut off or is a pickle that does more than hold tensors."""
     require_no_bomb(file)
     with file.open("rb") as opened_file:

@@ -34,6 +34,7 @@ class Embedding(TextTask):
     output: ClassVar[str] = "sentence_embedding"
     per_text: ClassVar[tuple[str, ...]] = ("texts", "vectors", "token_count")
     oracle_packages: ClassVar[tuple[str, ...]] = ("sentence-transformers",)
+    auto_class: ClassVar[str] = "AutoModel"
     folder: SentenceFolder
 
     def open_source(self, source: str) -> HuggingFaceFolder:

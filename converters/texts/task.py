@@ -53,12 +53,11 @@ class TextTask(Task):
     output: ClassVar[str]
     per_text: ClassVar[tuple[str, ...]]  # the arrays of a Case's answers that have a row a text
     has_mask = True
-    auto_class: ClassVar[str]  # of transformers
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
         self.source = self.open_source(order.source)
-        self.source.require_head(self.name, self.auto_class_name)
+        self.source.require_head(self.name, self.auto_class)
         self.samples = read_texts(order.samples) if order.samples else _own_samples()
 
     def open_source(self, source: str) -> HuggingFaceFolder:
@@ -120,10 +119,6 @@ class TextTask(Task):
                 f"{rows} rows: set pad_token in the tokenizer and pad_token_id in config.json to a "
                 "token that the model has"
             )
-
-    @property
-    def auto_class_name(self) -> str:
-        return getattr(self, "auto_class", "")
 
     def pad_id(self) -> int:
         """The token that texts are padded with."""

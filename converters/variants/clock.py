@@ -86,7 +86,8 @@ def _original(spec: dict[str, Any]) -> Run:
     from converters.task import Order
 
     module, _, name = spec["task"].partition(":")
-    order = Order(spec["name"], spec["source"], spec["samples"] and Path(spec["samples"]))
+    samples = spec["samples"] and Path(spec["samples"])
+    order = Order(spec["name"], spec["source"], samples, spec["options"])
     eager = getattr(importlib.import_module(module), name)(order).eager()
 
     def run(feed: Feed, threads: int) -> object:

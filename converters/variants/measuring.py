@@ -162,7 +162,8 @@ class Bench:
         order, found = self.task.order, []
         if self.task.eager() is not None:
             samples = str(order.samples) if order.samples else None
-            asked = {"name": order.name, "source": order.source, "samples": samples}
+            asked = {"name": order.name, "source": order.source, "samples": samples,
+                     "options": dict(order.options)}  # fmt: skip
             spec = {"task": self.subject.kind, **asked, "feeds": feeds}
             original = [ORIGINAL, source_sha256(self.task), *content]
             found.append(Form(Candidate(ORIGINAL), spec, original))
@@ -227,7 +228,7 @@ def many_samples(
         if file is None:
             return converted.case
         order = subject.order
-        task = subject.open_task(Order(order.name, order.source, file))
+        task = subject.open_task(Order(order.name, order.source, file, order.options))
         key = content_key(json.dumps(["many", order.name, source_sha256(task)]))
         is_there = (cache_root() / "conversions" / key / ANSWERS).is_file()
         if budget and not is_there and budget.left < MANY_S:

@@ -512,7 +512,7 @@ TEXT_FOLDERS = {
     _tf_weights: "tf_model.h5",
     _config_of_numbers: "config.json",
     _negative: "config.json",
-    _adapter_beside: "nobody/nothing",
+    _adapter_beside: "adapter_model.safetensors",
 }
 
 

@@ -1,0 +1,195 @@
+"""LoRA adapters: merged into their base without peft, or refused in a line that says why."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from converters.errors import ConversionError
+from converters.task import Order
+from tests.brought import save_classifier
+from tidegate.kinds import TASKS
+
+RANK, ALPHA = 4, 6
+QUERY = "bert.encoder.layer.0.attention.self.query"
+VALUE = "bert.encoder.layer.1.attention.self.value"
+WORDS = "bert.embeddings.word_embeddings"
+IDS = torch.tensor([[1, 7, 300, 42, 2], [5, 6, 7, 8, 9]])
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_classifier("bert", tmp_path / "base")
+    return tmp_path
+
+
+def _adapter(home, weights=None, base="../base", **settings):
+    """As peft writes one: A [r, in], B [out, r], and a head that was trained as it is."""
+    folder = home / "adapter"
+    folder.mkdir(exist_ok=True)
+    said = {
+        "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": base, "r": RANK,
+        "lora_alpha": ALPHA, "init_lora_weights": True, "bias": "none", "lora_dropout": 0.1,
+        "target_modules": ["query", "value"], "megatron_core": "megatron.core", "use_dora": False,
+        "modules_to_save": ["classifier", "score"], "inference_mode": True, "loftq_config": {},
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps({**said, **settings}))
+    save_file(_weights() if weights is None else weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+def _weights():
+    torch.manual_seed(1)
+    named = {}
+    for name in (QUERY, VALUE):
+        named[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, 32)
+        named[f"base_model.model.{name}.lora_B.weight"] = torch.randn(32, RANK)
+    named["base_model.model.classifier.weight"] = torch.randn(3, 32)
+    named["base_model.model.classifier.bias"] = torch.randn(3)
+    return named
+
+
+def _opened(adapter, task="text-classification", **options):
+    return TASKS[task].open_task(Order("mood", str(adapter), options=options))
+
+
+def _unmerged(base, weights, scale):
+    """What peft computes: the base's own layer and beside it B(A(x)), for each that is adapted."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(base).eval()
+    named = {key.removeprefix("base_model.model."): each for key, each in weights.items()}
+    for name in (QUERY, VALUE):
+        if f"{name}.lora_A.weight" not in named:
+            continue
+        a, b = named[f"{name}.lora_A.weight"], named[f"{name}.lora_B.weight"]
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, a=a, b=b: (
+                output + (inputs[0] @ a.T @ b.T) * scale[b.shape]
+            )
+        )
+    if f"{WORDS}.lora_embedding_A" in named:
+        a, b = named[f"{WORDS}.lora_embedding_A"], named[f"{WORDS}.lora_embedding_B"]
+        model.get_submodule(WORDS).register_forward_hook(
+            lambda module, inputs, output: output + (a.T @ b.T)[inputs[0]] * scale[b.shape]
+        )
+    if "classifier.weight" in named:
+        model.classifier.load_state_dict(
+            {"weight": named["classifier.weight"], "bias": named["classifier.bias"]}
+        )
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_the_merged_model_answers_as_base_and_adapter_do(home, rank_stabilised):
+    adapter = _adapter(home, use_rslora=rank_stabilised)
+    task = _opened(adapter)
+    scale = ALPHA / (RANK**0.5 if rank_stabilised else RANK)
+    wanted = _unmerged(home / "base", _weights(), {torch.Size([32, RANK]): scale})
+    with torch.no_grad():
+        got = task.module(IDS, torch.ones_like(IDS))
+    assert (got - wanted).abs().max() < 1e-5
+    plain = _unmerged(home / "base", {}, {})
+    assert (got - plain).abs().max() > 0.1  # the adapter does something
+    assert task.card()["model"] == "adapter"
+
+
+def test_embeddings_and_an_alpha_of_their_own(home):
+    torch.manual_seed(2)
+    weights = {
+        **_weights(),
+        f"base_model.model.{WORDS}.lora_embedding_A": torch.randn(2, 800),
+        f"base_model.model.{WORDS}.lora_embedding_B": torch.randn(32, 2),
+    }
+    rows = len(load_file(home / "base" / "model.safetensors")[f"{WORDS}.weight"])
+    weights[f"base_model.model.{WORDS}.lora_embedding_A"] = torch.randn(2, rows)
+    patterns = {"rank_pattern": {"word_embeddings": 2}, "alpha_pattern": {"word_embeddings": 5}}
+    task = _opened(_adapter(home, weights, **patterns))
+    scale = {torch.Size([32, RANK]): ALPHA / RANK, torch.Size([32, 2]): 5 / 2}
+    wanted = _unmerged(home / "base", weights, scale)
+    with torch.no_grad():
+        got = task.module(IDS, torch.ones_like(IDS))
+    assert (got - wanted).abs().max() < 1e-5
+
+
+def test_a_matrix_that_is_held_the_other_way_round():
+    """GPT-2's Conv1D holds [in, out]; a convolution holds its window too."""
+    from transformers.pytorch_utils import Conv1D
+
+    from converters.sources.lora import apply
+
+    torch.manual_seed(3)
+    model = torch.nn.ModuleDict({"turned": Conv1D(6, 4), "window": torch.nn.Conv2d(2, 5, 3)})
+    layers = {
+        "turned": {"A": torch.randn(2, 4), "B": torch.randn(6, 2)},
+        "window": {"A": torch.randn(2, 2, 3, 3), "B": torch.randn(5, 2, 1, 1)},
+    }
+    x, picture = torch.randn(3, 4), torch.randn(1, 2, 8, 8)
+    conv = torch.nn.functional.conv2d
+    down, up = layers["window"]["A"], layers["window"]["B"]
+    with torch.no_grad():
+        turned = model["turned"](x) + 2 * (x @ layers["turned"]["A"].T @ layers["turned"]["B"].T)
+        window = model["window"](picture) + 2 * conv(conv(picture, down), up)
+        apply(model, layers, {}, {"lora_alpha": 4}, "it")
+        assert (model["turned"](x) - turned).abs().max() < 1e-5
+        assert (model["window"](picture) - window).abs().max() < 1e-5
+
+
+def test_the_base_is_said(home):
+    adapter = _adapter(home, base="somebody/mood-base")
+    with pytest.raises(ConversionError, match=r"hf download somebody/mood-base.*--base"):
+        _opened(adapter)
+    assert _opened(adapter, base=str(home / "base")).facts()["labels"]
+    with pytest.raises(ConversionError, match="is no LoRA adapter: leave --base out"):
+        _opened(home / "base", base=str(home / "base"))
+
+
+def _more(name, values):
+    return lambda: {**_weights(), f"base_model.model.{name}": values}
+
+
+REFUSED = {
+    "DoRA": ({"use_dora": True}, None, "use_dora"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, None, "changes the base's own weights"),
+    "IA3": ({"peft_type": "IA3"}, None, "only LORA is merged"),
+    "a bias of B": ({}, _more(f"{QUERY}.lora_B.bias", torch.zeros(32)), "more than A and B"),
+    "a magnitude": ({}, _more(f"{QUERY}.lora_magnitude_vector", torch.ones(32)), "more than A"),
+    "another base": ({}, _more("roberta.x.lora_A.weight", torch.zeros(4, 32)), "does not have"),
+    "other labels": ({}, _more("classifier.weight", torch.zeros(7, 32)), "num_labels, id2label"),
+    "another width": ({}, _more(f"{QUERY}.lora_A.weight", torch.zeros(4, 9)), "does not have"),
+    "nothing": ({}, dict, "no weights"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_more_than_that_is_refused(home, kind):
+    settings, weights, message = REFUSED[kind]
+    adapter = _adapter(home, weights() if weights else None, **settings)
+    with pytest.raises(ConversionError) as refused:
+        _opened(adapter)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_of_the_adapters_own(home):
+    """A head of another width than the base's, with the labels beside it."""
+    weights = _weights()
+    weights["base_model.model.classifier.weight"] = torch.randn(5, 32)
+    weights["base_model.model.classifier.bias"] = torch.randn(5)
+    config = json.loads((home / "base" / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (home / "base" / "config.json").write_text(json.dumps(config))
+    held = load_file(home / "base" / "model.safetensors")
+    bare = {key: each for key, each in held.items() if "classifier" not in key}
+    save_file(bare, home / "base" / "model.safetensors", metadata={"format": "pt"})
+    adapter = _adapter(home, weights)
+    named = {str(i): name for i, name in enumerate("abcde")}
+    labelled = {**config, "id2label": named, "label2id": {v: int(k) for k, v in named.items()}}
+    (adapter / "config.json").write_text(json.dumps(labelled))
+    task = _opened(adapter)
+    assert task.facts()["labels"] == ["a", "b", "c", "d", "e"]
+    with torch.no_grad():
+        assert task.module(IDS, torch.ones_like(IDS)).shape == (2, 5)
