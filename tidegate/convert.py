@@ -181,11 +181,11 @@ def _kind(wish: Wish) -> Kind:
     known = KNOWN.get(wish.source) if wish.is_known else None
     if known:
         return known
+    reason = "" if wish.source in KNOWN else why_not_taken(wish.source, wish.options)
+    if reason and not wish.task:
+        raise click.UsageError(reason)
     task = wish.task or task_of(wish.source, wish.options)
     if task is None:
-        reason = why_not_taken(wish.source, wish.options)
-        if reason:
-            raise click.UsageError(reason)
         raise click.UsageError(
             f"{wish.source} does not say what the model does: give --task ({', '.join(TASKS)})"
         )

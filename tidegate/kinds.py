@@ -26,6 +26,11 @@ _KERAS = (
 _ELSEWHERE = "export it to ONNX where it was trained, and give the .onnx file"
 _PACKED = "it is an archive: unpack it, and give the folder or the file in it"
 _COMPILED = "it was compiled from another model: give that one, or the ONNX graph it came from"
+_LANGUAGE = "language models in GGUF are served by an LLM backend and not converted here"
+_CODE = (
+    "it is code: give package.module:function, a function that returns the module and an example "
+    "(docs/tensors.md)"
+)
 # Formats that people have, and what to do with each.
 OTHER_FORMATS = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".torchscript", ".ptl", ".pte"), _TORCH),
@@ -33,7 +38,29 @@ OTHER_FORMATS = {
     **dict.fromkeys((".h5", ".hdf5", ".keras", ".pb", ".tflite", ".lite"), _KERAS),
     ".safetensors": "weights alone are no model: give the folder that it lies in (config.json, "
     "tokenizer) and --task; of a module of your own, package.module:function (docs/tensors.md)",
-    ".gguf": "language models in GGUF are served by an LLM backend and not converted here",
+    **dict.fromkeys((".gguf", ".ggml", ".llamafile"), _LANGUAGE),
+    **dict.fromkeys((".py", ".ipynb", ".pyc", ".so"), _CODE),
+    **dict.fromkeys(
+        (".ort", ".rknn", ".om", ".hef", ".dlc", ".mnn", ".nb", ".param", ".bmodel", ".armnn"),
+        _COMPILED,
+    ),
+    **dict.fromkeys(
+        (".onnxtxt", ".textproto", ".prototxt.txt"),
+        "ONNX as text: write it in its binary form with onnx.save(model, 'model.onnx')",
+    ),
+    **dict.fromkeys(
+        (".model", ".bst", ".deprecated"),
+        "XGBoost's old binary form: load it with the version that wrote it, save_model("
+        "'model.json'), and give that (of SentencePiece it is a tokenizer alone: give its folder)",
+    ),
+    **dict.fromkeys(
+        (".rds", ".rda", ".rdata"), "R's own form: save an XGBoost model with xgb.save(model, "
+        "'model.json'), a LightGBM one with lgb.save(model, 'model.txt'), and give that",
+    ),
+    **dict.fromkeys(
+        (".ftz", ".vec", ".kv"), "word vectors, which need code of their own to read a text: "
+        "there is no task for them",
+    ),
     **dict.fromkeys(
         (".engine", ".plan", ".trt"),
         "a TensorRT engine has no original to be proved "
@@ -57,6 +84,24 @@ OTHER_FORMATS = {
         "samples with --samples",
     ),
 }  # fmt: skip
+# Files of a model's folder that people give in its place.
+_PARTS = re.compile(
+    r"(config|\w+_config|tokenizer|modules|vocab|merges|special_tokens_map|added_tokens|"
+    r"model_index|.*\.index)\.(json|txt)"
+)
+# What other tools leave in a folder, and what to do with such a one.
+_TOOLS = {
+    "MLmodel": "an MLflow folder: load the model with mlflow there, and save it by itself (skops, "
+    "save_model, save_pretrained or ONNX)",
+    "model_index.json": "a diffusers pipeline: several models and a loop in Python, for which "
+    "there is no task",
+    "config.cfg": "a spaCy pipeline, which is code and no graph: there is no task for it",
+    "predictor.pkl": "an AutoGluon predictor: save its best model by itself (skops, save_model)",
+    "config.pbtxt": "a model of a Triton repository already: tidegate publish takes such folders "
+    "(docs/publishing.md)",
+    "*/config.pbtxt": "a Triton repository already: tidegate publish takes such folders "
+    "(docs/publishing.md)",
+}
 # What makes a folder a model that is opened by its task.
 OPENED = ("config.json", "modules.json", "*.onnx", "adapter_config.json")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -146,10 +191,11 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     """The task that the source's form says by itself, where it does; a table's model is opened for
     it (with the ``Order.options``), which may raise SourceMissing or SourceRefused."""
     path = Path(source)
-    if path.suffix in TABLES:
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
         opened = _named("converters.sources.tabular_model:open_model")(path, options)
         return "tabular-classification" if opened.labels else "tabular-regression"
-    if path.suffix == ".onnx":
+    if suffix == ".onnx":
         return "tensors"
     # A Hugging Face folder may hold an export beside its weights: that one says no task.
     if path.is_dir() and any(path.glob("*.onnx")) and not (path / "config.json").exists():
@@ -160,12 +206,28 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
 def why_not_taken(source: str, options: Mapping[str, str] = NOTHING) -> str:
     """Why a source of this form cannot be converted and what can be instead; "" for other forms."""
     path = Path(source)
+    if not source.strip():
+        return "no source was given: give a model's path, or package.module:function"
+    if re.match(r"[a-z][a-z0-9+.-]*://", source):
+        return f"{source} is an address, and only files of this machine are read: download it first"
+    try:
+        return _why_not_here(source, path, options)
+    except (OSError, ValueError) as error:  # no rights, a name that is too long, links in a ring
+        reason = getattr(error, "strerror", None) or error
+        return f"{source[:200]} cannot be read ({reason}): check the path and its rights"
+
+
+def _why_not_here(source: str, path: Path, options: Mapping[str, str]) -> str:
     if path.is_dir():
         return _why_not_folder(path, options)
     if path.suffix.lower() in OTHER_FORMATS:
         return f"{source} is not converted: {OTHER_FORMATS[path.suffix.lower()]}"
-    if path.exists() or FACTORY.fullmatch(source):
+    if FACTORY.fullmatch(source):
         return ""
+    if path.is_symlink():
+        path.stat()
+    if path.exists():
+        return _why_not_file(path)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not path.parent.exists():
         return (
             f"there is no {source} here. If it is a model of the Hugging Face hub, download it "
@@ -173,6 +235,29 @@ def why_not_taken(source: str, options: Mapping[str, str] = NOTHING) -> str:
             f"with --task"
         )
     return f"there is no {source} here: check the path"
+
+
+def _why_not_file(path: Path) -> str:
+    """The same of a file that is there, by its first bytes and its name."""
+    if not path.is_file():
+        return f"{path} is a device or a pipe, and no file: give a model's file or folder"
+    with path.open("rb") as file:
+        begins = file.read(64)
+    if not begins:
+        return f"{path} is empty: copy it again"
+    if begins.startswith(b"version https://git-lfs"):
+        return (
+            f"{path} is a pointer of git-lfs and not the model: run git lfs pull in its folder, or "
+            "download the file itself"
+        )
+    if _PARTS.fullmatch(path.name):
+        return f"{path} is one file of a model's folder: give the folder {path.parent}, with --task"
+    if path.suffix.lower() not in (*TABLES, ".onnx"):
+        return (
+            f"{path} is of no format that is known here: give an .onnx file, a model of a table "
+            "(.skops, .json, .ubj, .txt), a folder with a config.json, or package.module:function"
+        )
+    return ""
 
 
 def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
@@ -189,6 +274,9 @@ def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
     if inside:
         names = ", ".join(inside[:5])
         return f"{folder} holds models and is none itself ({names}): give the folder of one"
+    for pattern, what in _TOOLS.items():
+        if next(folder.glob(pattern), None):
+            return f"{folder} is {what}"
     weights = next((each for each in files if each.suffix.lower() == ".safetensors"), None)
     if weights:
         return (
@@ -198,9 +286,23 @@ def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
     for file in files:
         if file.suffix.lower() in OTHER_FORMATS:
             return f"{file} is not converted: {OTHER_FORMATS[file.suffix.lower()]}"
-        if file.suffix in TABLES:
+        if _is_table(file):
             return f"{folder} holds {file.name}: give that file, and not its folder"
+    if folder.suffix.lower() in OTHER_FORMATS:
+        return f"{folder} is not converted: {OTHER_FORMATS[folder.suffix.lower()]}"
     return f"{folder} holds no model that is known here: give the folder that has a config.json"
+
+
+def _is_table(file: Path) -> bool:
+    """Whether it is a model of a table, and not just any JSON or text."""
+    suffix = file.suffix.lower()
+    if suffix not in TABLES or not file.is_file():
+        return False
+    if suffix not in (".json", ".txt"):
+        return True
+    with file.open("rb") as opened:
+        begins = opened.read(4096)
+    return begins.startswith(b"tree") or b'"learner"' in begins
 
 
 def kind_of(name: str, task: str) -> Kind | None:

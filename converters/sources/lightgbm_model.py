@@ -179,7 +179,9 @@ class _Growing:
         if "split_feature" not in node:
             if "leaf_coeff" in node:
                 raise SourceRefused(
-                    f"{self.path} has lines in its leaves (linear_tree): train without"
+                    f"{self.path} has lines in its leaves (linear_tree): ONNX's trees have one "
+                    "number in each, and a graph of lines would not be LightGBM's: train without "
+                    "linear_tree"
                 )
             self.rows[place][5] = self.leaves[int(node.get("leaf_index", 0))]
             return place

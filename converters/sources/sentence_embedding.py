@@ -1,5 +1,5 @@
 """A sentence-transformers folder, or a plain transformers encoder -> one torch module, pooling and
-normalising inside the graph.
+normalising inside the graph. Static embeddings too (model2vec's, a table of a vector a token).
 
 The weights are read from safetensors (or a ``.bin`` with ``weights_only=True``), and no code of the
 folder is run: only modules named here are loaded, by sentence-transformers itself.
@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.sources.huggingface import HuggingFaceFolder, checked_weights
-from converters.sources.token_model import takes_token_types
+from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile, checked_weights
+from converters.sources.token_model import LONGEST_TOKENS, takes_token_types
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 # Those whose answer depends on the tokens alone. sentence-transformers has moved them about.
 _KNOWN = re.compile(
     r"sentence_transformers\.(models|base\.modules|sentence_transformer\.modules)(\.\w+)?\."
-    r"(Transformer|Pooling|Normalize|Dense|LayerNorm|Dropout)"
+    r"(Transformer|Pooling|Normalize|Dense|LayerNorm|Dropout|StaticEmbedding)"
 )
-_WITH_WEIGHTS = ("Dense", "LayerNorm")
+STATIC = "StaticEmbedding"
+_WITH_WEIGHTS = ("Dense", "LayerNorm", STATIC)
 # What a sentence_bert_config.json may say: that a text goes through ``forward``, and no more.
 _PLAIN = {
     "transformer_task": "feature-extraction",
@@ -47,22 +49,29 @@ def packaged_folder(package: str) -> Path:
 @dataclass(frozen=True)
 class SentenceFolder:
     """A checked folder. ``transformer`` is the part with config.json and the tokeniser; ``modules``
-    are (kind, folder) of what follows it, empty for a plain transformers folder."""
+    are (kind, folder) of what follows it, empty for a plain transformers folder. Of static
+    embeddings the part has a table and a tokeniser, and no config."""
 
     path: Path
     transformer: HuggingFaceFolder
     modules: tuple[tuple[str, Path], ...]
+    is_static: bool = False
 
     @classmethod
     def open(cls, path: Path) -> "SentenceFolder":
         """Check the folder; SourceMissing or SourceRefused says what is wrong and what to do."""
         if not (path / MODULES).is_file():
+            _require_no_model2vec(path)
             return cls(path, HuggingFaceFolder.open(path), ())
         kinds = [_module(path, entry) for entry in _entries(path / MODULES)]
+        if kinds and kinds[0][0] == STATIC:
+            _check_prompts(path)
+            return cls(path, HuggingFaceFolder(kinds[0][1], {}), tuple(kinds[1:]), is_static=True)
         if [kind for kind, _ in kinds[:2]] != ["Transformer", "Pooling"]:
             raise SourceRefused(
-                f"{path}/{MODULES} must begin with a Transformer and a Pooling, not "
-                f"{', '.join(kind for kind, _ in kinds[:2])}: such a model cannot be converted"
+                f"{path}/{MODULES} must begin with a Transformer and a Pooling, or with a "
+                f"StaticEmbedding, not {', '.join(kind for kind, _ in kinds[:2]) or 'nothing'}: "
+                "such a model cannot be converted"
             )
         transformer = HuggingFaceFolder.open(kinds[0][1])
         _check_transformer(kinds[0][1])
@@ -93,6 +102,8 @@ class SentenceFolder:
             raise SourceRefused(
                 f"sentence-transformers cannot load {self.path}: {reason}"
             ) from error
+        if self.is_static:
+            return model.float().eval()  # a table may be kept in half precision
         first: Any = model[0]
         if "text" not in first.modality_config or "message" in first.modality_config:
             raise SourceRefused(f"{self.path} does not embed plain texts: this cannot be converted")
@@ -126,6 +137,60 @@ class SentenceEncoder(torch.nn.Module):
         return vector[:, : self._width]
 
 
+class StaticEncoder(torch.nn.Module):
+    """Token ids and mask INT64 [n, length] -> vectors FP32 [n, width]: the mean of the rows of a
+    SentenceTransformer's table, and its modules behind it."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        first, *others = list(original)
+        self.table = torch.nn.Embedding.from_pretrained(first.embedding.weight.detach())
+        self.steps = torch.nn.ModuleList(others)
+        self._width = original.truncate_dim
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """As transformers' models name it."""
+        return self.table
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        mask = attention_mask.unsqueeze(-1).to(torch.float32)
+        summed = (self.table(input_ids) * mask).sum(1)
+        features: Any = {"sentence_embedding": summed / mask.sum(1).clamp(min=1)}
+        for step in self.steps:
+            features = step(features)
+        vector: torch.Tensor = features["sentence_embedding"]
+        return vector[:, : self._width]
+
+
+def static_tokenizer(folder: Path) -> TokenizerFile:
+    """The tokenizer of static embeddings, which puts no special tokens around a text; SourceRefused
+    when it cannot be read."""
+    try:
+        document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        cut = (document.get("truncation") or {}).get("max_length", LONGEST_TOKENS)
+        backend = Tokenizer.from_str(json.dumps({**document, "post_processor": None}))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise SourceRefused(
+            f"{folder}/tokenizer.json is no tokenizer ({reason}): copy it from where the model was "
+            "made"
+        ) from error
+    added = backend.get_added_tokens_decoder().values()
+    special = tuple(token.content for token in added if token.special)
+    return TokenizerFile(backend, 0, min(int(cut), LONGEST_TOKENS), special=special)
+
+
+def _require_no_model2vec(path: Path) -> None:
+    config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if isinstance(config, dict) and config.get("model_type") == "model2vec":
+        raise SourceRefused(
+            f"{path} is a model2vec folder without {MODULES}, which model2vec itself reads in "
+            "another way than sentence-transformers does: save it for the latter, "
+            f"SentenceTransformer(modules=[StaticEmbedding.from_model2vec({str(path)!r})])"
+            ".save_pretrained(NEW), and give NEW"
+        )
+
+
 def _entries(path: Path) -> list[Mapping[str, Any]]:
     entries = _read_json(path)
     if isinstance(entries, list) and all(
@@ -141,7 +206,7 @@ def _module(root: Path, entry: Mapping[str, Any]) -> tuple[str, Path]:
     if known is None:
         raise SourceRefused(
             f"{root}/{MODULES} names the module {entry['type']!r}, which is never loaded: convert "
-            "a model made of Transformer, Pooling, Dense, LayerNorm and Normalize"
+            "a model made of Transformer, Pooling, StaticEmbedding, Dense, LayerNorm and Normalize"
         )
     folder = (root / str(entry["path"])).resolve()
     if not folder.is_relative_to(root.resolve()):

@@ -230,6 +230,11 @@ def _kind(path: Path, estimator: Any) -> str:
     from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
     what = type(estimator).__name__
+    if not hasattr(estimator, "get_params"):
+        raise SourceRefused(
+            f"{path} holds a {what} and no estimator: save the fitted Pipeline or model itself "
+            "with skops.io.dump(model, 'model.skops')"
+        )
     if is_regressor(estimator):
         kind = "regressor"
     elif is_classifier(estimator):

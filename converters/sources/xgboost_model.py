@@ -80,7 +80,7 @@ class XgboostModel(TabularModel):
             self.booster.set_param({"nthread": 1})
             learner = json.loads(self.booster.save_raw("json"))["learner"]
         except (xgboost.core.XGBoostError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = _in_short(error)
             _require_no_other_library(path)
             raise SourceRefused(
                 f"{path} is not an XGBoost model, or it is cut off ({reason}): save it again with "
@@ -406,6 +406,12 @@ class XgboostModel(TabularModel):
             0, len(trees) + 1, len(trees) // self.booster.num_boosted_rounds()
         )
         yield from trees[bounds[begin] : bounds[end]]
+
+
+def _in_short(error: Exception) -> str:
+    """XGBoost's own words without the place in its sources and its stack."""
+    text = " ".join(str(error).split()).partition("Stack trace")[0]
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", text).strip()[:200]
 
 
 def _require_no_other_library(path: Path) -> None:

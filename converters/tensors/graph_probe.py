@@ -107,6 +107,26 @@ def reason_of(error: Exception) -> str:
     return text[:400]
 
 
+_REMEDIES = (
+    (
+        r"is not a registered function/op",
+        "Operators of a library of your own are never loaded: export it without, as standard "
+        "operators or as a function within the file",
+    ),
+    (r"locale", "Install that locale, or export the operator with another"),
+    (r"(?i)allocat|bad_alloc", "It needs more memory than there is: export it with smaller axes"),
+    (
+        r"Could not find an implementation|(?i:opset)|IR.version|not currently registered|"
+        r"NOT_IMPLEMENTED",
+        "Export it with operators, types and an opset that this version has",
+    ),
+    (
+        r"",
+        "It was written wrongly or is damaged: onnx.checker.check_model says more; export it again",
+    ),
+)
+
+
 def limit_memory(path: str) -> None:
     """What this process may map from now on: room for the model in ``path``, several times over."""
     files = [file for file in Path(path).parent.iterdir() if file.is_file()]
@@ -129,9 +149,14 @@ def main(path: str) -> None:
         _refuse(str(error))
     except Exception as error:  # ONNX Runtime's errors share no base class
         _refuse(
-            f"ONNX Runtime {ort.__version__} cannot run it: {reason_of(error)}. Export it with "
-            "operators and an opset that this version has"
+            f"ONNX Runtime {ort.__version__} cannot run it: {reason_of(error).rstrip('. ')}. "
+            f"{remedy(str(error))}"
         )
+
+
+def remedy(text: str) -> str:
+    """What to do about a graph that ONNX Runtime refuses with these words."""
+    return next(todo for said, todo in _REMEDIES if re.search(said, text))
 
 
 def _ids(session: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

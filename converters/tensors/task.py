@@ -149,7 +149,7 @@ class Tensors(Task):
 def open_source(source: str) -> TensorSource:
     """The model that ``source`` names: ``module:factory``, an .onnx file or a folder with one."""
     path = Path(source)
-    if path.suffix == ".onnx" or path.is_dir():
+    if path.suffix.lower() == ".onnx" or path.is_dir():
         from converters.sources.graph_file import GraphFile
 
         return GraphFile(path)

@@ -13,7 +13,13 @@ from converters.exercised import spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
-from converters.sources.sentence_embedding import SentenceEncoder, SentenceFolder, prompts
+from converters.sources.sentence_embedding import (
+    SentenceEncoder,
+    SentenceFolder,
+    StaticEncoder,
+    prompts,
+    static_tokenizer,
+)
 from converters.sources.token_model import probe_ids
 from converters.task import Case
 from converters.texts import embedding_proof
@@ -52,11 +58,18 @@ class Embedding(TextTask):
 
     @cached_property
     def module(self) -> torch.nn.Module:
+        if self.folder.is_static:
+            return StaticEncoder(self.original).eval()
         return SentenceEncoder(self.original, self.tokenizer.inputs).eval()
 
     @cached_property
     def tokenizer(self) -> TokenizerFile:
+        if self.folder.is_static:
+            return static_tokenizer(self.source.path)
         return self.source.tokenizer_file(self.original.tokenizer)
+
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_id if self.folder.is_static else super().pad_id()
 
     def facts(self) -> dict[str, Any]:
         ids = probe_ids(self.module, 1, 4)
@@ -116,6 +129,9 @@ class Embedding(TextTask):
         return kinds[-1:] == ["Normalize"] and self.original.truncate_dim is None
 
     def _pooling(self) -> str:
+        if self.folder.is_static:
+            behind = [kind for kind, _ in self.folder.modules]
+            return " then ".join(["the mean of the tokens' vectors (static)", *behind])
         if self.folder.modules:
             return " then ".join(kind for kind, _ in self.folder.modules)
         return (

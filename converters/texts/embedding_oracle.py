@@ -56,7 +56,7 @@ def main(folder: str, questions: str, answers: str) -> None:
 
 def _ids(model: Any, text: str) -> np.ndarray:
     """The tokens that ``encode`` gives the model, INT64 [length]."""
-    return np.asarray(model.preprocess([text])["input_ids"][0], dtype=np.int64)
+    return np.asarray(model.preprocess([text])["input_ids"], dtype=np.int64).reshape(-1)
 
 
 def _opened(kind: Any, folder: str, limit: int) -> Any:
@@ -68,6 +68,9 @@ def _opened(kind: Any, folder: str, limit: int) -> Any:
         # A folder of half precision is asked in FP32 too, as it is converted.
         model_kwargs={"dtype": "float32"},
     )
+    if type(model[0]).__name__ == "StaticEmbedding":
+        model[0].tokenizer.enable_truncation(limit)  # it has no length of its own
+        return model.float()
     model.max_seq_length = limit
     return model
 

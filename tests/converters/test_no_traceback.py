@@ -2,6 +2,7 @@
 and what to do. Never a traceback, and never a reason that is not true."""
 
 import json
+import os
 import shutil
 import textwrap
 import zipfile
@@ -266,7 +267,7 @@ GRAPHS = {
     _broken_int8: "ONNX Runtime",
     _wrong_rank: "fails on a sample",
     _no_onnx: "no ONNX file",
-    _empty: "no ONNX file",
+    _empty: "is empty: copy it again",
     _loop: "batch",
 }
 
@@ -562,3 +563,141 @@ def test_a_picture_folder_that_cannot_be_converted(home, brought, spoil):
     said = _refused(home / "m", *PICTURE)
     assert PICTURE_FOLDERS[spoil] in said
     assert "\n" not in said
+
+
+def _lfs(name):
+    return _file(name, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+
+
+def _folder_with(**files):
+    def write(folder):
+        for name, text in files.items():
+            path = folder / "m" / name.replace("__", "/").replace("_dot_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return folder / "m"
+
+    return write
+
+
+def _ring(name):
+    def write(folder):
+        (folder / name).symlink_to(folder / f"other{name}")
+        (folder / f"other{name}").symlink_to(folder / name)
+        return folder / name
+
+    return write
+
+
+def _pipe(folder):
+    os.mkfifo(folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def _list_in_skops(folder):
+    import skops.io
+
+    skops.io.dump([1, 2], folder / "m.skops")
+    return folder / "m.skops"
+
+
+OTHERS = {
+    "a name that is too long": (lambda folder: "x" * 5000 + ".onnx", "too long"),
+    "an address": (lambda folder: "https://example.org/m.onnx", "download it first"),
+    "an address of a store": (lambda folder: "s3://bucket/m", "download it first"),
+    "nothing": (lambda folder: "", "no source was given"),
+    "a NUL": (lambda folder: "a\0b.onnx", "check the path"),
+    "a ring of links": (_ring("m"), "symbolic links"),
+    "a ring of links to a graph": (_ring("m.onnx"), "symbolic links"),
+    "a ring of links to a table": (_ring("m.skops"), "symbolic links"),
+    "a link to nowhere": (
+        lambda folder: (folder / "m.onnx").symlink_to(folder / "gone") or folder / "m.onnx",
+        "No such file",
+    ),
+    "a pipe": (_pipe, "no file"),
+    "a device": (lambda folder: "/dev/null", "no file"),
+    "an empty graph": (_file("m.onnx", b""), "is empty"),
+    "an empty table": (_file("m.skops", b""), "is empty"),
+    "an empty booster": (_file("m.json", b""), "is empty"),
+    "a pointer for a graph": (_lfs("m.onnx"), "git lfs pull"),
+    "a pointer for a table": (_lfs("m.skops"), "git lfs pull"),
+    "a pointer for a booster": (_lfs("m.json"), "git lfs pull"),
+    "config.json itself": (_file("config.json", b"{}"), "give the folder"),
+    "an index of shards": (_file("model.safetensors.index.json", b"{}"), "give the folder"),
+    "an unknown ending": (_file("m.abc"), "no format that is known"),
+    "no ending": (_file("model"), "no format that is known"),
+    "ORT": (_file("m.ort"), "compiled"),
+    "RKNN": (_file("m.rknn"), "compiled"),
+    "ONNX as text": (_file("m.onnxtxt"), "onnx.save"),
+    "Python": (_file("m.py"), "package.module:function"),
+    "a notebook": (_file("m.ipynb"), "package.module:function"),
+    "old XGBoost": (_file("m.model"), "save_model('model.json')"),
+    "R": (_file("m.rds"), "R's own form"),
+    "fastText": (_file("m.ftz"), "word vectors"),
+    "llamafile": (_file("m.llamafile"), "GGUF"),
+    "MLflow": (_folder_with(MLmodel="x", model_dot_pkl="x"), "MLflow"),
+    "diffusers": (_folder_with(model_index_dot_json="{}"), "diffusers"),
+    "spaCy": (_folder_with(meta_dot_json="{}", config_dot_cfg="[nlp]"), "spaCy"),
+    "AutoGluon": (_folder_with(predictor_dot_pkl="x", metadata_dot_json="{}"), "AutoGluon"),
+    "a Triton model": (_folder_with(config_dot_pbtxt="x"), "tidegate publish"),
+    "a Triton repository": (_folder_with(a__config_dot_pbtxt="x"), "tidegate publish"),
+    "a folder of any JSON": (_folder_with(notes_dot_json="{}"), "no model that is known"),
+    "Core ML's folder": (
+        lambda folder: (
+            (folder / "m.mlpackage" / "Data").mkdir(parents=True) or folder / "m.mlpackage"
+        ),
+        "Core ML",
+    ),
+    "model2vec alone": (
+        _folder_with(config_dot_json='{"model_type": "model2vec"}', model_dot_safetensors="x"),
+        "model2vec",
+    ),
+    "a list in skops": (_list_in_skops, "no estimator"),
+    "nesting without end": (_file("m.json", b"[" * 100_000), "not an XGBoost model"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_nobody_named(home, kind):
+    write, message = OTHERS[kind]
+    said = _refused(write(home), *(("--task", "embedding") if "model2vec" in kind else ()))
+    assert message.lower() in said.lower()
+    assert "does not say what the model does" not in said
+    assert "Stack trace" not in said
+    assert "\n" not in said
+
+
+def test_the_ending_of_a_graph_may_be_in_capitals(home):
+    from tidegate.kinds import TASKS, task_of
+
+    linear(home / "m.onnx").rename(home / "M.ONNX")
+    assert task_of(str(home / "M.ONNX")) == "tensors"
+    from converters.task import Order
+
+    assert TASKS["tensors"].open_task(Order("m", str(home / "M.ONNX"))).facts()["inputs"]
+
+
+def _domain(model):
+    model.graph.node[0].domain = "com.acme"
+    model.opset_import.append(helper.make_opsetid("com.acme", 1))
+
+
+def _cut(model):
+    model.graph.initializer[0].raw_data = b"\0" * 3
+
+
+def _ring_of_nodes(model):
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "todo"),
+    [(_domain, "never loaded"), (_cut, "damaged"), (_ring_of_nodes, "written wrongly")],
+)
+def test_what_to_do_about_a_graph_that_does_not_run_fits_the_reason(home, spoil, todo):
+    model = onnx.load(linear(home / "m.onnx"))
+    spoil(model)
+    (home / "m.onnx").write_bytes(model.SerializeToString())
+    said = _refused(home / "m.onnx")
+    assert todo in said
+    assert "opset that this version has" not in said
