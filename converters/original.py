@@ -21,7 +21,7 @@ def last_words(said: str) -> str:
     """The line of a process's stderr that says why it ended, without the traceback before it."""
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     last = re.sub(r"\x1b\[[0-9;]*m", "", lines[-1] if lines else "it said nothing")[:600]
-    if last.startswith("IndexError") and "out of range" in last:
+    if re.match(r"IndexError: (?!list|tuple|string).*out of range", last):
         last += (
             ": a token or an id lies beyond the model's embedding. The tokenizer and the weights "
             "must be of one model; for tensors give --samples with ids that it has"

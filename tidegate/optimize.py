@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.convert import clock, said_of_the_original
-from tidegate.kinds import KNOWN, TASKS
+from tidegate.kinds import KNOWN, NOTHING, TASKS
 from tidegate.places import Places
 from tidegate.signals import interrupt_on_sigterm
 
@@ -195,6 +195,7 @@ def _knobs(wish: OptimizeWish, budget_s: float, places: Places, say: Say) -> Any
 
 def _show(wish: OptimizeWish, found: "Findings", places: Places) -> None:
     from converters.variants.table import lines
+    from tidegate.optimize_variants import said_of_original
 
     click.echo("\n".join(lines(found)))
     chosen = found.chosen
@@ -204,11 +205,12 @@ def _show(wish: OptimizeWish, found: "Findings", places: Places) -> None:
             f"a pruned graph is served as tensors only: {folder}/{chosen.candidate.name}.onnx"
         )
     elif chosen and not wish.publish:
-        click.echo(f"to serve it: {convert_line(wish, chosen.candidate.precision)}")
+        said = said_of_original(wish, places)
+        click.echo(f"to serve it: {convert_line(wish, chosen.candidate.precision, said)}")
 
 
-def convert_line(wish: OptimizeWish, precision: str) -> str:
-    """The command that publishes this form."""
+def convert_line(wish: OptimizeWish, precision: str, said: Mapping[str, str] = NOTHING) -> str:
+    """The command that publishes this form of an original of which that was ``said``."""
     known = wish.name in KNOWN
     parts = ["tidegate convert", wish.name if known else str(wish.source)]
     if not known:
@@ -217,6 +219,8 @@ def convert_line(wish: OptimizeWish, precision: str) -> str:
         parts += ["--task", wish.task]
     if wish.samples:
         parts += ["--samples", str(wish.samples)]
+    for name, value in said.items():
+        parts += [f"--{name.replace('_', '-')}", value]
     return " ".join([*parts, "--precision", precision, "--force"])
 
 
@@ -224,6 +228,7 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
     """By the same way as ``tidegate convert NAME --precision X``."""
     from tidegate.convert import Wish
     from tidegate.convert import carry_out as convert
+    from tidegate.optimize_variants import said_of_original
 
     chosen = found.chosen
     if chosen is None or chosen.candidate.pruned:
@@ -231,7 +236,7 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
         return
     known = wish.name in KNOWN
     ordered = Wish(
-        options=wish.options,
+        options=said_of_original(wish, places),
         source=wish.name if known else str(wish.source),
         task=None if known else wish.task,
         name=None if known else wish.name,

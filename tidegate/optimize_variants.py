@@ -38,7 +38,7 @@ def find(wish: "OptimizeWish", budget: "Budget", places: Places, say: "Say") -> 
         return None
     machine = this_machine()
     kept = Kept(folder / "measured", f"{machine['processor']} {machine['cores']}")
-    order = Order(wish.name, source, wish.samples, _said(wish, places))
+    order = Order(wish.name, source, wish.samples, said_of_original(wish, places))
     subject = Subject(order, kind.open_task, kind.task, wish.precisions, wish.prune)
     measured = measure(subject, kept, budget, say)
     return Findings(
@@ -93,12 +93,12 @@ def _kind(wish: "OptimizeWish", places: Places) -> Kind:
     return kind
 
 
-def _said(wish: "OptimizeWish", places: Places) -> Mapping[str, str]:
-    """What the original's files do not say: what was said now, else when it was converted."""
+def said_of_original(wish: "OptimizeWish", places: Places) -> Mapping[str, str]:
+    """What the original's files do not say: as it was said when it was converted, and now."""
     from tidegate.published import published_record
 
     record = published_record(places.repository, wish.name)
-    return wish.options or (record.options if record else {})
+    return {**(record.options if record else {}), **wish.options}
 
 
 def _only_fp32(kind: Kind) -> bool:

@@ -54,6 +54,7 @@ def main(model: str, questions: str, answers: str) -> None:
             f"{oracle} fails on a sample ({reason_of(error)}): mend the graph, or give --samples "
             "that it takes"
         )
+    _require_a_row_each(groups, outputs)
     _require_no_past(model, oracle, groups, outputs)
     if oracle == REFERENCE:
         noise = [_noise(model, *each) for each in zip(groups, outputs, strict=True)]
@@ -61,6 +62,20 @@ def main(model: str, questions: str, answers: str) -> None:
         noise = [{} for _ in groups]
     arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
     np.savez(answers, oracle=np.array(oracle), **arrays)
+
+
+def _require_a_row_each(groups: Sequence[Group], told: Sequence[Group]) -> None:
+    """Ends the process where an output has not one row for each row that it was asked about."""
+    for group, outputs in zip(groups, told, strict=True):
+        rows = len(next(iter(group.values())))
+        for name, values in outputs.items():
+            if len(values) != rows:
+                sys.exit(
+                    f"output {name!r} has {len(values)} rows for {rows} samples, asked one at a "
+                    "time: its first axis must be the batch's, one row for each row of the inputs. "
+                    "Export it without the operator that adds or drops rows (Unique, NonZero, "
+                    "Compress, NonMaxSuppression)"
+                )
 
 
 def _noise(model: str, group: Group, told: Group) -> dict[str, np.ndarray]:

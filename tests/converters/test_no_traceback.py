@@ -258,7 +258,14 @@ def _empty(folder):
     (folder / "m.onnx").write_bytes(b"")
 
 
+def _rows_of_its_own(folder):
+    """As many rows as there are different numbers."""
+    nodes = [helper.make_node("Unique", ["x"], ["y"])]
+    write_graph(folder / "m.onnx", nodes, [("x", F, ["b", 4])], [("y", F, ["n"])])
+
+
 GRAPHS = {
+    _rows_of_its_own: "one row for each row of the inputs",
     _data_missing: "'w.bin', which is not there",
     _opset: "opset",
     _ir_version: "IR version",
