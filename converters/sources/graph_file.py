@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -25,7 +26,12 @@ class GraphFile(TensorSource):
         model = _read(self.path)
         self._external = sorted({_inside(self.path, tensor) for tensor in _external(model.graph)})
         _require_small(self.path, self._external)
-        found = probe(self.path)
+        # What is asked, served and proved: the file, or with BF16 made FP32 at its ends.
+        self._asked = self.path
+        if _bf16_ports(model.graph):
+            self._work = TemporaryDirectory(prefix="tidegate-graph-")
+            self._asked = _without_bf16(self.path, Path(self._work.name))
+        found = probe(self._asked, self.path)
         taken = [Port.from_facts(each) for each in found["inputs"]]
         # JSON has no FP16: such an input is served as FP32, and rounded inside the graph.
         self._half = frozenset(port.name for port in taken if port.dtype == "FP16")
@@ -43,7 +49,9 @@ class GraphFile(TensorSource):
 
     def computes_in_half(self) -> bool:
         model = onnx.load(self.path, load_external_data=False)
-        return any(each.data_type == TensorProto.FLOAT16 for each in _tensors(model.graph))
+        halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        rounded = any(p.type.tensor_type.elem_type in halves[1:] for p in model.graph.output)
+        return rounded or any(each.data_type in halves for each in _tensors(model.graph))
 
     def ids(self) -> Mapping[str, np.ndarray]:
         return self._ids
@@ -52,9 +60,9 @@ class GraphFile(TensorSource):
         """The very graph; external data is drawn in, so that the engine is one file, and FP16
         inputs are made of FP32 ones."""
         if not self._external and not self._half:
-            target.write_bytes(self.path.read_bytes())
+            target.write_bytes(self._asked.read_bytes())
             return
-        model = onnx.load(self.path)
+        model = onnx.load(self._asked)
         for name in sorted(self._half):
             _take_fp32(model.graph, name)
         onnx.save(model, target)
@@ -67,16 +75,45 @@ class GraphFile(TensorSource):
             }
             for group in groups
         ]
-        return ask_reference(self.path, halved, folder)
+        return ask_reference(self._asked, halved, folder)
 
 
-def _take_fp32(graph: onnx.GraphProto, name: str) -> None:
-    """The input ``name`` as FP32, with a Cast to what the graph reads."""
-    inside = f"{name}__fp16"
+def _bf16_ports(graph: onnx.GraphProto) -> list[str]:
+    """The inputs and outputs of BF16, weights that are listed as inputs left out."""
+    weights = {each.name for each in graph.initializer}
+    ports = (each for each in (*graph.input, *graph.output) if each.name not in weights)
+    return [p.name for p in ports if p.type.tensor_type.elem_type == TensorProto.BFLOAT16]
+
+
+def _without_bf16(path: Path, folder: Path) -> Path:
+    """The graph in ``folder`` with FP32 for every BF16 input and output, which neither NumPy nor
+    JSON can hold: an input is rounded by a Cast, an output is what it was."""
+    model = onnx.load(path)
+    named = _bf16_ports(model.graph)
+    for port in model.graph.input:
+        if port.name in named:
+            _take_fp32(model.graph, port.name, TensorProto.BFLOAT16)
+    for port in model.graph.output:
+        if port.name not in named:
+            continue
+        inside = f"{port.name}__bf16"
+        for node in model.graph.node:
+            node.output[:] = [inside if each == port.name else each for each in node.output]
+        _read_instead(model.graph, port.name, inside)
+        port.type.tensor_type.elem_type = TensorProto.FLOAT
+        cast = helper.make_node("Cast", [inside], [port.name], to=TensorProto.FLOAT)
+        model.graph.node.append(cast)
+    onnx.save(model, folder / path.name)
+    return folder / path.name
+
+
+def _take_fp32(graph: onnx.GraphProto, name: str, kind: int = TensorProto.FLOAT16) -> None:
+    """The input ``name`` as FP32, with a Cast to the ``kind`` that the graph reads."""
+    inside = f"{name}__{'bf16' if kind == TensorProto.BFLOAT16 else 'fp16'}"
     _read_instead(graph, name, inside)
     port = next(each for each in graph.input if each.name == name)
     port.type.tensor_type.elem_type = TensorProto.FLOAT
-    cast = helper.make_node("Cast", [name], [inside], to=TensorProto.FLOAT16)
+    cast = helper.make_node("Cast", [name], [inside], to=kind)
     graph.node.insert(0, cast)
 
 

@@ -42,10 +42,10 @@ V2_TYPES = {
 }
 
 
-def probe(path: Path) -> dict[str, Any]:
+def probe(graph: Path, path: Path) -> dict[str, Any]:
     """``inputs`` and ``outputs`` as ``Port.facts``, ``ids`` as ``id_counts``; SourceRefused says
-    why it cannot be served."""
-    command = [sys.executable, "-m", "converters.tensors.graph_probe", str(path)]
+    why the ``graph`` made of the file ``path`` (the same, mostly) cannot be served."""
+    command = [sys.executable, "-m", "converters.tensors.graph_probe", str(graph)]
     try:
         run = subprocess.run(
             command, capture_output=True, text=True, env=OFFLINE, timeout=TIMEOUT_S, check=False
@@ -103,6 +103,7 @@ def reason_of(error: Exception) -> str:
     """ONNX Runtime's own words, without the paths of its sources."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from \S+ failed:", "", text)
     text = re.sub(r"/onnxruntime_src/\S+ [^ ]*\([^)]*\) ", "", text)
     return text[:400]
 
