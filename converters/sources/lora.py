@@ -26,7 +26,8 @@ BASE = "base"  # the option that says where the base is
 _LAYER = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 _IN_PLACE = re.compile(r"\.(modules_to_save|base_layer|original_module)(\.default)?")
 # Beside the weights: what says how a text is cut, what the labels are, how vectors are pooled.
-_SMALL = ("*.json", "*.txt", "*.model", "*/*.json", "*/*.safetensors")
+_SMALL = ("*.json", "*.txt", "*.model")
+_MODULES = ("*/*.json", "*/*.safetensors")  # of sentence-transformers, each in its folder
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -175,6 +176,7 @@ def _weights_file(adapter: Path) -> Path:
 
 
 def _small(folder: Path) -> list[Path]:
-    found = {file for each in _SMALL for file in folder.glob(each) if file.is_file()}
+    patterns = (*_SMALL, *_MODULES) if (folder / "modules.json").is_file() else _SMALL
+    found = {file for each in patterns for file in folder.glob(each) if file.is_file()}
     left_out = (ADAPTER, "model.safetensors.index.json", "trainer_state.json")
     return sorted(each for each in found if each.name not in left_out)
