@@ -1,9 +1,11 @@
 """An ONNX file, or a folder with one and its external data: checked, and served as it is."""
 
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import numpy as np
 import onnx
@@ -29,8 +31,9 @@ class GraphFile(TensorSource):
         # What is asked, served and proved: the file, or with BF16 made FP32 at its ends.
         self._asked = self.path
         if _bf16_ports(model.graph):
-            self._work = TemporaryDirectory(prefix="tidegate-graph-")
-            self._asked = _without_bf16(self.path, Path(self._work.name))
+            folder = mkdtemp(prefix="tidegate-graph-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._asked = _without_bf16(self.path, Path(folder))
         found = probe(self._asked, self.path)
         taken = [Port.from_facts(each) for each in found["inputs"]]
         # JSON has no FP16: such an input is served as FP32, and rounded inside the graph.
