@@ -144,7 +144,9 @@ class StaticEncoder(torch.nn.Module):
     def __init__(self, original: Any) -> None:
         super().__init__()
         first, *others = list(original)
-        self.table = torch.nn.Embedding.from_pretrained(first.embedding.weight.detach())
+        weight = first.embedding.weight.detach()
+        self.table = torch.nn.Embedding(*weight.shape)
+        self.table.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.steps = torch.nn.ModuleList(others)
         self._width = original.truncate_dim
 
