@@ -11,6 +11,7 @@ from converters.variants import clocks, timing
 from tests.brought import save_classifier
 from tidegate.cli import cli
 from tidegate.optimize import BOTH, Duration, OptimizeWish, carry_out, convert_line
+from tidegate.optimize_variants import said_of_original
 from tidegate.places import Places
 from tidegate.published import engine_folder
 
@@ -116,3 +117,14 @@ def test_the_command_that_publishes(wish, model):
         f"tidegate convert {model}/model --name mood --task text-classification "
         f"--samples {model}/texts.txt --precision int8-rows --force"
     )
+
+
+def test_what_was_said_of_the_original_is_said_again(tmp_path):
+    """--preprocess of convert: optimize takes it, and its last line has it."""
+    wish = OptimizeWish("things", "./vit", "image-classification", options={"preprocess": "half"})
+    said = said_of_original(wish, Places(tmp_path))
+    assert said == {"preprocess": "half"}
+    line = convert_line(wish, "w8", said)
+    assert "--preprocess half --precision w8" in line
+    run = CliRunner().invoke(cli, ["optimize", "nobody", "--preprocess", "half", "--base", "b"])
+    assert "give its original with --against" in run.output
