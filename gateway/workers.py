@@ -1,15 +1,20 @@
 """Several processes of the gateway, which share its port: none of them ends the others, and none
 outlives the process that started them."""
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+from gateway.metrics import SHARED_FOLDER
 
 log = logging.getLogger("gateway")
 AGAIN_S = 1.0
@@ -28,6 +33,7 @@ class Workers(Multiprocess):
                 continue
             process.kill()  # one that hangs
             process.join()
+            _forget(process.pid)
             if process.exitcode == STARTUP_FAILURE:
                 if not self._others_serve(process):
                     log.error("no worker can start (see above)")
@@ -44,14 +50,19 @@ class Workers(Multiprocess):
         return any(each.is_ready(1) for each in self.processes if each is not process)
 
 
-def run_workers(config: Config) -> None:
-    """Serve until a signal; SystemExit when the port cannot be had."""
-    sockets = [config.bind_socket()]
-    try:
-        Workers(config, sockets).run()
-    finally:
-        for each in sockets:
-            each.close()
+def _forget(pid: int | None) -> None:
+    """A worker that has ended is healthy no more, and has nothing under way: its gauges go from
+    /metrics. What it had counted stays."""
+    if pid is not None and SHARED_FOLDER in os.environ:
+        with contextlib.suppress(OSError):
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def run_workers(config: Config, listener: socket.socket) -> None:
+    """Serve what comes to the ``listener`` until a signal."""
+    listener.set_inheritable(True)
+    with listener:
+        Workers(config, [listener]).run()
 
 
 def end_with_parent() -> None:

@@ -17,6 +17,7 @@ from typing import IO, Self
 
 import psutil
 
+from modelspec.address import joined, reached_at
 from serving import children, leftovers, servers
 from serving.backend_directory import assemble
 from serving.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
@@ -68,7 +69,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_began = 0  # where the log (bytes) begins to be this process's
         self.control = TritonControl(
-            f"{_dial(options.address)}:{options.ports.grpc}",
+            joined(reached_at(options.address), options.ports.grpc),
             self.key,
             options.load_timeout_s,
             self._loading,
@@ -296,8 +297,3 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=5)
-
-
-def _dial(address: str) -> str:
-    """Where to reach a server that listens on ``address``."""
-    return "127.0.0.1" if address in {"0.0.0.0", "::"} else address  # noqa: S104

@@ -10,6 +10,7 @@ import numpy as np
 
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import Photo, described, show_photo
+from tidegate.places import Address
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
@@ -50,6 +51,7 @@ class Result:
 )
 @click.option(
     "--triton",
+    type=Address(),
     default="127.0.0.1:8001",
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
     show_default=True,

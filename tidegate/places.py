@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from modelspec.address import host_and_port, joined, resolved
+
 
 @dataclass(frozen=True)
 class Places:
@@ -51,6 +53,23 @@ class Places:
     def shown(self, path: Path) -> str:
         """The path as a user standing in the project folder would write it."""
         return str(path.relative_to(self.home)) if path.is_relative_to(self.home) else str(path)
+
+
+class Address(click.ParamType):
+    """HOST:PORT of a server."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            host, port = host_and_port(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        try:
+            # One server has one address here, however its machine is called.
+            return joined(resolved(host)[1], port)
+        except (OSError, UnicodeError):
+            self.fail(f"{value!r}: no machine of the name {host!r} is known", param, ctx)
 
 
 def _set_repository(context: click.Context, option: click.Parameter, value: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidegate.convert import clock
-from tidegate.places import Places
+from tidegate.places import Address, Places
 
 if TYPE_CHECKING:
     from serving.servers import Server
@@ -32,12 +32,11 @@ grace = click.option(
     "gateways send nobody there, and 2 s at least.",
 )
 
-
 servers = click.option(
     "--server",
     "addresses",
     multiple=True,
-    metavar="HOST:PORT",
+    type=Address(),
     help="A Triton (gRPC) that serves the repository and is not found by itself: on another "
     "machine, or in another container. Its key is read from TIDEGATE_TRITON_KEY_FILE, else "
     ".tidegate/triton.key.",

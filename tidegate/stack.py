@@ -18,12 +18,13 @@ import click
 import psutil
 
 from gateway.beat import SOCKET
+from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
 from serving.children import end, start, why_ended
 from serving.control import LOAD_TIMEOUT_S
 from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
-from serving.ports import ALL_ADDRESSES, Endpoint, Ports, require_free
+from serving.ports import Endpoint, Ports, require_free
 from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
@@ -83,9 +84,11 @@ class Stack:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.options.host in ALL_ADDRESSES else self.options.host
-        host = f"[{host}]" if ":" in host else host
-        return f"{self._scheme}://{host}:{self.options.gateway_port}"
+        return f"{self._scheme}://{self._reached_at(self.options.gateway_port)}"
+
+    def _reached_at(self, port: int) -> str:
+        """Where a listener of the gateway is reached from this machine."""
+        return joined(reached_at(self.options.host), port)
 
     @property
     def _scheme(self) -> str:
@@ -227,7 +230,7 @@ class Stack:
                 "",
                 click.style("Tidegate is ready.", fg="green", bold=True),
                 f"  gateway   {self.url}   docs {self.url}/docs",
-                f"  gRPC      127.0.0.1:{self.options.grpc_port} (the same policy)",
+                f"  gRPC      {self._reached_at(self.options.grpc_port)} (the same policy)",
                 f"  operator  {admin}/metrics and /admin",
                 f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
                 f"  API key   {key}",
@@ -261,7 +264,7 @@ class Stack:
             home=str(places.home),
             repository=str(places.repository),
             url=self.url,
-            admin=self.url.rpartition(":")[0] + f":{options.admin_port}",
+            admin=f"{self._scheme}://{self._reached_at(options.admin_port)}",
             triton=asdict(options.triton),
             workers=options.workers,
             models=self._wanted(),
