@@ -1,6 +1,5 @@
 """``tidegate demo``: real sentences and a real photo through the running stack."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import Photo, described, show_photo
-from tidegate.places import Address
+from tidegate.places import Address, json_option, print_json, stack_option
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
@@ -40,7 +39,8 @@ class Result:
 
 
 @click.command("demo")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 @click.option(
     "--url",
     default="http://127.0.0.1:8080",
@@ -69,7 +69,7 @@ def command(as_json: bool, url: str, triton: str) -> None:
     """
     result = run(GatewayClient.at(url), triton)
     if as_json:
-        click.echo(json.dumps(asdict(result), indent=2))
+        print_json(asdict(result))
     else:
         click.echo(_similarities(result))
         click.echo(_times(result))

@@ -3,9 +3,11 @@
 Everything is relative to the project folder: ``TIDEGATE_HOME``, else the current folder.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,8 +75,30 @@ class Address(click.ParamType):
 
 
 def _set_repository(context: click.Context, option: click.Parameter, value: Path | None) -> None:
-    if value is not None:  # for the processes that the verb starts, too
-        os.environ["TIDEGATE_REPOSITORY"] = str(value.resolve())
+    if value is not None:
+        _set(context, TIDEGATE_REPOSITORY=str(value.resolve()))
+
+
+def _set_stack(context: click.Context, option: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        from tidegate.claim import home_serving
+
+        home = home_serving(Places.current(), value.resolve())
+        _set(context, TIDEGATE_HOME=str(home), TIDEGATE_REPOSITORY=str(value.resolve()))
+
+
+def _set(context: click.Context, **variables: str) -> None:
+    """For as long as the verb runs, in the environment: what it starts reads it too."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+
+    def put_back() -> None:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    context.call_on_close(put_back)
 
 
 repository_option = click.option(
@@ -85,3 +109,23 @@ repository_option = click.option(
     callback=_set_repository,
     help="The model repository. Default: TIDEGATE_REPOSITORY, else model_repository/.",
 )
+stack_option = click.option(
+    "--repository",
+    "given_repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_set_stack,
+    help="Of the stack that serves this repository, whichever home it runs from. Default: of this "
+    "home (TIDEGATE_HOME, else this folder).",
+)
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document; what is under way is told on stderr.",
+)
+
+
+def print_json(document: Any) -> None:
+    """The one document that a verb with ``--json`` writes to stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

@@ -65,6 +65,7 @@ class StackOptions:
     load_timeout: float = LOAD_TIMEOUT_S
     log_bytes: int = 64 * 1024 * 1024
     log_files: int = 4
+    as_json: bool = False
 
 
 class Stack:
@@ -219,6 +220,10 @@ class Stack:
         if self._claim:
             self._claim.close()
 
+    def running(self) -> Running:
+        """What runs, as ``tidegate status`` is told."""
+        return self._claim.running if self._claim else self._running()
+
     def invitation(self) -> str:
         """What is where, and three lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
@@ -315,7 +320,9 @@ class Stack:
         """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
         for name in names:
             self._say(f"converting {name} ...")
-            self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
+            # stdout is for one document, where that was asked for.
+            log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
+            self._converter = start([sys.executable, "-m", "tidegate", "convert", name], log=log)
             if self._converter.wait() != 0:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
