@@ -4,6 +4,7 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
     server.control.load("text_embedding")
 """
 
+import math
 import os
 import re
 import secrets
@@ -248,6 +249,9 @@ class TritonServer:
             f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
             f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            # Triton's own 30 s end in its death (2.51 throws while it clears up); one that has
+            # ended, or hangs, is seen by ``loading``.
+            f"--backend-config=python,stub-timeout-seconds={math.ceil(options.load_timeout_s)}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
         if self._installation.caches:

@@ -49,5 +49,6 @@ def verify(as_json: bool, first: int) -> None:
         for fault in [*report.faults, *report.gaps]:
             click.secho(fault, fg="red")
         state = f"{len(report.faults)} faults" if report.faults else "intact"
-        click.echo(f"lines {report.first} to {report.last}: {state}; last hash {report.hash}")
+        lines = f"lines {report.first} to {report.last}" if report.last else "no lines yet"
+        click.echo(f"{lines}: {state}; last hash {report.hash}")
     sys.exit(1 if report.faults or report.gaps else 0)

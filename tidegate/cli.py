@@ -1,5 +1,6 @@
 """``tidegate``: the command line. Each verb is a file of its own, imported when it is called."""
 
+import errno
 import importlib
 import os
 import socket
@@ -105,14 +106,24 @@ def _unforeseen(error: Exception) -> str:
         return f"no connection: {error or type(error).__name__}. Is what it calls running?"
     if isinstance(error, OSError):
         return (
-            f"a file could not be read or written: {error}. Make room, or give rights, and run the "
-            "same command again"
+            f"a file could not be read or written: {error}{_where(error)}. Make room, or give "
+            "rights, and run the same command again"
         )
     said = " ".join(str(error).split())[:300] or "no reason"
     return (
         f"{type(error).__name__}: {said}. Nothing was published. This was not foreseen: set "
         f"{TRACEBACK}=1 to see where it happened, and report it"
     )
+
+
+def _where(error: OSError) -> str:
+    """A disk that is full names no file."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    from tidegate.places import Places
+
+    places = Places.current()
+    return f" for {places.repository} or {places.state}"
 
 
 def _code(error: Exception) -> int:

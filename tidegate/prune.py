@@ -25,9 +25,11 @@ def command(
 ) -> None:
     """Delete all but the newest versions of the pipeline NAME, and what only they needed.
 
-    The version that serves is never deleted, nor a member's version that another pipeline pins.
+    The active version is never deleted, nor one that a running server serves, nor a member's
+    version that another pipeline pins.
 
-    --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes.
+    --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes,
+    no_answer_from.
 
     \b
     tidegate prune text_embedding --keep 3
@@ -40,7 +42,18 @@ def command(
         gone, freed = prune(target, name, keep)
     if as_json:
         print_json(
-            {"pipeline": name, "repository": str(path), "deleted": gone, "freed_bytes": freed}
+            {
+                "pipeline": name,
+                "repository": str(path),
+                "deleted": gone,
+                "freed_bytes": freed,
+                "no_answer_from": list(target.silent),
+            }
         )
         return
     click.echo(f"{name}: deleted {', '.join(gone) or 'nothing'} ({freed / MIB:,.1f} MiB)")
+    if target.silent and gone:
+        click.echo(
+            f"  {', '.join(target.silent)} did not answer: if it serves a version that is gone, it "
+            f"cannot load it again; when it answers, run tidegate publish {name}"
+        )

@@ -154,7 +154,11 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     assert ended == {**here, "canaries": [], "gone": ["mood.v1"], **nobody}
     pruned = done("prune", NAME, "--keep", "1")
     assert pruned.pop("freed_bytes") > 0
-    assert pruned == {**here, "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"]}
+    assert pruned == {
+        **here,
+        "no_answer_from": [],
+        "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"],
+    }
     assert [each["number"] for each in done("versions", NAME)] == [3]
     assert done("lint") == []
 
