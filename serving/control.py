@@ -132,7 +132,7 @@ class TritonControl:
             line = _first_line(error)
             if tries > 1 and FOLDER_WENT in line:
                 return self.index(tries - 1)
-            raise ServingError(f"Triton does not answer: {line}") from error
+            raise ServingError(f"Triton at {self.address} does not answer: {line}") from error
         return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
 
     def is_ready(self) -> bool:

@@ -134,7 +134,7 @@ def _look_at_triton(places: Places, report: Report) -> None:
         with TritonControl(f"127.0.0.1:{running.triton['grpc']}", key) as control:
             index = control.index()
     except ServingError as error:
-        report.triton = str(error).removeprefix("Triton ")
+        report.triton = str(error).removeprefix(f"Triton at 127.0.0.1:{running.triton['grpc']} ")
         return
     found: dict[str, list[int]] = {name: [] for name in running.models}
     for each in index:
