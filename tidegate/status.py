@@ -158,7 +158,10 @@ def _print(report: Report) -> None:
     click.echo(f"  Triton      {ports}   {report.triton or 'answers'}")
     click.echo(f"  repository  {running.repository} (configs: {running.config})")
     for name in sorted({*report.versions, *report.pipelines}):
-        versions = ", ".join(map(str, sorted(report.versions.get(name, [])))) or "none"
+        found = report.versions.get(name)
+        versions = (
+            ", ".join(map(str, sorted(found))) or "none" if found is not None else "not known"
+        )
         click.echo(f"  {name}: version {versions}   {report.pipelines.get(name, '')}".rstrip())
     for log in running.logs:
         click.echo(f"  log         {log}")

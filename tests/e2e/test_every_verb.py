@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import click
 import psutil
@@ -15,7 +16,9 @@ from serving.publish import publish
 from tests.running import environment, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate import cli
+from tidegate.claim import Running
 from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
+from tidegate.status import Report, _print
 
 
 def _leaves(command, path=()):
@@ -201,3 +204,12 @@ def _wait_until_open(pid, path):
         return any(each.path == str(path) for each in psutil.Process(pid).open_files())
 
     wait_until(is_open, 60, "the publisher's wait for the lock")
+
+
+def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
+    running = Running(1, "/home", "/models", "http://[::1]:1", "", {"grpc": 1}, 1, ["mood"], [])
+    silent = Report(running, triton="does not answer", pipelines={"mood": "ready"})
+    _print(silent)
+    assert "mood: version not known   ready" in capsys.readouterr().out
+    _print(replace(silent, versions={"mood": []}))
+    assert "mood: version none   ready" in capsys.readouterr().out
