@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -225,11 +226,20 @@ class Stack:
         return self._claim.running if self._claim else self._running()
 
     def invitation(self) -> str:
-        """What is where, and three lines that work when pasted."""
+        """What is where, and lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
         admin = self._running().admin
         key = places.shown(places.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
+        models, texts, openai = (
+            f"  curl -s {shlex.quote(f'{self.url}/v1/{each}')} {header}"
+            for each in ("models", "text_embedding", "embeddings")
+        )
+        calls = (
+            f"""{texts} -d '{{"text": "Where is my parcel?"}}'""",
+            f"""{openai} """
+            """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
+        )
         return "\n".join(
             [
                 "",
@@ -240,11 +250,8 @@ class Stack:
                 f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
                 f"  API key   {key}",
                 "Try:",
-                f"""  curl -s {self.url}/v1/models {header}""",
-                f"""  curl -s {self.url}/v1/text_embedding {header} """
-                """-d '{"text": "Where is my parcel?"}'""",
-                f"""  curl -s {self.url}/v1/embeddings {header} """
-                """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
+                models,
+                *(calls if "text_embedding" in self._wanted() else ()),
                 "Stop with Ctrl-C.",
             ]
         )

@@ -3,6 +3,7 @@ nothing left in the temporary folder."""
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import click
 import psutil
 import pytest
 
+from serving.ports import Ports
 from serving.publish import publish
 from tests.running import environment, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate import cli
 from tidegate.claim import Running
 from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
+from tidegate.places import Places
+from tidegate.stack import Stack, StackOptions
 from tidegate.status import Report, _print
 
 
@@ -213,3 +217,23 @@ def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
     assert "mood: version not known   ready" in capsys.readouterr().out
     _print(replace(silent, versions={"mood": []}))
     assert "mood: version none   ready" in capsys.readouterr().out
+
+
+def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
+    """A shell would take the brackets of an IPv6 address for a pattern."""
+    ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
+    options = StackOptions(Places(tmp_path), "::1", pipelines=("mood",), **ports)
+    lines = _invitation(options).splitlines()
+    tried = [shlex.split(each)[2] for each in lines if each.strip().startswith("curl")]
+    assert tried == ["http://[::1]:1/v1/models"]
+    assert any("curl -s 'http://[::1]:1/v1/models'" in each for each in lines)
+    known = _invitation(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
+    assert known.count("curl -s http://127.0.0.1:1/v1/") == 3
+
+
+def _invitation(options):
+    stack = Stack(options, print)
+    try:
+        return stack.invitation()
+    finally:
+        stack.stop()
