@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from gateway.addons import load
 from gateway.http.connections import raise_descriptor_limit
 from gateway.http.corked import CorkedProtocol
+from gateway.listening import listening_socket
 from gateway.logs import set_up
 from gateway.metrics import SHARED_FOLDER
 from gateway.policy.gateway_toml import PolicyError
@@ -18,6 +21,7 @@ from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
 from gateway.shared_metrics import shared_folder
 from gateway.workers import run_workers
+from modelspec.address import joined
 
 APP = "gateway.app:from_environment"
 STOP_TIMEOUT_S = 10
@@ -31,6 +35,7 @@ def main() -> int:
         settings = Settings.read(os.environ)
         _check_policy(settings, is_restarted=os.environ.get(RESTARTED) == "1")
         secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
+        listener = _listener(settings)
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
@@ -38,8 +43,18 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         if settings.workers > 1 and SHARED_FOLDER not in os.environ:
             os.environ[SHARED_FOLDER] = stack.enter_context(shared_folder())
-        _run(settings, secured)
+        _run(settings, secured, listener)
     return 0
+
+
+def _listener(settings: Settings) -> socket.socket:
+    """SettingsError when nothing can listen there."""
+    host, port = settings.host, settings.gateway_port
+    try:
+        return listening_socket(host, port)
+    except OSError as error:
+        where = joined(host, port)
+        raise SettingsError(f"nothing can listen on {where}: {error.strerror or error}") from None
 
 
 def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
@@ -65,12 +80,10 @@ def _has_kept(settings: Settings) -> bool:
     return kept.has_kept
 
 
-def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
+def _run(settings: Settings, secured: Mapping[str, Any], listener: socket.socket) -> None:
     raise_descriptor_limit()
     options: dict[str, Any] = {
         "factory": True,
-        "host": settings.host,
-        "port": settings.gateway_port,
         "workers": settings.workers,
         "http": CorkedProtocol,
         "loop": "gateway.http.loop:GatewayLoop",
@@ -83,10 +96,15 @@ def _run(settings: Settings, secured: Mapping[str, Any]) -> None:
         "timeout_graceful_shutdown": STOP_TIMEOUT_S,
         **secured,
     }
+    config = uvicorn.Config(APP, **options)
     if settings.workers > 1:
-        run_workers(uvicorn.Config(APP, **options))
-    else:
-        uvicorn.run(APP, **options)
+        run_workers(config, listener)
+        return
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from gateway.open_streams import OpenStreams
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import PolicyError, Rules
 from gateway.policy.reload import PolicyFile
+from gateway.policy.taken import Taken
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 
@@ -40,6 +41,7 @@ class Guard:
         self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
+        self._taken = Taken(settings.state_folder, settings.policy_file)
         self._audit: Any = None  # begun by the first policy that wants a record
         self._unread: dict[str, str] = {}  # files that are there and cannot be read, and why
         supervisor.watch("policy_files", self)
@@ -56,9 +58,11 @@ class Guard:
         self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
         self._refresh_policy(is_start=True)
         self._adopt()
+        self._taken.say(self.policy.current.version)
         await self.limiter.beat()
 
     async def close(self) -> None:
+        self._taken.close()
         await self.limiter.close()
         if self._audit:
             await asyncio.to_thread(self._audit.close)
@@ -72,6 +76,7 @@ class Guard:
         if self.policy.current is before:
             return False
         self._adopt()
+        self._taken.say(self.policy.current.version)
         log.info("gateway.toml read again: version %s", self.policy.current.version)
         if self.policy.pending_s:
             log.info(

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from modelspec.address import require_replica, resolved
+
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 
 
@@ -96,8 +98,7 @@ class Settings:
         return cls(**values)._checked()
 
     def _checked(self) -> "Settings":
-        if not 0 < self.gateway_port < 65536:
-            raise SettingsError(f"TIDEGATE_GATEWAY_PORT={self.gateway_port}: give 1 to 65535")
+        self._check_listeners()
         for name in (
             "workers",
             "body_limit_bytes",
@@ -130,6 +131,24 @@ class Settings:
             _check_replica(replica)
         return self
 
+    def _check_listeners(self) -> None:
+        ports: dict[int, str] = {}
+        for name in ("gateway_port", "grpc_port", "grpc_certificate_port", "admin_port"):
+            variable, port = f"TIDEGATE_{name.upper()}", getattr(self, name)
+            least = 1 if name == "gateway_port" else 0
+            if not least <= port < 65536:
+                raise SettingsError(f"{variable}={port}: give {least} to 65535")
+            if port and port in ports:
+                raise SettingsError(f"{variable} and {ports[port]} are both {port}: give two ports")
+            ports[port] = variable
+        try:
+            resolved(self.host)
+        except (OSError, UnicodeError):
+            raise SettingsError(
+                f"TIDEGATE_HOST={self.host!r} is neither an address nor the name of a machine: "
+                "give an address of this machine, such as 127.0.0.1, ::1 or 0.0.0.0"
+            ) from None
+
 
 def kept_file(state_folder: Path, policy_file: Path, port: str) -> Path:
     """Where the gateway on that port keeps the policy that it has in force."""
@@ -138,9 +157,10 @@ def kept_file(state_folder: Path, policy_file: Path, port: str) -> Path:
 
 
 def _check_replica(replica: str) -> None:
-    _, slash, http_port = replica.partition("/")
-    if slash and not http_port.isdecimal():
-        raise SettingsError(f"TIDEGATE_REPLICAS has {replica!r}: give HOST:GRPC/HTTP ports")
+    try:
+        require_replica(replica)
+    except ValueError as error:
+        raise SettingsError(f"TIDEGATE_REPLICAS: {error}") from None
 
 
 def _check_origin(origin: str) -> None:

@@ -22,6 +22,9 @@ KEY_HEADER = "tidegate-triton-key"
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2
+# A model that is loaded again may take so many times as long as it ever took, and so long at least:
+# a machine may be busy, and files no longer in memory. After that its new processes are ended.
+AGAIN, AGAIN_S = 4.0, 30.0
 NO_MODEL, AFRESH = "tidegate.none", "tidegate.afresh"
 # What Triton says of a request that a model's own queue policy refuses: it is busy, not ill.
 QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
@@ -53,6 +56,7 @@ class TritonControl:
         loading: Callable[[str], Loading] | None = None,
     ) -> None:
         self.address, self.load_timeout_s, self._loading = address, load_timeout_s, loading
+        self._took_s: dict[str, float] = {}  # the longest load of each model, as far as it went
         self._channel = grpc.insecure_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
@@ -66,6 +70,10 @@ class TritonControl:
 
     def load(self, model: str, *, afresh: bool = False) -> None:
         """Load (or reload) a model and what it is made of; ModelLoadFailed says why not.
+
+        Where ``loading`` watches, a model that was loaded before is bounded by what it took then:
+        who waits for it looks after everything else. One for which that was too short has longer
+        the next time, up to ``load_timeout_s``.
 
         Triton loads a version again only if a file of it has changed. ``afresh``: in any case, with
         the config that it is served with now.
@@ -83,13 +91,21 @@ class TritonControl:
         call = self._stub.RepositoryModelLoad.future(
             request, metadata=self._metadata, timeout=self.load_timeout_s
         )
+        began = time.monotonic()
         try:
-            _wait(call, watch)
+            _wait(call, watch, self._bound_s(model))
         except grpc.RpcError as error:
             reason = self._not_loaded(error)
             raise ModelLoadFailed(model, watch.explained(reason) if watch else reason) from error
         finally:
             call.cancel()  # nothing to a call that has ended
+            took_s = time.monotonic() - began
+            self._took_s[model] = max(took_s, self._took_s.get(model, 0.0))
+
+    def _bound_s(self, model: str) -> float:
+        if model not in self._took_s:
+            return self.load_timeout_s
+        return min(self.load_timeout_s, max(AGAIN_S, AGAIN * self._took_s[model]))
 
     def _not_loaded(self, error: grpc.RpcError) -> str:
         if isinstance(_serving_error(error), NoAnswerInTime):
@@ -116,7 +132,7 @@ class TritonControl:
             line = _first_line(error)
             if tries > 1 and FOLDER_WENT in line:
                 return self.index(tries - 1)
-            raise ServingError(f"Triton does not answer: {line}") from error
+            raise ServingError(f"Triton at {self.address} does not answer: {line}") from error
         return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
 
     def is_ready(self) -> bool:
@@ -195,13 +211,16 @@ def read_key(path: Path) -> str:
         raise ServingError(f"no Triton key at {path}: start the stack with `make up`") from None
 
 
-def _wait(call: grpc.Future, watch: Loading | None) -> None:
+def _wait(call: grpc.Future, watch: Loading | None, bound_s: float) -> None:
+    until = time.monotonic() + bound_s
     while True:
         try:
             call.result(LOOK_S)
         except grpc.FutureTimeoutError:
             if watch:
                 watch.look()
+                if time.monotonic() > until:
+                    watch.give_up(bound_s)
         else:
             return
 

@@ -4,6 +4,7 @@ with TritonServer(LaunchOptions(repository, work_dir)) as server:
     server.control.load("text_embedding")
 """
 
+import math
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from typing import IO, Self
 
 import psutil
 
+from modelspec.address import joined, reached_at
 from serving import children, leftovers, servers
 from serving.backend_directory import assemble
 from serving.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
@@ -68,7 +70,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_began = 0  # where the log (bytes) begins to be this process's
         self.control = TritonControl(
-            f"{_dial(options.address)}:{options.ports.grpc}",
+            joined(reached_at(options.address), options.ports.grpc),
             self.key,
             options.load_timeout_s,
             self._loading,
@@ -247,6 +249,9 @@ class TritonServer:
             f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
             f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            # Triton's own 30 s end in its death (2.51 throws while it clears up); one that has
+            # ended, or hangs, is seen by ``loading``.
+            f"--backend-config=python,stub-timeout-seconds={math.ceil(options.load_timeout_s)}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
         if self._installation.caches:
@@ -296,8 +301,3 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=5)
-
-
-def _dial(address: str) -> str:
-    """Where to reach a server that listens on ``address``."""
-    return "127.0.0.1" if address in {"0.0.0.0", "::"} else address  # noqa: S104

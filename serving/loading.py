@@ -10,12 +10,14 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
 from serving.errors import ModelLoadFailed, ServingError
 from serving.pins import pins
 from serving.repository import read_config
+from serving.stubs import live_stubs
 
 TELL_EVERY_S = 10.0
 # A process of a model that has ended, and that Triton has not noticed for so long, is not noticed.
@@ -45,6 +47,7 @@ class Loading:
         self._began = time.monotonic()
         self._told_at = self._began
         self._before = {child.pid for child in self._children()}
+        self._stubs_before = live_stubs(pid)
         self._since: dict[int, float] = {}
 
     def look(self) -> None:
@@ -61,6 +64,22 @@ class Loading:
         if now - self._told_at >= TELL_EVERY_S:
             self._told_at = now
             self._tell(f"  still loading {self._model} ({now - self._began:.0f} s)")
+
+    def give_up(self, bound_s: float) -> NoReturn:
+        """End the processes that this load has started, which frees Triton of it; raises
+        ModelLoadFailed."""
+        before = self._stubs_before
+        parts = self._parts()
+        for stub in live_stubs(self._server.pid) - before:
+            if stub.model in parts:
+                stub.end()
+        raise ModelLoadFailed(
+            self._model,
+            self.explained(
+                f"it was not loaded again within {bound_s:.0f} s, far longer than ever before: "
+                "what it had started is ended, and the next attempt has longer"
+            ),
+        )
 
     def explained(self, reason: str) -> str:
         """``reason`` with what Triton's log says of it, and where that log is."""
@@ -97,10 +116,18 @@ class Loading:
     def _warmed_up(self) -> list[str]:
         """The model and what it pins, those that have a warm-up."""
         try:
-            names = [self._model, *pins(read_config(self._repository, self._model))]
-            return [each for each in names if read_config(self._repository, each).model_warmup]
+            return [
+                each for each in self._parts() if read_config(self._repository, each).model_warmup
+            ]
         except (ServingError, OSError):
             return []
+
+    def _parts(self) -> list[str]:
+        """The model, and what it pins."""
+        try:
+            return [self._model, *pins(read_config(self._repository, self._model))]
+        except (ServingError, OSError):
+            return [self._model]
 
     def _has_died(self) -> bool:
         deadline = time.monotonic() + DIED_S

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelspec.address import resolved
 from serving.errors import PortTaken, ServingError
 
 REPLICA_STEP = 10  # replica k listens 10*k higher
@@ -114,14 +115,12 @@ _Resolved = tuple[socket.AddressFamily, str]
 
 def _resolved(address: str) -> _Resolved:
     try:
-        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+        return resolved(address)
     except (OSError, UnicodeError):
         raise ServingError(
             f"{address!r} is neither an address nor the name of a machine: give --host "
             "(TIDEGATE_HOST) an address of this machine, such as 127.0.0.1 or 0.0.0.0"
         ) from None
-    family, _, _, _, place = found[0]
-    return family, str(place[0])
 
 
 def _bind(resolved: _Resolved, port: int) -> OSError | None:

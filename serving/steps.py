@@ -7,7 +7,7 @@ from enum import StrEnum
 
 class Step(StrEnum):
     LOCKED = "nobody else publishes now"
-    CHECKED = "what is staged is whole, and there is room for it"
+    CHECKED = "every file of the version is what its manifest says"
     JOURNALLED = "what is about to appear is written down"
     INSTALLED = "the new version folders lie in the repository"
     LISTED = "the members list their old and their new versions"
@@ -16,7 +16,7 @@ class Step(StrEnum):
     PROBED = "the candidate answers its golden sample"
     CLEARED = "the candidate is gone again"
     PINNED = "the pipeline's config pins the new versions"
-    SERVED = "every server serves them"
+    SERVED = "the servers serve them"
     RETIRED = "the members list the pinned versions only"
     DONE = "the journal is closed"
 

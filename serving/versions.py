@@ -107,16 +107,20 @@ def switch_to(target: Target, name: str, wanted: int | None) -> int:
 
 
 def prune(target: Target, name: str, keep: int) -> tuple[list[str], int]:
-    """Delete all but the ``keep`` newest versions, the active one and canaries, with the members'
-    versions that nothing needs any more: the folders that went, and their bytes."""
+    """Delete all but the ``keep`` newest versions, the active one, canaries and what a server
+    serves still, with the members' versions that nothing needs any more: the folders that went, and
+    their bytes."""
     repository = target.repository
     with publishing(repository, f"prune {name}"):
         settle_all(target)
         found = versions(repository, name)
+        served = {number for replica in target.replicas for number in replica.served(name)}
         going = [
             each
             for each in found[: max(0, len(found) - keep)]
-            if not each.is_active and not is_published(repository, f"{name}.v{each.number}")
+            if not each.is_active
+            and each.number not in served
+            and not is_published(repository, f"{name}.v{each.number}")
         ]
         called = set(top_models(repository))  # a model that clients call is nobody's to prune
         touched = {model for each in going for model in each.members} - called

@@ -1,12 +1,11 @@
 """``tidegate audit``: check that nobody changed the log of who did what."""
 
-import json
 import sys
 from dataclasses import asdict
 
 import click
 
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json, stack_option
 
 
 @click.group("audit")
@@ -19,7 +18,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 @click.option(
     "--first",
     type=click.IntRange(1),
@@ -44,10 +44,11 @@ def verify(as_json: bool, first: int) -> None:
         report.gaps.insert(0, lacking)
     if as_json:
         found = {"intact": not report.faults, "complete": not report.gaps, **asdict(report)}
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         for fault in [*report.faults, *report.gaps]:
             click.secho(fault, fg="red")
         state = f"{len(report.faults)} faults" if report.faults else "intact"
-        click.echo(f"lines {report.first} to {report.last}: {state}; last hash {report.hash}")
+        lines = f"lines {report.first} to {report.last}" if report.last else "no lines yet"
+        click.echo(f"{lines}: {state}; last hash {report.hash}")
     sys.exit(1 if report.faults or report.gaps else 0)

@@ -1,12 +1,12 @@
 """``tidegate canary NAME``: a part of the load to another version."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @rollout.repository
 @rollout.servers
 @rollout.grace
+@json_option
 def command(
     name: str,
     version: int | None,
@@ -39,12 +40,16 @@ def command(
     repository: Path | None,
     addresses: tuple[str, ...],
     grace_s: float,
+    as_json: bool,
 ) -> None:
     """Send a part of the callers of NAME, or of its requests, to another of its versions.
 
     The version is served beside NAME as NAME.v7 and asked its golden sample; then its weight goes
     into the gateway.toml of each stack that serves the repository. There is one canary at a time.
     `tidegate promote NAME` ends it by moving everybody there.
+
+    --json: pipeline, repository, canaries (name, version, percent, per), gone, served_by and
+    no_answer_from.
 
     \b
     tidegate canary text_embedding --weight 10
@@ -57,20 +62,63 @@ def command(
     interrupt_on_sigterm()
     places = Places.current()
     path = rollout.one(places, repository)
-    with rollout.target(places, path, grace_s, addresses) as target:
+    with rollout.target(places, path, grace_s, addresses, as_json=as_json) as target:
         found = Canaries(path, name, policies(places, rollout.running(places, path)))
         if weight == 0:
-            _end(found, target, version)
+            gone = _ended(found, target, version)
+        else:
+            number = version or _default(found)
+            gone = found.begin(target, number, weight, per)
+        if as_json:
+            print_json(_document(found, target, gone))
             return
-        number = version or _default(found)
-        gone = found.begin(target, number, weight, per)
+        if weight == 0:
+            left = found.routed()
+            rest = f"{', '.join(left)} stays" if left else f"{name} serves everybody"
+            click.echo(f"{', '.join(gone)} is gone: {rest}{_not_told(target)}")
+            return
         for each in gone:
             click.echo(f"{each} was loaded and nobody was sent there: it is gone")
         share = share_of(weight, found.route().per, name)
-        click.echo(f"{canary_name(name, number)} gets {share}")
+        click.echo(f"{canary_name(name, number)} gets {share}{_not_told(target)}")
 
 
-def _end(found: "Canaries", target: "Target", version: int | None) -> None:
+def _not_told(target: "Target") -> str:
+    """Of which servers what was said does not hold yet."""
+    if target.silent:
+        return (
+            f". {', '.join(target.silent)} did not answer and was not told: run the same command "
+            "again when it does"
+        )
+    if not target.replicas:
+        return (
+            " from the next start on: no server was found that runs on the repository (for one "
+            "that runs elsewhere give --server HOST:PORT)"
+        )
+    return ""
+
+
+def _document(found: "Canaries", target: "Target", gone: list[str]) -> dict[str, Any]:
+    route = found.route()
+    return {
+        "pipeline": found.name,
+        "repository": str(found.repository),
+        "canaries": [
+            {
+                "name": name,
+                "version": version,
+                "percent": route.routed.get(name, 0),
+                "per": route.per,
+            }
+            for name, version in found.loaded().items()
+        ],
+        "gone": gone,
+        "served_by": [replica.address for replica in target.replicas],
+        "no_answer_from": list(target.silent),
+    }
+
+
+def _ended(found: "Canaries", target: "Target", version: int | None) -> list[str]:
     from serving.canary import canary_name
     from serving.errors import PublishFailed
 
@@ -79,9 +127,7 @@ def _end(found: "Canaries", target: "Target", version: int | None) -> None:
         raise PublishFailed(f"{found.name} has no canary of version {version}")
     if not (gone := found.end(target, wanted)):
         raise PublishFailed(f"{found.name} has no canary")
-    left = found.routed()
-    rest = f"{', '.join(left)} stays" if left else f"{found.name} serves everybody"
-    click.echo(f"{', '.join(gone)} is gone: {rest}")
+    return gone
 
 
 def _default(found: "Canaries") -> int:

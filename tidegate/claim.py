@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from serving.errors import ServingError
+from serving.servers import servers_of
+from tidegate.places import Places
 
 FILE = "up.json"
 # A reader holds the lock for a moment only.
@@ -36,6 +38,10 @@ class Running:
     config: str = "default"
     is_ready: bool = False
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class NothingRuns(ServingError):
+    """No stack runs where one was asked for."""
 
 
 class Claim:
@@ -91,6 +97,25 @@ def running_in(state: Path) -> Running | None:
         except BlockingIOError:
             return _read(file)
         return None
+
+
+def home_serving(places: Places, repository: Path) -> Path:
+    """The home of the one stack that serves the repository; NothingRuns when there is none."""
+    homes = homes_serving(places, repository)
+    if not homes:
+        raise NothingRuns(f"no stack was found that serves {repository}")
+    if len(homes) > 1:
+        raise ServingError(
+            f"{repository} is served from {' and '.join(map(str, homes))}: choose one with "
+            "TIDEGATE_HOME"
+        )
+    return homes[0]
+
+
+def homes_serving(places: Places, repository: Path) -> list[Path]:
+    """The homes of the stacks that serve the repository now, as far as they can be found."""
+    states = {Path(each.work_dir) for each in servers_of(places.state, repository) if each.work_dir}
+    return sorted(state.parent for state in states)
 
 
 def _read(file: IO[str]) -> Running | None:

@@ -1,13 +1,17 @@
 """``tidegate``: the command line. Each verb is a file of its own, imported when it is called."""
 
+import errno
 import importlib
 import os
 import socket
 import sys
+from typing import Any
 
 import click
 
 TRACEBACK = "TIDEGATE_TRACEBACK"
+# Exit codes of every verb; docs/operating.md says them too.
+DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = 0, 1, 2, 3, 130
 VERBS = {
     "up": "tidegate.up",
     "status": "tidegate.status",
@@ -40,6 +44,13 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # SIGTERM too, see ``signals``
+            click.echo("tidegate: stopped", err=True)
+            ctx.exit(STOPPED)
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidegate")
@@ -59,30 +70,34 @@ def cli() -> None:
     tidegate lint                        the whole repository, checked without a server
     tidegate keys create my-app          an API key
     tidegate demo                        real sentences through the running stack
+
+    Each takes --json (one document on stdout) and --repository. Exit codes: 0 done; 1 refused or
+    failed, or what was checked is not well; 2 a wrong command line; 3 there is nothing: no stack
+    runs there, no form could be picked; 130 stopped by Ctrl-C or SIGTERM.
     """
 
 
 def main() -> None:
-    """Run the command line; a foreseen failure is one line on stderr and exit code 1."""
+    """Run the command line; a foreseen failure is one line on stderr and exit code 1 or 3."""
     try:
         cli.main(prog_name="tidegate")
     except click.exceptions.Exit:
         raise
     except _foreseen() as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(_code(error))
     except ModuleNotFoundError as error:
         message = (
             f"tidegate: the package {error.name} is not installed: run `make up` once, or "
             "pip install 'tidegate[gateway,convert,server]'"
         )
         click.secho(message, fg="red", err=True)
-        sys.exit(1)
+        sys.exit(FAILED)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         click.secho(f"tidegate: {_unforeseen(error)}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -91,14 +106,30 @@ def _unforeseen(error: Exception) -> str:
         return f"no connection: {error or type(error).__name__}. Is what it calls running?"
     if isinstance(error, OSError):
         return (
-            f"a file could not be read or written: {error}. Make room, or give rights, and run the "
-            "same command again"
+            f"a file could not be read or written: {error}{_where(error)}. Make room, or give "
+            "rights, and run the same command again"
         )
     said = " ".join(str(error).split())[:300] or "no reason"
     return (
         f"{type(error).__name__}: {said}. Nothing was published. This was not foreseen: set "
         f"{TRACEBACK}=1 to see where it happened, and report it"
     )
+
+
+def _where(error: OSError) -> str:
+    """A disk that is full names no file."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    from tidegate.places import Places
+
+    places = Places.current()
+    return f" for {places.repository} or {places.state}"
+
+
+def _code(error: Exception) -> int:
+    from tidegate.claim import NothingRuns
+
+    return NOTHING if isinstance(error, NothingRuns) else FAILED
 
 
 def _foreseen() -> tuple[type[Exception], ...]:

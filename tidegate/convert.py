@@ -10,7 +10,7 @@ import click
 
 from tidegate.engines import ENGINES, is_on, on_engine
 from tidegate.kinds import KNOWN, TASKS, Kind, task_of, why_not_taken
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -89,12 +89,36 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     help="LoRA adapters: what it is merged into. Default: what adapter_config.json names.",
 )
 @click.option("--force", is_flag=True, help="Replace what is published under this name.")
-def command(**options: Any) -> None:
+@repository_option
+@json_option
+def command(as_json: bool, **options: Any) -> None:
     options["options"] = said_of_the_original(options)
     options["precisions"] = tuple(options.pop("precision").split(","))
     wish = Wish(**options)
     interrupt_on_sigterm()  # so that what is half-built is cleared up
-    carry_out(wish, Places.current(), clock())
+    places = Places.current()
+    done = carry_out(wish, places, clock(err=as_json))
+    if as_json:
+        print_json(_document(done, places))
+        return
+    for line in done.lines(places):
+        click.echo(line)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was converted: the records of all precisions, the served one first; none of an identity.
+    ``is_new`` is False where just this was published already."""
+
+    name: str
+    is_new: bool
+    records: tuple["Record", ...] = ()
+
+    def lines(self, places: Places) -> list[str]:
+        if not self.is_new:
+            where = places.shown(places.repository)
+            return [f"{self.name}: already in {where}/ (--force builds it again)"]
+        return [_line(each) for each in self.records]
 
 
 def said_of_the_original(options: dict[str, Any]) -> dict[str, str]:
@@ -122,22 +146,21 @@ class Wish:
         return self.source in KNOWN and self.task is None and self.name in (None, self.source)
 
 
-def carry_out(wish: Wish, places: Places, say: Say) -> None:
+def carry_out(wish: Wish, places: Places, say: Say) -> Done:
     """Convert, prove and publish what is wished; click.UsageError when the wish makes no sense."""
     from tidegate.pipelines import Built, release
 
     if wish.is_known and not wish.force and _is_current(wish, places.repository, say):
-        _already(wish.source, places)
-        return
+        return _already(wish.source, places)
     if wish.source == IDENTITY and wish.is_known:
         from ensembles.identity_fp32 import PIPELINE
 
         release(Built(PIPELINE), places.repository, places.state, say)
-        return
-    _convert(wish, places, say)
+        return Done(IDENTITY, is_new=True)
+    return _convert(wish, places, say)
 
 
-def _convert(wish: Wish, places: Places, say: Say) -> None:
+def _convert(wish: Wish, places: Places, say: Say) -> Done:
     from converters.conversion import Variant
     from converters.task import Order
     from tidegate.pipelines import build, release
@@ -146,16 +169,14 @@ def _convert(wish: Wish, places: Places, say: Say) -> None:
     require_precisions(wish.precisions)
     task = kind.open_task(Order(name, wish.source, wish.samples, wish.options))
     if not wish.is_known and _is_there(task, wish, places, say):
-        _already(name, places)
-        return
+        return _already(name, places)
     served, *others = (
         build(kind, task, Variant(precision, wish.accepted), say) for precision in wish.precisions
     )
     served = on_engine(served, wish.engine, say)
     record = release(served, places.repository, places.state, say)
-    for each in [record, *(other.converted.record for other in others if other.converted)]:
-        if each:
-            _report(each)
+    found = [record, *(other.converted.record for other in others if other.converted)]
+    return Done(name, is_new=True, records=tuple(each for each in found if each))
 
 
 def _name(wish: Wish) -> str:
@@ -235,19 +256,48 @@ def require_precisions(precisions: Sequence[str]) -> None:
         )
 
 
-def _report(record: "Record") -> None:
+def _line(record: "Record") -> str:
+    checks, failed = _counts(record)
+    verdict = f"{failed} FAILED, accepted: {record.accepted}" if failed else "all held"
+    return f"{record.name} {record.precision}: {checks} checks, {verdict}; {record.grade}"
+
+
+def _counts(record: "Record") -> tuple[int, int]:
+    """How many checks there were, and how many failed."""
     checks = [check for proof in record.proofs for check in proof.checks]
-    failed = [check for check in checks if not check.passed]
-    verdict = f"{len(failed)} FAILED, accepted: {record.accepted}" if failed else "all held"
-    click.echo(f"{record.name} {record.precision}: {len(checks)} checks, {verdict}; {record.grade}")
+    return len(checks), sum(not check.passed for check in checks)
 
 
-def _already(name: str, places: Places) -> None:
-    where = places.shown(places.repository)
-    click.echo(f"{name}: already in {where}/ (--force builds it again)")
+def _already(name: str, places: Places) -> Done:
+    from tidegate.published import published_record
+
+    record = published_record(places.repository, name)
+    return Done(name, is_new=False, records=(record,) if record else ())
 
 
-def clock() -> Say:
-    """Says each step with the seconds since the start."""
+def _document(done: Done, places: Places) -> dict[str, Any]:
+    from serving.repository import active_version
+
+    return {
+        "pipeline": done.name,
+        "version": active_version(places.repository, done.name),
+        "repository": str(places.repository),
+        "is_new": done.is_new,
+        "proofs": [
+            {
+                "precision": each.precision,
+                "task": each.task,
+                "grade": each.grade,
+                "checks": _counts(each)[0],
+                "failed": _counts(each)[1],
+                "accepted": each.accepted,
+            }
+            for each in done.records
+        ],
+    }
+
+
+def clock(*, err: bool = False) -> Say:
+    """Says each step with the seconds since the start; with ``err`` on stderr."""
     started = time.monotonic()
-    return lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}")
+    return lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}", err=err)

@@ -1,6 +1,5 @@
 """``tidegate demo``: real sentences and a real photo through the running stack."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import click
 import numpy as np
 
+from tidegate.claim import running_in
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import Photo, described, show_photo
+from tidegate.places import Address, Places, json_option, print_json, stack_option
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
@@ -39,24 +40,22 @@ class Result:
 
 
 @click.command("demo")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 @click.option(
     "--url",
-    default="http://127.0.0.1:8080",
     envvar="TIDEGATE_URL",
-    show_default=True,
     show_envvar=True,
-    help="The gateway.",
+    help="The gateway. Default: that of the stack that runs here, else http://127.0.0.1:8080.",
 )
 @click.option(
     "--triton",
-    default="127.0.0.1:8001",
+    type=Address(),
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
-    show_default=True,
     show_envvar=True,
-    help="Triton's gRPC port.",
+    help="Triton's gRPC port. Default: that of the stack that runs here, else 127.0.0.1:8001.",
 )
-def command(as_json: bool, url: str, triton: str) -> None:
+def command(as_json: bool, url: str | None, triton: str | None) -> None:
     """Real sentences: how near they are, and where the time went; a real photo: what is on it.
 
     Needs a running stack (`make up`).
@@ -65,9 +64,12 @@ def command(as_json: bool, url: str, triton: str) -> None:
     tidegate demo
     tidegate demo --json
     """
+    running = running_in(Places.current().state)
+    url = url or (running.url if running else "http://127.0.0.1:8080")
+    triton = triton or f"127.0.0.1:{running.triton['grpc'] if running else 8001}"
     result = run(GatewayClient.at(url), triton)
     if as_json:
-        click.echo(json.dumps(asdict(result), indent=2))
+        print_json(asdict(result))
     else:
         click.echo(_similarities(result))
         click.echo(_times(result))

@@ -1,6 +1,5 @@
 """``tidegate keys``: create, list, rotate and revoke keys. The gateway notices within a second."""
 
-import json
 import re
 from dataclasses import asdict
 from datetime import timedelta
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json, stack_option
 
 if TYPE_CHECKING:
     from tidegate.key_store import KeyStore
@@ -58,7 +57,8 @@ def command() -> None:
     help="Only this, of what the role allows. [default: all of it]",
 )
 @click.option("--expires", type=Duration(), help="Valid for so long: 24h, 30d. [default: for ever]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 def create(
     name: str,
     tenant: str,
@@ -81,7 +81,8 @@ def create(
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 def list_(as_json: bool) -> None:
     """Show every key: its id, name, rights, and whether it is valid."""
     from tidegate.key_store import state_of
@@ -91,7 +92,7 @@ def list_(as_json: bool) -> None:
         shown = [{**asdict(each), "state": state_of(each)} for each in records]
         for each in shown:
             del each["hmac"]
-        click.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     for key in records:
         rights = f"{key.tenant}/{','.join(key.roles)}"
@@ -104,7 +105,8 @@ def list_(as_json: bool) -> None:
 @command.command()
 @click.argument("id_or_name")
 @click.option("--overlap", type=Duration(), default="24h", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
     """Make a new key with the same rights; the old one ends after the overlap."""
     from tidegate.key_store import UnknownKey
@@ -122,7 +124,8 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
 
 @command.command()
 @click.argument("id_or_name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
+@stack_option
 def revoke(id_or_name: str, as_json: bool) -> None:
     """Revoke the key with this id, or every key of this name."""
     from tidegate.key_store import UnknownKey
@@ -132,14 +135,17 @@ def revoke(id_or_name: str, as_json: bool) -> None:
     except UnknownKey as error:
         raise click.ClickException(str(error.args[0])) from error
     if as_json:
-        click.echo(json.dumps([{"id": each.key_id, "name": each.name} for each in revoked]))
+        print_json([{"id": each.key_id, "name": each.name} for each in revoked])
         return
     for record in revoked:
         click.echo(f"revoked {record.key_id} ({record.name})")
 
 
 def _print_made(key_id: str, name: str, key: str, as_json: bool) -> None:
-    click.echo(json.dumps({"id": key_id, "name": name, "key": key}) if as_json else key)
+    if as_json:
+        print_json({"id": key_id, "name": name, "key": key})
+    else:
+        click.echo(key)
 
 
 def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:

@@ -1,6 +1,5 @@
 """``tidegate lint``: a whole repository checked without a server."""
 
-import json
 import re
 import sys
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidegate.kinds import KNOWN
-from tidegate.places import Places, repository_option
+from tidegate.places import Places, json_option, print_json, repository_option
 from tidegate.published import PARTS
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def _version(
 @click.command("lint")
 @click.argument("repository", required=False, type=click.Path(path_type=Path))
 @repository_option
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option
 @click.option(
     "--cores", type=click.IntRange(1), help="Cores of the serving machine. Default: this one's."
 )
@@ -64,7 +63,7 @@ def command(
     on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
     found = lint(repository or places.repository, cores or 0, on_demand, triton or TRITON)
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in found], indent=2, ensure_ascii=False))
+        print_json([asdict(each) for each in found])
     else:
         _print(found)
     sys.exit(1 if any(each.severity == "error" for each in found) else 0)

@@ -1,6 +1,5 @@
 """``tidegate optimize NAME``: which form of a model to serve here, and with which knobs."""
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ import click
 
 from tidegate.convert import clock, said_of_the_original
 from tidegate.kinds import KNOWN, NOTHING, TASKS
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -112,7 +111,8 @@ class OptimizeWish:
 @click.option("--commit", is_flag=True, help="Knobs: write them into the main config too.")
 @click.option("--publish", is_flag=True, help="Publish the pick, as convert --precision does.")
 @click.option("--fresh", is_flag=True, help="Measure all anew, whatever was kept.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@repository_option
+@json_option
 def command(as_json: bool, precisions: str, **options: Any) -> None:
     """Measure every form of NAME on this machine, pick one, then search the serving knobs.
 
@@ -153,7 +153,7 @@ def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = Fals
         if not as_json:
             click.echo("\n".join(report.lines()))
     if as_json:
-        click.echo(json.dumps(documents, indent=2, ensure_ascii=False))
+        print_json(documents)
     return code
 
 
@@ -244,7 +244,8 @@ def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) ->
         precisions=(chosen.candidate.precision,),
         force=True,
     )
-    convert(ordered, places, say)
+    for line in convert(ordered, places, say).lines(places):
+        say(line)
 
 
 def _silent(text: str) -> None:

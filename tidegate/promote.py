@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -17,16 +17,20 @@ from tidegate.signals import interrupt_on_sigterm
 @rollout.repository
 @rollout.servers
 @rollout.grace
+@json_option
 def command(
     name: str,
     version: int | None,
     repository: Path | None,
     addresses: tuple[str, ...],
     grace_s: float,
+    as_json: bool,
 ) -> None:
     """Let the pipeline NAME serve its canary's version, and end the canary.
 
     The canary is the one that callers are sent to now ([routes] in gateway.toml).
+
+    --json: its pipeline, version, repository, served_by, no_answer_from.
 
     \b
     tidegate promote text_embedding
@@ -39,12 +43,14 @@ def command(
     places = Places.current()
     path = rollout.one(places, repository)
     require_published(path, name)
-    with rollout.target(places, path, grace_s, addresses) as target:
+    with rollout.target(places, path, grace_s, addresses, as_json=as_json) as target:
         found = Canaries(path, name, policies(places, rollout.running(places, path)))
         number = found.the_routed(version)
         promote(target, name, number)
         found.end(target)
-        if target.replicas and not target.silent:
+        if as_json:
+            print_json(rollout.document(target, name, number))
+        elif target.replicas and not target.silent:
             click.echo(f"{name}: version {number} serves everybody")
         else:
             click.echo(rollout.outcome(target, places, name, number))

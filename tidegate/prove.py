@@ -1,6 +1,5 @@
 """``tidegate prove NAME --against SOURCE``: is what is published still what was trained?"""
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import click
 
 from tidegate.convert import clock
 from tidegate.kinds import TASKS, kind_of
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ SAME_ENGINE = "the graph is the one that was proved when it was published"
     help="Other inputs than the task's own set.",
 )
 @click.option("--base", metavar="FOLDER", help="LoRA adapters: where the base is now.")
-@click.option("--json", "as_json", is_flag=True, help="Print the proofs as JSON.")
+@repository_option
+@json_option
 def command(as_json: bool, **options: Any) -> None:
     """Prove what the repository has NOW under NAME against the original model.
 
@@ -50,7 +50,7 @@ def command(as_json: bool, **options: Any) -> None:
     passed = all(proof.passed for proof in proofs)
     if as_json:
         record = {"passed": passed, "proofs": [proof.to_dict() for proof in proofs]}
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(record)
     else:
         _print(proofs, passed)
     sys.exit(0 if passed else 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 
 MIB = 1024 * 1024
 
@@ -15,10 +15,21 @@ MIB = 1024 * 1024
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="How many.")
 @rollout.repository
 @rollout.servers
-def command(name: str, keep: int, repository: Path | None, addresses: tuple[str, ...]) -> None:
+@json_option
+def command(
+    name: str,
+    keep: int,
+    repository: Path | None,
+    addresses: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Delete all but the newest versions of the pipeline NAME, and what only they needed.
 
-    The version that serves is never deleted, nor a member's version that another pipeline pins.
+    The active version is never deleted, nor one that a running server serves, nor a member's
+    version that another pipeline pins.
+
+    --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes,
+    no_answer_from.
 
     \b
     tidegate prune text_embedding --keep 3
@@ -26,6 +37,23 @@ def command(name: str, keep: int, repository: Path | None, addresses: tuple[str,
     from serving.versions import prune
 
     places = Places.current()
-    with rollout.target(places, rollout.one(places, repository), addresses=addresses) as target:
+    path = rollout.one(places, repository)
+    with rollout.target(places, path, addresses=addresses, as_json=as_json) as target:
         gone, freed = prune(target, name, keep)
+    if as_json:
+        print_json(
+            {
+                "pipeline": name,
+                "repository": str(path),
+                "deleted": gone,
+                "freed_bytes": freed,
+                "no_answer_from": list(target.silent),
+            }
+        )
+        return
     click.echo(f"{name}: deleted {', '.join(gone) or 'nothing'} ({freed / MIB:,.1f} MiB)")
+    if target.silent and gone:
+        click.echo(
+            f"  {', '.join(target.silent)} did not answer: if it serves a version that is gone, it "
+            f"cannot load it again; when it answers, run tidegate publish {name}"
+        )

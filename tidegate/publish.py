@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -22,6 +22,7 @@ from tidegate.signals import interrupt_on_sigterm
 @rollout.repositories
 @rollout.servers
 @rollout.grace
+@json_option
 def command(
     what: str,
     name: str,
@@ -29,6 +30,7 @@ def command(
     repositories: tuple[Path, ...],
     addresses: tuple[str, ...],
     grace_s: float,
+    as_json: bool,
 ) -> None:
     """Publish a pipeline that was made elsewhere, beside the version that serves.
 
@@ -40,13 +42,17 @@ def command(
     With the NAME of a published pipeline, every server is brought to its active version: this
     finishes a publication that stopped half-way.
 
+    --json: a list with, for each repository, pipeline, version, repository, served_by and
+    no_answer_from.
+
     \b
     tidegate publish ./from-the-training-machine
     tidegate publish text_embedding
     """
     interrupt_on_sigterm()
     places = Places.current()
-    for target in rollout.each(places, repositories, grace_s, addresses):
+    done = []
+    for target in rollout.each(places, repositories, grace_s, addresses, as_json=as_json):
         if Path(what).is_dir():
             from serving.bring import bring
 
@@ -58,4 +64,8 @@ def command(
             require_published(target.repository, what)
             now = active_version(target.repository, what)
             found, version = what, switch_to(target, what, now)
-        click.echo(rollout.outcome(target, places, found, version))
+        done.append(rollout.document(target, found, version))
+        if not as_json:
+            click.echo(rollout.outcome(target, places, found, version))
+    if as_json:
+        print_json(done)

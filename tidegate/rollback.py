@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -17,17 +17,22 @@ from tidegate.signals import interrupt_on_sigterm
 @rollout.repositories
 @rollout.servers
 @rollout.grace
+@json_option
 def command(
     name: str,
     version: int | None,
     repositories: tuple[Path, ...],
     addresses: tuple[str, ...],
     grace_s: float,
+    as_json: bool,
 ) -> None:
     """Serve an earlier version of the pipeline NAME again (or, with --to, a later one).
 
     Its files are checked against its manifest and it is asked its golden sample before the pin
     moves. No request fails. Works with Triton up or down.
+
+    --json: a list with, for each repository, pipeline, version, repository, served_by and
+    no_answer_from.
 
     \b
     tidegate rollback text_embedding
@@ -37,6 +42,11 @@ def command(
 
     interrupt_on_sigterm()
     places = Places.current()
-    for target in rollout.each(places, repositories, grace_s, addresses):
+    done = []
+    for target in rollout.each(places, repositories, grace_s, addresses, as_json=as_json):
         number = switch_to(target, name, version)
-        click.echo(rollout.outcome(target, places, name, number))
+        done.append(rollout.document(target, name, number))
+        if not as_json:
+            click.echo(rollout.outcome(target, places, name, number))
+    if as_json:
+        print_json(done)

@@ -4,12 +4,12 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tidegate.convert import clock
-from tidegate.places import Places
+from tidegate.places import Address, Places
 
 if TYPE_CHECKING:
     from serving.servers import Server
@@ -32,12 +32,11 @@ grace = click.option(
     "gateways send nobody there, and 2 s at least.",
 )
 
-
 servers = click.option(
     "--server",
     "addresses",
     multiple=True,
-    metavar="HOST:PORT",
+    type=Address(),
     help="A Triton (gRPC) that serves the repository and is not found by itself: on another "
     "machine, or in another container. Its key is read from TIDEGATE_TRITON_KEY_FILE, else "
     ".tidegate/triton.key.",
@@ -52,16 +51,21 @@ repository = click.option(
 
 @contextmanager
 def target(
-    places: Places, repository: Path, grace_s: float = 2.0, addresses: Sequence[str] = ()
+    places: Places,
+    repository: Path,
+    grace_s: float = 2.0,
+    addresses: Sequence[str] = (),
+    *,
+    as_json: bool = False,
 ) -> Iterator["Target"]:
     """The repository with every server on it that runs now, and those at ``addresses``; their
-    steps are told as they come."""
+    steps are told as they come, on stderr where stdout has JSON."""
     from serving.errors import PublishFailed
     from serving.replica import connected
     from serving.steps import Step
     from serving.target import Target
 
-    say = clock()
+    say = clock(err=as_json)
     found = running(places, repository, addresses)
     with connected(found) as replicas:
         answering = {replica.address for replica in replicas}
@@ -115,6 +119,17 @@ def outcome(target: "Target", places: Places, name: str, version: int) -> str:
     return done
 
 
+def document(target: "Target", name: str, version: int) -> dict[str, Any]:
+    """The same for a program: who took the version, and who did not answer."""
+    return {
+        "pipeline": name,
+        "version": version,
+        "repository": str(target.repository),
+        "served_by": [replica.address for replica in target.replicas],
+        "no_answer_from": list(target.silent),
+    }
+
+
 def chosen(places: Places, given: tuple[Path, ...]) -> list[Path]:
     return [path.resolve() for path in given] or [places.repository]
 
@@ -124,7 +139,12 @@ def one(places: Places, given: Path | None) -> Path:
 
 
 def each(
-    places: Places, given: tuple[Path, ...], grace_s: float, addresses: Sequence[str] = ()
+    places: Places,
+    given: tuple[Path, ...],
+    grace_s: float,
+    addresses: Sequence[str] = (),
+    *,
+    as_json: bool = False,
 ) -> Iterator["Target"]:
     """A target for each repository in turn. The first that fails ends the verb: the ones before it
     are changed, and the line on stderr says which are not."""
@@ -135,7 +155,7 @@ def each(
         raise click.UsageError("--server says no repository: give one --repository with it")
     for done, path in enumerate(paths):
         try:
-            with target(places, path, grace_s, addresses) as found:
+            with target(places, path, grace_s, addresses, as_json=as_json) as found:
                 yield found
         except ServingError as error:
             if not done:

@@ -1,9 +1,7 @@
 """The weights in ``gateway.toml``: one table is changed, every other byte stays as somebody wrote
 it. The gateway reads the file again within a second."""
 
-import contextlib
 import re
-import socket
 import time
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +19,8 @@ _END = re.compile(rf"^{END}\s*\Z", re.MULTILINE)
 
 Per = Literal["caller", "request"]
 PER: Per = "caller"
-TAKEN_TIMEOUT_S = 20.0
+# One that is stopped or hangs is killed within 20 s, and what takes its place reads the file.
+TAKEN_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,40 +47,25 @@ def read_route(path: Path, pipeline: str) -> Route:
 
 
 def wait_until_taken(path: Path) -> None:
-    """Return when a gateway that follows this file has it in force (each of them, where there are
-    several, not each worker of one); at once where none runs. ServingError after
-    ``TAKEN_TIMEOUT_S``."""
-    from gateway.settings import kept_file
+    """Return when every worker of every gateway that follows this file has it in force; at once
+    where none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
+    from gateway.policy.taken import in_force, version_of
 
-    data = path.read_bytes()
-    kept = sorted(path.parent.glob(kept_file(path.parent, path, "*").name))
+    wanted = version_of(path.read_bytes())
     deadline = time.monotonic() + TAKEN_TIMEOUT_S
-    for each in kept:
-        port = int(each.name.split(".")[-2])
-        while not _has_taken(each, data) and _listens(port):
-            if time.monotonic() > deadline:
-                raise ServingError(
-                    f"the gateway on port {port} has not taken {path} in {TAKEN_TIMEOUT_S:.0f} s, "
-                    "and sends callers where it did before; nothing was unloaded. See "
-                    f"{path.parent / 'logs' / 'gateway.log'}, and run the same command again"
-                )
-            time.sleep(0.1)
-
-
-def _has_taken(kept: Path, data: bytes) -> bool:
-    try:
-        found = kept.read_bytes().partition(b"\n")[2]
-    except OSError:
-        return True  # a gateway that starts anew reads the file
-    # Of a file from whose end a table has gone a gateway keeps the one before, though the table no
-    # longer holds: a cut would look the same (gateway/policy/reload.py).
-    return found == data or found.startswith(data.rstrip())
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
-        return True
-    return False
+    while True:
+        workers = in_force(path.parent, path)
+        late = sorted(process for process, version in workers if version != wanted)
+        if not late:
+            return
+        if time.monotonic() > deadline:
+            raise ServingError(
+                f"{len(late)} of {len(workers)} workers of the gateway (process "
+                f"{', '.join(map(str, late))}) have not taken {path} in {TAKEN_TIMEOUT_S:.0f} s, "
+                "and send callers where they did before; nothing was unloaded. See "
+                f"{path.parent / 'logs' / 'gateway.log'}, and run the same command again"
+            )
+        time.sleep(0.1)
 
 
 def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per = PER) -> None:

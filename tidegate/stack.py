@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -18,12 +19,13 @@ import click
 import psutil
 
 from gateway.beat import SOCKET
+from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
 from serving.children import end, start, why_ended
 from serving.control import LOAD_TIMEOUT_S
 from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
-from serving.ports import ALL_ADDRESSES, Endpoint, Ports, require_free
+from serving.ports import Endpoint, Ports, require_free
 from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
@@ -64,6 +66,7 @@ class StackOptions:
     load_timeout: float = LOAD_TIMEOUT_S
     log_bytes: int = 64 * 1024 * 1024
     log_files: int = 4
+    as_json: bool = False
 
 
 class Stack:
@@ -83,9 +86,11 @@ class Stack:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.options.host in ALL_ADDRESSES else self.options.host
-        host = f"[{host}]" if ":" in host else host
-        return f"{self._scheme}://{host}:{self.options.gateway_port}"
+        return f"{self._scheme}://{self._reached_at(self.options.gateway_port)}"
+
+    def _reached_at(self, port: int) -> str:
+        """Where a listener of the gateway is reached from this machine."""
+        return joined(reached_at(self.options.host), port)
 
     @property
     def _scheme(self) -> str:
@@ -216,27 +221,37 @@ class Stack:
         if self._claim:
             self._claim.close()
 
+    def running(self) -> Running:
+        """What runs, as ``tidegate status`` is told."""
+        return self._claim.running if self._claim else self._running()
+
     def invitation(self) -> str:
-        """What is where, and three lines that work when pasted."""
+        """What is where, and lines that work when pasted."""
         places, triton = self.options.places, self.options.triton
         admin = self._running().admin
         key = places.shown(places.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
+        models, texts, openai = (
+            f"  curl -s {shlex.quote(f'{self.url}/v1/{each}')} {header}"
+            for each in ("models", "text_embedding", "embeddings")
+        )
+        calls = (
+            f"""{texts} -d '{{"text": "Where is my parcel?"}}'""",
+            f"""{openai} """
+            """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
+        )
         return "\n".join(
             [
                 "",
                 click.style("Tidegate is ready.", fg="green", bold=True),
                 f"  gateway   {self.url}   docs {self.url}/docs",
-                f"  gRPC      127.0.0.1:{self.options.grpc_port} (the same policy)",
+                f"  gRPC      {self._reached_at(self.options.grpc_port)} (the same policy)",
                 f"  operator  {admin}/metrics and /admin",
                 f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
                 f"  API key   {key}",
                 "Try:",
-                f"""  curl -s {self.url}/v1/models {header}""",
-                f"""  curl -s {self.url}/v1/text_embedding {header} """
-                """-d '{"text": "Where is my parcel?"}'""",
-                f"""  curl -s {self.url}/v1/embeddings {header} """
-                """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
+                models,
+                *(calls if "text_embedding" in self._wanted() else ()),
                 "Stop with Ctrl-C.",
             ]
         )
@@ -261,7 +276,7 @@ class Stack:
             home=str(places.home),
             repository=str(places.repository),
             url=self.url,
-            admin=self.url.rpartition(":")[0] + f":{options.admin_port}",
+            admin=f"{self._scheme}://{self._reached_at(options.admin_port)}",
             triton=asdict(options.triton),
             workers=options.workers,
             models=self._wanted(),
@@ -312,7 +327,9 @@ class Stack:
         """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
         for name in names:
             self._say(f"converting {name} ...")
-            self._converter = start([sys.executable, "-m", "tidegate", "convert", name])
+            # stdout is for one document, where that was asked for.
+            log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
+            self._converter = start([sys.executable, "-m", "tidegate", "convert", name], log=log)
             if self._converter.wait() != 0:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 

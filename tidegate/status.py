@@ -1,15 +1,18 @@
 """``tidegate status``: what runs in this home, since when, how it is, and where the logs are."""
 
+import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 
 if TYPE_CHECKING:
     from tidegate.claim import Running
@@ -19,11 +22,12 @@ WELL, NOT_WELL, NOTHING = 0, 1, 3
 
 @dataclass
 class Report:
-    """What was found. ``gateway`` and ``triton`` are '' when well, else what is wrong;
-    ``pipelines`` is what the gateway says of each, ``versions`` what Triton serves of each model
-    that is called by name."""
+    """What was found. ``watcher`` (the process of ``tidegate up``), ``gateway`` and ``triton`` are
+    '' when well, else what is wrong; ``pipelines`` is what the gateway says of each, ``versions``
+    what Triton serves of each model that is called by name."""
 
     running: "Running"
+    watcher: str = ""
     gateway: str = ""
     triton: str = ""
     pipelines: Mapping[str, str] = field(default_factory=dict)
@@ -31,7 +35,7 @@ class Report:
 
     @property
     def is_well(self) -> bool:
-        return self.running.is_ready and not self.gateway and not self.triton
+        return self.running.is_ready and not (self.watcher or self.gateway or self.triton)
 
     @property
     def state(self) -> str:
@@ -41,8 +45,14 @@ class Report:
 
 
 @click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
+@json_option
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Of the stack that serves this repository, whichever home it runs from. Default: of this "
+    "home.",
+)
+def command(as_json: bool, repository: Path | None) -> None:
     """Show what runs in this home (TIDEGATE_HOME, else this folder): the gateway, Triton, the
     pipelines with the versions that are served, since when, and where the logs are.
 
@@ -52,26 +62,44 @@ def command(as_json: bool) -> None:
     tidegate status
     tidegate status --json
     """
-    from tidegate.claim import running_in
+    from tidegate.claim import home_serving, running_in
 
     places = Places.current()
+    if repository:
+        places = Places(home_serving(places, repository.resolve()))
     running = running_in(places.state)
     if running is None:
-        text = f"nothing runs in {places.home}: tidegate up starts it"
-        click.echo(json.dumps({"state": "stopped", "home": str(places.home)}) if as_json else text)
+        _say_nothing_runs(places, as_json=as_json)
         sys.exit(NOTHING)
     report = _look(places, running)
     if as_json:
-        click.echo(json.dumps({"state": report.state, **asdict(report)}, indent=2))
+        print_json({"state": report.state, **asdict(report)})
     else:
         _print(report)
     sys.exit(WELL if report.is_well else NOT_WELL)
 
 
+def _say_nothing_runs(places: Places, *, as_json: bool) -> None:
+    """Nothing runs in this home; its repository may be served from another one all the same."""
+    from tidegate.claim import homes_serving
+
+    others = [str(home) for home in homes_serving(places, places.repository)]
+    if as_json:
+        shown = {"state": "stopped", "home": str(places.home)}
+        print_json({**shown, "served_from": others} if others else shown)
+        return
+    click.echo(f"nothing runs in {places.home}: tidegate up starts it")
+    for home in others:
+        how = f"TIDEGATE_HOME={shlex.quote(home)} tidegate status"
+        if home == str(places.home):
+            how = "a Triton runs there all the same, and no process that looks after it is known"
+        click.echo(f"  {places.repository} is served from {home}: {how}")
+
+
 def _look(places: Places, running: "Running") -> Report:
     from tidegate.stack import ask
 
-    report = Report(running)
+    report = Report(running, _stopped(running.pid))
     key = places.dev_key.read_text().strip() if places.dev_key.is_file() else ""
     ready, answer = ask(f"{running.url}/readyz", running.certificate_file, key)
     try:
@@ -85,6 +113,16 @@ def _look(places: Places, running: "Running") -> Report:
     return report
 
 
+def _stopped(pid: int) -> str:
+    """Whether the process is stopped; '' else, and of one that cannot be seen from here."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            return f"is stopped, and heals nothing: kill -CONT {pid}"
+    return ""
+
+
 def _look_at_triton(places: Places, report: Report) -> None:
     from serving.control import TritonControl, read_key
     from serving.errors import ServingError
@@ -96,7 +134,7 @@ def _look_at_triton(places: Places, report: Report) -> None:
         with TritonControl(f"127.0.0.1:{running.triton['grpc']}", key) as control:
             index = control.index()
     except ServingError as error:
-        report.triton = str(error).removeprefix("Triton ")
+        report.triton = str(error).removeprefix(f"Triton at 127.0.0.1:{running.triton['grpc']} ")
         return
     found: dict[str, list[int]] = {name: [] for name in running.models}
     for each in index:
@@ -112,14 +150,18 @@ def _print(report: Report) -> None:
     running = report.running
     well = "green" if report.is_well else "red"
     click.echo(f"{click.style(report.state, fg=well)}, since {running.since} ({_age(running)})")
-    click.echo(f"  process     {running.pid}, {running.workers} gateway worker(s)")
+    workers = f"{running.workers} gateway worker(s)"
+    click.echo(f"  process     {running.pid}, {workers}   {report.watcher}".rstrip())
     click.echo(f"  gateway     {running.url}   {report.gateway or 'ready'}")
     click.echo(f"  operator    {running.admin}/metrics and /admin")
     ports = "   ".join(f"{name} 127.0.0.1:{port}" for name, port in running.triton.items())
     click.echo(f"  Triton      {ports}   {report.triton or 'answers'}")
     click.echo(f"  repository  {running.repository} (configs: {running.config})")
     for name in sorted({*report.versions, *report.pipelines}):
-        versions = ", ".join(map(str, sorted(report.versions.get(name, [])))) or "none"
+        found = report.versions.get(name)
+        versions = (
+            ", ".join(map(str, sorted(found))) or "none" if found is not None else "not known"
+        )
         click.echo(f"  {name}: version {versions}   {report.pipelines.get(name, '')}".rstrip())
     for log in running.logs:
         click.echo(f"  log         {log}")

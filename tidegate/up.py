@@ -1,14 +1,16 @@
 """``tidegate up``: convert what is missing, start Triton and the gateway, keep them running."""
 
-import contextlib
+import json
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
-from tidegate.places import Places, repository_option
+from tidegate.places import Places, json_option, repository_option
 from tidegate.signals import interrupt_on_sigterm
 from tidegate.stack import Stack, StackOptions
 
@@ -119,10 +121,14 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     help="Older files of each that are kept.",
 )
 @repository_option
-def command(**options: Any) -> None:
+@json_option
+def command(as_json: bool, **options: Any) -> None:
     """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
 
     PIPELINES are those to serve; without any, all known ones and every model in model_repository/.
+
+    --json: once it serves, one line on stdout, what `tidegate status --json` shows as `running`;
+    the rest on stderr.
 
     \b
     tidegate up
@@ -132,33 +138,34 @@ def command(**options: Any) -> None:
     from serving.ports import Ports
 
     triton = Ports(*(options.pop(f"triton_{each}_port") for each in ("http", "grpc", "metrics")))
-    _serve(Stack(StackOptions(Places.current(), triton=triton, **options), telling(click.echo)))
+    say = telling(partial(click.echo, err=as_json))
+    made = StackOptions(Places.current(), triton=triton, as_json=as_json, **options)
+    _serve(Stack(made, say), say, as_json=as_json)
 
 
-def _check(stack: Stack) -> None:
+def _check(stack: Stack, say: Callable[[str], None]) -> None:
     """Nothing that goes wrong in one round may end the watching."""
     try:
         stack.check()
     except Exception as error:
-        with contextlib.suppress(OSError, ValueError):  # where it is written may be the fault
-            click.echo(f"the stack could not be looked after: {type(error).__name__}: {error}")
+        say(f"the stack could not be looked after: {type(error).__name__}: {error}")
         time.sleep(FAILED_S)
 
 
-def _serve(stack: Stack) -> None:
+def _serve(stack: Stack, say: Callable[[str], None], *, as_json: bool) -> None:
     """Run the stack until a signal; whatever happens, nothing of it is left running."""
     interrupt_on_sigterm()
     try:
         stack.start()
-        click.echo(stack.invitation())
+        click.echo(json.dumps(asdict(stack.running())) if as_json else stack.invitation())
         while True:
             time.sleep(POLL_S)
-            _check(stack)
+            _check(stack, say)
     except KeyboardInterrupt:
-        click.echo("stopping ...")
+        say("stopping ...")
     finally:
         # A second Ctrl-C must not leave half of it behind; stopping is bounded in time.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
-    click.echo("stopped")
+    say("stopped")

@@ -1,6 +1,5 @@
 """``tidegate versions NAME``: what can be rolled back to, what is tried, and who serves what."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidegate import rollout
-from tidegate.places import Places
+from tidegate.places import Places, json_option, print_json
 
 if TYPE_CHECKING:
     from serving.servers import Server
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("versions")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifests as JSON.")
+@json_option
 @rollout.repository
 @rollout.servers
 def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[str, ...]) -> None:
@@ -52,7 +51,7 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
             }
             for each in found
         ]
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        print_json(shown)
         return
     for each in found:
         click.echo(_line(each))

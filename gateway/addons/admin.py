@@ -16,6 +16,7 @@ from gateway.http.corked import CorkedProtocol
 from gateway.http.edge import Edge
 from gateway.http.endpoint import Endpoint, Handler, Reply, json_reply, needs, open_to_all
 from gateway.http.exchange import Exchange
+from gateway.listening import listening_socket
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 STOP_S = 5.0
@@ -111,8 +112,9 @@ class AdminListener:
         self._socket = self._bound()
 
     def _bound(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-        return socket.create_server(self._address, family=family, reuse_port=self._is_shared)
+        bound = listening_socket(*self._address, is_shared=self._is_shared)
+        bound.listen()  # who comes before the server has begun waits
+        return bound
 
     async def start(self) -> None:
         self._server = _Server(self._config)

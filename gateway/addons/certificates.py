@@ -5,7 +5,6 @@ verified before HTTP begins). A certificate is known by its subject as RFC 4514 
 (``CN=batch,O=Acme``) and by each ``URI:...`` and ``DNS:...`` of its SAN.
 """
 
-import ipaddress
 import math
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from starlette.types import Scope
 
 from gateway.http.corked import CorkedProtocol
 from gateway.identity.principal import Grant, Principal, refused
+from gateway.listening import peer_address
 from gateway.policy.gateway_toml import Rules
 
 SCOPE_KEY = "tidegate.client_certificate"
@@ -101,8 +101,7 @@ class Certificates:
 
     def _is_trusted(self, host: str) -> bool:
         try:
-            address = ipaddress.ip_address(host)
+            address = peer_address(host)
         except ValueError:
             return False
-        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._trusted)

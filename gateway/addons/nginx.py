@@ -5,7 +5,6 @@ allowed only to a caller who may use every model. Nor does it hear when the call
 counted, concurrency and tokens are not.
 """
 
-import ipaddress
 from urllib.parse import quote
 
 from tritonclient.grpc import service_pb2
@@ -16,6 +15,7 @@ from gateway.errors import Forbidden, GatewayError, NotFound
 from gateway.http.endpoint import Reply, needs
 from gateway.http.exchange import Exchange
 from gateway.limits.limit import Subject, checks_of
+from gateway.listening import peer_address
 
 PATH = "/internal/decide"
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -43,7 +43,7 @@ class DecisionDoor:
     async def decide(self, exchange: Exchange) -> Reply:
         """204, or 403 with the gRPC status: ``auth_request`` knows no other refusal."""
         client = exchange.scope.get("client")
-        if not client or not ipaddress.ip_address(client[0]).is_loopback:
+        if not client or not peer_address(client[0]).is_loopback:
             raise NotFound(f"there is no {PATH}: see /docs for what there is")
         try:
             await self._admit(exchange)

@@ -21,6 +21,7 @@ from pydantic import (
 
 from gateway.limits.limit import Glob, Limit
 from gateway.policy.toml_lines import KeyPath, line_of
+from modelspec.address import require_replica
 
 Fault = tuple[KeyPath, str]
 
@@ -126,7 +127,7 @@ USER_ROLE, ADMIN_ROLE = Role(actions=["read", "infer"]), Role(actions=["read", "
 class Rules(_Table):
     """The whole file."""
 
-    replicas: list[Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}(/\d{1,5})?$")]] = []
+    replicas: list[Annotated[str, AfterValidator(require_replica)]] = []
     tenants: dict[Name, Tenant] = {}
     roles: dict[Name, Role] = {}
     limits: list[Limit] = []

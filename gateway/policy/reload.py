@@ -10,7 +10,6 @@ holds at once. What it gives more holds
   or if it does not end with ``# end`` although the one before did.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE, PolicyError, Rules, parse_rules
+from gateway.policy.taken import version_of
 from gateway.policy.transition import covers, lost, narrowed
 from gateway.private_file import write_private
 
@@ -103,7 +103,7 @@ class PolicyFile:
         is_renamed = _is_renamed(stat, self._seen)
         self._seen, coming, self._coming = seen, self._coming, None
         rules = parse_rules(_text(data, self._path), str(self._path))
-        found = InForce(rules, Access(rules), hashlib.sha256(data).hexdigest()[:12])
+        found = InForce(rules, Access(rules), version_of(data))
         if is_first:
             return self._take(found, data)
         self._check(rules, data)
@@ -178,7 +178,7 @@ class PolicyFile:
         except (OSError, ValueError) as error:
             log.error("the policy that was kept cannot be read: %s", error)
             return False
-        version = hashlib.sha256(data).hexdigest()[:12]
+        version = version_of(data)
         self.current = self._settled = InForce(rules, Access(rules), version)
         self._data, self._seen = data, (mtime_ns, size, inode)
         return True

@@ -1,9 +1,12 @@
 """What an operator meets beside the requests: status, logs, a second stack, what is left behind."""
 
+import contextlib
 import json
 import re
 import signal
+import threading
 
+import httpx
 import psutil
 import pytest
 
@@ -116,6 +119,38 @@ def test_logs_are_rotated_and_their_writers_go_on(own):
     older = sorted(path.name for path in log.parent.glob("gateway.log.*"))
     assert older == [f"gateway.log.{number + 1}" for number in range(OLDER)]
     assert log.with_name("gateway.log.1").read_bytes().startswith(b"x" * 99)
+
+
+def test_what_a_worker_had_under_way_ends_with_it_in_the_metrics(own):
+    """Its gauges would stay as they last were for ever."""
+
+    def under_way():
+        text = httpx.get(
+            f"http://127.0.0.1:{own.admin_port}/metrics", headers=own.headers, timeout=30
+        ).text
+        found = re.findall(r"^tidegate_replica_inflight{.*} ([\d.]+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
+    body = {"text_input": "[delay 1] a b c d e f g h i j"}
+    calls = [threading.Thread(target=_posted, args=(own, body)) for _ in range(6)]
+    before = _workers(own)
+    for each in calls:
+        each.start()
+    try:
+        wait_until(lambda: under_way() >= 1, 20, "requests under way")
+        for pid in before:
+            psutil.Process(pid).kill()
+    finally:
+        for each in calls:
+            each.join()
+    wait_until(lambda: not any(map(psutil.pid_exists, before)), 60, "their ends")
+    wait_until(lambda: _status(own)[0] == WELL, 90, "well again")
+    wait_until(lambda: under_way() == 0, 20, "nothing under way")
+
+
+def _posted(stack, body):
+    with contextlib.suppress(httpx.TransportError):
+        stack.post("/v2/models/echo_llm/generate", json=body)
 
 
 def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):

@@ -2,6 +2,8 @@
 
 import asyncio
 import collections
+import socket
+from dataclasses import replace
 
 import grpc
 import httpx
@@ -10,6 +12,7 @@ import pytest
 from gateway.addons.admin import AdminListener
 from gateway.addons.grpc_door.door import GrpcDoor
 from gateway.core import Gateway
+from gateway.listening import listening_socket, peer_address
 from gateway.probes import readiness
 from gateway.settings import Settings
 from serving.ports import free_ports
@@ -86,6 +89,36 @@ async def test_the_grpc_server(gateway):
     assert gateway.supervisor.faults() == {}
     await gateway.supervisor.close()
     await listener.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"]), ("localhost", ["127.0.0.1"])],
+)
+async def test_each_listener_takes_the_same_hosts(gateway, host, reached):
+    admin_port, grpc_port = free_ports(2)
+    gateway.settings = replace(gateway.settings, host=host)
+    listeners = [AdminListener(gateway, admin_port), GrpcDoor(gateway, grpc_port)]
+    for each in listeners:
+        await each.start()
+    with listening_socket(host, 0) as main:
+        main.listen()
+        for at in reached:
+            with socket.create_connection((at.strip("[]"), main.getsockname()[1]), timeout=5):
+                pass
+            async with httpx.AsyncClient() as client:
+                answer = await client.get(f"http://{at}:{admin_port}/healthz", timeout=5)
+            assert answer.status_code == 200
+            async with grpc.aio.insecure_channel(f"{at}:{grpc_port}") as channel:
+                await asyncio.wait_for(channel.channel_ready(), 5)
+    for each in listeners:
+        await each.stop()
+
+
+def test_a_client_of_either_kind_is_known_by_its_own_address():
+    assert str(peer_address("::ffff:10.0.0.5")) == "10.0.0.5"
+    assert peer_address("::ffff:127.0.0.1").is_loopback
+    assert str(peer_address("fe80::1")) == "fe80::1"
 
 
 async def test_what_is_down_makes_the_gateway_unready(gateway, monkeypatch):

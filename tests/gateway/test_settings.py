@@ -38,6 +38,11 @@ def test_every_type_is_read():
         ("TIDEGATE_DEADLINE_S", "0", "above 0"),
         ("TIDEGATE_SEQUENCE_SHARE", "0", "above 0"),
         ("TIDEGATE_REPLICAS", ",", "at least one"),
+        ("TIDEGATE_REPLICAS", "::1:8001", "in brackets"),
+        ("TIDEGATE_REPLICAS", "a:8001/http", "a port is a number"),
+        ("TIDEGATE_GRPC_PORT", "70000", "0 to 65535"),
+        ("TIDEGATE_ADMIN_PORT", "8080", "TIDEGATE_GATEWAY_PORT are both 8080"),
+        ("TIDEGATE_HOST", "no.such.host.invalid", "neither an address nor the name"),
     ],
 )
 def test_a_value_that_is_wrong_is_named(variable, value, message):

@@ -7,11 +7,13 @@ import time
 
 import pytest
 
-from serving import leftovers, loading
+from serving import control, leftovers, loading
 from serving.control import TritonControl
 from serving.errors import ModelLoadFailed
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
+from serving.stubs import live_stubs
+from tests.running import wait_until
 
 ODD = """it's [a] "home" of $HOME (é) & ; 100 %"""
 CONFIG = """backend: "python"
@@ -84,6 +86,28 @@ def test_what_takes_long_is_told_and_its_limit_can_be_set(server, monkeypatch):
         hurried.load("slow")
     server.control.load("slow")
     assert any(line.strip().startswith("still loading slow (") for line in server.said)
+
+
+def test_a_reload_that_hangs_is_bounded_by_what_loads_took_and_the_next_one_works(
+    server, tmp_path, monkeypatch
+):
+    """Whoever waits for it is the watcher: nothing else is healed meanwhile."""
+    hang = tmp_path / "hang"
+    line = f"time.sleep(3600 if os.path.exists({str(hang)!r}) else 0)"
+    _add(server, "sleepy", line)
+    monkeypatch.setattr(control, "AGAIN_S", 3.0)
+    server.control.load("sleepy")
+    before = live_stubs(server.pid)
+    hang.touch()
+    began = time.monotonic()
+    with pytest.raises(ModelLoadFailed, match=r"not loaded again within .* the next attempt has"):
+        server.control.load("sleepy", afresh=True)
+    assert time.monotonic() - began < ENOUGH_S
+    assert server.control._bound_s("sleepy") > 3.0
+    hang.unlink()
+    wait_until(lambda: live_stubs(server.pid) <= before, 20, "the end of what hung")
+    server.control.load("sleepy", afresh=True)
+    assert [each.state for each in server.control.index() if each.name == "sleepy"] == ["READY"]
 
 
 def test_a_process_that_cannot_start_is_an_error_in_seconds(server):

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 
@@ -177,6 +178,14 @@ def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, ta
     assert prune(target, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
     assert prune(target, NAME, keep=1) == ([], 0)
     assert _publish(repository, 9) == 5
+
+
+def test_prune_keeps_what_a_server_serves_still(repository):
+    """One that a publication did not reach, or that nobody told of it."""
+    _publish(repository, 0, 10, 20)
+    gone, _ = prune(Target(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
+    assert gone == ["mood/2", "mood_onnx/2"]
+    assert version_folders(repository / NAME) == [1, 3]
 
 
 def test_a_pipeline_that_was_put_there_by_hand_is_adopted(repository, target):

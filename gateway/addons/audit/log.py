@@ -16,6 +16,7 @@ line>.log`` and the next one goes on with the chain.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -99,9 +100,15 @@ def read_head(folder: Path, pepper: bytes) -> Head:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer or reader at a time."""
-    with (folder / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """One writer or reader at a time. Where nothing may be written there is no writer."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / LOCK).open("a"))
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

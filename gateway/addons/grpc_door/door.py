@@ -38,6 +38,7 @@ from gateway.http.exchange import Exchange
 from gateway.http.render import CLIENT_LEFT, Door, status_of
 from gateway.probes import readiness
 from gateway.settings import Settings
+from modelspec.address import joined, resolved
 
 log = logging.getLogger("gateway")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -105,12 +106,13 @@ class GrpcDoor:
 
     def _open(self, settings: Settings) -> int:
         """The port, of two if there is one for certificates."""
-        address = f"{settings.host}:{self._port}"
+        host = resolved(settings.host)[1]
+        address = joined(host, self._port)
         if not settings.tls_certificate_file:
             return int(self._server.add_insecure_port(address))
         tls = load("tls")(settings)
         if settings.grpc_certificate_port:
-            demanding = f"{settings.host}:{settings.grpc_certificate_port}"
+            demanding = joined(host, settings.grpc_certificate_port)
             self._server.add_secure_port(demanding, tls.grpc(demanding=True))
         return int(self._server.add_secure_port(address, tls.grpc(demanding=False)))
 

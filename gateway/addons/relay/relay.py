@@ -22,6 +22,7 @@ from gateway.doors.v2_response import not_finite
 from gateway.errors import GatewayError
 from gateway.http.endpoint import Reply
 from gateway.upstream import WORDS, told, translate
+from modelspec.address import host_and_port
 
 # How Triton's HTTP door says what its gRPC door says with a status. It says 400 for three of them.
 _MANY = 400
@@ -38,7 +39,7 @@ class Relay:
     """One Triton's HTTP door. ``channel`` is that to its gRPC door, by which its end is noticed."""
 
     def __init__(self, grpc_address: str, port: int, channel: Any) -> None:
-        self._http = TritonHttp(grpc_address.rpartition(":")[0], port)
+        self._http = TritonHttp(host_and_port(grpc_address)[0], port)
         self._channel = channel
         self._watch: asyncio.Task[None] | None = None
 

@@ -25,7 +25,7 @@ class TritonHttp:
     """Keeps the connections; there are as many as requests were under way at once."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host.strip("[]"), port
+        self._host, self._port = host, port
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
 

@@ -1,0 +1,80 @@
+"""Which policy each worker has in force, for whoever changed ``gateway.toml`` and waits for it.
+
+A worker has a file in ``workers/`` of the state folder, on which it holds a lock as long as it
+lives: what a killed one left is not waited for.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+from pathlib import Path
+
+log = logging.getLogger("gateway")
+FOLDER = "workers"
+_LENGTH = 12  # of a version, in bytes: writing it anew needs no room on the disk
+
+
+def version_of(data: bytes) -> str:
+    """What a policy file of these bytes is called: 12 hex digits of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:_LENGTH]
+
+
+class Taken:
+    """What one worker says. Nothing here fails for want of a disk: that is logged once."""
+
+    def __init__(self, state_folder: Path, policy_file: Path) -> None:
+        name = f"{_prefix(policy_file)}{os.getpid()}.{secrets.token_hex(4)}"
+        self._path = state_folder / FOLDER / name
+        self._descriptor: int | None = None
+        self._fault = ""
+
+    def say(self, version: str) -> None:
+        """This is in force now."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._locked()
+            os.pwrite(self._descriptor, version.ljust(_LENGTH).encode(), 0)
+            if not self._path.exists():
+                self._path.with_name(f".{self._path.name}").rename(self._path)
+        except OSError as error:
+            if self._fault != str(error):
+                self._fault = str(error)
+                log.warning("tidegate canary and promote do not wait for this worker: %s", error)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _locked(self) -> int:
+        """The file, under another name until it says something."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = self._path.with_name(f".{self._path.name}")
+        descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+
+def in_force(state_folder: Path, policy_file: Path) -> list[tuple[int, str]]:
+    """The process of each living worker that follows this file, and the version that it has in
+    force."""
+    found = []
+    for path in (state_folder / FOLDER).glob(f"{_prefix(policy_file)}*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                version = file.read(_LENGTH).decode().strip()
+                found.append((int(path.name.split(".")[1]), version))
+            else:
+                path.unlink()  # of one that has ended
+    return found
+
+
+def _prefix(policy_file: Path) -> str:
+    return hashlib.sha256(str(policy_file.resolve()).encode()).hexdigest()[:_LENGTH] + "."

@@ -1,0 +1,67 @@
+"""Addresses as people write them: ``10.0.0.5:8001``, ``triton.example:8001``, ``[::1]:8001``."""
+
+import ipaddress
+import re
+import socket
+
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """The host, an IPv6 address without its brackets, and the port; ValueError says what is wrong.
+    Whether the host exists is not asked."""
+    host, colon, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not is_ipv6(host):
+            raise ValueError(f"{text!r}: {host!r} is no IPv6 address")
+    elif is_ipv6(host) or is_ipv6(text.strip()):
+        shown = f"[{host}]:{port}" if is_ipv6(host) else f"[{text.strip()}]:8001"
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as {shown}")
+    elif not colon or not _NAME.fullmatch(host):
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 10.0.0.5:8001 or [::1]:8001")
+    return host, _port(text, port)
+
+
+def require_replica(text: str) -> str:
+    """The text itself, HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT; ValueError if it is neither."""
+    address, slash, http_port = text.partition("/")
+    host_and_port(address)
+    if slash:
+        _port(text, http_port)
+    return text
+
+
+def joined(host: str, port: int) -> str:
+    """``HOST:PORT`` as gRPC and URLs take it; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolved(host: str) -> tuple[socket.AddressFamily, str]:
+    """The family and the one address that a listener on ``host`` gets: of a name that has both
+    kinds, such as localhost, the IPv4 one. OSError or UnicodeError when nobody knows the name."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    family, _, _, _, place = min(found, key=lambda each: each[0] != socket.AF_INET)
+    zone = f"%{place[3]}" if family == socket.AF_INET6 and len(place) == 4 and place[3] else ""
+    return family, str(place[0]).partition("%")[0] + zone
+
+
+def reached_at(host: str) -> str:
+    """Where on this machine to reach what listens on ``host``: all addresses of a family are
+    reached at its loopback."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
+
+
+def _port(text: str, port: str) -> int:
+    if not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
+        raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
+    return int(port)
+
+
+def is_ipv6(host: str) -> bool:
+    """Whether it is an IPv6 address, with a zone (``fe80::1%eth0``) or without."""
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,239 @@
+"""What holds for every verb: ``--json`` and ``--repository``, one document, the same exit codes,
+nothing left in the temporary folder."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import click
+import psutil
+import pytest
+
+from serving.ports import Ports
+from serving.publish import publish
+from tests.running import environment, wait_until
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tidegate import cli
+from tidegate.claim import Running
+from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
+from tidegate.places import Places
+from tidegate.stack import Stack, StackOptions
+from tidegate.status import Report, _print
+
+
+def _leaves(command, path=()):
+    if not isinstance(command, click.Group):
+        return {" ".join(path): command}
+    context = click.Context(command)
+    found = {}
+    for name in command.list_commands(context):
+        found |= _leaves(command.get_command(context, name), (*path, name))
+    return found
+
+
+VERBS = _leaves(cli.cli)
+# Each as it is called where there is nothing at all: no repository, no stack, no key. What it needs
+# is not there, so it says so, or finds nothing wrong in nothing.
+NOWHERE = {
+    "up": (["nobody"], FAILED),
+    "status": ([], NOTHING),
+    "convert": (["./nothing.onnx", "--name", "m"], FAILED),
+    "prove": (["m", "--against", "./nothing"], FAILED),
+    "publish": (["m"], FAILED),
+    "rollback": (["m"], FAILED),
+    "versions": (["m"], FAILED),
+    "prune": (["m"], FAILED),
+    "canary": (["m", "--weight", "10"], FAILED),
+    "promote": (["m"], FAILED),
+    "lint": ([], FAILED),
+    "optimize": (["m"], WRONG_USAGE),  # its original is not given
+    "keys create": (["a"], DONE),
+    "keys list": ([], DONE),
+    "keys rotate": (["b"], FAILED),
+    "keys revoke": (["b"], FAILED),
+    "audit verify": ([], FAILED),
+    "demo": (["--url", "http://127.0.0.1:1"], FAILED),
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capfd):
+    """``call("status --json")`` in an empty home: the exit code, stdout, stderr. The temporary
+    folder is as it was after each."""
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    for folder in (home, scratch):
+        folder.mkdir()
+    for name in list(os.environ):
+        if name.startswith("TIDEGATE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TIDEGATE_HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(home)
+
+    def called(*words):
+        monkeypatch.setattr(sys, "argv", ["tidegate", *words])
+        before = _ours()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert _ours() == before
+        assert list(scratch.iterdir()) == []
+        written = capfd.readouterr()
+        return ended.value.code or 0, written.out, written.err
+
+    yield called
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def _ours():
+    return {name: value for name, value in os.environ.items() if name.startswith("TIDEGATE_")}
+
+
+def test_the_list_of_verbs_is_whole():
+    assert set(NOWHERE) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_json_and_a_repository(verb):
+    options = {flag for each in VERBS[verb].params for flag in each.opts}
+    assert {"--json", "--repository"} <= options
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_command_line_is_2_and_writes_no_document(call, verb):
+    code, out, err = call(*verb.split(), "--no-such-flag", "--json")
+    assert (code, out) == (WRONG_USAGE, "")
+    assert "No such option" in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_where_there_is_nothing(call, verb):
+    arguments, expected = NOWHERE[verb]
+    code, out, err = call(*verb.split(), *arguments, "--json")
+    assert code == expected, out + err
+    assert "Traceback" not in err
+    assert "not foreseen" not in err
+    if out:
+        json.loads(out)  # one document and nothing else
+    else:
+        assert err.splitlines()[-1].startswith(("tidegate: ", "Error: "))
+
+
+@pytest.mark.parametrize("verb", ["status", "demo", "keys list", "audit verify"])
+def test_a_verb_of_a_stack_says_that_nothing_serves_the_repository(call, tmp_path, verb):
+    code, out, err = call(*verb.split(), "--json", "--repository", str(tmp_path / "models"))
+    assert (code, out) == (NOTHING, "")
+    assert f"no stack was found that serves {tmp_path / 'models'}" in err
+
+
+@pytest.mark.parametrize("address", ["::1:8001", "127.0.0.1", "localhost:0", "no.such.invalid:1"])
+@pytest.mark.parametrize("verb", ["publish", "rollback", "versions", "prune", "promote"])
+def test_a_server_that_is_no_address_is_a_wrong_command_line(call, verb, address):
+    code, out, err = call(verb, "m", "--server", address)
+    assert (code, out) == (WRONG_USAGE, "")
+    assert repr(address) in err
+
+
+def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
+    repository = tmp_path / "home" / "model_repository"
+    for add in (0, 10, 20):
+        publish(stage(repository, add), repository, MODELS)
+    here = {"pipeline": NAME, "repository": str(repository)}
+    nobody = {"served_by": [], "no_answer_from": []}
+
+    def done(*words):
+        code, out, err = call(*words, "--json")
+        assert code == DONE, err
+        return json.loads(out)
+
+    assert done("rollback", NAME) == [{**here, "version": 2, **nobody}]
+    assert done("publish", NAME) == [{**here, "version": 2, **nobody}]
+    tried = {"name": "mood.v3", "version": 3, "percent": 10, "per": "caller"}
+    begun = done("canary", NAME, "--weight", "10")
+    assert begun == {**here, "canaries": [tried], "gone": [], **nobody}
+    assert done("promote", NAME) == {**here, "version": 3, **nobody}
+    done("canary", NAME, "--weight", "10", "--version", "1")
+    ended = done("canary", NAME, "--weight", "0")
+    assert ended == {**here, "canaries": [], "gone": ["mood.v1"], **nobody}
+    pruned = done("prune", NAME, "--keep", "1")
+    assert pruned.pop("freed_bytes") > 0
+    assert pruned == {
+        **here,
+        "no_answer_from": [],
+        "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"],
+    }
+    assert [each["number"] for each in done("versions", NAME)] == [3]
+    assert done("lint") == []
+
+
+def test_what_is_interrupted_says_so_with_a_code_of_its_own(tmp_path):
+    """SIGTERM while another publisher holds the repository."""
+    repository = tmp_path / "model_repository"
+    publish(stage(repository, 0), repository, MODELS)
+    shutil.rmtree(tmp_path / ".model_repository.staging" / "servers", ignore_errors=True)
+    code = (
+        "import signal; from pathlib import Path; from serving.lock import publishing\n"
+        f"with publishing(Path({str(repository)!r}), 'a test'):\n"
+        "    print('held', flush=True); signal.pause()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "tidegate", "publish", NAME],
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        lock = tmp_path / ".model_repository.staging" / "lock"
+        try:
+            _wait_until_open(waiting.pid, lock)
+            waiting.terminate()
+            _, err = waiting.communicate(timeout=60)
+        finally:
+            waiting.kill()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (waiting.returncode, err) == (cli.STOPPED, "tidegate: stopped\n")
+
+
+def _wait_until_open(pid, path):
+    def is_open():
+        return any(each.path == str(path) for each in psutil.Process(pid).open_files())
+
+    wait_until(is_open, 60, "the publisher's wait for the lock")
+
+
+def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
+    running = Running(1, "/home", "/models", "http://[::1]:1", "", {"grpc": 1}, 1, ["mood"], [])
+    silent = Report(running, triton="does not answer", pipelines={"mood": "ready"})
+    _print(silent)
+    assert "mood: version not known   ready" in capsys.readouterr().out
+    _print(replace(silent, versions={"mood": []}))
+    assert "mood: version none   ready" in capsys.readouterr().out
+
+
+def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
+    """A shell would take the brackets of an IPv6 address for a pattern."""
+    ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
+    options = StackOptions(Places(tmp_path), "::1", pipelines=("mood",), **ports)
+    lines = _invitation(options).splitlines()
+    tried = [shlex.split(each)[2] for each in lines if each.strip().startswith("curl")]
+    assert tried == ["http://[::1]:1/v1/models"]
+    assert any("curl -s 'http://[::1]:1/v1/models'" in each for each in lines)
+    known = _invitation(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
+    assert known.count("curl -s http://127.0.0.1:1/v1/") == 3
+
+
+def _invitation(options):
+    stack = Stack(options, print)
+    try:
+        return stack.invitation()
+    finally:
+        stack.stop()

@@ -1,0 +1,63 @@
+"""Several workers of one gateway: which of them is given up, and when."""
+
+import socket
+
+import pytest
+from uvicorn import Config
+
+from gateway import workers
+from gateway.workers import Workers
+
+
+class Worker:
+    """One that runs, and answers or not."""
+
+    def __init__(self, pid, *, answers):
+        self.pid, self.answers, self.is_killed, self.exitcode = pid, answers, False, -9
+        self.process = self
+
+    def is_alive(self, timeout=None):
+        """Of the process without a timeout, of its answers with one."""
+        return not self.is_killed and (timeout is None or self.answers)
+
+    def kill(self):
+        self.is_killed = True
+
+    def start(self):
+        pass
+
+    def join(self):
+        pass
+
+
+@pytest.fixture
+def supervisor(monkeypatch):
+    made = []
+
+    def another(config, sockets):
+        made.append(Worker(100 + len(made), answers=False))
+        return made[-1]
+
+    monkeypatch.setattr(workers, "Process", another)
+    monkeypatch.setattr("uvicorn.supervisors.multiprocess.Process", another)
+    with socket.socket() as listener:
+        found = Workers(Config("none:none", workers=2), [listener])
+        found.init_processes()
+        yield found
+
+
+def test_a_worker_that_starts_slowly_is_not_killed_and_one_that_served_is(supervisor, monkeypatch):
+    first, second = supervisor.processes
+    for _ in range(3):
+        supervisor.keep_subprocess_alive()
+    assert supervisor.processes == [first, second]
+    first.answers = True
+    supervisor.keep_subprocess_alive()
+    first.answers = False
+    supervisor.keep_subprocess_alive()
+    assert first.is_killed
+    assert not second.is_killed
+    monkeypatch.setattr(workers, "START_S", 0.0)
+    supervisor.keep_subprocess_alive()
+    assert second.is_killed
+    assert supervisor.processes[0] is not first
