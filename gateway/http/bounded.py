@@ -25,7 +25,7 @@ from gateway.errors import GatewayError, Malformed, NoCapacity, TooLarge, TooSlo
 from gateway.http.connections import OPEN
 from gateway.http.exchange import ClientGone, new_request_id
 from gateway.http.render import error_reply
-from gateway.http.turns import TURNS
+from gateway.http.turns import BULK_BYTES, TURNS
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
 HEAD_TIMEOUT_S = 10.0  # for the request line and the headers, and until a new connection says it
@@ -94,6 +94,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def has_unread(self) -> bool:
         return _has_unread(self.transport)
 
+    def _tenant(self) -> str:
+        scope: Any = self.cycle.scope if self.cycle else {}
+        return scope["exchange"].tenant if "exchange" in scope else ""
+
     def is_strangers(self) -> bool:
         scope: Any = self._answering.scope if self._answering else {}
         return "exchange" in scope and scope["exchange"].principal is None
@@ -149,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
             at = end
             if n_pieces > MANY_PIECES and at < size:
                 self._keep(view[at:])
-                TURNS.call(self._go_on)
+                TURNS.call(self._go_on, self._tenant())
                 break
 
     def _go_on(self) -> None:
@@ -343,8 +347,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._discarded += count
         if self._discarded > DISCARD_LIMIT_BYTES:
             self._close()
-        elif self._timer is None:
+            return
+        if self._timer is None:
             self._timer = self.loop.call_later(DISCARD_TIMEOUT_S, self._close)
+        if count > BULK_BYTES:
+            self.flow.hold_reading()
+            TURNS.call(self._read_on, self._tenant())
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.let_read()
 
     def _refuse_unreadable(self, reason: str) -> None:
         """``reason`` is the parser's."""

@@ -202,7 +202,7 @@ def test_a_body_in_tiny_chunks_takes_turns(port, monkeypatch):
     """Each chunk costs some calls: as many as come at once would hold everybody up."""
     taken = []
     call = bounded.TURNS.call
-    monkeypatch.setattr(bounded.TURNS, "call", lambda go_on: (taken.append(go_on), call(go_on)))
+    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
     size = 200_000
     with _connected(port) as made:
         made.sendall(b"POST /size" + CHUNKED + b"1\r\na\r\n" * size + b"0\r\n\r\n" + GET + b"\r\n")
@@ -226,3 +226,17 @@ def test_pieces_of_a_body_are_joined_once(port):
                 best = min(best, time.perf_counter() - started)
         times.append(best)
     assert times[1] < 12 * times[0] + 0.05
+
+
+def test_a_body_that_was_refused_takes_turns_too(port, monkeypatch):
+    """A stranger has answers without a body being read: many of them would hold up everybody."""
+    taken = []
+    call = bounded.TURNS.call
+    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
+    size = 20_000_000
+    with _connected(port) as made:
+        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        assert made.recv(1000).endswith(b"ok")
+        made.sendall(bytes(size) + GET + b"\r\n")
+        assert made.recv(1000).endswith(b"ok")
+    assert len(taken) > 10

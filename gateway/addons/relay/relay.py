@@ -42,7 +42,7 @@ class Relay:
         self._channel = channel
         self._watch: asyncio.Task[None] | None = None
 
-    async def infer(self, request: V2Request, timeout_s: float) -> Reply | None:
+    async def infer(self, request: V2Request, timeout_s: float, tenant: str) -> Reply | None:
         """The answer; None when that cannot be had here or now, and gRPC should be asked.
 
         The request must be plain. Cancelling the awaiting task closes the connection, but Triton
@@ -51,7 +51,7 @@ class Relay:
         if self._watch is None:
             self._watch = asyncio.create_task(self._drop_with_channel())
         try:
-            answer = await self._http.ask(encode(request), timeout_s)
+            answer = await self._http.ask(encode(request), timeout_s, tenant)
         except TimeoutError as error:
             raise told(error) from error
         except ConnectionError as error:
