@@ -127,6 +127,25 @@ def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
     return head, json.loads(body[:length]), body[length:]
 
 
+@pytest.mark.parametrize(
+    ("asked", "count", "is_relayed"),
+    [
+        ({}, 32 * 1024, True),
+        ({}, 32 * 1024 + 1, False),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, 100_000, True),
+        ({"outputs": [{"name": "y"}]}, 100_000, False),
+        ({"parameters": {"binary_data_output": True}}, 100_000, True),
+    ],
+)
+async def test_triton_is_not_asked_for_much_json(triton, gateway, asked, count, is_relayed):
+    """It would write it in a thread that other callers' requests wait for."""
+    raw = bytes(4 * count)
+    tensor = {"name": "x", "shape": [1, count], "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    await _infer(gateway, tail=raw, inputs=[tensor], **asked)
+    assert (len(triton.asked), len(triton.grpc_asked)) == (int(is_relayed), int(not is_relayed))
+
+
 async def test_the_answer_goes_on_as_it_is(triton, gateway):
     reply = await _infer(gateway)
     assert (reply.status, reply.body, reply.content_type) == (200, ANSWER, b"application/json")
