@@ -279,7 +279,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Add the pieces to the request's body, all at once: one by one each copies all before it.
         How many there were."""
         n_pieces, cycle = len(self._pieces), self.cycle
-        cycle.body = b"".join((cycle.body, *self._pieces))
+        cycle.body = bytearray().join((cycle.body, *self._pieces))
         self._pieces.clear()
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
