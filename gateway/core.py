@@ -225,7 +225,7 @@ class Gateway:
         with self.pool.permit(request.model, request.version) as upstream:
             if upstream.relay is None:
                 return None
-            work = upstream.relay.infer(request, exchange.remaining_s())
+            work = upstream.relay.infer(request, exchange.remaining_s(), exchange.tenant)
             if exchange.admission:
                 exchange.admission.started()
             return await _timed(exchange, work)

@@ -57,7 +57,8 @@ class V2Door:
         request = await self._parsed(exchange, model, version)
         exchange.shorten_deadline(request.timeout_s)
         serving = self.gateway.serving(exchange, model)
-        if request.is_plain and model.is_relayed and serving == model.name:
+        is_relayed = model.is_relayed and request.is_plain and request.asks_little_json
+        if is_relayed and serving == model.name:
             return await self._relayed(exchange, model, request)
         message = request.message()
         request.tensors = []  # the message has their bytes: once is enough

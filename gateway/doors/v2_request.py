@@ -11,7 +11,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import Malformed, quoted
-from gateway.http.json_body import SMALL_BYTES, parse_json
+from gateway.http.json_body import LARGE_BYTES, SMALL_BYTES, parse_json
 from gateway.http.large_json import Arrays, Bounds, cut_arrays
 from gateway.models.catalogue import Model
 from gateway.models.tensors import (
@@ -69,6 +69,15 @@ class V2Request:
         """Whether Triton has to be told no more than tensors and an id."""
         return not any(map(_is_told, self.parameters)) and not any(
             CLASSIFICATION in parameters for parameters in self.outputs.values()
+        )
+
+    @property
+    def asks_little_json(self) -> bool:
+        """Whether an answer as large as the request has little JSON in it. Triton writes JSON in
+        the few threads that serve its HTTP connections: 40 MB hold other callers up for seconds."""
+        size = sum(len(tensor.raw) for tensor in self.tensors)
+        return size <= LARGE_BYTES or (
+            all(map(self.wants_binary, self.outputs)) if self.outputs else self.all_binary
         )
 
     def message(self) -> service_pb2.ModelInferRequest:

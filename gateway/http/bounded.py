@@ -25,6 +25,7 @@ from gateway.errors import GatewayError, Malformed, NoCapacity, TooLarge, TooSlo
 from gateway.http.connections import OPEN
 from gateway.http.exchange import ClientGone, new_request_id
 from gateway.http.render import error_reply
+from gateway.http.turns import BULK_BYTES, TURNS
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
 HEAD_TIMEOUT_S = 10.0  # for the request line and the headers, and until a new connection says it
@@ -34,6 +35,11 @@ DISCARD_LIMIT_BYTES, DISCARD_TIMEOUT_S = 64 * 1024 * 1024, 10.0
 # fifty times the memory. So much of it is read; and so much, at least, is parsed at a time.
 AHEAD_LIMIT_BYTES, PARSED_BYTES = 64 * 1024, 1024
 _HEAD_END = b"\r\n\r\n"
+# Of a chunked body, so much is parsed at a time: each chunk costs calls of Python, however small it
+# is. Where that was so many pieces, the rest waits for its turn.
+CHUNKED_BYTES, MANY_PIECES = 16 * 1024, 256
+# Chunk extensions and trailers: what a body may have between two of its bytes, and behind the last.
+BETWEEN_LIMIT_BYTES = 64 * 1024
 # RFC 3986's host (a name, an IPv4 address, or an IP literal in brackets) and port
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _UPGRADING = {b"upgrade", b"http2-settings"}
@@ -58,6 +64,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None  # the one that began last; others may wait
     _timer: asyncio.TimerHandle | None = None
     _held = _discarded = 0
+    _between = 0  # bytes since the last one of the body
+    _has_body_now = False  # in what is being parsed
     _body_left = 0  # as far as the head says it
     _host: bytes | None = None  # the last one that was found good
     _last_words = b""  # a refusal that waits for the answers before it
@@ -67,6 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
         limits = getattr(self.app, "connection_limits", ConnectionLimits())
         self.flow = _AnswerFlow(transport, self.loop, limits.answer_patience_s)
         self._ahead = bytearray()
+        self._pieces: list[bytes] = []  # of the body, not yet in the cycle's
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
         made = transport.get_extra_info("socket")
         if not OPEN.opened(self, made.fileno() if made else 0):
@@ -84,6 +93,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def has_unread(self) -> bool:
         return _has_unread(self.transport)
+
+    def _tenant(self) -> str:
+        scope: Any = self.cycle.scope if self.cycle else {}
+        return scope["exchange"].tenant if "exchange" in scope else ""
 
     def is_strangers(self) -> bool:
         scope: Any = self._answering.scope if self._answering else {}
@@ -122,7 +135,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.hold_reading()
 
     def _feed(self, data: bytes) -> None:
-        """Parse up to the end of a head, as long as nothing is being answered."""
+        """Parse up to the end of a head, as long as nothing is being answered. Of a chunked body,
+        a slice; the others in the connection's turns if there are many chunks in it."""
         size, at, view = len(data), 0, memoryview(data)
         while at < size and not self._is_refused:
             if self._is_answering():
@@ -130,11 +144,17 @@ class BoundedProtocol(HttpToolsProtocol):
                 break
             if self._in_message and self._body_left > 0:
                 end = min(at + self._body_left, size)
+            elif self._in_message and not self._in_head:
+                end = min(at + CHUNKED_BYTES, size)
             else:
                 end = data.find(_HEAD_END, at + PARSED_BYTES) if size - at > PARSED_BYTES else -1
                 end = size if end < 0 else end + len(_HEAD_END)
-            self._parse(view[at:end])
+            n_pieces = self._parse(view[at:end])
             at = end
+            if n_pieces > MANY_PIECES and at < size:
+                self._keep(view[at:])
+                TURNS.call(self._go_on, self._tenant())
+                break
 
     def _go_on(self) -> None:
         """With what was sent ahead."""
@@ -145,19 +165,29 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.let_read()
             self._feed(data)
 
-    def _parse(self, data: bytes | memoryview) -> None:
+    def _parse(self, data: bytes | memoryview) -> int:
+        """How many pieces of a body were in it."""
+        n_pieces = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if not self._is_refused:
                 self._ignore_upgrade(memoryview(data)[upgrade.args[0] :])
-            return
+            return 0
         except httptools.HttpParserError as error:
             self._refuse_unreadable(str(error))
+        if self._pieces:
+            n_pieces = self._join()
         if self._in_head:
             self._head_goes_on(len(data))
-        elif self._in_message and self.cycle and self.cycle.response_complete:
-            self._body_goes_on(len(data))
+        elif self._in_message:
+            self._between = 0 if self._has_body_now else self._between + len(data)
+            self._has_body_now = False
+            if self._between > BETWEEN_LIMIT_BYTES:
+                self._refuse(TooLarge(_BETWEEN_TOO_LARGE), 431)
+            elif self.cycle and self.cycle.response_complete:
+                self._body_goes_on(len(data))
+        return n_pieces
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
         """The parser takes an upgrade for the end of HTTP. RFC 9110 lets a server ignore it: the
@@ -199,6 +229,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.was_used = True
         self._begin(method.decode("ascii"), version)
         self._has_cycle = True
+        # The parser calls trailers headers. They would be read as such if they are here already,
+        # and be kept without a bound if they come later.
+        self.headers, self._between = _DROPPED, 0
 
     def _begin(self, method: str, version: str) -> None:
         """The request's work, or its place behind those that came before it; as uvicorn does it,
@@ -230,20 +263,35 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_left -= len(body)
+        self._has_body_now = True
         cycle = self.cycle
-        if cycle.body or cycle.response_complete or self._is_upgrading:
-            super().on_body(body)
+        if cycle.response_complete or self._is_upgrading:
+            return
+        if cycle.body:
+            self._pieces.append(body)
             return
         cycle.body = body  # type: ignore[assignment]  # bytes do as well, and are not copied
         if len(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
 
+    def _join(self) -> int:
+        """Add the pieces to the request's body, all at once: one by one each copies all before it.
+        How many there were."""
+        n_pieces, cycle = len(self._pieces), self.cycle
+        cycle.body = bytearray().join((cycle.body, *self._pieces))
+        self._pieces.clear()
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        return n_pieces
+
     def on_message_complete(self) -> None:
         if self._is_upgrading:
             return
         self._in_message, self._discarded = False, 0
         self._rest()
+        if self._pieces:
+            self._join()
         if not self.cycle.response_complete:
             self.cycle.more_body = False
             self.cycle.message_event.set()
@@ -299,8 +347,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._discarded += count
         if self._discarded > DISCARD_LIMIT_BYTES:
             self._close()
-        elif self._timer is None:
+            return
+        if self._timer is None:
             self._timer = self.loop.call_later(DISCARD_TIMEOUT_S, self._close)
+        if count > BULK_BYTES:
+            self.flow.hold_reading()
+            TURNS.call(self._read_on, self._tenant())
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.let_read()
 
     def _refuse_unreadable(self, reason: str) -> None:
         """``reason`` is the parser's."""
@@ -328,7 +384,7 @@ class BoundedProtocol(HttpToolsProtocol):
         elif cycle is not None and not cycle.response_complete and not broken:
             self._last_words = refusal
         else:
-            if cycle is None or cycle.response_complete or not cycle.response_started:
+            if not (broken and cycle.response_started):
                 self.transport.write(refusal)
             self._close()
 
@@ -371,6 +427,20 @@ _HEAD_TOO_LARGE = (
     f"the head of the request is over {HEAD_LIMIT_BYTES} bytes or {HEADERS_LIMIT} headers: "
     "send less in it"
 )
+
+
+_BETWEEN_TOO_LARGE = (
+    f"chunk extensions or trailers are over {BETWEEN_LIMIT_BYTES} bytes: send the body without them"
+)
+
+
+class _Dropped(list[tuple[bytes, bytes]]):
+    """What is appended to it is not kept."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None: ...
+
+
+_DROPPED = _Dropped()
 
 
 class _AnswerFlow(FlowControl):

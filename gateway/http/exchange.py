@@ -198,7 +198,7 @@ class Exchange:
         more = True
         while more:
             if len(part) > BULK_BYTES:
-                await TURNS.take()
+                await TURNS.take(self.tenant)
             message = await self._message()
             part = message.get("body", b"")
             self.hold(len(part))

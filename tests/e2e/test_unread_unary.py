@@ -1,5 +1,6 @@
 """Clients that take nothing of their answers, and say so by HTTP/2's flow control."""
 
+import asyncio
 import contextlib
 import gc
 import socket
@@ -14,13 +15,14 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from gateway.addons.grpc_door import holdings
+from gateway.addons.grpc_door.holdings import MAX_ARRIVING, Holdings
 from tests.e2e.grpc_models import ONE, RunningDoor, serving
 from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
 from tests.running import wait_until
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 MB = 1024 * 1024
 # Answers with x zeros.
 ZEROS = """
@@ -70,6 +72,11 @@ class Deaf:
 
     def call(self, path: str, *messages: bytes, is_last: bool = True) -> int:
         """The call's number; ``messages`` have to be small."""
+        body = b"".join(b"\0" + struct.pack(">I", len(each)) + each for each in messages)
+        return self.begin(path, body, is_last=is_last)
+
+    def begin(self, path: str, body: bytes, *, is_last: bool = False) -> int:
+        """The number of a call that sends ``body``: the frames of messages, or parts of them."""
         number, self._next = self._next, self._next + 2
         pairs = [
             (b":method", b"POST"),
@@ -81,7 +88,6 @@ class Deaf:
             (b"authorization", self._authorization),
         ]
         said = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
-        body = b"".join(b"\0" + struct.pack(">I", len(each)) + each for each in messages)
         self._raw.sendall(said + _frame(0, int(is_last), number, body))
         return number
 
@@ -296,6 +302,49 @@ def _p99(door, count: int = 100) -> float:
     return sorted(took)[int(count * 0.99)]
 
 
+@contextlib.asynccontextmanager
+async def _wait_for_ever(holdings, caller):
+    await asyncio.Future()
+    yield
+
+
+def test_unfinished_messages_are_no_more_than_a_caller_may_hold(door, deaf):
+    """Each of them may be as large as the body limit: further ones wait with their sender."""
+    settings = door.gateway.settings
+    most = settings.caller_held_bytes // settings.body_limit_bytes
+    assert most < MAX_ARRIVING
+    announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
+    for _ in range(most):
+        deaf.begin(INFER, announced)
+    with grpc.insecure_channel(door.address) as channel:
+        asked = channel.unary_unary(INFER)
+        mine, other = (tuple(door.headers(name).items()) for name in ("all", "some"))
+
+        def is_late() -> bool:
+            code = asked.future(_asked(4), metadata=mine, timeout=0.5).code()
+            return code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+        wait_until(is_late, 10, "my messages wait")
+        asked(_asked(4), metadata=other, timeout=10)
+        deaf.close()
+        asked(_asked(4), metadata=mine, timeout=10)
+
+
+def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(door, deaf, monkeypatch):
+    """Its messages are as large as any until they are here; those that do not come are given up."""
+    monkeypatch.setattr("gateway.addons.grpc_door.door.REFLECTION_S", 1.0)
+    settings = door.gateway.settings
+    most = settings.caller_held_bytes // settings.body_limit_bytes
+    announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
+    for _ in range(most):
+        deaf.begin(REFLECT, announced)
+    question = deaf.call(REFLECT, b"\x3a\0")  # which services there are
+    time.sleep(0.5)
+    assert not deaf.ended and question not in deaf.received
+    wait_until(lambda: len(deaf.ended) == most + 1, 10, "the others are given up")
+    assert deaf.received[question]
+
+
 def test_what_is_not_asked_for_stays_with_its_client(door, monkeypatch):
     """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
     options = [("grpc.max_send_message_length", -1)]
@@ -304,7 +353,7 @@ def test_what_is_not_asked_for_stays_with_its_client(door, monkeypatch):
         for _ in range(8):
             with pytest.raises(grpc.RpcError):
                 channel.unary_unary(INFER)(bytes(30 * MB), metadata=metadata)
-        monkeypatch.setattr(holdings, "MAX_ARRIVING", 0)  # all wait for others' messages
+        monkeypatch.setattr(Holdings, "arriving", _wait_for_ever)  # for others' messages
         sent = [0] * 4
 
         def pieces(n: int):

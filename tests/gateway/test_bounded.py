@@ -14,12 +14,26 @@ from gateway.http.corked import CorkedProtocol
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
+CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 async def _app(scope, receive, send):
-    """Answers at once, whatever is still to come."""
+    """Answers at once, whatever is still to come; but ``/size`` says how long the body was, and
+    ``/headers`` which headers there were."""
+    said = b"ok"
+    if scope["path"] == "/size":
+        size, message = 0, {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+            size += len(message.get("body", b""))
+        said = b"%d bytes" % size
+    elif scope["path"] == "/headers":
+        said = b" ".join(name for name, _ in scope["headers"])
+    length = b"%d" % len(said)
     await send(
-        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
     )
-    await send({"type": "http.response.body", "body": b"ok"})
+    await send({"type": "http.response.body", "body": said})
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +162,65 @@ def test_a_body_that_was_refused_may_be_sent_to_its_end(port):
         made.sendall(bytes(1_000_000))
         made.sendall(GET + b"\r\n")
         assert made.recv(1000).endswith(b"ok")
+
+
+def test_trailers_are_no_headers(port):
+    """A proxy has not looked at them: they must not say who is calling, or how much is coming."""
+    with _connected(port) as made:
+        made.sendall(
+            b"POST /headers"
+            + CHUNKED
+            + b"1\r\na\r\n0\r\nAuthorization: b\r\nX-Request-Id: 1\r\n\r\n"
+        )
+        assert made.recv(1000).endswith(b"\r\n\r\nhost transfer-encoding")
+        made.sendall(GET + b"\r\n")
+        assert made.recv(1000).endswith(b"ok")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/size"])
+@pytest.mark.parametrize(
+    ("begin", "part"),
+    [
+        (b"1\r\na\r\n0\r\n", b"X: a\r\n" * 1000),
+        (b"1\r\na\r\n0\r\nX: ", b"a" * 10_000),
+        (b"1\r\na\r\n1;", b"a" * 10_000),
+    ],
+    ids=["many trailers", "an endless trailer", "an endless extension"],
+)
+def test_what_is_not_the_body_has_an_end(port, path, begin, part):
+    with _connected(port) as made:
+        made.sendall(b"POST " + path + CHUNKED + begin)
+        if path == b"/":
+            assert made.recv(1000).endswith(b"ok")
+        assert _flood(made, part) < 1000
+        answered = _all(made)
+    assert answered == b"" if path == b"/" else answered.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_in_tiny_chunks_takes_turns(port, monkeypatch):
+    """Each chunk costs some calls: as many as come at once would hold everybody up."""
+    taken = []
+    call = bounded.TURNS.call
+    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
+    size = 200_000
+    with _connected(port) as made:
+        made.sendall(b"POST /size" + CHUNKED + b"1\r\na\r\n" * size + b"0\r\n\r\n" + GET + b"\r\n")
+        answered = b""
+        while not answered.endswith(b"ok"):
+            answered += made.recv(1000)
+    assert b"\r\n\r\n%d bytes" % size in answered
+    assert len(taken) > 6 * size / bounded.CHUNKED_BYTES / 2
+
+
+def test_a_body_that_was_refused_takes_turns_too(port, monkeypatch):
+    """A stranger has answers without a body being read: many of them would hold up everybody."""
+    taken = []
+    call = bounded.TURNS.call
+    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
+    size = 20_000_000
+    with _connected(port) as made:
+        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        assert made.recv(1000).endswith(b"ok")
+        made.sendall(bytes(size) + GET + b"\r\n")
+        assert made.recv(1000).endswith(b"ok")
+    assert len(taken) > 10

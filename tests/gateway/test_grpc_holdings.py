@@ -19,7 +19,7 @@ class Stream:
 
 @pytest.fixture
 def held() -> Holdings:
-    return Holdings()
+    return Holdings(most_bytes=holdings.MAX_ARRIVING, message_bytes=1)
 
 
 def test_silent_streams_are_counted_for_each_caller(held):
@@ -62,6 +62,22 @@ async def test_messages_arrive_a_few_at_a_time(held):
     await asyncio.gather(*(read("a") for _ in range(3 * holdings.MAX_ARRIVING)))
     assert most == holdings.MAX_ARRIVING
     assert not held._arriving
+
+
+@pytest.mark.parametrize(("most_bytes", "most_messages"), [(70, 2), (20, 1), (10_000, 16)])
+async def test_messages_that_arrive_are_no_more_bytes_than_a_caller_may_hold(
+    most_bytes, most_messages
+):
+    held, at_once = Holdings(most_bytes, message_bytes=32), [0]
+
+    async def read() -> None:
+        async with held.arriving("a"):
+            at_once.append(at_once[-1] + 1)
+            await asyncio.sleep(0.01)
+            at_once.append(at_once[-1] - 1)
+
+    await asyncio.gather(*(read() for _ in range(40)))
+    assert max(at_once) == most_messages
 
 
 async def test_another_caller_does_not_wait(held):

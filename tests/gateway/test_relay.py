@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import re
 import struct
+import time
 from dataclasses import replace
 
 import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from gateway.addons.relay.relay import relayed
+from gateway.addons.relay.triton_http import Answer
 from gateway.core import Gateway
 from gateway.doors.v2 import V2Door
 from gateway.errors import DeadlineExceeded, GatewayError, Malformed, NoCapacity, UpstreamBroke
@@ -121,6 +125,25 @@ def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
     head, _, body = request.partition(b"\r\n\r\n")
     length = int(head.lower().split(b"\r\ninference-header-content-length: ")[1].split(b"\r\n")[0])
     return head, json.loads(body[:length]), body[length:]
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "is_relayed"),
+    [
+        ({}, 32 * 1024, True),
+        ({}, 32 * 1024 + 1, False),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, 100_000, True),
+        ({"outputs": [{"name": "y"}]}, 100_000, False),
+        ({"parameters": {"binary_data_output": True}}, 100_000, True),
+    ],
+)
+async def test_triton_is_not_asked_for_much_json(triton, gateway, asked, count, is_relayed):
+    """It would write it in a thread that other callers' requests wait for."""
+    raw = bytes(4 * count)
+    tensor = {"name": "x", "shape": [1, count], "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    await _infer(gateway, tail=raw, inputs=[tensor], **asked)
+    assert (len(triton.asked), len(triton.grpc_asked)) == (int(is_relayed), int(not is_relayed))
 
 
 async def test_the_answer_goes_on_as_it_is(triton, gateway):
@@ -240,6 +263,31 @@ async def test_what_json_cannot_carry_is_refused(triton, gateway, value):
     triton.http = _whole(ANSWER.replace(b"[]", outputs.encode()))
     with pytest.raises(Malformed, match="'y' has NaN or Infinity"):
         await _infer(gateway)
+
+
+async def test_the_output_that_json_cannot_carry_is_named_whatever_stands_in_names(triton, gateway):
+    named = json.dumps('say "data":[NaN], "name":')
+    good = f'{{"name":{named},"datatype":"FP32","shape":[1,1],"data":[1.5]}}'
+    outputs = f'[{good},{{"name":"a,\\"b","datatype":"FP32","shape":[1,1],"data":[NaN]}}]'
+    triton.http = _whole(ANSWER.replace(b"[]", f"[{good}]".encode()))
+    assert json.loads((await _infer(gateway)).body)["outputs"][0]["data"] == [1.5]
+    triton.http = _whole(ANSWER.replace(b"[]", outputs.encode()))
+    with pytest.raises(Malformed, match=re.escape("'a,\"b' has NaN or Infinity")):
+        await _infer(gateway)
+
+
+def test_a_large_answer_with_nan_holds_nobody_up():
+    """Its elements are not read to find it: that takes 60 times as long."""
+    data = b"1.5," * 4_000_000
+    output = b'[{"name":"y","datatype":"FP32","shape":[1,4000001],"data":[%bNaN]}]' % data
+    answer = Answer(200, None, ANSWER.replace(b"[]", output))
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        with pytest.raises(Malformed, match="'y' has NaN or Infinity"):
+            relayed(answer)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.1
 
 
 async def test_an_id_may_be_called_nan(triton, gateway):

@@ -49,6 +49,7 @@ SMALL_BYTES = 4096  # of a message that names a model at most
 SMALL_ANSWER_BYTES = 64 * 1024
 LAST_S = 1.0  # in which a stream's status is taken, behind an answer that may not have been
 STOP_S = 5.0
+REFLECTION_S = 5.0  # without a question
 METADATA_LIMIT_BYTES = 32 * 1024
 HANDSHAKE_MS = 8_000
 IDLE_MS = 300_000  # without a call
@@ -65,8 +66,10 @@ class GrpcDoor:
         self.gateway, self._port = gateway, port
         self._server: Any = None
         self._has_ended = False
-        self._holdings = Holdings()
-        self._unread = Unread(gateway.settings.answer_patience_s)
+        settings = gateway.settings
+        self._holdings = Holdings(settings.caller_held_bytes, settings.body_limit_bytes)
+        self._reflecting = Holdings(settings.caller_held_bytes, settings.body_limit_bytes)
+        self._unread = Unread(settings.answer_patience_s)
         self._leaving: set[asyncio.Future[None]] = set()
 
     async def start(self) -> int:
@@ -220,7 +223,9 @@ class GrpcDoor:
             self._holdings.open_stream(caller, end)
             try:
                 with self.gateway.guard.watching(exchange, end, tuple, tuple):
-                    await self._reflection.run(context, self.gateway.settings.deadline_s)
+                    # Whatever is asked may be as large as any message, until it is here.
+                    async with self._reflecting.arriving(caller):
+                        await self._reflection.run(context, REFLECTION_S)
             except asyncio.CancelledError:
                 if fault is None or task is None:
                     raise

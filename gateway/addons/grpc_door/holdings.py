@@ -12,15 +12,20 @@ from contextlib import asynccontextmanager
 from gateway.errors import GatewayError, QuotaExceeded
 
 MAX_SILENT_STREAMS = 64
-MAX_ARRIVING = 16  # each may be as large as the body limit, and arrive for as long as the deadline
+MAX_ARRIVING = 16  # fewer, where so many messages could be more bytes than a caller may hold
 
 End = Callable[[GatewayError], None]
 
 
 class Holdings:
-    """One for each worker. Callers are known by their principals' ids."""
+    """One for each worker. Callers are known by their principals' ids.
 
-    def __init__(self) -> None:
+    ``most_bytes`` is what a caller may hold; a message that arrives may be ``message_bytes``, and
+    how much of it is here cannot be seen before it is whole.
+    """
+
+    def __init__(self, most_bytes: int, message_bytes: int) -> None:
+        self._most_arriving = max(1, min(MAX_ARRIVING, most_bytes // message_bytes))
         self._silent: dict[str, dict[End, None]] = {}
         self._arriving: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
@@ -52,7 +57,7 @@ class Holdings:
     async def arriving(self, caller: str) -> AsyncIterator[None]:
         """Around the reading of a message: the caller's others wait for it where there are many,
         and are not held in memory meanwhile."""
-        turns, users = self._arriving.get(caller) or (asyncio.Semaphore(MAX_ARRIVING), 0)
+        turns, users = self._arriving.get(caller) or (asyncio.Semaphore(self._most_arriving), 0)
         self._arriving[caller] = turns, users + 1
         try:
             async with turns:

@@ -29,12 +29,13 @@ class TritonHttp:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
 
-    async def ask(self, request: bytes, timeout_s: float) -> Answer | None:
-        """The answer, whatever its status; None when nobody listens there."""
+    async def ask(self, request: bytes, timeout_s: float, tenant: str) -> Answer | None:
+        """The answer, whatever its status; None when nobody listens there. A large one is read in
+        ``tenant``'s turns."""
         connection = self._take() or await self._connect(timeout_s)
         if connection is None:
             return None
-        answer = await connection.ask(request, timeout_s)
+        answer = await connection.ask(request, timeout_s, tenant)
         self._idle.append(connection)
         return answer
 
@@ -77,9 +78,11 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._missing = -1  # bytes of the body; -1 until the head has been read
         self._status = 0
+        self._tenant = ""
         self._json_length: int | None = None
 
-    async def ask(self, request: bytes, timeout_s: float) -> Answer:
+    async def ask(self, request: bytes, timeout_s: float, tenant: str) -> Answer:
+        self._tenant = tenant
         self._answer = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, self.end, TimeoutError())
         self._transport.write(request)
@@ -108,7 +111,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if len(data) > BULK_BYTES:
             self._transport.pause_reading()
-            TURNS.call(self._resume_reading)
+            TURNS.call(self._resume_reading, self._tenant)
         try:
             complete = self._read(data)
         except ValueError as error:
