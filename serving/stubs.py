@@ -4,7 +4,7 @@ A stub that was killed leaves a model that answers every request with an error w
 is ready. The process table tells at once, without asking the model anything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ class Stub:
     version: str = ""
     started: float = 0.0  # seconds since 1970: a pid may be used again
     region: str = ""  # its shared memory, in /dev/shm
+    parent: int = field(default=0, compare=False)  # pid; another one, once that has ended
 
     def end(self) -> None:
         """End the process if it still runs."""
@@ -38,7 +39,10 @@ def live_stubs(server_pid: int) -> set[Stub]:
         children = psutil.Process(server_pid).children(recursive=True)
     except psutil.Error:
         return set()
-    return {stub for child in children if (stub := _stub(child))}
+    found = {stub for child in children if (stub := stub_of(child))}
+    # What a model forks has its command line and its memory: a worker of its own, and no instance.
+    pids = {stub.pid for stub in found}
+    return {stub for stub in found if stub.parent not in pids}
 
 
 def stub_memory_bytes(server_pid: int, model: str) -> int:
@@ -54,11 +58,12 @@ def _own_memory_bytes(pid: int) -> int:
         return 0
 
 
-def _stub(process: psutil.Process) -> Stub | None:
+def stub_of(process: psutil.Process) -> Stub | None:
+    """The stub that a process is; None for any other, and for one that has ended."""
     try:
         command = process.cmdline()
         alive = process.status() != psutil.STATUS_ZOMBIE
-        started = process.create_time()
+        started, parent = process.create_time(), process.ppid()
     except psutil.Error:
         return None
     if not alive or len(command) < 2 or NAME not in command[0]:
@@ -66,4 +71,4 @@ def _stub(process: psutil.Process) -> Stub | None:
     # Its first argument is REPOSITORY/MODEL/VERSION/FILE, the second its shared memory.
     version = Path(command[1]).parent
     region = command[2] if len(command) > 2 else ""
-    return Stub(process.pid, version.parent.name, version.name, started, region)
+    return Stub(process.pid, version.parent.name, version.name, started, region, parent)
