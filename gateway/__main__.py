@@ -58,11 +58,12 @@ def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
 
 
 def _has_kept(settings: Settings) -> bool:
-    """Whether a policy was kept that can be read."""
+    """Whether a policy was kept that can be read. That there was none is not enough to start with a
+    file that is wrong: its rules may be what somebody starts the gateway for."""
     kept = PolicyFile(settings.policy_file, kept=settings.kept_policy)
     with contextlib.suppress(PolicyError):
         kept.refresh()
-    return kept.has_kept
+    return kept.current.version != "default"
 
 
 def _run(settings: Settings, secured: Mapping[str, Any]) -> None:

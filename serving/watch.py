@@ -34,6 +34,8 @@ LOAD_TURN_S = 20.0
 REST_S, DECOUPLED_REST_S = 5.0, 30.0
 # The whole of Triton's folder must not be writable for a model to be healed.
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+# The machine's, not the model's: memory (shared memory is a disk, too), descriptors, processes.
+_WANTS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -273,15 +275,14 @@ class Watcher:
         except RepositoryBusy:
             patient.attempts -= 1
             return
-        except OSError as error:  # nothing of the model's: it is tried for as long as it lasts
-            patient.attempts -= 1
-            patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
-            if not was_given_up and patient.hindrance != str(error):
-                self._tell(f"{model} is not healed yet: {error}")
-            patient.hindrance = str(error)
+        except OSError as error:
+            self._hindered(patient, str(error), str(error))
             return
         except (ServingError, ValueError) as error:
             fault = str(error)
+            if want := _want(fault):
+                self._hindered(patient, want, fault)
+                return
         if fault is None:
             return
         if not fault:
@@ -290,6 +291,14 @@ class Watcher:
             self.events.add("healed", model)
         elif patient.give_up() and not was_given_up:
             self._report(patient, fault)
+
+    def _hindered(self, patient: Patient, hindrance: str, detail: str) -> None:
+        """Nothing of the model's keeps it ill: it is tried for as long as that lasts."""
+        patient.attempts -= 1
+        patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
+        if not patient.is_given_up and patient.hindrance != hindrance:
+            self._tell(f"{patient.model} is not healed yet: {detail}")
+        patient.hindrance = hindrance
 
     def _report(self, patient: Patient, fault: str) -> None:
         self._tell(
@@ -393,6 +402,11 @@ class Watcher:
         for each in self._replaced:
             if self._health.resting_s(each.stub) >= each.rest_s:
                 each.stub.end()
+
+
+def _want(reason: str) -> str:
+    """What the machine has too little of, when that is the reason why a model does not load."""
+    return next((os.strerror(each) for each in _WANTS if os.strerror(each) in reason), "")
 
 
 def _parts(repository: Path, model: str) -> dict[str, list[int]]:

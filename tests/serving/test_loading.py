@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from serving import leftovers, loading, watch
+from serving import leftovers, loading, patient, watch
 from serving.control import TritonControl
 from serving.errors import ModelLoadFailed
 from serving.launch import LaunchOptions, TritonServer
@@ -161,6 +161,32 @@ def test_a_model_that_takes_long_to_load_keeps_no_other_from_being_healed(
     seen.until_told("revived long")
     assert seen.watcher.events.counts["process_died", "long"] == 1
     assert not seen.watcher.events.counts["given_up", "long"]
+
+
+def test_a_model_that_the_machine_has_no_room_for_is_tried_for_as_long_as_that_lasts(
+    server, watching, tmp_path, monkeypatch
+):
+    """Its shared memory, say: Triton tells of that as of a fault of the model."""
+    monkeypatch.setattr(patient, "ATTEMPTS", 1)
+    monkeypatch.setattr(watch, "LONGEST_PAUSE_S", 1.0)
+    full = tmp_path / "full"
+    fills = f"if os.path.exists({str(full)!r}): raise OSError(28, os.strerror(28), os.urandom(4))"
+    _add(server, "roomy", fills)
+    server.control.load("roomy")
+    full.touch()
+    seen = watching("roomy")
+    psutil.Process(_processes(server, "roomy")[0].pid).kill()
+
+    def is_told(part):
+        return any(part in line for line in seen.told)
+
+    seen.until(lambda: is_told("roomy is not healed yet: "), "what it lacks")
+    log = server.log_file.read_bytes()
+    seen.until(lambda: server.log_file.read_bytes()[len(log) :].count(b"roomy") > 4, "more attempts")
+    full.unlink()
+    seen.until_told("revived roomy")
+    assert not seen.watcher.events.counts["given_up", "roomy"]
+    assert sum("is not healed yet" in line for line in seen.told) == 1
 
 
 def test_what_a_model_forks_is_no_process_of_its_own(server):
