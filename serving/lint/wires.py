@@ -114,15 +114,12 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
     config = model.config
     found: dict[str, list[End]] = {}
     for tensors, makes in ((config.input, True), (config.output, False)):
-        for tensor in tensors:
+        first = {tensor.name: tensor for tensor in reversed(tensors)}  # one declared twice is that
+        for name, tensor in reversed(first.items()):
             shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-            end = End(
-                "the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0
-            )
-            if not (
-                makes and tensor.name in found
-            ):  # of an input that is declared twice, the first
-                found.setdefault(tensor.name, []).append(end)
+            batched = config.max_batch_size > 0
+            end = End("the caller", makes, tensor.data_type, tuple(shape), batched)
+            found.setdefault(name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
         maps: tuple[tuple[Mapping[str, str], bool], ...] = (

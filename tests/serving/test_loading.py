@@ -182,7 +182,9 @@ def test_a_model_that_the_machine_has_no_room_for_is_tried_for_as_long_as_that_l
 
     seen.until(lambda: is_told("roomy is not healed yet: "), "what it lacks")
     log = server.log_file.read_bytes()
-    seen.until(lambda: server.log_file.read_bytes()[len(log) :].count(b"roomy") > 4, "more attempts")
+    seen.until(
+        lambda: server.log_file.read_bytes()[len(log) :].count(b"roomy") > 4, "more attempts"
+    )
     full.unlink()
     seen.until_told("revived roomy")
     assert not seen.watcher.events.counts["given_up", "roomy"]
