@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from serving.process_start import start_ticks
+
 NAME = "triton_python_backend_stub"
 
 
@@ -19,7 +21,7 @@ class Stub:
     pid: int
     model: str
     version: str = ""
-    started: float = 0.0  # seconds since 1970: a pid may be used again
+    started: int = 0  # clock ticks since the machine's start: a pid may be used again
     region: str = ""  # its shared memory, in /dev/shm
     parent: int = field(default=0, compare=False)  # pid; another one, once that has ended
 
@@ -27,9 +29,9 @@ class Stub:
         """End the process if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            if process.create_time() == self.started:
+            if start_ticks(self.pid) == self.started:
                 process.kill()  # it does not listen to SIGTERM
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return
 
 
@@ -63,8 +65,8 @@ def stub_of(process: psutil.Process) -> Stub | None:
     try:
         command = process.cmdline()
         alive = process.status() != psutil.STATUS_ZOMBIE
-        started, parent = process.create_time(), process.ppid()
-    except psutil.Error:
+        started, parent = start_ticks(process.pid), process.ppid()
+    except (psutil.Error, OSError):
         return None
     if not alive or len(command) < 2 or NAME not in command[0]:
         return None
