@@ -29,7 +29,10 @@ RESTARTED = "TIDEGATE_RESTARTED"
 def main() -> int:
     try:
         settings = Settings.read(os.environ)
-        _check_policy(settings, is_restarted=os.environ.get(RESTARTED) == "1")
+        is_restarted = os.environ.get(RESTARTED) == "1"
+        _check_policy(settings, is_restarted=is_restarted)
+        if not is_restarted:
+            settings.kept_keys.unlink(missing_ok=True)
         secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
