@@ -33,7 +33,10 @@ RESTARTED = "TIDEGATE_RESTARTED"
 def main() -> int:
     try:
         settings = Settings.read(os.environ)
-        _check_policy(settings, is_restarted=os.environ.get(RESTARTED) == "1")
+        is_restarted = os.environ.get(RESTARTED) == "1"
+        _check_policy(settings, is_restarted=is_restarted)
+        if not is_restarted:
+            settings.kept_keys.unlink(missing_ok=True)
         secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
         listener = _listener(settings)
     except (SettingsError, PolicyError, OSError) as error:
@@ -73,11 +76,12 @@ def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
 
 
 def _has_kept(settings: Settings) -> bool:
-    """Whether a policy was kept that can be read."""
+    """Whether a policy was kept that can be read. That there was none is not enough to start with a
+    file that is wrong: its rules may be what somebody starts the gateway for."""
     kept = PolicyFile(settings.policy_file, kept=settings.kept_policy)
     with contextlib.suppress(PolicyError):
         kept.refresh()
-    return kept.has_kept
+    return kept.current.version != "default"
 
 
 def _run(settings: Settings, secured: Mapping[str, Any], listener: socket.socket) -> None:

@@ -37,7 +37,7 @@ class Guard:
 
     def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
         self._supervisor, self._metrics = supervisor, metrics
-        self.keys = KeyRing(settings.keys_file, settings.pepper_file)
+        self.keys = KeyRing(settings.keys_file, settings.pepper_file, kept=settings.kept_keys)
         self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings

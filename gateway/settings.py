@@ -87,6 +87,11 @@ class Settings:
         """Where the policy in force is kept, for a worker that is started again."""
         return kept_file(self.state_folder, self.policy_file, str(self.gateway_port))
 
+    @property
+    def kept_keys(self) -> Path:
+        """Where the keys in force are kept, likewise: their HMACs, as in the file itself."""
+        return kept_file(self.state_folder, self.keys_file, str(self.gateway_port), "keys")
+
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
         """Settings from ``TIDEGATE_*``; SettingsError names a variable that cannot be read."""
@@ -150,10 +155,10 @@ class Settings:
             ) from None
 
 
-def kept_file(state_folder: Path, policy_file: Path, port: str) -> Path:
-    """Where the gateway on that port keeps the policy that it has in force."""
-    name = hashlib.sha256(str(policy_file.absolute()).encode()).hexdigest()[:12]
-    return state_folder / f"policy.{name}.{port}.settled"
+def kept_file(state_folder: Path, file: Path, port: str, what: str = "policy") -> Path:
+    """Where the gateway on that port keeps what it has taken from the file."""
+    name = hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:12]
+    return state_folder / f"{what}.{name}.{port}.settled"
 
 
 def _check_replica(replica: str) -> None:

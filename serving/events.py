@@ -46,14 +46,15 @@ class Events:
         self._metrics = work_dir / "watch.prom"
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self._beaten = 0.0  # seconds since 1970
+        self._next_beat = 0.0  # time.monotonic: the machine's clock may be set back
         self._writing = threading.Lock()  # the pulse has a thread of its own
 
     def beat(self) -> None:
         """The watcher lives: its heartbeat, written every ``BEAT_S`` seconds."""
-        now = time.time()
-        if now - self._beaten >= BEAT_S:
+        if time.monotonic() >= self._next_beat:
             with self._writing:
-                self._beaten = now
+                self._next_beat = time.monotonic() + BEAT_S
+                self._beaten = time.time()
                 self._record("counters", self._metrics, self._write_metrics)
 
     def add(self, event: str, model: str, detail: str = "") -> None:
@@ -99,7 +100,12 @@ class Events:
             f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} {self._beaten:.3f}\n"
         )
         counted = "".join(
-            f'{COUNTER}{{event="{event}",model="{model}"}} {count}\n'
+            f'{COUNTER}{{event="{event}",model="{_escaped(model)}"}} {count}\n'
             for (event, model), count in sorted(self.counts.items())
         )
         return head + counted + beat
+
+
+def _escaped(value: str) -> str:
+    """A label's value as Prometheus' text format wants it: one bad line costs all metrics."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -6,6 +6,7 @@ crash at import): that is seen in the process table. Why a config was refused st
 only.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import psutil
 from serving.errors import ModelLoadFailed, ServingError
 from serving.pins import pins
 from serving.repository import read_config
-from serving.stubs import live_stubs
+from serving.stubs import live_stubs, stub_of
 
 TELL_EVERY_S = 10.0
 # A process of a model that has ended, and that Triton has not noticed for so long, is not noticed.
@@ -49,12 +50,18 @@ class Loading:
         self._before = {child.pid for child in self._children()}
         self._stubs_before = live_stubs(pid)
         self._since: dict[int, float] = {}
+        self._names = _with_steps(repository, model)
+        self._others: set[int] = set()  # processes of what somebody else loads meanwhile
 
     def look(self) -> None:
         """To be called often; ModelLoadFailed when the load will never end."""
         now = time.monotonic()
+        children = self._children()
+        stubs = (stub_of(child) for child in children if child.pid not in self._before)
+        self._others |= {stub.pid for stub in stubs if stub and stub.model not in self._names}
         # Only those that this load has started: others may have been ended on purpose.
-        ended = {child.pid for child in self._children() if _is_zombie(child)} - self._before
+        ended = {child.pid for child in children if _is_zombie(child)}
+        ended -= self._before | self._others
         self._since = {pid: self._since.get(pid, now) for pid in ended}
         if any(now - since > UNNOTICED_S for since in self._since.values()):
             raise ModelLoadFailed(
@@ -143,6 +150,20 @@ class Loading:
             return list(self._server.children())
         except psutil.Error:
             return []
+
+
+def _with_steps(repository: Path, model: str) -> set[str]:
+    """The model and, of an ensemble, all that it is made of, as far as the configs can be read."""
+    found, waiting = set[str](), [model]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        with contextlib.suppress(ServingError, OSError, ValueError):
+            config = read_config(repository, name)
+            waiting += [step.model_name for step in config.ensemble_scheduling.step]
+    return found
 
 
 def _is_zombie(process: psutil.Process) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from modelspec.layout import atomic_write, staging_folder
+from serving.process_start import start_ticks
 
 FOLDER = "servers"
 _ROOT = 0
@@ -24,7 +25,8 @@ _ROOT = 0
 @dataclass(frozen=True)
 class Server:
     """A running Triton: its gRPC address, the file with its key, and the process that it is
-    (``started`` is the process's start in seconds since 1970, as a pid may be used again).
+    (``started`` is the process's start in clock ticks since the machine's: a pid may be used
+    again).
 
     ``inode`` is the repository's device and inode: it may be mounted elsewhere for somebody else.
     ``work_dir`` is the state folder that the server runs from, ``pid_space`` where its pid counts.
@@ -36,7 +38,7 @@ class Server:
     address: str
     key_file: str
     pid: int = 0
-    started: float = 0.0
+    started: int = 0
     inode: str = ""
     work_dir: str = ""
     pid_space: str = ""
@@ -52,7 +54,7 @@ class Server:
             address=address,
             key_file=str(key_file.resolve()),
             pid=pid,
-            started=psutil.Process(pid).create_time(),
+            started=start_ticks(pid),
             inode=_inode(repository),
             work_dir=str(work_dir.resolve()),
             pid_space=_pid_space(),
@@ -71,10 +73,9 @@ class Server:
         try:
             process = psutil.Process(self.pid)
             return bool(
-                abs(process.create_time() - self.started) < 1
-                and process.status() != psutil.STATUS_ZOMBIE
+                start_ticks(self.pid) == self.started and process.status() != psutil.STATUS_ZOMBIE
             )
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return False
 
     def serves(self, repository: Path) -> bool:

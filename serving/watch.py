@@ -4,8 +4,9 @@ healed is reported, once."""
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,17 @@ from serving.repository import active_version, is_published, read_config, top_mo
 from serving.stubs import Stub
 
 LOST_A_PROCESS = "lost a process"
+NOT_LOADED_YET = "is not loaded yet"
+# After a restart the models are loaded one after the other; one that takes longer keeps the others
+# waiting no more.
+LOAD_TURN_S = 20.0
 # So long a replaced process must have had nothing to do before it is ended. One that answers from
 # threads of its own may look so between two answers.
 REST_S, DECOUPLED_REST_S = 5.0, 30.0
 # The whole of Triton's folder must not be writable for a model to be healed.
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+# The machine's, not the model's: memory (shared memory is a disk, too), descriptors, processes.
+_WANTS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,35 @@ class _Replaced:
 
     stub: Stub
     rest_s: float
+
+
+class _Treatment:
+    """One model that is being loaded, in a thread of its own: it may take minutes, and everything
+    else has to be looked after meanwhile. ``error`` is what it ended with."""
+
+    def __init__(
+        self,
+        model: str,
+        names: frozenset[str],
+        work: Callable[[], None],
+        old: Sequence[Stub] = (),
+    ) -> None:
+        """``names``: the model and what it loads with it, which nobody else loads meanwhile;
+        ``old``: the processes that it had before."""
+        self.names, self.old, self._work = names, old, work
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"heal-{model}"[:15], daemon=True)
+        self._thread.start()
+
+    def is_over(self, wait_s: float = 0.0) -> bool:
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            self.error = error
 
 
 class Watcher:
@@ -61,6 +97,7 @@ class Watcher:
         self._health.remember(server.pid)
         self._patients: dict[str, Patient] = {}
         self._ill: dict[str, str] = {}
+        self._treatments: dict[str, _Treatment] = {}
         self._ended: set[Stub] = set()
         self._replaced: list[_Replaced] = []
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
@@ -113,7 +150,7 @@ class Watcher:
             return
         self._pause_s = FIRST_PAUSE_S
         self._end_replaced()
-        for model in list(self._ill):
+        for model in list({**self._ill, **self._treatments}):
             self._treat(model)
 
     def _restart(self) -> None:
@@ -121,6 +158,7 @@ class Watcher:
         self._tell(f"Triton has ended{why and f' ({why})'}; starting it again")
         self.events.add("triton_died", "", why)
         self._server.restart()
+        self._treatments = {}  # their server is gone
         for model in self._models:
             self._load(model)
         self._replaced, self._ended = [], set()
@@ -129,16 +167,32 @@ class Watcher:
         self.events.add("triton_restarted", "")
 
     def _load(self, model: str) -> None:
-        """One model that does not load keeps none of the others from being served: it is ill."""
+        """One model that does not load, or is slow to, keeps none of the others from being served:
+        it is ill."""
+        repository = self._server.options.repository
         try:
-            if is_published(self._server.options.repository, model):
-                self._server.control.load(model)
-        except (ServingError, OSError) as error:
+            if not is_published(repository, model):
+                return
+            parts = _parts(repository, model)
+        except (ServingError, OSError, ValueError) as error:
+            self._not_loaded(model, error)
+            return
+        treatment = _Treatment(
+            model, frozenset({model, *parts}), lambda: self._server.control.load(model)
+        )
+        if not treatment.is_over(LOAD_TURN_S):
+            self._tell(f"{model} takes long to load; the others are served meanwhile")
+            self._ill[model] = NOT_LOADED_YET
+            self._treatments[model] = treatment
+        elif treatment.error is not None:
             if not self._server.is_alive():
-                raise
-            self._tell(str(error))
-            self.events.add("load_failed", model, str(error))
-            self._ill[model] = str(error)
+                raise treatment.error
+            self._not_loaded(model, treatment.error)
+
+    def _not_loaded(self, model: str, error: Exception) -> None:
+        self._tell(str(error))
+        self.events.add("load_failed", model, str(error))
+        self._ill[model] = str(error)
 
     def _end_hung(self) -> None:
         """End each process that hangs, and it alone: it is missed at the next look, and its model
@@ -153,16 +207,18 @@ class Watcher:
 
     def _look(self) -> None:
         """Note who is ill now."""
+        treated = self._treated()
         for model in self._health.dead_models(self._server.pid or 0):
-            if self._ill.get(model) != LOST_A_PROCESS:
+            if model not in treated and self._ill.get(model) != LOST_A_PROCESS:
                 self._ill[model] = LOST_A_PROCESS
                 self._tell(f"a process of model {model} died; reviving it")
                 self.events.add("process_died", model)
         if self._health.is_time_to_probe():
             self._models = self._watched()
-            self._health.probe(self._models)
+            self._health.probe([each for each in self._models if not self._names(each) & treated])
         for model, fault in self._health.judged().items():
-            self._note(model, fault)
+            if model not in treated:
+                self._note(model, fault)
 
     def _note(self, model: str, fault: str) -> None:
         """A verdict of the golden sample of one model; '' when it is well."""
@@ -187,32 +243,62 @@ class Watcher:
             return self._models
         return [*kept, *sorted(public - set(kept))]
 
-    def _treat(self, model: str) -> None:
-        patient = self._patient(model)
-        if not patient.is_due():
-            return
-        was_given_up = patient.is_given_up
-        patient.begin()
+    def _treated(self) -> set[str]:
+        """The models that are being loaded: they are judged when that is over."""
+        return {name for each in self._treatments.values() for name in each.names}
+
+    def _names(self, model: str) -> set[str]:
+        """The model and what it is made of, as far as that can be read."""
         try:
-            fault = self._heal(model)
+            return {model, *_parts(self._server.options.repository, model)}
+        except (ServingError, OSError, ValueError):
+            return {model}
+
+    def _treat(self, model: str) -> None:
+        """Begin to heal a model whose turn it is, or see how that went."""
+        patient = self._patient(model)
+        treatment = self._treatments.get(model)
+        if treatment is not None:
+            if treatment.is_over():
+                del self._treatments[model]
+                self._judge(patient, lambda: self._healed(model, treatment))
+        elif patient.is_due() and not self._names(model) & self._treated():
+            patient.begin()
+            self._judge(patient, lambda: self._heal(model))
+
+    def _judge(self, patient: Patient, step: Callable[[], str | None]) -> None:
+        """Take one step of a treatment, which returns '' for a model that is well, what is wrong
+        with it still, or None when there is more to come."""
+        model, was_given_up = patient.model, patient.is_given_up
+        try:
+            fault = step()
         except RepositoryBusy:
             patient.attempts -= 1
             return
-        except OSError as error:  # nothing of the model's: it is tried for as long as it lasts
-            patient.attempts -= 1
-            patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
-            if not was_given_up and patient.hindrance != str(error):
-                self._tell(f"{model} is not healed yet: {error}")
-            patient.hindrance = str(error)
+        except OSError as error:
+            self._hindered(patient, str(error), str(error))
             return
         except (ServingError, ValueError) as error:
             fault = str(error)
+            if want := _want(fault):
+                self._hindered(patient, want, fault)
+                return
+        if fault is None:
+            return
         if not fault:
             self._ill.pop(model, None)
             self._tell(f"revived {model}")
             self.events.add("healed", model)
         elif patient.give_up() and not was_given_up:
             self._report(patient, fault)
+
+    def _hindered(self, patient: Patient, hindrance: str, detail: str) -> None:
+        """Nothing of the model's keeps it ill: it is tried for as long as that lasts."""
+        patient.attempts -= 1
+        patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
+        if not patient.is_given_up and patient.hindrance != hindrance:
+            self._tell(f"{patient.model} is not healed yet: {detail}")
+        patient.hindrance = hindrance
 
     def _report(self, patient: Patient, fault: str) -> None:
         self._tell(
@@ -239,7 +325,7 @@ class Watcher:
     @contextmanager
     def _alone(self, model: str) -> Iterator[None]:
         """A dead process is revived whatever goes on; the rest waits while somebody publishes."""
-        if self._ill[model] == LOST_A_PROCESS:
+        if self._ill.get(model) == LOST_A_PROCESS:
             yield
             return
         with ExitStack() as stack:
@@ -252,22 +338,34 @@ class Watcher:
                 # Where the lock cannot be written nobody publishes.
             yield
 
-    def _heal(self, model: str) -> str:
-        """Load the model and what it pins afresh; '' when it is well, else what is wrong still."""
-        repository = self._server.options.repository
+    def _heal(self, model: str) -> None:
+        """Begin to load the model and what it pins afresh."""
         before = self._health.processes()
         hung = self._health.hung_stubs(model)
         for stub in hung:
             stub.end()  # what hangs does not end by itself, and would keep its version loaded
         self._health.forget(model)
+        parts = _parts(self._server.options.repository, model)
+        old = [each for each in before if each.model in parts]
+        names = frozenset({model, *parts})
+        self._treatments[model] = _Treatment(
+            model, names, lambda: self._load_afresh(model, parts), old
+        )
+
+    def _load_afresh(self, model: str, parts: Mapping[str, Sequence[int]]) -> None:
+        """In the treatment's thread."""
         with self._alone(model):
-            parts = _parts(repository, model)
             touched = [self._load_part(each, versions) for each, versions in parts.items()]
             # Without a change on the disk the parts would be loaded once more, as they are there.
             if all(touched):
                 self._server.control.load(model)
+
+    def _healed(self, model: str, treatment: _Treatment) -> str:
+        """'' when a model that was loaded is well, else what is wrong still."""
+        if treatment.error is not None:
+            raise treatment.error
         self._health.remember(self._server.pid)
-        self._retire([each for each in before if each.model in parts])
+        self._retire(treatment.old)
         self._health.forget(model)
         return self._health.fault(model)
 
@@ -304,6 +402,11 @@ class Watcher:
         for each in self._replaced:
             if self._health.resting_s(each.stub) >= each.rest_s:
                 each.stub.end()
+
+
+def _want(reason: str) -> str:
+    """What the machine has too little of, when that is the reason why a model does not load."""
+    return next((os.strerror(each) for each in _WANTS if os.strerror(each) in reason), "")
 
 
 def _parts(repository: Path, model: str) -> dict[str, list[int]]:

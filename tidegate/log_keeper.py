@@ -24,7 +24,7 @@ class LogKeeper:
     ) -> None:
         self._logs, self._limit_bytes, self._kept, self._tell = logs, limit_bytes, kept, tell
         self._ended = threading.Event()
-        self._told = ""
+        self._told: dict[Path, str] = {}  # why the file could not be rotated the last time
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
     def start(self) -> None:
@@ -43,14 +43,15 @@ class LogKeeper:
                 try:
                     if log.is_file() and log.stat().st_size > self._limit_bytes:
                         rotate(log, self._kept)
+                        self._told.pop(log, None)
                 except OSError as error:
                     pause_s = TROUBLE_S
-                    self._say(f"{log} cannot be rotated: {error.strerror or error}")
+                    self._say(log, error.strerror or str(error))
 
-    def _say(self, what: str) -> None:
-        if what != self._told:
-            self._told = what
-            self._tell(what)
+    def _say(self, log: Path, why: str) -> None:
+        if self._told.get(log) != why:
+            self._told[log] = why
+            self._tell(f"{log} cannot be rotated: {why}")
 
 
 def rotate(log: Path, kept: int) -> None:

@@ -7,6 +7,7 @@ import shlex
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -44,6 +45,8 @@ from tidegate.places import Places
 # A gateway starts, and asks each model its golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
 GATEWAY_STOP_S = 15.0
+GATEWAY_LOOK_S = 0.3
+GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
 
 
@@ -83,6 +86,11 @@ class Stack:
         self._log_keeper: LogKeeper | None = None
         self._deadline_s = 0.0  # of a request to the gateway
         self._gateway_began = 0  # where its log (bytes) begins to be this gateway's
+        self._stopping = threading.Event()
+        # A thread of its own: the gateway comes back whatever Triton or a model takes its time for.
+        self._gateway_care = threading.Thread(
+            target=self._care_for_gateway, name="gateway-care", daemon=True
+        )
 
     @property
     def url(self) -> str:
@@ -136,6 +144,7 @@ class Stack:
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
+        self._gateway_care.start()
         self._tell_status(chosen or DEFAULT)
         self._warn_of_policy()
 
@@ -172,20 +181,34 @@ class Stack:
                     self._say(line)
 
     def check(self) -> None:
-        """Heal what has died."""
+        """Heal what has died of Triton and its models."""
         if self._watcher:
             self._watcher.check()
-        if self._gateway and self._gateway.poll() is not None:
-            why = self._why()
-            self._say(f"the gateway ended by itself ({why}); starting it again")
-            self._note("gateway_died", why)
-            # Workers outlive a parent that was killed, and hold its ports.
-            for process in self._gateway_watch.family():
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            time.sleep(1)  # no tight loop when it cannot start
-            self._start_gateway(restarted=True)
-            self._note("gateway_restarted")
+
+    def _care_for_gateway(self) -> None:
+        """In a thread of its own, which lives as long as the stack: the gateway ends with the
+        thread that started it."""
+        while not self._stopping.wait(GATEWAY_LOOK_S):
+            try:
+                self._revive_gateway()
+            except Exception as error:  # nothing may end this thread
+                self._say(f"the gateway is not started again yet: {type(error).__name__}: {error}")
+                self._stopping.wait(GATEWAY_PAUSE_S)
+
+    def _revive_gateway(self) -> None:
+        if self._gateway is None or self._gateway.poll() is None:
+            return
+        why = self._why()
+        self._say(f"the gateway ended by itself ({why}); starting it again")
+        self._note("gateway_died", why)
+        # Workers outlive a parent that was killed, and hold its ports.
+        for process in self._gateway_watch.family():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if self._stopping.wait(GATEWAY_PAUSE_S):  # no tight loop when it cannot start
+            return
+        self._start_gateway(restarted=True)
+        self._note("gateway_restarted")
 
     def _gateway_pid(self) -> int | None:
         return self._gateway.pid if self._gateway and self._gateway.poll() is None else None
@@ -204,6 +227,9 @@ class Stack:
             self._watcher.events.add(event, "", detail)
 
     def stop(self) -> None:
+        self._stopping.set()
+        if self._gateway_care.is_alive():
+            self._gateway_care.join()
         self._gateway_watch.stop()
         if self._watcher:
             self._watcher.close()

@@ -7,7 +7,9 @@ Only HMAC-SHA256(pepper, key) is stored: with that much entropy a slow hash woul
 and let anybody spend our CPU.
 """
 
+import contextlib
 import hmac
+import logging
 import math
 import re
 import time
@@ -21,7 +23,9 @@ from typing import Any
 
 from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
 from gateway.identity.principal import Principal as Principal
+from gateway.private_file import write_private
 
+log = logging.getLogger("gateway")
 KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")
 _NO_HASH = "0" * 64
 _LISTS = ("roles", "models", "scopes")
@@ -92,10 +96,15 @@ def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
 
 
 class KeyRing:
-    """Verifies keys against the file; ``refresh`` notices when the file has changed."""
+    """Verifies keys against the file; ``refresh`` notices when the file has changed.
 
-    def __init__(self, keys_file: Path, pepper_file: Path) -> None:
-        self._keys_file, self._pepper_file = keys_file, pepper_file
+    With ``kept`` the last keys that could be read are written there: a process that its supervisor
+    starts again while the file is wrong lets in whom those that went on let in.
+    """
+
+    def __init__(self, keys_file: Path, pepper_file: Path, *, kept: Path | None = None) -> None:
+        self._keys_file, self._pepper_file, self._kept = keys_file, pepper_file, kept
+        self._has_begun = False
         self._records: dict[str, KeyRecord] = {}
         self._pepper = b""
         self._seen: object = None
@@ -125,12 +134,14 @@ class KeyRing:
         ValueError, once for each state of the files, when one cannot be read or was cut off: the
         keys in force stay in force.
         """
+        is_first, self._has_begun = not self._has_begun, True
         try:
             seen = (_state(self._keys_file), _state(self._pepper_file))
             if seen == self._seen:
                 return False
             pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_bytes()
         except FileNotFoundError:
+            self._keep(None)
             changed = bool(self._records)
             self._records, self._seen, self.is_refused = {}, None, False
             self.generation += changed
@@ -138,10 +149,39 @@ class KeyRing:
         self._seen, self.is_refused = seen, True
         if pepper != self._pepper and self._pepper.startswith(pepper):
             raise ValueError(f"{self._pepper_file} is cut off: put it back")
-        self._records, self._pepper = parse_records(text.decode()), pepper
+        try:
+            records = parse_records(text.decode())
+        except ValueError:
+            if is_first:
+                self._begin_with_kept(pepper)
+            raise
+        self._keep(text)
+        self._take(records, pepper)
         self.is_refused = False
-        self.generation += 1
         return True
+
+    def _take(self, records: dict[str, KeyRecord], pepper: bytes) -> None:
+        self._records, self._pepper = records, pepper
+        self.generation += 1
+
+    def _begin_with_kept(self, pepper: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._kept is not None:
+                self._take(parse_records(self._kept.read_bytes().decode()), pepper)
+
+    def _keep(self, text: bytes | None) -> None:
+        """None: there are no keys any more. What cannot be written must not be there in an older
+        state: a key that was revoked since would be valid again."""
+        if self._kept is None:
+            return
+        try:
+            if text is not None:
+                write_private(self._kept, text)
+                return
+        except OSError as error:
+            log.warning("%s: a restarted worker will not know the keys: %s", self._kept, error)
+        with contextlib.suppress(OSError):
+            self._kept.unlink()
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from gateway.private_file import write_private
 log = logging.getLogger("gateway")
 SETTLE_S, LOST_S = 2.0, 10.0
 END = b"# end"  # the last line of a file that says that it is whole
+NONE = b"none\n"  # what is kept of a start without a file
 
 
 class InForce(NamedTuple):
@@ -47,8 +48,8 @@ class _Coming(NamedTuple):
 class PolicyFile:
     """Without a file at the start: one tenant, and every key may do everything.
 
-    With ``kept`` the last policy that was whole is written there: a process that its supervisor
-    starts again judges the file by it, as those that went on do.
+    With ``kept`` the last policy that was whole, or that there was none, is written there: a
+    process that its supervisor starts again judges the file by it, as those that went on do.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class PolicyFile:
     ) -> None:
         self._path, self._clock, self._kept = path, clock, kept
         self._seen: tuple[int, int, int] | None = None
-        self._has_begun = False
+        self._has_begun = self._knew_none = False
         self.current = InForce(NO_FILE, Access(NO_FILE), "default")
         self._settled, self._data = self.current, b""  # the last one that was whole
         self._coming: _Coming | None = None
@@ -97,6 +98,8 @@ class PolicyFile:
             data = self._path.read_bytes()
         except FileNotFoundError:
             if self._seen is None:
+                if is_first:
+                    self._write_kept(NONE)
                 return False
             self._seen = self._coming = None
             raise PolicyError(f"{self._path} has gone: put it back, or restart without") from None
@@ -155,13 +158,17 @@ class PolicyFile:
     @property
     def has_kept(self) -> bool:
         """Whether what is in force does not come from the file alone: it may be wrong or gone."""
-        return self._settled.version != "default"
+        return self._knew_none or self._settled.version != "default"
 
     def _keep(self, data: bytes) -> None:
-        if self._kept is None or self._seen is None:
+        if self._seen is not None:
+            self._write_kept(b"%d %d %d\n" % self._seen + data)
+
+    def _write_kept(self, data: bytes) -> None:
+        if self._kept is None:
             return
         try:
-            write_private(self._kept, b"%d %d %d\n" % self._seen + data)
+            write_private(self._kept, data)
         except OSError as error:
             log.warning("%s: a restarted worker will not know the policy: %s", self._kept, error)
 
@@ -170,7 +177,11 @@ class PolicyFile:
         if self._kept is None:
             return False
         try:
-            first, _, data = self._kept.read_bytes().partition(b"\n")
+            kept = self._kept.read_bytes()
+            if kept == NONE:
+                self._knew_none = True
+                return True
+            first, _, data = kept.partition(b"\n")
             mtime_ns, size, inode = map(int, first.split())
             rules = parse_rules(_text(data, self._path), str(self._kept))
         except FileNotFoundError:

@@ -17,7 +17,8 @@ from serving.lint.reading import Model, Repository
 @dataclass(frozen=True)
 class End:
     """A tensor at one end of a wire. ``dims`` are without the batch axis; ``known`` is false where
-    the model does not declare the tensor."""
+    the model does not declare the tensor, ``may_grow`` true where its backend may give it a batch
+    axis."""
 
     where: str
     makes: bool
@@ -25,6 +26,7 @@ class End:
     dims: tuple[int, ...] = ()
     batched: bool = False
     known: bool = True
+    may_grow: bool = False
 
     @property
     def verb(self) -> str:
@@ -34,6 +36,11 @@ class End:
     def full(self) -> tuple[int, ...]:
         """The dims with the batch axis, as -1, in front where there is one."""
         return (-1, *self.dims) if self.batched else self.dims
+
+    @property
+    def possible(self) -> tuple[tuple[int, ...], ...]:
+        """What ``full`` may be once the model is loaded."""
+        return (self.full, (-1, *self.dims)) if self.may_grow else (self.full,)
 
 
 def check(model: Model, repository: Repository) -> Iterator[Finding]:
@@ -83,7 +90,10 @@ def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
             f"{one.verb} {_type(one)}, and {other.verb} {_type(other)}",
             "declare the same data_type at both ends, or put a step between that casts",
         )
-    if not _fits(one.dims, other.dims) and not _fits(one.full, other.full):
+    if not one.dims or not other.dims:
+        return  # its backend writes them
+    pairs = ((a, b) for a in one.possible for b in other.possible)
+    if not _fits(one.dims, other.dims) and not any(_fits(a, b) for a, b in pairs):
         yield error(
             "wire-shape",
             place,
@@ -104,15 +114,12 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
     config = model.config
     found: dict[str, list[End]] = {}
     for tensors, makes in ((config.input, True), (config.output, False)):
-        for tensor in tensors:
+        first = {tensor.name: tensor for tensor in reversed(tensors)}  # one declared twice is that
+        for name, tensor in reversed(first.items()):
             shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-            end = End(
-                "the caller", makes, tensor.data_type, tuple(shape), config.max_batch_size > 0
-            )
-            if not (
-                makes and tensor.name in found
-            ):  # of an input that is declared twice, the first
-                found.setdefault(tensor.name, []).append(end)
+            batched = config.max_batch_size > 0
+            end = End("the caller", makes, tensor.data_type, tuple(shape), batched)
+            found.setdefault(name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
         maps: tuple[tuple[Mapping[str, str], bool], ...] = (
@@ -133,10 +140,11 @@ def _end(where: str, member: Model | None, name: str, makes: bool) -> End:
     tensors: Any = config.output if makes else config.input
     tensor = next((each for each in tensors if each.name == name), None)
     batched = config.max_batch_size > 0
-    # A backend that fills the config in may give it a batch axis.
-    if tensor is None or not tensor.dims or (member.may_complete and not batched):
+    if tensor is None or (not tensor.dims and not member.may_complete):
         return End(where, makes, known=False)
-    return End(where, makes, tensor.data_type, tuple(tensor.dims), batched)
+    may_grow = member.may_complete and not batched
+    dims = tuple(tensor.dims)
+    return End(where, makes, tensor.data_type, dims, batched, may_grow=may_grow)
 
 
 def _type(end: End) -> str:

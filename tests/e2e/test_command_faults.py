@@ -5,10 +5,11 @@ import sys
 import pytest
 
 from serving.errors import ServingError
+from tests.running import wait_until
 from tests.serving.small_pipeline import stage
 from tidegate import cli
 from tidegate.faults import require_loadable
-from tidegate.log_keeper import LogKeeper
+from tidegate.log_keeper import LogKeeper, rotate
 
 
 @pytest.mark.parametrize(
@@ -61,20 +62,20 @@ def test_a_fault_of_configs_that_are_not_served_refuses_nothing(tmp_path):
 
 
 def test_a_log_that_cannot_be_rotated_is_told_once_and_stays(tmp_path, monkeypatch):
-    log, said = tmp_path / "gateway.log", []
-    log.write_bytes(b"x" * 100)
-    (tmp_path / "gateway.log.1").mkdir()  # in the way, as a full disk is
+    logs, said = [tmp_path / "gateway.log", tmp_path / "triton.log"], []
+    for log in logs:
+        log.write_bytes(b"x" * 100)
+        log.with_name(f"{log.name}.1").mkdir()  # in the way, as a full disk is
+    looked = []
     monkeypatch.setattr("tidegate.log_keeper.TROUBLE_S", 0.01)
-    keeper = LogKeeper([log], 10, 1, said.append)
+    monkeypatch.setattr("tidegate.log_keeper.rotate", lambda *log: (looked.append(1), rotate(*log)))
+    keeper = LogKeeper(logs, 10, 1, said.append)
     keeper.start()
     try:
-        deadline = 200
-        while not said and deadline:
-            keeper._ended.wait(0.05)
-            deadline -= 1
-        keeper._ended.wait(0.2)
+        wait_until(lambda: len(looked) >= 6, 20, "three looks at each")
     finally:
         keeper.stop()
-    assert len(said) == 1
-    assert "gateway.log cannot be rotated" in said[0]
-    assert log.read_bytes() == b"x" * 100
+    for log in logs:
+        assert sum(f"{log} cannot be rotated" in line for line in said) == 1
+        assert log.read_bytes() == b"x" * 100
+    assert len(said) == 2

@@ -166,6 +166,34 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
     assert left != folders
 
 
+def test_a_gateway_comes_back_whatever_a_model_takes_its_time_for(own):
+    """The echo's process ends, and loads again for as long as ``hold`` is there."""
+    hold = own.home / "hold"
+    hold.touch()
+    model = own.home / "model_repository" / "echo_llm" / "1" / "model.py"
+    waits = f"while os.path.exists({str(hold)!r}):\n            time.sleep(0.05)\n        "
+    model.write_text(model.read_text().replace("self.made =", f"{waits}self.made =", 1))
+    try:
+        own.stubs("echo_llm")[0].kill()
+        wait_until(lambda: "still loading echo_llm" in own.output, 60, "a load that takes long")
+        told = own.output.count("the gateway ended by itself")
+        gateway = _gateway(own)
+        gateway.kill()
+        wait_until(lambda: own.output.count("the gateway ended by itself") > told, 20, "notice")
+        wait_until(lambda: _answers(own, "/healthz"), 60, "another gateway")
+        assert "revived echo_llm" not in own.output
+    finally:
+        hold.unlink()
+    wait_until(lambda: _status(own)[0] == WELL, 90, "well again")
+
+
+def _answers(stack, path):
+    try:
+        return stack.get(path).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_a_stop_leaves_nothing_and_the_status_says_that_nothing_runs(own):
     """The last of these: the stack is gone after it."""
     assert stop(own) == 0, own.output

@@ -1,6 +1,7 @@
 """API keys: their form, how they are stored, and that nothing but a valid one gets in."""
 
 import contextlib
+import errno
 import re
 import threading
 import time
@@ -288,3 +289,47 @@ def test_refusing_takes_as_long_whatever_is_wrong(store, ring):
     pairs = [(refuse(wrong_secret), refuse(unknown_id)) for _ in range(2000)]
     medians = [sorted(times)[1000] for times in zip(*pairs, strict=True)]
     assert max(medians) < min(medians) * 1.5
+
+
+@pytest.fixture
+def again(tmp_path):
+    """``again()``: the keys of a worker that is started once more."""
+    return lambda: KeyRing(
+        tmp_path / "keys.toml", tmp_path / "pepper", kept=tmp_path / "keys.settled"
+    )
+
+
+@pytest.mark.parametrize("text", [b"not toml [", b"\xff", b"[keys.a]\nname = 1\n"])
+def test_a_restarted_worker_lets_in_whom_the_one_before_let_in(store, again, tmp_path, text):
+    _, key = store.create("app")
+    gone, _ = store.create("gone")
+    assert again().refresh()
+    store.revoke("gone")
+    assert again().refresh()
+    assert (tmp_path / "keys.settled").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "keys.toml").write_bytes(text)
+    ring = again()
+    with pytest.raises(ValueError, match=r"."):
+        ring.refresh()
+    assert ring.verify(_bearer(key)).name == "app"
+    assert ring.is_refused
+    assert not ring.is_valid(gone.key_id)
+
+
+def test_what_is_kept_of_the_keys_is_never_older_than_what_was_read(store, again, tmp_path):
+    """A key that was revoked meanwhile would be valid again."""
+    store.create("app")
+    assert again().refresh()
+    store.revoke("app")
+    with pytest.MonkeyPatch.context() as disk:
+        disk.setattr("gateway.identity.keys.write_private", _full)
+        assert again().refresh()
+    assert not (tmp_path / "keys.settled").exists()
+    again().refresh()
+    (tmp_path / "keys.toml").unlink()
+    again().refresh()
+    assert not (tmp_path / "keys.settled").exists()
+
+
+def _full(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device")

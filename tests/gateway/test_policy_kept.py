@@ -87,3 +87,30 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, caplog):
     policy = PolicyFile(tmp_path / "gateway.toml", kept=tmp_path / "file" / "kept")
     assert policy.refresh()
     assert "a restarted worker will not know the policy" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[tenants.a", "# \xff", None])
+async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, text, caplog):
+    """A wrong file that comes later is as harmless to it as to the one before it."""
+    settings.policy_file.unlink()
+    _check_policy(settings, is_restarted=False)
+    assert not _again(settings).refresh()
+    if text is not None:
+        settings.policy_file.write_text(text, encoding="latin-1")
+    _check_policy(settings, is_restarted=True)
+    guard = Guard(settings, Supervisor(lambda name: None), Metrics())
+    await guard.open()
+    try:
+        assert guard.policy.current.version == "default"
+        assert ("the policy before it stays in force" in caplog.text) is (text is not None)
+    finally:
+        await guard.close()
+
+
+def test_an_operators_own_start_takes_no_wrong_file_for_none(settings):
+    settings.policy_file.unlink()
+    _check_policy(settings, is_restarted=False)
+    assert not _again(settings).refresh()
+    settings.policy_file.write_text("[tenants.a")
+    with pytest.raises(PolicyError):
+        _check_policy(settings, is_restarted=False)

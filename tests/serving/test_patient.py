@@ -1,7 +1,15 @@
 """A sick model is treated with growing pauses, and given up."""
 
+import signal
+import subprocess
+import time
+
+import psutil
+
 from serving.events import Events
 from serving.patient import ATTEMPTS, LATER_S, WELL_AFTER_S, Patient
+from serving.stubs import NAME, stub_of
+from tests.running import wait_until
 
 
 class Clock:
@@ -50,3 +58,33 @@ def test_events_are_logged_and_counted(tmp_path):
     metrics = (tmp_path / "watch.prom").read_text()
     assert 'tidegate_watch_events_total{event="healed",model="m"} 2\n' in metrics
     assert metrics.startswith("# HELP tidegate_watch_events_total ")
+
+
+def test_a_model_with_an_odd_name_breaks_no_metric(tmp_path):
+    events = Events(tmp_path)
+    events.add("healed", 'a"b\\c\nd')
+    assert (
+        f'{{event="healed",model="a{chr(92)}"b{chr(92) * 2}c{chr(92)}nd"}} 1\n' in events.render()
+    )
+
+
+def test_the_heart_beats_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.events.BEAT_S", 0.0)
+    events, now = Events(tmp_path), time.time()
+    events.beat()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    events.beat()
+    assert (
+        f"heartbeat_timestamp_seconds {now - 3600:.3f}\n" in (tmp_path / "watch.prom").read_text()
+    )
+
+
+def test_a_process_is_known_though_the_clock_is_set(monkeypatch):
+    name = ["bash", "-c", f"exec -a {NAME} sleep 60"]
+    with subprocess.Popen(name) as process:
+        wait_until(lambda: stub_of(psutil.Process(process.pid)), 20, "its start")
+        before = stub_of(psutil.Process(process.pid))
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+        assert stub_of(psutil.Process(process.pid)) == before
+        before.end()
+        assert process.wait(20) == -signal.SIGKILL

@@ -67,10 +67,16 @@ def test_a_repository_that_is_being_built_leaves_nothing_beside_it(repository, h
     assert [path.name for path in staging_folder(repository).iterdir()] == [scratch.name]
 
 
+def test_a_clock_that_is_set_ends_no_server(repository, home, server, monkeypatch):
+    announce(home, "a", server)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+    assert servers_of(home, repository) == [server]
+
+
 def test_one_that_has_ended_is_none_and_one_that_cannot_be_seen_may_be(repository, home, server):
     announce(home, "a", server)
     announce(home, "b", replace(server, started=server.started - 100))
-    elsewhere = replace(server, pid_space="pid:[1]", started=0.0)
+    elsewhere = replace(server, pid_space="pid:[1]", started=0)
     announce(home, "c", elsewhere)
     assert servers_of(home, repository) == [server, elsewhere]
     announce(home, "d", server)

@@ -80,6 +80,21 @@ ONNX_STEP = {
     "1/model.onnx": identity(["n", 3]),
 }
 OPEN_ENDED = model((BIG, "max_batch_size: 4"), stub=tensors.COMPLETES)
+# The length differs, and the type.
+WRONG_IN = IN.replace("[ 3 ]", "[ 4 ]").replace("FP32", "INT32")
+WRONG_OUT = OUT.replace("[ 3 ]", "[ 4 ]").replace("FP32", "INT32")
+
+
+def _unbatched(name: str, loads: bool, edit: tuple[str, str]) -> Case:
+    """The ensemble has no batch axis, nor has what its step's config says, which may complete it.
+    ``edit`` changes what the ensemble takes."""
+    part = model((BIG, "max_batch_size: 0"), stub=tensors.COMPLETES)
+    steps = [('"part"', f'"{name}.a"')] * 2
+    return ensemble(
+        name, loads, *steps, (BIG, "max_batch_size: 0"), edit, others={f"{name}.a": part}
+    )
+
+
 CASES = [
     # A Python model may raise its batch size when it is loaded, to 8 here.
     ensemble(
@@ -115,6 +130,15 @@ CASES = [
     ensemble("whole_input_ragged", True, (IN, IN + " allow_ragged_batch: true")),
     ensemble("whole_input_twice", True, (IN, IN + " }, { " + IN)),
     ensemble("whole_output_twice", True, (OUT, OUT + " }, { " + OUT)),
+    ensemble("whole_output_twice_second_wrong", True, (OUT, OUT + " }, { " + WRONG_OUT)),
+    ensemble("whole_output_twice_first_wrong", False, (OUT, WRONG_OUT + " }, { " + OUT)),
+    ensemble("whole_input_twice_second_wrong", True, (IN, IN + " }, { " + WRONG_IN)),
+    ensemble("whole_input_twice_first_wrong", False, (IN, WRONG_IN + " }, { " + IN)),
+    # What completes its config may get a batch axis, and stays what it is otherwise.
+    _unbatched("step_completing_other_type", False, ("TYPE_FP32", "TYPE_INT32")),
+    _unbatched("step_completing_one_axis_more", True, ("dims: [ 3 ]", "dims: [ -1, 3 ]")),
+    _unbatched("step_completing_two_axes_more", False, ("dims: [ 3 ]", "dims: [ -1, -1, 3 ]")),
+    _unbatched("step_completing_other_length", False, ("dims: [ 3 ]", "dims: [ -1, 4 ]")),
     ensemble("whole_dims_reshape_count", False, (IN, IN + " reshape { shape: [ 4 ] }")),
     ensemble("whole_policy_none", False, add="version_policy { specific { versions: 9 } }"),
     ensemble("whole_batch_input", False, add="batch_input { }"),
