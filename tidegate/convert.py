@@ -204,7 +204,9 @@ def _kind(wish: Wish) -> Kind:
         return known
     reason = "" if wish.source in KNOWN else why_not_taken(wish.source, wish.options)
     if reason and not wish.task:
-        raise click.UsageError(reason)
+        from converters.errors import SourceRefused
+
+        raise SourceRefused(reason)
     task = wish.task or task_of(wish.source, wish.options)
     if task is None:
         raise click.UsageError(
