@@ -440,7 +440,7 @@ def test_a_hub_id_and_an_adapter_say_what_to_do(tmp_path):
 def test_other_formats_say_what_to_do(source):
     assert why_not_taken(source)
     run = CliRunner().invoke(command, [source, "--name", "m"])
-    assert run.exit_code == 2
+    assert run.exit_code == 1
     assert "does not say what the model does" not in run.output
 
 
