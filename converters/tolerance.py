@@ -48,6 +48,34 @@ SHARES: dict[str, tuple[Shares, str]] = {
     "int8-dynamic": (Shares(4.0, 0.4, 0.8, 0.15, 1.0), "measured 1.1, 0.2, 0.39, 0.01"),
 }
 
+
+@dataclass(frozen=True)
+class LayerLimits:
+    """How much of what one operator gives may be error, asked with the variant's own inputs
+    (``converters.layers``), so that nothing has added up.
+
+    exact   of an operator that is not rounded, of its worst unit
+    lost    of a layer that is (a product with weights, a convolution): of all that it gives
+    column  the same of its worst unit
+    gain    by how much less, or more, it may give
+    """
+
+    exact: float
+    lost: float
+    column: float
+    gain: float
+
+
+# Measured: see docs/precisions.md. The limits are three times that and more; a planted fault is 1.
+LAYERS: dict[str, tuple[LayerLimits, str]] = {
+    "fp32": (LayerLimits(1e-4, 1e-4, 1e-3, 1e-4), "the same operators"),
+    "fp16": (LayerLimits(5e-3, 5e-3, 0.02, 2e-3), "measured 6e-4, 9e-4, 2e-3, 4e-4"),
+    "w8": (LayerLimits(1e-4, 0.05, 0.2, 0.02), "measured 0, 0.013, 0.051, 0.004"),
+    "int8": (LayerLimits(1e-4, 0.05, 0.2, 0.02), "measured 0, 0.012, 0.048, 0.003"),
+    "int8-rows": (LayerLimits(1e-4, 0.05, 0.2, 0.02), "measured 0, 0.008, 0.045, 0.003"),
+    "int8-dynamic": (LayerLimits(1e-4, 0.05, 0.2, 0.02), "measured 0, 0.01, 0.049, 0.004"),
+}
+
 # Whose best score leads by less may go either way in 8 bits, and nobody can rely on it.
 CLEAR = 0.05
 # Twice the limit of FP16; rounding by the batch's range moves an answer by 1e-2 and more.
@@ -70,6 +98,7 @@ class Tolerance:
     invariance   largest difference between an answer alone and in a batch or padded; ``inf`` where
                  it is no promise, and is graded instead (``graded``)
     shares       how much of the original's own spread may be error
+    layers       how much of what each operator of the graph gives
     """
 
     difference: float
@@ -78,6 +107,7 @@ class Tolerance:
     agreement: float
     invariance: float
     shares: Shares = SHARES["fp32"][0]
+    layers: LayerLimits = LAYERS["fp32"][0]
 
 
 _FP32 = Tolerance(1e-4, 1e-5, 0.99999, 1.0, 1e-4)
@@ -175,7 +205,7 @@ def tolerance(task: str, precision: str) -> Tolerance:
     """The limits; ConversionError for a pair that makes no sense, saying what does."""
     found = LIMITS.get((task, precision))
     if found:
-        return replace(found[0], shares=SHARES[precision][0])
+        return replace(found[0], shares=SHARES[precision][0], layers=LAYERS[precision][0])
     known = [kind for name, kind in LIMITS if name == task]
     if not known:
         tasks = dict.fromkeys(name for name, _ in LIMITS)
