@@ -1,6 +1,7 @@
 """Graphs with a fault each, as somebody might make one: what every proof must see."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 LAYERS = ("MatMul", "Gemm", "Conv")
 # Operators that give what they are given, changed: of the same shape, so that the graph still runs.
-LEFT_OUT = (
+NONLINEAR = (
     *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid"),
-    *("HardSwish", "Clip", "Softplus", "Mish", "LayerNormalization", "InstanceNormalization"),
-    *("GroupNormalization", "BatchNormalization", "RMSNormalization", "Softmax"),
+    *("HardSwish", "Clip", "Softplus", "Mish"),
+)
+NORMALISING = (
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization"),
+    *("RMSNormalization", "Softmax"),
 )
 
 
@@ -43,15 +47,14 @@ def skipped_layers(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def swapped_units(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with the first and the last column of one layer's weights in each other's place;
-    three such."""
+    """The graph with the first and the last column of a layer's weights in each other's place."""
 
     def swap(weights: np.ndarray) -> np.ndarray:
         swapped = weights.copy()
         swapped[..., [0, -1]] = swapped[..., [-1, 0]]
         return swapped
 
-    return _changed_weights(source, folder, "swapped", swap)
+    return islice(_changed_weights(source, folder, "swapped", swap), 1)
 
 
 def _changed_weights(
@@ -79,17 +82,18 @@ def _changed_weights(
 
 
 def left_out(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with one nonlinearity or normalisation giving what it is given; three such."""
+    """The graph with one operator giving what it is given: a nonlinearity, and a normalisation."""
     model = onnx.load(source)
-    nodes = [node for node in model.graph.node if node.op_type in LEFT_OUT]
-    for place in _places(len(nodes)):
-        node, whole = nodes[place], onnx.NodeProto()
-        whole.CopyFrom(node)
-        node.CopyFrom(helper.make_node("Identity", [whole.input[0]], [whole.output[0]]))
-        path = folder / f"left-out-{place}.onnx"
-        onnx.save(model, path)
-        node.CopyFrom(whole)
-        yield path
+    for kinds in (NONLINEAR, NORMALISING):
+        nodes = [node for node in model.graph.node if node.op_type in kinds]
+        for place in _places(len(nodes))[:1]:
+            node, whole = nodes[place], onnx.NodeProto()
+            whole.CopyFrom(node)
+            node.CopyFrom(helper.make_node("Identity", [whole.input[0]], [whole.output[0]]))
+            path = folder / f"without-{whole.op_type}.onnx"
+            onnx.save(model, path)
+            node.CopyFrom(whole)
+            yield path
 
 
 def _places(count: int) -> list[int]:

@@ -12,7 +12,7 @@ answer of the graph is reached so, and a variant within these limits differs fro
 rounding alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ Feed = Mapping[str, np.ndarray]
 # What the quantisers rewrite.
 ROUNDED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Attention")
 BY_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool")
-# They only move numbers, or look at a tensor's shape.
-SKIPPED = MOVING | {"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Dropout"}
+# They only move numbers, or look at a tensor's shape: what reads them is compared instead.
+PASSED_ON = MOVING - {"Gather"} | {"Shape", "Size", "Constant", "ConstantOfShape", "Cast"}
 HALF, GIVEN = "_fp16", "__given"
 # A unit that answers less than this share of a typical one is measured as though it did so much.
 RESOLUTION = 0.25
@@ -51,28 +51,74 @@ class Error:
     gain: float
 
 
-def layer_checks(
-    source: Path, engine: Path, feeds: Callable[[], Iterable[Feed]], limits: LayerLimits
-) -> list[Check]:
-    """Of ``engine``, a way of writing the FP32 graph ``source``, for these inputs; none where the
-    graph is made of trees, or cannot be taken apart (a sequence, more than a file of 2 GiB)."""
-    try:
-        reference = load_tidy(source)
-    except ExportFailed:
-        return []
-    try:
-        errors = layer_errors(reference, onnx.load(engine), feeds())
-    except Exception:
+class Layers:
+    """The FP32 graph in ``source``, and what it is asked: ``feeds``, a few of its inputs."""
+
+    def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
+        self._source, self._feeds = source, feeds
+        self._reference: onnx.ModelProto | None
         try:
-            layer_errors(reference, reference, feeds())
-        except Exception:  # ONNX Runtime's errors share no base class
+            self._reference = load_tidy(source)
+        except ExportFailed:  # trees, whose answers are exact or wrong
+            self._reference = None
+        # Loading takes longer than asking: for variants that have the same tensors it is done once.
+        self._asked: dict[tuple[str, ...], Any] = {}
+
+    def checks(self, engine: Path, limits: LayerLimits) -> list[Check]:
+        """Of ``engine``, a way of writing the graph; none where the graph is made of trees, or
+        cannot be taken apart (more than a file of 2 GiB)."""
+        if self._reference is None:
             return []
-        raise
-    other = list(other_weights(reference.graph, onnx.load(engine).graph))
-    return [
-        *_checks(errors, limits),
-        at_most("layers: weights that are not the original's", len(other), 0, ", ".join(other[:3])),
-    ]
+        variant = onnx.load(engine)
+        try:
+            errors = self.errors(variant)
+        except Exception:
+            try:
+                self.errors(self._reference)
+            except Exception:  # ONNX Runtime's errors share no base class
+                return []
+            raise
+        other = list(other_weights(self._reference.graph, variant.graph))
+        named = ", ".join(other[:3])
+        return [
+            *_checks(errors, limits),
+            at_most("layers: weights that are not the original's", len(other), 0, named),
+        ]
+
+    def errors(self, variant: onnx.ModelProto) -> list[Error]:
+        """Of every tensor that both graphs have."""
+        reference = self._reference
+        if reference is None:
+            return []
+        if not any(node.op_type == "Gemm" for node in variant.graph.node):
+            reference = _copy(reference)
+            gemm_to_matmul(reference.graph)
+        shared = _shared(reference.graph, variant.graph)
+        watched = _session(_watched(variant, list(shared.values())))
+        got: dict[str, list[np.ndarray]] = {}
+        wanted: dict[str, list[np.ndarray]] = {}
+        for feed in self._feeds:
+            answers = watched.run(list(shared.values()), dict(feed))
+            own = {
+                name: _full(values)
+                for name, values in zip(shared, answers, strict=True)
+                if isinstance(values, np.ndarray)
+            }
+            names = tuple(own)
+            if names not in self._asked:
+                self._asked[names] = _session(_asked_with(reference, own))
+            given = {f"{name}{GIVEN}": values for name, values in own.items()}
+            told = self._asked[names].run(list(names), {**feed, **given})
+            for name, values in zip(names, told, strict=True):
+                got.setdefault(name, []).append(own[name])
+                wanted.setdefault(name, []).append(values)
+        rounded = _rounded(reference.graph, variant.graph, set(shared))
+        makers = {name: node for node in reference.graph.node for name in node.output}
+        biases = _biases(reference.graph, rounded)
+        return [
+            _error(makers[name], name, name in rounded, got[name], wanted[name], biases.get(name))
+            for name in got
+        ]
 
 
 def _checks(errors: Sequence[Error], limits: LayerLimits) -> Iterator[Check]:
@@ -91,50 +137,6 @@ def _checks(errors: Sequence[Error], limits: LayerLimits) -> Iterator[Check]:
     yield at_least("layers: tensors compared", len(errors), 1)
 
 
-def layer_errors(
-    reference: onnx.ModelProto, variant: onnx.ModelProto, feeds: Iterable[Feed]
-) -> list[Error]:
-    """Of every tensor that both graphs have."""
-    if not any(node.op_type == "Gemm" for node in variant.graph.node):
-        reference = _copy(reference)
-        gemm_to_matmul(reference.graph)
-    shared = _shared(reference.graph, variant.graph)
-    watched = _session(_watched(variant, list(shared.values())))
-    asked: Any = None
-    got: dict[str, list[np.ndarray]] = {}
-    wanted: dict[str, list[np.ndarray]] = {}
-    for feed in feeds:
-        answers = watched.run(list(shared.values()), dict(feed))
-        own = {
-            name: _full(values)
-            for name, values in zip(shared, answers, strict=True)
-            if isinstance(values, np.ndarray)
-        }
-        if asked is None:
-            names = list(own)
-            asked = _session(_asked_with(reference, own))
-        given = {f"{name}{GIVEN}": values for name, values in own.items()}
-        told = asked.run(names, {**feed, **given})
-        for name, values in zip(names, told, strict=True):
-            got.setdefault(name, []).append(own[name])
-            wanted.setdefault(name, []).append(values)
-    rounded = _rounded(reference.graph, variant.graph, set(shared))
-    makers = {name: node for node in reference.graph.node for name in node.output}
-    biases = _biases(reference.graph)
-    return [
-        _error(
-            makers[name],
-            name,
-            name in rounded,
-            got[name],
-            wanted[name],
-            biases.get(name) if name in rounded else None,
-        )
-        for name in got
-        if makers[name].op_type not in SKIPPED
-    ]
-
-
 def other_weights(reference: onnx.GraphProto, variant: onnx.GraphProto) -> Iterator[str]:
     """The names of the constants that a variant has under their own name, and with other numbers:
     rows of a table that no sample reads are compared here."""
@@ -146,6 +148,8 @@ def other_weights(reference: onnx.GraphProto, variant: onnx.GraphProto) -> Itera
 
 
 def _same_constant(original: onnx.TensorProto, tensor: onnx.TensorProto) -> bool:
+    if original.raw_data and original.raw_data == tensor.raw_data:
+        return original.dims == tensor.dims and original.data_type == tensor.data_type
     wanted, got = numpy_helper.to_array(original), numpy_helper.to_array(tensor)
     if wanted.dtype.kind != "f":
         return np.array_equal(wanted, got)
@@ -168,10 +172,13 @@ def _same_constant(original: onnx.TensorProto, tensor: onnx.TensorProto) -> bool
 def _shared(reference: onnx.GraphProto, variant: onnx.GraphProto) -> dict[str, str]:
     """The tensors that both graphs compute: the original's names, and the variant's."""
     made = {name: node.op_type for node in variant.node for name in node.output if name}
+    answers = {value.name for value in reference.output}
     clipped = _clipped(variant)
     shared = {}
     for node in reference.node:
         for name in node.output:
+            if node.op_type in PASSED_ON and name not in answers:
+                continue
             if f"{name}{HALF}" in made:
                 shared[name] = f"{name}{HALF}"
             elif name and name in made:
@@ -232,13 +239,13 @@ def _rounded(reference: onnx.GraphProto, variant: onnx.GraphProto, shared: set[s
     return found
 
 
-def _biases(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+def _biases(graph: onnx.GraphProto, layers: set[str]) -> dict[str, np.ndarray]:
     """By a layer's answer, the constant [columns] that is added to what is multiplied."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found = {}
     for node in graph.node:
         added = node.input if node.op_type == "Add" else node.input[2:3]
-        if node.op_type in ("Add", "Gemm", "Conv", "ConvTranspose"):
+        if node.op_type in ("Add", "Gemm", "Conv", "ConvTranspose") and node.output[0] in layers:
             for name in added:
                 if name in constants:
                     values = numpy_helper.to_array(constants[name])
@@ -263,17 +270,14 @@ def _error(
         differ = (mine != theirs).mean() if mine.size else 0.0
         return Error(tensor, kind, rounded, float(differ), float(differ), 0.0)
     mine, theirs = (each.astype(np.float64) for each in (mine, theirs))
+    offset: Any = bias if bias is not None and len(bias) == mine.shape[1] else 0.0
     with np.errstate(invalid="ignore"):
         same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
         # Minus infinity, however it is written.
-        same |= (
-            (np.abs(mine) >= MASKED)
-            & (np.abs(theirs) >= MASKED)
-            & (np.sign(mine) == np.sign(theirs))
-        )
-    offset = bias if bias is not None and len(bias) == mine.shape[1] else 0.0
-    gap = np.where(same, 0.0, mine - theirs)
-    size = np.where(same & ~(np.abs(theirs) < MASKED), 0.0, theirs - offset)
+        masked = (np.abs(mine) >= MASKED) & (np.abs(theirs) >= MASKED)
+        same |= masked & (np.sign(mine) == np.sign(theirs))
+        gap = np.where(same, 0.0, mine - theirs)
+        size = np.where(same & ~(np.abs(theirs) < MASKED), 0.0, theirs - offset)
     if not np.isfinite(gap).all():
         return Error(tensor, kind, rounded, nan, nan, nan)
     power, wrong = (size**2).mean(axis=0), (gap**2).mean(axis=0)

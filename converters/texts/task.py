@@ -43,7 +43,8 @@ TOKENIZER = Path("pre") / "tokenizer.json"
 CALIBRATION_TEXTS = 128
 TIMED_TOKENS = 32
 MANY_TEXTS = 1500
-PADDED = 3  # tokens of padding where layers are compared
+# Where layers are compared: the most tokens, and those of padding.
+LAYER_TOKENS, PADDED = 64, 3
 LONGER = 20  # tokens more than the model takes
 
 
@@ -211,9 +212,10 @@ class TextTask(Task):
     def layer_feeds(self, case: Case) -> Iterator[Feed]:
         """Each text is padded by a few tokens, so that a mask has something to hide."""
         graph, texts = self.graph(case.folder / "model.onnx", case), case_texts(case)
-        chosen = np.unique(np.linspace(0, len(texts) - 1, LAYER_SAMPLES).astype(int))
         limit = int(case.facts["buckets"][-1])
-        for text in (texts[place] for place in chosen):
+        short = [text for text in texts if graph.length(text) <= LAYER_TOKENS] or texts
+        chosen = np.unique(np.linspace(0, len(short) - 1, LAYER_SAMPLES).astype(int))
+        for text in (short[place] for place in chosen):
             yield graph.feed([text], min(limit, graph.length(text) + PADDED))
 
     def eager(self) -> Eager:
