@@ -115,8 +115,13 @@ class Layers:
         rounded = _rounded(reference.graph, variant.graph, set(shared))
         makers = {name: node for node in reference.graph.node for name in node.output}
         biases = _biases(reference.graph, rounded)
+        fed = {name: [feed[name] for feed in self._feeds] for name in self._feeds[0]}
+        uncancelled = _uncancelled(reference.graph, {**fed, **got})
         return [
-            _error(makers[name], name, name in rounded, got[name], wanted[name], biases.get(name))
+            _error(
+                *(makers[name], name, name in rounded, got[name], wanted[name], biases.get(name)),
+                uncancelled.get(name, 0.0),
+            )
             for name in got
         ]
 
@@ -253,6 +258,27 @@ def _biases(graph: onnx.GraphProto, layers: set[str]) -> dict[str, np.ndarray]:
     return found
 
 
+def _uncancelled(
+    graph: onnx.GraphProto, inputs: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """By a product's answer, FP64 [columns]: the sum of the squares of what it adds up."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.input[0] not in inputs:
+            continue
+        weights = constants.get(node.input[1])
+        if weights is None or len(weights.dims) != 2 or weights.data_type != TensorProto.FLOAT:
+            continue
+        turned = any(each.name == "transB" and each.i for each in node.attribute)
+        matrix = numpy_helper.to_array(weights).astype(np.float64)
+        matrix = matrix.T if turned else matrix
+        rows = _by_column(inputs[node.input[0]], -1).astype(np.float64)
+        if rows.shape[1] == len(matrix):
+            found[node.output[0]] = (rows**2).mean(axis=0) @ matrix**2
+    return found
+
+
 def _error(
     node: onnx.NodeProto,
     tensor: str,
@@ -260,7 +286,10 @@ def _error(
     got: Sequence[np.ndarray],
     wanted: Sequence[np.ndarray],
     bias: np.ndarray | None,
+    uncancelled: Any,
 ) -> Error:
+    """``bias`` and ``uncancelled`` [columns] are the constant that a layer adds, and the power that
+    its sums would have if nothing in them cancelled out: what rounding goes by."""
     kind, nan = node.op_type, float("nan")
     if any(mine.shape != theirs.shape for mine, theirs in zip(got, wanted, strict=True)):
         return Error(tensor, kind, rounded, nan, nan, nan)
@@ -281,6 +310,7 @@ def _error(
     if not np.isfinite(gap).all():
         return Error(tensor, kind, rounded, nan, nan, nan)
     power, wrong = (size**2).mean(axis=0), (gap**2).mean(axis=0)
+    power = np.maximum(power, RESOLUTION**2 * np.asarray(uncancelled))
     typical = power.mean()
     if not typical:
         # The original gives nothing at all: nothing may come.

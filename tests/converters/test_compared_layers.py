@@ -57,6 +57,17 @@ def rows_nearly_alike() -> list[dict[str, np.ndarray]]:
     return [{"x": (middle + random.normal(0, 0.02, (1, 8))).astype(np.float32)} for _ in range(16)]
 
 
+def scorer() -> onnx.ModelProto:
+    """One answer [n, 1] over x FP32 [n, 8] whose terms nearly cancel out."""
+    random = np.random.default_rng(11)
+    row = rows_nearly_alike()[0]["x"][0].astype(np.float64)
+    weights = random.normal(0, 1, 8)
+    weights -= 0.97 * row * (weights @ row) / (row @ row)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["answer"])]
+    constants = {"w": weights[:, None].astype(np.float32)}
+    return graph_of(nodes, {"x": ["n", 8]}, ["n", 1], constants)
+
+
 def padded() -> list[dict[str, np.ndarray]]:
     """Sentences whose last place is padding."""
     feeds = sentences(8)
@@ -73,6 +84,7 @@ def pictures() -> list[dict[str, np.ndarray]]:
 Made = tuple[Callable[[], onnx.ModelProto], Callable[[], list[dict[str, np.ndarray]]]]
 MODELS: dict[str, Made] = {
     "mlp": (mlp, rows_nearly_alike),
+    "scorer": (scorer, rows_nearly_alike),
     "attention": (lambda: attention(-100.0), padded),
     "attention, masked by the least number": (attention, padded),
     "convolutions": (convolutions, pictures),
@@ -124,6 +136,7 @@ FAULTS = {
     ("mlp", "no Relu"): _left_out("Relu"),
     ("mlp", "no LayerNormalization"): _left_out("LayerNormalization"),
     ("mlp", "no Erf"): _left_out("Erf"),
+    ("scorer", "negated"): _weight(np.negative, "w"),
     ("attention", "keys zeroed"): _weight(np.zeros_like, "w_k"),
     ("attention", "values negated"): _weight(np.negative, "w_v"),
     ("attention", "queries' units swapped"): _weight(_columns_swapped, "w_q"),
