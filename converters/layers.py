@@ -100,7 +100,8 @@ class Layers:
         for feed in self._feeds:
             answers = watched.run(list(shared.values()), dict(feed))
             own = {
-                name: _full(values)
+                # A tensor in FP16 of its own stands for the original's in FP32.
+                name: values.astype(np.float32) if shared[name] == name + HALF else values
                 for name, values in zip(shared, answers, strict=True)
                 if isinstance(values, np.ndarray)
             }
@@ -336,10 +337,6 @@ def _by_column(samples: Sequence[np.ndarray], axis: int) -> np.ndarray:
         for each in samples
     ]
     return np.concatenate(parts)
-
-
-def _full(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _session(model: onnx.ModelProto) -> Any:
