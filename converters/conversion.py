@@ -18,7 +18,7 @@ from converters.errors import ConversionError
 from converters.proof import Proof
 from converters.record import Record
 from converters.runner import OpenRunner, onnx_runner
-from converters.self_test import graph_self_test
+from converters.self_test import compared_layers, graph_self_test
 from converters.task import Case, Task
 from converters.tolerance import tolerance
 
@@ -99,8 +99,11 @@ def prove_graph(
     task: Task, engine: Path, case: Case, runner: OpenRunner = onnx_runner, what: str = "the graph"
 ) -> Proof:
     """Every check of the graph in ``engine``, passed or not: one that cannot run failed. ``what``
-    it is called, where ``runner`` is another than ONNX Runtime."""
+    it is called, where ``runner`` is another than ONNX Runtime (which shows no layers)."""
     checks = attempted(what, lambda: task.prove_graph(engine, case, runner))
+    source = case.folder / GRAPH
+    if runner is onnx_runner and task.tests_graphs and source.is_file():
+        checks += attempted(f"{what}, layer by layer", lambda: compared_layers(task, engine, case))
     return Proof(f"{case.name}: {what}", tuple(checks))
 
 

@@ -7,6 +7,7 @@ pipeline's proof through Triton; neither knows what kind of model it is.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ Facts = Mapping[str, Any]
 Answers = Mapping[str, np.ndarray]
 Feed = Mapping[str, np.ndarray]
 Eager = Callable[[Feed], object]
+LAYER_SAMPLES = 12
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class Task(ABC):
         """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
 
     oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS, whose versions count
+
+    def layer_feeds(self, case: Case) -> Iterator[Feed]:
+        """A few samples that each layer is compared on."""
+        return islice(self.feeds(case), LAYER_SAMPLES)
 
     def calibration(self, case: Case) -> Iterator[Feed]:
         """What 8-bit scales are measured on; SourceRefused where the samples say nothing of the

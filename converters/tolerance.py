@@ -9,9 +9,10 @@ variant (two labels swapped, a last layer scaled wrongly) does not.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from math import inf
+from typing import Any
 
 from converters.errors import ConversionError
 
@@ -38,7 +39,7 @@ class Shares:
 
 # Measured: text_embedding's vectors, logits of them, EfficientNet-Lite0's logits; the largest of
 # all. The limits are about twice that; FP32 has a hundred times, being so far from the others,
-# 8-bit weights what small random models need: the limits of the task and the self-test bind there.
+# 8-bit weights what small random models need: there the layers (``LAYERS``) tell what is broken.
 SHARES: dict[str, tuple[Shares, str]] = {
     "fp32": (Shares(3e-4, 1e-4, 3e-4, 1e-4), "measured 3e-5, 2e-6, 2e-5, 7e-8"),
     "fp16": (Shares(0.3, 0.025, 0.2, 0.012), "measured 0.13, 0.012, 0.08, 0.005"),
@@ -46,6 +47,35 @@ SHARES: dict[str, tuple[Shares, str]] = {
     "int8": (Shares(4.0, 0.45, 0.95, 0.15, 1.0), "measured 2.1, 0.3, 0.73, 0.04"),
     "int8-rows": (Shares(2.0, 0.4, 0.8, 0.15, 1.0), "measured 0.6, 0.08, 0.15, 0.005"),
     "int8-dynamic": (Shares(4.0, 0.4, 0.8, 0.15, 1.0), "measured 1.1, 0.2, 0.39, 0.01"),
+}
+
+
+@dataclass(frozen=True)
+class LayerLimits:
+    """How much of what one operator gives may be error, asked with the variant's own inputs
+    (``converters.layers``), so that nothing has added up.
+
+    exact   of an operator that is not rounded, of its worst unit
+    lost    of a layer that is (a product with weights, a convolution): of all that it gives
+    column  the same of its worst unit
+    gain    by how much less, or more, it may give
+    """
+
+    exact: float
+    lost: float
+    column: float
+    gain: float
+
+
+# Measured on MiniLM and on tiny models of random weights, the largest of all. The limits are about
+# three times that; of a layer zeroed, turned or with two units swapped, ``column`` is 1 and more.
+LAYERS: dict[str, tuple[LayerLimits, str]] = {
+    "fp32": (LayerLimits(1e-4, 1e-4, 1e-3, 1e-4), "the same operators: measured 2e-7"),
+    "fp16": (LayerLimits(5e-3, 5e-3, 0.02, 2e-3), "measured 1e-3, 1e-3, 4e-3, 6e-4"),
+    "w8": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.015, 0.093, 0.004"),
+    "int8": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.055, 0.21, 0.004"),
+    "int8-rows": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.012, 0.06, 0.003"),
+    "int8-dynamic": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.051, 0.2, 0.004"),
 }
 
 # Whose best score leads by less may go either way in 8 bits, and nobody can rely on it.
@@ -70,6 +100,7 @@ class Tolerance:
     invariance   largest difference between an answer alone and in a batch or padded; ``inf`` where
                  it is no promise, and is graded instead (``graded``)
     shares       how much of the original's own spread may be error
+    layers       how much of what each operator of the graph gives
     """
 
     difference: float
@@ -78,6 +109,7 @@ class Tolerance:
     agreement: float
     invariance: float
     shares: Shares = SHARES["fp32"][0]
+    layers: LayerLimits = LAYERS["fp32"][0]
 
 
 _FP32 = Tolerance(1e-4, 1e-5, 0.99999, 1.0, 1e-4)
@@ -175,7 +207,7 @@ def tolerance(task: str, precision: str) -> Tolerance:
     """The limits; ConversionError for a pair that makes no sense, saying what does."""
     found = LIMITS.get((task, precision))
     if found:
-        return replace(found[0], shares=SHARES[precision][0])
+        return replace(found[0], shares=SHARES[precision][0], layers=LAYERS[precision][0])
     known = [kind for name, kind in LIMITS if name == task]
     if not known:
         tasks = dict.fromkeys(name for name, _ in LIMITS)
@@ -203,10 +235,13 @@ def graded(difference: float) -> str:
 
 
 def table() -> str:
-    """The limits in Markdown: both tables."""
+    """The limits in Markdown: all three tables."""
     names = ("task", "precision", "difference", "mean", "cosine", "agreement", "invariance", "why")
     shares = ("precision", "largest", "lost", "column", "gain", "resolution", "why")
-    return "\n".join([*_head(names), *_rows(), "", *_head(shares), *_share_rows()]) + "\n"
+    layers = ("precision", "exact", "lost", "column", "gain", "why")
+    tasks = [*_head(names), *_rows()]
+    spread = [*_head(shares), *_by_precision(SHARES)]
+    return "\n".join([*tasks, "", *spread, "", *_head(layers), *_by_precision(LAYERS)]) + "\n"
 
 
 def _head(names: Sequence[str]) -> list[str]:
@@ -220,9 +255,9 @@ def _rows() -> Iterator[str]:
         yield f"| {task} | {precision} | {' | '.join(written)} | {why} |"
 
 
-def _share_rows() -> Iterator[str]:
-    for precision, (shares, why) in SHARES.items():
-        yield f"| {precision} | {' | '.join(f'{value:g}' for value in astuple(shares))} | {why} |"
+def _by_precision(limits: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    for precision, (allowed, why) in limits.items():
+        yield f"| {precision} | {' | '.join(f'{value:g}' for value in astuple(allowed))} | {why} |"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from converters.sources.token_model import (
     require_batches,
     usable_tokens,
 )
-from converters.task import Case, Eager, Feed, Order, Task
+from converters.task import LAYER_SAMPLES, Case, Eager, Feed, Order, Task
 from converters.texts.answered import case_texts
 from converters.texts.invariance import padding_checks, texts_for_buckets
 from converters.texts.sample_files import read_texts
@@ -43,6 +43,8 @@ TOKENIZER = Path("pre") / "tokenizer.json"
 CALIBRATION_TEXTS = 128
 TIMED_TOKENS = 32
 MANY_TEXTS = 1500
+# Where layers are compared: the most tokens, and those of padding.
+LAYER_TOKENS, PADDED = 64, 3
 LONGER = 20  # tokens more than the model takes
 
 
@@ -201,6 +203,15 @@ class TextTask(Task):
         graph = self.graph(case.folder / "model.onnx", case)
         for text in case_texts(case)[:CALIBRATION_TEXTS]:
             yield graph.feed([text])
+
+    def layer_feeds(self, case: Case) -> Iterator[Feed]:
+        """Each text is padded by a few tokens, so that a mask has something to hide."""
+        graph, texts = self.graph(case.folder / "model.onnx", case), case_texts(case)
+        limit = int(case.facts["buckets"][-1])
+        short = [text for text in texts if graph.length(text) <= LAYER_TOKENS] or texts
+        chosen = np.unique(np.linspace(0, len(short) - 1, LAYER_SAMPLES).astype(int))
+        for text in (short[place] for place in chosen):
+            yield graph.feed([text], min(limit, graph.length(text) + PADDED))
 
     def eager(self) -> Eager:
         return lambda feed: self.module(*(torch.from_numpy(feed[name]) for name in INPUTS))

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from converters.broken_graphs import dropped_mask, skipped_layers
 from converters.conversion import Variant, convert
 from converters.errors import ConversionError, ExportFailed, SourceMissing, SourceRefused
 from converters.original import last_words, places_again, require_no_past
 from converters.proof import Check
 from converters.record import measured_grade
-from converters.self_test import dropped_mask, skipped_layers
 from converters.sources.graph_file import GraphFile
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.task import Order

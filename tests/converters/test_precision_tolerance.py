@@ -12,7 +12,16 @@ from onnx import numpy_helper
 from converters.closeness import closeness, row_cosines, same_decision, same_neighbour
 from converters.errors import ConversionError
 from converters.precision import PRECISIONS
-from converters.tolerance import LIMITS, NUMBERS, SHARES, clear_margin, grade, graded, tolerance
+from converters.tolerance import (
+    LAYERS,
+    LIMITS,
+    NUMBERS,
+    SHARES,
+    clear_margin,
+    grade,
+    graded,
+    tolerance,
+)
 from tests.converters.test_precision import build, run, sentences
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "precisions.md"
@@ -38,9 +47,14 @@ def test_the_page_has_the_tolerances_of_the_code():
     assert written == held
     shares = {
         precision: (tuple(map(float, numbers)), why)
-        for precision, *numbers, why in _rows("Tolerances", "precision")
+        for precision, *numbers, why in _rows("Tolerances", "precision | largest")
     }
     assert shares == {each: (astuple(limits), why) for each, (limits, why) in SHARES.items()}
+    layers = {
+        precision: (tuple(map(float, numbers)), why)
+        for precision, *numbers, why in _rows("Tolerances", "precision | exact")
+    }
+    assert layers == {each: (astuple(limits), why) for each, (limits, why) in LAYERS.items()}
 
 
 def test_the_page_names_every_precision():

@@ -1,0 +1,132 @@
+"""Graphs with a fault each, as somebody might make one: what every proof must see."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.errors import ConversionError
+
+if TYPE_CHECKING:
+    from converters.task import Case, Task
+
+LAYERS = ("MatMul", "Gemm", "Conv")
+# Operators that give what they are given, changed: of the same shape, so that the graph still runs.
+NONLINEAR = (
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid"),
+    *("HardSwish", "Clip", "Softplus", "Mish"),
+)
+NORMALISING = (
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization"),
+    *("RMSNormalization", "Softmax"),
+)
+
+
+def broken_graphs(
+    task: "Task", case: "Case", source: Path, precision: str, folder: Path
+) -> Iterator[tuple[str, list[Path]]]:
+    """The kinds of fault, each with the graphs that have one, in other places: none where the graph
+    has nothing to break so."""
+    yield "one layer skipped", list(skipped_layers(source, folder))
+    yield "two units swapped", list(swapped_units(source, folder))
+    yield "an operator left out", list(left_out(source, folder))
+    if task.has_mask:
+        yield "mask dropped", list(dropped_mask(source, folder))
+    if precision == "int8":
+        yield "calibration on zeros", list(_calibrated_on_zeros(task, case, source, folder))
+
+
+def skipped_layers(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with the weights of one layer zero, which is to skip it where there is a way round;
+    three such, from the first quarter, the middle and the third quarter. None without a layer."""
+    return _changed_weights(source, folder, "skipped", np.zeros_like)
+
+
+def swapped_units(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with the first and the last column of a layer's weights in each other's place."""
+
+    def swap(weights: np.ndarray) -> np.ndarray:
+        swapped = weights.copy()
+        swapped[..., [0, -1]] = swapped[..., [-1, 0]]
+        return swapped
+
+    return islice(_changed_weights(source, folder, "swapped", swap), 1)
+
+
+def _changed_weights(
+    source: Path, folder: Path, what: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Path]:
+    model = onnx.load(source)
+    weights = {each.name: each for each in model.graph.initializer}
+    layers = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type in LAYERS and len(node.input) > 1 and node.input[1] in weights
+    ]
+    for place in _places(len(layers)):
+        tensor = weights[layers[place]]
+        whole = onnx.TensorProto()
+        whole.CopyFrom(tensor)
+        values = numpy_helper.to_array(tensor)
+        changed = change(values)
+        if not np.array_equal(changed, values):
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+            path = folder / f"{what}-{place}.onnx"
+            onnx.save(model, path)
+            tensor.CopyFrom(whole)
+            yield path
+
+
+def left_out(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with one operator giving what it is given: a nonlinearity, and a normalisation."""
+    model = onnx.load(source)
+    for kinds in (NONLINEAR, NORMALISING):
+        nodes = [node for node in model.graph.node if node.op_type in kinds]
+        for place in _places(len(nodes))[:1]:
+            node, whole = nodes[place], onnx.NodeProto()
+            whole.CopyFrom(node)
+            node.CopyFrom(helper.make_node("Identity", [whole.input[0]], [whole.output[0]]))
+            path = folder / f"without-{whole.op_type}.onnx"
+            onnx.save(model, path)
+            node.CopyFrom(whole)
+            yield path
+
+
+def _places(count: int) -> list[int]:
+    return list(dict.fromkeys(count * part // 4 for part in (2, 1, 3))) if count else []
+
+
+def dropped_mask(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with every token of its ``attention_mask`` taken for one of the text."""
+    model = onnx.load(source)
+    graph = model.graph
+    if not any(each.name == "attention_mask" for each in graph.input):
+        return
+    for node in graph.node:
+        node.input[:] = ["all_of_it" if each == "attention_mask" else each for each in node.input]
+    one = numpy_helper.from_array(np.array([1], dtype=np.int64), "tidegate_one")
+    graph.node.insert(0, helper.make_node("Shape", ["attention_mask"], ["tidegate_shape"]))
+    ones = helper.make_node("ConstantOfShape", ["tidegate_shape"], ["all_of_it"], value=one)
+    graph.node.insert(1, ones)
+    path = folder / "dropped.onnx"
+    onnx.save(model, path)
+    yield path
+
+
+def _calibrated_on_zeros(task: "Task", case: "Case", source: Path, folder: Path) -> Iterator[Path]:
+    from converters.precision import write_variant
+
+    def zeros() -> Iterator[Mapping[str, np.ndarray]]:
+        feed = next(iter(task.feeds(case)))
+        yield {n: v if v.dtype == object else np.zeros_like(v) for n, v in feed.items()}
+
+    path = folder / "zeros.onnx"
+    try:
+        write_variant("int8", source, path, zeros)
+    except ConversionError:
+        return  # such a calibration is refused by itself
+    yield path

@@ -1,0 +1,249 @@
+"""What rounding hides at the end of a graph is seen layer by layer: planted into each precision's
+own graph, whose answers are often as near as an honest one's."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.layers import Layers
+from converters.precision import PRECISIONS, write_variant
+from converters.proof import Check
+from converters.tolerance import LAYERS
+from tests.converters.test_precision import attention, convolutions, graph_of, sentences
+
+WIDTH = 12
+EIGHT = [precision for precision in PRECISIONS if precision not in ("fp32", "fp16")]
+
+
+def mlp() -> onnx.ModelProto:
+    """Two hidden layers over x FP32 [n, 8], whose answers [n, 3] hardly vary: a large bias, and
+    samples that are nearly alike."""
+    random = np.random.default_rng(5)
+    node = helper.make_node
+    nodes = [
+        node("Gemm", ["x", "w_1", "b_1"], ["first"]),
+        node("Relu", ["first"], ["positive"]),
+        node("LayerNormalization", ["positive", "scale"], ["even"]),
+        node("Gemm", ["even", "w_2", "b_2"], ["second"]),
+        node("Div", ["second", "root"], ["narrow"]),
+        node("Erf", ["narrow"], ["curve"]),
+        node("Add", ["curve", "one"], ["raised"]),
+        node("Mul", ["second", "raised"], ["gelu"]),
+        node("MatMul", ["gelu", "w_3"], ["answer"]),
+    ]
+    sizes = [8, WIDTH, WIDTH, 3]
+    constants = {
+        f"w_{place}": random.normal(0, 1.5 / np.sqrt(rows), (rows, columns)).astype(np.float32)
+        for place, (rows, columns) in enumerate(pairwise(sizes), start=1)
+    }
+    constants |= {
+        "b_1": random.normal(0, 1, WIDTH).astype(np.float32),
+        "b_2": random.normal(0, 1, WIDTH).astype(np.float32),
+        "scale": np.ones(WIDTH, np.float32),
+        "root": np.float32(np.sqrt(2)),
+        "one": np.float32(1),
+    }
+    return graph_of(nodes, {"x": ["n", 8]}, ["n", 3], constants)
+
+
+def rows_nearly_alike() -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(6)
+    middle = random.normal(0, 1, (1, 8))
+    return [{"x": (middle + random.normal(0, 0.02, (1, 8))).astype(np.float32)} for _ in range(16)]
+
+
+def scorer() -> onnx.ModelProto:
+    """One answer [n, 1] over x FP32 [n, 8] whose terms nearly cancel out."""
+    random = np.random.default_rng(11)
+    row = rows_nearly_alike()[0]["x"][0].astype(np.float64)
+    weights = random.normal(0, 1, 8)
+    weights -= 0.97 * row * (weights @ row) / (row @ row)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["answer"])]
+    constants = {"w": weights[:, None].astype(np.float32)}
+    return graph_of(nodes, {"x": ["n", 8]}, ["n", 1], constants)
+
+
+def padded() -> list[dict[str, np.ndarray]]:
+    """Sentences whose last place is padding."""
+    feeds = sentences(8)
+    for feed in feeds:
+        feed["mask"][:, -1] = 0
+    return feeds
+
+
+def pictures() -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(8)
+    return [{"x": random.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(6)]
+
+
+Made = tuple[Callable[[], onnx.ModelProto], Callable[[], list[dict[str, np.ndarray]]]]
+MODELS: dict[str, Made] = {
+    "mlp": (mlp, rows_nearly_alike),
+    "scorer": (scorer, rows_nearly_alike),
+    "attention": (lambda: attention(-100.0), padded),
+    "attention, masked by the least number": (attention, padded),
+    "convolutions": (convolutions, pictures),
+}
+
+
+def _weight(change: Callable[[np.ndarray], np.ndarray], name: str):
+    def plant(model: onnx.ModelProto) -> None:
+        tensor = next(each for each in model.graph.initializer if each.name == name)
+        values = change(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+    return plant
+
+
+def _left_out(kind: str):
+    def plant(model: onnx.ModelProto) -> None:
+        node = next(each for each in model.graph.node if each.op_type == kind)
+        node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name))
+
+    return plant
+
+
+def _mask_dropped(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["all" if name == "mask" else name for name in node.input]
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "none_of_it")
+    model.graph.initializer.append(zero)
+    nothing = helper.make_node("Mul", ["mask", "none_of_it"], ["nothing"])
+    model.graph.node.insert(0, nothing)
+    model.graph.node.insert(1, helper.make_node("Add", ["nothing", "one"], ["all"]))
+
+
+def _columns_swapped(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values[:, [0, 1]] = values[:, [1, 0]]
+    return values
+
+
+FAULTS = {
+    ("mlp", "hidden units swapped"): _weight(_columns_swapped, "w_1"),
+    ("mlp", "second layer's units swapped"): _weight(_columns_swapped, "w_2"),
+    ("mlp", "labels swapped"): _weight(_columns_swapped, "w_3"),
+    ("mlp", "layer zeroed"): _weight(np.zeros_like, "w_2"),
+    ("mlp", "layer negated"): _weight(np.negative, "w_2"),
+    ("mlp", "layer turned"): _weight(np.transpose, "w_2"),
+    ("mlp", "layer scaled"): _weight(lambda values: values * np.float32(1.1), "w_2"),
+    ("mlp", "bias shifted"): _weight(lambda values: np.roll(values, 1), "b_2"),
+    ("mlp", "no Relu"): _left_out("Relu"),
+    ("mlp", "no LayerNormalization"): _left_out("LayerNormalization"),
+    ("mlp", "no Erf"): _left_out("Erf"),
+    ("scorer", "negated"): _weight(np.negative, "w"),
+    ("attention", "keys zeroed"): _weight(np.zeros_like, "w_k"),
+    ("attention", "values negated"): _weight(np.negative, "w_v"),
+    ("attention", "queries' units swapped"): _weight(_columns_swapped, "w_q"),
+    ("attention", "no Softmax"): _left_out("Softmax"),
+    ("attention", "no LayerNormalization"): _left_out("LayerNormalization"),
+    ("attention", "mask dropped"): _mask_dropped,
+    ("convolutions", "channels rolled"): _weight(lambda values: np.roll(values, 1, 0), "w_1"),
+    ("convolutions", "last layer negated"): _weight(np.negative, "w_2"),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Writes a model's graph, with or without a fault, in a precision: the file."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def write(model: str, precision: str, fault: str = "") -> Path:
+        make, feeds = MODELS[model]
+        target = folder / f"{model} {fault} {precision}.onnx"
+        if not target.exists():
+            graph, source = make(), folder / f"{model} {fault}.onnx"
+            if fault:
+                FAULTS[model, fault](graph)
+            onnx.save(graph, source)
+            write_variant(precision, source, target, lambda: iter(feeds()))
+        return target
+
+    return write
+
+
+def _failed(written, model: str, engine: Path, precision: str) -> list[Check]:
+    layers = Layers(written(model, "fp32"), MODELS[model][1]())
+    checks = layers.checks(engine, LAYERS[precision][0])
+    assert checks
+    return [check for check in checks if not check.passed]
+
+
+def _has_form(model: str, precision: str) -> bool:
+    return model != "convolutions" or precision in ("fp32", "fp16", "int8")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_an_honest_graph_passes(model, precision, written):
+    if _has_form(model, precision):
+        failed = _failed(written, model, written(model, precision), precision)
+        assert [check.line() for check in failed] == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("model", "fault"), FAULTS)
+def test_a_planted_fault_is_seen(model, fault, precision, written):
+    if _has_form(model, precision):
+        engine = written(model, precision, fault)
+        assert _failed(written, model, engine, precision), "passed"
+
+
+@pytest.mark.parametrize("model", ["mlp", "convolutions"])
+def test_scales_measured_on_zeros_are_seen(model, written, tmp_path):
+    make, feeds = MODELS[model]
+    onnx.save(make(), tmp_path / "source.onnx")
+    engine = tmp_path / "engine.onnx"
+    zeros = [{name: np.zeros_like(values) for name, values in feed.items()} for feed in feeds()]
+    write_variant("int8", tmp_path / "source.onnx", engine, lambda: iter(zeros))
+    assert _failed(written, model, engine, "int8")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_operator_put_in_between_is_seen(precision, written, tmp_path):
+    """Into the variant's own graph, under a name that the original does not have."""
+    model = onnx.load(written("mlp", precision))
+    reader = next(node for node in model.graph.node if "even" in "".join(node.input))
+    name = next(each for each in reader.input if "even" in each)
+    for node in model.graph.node:
+        node.input[:] = ["turned" if each == name else each for each in node.input]
+    maker = next(place for place, n in enumerate(model.graph.node) if name in n.output)
+    turned = helper.make_node("Neg", [name], ["turned"])
+    model.graph.node.insert(maker + 1, turned)
+    onnx.save(model, tmp_path / "bad.onnx")
+    assert _failed(written, "mlp", tmp_path / "bad.onnx", precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_of_a_table_that_no_sample_reads_are_compared(precision, tmp_path):
+    random = np.random.default_rng(9)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"]),
+        helper.make_node("MatMul", ["words", "w"], ["answer"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(random.normal(0, 1, shape).astype(np.float32), name)
+        for name, shape in {"table": (50, 8), "w": (8, 4)}.items()
+    ]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])]
+    outputs = [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph(nodes, "words", inputs, outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    feeds = [{"ids": np.array([3, 5])}, {"ids": np.array([7, 1])}]
+    for name in ("good", "bad"):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        write_variant(
+            precision, tmp_path / f"{name}.onnx", tmp_path / f"{name}-8.onnx", lambda: iter(feeds)
+        )
+        _weight(lambda rows: np.concatenate([rows[:40], rows[:39:-1]]), "table")(model)
+    layers = Layers(tmp_path / "good.onnx", feeds)
+    limits = LAYERS[precision][0]
+    assert all(check.passed for check in layers.checks(tmp_path / "good-8.onnx", limits))
+    (failed,) = [c for c in layers.checks(tmp_path / "bad-8.onnx", limits) if not c.passed]
+    assert failed.name == "layers: weights that are not the original's"
+    assert failed.worst.startswith("table")
