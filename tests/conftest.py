@@ -15,7 +15,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before anything imports torch: two workers share two cores (``converters.offline`` says why).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import converters.original
 from tests.echoing import echoing
+from tests.oracles import Oracles
 from tests.running import (
     RunningStack,
     copy_repository,
@@ -25,6 +27,16 @@ from tests.running import (
     stop,
     wait_ready,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def oracles() -> Iterator[None]:
+    """What this process converts asks its originals through ``tests.oracles``."""
+    oracles = Oracles()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(converters.original, "subprocess", oracles)
+        yield
+    oracles.close()
 
 
 @pytest.fixture(scope="session")
