@@ -67,7 +67,8 @@ def test_a_table_is_opened_without_torch(tmp_path):
 
     model = tmp_path / "model.skops"
     skops.io.dump(LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0]), model)
-    code = "from pathlib import Path; from converters.sources.skops_file import load_skops; "
+    code = "import sys; from pathlib import Path; "
+    code += "from converters.sources.skops_file import load_skops;"
     assert "torch" not in _loaded_by(f"{code} load_skops(Path({str(model)!r}))")
 
 
