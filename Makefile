@@ -89,18 +89,19 @@ $(VENV)/bin/python:
 	@echo "creating $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 
+# Each holds what the one before it holds, in one run of pip: a second one builds the package again.
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
 	@$(PIP) -e '.[$(SERVED)]'
 	@touch $@
 
-$(VENV)/.load: $(VENV)/.up
-	@echo "installing the load test's packages ..."
+$(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
+	@echo "installing the packages, and the load test's (once) ..."
 	@$(PIP) -e '.[$(SERVED),load]'
-	@touch $@
+	@touch $(VENV)/.up $@
 
-$(VENV)/.dev: $(VENV)/.load
-	@echo "installing the test packages ..."
+$(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
+	@echo "installing the packages, and the tests' (once, about three minutes) ..."
 	@$(PIP) -e '.[$(SERVED),load,dev]'
 	@$(BIN)/python -m tests.tensorrt_parts
-	@touch $@
+	@touch $(VENV)/.up $(VENV)/.load $@

@@ -1,7 +1,8 @@
 """Source -> FP32 graph and the original's answers -> a proved variant of the graph.
 
 Two folders in the cache: the *original* (graph, steps, answers), made once for a source and its
-samples, and one *variant* for each precision, which is there only if its proof held.
+samples, whatever the pipeline is called, and one *variant* for each name and precision, which is
+there only if its proof held.
 """
 
 import json
@@ -63,7 +64,7 @@ def convert(task: Task, variant: Variant, say: Say) -> Converted:
     key = _key(task)
     original = conversion(name, key, ANSWERS, lambda folder: _original(task, folder, say))
     case = case_in(original, name, task.name, variant.precision)
-    settings = json.dumps([key, variant.precision, variant.accepted])
+    settings = json.dumps([name, key, variant.precision, variant.accepted])
     built = conversion(
         name,
         content_key(settings),
@@ -114,7 +115,8 @@ def source_sha256(task: Task) -> str:
 
 
 def _key(task: Task) -> str:
-    return content_key(json.dumps([task.order.name, source_sha256(task)]))
+    """The original's: without the pipeline's name, which only the proof's record holds."""
+    return content_key(source_sha256(task))
 
 
 def _original(task: Task, folder: Path, say: Say) -> None:

@@ -75,7 +75,9 @@ def build_engine(converted: Converted, spec: ModelSpec, say: Say) -> Engine:
     ProofFailed: then there is none."""
     wanted = stamp_here(converted.engine, spec)
     record = converted.record
-    key = content_key(json.dumps([asdict(wanted), record.source_sha256, record.accepted]))
+    # With the name, which the record that is kept beside the plan holds.
+    held = [record.name, asdict(wanted), record.source_sha256, record.accepted]
+    key = content_key(json.dumps(held))
 
     def make(folder: Path) -> None:
         say(f"{record.name}: building a TensorRT engine for {wanted.gpu}")

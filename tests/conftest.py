@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before anything imports torch: two workers share two cores (``converters.offline`` says why).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import converters.original
 from tests.echoing import echoing
+from tests.oracles import Oracles
 from tests.running import (
     RunningStack,
     copy_repository,
@@ -25,10 +28,56 @@ from tests.running import (
     stop,
     wait_ready,
 )
+from tests.scheduling import TOGETHER, StackInARow, file_of
+
+# What ends the stack, while it runs.
+ENDS_STACK = pytest.StashKey[Callable[[], None]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackInARow | None:
+    """For ``--dist loadfile``, which is what ``make test`` says."""
+    return StackInARow(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker how the tests are distributed."""
+    node.workerinput["in_a_row"] = node.config.getoption("dist") == "loadfile"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        file = file_of(item.nodeid)
+        if "stack" in getattr(item, "fixturenames", ()) and file not in TOGETHER:
+            raise pytest.UsageError(f"{file} uses the stack: name it in tests/scheduling.py")
+    items.sort(key=lambda item: file_of(item.nodeid) not in TOGETHER)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The stack ends with the last of the files that use it, where they run in a row."""
+    yield
+    stack_goes_on = nextitem is None or file_of(nextitem.nodeid) in TOGETHER
+    in_a_row = getattr(item.config, "workerinput", {}).get("in_a_row", True)
+    if ENDS_STACK in item.config.stash and in_a_row and not stack_goes_on:
+        item.config.stash[ENDS_STACK]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def oracles() -> Iterator[None]:
+    """What this process converts asks its originals through ``tests.oracles``."""
+    oracles = Oracles()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(converters.original, "subprocess", oracles)
+        yield
+    oracles.close()
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[RunningStack]:
     """A running stack with every known pipeline, on a copy of the repository."""
     home: Path = tmp_path_factory.mktemp("stack")
     copy_repository(home)
@@ -39,10 +88,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         except BaseException:
             stop(running)
             raise
-    try:
-        yield running
-    finally:
+
+    def end() -> None:
+        del pytestconfig.stash[ENDS_STACK]
         assert stop(running) == 0, running.output
+
+    pytestconfig.stash[ENDS_STACK] = end
+    yield running
+    if ENDS_STACK in pytestconfig.stash:
+        end()
 
 
 @contextlib.contextmanager

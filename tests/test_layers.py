@@ -60,6 +60,18 @@ def test_tidegate_imports_the_heavy_packages_late():
     assert not _loaded_by(code)
 
 
+def test_a_table_is_opened_without_torch(tmp_path):
+    """skops imports all of scikit-learn, which has an adapter for torch's arrays."""
+    import skops.io
+    from sklearn.linear_model import LinearRegression
+
+    model = tmp_path / "model.skops"
+    skops.io.dump(LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0]), model)
+    code = "import sys; from pathlib import Path; "
+    code += "from converters.sources.skops_file import load_skops;"
+    assert "torch" not in _loaded_by(f"{code} load_skops(Path({str(model)!r}))")
+
+
 def test_the_gateway_starts_without_the_heavy_packages():
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY)
     code = f"import sys; {blocked}; import gateway.app; from gateway.settings import Settings; "

@@ -1,9 +1,12 @@
 """A skops file, opened without running anything that it holds."""
 
+import contextlib
 import importlib
 import json
+import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,15 @@ FUNCTIONS = {
     "scipy.special._ufuncs.expit",
     "scipy.special._ufuncs.logit",
 }
+_ADAPTER = "sklearn.externals.array_api_compat.torch"
 SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
 
 
 def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
     """The object in the file, and what scikit-learn warns of it; SourceRefused when it is broken or
     needs types that are not scikit-learn's, scipy's or numpy's own."""
-    import skops.io
+    with _torch_left_out():
+        import skops.io
 
     _check_schema(path)
     try:
@@ -62,6 +67,20 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
             "model again from where it was trained"
         )
     return loaded, tuple(dict.fromkeys(_short(each.message) for each in caught))
+
+
+@contextlib.contextmanager
+def _torch_left_out() -> Iterator[None]:
+    """skops asks scikit-learn for all its estimators, which imports every package of it: the
+    adapter for torch's arrays too, and so torch, seconds in each process that opens a file."""
+    if _ADAPTER in sys.modules:
+        yield
+        return
+    sys.modules[_ADAPTER] = None  # type: ignore[assignment] # Python's own sign for "not found"
+    try:
+        yield
+    finally:
+        del sys.modules[_ADAPTER]
 
 
 def _check_schema(path: Path) -> None:

@@ -229,7 +229,7 @@ def many_samples(
             return converted.case
         order = subject.order
         task = subject.open_task(Order(order.name, order.source, file, order.options))
-        key = content_key(json.dumps(["many", order.name, source_sha256(task)]))
+        key = content_key(json.dumps(["many", source_sha256(task)]))
         is_there = (cache_root() / "conversions" / key / ANSWERS).is_file()
         if budget and not is_there and budget.left < MANY_S:
             say(f"{order.name}: measured on the proof's samples: 1,500 more would take too long")

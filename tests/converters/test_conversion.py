@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,18 @@ def test_the_same_source_is_asked_once_and_a_changed_one_again(order, tmp_path):
     assert source_sha256(first) != before
     convert(second, Variant(), _say)
     assert second.asked == 1
+
+
+def test_another_name_does_not_ask_the_original_again(order):
+    first = Doubling(order)
+    second = Doubling(replace(order, name="double"))
+    one, other = convert(first, Variant(), _say), convert(second, Variant(), _say)
+    assert (first.asked, second.asked) == (1, 0)
+    assert (one.case.name, other.case.name) == ("twice", "double")
+    assert (one.record.name, other.record.name) == ("twice", "double")
+    assert one.record.proofs[0].subject == "twice: the graph"
+    assert other.record.proofs[0].subject == "double: the graph"
+    assert one.engine != other.engine
 
 
 def test_another_precision_does_not_ask_the_original_again(order):

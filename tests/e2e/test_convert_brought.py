@@ -17,6 +17,7 @@ import pytest
 from converters.errors import ConversionError
 from serving.errors import ServingError
 from tests.brought import LABELS, save_classifier
+from tests.command_line import tidegate
 from tests.running import environment, launch, stop, wait_ready
 from tidegate.convert import Wish, carry_out
 from tidegate.places import Places
@@ -53,11 +54,12 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(models, built, tmp_path_factory):
-    """A stack that serves both, beside identity_fp32."""
+def served(models, tmp_path_factory):
+    """A stack that serves both."""
     home = tmp_path_factory.mktemp("brought")
     for name in ("bert", "roberta"):
-        run = _convert(home, models / name, "--name", f"mood_{name}")
+        task = ("--task", "text-classification", "--name", f"mood_{name}")
+        run = tidegate(home, "convert", str(models / name), *task)
         assert run.returncode == 0, run.stderr
     running = launch(home, "mood_bert", "mood_roberta")
     wait_ready(running, 60)

@@ -2,8 +2,8 @@
 
 import base64
 import json
+import shutil
 import subprocess
-import sys
 
 import onnx
 import pytest
@@ -12,26 +12,17 @@ from PIL import Image
 
 from converters.pictures.photos import photo_file
 from tests.brought_images import LABELS, save_image_classifier
-from tests.running import environment, launch, stop, wait_ready
+from tests.command_line import tidegate
+from tests.running import launch, stop, wait_ready
 
 PHOTOS = ("coffee", "rocket")
 # One crops and gives a softmax, the other squeezes and gives a sigmoid for each label.
 MODELS = {"shape": "convnext", "marks": "vit"}
 
 
-def _tidegate(home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", *arguments],
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def _convert(home, source, name, samples) -> subprocess.CompletedProcess[str]:
     task = ("--task", "image-classification", "--name", name, "--samples", str(samples))
-    return _tidegate(home, "convert", str(source), *task)
+    return tidegate(home, "convert", str(source), *task)
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +127,10 @@ FAULTS = {
 def test_prove_finds_what_was_changed_since(home, models, photos, tmp_path, fault):
     repository = home / "model_repository"
     target = tmp_path / "model_repository"
-    subprocess.run(["cp", "-r", str(repository), str(target)], check=True)
+    shutil.copytree(repository, target)
     fault(target)
     source = ("--against", str(models / "convnext"), "--samples", str(photos))
-    run = _tidegate(tmp_path, "prove", "shape", *source)
+    run = tidegate(tmp_path, "prove", "shape", *source)
     assert run.returncode == 1, run.stderr
     failed = next(line for line in run.stdout.splitlines() if f"FAIL {FAULTS[fault]}" in line)
     assert "original" in failed
@@ -158,7 +149,7 @@ def test_a_sample_of_the_wrong_type_is_refused_by_name(models, tmp_path):
 
 def test_a_folder_without_a_preprocessor_is_refused(models, photos, tmp_path):
     model = tmp_path / "model"
-    subprocess.run(["cp", "-r", str(models / "convnext"), str(model)], check=True)
+    shutil.copytree(models / "convnext", model)
     (model / "preprocessor_config.json").unlink()
     run = _convert(tmp_path, model, "shape", photos)
     assert run.returncode == 1

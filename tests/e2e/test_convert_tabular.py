@@ -12,17 +12,8 @@ from tritonclient import grpc as triton
 
 from converters.sources.skops_file import load_skops
 from tests.brought_tables import DIABETES, customer_pipeline, customers, save
-from tests.running import environment, launch, stop, wait_ready
-
-
-def _tidegate(home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", *arguments],
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.command_line import tidegate
+from tests.running import launch, stop, wait_ready
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +43,7 @@ def served(models, tmp_path_factory):
         (str(models / "risk.skops"), "--name", "risk", *samples),
         (str(models / "progress.json"), "--name", "progress"),
     ):
-        run = _tidegate(home, "convert", *arguments)
+        run = tidegate(home, "convert", *arguments)
         assert run.returncode == 0, run.stderr
     running = launch(home, "risk", "progress")
     wait_ready(running, 60)
@@ -139,7 +130,7 @@ def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
     whole = (engine / "model.onnx").read_bytes()
     onnx.save(graph, engine / "model.onnx")
     try:
-        run = _tidegate(
+        run = tidegate(
             served.home, "prove", "risk", "--against", str(models / "risk.skops"),
             "--samples", str(models / "risk.csv"),
         )  # fmt: skip
@@ -152,7 +143,7 @@ def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
 
 def test_a_bad_file_leaves_nothing_behind(tmp_path):
     (tmp_path / "model.pkl").write_bytes(b"\x80\x04K\x01.")
-    run = _tidegate(tmp_path, "convert", str(tmp_path / "model.pkl"), "--name", "risk")
+    run = tidegate(tmp_path, "convert", str(tmp_path / "model.pkl"), "--name", "risk")
     assert run.returncode == 1
     assert "skops.io.dump" in run.stderr
     assert "Traceback" not in run.stderr

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import openai
@@ -13,7 +11,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from converters.texts.samples import default_texts, multilingual_texts
 from tests.brought import save_embedder, save_encoder, save_tagger
-from tests.running import environment, launch, stop, wait_ready
+from tests.command_line import tidegate
+from tests.running import launch, stop, wait_ready
 from tidegate.convert import Wish, carry_out
 from tidegate.places import Places
 
@@ -24,16 +23,6 @@ TEXTS = [
     "Zoe\u0308 met Rene\u0301e",
     "x",
 ]
-
-
-def _run(home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", *arguments],
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +137,7 @@ def test_prove_finds_a_fault_in_what_is_published(
     samples = ("--samples", str(models / "samples.txt"))
     against = ("prove", name, "--against", str(models / name), *samples)
     _edit(tmp_path / "model_repository" / f"{name}_{step}" / "1" / "model.py", old, new)
-    run = _run(tmp_path, *against)
+    run = tidegate(tmp_path, *against)
     assert run.returncode == 1, run.stdout + run.stderr
     line = next(line for line in run.stdout.splitlines() if "FAIL" in line and caught in line)
     assert "original" in line
@@ -218,7 +207,7 @@ def test_a_refusal_is_one_line_and_leaves_nothing(models, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(models / "embedder", folder)
     _unknown_module(folder)
-    run = _run(tmp_path, "convert", str(folder), "--task", "embedding", "--name", "x")
+    run = tidegate(tmp_path, "convert", str(folder), "--task", "embedding", "--name", "x")
     assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
     assert "never loaded" in run.stderr
     assert not (tmp_path / "model_repository").exists()

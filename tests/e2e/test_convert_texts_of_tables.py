@@ -1,8 +1,5 @@
 """Text pipelines and missing categories of scikit-learn, through the command, Triton and REST."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from tests.running import environment, launch, stop, wait_ready
+from tests.command_line import tidegate
+from tests.running import launch, stop, wait_ready
 
 GOOD = ["очень хороший товар", "schöne Möbel für Bäder", "I like it", "a great buy"]
 BAD = ["плохое качество, сломан", "häßlich und kaputt", "I hate it", "not a great buy"]
@@ -41,14 +39,7 @@ def served(models, tmp_path_factory):
     home = tmp_path_factory.mktemp("texts_served")
     for name, model in models.items():
         skops.io.dump(model, home / f"{name}.skops")
-        command = [sys.executable, "-m", "tidegate", "convert", str(home / f"{name}.skops")]
-        run = subprocess.run(
-            [*command, "--name", name],
-            env=environment(home),
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        run = tidegate(home, "convert", str(home / f"{name}.skops"), "--name", name)
         assert run.returncode == 0, run.stderr
     running = launch(home, *models)
     wait_ready(running, 60)

@@ -1,0 +1,131 @@
+"""The oracles of the tests' own conversions, forked from a process that has their libraries loaded:
+importing torch and transformers takes ten times as long as a tiny model's answers.
+
+Each is asked in a process of its own all the same, by the same module with the same arguments. What
+the command line converts in the tests starts them as a user's does.
+
+    python -m tests.oracles < REQUESTS > ANSWERS    a JSON document a line
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from converters.offline import OFFLINE
+
+ANSWER_S = 600.0  # for a hang: the longest takes a minute on a busy machine
+_TEXTS = ("torch", "transformers.pipelines", "transformers.modeling_utils")
+# What a module needs is loaded when it is asked for first. None of it computes on being imported:
+# a process with threads at work must not be forked.
+LIBRARIES = {
+    "converters.texts.classification_oracle": _TEXTS,
+    "converters.texts.entity_oracle": _TEXTS,
+    "converters.texts.embedding_oracle": ("sentence_transformers",),
+    "converters.pictures.pipeline_oracle": (*_TEXTS, "transformers.image_processing_utils"),
+    "converters.pictures.efficientnet_oracle": (*_TEXTS, "transformers.image_processing_utils"),
+    "converters.tables.oracle": ("converters.sources.tabular_model", "skops.io", "threadpoolctl"),
+    "converters.tensors.torch_oracle": ("torch",),
+}
+
+
+class Oracles:
+    """Stands for the module ``subprocess`` in ``converters.original``."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+
+    def run(self, command: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
+        """As ``subprocess.run`` does: ``command`` is ``python -m MODULE ARGUMENTS...``."""
+        python, flag, module, *arguments = command
+        if (python, flag) != (sys.executable, "-m") or module not in LIBRARIES:
+            return subprocess.run(command, **options)
+        server = self._started()
+        assert server.stdin and server.stdout
+        request = {"module": module, "arguments": arguments, "cwd": str(Path.cwd())}
+        server.stdin.write(f"{json.dumps(request)}\n")
+        server.stdin.flush()
+        overdue = threading.Timer(ANSWER_S, server.kill)
+        overdue.start()
+        try:
+            line = server.stdout.readline()
+        finally:
+            overdue.cancel()
+        assert line, f"the oracles' process ended, or {module} did not answer in {ANSWER_S:.0f} s"
+        answer = json.loads(line)
+        return subprocess.CompletedProcess(command, answer["returncode"], "", answer["stderr"])
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "tests.oracles"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=OFFLINE,
+                cwd=Path(__file__).parent.parent,
+                text=True,
+            )
+        return self._server
+
+    def close(self) -> None:
+        if self._server is not None:
+            assert self._server.stdin and self._server.stdout
+            self._server.stdin.close()
+            self._server.wait(20)
+            self._server.stdout.close()
+
+
+def main() -> None:
+    # Libraries print; the answers go where nothing else does.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        for name in LIBRARIES[request["module"]]:
+            importlib.import_module(name)
+        with tempfile.TemporaryFile("w+") as said:
+            child = os.fork()
+            if child == 0:
+                _become(request, said.fileno())
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            answer = {"returncode": os.waitstatus_to_exitcode(status), "stderr": said.read()}
+        answers.write(f"{json.dumps(answer)}\n")
+        answers.flush()
+
+
+def _become(request: dict, said: int) -> None:
+    """``python -m MODULE ARGUMENTS...`` in its folder; does not return."""
+    code = 1
+    try:
+        for stream in (1, 2):
+            os.dup2(said, stream)
+        with contextlib.suppress(OSError):
+            sys.stdin.close()
+        os.chdir(request["cwd"])
+        sys.path[0] = request["cwd"]
+        sys.argv = [request["module"], *request["arguments"]]
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            sys.stderr.write(f"{ended.code}\n")
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
