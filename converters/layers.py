@@ -33,6 +33,7 @@ ROUNDED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Att
 BY_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool")
 # They only move numbers, or look at a tensor's shape: what reads them is compared instead.
 PASSED_ON = MOVING - {"Gather"} | {"Shape", "Size", "Constant", "ConstantOfShape", "Cast"}
+QUANTIZED = "_quantized"  # ONNX Runtime's ending of the names of weights in 8 bits
 HALF, GIVEN = "_fp16", "__given"
 # A unit that answers less than this share of a typical one is measured as though it did so much.
 RESOLUTION = 0.25
@@ -78,21 +79,32 @@ class Layers:
             except Exception:  # ONNX Runtime's errors share no base class
                 return []
             raise
-        other = list(other_weights(self._reference.graph, variant.graph))
+        other = [
+            *other_weights(self._reference.graph, variant.graph),
+            *other_rounded_weights(
+                self._reference.graph, self._tidied(variant).graph, variant.graph
+            ),
+        ]
         named = ", ".join(other[:3])
         return [
             *_checks(errors, limits),
             at_most("layers: weights that are not the original's", len(other), 0, named),
         ]
 
+    def _tidied(self, variant: onnx.ModelProto) -> onnx.ModelProto:
+        """The FP32 graph, with each Gemm as a MatMul and an Add where the variant has it so."""
+        assert self._reference is not None  # noqa: S101 - both callers have looked
+        if any(node.op_type == "Gemm" for node in variant.graph.node):
+            return self._reference
+        tidied = _copy(self._reference)
+        gemm_to_matmul(tidied.graph)
+        return tidied
+
     def errors(self, variant: onnx.ModelProto) -> list[Error]:
         """Of every tensor that both graphs have."""
-        reference = self._reference
-        if reference is None:
+        if self._reference is None:
             return []
-        if not any(node.op_type == "Gemm" for node in variant.graph.node):
-            reference = _copy(reference)
-            gemm_to_matmul(reference.graph)
+        reference = self._tidied(variant)
         shared = _shared(reference.graph, variant.graph)
         watched = _session(_watched(variant, list(shared.values())))
         got: dict[str, list[np.ndarray]] = {}
@@ -151,6 +163,85 @@ def other_weights(reference: onnx.GraphProto, variant: onnx.GraphProto) -> Itera
         for name in (tensor.name, f"{tensor.name}{HALF}"):
             if name in own and not _same_constant(tensor, own[name]):
                 yield name
+
+
+def other_rounded_weights(
+    reference: onnx.GraphProto, tidied: onnx.GraphProto, variant: onnx.GraphProto
+) -> Iterator[str]:
+    """The names of the weights in 8 bits that are further from the original's than rounding goes:
+    half a step of their scale. Whatever the samples are, two rows or columns that were swapped are
+    seen here. ``tidied`` is the reference with its Gemms as the variant has them. ``int8-rows``
+    scales its weights by what the samples are like: of it none is read.
+    """
+    tensors = [*reference.initializer, *tidied.initializer]
+    original = {each.name: each for each in tensors}
+    constants = {each.name: numpy_helper.to_array(each) for each in variant.initializer}
+    makers = {name: node for node in tidied.node for name in node.output}
+    # ONNX Runtime writes such a Gemm as a MatMul.
+    turned = {n.input[1] for n in reference.node if n.op_type == "Gemm" and _attribute(n, "transB")}
+    for node in variant.node:
+        name, read, axis = "", list(node.input), 0
+        if node.op_type == "DequantizeLinear":
+            name = node.input[0].removesuffix(QUANTIZED)
+            axis = _attribute(node, "axis", 1)
+        elif node.op_type == "MatMulInteger" and len(node.input) == 4:
+            name = node.input[1].removesuffix(QUANTIZED)
+            read, axis = [node.input[1], f"{name}_scale", node.input[3]], -1
+        elif node.op_type == "MatMulNBits":
+            maker = makers.get(node.output[0])
+            name, read = (maker.input[1] if maker else ""), read[1:4]
+        if name not in original or any(each not in constants for each in read):
+            continue
+        weights = numpy_helper.to_array(original[name]).astype(np.float64)
+        if node.op_type == "MatMulInteger" and name in turned:
+            weights = weights.T
+        parts = [constants[each] for each in read]
+        if node.op_type == "MatMulNBits":
+            rounded, step = _of_blocks(node, parts, weights.shape)
+            allowed: Any = 1.02 * step  # its zero points are rounded too
+        else:
+            rounded, step = _of_channels(parts, weights.shape, axis)
+            allowed = 0.51 * step
+        # The scales themselves are FP32.
+        if rounded is None or (np.abs(rounded - weights) > allowed + 1e-5 * np.abs(weights)).any():
+            yield name
+
+
+def _of_channels(
+    parts: Sequence[np.ndarray], shape: tuple[int, ...], axis: int
+) -> tuple[np.ndarray | None, Any]:
+    """The weights that were meant, FP64, and their steps; ``parts`` are the rounded ones, their
+    scales and their zero points, one each or one a channel of ``axis``."""
+    rounded, *by_channel = (part.astype(np.float64) for part in parts)
+    if rounded.shape != shape:
+        return None, 0.0
+    along = [1] * len(shape)
+    if shape and by_channel[0].size > 1:
+        along[axis] = shape[axis]
+    scale, zero = (part.reshape(along) for part in (*by_channel, np.zeros_like(by_channel[0]))[:2])
+    return (rounded - zero) * scale, scale
+
+
+def _of_blocks(
+    node: onnx.NodeProto, parts: Sequence[np.ndarray], shape: tuple[int, ...]
+) -> tuple[np.ndarray | None, Any]:
+    """As ``_of_channels``, of MatMulNBits: its weights [N, blocks, bytes] in 8 bits are turned."""
+    rows, columns = _attribute(node, "K"), _attribute(node, "N")
+    if shape != (rows, columns) or _attribute(node, "bits") != 8:
+        return None, 0.0
+    rounded = parts[0].reshape(columns, -1).astype(np.float64)
+    blocks = -(-rows // _attribute(node, "block_size"))
+    width = rounded.shape[1] // blocks
+    scale = np.repeat(parts[1].reshape(columns, blocks).astype(np.float64), width, axis=1)
+    zero: Any = 128.0
+    if len(parts) > 2:
+        zero = np.repeat(parts[2].reshape(columns, blocks).astype(np.float64), width, axis=1)
+    weights = ((rounded - zero) * scale)[:, :rows]
+    return weights.T, scale[:, :rows].T
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    return next((each.i for each in node.attribute if each.name == name), default)
 
 
 def _same_constant(original: onnx.TensorProto, tensor: onnx.TensorProto) -> bool:

@@ -194,6 +194,25 @@ def test_a_planted_fault_is_seen(model, fault, precision, written):
         assert _failed(written, model, engine, precision), "passed"
 
 
+@pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
+def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision, tmp_path):
+    """Two inputs that are the same in every sample: their rows of weights can be swapped, and no
+    answer shows it."""
+    feeds = [{"x": np.full((1, 8), value, np.float32)} for value in (0.5, 1, 2)]
+    model = mlp()
+    for name in ("good", "bad"):
+        source = tmp_path / f"{name}.onnx"
+        onnx.save(model, source)
+        write_variant(precision, source, tmp_path / f"{name}-8.onnx", lambda: iter(feeds))
+        _weight(lambda rows: rows[[1, 0, *range(2, len(rows))]], "w_1")(model)
+    layers = Layers(tmp_path / "good.onnx", feeds)
+    limits = LAYERS[precision][0]
+    assert all(check.passed for check in layers.checks(tmp_path / "good-8.onnx", limits))
+    failed = [c for c in layers.checks(tmp_path / "bad-8.onnx", limits) if not c.passed]
+    assert [check.name for check in failed] == ["layers: weights that are not the original's"]
+    assert failed[0].worst.startswith("w_1")
+
+
 @pytest.mark.parametrize("model", ["mlp", "convolutions"])
 def test_scales_measured_on_zeros_are_seen(model, written, tmp_path):
     make, feeds = MODELS[model]
