@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from converters.errors import ConversionError
 
 if TYPE_CHECKING:
-    from converters.task import Case, Task
+    from converters.task import Reference, Task
 
 LAYERS = ("MatMul", "Gemm", "Conv")
 # Operators that give what they are given, changed: of the same shape, so that the graph still runs.
@@ -27,7 +27,7 @@ NORMALISING = (
 
 
 def broken_graphs(
-    task: "Task", case: "Case", source: Path, precision: str, folder: Path
+    task: "Task", reference: "Reference", source: Path, precision: str, folder: Path
 ) -> Iterator[tuple[str, list[Path]]]:
     """The kinds of fault, each with the graphs that have one, in other places: none where the graph
     has nothing to break so."""
@@ -37,7 +37,7 @@ def broken_graphs(
     if task.has_mask:
         yield "mask dropped", list(dropped_mask(source, folder))
     if precision == "int8":
-        yield "calibration on zeros", list(_calibrated_on_zeros(task, case, source, folder))
+        yield "calibration on zeros", list(_calibrated_on_zeros(task, reference, source, folder))
 
 
 def skipped_layers(source: Path, folder: Path) -> Iterator[Path]:
@@ -117,16 +117,18 @@ def dropped_mask(source: Path, folder: Path) -> Iterator[Path]:
     yield path
 
 
-def _calibrated_on_zeros(task: "Task", case: "Case", source: Path, folder: Path) -> Iterator[Path]:
-    from converters.precision import write_variant
+def _calibrated_on_zeros(
+    task: "Task", reference: "Reference", source: Path, folder: Path
+) -> Iterator[Path]:
+    from converters.precision import write_precision
 
     def zeros() -> Iterator[Mapping[str, np.ndarray]]:
-        feed = next(iter(task.feeds(case)))
+        feed = next(iter(task.feeds(reference)))
         yield {n: v if v.dtype == object else np.zeros_like(v) for n, v in feed.items()}
 
     path = folder / "zeros.onnx"
     try:
-        write_variant("int8", source, path, zeros)
+        write_precision("int8", source, path, zeros)
     except ConversionError:
         return  # such a calibration is refused by itself
     yield path

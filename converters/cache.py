@@ -69,8 +69,8 @@ def _keep(folder: Path, final: Path, marker: str) -> None:
 def content_key(settings: str) -> str:
     """SHA-256 over this package's own code, the tools' versions and ``settings``."""
     here = Path(__file__).parent
-    # ``variants`` measures what the rest has made: it decides nothing of a conversion.
-    own = sorted(path for path in here.rglob("*.py") if path.parent != here / "variants")
+    # ``precisions`` measures what the rest has made: it decides nothing of a conversion.
+    own = sorted(path for path in here.rglob("*.py") if path.parent != here / "precisions")
     tools = "".join(f"{tool}={version(tool)};" for tool in TOOLS)
     return files_sha256(own, tools + settings)
 

@@ -63,11 +63,11 @@ def row_cosines(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 # Units of FP32 rounding that two right computations of one number may be apart.
 FEW_UNITS = 4
 # Two right FP32 runs, on other kernels or threads, were apart by at most 2.1 times the largest that
-# FP32 rounds off one of them (pictures' logits, AVX2 and SSE4): twice that.
+# FP32 rounds off one of them (images' logits, AVX2 and SSE4): twice that.
 NOISE_TIMES = 4
 NOISE_SHARE = 0.1  # of how far the answers lie apart: what rounds off more says nothing
 NOISE_LIMIT = 3e-4  # of the largest answer: the most of 25 architectures was 5e-5
-# An answer of more elements is a picture or a sequence, and has no labels.
+# An answer of more elements is an image or a sequence, and has no labels.
 COMPARED = 2048
 
 
@@ -136,14 +136,14 @@ def _grid(values: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     return found
 
 
-def noise_of(answers: np.ndarray, exact: np.ndarray, places: Sequence[int]) -> np.ndarray:
+def noise_of(answers: np.ndarray, exact: np.ndarray, positions: Sequence[int]) -> np.ndarray:
     """What FP32 arithmetic may round off of each element of the original's ``answers``
     FP32 [n, ...]: FP64 [...].
 
-    ``exact`` FP64 [m, ...] are the same, computed in FP64 for the samples at ``places``. What is
+    ``exact`` FP64 [m, ...] are the same, computed in FP64 for the samples at ``positions``. What is
     further apart than any rounding, or no number, counts as 0: another function was computed.
     """
-    wrong = np.abs(answers[list(places)].astype(np.float64) - exact)
+    wrong = np.abs(answers[list(positions)].astype(np.float64) - exact)
     rounded = wrong <= NOISE_LIMIT * np.abs(answers).max(initial=0.0)
     noise = NOISE_TIMES * np.where(rounded, wrong, 0.0).max(axis=0)
     return np.minimum(noise, NOISE_SHARE * spread_of(answers).size.reshape(noise.shape))

@@ -110,7 +110,7 @@ def _proved(converted: Converted, built_for: Stamp, folder: Path) -> Record:
 
     what = f"the TensorRT engine on {built_for.gpu}"
     plan = folder / PLAN_FILE
-    proof = prove_graph(converted.task, plan, converted.case, TrtRunner, what)
+    proof = prove_graph(converted.task, plan, converted.reference, TrtRunner, what)
     tools = {
         **converted.record.tools,
         "tensorrt": built_for.tensorrt,

@@ -1,14 +1,16 @@
-"""A variant compared with its FP32 graph layer by layer: what answers at the end cannot tell.
+"""A precision compared with its FP32 graph layer by layer: what answers at the end cannot tell.
 
 Rounding adds up on the way through a graph, and in a small model, or one whose answers hardly vary,
 what comes out is as far from the original as with two hidden units swapped. One layer's own
 rounding is the same in every model: of 8-bit weights under 1 % of what the layer gives. So each
-operator of the FP32 graph is asked with *the variant's own* inputs, and its answer is compared with
-the variant's: nothing has added up, and whatever the variant computes otherwise stands out.
+operator of the FP32 graph is asked with *the precision's own* inputs, and its answer is compared
+with
+the precision's: nothing has added up, and whatever the precision computes otherwise stands out.
 
-Both graphs call a tensor by the same name (each way of writing a variant keeps the names of what it
+Both graphs call a tensor by the same name (each way of writing a precision keeps the names of what
+it
 rewrites); what only one of them has is computed on the way from the tensors that both have. Every
-answer of the graph is reached so, and a variant within these limits differs from the original by
+answer of the graph is reached so, and a precision within these limits differs from the original by
 rounding alone.
 """
 
@@ -22,8 +24,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.errors import ExportFailed
+from converters.precisions.fp16 import MASKED, MOVING
 from converters.precisions.graph import gemm_to_matmul, load_tidy, names_read, replace
-from converters.precisions.half import MASKED, MOVING
 from converters.proof import Check, at_least, at_most
 from converters.tolerance import LayerLimits
 
@@ -62,7 +64,8 @@ class Layers:
             self._reference = load_tidy(source)
         except ExportFailed:  # trees, whose answers are exact or wrong
             self._reference = None
-        # Loading takes longer than asking: for variants that have the same tensors it is done once.
+        # Loading takes longer than asking: for precisions that have the same tensors it is done
+        # once.
         self._asked: dict[tuple[str, ...], Any] = {}
 
     def checks(self, engine: Path, limits: LayerLimits) -> list[Check]:
@@ -70,9 +73,9 @@ class Layers:
         cannot be taken apart (more than a file of 2 GiB)."""
         if self._reference is None:
             return []
-        variant = onnx.load(engine)
+        precision = onnx.load(engine)
         try:
-            errors = self.errors(variant)
+            errors = self.errors(precision)
         except Exception:
             try:
                 self.errors(self._reference)
@@ -80,9 +83,9 @@ class Layers:
                 return []
             raise
         other = [
-            *other_weights(self._reference.graph, variant.graph),
+            *other_weights(self._reference.graph, precision.graph),
             *other_rounded_weights(
-                self._reference.graph, self._tidied(variant).graph, variant.graph
+                self._reference.graph, self._tidied(precision).graph, precision.graph
             ),
         ]
         named = ", ".join(other[:3])
@@ -91,22 +94,22 @@ class Layers:
             at_most("layers: weights that are not the original's", len(other), 0, named),
         ]
 
-    def _tidied(self, variant: onnx.ModelProto) -> onnx.ModelProto:
-        """The FP32 graph, with each Gemm as a MatMul and an Add where the variant has it so."""
+    def _tidied(self, precision: onnx.ModelProto) -> onnx.ModelProto:
+        """The FP32 graph, with each Gemm as a MatMul and an Add where the precision has it so."""
         assert self._reference is not None  # noqa: S101 - both callers have looked
-        if any(node.op_type == "Gemm" for node in variant.graph.node):
+        if any(node.op_type == "Gemm" for node in precision.graph.node):
             return self._reference
         tidied = _copy(self._reference)
         gemm_to_matmul(tidied.graph)
         return tidied
 
-    def errors(self, variant: onnx.ModelProto) -> list[Error]:
+    def errors(self, precision: onnx.ModelProto) -> list[Error]:
         """Of every tensor that both graphs have."""
         if self._reference is None:
             return []
-        reference = self._tidied(variant)
-        shared = _shared(reference.graph, variant.graph)
-        watched = _session(_watched(variant, list(shared.values())))
+        reference = self._tidied(precision)
+        shared = _shared(reference.graph, precision.graph)
+        watched = _session(_watched(precision, list(shared.values())))
         got: dict[str, list[np.ndarray]] = {}
         wanted: dict[str, list[np.ndarray]] = {}
         for feed in self._feeds:
@@ -121,11 +124,11 @@ class Layers:
             if names not in self._asked:
                 self._asked[names] = _session(_asked_with(reference, own))
             given = {f"{name}{GIVEN}": values for name, values in own.items()}
-            told = self._asked[names].run(list(names), {**feed, **given})
-            for name, values in zip(names, told, strict=True):
+            reported = self._asked[names].run(list(names), {**feed, **given})
+            for name, values in zip(names, reported, strict=True):
                 got.setdefault(name, []).append(own[name])
                 wanted.setdefault(name, []).append(values)
-        rounded = _rounded(reference.graph, variant.graph, set(shared))
+        rounded = _rounded(reference.graph, precision.graph, set(shared))
         makers = {name: node for node in reference.graph.node for name in node.output}
         biases = _biases(reference.graph, rounded)
         fed = {name: [feed[name] for feed in self._feeds] for name in self._feeds[0]}
@@ -155,10 +158,10 @@ def _checks(errors: Sequence[Error], limits: LayerLimits) -> Iterator[Check]:
     yield at_least("layers: tensors compared", len(errors), 1)
 
 
-def other_weights(reference: onnx.GraphProto, variant: onnx.GraphProto) -> Iterator[str]:
-    """The names of the constants that a variant has under their own name, and with other numbers:
+def other_weights(reference: onnx.GraphProto, precision: onnx.GraphProto) -> Iterator[str]:
+    """The names of the constants that a precision has under their own name, and with other numbers:
     rows of a table that no sample reads are compared here."""
-    own = {tensor.name: tensor for tensor in variant.initializer}
+    own = {tensor.name: tensor for tensor in precision.initializer}
     for tensor in reference.initializer:
         for name in (tensor.name, f"{tensor.name}{HALF}"):
             if name in own and not _same_constant(tensor, own[name]):
@@ -166,20 +169,20 @@ def other_weights(reference: onnx.GraphProto, variant: onnx.GraphProto) -> Itera
 
 
 def other_rounded_weights(
-    reference: onnx.GraphProto, tidied: onnx.GraphProto, variant: onnx.GraphProto
+    reference: onnx.GraphProto, tidied: onnx.GraphProto, precision: onnx.GraphProto
 ) -> Iterator[str]:
     """The names of the weights in 8 bits that are further from the original's than rounding goes:
     half a step of their scale. Whatever the samples are, two rows or columns that were swapped are
-    seen here. ``tidied`` is the reference with its Gemms as the variant has them. ``int8-rows``
+    seen here. ``tidied`` is the reference with its Gemms as the precision has them. ``int8-rows``
     scales its weights by what the samples are like: of it none is read.
     """
     tensors = [*reference.initializer, *tidied.initializer]
     original = {each.name: each for each in tensors}
-    constants = {each.name: numpy_helper.to_array(each) for each in variant.initializer}
+    constants = {each.name: numpy_helper.to_array(each) for each in precision.initializer}
     makers = {name: node for node in tidied.node for name in node.output}
     # ONNX Runtime writes such a Gemm as a MatMul.
     turned = {n.input[1] for n in reference.node if n.op_type == "Gemm" and _attribute(n, "transB")}
-    for node in variant.node:
+    for node in precision.node:
         name, read, axis = "", list(node.input), 0
         if node.op_type == "DequantizeLinear":
             name = node.input[0].removesuffix(QUANTIZED)
@@ -266,11 +269,11 @@ def _same_constant(original: onnx.TensorProto, tensor: onnx.TensorProto) -> bool
     return bool(((wanted == got) | masked).all())
 
 
-def _shared(reference: onnx.GraphProto, variant: onnx.GraphProto) -> dict[str, str]:
-    """The tensors that both graphs compute: the original's names, and the variant's."""
-    made = {name: node.op_type for node in variant.node for name in node.output if name}
+def _shared(reference: onnx.GraphProto, precision: onnx.GraphProto) -> dict[str, str]:
+    """The tensors that both graphs compute: the original's names, and the precision's."""
+    made = {name: node.op_type for node in precision.node for name in node.output if name}
     answers = {value.name for value in reference.output}
-    clipped = _clipped(variant)
+    clipped = _clipped(precision)
     shared = {}
     for node in reference.node:
         for name in node.output:
@@ -284,15 +287,15 @@ def _shared(reference: onnx.GraphProto, variant: onnx.GraphProto) -> dict[str, s
     return shared
 
 
-def _clipped(variant: onnx.GraphProto) -> dict[str, str]:
+def _clipped(precision: onnx.GraphProto) -> dict[str, str]:
     """Where a tensor is after it was in 8 bits, by its name before: whose range does what a Relu or
     a Clip did, which is then gone."""
     eight = {
-        node.output[0]: node.input[0] for node in variant.node if node.op_type == "QuantizeLinear"
+        node.output[0]: node.input[0] for node in precision.node if node.op_type == "QuantizeLinear"
     }
     return {
         eight[node.input[0]]: node.output[0]
-        for node in variant.node
+        for node in precision.node
         if node.op_type == "DequantizeLinear" and node.input[0] in eight
     }
 
@@ -324,9 +327,9 @@ def _asked_with(reference: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> 
     return asked
 
 
-def _rounded(reference: onnx.GraphProto, variant: onnx.GraphProto, shared: set[str]) -> set[str]:
+def _rounded(reference: onnx.GraphProto, precision: onnx.GraphProto, shared: set[str]) -> set[str]:
     """The tensors on whose way from others that both have is a layer, or a tensor in 8 bits."""
-    eight = {node.input[0] for node in variant.node if node.op_type == "QuantizeLinear"}
+    eight = {node.input[0] for node in precision.node if node.op_type == "QuantizeLinear"}
     found: set[str] = set()
     for node in reference.node:
         # What both have is given, and so nothing of its own way counts.

@@ -29,7 +29,7 @@ from modelspec.layout import ENGINE_FILE
 from modelspec.profiles import USUAL_BATCH, batch_sizes, profiles
 
 if TYPE_CHECKING:
-    from converters.trt.build import BuildOrder
+    from converters.trt.build import BuildRequest
 
 BUILT, FAILED, UNAVAILABLE, STOPPED = 0, 1, 3, 130
 EXAMPLE = (
@@ -41,9 +41,9 @@ EXAMPLE = (
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 built (or there already), 1 failed, 2 a wrong command line, 3 no GPU or no
     package, 130 stopped."""
-    wish = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        carry_out(wish)
+        run(options)
     except EngineUnavailable as error:
         _say(f"onnx2trt: {error}")
         return UNAVAILABLE
@@ -56,30 +56,30 @@ def main(arguments: list[str] | None = None) -> int:
     return BUILT
 
 
-def carry_out(wish: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Build what is wished, unless it is there; ConversionError, ValueError or OSError."""
     from converters.trt.onnx_inputs import read_inputs
 
-    batch = batch_sizes(wish.max_batch, wish.usual_batch)
-    found = profiles(read_inputs(wish.onnx), batch, wish.lengths)
+    batch = batch_sizes(options.max_batch, options.usual_batch)
+    found = profiles(read_inputs(options.onnx), batch, options.lengths)
     gpu = find_gpu()
     require_package()
-    from converters.trt.build import BuildOrder, tensorrt_version
+    from converters.trt.build import BuildRequest, tensorrt_version
 
     version = tensorrt_version()
-    wanted = stamp.stamp_of(wish.onnx, gpu, version, found)
-    reason = stamp.why_build(wish.output, wanted)
+    wanted = stamp.stamp_of(options.onnx, gpu, version, found)
+    reason = stamp.why_build(options.output, wanted)
     if not reason:
-        _say(f"{wish.output}: the engine is there, and of this machine")
+        _say(f"{options.output}: the engine is there, and of this machine")
         return
-    _say(f"building {wish.output} for {gpu.name}, TensorRT {version}: {reason}")
+    _say(f"building {options.output} for {gpu.name}, TensorRT {version}: {reason}")
     # One file for each release and kind of GPU: TensorRT refuses any other.
-    cache = wish.timing_cache / f"trt-{version}-sm{gpu.compute_capability}.timings"
-    plan = build_or_stop(BuildOrder(wish.onnx, found, wish.workspace_mib, cache))
-    wish.output.mkdir(parents=True, exist_ok=True)
-    copy_beside(wish.onnx, wish.output / ENGINE_FILE)
-    reproduce.write(wish.output, wish)
-    stamp.write(wish.output, plan, wanted)
+    cache = options.timing_cache / f"trt-{version}-sm{gpu.compute_capability}.timings"
+    plan = build_or_stop(BuildRequest(options.onnx, found, options.workspace_mib, cache))
+    options.output.mkdir(parents=True, exist_ok=True)
+    copy_beside(options.onnx, options.output / ENGINE_FILE)
+    reproduce.write(options.output, options)
+    stamp.write(options.output, plan, wanted)
 
 
 def copy_beside(onnx: Path, beside: Path) -> None:
@@ -93,7 +93,7 @@ def copy_beside(onnx: Path, beside: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def build_or_stop(order: "BuildOrder") -> bytes:
+def build_or_stop(order: "BuildRequest") -> bytes:
     """The plan. A signal ends the build after its present step: KeyboardInterrupt.
 
     TensorRT builds on a thread, for Python sees a signal on the main thread only, and that one

@@ -42,39 +42,42 @@ def places_exact(samples: int, most: int = EXACT) -> list[int]:
 
 
 def fp32_noise(
-    told: Mapping[str, np.ndarray],
+    reported: Mapping[str, np.ndarray],
     exact: Callable[[list[int]], Mapping[str, np.ndarray]],
     most: int = EXACT,
 ) -> dict[str, np.ndarray]:
-    """What FP32 rounds off of each of the arrays ``told`` [n, ...]: ``NAME_noise`` FP64 [...].
+    """What FP32 rounds off of each of the arrays ``reported`` [n, ...]: ``NAME_noise`` FP64 [...].
 
     ``exact`` answers in FP64, under the same names, to the samples at the places that it is given;
     an original that cannot do that is measured by units of rounding alone (``Spread.floor``). At
     ``most`` so many samples are asked.
     """
-    places = places_exact(len(next(iter(told.values()))), most)
+    positions = places_exact(len(next(iter(reported.values()))), most)
     try:
-        precise = exact(places)
-        return {f"{name}_noise": noise_of(told[name], precise[name], places) for name in told}
+        precise = exact(positions)
+        return {
+            f"{name}_noise": noise_of(reported[name], precise[name], positions) for name in reported
+        }
     except Exception:  # a model may raise anything on a type that its author never tried
-        return {f"{name}_noise": np.zeros(told[name].shape[1:]) for name in told}
+        return {f"{name}_noise": np.zeros(reported[name].shape[1:]) for name in reported}
 
 
 def require_no_past(
-    first: np.ndarray, again: np.ndarray, places: Sequence[int], names: Sequence[str]
+    first: np.ndarray, again: np.ndarray, positions: Sequence[int], names: Sequence[str]
 ) -> None:
     """Ends the process where a fresh original answers otherwise (``again`` [m, ...], in the order
-    of ``places``) than the one that was asked all samples in turn (``first`` [n, ...]): its answers
-    depend on what came before, and no graph's do."""
+    of ``positions``) than the one that was asked all samples in turn (``first`` [n, ...]): its
+    answers depend on what came before, and no graph's do."""
     if not np.isfinite(first).all():
         return  # the proof says so, in its own words
-    gaps = np.abs(first[list(places)].astype(np.float64) - again).reshape(len(places), -1)
+    gaps = np.abs(first[list(positions)].astype(np.float64) - again).reshape(len(positions), -1)
     apart = np.abs(first.astype(np.float64) - np.median(first, axis=0)).reshape(len(first), -1)
     limit = max(SAME * float(np.median(apart.max(axis=1))), 1e-5 * float(np.abs(first).max()))
     worst = int(gaps.max(axis=1).argmax())
     if not gaps.max() <= limit:
         sys.exit(
-            f"a fresh one answers {names[places[worst]][:60]!r} otherwise, by {gaps.max():.3g}: it "
+            f"a fresh one answers {names[positions[worst]][:60]!r} otherwise, by "
+            f"{gaps.max():.3g}: it "
             "keeps something from call to call, which no graph can follow, or its source makes "
             "another model each time (random weights?): load a state_dict"
         )

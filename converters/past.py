@@ -19,27 +19,29 @@ def require_same_again(
     order; ``names`` are all the samples'. Floats may differ by rounding, measured element by
     element in how far the original's answers lie apart; all else must be equal.
     """
-    places = places_again(len(first))
+    positions = places_again(len(first))
     if not first.size:
         return
-    wanted, got = first[places], again
+    wanted, got = first[positions], again
     if got.shape != wanted.shape:
-        _refuse(what, names[places[0]], f"with the shape {list(got.shape[1:])}")
+        _refuse(what, names[positions[0]], f"with the shape {list(got.shape[1:])}")
     if first.dtype.kind != "f":
-        other = (got != wanted).reshape(len(places), -1).any(axis=1)
+        other = (got != wanted).reshape(len(positions), -1).any(axis=1)
         if other.any():
             row = int(other.argmax())
-            _refuse(what, names[places[row]], f"{_shown(got[row])} and not {_shown(wanted[row])}")
+            _refuse(
+                what, names[positions[row]], f"{_shown(got[row])} and not {_shown(wanted[row])}"
+            )
         return
     if not np.isfinite(first).all():
         return  # the proof says so, in its own words
     spread = spread_of(first)
-    floor, scale = (each[places] for each in (spread.floor, spread.scale))
-    gaps = np.abs(got.astype(np.float64) - wanted).reshape(len(places), -1)
+    floor, scale = (each[positions] for each in (spread.floor, spread.scale))
+    gaps = np.abs(got.astype(np.float64) - wanted).reshape(len(positions), -1)
     apart = np.where(gaps > floor, gaps / np.maximum(scale, 1e-300), 0.0)
     if not apart.max() <= SAME:
         row, column = map(int, np.unravel_index(int(apart.argmax()), apart.shape))
-        _refuse(what, names[places[row]], f"by {gaps[row, column]:.3g} in element {column}")
+        _refuse(what, names[positions[row]], f"by {gaps[row, column]:.3g} in element {column}")
 
 
 def _refuse(what: str, sample: str, how: str) -> None:

@@ -1,8 +1,8 @@
 """Variants of a proved FP32 graph: smaller or faster, and each to be proved again.
 
-    write_variant("w8", source, target, feeds)
+    write_precision("w8", source, target, feeds)
 
-What a variant may differ by is in ``converters.tolerance``; what each is for, and what was
+What a precision may differ by is in ``converters.tolerance``; what each is for, and what was
 measured, in docs/precisions.md.
 """
 
@@ -31,7 +31,7 @@ PRECISIONS: dict[str, str] = {
 Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
-def write_variant(precision: str, source: Path, target: Path, feeds: Feeds) -> None:
+def write_precision(precision: str, source: Path, target: Path, feeds: Feeds) -> None:
     """Write ``target`` from the FP32 ONNX file ``source``: whole, or not at all.
 
     ``feeds`` is called only for int8 and int8-rows, and gives samples: one mapping each from the
@@ -46,7 +46,7 @@ def write_variant(precision: str, source: Path, target: Path, feeds: Feeds) -> N
             f"there is no precision {precision!r}: choose from {', '.join(PRECISIONS)}"
         )
     # In the target's folder: what is finished then only has to be renamed.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".variant-") as work:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".precision-") as work:
         made = Path(work) / "model.onnx"
         try:
             with _quiet():
@@ -64,15 +64,21 @@ def write_variant(precision: str, source: Path, target: Path, feeds: Feeds) -> N
 
 def _write(precision: str, source: Path, made: Path, feeds: Feeds) -> None:
     # Imported late: onnx and the quantisers take a second to load.
-    from converters.precisions import dynamic8, half, rows8, static8, weights8
+    from converters.precisions import (
+        fp16,
+        int8_dynamic,
+        int8_per_row,
+        int8_static,
+        int8_weight_only,
+    )
 
     writers: dict[str, Callable[[], object]] = {
         "fp32": lambda: shutil.copyfile(source, made),
-        "fp16": lambda: half.write_fp16(source, made),
-        "w8": lambda: weights8.write_w8(source, made),
-        "int8": lambda: static8.write_int8(source, made, feeds),
-        "int8-rows": lambda: rows8.write_int8_rows(source, made, feeds),
-        "int8-dynamic": lambda: dynamic8.write_int8_dynamic(source, made),
+        "fp16": lambda: fp16.write_fp16(source, made),
+        "w8": lambda: int8_weight_only.write_w8(source, made),
+        "int8": lambda: int8_static.write_int8(source, made, feeds),
+        "int8-rows": lambda: int8_per_row.write_int8_rows(source, made, feeds),
+        "int8-dynamic": lambda: int8_dynamic.write_int8_dynamic(source, made),
     }
     writers[precision]()
 

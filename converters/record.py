@@ -15,7 +15,7 @@ from converters.proof import Check, Proof
 from converters.tolerance import grade, graded
 
 if TYPE_CHECKING:
-    from converters.conversion import Variant
+    from converters.conversion import ConversionOptions
     from converters.task import Task
 
 PAGE_FILE = "proof.md"
@@ -27,7 +27,7 @@ class Record:
 
     ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
     ``accepted`` is the reason that somebody gave for publishing a model whose proof failed,
-    ``options`` what the user said of the original beside its file (``Order.options``).
+    ``options`` what the user said of the original beside its file (``ConversionRequest.options``).
     ``exercised`` says what the samples reached of the model, and what they did not.
     """
 
@@ -49,7 +49,7 @@ class Record:
     def start(
         cls,
         task: "Task",
-        variant: "Variant",
+        variant: "ConversionOptions",
         source: str,
         proof: Proof,
         engine: Path,
@@ -57,9 +57,9 @@ class Record:
     ) -> "Record":
         """The record of a graph that has just been proved; ``exercised`` is ``Task.exercised``."""
         return cls(
-            name=task.order.name,
+            name=task.request.name,
             task=task.name,
-            source=Path(task.order.source).name,
+            source=Path(task.request.source).name,
             precision=variant.precision,
             grade=measured_grade(variant.precision, proof.checks),
             source_sha256=source,
@@ -67,7 +67,7 @@ class Record:
             accepted=variant.accepted,
             tools={tool: version(tool) for tool in (*TOOLS, *task.oracle_packages)},
             proofs=(proof,),
-            options=dict(task.order.options),
+            options=dict(task.request.options),
             made_on=datetime.now(UTC).date().isoformat(),
             exercised=tuple(exercised),
         )

@@ -25,7 +25,7 @@ from converters.proof import Check, at_most
 from converters.tolerance import SHARES, tolerance
 
 if TYPE_CHECKING:
-    from converters.task import Case, Task
+    from converters.task import Reference, Task
 
 Checks = Callable[[np.ndarray], list[Check]]
 NAME = "self-test: planted faults that would pass"
@@ -129,16 +129,17 @@ def _is_same(answers: np.ndarray, original: np.ndarray) -> bool:
     return found.largest <= exact.largest and found.lost <= exact.lost
 
 
-def graph_self_test(task: "Task", case: "Case", precision: str) -> Check:
+def graph_self_test(task: "Task", reference: "Reference", precision: str) -> Check:
     """How many faults planted into the graph itself pass within the limits of ``precision``.
 
-    The faults are planted into the FP32 graph of ``case`` and asked about a few samples: what the
+    The faults are planted into the FP32 graph of ``reference`` and asked about a few samples: what
+    the
     limits let through is the same for each way of writing it. Of each kind there are several, in
     other places of the graph, and all must be seen.
     """
-    few = task.few(case, FEW)
+    few = task.few(reference, FEW)
     exact = replace(few, tolerance=tolerance(task.name, "fp32"))
-    source = case.folder / "model.onnx"
+    source = reference.folder / "model.onnx"
     layers = Layers(source, list(islice(task.layer_feeds(few), FEW_LAYERS)))
     passed, seen, nothing = [], [], []
     with tempfile.TemporaryDirectory(prefix="tidegate-self-test-") as work:
@@ -154,20 +155,21 @@ def graph_self_test(task: "Task", case: "Case", precision: str) -> Check:
     return at_most(f"{NAME}, graphs", len(passed), 0, _told(passed, seen, nothing))
 
 
-def compared_layers(task: "Task", engine: Path, case: "Case") -> list[Check]:
-    """Each layer of ``engine`` against the FP32 graph of the case, within ``case.tolerance``."""
-    layers = Layers(case.folder / "model.onnx", list(task.layer_feeds(case)))
-    return layers.checks(engine, case.tolerance.layers)
+def compared_layers(task: "Task", engine: Path, reference: "Reference") -> list[Check]:
+    """Each layer of ``engine`` against the FP32 graph of the case, within
+    ``reference.tolerance``."""
+    layers = Layers(reference.folder / "model.onnx", list(task.layer_feeds(reference)))
+    return layers.checks(engine, reference.tolerance.layers)
 
 
-def _is_seen(task: "Task", case: "Case", engine: Path, layers: Layers) -> bool:
+def _is_seen(task: "Task", reference: "Reference", engine: Path, layers: Layers) -> bool:
     """By the layers, by the answers, or by what padding changes: in the order of what they cost."""
     return any(
         not check.passed
         for checks in (
-            lambda: layers.checks(engine, case.tolerance.layers),
-            lambda: task.parity_checks(engine, case),
-            lambda: task.mask_checks(engine, case),
+            lambda: layers.checks(engine, reference.tolerance.layers),
+            lambda: task.parity_checks(engine, reference),
+            lambda: task.mask_checks(engine, reference),
         )
         for check in attempted("planted", checks)
     )

@@ -21,7 +21,7 @@ from converters.runner import OpenRunner, onnx_runner
 from converters.tolerance import Tolerance
 from modelspec.golden import Golden
 
-Facts = Mapping[str, Any]
+Metadata = Mapping[str, Any]
 Answers = Mapping[str, np.ndarray]
 Feed = Mapping[str, np.ndarray]
 Eager = Callable[[Feed], object]
@@ -29,7 +29,7 @@ LAYER_SAMPLES = 12
 
 
 @dataclass(frozen=True)
-class Order:
+class ConversionRequest:
     """What is to be converted: ``source`` as the user wrote it (a path, ``module:factory``), the
     pipeline's ``name`` and ``samples``, a file of real inputs (None: the task's own small set).
     ``options`` are what the source does not say and the user does (``missing``: ``-999``)."""
@@ -41,13 +41,13 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Case:
+class Reference:
     """An original that has answered. ``folder`` holds what the pipeline's steps need (``pre/``,
     ``post/``) and whatever ``Task.ask`` left there; ``answers`` is what it returned."""
 
     name: str
     folder: Path
-    facts: Facts
+    metadata: Metadata
     answers: Answers
     tolerance: Tolerance
 
@@ -56,8 +56,8 @@ class Task(ABC):
     """One kind of model, opened on one source.
 
     Opening checks the source and the samples: SourceMissing or SourceRefused says what is wrong and
-    what to do. Everything after ``ask`` works from the ``Case`` alone, so that a conversion in the
-    cache is proved and published without loading the original again.
+    what to do. Everything after ``ask`` works from the ``Reference`` alone, so that a conversion
+    in the cache is proved and published without loading the original again.
     """
 
     name: ClassVar[str]
@@ -70,13 +70,14 @@ class Task(ABC):
         "int8-dynamic",
     )
 
-    # The ``Order.options`` that it takes, besides ``base``, which ``sources.lora`` has read.
+    # The ``ConversionRequest.options`` that it takes, besides ``base``, which ``sources.lora`` has
+    # read.
     options: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str] = ""  # transformers' own for the task
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        strange = [name for name in order.options if name not in (*self.options, "base")]
+    def __init__(self, request: ConversionRequest) -> None:
+        self.request = request
+        strange = [name for name in request.options if name not in (*self.options, "base")]
         if strange:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
             raise SourceRefused(f"{self.name} takes no {flags}: leave it out")
@@ -90,7 +91,7 @@ class Task(ABC):
         return ""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the pipeline is declared with, as JSON has it: labels, buckets, sizes."""
 
     def write_steps(self, folder: Path) -> None:  # noqa: B027 - a pipeline may have no steps
@@ -107,44 +108,44 @@ class Task(ABC):
         too, unless they are kept as files in ``folder/samples``. No object arrays."""
 
     @abstractmethod
-    def feeds(self, case: Case) -> Iterator[Feed]:
+    def feeds(self, reference: Reference) -> Iterator[Feed]:
         """The samples as the graph's inputs, at most a few hundred: what is calibrated on."""
 
     @abstractmethod
     def prove_graph(
-        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+        self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
         """Parity, the task's own metric, batch and padding invariance, dynamic axes, NaN,
-        determinism: of the graph alone, opened by ``runner``, within ``case.tolerance``."""
+        determinism: of the graph alone, opened by ``runner``, within ``reference.tolerance``."""
 
     @abstractmethod
-    def golden(self, case: Case) -> Golden:
+    def golden(self, reference: Reference) -> Golden:
         """One sample and the original's answer: what ``/readyz`` asks for ever after."""
 
     @abstractmethod
-    def prove_served(self, address: str, case: Case) -> list[Check]:
+    def prove_served(self, address: str, reference: Reference) -> list[Check]:
         """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
 
     oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS, whose versions count
 
-    def layer_feeds(self, case: Case) -> Iterator[Feed]:
+    def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
         """A few samples that each layer is compared on."""
-        return islice(self.feeds(case), LAYER_SAMPLES)
+        return islice(self.feeds(reference), LAYER_SAMPLES)
 
-    def calibration(self, case: Case) -> Iterator[Feed]:
+    def calibration(self, reference: Reference) -> Iterator[Feed]:
         """What 8-bit scales are measured on; SourceRefused where the samples say nothing of the
         range that real inputs have."""
-        return self.feeds(case)
+        return self.feeds(reference)
 
-    def exercised(self, case: Case) -> list[str]:
+    def exercised(self, reference: Reference) -> list[str]:
         """What the samples reached of the model, a line each, for people: how many and whose they
         are, how far the original's answers lie apart, how many were clear, what none reached."""
-        return [self.whose(len(next(iter(case.answers.values()))))]
+        return [self.whose(len(next(iter(reference.answers.values()))))]
 
     def whose(self, samples: int) -> str:
         """The first such line."""
         return f"{samples} samples, " + (
-            f"yours ({self.order.samples.name})" if self.order.samples else "the task's own set"
+            f"yours ({self.request.samples.name})" if self.request.samples else "the task's own set"
         )
 
     # What the self-test asks (``converters.self_test``): whether a broken graph would be seen.
@@ -152,31 +153,31 @@ class Task(ABC):
     tests_graphs: ClassVar[bool] = True  # False where no layer could be skipped: trees
     has_mask: ClassVar[bool] = False  # whether the graph is told what is padding
 
-    def few(self, case: Case, rows: int) -> Case:
+    def few(self, reference: Reference, rows: int) -> Reference:
         """The case with some of its samples only, about ``rows``."""
-        return case
+        return reference
 
-    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
+    def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         """Of ``prove_graph`` those checks that compare with the original's answers."""
-        return self.prove_graph(engine, case)
+        return self.prove_graph(engine, reference)
 
-    def mask_checks(self, engine: Path, case: Case) -> list[Check]:
+    def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
         """Of ``prove_graph`` those that padding must not change."""
         return []
 
     # What ``tidegate optimize`` asks, beside the above.
 
-    def closeness(self, engine: Path, case: Case) -> Closeness:
+    def closeness(self, engine: Path, reference: Reference) -> Closeness:
         """The samples, one at a time, against the original's answers, by the task's own metric."""
-        raise ConversionError(f"{self.name} has no variants to compare: fp32 is its only form")
+        raise ConversionError(f"{self.name} has no precisions to compare: fp32 is its only form")
 
     def eager(self) -> Eager | None:
         """The original in its own framework, on the graph's inputs; None where it has none."""
         return None
 
-    def timed_feed(self, case: Case, rows: int) -> Feed:
+    def timed_feed(self, reference: Reference, rows: int) -> Feed:
         """A batch of this many rows to take the time with: samples of one shape."""
-        feeds = iter(self.feeds(case))
+        feeds = iter(self.feeds(reference))
         first = next(feeds)
         alike = [first, *(feed for feed in feeds if _shapes(feed) == _shapes(first))]
         chosen = [alike[row % len(alike)] for row in range(rows)]
@@ -189,7 +190,7 @@ class Task(ABC):
 
     def card(self) -> dict[str, Any]:
         """What a user should know of the model: shown in the endpoint's documentation."""
-        return {"model": Path(self.order.source).name}
+        return {"model": Path(self.request.source).name}
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:

@@ -1,9 +1,9 @@
-"""How far a variant's answers may be from the original's, by task and precision.
+"""How far a precision's answers may be from the original's, by task and precision.
 
 A row says what was measured (``tidegate optimize`` does it anew; ONNX Runtime 1.31 on an x86 CPU
 with VNNI) or, where there are no real weights to measure on, what it follows from. The
 limits leave about twice what was measured, so that another model of the kind passes and a broken
-variant (two labels swapped, a last layer scaled wrongly) does not.
+precision (two labels swapped, a last layer scaled wrongly) does not.
 
     python -m converters.tolerance      prints the table of docs/precisions.md
 """
@@ -52,7 +52,7 @@ SHARES: dict[str, tuple[Shares, str]] = {
 
 @dataclass(frozen=True)
 class LayerLimits:
-    """How much of what one operator gives may be error, asked with the variant's own inputs
+    """How much of what one operator gives may be error, asked with the precision's own inputs
     (``converters.layers``), so that nothing has added up.
 
     exact   of an operator that is not rounded, of its worst unit

@@ -70,18 +70,18 @@ class TrtRunner:
                 raise EngineFailed(f"TensorRT refuses {name} of shape {list(array.shape)}")
         answers: Arrays = {name: self._empty(name) for name in self.outputs}
         with ExitStack() as rooms:
-            places: dict[str, int] = {
+            positions: dict[str, int] = {
                 name: rooms.enter_context(self._device.room(array))
                 for name, array in (fed | answers).items()
             }
-            for name, address in places.items():
+            for name, address in positions.items():
                 self._context.set_tensor_address(name, address)
             for name, array in fed.items():
-                self._device.put(array, places[name])
+                self._device.put(array, positions[name])
             if not self._context.execute_async_v3(self._device.stream):
                 raise EngineFailed(f"TensorRT did not run: {'; '.join(self._log.errors)[:300]}")
             for name, array in answers.items():
-                self._device.get(places[name], array)
+                self._device.get(positions[name], array)
             self._device.wait()
         return answers
 

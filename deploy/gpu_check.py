@@ -38,17 +38,17 @@ Report = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    wish = _parser().parse_args(arguments)
-    if not wish.cpu and not machine.gpus():
+    options = _parser().parse_args(arguments)
+    if not options.cpu and not machine.gpus():
         say("gpu_check: no NVIDIA GPU here (nvidia-smi shows none): run it on one, or with --cpu")
         return 2
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
         signal.signal(number, signal.default_int_handler)
     report: Report = {"passed": False, "error": "", "command": sys.argv[1:], "engines": []}
     try:
-        install(wish.install)
-        report |= machine.surroundings(wish.cpu)
-        check(wish, report)
+        install(options.install)
+        report |= machine.surroundings(options.cpu)
+        check(options, report)
         report["passed"] = all(each["passed"] for each in parities(report))
     except ImportError as error:
         report["error"] = f"{error}: run with --install, or make .venv/.up and .venv/bin/python"
@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for each in report["engines"]:
             each.pop("files")  # of a folder that is gone
-        wish.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     verdict = "all held" if report["passed"] else report["error"] or "parity did not hold"
-    say(f"{wish.json}: {verdict}")
+    say(f"{options.json}: {verdict}")
     return 0 if report["passed"] else 1
 
 
@@ -77,23 +77,23 @@ def install(wanted: bool) -> None:
         subprocess.run([sys.executable, "-m", "pip", *each], check=True, cwd=ROOT)
 
 
-def check(wish: argparse.Namespace, report: Report) -> None:
+def check(options: argparse.Namespace, report: Report) -> None:
     """Fill in the report, measurement by measurement."""
     from deploy.gpu_checks import measured, plans, served
 
-    runs_on = wish.engine or served.chosen_engine(wish.cpu)
-    report["runs_on"] = f"{runs_on} on {'the CPU' if wish.cpu else 'CUDA'}"
+    runs_on = options.engine or served.chosen_engine(options.cpu)
+    report["runs_on"] = f"{runs_on} on {'the CPU' if options.cpu else 'CUDA'}"
     with tempfile.TemporaryDirectory(prefix="tidegate-gpu-check-") as folder:
         work = Path(folder)
-        with served.triton(work, None if wish.cpu else "gpu") as server:
+        with served.triton(work, None if options.cpu else "gpu") as server:
             report["versions"]["tritonserver"] = measured.server_version(server.control.address)
-            for name in wish.models:
-                for precision in wish.precisions:
-                    engine = served.stage(work, (name, precision), runs_on, wish.cpu)
+            for name in options.models:
+                for precision in options.precisions:
+                    engine = served.stage(work, (name, precision), runs_on, options.cpu)
                     report["engines"].append(engine)
                     server.control.load(engine["served_as"])
-                    measured.measure(engine, server.control.address, wish)
-        report["tensorrt"] = plans.build_all(work, report["engines"], wish)
+                    measured.measure(engine, server.control.address, options)
+        report["tensorrt"] = plans.build_all(work, report["engines"], options)
 
 
 def say(text: str) -> None:

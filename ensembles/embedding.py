@@ -9,7 +9,7 @@ from typing import Any
 
 from ensembles.engine import onnx_engine
 from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request, text_tokenizer
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -54,14 +54,14 @@ class Declaration:
                 StepSpec(f"{self.name}_pre", 1, {"text": "text"}, outputs),
                 StepSpec(f"{self.name}_onnx", 1, tokens, {VECTOR: VECTOR}),
             ),
-            face=self._face(),
+            endpoint_schema=self._face(),
             golden=self.golden,
         )
 
-    def _face(self) -> Face:
+    def _face(self) -> EndpointSchema:
         compare = "dot product" if self.normalised else "cosine"
         text = f"{self.languages} text".strip().capitalize()
-        return Face(
+        return EndpointSchema(
             purpose=f"Turn a text into a vector: near vectors (by {compare}) mean near meanings.",
             request=text_request(f"{text} of at most {self.buckets[-1]} tokens."),
             response=self._response(),

@@ -1,4 +1,5 @@
-"""``identity_fp32``: returns what it gets. Probes and benchmarks use it; it has no face."""
+"""``identity_fp32``: returns what it gets. Probes and benchmarks use it; it has no endpoint
+schema."""
 
 from modelspec.model import Batching, ModelSpec, Pipeline, TensorSpec
 
@@ -13,6 +14,6 @@ PIPELINE = Pipeline(
         outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),
         batching=Batching(),
         versions=(1,),
-        parameters={"tidegate.short": "true"},  # the gateway may relay it over HTTP
+        parameters={"tidegate.short": "true"},  # the gateway may HTTP upstream it over HTTP
     ),
 )

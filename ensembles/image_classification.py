@@ -1,4 +1,4 @@
-"""A pipeline that says what is on a picture, and the known one of the name ``image_classification``
+"""A pipeline that says what is on an image, and the known one of the name ``image_classification``
 (EfficientNet-Lite0, ImageNet's classes).
 
 image -> NAME_pre (decode, upright, RGB, the model's own size) -> NAME_onnx
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -94,17 +94,17 @@ class Declaration:
                 StepSpec(f"{name}_onnx", 1, {"pixels": "pixels"}, {"logits": "logits"}),
                 StepSpec(f"{name}_post", 1, {"logits": "logits"}, labelled),
             ),
-            face=self._face(),
+            endpoint_schema=self._face(),
             golden=self.golden,
         )
 
-    def _face(self) -> Face:
+    def _face(self) -> EndpointSchema:
         scores = {
             "softmax": f"Softmax over all {self.classes} classes.",
             "sigmoid": "Sigmoid of each class for itself.",
         }
         several = f"the {self.top_k} likeliest of {self.classes} classes, with scores"
-        return Face(
+        return EndpointSchema(
             purpose=f"Say what is on a photograph: {several}.",
             request=_REQUEST,
             response=_response(self.top_k, scores[self.function]),
@@ -157,7 +157,7 @@ def _response(top_k: int, score: str) -> Mapping[str, Any]:
     return {"type": "object", "required": ["labels"], "properties": {"labels": labels}}
 
 
-# A generated picture would tell the model nothing; this is a man with a camera on a tripod, 96x96
+# A generated image would tell the model nothing; this is a man with a camera on a tripod, 96x96
 # (photo by Lav Varshney, CC0, from scikit-image).
 GOLDEN_PICTURE = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4"
@@ -186,7 +186,7 @@ CARD = {
     "license": "Apache-2.0",
     "labels": "ImageNet's 1000 classes, named by WordNet 3.0",
     "limits": "Knows these classes only and always names five of them: a low score means that "
-    "none fits. No people, no text. Sees the middle square of the picture.",
+    "none fits. No people, no text. Sees the middle square of the image.",
 }
 
 # From the original model; the proof asks the served pipeline for it.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -104,13 +104,13 @@ class Declaration:
             steps=(texts, engine) if self.texts else (engine,),
             # A vectorizer may be given a long text: worth cancelling.
             parameters={} if self.texts else SHORT,
-            face=self._face(),
+            endpoint_schema=self._face(),
             golden=self.golden,
         )
 
-    def _face(self) -> Face:
+    def _face(self) -> EndpointSchema:
         what = f"which of {len(self.labels)} labels fit" if self.labels else "what value fits"
-        return Face(
+        return EndpointSchema(
             purpose=f"Say {what} a row of {len(self.columns)} columns.",
             request=self._request(),
             response=_LABELS if self.labels else _VALUE,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -30,7 +30,7 @@ def declare(
         inputs=inputs,
         outputs=outputs,
         steps=(StepSpec(f"{name}_onnx", 1, _same(inputs), _same(outputs)),),
-        face=_face(facts, golden, card),
+        endpoint_schema=_face(facts, golden, card),
         golden=golden,
     )
     return Pipeline((engine,), public)
@@ -49,9 +49,9 @@ def _same(tensors: Sequence[TensorSpec]) -> dict[str, str]:
     return {tensor.name: tensor.name for tensor in tensors}
 
 
-def _face(facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]) -> Face:
+def _face(facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]) -> EndpointSchema:
     inputs, outputs = facts["inputs"], facts["outputs"]
-    return Face(
+    return EndpointSchema(
         purpose=f"Run the model on {', '.join(port['name'] for port in inputs)}.",
         request={
             "type": "object",

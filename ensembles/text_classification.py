@@ -9,7 +9,7 @@ from typing import Any
 
 from ensembles.engine import onnx_engine
 from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_tokenizer
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -83,12 +83,12 @@ class Declaration:
                     {"label": "label", "score": "score"},
                 ),
             ),
-            face=self._face(),
+            endpoint_schema=self._face(),
             golden=self.golden,
         )
 
-    def _face(self) -> Face:
-        return Face(
+    def _face(self) -> EndpointSchema:
+        return EndpointSchema(
             purpose=f"Say which of {len(self.labels)} labels fit a text, with scores.",
             request=_REQUEST,
             response=_RESPONSE,

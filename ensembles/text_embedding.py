@@ -54,13 +54,14 @@ _DECLARATION = Declaration(
     max_batch_size=MAX_BATCH_SIZE,
 )
 PIPELINE = _DECLARATION.pipeline()
-FACE = PIPELINE.public.face
+ENDPOINT_SCHEMA = PIPELINE.public.endpoint_schema
 
 
 def declare(
     name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The committed pipeline; ValueError when the original is not what it says. Only a variant
+    """The committed pipeline; ValueError when the original is not what it says. Only a config
+    profile
     whose answers differ more, or one that was accepted against its proof, says so of itself."""
     _require_same(facts, golden)
     if card.get("precision") == "fp32" and "accepted_proof_failure" not in card:

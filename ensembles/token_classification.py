@@ -17,7 +17,7 @@ from ensembles.text_fields import (
     text_request,
     text_tokenizer,
 )
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
@@ -89,12 +89,12 @@ class Declaration:
                     {tensor.name: tensor.name for tensor in (*ENTITY, COUNT)},
                 ),
             ),
-            face=self._face(),
+            endpoint_schema=self._face(),
             golden=self.golden,
         )
 
-    def _face(self) -> Face:
-        return Face(
+    def _face(self) -> EndpointSchema:
+        return EndpointSchema(
             purpose=f"Find the entities in a text: {', '.join(self._kinds())}.",
             request=text_request(f"Text of at most {self.buckets[-1]} tokens."),
             response=_RESPONSE,

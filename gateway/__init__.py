@@ -1,1 +1,1 @@
-"""One thin, governed door in front of Triton servers. Knows HTTP and Triton's protocol only."""
+"""One thin, governed API in front of Triton servers. Knows HTTP and Triton's protocol only."""

@@ -10,9 +10,8 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from gateway.addons import load
+from gateway.http.buffered import BufferedProtocol
 from gateway.http.connections import raise_descriptor_limit
-from gateway.http.corked import CorkedProtocol
 from gateway.listening import listening_socket
 from gateway.logs import set_up
 from gateway.metrics import SHARED_FOLDER
@@ -37,7 +36,7 @@ def main() -> int:
         _check_policy(settings, is_restarted=is_restarted)
         if not is_restarted:
             settings.kept_keys.unlink(missing_ok=True)
-        secured = load("tls")(settings).http() if settings.tls_certificate_file else {}
+        secured = _secured(settings)
         listener = _listener(settings)
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
@@ -58,6 +57,15 @@ def _listener(settings: Settings) -> socket.socket:
     except OSError as error:
         where = joined(host, port)
         raise SettingsError(f"nothing can listen on {where}: {error.strerror or error}") from None
+
+
+def _secured(settings: Settings) -> dict[str, Any]:
+    """What uvicorn needs to end TLS by itself; nothing without a certificate."""
+    if not settings.tls_certificate_file:
+        return {}
+    from gateway.http.tls import Tls
+
+    return Tls(settings).http()
 
 
 def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
@@ -89,7 +97,7 @@ def _run(settings: Settings, secured: Mapping[str, Any], listener: socket.socket
     options: dict[str, Any] = {
         "factory": True,
         "workers": settings.workers,
-        "http": CorkedProtocol,
+        "http": BufferedProtocol,
         "loop": "gateway.http.loop:GatewayLoop",
         "timeout_keep_alive": settings.keep_alive_s,
         "ws": "none",

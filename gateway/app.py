@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: the doors, put together."""
+"""The gateway as an ASGI application: the APIs, put together."""
 
 import asyncio
 import contextlib
@@ -6,31 +6,36 @@ import gc
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.addons import ROUTES, load
-from gateway.beat import SOCKET, beat
+from gateway.api.health import HealthApi
+from gateway.api.openai.embeddings import EmbeddingsApi
+from gateway.api.openapi.docs_pages import DocsPages
+from gateway.api.openapi.document import describe
+from gateway.api.tasks.routes import TaskApi
+from gateway.api.v2.routes import V2Api
 from gateway.core import Gateway
-from gateway.doors.docs_pages import DocsPages
-from gateway.doors.embeddings import OpenAIDoor
-from gateway.doors.health import HealthDoor
-from gateway.doors.openapi import describe
-from gateway.doors.task import TaskDoor
-from gateway.doors.v2 import V2Door
-from gateway.errors import GatewayError, Internal, WrongMethod
-from gateway.http.edge import Edge, unknown_path
-from gateway.http.endpoint import Endpoint, LateEndpoint, Reply, json_reply, open_to_all
-from gateway.http.exchange import Exchange
+from gateway.errors import GatewayError, Internal, MethodNotAllowed
+from gateway.heartbeat import SOCKET, heartbeat
+from gateway.http.handler import Endpoint, Handler, LateEndpoint, Reply, json_reply, open_to_all
+from gateway.http.middleware import Middleware, unknown_path
 from gateway.http.render import error_reply
+from gateway.http.request_context import RequestContext
 from gateway.logs import set_up
-from gateway.probes import Background, readiness
-from gateway.replicas import CHECK_S
 from gateway.settings import Settings
+from gateway.upstream.probes import Background, readiness
+from gateway.upstream.replicas import CHECK_S
 from gateway.workers import end_with_parent
+
+if TYPE_CHECKING:
+    from gateway.api.openai.completions import CompletionsApi
+    from gateway.api.v2.generate import GenerateApi
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
@@ -41,7 +46,7 @@ FIRST_LOOK_S = 3.0  # how long a worker waits for the first catalogue before it 
 DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
 
 
-def create_app(settings: Settings) -> Edge:
+def create_app(settings: Settings) -> Middleware:
     """The application; everything that it needs is in ``settings``."""
     app = FastAPI(
         title=TITLE,
@@ -53,26 +58,23 @@ def create_app(settings: Settings) -> Edge:
     )
     gateway = Gateway(settings)
     app.state.gateway = gateway
-    doors = [
-        *HealthDoor(gateway).routes(),
+    apis = [
+        *HealthApi(gateway).routes(),
         *DocsPages().routes(),
         Description(gateway).route(),
-        *(
-            Route(path, LateEndpoint(gateway, addon, handler), methods=[method])
-            for method, path, addon, handler in ROUTES
-        ),
-        *V2Door(gateway).routes(),
-        *OpenAIDoor(gateway).routes(),
-        *TaskDoor(gateway).routes(),
+        *_late_routes(gateway),
+        *V2Api(gateway).routes(),
+        *EmbeddingsApi(gateway).routes(),
+        *TaskApi(gateway).routes(),
     ]
-    app.router.routes.extend(doors)
+    app.router.routes.extend(apis)
     app.add_exception_handler(Exception, _shown)
     app.add_exception_handler(HTTPException, _shown)
     # Not by ``add_middleware``: some of the framework's layers would be outside of it.
-    return Edge(app, gateway, doors)
+    return Middleware(app, gateway, apis)
 
 
-def from_environment() -> Edge:
+def from_environment() -> Middleware:
     """What each uvicorn worker calls, in a process of its own if there are several."""
     set_up()
     end_with_parent()
@@ -85,7 +87,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sys.setswitchinterval(SWITCH_S)
     background = Background(gateway)
     # The first request must find the keys and the models read.
-    await gateway.guard.open()
+    await gateway.access_control.open()
     gateway.follow_policy()
     await _first_look(background)
     gateway.supervisor.open()
@@ -93,11 +95,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     listener_name = os.environ.get(SOCKET)
     if listener_name:
         gateway.supervisor.run(
-            "beat", lambda: beat(listener_name, lambda: not any(readiness(gateway).values()))
+            "heartbeat",
+            lambda: heartbeat(listener_name, lambda: not any(readiness(gateway).values())),
         )
-    settings = gateway.settings
-    wanted = {"admin": settings.admin_port, "grpc_door": settings.grpc_port}
-    listeners = {name: load(name)(gateway, port) for name, port in wanted.items() if port}
+    listeners = _listeners(gateway)
     for name, listener in listeners.items():
         await listener.start()
         gateway.supervisor.run(name, listener.serve)
@@ -109,7 +110,78 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for listener in reversed(listeners.values()):
             await listener.stop()
         await gateway.pool.close()
-        await gateway.guard.close()
+        await gateway.access_control.close()
+
+
+class Listener(Protocol):
+    """A port besides the one that uvicorn listens on."""
+
+    async def start(self) -> object: ...
+
+    async def serve(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def _listeners(gateway: Gateway) -> dict[str, Listener]:
+    """Those that a setting turns on; imported for that only."""
+    settings = gateway.settings
+    listeners: dict[str, Listener] = {}
+    if settings.admin_port:
+        from gateway.api.admin import AdminListener
+
+        listeners["admin"] = AdminListener(gateway, settings.admin_port)
+    if settings.grpc_port:
+        from gateway.api.grpc.server import GrpcServer
+
+        listeners["grpc"] = GrpcServer(gateway, settings.grpc_port)
+    return listeners
+
+
+def _late_routes(gateway: Gateway) -> list[Route]:
+    """Routes that many gateways are never asked for: their APIs are imported at the first call."""
+
+    @cache
+    def generate() -> "GenerateApi":
+        from gateway.api.v2.generate import GenerateApi
+
+        return GenerateApi(gateway)
+
+    @cache
+    def completions() -> "CompletionsApi":
+        from gateway.api.openai.completions import CompletionsApi
+
+        return CompletionsApi(gateway)
+
+    def decide() -> Handler:
+        from gateway.api.nginx import NginxApi
+
+        return NginxApi(gateway).decide
+
+    model = "/v2/models/{model}"
+    table: list[tuple[str, str, Callable[[], Handler]]] = [
+        # Before V2's own: here "stats" is not the name of a model.
+        ("GET", "/v2/models/stats", lambda: generate().every_stats),
+        *(
+            (method, f"{prefix}/{name}", partial(_handler, generate, name))
+            for method, name in (
+                ("POST", "generate"),
+                ("POST", "generate_stream"),
+                ("GET", "config"),
+                ("GET", "stats"),
+            )
+            for prefix in (model, model + "/versions/{version}")
+        ),
+        ("POST", "/v1/chat/completions", lambda: completions().chat),
+        ("POST", "/v1/completions", lambda: completions().completions),
+        ("GET", "/internal/decide", decide),
+    ]
+    return [Route(path, LateEndpoint(handler), methods=[method]) for method, path, handler in table]
+
+
+def _handler(api: Callable[[], object], name: str) -> Handler:
+    handler: Handler = getattr(api(), name)
+    return handler
 
 
 async def _first_look(background: Background) -> None:
@@ -134,9 +206,9 @@ class Description:
     def route(self) -> Route:
         return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
 
-    @open_to_all  # gateway.http.edge asks for an identity where the documentation is not open
-    async def show(self, exchange: Exchange) -> Reply:
-        mine = self.gateway.catalogue.restricted_to(exchange.may_read)
+    @open_to_all  # gateway.http.middleware asks for an identity where the documentation is not open
+    async def show(self, context: RequestContext) -> Reply:
+        mine = self.gateway.catalogue.restricted_to(context.may_read)
         if mine.digest not in self._rendered:
             if len(self._rendered) >= DOCUMENTS:
                 self._rendered.clear()
@@ -149,14 +221,14 @@ async def _shown(request: Request, error: Exception) -> Response:
     """The framework's own 404 and 405, and whatever failed in it, as the taxonomy's."""
     path = request.url.path
     fault = error if isinstance(error, GatewayError) else _translated(request.method, path, error)
-    reply = error_reply(fault, path, request.scope["exchange"].request_id)
+    reply = error_reply(fault, path, request.scope["context"].request_id)
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers, reply.content_type.decode())
 
 
 def _translated(method: str, path: str, error: Exception) -> GatewayError:
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return WrongMethod(f"{method} is not for {path}: use GET", ("GET", "HEAD"))
+        return MethodNotAllowed(f"{method} is not for {path}: use GET", ("GET", "HEAD"))
     if isinstance(error, HTTPException) and error.status_code == 404:
         return unknown_path(path)
     return Internal("the gateway failed: report the request id")

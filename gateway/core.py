@@ -1,4 +1,4 @@
-"""The gateway's parts, joined: what the doors call to have something inferred."""
+"""The gateway's parts, joined: what the APIs call to have something inferred."""
 
 import asyncio
 import contextlib
@@ -11,26 +11,25 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
-from gateway.addons import load
-from gateway.balancing import Health
-from gateway.doors.v2_request import V2Request
-from gateway.errors import DeadlineExceeded, Malformed, NoCapacity, UpstreamBroke
-from gateway.guard import Guard
-from gateway.http.endpoint import Reply
-from gateway.http.exchange import Exchange
+from gateway.access_control import AccessControl
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.http.handler import Reply
 from gateway.http.held import HeldBytes
 from gateway.http.json_body import SMALL_BYTES
 from gateway.http.off_loop import OffLoop
+from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
-from gateway.models.face import Face, Row
+from gateway.models.endpoint_schema import EndpointSchema, Row
 from gateway.models.rows import Batch, Tensors, batches, read_tensors
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
-from gateway.replicas import Replica, ReplicaPool, lost
+from gateway.models.v2_request import V2Request
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
-from gateway.upstream import Upstream, request_id
+from gateway.upstream.balancing import Health
+from gateway.upstream.replicas import Replica, ReplicaPool, lost
+from gateway.upstream.server import Upstream, request_id
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -44,11 +43,11 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics.restarted)
-        self.guard = Guard(settings, self.supervisor, self.metrics)
+        self.access_control = AccessControl(settings, self.supervisor, self.metrics)
         self.held = HeldBytes(
             settings.held_bytes,
             settings.caller_held_bytes,
-            lambda: bool(self.guard.policy.current.rules.tenants),
+            lambda: bool(self.access_control.policy.current.rules.tenants),
         )
         self.off_loop = OffLoop()
         self.sequences = SequenceIds(settings.pepper_file)
@@ -63,43 +62,47 @@ class Gateway:
 
     def follow_policy(self) -> None:
         """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
-        self.pool.adopt(self.guard.policy.current.rules.replicas or self.settings.replicas)
+        self.pool.apply(self.access_control.policy.current.rules.replicas or self.settings.replicas)
 
-    def exchange(self, scope: Scope, receive: Receive, deadline_s: float = math.inf) -> Exchange:
+    def context(
+        self, scope: Scope, receive: Receive, deadline_s: float = math.inf
+    ) -> RequestContext:
         """A request that came just now; the gateway's own deadline bounds its."""
-        settings, access = self.settings, self.guard.policy.current.access
+        settings, access = self.settings, self.access_control.policy.current.access
         deadline_s = min(deadline_s, settings.deadline_s)
-        exchange = Exchange(scope, receive, access, settings.body_limit_bytes, deadline_s)
-        request_id.set(exchange.request_id)  # each request has a task, and so a context, of its own
-        exchange.body_patience_s, exchange.memory = settings.body_patience_s, self.held
-        return exchange
+        context = RequestContext(scope, receive, access, settings.body_limit_bytes, deadline_s)
+        request_id.set(
+            context.request_id
+        )  # each request has a task, and so a contextvars context, of its own
+        context.body_patience_s, context.memory = settings.body_patience_s, self.held
+        return context
 
     async def work(
-        self, exchange: Exchange, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs
+        self, context: RequestContext, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs
     ) -> A:
         """What ``work`` makes of the request's body: beside the event loop, if it is large."""
-        if exchange.body_bytes > SMALL_BYTES:
-            return await self.off_loop.run(exchange, work, *args, **kwargs)
+        if context.body_bytes > SMALL_BYTES:
+            return await self.off_loop.run(context, work, *args, **kwargs)
         return work(*args, **kwargs)
 
-    async def read(self, exchange: Exchange, work: Callable[[bytes], A]) -> A:
+    async def read(self, context: RequestContext, work: Callable[[bytes], A]) -> A:
         """The body as ``work`` reads it."""
-        body = await exchange.body()
-        return await self.work(exchange, work, body)
+        body = await context.body()
+        return await self.work(context, work, body)
 
-    def named(self, exchange: Exchange) -> tuple[Model, str]:
+    def named(self, context: RequestContext) -> tuple[Model, str]:
         """The model and version in the path; NotFound when either is not served."""
-        version = exchange.param("version")
-        return self.catalogue.model(exchange.param("model"), version), version
+        version = context.param("version")
+        return self.catalogue.model(context.param("model"), version), version
 
-    async def described(self, exchange: Exchange, method: str) -> Any:
+    async def describe_model(self, context: RequestContext, method: str) -> Any:
         """What Triton tells of the model in the path: see ``Upstream.describe``."""
-        model, version = self.named(exchange)
+        model, version = self.named(context)
         return await self.pool.describe(method, model.name, version)
 
     def serving(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         model: Model,
         message: service_pb2.ModelInferRequest | None = None,
     ) -> str:
@@ -109,21 +112,22 @@ class Gateway:
         Never a canary for a request of a sequence: when the weights change, its next request would
         go to a model that knows nothing of it.
         """
-        route = self.guard.policy.current.rules.routes.get(model.name)
-        if not route or exchange.principal is None or exchange.param("version"):
+        route = self.access_control.policy.current.rules.routes.get(model.name)
+        if not route or context.principal is None or context.param("version"):
             return model.name
         if message is not None and step_of(message):
             return model.name
-        who = exchange.lot if route.per == "request" else exchange.principal.id
-        chosen: str = load("canary")(model.name, route.weights, who, self._answers)
-        return chosen
+        who = context.lot if route.per == "request" else context.principal.id
+        from gateway.policy.canary import choose
+
+        return choose(model.name, route.weights, who, self._answers)
 
     def _answers(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     def permit(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         model: Model,
         message: service_pb2.ModelInferRequest,
         at: Upstream | None = None,
@@ -133,13 +137,13 @@ class Gateway:
 
         ``at`` is where the last message of the same stream went: the next one goes there too, if
         it is no sequence's and that replica is still to be asked. Calling or entering it raises
-        NoCapacity; of a sequence also UpstreamBroke when its server is gone, and QuotaExceeded when
+        NoCapacity; of a sequence also UpstreamError when its server is gone, and QuotaExceeded when
         it would be one open sequence too many.
         """
         step = step_of(message)
         if step is None:
             return self.pool.permit(message.model_name, message.model_version, at)
-        return self._permit_of_sequence(exchange.tenant, model, message, step)
+        return self._permit_of_sequence(context.tenant, model, message, step)
 
     @contextmanager
     def _permit_of_sequence(
@@ -170,7 +174,7 @@ class Gateway:
                 begun_at=self.open_sequences.place(step.id),
                 starts=step.starts and model.sequences is not None,
             )
-        except UpstreamBroke:
+        except UpstreamError:
             self.open_sequences.lose(step.id)
             raise
 
@@ -192,7 +196,7 @@ class Gateway:
         A share of what the server takes, divided among the processes, and one at least. None
         without tenants: there is nobody to leave room for.
         """
-        if model.sequences is None or not self.guard.policy.current.rules.tenants:
+        if model.sequences is None or not self.access_control.policy.current.rules.tenants:
             return None
         settings = self.settings
         share = model.sequences.at_once * settings.sequence_share // 100
@@ -200,48 +204,52 @@ class Gateway:
 
     async def infer(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         model: Model,
         message: service_pb2.ModelInferRequest,
         admission: Admission | None,
     ) -> service_pb2.ModelInferResponse:
-        """One inference for an exchange that was admitted, cancelled when its client leaves."""
-        message.model_name = self.serving(exchange, model, message)
-        meter = self.guard.meter(admission, model)
+        """One inference for an context that was admitted, cancelled when its client leaves."""
+        message.model_name = self.serving(context, model, message)
+        meter = self.access_control.meter(admission, model)
         if meter:
             meter.prepare(message)
-        with self.permit(exchange, model, message) as upstream:
-            work = upstream.infer(message, exchange.remaining_s())
+        with self.permit(context, model, message) as upstream:
+            work = upstream.infer(message, context.remaining_s())
             if admission:
                 admission.started()
-            response = await _timed(exchange, work)
+            response = await _timed(context, work)
         if meter:
             meter.read(response)
         response.model_name = model.name
         return response
 
-    async def relay(self, exchange: Exchange, request: V2Request) -> Reply | None:
+    async def http_upstream(self, context: RequestContext, request: V2Request) -> Reply | None:
         """As ``infer``, over HTTP/1.1; None when gRPC has to be asked instead."""
         with self.pool.permit(request.model, request.version) as upstream:
-            if upstream.relay is None:
+            if upstream.http_upstream is None:
                 return None
-            work = upstream.relay.infer(request, exchange.remaining_s(), exchange.tenant)
-            if exchange.admission:
-                exchange.admission.started()
-            return await _timed(exchange, work)
+            work = upstream.http_upstream.infer(request, context.remaining_s(), context.tenant)
+            if context.admission:
+                context.admission.started()
+            return await _timed(context, work)
 
     async def infer_rows(
-        self, exchange: Exchange, model: Model, face: Face, rows: Sequence[Row]
+        self,
+        context: RequestContext,
+        model: Model,
+        endpoint_schema: EndpointSchema,
+        rows: Sequence[Row],
     ) -> list[tuple[Tensors, int]]:
         """For each row the tensors it is in and its place there. The admission ends with the
-        exchange's answer."""
-        admission = await exchange.enter(self.guard.admit(exchange, model))
-        serving = self.serving(exchange, model)
-        work = await self.work(exchange, batches, model, face, rows)
-        asked = self._answers_to(work, exchange.remaining_s(), serving)
+        context's answer."""
+        admission = await context.enter(self.access_control.admit(context, model))
+        serving = self.serving(context, model)
+        work = await self.work(context, batches, model, endpoint_schema, rows)
+        asked = self._answers_to(work, context.remaining_s(), serving)
         admission.started()  # here nothing waits: what is refused is no deadline
-        answers = await _timed(exchange, asked)
-        meter = self.guard.meter(admission, model)
+        answers = await _timed(context, asked)
+        meter = self.access_control.meter(admission, model)
         if meter:
             meter.read_rows(answers)
         return answers
@@ -267,7 +275,7 @@ class Gateway:
                 for batch in waiting:
                     batch.message.model_name = serving
                     tensors = await _asked(upstream, batch, ends)
-                    for index, place in enumerate(batch.places):
+                    for index, place in enumerate(batch.shared_slots):
                         answers[place] = tensors, index
             return None
 
@@ -291,25 +299,25 @@ async def _asked(upstream: Upstream, batch: Batch, ends: float) -> Tensors:
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     try:
         response = await upstream.infer(batch.message, left_s)
-    except Malformed as error:
-        raise _of_caller(error, batch.places) from error
-    return read_tensors(response, len(batch.places))
+    except InvalidRequest as error:
+        raise _of_caller(error, batch.shared_slots) from error
+    return read_tensors(response, len(batch.shared_slots))
 
 
-def _of_caller(error: Malformed, places: Sequence[int]) -> Malformed:
+def _of_caller(error: InvalidRequest, shared_slots: Sequence[int]) -> InvalidRequest:
     """The upstream's fault, of the row as the caller counts rows."""
-    if error.row is not None and error.row < len(places):
-        return error.at_row(places[error.row])
-    return error.at_row(places[0]) if len(places) == 1 else error
+    if error.row is not None and error.row < len(shared_slots):
+        return error.at_row(shared_slots[error.row])
+    return error.at_row(shared_slots[0]) if len(shared_slots) == 1 else error
 
 
-async def _timed(exchange: Exchange, work: Coroutine[Any, Any, A]) -> A:
+async def _timed(context: RequestContext, work: Coroutine[Any, Any, A]) -> A:
     """Until the client leaves; how long it took is told to the client."""
     asked = time.perf_counter()
     try:
-        return await exchange.while_connected(work)
+        return await context.while_connected(work)
     finally:
-        exchange.upstream_s += time.perf_counter() - asked
+        context.upstream_s += time.perf_counter() - asked
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, A]]) -> list[A]:

@@ -1,20 +1,20 @@
-"""One taxonomy of what can go wrong, whatever the door.
+"""One taxonomy of what can go wrong, whatever the API.
 
 GatewayError                 a stable code, a message that says what to do, sometimes Retry-After
 |- Unauthenticated           no identity, or a bad one
 |- Forbidden                 known, but not allowed
 |- NotFound                  unknown, or not yours
-|- WrongMethod               the path exists, the method does not
-|- Malformed                 the request does not fit the schema
+|- MethodNotAllowed               the path exists, the method does not
+|- InvalidRequest                 the request does not fit the schema
 |- TooLarge                  the body is over the limit
-|- TooSlow                   the body did not arrive in time
+|- RequestTimeout                   the body did not arrive in time
 |- QuotaExceeded             the caller's own limit
 |- NoCapacity                nobody can serve this now
 |- DeadlineExceeded          the answer did not come in time
-|- UpstreamBroke             a model or its server failed
+|- UpstreamError             a model or its server failed
 `- Internal                  our own bug
 
-Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a door.
+Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a API.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class NotFound(GatewayError):
     code = "not_found"
 
 
-class WrongMethod(GatewayError):
+class MethodNotAllowed(GatewayError):
     """``allowed`` are the methods that there are."""
 
     code = "method_not_allowed"
@@ -62,7 +62,7 @@ class WrongMethod(GatewayError):
         self.allowed = allowed
 
 
-class Malformed(GatewayError):
+class InvalidRequest(GatewayError):
     """``row`` is the one of a batch that is to blame, if one is; ``problem`` does not name it."""
 
     code = "invalid_request"
@@ -71,22 +71,22 @@ class Malformed(GatewayError):
         super().__init__(message if row is None else f"row {row}: {message}", **more)
         self.problem, self.row = message, row
 
-    def at_row(self, row: int) -> "Malformed":
+    def at_row(self, row: int) -> "InvalidRequest":
         """The same fault, of this row."""
-        return Malformed(self.problem, param=self.param, row=row)
+        return InvalidRequest(self.problem, param=self.param, row=row)
 
-    def at(self, where: str) -> "Malformed":
+    def at(self, where: str) -> "InvalidRequest":
         """The same fault under the row's place in the body, such as ``inputs.3``; '' for a row that
         is the body."""
         message = f"{where}: {self.problem}" if where else self.problem
-        return Malformed(message, param=".".join(filter(None, (where, self.param))))
+        return InvalidRequest(message, param=".".join(filter(None, (where, self.param))))
 
 
 class TooLarge(GatewayError):
     code = "too_large"
 
 
-class TooSlow(GatewayError):
+class RequestTimeout(GatewayError):
     code = "request_timeout"
 
 
@@ -102,7 +102,7 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
 
 
-class UpstreamBroke(GatewayError):
+class UpstreamError(GatewayError):
     code = "upstream_error"
 
 

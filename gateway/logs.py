@@ -7,7 +7,7 @@ Time, level, the worker's process, the request's id where there is a request, an
 
 import logging
 
-from gateway.upstream import request_id
+from gateway.upstream.server import request_id
 
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(message)s"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
 
-from gateway.http.exchange import Exchange
+from gateway.http.request_context import RequestContext
 
 if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
-    from gateway.replicas import Replica
+    from gateway.upstream.replicas import Replica
 
 # Where several workers put their numbers together; the client library reads it at its import.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -78,25 +78,25 @@ class Metrics:
         """``what`` is failed, lost or suppressed. May be called by any thread."""
         self._audit.labels(what).inc(count)
 
-    def record(self, exchange: Exchange, status: int, catalogue: "Catalogue") -> None:
+    def record(self, context: RequestContext, status: int, catalogue: "Catalogue") -> None:
         """Count one request; a model that is not served is counted as 'unknown'."""
-        model = exchange.model
+        model = context.model
         if model and model not in catalogue.models:
             model = "unknown"
-        requests, seconds = self._child(exchange.action or "none", model, status)
+        requests, seconds = self._child(context.action or "none", model, status)
         requests.inc()
-        seconds.observe(time.perf_counter() - exchange.started)
+        seconds.observe(time.perf_counter() - context.started)
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
         """Take over how the replicas are now; one that is listed no more is shown no more."""
-        places = {replica.place for replica in replicas}
-        for place in self._places - places:
+        shared_slots = {replica.place for replica in replicas}
+        for place in self._places - shared_slots:
             for gauge in (self._healthy, self._inflight):
                 if SHARED_FOLDER in os.environ:
                     gauge.labels(place).set(0)  # the shared files have no way to take one out
                 else:
                     gauge.remove(place)
-        self._places = places
+        self._places = shared_slots
         for replica in replicas:
             self._healthy.labels(replica.place).set(not replica.reason)
             self._inflight.labels(replica.place).set(replica.inflight)

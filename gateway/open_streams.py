@@ -3,7 +3,7 @@
 Nothing here is on the way of a request or of a piece of an answer. Four times a second the times
 at which identities end are compared with the clock. When keys, policy or an issuer's keys have
 changed, every open stream is looked at as if it came now: who is calling, by what the request
-itself showed, whether that caller may still use its models, and whether its places fit the limits
+itself showed, whether that caller may still use its models, and whether its slots fit the limits
 in force.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gateway.errors import Forbidden, GatewayError, NoCapacity, QuotaExceeded
-from gateway.http.exchange import Exchange
+from gateway.http.request_context import RequestContext
 from gateway.identity.principal import Principal, refused
 from gateway.limits.limit import Check
 from gateway.limits.limiter import Admission, Limiter
@@ -32,7 +32,7 @@ ChecksOf = Callable[[Access, Principal, str], Sequence[Check]]
 
 @dataclass(eq=False, slots=True)
 class _Open:
-    exchange: Exchange
+    context: RequestContext
     end: End
     models: Callable[[], Iterable[str]]
     admissions: Callable[[], Iterable[Admission]]
@@ -46,11 +46,11 @@ class _Open:
         if self.has_ended:
             return
         self.has_ended = True
-        log.info("%s is ended: %s", self.exchange.request_id, error)
+        log.info("%s is ended: %s", self.context.request_id, error)
         try:
             self.end(error)
         except Exception:
-            log.exception("%s could not be ended", self.exchange.request_id)
+            log.exception("%s could not be ended", self.context.request_id)
 
 
 class OpenStreams:
@@ -58,7 +58,7 @@ class OpenStreams:
 
     def __init__(
         self,
-        identify: Callable[[Exchange], Awaitable[Principal]],
+        identify: Callable[[RequestContext], Awaitable[Principal]],
         limiter: Limiter,
         checks_of: ChecksOf,
     ) -> None:
@@ -75,14 +75,14 @@ class OpenStreams:
     @contextmanager
     def watching(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         end: End,
         models: Callable[[], Iterable[str]],
         admissions: Callable[[], Iterable[Admission]],
     ) -> Iterator[None]:
-        """See ``Guard.watching``."""
-        stream = _Open(exchange, end, models, admissions)
-        if exchange.access is not self._counted:
+        """See ``AccessControl.watching``."""
+        stream = _Open(context, end, models, admissions)
+        if context.access is not self._counted:
             self._checked = self._counted = None  # it was let in by other rules
         self._open[stream] = None
         try:
@@ -96,7 +96,7 @@ class OpenStreams:
         issuers' keys are others; ``access`` is what the policy gives."""
         now = time.time()
         for stream in list(self._open):
-            principal = stream.exchange.principal
+            principal = stream.context.principal
             if principal is None or principal.ends <= now:
                 stream.finish(refused())
         if state != self._checked:
@@ -118,10 +118,10 @@ class OpenStreams:
         await asyncio.gather(*looks)
 
     async def _judge(self, stream: _Open, access: Access) -> None:
-        exchange = stream.exchange
+        context = stream.context
         try:
             async with asyncio.timeout(UNSURE_S):
-                principal = await self._identify(exchange)
+                principal = await self._identify(context)
         except (NoCapacity, TimeoutError):
             stream.unsure_since = stream.unsure_since or time.monotonic()
             if time.monotonic() - stream.unsure_since > UNSURE_S:
@@ -131,19 +131,19 @@ class OpenStreams:
             stream.finish(error)
             return
         stream.unsure_since = 0.0
-        before = exchange.principal
+        before = context.principal
         if before and (principal.id, principal.tenant) != (before.id, before.tenant):
             stream.finish(Forbidden("what this key or token stands for has changed: begin anew"))
             return
         try:
             for model in stream.models():
                 access.check(principal, "infer", model)
-            if exchange.action:  # of a stream on which no model is asked now
-                access.check(principal, exchange.action)
+            if context.action:  # of a stream on which no model is asked now
+                access.check(principal, context.action)
         except GatewayError as error:
             stream.finish(error)
             return
-        exchange.principal, exchange.access = principal, access
+        context.principal, context.access = principal, access
 
     async def _recount(self, access: Access) -> bool:
         """Have each stream counted by the limits in force; False while Redis cannot say how many
@@ -151,7 +151,7 @@ class OpenStreams:
         held: list[tuple[Admission, Sequence[Check]]] = []
         owners: dict[Admission, _Open] = {}
         for stream in list(self._open):
-            principal = stream.exchange.principal
+            principal = stream.context.principal
             if stream.has_ended or principal is None:
                 continue
             for admission in stream.admissions():

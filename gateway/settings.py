@@ -27,9 +27,9 @@ class Settings:
 
     host: str = "127.0.0.1"
     gateway_port: int = 8080
-    # The gRPC door; 0: none.
+    # The gRPC API; 0: none.
     grpc_port: int = 0
-    # The gRPC door again, for clients that show a certificate: each must. 0: none.
+    # The gRPC API again, for clients that show a certificate: each must. 0: none.
     grpc_certificate_port: int = 0
     # The operator's listener, with /metrics; 0: none.
     admin_port: int = 0
@@ -40,7 +40,8 @@ class Settings:
     tls_client_ca_file: str = ""
     workers: int = 1
     # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
-    # port, models that declare themselves short are asked over it (gateway/addons/relay).
+    # port, models that declare themselves short are asked over it
+    # (gateway/upstream/http_upstream.py).
     replicas: tuple[str, ...] = ("127.0.0.1:8001",)
     # The key to Triton's repository index (a file, so that it is not in the environment).
     triton_key_file: Path = Path(".tidegate/triton.key")

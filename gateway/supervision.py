@@ -41,8 +41,8 @@ class Supervisor:
     def run(
         self, name: str, work: Callable[[], Awaitable[None]], *, stall_s: float | None = None
     ) -> "Task":
-        """Keep ``work()`` running. With ``stall_s`` it must call ``Task.beat`` that often, or it is
-        cancelled and started again."""
+        """Keep ``work()`` running. With ``stall_s`` it must call ``Task.heartbeat`` that often, or
+        it is cancelled and started again."""
         task = Task(name, work, stall_s)
         self.watch(name, task)
         task.begin()
@@ -107,7 +107,7 @@ class Task:
         self._task = asyncio.get_running_loop().create_task(self._guarded(), name=self._name)
         self._task.add_done_callback(self._has_ended)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """To be called by the work: it is alive, and its last round went well."""
         self._beat = time.monotonic()
         self._failures = 0
@@ -170,11 +170,11 @@ class Task:
 async def every(
     seconds: float,
     work: Callable[[], Awaitable[None]],
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
     failed: Callable[[str], None] = lambda why: None,
 ) -> None:
-    """Call ``work`` for ever, and ``beat`` after each round that went well, else ``failed``. The
-    next round comes all the same; the same failure again is not logged again."""
+    """Call ``work`` for ever, and ``heartbeat`` after each round that went well, else ``failed``.
+    The next round comes all the same; the same failure again is not logged again."""
     before = ""
     while True:
         try:
@@ -187,5 +187,5 @@ async def every(
             failed(why)
         else:
             before = ""
-            beat()
+            heartbeat()
         await asyncio.sleep(seconds)

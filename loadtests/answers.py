@@ -22,7 +22,7 @@ class WrongAnswer(Exception):
 
 
 class AnswerBook:
-    """Remembers the first vector of each text: whichever door and batch the text goes through
+    """Remembers the first vector of each text: whichever API and batch the text goes through
     later, it must get that vector again. So an answer that went to the wrong caller is noticed."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def v2_rows(body: Any) -> list[Any]:
 
 
 def _error_text(content: bytes | None) -> str:
-    """The message inside whichever door's error this is, without its request id."""
+    """The message inside whichever API's error this is, without its request id."""
     try:
         body = json.loads(content or b"")
         error = body.get("detail") or body.get("error")

@@ -1,11 +1,12 @@
-"""The hardware variants of an engine's config: ``configs/NAME.pbtxt``, for --model-config-name.
+"""The hardware config profiles of an engine's config: ``configs/NAME.pbtxt``, for
+--model-config-name.
 
     gpu            ONNX Runtime on CUDA
     gpu-tensorrt   the same, with its TensorRT accelerator: engines are built while it loads
     tensorrt       Triton's TensorRT backend on ``model.plan``; written only where a plan was built
 
-Only where the model runs differs from ``config.pbtxt``; a model without the variant that Triton was
-started with is served by its ``config.pbtxt``.
+Only where the model runs differs from ``config.pbtxt``; a model without the config profile that
+Triton was started with is served by its ``config.pbtxt``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ _ONNX_RUNTIME_ONLY = ("intra_op_thread_count", "inter_op_thread_count")
 
 
 def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
-    """The variants that every ONNX engine has, by name; {} for other models."""
+    """The config profiles that every ONNX engine has, by name; {} for other models."""
     if spec.backend != "onnxruntime":
         return {}
     found = {GPU: _on_gpu(spec)}
@@ -48,7 +49,8 @@ def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
 
 
 def plan_config(spec: ModelSpec) -> pb.ModelConfig:
-    """The variant for the plan of an ONNX engine; ValueError where TensorRT cannot take it."""
+    """The config profile for the plan of an ONNX engine; ValueError where TensorRT cannot take
+    it."""
     proto = to_proto(spec)
     proto.backend = "tensorrt"
     proto.default_model_filename = PLAN_FILE

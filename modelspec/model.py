@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from modelspec.dtypes import element_type
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.layout import require_model_name
 
@@ -76,7 +76,8 @@ class StepSpec:
 class ModelSpec:
     """One folder of the model repository.
 
-    ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a ``face`` is public;
+    ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a
+    ``endpoint_schema`` is public;
     ``internal`` ones are engines and steps that the gateway hides. ``step`` names the module of
     ``ensembles.steps`` that is copied into the version folder as its ``model.py``. ``lengths`` are
     those that its axes of any length (-1) are padded to, ascending: TensorRT plans for each.
@@ -92,7 +93,7 @@ class ModelSpec:
     parameters: Mapping[str, str] = field(default_factory=dict)
     versions: tuple[int, ...] = ()
     steps: tuple[StepSpec, ...] = ()
-    face: Face | None = None
+    endpoint_schema: EndpointSchema | None = None
     golden: Golden | None = None
     internal: bool = False
     step: str = ""
@@ -106,7 +107,7 @@ class ModelSpec:
             raise ValueError(f"{self.name}: max_batch_size {self.max_batch_size} is negative")
         if self.batching and self.max_batch_size == 0:
             raise ValueError(f"{self.name}: dynamic batching needs max_batch_size above 0")
-        if self.face and not self.golden:
+        if self.endpoint_schema and not self.golden:
             raise ValueError(f"{self.name}: a public model needs a golden sample to be probed with")
 
 

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as config
 
 from modelspec.dtypes import element_type
-from modelspec.face import FACE_PARAMETER, INTERNAL_PARAMETER
+from modelspec.endpoint_schema import ENDPOINT_PARAMETER, INTERNAL_PARAMETER
 from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import ModelSpec, StepSpec, TensorSpec
 
@@ -63,8 +63,8 @@ def _data_type(tensor: TensorSpec) -> int:
 
 def _parameters(spec: ModelSpec) -> dict[str, str]:
     parameters = dict(spec.parameters)
-    if spec.face and spec.golden:
-        parameters[FACE_PARAMETER] = spec.face.to_json()
+    if spec.endpoint_schema and spec.golden:
+        parameters[ENDPOINT_PARAMETER] = spec.endpoint_schema.to_json()
         parameters[GOLDEN_PARAMETER] = spec.golden.to_json()
     if spec.internal:
         parameters[INTERNAL_PARAMETER] = "true"

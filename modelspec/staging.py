@@ -1,5 +1,5 @@
-"""Write a model's folder as Triton expects it: ``config.pbtxt``, its hardware variants beside, and
-one version folder."""
+"""Write a model's folder as Triton expects it: ``config.pbtxt``, its hardware config profiles
+beside, and one version folder."""
 
 import py_compile
 import shutil
@@ -24,7 +24,7 @@ def stage_model(
     version_folder = folder / str(version)
     version_folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(render(to_proto(spec)), encoding="utf-8")
-    _write_variants(folder, spec, has_plan=PLAN_FILE in files)
+    _write_precisions(folder, spec, has_plan=PLAN_FILE in files)
     for name, source in files.items():
         shutil.copyfile(source, version_folder / name)
     if STEP_FILE in files:
@@ -41,10 +41,10 @@ def stage_model(
     return folder
 
 
-def _write_variants(folder: Path, spec: ModelSpec, has_plan: bool) -> None:
-    variants = hardware_configs(spec)
+def _write_precisions(folder: Path, spec: ModelSpec, has_plan: bool) -> None:
+    profiles = hardware_configs(spec)
     if has_plan:
-        variants[TENSORRT] = plan_config(spec)
-    for name, proto in variants.items():
+        profiles[TENSORRT] = plan_config(spec)
+    for name, proto in profiles.items():
         (folder / CONFIGS).mkdir(exist_ok=True)
         (folder / CONFIGS / f"{name}.pbtxt").write_text(render(proto), encoding="utf-8")

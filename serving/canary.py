@@ -11,16 +11,16 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import CONFIG_FILE
+from serving.config_profiles import copy_profiles
+from serving.deployment import Deployment
 from serving.errors import ModelLoadFailed, PublishFailed, ServingError
 from serving.files import owned_path, remove_folder
 from serving.lock import publishing
 from serving.pins import as_bytes, pins, with_versions
-from serving.recovery import settle_all
+from serving.publish_phase import PublishPhase
+from serving.recovery import recover
 from serving.replica import Replica
 from serving.repository import active_version, is_published, read_config
-from serving.steps import Step
-from serving.target import Target
-from serving.variants import copy_variants
 from serving.versions import checked_config, list_beside, require_published, switch_to
 
 # In a canary's config: the pipeline that it is a canary of.
@@ -56,12 +56,12 @@ def is_canary_of(repository: Path, model: str, name: str) -> bool:
     return bool(config.parameters[CANARY_PARAMETER].string_value == name)
 
 
-def start(target: Target, name: str, version: int) -> str:
+def start(deployment: Deployment, name: str, version: int) -> str:
     """Serve the version as a canary on every server; its name. PublishFailed while another version
     is the canary, or if it does not answer its golden sample: nothing is left of what is new."""
-    repository = target.repository
+    repository = deployment.repository
     with publishing(repository, f"canary {name}"):
-        settle_all(target)
+        recover(deployment)
         require_published(repository, name)
         if version == active_version(repository, name):
             raise PublishFailed(f"version {version} of {name} serves already: choose another")
@@ -80,36 +80,36 @@ def start(target: Target, name: str, version: int) -> str:
             list_beside(repository, pins(config))
             _appear(repository, name, version, config)
         try:
-            for replica in target.replicas:
+            for replica in deployment.replicas:
                 replica.control.load(canary)
                 replica.require_golden(canary, config)
         except ServingError:
             if is_new:
-                _remove(target, canary, name)
+                _remove(deployment, canary, name)
             raise
-        target.tell(Step.SERVED, canary)
+        deployment.tell(PublishPhase.SERVED, canary)
     return canary
 
 
-def stop(target: Target, name: str, version: int) -> None:
+def stop(deployment: Deployment, name: str, version: int) -> None:
     """Take the canary away; call it when gateways have been told to route no request there:
     ``grace_s`` is waited, and ``REROUTED_S`` at least.
     PublishFailed, and nothing is removed, when the model of that name is no canary of ``name``."""
-    with publishing(target.repository, f"stop canary {name}"):
-        _require_own(target.repository, canary_name(name, version), name)
-        settle_all(target)
-        if target.replicas:
-            time.sleep(max(target.grace_s, REROUTED_S))
-        _remove(target, canary_name(name, version), name)
+    with publishing(deployment.repository, f"stop canary {name}"):
+        _require_own(deployment.repository, canary_name(name, version), name)
+        recover(deployment)
+        if deployment.replicas:
+            time.sleep(max(deployment.grace_s, REROUTED_S))
+        _remove(deployment, canary_name(name, version), name)
 
 
-def unload_left(target: Target, name: str) -> list[str]:
+def unload_left(deployment: Deployment, name: str) -> list[str]:
     """Let the servers go of canaries of the pipeline that they serve still although they are no
     more in the repository: somebody took one away while a server could not be told. Their names."""
     gone = []
-    for replica in target.replicas:
+    for replica in deployment.replicas:
         for model in sorted({state.name for state in replica.control.index()}):
-            if not _may_be_canary(model, name) or is_published(target.repository, model):
+            if not _may_be_canary(model, name) or is_published(deployment.repository, model):
                 continue
             if replica.serves(model) and _is_served_as_canary(replica, model, name):
                 replica.control.unload(model)
@@ -129,13 +129,13 @@ def _is_served_as_canary(replica: Replica, model: str, name: str) -> bool:
     return bool(config.parameters[CANARY_PARAMETER].string_value == name)
 
 
-def promote(target: Target, name: str, version: int) -> None:
+def promote(deployment: Deployment, name: str, version: int) -> None:
     """Let the pipeline itself serve the canary's version. The canary stays until it is stopped."""
-    if version not in canaries(target.repository, name):
+    if version not in canaries(deployment.repository, name):
         raise PublishFailed(
             f"{name} has no canary of version {version}: see tidegate canary {name}"
         )
-    switch_to(target, name, version)
+    switch_to(deployment, name, version)
 
 
 def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> None:
@@ -146,7 +146,7 @@ def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> N
     own.name = canary
     own.parameters[CANARY_PARAMETER].string_value = name
     (staged / CONFIG_FILE).write_bytes(as_bytes(own))
-    copy_variants(repository / name, staged, own)
+    copy_profiles(repository / name, staged, own)
     shutil.copytree(repository / name / str(version), staged / str(version))
     staged.rename(repository / canary)
 
@@ -160,12 +160,12 @@ def _require_own(repository: Path, canary: str, name: str) -> None:
         )
 
 
-def _remove(target: Target, canary: str, name: str) -> None:
-    repository = target.repository
+def _remove(deployment: Deployment, canary: str, name: str) -> None:
+    repository = deployment.repository
     if not is_canary_of(repository, canary, name):
         return
     members = list(pins(read_config(repository, canary)))
-    for replica in target.replicas:
+    for replica in deployment.replicas:
         replica.drop(canary)
     remove_folder(repository, repository / canary)
-    target.list_needed(members)
+    deployment.list_needed(members)

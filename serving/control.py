@@ -18,7 +18,7 @@ from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
 from serving.loading import Loading
 
 KEY_HEADER = "tidegate-triton-key"
-# Triton's gRPC twin of a restricted HTTP header carries this prefix.
+# Triton's gRPC duplicate of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2

@@ -49,7 +49,7 @@ class Events:
         self._next_beat = 0.0  # time.monotonic: the machine's clock may be set back
         self._writing = threading.Lock()  # the pulse has a thread of its own
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """The watcher lives: its heartbeat, written every ``BEAT_S`` seconds."""
         if time.monotonic() >= self._next_beat:
             with self._writing:
@@ -95,7 +95,7 @@ class Events:
         head = (
             f"# HELP {COUNTER} What the watcher of Triton saw and did.\n# TYPE {COUNTER} counter\n"
         )
-        beat = (
+        heartbeat = (
             f"# HELP {HEARTBEAT} When the watcher of Triton last began a round.\n"
             f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} {self._beaten:.3f}\n"
         )
@@ -103,7 +103,7 @@ class Events:
             f'{COUNTER}{{event="{event}",model="{_escaped(model)}"}} {count}\n'
             for (event, model), count in sorted(self.counts.items())
         )
-        return head + counted + beat
+        return head + counted + heartbeat
 
 
 def _escaped(value: str) -> str:

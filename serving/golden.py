@@ -1,7 +1,7 @@
 """Ask a model its golden sample, straight at Triton: the only proof that it is alive and right.
 
-The sample and the face that says which field is which tensor travel in the model's own config, so
-any pipeline can be asked, a candidate under another name too.
+The sample and the endpoint schema that says which field is which tensor travel in the model's own
+config, so any pipeline can be asked, a candidate under another name too.
 """
 
 import base64
@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from modelspec.dtypes import element_type
-from modelspec.face import FACE_PARAMETER
+from modelspec.endpoint_schema import ENDPOINT_PARAMETER
 from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError, probe_time_s
 from serving.control import TritonControl
 from serving.errors import NoAnswerInTime, ServingError
@@ -38,7 +38,7 @@ def sample_of(config: ModelConfig) -> Sample | None:
     """The golden sample that a config carries; None for a model without one, GoldenError for one
     that cannot be used."""
     parameters = config.parameters
-    if GOLDEN_PARAMETER not in parameters or FACE_PARAMETER not in parameters:
+    if GOLDEN_PARAMETER not in parameters or ENDPOINT_PARAMETER not in parameters:
         return None
     golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
     fields = request_fields(config)
@@ -52,11 +52,11 @@ def sample_of(config: ModelConfig) -> Sample | None:
 
 
 def request_fields(config: ModelConfig) -> dict[str, Any]:
-    """The schemas of the fields of one request, by name, from the face that the config carries;
-    GoldenError when it cannot be read."""
+    """The schemas of the fields of one request, by name, from the endpoint schema that the config
+    carries; GoldenError when it cannot be read."""
     try:
-        face = json.loads(config.parameters[FACE_PARAMETER].string_value)
-        fields: dict[str, Any] = face["request"].get("properties", {})
+        endpoint_schema = json.loads(config.parameters[ENDPOINT_PARAMETER].string_value)
+        fields: dict[str, Any] = endpoint_schema["request"].get("properties", {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GoldenError(f"has an endpoint schema that cannot be read: {error}") from None
     return fields
@@ -65,7 +65,7 @@ def request_fields(config: ModelConfig) -> dict[str, Any]:
 def bound(
     fields: Mapping[str, Any], body: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str | bool | int | float]]:
-    """One row by tensor, and the request parameters, of a face request."""
+    """One row by tensor, and the request parameters, of an endpoint schema request."""
     tensors, asked = {}, {}
     for name, value in body.items():
         schema = fields[name]

@@ -15,7 +15,7 @@ from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
 @dataclass(frozen=True)
 class Journal:
     """``new`` are the (model, version) folders that appear; ``configs`` the texts before, None for
-    a model whose folder was not there at all and "" for one without a config. ``variants`` are the
+    a model whose folder was not there at all and "" for one without a config. ``profiles`` are the
     texts of what lay in their ``configs/``, by path."""
 
     pipeline: str
@@ -23,7 +23,7 @@ class Journal:
     after: int
     new: tuple[tuple[str, int], ...]
     configs: Mapping[str, str | None]
-    variants: Mapping[str, str] = field(default_factory=dict)
+    profiles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def members(self) -> list[str]:
@@ -67,7 +67,7 @@ def _read(path: Path) -> Journal | str:
         fields = json.loads(path.read_text(encoding="utf-8"))
         new = tuple((str(model), int(version)) for model, version in fields.pop("new"))
         journal = Journal(**fields, new=new)
-        dict(journal.configs), dict(journal.variants)
+        dict(journal.configs), dict(journal.profiles)
     except OSError as error:
         return error.strerror or str(error)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

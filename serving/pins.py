@@ -9,10 +9,10 @@ from modelspec.pbtxt import render
 
 NEWEST = -1
 # How fast a model answers, not what: an old version may run with the new values of these.
-KNOB_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
-TUNED_PARAMETER = "tidegate.tuned"  # where the knobs were measured: serving/tuning
+SERVING_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
+TUNED_PARAMETER = "tidegate.tuned"  # where the serving parameters were measured: serving/tuning
 BUCKETS_PARAMETER = "buckets"
-KNOB_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", TUNED_PARAMETER)
+SERVING_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", TUNED_PARAMETER)
 
 
 def is_ensemble(config: ModelConfig) -> bool:
@@ -27,13 +27,13 @@ def pins(config: ModelConfig) -> dict[str, set[int]]:
     return found
 
 
-def repinned(config: ModelConfig, places: Mapping[str, tuple[str, int]]) -> ModelConfig:
-    """The config with each step of a model in ``places`` moved to that (model, version)."""
+def repinned(config: ModelConfig, positions: Mapping[str, tuple[str, int]]) -> ModelConfig:
+    """The config with each step of a model in ``positions`` moved to that (model, version)."""
     changed = ModelConfig()
     changed.CopyFrom(config)
     for step in changed.ensemble_scheduling.step:
-        if step.model_name in places:
-            step.model_name, step.model_version = places[step.model_name]
+        if step.model_name in positions:
+            step.model_name, step.model_version = positions[step.model_name]
     return changed
 
 
@@ -58,9 +58,9 @@ def meaning(config: ModelConfig) -> str:
     bare = ModelConfig()
     bare.CopyFrom(config)
     bare.ClearField("name")
-    for field in KNOB_FIELDS:
+    for field in SERVING_FIELDS:
         bare.ClearField(field)
-    for key in KNOB_PARAMETERS:
+    for key in SERVING_PARAMETERS:
         bare.parameters.pop(key, None)
     if BUCKETS_PARAMETER in bare.parameters:  # but for the last, the longest text
         buckets = bare.parameters[BUCKETS_PARAMETER]

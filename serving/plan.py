@@ -13,13 +13,13 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import version_folders
+from serving.config_profiles import read_profiles
 from serving.errors import PublishFailed
 from serving.files import hashes
 from serving.manifest import CACHE_FOLDER, MANIFEST_FILE, PROOF_FILE
 from serving.pins import meaning, pins, repinned, with_versions
 from serving.repository import active_version, is_published, read_config
 from serving.tuning.committed import carried
-from serving.variants import read_variants
 
 CONFIG_COPY = "config.pbtxt"
 # What a version folder holds beside what is served.
@@ -28,27 +28,27 @@ Taken = Callable[[str], int]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlannedVersion:
     """One version folder of a plan. ``source`` is where it lies staged; None: it is published
-    already. ``config`` is the model's own config, its version policy left out, and ``variants``
+    already. ``config`` is the model's own config, its version policy left out, and ``profiles``
     are those that were staged beside it."""
 
     model: str
     version: int
     config: ModelConfig
     source: Path | None
-    variants: Mapping[str, ModelConfig] = field(default_factory=dict)
+    profiles: Mapping[str, ModelConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Members first; ``public`` is the pipeline itself, its steps pinned to the members."""
 
-    members: tuple[Placed, ...]
-    public: Placed
+    members: tuple[PlannedVersion, ...]
+    public: PlannedVersion
 
     @property
-    def new(self) -> tuple[Placed, ...]:
+    def new(self) -> tuple[PlannedVersion, ...]:
         return tuple(each for each in (*self.members, self.public) if each.source)
 
 
@@ -62,12 +62,12 @@ def plan(staged: Path, repository: Path, models: Sequence[str], taken: Taken) ->
     config = read_config(staged, name)
     wanted = {model: max(versions) for model, versions in pins(config).items()}
     members = []
-    places = {}
+    positions = {}
     for model in models[:-1]:
         source = _staged_version(staged, model, wanted.get(model))
         members.append(_place(source, read_config(staged, model), repository, taken))
-        places[model] = (members[-1].model, members[-1].version)
-    config = with_versions(repinned(config, places), ())
+        positions[model] = (members[-1].model, members[-1].version)
+    config = with_versions(repinned(config, positions), ())
     source = _staged_version(staged, name, active_version(staged, name))
     return Plan(tuple(members), _place_public(source, config, repository, taken))
 
@@ -93,7 +93,7 @@ def _staged_version(staged: Path, model: str, version: int | None) -> Path:
     return staged / model / str(version if version in folders else folders[-1])
 
 
-def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> Placed:
+def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> PlannedVersion:
     name = _home_of(config, source.parent.name, repository)
     own = ModelConfig()
     own.CopyFrom(config)
@@ -101,11 +101,11 @@ def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) ->
     own.ClearField("version_policy")
     if is_published(repository, name):
         own = carried(read_config(repository, name), own)
-    staged, variants = content(source), read_variants(source.parent)
+    staged, profiles = content(source), read_profiles(source.parent)
     for version in reversed(version_folders(repository / name)):
         if content(repository / name / str(version)) == staged:
-            return Placed(name, version, own, None, variants)
-    return Placed(name, next_version(repository, name, taken), own, source, variants)
+            return PlannedVersion(name, version, own, None, profiles)
+    return PlannedVersion(name, next_version(repository, name, taken), own, source, profiles)
 
 
 def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
@@ -119,15 +119,17 @@ def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
     return home
 
 
-def _place_public(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> Placed:
+def _place_public(
+    source: Path, config: ModelConfig, repository: Path, taken: Taken
+) -> PlannedVersion:
     """The pipeline: published already if what serves now has the same pins, config and files."""
     name = source.parent.name
-    active, variants = active_version(repository, name), read_variants(source.parent)
+    active, profiles = active_version(repository, name), read_profiles(source.parent)
     if active:
         now = with_versions(read_config(repository, name), ())
         if now == config and content(repository / name / str(active)) == content(source):
-            return Placed(name, active, config, None, variants)
-    return Placed(name, next_version(repository, name, taken), config, source, variants)
+            return PlannedVersion(name, active, config, None, profiles)
+    return PlannedVersion(name, next_version(repository, name, taken), config, source, profiles)
 
 
 def _proof_in_short(path: Path) -> str:

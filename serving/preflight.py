@@ -8,7 +8,7 @@ import psutil
 
 from serving.errors import PublishFailed
 from serving.files import size_bytes
-from serving.plan import Placed
+from serving.plan import PlannedVersion
 from serving.stubs import stub_memory_bytes
 
 MIB = 1024 * 1024
@@ -28,7 +28,7 @@ def require_disk(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def require_memory(new: Sequence[Placed], server_pids: Sequence[int]) -> None:
+def require_memory(new: Sequence[PlannedVersion], server_pids: Sequence[int]) -> None:
     """PublishFailed unless memory holds the new versions while the old ones still serve."""
     wanted = sum(_memory_of(each, pid) for each in new for pid in server_pids)
     available = available_bytes()
@@ -51,7 +51,7 @@ def available_bytes(cgroup: Path = CGROUP) -> int:
     return min(machine, max(0, limit - used))
 
 
-def _memory_of(placed: Placed, server_pid: int) -> int:
+def _memory_of(placed: PlannedVersion, server_pid: int) -> int:
     """What the version will take: as much as the model's processes take now, or, for a model that
     is not loaded, its files and a stub for each instance."""
     if placed.source is None or placed.config.HasField("ensemble_scheduling"):
@@ -59,12 +59,12 @@ def _memory_of(placed: Placed, server_pid: int) -> int:
     loaded = stub_memory_bytes(server_pid, placed.model)
     if loaded:
         # With --model-config-name, Triton reloads the old version when the main config changes.
-        return loaded * (2 if _reads_variants(server_pid) else 1)
+        return loaded * (2 if _reads_profiles(server_pid) else 1)
     instances = sum(group.count or 1 for group in placed.config.instance_group) or 1
     return instances * (STUB_BYTES + size_bytes(placed.source))
 
 
-def _reads_variants(server_pid: int) -> bool:
+def _reads_profiles(server_pid: int) -> bool:
     try:
         words = psutil.Process(server_pid).cmdline()
     except psutil.Error:

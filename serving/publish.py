@@ -2,7 +2,8 @@
 
     publish(staged, repository, ["mood_pre", "mood_onnx", "mood"])
 
-Works with Triton up (``target.replicas``) and down. Each version folder appears by one rename, each
+Works with Triton up (``deployment.replicas``) and down. Each version folder appears by one rename,
+each
 config by another. The pipeline's config is the state: before it changes, everything can be undone,
 and after, finished (``recovery``). ``steps`` lists where it can be cut off.
 """
@@ -14,27 +15,27 @@ from pathlib import Path
 from modelspec.layout import CONFIG_FILE, version_folders
 from serving import manifest
 from serving.activation import activate
+from serving.config_profiles import followed, place_config, place_profile, profiles_now
+from serving.deployment import Deployment
 from serving.errors import PublishFailed
 from serving.files import sync, sync_folder
 from serving.journal import Journal, configs_now
 from serving.lock import publishing
 from serving.manifest import MANIFEST_FILE, Manifest
 from serving.pins import as_bytes, listed_versions, with_versions
-from serving.plan import CONFIG_COPY, Placed, Plan, plan
+from serving.plan import CONFIG_COPY, Plan, PlannedVersion, plan
 from serving.preflight import require_disk, require_memory
-from serving.recovery import settle_all
+from serving.publish_phase import PublishPhase
+from serving.recovery import recover
 from serving.replica import newest_of
 from serving.repository import active_members, active_version, read_config
-from serving.steps import Step
-from serving.target import Target
-from serving.variants import followed, place_config, place_variant, variants_now
 
 
 def publish(
     staged: Path,
     repository: Path,
     models: Sequence[str],
-    target: Target | None = None,
+    deployment: Deployment | None = None,
     origin: Manifest | None = None,
 ) -> int:
     """Publish ``models`` (members first, the pipeline last) from ``staged``, a folder on the same
@@ -44,14 +45,14 @@ def publish(
     of a pipeline that was made elsewhere. Raises ServingError: the repository is as it was, unless
     the error is a RolloutStopped.
     """
-    target = target or Target(repository)
+    deployment = deployment or Deployment(repository)
     name = models[-1]
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with publishing(repository, f"publish {name}"):
-            target.tell(Step.LOCKED, name)
-            settle_all(target)
-            return _publish(staged, models, target, origin)
+            deployment.tell(PublishPhase.LOCKED, name)
+            recover(deployment)
+            return _publish(staged, models, deployment, origin)
     except OSError as error:
         raise PublishFailed(
             f"cannot publish into {repository}: {error}. Check the disk's space and rights, "
@@ -59,22 +60,24 @@ def publish(
         ) from error
 
 
-def _publish(staged: Path, models: Sequence[str], target: Target, origin: Manifest | None) -> int:
-    repository = target.repository
-    planned = plan(staged, repository, models, lambda model: newest_of(target.replicas, model))
+def _publish(
+    staged: Path, models: Sequence[str], deployment: Deployment, origin: Manifest | None
+) -> int:
+    repository = deployment.repository
+    planned = plan(staged, repository, models, lambda model: newest_of(deployment.replicas, model))
     if not planned.new:
-        _place_variants(planned, repository)
+        _place_profiles(planned, repository)
         return planned.public.version
     _describe(planned, repository, origin)
     require_disk(repository, 0)
-    pids = [replica.server_pid for replica in target.replicas if replica.server_pid]
+    pids = [replica.server_pid for replica in deployment.replicas if replica.server_pid]
     require_memory(planned.new, pids)
-    target.tell(Step.CHECKED, planned.public.model)
+    deployment.tell(PublishPhase.CHECKED, planned.public.model)
     journal = _journal(planned, repository)
     journal.write(repository)
-    target.tell(Step.JOURNALLED, planned.public.model)
-    with activate(target, journal) as switch:
-        _install(planned, target)
+    deployment.tell(PublishPhase.JOURNALLED, planned.public.model)
+    with activate(deployment, journal) as switch:
+        _install(planned, deployment)
         switch(planned.public.config)
     return planned.public.version
 
@@ -107,22 +110,22 @@ def _journal(planned: Plan, repository: Path) -> Journal:
         after=planned.public.version,
         new=tuple((each.model, each.version) for each in planned.new),
         configs=configs_now(repository, [*models, name]),
-        variants=variants_now(repository, [*models, name]),
+        profiles=profiles_now(repository, [*models, name]),
     )
 
 
-def _install(planned: Plan, target: Target) -> None:
+def _install(planned: Plan, deployment: Deployment) -> None:
     """The new version folders, then the members' configs: until the pin moves nothing points at
     them."""
     for each in planned.new:
-        _hold(target.repository, each.model)
-        _appear(target.repository, each)
-    target.tell(Step.INSTALLED, planned.public.model)
+        _hold(deployment.repository, each.model)
+        _appear(deployment.repository, each)
+    deployment.tell(PublishPhase.INSTALLED, planned.public.model)
     for each in planned.members:
-        listed = _listed(target.repository, each)
-        place_config(target.repository, each.model, with_versions(each.config, listed))
-    _place_variants(planned, target.repository)
-    target.tell(Step.LISTED, planned.public.model)
+        listed = _listed(deployment.repository, each)
+        place_config(deployment.repository, each.model, with_versions(each.config, listed))
+    _place_profiles(planned, deployment.repository)
+    deployment.tell(PublishPhase.LISTED, planned.public.model)
 
 
 def _hold(repository: Path, model: str) -> None:
@@ -132,7 +135,7 @@ def _hold(repository: Path, model: str) -> None:
         place_config(repository, model, with_versions(config, [active]))
 
 
-def _appear(repository: Path, each: Placed) -> None:
+def _appear(repository: Path, each: PlannedVersion) -> None:
     if each.source is None:
         return
     final = repository / each.model / str(each.version)
@@ -142,16 +145,16 @@ def _appear(repository: Path, each: Placed) -> None:
     sync_folder(final.parent)
 
 
-def _place_variants(planned: Plan, repository: Path) -> None:
+def _place_profiles(planned: Plan, repository: Path) -> None:
     """The configs that were staged beside the main ones, in step with what is published now."""
     for each in (*planned.members, planned.public):
         is_there = (repository / each.model / CONFIG_FILE).is_file()
         main = read_config(repository, each.model) if is_there else each.config
-        for name, variant in each.variants.items():
-            place_variant(repository, each.model, name, followed(main, variant))
+        for name, profile in each.profiles.items():
+            place_profile(repository, each.model, name, followed(main, profile))
 
 
-def _listed(repository: Path, each: Placed) -> set[int]:
+def _listed(repository: Path, each: PlannedVersion) -> set[int]:
     """Every version of the member that serves now, and the new one."""
     if not (repository / each.model / CONFIG_FILE).is_file():
         return {each.version}

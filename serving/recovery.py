@@ -9,17 +9,17 @@ from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE, staging_folder, version_folders
 from serving import candidate
+from serving.config_profiles import follow_all, put_back, sync_configs
+from serving.deployment import Deployment
 from serving.errors import NotOurServer, RepositoryBusy
 from serving.files import place, remove_folder
 from serving.journal import Journal, broken_journals, open_journals
 from serving.lock import publishing
-from serving.mend import mend
 from serving.replica import Replica, connected
 from serving.repository import active_version
+from serving.restore import restore_readiness
 from serving.servers import FOLDER as SERVERS
 from serving.servers import Server
-from serving.target import Target
-from serving.variants import follow, follow_all, put_back
 
 # See files.owned_path: made by a process that may have been killed.
 _OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
@@ -42,7 +42,7 @@ def clear_up(
     try:
         with publishing(repository, "clearing up", wait_s=0), connected(servers) as replicas:
             put_broken_aside(repository, tell)
-            settle_all(Target(repository, replicas))
+            recover(Deployment(repository, replicas))
     except (RepositoryBusy, NotOurServer):
         return  # the next publisher who may tell them settles it
 
@@ -60,41 +60,41 @@ def put_broken_aside(repository: Path, tell: Callable[[str], None]) -> None:
         path.replace(aside)
 
 
-def settle_all(target: Target) -> None:
+def recover(deployment: Deployment) -> None:
     """Settle what was cut off and delete what nobody owns; call it holding the lock."""
-    for journal in open_journals(target.repository):
-        settle(target, journal)
-    follow_all(target.repository)
-    for path in staging_folder(target.repository).iterdir():
+    for journal in open_journals(deployment.repository):
+        settle(deployment, journal)
+    follow_all(deployment.repository)
+    for path in staging_folder(deployment.repository).iterdir():
         if path.name not in _KEPT and _is_abandoned(path):
             _delete(path)
 
 
-def settle(target: Target, journal: Journal) -> None:
+def settle(deployment: Deployment, journal: Journal) -> None:
     """Finish the publication if its pin is in place, else undo it."""
-    candidate.clear(target, journal.pipeline)
-    if active_version(target.repository, journal.pipeline) == journal.after:
+    candidate.clear(deployment, journal.pipeline)
+    if active_version(deployment.repository, journal.pipeline) == journal.after:
         for model in journal.configs:
-            follow(target.repository, model)
-        for replica in target.replicas:
+            sync_configs(deployment.repository, model)
+        for replica in deployment.replicas:
             replica.control.load(journal.pipeline)
-        target.list_needed(journal.members)
+        deployment.list_needed(journal.members)
     else:
-        _undo(target, journal)
-    journal.close(target.repository)
+        _undo(deployment, journal)
+    journal.close(deployment.repository)
 
 
-def _undo(target: Target, journal: Journal) -> None:
+def _undo(deployment: Deployment, journal: Journal) -> None:
     """The configs as they were; then the servers let go of what is new; then it goes."""
-    repository = target.repository
+    repository = deployment.repository
     for model, text in journal.configs.items():
         if text:
             place(repository, repository / model / CONFIG_FILE, text.encode())
-    put_back(repository, journal.configs, journal.variants)
-    for replica in target.replicas:
+    put_back(repository, journal.configs, journal.profiles)
+    for replica in deployment.replicas:
         for model in journal.configs:
             _as_before(repository, replica, journal, model)
-        mend(repository, replica, journal)
+        restore_readiness(repository, replica, journal)
     for model, version in journal.new:
         remove_folder(repository, repository / model / str(version))
     for model, text in journal.configs.items():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.face import INTERNAL_PARAMETER
+from modelspec.endpoint_schema import INTERNAL_PARAMETER
 from modelspec.layout import CONFIG_FILE, version_folders
 from modelspec.pbtxt import parse
 from serving.errors import ModelLoadFailed, ServingError

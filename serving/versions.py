@@ -10,6 +10,8 @@ from modelspec.layout import version_folders
 from modelspec.pbtxt import parse
 from serving import manifest
 from serving.activation import activate
+from serving.config_profiles import place_config, profiles_now
+from serving.deployment import Deployment
 from serving.errors import PublishFailed, ServingError
 from serving.files import remove_folder, size_bytes
 from serving.journal import Journal, configs_now
@@ -17,7 +19,8 @@ from serving.lock import publishing
 from serving.manifest import Manifest
 from serving.pins import is_ensemble, listed_versions, pins, with_versions
 from serving.plan import CONFIG_COPY
-from serving.recovery import settle_all
+from serving.publish_phase import PublishPhase
+from serving.recovery import recover
 from serving.repository import (
     active_version,
     is_published,
@@ -26,9 +29,6 @@ from serving.repository import (
     read_config,
     top_models,
 )
-from serving.steps import Step
-from serving.target import Target
-from serving.variants import place_config, variants_now
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ def config_of(repository: Path, name: str, number: int) -> ModelConfig:
     )
 
 
-def switch_to(target: Target, name: str, wanted: int | None) -> int:
+def switch_to(deployment: Deployment, name: str, wanted: int | None) -> int:
     """Serve version ``wanted`` of the pipeline, or the newest before the active one; the version.
 
     Tampered names a file that is not what its manifest says. With ``wanted`` the active version,
     every server is brought to it.
     """
-    repository = target.repository
+    repository = deployment.repository
     with publishing(repository, f"switch {name}"):
-        target.tell(Step.LOCKED, name)
-        settle_all(target)
+        deployment.tell(PublishPhase.LOCKED, name)
+        recover(deployment)
         require_published(repository, name)
         number = wanted or _before(repository, name)
         config = checked_config(repository, name, number)
-        target.tell(Step.CHECKED, name)
+        deployment.tell(PublishPhase.CHECKED, name)
         members = _members(config)
         current = _members(config_of(repository, name, active_version(repository, name)))
         journal = Journal(
@@ -95,26 +95,26 @@ def switch_to(target: Target, name: str, wanted: int | None) -> int:
             after=number,
             new=(),
             configs=configs_now(repository, [*{**current, **members}, name]),
-            variants=variants_now(repository, [*{**current, **members}, name]),
+            profiles=profiles_now(repository, [*{**current, **members}, name]),
         )
         journal.write(repository)
-        target.tell(Step.JOURNALLED, name)
-        with activate(target, journal) as switch:
+        deployment.tell(PublishPhase.JOURNALLED, name)
+        with activate(deployment, journal) as switch:
             list_beside(repository, pins(config))
-            target.tell(Step.LISTED, name)
+            deployment.tell(PublishPhase.LISTED, name)
             switch(config)
     return number
 
 
-def prune(target: Target, name: str, keep: int) -> tuple[list[str], int]:
+def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]:
     """Delete all but the ``keep`` newest versions, the active one, canaries and what a server
     serves still, with the members' versions that nothing needs any more: the folders that went, and
     their bytes."""
-    repository = target.repository
+    repository = deployment.repository
     with publishing(repository, f"prune {name}"):
-        settle_all(target)
+        recover(deployment)
         found = versions(repository, name)
-        served = {number for replica in target.replicas for number in replica.served(name)}
+        served = {number for replica in deployment.replicas for number in replica.served(name)}
         going = [
             each
             for each in found[: max(0, len(found) - keep)]

@@ -17,11 +17,11 @@ from serving.events import Events, telling
 from serving.health import Health
 from serving.launch import TritonServer
 from serving.lock import publishing
-from serving.patient import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, Patient
 from serving.pins import listed_versions, pins
 from serving.pulse import Pulse
 from serving.replica import READY
 from serving.repository import active_version, is_published, read_config, top_models
+from serving.restart_backoff import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, RestartBackoff
 from serving.stubs import Stub
 
 LOST_A_PROCESS = "lost a process"
@@ -95,7 +95,7 @@ class Watcher:
         self._longest_request_s = longest_request_s
         self._health = Health(server.control, longest_request_s)
         self._health.remember(server.pid)
-        self._patients: dict[str, Patient] = {}
+        self._patients: dict[str, RestartBackoff] = {}
         self._ill: dict[str, str] = {}
         self._treatments: dict[str, _Treatment] = {}
         self._ended: set[Stub] = set()
@@ -115,7 +115,7 @@ class Watcher:
         """
         self._pulse.round_began = time.monotonic()
         try:
-            self.events.beat()
+            self.events.heartbeat()
             self._check()
         except Exception as error:
             self._not_before = time.monotonic() + LONGEST_PAUSE_S
@@ -256,32 +256,32 @@ class Watcher:
 
     def _treat(self, model: str) -> None:
         """Begin to heal a model whose turn it is, or see how that went."""
-        patient = self._patient(model)
+        backoff = self._patient(model)
         treatment = self._treatments.get(model)
         if treatment is not None:
             if treatment.is_over():
                 del self._treatments[model]
-                self._judge(patient, lambda: self._healed(model, treatment))
-        elif patient.is_due() and not self._names(model) & self._treated():
-            patient.begin()
-            self._judge(patient, lambda: self._heal(model))
+                self._judge(backoff, lambda: self._healed(model, treatment))
+        elif backoff.is_due() and not self._names(model) & self._treated():
+            backoff.begin()
+            self._judge(backoff, lambda: self._heal(model))
 
-    def _judge(self, patient: Patient, step: Callable[[], str | None]) -> None:
+    def _judge(self, backoff: RestartBackoff, step: Callable[[], str | None]) -> None:
         """Take one step of a treatment, which returns '' for a model that is well, what is wrong
         with it still, or None when there is more to come."""
-        model, was_given_up = patient.model, patient.is_given_up
+        model, was_given_up = backoff.model, backoff.is_given_up
         try:
             fault = step()
         except RepositoryBusy:
-            patient.attempts -= 1
+            backoff.attempts -= 1
             return
         except OSError as error:
-            self._hindered(patient, str(error), str(error))
+            self._hindered(backoff, str(error), str(error))
             return
         except (ServingError, ValueError) as error:
             fault = str(error)
             if want := _want(fault):
-                self._hindered(patient, want, fault)
+                self._hindered(backoff, want, fault)
                 return
         if fault is None:
             return
@@ -289,30 +289,30 @@ class Watcher:
             self._ill.pop(model, None)
             self._tell(f"revived {model}")
             self.events.add("healed", model)
-        elif patient.give_up() and not was_given_up:
-            self._report(patient, fault)
+        elif backoff.give_up() and not was_given_up:
+            self._report(backoff, fault)
 
-    def _hindered(self, patient: Patient, hindrance: str, detail: str) -> None:
+    def _hindered(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
         """Nothing of the model's keeps it ill: it is tried for as long as that lasts."""
-        patient.attempts -= 1
-        patient.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
-        if not patient.is_given_up and patient.hindrance != hindrance:
-            self._tell(f"{patient.model} is not healed yet: {detail}")
-        patient.hindrance = hindrance
+        backoff.attempts -= 1
+        backoff.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
+        if not backoff.is_given_up and backoff.hindrance != hindrance:
+            self._tell(f"{backoff.model} is not healed yet: {detail}")
+        backoff.hindrance = hindrance
 
-    def _report(self, patient: Patient, fault: str) -> None:
+    def _report(self, backoff: RestartBackoff, fault: str) -> None:
         self._tell(
-            f"{patient.model} cannot be healed, {patient.attempts} attempts failed: it {fault}. It "
+            f"{backoff.model} cannot be healed, {backoff.attempts} attempts failed: it {fault}. It "
             f"is tried again every {LATER_S / 60:.0f} minutes, and when another version is "
-            f"published (tidegate rollback {patient.model} goes back to the one before)"
+            f"published (tidegate rollback {backoff.model} goes back to the one before)"
         )
-        self.events.add("given_up", patient.model, fault)
+        self.events.add("given_up", backoff.model, fault)
 
-    def _patient(self, model: str) -> Patient:
+    def _patient(self, model: str) -> RestartBackoff:
         mark = self._mark(model)
         known = self._patients.get(model)
         if known is None or known.mark != mark or (known.is_well() and not known.is_given_up):
-            self._patients[model] = Patient(model, mark)
+            self._patients[model] = RestartBackoff(model, mark)
         return self._patients[model]
 
     def _mark(self, model: str) -> int:
@@ -422,7 +422,8 @@ def _parts(repository: Path, model: str) -> dict[str, list[int]]:
 def _touch_one(version_folder: Path) -> bool:
     """Loading brings a dead process back only if a file of its version has changed (2.51). False
     when none can be changed, as in a repository that we may only read."""
-    # Preferably not a .py: its compiled twin would then be written anew, which is one more change.
+    # Preferably not a .py: its compiled duplicate would then be written anew, which is one more
+    # change.
     try:
         files = [path for path in version_folder.iterdir() if path.is_file()]
         for path in sorted(files, key=lambda path: path.suffix == ".py"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from converters.task import Case
-from converters.texts.served import ServedText
-from converters.texts.task import TOKENIZER
-from converters.texts.token_graph import TokenGraph
+from converters.task import Reference
+from converters.text.served import ServedText
+from converters.text.task import TOKENIZER
+from converters.text.token_graph import TokenGraph
 
 Fault = Callable[[str], str]
 
@@ -43,19 +43,21 @@ def step(name: str, fault: Fault = as_it_is) -> types.ModuleType:
 
 
 class InProcess(ServedText):
-    """Answers as the served pipeline of ``case`` would; ``finish`` is its last step."""
+    """Answers as the served pipeline of ``reference`` would; ``finish`` is its last step."""
 
     def __init__(
         self,
         graph: TokenGraph,
-        case: Case,
+        reference: Reference,
         finish: Callable[..., dict[str, np.ndarray]],
         pre: Fault = as_it_is,
     ) -> None:
         module = step("tokenize_text", pre)
-        tokenizer = Tokenizer.from_file(str(case.folder / TOKENIZER))
-        facts = case.facts
-        self._tokenize = module.BucketTokenizer(tokenizer, list(facts["buckets"]), facts["pad_id"])
+        tokenizer = Tokenizer.from_file(str(reference.folder / TOKENIZER))
+        metadata = reference.metadata
+        self._tokenize = module.BucketTokenizer(
+            tokenizer, list(metadata["buckets"]), metadata["pad_id"]
+        )
         self._graph, self._finish = graph, finish
         self.max_batch_size = 32
 

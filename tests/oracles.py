@@ -27,12 +27,12 @@ _TEXTS = ("torch", "transformers.pipelines", "transformers.modeling_utils")
 # What a module needs is loaded when it is asked for first. None of it computes on being imported:
 # a process with threads at work must not be forked.
 LIBRARIES = {
-    "converters.texts.classification_oracle": _TEXTS,
-    "converters.texts.entity_oracle": _TEXTS,
-    "converters.texts.embedding_oracle": ("sentence_transformers",),
-    "converters.pictures.pipeline_oracle": (*_TEXTS, "transformers.image_processing_utils"),
-    "converters.pictures.efficientnet_oracle": (*_TEXTS, "transformers.image_processing_utils"),
-    "converters.tables.oracle": ("converters.sources.tabular_model", "skops.io", "threadpoolctl"),
+    "converters.text.classification_oracle": _TEXTS,
+    "converters.text.entity_oracle": _TEXTS,
+    "converters.text.embedding_oracle": ("sentence_transformers",),
+    "converters.image.pipeline_oracle": (*_TEXTS, "transformers.image_processing_utils"),
+    "converters.image.efficientnet_oracle": (*_TEXTS, "transformers.image_processing_utils"),
+    "converters.tabular.oracle": ("converters.sources.tabular_model", "skops.io", "threadpoolctl"),
     "converters.tensors.torch_oracle": ("torch",),
 }
 

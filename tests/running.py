@@ -35,7 +35,7 @@ class RunningStack:
     grpc_port: int
     metrics_port: int
     admin_port: int
-    door_port: int
+    grpc_api_port: int
 
     @property
     def url(self) -> str:
@@ -115,11 +115,11 @@ def launch(
 ) -> RunningStack:
     """Start ``tidegate up`` in ``home``, with these environment variables; returns at once."""
     gateway, http, grpc, metrics = ports or free_ports(4)
-    door, admin = free_ports(2)
+    api, admin = free_ports(2)
     command = [sys.executable, "-m", "tidegate", "up", *arguments]
     for flag, port in (
         ("gateway-port", gateway),
-        ("grpc-port", door),
+        ("grpc-port", api),
         ("admin-port", admin),
         ("triton-http-port", http),
         ("triton-grpc-port", grpc),
@@ -134,11 +134,11 @@ def launch(
             stderr=subprocess.STDOUT,
             text=True,
         )
-    return RunningStack(home, process, gateway, http, grpc, metrics, admin, door)
+    return RunningStack(home, process, gateway, http, grpc, metrics, admin, api)
 
 
 def wait_ready(stack: RunningStack, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Return when the stack prints its invitation; fail with its output if it ends first."""
+    """Return when the stack prints its startup banner; fail with its output if it ends first."""
     deadline = time.monotonic() + timeout_s
     while "Tidegate is ready." not in stack.output:
         assert stack.process.poll() is None, f"the stack ended:\n{stack.output}"

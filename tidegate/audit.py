@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from tidegate.places import Places, json_option, print_json, stack_option
+from tidegate.paths import Paths, json_option, print_json, stack_option
 
 
 @click.group("audit")
@@ -33,13 +33,11 @@ def verify(as_json: bool, first: int) -> None:
     from tidegate.audit_check import missing
     from tidegate.audit_check import verify as checked
 
-    places = Places.current()
-    if not places.state.is_dir():
-        raise click.ClickException(
-            f"there is no {places.shown(places.state)}: tidegate up makes it"
-        )
-    pepper = places.pepper.read_bytes() if places.pepper.exists() else b""
-    report = checked(places.state, pepper)
+    paths = Paths.current()
+    if not paths.state.is_dir():
+        raise click.ClickException(f"there is no {paths.shown(paths.state)}: tidegate up makes it")
+    pepper = paths.pepper.read_bytes() if paths.pepper.exists() else b""
+    report = checked(paths.state, pepper)
     if lacking := missing(report, first):
         report.gaps.insert(0, lacking)
     if as_json:

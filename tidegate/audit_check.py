@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from gateway.addons.audit.log import CHAIN, FIRST, LOG, AuditError, Head, locked, read_head
+from gateway.audit.log import CHAIN, FIRST, LOG, AuditError, Head, locked, read_head
 
 MAX_FAULTS = 100  # of each kind; one is enough to distrust the log
 

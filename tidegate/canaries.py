@@ -13,15 +13,15 @@ from serving.repository import is_published
 from tidegate.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
 if TYPE_CHECKING:
+    from serving.deployment import Deployment
     from serving.servers import Server
-    from serving.target import Target
-    from tidegate.places import Places
+    from tidegate.paths import Paths
 
 
-def policies(places: "Places", servers: Sequence["Server"]) -> list[Path]:
+def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
     """The ``gateway.toml`` of each home that serves the repository now; without any, our own."""
-    found = [Path(each.work_dir) / places.policy.name for each in servers if each.work_dir]
-    return list(dict.fromkeys(path.resolve() for path in found)) or [places.policy]
+    found = [Path(each.work_dir) / paths.policy.name for each in servers if each.work_dir]
+    return list(dict.fromkeys(path.resolve() for path in found)) or [paths.policy]
 
 
 def beside_pipelines(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
@@ -65,26 +65,28 @@ class Canaries:
         loaded = self.loaded()
         return {name: loaded[name] for name in self.route().routed if name in loaded}
 
-    def begin(self, target: "Target", version: int, percent: int, per: Per | None) -> list[str]:
+    def begin(
+        self, deployment: "Deployment", version: int, percent: int, per: Per | None
+    ) -> list[str]:
         """Serve the version as the canary, and send it that many percent; the names of canaries
         that nobody was sent to and that are gone now. PublishFailed while another one runs."""
         route, canary = self.route(), canary_name(self.name, version)
         for other, share in route.routed.items():
             if other != canary and not self._is_stale(other):
                 raise PublishFailed(self._refusal(other, share, route.per))
-        gone = self._clear(target, set(self.loaded()) - {canary})
+        gone = self._clear(deployment, set(self.loaded()) - {canary})
         was_there = canary in self.loaded()
-        start(target, self.name, version)
+        start(deployment, self.name, version)
         try:
             self._put({canary: percent}, per or route.per)
         except (OSError, ServingError):
             if not was_there:
-                stop(target, self.name, version)
+                stop(deployment, self.name, version)
             raise
         self._wait()
         return gone
 
-    def end(self, target: "Target", wanted: set[str] | None = None) -> list[str]:
+    def end(self, deployment: "Deployment", wanted: set[str] | None = None) -> list[str]:
         """Send nobody to these canaries (to all of them, without), and take them away: their
         names. What else is routed stays."""
         route = self.route()
@@ -97,7 +99,7 @@ class Canaries:
         if left != route.weights:
             self._put(left, route.per)
             self._wait()
-        return sorted({*self._clear(target, going), *set(route.weights) - set(left)})
+        return sorted({*self._clear(deployment, going), *set(route.weights) - set(left)})
 
     def the_routed(self, version: int | None) -> int:
         """The version of the canary that gets a share; PublishFailed if that is not one."""
@@ -117,11 +119,11 @@ class Canaries:
         is_called_so = model.removeprefix(f"{self.name}.v").isdecimal()
         return is_called_so and not is_published(self.repository, model)
 
-    def _clear(self, target: "Target", names: set[str]) -> list[str]:
+    def _clear(self, deployment: "Deployment", names: set[str]) -> list[str]:
         loaded = self.loaded()
         for name in sorted(names & set(loaded)):
-            stop(target, self.name, loaded[name])
-        return sorted({*(names & set(loaded)), *unload_left(target, self.name)})
+            stop(deployment, self.name, loaded[name])
+        return sorted({*(names & set(loaded)), *unload_left(deployment, self.name)})
 
     def _put(self, weights: dict[str, int], per: Per) -> None:
         for path in self.policies:

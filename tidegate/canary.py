@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
-    from serving.target import Target
+    from serving.deployment import Deployment
     from tidegate.canaries import Canaries
     from tidegate.routes_file import Per
 
@@ -60,37 +60,38 @@ def command(
     from tidegate.canaries import Canaries, policies, share_of
 
     interrupt_on_sigterm()
-    places = Places.current()
-    path = rollout.one(places, repository)
-    with rollout.target(places, path, grace_s, addresses, as_json=as_json) as target:
-        found = Canaries(path, name, policies(places, rollout.running(places, path)))
+    paths = Paths.current()
+    path = rollout.one(paths, repository)
+    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
+        found = Canaries(path, name, policies(paths, rollout.running(paths, path)))
         if weight == 0:
-            gone = _ended(found, target, version)
+            gone = _ended(found, deployment, version)
         else:
             number = version or _default(found)
-            gone = found.begin(target, number, weight, per)
+            gone = found.begin(deployment, number, weight, per)
         if as_json:
-            print_json(_document(found, target, gone))
+            print_json(_document(found, deployment, gone))
             return
         if weight == 0:
             left = found.routed()
             rest = f"{', '.join(left)} stays" if left else f"{name} serves everybody"
-            click.echo(f"{', '.join(gone)} is gone: {rest}{_not_told(target)}")
+            click.echo(f"{', '.join(gone)} is gone: {rest}{_not_told(deployment)}")
             return
         for each in gone:
             click.echo(f"{each} was loaded and nobody was sent there: it is gone")
         share = share_of(weight, found.route().per, name)
-        click.echo(f"{canary_name(name, number)} gets {share}{_not_told(target)}")
+        click.echo(f"{canary_name(name, number)} gets {share}{_not_told(deployment)}")
 
 
-def _not_told(target: "Target") -> str:
+def _not_told(deployment: "Deployment") -> str:
     """Of which servers what was said does not hold yet."""
-    if target.silent:
+    if deployment.silent:
         return (
-            f". {', '.join(target.silent)} did not answer and was not told: run the same command "
+            f". {', '.join(deployment.silent)} did not answer and was not told: "
+            "run the same command "
             "again when it does"
         )
-    if not target.replicas:
+    if not deployment.replicas:
         return (
             " from the next start on: no server was found that runs on the repository (for one "
             "that runs elsewhere give --server HOST:PORT)"
@@ -98,7 +99,7 @@ def _not_told(target: "Target") -> str:
     return ""
 
 
-def _document(found: "Canaries", target: "Target", gone: list[str]) -> dict[str, Any]:
+def _document(found: "Canaries", deployment: "Deployment", gone: list[str]) -> dict[str, Any]:
     route = found.route()
     return {
         "pipeline": found.name,
@@ -113,19 +114,19 @@ def _document(found: "Canaries", target: "Target", gone: list[str]) -> dict[str,
             for name, version in found.loaded().items()
         ],
         "gone": gone,
-        "served_by": [replica.address for replica in target.replicas],
-        "no_answer_from": list(target.silent),
+        "served_by": [replica.address for replica in deployment.replicas],
+        "no_answer_from": list(deployment.silent),
     }
 
 
-def _ended(found: "Canaries", target: "Target", version: int | None) -> list[str]:
+def _ended(found: "Canaries", deployment: "Deployment", version: int | None) -> list[str]:
     from serving.canary import canary_name
     from serving.errors import PublishFailed
 
     wanted = None if version is None else {canary_name(found.name, version)}
     if wanted and not wanted & set(found.loaded()):
         raise PublishFailed(f"{found.name} has no canary of version {version}")
-    if not (gone := found.end(target, wanted)):
+    if not (gone := found.end(deployment, wanted)):
         raise PublishFailed(f"{found.name} has no canary")
     return gone
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from serving.errors import ServingError
 from serving.servers import servers_of
-from tidegate.places import Places
+from tidegate.paths import Paths
 
 FILE = "up.json"
 # A reader holds the lock for a moment only.
@@ -99,9 +99,9 @@ def running_in(state: Path) -> Running | None:
         return None
 
 
-def home_serving(places: Places, repository: Path) -> Path:
+def home_serving(paths: Paths, repository: Path) -> Path:
     """The home of the one stack that serves the repository; NothingRuns when there is none."""
-    homes = homes_serving(places, repository)
+    homes = homes_serving(paths, repository)
     if not homes:
         raise NothingRuns(f"no stack was found that serves {repository}")
     if len(homes) > 1:
@@ -112,9 +112,9 @@ def home_serving(places: Places, repository: Path) -> Path:
     return homes[0]
 
 
-def homes_serving(places: Places, repository: Path) -> list[Path]:
+def homes_serving(paths: Paths, repository: Path) -> list[Path]:
     """The homes of the stacks that serve the repository now, as far as they can be found."""
-    states = {Path(each.work_dir) for each in servers_of(places.state, repository) if each.work_dir}
+    states = {Path(each.work_dir) for each in servers_of(paths.state, repository) if each.work_dir}
     return sorted(state.parent for state in states)
 
 

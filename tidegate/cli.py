@@ -62,7 +62,8 @@ def cli() -> None:
     tidegate status                      what runs here, how it is, where the logs are
     tidegate convert text_embedding      one model, proved and published
     tidegate prove NAME --against SOURCE is what is published still what was trained?
-    tidegate optimize NAME               its forms measured on this machine, one picked, knobs tuned
+    tidegate optimize NAME               its forms measured on this machine, one picked, serving
+    parameters tuned
     tidegate publish FOLDER              a pipeline made elsewhere, checked and served
     tidegate rollback NAME               back to the version before; tidegate versions NAME lists
     tidegate canary NAME --weight 10     a part of the load to another version; then promote NAME
@@ -120,10 +121,10 @@ def _where(error: OSError) -> str:
     """A disk that is full names no file."""
     if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
-    from tidegate.places import Places
+    from tidegate.paths import Paths
 
-    places = Places.current()
-    return f" for {places.repository} or {places.state}"
+    paths = Paths.current()
+    return f" for {paths.repository} or {paths.state}"
 
 
 def _code(error: Exception) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import ServingError
-from tidegate.places import Places
+from tidegate.paths import Paths
 
 TIMEOUT_S = 30
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
@@ -34,7 +34,7 @@ class GatewayClient:
         """With the key in TIDEGATE_API_KEY, else the dev key; ServingError if there is neither."""
         key = os.environ.get("TIDEGATE_API_KEY", "")
         if not key:
-            path = Places.current().dev_key
+            path = Paths.current().dev_key
             if not path.exists():
                 raise ServingError(f"no key at {path}: start the stack with `make up`")
             key = path.read_text().strip()

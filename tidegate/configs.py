@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from serving.config_profiles import TUNED, profile_names
 from serving.errors import ServingError
 from serving.repository import is_published, top_models
 from serving.tuning.journal import machine
 from serving.tuning.outcome import is_of_another_engine, tuned_measurement
-from serving.variants import TUNED, variant_names
 
 AUTO, DEFAULT = "auto", "default"
 
@@ -15,7 +15,7 @@ AUTO, DEFAULT = "auto", "default"
 def config_name(repository: Path, wanted: str, say: Callable[[str], None]) -> str | None:
     """The name for ``--model-config-name``; None for the main configs. ``auto`` is ``tuned`` where
     something was tuned. ServingError when no model has the configs that are wanted."""
-    names = variant_names(repository)
+    names = profile_names(repository)
     if wanted == DEFAULT or (wanted == AUTO and TUNED not in names):
         return None
     name = TUNED if wanted == AUTO else wanted

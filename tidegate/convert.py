@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.engines import ENGINES, is_on, on_engine
-from tidegate.kinds import KNOWN, TASKS, Kind, task_of, why_not_taken
-from tidegate.places import Places, json_option, print_json, repository_option
+from tidegate.paths import Paths, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
+from tidegate.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
 
 if TYPE_CHECKING:
     from converters.record import Record
@@ -91,17 +91,17 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @click.option("--force", is_flag=True, help="Replace what is published under this name.")
 @repository_option
 @json_option
-def command(as_json: bool, **options: Any) -> None:
-    options["options"] = said_of_the_original(options)
-    options["precisions"] = tuple(options.pop("precision").split(","))
-    wish = Wish(**options)
+def command(as_json: bool, **arguments: Any) -> None:
+    arguments["source_options"] = said_of_the_original(arguments)
+    arguments["precisions"] = tuple(arguments.pop("precision").split(","))
+    options = ConvertOptions(**arguments)
     interrupt_on_sigterm()  # so that what is half-built is cleared up
-    places = Places.current()
-    done = carry_out(wish, places, clock(err=as_json))
+    paths = Paths.current()
+    done = run(options, paths, clock(err=as_json))
     if as_json:
-        print_json(_document(done, places))
+        print_json(_document(done, paths))
         return
-    for line in done.lines(places):
+    for line in done.lines(paths):
         click.echo(line)
 
 
@@ -114,21 +114,22 @@ class Done:
     is_new: bool
     records: tuple["Record", ...] = ()
 
-    def lines(self, places: Places) -> list[str]:
+    def lines(self, paths: Paths) -> list[str]:
         if not self.is_new:
-            where = places.shown(places.repository)
+            where = paths.shown(paths.repository)
             return [f"{self.name}: already in {where}/ (--force builds it again)"]
         return [_line(each) for each in self.records]
 
 
-def said_of_the_original(options: dict[str, Any]) -> dict[str, str]:
-    """``Order.options``: what was said on the command line, taken out of ``options``."""
-    said = {name: options.pop(name, None) for name in SAID}
+def said_of_the_original(arguments: dict[str, Any]) -> dict[str, str]:
+    """``ConversionRequest.source_options``: what was said on the command line, taken out of
+    ``arguments``."""
+    said = {name: arguments.pop(name, None) for name in SAID}
     return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Wish:
+class ConvertOptions:
     """What was asked for on the command line."""
 
     source: str
@@ -139,113 +140,122 @@ class Wish:
     accepted: str = ""
     force: bool = False
     engine: str = "onnx"
-    options: Mapping[str, str] = field(default_factory=dict)
+    source_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_known(self) -> bool:
         return self.source in KNOWN and self.task is None and self.name in (None, self.source)
 
 
-def carry_out(wish: Wish, places: Places, say: Say) -> Done:
-    """Convert, prove and publish what is wished; click.UsageError when the wish makes no sense."""
+def run(options: ConvertOptions, paths: Paths, say: Say) -> Done:
+    """Convert, prove and publish what is wished; click.UsageError when the options makes no
+    sense."""
     from tidegate.pipelines import Built, release
 
-    if wish.is_known and not wish.force and _is_current(wish, places.repository, say):
-        return _already(wish.source, places)
-    if wish.source == IDENTITY and wish.is_known:
+    if options.is_known and not options.force and _is_current(options, paths.repository, say):
+        return _already(options.source, paths)
+    if options.source == IDENTITY and options.is_known:
         from ensembles.identity_fp32 import PIPELINE
 
-        release(Built(PIPELINE), places.repository, places.state, say)
+        release(Built(PIPELINE), paths.repository, paths.state, say)
         return Done(IDENTITY, is_new=True)
-    return _convert(wish, places, say)
+    return _convert(options, paths, say)
 
 
-def _convert(wish: Wish, places: Places, say: Say) -> Done:
-    from converters.conversion import Variant
-    from converters.task import Order
+def _convert(options: ConvertOptions, paths: Paths, say: Say) -> Done:
+    from converters.conversion import ConversionOptions
+    from converters.task import ConversionRequest
     from tidegate.pipelines import build, release
 
-    name, kind = _name(wish), _kind(wish)
-    require_precisions(wish.precisions)
-    task = kind.open_task(Order(name, wish.source, wish.samples, wish.options))
-    if not wish.is_known and _is_there(task, wish, places, say):
-        return _already(name, places)
-    served, *others = (
-        build(kind, task, Variant(precision, wish.accepted), say) for precision in wish.precisions
+    name, kind = _name(options), _kind(options)
+    require_precisions(options.precisions)
+    task = kind.open_task(
+        ConversionRequest(name, options.source, options.samples, options.source_options)
     )
-    served = on_engine(served, wish.engine, say)
-    record = release(served, places.repository, places.state, say)
+    if not options.is_known and _is_there(task, options, paths, say):
+        return _already(name, paths)
+    served, *others = (
+        build(kind, task, ConversionOptions(precision, options.accepted), say)
+        for precision in options.precisions
+    )
+    served = on_engine(served, options.engine, say)
+    record = release(served, paths.repository, paths.state, say)
     found = [record, *(other.converted.record for other in others if other.converted)]
     return Done(name, is_new=True, records=tuple(each for each in found if each))
 
 
-def _name(wish: Wish) -> str:
+def _name(options: ConvertOptions) -> str:
     """The pipeline's name; a usage error when it is missing, illegal or one of ours."""
     from modelspec.layout import require_pipeline_name
 
-    if wish.is_known:
-        return wish.source
-    if wish.name is None:
+    if options.is_known:
+        return options.source
+    if options.name is None:
         raise click.UsageError(
-            f"there is no known pipeline {wish.source!r} (known: {', '.join(KNOWN)}); for a model "
+            f"there is no known pipeline {options.source!r} (known: "
+            f"{', '.join(KNOWN)}); for a model "
             "of your own give --name, and --task if the path does not say it"
         )
-    if wish.name in KNOWN:
-        raise click.UsageError(f"{wish.name!r} is a known pipeline: give your model another name")
+    if options.name in KNOWN:
+        raise click.UsageError(
+            f"{options.name!r} is a known pipeline: give your model another name"
+        )
     try:
-        return require_pipeline_name(wish.name)
+        return require_pipeline_name(options.name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
-def _kind(wish: Wish) -> Kind:
-    known = KNOWN.get(wish.source) if wish.is_known else None
+def _kind(options: ConvertOptions) -> RegisteredTask:
+    known = KNOWN.get(options.source) if options.is_known else None
     if known:
         return known
-    reason = "" if wish.source in KNOWN else why_not_taken(wish.source, wish.options)
-    if reason and not wish.task:
+    reason = (
+        "" if options.source in KNOWN else why_not_taken(options.source, options.source_options)
+    )
+    if reason and not options.task:
         from converters.errors import SourceRefused
 
         raise SourceRefused(reason)
-    task = wish.task or task_of(wish.source, wish.options)
+    task = options.task or task_of(options.source, options.source_options)
     if task is None:
         raise click.UsageError(
-            f"{wish.source} does not say what the model does: give --task ({', '.join(TASKS)})"
+            f"{options.source} does not say what the model does: give --task ({', '.join(TASKS)})"
         )
     return TASKS[task]
 
 
-def _is_there(task: "Task", wish: Wish, places: Places, say: Say) -> bool:
+def _is_there(task: "Task", options: ConvertOptions, paths: Paths, say: Say) -> bool:
     """Whether just this is published already; ServingError when the name is another's."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
     from tidegate.published import names_in_the_way, published_record
 
-    taken = names_in_the_way(places.repository, task.order.name)
-    if wish.force or not taken:
+    taken = names_in_the_way(paths.repository, task.request.name)
+    if options.force or not taken:
         return False
-    record = published_record(places.repository, task.order.name)
-    wanted = (task.name, wish.precisions[0], source_sha256(task))
+    record = published_record(paths.repository, task.request.name)
+    wanted = (task.name, options.precisions[0], source_sha256(task))
     if record and (record.task, record.precision, record.source_sha256) == wanted:
-        return is_on(places.repository, task.order.name, wish.engine, say)
+        return is_on(paths.repository, task.request.name, options.engine, say)
     raise PublishFailed(
-        f"the name is taken: {places.shown(places.repository)}/ has {', '.join(taken)}. Give "
+        f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(taken)}. Give "
         "another --name, or --force to replace it"
     )
 
 
-def _is_current(wish: Wish, repository: Path, say: Say) -> bool:
+def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
     """Whether the known pipeline is there, in the precision and on the engine that are wished."""
     from tidegate.pipelines import is_current
     from tidegate.published import published_record
 
-    if not is_current(wish.source, repository):
+    if not is_current(options.source, repository):
         return False
-    record = published_record(repository, wish.source)
+    record = published_record(repository, options.source)
     if record is None:
         return True
-    same = record.precision == wish.precisions[0]
-    return same and is_on(repository, wish.source, wish.engine, say)
+    same = record.precision == options.precisions[0]
+    return same and is_on(repository, options.source, options.engine, say)
 
 
 def require_precisions(precisions: Sequence[str]) -> None:
@@ -270,20 +280,20 @@ def _counts(record: "Record") -> tuple[int, int]:
     return len(checks), sum(not check.passed for check in checks)
 
 
-def _already(name: str, places: Places) -> Done:
+def _already(name: str, paths: Paths) -> Done:
     from tidegate.published import published_record
 
-    record = published_record(places.repository, name)
+    record = published_record(paths.repository, name)
     return Done(name, is_new=False, records=(record,) if record else ())
 
 
-def _document(done: Done, places: Places) -> dict[str, Any]:
+def _document(done: Done, paths: Paths) -> dict[str, Any]:
     from serving.repository import active_version
 
     return {
         "pipeline": done.name,
-        "version": active_version(places.repository, done.name),
-        "repository": str(places.repository),
+        "version": active_version(paths.repository, done.name),
+        "repository": str(paths.repository),
         "is_new": done.is_new,
         "proofs": [
             {

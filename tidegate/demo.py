@@ -10,7 +10,7 @@ import numpy as np
 from tidegate.claim import running_in
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import Photo, described, show_photo
-from tidegate.places import Address, Places, json_option, print_json, stack_option
+from tidegate.paths import Address, Paths, json_option, print_json, stack_option
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
@@ -64,7 +64,7 @@ def command(as_json: bool, url: str | None, triton: str | None) -> None:
     tidegate demo
     tidegate demo --json
     """
-    running = running_in(Places.current().state)
+    running = running_in(Paths.current().state)
     url = url or (running.url if running else "http://127.0.0.1:8080")
     triton = triton or f"127.0.0.1:{running.triton['grpc'] if running else 8001}"
     result = run(GatewayClient.at(url), triton)

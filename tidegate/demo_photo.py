@@ -25,7 +25,7 @@ def show_photo(client: GatewayClient) -> Photo:
 
     ServingError says what the gateway answered, SourceMissing that the photo is not installed.
     """
-    from converters.pictures.photos import photo_file
+    from converters.image.photos import photo_file
 
     file = photo_file(PHOTO)
     picture = base64.b64encode(file.read_bytes()).decode()

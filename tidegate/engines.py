@@ -69,9 +69,9 @@ def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
     return not reason
 
 
-def proved_variants(repository: Path, name: str, say: Say) -> list[str | None]:
-    """The variants of the configs under which what is published can be proved on this machine: the
-    main one, and that of its plan. The reason is said where a plan cannot."""
+def proved_profiles(repository: Path, name: str, say: Say) -> list[str | None]:
+    """The config profiles of the configs under which what is published can be proved on this
+    machine: the main one, and that of its plan. The reason is said where a plan cannot."""
     if not (engine_folder(repository, name) / PLAN_FILE).is_file():
         return [None]
     reason = why_not_here()

@@ -18,7 +18,7 @@ _VARIANT = re.compile(r"\(with the configs '([^']*)'\)\Z|^[^/]+/configs/([^/]+)\
 
 def require_loadable(repository: Path, models: Iterable[str], config: str) -> None:
     """ServingError names the errors of these models and of what they are made of. ``config`` is the
-    variant of the configs that is served, where a model has it."""
+    config profile of the configs that is served, where a model has it."""
     from serving.lint.check import lint
 
     served = with_members(repository, models)
@@ -28,7 +28,7 @@ def require_loadable(repository: Path, models: Iterable[str], config: str) -> No
         if each.severity == "error"
         and each.code != "step-refused"  # the step's own errors are here, of its served configs
         and re.split("[/:]", each.place)[0] in served
-        and _variant(each) in (None, config)
+        and _profile(each) in (None, config)
     ]
     if not found:
         return
@@ -62,7 +62,7 @@ def with_members(repository: Path, models: Iterable[str]) -> set[str]:
     return found
 
 
-def _variant(finding: "Finding") -> str | None:
-    """The variant of the configs that a finding is about; None: it holds for all."""
+def _profile(finding: "Finding") -> str | None:
+    """The config profile of the configs that a finding is about; None: it holds for all."""
     match = _VARIANT.search(finding.message) or _VARIANT.search(finding.place)
     return (match[1] or match[2]) if match else None

@@ -1,4 +1,4 @@
-"""Whether each process of the gateway gets on, judged by its signs of life (``gateway.beat``).
+"""Whether each process of the gateway gets on, judged by its signs of life (``gateway.heartbeat``).
 
 A worker that is stopped or whose event loop hangs is killed, and it alone: with several workers the
 gateway's parent starts another, with one ``tidegate up`` does.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import psutil
 
-from gateway.beat import READY
+from gateway.heartbeat import READY
 
 LOOK_EVERY_S = 1.0
 STOPPED_S = 3.0  # a process is stopped (SIGSTOP): sooner than uvicorn, which says nothing, kills it

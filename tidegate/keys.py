@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.places import Places, json_option, print_json, stack_option
+from tidegate.paths import Paths, json_option, print_json, stack_option
 
 if TYPE_CHECKING:
     from tidegate.key_store import KeyStore
@@ -152,7 +152,7 @@ def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
     """A key may be made before gateway.toml knows its tenant; a typing error should be seen."""
     from gateway.policy.reload import PolicyFile
 
-    policy = PolicyFile(Places.current().state / "gateway.toml")
+    policy = PolicyFile(Paths.current().state / "gateway.toml")
     try:
         policy.refresh()
     except ValueError as error:
@@ -165,5 +165,5 @@ def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
 def _store() -> "KeyStore":
     from tidegate.key_store import KeyStore
 
-    places = Places.current()
-    return KeyStore(places.keys, places.pepper)
+    paths = Paths.current()
+    return KeyStore(paths.keys, paths.pepper)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.kinds import KNOWN
-from tidegate.places import Places, json_option, print_json, repository_option
+from tidegate.paths import Paths, json_option, print_json, repository_option
 from tidegate.published import PARTS
+from tidegate.task_registry import KNOWN
 
 if TYPE_CHECKING:
     from serving.lint.finding import Finding
@@ -59,9 +59,9 @@ def command(
     from serving.lint.check import lint
     from serving.lint.newer import TRITON
 
-    places = Places.current()
+    paths = Paths.current()
     on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
-    found = lint(repository or places.repository, cores or 0, on_demand, triton or TRITON)
+    found = lint(repository or paths.repository, cores or 0, on_demand, triton or TRITON)
     if as_json:
         print_json([asdict(each) for each in found])
     else:

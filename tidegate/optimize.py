@@ -1,4 +1,5 @@
-"""``tidegate optimize NAME``: which form of a model to serve here, and with which knobs."""
+"""``tidegate optimize NAME``: which form of a model to serve here, and with which serving
+parameters."""
 
 import re
 import sys
@@ -10,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.convert import clock, said_of_the_original
-from tidegate.kinds import KNOWN, NOTHING, TASKS
-from tidegate.places import Places, json_option, print_json, repository_option
+from tidegate.paths import Paths, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
+from tidegate.task_registry import KNOWN, NOTHING, TASKS
 
 if TYPE_CHECKING:
-    from converters.variants.findings import Findings
+    from converters.optimize.findings import Findings
 
 Say = Callable[[str], None]
-BOTH = ("variants", "knobs")
-# Of the budget, when both halves are run: knobs are searched through a server, which is slower.
-VARIANTS_SHARE = 0.4
+BOTH = ("model", "config")
+# Of the budget, when both halves are run: serving parameters are searched through a server, which
+# is slower.
+MODEL_SHARE = 0.4
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 CLOSING_S = 10.0  # what ending the trial server and writing takes after the last trial
 # A trial server, and the setting as it is measured once, take as long.
-KNOBS_AT_LEAST_S = 40.0
+CONFIG_SEARCH_AT_LEAST_S = 40.0
 OUT_OF_REACH = 3  # the exit code when nothing may be picked
 
 
@@ -51,7 +53,7 @@ class Shares(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from converters.errors import ConversionError
-        from converters.variants.pruning import Pruning
+        from converters.optimize.pruning import Pruning
 
         try:
             return value if isinstance(value, Pruning) else Pruning.parse(value)
@@ -60,14 +62,14 @@ class Shares(click.ParamType):
 
 
 @dataclass(frozen=True)
-class OptimizeWish:
+class OptimizeOptions:
     """What was asked for on the command line."""
 
     name: str
     source: str | None = None
     task: str | None = None
     samples: Path | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    source_options: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
     budget_s: float = 600.0
     precisions: tuple[str, ...] = ()
@@ -106,50 +108,57 @@ class OptimizeWish:
 @click.option("--accept-accuracy-cost", is_flag=True, help="A pruned model may be picked too.")
 @click.option("--min-cosine", type=float, default=0.0, help="Pick none whose lowest is below.")
 @click.option("--min-agreement", type=float, default=0.0, help="Pick none that agrees less.")
-@click.option("--p99-ms", type=float, help="Knobs: the p99 to hold. Default: today's and a tenth.")
+@click.option("--p99-ms", type=float, help="Config: the p99 to hold. Default: today's and a tenth.")
 @click.option("--connections", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--commit", is_flag=True, help="Knobs: write them into the main config too.")
+@click.option("--commit", is_flag=True, help="Config: write them into the main config too.")
 @click.option("--publish", is_flag=True, help="Publish the pick, as convert --precision does.")
 @click.option("--fresh", is_flag=True, help="Measure all anew, whatever was kept.")
 @repository_option
 @json_option
-def command(as_json: bool, precisions: str, **options: Any) -> None:
-    """Measure every form of NAME on this machine, pick one, then search the serving knobs.
+def command(as_json: bool, precisions: str, **arguments: Any) -> None:
+    """Measure every candidate for NAME on this machine, pick one, then search its config.
 
     Forms: the original eagerly, FP32, FP16, 8-bit ones, graph levels, and pruned ones if asked
     for. Kept in .tidegate/optimize/NAME/: the same command goes on where it was stopped. With both
-    halves the variants get 40 % of the budget and the knobs what is left. Exits 3 if nothing could
-    be picked.
+    halves the choice of the model gets 40 % of the budget and the serving parameters what is left.
+    Exits 3 if nothing could be picked.
 
     \b
-    tidegate optimize text_embedding --only variants
+    tidegate optimize text_embedding --only model
     tidegate optimize mood --against ./my-model --task text-classification --samples texts.txt
     """
     interrupt_on_sigterm()
-    options["options"] = said_of_the_original(options)
-    wish = OptimizeWish(precisions=tuple(filter(None, precisions.split(","))), **options)
-    sys.exit(carry_out(wish, Places.current(), _silent if as_json else clock(), as_json))
+    arguments["source_options"] = said_of_the_original(arguments)
+    options = OptimizeOptions(precisions=tuple(filter(None, precisions.split(","))), **arguments)
+    sys.exit(run(options, Paths.current(), _silent if as_json else clock(), as_json))
 
 
-def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = False) -> int:
+def run(options: OptimizeOptions, paths: Paths, say: Say, as_json: bool = False) -> int:
     """Both halves, or the one that is wished; the exit code."""
     documents: dict[str, Any] = {}
-    code, left_s = 0, wish.budget_s
-    if "variants" in wish.halves:
-        share = VARIANTS_SHARE if "knobs" in wish.halves else 1.0
-        say(f"{wish.name}: variants have {share * wish.budget_s:.0f} s of the budget")
-        found, spent_s = _variants(wish, share * wish.budget_s, places, say)
-        documents["variants"] = found.to_dict() if found else None
+    code, left_s = 0, options.budget_s
+    if "model" in options.halves:
+        share = MODEL_SHARE if "config" in options.halves else 1.0
+        say(
+            f"{options.name}: the choice of the model has "
+            f"{share * options.budget_s:.0f} s of the budget"
+        )
+        found, spent_s = _choose_model(options, share * options.budget_s, paths, say)
+        documents["model"] = found.to_dict() if found else None
         code, left_s = (OUT_OF_REACH if found and not found.chosen else 0), left_s - spent_s
         if found and not as_json:
-            _show(wish, found, places)
-    if "knobs" in wish.halves and left_s < KNOBS_AT_LEAST_S and "variants" in wish.halves:
-        say(f"{wish.name}: the knobs were not searched: {left_s:.0f} s of the budget are left")
-        documents["knobs"] = None
-    elif "knobs" in wish.halves:
-        say(f"{wish.name}: knobs have {left_s:.0f} s of the budget")
-        report = _knobs(wish, max(1.0, left_s - CLOSING_S), places, say)
-        documents["knobs"] = report.as_json()
+            _show(options, found, paths)
+    if (
+        "config" in options.halves
+        and left_s < CONFIG_SEARCH_AT_LEAST_S
+        and "model" in options.halves
+    ):
+        say(f"{options.name}: the config was not searched: {left_s:.0f} s of the budget are left")
+        documents["config"] = None
+    elif "config" in options.halves:
+        say(f"{options.name}: the config search has {left_s:.0f} s of the budget")
+        report = _search_config(options, max(1.0, left_s - CLOSING_S), paths, say)
+        documents["config"] = report.as_json()
         if not as_json:
             click.echo("\n".join(report.lines()))
     if as_json:
@@ -157,94 +166,96 @@ def carry_out(wish: OptimizeWish, places: Places, say: Say, as_json: bool = Fals
     return code
 
 
-def _variants(
-    wish: OptimizeWish, budget_s: float, places: Places, say: Say
+def _choose_model(
+    options: OptimizeOptions, budget_s: float, paths: Paths, say: Say
 ) -> tuple["Findings | None", float]:
     """The findings, saved and drawn, and the seconds they took; None where there is one form."""
-    from converters.variants.budget import Budget
-    from converters.variants.chart import draw
-    from tidegate.optimize_variants import find, keep_pruned
+    from converters.optimize.budget import Budget
+    from converters.optimize.chart import draw
+    from tidegate.optimize_candidates import find, keep_pruned
 
-    budget = Budget(budget_s, hard_s=max(1.0, wish.budget_s - CLOSING_S))
-    found = find(wish, budget, places, say)
+    budget = Budget(budget_s, hard_s=max(1.0, options.budget_s - CLOSING_S))
+    found = find(options, budget, paths, say)
     if found is None:
-        say(f"{wish.name}: tables and trees have one form, fp32: nothing to choose")
+        say(f"{options.name}: tables and trees have one form, fp32: nothing to choose")
         return None, budget.spent
-    folder = places.state / "optimize" / wish.name
+    folder = paths.state / "optimize" / options.name
     saved = [found.save(folder), *draw(found, folder), *keep_pruned(found, folder)]
-    say("written: " + ", ".join(places.shown(path) for path in saved))
-    if wish.publish and found.chosen:
-        _publish(wish, found, places, say)
+    say("written: " + ", ".join(paths.shown(path) for path in saved))
+    if options.publish and found.chosen:
+        _publish(options, found, paths, say)
     return found, budget.spent
 
 
-def _knobs(wish: OptimizeWish, budget_s: float, places: Places, say: Say) -> Any:
-    from tidegate.knobs import KnobWish, tune
+def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say: Say) -> Any:
+    from tidegate.config_search import ConfigSearchOptions, tune
 
-    asked = KnobWish(
-        name=wish.name,
+    asked = ConfigSearchOptions(
+        name=options.name,
         budget_s=budget_s,
-        p99_ms=wish.p99_ms,
-        connections=wish.connections,
-        samples=wish.samples,
-        fresh=wish.fresh,
-        commit=wish.commit,
+        p99_ms=options.p99_ms,
+        connections=options.connections,
+        samples=options.samples,
+        fresh=options.fresh,
+        commit=options.commit,
     )
-    return tune(asked, places, say)
+    return tune(asked, paths, say)
 
 
-def _show(wish: OptimizeWish, found: "Findings", places: Places) -> None:
-    from converters.variants.table import lines
-    from tidegate.optimize_variants import said_of_original
+def _show(options: OptimizeOptions, found: "Findings", paths: Paths) -> None:
+    from converters.optimize.table import lines
+    from tidegate.optimize_candidates import said_of_original
 
     click.echo("\n".join(lines(found)))
     chosen = found.chosen
     if chosen and chosen.candidate.pruned:
-        folder = places.shown(places.state / "optimize" / wish.name)
+        folder = paths.shown(paths.state / "optimize" / options.name)
         click.echo(
             f"a pruned graph is served as tensors only: {folder}/{chosen.candidate.name}.onnx"
         )
-    elif chosen and not wish.publish:
-        said = said_of_original(wish, places)
-        click.echo(f"to serve it: {convert_line(wish, chosen.candidate.precision, said)}")
+    elif chosen and not options.publish:
+        said = said_of_original(options, paths)
+        click.echo(f"to serve it: {convert_line(options, chosen.candidate.precision, said)}")
 
 
-def convert_line(wish: OptimizeWish, precision: str, said: Mapping[str, str] = NOTHING) -> str:
+def convert_line(
+    options: OptimizeOptions, precision: str, said: Mapping[str, str] = NOTHING
+) -> str:
     """The command that publishes this form of an original of which that was ``said``."""
-    known = wish.name in KNOWN
-    parts = ["tidegate convert", wish.name if known else str(wish.source)]
+    known = options.name in KNOWN
+    parts = ["tidegate convert", options.name if known else str(options.source)]
     if not known:
-        parts += ["--name", wish.name]
-    if wish.task and not known:
-        parts += ["--task", wish.task]
-    if wish.samples:
-        parts += ["--samples", str(wish.samples)]
+        parts += ["--name", options.name]
+    if options.task and not known:
+        parts += ["--task", options.task]
+    if options.samples:
+        parts += ["--samples", str(options.samples)]
     for name, value in said.items():
         parts += [f"--{name.replace('_', '-')}", value]
     return " ".join([*parts, "--precision", precision, "--force"])
 
 
-def _publish(wish: OptimizeWish, found: "Findings", places: Places, say: Say) -> None:
+def _publish(options: OptimizeOptions, found: "Findings", paths: Paths, say: Say) -> None:
     """By the same way as ``tidegate convert NAME --precision X``."""
-    from tidegate.convert import Wish
-    from tidegate.convert import carry_out as convert
-    from tidegate.optimize_variants import said_of_original
+    from tidegate.convert import ConvertOptions
+    from tidegate.convert import run as convert
+    from tidegate.optimize_candidates import said_of_original
 
     chosen = found.chosen
     if chosen is None or chosen.candidate.pruned:
         say("not published: convert publishes no pruned graph under its original's task")
         return
-    known = wish.name in KNOWN
-    ordered = Wish(
-        options=said_of_original(wish, places),
-        source=wish.name if known else str(wish.source),
-        task=None if known else wish.task,
-        name=None if known else wish.name,
-        samples=wish.samples,
+    known = options.name in KNOWN
+    ordered = ConvertOptions(
+        source_options=said_of_original(options, paths),
+        source=options.name if known else str(options.source),
+        task=None if known else options.task,
+        name=None if known else options.name,
+        samples=options.samples,
         precisions=(chosen.candidate.precision,),
         force=True,
     )
-    for line in convert(ordered, places, say).lines(places):
+    for line in convert(ordered, paths, say).lines(paths):
         say(line)
 
 

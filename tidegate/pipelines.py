@@ -12,18 +12,18 @@ from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_folders
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.staging import stage_model
+from serving.deployment import Deployment
 from serving.files import owned_prefix
 from serving.publish import publish
 from serving.replica import connected
 from serving.repository import is_published
 from serving.servers import servers_of
-from serving.target import Target
-from tidegate.kinds import Kind
 from tidegate.published import pinned
 from tidegate.scratch import proved_through_triton
+from tidegate.task_registry import RegisteredTask
 
 if TYPE_CHECKING:
-    from converters.conversion import Converted, Variant
+    from converters.conversion import ConversionOptions, Converted
     from converters.engine import Engine
     from converters.record import Record
     from converters.task import Task
@@ -53,20 +53,22 @@ class Built:
         return {**files, **self.converted.step_files(part)}
 
 
-def build(kind: Kind, task: "Task", variant: "Variant", say: Say) -> Built:
+def build(kind: RegisteredTask, task: "Task", variant: "ConversionOptions", say: Say) -> Built:
     """Converted and proved, not yet published; raises ConversionError."""
     from converters.conversion import convert
     from converters.errors import ConversionError
 
     converted = convert(task, variant, say)
-    case, record = converted.case, converted.record
+    reference, record = converted.reference, converted.record
     card = {**task.card(), "precision": record.precision, "batching": record.grade}
     if record.accepted:
         card["accepted_proof_failure"] = record.accepted
     try:
-        pipeline = kind.declaration()(case.name, case.facts, task.golden(case), card)
+        pipeline = kind.declaration()(
+            reference.name, reference.metadata, task.golden(reference), card
+        )
     except ValueError as error:
-        raise ConversionError(f"{case.name} cannot be declared: {error}") from error
+        raise ConversionError(f"{reference.name} cannot be declared: {error}") from error
     return Built(pipeline, converted)
 
 
@@ -87,7 +89,7 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
         servers = servers_of(work_dir, repository)
         with connected(servers) as replicas:
             models = [spec.name for spec in built.pipeline.models]
-            version = publish(staged, repository, models, Target(repository, replicas))
+            version = publish(staged, repository, models, Deployment(repository, replicas))
             answering = {replica.address for replica in replicas}
     for silent in {each.address for each in servers} - answering:
         say(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
@@ -130,7 +132,9 @@ def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":
     converted, plan = built.converted, built.plan
     record = plan.record if plan else converted.record
     for variant in (None, TENSORRT) if plan else (None,):
-        proof = proved_through_triton(staged, work_dir, converted.task, converted.case, variant)
+        proof = proved_through_triton(
+            staged, work_dir, converted.task, converted.reference, variant
+        )
         record = record.add(proof)
         record.require()
     record.save(staged / engine_of(built.pipeline).name / "1")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -40,11 +40,11 @@ def command(
     from tidegate.canaries import Canaries, policies
 
     interrupt_on_sigterm()
-    places = Places.current()
-    path = rollout.one(places, repository)
+    paths = Paths.current()
+    path = rollout.one(paths, repository)
     require_published(path, name)
-    with rollout.target(places, path, grace_s, addresses, as_json=as_json) as target:
-        found = Canaries(path, name, policies(places, rollout.running(places, path)))
+    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as target:
+        found = Canaries(path, name, policies(paths, rollout.running(paths, path)))
         number = found.the_routed(version)
         promote(target, name, number)
         found.end(target)
@@ -53,4 +53,4 @@ def command(
         elif target.replicas and not target.silent:
             click.echo(f"{name}: version {number} serves everybody")
         else:
-            click.echo(rollout.outcome(target, places, name, number))
+            click.echo(rollout.outcome(target, paths, name, number))

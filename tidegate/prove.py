@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.convert import clock
-from tidegate.kinds import TASKS, kind_of
-from tidegate.places import Places, json_option, print_json, repository_option
+from tidegate.paths import Paths, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
+from tidegate.task_registry import TASKS, kind_of
 
 if TYPE_CHECKING:
     from converters.proof import Check, Proof
@@ -46,7 +46,7 @@ def command(as_json: bool, **options: Any) -> None:
     """
     interrupt_on_sigterm()
     question = Question(**options)
-    proofs = prove(question, Places.current(), say=_quiet if as_json else clock())
+    proofs = prove(question, Paths.current(), say=_quiet if as_json else clock())
     passed = all(proof.passed for proof in proofs)
     if as_json:
         record = {"passed": passed, "proofs": [proof.to_dict() for proof in proofs]}
@@ -68,16 +68,16 @@ class Question:
     base: str | None = None
 
 
-def prove(question: Question, places: Places, say: Callable[[str], None]) -> list["Proof"]:
+def prove(question: Question, paths: Paths, say: Callable[[str], None]) -> list["Proof"]:
     """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
-    from converters.conversion import ask_original, case_in, prove_graph
-    from converters.task import Order
+    from converters.conversion import ask_original, prove_graph, reference_in
+    from converters.task import ConversionRequest
     from modelspec.layout import ENGINE_FILE
-    from tidegate.engines import proved_variants
+    from tidegate.engines import proved_profiles
     from tidegate.published import copy_pipeline, engine_folder, published_record
     from tidegate.scratch import proved_through_triton
 
-    repository, name = places.repository, question.name
+    repository, name = paths.repository, question.name
     record = published_record(repository, name)
     engine = engine_folder(repository, name) / ENGINE_FILE
     kind = kind_of(name, question.task or (record.task if record else ""))
@@ -87,22 +87,22 @@ def prove(question: Question, places: Places, say: Callable[[str], None]) -> lis
     options = {**(record.options if record else {})}
     if question.base:
         options["base"] = question.base
-    opened = kind.open_task(Order(name, question.source, question.samples, options))
+    opened = kind.open_task(ConversionRequest(name, question.source, question.samples, options))
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as work:
         asked, copy = Path(work) / "asked", Path(work) / "repository"
         asked.mkdir()
         ask_original(opened, asked, say)
         precision = question.precision or (record.precision if record else "fp32")
-        case = case_in(asked, name, opened.name, precision)
+        reference = reference_in(asked, name, opened.name, precision)
         say(f"{name}: proving the engine of the repository")
-        graph = prove_graph(opened, engine, case)
+        graph = prove_graph(opened, engine, reference)
         if record:
             checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
             graph = replace(graph, checks=checks)
         copy_pipeline(repository, name, copy)
         say(f"{name}: proving the pipeline through a scratch Triton")
-        variants = proved_variants(repository, name, say)
-        served = [proved_through_triton(copy, places.state, opened, case, v) for v in variants]
+        profiles = proved_profiles(repository, name, say)
+        served = [proved_through_triton(copy, paths.state, opened, reference, v) for v in profiles]
         return [graph, *served]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 
 MIB = 1024 * 1024
 
@@ -36,9 +36,9 @@ def command(
     """
     from serving.versions import prune
 
-    places = Places.current()
-    path = rollout.one(places, repository)
-    with rollout.target(places, path, addresses=addresses, as_json=as_json) as target:
+    paths = Paths.current()
+    path = rollout.one(paths, repository)
+    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as target:
         gone, freed = prune(target, name, keep)
     if as_json:
         print_json(

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -50,13 +50,13 @@ def command(
     tidegate publish text_embedding
     """
     interrupt_on_sigterm()
-    places = Places.current()
+    paths = Paths.current()
     done = []
-    for target in rollout.each(places, repositories, grace_s, addresses, as_json=as_json):
+    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
         if Path(what).is_dir():
-            from serving.bring import bring
+            from serving.import_pipeline import import_pipeline
 
-            found, version = bring(Path(what).resolve(), target, name, accepted)
+            found, version = import_pipeline(Path(what).resolve(), target, name, accepted)
         else:
             from serving.repository import active_version
             from serving.versions import require_published, switch_to
@@ -66,6 +66,6 @@ def command(
             found, version = what, switch_to(target, what, now)
         done.append(rollout.document(target, found, version))
         if not as_json:
-            click.echo(rollout.outcome(target, places, found, version))
+            click.echo(rollout.outcome(target, paths, found, version))
     if as_json:
         print_json(done)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 from tidegate.signals import interrupt_on_sigterm
 
 
@@ -41,12 +41,12 @@ def command(
     from serving.versions import switch_to
 
     interrupt_on_sigterm()
-    places = Places.current()
+    paths = Paths.current()
     done = []
-    for target in rollout.each(places, repositories, grace_s, addresses, as_json=as_json):
+    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
         number = switch_to(target, name, version)
         done.append(rollout.document(target, name, number))
         if not as_json:
-            click.echo(rollout.outcome(target, places, name, number))
+            click.echo(rollout.outcome(target, paths, name, number))
     if as_json:
         print_json(done)

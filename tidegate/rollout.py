@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidegate.convert import clock
-from tidegate.places import Address, Places
+from tidegate.paths import Address, Paths
 
 if TYPE_CHECKING:
+    from serving.deployment import Deployment
     from serving.servers import Server
-    from serving.target import Target
 
 repositories = click.option(
     "--repository",
@@ -50,23 +50,23 @@ repository = click.option(
 
 
 @contextmanager
-def target(
-    places: Places,
+def deployment(
+    paths: Paths,
     repository: Path,
     grace_s: float = 2.0,
     addresses: Sequence[str] = (),
     *,
     as_json: bool = False,
-) -> Iterator["Target"]:
+) -> Iterator["Deployment"]:
     """The repository with every server on it that runs now, and those at ``addresses``; their
     steps are told as they come, on stderr where stdout has JSON."""
+    from serving.deployment import Deployment
     from serving.errors import PublishFailed
+    from serving.publish_phase import PublishPhase
     from serving.replica import connected
-    from serving.steps import Step
-    from serving.target import Target
 
     say = clock(err=as_json)
-    found = running(places, repository, addresses)
+    found = running(paths, repository, addresses)
     with connected(found) as replicas:
         answering = {replica.address for replica in replicas}
         silent = [each.address for each in found if each.address not in answering]
@@ -77,33 +77,33 @@ def target(
                 "given with --server"
             )
 
-        def tell(step: Step, what: str) -> None:
-            is_served = step is Step.SERVED
+        def tell(step: PublishPhase, what: str) -> None:
+            is_served = step is PublishPhase.SERVED
             say(f"{what}: {_who_serves(answering, silent) if is_served else step.value}")
 
-        yield Target(repository, replicas, tell, grace_s, silent)
+        yield Deployment(repository, replicas, tell, grace_s, silent)
 
 
-def running(places: Places, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
+def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
     """The servers that run on the repository, and those that were named."""
     from serving.servers import Server, servers_of
 
-    found = servers_of(places.state, repository)
+    found = servers_of(paths.state, repository)
     known = {each.address for each in found}
-    key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(places.triton_key))
+    key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(paths.triton_key))
     more = [each for each in dict.fromkeys(addresses) if each not in known]
     return [*found, *(Server(str(repository), address, key) for address in more)]
 
 
 def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
-    told = f"served by {', '.join(sorted(answering))}" if answering else "no server was told"
-    return f"{told}; no answer from {', '.join(silent)}" if silent else told
+    reported = f"served by {', '.join(sorted(answering))}" if answering else "no server was told"
+    return f"{reported}; no answer from {', '.join(silent)}" if silent else reported
 
 
-def outcome(target: "Target", places: Places, name: str, version: int) -> str:
+def outcome(deployment: "Deployment", paths: Paths, name: str, version: int) -> str:
     """What a verb that moved the pin says at its end: who serves the version now."""
-    where = f"{places.shown(target.repository)}/"
-    if target.replicas:
+    where = f"{paths.shown(deployment.repository)}/"
+    if deployment.replicas:
         done = f"{name}: version {version} serves from {where}"
     else:
         done = (
@@ -111,57 +111,58 @@ def outcome(target: "Target", places: Places, name: str, version: int) -> str:
             "runs on it: the next start serves it (for one that runs elsewhere give --server "
             "HOST:PORT)"
         )
-    if target.silent:
+    if deployment.silent:
         done += (
-            f". {', '.join(target.silent)} did not answer and may serve another version: when it "
+            f". {', '.join(deployment.silent)} did not answer and may serve "
+            "another version: when it "
             f"answers, run tidegate publish {name}"
         )
     return done
 
 
-def document(target: "Target", name: str, version: int) -> dict[str, Any]:
+def document(deployment: "Deployment", name: str, version: int) -> dict[str, Any]:
     """The same for a program: who took the version, and who did not answer."""
     return {
         "pipeline": name,
         "version": version,
-        "repository": str(target.repository),
-        "served_by": [replica.address for replica in target.replicas],
-        "no_answer_from": list(target.silent),
+        "repository": str(deployment.repository),
+        "served_by": [replica.address for replica in deployment.replicas],
+        "no_answer_from": list(deployment.silent),
     }
 
 
-def chosen(places: Places, given: tuple[Path, ...]) -> list[Path]:
-    return [path.resolve() for path in given] or [places.repository]
+def chosen(paths: Paths, given: tuple[Path, ...]) -> list[Path]:
+    return [path.resolve() for path in given] or [paths.repository]
 
 
-def one(places: Places, given: Path | None) -> Path:
-    return given.resolve() if given else places.repository
+def one(paths: Paths, given: Path | None) -> Path:
+    return given.resolve() if given else paths.repository
 
 
 def each(
-    places: Places,
+    paths: Paths,
     given: tuple[Path, ...],
     grace_s: float,
     addresses: Sequence[str] = (),
     *,
     as_json: bool = False,
-) -> Iterator["Target"]:
+) -> Iterator["Deployment"]:
     """A target for each repository in turn. The first that fails ends the verb: the ones before it
     are changed, and the line on stderr says which are not."""
     from serving.errors import RolloutStopped, ServingError
 
-    paths = chosen(places, given)
-    if addresses and len(paths) > 1:
+    repositories = chosen(paths, given)
+    if addresses and len(repositories) > 1:
         raise click.UsageError("--server says no repository: give one --repository with it")
-    for done, path in enumerate(paths):
+    for done, path in enumerate(repositories):
         try:
-            with target(places, path, grace_s, addresses, as_json=as_json) as found:
+            with deployment(paths, path, grace_s, addresses, as_json=as_json) as found:
                 yield found
         except ServingError as error:
             if not done:
                 raise
-            left = ", ".join(places.shown(each) for each in paths[done:])
-            changed = ", ".join(places.shown(each) for each in paths[:done])
+            left = ", ".join(paths.shown(each) for each in repositories[done:])
+            changed = ", ".join(paths.shown(each) for each in repositories[:done])
             raise RolloutStopped(
                 f"{error}. Changed: {changed}; not changed: {left}. To finish, run this again with "
                 "--repository for each that is left; to undo, roll back the ones that are changed"

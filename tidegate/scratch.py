@@ -8,14 +8,19 @@ from serving.ports import Ports, free_ports
 
 if TYPE_CHECKING:
     from converters.proof import Proof
-    from converters.task import Case, Task
+    from converters.task import Reference, Task
 
 
 def proved_through_triton(
-    repository: Path, work_dir: Path, task: "Task", case: "Case", variant: str | None = None
+    repository: Path,
+    work_dir: Path,
+    task: "Task",
+    reference: "Reference",
+    profile: str | None = None,
 ) -> "Proof":
-    """The task's checks of the pipeline ``case.name``, served from ``repository``, passed or not.
-    ``variant`` is the hardware variant of the configs that is served (None: ``config.pbtxt``).
+    """The task's checks of the pipeline ``reference.name``, served from ``repository``, passed or
+    not. ``profile`` is the hardware config profile of the configs that is served (None:
+    ``config.pbtxt``).
 
     Raises ServingError when it cannot be served at all.
     """
@@ -23,10 +28,10 @@ def proved_through_triton(
     from converters.proof import Proof
 
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(repository, work_dir, ports, config_name=variant, name="scratch")
+    options = LaunchOptions(repository, work_dir, ports, config_name=profile, name="scratch")
     with TritonServer(options) as server:
-        server.control.load(case.name)
+        server.control.load(reference.name)
         address = f"127.0.0.1:{ports.grpc}"
-        checks = attempted("the served pipeline", lambda: task.prove_served(address, case))
-    subject = f"{case.name}: served by Triton" + (f" as {variant}" if variant else "")
+        checks = attempted("the served pipeline", lambda: task.prove_served(address, reference))
+    subject = f"{reference.name}: served by Triton" + (f" as {profile}" if profile else "")
     return Proof(subject, tuple(checks))

@@ -19,10 +19,11 @@ from typing import IO
 import click
 import psutil
 
-from gateway.beat import SOCKET
+from gateway.heartbeat import SOCKET
 from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
 from serving.children import end, start, why_ended
+from serving.config_profiles import TUNED
 from serving.control import LOAD_TIMEOUT_S
 from serving.errors import ServingError
 from serving.launch import LaunchOptions, TritonServer
@@ -30,17 +31,16 @@ from serving.ports import Endpoint, Ports, require_free
 from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
-from serving.variants import TUNED
 from serving.watch import Watcher
 from tidegate.canaries import beside_pipelines
 from tidegate.claim import Claim, Running
 from tidegate.configs import AUTO, DEFAULT, config_name
 from tidegate.faults import require_loadable
 from tidegate.gateway_watch import GatewayWatch
-from tidegate.kinds import KNOWN
 from tidegate.log_keeper import LogKeeper
+from tidegate.paths import Paths
 from tidegate.pipelines import is_current
-from tidegate.places import Places
+from tidegate.task_registry import KNOWN
 
 # A gateway starts, and asks each model its golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
@@ -52,7 +52,7 @@ DEV_KEY_NAME = "dev"
 
 @dataclass(frozen=True)
 class StackOptions:
-    places: Places
+    paths: Paths
     host: str
     gateway_port: int
     grpc_port: int
@@ -110,7 +110,7 @@ class Stack:
         self._check_settings()
         require_free(self._endpoints())
         self._claim_home()
-        repository = options.places.repository
+        repository = options.paths.repository
         self._clear_up()
         missing = self._missing()
         if options.lint:
@@ -122,7 +122,7 @@ class Stack:
         self._server = TritonServer(
             LaunchOptions(
                 repository,
-                options.places.state,
+                options.paths.state,
                 options.triton,
                 config_name=chosen,
                 load_timeout_s=options.load_timeout,
@@ -151,7 +151,7 @@ class Stack:
     def _claim_home(self) -> None:
         """ServingError when another stack runs there. A disk that is full stops nothing."""
         try:
-            self._claim = Claim(self.options.places.state, self._running())
+            self._claim = Claim(self.options.paths.state, self._running())
         except OSError as error:
             self._say(f"tidegate status will not know of this stack: {error}")
 
@@ -166,9 +166,9 @@ class Stack:
 
     def _clear_up(self) -> None:
         """What a killed publisher left is no fault of the models."""
-        places = self.options.places
+        paths = self.options.paths
         try:
-            clear_up(places.repository, servers_of(places.state, places.repository), self._say)
+            clear_up(paths.repository, servers_of(paths.state, paths.repository), self._say)
         except (ServingError, OSError) as error:
             self._say(f"what a killed publisher left was not cleared up: {error}")
 
@@ -251,11 +251,11 @@ class Stack:
         """What runs, as ``tidegate status`` is told."""
         return self._claim.running if self._claim else self._running()
 
-    def invitation(self) -> str:
+    def startup_banner(self) -> str:
         """What is where, and lines that work when pasted."""
-        places, triton = self.options.places, self.options.triton
+        paths, triton = self.options.paths, self.options.triton
         admin = self._running().admin
-        key = places.shown(places.dev_key)
+        key = paths.shown(paths.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
         models, texts, openai = (
             f"  curl -s {shlex.quote(f'{self.url}/v1/{each}')} {header}"
@@ -295,12 +295,12 @@ class Stack:
         return [*ours, *options.triton.endpoints("127.0.0.1")]
 
     def _running(self) -> Running:
-        options, places = self.options, self.options.places
-        logs = places.state / "logs"
+        options, paths = self.options, self.options.paths
+        logs = paths.state / "logs"
         return Running(
             pid=os.getpid(),
-            home=str(places.home),
-            repository=str(places.repository),
+            home=str(paths.home),
+            repository=str(paths.repository),
             url=self.url,
             admin=f"{self._scheme}://{self._reached_at(options.admin_port)}",
             triton=asdict(options.triton),
@@ -318,7 +318,7 @@ class Stack:
             settings = Settings.read(self._environment())
             self._deadline_s = settings.deadline_s
             if settings.tls_certificate_file:
-                from gateway.addons.tls import Tls
+                from gateway.http.tls import Tls
 
                 Tls(settings)
         except SettingsError as error:
@@ -327,16 +327,16 @@ class Stack:
     def _wanted(self) -> list[str]:
         """The models to load by name: pipelines, and what a user has put into the repository."""
         if self.options.pipelines:
-            places = self.options.places
-            beside = beside_pipelines(places.repository, places.policy, self.options.pipelines)
+            paths = self.options.paths
+            beside = beside_pipelines(paths.repository, paths.policy, self.options.pipelines)
             return list(dict.fromkeys([*self.options.pipelines, *beside, "identity_fp32"]))
         from serving.repository import top_models
 
-        return list(dict.fromkeys([*KNOWN, *top_models(self.options.places.repository)]))
+        return list(dict.fromkeys([*KNOWN, *top_models(self.options.paths.repository)]))
 
     def _missing(self) -> list[str]:
         """The known pipelines that must be converted first; ServingError for what nobody knows."""
-        repository = self.options.places.repository
+        repository = self.options.paths.repository
         missing = []
         for name in self._wanted():
             if is_current(name, repository) if name in KNOWN else is_published(repository, name):
@@ -364,13 +364,13 @@ class Stack:
         from gateway.private_file import write_private
         from tidegate.key_store import KeyStore
 
-        places = self.options.places
-        store = KeyStore(places.keys, places.pepper)
+        paths = self.options.paths
+        store = KeyStore(paths.keys, paths.pepper)
         valid = {record.name for record in store.records() if not record.revoked}
-        if places.dev_key.exists() and DEV_KEY_NAME in valid:
+        if paths.dev_key.exists() and DEV_KEY_NAME in valid:
             return
         _, key = store.create(DEV_KEY_NAME, ADMIN)
-        write_private(places.dev_key, key.encode())
+        write_private(paths.dev_key, key.encode())
 
     def _load(self, server: TritonServer) -> list[str]:
         models = self._wanted()
@@ -404,7 +404,7 @@ class Stack:
 
     @property
     def _log_file(self) -> Path:
-        return self.options.places.state / "logs" / "gateway.log"
+        return self.options.paths.state / "logs" / "gateway.log"
 
     def _log(self) -> IO[bytes]:
         path = self._log_file
@@ -429,11 +429,11 @@ class Stack:
             "TIDEGATE_TLS_CLIENT_CA_FILE": options.tls_client_ca_file,
             "TIDEGATE_WORKERS": str(options.workers),
             "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}/{options.triton.http}",
-            "TIDEGATE_TRITON_KEY_FILE": str(options.places.triton_key),
-            "TIDEGATE_KEYS_FILE": str(options.places.keys),
-            "TIDEGATE_PEPPER_FILE": str(options.places.pepper),
-            "TIDEGATE_POLICY_FILE": str(options.places.policy),
-            "TIDEGATE_STATE_FOLDER": str(options.places.state),
+            "TIDEGATE_TRITON_KEY_FILE": str(options.paths.triton_key),
+            "TIDEGATE_KEYS_FILE": str(options.paths.keys),
+            "TIDEGATE_PEPPER_FILE": str(options.paths.pepper),
+            "TIDEGATE_POLICY_FILE": str(options.paths.policy),
+            "TIDEGATE_STATE_FOLDER": str(options.paths.state),
             "TIDEGATE_PIPELINES": ",".join(self._wanted()),
         }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 
 if TYPE_CHECKING:
     from tidegate.claim import Running
@@ -64,14 +64,14 @@ def command(as_json: bool, repository: Path | None) -> None:
     """
     from tidegate.claim import home_serving, running_in
 
-    places = Places.current()
+    paths = Paths.current()
     if repository:
-        places = Places(home_serving(places, repository.resolve()))
-    running = running_in(places.state)
+        paths = Paths(home_serving(paths, repository.resolve()))
+    running = running_in(paths.state)
     if running is None:
-        _say_nothing_runs(places, as_json=as_json)
+        _say_nothing_runs(paths, as_json=as_json)
         sys.exit(NOTHING)
-    report = _look(places, running)
+    report = _look(paths, running)
     if as_json:
         print_json({"state": report.state, **asdict(report)})
     else:
@@ -79,37 +79,37 @@ def command(as_json: bool, repository: Path | None) -> None:
     sys.exit(WELL if report.is_well else NOT_WELL)
 
 
-def _say_nothing_runs(places: Places, *, as_json: bool) -> None:
+def _say_nothing_runs(paths: Paths, *, as_json: bool) -> None:
     """Nothing runs in this home; its repository may be served from another one all the same."""
     from tidegate.claim import homes_serving
 
-    others = [str(home) for home in homes_serving(places, places.repository)]
+    others = [str(home) for home in homes_serving(paths, paths.repository)]
     if as_json:
-        shown = {"state": "stopped", "home": str(places.home)}
+        shown = {"state": "stopped", "home": str(paths.home)}
         print_json({**shown, "served_from": others} if others else shown)
         return
-    click.echo(f"nothing runs in {places.home}: tidegate up starts it")
+    click.echo(f"nothing runs in {paths.home}: tidegate up starts it")
     for home in others:
         how = f"TIDEGATE_HOME={shlex.quote(home)} tidegate status"
-        if home == str(places.home):
+        if home == str(paths.home):
             how = "a Triton runs there all the same, and no process that looks after it is known"
-        click.echo(f"  {places.repository} is served from {home}: {how}")
+        click.echo(f"  {paths.repository} is served from {home}: {how}")
 
 
-def _look(places: Places, running: "Running") -> Report:
+def _look(paths: Paths, running: "Running") -> Report:
     from tidegate.stack import ask
 
     report = Report(running, _stopped(running.pid))
-    key = places.dev_key.read_text().strip() if places.dev_key.is_file() else ""
+    key = paths.dev_key.read_text().strip() if paths.dev_key.is_file() else ""
     ready, answer = ask(f"{running.url}/readyz", running.certificate_file, key)
     try:
-        told: dict[str, Any] = json.loads(answer)
+        reported: dict[str, Any] = json.loads(answer)
     except ValueError:
         report.gateway = f"does not answer ({answer})"
     else:
         report.gateway = "" if ready else "is not ready"
-        report.pipelines = told.get("pipelines", {})
-    _look_at_triton(places, report)
+        report.pipelines = reported.get("pipelines", {})
+    _look_at_triton(paths, report)
     return report
 
 
@@ -123,14 +123,14 @@ def _stopped(pid: int) -> str:
     return ""
 
 
-def _look_at_triton(places: Places, report: Report) -> None:
+def _look_at_triton(paths: Paths, report: Report) -> None:
     from serving.control import TritonControl, read_key
     from serving.errors import ServingError
     from serving.replica import READY
 
     running = report.running
     try:
-        key = read_key(places.triton_key)
+        key = read_key(paths.triton_key)
         with TritonControl(f"127.0.0.1:{running.triton['grpc']}", key) as control:
             index = control.index()
     except ServingError as error:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tidegate.places import Places, json_option, repository_option
+from tidegate.paths import Paths, json_option, repository_option
 from tidegate.signals import interrupt_on_sigterm
 from tidegate.stack import Stack, StackOptions
 
@@ -50,7 +50,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     help="Address that the gateway listens on.",
 )
 @_port("gateway-port", 8080, "The gateway.")
-@_port("grpc-port", 8081, "The gateway's gRPC door.")
+@_port("grpc-port", 8081, "The gateway's gRPC API.")
 @click.option(
     "--grpc-certificate-port",
     type=click.IntRange(0, 65535),
@@ -58,7 +58,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_GRPC_CERTIFICATE_PORT",
     show_default=True,
     show_envvar=True,
-    help="The gRPC door for clients with a certificate (0: none).",
+    help="The gRPC API for clients with a certificate (0: none).",
 )
 @_file("tls-certificate-file", "Certificate of the gateway (PEM, with its chain): TLS everywhere.")
 @_file("tls-key-file", "Its key.")
@@ -139,7 +139,7 @@ def command(as_json: bool, **options: Any) -> None:
 
     triton = Ports(*(options.pop(f"triton_{each}_port") for each in ("http", "grpc", "metrics")))
     say = telling(partial(click.echo, err=as_json))
-    made = StackOptions(Places.current(), triton=triton, as_json=as_json, **options)
+    made = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
     _serve(Stack(made, say), say, as_json=as_json)
 
 
@@ -157,7 +157,7 @@ def _serve(stack: Stack, say: Callable[[str], None], *, as_json: bool) -> None:
     interrupt_on_sigterm()
     try:
         stack.start()
-        click.echo(json.dumps(asdict(stack.running())) if as_json else stack.invitation())
+        click.echo(json.dumps(asdict(stack.running())) if as_json else stack.startup_banner())
         while True:
             time.sleep(POLL_S)
             _check(stack, say)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tidegate import rollout
-from tidegate.places import Places, json_option, print_json
+from tidegate.paths import Paths, json_option, print_json
 
 if TYPE_CHECKING:
     from serving.servers import Server
@@ -34,12 +34,12 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
     from tidegate.canaries import Canaries, policies
     from tidegate.configs import tuned_line
 
-    places = Places.current()
-    path = rollout.one(places, repository)
+    paths = Paths.current()
+    path = rollout.one(paths, repository)
     found = versions(path, name)
-    servers = rollout.running(places, path, addresses)
+    servers = rollout.running(paths, path, addresses)
     served = {each.address: _served(each, name) for each in servers}
-    tried = Canaries(path, name, policies(places, servers))
+    tried = Canaries(path, name, policies(paths, servers))
     route, fault = _route(tried)
     if as_json:
         loaded = {version: canary for canary, version in tried.loaded().items()}

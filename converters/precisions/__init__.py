@@ -1,2 +1,2 @@
-"""How each variant of an FP32 graph is written, one idea a file; ``converters.precision`` is the
+"""How each precision of an FP32 graph is written, one idea a file; ``converters.precision`` is the
 way in."""

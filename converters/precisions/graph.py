@@ -1,4 +1,4 @@
-"""What every variant starts from: an FP32 graph in a form that the rewriting can rely on."""
+"""What every precision starts from: an FP32 graph in a form that the rewriting can rely on."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -57,8 +57,8 @@ def base_of(folder: Path, said: str = "") -> Path | None:
     """The folder of the base: what was ``said``, or what the adapter names, as a path of its own or
     seen from the adapter's; None where there is no such folder."""
     named = said or str(settings_of(folder).get("base_model_name_or_path") or "")
-    places = [Path(named)] if said else [Path(named), folder / named]
-    return next((each for each in places if named and (each / "config.json").is_file()), None)
+    positions = [Path(named)] if said else [Path(named), folder / named]
+    return next((each for each in positions if named and (each / "config.json").is_file()), None)
 
 
 def _has_weights(folder: Path) -> bool:

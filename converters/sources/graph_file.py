@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.sources.tensor_source import Group, Port, TensorSource, Told
+from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
 from converters.tensors.graph_oracle import ask_reference
 from converters.tensors.graph_probe import probe
 
@@ -35,13 +35,13 @@ class GraphFile(TensorSource):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self._asked = _without_bf16(self.path, Path(folder))
         found = probe(self._asked, self.path)
-        taken = [Port.from_facts(each) for each in found["inputs"]]
+        taken = [TensorInfo.from_facts(each) for each in found["inputs"]]
         # JSON has no FP16: such an input is served as FP32, and rounded inside the graph.
         self._half = frozenset(port.name for port in taken if port.dtype == "FP16")
         self.inputs = tuple(
             replace(port, dtype="FP32") if port.name in self._half else port for port in taken
         )
-        self.outputs = tuple(Port.from_facts(each) for each in found["outputs"])
+        self.outputs = tuple(TensorInfo.from_facts(each) for each in found["outputs"])
         self._ids = {name: np.array(counts) for name, counts in found["ids"].items()}
 
     def files(self) -> list[Path]:
@@ -70,7 +70,7 @@ class GraphFile(TensorSource):
             _take_fp32(model.graph, name)
         onnx.save(model, target)
 
-    def ask(self, groups: Sequence[Group], folder: Path) -> Told:
+    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
         halved = [
             {
                 name: values.astype(np.float16) if name in self._half else values

@@ -49,7 +49,7 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
     if not present:
         raise SourceMissing(
             f"{folder.path} has no {FILES[0]}, and without it nobody knows what the model sees of "
-            "a picture: copy it from where the model was trained, write it with "
+            "an image: copy it from where the model was trained, write it with "
             "AutoImageProcessor.save_pretrained(), or say it with --preprocess (imagenet, "
             "imagenet-bicubic, half or clip; docs/image-classification.md)"
         )
@@ -77,11 +77,11 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
 
 
 def require_no_processor(folder: HuggingFaceFolder) -> None:
-    """SourceRefused when the folder says itself how its model sees a picture."""
+    """SourceRefused when the folder says itself how its model sees an image."""
     present = [name for name in FILES if (folder.path / name).is_file()]
     if present:
         raise SourceRefused(
-            f"{folder.path} has {present[0]}, which says how the model sees a picture: leave "
+            f"{folder.path} has {present[0]}, which says how the model sees an image: leave "
             "--preprocess out, or take the file out if it is wrong"
         )
 
@@ -128,7 +128,7 @@ def _require_colours(processor: Any, channels: int) -> None:
     if channels == GREY and getattr(processor, "do_convert_rgb", False):
         raise refused(
             processor,
-            "it makes every picture RGB (do_convert_rgb), and the model sees one channel: set "
+            "it makes every image RGB (do_convert_rgb), and the model sees one channel: set "
             "do_convert_rgb to false",
         )
     for key in ("image_mean", "image_std"):
@@ -144,13 +144,13 @@ def _require_colours(processor: Any, channels: int) -> None:
 
 
 def _final_size(processor: Any, operations: list[Operation]) -> tuple[int, int]:
-    """What the operations end with, the same for every picture; SourceRefused if it is not."""
+    """What the operations end with, the same for every image; SourceRefused if it is not."""
     sizing = [each for each in operations if each["op"].startswith(("resize", "crop"))]
     last = sizing[-1] if sizing else {}
     if last.get("op") not in ("resize", "crop"):
         raise refused(
             processor,
-            "pictures would keep sizes of their own, for want of do_center_crop or of a size with "
+            "images would keep sizes of their own, for want of do_center_crop or of a size with "
             "height and width",
         )
     height, width = last["height"], last["width"]

@@ -1,7 +1,7 @@
 """What each of transformers' image processors does, as operations of the step ``decode_image``.
 
 One function a class, each read from the class's own code (transformers 5) and compared with it,
-picture by picture, in tests/converters/test_image_processors.py.
+image by image, in tests/converters/test_image_processors.py.
 """
 
 from collections.abc import Callable, Mapping

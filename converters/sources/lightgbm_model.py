@@ -10,7 +10,7 @@ import onnx
 
 from converters.errors import SourceRefused
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.category_graph import (
+from converters.tabular.category_graph import (
     NO,
     YES,
     CategorySplits,
@@ -18,9 +18,9 @@ from converters.tables.category_graph import (
     coded,
     with_coded_inputs,
 )
-from converters.tables.graph import tree_graph
-from converters.tables.table import Column, Table
-from converters.tables.trees2onnx import Tree, thresholds_by_feature
+from converters.tabular.graph import tree_graph
+from converters.tabular.table import Column, Table
+from converters.tabular.trees2onnx import Tree, thresholds_by_feature
 
 ZERO = float(np.float32(1e-35))  # its kZeroThreshold
 LINKS = {
@@ -83,8 +83,8 @@ class LightgbmModel(TabularModel):
         return answer
 
     def decide(self, table: Table) -> np.ndarray:
-        places: np.ndarray = self.answer(table).argmax(axis=1)
-        return places
+        positions: np.ndarray = self.answer(table).argmax(axis=1)
+        return positions
 
     def graph(self) -> onnx.ModelProto:
         graph = tree_graph(

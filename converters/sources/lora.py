@@ -20,7 +20,7 @@ from converters.cache import content_key, conversion, files_sha256
 from converters.errors import SourceRefused
 from converters.sources.adapter import ADAPTER, FILES, base_of, is_adapter, settings_of
 from converters.sources.huggingface import HuggingFaceFolder, check_weights
-from converters.task import Order
+from converters.task import ConversionRequest
 
 BASE = "base"  # the option that says where the base is
 _LAYER = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
@@ -31,7 +31,7 @@ _MODULES = ("*/*.json", "*/*.safetensors")  # of sentence-transformers, each in 
 Weights = Mapping[str, torch.Tensor]
 
 
-def merged_order(order: Order, auto_class: str) -> Order:
+def merged_order(order: ConversionRequest, auto_class: str) -> ConversionRequest:
     """The order on the merged model where its source is an adapter, else the order as it is.
 
     ``auto_class`` is transformers' for the task. SourceRefused when a base is said for a source

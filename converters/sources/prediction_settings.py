@@ -4,8 +4,8 @@ A test compares these tables with the libraries' own signatures: a release with 
 fails it, until somebody has said here what the parameter does to a prediction.
 
 applied   it is in the file, or its default is what the original is asked with
-asked     no file holds it: the user says it (``Order.options``), and proof.md records it
-refused   it changes a prediction and is not converted; the message says so
+asked     no file holds it: the user says it (``ConversionRequest.options``), and proof.md records
+it refused   it changes a prediction and is not converted; the message says so
 training  it decides what was trained, and nothing of what the trained model answers
 """
 

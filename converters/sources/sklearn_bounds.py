@@ -62,7 +62,7 @@ def _leads_down(yes: np.ndarray, no: np.ndarray, feature: np.ndarray, features: 
 
 
 def _neighbours_sound(part: Any) -> bool:
-    data, places, nodes, _ = map(np.asarray, part.get_arrays())
+    data, positions, nodes, _ = map(np.asarray, part.get_arrays())
     ends = nodes["idx_start"], nodes["idx_end"]
     inside = all(((end >= 0) & (end <= len(data))).all() for end in ends)
-    return bool(inside and ((places >= 0) & (places < len(data))).all())
+    return bool(inside and ((positions >= 0) & (positions < len(data))).all())

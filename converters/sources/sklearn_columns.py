@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
-from converters.tables.table import Column
-from converters.tables.vectorizers import is_vectorizer, words_of
+from converters.tabular.table import Column
+from converters.tabular.vectorizers import is_vectorizer, words_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Use:
     """One fitted transformer and the places of the columns that it takes first."""
 
     transformer: Any
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 def column_names(model: Any) -> list[str]:
@@ -37,7 +37,7 @@ def columns_of(model: Any) -> list[Column]:
     names = column_names(model)
     columns = [Column(name) for name in names]
     for use in _uses(model, names, tuple(range(len(names)))):
-        for index, place in enumerate(use.places):
+        for index, place in enumerate(use.positions):
             columns[place] = _described(columns[place], use.transformer, index)
     return columns
 
@@ -48,7 +48,7 @@ def edges_of(model: Any) -> dict[str, np.ndarray]:
     names = column_names(model)
     found: dict[str, np.ndarray] = {}
     for use in _uses(model, names, tuple(range(len(names)))):
-        for index, place in enumerate(use.places):
+        for index, place in enumerate(use.positions):
             edges = _edges(use.transformer, index)
             if len(edges):
                 held = found.get(names[place], np.empty(0))
@@ -74,7 +74,7 @@ def vectorizers_of(model: Any) -> list[tuple[str, Any]]:
     names = column_names(model)
     uses = _uses(model, names, tuple(range(len(names))))
     return [
-        (names[use.places[0]], use.transformer) for use in uses if is_vectorizer(use.transformer)
+        (names[use.positions[0]], use.transformer) for use in uses if is_vectorizer(use.transformer)
     ]
 
 
@@ -82,10 +82,10 @@ def direct_columns(model: Any) -> set[str]:
     """The columns that something else than a vectorizer reads."""
     names = column_names(model)
     uses = list(_uses(model, names, tuple(range(len(names)))))
-    others = {p for use in uses if not is_vectorizer(use.transformer) for p in use.places}
+    others = {p for use in uses if not is_vectorizer(use.transformer) for p in use.positions}
     if not any(is_vectorizer(use.transformer) for use in uses):
         return set(names)
-    texts = {use.places[0] for use in uses if is_vectorizer(use.transformer)}
+    texts = {use.positions[0] for use in uses if is_vectorizer(use.transformer)}
     return {name for place, name in enumerate(names) if place in others or place not in texts}
 
 
@@ -119,24 +119,24 @@ def _is_column_transformer(model: Any) -> bool:
     return hasattr(model, "transformers_") and hasattr(model, "remainder")
 
 
-def _uses(part: Any, names: Sequence[str], places: tuple[int, ...]) -> Iterator[Use]:
+def _uses(part: Any, names: Sequence[str], positions: tuple[int, ...]) -> Iterator[Use]:
     if isinstance(part, str):
         return
     if hasattr(part, "steps"):
         for _, step in part.steps:
-            if getattr(step, "n_features_in_", len(places)) != len(places):
+            if getattr(step, "n_features_in_", len(positions)) != len(positions):
                 return
-            yield from _uses(step, names, places)
+            yield from _uses(step, names, positions)
             if not _keeps_columns(step):
                 return
     elif _is_column_transformer(part):
         for _, each, chosen in part.transformers_:
-            yield from _uses(each, names, tuple(places[i] for i in _places(chosen, names)))
+            yield from _uses(each, names, tuple(positions[i] for i in _places(chosen, names)))
     elif hasattr(part, "transformer_list"):
         for _, each in part.transformer_list:
-            yield from _uses(each, names, places)
+            yield from _uses(each, names, positions)
     else:
-        yield Use(part, places)
+        yield Use(part, positions)
 
 
 def _keeps_columns(step: Any) -> bool:

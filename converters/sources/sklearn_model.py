@@ -22,8 +22,8 @@ from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tree_sum
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
-from converters.tables.table import MISSING, Column, Table, ordinary_row
-from converters.tables.vectorizers import vocabulary_note, written
+from converters.tabular.table import MISSING, Column, Table, ordinary_row
+from converters.tabular.vectorizers import vocabulary_note, written
 
 KIND_REMARKS = {
     "outliers": (
@@ -108,7 +108,7 @@ class SklearnModel(TabularModel):
         return np.array([order[str(each)] for each in predicted], dtype=np.int64)
 
     def graph(self) -> onnx.ModelProto:
-        from converters.tables.sklearn2onnx import convert_estimator
+        from converters.tabular.sklearn2onnx import convert_estimator
 
         columns = self._trained if self.by_name else None
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]

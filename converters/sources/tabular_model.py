@@ -12,8 +12,8 @@ import onnx
 
 from converters.errors import SourceMissing, SourceRefused, no_traceback
 from converters.sources.archive import require_no_bomb
-from converters.tables.table import Column, Table
-from converters.tables.trees2onnx import Tree
+from converters.tabular.table import Column, Table
+from converters.tabular.trees2onnx import Tree
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
@@ -37,7 +37,7 @@ class TabularModel(ABC):
 
     library: ClassVar[str]
     number: ClassVar[str] = "FP64"
-    # What may be said of a model that its file does not hold (``Order.options``).
+    # What may be said of a model that its file does not hold (``ConversionRequest.options``).
     options: ClassVar[tuple[str, ...]] = ()
 
     columns: tuple[Column, ...]

@@ -31,7 +31,7 @@ NUMPY_TYPES: Mapping[str, type] = {
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorInfo:
     """An input or output. ``dims`` leave the batch axis out; -1 is an axis of any length, and axes
     of one name in ``axes`` have one length. ``flat``: the graph has no axis but the batch's."""
 
@@ -46,18 +46,18 @@ class Port:
         """As Triton shows it, which wants an axis beside the batch's."""
         return self.dims or (1,)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the pipeline is declared with."""
         return {**asdict(self), "dims": list(self.dims), "axes": list(self.axes)}
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> "Port":
-        """What ``facts`` gave."""
-        return cls(**{**facts, "dims": tuple(facts["dims"]), "axes": tuple(facts["axes"])})
+    def from_facts(cls, metadata: Mapping[str, Any]) -> "TensorInfo":
+        """What ``metadata`` gave."""
+        return cls(**{**metadata, "dims": tuple(metadata["dims"]), "axes": tuple(metadata["axes"])})
 
 
 @dataclass(frozen=True)
-class Told:
+class ReferenceOutputs:
     """What an oracle said: for each group each output's array, and which oracle it was; ``noise``
     is what FP32 rounds off of each element of each output FP32 (``closeness.noise_of``)."""
 
@@ -69,8 +69,8 @@ class Told:
 class TensorSource(ABC):
     """A model opened and checked: SourceMissing or SourceRefused said what was wrong."""
 
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -102,11 +102,11 @@ class TensorSource(ABC):
         """Write the graph, one file."""
 
     @abstractmethod
-    def ask(self, groups: Sequence[Group], folder: Path) -> Told:
+    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
         """The original's answers, one row at a time, in a process of its own."""
 
 
-def require_servable(ports: Sequence[Port], side: str) -> None:
+def require_servable(ports: Sequence[TensorInfo], side: str) -> None:
     """SourceRefused for tensors that no REST client could send or read."""
     for port in ports:
         if side == "input" and port.dtype == "FP16":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.sources.tensor_source import Group, Port, TensorSource, Told
+from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
 from converters.tensors.ids import id_counts
 
 V2_TYPES = {
@@ -72,17 +72,17 @@ class TorchFactory(TensorSource):
 
         export_module(self.module, self._example, self.outputs, target)
 
-    def ask(self, groups: Sequence[Group], folder: Path) -> Told:
+    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
         from converters.tensors.torch_oracle import ask_module
 
         names = [port.name for port in self.outputs]
-        told, weights = ask_module(self.source, names, groups, folder)
+        reported, weights = ask_module(self.source, names, groups, folder)
         if weights != self.settings():
             raise SourceRefused(
                 f"{self.source} makes another model each time it is called (random weights?): load "
                 "trained weights, or seed it"
             )
-        return told
+        return reported
 
 
 def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
@@ -265,13 +265,13 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _port(source: str, name: str, tensor: torch.Tensor) -> Port:
+def _port(source: str, name: str, tensor: torch.Tensor) -> TensorInfo:
     if tensor.dtype not in V2_TYPES:
         raise SourceRefused(
             f"{source}: {name!r} is {tensor.dtype}, which cannot be served: cast it inside"
         )
     dims = tuple(map(int, tensor.shape[1:]))
-    return Port(name, V2_TYPES[tensor.dtype], dims, flat=not dims)
+    return TensorInfo(name, V2_TYPES[tensor.dtype], dims, flat=not dims)
 
 
 def _said(error: BaseException) -> str:

@@ -12,16 +12,16 @@ import onnx
 
 from converters.errors import SourceRefused
 from converters.sources.tabular_model import NOTHING, Forest, TabularModel
-from converters.tables.category_graph import (
+from converters.tabular.category_graph import (
     NO,
     CategorySplits,
     category_frame,
     coded,
     with_coded_inputs,
 )
-from converters.tables.graph import linear_graph, tree_graph
-from converters.tables.table import Column, Table
-from converters.tables.trees2onnx import Tree, thresholds_by_feature
+from converters.tabular.graph import linear_graph, tree_graph
+from converters.tabular.table import Column, Table
+from converters.tabular.trees2onnx import Tree, thresholds_by_feature
 
 # Objective -> the link from raw scores to an answer.
 LINKS = {

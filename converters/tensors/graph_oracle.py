@@ -17,7 +17,7 @@ import numpy as np
 from converters.original import ask, fp32_noise, places_again
 from converters.past import require_same_again
 from converters.runner import NO_SPINNING
-from converters.sources.tensor_source import Group, Told
+from converters.sources.tensor_source import Group, ReferenceOutputs
 from converters.tensors.graph_probe import limit_memory, reason_of
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import as_fed, as_kept, doubled, joined, single_rows
@@ -30,14 +30,14 @@ EXACT = 8  # rows of a group that are asked in FP64 as well: it is slow
 Answer = Callable[[Group], dict[str, np.ndarray]]
 
 
-def ask_reference(path: Path, groups: Sequence[Group], folder: Path) -> Told:
+def ask_reference(path: Path, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
     """The answers to each group, asked about one row at a time."""
     questions = folder / "rows.npz"
     np.savez(questions, **pack_groups(groups, "in"))
     answers = folder / "reference.npz"
-    told = ask("converters.tensors.graph_oracle", path, questions, answers=answers)
-    outputs, noise = (unpack_groups(told, part) for part in ("out", "noise"))
-    return Told(outputs, str(told["oracle"]), noise)
+    reported = ask("converters.tensors.graph_oracle", path, questions, answers=answers)
+    outputs, noise = (unpack_groups(reported, part) for part in ("out", "noise"))
+    return ReferenceOutputs(outputs, str(reported["oracle"]), noise)
 
 
 def main(model: str, questions: str, answers: str) -> None:
@@ -64,9 +64,9 @@ def main(model: str, questions: str, answers: str) -> None:
     np.savez(answers, oracle=np.array(oracle), **arrays)
 
 
-def _require_a_row_each(groups: Sequence[Group], told: Sequence[Group]) -> None:
+def _require_a_row_each(groups: Sequence[Group], reported: Sequence[Group]) -> None:
     """Ends the process where an output has not one row for each row that it was asked about."""
-    for group, outputs in zip(groups, told, strict=True):
+    for group, outputs in zip(groups, reported, strict=True):
         rows = len(next(iter(group.values())))
         for name, values in outputs.items():
             if len(values) != rows:
@@ -78,18 +78,18 @@ def _require_a_row_each(groups: Sequence[Group], told: Sequence[Group]) -> None:
                 )
 
 
-def _noise(model: str, group: Group, told: Group) -> dict[str, np.ndarray]:
+def _noise(model: str, group: Group, reported: Group) -> dict[str, np.ndarray]:
     """What FP32 rounds off of each output FP32: the same graph in FP64."""
-    floats = {n: each for n, each in told.items() if each.dtype == np.float32 and each.size}
+    floats = {n: each for n, each in reported.items() if each.dtype == np.float32 and each.size}
     if not floats:
         return {}
 
-    def exact(places: list[int]) -> dict[str, np.ndarray]:
+    def exact(positions: list[int]) -> dict[str, np.ndarray]:
         from onnx.reference import ReferenceEvaluator
 
         evaluator = ReferenceEvaluator(in_double(model))
         rows = list(single_rows(group))
-        answers = [evaluator.run(None, as_fed(doubled(rows[place]))) for place in places]
+        answers = [evaluator.run(None, as_fed(doubled(rows[place]))) for place in positions]
         return joined([_named(evaluator.output_names, each) for each in answers])
 
     noise = fp32_noise(floats, exact, EXACT)
@@ -131,11 +131,11 @@ def in_double(model: str) -> Any:
 
 
 def _require_no_past(
-    model: str, oracle: str, groups: Sequence[Group], told: Sequence[Group]
+    model: str, oracle: str, groups: Sequence[Group], reported: Sequence[Group]
 ) -> None:
     """The same once more, from a fresh executor and in reverse."""
     answer = _evaluated(model) if oracle == REFERENCE else _unoptimised(model)
-    for group, outputs in zip(groups, told, strict=True):
+    for group, outputs in zip(groups, reported, strict=True):
         rows = list(single_rows(group))
         labels = [f"sample {row}" for row in range(len(rows))]
         again = joined([answer(rows[place]) for place in places_again(len(rows))])

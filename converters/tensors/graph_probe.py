@@ -19,7 +19,7 @@ import numpy as np
 
 from converters.errors import SourceRefused
 from converters.offline import OFFLINE
-from converters.sources.tensor_source import Port
+from converters.sources.tensor_source import TensorInfo
 
 TIMEOUT_S = 300.0
 # Address space: the runtime itself maps about 2 GB, and the constants are folded into copies.
@@ -43,7 +43,8 @@ V2_TYPES = {
 
 
 def probe(graph: Path, path: Path) -> dict[str, Any]:
-    """``inputs`` and ``outputs`` as ``Port.facts``, ``ids`` as ``id_counts``; SourceRefused says
+    """``inputs`` and ``outputs`` as ``TensorInfo.metadata``, ``ids`` as ``id_counts``;
+    SourceRefused says
     why the ``graph`` made of the file ``path`` (the same, mostly) cannot be served."""
     command = [sys.executable, "-m", "converters.tensors.graph_probe", str(graph)]
     try:
@@ -66,12 +67,12 @@ def ports(session: Any) -> dict[str, list[dict[str, Any]]]:
     """What the graph takes and gives; ValueError with cause and remedy when Triton cannot serve
     it."""
     return {
-        "inputs": [_port(node, "input").facts() for node in session.get_inputs()],
-        "outputs": [_port(node, "output").facts() for node in session.get_outputs()],
+        "inputs": [_port(node, "input").metadata() for node in session.get_inputs()],
+        "outputs": [_port(node, "output").metadata() for node in session.get_outputs()],
     }
 
 
-def _port(node: Any, side: str) -> Port:
+def _port(node: Any, side: str) -> TensorInfo:
     if not node.type.startswith("tensor("):
         raise ValueError(
             f"{side} {node.name!r} is a {node.type}, and Triton carries only tensors: export "
@@ -96,7 +97,7 @@ def _port(node: Any, side: str) -> Port:
         )
     dims = tuple(axis if isinstance(axis, int) else -1 for axis in rest)
     names = tuple(axis if isinstance(axis, str) else "" for axis in rest)
-    return Port(node.name, V2_TYPES[node.type], dims, names, flat=not rest)
+    return TensorInfo(node.name, V2_TYPES[node.type], dims, names, flat=not rest)
 
 
 def reason_of(error: Exception) -> str:
@@ -166,7 +167,7 @@ def _ids(session: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     from converters.tensors.proof import as_fed
     from converters.tensors.samples import made_up
 
-    ports_in = [Port.from_facts(each) for each in inputs]
+    ports_in = [TensorInfo.from_facts(each) for each in inputs]
     (*_, group) = made_up(ports_in)
     row = {
         name: np.zeros_like(each[:1]) if each.dtype.kind in "iu" else each[:1]

@@ -1,4 +1,4 @@
-"""Groups of rows as one ``.npz``, for the oracles' processes and for a Case."""
+"""Groups of rows as one ``.npz``, for the oracles' processes and for a Reference."""
 
 from collections.abc import Mapping, Sequence
 

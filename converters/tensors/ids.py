@@ -33,8 +33,10 @@ def id_counts(ask: Ask, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if values.dtype.kind not in "iu" or not values.size or values.size != values[0].size:
             continue
         few = values.size <= COLUMNS
-        places = [(slice(None), *each) for each in np.ndindex(values.shape[1:])] if few else [...]
-        counts = [_count(ask, row, name, place, deadline) for place in places]
+        positions = (
+            [(slice(None), *each) for each in np.ndindex(values.shape[1:])] if few else [...]
+        )
+        counts = [_count(ask, row, name, place, deadline) for place in positions]
         if any(counts):
             shape = values.shape[1:] if few else ()
             found[name] = np.array(counts, dtype=np.int64).reshape(shape)

@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 
 from converters.errors import ExportFailed
-from converters.sources.tensor_source import Port
+from converters.sources.tensor_source import TensorInfo
 from converters.torch2onnx import OPSET, _quiet
 
 # The exporter trips over an output that is called as something inside: the names come afterwards.
@@ -34,7 +34,7 @@ class _Flat(torch.nn.Module):
 def export_module(
     module: torch.nn.Module,
     example: Mapping[str, torch.Tensor],
-    outputs: Sequence[Port],
+    outputs: Sequence[TensorInfo],
     target: Path,
 ) -> None:
     """Write ``target``: the example's inputs, ``outputs``, axis 0 of each the batch; ExportFailed
@@ -84,7 +84,7 @@ def _require_dynamic(model: onnx.ModelProto, inputs: Sequence[str]) -> None:
             )
 
 
-def _name_outputs(graph: onnx.GraphProto, outputs: Sequence[Port]) -> None:
+def _name_outputs(graph: onnx.GraphProto, outputs: Sequence[TensorInfo]) -> None:
     """The public names and shapes, each behind an Identity."""
     inside = {name for node in graph.node for name in node.output} - {o.name for o in graph.output}
     inside |= {each.name for each in graph.initializer}

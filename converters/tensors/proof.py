@@ -21,8 +21,8 @@ from converters.proof import Check, at_least, at_most, worst_difference
 from converters.relative import largest_relative, relative_checks
 from converters.runner import OpenRunner, onnx_runner
 from converters.self_test import answers_self_test
-from converters.sources.tensor_source import Group, Port
-from converters.task import Case
+from converters.sources.tensor_source import Group, TensorInfo
+from converters.task import Reference
 from converters.tensors.group_files import unpack_groups
 from converters.tolerance import Tolerance
 
@@ -30,13 +30,13 @@ BATCH_SIZES = (1, 2, 32)
 
 
 class TensorGraph:
-    """The engine, opened by ``runner``. ``facts`` are the task's."""
+    """The engine, opened by ``runner``. ``metadata`` are the task's."""
 
     def __init__(
-        self, engine: Path, facts: Mapping[str, Any], runner: OpenRunner = onnx_runner
+        self, engine: Path, metadata: Mapping[str, Any], runner: OpenRunner = onnx_runner
     ) -> None:
         self._session = runner(engine)
-        self.outputs = [Port.from_facts(each) for each in facts["outputs"]]
+        self.outputs = [TensorInfo.from_facts(each) for each in metadata["outputs"]]
 
     def run(self, group: Group) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group at once."""
@@ -85,40 +85,40 @@ def joined(answers: Sequence[Group]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
 
 
-def graph_checks(graph: TensorGraph, case: Case) -> list[Check]:
+def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
     """Every check of the graph, for each group of rows."""
-    oracle, checks = str(case.answers["oracle"]), []
-    parts = case_groups(case)
+    oracle, checks = str(reference.answers["oracle"]), []
+    parts = case_groups(reference)
     for group, original, noise in parts:
         where = f"parity with {oracle}{shape_note(group, len(parts))}"
         alone, together = graph.alone(group), graph.run(group)
         checks += [
-            *parity(where, alone, original, noise, case),
-            *_self_test(where, original, noise, case),
-            *invariance("batch invariance", together, alone, case.tolerance.invariance, noise),
+            *parity(where, alone, original, noise, reference),
+            *_self_test(where, original, noise, reference),
+            *invariance("batch invariance", together, alone, reference.tolerance.invariance, noise),
             *invariance("determinism", graph.run(group), together, 0.0),
             _dynamic_batch(graph, group),
         ]
     return checks
 
 
-def parity_checks(graph: TensorGraph, case: Case) -> list[Check]:
+def parity_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
     """The checks of parity alone."""
     checks: list[Check] = []
-    for group, original, noise in case_groups(case):
-        checks += parity("parity", graph.alone(group), original, noise, case)
+    for group, original, noise in case_groups(reference):
+        checks += parity("parity", graph.alone(group), original, noise, reference)
     return checks
 
 
-def case_groups(case: Case) -> list[tuple[Group, Group, Group]]:
+def case_groups(reference: Reference) -> list[tuple[Group, Group, Group]]:
     """Of each group of rows the inputs, the original's outputs, and what FP32 rounds off of them
-    (``Told.noise``)."""
-    given, told = (unpack_groups(case.answers, part) for part in ("in", "out"))
-    noise = unpack_groups(case.answers, "noise") or [{} for _ in told]
-    return list(zip(given, told, noise, strict=True))
+    (``ReferenceOutputs.noise``)."""
+    given, reported = (unpack_groups(reference.answers, part) for part in ("in", "out"))
+    noise = unpack_groups(reference.answers, "noise") or [{} for _ in reported]
+    return list(zip(given, reported, noise, strict=True))
 
 
-def _self_test(where: str, original: Group, noise: Group, case: Case) -> list[Check]:
+def _self_test(where: str, original: Group, noise: Group, reference: Reference) -> list[Check]:
     """Faults planted into each output of floats, and into it alone."""
     return [
         check
@@ -126,7 +126,7 @@ def _self_test(where: str, original: Group, noise: Group, case: Case) -> list[Ch
         if wanted.dtype.kind == "f" and wanted.size
         for check in answers_self_test(
             lambda answers, name=name: parity(  # type: ignore[misc]
-                where, {name: answers}, {name: original[name]}, noise, case
+                where, {name: answers}, {name: original[name]}, noise, reference
             ),
             wanted,
             function_of(wanted),
@@ -135,12 +135,12 @@ def _self_test(where: str, original: Group, noise: Group, case: Case) -> list[Ch
     ]
 
 
-def outputs_closeness(graph: TensorGraph, case: Case) -> Closeness:
+def outputs_closeness(graph: TensorGraph, reference: Reference) -> Closeness:
     """Every row alone, relative to the original's numbers; the worst of all FP outputs. Agreement
     is the same largest element of outputs [n, classes], over all rows."""
     views = []
-    originals = unpack_groups(case.answers, "out")
-    for group, original in zip(unpack_groups(case.answers, "in"), originals, strict=True):
+    originals = unpack_groups(reference.answers, "out")
+    for group, original in zip(unpack_groups(reference.answers, "in"), originals, strict=True):
         alone = graph.alone(group)
         for name, wanted in original.items():
             if wanted.dtype.kind == "f" and wanted.size:
@@ -158,23 +158,25 @@ def shape_note(group: Group, groups: int) -> str:
     return " at " + ", ".join(f"{name}{list(values.shape[1:])}" for name, values in group.items())
 
 
-def parity(where: str, got: Group, original: Group, noise: Group, case: Case) -> list[Check]:
+def parity(
+    where: str, got: Group, original: Group, noise: Group, reference: Reference
+) -> list[Check]:
     """Every output against the original's, row by row."""
     checks: list[Check] = []
     for name, wanted in original.items():
         mine = beyond_noise(got[name], wanted, noise.get(name))
         labels = row_labels(name, len(wanted))
         if wanted.dtype.kind != "f" or mine.shape != wanted.shape or not wanted.size:
-            shares = case.tolerance.shares
+            shares = reference.tolerance.shares
             checks += relative_checks(f"{where}: {name}", mine, wanted, shares, labels)
             continue
         flat = mine.reshape(len(mine), -1), wanted.reshape(len(wanted), -1)
         title = f"{where}: {name}"
         checks += score_spread_checks(
-            title, *flat, function_of(wanted), case.tolerance.shares, labels
+            title, *flat, function_of(wanted), reference.tolerance.shares, labels
         )
-        checks += _cosine(name, *flat, case)
-        checks += _decisions(name, *flat, case, labels)
+        checks += _cosine(name, *flat, reference)
+        checks += _decisions(name, *flat, reference, labels)
     return checks
 
 
@@ -192,12 +194,12 @@ def function_of(original: np.ndarray) -> str:
 
 
 def _decisions(
-    name: str, got: np.ndarray, wanted: np.ndarray, case: Case, labels: Sequence[str]
+    name: str, got: np.ndarray, wanted: np.ndarray, reference: Reference, labels: Sequence[str]
 ) -> list[Check]:
     """The same largest element of an output [n, classes], and the same side of 0.5 of one that is a
     probability, where the original's lead is clear; probabilities also within the limits that a
     classifier's have."""
-    allowed, checks = case.tolerance, []
+    allowed, checks = reference.tolerance, []
     function = function_of(wanted)
     if function != "none":
         title = f"probabilities {name}: largest difference"
@@ -206,13 +208,13 @@ def _decisions(
         mine, theirs = (np.concatenate([1 - each, each], axis=1) for each in (got, wanted))
         title = f"task: same side of 0.5 of {name}"
         checks.append(same_decision(title, mine, theirs, allowed, labels))
-    if wanted.shape[1] > 1 and len(wanted.shape) == 2 and _rank(case, name) == 1:
+    if wanted.shape[1] > 1 and len(wanted.shape) == 2 and _rank(reference, name) == 1:
         checks.append(same_largest_check(name, got, wanted, allowed, labels))
     return checks
 
 
-def _rank(case: Case, name: str) -> int:
-    return next(len(each["dims"]) for each in case.facts["outputs"] if each["name"] == name)
+def _rank(reference: Reference, name: str) -> int:
+    return next(len(each["dims"]) for each in reference.metadata["outputs"] if each["name"] == name)
 
 
 def same_largest_check(
@@ -229,16 +231,16 @@ def same_largest_check(
     return at_least(f"task: same largest of {name}", share, allowed.agreement, worst)
 
 
-def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, case: Case) -> list[Check]:
+def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, reference: Reference) -> list[Check]:
     """The lowest cosine of the rows that have a direction: those longer than what may differ, ten
     times over. A vector of almost nothing, and a single number, have none."""
     typical = np.sqrt((spread_of(wanted).size ** 2).mean())
-    noise = 10 * case.tolerance.shares.lost * typical * np.sqrt(wanted.shape[1])
+    noise = 10 * reference.tolerance.shares.lost * typical * np.sqrt(wanted.shape[1])
     long = np.flatnonzero(np.linalg.norm(wanted.astype(np.float64), axis=1) > noise)
     if wanted.shape[1] < 2 or not len(long):
         return []
     labels = [f"{name!r} of sample {row}" for row in long]
-    limit = case.tolerance.cosine
+    limit = reference.tolerance.cosine
     return [lowest_cosine(f"{name}: lowest cosine", got[long], wanted[long], limit, labels)]
 
 
@@ -265,9 +267,9 @@ def row_labels(name: str, rows: int) -> list[str]:
 def _dynamic_batch(graph: TensorGraph, group: Group) -> Check:
     wrong, rows = 0, len(next(iter(group.values())))
     for size in BATCH_SIZES:
-        places = np.arange(size) % rows
+        positions = np.arange(size) % rows
         try:
-            answers = graph.run({name: values[places] for name, values in group.items()})
+            answers = graph.run({name: values[positions] for name, values in group.items()})
         except Exception:  # ONNX Runtime's errors share no base class
             wrong += 1
             continue

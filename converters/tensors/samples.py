@@ -8,8 +8,8 @@ import numpy as np
 
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.archive import require_no_bomb
-from converters.sources.tensor_source import NUMPY_TYPES, Group, Port
-from converters.texts.sample_files import SAMPLE_LIMIT
+from converters.sources.tensor_source import NUMPY_TYPES, Group, TensorInfo
+from converters.text.sample_files import SAMPLE_LIMIT
 
 ROWS = 24
 # Of the example's own rows so many stay as they are; a table is read by so many more at most.
@@ -19,7 +19,7 @@ LENGTHS = (1, 7, 16)  # of an axis of any length, where nobody said
 SEED = 20240229
 
 
-def read_npz(path: Path, inputs: Sequence[Port]) -> list[Group]:
+def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Group]:
     """One group of rows from an ``.npz`` whose arrays are named as the inputs; SourceMissing or
     SourceRefused names the array."""
     if not path.is_file():
@@ -51,7 +51,7 @@ def read_npz(path: Path, inputs: Sequence[Port]) -> list[Group]:
     return [{name: values[:SAMPLE_LIMIT] for name, values in group.items()}]
 
 
-def _fitted(path: Path, port: Port, values: np.ndarray) -> np.ndarray:
+def _fitted(path: Path, port: TensorInfo, values: np.ndarray) -> np.ndarray:
     where = f"{path}: {port.name!r}"
     fits = values.ndim == len(port.dims) + 1 and all(
         want in (-1, got) for want, got in zip(port.dims, values.shape[1:], strict=True)
@@ -128,7 +128,7 @@ def _all_over(
     return np.resize(generator.permutation(ids), wanted)
 
 
-def variations(example: Mapping[str, np.ndarray], inputs: Sequence[Port]) -> list[Group]:
+def variations(example: Mapping[str, np.ndarray], inputs: Sequence[TensorInfo]) -> list[Group]:
     """The example's rows, and ``ROWS`` more in its range: integers stay within those that it
     has."""
     generator = np.random.default_rng(SEED)
@@ -165,7 +165,7 @@ def _varied(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.asarray(drawn)
 
 
-def made_up(inputs: Sequence[Port]) -> list[Group]:
+def made_up(inputs: Sequence[TensorInfo]) -> list[Group]:
     """Rows for a graph of which nothing is known but its inputs: normal floats, integers 0 and 1; a
     group for each of ``LENGTHS`` where an axis may have any."""
     generator = np.random.default_rng(SEED)
@@ -173,7 +173,7 @@ def made_up(inputs: Sequence[Port]) -> list[Group]:
     return [{port.name: _made_up(port, length, generator) for port in inputs} for length in lengths]
 
 
-def _made_up(port: Port, length: int, generator: np.random.Generator) -> np.ndarray:
+def _made_up(port: TensorInfo, length: int, generator: np.random.Generator) -> np.ndarray:
     shape = (ROWS, *(length if dim == -1 else dim for dim in port.dims))
     kind = NUMPY_TYPES[port.dtype]
     if port.dtype == "BYTES":

@@ -6,8 +6,8 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof import Check
-from converters.sources.tensor_source import Group, Port
-from converters.task import Case
+from converters.sources.tensor_source import Group, TensorInfo
+from converters.task import Reference
 from converters.tensors.proof import (
     as_kept,
     case_groups,
@@ -22,34 +22,40 @@ TIMEOUT_S = 120.0
 BATCH = 8
 
 
-def served_checks(address: str, case: Case) -> list[Check]:
+def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the pipeline at ``address``: one row a request, and in batches of eight."""
     checks: list[Check] = []
-    parts = case_groups(case)
+    parts = case_groups(reference)
     with triton.InferenceServerClient(address) as client:
         for group, original, noise in parts:
-            alone, together = (_all(client, case, group, size) for size in (1, BATCH))
+            alone, together = (_all(client, reference, group, size) for size in (1, BATCH))
             where = f"served, parity{shape_note(group, len(parts))}"
-            checks += parity(where, alone, original, noise, case)
+            checks += parity(where, alone, original, noise, reference)
             checks += invariance(
-                f"served, batches of {BATCH}", together, alone, case.tolerance.invariance, noise
+                f"served, batches of {BATCH}",
+                together,
+                alone,
+                reference.tolerance.invariance,
+                noise,
             )
     return checks
 
 
 def _all(
-    client: triton.InferenceServerClient, case: Case, group: Group, size: int
+    client: triton.InferenceServerClient, reference: Reference, group: Group, size: int
 ) -> dict[str, np.ndarray]:
-    inputs = [Port.from_facts(each) for each in case.facts["inputs"]]
-    outputs = [Port.from_facts(each) for each in case.facts["outputs"]]
-    return joined([_infer(client, case.name, inputs, outputs, b) for b in single_rows(group, size)])
+    inputs = [TensorInfo.from_facts(each) for each in reference.metadata["inputs"]]
+    outputs = [TensorInfo.from_facts(each) for each in reference.metadata["outputs"]]
+    return joined(
+        [_infer(client, reference.name, inputs, outputs, b) for b in single_rows(group, size)]
+    )
 
 
 def _infer(
     client: triton.InferenceServerClient,
     model: str,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
     batch: Group,
 ) -> dict[str, np.ndarray]:
     tensors = []

@@ -13,7 +13,7 @@ from converters.exercised import rows_lines, spread_lines
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.sources.tensor_source import Group, TensorSource, require_servable
-from converters.task import Case, Eager, Feed, Order, Task
+from converters.task import ConversionRequest, Eager, Feed, Reference, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import (
     TensorGraph,
@@ -36,23 +36,23 @@ class Tensors(Task):
 
     name: ClassVar[str] = "tensors"
 
-    def __init__(self, order: Order) -> None:
-        super().__init__(order)
-        self.source: TensorSource = open_source(order.source)
+    def __init__(self, request: ConversionRequest) -> None:
+        super().__init__(request)
+        self.source: TensorSource = open_source(request.source)
         require_servable(self.source.inputs, "input")
         require_servable(self.source.outputs, "output")
         self.groups = self._groups()
 
     def _groups(self) -> list[Group]:
-        if self.order.samples:
-            return read_npz(self.order.samples, self.source.inputs)
+        if self.request.samples:
+            return read_npz(self.request.samples, self.source.inputs)
         example, inputs = self.source.example(), self.source.inputs
         groups = made_up(inputs) if example is None else variations(example, inputs)
         return whole_tables(groups, self.source.ids())
 
-    def calibration(self, case: Case) -> Iterator[Feed]:
+    def calibration(self, reference: Reference) -> Iterator[Feed]:
         example = self.source.example()
-        if not self.order.samples and example is not None:
+        if not self.request.samples and example is not None:
             for name, values in example.items():
                 if values.dtype.kind == "f" and values.size and values.min() == values.max():
                     raise SourceRefused(
@@ -60,21 +60,23 @@ class Tensors(Task):
                         f"is all {values.flat[0]:g}, which says nothing of the range that real "
                         "inputs have: give --samples, or an example with real rows"
                     )
-        return self.feeds(case)
+        return self.feeds(reference)
 
-    def exercised(self, case: Case) -> list[str]:
-        groups = unpack_groups(case.answers, INPUTS)
-        lines = [self.whose(sum(map(_rows, groups))) + f", answered by {case.answers['oracle']}"]
+    def exercised(self, reference: Reference) -> list[str]:
+        groups = unpack_groups(reference.answers, INPUTS)
+        lines = [
+            self.whose(sum(map(_rows, groups))) + f", answered by {reference.answers['oracle']}"
+        ]
         for name, counts in self.source.ids().items():
             lines += _id_lines(name, counts, [group[name] for group in groups])
-        graph = case.folder / "model.onnx"
+        graph = reference.folder / "model.onnx"
         if graph.is_file():
-            lines += unreached(graph, self.feeds(case))
+            lines += unreached(graph, self.feeds(reference))
         for group in groups:
             lines += self._input_lines(group)
-        for told in unpack_groups(case.answers, OUTPUTS):
-            for name, values in told.items():
-                lines += spread_lines(f"output {name}", values, case.tolerance)
+        for reported in unpack_groups(reference.answers, OUTPUTS):
+            for name, values in reported.items():
+                lines += spread_lines(f"output {name}", values, reference.tolerance)
         return list(dict.fromkeys(lines))
 
     def _input_lines(self, group: Group) -> Iterator[str]:
@@ -86,13 +88,13 @@ class Tensors(Task):
         return self.source.files()
 
     def settings(self) -> str:
-        samples = files_sha256([self.order.samples]) if self.order.samples else "varied"
+        samples = files_sha256([self.request.samples]) if self.request.samples else "varied"
         return f"{samples} {self.source.settings()}"
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
-            "inputs": [port.facts() for port in self.source.inputs],
-            "outputs": [port.facts() for port in self.source.outputs],
+            "inputs": [port.metadata() for port in self.source.inputs],
+            "outputs": [port.metadata() for port in self.source.outputs],
             "half": self.source.computes_in_half(),
         }
 
@@ -100,49 +102,52 @@ class Tensors(Task):
         self.source.write(target)
 
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        told = self.source.ask(self.groups, folder)
-        _require_finite(told.outputs, bool(self.order.samples))
-        say(f"{self.order.name}: {sum(map(_rows, self.groups))} samples answered by {told.oracle}")
+        reported = self.source.ask(self.groups, folder)
+        _require_finite(reported.outputs, bool(self.request.samples))
+        say(
+            f"{self.request.name}: {sum(map(_rows, self.groups))} samples "
+            f"answered by {reported.oracle}"
+        )
         return {
             **pack_groups(self.groups, INPUTS),
-            **pack_groups(told.outputs, OUTPUTS),
-            **pack_groups(told.noise, NOISE),
-            "oracle": np.array(told.oracle),
+            **pack_groups(reported.outputs, OUTPUTS),
+            **pack_groups(reported.noise, NOISE),
+            "oracle": np.array(reported.oracle),
         }
 
-    def feeds(self, case: Case) -> Iterator[Feed]:
-        for group in unpack_groups(case.answers, INPUTS):
+    def feeds(self, reference: Reference) -> Iterator[Feed]:
+        for group in unpack_groups(reference.answers, INPUTS):
             for row in range(_rows(group)):
                 yield as_fed({name: values[row : row + 1] for name, values in group.items()})
 
     def prove_graph(
-        self, engine: Path, case: Case, runner: OpenRunner = onnx_runner
+        self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        return graph_checks(TensorGraph(engine, case.facts, runner), case)
+        return graph_checks(TensorGraph(engine, reference.metadata, runner), reference)
 
-    def parity_checks(self, engine: Path, case: Case) -> list[Check]:
-        return parity_checks(TensorGraph(engine, case.facts), case)
+    def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
+        return parity_checks(TensorGraph(engine, reference.metadata), reference)
 
-    def closeness(self, engine: Path, case: Case) -> Closeness:
-        return outputs_closeness(TensorGraph(engine, case.facts), case)
+    def closeness(self, engine: Path, reference: Reference) -> Closeness:
+        return outputs_closeness(TensorGraph(engine, reference.metadata), reference)
 
     def eager(self) -> Eager | None:
         return self.source.eager()
 
-    def prove_served(self, address: str, case: Case) -> list[Check]:
-        return served_checks(address, case)
+    def prove_served(self, address: str, reference: Reference) -> list[Check]:
+        return served_checks(address, reference)
 
-    def golden(self, case: Case) -> Golden:
-        given = unpack_groups(case.answers, INPUTS)[0]
-        told = unpack_groups(case.answers, OUTPUTS)[0]
-        expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in told.items()}
+    def golden(self, reference: Reference) -> Golden:
+        given = unpack_groups(reference.answers, INPUTS)[0]
+        reported = unpack_groups(reference.answers, OUTPUTS)[0]
+        expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in reported.items()}
         return Golden(
             request={
                 port.name: _flat(given[port.name][0]) if port.dims else given[port.name][0].item()
                 for port in self.source.inputs
             },
             expect=expect,
-            tolerance=_golden_tolerance(told, case),
+            tolerance=_golden_tolerance(reported, reference),
         )
 
 
@@ -184,12 +189,12 @@ def _flat(values: np.ndarray) -> list[Any]:
     return list(np.ravel(values).tolist())
 
 
-def _golden_tolerance(told: Group, case: Case) -> float:
+def _golden_tolerance(reported: Group, reference: Reference) -> float:
     """Ten times what may differ of the output that lies furthest apart."""
     sizes = [0.0]
-    for values in told.values():
+    for values in reported.values():
         if values.dtype.kind == "f" and values.size:
-            spread, shares = spread_of(values), case.tolerance.shares
+            spread, shares = spread_of(values), reference.tolerance.shares
             sizes.append(shares.largest * float(spread.size.max()) + float(spread.floor.max()))
     return 10 * max(sizes)
 

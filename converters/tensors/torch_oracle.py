@@ -13,7 +13,7 @@ import torch
 
 from converters.original import ask, fp32_noise, places_again
 from converters.past import require_same_again
-from converters.sources.tensor_source import Group, Told
+from converters.sources.tensor_source import Group, ReferenceOutputs
 from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import doubled, joined, single_rows
@@ -21,15 +21,15 @@ from converters.tensors.proof import doubled, joined, single_rows
 
 def ask_module(
     source: str, names: Sequence[str], groups: Sequence[Group], folder: Path
-) -> tuple[Told, str]:
+) -> tuple[ReferenceOutputs, str]:
     """The answers under these output names, and the weights that gave them (SHA-256)."""
     questions, written = folder / "rows.npz", folder / "names.json"
     np.savez(questions, **pack_groups(groups, "in"))
     written.write_text(json.dumps(list(names)), encoding="utf-8")
     answers = folder / "torch.npz"
-    told = ask("converters.tensors.torch_oracle", source, written, questions, answers=answers)
-    outputs, noise = (unpack_groups(told, part) for part in ("out", "noise"))
-    return Told(outputs, "torch", noise), str(told["weights"])
+    reported = ask("converters.tensors.torch_oracle", source, written, questions, answers=answers)
+    outputs, noise = (unpack_groups(reported, part) for part in ("out", "noise"))
+    return ReferenceOutputs(outputs, "torch", noise), str(reported["weights"])
 
 
 def main(source: str, names: str, questions: str, answers: str) -> None:
@@ -48,12 +48,12 @@ def main(source: str, names: str, questions: str, answers: str) -> None:
 
 
 def _require_no_past(
-    source: str, names: Sequence[str], groups: Sequence[Group], told: Sequence[Group]
+    source: str, names: Sequence[str], groups: Sequence[Group], reported: Sequence[Group]
 ) -> torch.nn.Module:
     """The same once more, from a fresh module and in reverse: what it answers may not depend on
     that. The fresh module."""
     module, _ = made_by(source, find_factory(source)[0])
-    for group, outputs in zip(groups, told, strict=True):
+    for group, outputs in zip(groups, reported, strict=True):
         rows = list(single_rows(group))
         labels = [f"sample {row}" for row in range(len(rows))]
         again = joined([_answer(module, names, rows[place]) for place in places_again(len(rows))])
@@ -63,17 +63,17 @@ def _require_no_past(
 
 
 def _noise(
-    module: torch.nn.Module, names: Sequence[str], group: Group, told: Group
+    module: torch.nn.Module, names: Sequence[str], group: Group, reported: Group
 ) -> dict[str, np.ndarray]:
     """What FP32 rounds off of each output FP32; the module is in FP64 from then on."""
-    floats = {n: each for n, each in told.items() if each.dtype == np.float32 and each.size}
+    floats = {n: each for n, each in reported.items() if each.dtype == np.float32 and each.size}
     if not floats:
         return {}
     rows = list(single_rows(group))
 
-    def exact(places: list[int]) -> dict[str, np.ndarray]:
+    def exact(positions: list[int]) -> dict[str, np.ndarray]:
         module.double()
-        return joined([_answer(module, names, doubled(rows[place])) for place in places])
+        return joined([_answer(module, names, doubled(rows[place])) for place in positions])
 
     noise = fp32_noise(floats, exact)
     return {name: noise[f"{name}_noise"] for name in floats}

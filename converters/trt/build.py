@@ -19,7 +19,7 @@ from modelspec.profiles import Profile
 
 
 @dataclass(frozen=True)
-class BuildOrder:
+class BuildRequest:
     """``timing_cache`` is read where it is there, and written: the second build of a graph, or of
     one like it, measures no kernel twice."""
 
@@ -33,7 +33,7 @@ def tensorrt_version() -> str:
     return str(trt.__version__)
 
 
-def build_plan(order: BuildOrder, line: ProgressLine) -> bytes:
+def build_plan(order: BuildRequest, line: ProgressLine) -> bytes:
     """The plan; EngineFailed with what TensorRT said. Also when ``line`` stopped the build."""
     log = Log()
     builder = trt.Builder(log)
@@ -55,7 +55,7 @@ def _parse(onnx: Path, network: trt.INetworkDefinition, log: Log) -> None:
         raise EngineFailed(f"TensorRT cannot take {onnx}: {_reason(errors or log.errors)}")
 
 
-def _config(builder: trt.Builder, order: BuildOrder) -> trt.IBuilderConfig:
+def _config(builder: trt.Builder, order: BuildRequest) -> trt.IBuilderConfig:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_mib << 20)
     # On by default, and then FP32 is multiplied with 11 bits: not what was proved.

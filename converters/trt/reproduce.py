@@ -14,18 +14,18 @@ SCRIPT = "reproduce.sh"
 TARGET = "rebuilt-engine"
 
 
-def write(folder: Path, wish: Namespace) -> None:
+def write(folder: Path, options: Namespace) -> None:
     """The script for what was wished of ``onnx2trt``."""
-    atomic_write(folder / SCRIPT, script(wish), mode=0o755)
+    atomic_write(folder / SCRIPT, script(options), mode=0o755)
 
 
-def script(wish: Namespace) -> str:
+def script(options: Namespace) -> str:
     """POSIX shell. The ONNX file is the one beside; everything else is as it was given."""
-    options = [f"--max-batch={wish.max_batch}", f"--usual-batch={wish.usual_batch}"]
-    if wish.lengths:
-        options.append(f"--lengths={','.join(map(str, wish.lengths))}")
-    options.append(f"--workspace-mib={wish.workspace_mib}")
-    options.append(f"--timing-cache={wish.timing_cache.resolve()}")
+    flags = [f"--max-batch={options.max_batch}", f"--usual-batch={options.usual_batch}"]
+    if options.lengths:
+        flags.append(f"--lengths={','.join(map(str, options.lengths))}")
+    flags.append(f"--workspace-mib={options.workspace_mib}")
+    flags.append(f"--timing-cache={options.timing_cache.resolve()}")
     return "\n".join(
         [
             "#!/bin/sh",
@@ -39,7 +39,7 @@ def script(wish: Namespace) -> str:
             '[ -x "$python" ] || python=python3',
             # -P: a folder called converters where the user happens to stand is not ours.
             'exec "${PYTHON:-$python}" -P -m converters.onnx2trt '
-            f'"$here/{ENGINE_FILE}" --output "${{1:-{TARGET}}}" {shlex.join(options)}',
+            f'"$here/{ENGINE_FILE}" --output "${{1:-{TARGET}}}" {shlex.join(flags)}',
             "",
         ]
     )

@@ -20,16 +20,16 @@ TASKS = {"text_embedding": "embedding", "image_classification": "image-classific
 Ask = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
-def measure(engine: dict[str, Any], address: str, wish: Any) -> None:
+def measure(engine: dict[str, Any], address: str, options: Any) -> None:
     """Parity, then rows/s at each batch size, through gRPC and in this process."""
-    local = in_process(engine, wish.cpu)
+    local = in_process(engine, options.cpu)
     with served_by(address, engine["served_as"]) as ask:
         engine["parity"] = parity(engine, ask)
         engine["rows_per_s"] = []
-        for batch in wish.batches:
+        for batch in options.batches:
             rows = feed(engine["model"], batch)
-            through = throughput(ask, rows, wish.seconds, CONNECTIONS)
-            alone = throughput(local, rows, wish.seconds, 1)
+            through = throughput(ask, rows, options.seconds, CONNECTIONS)
+            alone = throughput(local, rows, options.seconds, 1)
             figures = {"batch": batch, "grpc": round(through, 1), "in_process": round(alone, 1)}
             engine["rows_per_s"].append({**figures, "share": round(through / alone, 3)})
             sys.stderr.write(f"{engine['served_as']}: {engine['rows_per_s'][-1]}\n")
@@ -100,7 +100,7 @@ def server_version(address: str) -> str:
 
 @contextmanager
 def served_by(address: str, model: str) -> Iterator[Ask]:
-    """The model behind Triton's gRPC door."""
+    """The model behind Triton's gRPC API."""
     import tritonclient.grpc as grpc
     from tritonclient.utils import np_to_triton_dtype
 

@@ -10,7 +10,7 @@ from deploy.gpu_checks.measured import parity, throughput
 from deploy.gpu_checks.served import LARGEST_BATCH, TOKENS, feed
 
 
-def build_all(work: Path, engines: list[dict[str, Any]], wish: Any) -> dict[str, Any]:
+def build_all(work: Path, engines: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     """An engine of each; ``missing`` says in one line why there is none. RuntimeError when one
     cannot be built."""
     from converters.trt.available import missing
@@ -19,11 +19,12 @@ def build_all(work: Path, engines: list[dict[str, Any]], wish: Any) -> dict[str,
     if reason:
         return {"missing": reason}
     return {
-        each["served_as"]: _plan(work / f"plan-{each['served_as']}", each, wish) for each in engines
+        each["served_as"]: _plan(work / f"plan-{each['served_as']}", each, options)
+        for each in engines
     }
 
 
-def _plan(folder: Path, engine: dict[str, Any], wish: Any) -> dict[str, Any]:
+def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "converters.onnx2trt", engine["files"]["onnx"]]
     command += ["--output", str(folder), f"--max-batch={LARGEST_BATCH}"]
     if engine["model"] == "text_embedding":
@@ -37,8 +38,8 @@ def _plan(folder: Path, engine: dict[str, Any], wish: Any) -> dict[str, Any]:
 
     runner = TrtRunner(folder / "model.plan")
     figures = {
-        str(batch): round(_rows_per_s(runner, engine, batch, wish.seconds), 1)
-        for batch in wish.batches
+        str(batch): round(_rows_per_s(runner, engine, batch, options.seconds), 1)
+        for batch in options.batches
     }
     held = parity(engine, lambda rows: runner.run(None, rows)[0])
     return {"built_in_s": built_in_s, "parity": held, "in_process_rows_per_s": figures}

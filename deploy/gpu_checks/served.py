@@ -60,14 +60,14 @@ def chosen_engine(cpu: bool) -> str:
 
 def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[str, Any]:
     """Write ``what`` (model and precision) into ``work/repository``; its part of the report."""
-    from converters.precision import write_variant
+    from converters.precision import write_precision
 
     name, precision = what
     graph, served_as = published_graph(name), f"{name}_{precision}"
     folder, onnx = work / "repository" / served_as, work / f"{served_as}.onnx"
     (folder / "1").mkdir(parents=True)
     (folder / "configs").mkdir()
-    write_variant(precision, graph, onnx, lambda: ())
+    write_precision(precision, graph, onnx, lambda: ())
     if runs_on == "torch":
         (folder / "1" / "model.py").write_text(TORCH_STEP)
         trace(name, precision, folder / "1" / "model.pt", cpu)
@@ -115,12 +115,12 @@ def trace(name: str, precision: str, target: Path, cpu: bool) -> None:
     """The original itself as TorchScript, traced where it will run."""
     import torch
 
-    from converters.task import Order
-    from tidegate.kinds import KNOWN, TASKS
+    from converters.task import ConversionRequest
+    from tidegate.task_registry import KNOWN, TASKS
 
     where = "cpu" if cpu else "cuda"
     kind = KNOWN[name] or TASKS["tensors"]
-    module = kind.open_task(Order(name, name)).module.to(where)
+    module = kind.open_task(ConversionRequest(name, name)).module.to(where)
     example = tuple(torch.from_numpy(each).to(where) for each in feed(name, 2).values())
     half = torch.autocast(where, torch.float16, enabled=precision == "fp16")
     with torch.inference_mode(), half, warnings.catch_warnings():
@@ -139,13 +139,14 @@ def feed(name: str, rows: int) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def triton(work: Path, variant: str | None) -> Iterator[Any]:
-    """A Triton on ``work/repository``, on free ports, with this hardware variant of the configs."""
+def triton(work: Path, profile: str | None) -> Iterator[Any]:
+    """A Triton on ``work/repository``, on free ports, with this hardware config profile of the
+    configs."""
     from serving.launch import LaunchOptions, TritonServer
     from serving.ports import Ports, free_ports
 
     (work / "repository").mkdir()
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(work / "repository", work / "state", ports, config_name=variant)
+    options = LaunchOptions(work / "repository", work / "state", ports, config_name=profile)
     with TritonServer(options) as server:
         yield server

@@ -1,16 +1,16 @@
-"""Decode pictures and prepare them for the engine (a step that runs inside Triton).
+"""Decode images and prepare them for the engine (a step that runs inside Triton).
 
 Input ``image`` BYTES [n, 1], each a whole JPEG, PNG or WebP file; output ``pixels`` FP32
 [n, channels, height, width]: three, or one of a model that sees grey.
 
-A picture is put upright by its EXIF and made RGB: alpha is dropped, an embedded colour profile is
+An image is put upright by its EXIF and made RGB: alpha is dropped, an embedded colour profile is
 not applied, and CMYK is converted without one. What then follows is the model's own transform for
 evaluation, in ``preprocess.json`` beside this module:
 ``{"height": 224, "width": 224, "operations": [{"op": "crop", "height": 224, "width": 224}, ...]}``,
 whose operations are the functions below. ``"channels": 1`` stands beside them where the first is
 ``grey``.
 
-A picture is refused by its header, before memory is taken for its pixels: by its format, number of
+An image is refused by its header, before memory is taken for its pixels: by its format, number of
 frames, number of pixels or shape. Each limit is below, and its error says what to send instead.
 """
 
@@ -35,7 +35,7 @@ INVALID = "[tidegate:invalid_input row={}] "
 FORMATS = ("JPEG", "PNG", "WEBP")
 PICTURE_LIMIT_BYTES = 16 << 20
 # Above the 24.5 megapixels of today's phones. Measured: decoding takes 8 bytes a pixel (a JPEG that
-# is turned) to 17 (a WebP), so at most 430 MB: an instance decodes one picture at a time.
+# is turned) to 17 (a WebP), so at most 430 MB: an instance decodes one image at a time.
 PIXEL_LIMIT = 25_000_000
 SHORTEST_SIDE = 16
 # Most models see the middle square only: of a longer strip less than a twentieth.
@@ -53,8 +53,8 @@ UPRIGHT = {
 }
 
 
-class InvalidPicture(ValueError):
-    """The client's picture cannot be used; the message says what to do."""
+class InvalidImage(ValueError):
+    """The client's image cannot be used; the message says what to do."""
 
 
 class Transform:
@@ -110,7 +110,7 @@ def resize_shorter(image: Image.Image, edge: int, resample: int) -> Image.Image:
 
 
 def crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle; black surrounds a picture that is smaller."""
+    """The middle; black surrounds an image that is smaller."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -146,7 +146,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def prepare(picture: bytes, transform: Transform) -> np.ndarray:
-    """Pixels FP32 [channels, height, width] of a picture; InvalidPicture if it cannot be used."""
+    """Pixels FP32 [channels, height, width] of an image; InvalidImage if it cannot be used."""
     # One name throughout: each stage frees the one before it.
     image = _opened(picture, transform.size)
     _check(image, transform.size)
@@ -159,11 +159,11 @@ def prepare(picture: bytes, transform: Transform) -> np.ndarray:
 
 
 def _opened(picture: bytes, seen: str) -> Image.Image:
-    """The picture with only its header read; ``seen`` is the size that the model looks at."""
+    """The image with only its header read; ``seen`` is the size that the model looks at."""
     if not picture:
-        raise InvalidPicture("is empty: send the bytes of a JPEG, PNG or WebP file")
+        raise InvalidImage("is empty: send the bytes of a JPEG, PNG or WebP file")
     if len(picture) > PICTURE_LIMIT_BYTES:
-        raise InvalidPicture(f"has {len(picture)} bytes: send at most {PICTURE_LIMIT_BYTES}")
+        raise InvalidImage(f"has {len(picture)} bytes: send at most {PICTURE_LIMIT_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -171,7 +171,7 @@ def _opened(picture: bytes, seen: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_many_pixels(seen) from None
     except UnidentifiedImageError:
-        raise InvalidPicture(
+        raise InvalidImage(
             "is not a whole JPEG, PNG or WebP file, whatever its name says: convert it to one"
         ) from None
     except Exception:  # Pillow raises many kinds for a header that is broken
@@ -183,15 +183,15 @@ def _check(image: Image.Image, seen: str) -> None:
     shorter, longer = sorted(image.size)
     if width * height > PIXEL_LIMIT:
         raise _too_many_pixels(seen)
-    # A phone's JPEG may carry further pictures (MPO); the first is the photo.
+    # A phone's JPEG may carry further images (MPO); the first is the photo.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise InvalidPicture("is animated: send one frame of it as a still picture")
+        raise InvalidImage("is animated: send one frame of it as a still image")
     if shorter < SHORTEST_SIDE:
-        raise InvalidPicture(
+        raise InvalidImage(
             f"is {width}x{height} pixels: send one of at least {SHORTEST_SIDE} on each side"
         )
     if longer > LONGEST_TO_SHORTEST * shorter:
-        raise InvalidPicture(
+        raise InvalidImage(
             f"is {width}x{height} pixels, a strip of which the model would see only the middle: "
             f"crop it so that one side is at most {LONGEST_TO_SHORTEST} times the other"
         )
@@ -217,26 +217,26 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How to put the picture upright, read once its pixels are loaded: PNG may end with EXIF."""
+    """How to put the image upright, read once its pixels are loaded: PNG may end with EXIF."""
     try:
         return UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF around a good picture, which viewers show as it lies
+    except Exception:  # broken EXIF around a good image, which viewers show as it lies
         return None
 
 
-def _too_many_pixels(seen: str) -> InvalidPicture:
-    return InvalidPicture(
+def _too_many_pixels(seen: str) -> InvalidImage:
+    return InvalidImage(
         f"has more than {PIXEL_LIMIT // 10**6} million pixels: send a smaller one "
         f"(the model looks at {seen})"
     )
 
 
-def _broken() -> InvalidPicture:
-    return InvalidPicture("is cut off or damaged: it cannot be decoded, send the whole file")
+def _broken() -> InvalidImage:
+    return InvalidImage("is cut off or damaged: it cannot be decoded, send the whole file")
 
 
 class TritonPythonModel:
-    """Triton's entry point: requests in, pixels out. A bad picture fails its own request only."""
+    """Triton's entry point: requests in, pixels out. A bad image fails its own request only."""
 
     def initialize(self, args: dict[str, str]) -> None:
         Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
@@ -248,15 +248,15 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        pictures = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         seen = self._transform
-        shape = (len(pictures), seen.channels, seen.height, seen.width)
+        shape = (len(images), seen.channels, seen.height, seen.width)
         pixels = np.empty(shape, dtype=np.float32)
-        for index, picture in enumerate(pictures):
+        for index, picture in enumerate(images):
             try:
                 pixels[index] = prepare(picture, self._transform)
-            except InvalidPicture as error:
-                text = f"{INVALID.format(index)}the picture {error}"
+            except InvalidImage as error:
+                text = f"{INVALID.format(index)}the image {error}"
                 failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=failure)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])

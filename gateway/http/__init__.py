@@ -1,1 +1,1 @@
-"""The way in and out: what every request meets, whichever door it is for."""
+"""The way in and out: what every request meets, whichever API it is for."""

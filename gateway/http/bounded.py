@@ -21,10 +21,17 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from gateway.errors import GatewayError, Malformed, NoCapacity, TooLarge, TooSlow, WrongMethod
+from gateway.errors import (
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NoCapacity,
+    RequestTimeout,
+    TooLarge,
+)
 from gateway.http.connections import OPEN
-from gateway.http.exchange import ClientGone, new_request_id
 from gateway.http.render import error_reply
+from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.turns import BULK_BYTES, TURNS
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
@@ -43,7 +50,7 @@ BETWEEN_LIMIT_BYTES = 64 * 1024
 # RFC 3986's host (a name, an IPv4 address, or an IP literal in brackets) and port
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _UPGRADING = {b"upgrade", b"http2-settings"}
-_ONLY_HTTP_1 = Malformed(
+_ONLY_HTTP_1 = InvalidRequest(
     "send the request in version 1.1 of HTTP, or in 1.0: this port speaks no other"
 )
 
@@ -96,11 +103,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _tenant(self) -> str:
         scope: Any = self.cycle.scope if self.cycle else {}
-        return scope["exchange"].tenant if "exchange" in scope else ""
+        return scope["context"].tenant if "context" in scope else ""
 
     def is_strangers(self) -> bool:
         scope: Any = self._answering.scope if self._answering else {}
-        return "exchange" in scope and scope["exchange"].principal is None
+        return "context" in scope and scope["context"].principal is None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
@@ -223,7 +230,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._check_head(version)
         if parser.should_upgrade():
             if method == b"CONNECT":
-                self._stop(WrongMethod("CONNECT is not offered: this is not a proxy"), 405)
+                self._stop(MethodNotAllowed("CONNECT is not offered: this is not a proxy"), 405)
             self._is_upgrading = True
             return
         self.was_used = True
@@ -308,7 +315,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
-            Malformed("this cannot be read as a request: send it as version 1.1 of HTTP has it"),
+            InvalidRequest(
+                "this cannot be read as a request: send it as version 1.1 of HTTP has it"
+            ),
             400,
         )
 
@@ -327,12 +336,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(_ONLY_HTTP_1, 505)
         if hosts != 1:
             if hosts:
-                self._stop(Malformed("the header 'host' stands twice: send it once"))
+                self._stop(InvalidRequest("the header 'host' stands twice: send it once"))
             if version == "1.1":
-                self._stop(Malformed("the header 'host' is missing: send it"))
+                self._stop(InvalidRequest("the header 'host' is missing: send it"))
         elif host != self._host:
             if not _HOST.match(host):
-                self._stop(Malformed("the header 'host' is not a host: send HOST or HOST:PORT"))
+                self._stop(
+                    InvalidRequest("the header 'host' is not a host: send HOST or HOST:PORT")
+                )
             self._host = host
 
     def _head_goes_on(self, count: int) -> None:
@@ -340,7 +351,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._held > HEAD_LIMIT_BYTES:
             self._refuse(TooLarge(_HEAD_TOO_LARGE), 431)
         elif self._timer is None:
-            error = TooSlow("the head of the request did not arrive in time: send it faster")
+            error = RequestTimeout("the head of the request did not arrive in time: send it faster")
             self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, error)
 
     def _body_goes_on(self, count: int) -> None:

@@ -21,7 +21,7 @@ _KEY_END = re.compile(rb'"[ \t\r\n]*:')
 
 
 def parse_json(data: bytes, bounds: Bounds = BOUNDS) -> Any:
-    """The document; Malformed says where it breaks."""
+    """The document; InvalidRequest says where it breaks."""
     if len(data) > SMALL_BYTES:
         return parse_large(data, bounds)
     try:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from gateway.errors import Malformed
+from gateway.errors import InvalidRequest
 
 PIECE_BYTES = 64 * 1024
 MAX_DEPTH = 128  # a tensor has at most 16
@@ -41,7 +41,7 @@ BOUNDS = Bounds()
 
 
 def parse_large(data: bytes, bounds: Bounds = BOUNDS) -> Any:
-    """As ``parse_json``; Malformed also for more values than the bounds allow."""
+    """As ``parse_json``; InvalidRequest also for more values than the bounds allow."""
     whole: Any = None
     held = Bounds(0, 0, 0)
     for piece in _pieces(data):
@@ -53,8 +53,8 @@ def parse_large(data: bytes, bounds: Bounds = BOUNDS) -> Any:
     return whole
 
 
-def too_many(bounds: Bounds) -> Malformed:
-    return Malformed(
+def too_many(bounds: Bounds) -> InvalidRequest:
+    return InvalidRequest(
         f"the body has more than {bounds.values} values, {bounds.containers} lists and objects, or "
         f"{bounds.keys} keys: send less at once, and large tensors as binary data under /v2"
     )
@@ -93,7 +93,7 @@ def _windows(data: bytes, at: int, in_string: bool) -> tuple[int, _Window]:
 
 
 def _pieces(data: bytes) -> Iterator[_Piece]:
-    """The document in pieces, each counted; Malformed where it cannot be a document."""
+    """The document in pieces, each counted; InvalidRequest where it cannot be a document."""
     begin = at = 0
     in_string = False
     before = stack = b""
@@ -213,8 +213,8 @@ def count_keys(value: Any, depth: int = 0) -> int:
 
 
 def refuse_repeated(text: bytes) -> None:
-    """Malformed if a key is in one object twice. orjson keeps the last of two, others the first:
-    nobody should have to guess."""
+    """InvalidRequest if a key is in one object twice. orjson keeps the last of two, others the
+    first: nobody should have to guess."""
     json.loads(text, object_pairs_hook=_once)
 
 
@@ -226,26 +226,28 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def repeated(key: str) -> Malformed:
-    return Malformed(f"the key {key[:64]!r} stands twice in one object: send it once")
+def repeated(key: str) -> InvalidRequest:
+    return InvalidRequest(f"the key {key[:64]!r} stands twice in one object: send it once")
 
 
-def too_deep() -> Malformed:
-    return Malformed(f"the body is not JSON: it is nested too deeply (over {MAX_DEPTH} levels)")
+def too_deep() -> InvalidRequest:
+    return InvalidRequest(
+        f"the body is not JSON: it is nested too deeply (over {MAX_DEPTH} levels)"
+    )
 
 
-def not_json(error: orjson.JSONDecodeError, text: bytes) -> Malformed:
+def not_json(error: orjson.JSONDecodeError, text: bytes) -> InvalidRequest:
     """What orjson says, in our words; ``text`` is what it read."""
     said = str(error)
     if "depth limit" in said:
         return too_deep()
     if b"NaN" in text or b"Infinity" in text:
         said += "; JSON has no NaN or Infinity: send such values as binary tensors under /v2"
-    return Malformed(f"the body is not JSON: {said}")
+    return InvalidRequest(f"the body is not JSON: {said}")
 
 
-def _broken(what: str, at: int) -> Malformed:
-    return Malformed(f"the body is not JSON: {what}, near byte {at}")
+def _broken(what: str, at: int) -> InvalidRequest:
+    return InvalidRequest(f"the body is not JSON: {what}, near byte {at}")
 
 
 class Arrays:
@@ -305,13 +307,13 @@ def _gaps(data: bytes) -> Iterator[tuple[int, int]]:
         quotes = codes == _QUOTE
         kinds = codes | _BIT
         braces = ((kinds == _OPEN) | (kinds == _CLOSE)) & (codes >= _OPEN)
-        places = np.flatnonzero(quotes | ((braces | (codes == _COLON)) & window.outside))
-        if len(places):
-            starts = np.concatenate(([last - at], places[:-1]))
-            for index in np.flatnonzero(places - starts > ARRAY_BYTES):
+        shared_slots = np.flatnonzero(quotes | ((braces | (codes == _COLON)) & window.outside))
+        if len(shared_slots):
+            starts = np.concatenate(([last - at], shared_slots[:-1]))
+            for index in np.flatnonzero(shared_slots - starts > ARRAY_BYTES):
                 is_colon = codes[starts[index]] == _COLON if index else after_colon
                 if is_colon:
-                    yield at + int(starts[index]) + 1, at + int(places[index])
-            last = at + int(places[-1])
-            after_colon = bool(codes[places[-1]] == _COLON)
+                    yield at + int(starts[index]) + 1, at + int(shared_slots[index])
+            last = at + int(shared_slots[-1])
+            after_colon = bool(codes[shared_slots[-1]] == _COLON)
         at, in_string = end, window.in_string

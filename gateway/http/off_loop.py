@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from gateway.errors import DeadlineExceeded
-from gateway.http.exchange import Exchange
+from gateway.http.request_context import RequestContext
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,17 +31,17 @@ class OffLoop:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def run(
-        self, exchange: Exchange, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, context: RequestContext, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """What ``work`` returns or raises. DeadlineExceeded, and ClientGone, end the waiting; work
         that has begun goes on to its end."""
-        return await exchange.while_connected(self._run(exchange, lambda: work(*args, **kwargs)))
+        return await context.while_connected(self._run(context, lambda: work(*args, **kwargs)))
 
-    async def _run(self, exchange: Exchange, work: Callable[[], T]) -> T:
+    async def _run(self, context: RequestContext, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(exchange.remaining_s()):
-                await self._turn(loop, exchange.tenant)
+            async with asyncio.timeout(context.remaining_s()):
+                await self._turn(loop, context.tenant)
                 done = self._executor.submit(work)
                 done.add_done_callback(lambda _: _call_soon(loop, self._give_back))
                 return await asyncio.wrap_future(done, loop=loop)

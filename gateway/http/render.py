@@ -1,4 +1,4 @@
-"""Errors rendered per door: the one place that knows which status and which shape each door has.
+"""Errors rendered per API: the one place that knows which status and which shape each API has.
 
 RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenAI routes,
 ``{"error": "..."}`` under /v2 (tritonclient reads exactly that key).
@@ -9,18 +9,18 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import GatewayError, WrongMethod
-from gateway.http.endpoint import Reply
+from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.http.handler import Reply
 from modelspec.layout import OPENAI_RESOURCES
 
 
-class Door(Enum):
+class Api(Enum):
     TASK = 0
     OPENAI = 1
     V2 = 2
 
 
-# code -> status at the task door, status at the other two, title, OpenAI's own type (by which its
+# code -> status at the task API, status at the other two, title, OpenAI's own type (by which its
 # clients choose an exception)
 TABLE: dict[str, tuple[int, int, str, str]] = {
     "unauthenticated": (401, 401, "No valid API key", "authentication_error"),
@@ -40,33 +40,33 @@ SHOWN_PATH = 256  # characters: a path may be long, and an answer to a stranger 
 CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
 
 
-def door_of(path: str) -> Door:
-    """Which door a path belongs to, known before it is routed (a 401 has a shape too)."""
+def api_of(path: str) -> Api:
+    """Which API a path belongs to, known before it is routed (a 401 has a shape too)."""
     if path == "/v2" or path.startswith("/v2/"):
-        return Door.V2
+        return Api.V2
     if path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES:
-        return Door.OPENAI
-    return Door.TASK
+        return Api.OPENAI
+    return Api.TASK
 
 
-def status_of(error: GatewayError, door: Door) -> int:
+def status_of(error: GatewayError, api: Api) -> int:
     task, others, _, _ = TABLE[error.code]
-    return task if door is Door.TASK else others
+    return task if api is Api.TASK else others
 
 
 def error_reply(error: GatewayError, path: str, request_id: str, status: int = 0) -> Reply:
     """The error as this path's API shows it; ``status`` instead of the table's, if it is given."""
-    door = door_of(path)
-    status = status or status_of(error, door)
-    if door is Door.TASK:
+    api = api_of(path)
+    status = status or status_of(error, api)
+    if api is Api.TASK:
         body, content_type = _problem(error, status, path, request_id), b"application/problem+json"
     else:
-        shape = _openai if door is Door.OPENAI else _v2
+        shape = _openai if api is Api.OPENAI else _v2
         body, content_type = shape(error, request_id), b"application/json"
     reply = Reply(status, orjson.dumps(body), content_type)
     if error.retry_after_s is not None:
         reply.headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    if isinstance(error, WrongMethod) and error.allowed:
+    if isinstance(error, MethodNotAllowed) and error.allowed:
         reply.headers.append((b"allow", ", ".join(error.allowed).encode()))
     if status == 401:
         reply.headers.append((b"www-authenticate", b"Bearer"))
@@ -87,14 +87,14 @@ def _problem(error: GatewayError, status: int, path: str, request_id: str) -> di
 
 
 def _openai(error: GatewayError, request_id: str) -> dict[str, Any]:
-    told = {
+    fields = {
         "message": error.message,
         "type": TABLE[error.code][3],
         "param": error.param or None,
         "code": error.code,
         "request_id": request_id,
     }
-    return {"error": told}
+    return {"error": fields}
 
 
 def _v2(error: GatewayError, request_id: str) -> dict[str, Any]:

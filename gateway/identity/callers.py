@@ -1,13 +1,16 @@
-"""Who is calling, by whatever the request shows: the one question that every door asks first."""
+"""Who is calling, by whatever the request shows: the one question that every API asks first."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from gateway.addons import load
 from gateway.identity.keys import KeyRing
 from gateway.identity.principal import Principal, bearer
 from gateway.policy.gateway_toml import Rules
+
+if TYPE_CHECKING:
+    from gateway.identity.certificates import Certificates
+    from gateway.identity.tokens import Tokens
 
 
 class Callers:
@@ -15,17 +18,26 @@ class Callers:
 
     def __init__(self, keys: KeyRing, rules: Rules) -> None:
         self._keys = keys
-        self._tokens: Any = None
+        self._tokens: Tokens | None = None
+        self._certificates: Certificates | None = None
         self._follow(rules)
 
-    def adopt(self, rules: Rules) -> None:
+    def apply(self, rules: Rules) -> None:
         """Follow a new gateway.toml; needs a running loop, which fetches the issuers' keys."""
         self._follow(rules)
         self.keep_fresh()
 
     def _follow(self, rules: Rules) -> None:
-        self._tokens = load("tokens")(rules.issuers, self._tokens) if rules.issuers else None
-        self._certificates = load("certificates")(rules) if rules.certificates else None
+        """What nobody is configured for is not imported."""
+        previous, self._tokens, self._certificates = self._tokens, None, None
+        if rules.issuers:
+            from gateway.identity.tokens import Tokens
+
+            self._tokens = Tokens(rules.issuers, previous)
+        if rules.certificates:
+            from gateway.identity.certificates import Certificates
+
+            self._certificates = Certificates(rules)
 
     @property
     def generation(self) -> int:
@@ -43,11 +55,10 @@ class Callers:
         A header that is there decides alone: a bad key is refused whatever certificate was shown.
         """
         if authorization is None and self._certificates:
-            shown: Principal | None = self._certificates.principal(scope)
+            shown = self._certificates.principal(scope)
             if shown:
                 return shown
         credential = bearer(authorization)
         if self._tokens and credential.count(".") == 2:  # no API key has a dot
-            principal: Principal = await self._tokens.verify(credential)
-            return principal
+            return await self._tokens.verify(credential)
         return self._keys.verify(authorization)

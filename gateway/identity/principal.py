@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gateway.errors import Unauthenticated
 
-# read: list, metadata, config, stats; infer: have a model run; admin: everything on the admin door
+# read: list, metadata, config, stats; infer: have a model run; admin: everything on the admin API
 ACTIONS = ("read", "infer", "admin")
 DEFAULT_TENANT = "default"
 

@@ -9,9 +9,9 @@ from gateway.errors import DeadlineExceeded, GatewayError, QuotaExceeded
 from gateway.limits.headers import Headers, limit_headers
 from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.local import LocalStore, share_of, wait_s
-from gateway.limits.places import Places
+from gateway.limits.shared_slots import SharedSlots
 
-BEAT_S = 3.0  # how often ``beat`` must be called
+BEAT_S = 3.0  # how often ``heartbeat`` must be called
 
 
 class LimitReached(QuotaExceeded):
@@ -24,7 +24,7 @@ class LimitReached(QuotaExceeded):
 
 
 class SharedStore(Protocol):
-    """Limits kept for several processes together (``addons/redis_limits``)."""
+    """Limits kept for several processes together (``limits/redis``)."""
 
     gateways: int  # that are at work now, this one included
 
@@ -43,13 +43,13 @@ class SharedStore(Protocol):
         """This process's leases that are among the youngest over a limit of concurrency, and which
         limit that is; None when that is not known now."""
 
-    async def beat(self) -> None: ...
+    async def heartbeat(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
 class Answer(Protocol):
-    """What tells the caller of its limits: an ``Exchange``."""
+    """What tells the caller of its limits: an ``RequestContext``."""
 
     limit_headers: Sequence[tuple[bytes, bytes]]
 
@@ -66,11 +66,11 @@ class Limiter:
         redis: SharedStore | None = None,
         gateways: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        places: Places | None = None,
+        shared_slots: SharedSlots | None = None,
         machine: float = 1.0,
     ) -> None:
         self.redis, self.clock = redis, clock
-        self.local = LocalStore(1 / gateways, places, machine)
+        self.local = LocalStore(1 / gateways, shared_slots, machine)
         self._gateways = gateways
 
     def admit(self, checks: Sequence[Check], answer: Answer | None = None) -> "Admission":
@@ -99,10 +99,10 @@ class Limiter:
         over = self._readmit_alone(alone)
         if not shared or self.redis is None:
             return over
-        for admission, places in shared:
-            self.redis.move(admission.lease, places)
-            admission.move(places)
-        buckets = {check.bucket: check for _, places in shared for check in places}
+        for admission, shared_slots in shared:
+            self.redis.move(admission.lease, shared_slots)
+            admission.move(shared_slots)
+        buckets = {check.bucket: check for _, shared_slots in shared for check in shared_slots}
         found = await self.redis.over(list(buckets.values()))
         if found is None:
             return None
@@ -126,11 +126,11 @@ class Limiter:
             admission.move(fitting)
         return over
 
-    async def beat(self) -> None:
+    async def heartbeat(self) -> None:
         """To be called every BEAT_S, and once before the first request."""
         self.local.sweep(self.clock())
         if self.redis:
-            await self.redis.beat()
+            await self.redis.heartbeat()
             self.local.share = 1 / max(self._gateways, self.redis.gateways)
 
     async def close(self) -> None:

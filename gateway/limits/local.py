@@ -8,7 +8,7 @@ has the same arithmetic, in microseconds.
 from collections.abc import Sequence
 
 from gateway.limits.limit import Check, Limit, Outcome
-from gateway.limits.places import MOST, Places
+from gateway.limits.shared_slots import MOST, SharedSlots
 
 # Sums of times are not exact: so much too early still counts as in time.
 SLACK_S = 1e-6
@@ -54,18 +54,18 @@ def share_of(limit: Limit, share: float) -> tuple[float, float]:
 class LocalStore:
     """Gives out ``share`` of every limit.
 
-    With ``places`` that the processes of one machine share, a limit of few requests at once is kept
-    by all of them together: ``machine`` is the part of it that is this machine's.
+    With ``shared_slots`` that the processes of one machine share, a limit of few requests at once
+    is kept by all of them together: ``machine`` is the part of it that is this machine's.
 
     It forgets a bucket once it is full again (``sweep``), so it holds what was used lately; and of
     one tenant no more than ``MAX_BUCKETS``: callers beyond share one bucket of each limit.
     """
 
     def __init__(
-        self, share: float = 1.0, places: Places | None = None, machine: float = 1.0
+        self, share: float = 1.0, shared_slots: SharedSlots | None = None, machine: float = 1.0
     ) -> None:
         self.share = share
-        self._places, self._machine = places, machine
+        self._places, self._machine = shared_slots, machine
         self._tats: dict[str, float] = {}
         self._held: dict[str, int] = {}
         self._tenants: dict[str, int] = {}  # how many of the buckets in _tats are whose

@@ -11,22 +11,21 @@ from typing import Any, NamedTuple
 
 from tritonclient.grpc import model_config_pb2
 
-from gateway.addons import load
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
-    Malformed,
+    InvalidRequest,
     NoCapacity,
     NotFound,
     no_model,
 )
-from gateway.models.face import Face
+from gateway.models.endpoint_schema import EndpointSchema
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
-from gateway.replicas import Replica
+from gateway.upstream.replicas import Replica
 from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 
-FACE = "tidegate.face"
+ENDPOINT_SCHEMA = "tidegate.endpoint"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's own, of a config that does not say
@@ -46,7 +45,8 @@ class TensorMeta(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """One model that Triton serves. With a ``face`` it is public, and has an endpoint."""
+    """One model that Triton serves. With a ``endpoint_schema`` it is public, and has an
+    endpoint."""
 
     name: str
     versions: tuple[str, ...]
@@ -54,7 +54,7 @@ class Model:
     inputs: Mapping[str, TensorMeta]
     outputs: Mapping[str, TensorMeta]
     decoupled: bool
-    face: Face | None
+    endpoint_schema: EndpointSchema | None
     golden: Golden | None
     golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline that it is tried out for
@@ -64,7 +64,9 @@ class Model:
 
     @cached_property
     def tokens(self) -> TokenOutputs:
-        return TokenOutputs.of(self.outputs, self.face.raw if self.face else {})
+        return TokenOutputs.of(
+            self.outputs, self.endpoint_schema.raw if self.endpoint_schema else {}
+        )
 
     @property
     def counts_tokens(self) -> bool:
@@ -94,14 +96,14 @@ class Catalogue:
             )
         raise no_model(name)
 
-    def endpoint(self, name: str) -> tuple[Model, Face]:
-        """The public model and its face; NotFound for one without."""
+    def endpoint(self, name: str) -> tuple[Model, EndpointSchema]:
+        """The public model and its endpoint schema; NotFound for one without."""
         model = self.model(name)
         if model.canary_of:
             raise NotFound(f"{name!r} is a canary: ask {model.canary_of!r}")
-        if model.face is None:
+        if model.endpoint_schema is None:
             raise NotFound(f"the model {name!r} has no endpoint: it is served under /v2 only")
-        return model, model.face
+        return model, model.endpoint_schema
 
     def restricted_to(self, may_read: Callable[[str], bool]) -> "Catalogue":
         """What a caller may know of."""
@@ -118,12 +120,17 @@ class Catalogue:
 
     @cached_property
     def public(self) -> list[Model]:
-        return [m for _, m in sorted(self.models.items()) if m.face and not m.canary_of]
+        return [m for _, m in sorted(self.models.items()) if m.endpoint_schema and not m.canary_of]
 
     @cached_property
     def digest(self) -> str:
         """Changes when anything that the API's description shows has changed."""
-        text = repr([(m.name, m.versions, m.face and m.face.raw) for m in self.models.values()])
+        text = repr(
+            [
+                (m.name, m.versions, m.endpoint_schema and m.endpoint_schema.raw)
+                for m in self.models.values()
+            ]
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -205,18 +212,22 @@ class Reader:
 
 
 def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
-    """A model from its config; FaceError when its face binds to nothing."""
+    """A model from its config; EndpointSchemaError when its endpoint schema binds to nothing."""
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     if parameters.get(INTERNAL) == "true":
         return None
     inputs = {t.name: _meta(t, t.optional) for t in config.input}
     outputs = {t.name: _meta(t) for t in config.output}
-    face = None
-    if FACE in parameters:
-        face = Face.compile(parameters[FACE], set(inputs), set(outputs))
-        if not TEXT_ROUTES.isdisjoint(face.openai):
-            load("openai_binding")(face.raw, inputs, outputs)
-    golden, golden_fault = _golden(parameters.get(GOLDEN_PARAMETER), face, outputs)
+    endpoint_schema = None
+    if ENDPOINT_SCHEMA in parameters:
+        endpoint_schema = EndpointSchema.compile(
+            parameters[ENDPOINT_SCHEMA], set(inputs), set(outputs)
+        )
+        if not TEXT_ROUTES.isdisjoint(endpoint_schema.openai):
+            from gateway.models.text_binding import check
+
+            check(endpoint_schema.raw, inputs, outputs)
+    golden, golden_fault = _golden(parameters.get(GOLDEN_PARAMETER), endpoint_schema, outputs)
     return Model(
         name=config.name,
         versions=versions,
@@ -224,7 +235,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         inputs=inputs,
         outputs=outputs,
         decoupled=config.model_transaction_policy.decoupled,
-        face=face,
+        endpoint_schema=endpoint_schema,
         canary_of=parameters.get(CANARY, ""),
         golden=golden,
         golden_fault=golden_fault,
@@ -238,18 +249,18 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
 
 
 def _golden(
-    text: str | None, face: Face | None, outputs: Mapping[str, Any]
+    text: str | None, endpoint_schema: EndpointSchema | None, outputs: Mapping[str, Any]
 ) -> tuple[Golden | None, str]:
     """The golden sample of a public model, or why it cannot be asked."""
-    if text is None or face is None:
+    if text is None or endpoint_schema is None:
         return None, ""
     try:
         golden = Golden.parse(text)
-        golden.require_bound(face.raw["request"]["properties"], outputs)
-        face.check(golden.request, "")
+        golden.require_bound(endpoint_schema.raw["request"]["properties"], outputs)
+        endpoint_schema.check(golden.request, "")
     except GoldenError as error:
         return None, f"has a golden sample that {error}"
-    except Malformed as error:
+    except InvalidRequest as error:
         return None, f"has a golden sample that its endpoint refuses: {error}"
     return golden, ""
 

@@ -1,4 +1,5 @@
-"""Rows of a face -> as few inference requests as their shapes allow -> rows of the answer."""
+"""Rows of an endpoint schema -> as few inference requests as their shapes allow -> rows of the
+answer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,9 @@ import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import Malformed, UpstreamBroke
+from gateway.errors import InvalidRequest, UpstreamError
 from gateway.models.catalogue import Model
-from gateway.models.face import Face, Row
+from gateway.models.endpoint_schema import EndpointSchema, Row
 from gateway.models.tensors import (
     SIZE_BYTES,
     Tensor,
@@ -28,41 +29,44 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Batch(NamedTuple):
-    """One inference request and the places of its rows in the caller's list."""
+    """One inference request and the slots of its rows in the caller's list."""
 
-    places: tuple[int, ...]
+    shared_slots: tuple[int, ...]
     message: service_pb2.ModelInferRequest
 
 
-def batches(model: Model, face: Face, rows: Sequence[Row]) -> list[Batch]:
+def batches(model: Model, endpoint_schema: EndpointSchema, rows: Sequence[Row]) -> list[Batch]:
     """Group the rows that can share a request: equal shapes, equal parameters, at most a batch.
 
-    Malformed, with its row, when one does not fit the model's tensors.
+    InvalidRequest, with its row, when one does not fit the model's tensors.
     """
-    values = [_blaming(place, face.values, row) for place, row in enumerate(rows)]
+    values = [_blaming(place, endpoint_schema.values, row) for place, row in enumerate(rows)]
     groups: dict[bytes, list[int]] = {}
     for place, row in enumerate(rows):
         lengths = {name: len(flat) for name, flat in values[place].items()}
-        key = orjson.dumps([lengths, face.parameters(row)], option=orjson.OPT_SORT_KEYS)
+        key = orjson.dumps([lengths, endpoint_schema.parameters(row)], option=orjson.OPT_SORT_KEYS)
         groups.setdefault(key, []).append(place)
     size = model.max_batch_size or 1
     chunks = [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
     return [
-        Batch(tuple(places), _batch(model, places, values, face.parameters(rows[places[0]])))
-        for places in chunks
+        Batch(
+            tuple(shared_slots),
+            _batch(model, shared_slots, values, endpoint_schema.parameters(rows[shared_slots[0]])),
+        )
+        for shared_slots in chunks
     ]
 
 
 def _batch(
     model: Model,
-    places: Sequence[int],
+    shared_slots: Sequence[int],
     values: Sequence[Mapping[str, list[Any]]],
     parameters: Mapping[str, Any],
 ) -> service_pb2.ModelInferRequest:
     try:
-        return _message(model, [values[place] for place in places], parameters)
-    except Malformed:
-        for place in places:
+        return _message(model, [values[place] for place in shared_slots], parameters)
+    except InvalidRequest:
+        for place in shared_slots:
             _blaming(place, _message, model, [values[place]], parameters)
         raise
 
@@ -70,7 +74,7 @@ def _batch(
 def _blaming(place: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return work(*args, **kwargs)
-    except Malformed as error:
+    except InvalidRequest as error:
         raise error.at_row(place) from None
 
 
@@ -88,7 +92,8 @@ def _message(
 
 
 def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Tensor:
-    """The input from the flat values of ``rows`` equal rows; Malformed when they do not fill it."""
+    """The input from the flat values of ``rows`` equal rows; InvalidRequest when they do not fill
+    it."""
     meta = model.inputs[name]
     shape = _shape(name, len(flat) // rows, meta.dims)
     if model.max_batch_size:
@@ -109,18 +114,18 @@ def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     fixed = math.prod(dim for dim in dims if dim != -1)
     shape = tuple(length // fixed if dim == -1 else dim for dim in dims) if fixed else dims
     if dims.count(-1) > 1 or math.prod(shape) != length:
-        raise Malformed(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
+        raise InvalidRequest(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
     return shape
 
 
 def read_tensors(response: service_pb2.ModelInferResponse, rows: int) -> Tensors:
-    """The outputs by name, one row a request's row; UpstreamBroke when the counts differ."""
+    """The outputs by name, one row a request's row; UpstreamError when the counts differ."""
     tensors = {
         output.name: unpack(output.datatype, output.shape, raw)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     if any(len(values) != rows for values in tensors.values() if rows > 1):
-        raise UpstreamBroke("the model answered with another number of rows: report this")
+        raise UpstreamError("the model answered with another number of rows: report this")
     return tensors
 
 

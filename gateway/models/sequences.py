@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway.errors import GatewayError, Malformed, NoCapacity, QuotaExceeded
+from gateway.errors import GatewayError, InvalidRequest, NoCapacity, QuotaExceeded
 
 SEQUENCE_ID = "sequence_id"
 LOST = "lost"  # no server has this address
@@ -33,14 +33,14 @@ class SequenceIds:
         self._keyed = hashlib.blake2b(key=secret[:64], digest_size=8, person=b"tg-sequence")
 
     def put_own(self, request: Any, tenant: str) -> None:
-        """Put our sequence id in the place of the client's, in a ModelInferRequest; Malformed if it
-        is not an id."""
+        """Put our sequence id in the place of the client's, in a ModelInferRequest; InvalidRequest
+        if it is not an id."""
         if SEQUENCE_ID not in request.parameters:
             return
         given = request.parameters[SEQUENCE_ID]
         kind = given.WhichOneof("parameter_choice")
         if kind not in ("int64_param", "uint64_param", "string_param"):
-            raise Malformed("sequence_id must be an integer or a string", param=SEQUENCE_ID)
+            raise InvalidRequest("sequence_id must be an integer or a string", param=SEQUENCE_ID)
         own = self.own(tenant, request.model_name, getattr(given, kind))
         if isinstance(own, str):
             given.string_param = own
@@ -208,9 +208,9 @@ class OpenSequences:
             del self._groups[found.group]
 
 
-def not_begun() -> Malformed:
+def not_begun() -> InvalidRequest:
     """Of a request that goes on with a sequence which its server does not know."""
-    return Malformed(
+    return InvalidRequest(
         "the server does not know this sequence: it was not begun, was idle for too long or is "
         "lost; send sequence_start with its first request",
         param=SEQUENCE_ID,

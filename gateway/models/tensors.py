@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import SHOWN, Malformed, quoted
+from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.http.large_json import not_json
 from gateway.models.catalogue import Model, TensorMeta
 
@@ -60,7 +60,7 @@ def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferR
 
 
 def set_parameter(target: Any, key: str, value: Any) -> None:
-    """Add a request parameter to the protobuf map; Malformed for what it cannot carry."""
+    """Add a request parameter to the protobuf map; InvalidRequest for what it cannot carry."""
     kind = type(value)
     if kind is bool:
         target[key].bool_param = value
@@ -71,25 +71,25 @@ def set_parameter(target: Any, key: str, value: Any) -> None:
     elif kind is str:
         target[key].string_param = value
     else:
-        raise Malformed(f"parameter {quoted(key)} must be a string, a number or a boolean")
+        raise InvalidRequest(f"parameter {quoted(key)} must be a string, a number or a boolean")
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
-    """The shape, if it is one; Malformed for negative, fractional or absurd dimensions."""
+    """The shape, if it is one; InvalidRequest for negative, fractional or absurd dimensions."""
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
-        raise Malformed(
+        raise InvalidRequest(
             f"input {quoted(name)}: shape must be a list of at most {MAX_RANK} integers"
         )
     for dim in shape:
         if type(dim) is not int or not 0 <= dim <= MAX_DIM:
-            raise Malformed(
+            raise InvalidRequest(
                 f"input {quoted(name)}: a dimension is {quoted(dim)}: dimensions are 0 to {MAX_DIM}"
             )
     return tuple(shape)
 
 
 def check_size(tensor: Tensor) -> None:
-    """Malformed unless the raw bytes hold exactly the elements that the shape says."""
+    """InvalidRequest unless the raw bytes hold exactly the elements that the shape says."""
     count = math.prod(tensor.shape)
     size = SIZE_BYTES.get(tensor.dtype)
     if size is None:
@@ -98,86 +98,96 @@ def check_size(tensor: Tensor) -> None:
     else:
         held, wanted, unit = len(tensor.raw), count * size, "bytes"
     if held != wanted:
-        raise Malformed(
+        raise InvalidRequest(
             f"input {quoted(tensor.name)}: shape {list(tensor.shape)} {tensor.dtype[:SHOWN]} needs "
             f"{wanted} {unit}, but the request carries {held}"
         )
 
 
 def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
-    """Malformed unless these tensors are what the model declares: names, dtypes, dimensions."""
+    """InvalidRequest unless these tensors are what the model declares: names, dtypes,
+    dimensions."""
     check_names(model, [tensor.name for tensor in tensors])
     rows = {tensor.shape[0] for tensor in tensors if tensor.shape} if model.max_batch_size else {1}
     for tensor in tensors:
         _check_declared(model, tensor, model.inputs[tensor.name])
     if len(rows) > 1:
-        raise Malformed(f"the inputs have different numbers of rows: {sorted(rows)}")
+        raise InvalidRequest(f"the inputs have different numbers of rows: {sorted(rows)}")
 
 
 def check_count(model: Model, inputs: int) -> None:
-    """Malformed for more inputs than the model has, before anything is done for each of them."""
+    """InvalidRequest for more inputs than the model has, before anything is done for each of
+    them."""
     if inputs > len(model.inputs):
-        raise Malformed(
+        raise InvalidRequest(
             f"there are {inputs} inputs: model {model.name!r} takes at most {len(model.inputs)}: "
             + ", ".join(model.inputs)
         )
 
 
 def check_names(model: Model, names: list[str]) -> None:
-    """Malformed unless these are the model's inputs, each once, but for optional ones."""
+    """InvalidRequest unless these are the model's inputs, each once, but for optional ones."""
     given = set(names)
     extra = next((name for name in names if name not in model.inputs), None)
     if extra is not None:
         declared = ", ".join(model.inputs)
-        raise Malformed(f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}")
+        raise InvalidRequest(
+            f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}"
+        )
     if len(given) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise Malformed(f"input {twice!r} is given twice")
+        raise InvalidRequest(f"input {twice!r} is given twice")
     if len(given) == len(model.inputs):
         return
     missing = [n for n, meta in model.inputs.items() if n not in given and not meta.optional]
     if missing:
         declared = ", ".join(model.inputs)
-        raise Malformed(f"input {missing[0]!r} is missing: model {model.name!r} takes {declared}")
+        raise InvalidRequest(
+            f"input {missing[0]!r} is missing: model {model.name!r} takes {declared}"
+        )
 
 
 def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
     if tensor.dtype != meta.dtype:
-        raise Malformed(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype[:SHOWN]}")
+        raise InvalidRequest(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype[:SHOWN]}")
     wanted = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
     fits = len(tensor.shape) == len(wanted) and all(
         want in (-1, got) for want, got in zip(wanted, tensor.shape, strict=True)
     )
     if not fits:
-        raise Malformed(
+        raise InvalidRequest(
             f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit {list(wanted)} "
             "(-1 is any length)"
         )
     if model.max_batch_size and not 1 <= tensor.shape[0] <= model.max_batch_size:
-        raise Malformed(
+        raise InvalidRequest(
             f"input {tensor.name!r}: {tensor.shape[0]} rows, "
             f"but model {model.name!r} takes 1 to {model.max_batch_size}"
         )
 
 
 def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
-    """Flat JSON values as raw bytes; Malformed for a value that the dtype cannot hold."""
+    """Flat JSON values as raw bytes; InvalidRequest for a value that the dtype cannot hold."""
     if dtype == "BYTES":
         return _pack_strings(name, values)
     if dtype in ("FP16", "BF16"):
-        raise Malformed(f"input {quoted(name)}: {dtype} has no JSON form: send it as binary data")
+        raise InvalidRequest(
+            f"input {quoted(name)}: {dtype} has no JSON form: send it as binary data"
+        )
     try:
         kind = NUMPY[dtype]
     except KeyError:
-        raise Malformed(f"input {quoted(name)}: there is no datatype {quoted(dtype)}") from None
+        raise InvalidRequest(
+            f"input {quoted(name)}: there is no datatype {quoted(dtype)}"
+        ) from None
     _check_kinds(name, dtype, values)
     try:
         if len(values) <= FEW:
             return struct.pack(f"<{len(values)}{CODES[dtype]}", *values)
         return _exact(values, kind).tobytes()
     except (OverflowError, ValueError, TypeError, struct.error):
-        raise Malformed(f"input {quoted(name)}: a value does not fit {dtype}") from None
+        raise InvalidRequest(f"input {quoted(name)}: a value does not fit {dtype}") from None
 
 
 def _exact(values: Sequence[Any], kind: Any) -> np.ndarray:
@@ -206,7 +216,7 @@ def _check_kinds(name: str, dtype: str, values: Sequence[Any]) -> None:
     wrong = set(map(type, values)) - _KINDS.get(dtype, _INTEGERS)
     if wrong:
         shown = ", ".join(sorted(kind.__name__ for kind in wrong))
-        raise Malformed(f"input {quoted(name)}: {dtype} data must not contain {shown}")
+        raise InvalidRequest(f"input {quoted(name)}: {dtype} data must not contain {shown}")
 
 
 def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
@@ -216,14 +226,16 @@ def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
     for value in values:
         if not isinstance(value, str | bytes):
             kind = type(value).__name__
-            raise Malformed(f"input {quoted(name)}: BYTES data must be strings, not {kind}")
+            raise InvalidRequest(f"input {quoted(name)}: BYTES data must be strings, not {kind}")
         encoded = value.encode() if isinstance(value, str) else value
         parts += (_LENGTH.pack(len(encoded)), encoded)
     return b"".join(parts)
 
 
-def too_many_strings(name: str) -> Malformed:
-    return Malformed(f"input {quoted(name)}: at most {MAX_STRINGS} strings: send fewer at once")
+def too_many_strings(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"input {quoted(name)}: at most {MAX_STRINGS} strings: send fewer at once"
+    )
 
 
 # What matters of each character of an array of numbers: a bracket, a comma, or part of a value.
@@ -246,10 +258,10 @@ def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -
         if at + len(cells) < len(text):
             cells = cells[: cells.rfind(b",") + 1][:-1]
             if not cells:  # no value is so long
-                raise Malformed(f"input {quoted(name)}: 'data' is not a JSON array")
+                raise InvalidRequest(f"input {quoted(name)}: 'data' is not a JSON array")
         bare = cells.translate(_SKELETON, _SPACE)
         if b"0[" in bare or b"]0" in bare:
-            raise Malformed(f"input {quoted(name)}: 'data' is not a JSON array")
+            raise InvalidRequest(f"input {quoted(name)}: 'data' is not a JSON array")
         nesting.append(bare.translate(None, b"0"))
         try:
             values = orjson.loads(b"".join((b"[", cells.translate(_NO_BRACKETS), b"]")))
@@ -262,7 +274,8 @@ def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -
 
 
 def _check_nesting(name: str, shape: tuple[int, ...], nesting: bytes) -> None:
-    """Malformed unless these brackets and commas are those of a flat array, or of the shape."""
+    """InvalidRequest unless these brackets and commas are those of a flat array, or of the
+    shape."""
     depth = len(nesting) - len(nesting.lstrip(b"["))
     if depth == 1 and nesting.count(b"[") == nesting.count(b"]") == 1 and nesting[-1:] == b"]":
         return
@@ -273,12 +286,12 @@ def _check_nesting(name: str, shape: tuple[int, ...], nesting: bytes) -> None:
                 break
             expected = b"".join((b"[", (expected + b",") * dim)).removesuffix(b",") + b"]"
     if expected != nesting:
-        raise Malformed(f"input {quoted(name)}: 'data' is not nested like shape {list(shape)}")
+        raise InvalidRequest(f"input {quoted(name)}: 'data' is not nested like shape {list(shape)}")
 
 
 def _count_strings(tensor: Tensor, wanted: int) -> int:
     """How many length-prefixed strings the raw bytes hold, counted to one more than are wanted;
-    Malformed when the last is cut off."""
+    InvalidRequest when the last is cut off."""
     if wanted > MAX_STRINGS:
         raise too_many_strings(tensor.name)
     raw, at, count = tensor.raw, 0, 0
@@ -286,7 +299,7 @@ def _count_strings(tensor: Tensor, wanted: int) -> int:
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
         count += 1
     if at > len(raw) or (at < len(raw) and count <= wanted):
-        raise Malformed(
+        raise InvalidRequest(
             f"input {quoted(tensor.name)}: the BYTES data is cut off: each string is preceded by "
             "its length as 4 little-endian bytes"
         )

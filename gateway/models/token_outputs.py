@@ -13,11 +13,11 @@ class TokenOutputs(NamedTuple):
     added: str = ""  # adds up over the answers
 
     @classmethod
-    def of(cls, outputs: Container[str], face: Mapping[str, Any]) -> "TokenOutputs":
-        """``face`` as it was declared, {} for none."""
+    def of(cls, outputs: Container[str], endpoint_schema: Mapping[str, Any]) -> "TokenOutputs":
+        """``endpoint_schema`` as it was declared, {} for none."""
         if TOKENS in outputs:
             return cls(added=TOKENS)
-        routes = face.get("openai", {})
+        routes = endpoint_schema.get("openai", {})
         for bound in (routes[each] for each in ("chat", "completions") if each in routes):
             names = (
                 bound.get("input_tokens", "num_input_tokens"),

@@ -85,7 +85,7 @@ class PolicyFile:
 
         PolicyError, once for each state of the file, when it is wrong, has gone, or seems cut off:
         what was in force stays, less what a cut file takes away. That a file has gone, or is just
-        being written, must not open every door.
+        being written, must not open every API.
         """
         is_first, self._has_begun = not self._has_begun, True
         if is_first and self._begun_with_kept():

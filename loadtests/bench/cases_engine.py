@@ -22,7 +22,7 @@ MODULE = "loadtests.bench.in_process"
 
 
 def text_embedding(stack: BenchStack, effort: Effort) -> Section:
-    """The pipeline behind Triton's HTTP door, against the model with no server around it."""
+    """The pipeline behind Triton's HTTP API, against the model with no server around it."""
     ours = embedding_v2("Triton, V2 JSON", stack.triton)
     run(ours, CONNECTIONS, 1)
     with tempfile.TemporaryDirectory() as folder:

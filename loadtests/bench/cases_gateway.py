@@ -1,4 +1,4 @@
-"""What the gateway adds: each of its doors against Triton's own HTTP door."""
+"""What the gateway adds: each of its APIs against Triton's own HTTP API."""
 
 from collections.abc import Sequence
 
@@ -36,14 +36,14 @@ def identity(stack: BenchStack, effort: Effort) -> Section:
         found,
         floors,
         [
-            "Each ratio is over Triton's own HTTP door with V2 JSON at the same load.",
+            "Each ratio is over Triton's own HTTP API with V2 JSON at the same load.",
             "identity_fp32 is `tidegate.short`: the gateway asks Triton over HTTP/1.1, not gRPC.",
         ],
     )
 
 
 def task_route(stack: BenchStack, effort: Effort) -> Section:
-    """identity_fp32 has no face, so no task route: text_embedding stands in."""
+    """identity_fp32 has no endpoint schema, so no task route: text_embedding stands in."""
     targets = [
         embedding_v2(DIRECT, stack.triton),
         embedding_v2(GATEWAY, stack.gateway, stack.key),
@@ -51,8 +51,8 @@ def task_route(stack: BenchStack, effort: Effort) -> Section:
     ]
     found, _ = _measured(targets, effort)  # the floor is identity_fp32's
     note = (
-        "identity_fp32 has no face and therefore no task route, so this compares "
-        "POST /v1/text_embedding with the same texts asked of Triton's HTTP door (V2 JSON)."
+        "identity_fp32 has no endpoint schema and therefore no task route, so this compares "
+        "POST /v1/text_embedding with the same texts asked of Triton's HTTP API (V2 JSON)."
     )
     return Section("The task route on text_embedding (real texts)", found, (), [note])
 

@@ -30,7 +30,7 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class BenchStack:
-    """Where the two doors are. ``repository`` is the scratch copy."""
+    """Where the two APIs are. ``repository`` is the scratch copy."""
 
     gateway: str
     triton: str

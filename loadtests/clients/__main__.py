@@ -14,7 +14,7 @@ FOLDER = Path(".venv-clients")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--url", default="http://127.0.0.1:8080", envvar="TIDEGATE_URL", help="The gateway.")
-@click.option("--grpc-address", default="127.0.0.1:8081", help="Its gRPC door.")
+@click.option("--grpc-address", default="127.0.0.1:8081", help="Its gRPC API.")
 @click.option(
     "--kserve-python",
     type=click.Path(path_type=Path),

@@ -59,9 +59,9 @@ def kserve(target: Target) -> Iterator[Outcome]:
 def perf_analyzer(target: Target) -> Iterator[Outcome]:
     """NVIDIA's load generator for a second each: it must measure, with no failed request."""
     addresses = {"http": target.url.partition("://")[2], "grpc": target.grpc_address}
-    for door, model, more in RUNS:
+    for api, model, more in RUNS:
         command = [
-            *(str(target.perf_analyzer), "-m", model, "-i", door, "-u", addresses[door]),
+            *(str(target.perf_analyzer), "-m", model, "-i", api, "-u", addresses[api]),
             # The key is on the command line: there is no other way.
             *("-H", f"authorization: Bearer {target.key}", "--concurrency-range", "2"),
             *("--measurement-interval", "1000", "--max-trials", "3"),
@@ -73,7 +73,7 @@ def perf_analyzer(target: Target) -> Iterator[Outcome]:
         found = _THROUGHPUT.search(run.stdout)
         streams = ", stream" if "--streaming" in more else ""
         yield Outcome(
-            f"perf_analyzer -i {door}",
+            f"perf_analyzer -i {api}",
             f"{model}{streams}",
             "" if run.returncode == 0 and found else _last_words(run),
             f"{found[1]} infer/s" if found else "",

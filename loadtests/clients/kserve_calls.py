@@ -103,13 +103,13 @@ class Grpc:
         return not await self._client.is_model_ready(MISSING, headers=self._metadata)
 
 
-async def _run(door: str, calls: dict[str, Call]) -> None:
+async def _run(api: str, calls: dict[str, Call]) -> None:
     for name, call in calls.items():
         try:
             fault = "" if await call() is True else "another answer"
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
-        sys.stdout.write(json.dumps({"client": f"KServe {door}", "what": name, "fault": fault}))
+        sys.stdout.write(json.dumps({"client": f"KServe {api}", "what": name, "fault": fault}))
         sys.stdout.write("\n")
 
 

@@ -9,7 +9,8 @@ from serving.errors import ServingError
 from serving.lint import (
     backends,
     batching,
-    faces,
+    config_profiles,
+    endpoint_schemas,
     folders,
     graph,
     instances,
@@ -17,7 +18,6 @@ from serving.lint import (
     newer,
     outside,
     tensors,
-    variants,
     wiring,
 )
 from serving.lint.finding import Finding, Severity, error, info
@@ -59,7 +59,7 @@ def lint(
     found: dict[str, list[Finding]] = {}
     for model in models.values():
         findings = list(_of(model, models, server))
-        findings += variants.check(model, models, lambda one, all_: _of(one, all_, server))
+        findings += config_profiles.check(model, models, lambda one, all_: _of(one, all_, server))
         unbuilt = model.name in on_demand and not model.versions
         found[model.name] = list(_not_built(findings)) if unbuilt else findings
     said = [each for findings in found.values() for each in findings]
@@ -78,7 +78,7 @@ def _of(model: Model, models: Repository, server: Server) -> Iterator[Finding]:
     yield from outside.check(model)
     yield from wiring.check(model, models)
     yield from load.check(model, models, server.cores)
-    yield from faces.check(model)
+    yield from endpoint_schemas.check(model)
     yield from graph.check(model)
 
 

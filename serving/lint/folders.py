@@ -107,10 +107,10 @@ def _config(model: Model) -> Iterator[Finding]:
             f"leave the name out, or write name: {model.name!r}",
         )
     for path in sorted(model.folder.glob("configs/*.pbtxt")):
-        yield from _variant(model, path)
+        yield from _profile(model, path)
 
 
-def _variant(model: Model, path: Path) -> Iterator[Finding]:
+def _profile(model: Model, path: Path) -> Iterator[Finding]:
     try:
         parse(path.read_text(encoding="utf-8"))
     except ValueError as broken:

@@ -1,3 +1,4 @@
-"""Search a pipeline's serving knobs on this machine: ``space`` says what can be set, ``stand`` is
+"""Search a pipeline's serving parameters on this machine: ``space`` says what can be set,
+``trial_server`` is
 the scratch Triton, ``trial`` one setting measured, ``search`` what to try next, ``outcome`` what is
 written."""

@@ -1,5 +1,5 @@
-"""Tuned knobs in a main config (``tidegate optimize NAME --commit``): what they are, and how they
-outlast the next conversion."""
+"""Tuned serving parameters in a main config (``tidegate optimize NAME --commit``): what they are,
+and how they outlast the next conversion."""
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -10,13 +10,13 @@ CARRIED_PARAMETERS = (THREADS_PARAMETER, BUCKETS_PARAMETER)
 
 
 def is_committed(config: ModelConfig) -> bool:
-    """Whether the knobs of a main config were measured and committed."""
+    """Whether the serving parameters of a main config were measured and committed."""
     return TUNED_PARAMETER in config.parameters
 
 
 def carried(published: ModelConfig, staged: ModelConfig) -> ModelConfig:
-    """What is staged, with the knobs that were committed to what is published; the two mean the
-    same (``serving.pins.meaning``). Nothing is carried where nothing was committed."""
+    """What is staged, with the serving parameters that were committed to what is published; the
+    two mean the same (``serving.pins.meaning``). Nothing is carried where nothing was committed."""
     own = ModelConfig()
     own.CopyFrom(staged)
     if not is_committed(published):

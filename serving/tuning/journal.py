@@ -14,8 +14,8 @@ from typing import Any
 
 from serving.plan import content
 from serving.tuning.setting import setting_of
-from serving.tuning.stand import Stand
 from serving.tuning.trial import Trial
+from serving.tuning.trial_server import TrialServer
 
 TOOLS = ("nvidia-pytriton", "onnxruntime", "tokenizers", "tidegate")
 TRIALS_FILE = "trials.jsonl"
@@ -41,14 +41,14 @@ def engine_files(repository: Path, versions: Mapping[str, int]) -> str:
 
 
 def context(
-    stand: Stand, repository: Path, requests: Sequence[bytes], load: tuple[int, float]
+    trial_server: TrialServer, repository: Path, requests: Sequence[bytes], load: tuple[int, float]
 ) -> dict[str, Any]:
     """What a figure depends on beside the setting. ``load`` is the connections and the seconds of
     a pass: what a short budget found in short passes is no answer for a long one."""
     return {
-        "pipeline": stand.name,
-        "files": engine_files(repository, stand.versions),
-        "default": setting_of(stand.configs).as_dict(),
+        "pipeline": trial_server.name,
+        "files": engine_files(repository, trial_server.versions),
+        "default": setting_of(trial_server.configs).as_dict(),
         "machine": machine(),
         "tools": tools(),
         "connections": load[0],

@@ -1,5 +1,5 @@
 """What a search leaves: ``configs/tuned.pbtxt`` of each model that changes, with the measurement it
-came from, and, where it is asked for, the same knobs in the main configs."""
+came from, and, where it is asked for, the same serving parameters in the main configs."""
 
 import json
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from serving.config_profiles import (
+    TUNED,
+    followed,
+    place_config,
+    place_profile,
+    read_profiles,
+    take_profile,
+)
+from serving.deployment import Deployment
 from serving.errors import ServingError
 from serving.lock import publishing
 from serving.pins import TUNED_PARAMETER
-from serving.recovery import settle_all
+from serving.recovery import recover
 from serving.repository import active_members, active_version, read_config
-from serving.target import Target
 from serving.tuning.journal import engine_files
 from serving.tuning.setting import applied, setting_of
 from serving.tuning.trial import Trial
 from serving.tuning.tune import Result
-from serving.variants import (
-    TUNED,
-    followed,
-    place_config,
-    place_variant,
-    read_variants,
-    take_variant,
-)
 
 
 def measurement(result: Result, winner: Trial) -> dict[str, Any]:
@@ -47,26 +47,27 @@ def measurement(result: Result, winner: Trial) -> dict[str, Any]:
     }
 
 
-def write_tuned(target: Target, result: Result) -> list[str]:
+def write_tuned(deployment: Deployment, result: Result) -> list[str]:
     """Write the winner's configs, and take away what an earlier search left; the paths written, by
     the repository. ServingError when something was published while it was measured."""
-    repository = target.repository
+    repository = deployment.repository
     if not (result.finals or result.is_complete):
         return []  # the budget ended before anything could be said
     with publishing(repository, f"tune {result.name}"):
-        settle_all(target)
+        recover(deployment)
         configs = _current(repository, result)
         changed = _changed(configs, result, result.winner) if result.winner else {}
         for model, main in configs.items():
             if model in changed:
-                place_variant(repository, model, TUNED, followed(main, changed[model]))
+                place_profile(repository, model, TUNED, followed(main, changed[model]))
             else:
-                take_variant(repository, model, TUNED)
+                take_profile(repository, model, TUNED)
     return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
 
 
-def commit(target: Target, result: Result) -> list[str]:
-    """Write the winner's knobs into the main configs, and let the servers follow; the models that
+def commit(deployment: Deployment, result: Result) -> list[str]:
+    """Write the winner's serving parameters into the main configs, and let the servers follow; the
+    models that
     changed. What does not answer its golden sample then is put back, and ServingError says so.
 
     The batch size stays: it is what clients may send, and belongs to a version.
@@ -74,16 +75,16 @@ def commit(target: Target, result: Result) -> list[str]:
     if result.winner is None:
         return []
     kept = replace(result.winner.setting, max_batch=result.context["default"].get("max_batch"))
-    with publishing(target.repository, f"commit the knobs of {result.name}"):
-        settle_all(target)
-        before = _current(target.repository, result)
+    with publishing(deployment.repository, f"commit the serving parameters of {result.name}"):
+        recover(deployment)
+        before = _current(deployment.repository, result)
         changed = _changed(before, result, replace(result.winner, setting=kept))
         try:
-            _bring(target, changed)
-            for replica in target.replicas:
+            _bring(deployment, changed)
+            for replica in deployment.replicas:
                 replica.require_golden(result.name, before[result.name])
         except BaseException:
-            _bring(target, {model: before[model] for model in changed})
+            _bring(deployment, {model: before[model] for model in changed})
             raise
     return list(changed)
 
@@ -91,9 +92,9 @@ def commit(target: Target, result: Result) -> list[str]:
 def tuned_measurement(repository: Path, name: str) -> dict[str, Any]:
     """The measurement in the pipeline's ``configs/tuned.pbtxt``; {} where there is none."""
     for model in (*active_members(repository, name), name):
-        variant = read_variants(repository / model).get(TUNED)
-        if variant and TUNED_PARAMETER in variant.parameters:
-            found = json.loads(variant.parameters[TUNED_PARAMETER].string_value)
+        profile = read_profiles(repository / model).get(TUNED)
+        if profile and TUNED_PARAMETER in profile.parameters:
+            found = json.loads(profile.parameters[TUNED_PARAMETER].string_value)
             return found if isinstance(found, dict) else {}
     return {}
 
@@ -131,10 +132,10 @@ def _changed(
     return found
 
 
-def _bring(target: Target, configs: Mapping[str, ModelConfig]) -> None:
+def _bring(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
     for model, config in configs.items():
-        place_config(target.repository, model, config)
-    for replica in target.replicas:
+        place_config(deployment.repository, model, config)
+    for replica in deployment.replicas:
         for model in configs:
             if replica.serves(model):
                 replica.control.load(model)

@@ -1,7 +1,8 @@
 """What to try next, given what was measured: a pure function, so that a search that was cut off
 goes on where it was.
 
-Coordinate descent from the default: the best value of one knob, then of the next, and around again
+Coordinate descent from the default: the best value of one serving parameter, then of the next, and
+around again
 until a round changes nothing. Each figure is a ratio to the default, measured beside it.
 """
 
@@ -37,9 +38,10 @@ Scores = Mapping[Setting, Score | None]  # None: measured, and not to be used
 
 @dataclass(frozen=True)
 class Move:
-    """One knob turned: its name, where the search stood, and the ratios before and after."""
+    """One serving parameter turned: its name, where the search stood, and the ratios before and
+    after."""
 
-    knob: str
+    serving_parameter: str
     before: Setting
     after: Setting
     ratio_before: float
@@ -55,7 +57,7 @@ class Standing:
     ratio: float
     moves: tuple[Move, ...]
     next: Setting | None
-    knob: str = ""
+    serving_parameter: str = ""
     round: int = 1
 
 
@@ -66,14 +68,14 @@ def standing(space: Space, scores: Scores) -> Standing:
     moves: list[Move] = []
     for number in range(1, ROUNDS + 1):
         before = best
-        for knob in space.moves(best):
-            others = space.moves(best).get(knob, [])
+        for serving_parameter in space.moves(best):
+            others = space.moves(best).get(serving_parameter, [])
             missing = next((each for each in others if each not in scores), None)
             if missing:
-                return Standing(best, score.ratio, tuple(moves), missing, knob, number)
+                return Standing(best, score.ratio, tuple(moves), missing, serving_parameter, number)
             leader, found = _leader(others, scores)
             if leader and found.beats(score):
-                moves.append(Move(knob, best, leader, score.ratio, found.ratio))
+                moves.append(Move(serving_parameter, best, leader, score.ratio, found.ratio))
                 best, score = leader, found
         if best == before:
             break
@@ -81,7 +83,8 @@ def standing(space: Space, scores: Scores) -> Standing:
 
 
 def concluded(space: Space, scores: Scores) -> Standing:
-    """Where the search stands if nothing more is measured: the knob under way counts too."""
+    """Where the search stands if nothing more is measured: the serving parameter under way counts
+    too."""
     known = dict(scores)
     while (now := standing(space, known)).next:
         known[now.next] = None
@@ -89,14 +92,14 @@ def concluded(space: Space, scores: Scores) -> Standing:
 
 
 def finalists(reached: Standing, count: int) -> list[Setting]:
-    """The last ``count`` settings on the way to the best, the one with fewest knobs turned first:
-    they are measured once more, since the best of many noisy figures flatters."""
+    """The last ``count`` settings on the way to the best, the one with fewest serving parameters
+    turned first: they are measured once more, since the best of many noisy figures flatters."""
     return [move.after for move in reached.moves[-count:]]
 
 
 def winner(finals: Sequence[tuple[Setting, Score | None]]) -> Setting | None:
-    """The setting to keep: a knob more is kept only if it still brings more than noise; None when
-    not even the first beats the default."""
+    """The setting to keep: a serving parameter more is kept only if it still brings more than
+    noise; None when not even the first beats the default."""
     best, score = None, DEFAULT
     for setting, found in finals:
         if found and found.beats(score):

@@ -1,4 +1,4 @@
-"""One setting of a pipeline's knobs: read from its configs, and laid over them."""
+"""One setting of a pipeline's serving parameters: read from its configs, and laid over them."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ Configs = Mapping[str, ModelConfig]
 
 @dataclass(frozen=True)
 class Setting:
-    """The knobs; None for one that the pipeline does not have. ``instances``, ``threads`` and
+    """The serving parameters; None for one that the pipeline does not have. ``instances``,
+    ``threads`` and
     ``queue_delay_us`` are the engine's, ``buckets`` (tokens) and ``pre_instances`` the first
     step's; ``max_batch`` (rows) is of the whole pipeline."""
 
@@ -27,13 +28,13 @@ class Setting:
     pre_instances: int | None = None
 
     def as_dict(self) -> dict[str, int | list[int]]:
-        """The knobs that there are."""
+        """The serving parameters that there are."""
         found = {key: value for key, value in asdict(self).items() if value is not None}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
     @classmethod
-    def from_dict(cls, knobs: Mapping[str, int | list[int]]) -> "Setting":
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})  # type: ignore[arg-type]
+    def from_dict(cls, values: Mapping[str, int | list[int]]) -> "Setting":
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # type: ignore[arg-type]
 
     @property
     def key(self) -> str:
@@ -48,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which model of a pipeline has which knobs; '' where there is none."""
+    """Which model of a pipeline has which serving parameters; '' where there is none."""
 
     public: str
     engine: str

@@ -1,4 +1,5 @@
-"""What a search may set: the legal values of each knob, given the pipeline and the machine."""
+"""What a search may set: the legal values of each serving parameter, given the pipeline and the
+machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ class Space:
     lengths: Sequence[int] = ()
 
     def moves(self, setting: Setting) -> Mapping[str, list[Setting]]:
-        """The settings one knob away from ``setting``, by knob, in the order to try them."""
+        """The settings one serving parameter away from ``setting``, by serving parameter, in the
+        order to try them."""
         every: dict[str, list[dict[str, Any]]] = {
             "buckets": self._buckets(),
             "instances x threads": self._parallel(setting),
@@ -33,11 +35,11 @@ class Space:
             "pre instances": self._pre_instances(),
         }
         found = {}
-        for knob, choices in every.items():
+        for serving_parameter, choices in every.items():
             others = [replace(setting, **choice) for choice in choices]
             others = [each for each in dict.fromkeys(others) if each != setting]
             if others:
-                found[knob] = others
+                found[serving_parameter] = others
         return found
 
     def _parallel(self, setting: Setting) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ import numpy as np
 from serving.errors import ServingError
 from serving.tuning import closed_loop
 from serving.tuning.closed_loop import Figures, Load, Pass
-from serving.tuning.questions import Answer, Questions, difference
 from serving.tuning.search import Score
 from serving.tuning.setting import Setting
-from serving.tuning.stand import Stand
+from serving.tuning.trial_server import TrialServer
+from serving.tuning.workload import Answer, Questions, difference
 
 # Without a bound of the user's: as slow as the default may be at worst, and a little for noise.
 P99_SLACK = 1.1
@@ -59,7 +59,7 @@ class Trial:
 class Bench:
     """All that the trials of one search share. ``pass_s`` is the length of one pass."""
 
-    stand: Stand
+    trial_server: TrialServer
     questions: Questions
     answers: list[Answer]
     connections: int
@@ -69,11 +69,11 @@ class Bench:
         """Load the setting and measure it against the default in ``pairs`` of passes. What Triton
         refuses is a failed trial, not an error."""
         try:
-            self.stand.challenge(setting)
-            model = self.stand.trial_name
-            given = self.questions.answers(self.stand.server.control, model)
+            self.trial_server.challenge(setting)
+            model = self.trial_server.trial_name
+            given = self.questions.answers(self.trial_server.server.control, model)
         except ServingError as error:
-            if not self.stand.server.is_alive():
+            if not self.trial_server.server.is_alive():
                 raise
             return Trial(setting, FAILED, str(error))
         wrong = difference(given, self.answers, self.questions.tolerance)
@@ -84,16 +84,18 @@ class Bench:
     def _measured(self, setting: Setting, pairs: int) -> Trial:
         loads = {
             name: Load(self.questions.to(name), self.connections, self.pass_s)
-            for name in (self.stand.name, self.stand.trial_name)
+            for name in (self.trial_server.name, self.trial_server.trial_name)
         }
         for load in loads.values():  # warm-up: connections, arenas, every shape
-            closed_loop.run(self.stand.address, load)
+            closed_loop.run(self.trial_server.address, load)
         passes: dict[str, list[Pass]] = {name: [] for name in loads}
         for number in range(pairs):
             # Who comes first alternates too.
             for name in list(loads)[:: -1 if number % 2 else 1]:
-                passes[name].append(closed_loop.run(self.stand.address, loads[name]))
-        return _judged(setting, passes[self.stand.name], passes[self.stand.trial_name])
+                passes[name].append(closed_loop.run(self.trial_server.address, loads[name]))
+        return _judged(
+            setting, passes[self.trial_server.name], passes[self.trial_server.trial_name]
+        )
 
 
 def _judged(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Trial:

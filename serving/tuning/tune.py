@@ -1,4 +1,5 @@
-"""Search the knobs of one pipeline within a time budget, and measure the winner once more."""
+"""Search the serving parameters of one pipeline within a time budget, and measure the winner once
+more."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +10,14 @@ from typing import Any
 from serving.errors import ServingError
 from serving.pins import is_ensemble
 from serving.repository import is_published, read_config
-from serving.tuning import questions as asking
+from serving.tuning import workload as asking
 from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context
 from serving.tuning.search import Score, Standing, concluded, finalists, standing, winner
 from serving.tuning.setting import Setting, roles, setting_of
 from serving.tuning.space import Space
-from serving.tuning.stand import Stand
 from serving.tuning.trial import Bench, Trial
+from serving.tuning.trial_server import TrialServer
 
 Say = Callable[[str], None]
 # Many short passes in turns, not a few long ones: what else the machine does comes in bursts.
@@ -30,8 +31,8 @@ FINAL_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Job:
-    """What to tune. ``bodies`` are face requests; ``folder`` is where trials are kept; ``p99_ms``
-    None: the default's own p99, and a little."""
+    """What to tune. ``bodies`` are endpoint schema requests; ``folder`` is where trials are kept;
+    ``p99_ms`` None: the default's own p99, and a little."""
 
     repository: Path
     work_dir: Path
@@ -53,7 +54,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """``winner`` is the final measurement of the best setting; None when none beat the default
+    """``winner`` is the final measurement of the best setting; None when none sign of life the
+    default
     within the bound. ``control`` is the default measured against a copy of itself: how far its
     ratio is from 1 is noise; None where there was no final. ``trials`` are all of this context,
     older runs' too."""
@@ -78,8 +80,8 @@ def tune(job: Job, say: Say) -> Result:
     require_pipeline(job.repository, job.name)
     say(f"{job.name}: starting a scratch Triton")
     try:
-        with Stand(job.repository, job.name, job.work_dir) as stand:
-            return _Search(job, stand, say, started).run()
+        with TrialServer(job.repository, job.name, job.work_dir) as trial_server:
+            return _Search(job, trial_server, say, started).run()
     except KeyboardInterrupt:
         say(f"{job.name}: stopped; the trials that were finished are kept: run it again to go on")
         raise
@@ -89,28 +91,30 @@ def require_pipeline(repository: Path, name: str) -> None:
     if not is_published(repository, name):
         raise ServingError(f"there is no model {name!r} in {repository}: convert it first")
     if not is_ensemble(read_config(repository, name)):
-        raise ServingError(f"{name} is a single model and no pipeline: it has no knobs to search")
+        raise ServingError(
+            f"{name} is a single model and no pipeline: it has no serving parameters to search"
+        )
 
 
 class _Search:
     """The loop: what to try, the trial, the record of it."""
 
-    def __init__(self, job: Job, stand: Stand, say: Say, started: float) -> None:
+    def __init__(self, job: Job, trial_server: TrialServer, say: Say, started: float) -> None:
         self._job, self._say, self._started = job, say, started
         self._notes: list[str] = []
         self._longest_s = 0.0  # of a trial
-        asked = asking.questions(stand.configs[job.name], job.bodies)
-        asked, refusal = asking.accepted(stand.server.control, job.name, asked)
+        asked = asking.questions(trial_server.configs[job.name], job.bodies)
+        asked, refusal = asking.accepted(trial_server.server.control, job.name, asked)
         if refusal:
             left = len(job.bodies) + 1 - len(asked.requests)
             self._note(f"{left} samples are left out: {job.name} refuses them ({refusal})")
-        answers = asked.answers(stand.server.control, job.name)
-        self._bench = Bench(stand, asked, answers, job.connections, job.pass_s)
+        answers = asked.answers(trial_server.server.control, job.name)
+        self._bench = Bench(trial_server, asked, answers, job.connections, job.pass_s)
         load = (job.connections, job.pass_s)
-        self._context = context(stand, job.repository, asked.to(job.name), load)
+        self._context = context(trial_server, job.repository, asked.to(job.name), load)
         self._log = TrialLog(job.folder, self._context, job.fresh)
-        default = setting_of(stand.configs)
-        self._space = Space(default, self._context["machine"]["cores"], self._lengths(stand))
+        default = setting_of(trial_server.configs)
+        self._space = Space(default, self._context["machine"]["cores"], self._lengths(trial_server))
 
     def run(self) -> Result:
         known = self._log.trials()
@@ -134,11 +138,11 @@ class _Search:
             notes=self._notes,
         )
 
-    def _lengths(self, stand: Stand) -> list[int]:
-        pre = roles(stand.configs).pre
-        if not pre or setting_of(stand.configs).buckets is None:
+    def _lengths(self, trial_server: TrialServer) -> list[int]:
+        pre = roles(trial_server.configs).pre
+        if not pre or setting_of(trial_server.configs).buckets is None:
             return []
-        return asking.lengths(stand.server.control, pre, self._bench.questions)
+        return asking.lengths(trial_server.server.control, pre, self._bench.questions)
 
     def _explore(self) -> bool:
         """Trials until the search (True) or its part of the budget is over."""
@@ -186,7 +190,7 @@ class _Search:
         late = trial.tuned and trial.score(self._job.p99_ms) is None
         over = f" (over {trial.bound_ms(self._job.p99_ms):.0f} ms)" if late else ""
         return (
-            f"{now.knob}: {trial.setting.changes(now.best)}: {said(trial)}{over}; "
+            f"{now.serving_parameter}: {trial.setting.changes(now.best)}: {said(trial)}{over}; "
             f"best {now.ratio:.2f}x; {left:.0f} s left of {self._job.budget_s:.0f}"
         )
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from converters.conversion import Converted, Variant, convert
-from converters.pictures.image_classification import ImageClassification
-from converters.pictures.proof import Graph
-from converters.pictures.samples import picture_samples
-from converters.task import Case, Order
+from converters.conversion import ConversionOptions, Converted, convert
+from converters.image.image_classification import ImageClassification
+from converters.image.proof import Graph
+from converters.image.samples import image_samples
+from converters.task import ConversionRequest, Reference
 from ensembles.steps import decode_image
 from ensembles.steps.top_labels import TopLabels
 from modelspec.golden import GOLDEN_PARAMETER, Golden
@@ -46,15 +46,15 @@ SHOWN = (
 )
 
 
-class FewPictures(ImageClassification):
+class FewImages(ImageClassification):
     def default_samples(self):
-        return [sample for sample in picture_samples() if sample.name in SHOWN]
+        return [sample for sample in image_samples() if sample.name in SHOWN]
 
 
 def few_converted() -> Converted:
     """EfficientNet-Lite0, proved on ``SHOWN`` only; from the cache after the first time."""
-    task = FewPictures(Order("image_classification", "image_classification"))
-    return convert(task, Variant(), lambda text: None)
+    task = FewImages(ConversionRequest("image_classification", "image_classification"))
+    return convert(task, ConversionOptions(), lambda text: None)
 
 
 class Tensor:
@@ -72,7 +72,7 @@ class Tensor:
 class InProcess:
     """Stands for tritonclient's InferenceServerClient; ``spoil_*`` change what a part gives."""
 
-    case: Case
+    reference: Reference
     graph: Graph
     golden: Golden
     labels: list[str] = field(default_factory=list)
@@ -80,10 +80,12 @@ class InProcess:
     spoil_answer: Callable[[Any, Any], Any] = lambda label, score: (label, score)
 
     def __post_init__(self) -> None:
-        document = json.loads((self.case.folder / "pre" / "preprocess.json").read_text())
+        document = json.loads((self.reference.folder / "pre" / "preprocess.json").read_text())
         self._transform = decode_image.Transform(document)
-        facts = self.case.facts
-        self._label = TopLabels(self.labels or facts["labels"], facts["top_k"], facts["function"])
+        metadata = self.reference.metadata
+        self._label = TopLabels(
+            self.labels or metadata["labels"], metadata["top_k"], metadata["function"]
+        )
 
     def __enter__(self) -> "InProcess":
         return self
@@ -95,8 +97,8 @@ class InProcess:
         values = inputs[0].values
         parts = {"_pre": self._decoded, "_post": self._labelled, "": self._whole}
         try:
-            tensors = parts[model.removeprefix(self.case.name)](values)
-        except (decode_image.InvalidPicture, ValueError) as error:
+            tensors = parts[model.removeprefix(self.reference.name)](values)
+        except (decode_image.InvalidImage, ValueError) as error:
             raise InferenceServerException(str(error)) from error
         return SimpleNamespace(as_numpy=tensors.get)
 
@@ -104,13 +106,13 @@ class InProcess:
         golden = SimpleNamespace(string_value=self.golden.to_json())
         return SimpleNamespace(config=SimpleNamespace(parameters={GOLDEN_PARAMETER: golden}))
 
-    def _decoded(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        rows = [decode_image.prepare(each, self._transform) for each in pictures.flat]
+    def _decoded(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [decode_image.prepare(each, self._transform) for each in images.flat]
         return {"pixels": self.spoil_pixels(np.stack(rows))}
 
     def _labelled(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         label, score = self.spoil_answer(*self._label(logits))
         return {"label": label, "score": score}
 
-    def _whole(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        return self._labelled(self.graph(self._decoded(pictures)["pixels"]))
+    def _whole(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return self._labelled(self.graph(self._decoded(images)["pixels"]))

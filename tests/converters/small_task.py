@@ -26,12 +26,12 @@ class Doubling(Task):
         self.asked = 0
 
     def files(self):
-        return [Path(self.order.source)]
+        return [Path(self.request.source)]
 
     def settings(self):
         return f"{self.graph_factor}"
 
-    def facts(self):
+    def metadata(self):
         return {"width": 3}
 
     def write_steps(self, folder):
@@ -55,13 +55,13 @@ class Doubling(Task):
             raise KeyboardInterrupt
         return {"x": SAMPLES, "y": SAMPLES * 2}
 
-    def feeds(self, case):
+    def feeds(self, reference):
         yield {"x": SAMPLES}
 
-    def prove_graph(self, engine, case, runner=onnx_runner):
+    def prove_graph(self, engine, reference, runner=onnx_runner):
         session = runner(engine)
-        got = session.run(None, {"x": case.answers["x"]})[0]
-        wanted, allowed = case.answers["y"], case.tolerance
+        got = session.run(None, {"x": reference.answers["x"]})[0]
+        wanted, allowed = reference.answers["y"], reference.tolerance
         names = [f"row {index}" for index in range(len(got))]
         return [
             worst_difference("parity", got, wanted, allowed.difference, names),
@@ -69,8 +69,8 @@ class Doubling(Task):
             lowest_cosine("cosine", got, wanted, allowed.cosine, names),
         ]
 
-    def golden(self, case):
+    def golden(self, reference):
         return Golden({"x": [1, 2, 3]}, {"y": [2, 4, 6]}, 1e-3)
 
-    def prove_served(self, address, case):
+    def prove_served(self, address, reference):
         return []

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.layers import Layers
-from converters.precision import PRECISIONS, write_variant
+from converters.precision import PRECISIONS, write_precision
 from converters.proof import Check
 from converters.tolerance import LAYERS
 from tests.converters.test_precision import attention, convolutions, graph_of, sentences
@@ -76,7 +76,7 @@ def padded() -> list[dict[str, np.ndarray]]:
     return feeds
 
 
-def pictures() -> list[dict[str, np.ndarray]]:
+def images() -> list[dict[str, np.ndarray]]:
     random = np.random.default_rng(8)
     return [{"x": random.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(6)]
 
@@ -87,7 +87,7 @@ MODELS: dict[str, Made] = {
     "scorer": (scorer, rows_nearly_alike),
     "attention": (lambda: attention(-100.0), padded),
     "attention, masked by the least number": (attention, padded),
-    "convolutions": (convolutions, pictures),
+    "convolutions": (convolutions, images),
 }
 
 
@@ -161,7 +161,7 @@ def written(tmp_path_factory):
             if fault:
                 FAULTS[model, fault](graph)
             onnx.save(graph, source)
-            write_variant(precision, source, target, lambda: iter(feeds()))
+            write_precision(precision, source, target, lambda: iter(feeds()))
         return target
 
     return write
@@ -203,7 +203,7 @@ def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision,
     for name in ("good", "bad"):
         source = tmp_path / f"{name}.onnx"
         onnx.save(model, source)
-        write_variant(precision, source, tmp_path / f"{name}-8.onnx", lambda: iter(feeds))
+        write_precision(precision, source, tmp_path / f"{name}-8.onnx", lambda: iter(feeds))
         _weight(lambda rows: rows[[1, 0, *range(2, len(rows))]], "w_1")(model)
     layers = Layers(tmp_path / "good.onnx", feeds)
     limits = LAYERS[precision][0]
@@ -219,13 +219,13 @@ def test_scales_measured_on_zeros_are_seen(model, written, tmp_path):
     onnx.save(make(), tmp_path / "source.onnx")
     engine = tmp_path / "engine.onnx"
     zeros = [{name: np.zeros_like(values) for name, values in feed.items()} for feed in feeds()]
-    write_variant("int8", tmp_path / "source.onnx", engine, lambda: iter(zeros))
+    write_precision("int8", tmp_path / "source.onnx", engine, lambda: iter(zeros))
     assert _failed(written, model, engine, "int8")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_operator_put_in_between_is_seen(precision, written, tmp_path):
-    """Into the variant's own graph, under a name that the original does not have."""
+    """Into the precision's own graph, under a name that the original does not have."""
     model = onnx.load(written("mlp", precision))
     reader = next(node for node in model.graph.node if "even" in "".join(node.input))
     name = next(each for each in reader.input if "even" in each)
@@ -256,7 +256,7 @@ def test_rows_of_a_table_that_no_sample_reads_are_compared(precision, tmp_path):
     feeds = [{"ids": np.array([3, 5])}, {"ids": np.array([7, 1])}]
     for name in ("good", "bad"):
         onnx.save(model, tmp_path / f"{name}.onnx")
-        write_variant(
+        write_precision(
             precision, tmp_path / f"{name}.onnx", tmp_path / f"{name}-8.onnx", lambda: iter(feeds)
         )
         _weight(lambda rows: np.concatenate([rows[:40], rows[:39:-1]]), "table")(model)

@@ -9,20 +9,20 @@ import pytest
 from onnx import numpy_helper
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from converters.conversion import ask_original, case_in
+from converters.conversion import ask_original, reference_in
 from converters.errors import ProofFailed
-from converters.task import Order
-from converters.texts.answered import case_texts
-from converters.texts.embedding import Embedding
-from converters.texts.embedding_proof import graph_checks, parity
-from converters.texts.invariance import texts_for_buckets
-from converters.texts.samples import default_texts, multilingual_texts
-from converters.texts.served_embedding import checks_of
-from converters.texts.token_graph import TokenGraph
+from converters.task import ConversionRequest
+from converters.text.answered import case_texts
+from converters.text.embedding import Embedding
+from converters.text.embedding_proof import graph_checks, parity
+from converters.text.invariance import texts_for_buckets
+from converters.text.samples import default_texts, multilingual_texts
+from converters.text.served_embedding import checks_of
+from converters.text.token_graph import TokenGraph
 from converters.tolerance import tolerance
 from ensembles.text_embedding import GOLDEN, PIPELINE, declare
-from tests.brought import save_embedder
 from tests.in_process import InProcess, as_it_is, changed
+from tests.tiny_models import save_embedder
 
 BUCKETS = (16, 32, 40)
 # Each way of pooling that there is, one beside the other.
@@ -40,38 +40,38 @@ def task(work):
     samples.write_text("\n".join([*default_texts(16), *multilingual_texts()]))
     modules = (Pooling(32, POOLING), Dense(6 * 32, 24), Normalize())
     folder = save_embedder("roberta", work / "m", *modules, max_seq_length=40, do_lower_case=True)
-    return Embedding(Order("embedder", str(folder), samples))
+    return Embedding(ConversionRequest("embedder", str(folder), samples))
 
 
 @pytest.fixture(scope="module")
-def case(task, work):
-    folder = work / "case"
+def reference(task, work):
+    folder = work / "reference"
     folder.mkdir()
     task.export(folder / "model.onnx")
     ask_original(task, folder, lambda text: None)
-    return case_in(folder, "embedder", task.name, "fp32")
+    return reference_in(folder, "embedder", task.name, "fp32")
 
 
 def _failed(checks) -> dict[str, str]:
     return {check.name: check.worst for check in checks if not check.passed}
 
 
-def _served(task, case, pre=as_it_is) -> dict[str, str]:
-    graph = task.graph(case.folder / "model.onnx", case)
+def _served(task, reference, pre=as_it_is) -> dict[str, str]:
+    graph = task.graph(reference.folder / "model.onnx", reference)
 
     def finish(vectors, tokens, texts):
         return {"sentence_embedding": vectors}
 
-    return _failed(checks_of(InProcess(graph, case, finish, pre), case))
+    return _failed(checks_of(InProcess(graph, reference, finish, pre), reference))
 
 
-def test_a_folder_of_many_modules_is_converted_as_it_says(task, case):
+def test_a_folder_of_many_modules_is_converted_as_it_says(task, reference):
     """Lower case, the length limit, every pooling, a dense layer and the normalising."""
-    assert case.facts["buckets"] == list(BUCKETS)
-    assert (case.facts["width"], case.facts["normalised"]) == (24, True)
-    assert np.linalg.norm(case.answers["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
-    assert _failed(task.prove_graph(case.folder / "model.onnx", case)) == {}
-    assert _served(task, case) == {}
+    assert reference.metadata["buckets"] == list(BUCKETS)
+    assert (reference.metadata["width"], reference.metadata["normalised"]) == (24, True)
+    assert np.linalg.norm(reference.answers["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
+    assert _failed(task.prove_graph(reference.folder / "model.onnx", reference)) == {}
+    assert _served(task, reference) == {}
     assert task.card()["pooling"] == "Pooling then Dense then Normalize"
 
 
@@ -113,10 +113,10 @@ def _without_marks(tokenizer):
 
 
 @pytest.mark.parametrize("fault", PRE_FAULTS)
-def test_a_fault_in_the_step_is_caught(task, case, fault):
+def test_a_fault_in_the_step_is_caught(task, reference, fault):
     old, new, caught = PRE_FAULTS[fault]
     plant = changed(old, new)
-    failed = _served(task, case, pre=lambda source: plant(source) + WITHOUT_MARKS)
+    failed = _served(task, reference, pre=lambda source: plant(source) + WITHOUT_MARKS)
     named = [worst for name, worst in failed.items() if caught in name]
     assert named, failed
     assert "original" in named[0]  # the sample and both values
@@ -144,19 +144,19 @@ def _without_accents(tokenizer):
 
 
 @pytest.mark.parametrize("fault", SMALL_FAULTS)
-def test_a_token_is_right_at_every_precision(task, case, fault):
+def test_a_token_is_right_at_every_precision(task, reference, fault):
     """What 8 bits may round off of a vector is more than some of these do to it."""
-    case = replace(case, tolerance=tolerance("embedding", "int8"))
+    reference = replace(reference, tolerance=tolerance("embedding", "int8"))
     plant = changed(*SMALL_FAULTS[fault])
-    failed = _served(task, case, pre=lambda source: plant(source) + WITHOUT_ACCENTS)
+    failed = _served(task, reference, pre=lambda source: plant(source) + WITHOUT_ACCENTS)
     assert [name for name in failed if name.startswith("tokens")], failed
 
 
-def _tampered(task, case, target, change) -> dict[str, str]:
-    model = onnx.load(case.folder / "model.onnx")
+def _tampered(task, reference, target, change) -> dict[str, str]:
+    model = onnx.load(reference.folder / "model.onnx")
     change(model)
     onnx.save(model, target)
-    return _failed(task.prove_graph(target, case))
+    return _failed(task.prove_graph(target, reference))
 
 
 def _largest_weight(model: onnx.ModelProto):
@@ -200,17 +200,17 @@ def _scaled(model):
         (_scaled, "parity: largest difference", "original"),
     ],
 )
-def test_a_fault_in_the_graph_is_caught(task, case, tmp_path, fault, caught, says):
-    failed = _tampered(task, case, tmp_path / "m.onnx", fault)
+def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught, says):
+    failed = _tampered(task, reference, tmp_path / "m.onnx", fault)
     assert says in failed[caught]
 
 
-def test_a_graph_with_a_baked_batch_says_which_shape_it_refuses(task, case, tmp_path):
+def test_a_graph_with_a_baked_batch_says_which_shape_it_refuses(task, reference, tmp_path):
     def bake(model):
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
 
     with pytest.raises(ProofFailed, match="does not run on 1 texts of"):
-        _tampered(task, case, tmp_path / "m.onnx", bake)
+        _tampered(task, reference, tmp_path / "m.onnx", bake)
 
 
 class Planted(TokenGraph):
@@ -248,17 +248,19 @@ def _throws_dice(ids, mask, vectors):
         (_throws_dice, "determinism"),
     ],
 )
-def test_a_planted_fault_is_caught_by_its_check(task, case, fault, caught):
-    real = task.graph(case.folder / "model.onnx", case)
+def test_a_planted_fault_is_caught_by_its_check(task, reference, fault, caught):
+    real = task.graph(reference.folder / "model.onnx", reference)
     real.__class__ = type("Faulty", (Planted,), {"fault": staticmethod(fault)})
-    failed = _failed(graph_checks(real, case_texts(case), case))
+    failed = _failed(graph_checks(real, case_texts(reference), reference))
     assert [name for name in failed if name.startswith(caught)], failed
 
 
-def test_vectors_that_are_not_normalised_may_differ_in_proportion(case):
+def test_vectors_that_are_not_normalised_may_differ_in_proportion(reference):
     """The same vectors 100 times as long, and one element 9e-6 or 1e-3 of the length off."""
-    long = replace(case, answers={**case.answers, "vectors": case.answers["vectors"] * 100})
-    texts = case_texts(case)
+    long = replace(
+        reference, answers={**reference.answers, "vectors": reference.answers["vectors"] * 100}
+    )
+    texts = case_texts(reference)
     for gap, passes in ((9e-6, True), (1e-3, False)):
         got = long.answers["vectors"].copy()
         got[3, 5] += 100 * gap
@@ -266,28 +268,28 @@ def test_vectors_that_are_not_normalised_may_differ_in_proportion(case):
         assert checks["parity: largest difference"] is passes
 
 
-def test_another_neighbour_is_caught_and_a_tie_is_none(case):
-    texts, vectors = case_texts(case), case.answers["vectors"]
+def test_another_neighbour_is_caught_and_a_tie_is_none(reference):
+    texts, vectors = case_texts(reference), reference.answers["vectors"]
     turned = vectors[np.roll(np.arange(len(vectors)), 1)]
-    failed = _failed(parity(turned, case, texts))
+    failed = _failed(parity(turned, reference, texts))
     assert "task: same nearest neighbour" in failed
     tied = np.tile(vectors[:1], (len(vectors), 1))
-    same = replace(case, answers={**case.answers, "vectors": tied})
+    same = replace(reference, answers={**reference.answers, "vectors": tied})
     assert _failed(parity(tied, same, texts)) == {}
 
 
-def test_the_samples_are_real_and_reach_into_every_bucket(task, case):
+def test_the_samples_are_real_and_reach_into_every_bucket(task, reference):
     texts = default_texts()
     assert len(texts) == len(set(texts)) > 200
     tokens = task.tokenizer.counter()
     lengths = [tokens(text) for text in texts_for_buckets(texts, BUCKETS, tokens)]
     assert all(full - 3 <= length <= full for length, full in zip(lengths, BUCKETS, strict=True))
-    assert sum(not text.isascii() for text in case_texts(case)) >= 10
+    assert sum(not text.isascii() for text in case_texts(reference)) >= 10
 
 
-def test_the_graph_has_no_custom_operators(case):
+def test_the_graph_has_no_custom_operators(reference):
     """It loads in plain ONNX Runtime, and every operator is of the standard domain."""
-    path = str(case.folder / "model.onnx")
+    path = str(reference.folder / "model.onnx")
     onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
 
@@ -301,12 +303,12 @@ def test_the_known_pipeline_is_the_committed_one():
     wide = replace(GOLDEN, tolerance=0.1)
     int8 = declare("text_embedding", FACTS, wide, {"precision": "int8"})
     assert int8.public.golden.tolerance == 0.1
-    assert int8.public.face.card["precision"] == "int8"
+    assert int8.public.endpoint_schema.card["precision"] == "int8"
     assert int8.public.outputs == PIPELINE.public.outputs
 
 
 @pytest.mark.parametrize(
-    ("facts", "golden", "message"),
+    ("metadata", "golden", "message"),
     [
         ({"buckets": [16, 512]}, {}, "the declaration says"),
         ({"width": 768}, {}, "the declaration says"),
@@ -315,7 +317,7 @@ def test_the_known_pipeline_is_the_committed_one():
         ({}, {"sentence_embedding": [float("nan")] * 8}, "golden sample is not the original's"),
     ],
 )
-def test_an_original_that_is_not_the_declared_one_is_refused(facts, golden, message):
+def test_an_original_that_is_not_the_declared_one_is_refused(metadata, golden, message):
     other = replace(GOLDEN, expect={**GOLDEN.expect, **golden})
     with pytest.raises(ValueError, match=message):
-        declare("text_embedding", {**FACTS, **facts}, other, {"precision": "fp32"})
+        declare("text_embedding", {**FACTS, **metadata}, other, {"precision": "fp32"})

@@ -5,15 +5,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from converters.conversion import ask_original, case_in
+from converters.conversion import ask_original, reference_in
 from converters.errors import SourceRefused
-from converters.task import Order
-from converters.texts.entities import Found, score_difference, slices_of_text, span_f1
-from converters.texts.samples import default_texts, multilingual_texts
-from converters.texts.served_entities import checks_of
-from converters.texts.token_classification import TokenClassification
-from tests.brought import save_tagger
+from converters.task import ConversionRequest
+from converters.text.entities import Found, score_difference, slices_of_text, span_f1
+from converters.text.samples import default_texts, multilingual_texts
+from converters.text.served_entities import checks_of
+from converters.text.token_classification import TokenClassification
 from tests.in_process import InProcess, as_it_is, changed, step
+from tests.tiny_models import save_tagger
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +25,25 @@ def work(tmp_path_factory):
 def task(work):
     samples = work / "samples.txt"
     samples.write_text("\n".join([*default_texts(12), *multilingual_texts()]))
-    return TokenClassification(Order("tagger", str(save_tagger("roberta", work / "m")), samples))
+    return TokenClassification(
+        ConversionRequest("tagger", str(save_tagger("roberta", work / "m")), samples)
+    )
 
 
 @pytest.fixture(scope="module")
-def case(task, work):
-    folder = work / "case"
+def reference(task, work):
+    folder = work / "reference"
     folder.mkdir()
     task.export(folder / "model.onnx")
     ask_original(task, folder, lambda text: None)
-    return case_in(folder, "tagger", task.name, "fp32")
+    return reference_in(folder, "tagger", task.name, "fp32")
 
 
 def _failed(checks) -> dict[str, str]:
     return {check.name: check.worst for check in checks if not check.passed}
 
 
-def _served(task, case, pre=as_it_is, post=as_it_is) -> dict[str, str]:
+def _served(task, reference, pre=as_it_is, post=as_it_is) -> dict[str, str]:
     """The served checks that fail with these faults planted in the steps."""
     module = step("label_entities", post)
     find = module.EntityFinder(task.source.labels())
@@ -49,13 +51,13 @@ def _served(task, case, pre=as_it_is, post=as_it_is) -> dict[str, str]:
     def finish(logits, tokens, texts):
         return module.as_tensors(find(logits, tokens.span(), texts))
 
-    graph = task.graph(case.folder / "model.onnx", case)
-    return _failed(checks_of(InProcess(graph, case, finish, pre), case))
+    graph = task.graph(reference.folder / "model.onnx", reference)
+    return _failed(checks_of(InProcess(graph, reference, finish, pre), reference))
 
 
-def test_the_conversion_as_it_is_passes(task, case):
-    assert _failed(task.prove_graph(case.folder / "model.onnx", case)) == {}
-    assert _served(task, case) == {}
+def test_the_conversion_as_it_is_passes(task, reference):
+    assert _failed(task.prove_graph(reference.folder / "model.onnx", reference)) == {}
+    assert _served(task, reference) == {}
 
 
 POST_FAULTS = {
@@ -113,18 +115,18 @@ PRE_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", POST_FAULTS)
-def test_a_fault_in_the_last_step_is_caught(task, case, fault):
+def test_a_fault_in_the_last_step_is_caught(task, reference, fault):
     old, new, caught = POST_FAULTS[fault]
-    failed = _served(task, case, post=changed(old, new))
+    failed = _served(task, reference, post=changed(old, new))
     named = [worst for name, worst in failed.items() if caught in name]
     assert named, failed
     assert "original" in named[0]  # the sample and both values
 
 
 @pytest.mark.parametrize("fault", PRE_FAULTS)
-def test_a_fault_in_the_first_step_is_caught(task, case, fault):
+def test_a_fault_in_the_first_step_is_caught(task, reference, fault):
     old, new, caught = PRE_FAULTS[fault]
-    failed = _served(task, case, pre=changed(old, new))
+    failed = _served(task, reference, pre=changed(old, new))
     named = [worst for name, worst in failed.items() if caught in name]
     assert named, failed
     assert "original" in named[0]
@@ -158,21 +160,21 @@ def _is_scaled(model):
         (_is_scaled, "largest difference of a logit"),
     ],
 )
-def test_a_fault_in_the_graph_is_caught(task, case, tmp_path, fault, caught):
-    model = onnx.load(case.folder / "model.onnx")
+def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught):
+    model = onnx.load(reference.folder / "model.onnx")
     fault(model)
     onnx.save(model, tmp_path / "model.onnx")
-    failed = _failed(task.prove_graph(tmp_path / "model.onnx", case))
+    failed = _failed(task.prove_graph(tmp_path / "model.onnx", reference))
     named = [worst for name, worst in failed.items() if caught in name]
     assert named, failed
     assert "original" in named[0]
 
 
-def test_a_model_that_finds_nothing_is_not_proved_by_finding_nothing(task, case, monkeypatch):
-    nothing = {**case.answers, "row": case.answers["row"][:0]}
-    monkeypatch.setattr("converters.texts.token_classification.find_entities", lambda *_: nothing)
+def test_a_model_that_finds_nothing_is_not_proved_by_finding_nothing(task, reference, monkeypatch):
+    nothing = {**reference.answers, "row": reference.answers["row"][:0]}
+    monkeypatch.setattr("converters.text.token_classification.find_entities", lambda *_: nothing)
     with pytest.raises(SourceRefused, match=r"no entity in any of .* --samples"):
-        task.ask(case.folder, lambda text: None)
+        task.ask(reference.folder, lambda text: None)
 
 
 ONE = Found(((0, 3, "PER"),), (0.9,), ("Ann",))

@@ -9,22 +9,22 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.broken_graphs import dropped_mask, skipped_layers
-from converters.conversion import Variant, convert
+from converters.conversion import ConversionOptions, convert
 from converters.errors import ConversionError, ExportFailed, SourceMissing, SourceRefused
 from converters.original import last_words, places_again, require_no_past
 from converters.proof import Check
 from converters.record import measured_grade
 from converters.sources.graph_file import GraphFile
 from converters.sources.huggingface import HuggingFaceFolder
-from converters.task import Order
+from converters.task import ConversionRequest
 from converters.tensors.samples import read_npz
 from converters.tensors.task import Tensors
-from converters.texts.samples import odd_texts
+from converters.text.samples import odd_texts
 from ensembles.tensors import declare
 from modelspec.pbtxt import to_proto
-from tests.brought import save_classifier, word_tokenizer
+from tests.tiny_models import save_classifier, word_tokenizer
 from tidegate.convert import command
-from tidegate.kinds import why_not_taken
+from tidegate.task_registry import why_not_taken
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 # Each exports and proves, in processes of their own: a busy machine takes minutes for one.
@@ -147,7 +147,7 @@ def _quiet(text):
 
 
 def _proved(task, precision="fp32"):
-    return convert(task, Variant(precision), _quiet)
+    return convert(task, ConversionOptions(precision), _quiet)
 
 
 def _check_of(checks, name):
@@ -156,7 +156,7 @@ def _check_of(checks, name):
 
 def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, tmp_path):
     """The example holds nothing but id 0; rows 1 to 499 backwards passed."""
-    task = Tensors(Order("t", f"{modules}:ids"))
+    task = Tensors(ConversionRequest("t", f"{modules}:ids"))
     assert task.source.ids()["ids"].tolist() == [500] * 6
     (group,) = task.groups
     assert len(np.unique(group["ids"])) > 400
@@ -168,7 +168,7 @@ def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, 
     table.CopyFrom(numpy_helper.from_array(rows, table.name))
     onnx.save(model, tmp_path / "bad.onnx")
     assert not all(
-        check.passed for check in task.prove_graph(tmp_path / "bad.onnx", converted.case)
+        check.passed for check in task.prove_graph(tmp_path / "bad.onnx", converted.reference)
     )
     page = (converted.engine.parent / "proof.md").read_text()
     assert "of 500 rows of its table were read" in page
@@ -178,12 +178,12 @@ def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, 
 
 
 def test_a_flat_output_is_declared_with_a_reshape(modules):
-    task = Tensors(Order("t", f"{modules}:flat"))
+    task = Tensors(ConversionRequest("t", f"{modules}:flat"))
     converted = _proved(task)
     assert converted.record.passed
-    golden = task.golden(converted.case)
+    golden = task.golden(converted.reference)
     assert golden.tolerance < 1e-7  # of answers of 1e-6
-    pipeline = declare("t", converted.case.facts, golden, {})
+    pipeline = declare("t", converted.reference.metadata, golden, {})
     engine, public = (to_proto(spec) for spec in pipeline.models)
     assert engine.output[0].HasField("reshape")
     assert not engine.output[0].reshape.shape
@@ -201,17 +201,19 @@ def test_a_flat_output_is_declared_with_a_reshape(modules):
 )
 def test_a_module_that_cannot_be_converted_says_why_in_a_line(modules, factory, message):
     with pytest.raises((SourceRefused, ExportFailed), match=message) as refused:
-        Tensors(Order("t", f"{modules}:{factory}"))
+        Tensors(ConversionRequest("t", f"{modules}:{factory}"))
     assert "\n" not in str(refused.value)
 
 
 def test_a_module_that_remembers_is_refused(modules):
     with pytest.raises(ConversionError, match="a fresh one answers"):
-        Tensors(Order("t", f"{modules}:remembers")).ask(__import__("pathlib").Path.cwd(), _quiet)
+        Tensors(ConversionRequest("t", f"{modules}:remembers")).ask(
+            __import__("pathlib").Path.cwd(), _quiet
+        )
 
 
 def test_scales_are_not_measured_on_an_example_of_zeros(modules):
-    task = Tensors(Order("t", f"{modules}:zeros"))
+    task = Tensors(ConversionRequest("t", f"{modules}:zeros"))
     assert _proved(task).record.passed
     with pytest.raises(SourceRefused, match=r"is all 0, .*give --samples"):
         _proved(task, "int8")
@@ -219,7 +221,7 @@ def test_scales_are_not_measured_on_an_example_of_zeros(modules):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8", "int8-rows", "int8-dynamic"])
 def test_a_scorer_is_proved_at_every_precision_and_each_fault_is_seen(modules, precision, tmp_path):
-    task = Tensors(Order("t", f"{modules}:mlp"))
+    task = Tensors(ConversionRequest("t", f"{modules}:mlp"))
     converted = _proved(task, precision)
     checks = [check for proof in converted.record.proofs for check in proof.checks]
     assert all(check.passed for check in checks)
@@ -234,7 +236,7 @@ def test_a_scorer_is_proved_at_every_precision_and_each_fault_is_seen(modules, p
         _after_the_output(model.graph, fault)
         onnx.save(model, tmp_path / "bad.onnx")
         failed = [
-            c for c in task.prove_graph(tmp_path / "bad.onnx", converted.case) if not c.passed
+            c for c in task.prove_graph(tmp_path / "bad.onnx", converted.reference) if not c.passed
         ]
         assert failed, fault
 
@@ -252,7 +254,7 @@ def _after_the_output(graph, fault):
 
 
 def test_a_constant_original_is_said_to_be_one(modules):
-    task = Tensors(Order("t", f"{modules}:constant"))
+    task = Tensors(ConversionRequest("t", f"{modules}:constant"))
     assert any("CONSTANT" in line for line in _proved(task).record.exercised)
 
 
@@ -279,7 +281,7 @@ def test_a_graph_that_computes_in_fp16_is_proved_as_such(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    assert _proved(Tensors(Order("t", str(tmp_path / "m.onnx")))).record.passed
+    assert _proved(Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))).record.passed
 
 
 def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
@@ -295,7 +297,7 @@ def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    task = Tensors(Order("t", str(tmp_path / "m.onnx")))
+    task = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))
     assert [port.dtype for port in task.source.inputs] == ["FP32"]
     converted = _proved(task)
     assert converted.record.passed
@@ -306,7 +308,7 @@ def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
                  (tmp_path / "m.onnx", converted.engine))  # fmt: skip
     (wanted,), (got,) = own.run(None, {"x": row.astype(np.float16)}), ours.run(None, {"x": row})
     assert np.array_equal(got, wanted)
-    declared = declare("t", converted.case.facts, task.golden(converted.case), {})
+    declared = declare("t", converted.reference.metadata, task.golden(converted.reference), {})
     assert declared.public.inputs[0].dtype == "FP32"
 
 
@@ -321,9 +323,9 @@ def test_local_response_normalisation_is_proved_by_onnx_runtime(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    converted = _proved(Tensors(Order("t", str(tmp_path / "m.onnx"))))
+    converted = _proved(Tensors(ConversionRequest("t", str(tmp_path / "m.onnx"))))
     assert converted.record.passed
-    assert str(converted.case.answers["oracle"]) == "ONNX Runtime without optimisation"
+    assert str(converted.reference.answers["oracle"]) == "ONNX Runtime without optimisation"
 
 
 def test_the_ids_that_a_graph_takes_are_found_by_asking_it(tmp_path):
@@ -346,14 +348,14 @@ def test_the_ids_that_a_graph_takes_are_found_by_asking_it(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     assert GraphFile(tmp_path / "m.onnx").ids()["ids"].tolist() == [70, 10, 0]
-    (group,) = Tensors(Order("t", str(tmp_path / "m.onnx"))).groups
+    (group,) = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx"))).groups
     assert set(group["ids"][:, 0]) == set(range(70))
     assert set(group["ids"][:, 1]) == set(range(10))
 
 
 def test_columns_with_tables_of_their_own_are_read_and_the_rest_is_named(modules, tmp_path):
     """An example of zeros: any table could be reversed, but for its row 0."""
-    task = Tensors(Order("t", f"{modules}:columns"))
+    task = Tensors(ConversionRequest("t", f"{modules}:columns"))
     assert task.source.ids()["cats"].tolist() == [5, 40, 300]
     converted = _proved(task)
     for rows in (5, 40, 300):
@@ -363,7 +365,7 @@ def test_columns_with_tables_of_their_own_are_read_and_the_rest_is_named(modules
         values[1:] = values[1:][::-1]
         table.CopyFrom(numpy_helper.from_array(values, table.name))
         onnx.save(model, tmp_path / "bad.onnx")
-        checks = task.prove_graph(tmp_path / "bad.onnx", converted.case)
+        checks = task.prove_graph(tmp_path / "bad.onnx", converted.reference)
         assert not all(check.passed for check in checks), rows
     lines = converted.record.exercised
     assert any("input cats[2]: 2" in line and "of 300 rows" in line for line in lines)
@@ -371,17 +373,21 @@ def test_columns_with_tables_of_their_own_are_read_and_the_rest_is_named(modules
 
 
 def test_a_branch_that_no_sample_reached_is_named(modules):
-    lines = _proved(Tensors(Order("t", f"{modules}:branches"))).record.exercised
+    lines = _proved(Tensors(ConversionRequest("t", f"{modules}:branches"))).record.exercised
     (line,) = [line for line in lines if line.startswith("NOT REACHED")]
     assert "Clip" in line
     assert "no number above 600" in line
 
 
 def test_a_mask_of_ones_and_an_example_of_zeros_are_varied():
-    from converters.sources.tensor_source import Port
+    from converters.sources.tensor_source import TensorInfo
     from converters.tensors.samples import variations
 
-    ports = [Port("mask", "INT64", (6,)), Port("count", "INT32", ()), Port("on", "BOOL", (4,))]
+    ports = [
+        TensorInfo("mask", "INT64", (6,)),
+        TensorInfo("count", "INT32", ()),
+        TensorInfo("on", "BOOL", (4,)),
+    ]
     example = {
         "mask": np.ones((2, 6), np.int64),
         "count": np.zeros(2, np.int32),
@@ -458,12 +464,12 @@ def test_what_an_oracle_says_last_is_one_line():
 
 def test_an_original_that_answers_the_same_again_has_no_past():
     first = np.random.default_rng(0).standard_normal((20, 3))
-    places = places_again(20)
-    assert places[0] == 19
+    paths = places_again(20)
+    assert paths[0] == 19
     names = [str(place) for place in range(20)]
-    require_no_past(first, first[places], places, names)
+    require_no_past(first, first[paths], paths, names)
     with pytest.raises(SystemExit, match="a fresh one answers"):
-        require_no_past(first, first[places] + 0.01, places, names)
+        require_no_past(first, first[paths] + 0.01, paths, names)
 
 
 def test_graph_faults_are_what_they_say(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.pictures.folder import HuggingFaceImages
-from converters.task import Order
-from tests.brought_images import LABELS, SIDE, save_image_classifier
+from converters.image.folder import HuggingFaceImages
+from converters.task import ConversionRequest
+from tests.tiny_image_models import LABELS, SIDE, save_image_classifier
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path):
 
 
 def _opened(folder) -> HuggingFaceImages:
-    return HuggingFaceImages(Order("things", str(folder)))
+    return HuggingFaceImages(ConversionRequest("things", str(folder)))
 
 
 def _edit(folder, name="config.json", **changes) -> None:
@@ -28,7 +28,7 @@ def _edit(folder, name="config.json", **changes) -> None:
 
 def test_labels_size_and_function_are_the_folders(folder, tmp_path):
     task = _opened(folder)
-    assert task.facts() == {
+    assert task.metadata() == {
         "labels": list(LABELS),
         "function": "softmax",
         "top_k": 5,
@@ -60,8 +60,12 @@ def test_the_function_is_as_transformers_chooses_it(folder, changes, function):
 def test_one_label_is_a_sigmoid(tmp_path):
     one = {"id2label": {0: "defect"}, "label2id": {"defect": 0}}
     task = _opened(save_image_classifier("vit", tmp_path / "model", **one))
-    facts = task.facts()
-    assert (facts["function"], facts["top_k"], facts["labels"]) == ("sigmoid", 1, ["defect"])
+    metadata = task.metadata()
+    assert (metadata["function"], metadata["top_k"], metadata["labels"]) == (
+        "sigmoid",
+        1,
+        ["defect"],
+    )
 
 
 def _no_processor(folder):
@@ -112,7 +116,7 @@ def _a_text_model(folder):
 
 REFUSED = {
     _no_processor: (SourceMissing, "has no preprocessor_config.json"),
-    _another_size: (SourceRefused, "does not run on RGB pictures of 96x96"),
+    _another_size: (SourceRefused, "does not run on RGB images of 96x96"),
     _grey_with_three_means: (SourceRefused, "image_mean has not one number, of grey"),
     _grey_made_rgb: (SourceRefused, "set do_convert_rgb to false"),
     _infrared: (SourceRefused, "sees 4 channels"),
@@ -147,7 +151,7 @@ def test_fused_attention_that_cannot_be_exported_is_written_out(tmp_path):
     with torch.no_grad():
         wanted = task.module(pixels)
     task.export(tmp_path / "model.onnx")
-    from converters.pictures.proof import Graph
+    from converters.image.proof import Graph
 
     got = Graph(tmp_path / "model.onnx")(pixels.numpy())
     assert abs(got - wanted.numpy()).max() < 1e-5
@@ -155,7 +159,7 @@ def test_fused_attention_that_cannot_be_exported_is_written_out(tmp_path):
 
 def _said(folder, preset) -> HuggingFaceImages:
     options = {"preprocess": preset} if preset else {}
-    return HuggingFaceImages(Order("things", str(folder), options=options))
+    return HuggingFaceImages(ConversionRequest("things", str(folder), options=options))
 
 
 @pytest.mark.parametrize(
@@ -183,12 +187,12 @@ def test_the_original_sees_what_the_flag_says(folder, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from converters.pictures.photos import photo_file
+    from converters.image.photos import photo_file
 
     _no_processor(folder)
     (tmp_path / "work").mkdir()
     task = _said(folder, "imagenet")
-    told = task.original([photo_file("chelsea")] * 2, tmp_path / "work")
+    reported = task.original([photo_file("chelsea")] * 2, tmp_path / "work")
     with Image.open(photo_file("chelsea")) as opened:
         image = opened.convert("RGB")
     edge = round(SIDE * 256 / 224)
@@ -197,7 +201,7 @@ def test_the_original_sees_what_the_flag_says(folder, tmp_path):
     left, top = (width - SIDE) // 2, (height - SIDE) // 2
     pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
     wanted = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert np.abs(told["pixels"][0] - wanted.transpose(2, 0, 1)).max() < 1e-5
+    assert np.abs(reported["pixels"][0] - wanted.transpose(2, 0, 1)).max() < 1e-5
 
 
 @pytest.mark.parametrize("preset", ["resnet", "imagenet:0", "imagenet:9999", "imagenet 384"])
@@ -222,17 +226,17 @@ def test_a_model_of_one_channel_sees_grey(tmp_path, preset):
     import numpy as np
     from PIL import Image
 
-    from converters.pictures.photos import photo_file
+    from converters.image.photos import photo_file
     from ensembles.steps import decode_image
 
     model = save_image_classifier("vit", tmp_path / "model", processor=GREY, **DIGITS)
     if preset:
         _no_processor(model)
     task = _said(model, preset)
-    assert task.facts()["channels"] == 1
+    assert task.metadata()["channels"] == 1
     (tmp_path / "work").mkdir()
     photo = photo_file("chelsea")
-    told = task.original([photo] * 2, tmp_path / "work")
+    reported = task.original([photo] * 2, tmp_path / "work")
     served = decode_image.prepare(photo.read_bytes(), decode_image.Transform(task.transform))
     with Image.open(photo) as opened:
         small = opened.convert("L").resize((28, 28), Image.Resampling.BILINEAR)
@@ -240,12 +244,12 @@ def test_a_model_of_one_channel_sees_grey(tmp_path, preset):
         preset, (0.25, 0.5)
     )
     wanted = ((np.asarray(small, np.float32) / 255 - mean) / std)[None]
-    assert served.shape == told["pixels"][0].shape == (1, 28, 28)
+    assert served.shape == reported["pixels"][0].shape == (1, 28, 28)
     assert np.abs(served - wanted).max() < 1e-5
-    assert np.abs(told["pixels"][0] - served).max() < 1e-6
+    assert np.abs(reported["pixels"][0] - served).max() < 1e-6
     with torch.no_grad():
         logits = task.module(torch.from_numpy(served)[None]).numpy()
-    assert np.abs(told["logits"][:1] - logits).max() < 1e-5
+    assert np.abs(reported["logits"][:1] - logits).max() < 1e-5
 
 
 def test_a_preset_of_colours_is_refused_for_grey(tmp_path):
@@ -262,17 +266,17 @@ def test_an_original_that_remembers_is_found():
     from converters.original import places_again
     from converters.past import require_same_again
 
-    places = places_again(12)
+    paths = places_again(12)
     first = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
-    names = [f"picture {row}" for row in range(12)]
-    require_same_again("logits", first, first[places], names)
-    require_same_again("label", first > 0, first[places] > 0, names)
+    names = [f"image {row}" for row in range(12)]
+    require_same_again("logits", first, first[paths], names)
+    require_same_again("label", first > 0, first[paths] > 0, names)
     small = first.copy()
     small[:, 2] *= 1e-6  # an element that is small beside the others counts as they do
     spoilt = small + np.array([0, 0, 1e-7], dtype=np.float32)
     with pytest.raises(SystemExit, match="keeps something from call to call"):
-        require_same_again("logits", small, spoilt[places], names)
+        require_same_again("logits", small, spoilt[paths], names)
     with pytest.raises(SystemExit, match="label: "):
-        require_same_again("label", first > 0, first[places] > 0.5, names)
+        require_same_again("label", first > 0, first[paths] > 0.5, names)
     with pytest.raises(SystemExit, match="with the shape"):
-        require_same_again("logits", first, first[places][:, :2], names)
+        require_same_again("logits", first, first[paths][:, :2], names)

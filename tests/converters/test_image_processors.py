@@ -9,11 +9,11 @@ import transformers
 from PIL import Image
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.pictures.samples import encoded
+from converters.image.samples import encoded
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.sources.image_processor import open_processor, transform
 from ensembles.steps.decode_image import Transform, prepare
-from tests.ensembles.pictures import colours
+from tests.ensembles.images import colours
 
 SQUARE, SHORTER = {"height": 48, "width": 40}, {"shortest_edge": 48}
 CROP = {"height": 40, "width": 36}
@@ -101,8 +101,8 @@ def test_the_step_gives_the_processors_pixels(tmp_path, name, settings):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("ViT", {"size": SHORTER}, "pictures would keep sizes of their own"),
-        ("ViT", {"do_resize": False}, "pictures would keep sizes of their own"),
+        ("ViT", {"size": SHORTER}, "images would keep sizes of their own"),
+        ("ViT", {"do_resize": False}, "images would keep sizes of their own"),
         ("ViT", {"size": {"shortest_edge": 48, "longest_edge": 90}}, "size is {'longest_edge': 90"),
         ("ViT", {"size": {"max_height": 48, "max_width": 90}}, "size is {'max_height'"),
         ("ViT", {"size": 2000}, "the size is 2000x2000"),

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from converters.pictures.image_classification import known_photos
-from converters.pictures.proof import Graph, case_names, graph_checks
+from converters.image.image_classification import known_photos
+from converters.image.proof import Graph, case_names, graph_checks
 from tests.converters.image_in_process import SHOWN, few_converted
 
 
@@ -16,17 +16,17 @@ def converted():
 
 
 @pytest.fixture(scope="module")
-def case(converted):
-    return converted.case
+def reference(converted):
+    return converted.reference
 
 
 def _failed(checks):
     return {check.name for check in checks if not check.passed}
 
 
-def test_the_real_graph_passes(converted, case):
-    assert case_names(case) == sorted(SHOWN, key=case_names(case).index)
-    assert not _failed(graph_checks(Graph(converted.engine), case))
+def test_the_real_graph_passes(converted, reference):
+    assert case_names(reference) == sorted(SHOWN, key=case_names(reference).index)
+    assert not _failed(graph_checks(Graph(converted.engine), reference))
     assert converted.record.passed
 
 
@@ -63,7 +63,7 @@ def _rename_logits(graph):
 
 
 def _look_at_the_batch(graph):
-    """The batch's highest: right for a picture that is alone, and only there."""
+    """The batch's highest: right for an image that is alone, and only there."""
     _rename_logits(graph)
     axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis")
     graph.initializer.append(axes)
@@ -75,7 +75,7 @@ def _look_at_the_batch(graph):
 
 
 def _answer_one(graph):
-    """A baked axis: as many answers as the example had pictures."""
+    """A baked axis: as many answers as the example had images."""
     _rename_logits(graph)
     shape = numpy_helper.from_array(np.array([1, 1000], dtype=np.int64), "one_row")
     graph.initializer.append(shape)
@@ -89,38 +89,38 @@ LOGITS = "parity: largest difference of a logit"
     ("change", "check"),
     [
         (_scale_a_weight, LOGITS),
-        (_nothing_is_a_number, "extreme pictures: answers that are not finite"),
+        (_nothing_is_a_number, "extreme images: answers that are not finite"),
         (_look_at_the_batch, "batch invariance"),
         (_look_at_the_batch, "batch of 2"),
         (_answer_one, "batch of 3"),
     ],
 )
-def test_a_fault_in_the_graph_is_caught(converted, case, tmp_path, change, check):
+def test_a_fault_in_the_graph_is_caught(converted, reference, tmp_path, change, check):
     graph = _tampered(converted, tmp_path / "model.onnx", change)
-    checks = graph_checks(graph, case)
+    checks = graph_checks(graph, reference)
     assert check in _failed(checks)
     assert all(each.worst for each in checks if not each.passed and each.name in (LOGITS, check))
 
 
-def test_a_graph_that_cannot_run_at_all_fails(case):
+def test_a_graph_that_cannot_run_at_all_fails(reference):
     def broken(pixels):
         raise RuntimeError("no such operator")
 
-    checks = graph_checks(broken, case)
+    checks = graph_checks(broken, reference)
     assert [(check.passed, check.worst) for check in checks] == [(False, "no such operator")]
 
 
-def test_an_engine_that_is_no_graph_fails(converted, case, tmp_path):
+def test_an_engine_that_is_no_graph_fails(converted, reference, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"this is no graph")
-    checks = converted.task.prove_graph(tmp_path / "model.onnx", case)
+    checks = converted.task.prove_graph(tmp_path / "model.onnx", reference)
     assert not checks[0].passed
     assert "INVALID_PROTOBUF" in checks[0].worst or "protobuf" in checks[0].worst
 
 
-def test_labels_out_of_order_are_caught(case):
+def test_labels_out_of_order_are_caught(reference):
     known = {"coffee-rgb": {"espresso"}}
-    arguments = case.answers["logits"], case_names(case)
-    labels = case.facts["labels"]
+    arguments = reference.answers["logits"], case_names(reference)
+    labels = reference.metadata["labels"]
     assert known_photos(*arguments, labels, known).passed
     check = known_photos(*arguments, labels[1:] + labels[:1], known)
     assert not check.passed

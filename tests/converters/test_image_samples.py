@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from converters.errors import SourceMissing
-from converters.pictures import photos
-from converters.pictures.photos import KNOWN, PHOTOS, photo_file
-from converters.pictures.samples import VARIED, picture_samples
+from converters.image import photos
+from converters.image.photos import KNOWN, PHOTOS, photo_file
+from converters.image.samples import VARIED, image_samples
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return {sample.name: sample for sample in picture_samples()}
+    return {sample.name: sample for sample in image_samples()}
 
 
 def test_every_photo_is_installed():
@@ -30,10 +30,10 @@ def test_a_package_that_is_not_installed_says_so(monkeypatch):
     assert PathFinder.find_spec("skimage") is not None
 
 
-def test_names_are_unique_and_twins_exist(samples):
-    assert len(samples) == len(picture_samples())
-    twins = {sample.twin for sample in samples.values() if sample.twin}
-    assert twins <= set(samples)
+def test_names_are_unique_and_duplicates_exist(samples):
+    assert len(samples) == len(image_samples())
+    duplicates = {sample.duplicate for sample in samples.values() if sample.duplicate}
+    assert duplicates <= set(samples)
     assert all("/" not in name for name in samples)
 
 

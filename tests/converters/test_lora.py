@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters.errors import ConversionError
-from converters.task import Order
-from tests.brought import save_classifier
-from tidegate.kinds import TASKS
+from converters.task import ConversionRequest
+from tests.tiny_models import save_classifier
+from tidegate.task_registry import TASKS
 
 RANK, ALPHA = 4, 6
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -52,7 +52,7 @@ def _weights():
 
 
 def _opened(adapter, task="text-classification", **options):
-    return TASKS[task].open_task(Order("mood", str(adapter), options=options))
+    return TASKS[task].open_task(ConversionRequest("mood", str(adapter), options=options))
 
 
 def _unmerged(base, weights, scale):
@@ -127,22 +127,22 @@ def test_a_matrix_that_is_held_the_other_way_round():
         "turned": {"A": torch.randn(2, 4), "B": torch.randn(6, 2)},
         "window": {"A": torch.randn(2, 2, 3, 3), "B": torch.randn(5, 2, 1, 1)},
     }
-    x, picture = torch.randn(3, 4), torch.randn(1, 2, 8, 8)
+    x, image = torch.randn(3, 4), torch.randn(1, 2, 8, 8)
     conv = torch.nn.functional.conv2d
     down, up = layers["window"]["A"], layers["window"]["B"]
     with torch.no_grad():
         turned = model["turned"](x) + 2 * (x @ layers["turned"]["A"].T @ layers["turned"]["B"].T)
-        window = model["window"](picture) + 2 * conv(conv(picture, down), up)
+        window = model["window"](image) + 2 * conv(conv(image, down), up)
         apply(model, layers, {}, {"lora_alpha": 4}, "it")
         assert (model["turned"](x) - turned).abs().max() < 1e-5
-        assert (model["window"](picture) - window).abs().max() < 1e-5
+        assert (model["window"](image) - window).abs().max() < 1e-5
 
 
 def test_the_base_is_said(home):
     adapter = _adapter(home, base="somebody/mood-base")
     with pytest.raises(ConversionError, match=r"hf download somebody/mood-base.*--base"):
         _opened(adapter)
-    assert _opened(adapter, base=str(home / "base")).facts()["labels"]
+    assert _opened(adapter, base=str(home / "base")).metadata()["labels"]
     with pytest.raises(ConversionError, match="is no LoRA adapter: leave --base out"):
         _opened(home / "base", base=str(home / "base"))
 
@@ -190,6 +190,6 @@ def test_labels_of_the_adapters_own(home):
     labelled = {**config, "id2label": named, "label2id": {v: int(k) for k, v in named.items()}}
     (adapter / "config.json").write_text(json.dumps(labelled))
     task = _opened(adapter)
-    assert task.facts()["labels"] == ["a", "b", "c", "d", "e"]
+    assert task.metadata()["labels"] == ["a", "b", "c", "d", "e"]
     with torch.no_grad():
         assert task.module(IDS, torch.ones_like(IDS)).shape == (2, 5)

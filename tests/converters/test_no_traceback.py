@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from converters.errors import ConversionError
-from tests.brought import save_classifier, save_tagger
-from tests.brought_images import save_image_classifier
 from tests.converters.test_tensors import linear, write_graph
+from tests.tiny_image_models import save_image_classifier
+from tests.tiny_models import save_classifier, save_tagger
 from tidegate.convert import command
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
@@ -423,7 +423,7 @@ def brought(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save_classifier("bert", folder / "classifier")
     save_tagger("bert", folder / "tagger")
-    save_image_classifier("vit", folder / "pictures")
+    save_image_classifier("vit", folder / "images")
     return folder
 
 
@@ -564,8 +564,8 @@ PICTURE_FOLDERS = {
 
 
 @pytest.mark.parametrize("spoil", PICTURE_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_a_picture_folder_that_cannot_be_converted(home, brought, spoil):
-    shutil.copytree(brought / "pictures", home / "m")
+def test_a_image_folder_that_cannot_be_converted(home, brought, spoil):
+    shutil.copytree(brought / "images", home / "m")
     spoil(home / "m")
     said = _refused(home / "m", *PICTURE)
     assert PICTURE_FOLDERS[spoil] in said
@@ -675,13 +675,17 @@ def test_what_nobody_named(home, kind):
 
 
 def test_the_ending_of_a_graph_may_be_in_capitals(home):
-    from tidegate.kinds import TASKS, task_of
+    from tidegate.task_registry import TASKS, task_of
 
     linear(home / "m.onnx").rename(home / "M.ONNX")
     assert task_of(str(home / "M.ONNX")) == "tensors"
-    from converters.task import Order
+    from converters.task import ConversionRequest
 
-    assert TASKS["tensors"].open_task(Order("m", str(home / "M.ONNX"))).facts()["inputs"]
+    assert (
+        TASKS["tensors"]
+        .open_task(ConversionRequest("m", str(home / "M.ONNX")))
+        .metadata()["inputs"]
+    )
 
 
 def _domain(model):

@@ -1,4 +1,5 @@
-"""Every variant of small graphs made here: close, invariant, deterministic, and whole or absent."""
+"""Every precision of small graphs made here: close, invariant, deterministic, and whole or
+absent."""
 
 import logging
 import os
@@ -14,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.closeness import closeness, same_decision
 from converters.errors import ConversionError, ExportFailed
-from converters.precision import PRECISIONS, write_variant
-from converters.precisions import rows8
+from converters.precision import PRECISIONS, write_precision
+from converters.precisions import int8_per_row
 from converters.tolerance import clear_margin, graded, tolerance
 
 ROOT = Path(__file__).parent.parent.parent
@@ -113,7 +114,7 @@ def sentences(rows: int = 40) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def pictures(rows: int = 40) -> list[dict[str, np.ndarray]]:
+def images(rows: int = 40) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(8)
     return [
         {"x": generator.normal(generator.normal(), 1, (1, 3, 16, 16)).astype(np.float32)}
@@ -123,7 +124,7 @@ def pictures(rows: int = 40) -> list[dict[str, np.ndarray]]:
 
 MODELS = {
     "text-classification": (attention, sentences),
-    "image-classification": (convolutions, pictures),
+    "image-classification": (convolutions, images),
 }
 POSSIBLE = [
     *(("text-classification", precision) for precision in PRECISIONS),
@@ -135,7 +136,7 @@ def build(folder: Path, task: str, precision: str) -> tuple[Path, Path]:
     graph, samples = MODELS[task]
     source, target = folder / "source.onnx", folder / "target.onnx"
     onnx.save(graph(), source)
-    write_variant(precision, source, target, lambda: samples()[::2])
+    write_precision(precision, source, target, lambda: samples()[::2])
     return source, target
 
 
@@ -155,7 +156,7 @@ def padded(feeds: list[dict[str, np.ndarray]], length: int) -> dict[str, np.ndar
 
 
 @pytest.mark.parametrize(("task", "precision"), POSSIBLE)
-def test_a_variant_keeps_the_answers(tmp_path, task, precision):
+def test_a_precision_keeps_the_answers(tmp_path, task, precision):
     source, target = build(tmp_path, task, precision)
     feeds = MODELS[task][1]()
     got, wanted = run(target, *feeds), run(source, *feeds)
@@ -184,7 +185,7 @@ def test_a_row_of_w8_is_the_same_bit_for_bit_in_any_batch(tmp_path):
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     weights = {"w": _weights(1536, 384)}
     onnx.save(graph_of(product, {"x": ["n", 1536]}, ["n", 384], weights), source)
-    write_variant("w8", source, target, list)
+    write_precision("w8", source, target, list)
     x = _weights(64, 1536, seed=5) * 8
     together = run(target, {"x": x})
     for rows in (1, 3, 7, 15, 17, 63):
@@ -205,8 +206,8 @@ def test_a_row_of_int8_rows_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, 
     x = np.random.default_rng(5).normal(0, 1, (64, 768)).astype(np.float32)
     x[1] *= 100
     x[2] = 0
-    monkeypatch.setattr(rows8, "FP32_SHARE", 0.0)
-    write_variant("int8-rows", source, target, lambda: [{"x": x[3:]}])
+    monkeypatch.setattr(int8_per_row, "FP32_SHARE", 0.0)
+    write_precision("int8-rows", source, target, lambda: [{"x": x[3:]}])
     together = run(target, {"x": x})
     for rows in (1, 3, 7, 15, 17, 63):
         assert (run(target, {"x": x[:rows]}) == together[:rows]).all(), rows
@@ -241,20 +242,20 @@ def test_a_forest_is_refused(tmp_path, precision):
     graph = helper.make_graph([tree], "forest", values[:1], values[1:])
     onnx.save(helper.make_model(graph), tmp_path / "source.onnx")
     with pytest.raises(ExportFailed, match=r"TreeEnsembleRegressor.*--precision fp32"):
-        write_variant(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+        write_precision(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-rows"])
 def test_int8_without_samples_is_refused(tmp_path, precision):
     onnx.save(attention(), tmp_path / "source.onnx")
     with pytest.raises(ExportFailed, match=r"give\s+--samples"):
-        write_variant(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+        write_precision(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
     assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
 
 
 def test_an_unknown_precision_is_refused(tmp_path):
     with pytest.raises(ConversionError, match=r"choose from fp32, .*int8, int8-rows, int8-dynamic"):
-        write_variant("int7", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+        write_precision("int7", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 
 def test_a_weight_that_two_layers_share_is_no_obstacle(tmp_path):
@@ -267,7 +268,7 @@ def test_a_weight_that_two_layers_share_is_no_obstacle(tmp_path):
     feed = {"x": _weights(4, 64, seed=9)}
     for precision in PRECISIONS:
         target = tmp_path / f"{precision}.onnx"
-        write_variant(precision, source, target, lambda: [feed])
+        write_precision(precision, source, target, lambda: [feed])
         assert np.abs(run(target, feed) - run(source, feed)).max() < 0.1
 
 

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.precision import write_variant
+from converters.precision import write_precision
 
 WIDTH = 64
 SIGNS = np.where(np.arange(WIDTH) % 3 == 0, -1, 1).astype(np.float32)
@@ -31,9 +31,9 @@ def save(folder, kind, constants, shape, **attributes):
 
 
 def both(folder, precision, feed):
-    """The answers of the graph and of its variant: FP32 each. Extremes are also the samples."""
+    """The answers of the graph and of its precision: FP32 each. Extremes are also the samples."""
     source, target = folder / "source.onnx", folder / "target.onnx"
-    write_variant(precision, source, target, lambda: [feed])
+    write_precision(precision, source, target, lambda: [feed])
     return [
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)[
             0

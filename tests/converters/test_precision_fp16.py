@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.precision import write_variant
+from converters.precision import write_precision
 from tests.converters.test_precision import (
     FINFO_MIN,
     LENGTH,
@@ -36,7 +36,7 @@ def test_masks_survive_fp16(tmp_path, masked):
     opposite = -numpy_helper.to_array(tensors["w_q"])
     tensors["w_k"].CopyFrom(numpy_helper.from_array(opposite, "w_k"))
     onnx.save(model, source)
-    write_variant("fp16", source, target, list)
+    write_precision("fp16", source, target, list)
     feed = padded(sentences(4), LENGTH)
     feed["mask"][1], feed["x"][1] = 0, 3
     got, wanted = run_in_fp16(target, feed), run(source, feed)
@@ -60,7 +60,7 @@ def test_fp16_keeps_sums_of_squares_and_small_divisors(tmp_path):
     constants = {"w": eye, "last": np.array([1]), "epsilon": np.float32(1e-12)}
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     onnx.save(graph_of(nodes, {"x": ["n", 8]}, ["n", 8], constants), source)
-    write_variant("fp16", source, target, list)
+    write_precision("fp16", source, target, list)
     onnx.checker.check_model(onnx.load(target), full_check=True)
     x = np.stack([np.linspace(300, 900, 8), np.zeros(8), np.linspace(-1, 1, 8)])
     feed = {"x": x.astype(np.float32)}

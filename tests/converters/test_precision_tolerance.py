@@ -112,7 +112,7 @@ def _within(near, limits) -> bool:
 
 @pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
 @pytest.mark.parametrize("fault", ["scale", "labels"])
-def test_broken_variants_are_outside(tmp_path, precision, fault):
+def test_broken_precisions_are_outside(tmp_path, precision, fault):
     """One layer's scales have the wrong sign, or two labels change places."""
     source, target = build(tmp_path, "text-classification", precision)
     if fault == "scale":

@@ -6,8 +6,8 @@ import pytest
 from onnx import helper
 
 from converters.errors import ConversionError, ExportFailed
-from converters.variants.prunable import attention_blocks, channel_blocks
-from converters.variants.pruning import Pruning, write_pruned
+from converters.optimize.prunable import attention_blocks, channel_blocks
+from converters.optimize.pruning import Pruning, write_pruned
 from tests.converters.test_precision import convolutions, graph_of, run
 
 WIDTH, HEADS, SIZE, HIDDEN = 32, 4, 8, 256

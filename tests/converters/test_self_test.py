@@ -151,9 +151,9 @@ def _noisy(random):
     original, again = (
         _computed(*each, np.float32) for each in ((weights, rows), (other, rows[:, order[0]]))
     )
-    places = list(range(0, 40, 2))
-    exact = _computed(weights, rows[places], np.float64)
-    return original, again, noise_of(original, exact, places)
+    paths = list(range(0, 40, 2))
+    exact = _computed(weights, rows[paths], np.float64)
+    return original, again, noise_of(original, exact, paths)
 
 
 def test_a_right_run_of_answers_that_hardly_move_passes(noisy):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.pictures import served as served_image_proof
-from converters.pictures import served_steps as served_image_steps
-from converters.pictures.proof import Graph
-from converters.pictures.task import case_pictures
+from converters.image import served as served_image_proof
+from converters.image import served_steps as served_image_steps
+from converters.image.proof import Graph
+from converters.image.task import case_images
 from ensembles.steps import decode_image
 from tests.converters.image_in_process import InProcess, Tensor, few_converted
 
@@ -20,8 +20,8 @@ def converted():
 
 
 @pytest.fixture(scope="module")
-def case(converted):
-    return converted.case
+def reference(converted):
+    return converted.reference
 
 
 def _failed(checks):
@@ -29,18 +29,18 @@ def _failed(checks):
 
 
 @pytest.fixture
-def served(converted, case, monkeypatch):
+def served(converted, reference, monkeypatch):
     """The checks of the pipeline of our own steps in this process."""
-    graph, golden = Graph(converted.engine), converted.task.golden(case)
+    graph, golden = Graph(converted.engine), converted.task.golden(reference)
 
     def run(**spoiled):
-        client = InProcess(case, graph, spoiled.pop("golden", golden), **spoiled)
+        client = InProcess(reference, graph, spoiled.pop("golden", golden), **spoiled)
         for module in (served_image_proof, served_image_steps):
             monkeypatch.setattr(module.triton, "InferInput", Tensor)
         monkeypatch.setattr(
             served_image_proof.triton, "InferenceServerClient", lambda address: client
         )
-        return served_image_proof.served_checks("127.0.0.1:1", case, case_pictures(case))
+        return served_image_proof.served_checks("127.0.0.1:1", reference, case_images(reference))
 
     return run
 
@@ -109,10 +109,10 @@ def test_a_fault_in_the_decoding_is_caught(served, monkeypatch, name):
     assert "original" in worst
 
 
-def test_a_picture_that_the_step_refuses_is_named(served, monkeypatch):
+def test_a_image_that_the_step_refuses_is_named(served, monkeypatch):
     monkeypatch.setattr(decode_image, "SHORTEST_SIDE", 50)
     checks = {check.name: check for check in served()}
-    assert checks["pictures that got an error"].worst.startswith("'coffee-small': is 60x40 pixels")
+    assert checks["images that got an error"].worst.startswith("'coffee-small': is 60x40 pixels")
 
 
 def _second_row_moved(pixels):
@@ -125,8 +125,8 @@ def test_pixels_that_are_wrong_only_in_a_batch_are_caught(served):
     assert PIXELS not in failed
 
 
-def test_two_labels_that_no_sample_gets_are_not_exchanged_unseen(served, case):
-    labels = list(case.facts["labels"])
+def test_two_labels_that_no_sample_gets_are_not_exchanged_unseen(served, reference):
+    labels = list(reference.metadata["labels"])
     labels[700], labels[701] = labels[701], labels[700]
     checks = served(labels=labels)
     assert _failed(checks) == {"labels and scores of every class"}
@@ -134,8 +134,8 @@ def test_two_labels_that_no_sample_gets_are_not_exchanged_unseen(served, case):
     assert check.worst.startswith("class 700 is called b'parachute', original b'paper towel'")
 
 
-def test_labels_out_of_order_are_caught_when_served(served, case):
-    labels = case.facts["labels"]
+def test_labels_out_of_order_are_caught_when_served(served, reference):
+    labels = reference.metadata["labels"]
     failed = _failed(served(labels=labels[1:] + labels[:1]))
     assert "task: same likeliest label, one a request" in failed
     assert "labels and scores of every class" in failed
@@ -159,15 +159,15 @@ def _second_label(label, score):
         (_second_label, "task: same likeliest label, 8 a request"),
         (lambda label, score: (label, score * np.float32(1.002)), SCORES),
         (lambda label, score: (label[:, :4], score[:, :4]), "labels and scores of every class"),
-        (lambda label, score: (label[:1], score[:1]), "pictures that got an error"),
+        (lambda label, score: (label[:1], score[:1]), "images that got an error"),
     ],
 )
 def test_answers_that_are_wrong_are_caught(served, spoil, check):
     assert check in _failed(served(spoil_answer=spoil))
 
 
-def test_a_golden_sample_that_is_not_the_originals_is_caught(served, converted, case):
-    golden = converted.task.golden(case)
+def test_a_golden_sample_that_is_not_the_originals_is_caught(served, converted, reference):
+    golden = converted.task.golden(reference)
     score = {**golden.expect, "score": [golden.expect["score"][0] - 0.1]}
     for expect in (score, {"label": ["no such"], "score": golden.expect["score"]}):
         assert _failed(served(golden=replace(golden, expect=expect))) == {"golden sample, served"}

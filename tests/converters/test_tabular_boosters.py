@@ -109,12 +109,12 @@ def test_a_booster_at_the_end_of_a_pipeline(tmp_path, name):
     model, answers = PIPELINES[name]
     skops.io.dump(model.fit(TABLE, answers), tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     columns = {column: FRESH[column].to_numpy() for column in FRESH}
     columns["plan"] = columns["plan"].astype(np.str_)
     wanted = model.predict_proba(FRESH) if task.model.labels else model.predict(FRESH)[:, None]
-    assert served(case, columns) == pytest.approx(wanted, abs=1e-5)
+    assert served(reference, columns) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("mark", [np.nan, -999.0])
@@ -130,11 +130,11 @@ def test_an_estimator_alone_keeps_what_its_own_file_does_not(tmp_path, mark):
     assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(fresh, ["f0", "f1"]))
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(fresh, ["f0", "f1"]))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
-    assert any(f"takes {mark} for a missing number" in note for note in task.exercised(case))
+    assert any(f"takes {mark} for a missing number" in note for note in task.exercised(reference))
 
 
 def test_lightgbm_stops_early_in_a_pipeline(tmp_path):
@@ -144,9 +144,9 @@ def test_lightgbm_stops_early_in_a_pipeline(tmp_path):
     assert model.best_iteration_ < 200
     skops.io.dump(make_pipeline(FunctionTransformer().fit(rows), model), tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(rows, ["f0", "f1"]))[:, 0]
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(rows, ["f0", "f1"]))[:, 0]
     assert got == pytest.approx(model.predict(rows), abs=1e-4)
 
 
@@ -155,10 +155,10 @@ def test_texts_into_xgboost(tmp_path):
     model = make_pipeline(TfidfVectorizer(), xgboost.XGBClassifier(**XGB)).fit(texts, [1, 0] * 40)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     fresh = ["good", "bad thing and good", "", "nothing known"]
-    got = served(case, {"text": np.array(fresh)})
+    got = served(reference, {"text": np.array(fresh)})
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from converters.errors import SourceRefused
-from converters.tables.table import MISSING
+from converters.tabular.table import MISSING
 from tests.tables_in_process import built, failed, opened, served
 
 with warnings.catch_warnings():
@@ -83,12 +83,12 @@ def test_categories_of_a_data_frame(tmp_path, name, gone):
     path = _saved(model.fit(rows, answers), tmp_path)
     options = {} if path.suffix == ".txt" else {"missing": "nan"}
     task = opened(path, options)
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     towns = rows["town"].astype(object).where(rows["town"].notna(), MISSING).to_numpy(np.str_)
-    got = served(case, {"town": towns, "zone": ZONES.astype(float), "size": SIZE})
+    got = served(reference, {"town": towns, "zone": ZONES.astype(float), "size": SIZE})
     assert got == pytest.approx(_answer(model, rows), abs=1e-5)
-    town = next(column for column in case.facts["columns"] if column["name"] == "town")
+    town = next(column for column in reference.metadata["columns"] if column["name"] == "town")
     assert sorted(town["categories"]) == sorted(TOWNS)
     assert town["open"] == (path.suffix == ".txt")
 
@@ -103,9 +103,9 @@ def test_categories_that_xgboost_itself_cuts_off_are_refused(tmp_path):
 def test_lightgbm_takes_an_unknown_category_as_it_does_itself(tmp_path):
     model = lightgbm.LGBMRegressor(**LGBM).fit(_frame(), VALUES)
     task = opened(_saved(model, tmp_path))
-    case = built(task, tmp_path / "c")
+    reference = built(task, tmp_path / "c")
     rows = _frame().assign(town=pd.Categorical(["Rom"] * COUNT, categories=[*sorted(TOWNS), "Rom"]))
-    got = served(case, {"town": np.full(COUNT, "Rom"), "zone": ZONES * 1.0, "size": SIZE})
+    got = served(reference, {"town": np.full(COUNT, "Rom"), "zone": ZONES * 1.0, "size": SIZE})
     assert got[:, 0] == pytest.approx(model.predict(rows), abs=1e-5)
 
 
@@ -119,10 +119,10 @@ STRANGE[-5:, 0] = np.nan
 def test_categories_that_are_numbers_in_lightgbm(tmp_path):
     model = lightgbm.LGBMClassifier(**LGBM).fit(CODES, TWO, categorical_feature=[0, 1])
     task = opened(_saved(model, tmp_path))
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     columns = {f"Column_{place}": STRANGE[:, place] for place in range(3)}
-    assert served(case, columns) == pytest.approx(model.predict_proba(STRANGE), abs=1e-5)
+    assert served(reference, columns) == pytest.approx(model.predict_proba(STRANGE), abs=1e-5)
 
 
 @pytest.mark.parametrize("most", [1, 99])
@@ -133,12 +133,12 @@ def test_categories_that_are_numbers_in_xgboost(tmp_path, most):
     booster = xgboost.train(settings, data, 10)
     booster.save_model(tmp_path / "m.json")
     task = opened(tmp_path / "m.json", {"missing": "nan"})
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     kept = STRANGE[STRANGE[:, 0] >= 0]
     wanted = booster.predict(xgboost.DMatrix(kept, feature_names=list(NAMES), **types))
     columns = {name: kept[:, place] for place, name in enumerate(NAMES)}
-    assert served(case, columns)[:, 0] == pytest.approx(wanted, abs=1e-5)
+    assert served(reference, columns)[:, 0] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_categories_that_the_file_does_not_place_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from converters.errors import SourceRefused
-from converters.tables.table import MISSING
+from converters.tabular.table import MISSING
 from ensembles.tabular import declare
 from tests.tables_in_process import built, failed, opened, served
 
@@ -72,26 +72,26 @@ def test_every_option_of_an_encoder_is_served(tmp_path, name, gone):
     model = make_pipeline(columns, LogisticRegression(max_iter=300)).fit(frame, churns)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     open_ = task.explored.columns[0].open
     if open_:
         fresh.loc[:20, "plan"] = "never seen"
         fresh.loc[20:30, "plan"] = ""
         fresh.loc[30:40, "code"] = 3.0
-    got = served(case, _wire(fresh))
+    got = served(reference, _wire(fresh))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-6)
-    notes = "\n".join(task.exercised(case))
+    notes = "\n".join(task.exercised(reference))
     assert "column 'plan': 5 of 5 categories" in notes
     assert "no row had a missing value" not in notes
-    field = _fields(task, case)["plan"]
+    field = _fields(task, reference)["plan"]
     assert field["type"] == ["string", "null"]
     assert field["x-null"] == MISSING
 
 
-def _fields(task, case):
-    pipeline = declare("t", case.facts, task.golden(case), task.card())
-    return pipeline.public.face.request["properties"]
+def _fields(task, reference):
+    pipeline = declare("t", reference.metadata, task.golden(reference), task.card())
+    return pipeline.public.endpoint_schema.request["properties"]
 
 
 def test_missing_both_ways_is_refused(tmp_path):
@@ -109,6 +109,6 @@ def test_numbers_that_a_strict_encoder_does_not_know_are_refused_by_the_schema(t
     model = make_pipeline(OneHotEncoder(), RandomForestRegressor(5, random_state=0))
     skops.io.dump(model.fit(rows, rows[:, 0]), tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    assert _fields(task, case)["f0"]["enum"] == [1.0, 2.0, 4.0]
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    assert _fields(task, reference)["f0"]["enum"] == [1.0, 2.0, 4.0]

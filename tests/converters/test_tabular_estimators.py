@@ -10,8 +10,8 @@ import skops.io
 from sklearn.utils import all_estimators
 
 from converters.errors import ConversionError
-from tests.brought_tables import WINE
 from tests.tables_in_process import opened
+from tests.tiny_tabular_models import WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS, CLASSES = np.abs(WINE[0][::3, :4]), WINE[1][::3]

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from converters.conversion import case_in, prove_graph
-from converters.tables.task import TabularClassification
-from converters.task import Order
-from tests.brought_tables import customer_pipeline, customers, save
+from converters.conversion import prove_graph, reference_in
+from converters.tabular.task import TabularClassification
+from converters.task import ConversionRequest
+from tests.tiny_tabular_models import customer_pipeline, customers, save
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +18,15 @@ def built(tmp_path_factory):
     """A proved graph and its case."""
     folder = tmp_path_factory.mktemp("built")
     path = save(customer_pipeline(), folder / "risk.skops", customers())
-    task = TabularClassification(Order("risk", str(path)))
+    task = TabularClassification(ConversionRequest("risk", str(path)))
     task.export(folder / "model.onnx")
     answers = task.model.answer(task.rows)
     np.savez(folder / "original.npz", **task.rows.arrays(), answers=answers)
-    (folder / "facts.json").write_text(json.dumps(task.facts()))
-    case = case_in(folder, "risk", task.name, "fp32")
-    checks = task.prove_graph(folder / "model.onnx", case)
+    (folder / "metadata.json").write_text(json.dumps(task.metadata()))
+    reference = reference_in(folder, "risk", task.name, "fp32")
+    checks = task.prove_graph(folder / "model.onnx", reference)
     assert [check.line() for check in checks if not check.passed] == []
-    return task, case
+    return task, reference
 
 
 def _node(graph, operator):
@@ -85,11 +85,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__.strip("_"))
 def test_a_fault_in_the_built_graph_is_caught(built, tmp_path, spoil):
-    task, case = built
-    model = onnx.load(case.folder / "model.onnx")
+    task, reference = built
+    model = onnx.load(reference.folder / "model.onnx")
     spoil(model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
-    failed = [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
+    failed = [
+        check for check in task.prove_graph(tmp_path / "bad.onnx", reference) if not check.passed
+    ]
     assert [c for c in failed if FAULTS[spoil] in c.name], failed
     named = next(check for check in failed if FAULTS[spoil] in check.name)
     if "difference" in named.name:
@@ -98,8 +100,8 @@ def test_a_fault_in_the_built_graph_is_caught(built, tmp_path, spoil):
 
 
 def test_a_graph_that_does_not_load_is_a_failed_check(built, tmp_path):
-    task, case = built
+    task, reference = built
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x08no graph")
-    (failed,) = prove_graph(task, tmp_path / "bad.onnx", case).checks
+    (failed,) = prove_graph(task, tmp_path / "bad.onnx", reference).checks
     assert not failed.passed
     assert failed.worst

@@ -12,10 +12,10 @@ from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from converters.errors import ConversionError, SourceRefused
-from converters.tables import oracle
-from converters.tables.table import Table
-from tests.brought_tables import CANCER, DIABETES, WINE
+from converters.tabular import oracle
+from converters.tabular.table import Table
 from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tiny_tabular_models import CANCER, DIABETES, WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 HOLES = np.random.default_rng(0).random(DIABETES[0].shape) < 0.1
@@ -70,15 +70,15 @@ def test_common_kinds(tmp_path, name):
     model.fit(rows, answers)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(rows, [f"f{place}" for place in range(rows.shape[1])]))
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(rows, [f"f{place}" for place in range(rows.shape[1])]))
     if hasattr(model, "predict_proba"):
         wanted = model.predict_proba(rows)
     elif hasattr(model, "decision_function"):
         wanted = model.decision_function(rows)
         wanted = wanted if wanted.ndim > 1 else np.stack([-wanted, wanted], axis=1)
-        assert any("margins" in note for note in task.exercised(case))
+        assert any("margins" in note for note in task.exercised(reference))
     else:
         wanted = model.predict(rows)[:, None]
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-4)
@@ -139,8 +139,8 @@ def test_the_samples_reach_every_leaf_and_say_so(tmp_path):
     model = RandomForestRegressor(5, max_depth=6, random_state=0).fit(*DIABETES)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    (note,) = [note for note in task.exercised(case) if "leaves of 5 trees" in note]
+    reference = built(task, tmp_path / "c")
+    (note,) = [note for note in task.exercised(reference) if "leaves of 5 trees" in note]
     hit, total = (int(word) for word in note.replace("of", "").split()[:2])
     assert hit > 0.85 * total
     assert hit == total or "not reached: tree" in note

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.conversion import case_in
+from converters.conversion import reference_in
 from converters.errors import ConversionError, SourceRefused
-from converters.tables.task import TabularClassification, TabularRegression
-from converters.task import Order
+from converters.tabular.task import TabularClassification, TabularRegression
+from converters.task import ConversionRequest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their imports warn of one another's old names
@@ -29,7 +29,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-from tests.brought_tables import CANCER, DIABETES, WINE, customer_pipeline, customers, save
+from tests.tiny_tabular_models import CANCER, DIABETES, WINE, customer_pipeline, customers, save
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -40,9 +40,9 @@ def _proved(task, folder):
     folder.mkdir(exist_ok=True)
     task.export(folder / "model.onnx")
     np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.answer(rows))
-    (folder / "facts.json").write_text(json.dumps(task.facts()))
-    case = case_in(folder, "table", task.name, "fp32")
-    return task.prove_graph(folder / "model.onnx", case)
+    (folder / "metadata.json").write_text(json.dumps(task.metadata()))
+    reference = reference_in(folder, "table", task.name, "fp32")
+    return task.prove_graph(folder / "model.onnx", reference)
 
 
 CLASSIFIERS = {
@@ -76,14 +76,16 @@ REGRESSORS = {
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_of_scikit_learn(tmp_path, name):
     model, data = CLASSIFIERS[name]
-    task = TabularClassification(Order("t", str(save(model, tmp_path / "m.skops", data))))
+    task = TabularClassification(
+        ConversionRequest("t", str(save(model, tmp_path / "m.skops", data)))
+    )
     assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_regressors_of_scikit_learn(tmp_path, name):
     path = save(REGRESSORS[name], tmp_path / "m.skops", DIABETES)
-    task = TabularRegression(Order("t", str(path)))
+    task = TabularRegression(ConversionRequest("t", str(path)))
     assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
 
 
@@ -106,7 +108,7 @@ LIGHTGBM = {
 
 def _boosted(path):
     opened = TabularClassification if _has_labels(path) else TabularRegression
-    return opened(Order("t", str(path)))
+    return opened(ConversionRequest("t", str(path)))
 
 
 def _has_labels(path) -> bool:
@@ -139,7 +141,7 @@ def test_models_of_lightgbm(tmp_path, objective):
 def test_a_threshold_is_found_where_the_model_itself_jumps(tmp_path):
     """The rows at a jump: neighbouring FP64 numbers with different answers."""
     path = save(tree.DecisionTreeRegressor(max_depth=3), tmp_path / "m.skops", DIABETES)
-    task = TabularRegression(Order("t", str(path)))
+    task = TabularRegression(ConversionRequest("t", str(path)))
     below = [i for i, label in enumerate(task.rows.labels) if label.startswith("just below")]
     above = [i for i, label in enumerate(task.rows.labels) if label.startswith("just above")]
     assert len(below) == len(above) > 5
@@ -160,8 +162,8 @@ def test_thresholds_rounded_to_fp32_are_caught(tmp_path):
     thresholds = onnx.numpy_helper.to_array(attribute.t).astype(np.float32).astype(np.float64)
     attribute.t.CopyFrom(onnx.numpy_helper.from_array(thresholds, "thresholds"))
     onnx.save(graph, tmp_path / "c" / "model.onnx")
-    case = case_in(tmp_path / "c", "table", task.name, "fp32")
-    failed = [c for c in task.prove_graph(tmp_path / "c" / "model.onnx", case) if not c.passed]
+    reference = reference_in(tmp_path / "c", "table", task.name, "fp32")
+    failed = [c for c in task.prove_graph(tmp_path / "c" / "model.onnx", reference) if not c.passed]
     assert failed
     assert "threshold of 'Column_" in failed[0].worst
 
@@ -285,7 +287,7 @@ REFUSED = {
 @pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__.removeprefix("_write_"))
 def test_files_that_are_broken_or_unsafe_are_refused(tmp_path, write):
     with pytest.raises(ConversionError) as refused:
-        TabularClassification(Order("t", str(write(tmp_path))))
+        TabularClassification(ConversionRequest("t", str(write(tmp_path))))
     assert REFUSED[write] in str(refused.value)
     assert not Path("/tmp/tidegate-table-was-here").exists()
 
@@ -297,7 +299,7 @@ def test_an_estimator_without_a_converter_is_named(tmp_path):
         GaussianProcessClassifier(), tmp_path / "m.skops", (WINE[0][:60], WINE[1][::3][:60])
     )
     with pytest.raises(ConversionError, match="GaussianProcessClassifier cannot be converted"):
-        TabularClassification(Order("t", str(path))).export(tmp_path / "m.onnx")
+        TabularClassification(ConversionRequest("t", str(path))).export(tmp_path / "m.onnx")
 
 
 def test_a_model_of_another_version_is_said(tmp_path):
@@ -312,7 +314,7 @@ def test_a_model_of_another_version_is_said(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in held.items():
             archive.writestr(name, _with_version(content, sklearn.__version__, ours, theirs))
-    task = TabularClassification(Order("t", str(path)))
+    task = TabularClassification(ConversionRequest("t", str(path)))
     assert "0.24.2" in task.remarks[0]
     assert task.card()["remarks"] == task.remarks
 
@@ -346,14 +348,14 @@ def customer_file(tmp_path_factory):
 def test_samples_that_do_not_fit_are_refused(tmp_path, customer_file, text):
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(SourceRefused) as refused:
-        TabularClassification(Order("t", str(customer_file), tmp_path / "s.csv"))
+        TabularClassification(ConversionRequest("t", str(customer_file), tmp_path / "s.csv"))
     assert CSV[text] in str(refused.value)
 
 
 def test_samples_of_the_user_come_first_and_boundaries_between_them(tmp_path, customer_file):
     table, _ = customers()
     table.drop(columns="score").head(40).to_csv(tmp_path / "s.csv", index=False)
-    task = TabularClassification(Order("t", str(customer_file), tmp_path / "s.csv"))
+    task = TabularClassification(ConversionRequest("t", str(customer_file), tmp_path / "s.csv"))
     assert task.rows.labels[0] == "line 2 of s.csv"
     assert any("threshold of 'age'" in label for label in task.rows.labels)
     assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
@@ -364,7 +366,9 @@ def test_a_column_that_is_called_as_an_output_gets_a_tensor_of_its_own(tmp_path)
 
     rows = pd.DataFrame(WINE[0][:, :2], columns=["score", "label"])
     task = TabularClassification(
-        Order("t", str(save(tree.DecisionTreeClassifier(), tmp_path / "m.skops", (rows, WINE[1]))))
+        ConversionRequest(
+            "t", str(save(tree.DecisionTreeClassifier(), tmp_path / "m.skops", (rows, WINE[1])))
+        )
     )
-    assert [c["tensor"] for c in task.facts()["columns"]] == ["score_column", "label_column"]
+    assert [c["tensor"] for c in task.metadata()["columns"]] == ["score_column", "label_column"]
     assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []

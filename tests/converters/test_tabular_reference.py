@@ -68,11 +68,13 @@ def test_early_stopping_is_served_as_its_estimator_answers(tmp_path, name, endin
     loaded = getattr(xgboost, kind)()
     loaded.load_model(tmp_path / f"m.{ending}")
     task = opened(tmp_path / f"m.{ending}")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    assert served(case, numbered(FRESH, NAMES)) == pytest.approx(_called(loaded, FRESH), abs=1e-5)
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    assert served(reference, numbered(FRESH, NAMES)) == pytest.approx(
+        _called(loaded, FRESH), abs=1e-5
+    )
     best = f"rounds 0 to {model.best_iteration} of"
-    assert any(best in note for note in task.exercised(case))
+    assert any(best in note for note in task.exercised(reference))
     assert any(best in remark for remark in task.card()["remarks"])
 
 
@@ -83,10 +85,10 @@ def test_an_iteration_range_is_served_as_asked(tmp_path, asked):
     rounds = model.get_booster().num_boosted_rounds()
     ranges = {"all": (0, rounds), "best": (0, model.best_iteration + 1), "2:7": (2, 7)}
     task = opened(tmp_path / "m.json", {"iteration_range": asked})
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     wanted = _called(model, FRESH, iteration_range=ranges[asked])
-    assert served(case, numbered(FRESH, NAMES)) == pytest.approx(wanted, abs=1e-5)
+    assert served(reference, numbered(FRESH, NAMES)) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_booster_answers_with_all_rounds_and_says_so(tmp_path):
@@ -97,10 +99,10 @@ def test_a_booster_answers_with_all_rounds_and_says_so(tmp_path):
     )
     booster.save_model(tmp_path / "m.json")
     task = opened(tmp_path / "m.json")
-    case = built(task, tmp_path / "c")
+    reference = built(task, tmp_path / "c")
     wanted = booster.predict(xgboost.DMatrix(FRESH))
-    assert served(case, numbered(FRESH, NAMES))[:, 1] == pytest.approx(wanted, abs=1e-5)
-    assert any("--iteration-range best" in note for note in task.exercised(case))
+    assert served(reference, numbered(FRESH, NAMES))[:, 1] == pytest.approx(wanted, abs=1e-5)
+    assert any("--iteration-range best" in note for note in task.exercised(reference))
 
 
 def test_best_ntree_limit_of_an_old_file_is_asked(tmp_path):
@@ -123,11 +125,11 @@ def test_the_number_that_stands_for_a_missing_one_is_asked(tmp_path, missing):
     model = xgboost.XGBClassifier(n_estimators=20, missing=mark, n_jobs=1).fit(rows, CLASSES)
     model.save_model(tmp_path / "m.json")
     task = opened(tmp_path / "m.json", {"missing": missing})
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(fresh, NAMES))
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(fresh, NAMES))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
-    assert any(f"{missing} (--missing)" in note for note in task.exercised(case))
+    assert any(f"{missing} (--missing)" in note for note in task.exercised(reference))
 
 
 @pytest.mark.parametrize("ending", ["json", "ubj"])
@@ -153,10 +155,10 @@ def test_trained_on_a_sparse_matrix_0_must_be_said(tmp_path):
     with pytest.raises(SourceRefused, match="--missing 0 if on a sparse matrix"):
         opened(tmp_path / "m.json")
     task = opened(tmp_path / "m.json", {"missing": "0"})
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     fresh = np.random.default_rng(4).poisson(0.4, (300, 4)).astype(float)
-    got = served(case, numbered(fresh, NAMES))[:, 0]
+    got = served(reference, numbered(fresh, NAMES))[:, 0]
     assert got == pytest.approx(model.predict(csr_matrix(fresh)), abs=1e-4)
 
 
@@ -200,10 +202,12 @@ def test_other_objectives_and_boosters(tmp_path, objective):
     booster = xgboost.train({"objective": objective, "nthread": 1, **settings}, data, 8)
     booster.save_model(tmp_path / "m.json")
     task = opened(tmp_path / "m.json")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     wanted = booster.predict(xgboost.DMatrix(FRESH))
-    assert served(case, numbered(FRESH, NAMES))[:, -1] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert served(reference, numbered(FRESH, NAMES))[:, -1] == pytest.approx(
+        wanted, rel=1e-5, abs=1e-5
+    )
 
 
 LARGE = {
@@ -222,10 +226,10 @@ def test_lightgbm_thresholds_that_fp32_cannot_tell_apart(tmp_path, name):
     model = lightgbm.LGBMClassifier(n_estimators=20, verbose=-1, n_jobs=1)
     model.fit(rows[:500], classes[:500]).booster_.save_model(tmp_path / "m.txt")
     task = opened(tmp_path / "m.txt")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     names = [f"Column_{place}" for place in range(3)]
-    got = served(case, numbered(rows[500:], names))
+    got = served(reference, numbered(rows[500:], names))
     assert got == pytest.approx(model.predict_proba(rows[500:]), abs=1e-5)
 
 
@@ -237,9 +241,9 @@ def test_lightgbm_one_against_the_rest_and_rankers(tmp_path, objective):
     model = lightgbm.train(settings | ({} if ranks else {"num_class": 3}), data, 12)
     model.save_model(tmp_path / "m.txt")
     task = opened(tmp_path / "m.txt")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(FRESH, [f"Column_{place}" for place in range(4)]))
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(FRESH, [f"Column_{place}" for place in range(4)]))
     assert got == pytest.approx(model.predict(FRESH).reshape(len(FRESH), -1), abs=1e-5)
 
 
@@ -248,7 +252,7 @@ def test_named_columns_go_to_xgboost_by_name(tmp_path):
     model = xgboost.XGBRegressor(n_estimators=5, n_jobs=1).fit(frame, VALUES)
     model.save_model(tmp_path / "m.json")
     task = opened(tmp_path / "m.json")
-    case = built(task, tmp_path / "c")
-    got = served(case, numbered(FRESH, list(frame.columns)))
+    reference = built(task, tmp_path / "c")
+    got = served(reference, numbered(FRESH, list(frame.columns)))
     wanted = model.predict(pd.DataFrame(FRESH, columns=frame.columns))
     assert got[:, 0] == pytest.approx(wanted, rel=1e-5, abs=1e-5)

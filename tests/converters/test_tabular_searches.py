@@ -22,8 +22,8 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from tests.brought_tables import DIABETES, WINE
 from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tiny_tabular_models import DIABETES, WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 ROWS = WINE[0]
@@ -44,20 +44,20 @@ SEARCHES = {
 def _proved(model, path):
     skops.io.dump(model, path / "m.skops")
     task = opened(path / "m.skops")
-    case = built(task, path / "c")
-    assert failed(task, case) == []
-    return task, case
+    reference = built(task, path / "c")
+    assert failed(task, reference) == []
+    return task, reference
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_outliers_and_clusters(tmp_path, name):
     model = SEARCHES[name].fit(ROWS)
-    task, case = _proved(model, tmp_path)
-    got = served(case, numbered(FRESH, [f"f{place}" for place in range(13)]))
+    task, reference = _proved(model, tmp_path)
+    got = served(reference, numbered(FRESH, [f"f{place}" for place in range(13)]))
     if hasattr(model, "decision_function"):
         assert got[:, 0] == pytest.approx(model.decision_function(FRESH), abs=1e-6)
         assert ((got[:, 0] < 0) == (model.predict(FRESH) < 0)).all()
-        assert any("below 0 it is an outlier" in note for note in task.exercised(case))
+        assert any("below 0 it is an outlier" in note for note in task.exercised(reference))
         return
     assert task.model.labels == tuple(map(str, range(got.shape[1])))
     assert (got.argmax(axis=1) == model.predict(FRESH)).all()
@@ -82,8 +82,8 @@ AROUND = {
 @pytest.mark.parametrize("name", AROUND)
 def test_what_stands_around_an_estimator(tmp_path, name):
     model = AROUND[name].fit(*WINE)
-    _, case = _proved(model, tmp_path)
-    got = served(case, numbered(FRESH, [f"f{place}" for place in range(13)]))
+    _, reference = _proved(model, tmp_path)
+    got = served(reference, numbered(FRESH, [f"f{place}" for place in range(13)]))
     assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-5)
 
 
@@ -96,9 +96,9 @@ def test_a_search_and_a_target_over_texts(tmp_path):
     )
     model = TransformedTargetRegressor(search, func=np.log1p, inverse_func=np.expm1)
     model.fit(TEXTS, np.tile([5.0, 1.0, 2.0, 7.0], 20))
-    _, case = _proved(model, tmp_path)
+    _, reference = _proved(model, tmp_path)
     fresh = ["good", "bad thing", "", "so quite"]
-    assert served(case, {"text": np.array(fresh)})[:, 0] == pytest.approx(model.predict(fresh))
+    assert served(reference, {"text": np.array(fresh)})[:, 0] == pytest.approx(model.predict(fresh))
 
 
 STEPS = {
@@ -125,8 +125,8 @@ def test_steps_over_numbers_that_fp32_cannot_tell_apart(tmp_path, name, place):
     answers = numbers[:, 0] / 40 + np.sin(numbers[:, 1] / 20) * 3
     rows = PLACES[place](numbers)
     model = make_pipeline(STEPS[name], Ridge()).fit(rows[:400], answers[:400])
-    _, case = _proved(model, tmp_path)
-    got = served(case, numbered(rows[400:], ["f0", "f1", "f2"]))[:, 0]
+    _, reference = _proved(model, tmp_path)
+    got = served(reference, numbered(rows[400:], ["f0", "f1", "f2"]))[:, 0]
     assert got == pytest.approx(model.predict(rows[400:]), abs=1e-4)
 
 
@@ -134,8 +134,8 @@ def test_a_threshold_beyond_fp32(tmp_path):
     rows = np.random.default_rng(2).integers(0, 400, (700, 3)) + 1e8
     answers = (rows > 1e8 + 201).sum(axis=1) + rows[:, 0] * 0
     model = make_pipeline(Binarizer(threshold=1e8 + 201), Ridge()).fit(rows, answers)
-    _, case = _proved(model, tmp_path)
-    got = served(case, numbered(rows, ["f0", "f1", "f2"]))[:, 0]
+    _, reference = _proved(model, tmp_path)
+    got = served(reference, numbered(rows, ["f0", "f1", "f2"]))[:, 0]
     assert got == pytest.approx(model.predict(rows), abs=1e-4)
 
 
@@ -143,6 +143,6 @@ def test_a_constant_of_numbers_in_the_place_of_missing_ones(tmp_path):
     rows, answers = DIABETES
     holed = np.where(np.random.default_rng(0).random(rows.shape) < 0.2, np.nan, rows)
     model = make_pipeline(SimpleImputer(strategy="constant", fill_value=-9), Ridge())
-    _, case = _proved(model.fit(holed, answers), tmp_path)
-    got = served(case, numbered(holed, [f"f{place}" for place in range(10)]))[:, 0]
+    _, reference = _proved(model.fit(holed, answers), tmp_path)
+    got = served(reference, numbered(holed, [f"f{place}" for place in range(10)]))[:, 0]
     assert got == pytest.approx(model.predict(holed), rel=1e-5)

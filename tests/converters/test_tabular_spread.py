@@ -12,8 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from tests.brought_tables import DIABETES
 from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tiny_tabular_models import DIABETES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -38,9 +38,9 @@ def tiny(request, tmp_path_factory):
     model = GradientBoostingRegressor(n_estimators=20, max_depth=3)
     skops.io.dump(model.fit(rows, values * request.param), folder / "m.skops")
     task = opened(folder / "m.skops")
-    case = built(task, folder / "c")
-    assert failed(task, case) == []
-    return task, case
+    reference = built(task, folder / "c")
+    assert failed(task, reference) == []
+    return task, reference
 
 
 def _multiplied(graph, factor):
@@ -70,11 +70,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen_at_every_scale(tiny, tmp_path, fault):
-    task, case = tiny
-    model = onnx.load(case.folder / "model.onnx")
+    task, reference = tiny
+    model = onnx.load(reference.folder / "model.onnx")
     FAULTS[fault](model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
-    assert [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
+    assert [
+        check for check in task.prove_graph(tmp_path / "bad.onnx", reference) if not check.passed
+    ]
 
 
 GOOD = {
@@ -101,11 +103,13 @@ def test_an_original_whose_own_rounding_is_as_large_as_what_it_says_proves_nothi
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen_beside_the_originals_own_rounding(tmp_path, fault):
     task = opened(_boosted(tmp_path, 1.0, 1e5, 100))
-    case = built(task, tmp_path / "c")
-    model = onnx.load(case.folder / "model.onnx")
+    reference = built(task, tmp_path / "c")
+    model = onnx.load(reference.folder / "model.onnx")
     FAULTS[fault](model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
-    assert [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
+    assert [
+        check for check in task.prove_graph(tmp_path / "bad.onnx", reference) if not check.passed
+    ]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -129,7 +133,7 @@ def test_a_normalizer_is_scikit_learns_own(tmp_path, norm, scale):
     model = make_pipeline(StandardScaler(), Normalizer(norm), Ridge()).fit(rows, values * scale)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, numbered(rows, [f"f{place}" for place in range(10)]))
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, numbered(rows, [f"f{place}" for place in range(10)]))
     assert got[:, 0] == pytest.approx(model.predict(rows), rel=1e-5)

@@ -47,7 +47,7 @@ FRESH = [
 VECTORIZERS = {
     "tfidf": TfidfVectorizer(),
     "count": CountVectorizer(),
-    "case": CountVectorizer(lowercase=False),
+    "reference": CountVectorizer(lowercase=False),
     "one letter": TfidfVectorizer(token_pattern=r"(?u)\b\w+\b"),
     "bigrams": TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True),
     "characters": TfidfVectorizer(analyzer="char", ngram_range=(2, 4)),
@@ -68,22 +68,22 @@ def test_a_list_of_texts_is_served_as_scikit_learn_reads_it(tmp_path, name):
     model = make_pipeline(VECTORIZERS[name], LogisticRegression()).fit(TEXTS, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     wanted = model.predict_proba(FRESH)
-    assert served(case, {"text": np.array(FRESH)}) == pytest.approx(wanted, abs=1e-6)
-    assert _through_the_step(case, FRESH) == pytest.approx(wanted.max(axis=1), abs=1e-6)
+    assert served(reference, {"text": np.array(FRESH)}) == pytest.approx(wanted, abs=1e-6)
+    assert _through_the_step(reference, FRESH) == pytest.approx(wanted.max(axis=1), abs=1e-6)
     if hasattr(model[0], "vocabulary_"):
-        assert any("terms of its vocabulary" in note for note in task.exercised(case))
+        assert any("terms of its vocabulary" in note for note in task.exercised(reference))
 
 
-def _through_the_step(case, texts):
+def _through_the_step(reference, texts):
     import onnxruntime
 
     vectorize = step("vectorize_text").TextVectorizers(
-        json.loads((case.folder / "pre" / "texts.json").read_text())
+        json.loads((reference.folder / "pre" / "texts.json").read_text())
     )
-    session = onnxruntime.InferenceSession(str(case.folder / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(reference.folder / "model.onnx"))
     feed = vectorize({"text": [text.encode() for text in texts]})
     return session.run(["score"], feed)[0][:, 0]
 
@@ -104,9 +104,9 @@ def test_heads_of_text_pipelines(tmp_path, name):
     model = make_pipeline(CountVectorizer(), TfidfTransformer(), HEADS[name]).fit(TEXTS, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, {"text": np.array(FRESH)})
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, {"text": np.array(FRESH)})
     if hasattr(model, "predict_proba"):
         assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-6)
     else:
@@ -126,9 +126,9 @@ def test_three_classes_and_a_union_of_vectorizers(tmp_path):
     model = make_pipeline(union, LogisticRegression()).fit(TEXTS, classes)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, {"text": np.array(FRESH)})
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, {"text": np.array(FRESH)})
     assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-6)
 
 
@@ -153,12 +153,12 @@ def test_text_columns_beside_others(tmp_path):
     model = make_pipeline(columns, LogisticRegression()).fit(frame, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
     fresh = frame.assign(отзыв=draw.permutation(TEXTS), title=draw.permutation(TEXTS))
-    got = served(case, {name: fresh[name].to_numpy() for name in fresh})
+    got = served(reference, {name: fresh[name].to_numpy() for name in fresh})
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-6)
-    pipeline = declare("t", case.facts, task.golden(case), task.card())
+    pipeline = declare("t", reference.metadata, task.golden(reference), task.card())
     assert [model.name for model in pipeline.models] == ["t_pre", "t_onnx", "t"]
 
 
@@ -166,14 +166,14 @@ def test_a_regression_of_texts(tmp_path):
     model = make_pipeline(TfidfVectorizer(), Ridge()).fit(TEXTS, [len(text) for text in TEXTS])
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    assert failed(task, case) == []
-    got = served(case, {"text": np.array(FRESH)})
+    reference = built(task, tmp_path / "c")
+    assert failed(task, reference) == []
+    got = served(reference, {"text": np.array(FRESH)})
     assert got[:, 0] == pytest.approx(model.predict(FRESH), rel=1e-6)
 
 
 PLANTED = {
-    "case": lambda held: held["settings"].update(lowercase=False),
+    "reference": lambda held: held["settings"].update(lowercase=False),
     "accents": lambda held: held["settings"].update(strip_accents="unicode"),
     "one letter": lambda held: held["settings"].update(token_pattern=r"(?u)\b\w+\b"),
     "ascii words": lambda held: held["settings"].update(token_pattern=r"(?a)\b\w\w+\b"),
@@ -193,9 +193,9 @@ def test_a_fault_in_the_vectorizer_is_caught(tmp_path, name):
     )
     skops.io.dump(model, tmp_path / "m.skops")
     task = opened(tmp_path / "m.skops")
-    case = built(task, tmp_path / "c")
-    file = Path(case.folder / "pre" / "texts.json")
+    reference = built(task, tmp_path / "c")
+    file = Path(reference.folder / "pre" / "texts.json")
     held = json.loads(file.read_text())
     PLANTED[name](held[0])
     file.write_text(json.dumps(held))
-    assert failed(task, case)
+    assert failed(task, reference)

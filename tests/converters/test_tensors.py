@@ -12,14 +12,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.conversion import case_in, prove_graph
+from converters.conversion import prove_graph, reference_in
 from converters.errors import ConversionError
-from converters.sources.tensor_source import Port
-from converters.task import Case, Order
+from converters.sources.tensor_source import TensorInfo
+from converters.task import ConversionRequest, Reference
 from converters.tensors.samples import variations
 from converters.tensors.task import Tensors, open_source
 from converters.tolerance import tolerance
-from tidegate.kinds import task_of
+from tidegate.task_registry import task_of
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 
@@ -55,20 +55,20 @@ def _proved(task, folder):
     task.export(folder / "model.onnx")
     answers = task.ask(folder, lambda text: None)
     np.savez(folder / "original.npz", **answers)
-    (folder / "facts.json").write_text(json.dumps(task.facts()))
-    case = case_in(folder, "t", task.name, "fp32")
-    return case, task.prove_graph(folder / "model.onnx", case)
+    (folder / "metadata.json").write_text(json.dumps(task.metadata()))
+    reference = reference_in(folder, "t", task.name, "fp32")
+    return reference, task.prove_graph(folder / "model.onnx", reference)
 
 
 def test_a_graph_is_served_as_it_is_and_proved_by_an_independent_executor(tmp_path):
     path = linear(tmp_path / "m.onnx")
-    task = Tensors(Order("t", str(path)))
-    case, checks = _proved(task, tmp_path / "c")
+    task = Tensors(ConversionRequest("t", str(path)))
+    reference, checks = _proved(task, tmp_path / "c")
     assert [check.line() for check in checks if not check.passed] == []
     assert (tmp_path / "c" / "model.onnx").read_bytes() == path.read_bytes()
-    assert str(case.answers["oracle"]) == "onnx.reference"
+    assert str(reference.answers["oracle"]) == "onnx.reference"
     assert any("largest of y" in check.name for check in checks)
-    golden = task.golden(case)
+    golden = task.golden(reference)
     assert len(golden.request["x"]) == 4
     assert len(golden.expect["y"]) == 3
 
@@ -97,7 +97,7 @@ def test_texts_integers_and_an_open_axis_are_taken(tmp_path):
         {"axis": np.array([1])},
         opsets=[helper.make_opsetid("ai.onnx.ml", 2)],
     )
-    task = Tensors(Order("t", str(tmp_path / "m.onnx")))
+    task = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))
     _, checks = _proved(task, tmp_path / "c")
     assert [check.line() for check in checks if not check.passed] == []
     assert any("n[16]" in check.name for check in checks)
@@ -157,25 +157,27 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__.strip("_"))
 def test_a_fault_in_the_built_graph_is_caught(tmp_path, spoil):
-    task = Tensors(Order("t", str(linear(tmp_path / "m.onnx"))))
-    case, checks = _proved(task, tmp_path / "c")
+    task = Tensors(ConversionRequest("t", str(linear(tmp_path / "m.onnx"))))
+    reference, checks = _proved(task, tmp_path / "c")
     assert all(check.passed for check in checks)
     model = onnx.load(tmp_path / "c" / "model.onnx")
     spoil(model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
-    failed = [check for check in task.prove_graph(tmp_path / "bad.onnx", case) if not check.passed]
+    failed = [
+        check for check in task.prove_graph(tmp_path / "bad.onnx", reference) if not check.passed
+    ]
     assert FAULTS[spoil] in " ".join(check.name for check in failed)
     assert "of sample " in failed[0].worst
     assert "original" in failed[0].worst
 
 
 def test_a_baked_batch_axis_is_caught(tmp_path):
-    task = Tensors(Order("t", str(linear(tmp_path / "m.onnx"))))
-    case, _ = _proved(task, tmp_path / "c")
+    task = Tensors(ConversionRequest("t", str(linear(tmp_path / "m.onnx"))))
+    reference, _ = _proved(task, tmp_path / "c")
     model = onnx.load(tmp_path / "c" / "model.onnx")
     _baked(model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
-    checks = prove_graph(task, tmp_path / "bad.onnx", case).checks
+    checks = prove_graph(task, tmp_path / "bad.onnx", reference).checks
     (failed,) = [check for check in checks if not check.passed]
     assert "Reshape" in failed.worst
 
@@ -301,7 +303,7 @@ REFUSED = {
 def test_a_graph_that_is_broken_or_unsafe_is_refused(tmp_path, write):
     write(tmp_path / "m.onnx")
     with pytest.raises(ConversionError) as refused:
-        Tensors(Order("t", str(tmp_path / "m.onnx"))).ask(tmp_path, lambda text: None)
+        Tensors(ConversionRequest("t", str(tmp_path / "m.onnx"))).ask(tmp_path, lambda text: None)
     assert REFUSED[write].lower() in str(refused.value).lower()
     assert "\n" not in str(refused.value)
 
@@ -322,10 +324,10 @@ def test_bf16_is_served_as_fp32_and_rounded_in_the_graph(tmp_path):
         [("y", brief, ["b", 4]), ("z", F, ["b", 4])],
         {"three": np.float32(3.1)},
     )
-    task = Tensors(Order("t", str(tmp_path / "m.onnx")))
-    facts = task.facts()
-    assert [each["dtype"] for each in (*facts["inputs"], *facts["outputs"])] == ["FP32"] * 3
-    assert facts["half"]  # an output that is rounded to 8 bits is measured by such limits
+    task = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))
+    metadata = task.metadata()
+    assert [each["dtype"] for each in (*metadata["inputs"], *metadata["outputs"])] == ["FP32"] * 3
+    assert metadata["half"]  # an output that is rounded to 8 bits is measured by such limits
     task.export(tmp_path / "engine.onnx")
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "engine.onnx")
@@ -334,8 +336,8 @@ def test_bf16_is_served_as_fp32_and_rounded_in_the_graph(tmp_path):
         assert (got == wanted).all()
     (tmp_path / "work").mkdir()
     answers = task.ask(tmp_path / "work", lambda text: None)
-    case = Case("t", tmp_path / "work", facts, answers, tolerance("tensors", "fp16"))
-    checks = task.prove_graph(tmp_path / "engine.onnx", case)
+    reference = Reference("t", tmp_path / "work", metadata, answers, tolerance("tensors", "fp16"))
+    checks = task.prove_graph(tmp_path / "engine.onnx", reference)
     assert [check.name for check in checks if not check.passed] == []
 
 
@@ -426,7 +428,7 @@ def factories(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factory", ["good", "named"])
 def test_a_module_in_training_mode_with_one_row_is_exported_for_any_batch(factories, factory):
-    task = Tensors(Order("t", f"brought_nets:{factory}"))
+    task = Tensors(ConversionRequest("t", f"brought_nets:{factory}"))
     _, checks = _proved(task, factories / "c")
     assert [check.line() for check in checks if not check.passed] == []
     assert [port.name for port in task.source.outputs] == ["scores", "embedding", "top"]
@@ -479,7 +481,7 @@ FACTORIES = {
 @pytest.mark.parametrize("source", FACTORIES)
 def test_a_factory_that_does_not_fit_is_refused(factories, source):
     with pytest.raises(ConversionError) as refused:
-        task = Tensors(Order("t", source))
+        task = Tensors(ConversionRequest("t", source))
         task.export(factories / "m.onnx")
         task.ask(factories, lambda text: None)
     assert FACTORIES[source] in str(refused.value)
@@ -513,19 +515,23 @@ def test_samples_that_do_not_fit_are_refused(tmp_path, name):
     write(tmp_path / "s.npz")
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(ConversionError) as refused:
-        Tensors(Order("t", str(path), tmp_path / "s.npz"))
+        Tensors(ConversionRequest("t", str(path), tmp_path / "s.npz"))
     assert message in str(refused.value)
 
 
 def test_the_users_samples_are_used(tmp_path):
     np.savez(tmp_path / "s.npz", x=np.arange(12.0).reshape(3, 4))
-    task = Tensors(Order("t", str(linear(tmp_path / "m.onnx")), tmp_path / "s.npz"))
+    task = Tensors(ConversionRequest("t", str(linear(tmp_path / "m.onnx")), tmp_path / "s.npz"))
     assert task.groups[0]["x"].dtype == np.float32
     assert len(task.groups[0]["x"]) == 3
 
 
 def test_variations_stay_in_the_examples_range():
-    ports = [Port("ids", "INT64", (3,)), Port("x", "FP32", (2,)), Port("on", "BOOL", (1,))]
+    ports = [
+        TensorInfo("ids", "INT64", (3,)),
+        TensorInfo("x", "FP32", (2,)),
+        TensorInfo("on", "BOOL", (1,)),
+    ]
     example = {
         "ids": np.array([[2, 7, 7]]),
         "x": np.array([[-1.0, 3.0]], np.float32),

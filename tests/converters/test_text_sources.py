@@ -5,14 +5,14 @@ import json
 import pytest
 
 from converters.errors import SourceRefused
-from converters.task import Order
-from converters.texts.classification import TextClassification
-from converters.texts.token_classification import TokenClassification
-from tests.brought import save_classifier, save_tagger
+from converters.task import ConversionRequest
+from converters.text.classification import TextClassification
+from converters.text.token_classification import TokenClassification
+from tests.tiny_models import save_classifier, save_tagger
 
 
 def _classifier(folder, kind="bert", **config) -> TextClassification:
-    return TextClassification(Order("x", str(save_classifier(kind, folder, **config))))
+    return TextClassification(ConversionRequest("x", str(save_classifier(kind, folder, **config))))
 
 
 @pytest.mark.parametrize(
@@ -28,22 +28,22 @@ def _classifier(folder, kind="bert", **config) -> TextClassification:
 def test_scores_are_made_as_transformers_makes_them(tmp_path, config, function):
     from transformers import pipeline
 
-    from converters.texts.classification_proof import FUNCTIONS
+    from converters.text.classification_proof import FUNCTIONS
     from ensembles.steps.top_labels import TopLabels
 
     task = _classifier(tmp_path / "m", **config)
-    facts = task.facts()
-    assert facts["function"] == function
+    metadata = task.metadata()
+    assert metadata["function"] == function
     original = pipeline("text-classification", str(tmp_path / "m"), top_k=None, device="cpu")
     text = "Where is my parcel?"
     wanted = {each["label"]: each["score"] for each in original([text])[0]}
     inputs = original.tokenizer(text, return_tensors="pt")
     logits = original.model(**inputs).logits.detach().numpy()
-    names, scores = TopLabels(facts["labels"], len(facts["labels"]), function)(logits)
+    names, scores = TopLabels(metadata["labels"], len(metadata["labels"]), function)(logits)
     got = {name.decode(): score for name, score in zip(names[0], scores[0], strict=True)}
     assert got == pytest.approx(wanted, abs=1e-6)
     proved = FUNCTIONS[function](logits)[0]
-    assert dict(zip(facts["labels"], proved, strict=True)) == pytest.approx(wanted, abs=1e-6)
+    assert dict(zip(metadata["labels"], proved, strict=True)) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_labels_that_an_answer_could_not_tell_apart_are_refused(tmp_path, labels
     ):
         folder = save("bert", tmp_path / task.name, labels=labels)
         with pytest.raises(SourceRefused, match=message):
-            task(Order("x", str(folder))).source.labels()
+            task(ConversionRequest("x", str(folder))).source.labels()
 
 
 @pytest.mark.parametrize("id2label", [{"one": "a"}, ["a", "b"], {"0": "a", "2": "b"}])
@@ -75,9 +75,9 @@ def test_labels_that_are_not_numbered_are_refused(tmp_path, id2label):
 
 def test_a_decoder_must_know_its_padding(tmp_path):
     with pytest.raises(SourceRefused, match=r"cannot answer two texts at once .* pad_token_id"):
-        _classifier(tmp_path / "a", "gpt2").facts()
-    facts = _classifier(tmp_path / "b", "gpt2", pad_token_id=1).facts()
-    assert (facts["pad_id"], facts["buckets"][-1]) == (1, 64)
+        _classifier(tmp_path / "a", "gpt2").metadata()
+    metadata = _classifier(tmp_path / "b", "gpt2", pad_token_id=1).metadata()
+    assert (metadata["pad_id"], metadata["buckets"][-1]) == (1, 64)
 
 
 def _edit(path, **changes) -> None:
@@ -90,14 +90,17 @@ def test_token_types_other_than_zero_are_refused(tmp_path):
         folder / "tokenizer_config.json",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    assert TextClassification(Order("x", str(folder))).tokenizer.inputs[1] == "token_type_ids"
+    assert (
+        TextClassification(ConversionRequest("x", str(folder))).tokenizer.inputs[1]
+        == "token_type_ids"
+    )
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for piece in tokenizer["post_processor"]["single"]:
         for part in piece.values():
             part["type_id"] = 1
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(SourceRefused, match="token types other than 0"):
-        TextClassification(Order("x", str(folder))).facts()
+        TextClassification(ConversionRequest("x", str(folder))).metadata()
 
 
 def test_a_tokenizer_that_gives_the_model_more_than_tokens_is_refused():

@@ -8,11 +8,11 @@ import importlib.util
 import numpy as np
 import pytest
 
-from converters.conversion import Variant, convert
+from converters.conversion import ConversionOptions, convert
 from converters.engine import FILES, build_engine, stamp_here, why_not_of_here
 from converters.errors import EngineFailed, ProofFailed
 from converters.record import Record
-from converters.task import Order
+from converters.task import ConversionRequest
 from converters.trt.device import Device
 from modelspec.model import Instances, ModelSpec, TensorSpec
 from tests.converters import fake_trt
@@ -102,7 +102,11 @@ def converted(machine, tmp_path, monkeypatch):
 
     monkeypatch.setattr(converters.trt_runner, "Device", fake_trt.HostDevice)
     (tmp_path / "weights.bin").write_bytes(b"some weights")
-    return convert(Doubling(Order("twice", str(tmp_path / "weights.bin"))), Variant(), str)
+    return convert(
+        Doubling(ConversionRequest("twice", str(tmp_path / "weights.bin"))),
+        ConversionOptions(),
+        str,
+    )
 
 
 def test_an_engine_is_built_proved_and_kept_with_both_proofs(converted):

@@ -1,4 +1,4 @@
-"""Small models, a Triton that serves them, and a gateway's gRPC door on it, in a thread."""
+"""Small models, a Triton that serves them, and a gateway's gRPC API on it, in a thread."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gateway.addons.grpc_door.door import GrpcDoor
+from gateway.api.grpc.server import GrpcServer
 from gateway.core import Gateway
 from gateway.identity.principal import Grant
-from gateway.probes import Background
 from gateway.settings import Settings
+from gateway.upstream.probes import Background
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 from tidegate.key_store import KeyStore
@@ -169,8 +169,8 @@ def serving(home: Path, models: Mapping[str, tuple[str, str]] = MODELS) -> Itera
         yield running
 
 
-class RunningDoor:
-    """A gateway and its gRPC door; ``keys`` has a key for each tenant of ``POLICY``."""
+class RunningGrpcServer:
+    """A gateway and its gRPC API; ``keys`` has a key for each tenant of ``POLICY``."""
 
     def __init__(
         self, triton: TritonServer, home: Path, policy: str = POLICY, **settings: object
@@ -203,7 +203,7 @@ class RunningDoor:
     def headers(self, tenant: str = "all") -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[tenant]}"}
 
-    def __enter__(self) -> "RunningDoor":
+    def __enter__(self) -> "RunningGrpcServer":
         self._thread.start()
         self.run(self._open())
         return self
@@ -219,12 +219,12 @@ class RunningDoor:
 
     async def _open(self) -> None:
         self.gateway = Gateway(self._settings)
-        await self.gateway.guard.open()
+        await self.gateway.access_control.open()
         self._background = Background(self.gateway)
         await self._background.refresh_catalogue()
         self._following = asyncio.create_task(self._follow())
-        self.door = GrpcDoor(self.gateway, 0)
-        self.port = await self.door.start()
+        self.api = GrpcServer(self.gateway, 0)
+        self.port = await self.api.start()
 
     async def _follow(self) -> None:
         """What the background does for the replicas; keys, rules and probes stay as they are."""
@@ -235,6 +235,6 @@ class RunningDoor:
 
     async def _close(self) -> None:
         self._following.cancel()
-        await self.door.stop(1)
+        await self.api.stop(1)
         await self.gateway.pool.close()
-        await self.gateway.guard.close()
+        await self.gateway.access_control.close()

@@ -2,7 +2,8 @@
 
 Rounds of 100 chat streams, closed together after their first bytes, until so many had begun: those
 that find the gateway full of what is still ending are refused and do not count. Triton must live
-through all of them: 2.51 dies when a cancel meets a stream's last answers (gateway/stream_call.py).
+through all of them: 2.51 dies when a cancel meets a stream's last answers
+(gateway/upstream/stream_call.py).
 """
 
 import collections

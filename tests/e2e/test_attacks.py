@@ -103,7 +103,7 @@ def test_a_header_that_decides_stands_once(echo, header):
 
 
 def test_an_identity_stands_once_in_grpc_too(echo):
-    with grpc.insecure_channel(f"127.0.0.1:{echo.door_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_api_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         both = [("authorization", f"Bearer {key}") for key in ("nonsense", echo.key)]
         for metadata in (both, both[::-1]):

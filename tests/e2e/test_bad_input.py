@@ -226,7 +226,7 @@ def test_task_refuses_with_a_problem(stack, case):
         ("/v2/systemsharedmemory/status", 404),
         ("/v2/logging", 404),
         ("/v1/no_such_pipeline", 404),
-        ("/v1/identity_fp32", 404),  # served, but it has no face
+        ("/v1/identity_fp32", 404),  # served, but it has no endpoint schema
         ("/v1/text_embedding/", 404),
         ("/readyz", 405),
     ],

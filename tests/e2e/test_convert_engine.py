@@ -23,10 +23,10 @@ from tests.converters import fake_trt
 from tests.converters.test_tensors import linear
 from tests.converters.trt_machine import child_environment, machine, plant_gpu
 from tests.running import environment
-from tidegate.convert import Wish, carry_out
+from tidegate.convert import ConvertOptions, run
 from tidegate.engines import is_on, on_engine, why_not_here
+from tidegate.paths import Paths
 from tidegate.pipelines import Built
-from tidegate.places import Places
 from tidegate.prove import Question, prove
 
 __all__ = ["machine"]
@@ -66,10 +66,10 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
+def paths(tmp_path, monkeypatch):
     monkeypatch.delenv("TIDEGATE_REPOSITORY", raising=False)
     (tmp_path / "home").mkdir()
-    return Places(tmp_path / "home")
+    return Paths(tmp_path / "home")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def _plan_config_on_the_cpu(spec):
 
 
 def _wish(source, **more):
-    return Wish(str(source), name="chances", engine="tensorrt", **more)
+    return ConvertOptions(str(source), name="chances", engine="tensorrt", **more)
 
 
 def _pins(repository):
@@ -110,11 +110,11 @@ def _pins(repository):
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
-def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source, places):
+def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source, paths):
     command = [sys.executable, "-m", "tidegate", "convert", str(source), "--name", "chances"]
     run = subprocess.run(
         [*command, "--engine", "tensorrt"],
-        env=environment(places.home),
+        env=environment(paths.home),
         capture_output=True,
         text=True,
         timeout=300,
@@ -122,18 +122,18 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]
     assert len(lines) == 1 and "The ONNX engine stays served" in lines[0]
-    assert _pins(places.repository) == {"chances_onnx": 1}
-    engine = places.repository / "chances_onnx"
+    assert _pins(paths.repository) == {"chances_onnx": 1}
+    engine = paths.repository / "chances_onnx"
     gpu = parse((engine / "configs" / "gpu.pbtxt").read_text())
     assert list(gpu.version_policy.specific.versions) == [1]
     assert not (engine / "configs" / "tensorrt.pbtxt").exists()
 
 
-def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, gpu_box, tmp_path):
+def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gpu_box, tmp_path):
     said = []
-    carry_out(Wish(str(source), name="chances"), places, said.append)
-    carry_out(_wish(source), places, said.append)
-    repository = places.repository
+    run(ConvertOptions(str(source), name="chances"), paths, said.append)
+    run(_wish(source), paths, said.append)
+    repository = paths.repository
     assert _pins(repository) == {"chances_trt": 1}
     assert (repository / "chances_onnx" / "1" / "model.onnx").is_file()
     folder = repository / "chances_trt"
@@ -152,7 +152,7 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, g
     assert "## chances: served by Triton as tensorrt" in page
     assert is_on(repository, "chances", "tensorrt", said.append)
     assert not is_on(repository, "chances", "onnx", said.append)
-    proofs = prove(Question("chances", str(source)), places, said.append)
+    proofs = prove(Question("chances", str(source)), paths, said.append)
     assert all(proof.passed for proof in proofs)
     assert [proof.subject for proof in proofs] == [
         "chances: the graph",
@@ -164,14 +164,14 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, places, g
     assert "must be built again: compute_capability 9.0, here 8.9" in said[-1]
 
 
-def test_a_plan_that_fails_in_triton_is_not_pinned(source, places, gpu_box):
+def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
     """It held its proof in this process, and then Triton answers something else."""
     wrong = BACKEND.replace("Tensor(o.name, a)", "Tensor(o.name, a * a.dtype.type(1.01))")
     assert wrong != BACKEND
     (gpu_box / "tensorrt" / "model.py").write_text(wrong)
     with pytest.raises(ProofFailed, match="served by Triton as tensorrt: FAIL"):
-        carry_out(_wish(source), places, str)
-    assert not list(places.repository.glob("*"))
+        run(_wish(source), paths, str)
+    assert not list(paths.repository.glob("*"))
 
 
 def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):

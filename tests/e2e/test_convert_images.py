@@ -10,10 +10,10 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from converters.pictures.photos import photo_file
-from tests.brought_images import LABELS, save_image_classifier
+from converters.image.photos import photo_file
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
+from tests.tiny_image_models import LABELS, save_image_classifier
 
 PHOTOS = ("coffee", "rocket")
 # One crops and gives a softmax, the other squeezes and gives a sigmoid for each label.
@@ -63,7 +63,7 @@ def served(home):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
-    """From a picture's bytes over REST, against transformers' own pipeline."""
+    """From an image's bytes over REST, against transformers' own pipeline."""
     from transformers import pipeline
 
     original = pipeline("image-classification", model=str(models / MODELS[name]), device="cpu")
@@ -87,8 +87,8 @@ def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
     assert "ViTForImageClassification" in operation["description"]
 
 
-def test_a_bad_picture_is_the_clients_error(served):
-    answer = served.post("/v1/shape", files={"image": b"this is no picture"})
+def test_a_bad_image_is_the_clients_error(served):
+    answer = served.post("/v1/shape", files={"image": b"this is no image"})
     assert answer.status_code == 422
     assert "is not a whole JPEG, PNG or WebP file" in answer.json()["detail"]
 
@@ -139,10 +139,10 @@ def test_prove_finds_what_was_changed_since(home, models, photos, tmp_path, faul
 def test_a_sample_of_the_wrong_type_is_refused_by_name(models, tmp_path):
     samples = tmp_path / "samples"
     samples.mkdir()
-    (samples / "texts.txt").write_text("this is no picture")
+    (samples / "texts.txt").write_text("this is no image")
     run = _convert(tmp_path, models / "convnext", "shape", samples)
     assert run.returncode == 1
-    assert "texts.txt cannot be read as a picture" in run.stderr
+    assert "texts.txt cannot be read as an image" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "model_repository").exists()
 

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from tritonclient import grpc as triton
 
 from converters.sources.skops_file import load_skops
-from tests.brought_tables import DIABETES, customer_pipeline, customers, save
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
+from tests.tiny_tabular_models import DIABETES, customer_pipeline, customers, save
 
 
 @pytest.fixture(scope="module")

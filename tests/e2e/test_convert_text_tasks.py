@@ -9,12 +9,12 @@ import openai
 import pytest
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from converters.texts.samples import default_texts, multilingual_texts
-from tests.brought import save_embedder, save_encoder, save_tagger
+from converters.text.samples import default_texts, multilingual_texts
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
-from tidegate.convert import Wish, carry_out
-from tidegate.places import Places
+from tests.tiny_models import save_embedder, save_encoder, save_tagger
+from tidegate.convert import ConvertOptions, run
+from tidegate.paths import Paths
 
 TEXTS = [
     "Where is my parcel?",
@@ -41,8 +41,8 @@ def home(models, tmp_path_factory):
     home = tmp_path_factory.mktemp("text-tasks")
     samples = models / "samples.txt"
     for name, task in (("embedder", "embedding"), ("tagger", "token-classification")):
-        wish = Wish(str(models / name), task, name, samples)
-        carry_out(wish, Places(home), lambda text: None)
+        options = ConvertOptions(str(models / name), task, name, samples)
+        run(options, Paths(home), lambda text: None)
     return home
 
 
@@ -193,14 +193,14 @@ REFUSED = {
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
 def test_a_folder_that_cannot_be_carried_over_is_refused(models, tmp_path, spoil):
     from converters.errors import SourceRefused
-    from converters.task import Order
-    from converters.texts.embedding import Embedding
+    from converters.task import ConversionRequest
+    from converters.text.embedding import Embedding
 
     folder = tmp_path / "model"
     shutil.copytree(models / "embedder", folder)
     spoil(folder)
     with pytest.raises(SourceRefused, match=REFUSED[spoil]):
-        Embedding(Order("x", str(folder)))
+        Embedding(ConversionRequest("x", str(folder)))
 
 
 def test_a_refusal_is_one_line_and_leaves_nothing(models, tmp_path):
@@ -215,9 +215,9 @@ def test_a_refusal_is_one_line_and_leaves_nothing(models, tmp_path):
 
 def test_a_tagger_without_its_head_is_refused(tmp_path):
     from converters.errors import SourceRefused
-    from converters.task import Order
-    from converters.texts.token_classification import TokenClassification
+    from converters.task import ConversionRequest
+    from converters.text.token_classification import TokenClassification
 
     folder = save_encoder("bert", tmp_path / "m")
     with pytest.raises(SourceRefused, match="lacks weights that this task needs"):
-        TokenClassification(Order("x", str(folder))).facts()
+        TokenClassification(ConversionRequest("x", str(folder))).facts()

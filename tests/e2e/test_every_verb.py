@@ -20,7 +20,7 @@ from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate import cli
 from tidegate.claim import Running
 from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
-from tidegate.places import Places
+from tidegate.paths import Paths
 from tidegate.stack import Stack, StackOptions
 from tidegate.status import Report, _print
 
@@ -222,7 +222,7 @@ def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
 def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
     """A shell would take the brackets of an IPv6 address for a pattern."""
     ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
-    options = StackOptions(Places(tmp_path), "::1", pipelines=("mood",), **ports)
+    options = StackOptions(Paths(tmp_path), "::1", pipelines=("mood",), **ports)
     lines = _invitation(options).splitlines()
     tried = [shlex.split(each)[2] for each in lines if each.strip().startswith("curl")]
     assert tried == ["http://[::1]:1/v1/models"]
@@ -234,6 +234,6 @@ def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
 def _invitation(options):
     stack = Stack(options, print)
     try:
-        return stack.invitation()
+        return stack.startup_banner()
     finally:
         stack.stop()

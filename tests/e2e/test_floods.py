@@ -213,7 +213,7 @@ def silent_grpc_streams(running):
 
     channels = [
         grpc.insecure_channel(
-            f"127.0.0.1:{running.door_port}", options=[("grpc.use_local_subchannel_pool", 1)]
+            f"127.0.0.1:{running.grpc_api_port}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
         for _ in range(3)
     ]
@@ -250,7 +250,7 @@ def http2_pings(running):
                 return
             time.sleep(0.02)
 
-    with _sockets(running, 20, preface, running.door_port) as made:
+    with _sockets(running, 20, preface, running.grpc_api_port) as made:
         threads = [threading.Thread(target=flood, args=(each,)) for each in made]
         for thread in threads:
             thread.start()

@@ -1,4 +1,4 @@
-"""V2 generate, config and stats, each beside what Triton's own HTTP door answers."""
+"""V2 generate, config and stats, each beside what Triton's own HTTP API answers."""
 
 import asyncio
 import json
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tritonclient import http as triton_http
 
-from gateway.addons.generate.door import GenerateDoor
-from gateway.addons.openai_text.door import TextDoor
+from gateway.api.openai.completions import CompletionsApi
+from gateway.api.v2.generate import GenerateApi
 from gateway.core import Gateway
-from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity
 from gateway.settings import Settings
-from tests.gateway.exchanges import exchange_of
+from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
 
 ECHO = "/v2/models/echo_llm"
@@ -159,20 +159,20 @@ async def impatient(echo):
     await gateway.pool.close()
 
 
-def _exchange(body: dict, **path_params):
+def _context(body: dict, **path_params):
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
     async def receive():
         return messages.pop() if messages else await asyncio.Future()
 
     scope = {"path": "/v1/chat/completions", "headers": [], "path_params": path_params}
-    return exchange_of(scope, receive, deadline_s=0.5)
+    return context_of(scope, receive, deadline_s=0.5)
 
 
 async def _answer(gateway: Gateway, text: str) -> bytes:
     """The body of a streamed chat answer."""
     body = {"model": "echo_llm", "stream": True, "messages": [{"role": "user", "content": text}]}
-    reply = await TextDoor(gateway).chat(_exchange(body))
+    reply = await CompletionsApi(gateway).chat(_context(body))
     sent = []
 
     async def send(message) -> None:
@@ -204,10 +204,10 @@ async def test_a_stream_holds_its_permit_to_the_end(impatient):
 
 
 async def test_generate_of_several_answers_ends_them(impatient):
-    door = GenerateDoor(impatient)
+    api = GenerateApi(impatient)
     body = {"text_input": "[delay 0.01] " + "a " * 16, "stream": True}
-    with pytest.raises(Malformed, match="several answers"):
-        await door.generate(_exchange(body, model="echo_llm"))
+    with pytest.raises(InvalidRequest, match="several answers"):
+        await api.generate(_context(body, model="echo_llm"))
     assert b"[DONE]" in await _answer(impatient, "its permit was given back")
 
 

@@ -13,10 +13,10 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from tritonclient.grpc import InferenceServerClient
 
-from gateway.addons.grpc_door import health
-from gateway.addons.grpc_door.reflection import Reflection
-from tests.e2e.grpc_models import RunningDoor, serving
-from tests.e2e.test_grpc_door import _input
+from gateway.api.grpc import health
+from gateway.api.grpc.reflection import Reflection
+from tests.e2e.grpc_models import RunningGrpcServer, serving
+from tests.e2e.test_grpc_api import _input
 from tests.running import wait_until
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
@@ -55,8 +55,8 @@ def triton(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def door(triton, tmp_path_factory):
-    with RunningDoor(triton, tmp_path_factory.mktemp("door"), deadline_s=5.0) as running:
+def api(triton, tmp_path_factory):
+    with RunningGrpcServer(triton, tmp_path_factory.mktemp("api"), deadline_s=5.0) as running:
         yield running
 
 
@@ -114,9 +114,9 @@ class Sender(threading.Thread):
 
 
 @contextlib.contextmanager
-def unfinished(door, path: str, count: int, size: int = 31 << 20):
+def unfinished(api, path: str, count: int, size: int = 31 << 20):
     stop = threading.Event()
-    senders = [Sender(door.port, path, size, stop) for _ in range(count)]
+    senders = [Sender(api.port, path, size, stop) for _ in range(count)]
     for sender in senders:
         sender.start()
     try:
@@ -143,10 +143,10 @@ def _grown(before: int) -> int:
         "/no.such.Service/Method",
     ],
 )
-def test_strangers_hold_no_memory(door, path):
+def test_strangers_hold_no_memory(api, path):
     """20 messages of 31 MB that lack their last bytes took 1.2 GB through Health/Check."""
     before = psutil.Process().memory_info().rss
-    with unfinished(door, path, 12):
+    with unfinished(api, path, 12):
         most, ends = 0, time.monotonic() + 2.5
         while time.monotonic() < ends:
             most = max(most, _grown(before))
@@ -154,25 +154,25 @@ def test_strangers_hold_no_memory(door, path):
     assert most < (health.READS * 2 + 1) * 32 << 20, most >> 20
 
 
-def test_a_check_whose_message_does_not_come_is_ended(door, monkeypatch):
+def test_a_check_whose_message_does_not_come_is_ended(api, monkeypatch):
     monkeypatch.setattr(health, "MESSAGE_S", 0.5)
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         stop = threading.Event()
         call = channel.stream_unary(CHECK).future(iter(stop.wait, True))
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         stop.set()
 
 
-def test_health_is_answered_while_strangers_keep_it_busy(door):
-    with unfinished(door, CHECK, 6), grpc.insecure_channel(door.address) as channel:
+def test_health_is_answered_while_strangers_keep_it_busy(api):
+    with unfinished(api, CHECK, 6), grpc.insecure_channel(api.address) as channel:
         check = channel.unary_unary(CHECK)
         for _ in range(5):
             assert check(b"", timeout=3) == health.SERVING
             time.sleep(0.1)
 
 
-def test_a_long_check_is_refused(door):
-    with grpc.insecure_channel(door.address) as channel:
+def test_a_long_check_is_refused(api):
+    with grpc.insecure_channel(api.address) as channel:
 
         def code() -> grpc.StatusCode:
             return channel.unary_unary(CHECK).future(bytes(1000)).code()
@@ -181,15 +181,15 @@ def test_a_long_check_is_refused(door):
         wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 5, "the refusal")
 
 
-def test_watch_tells_the_status_and_its_changes(door, monkeypatch):
-    with grpc.insecure_channel(door.address) as channel:
+def test_watch_tells_the_status_and_its_changes(api, monkeypatch):
+    with grpc.insecure_channel(api.address) as channel:
         watch = channel.unary_stream(WATCH)
         unknown = watch(b"\n\x01x")
         assert next(unknown) == health.SERVICE_UNKNOWN
         calls = [watch(b"\n\x1einference.GRPCInferenceService"), watch(b"")]
         assert [next(call) for call in calls] == [health.SERVING] * 2
         monkeypatch.setattr(
-            "gateway.addons.grpc_door.door.readiness", lambda gateway: {"m": "is not there"}
+            "gateway.api.grpc.server.readiness", lambda gateway: {"m": "is not there"}
         )
         assert [next(call) for call in calls] == [health.NOT_SERVING] * 2
         monkeypatch.undo()
@@ -198,9 +198,9 @@ def test_watch_tells_the_status_and_its_changes(door, monkeypatch):
             call.cancel()
 
 
-def test_watches_are_few_and_end(door, monkeypatch):
+def test_watches_are_few_and_end(api, monkeypatch):
     monkeypatch.setattr(health, "WATCH_S", 1.5)
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         calls = [channel.unary_stream(WATCH)(b"") for _ in range(health.WATCHES_FROM_ONE + 5)]
         for call in calls:
             with contextlib.suppress(grpc.RpcError):
@@ -210,22 +210,22 @@ def test_watches_are_few_and_end(door, monkeypatch):
     assert codes.count(grpc.StatusCode.UNAVAILABLE) == health.WATCHES_FROM_ONE
 
 
-def _reflected(door, version: str, *questions, metadata=()):
+def _reflected(api, version: str, *questions, metadata=()):
     """The answers, as plain messages."""
     made = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         asked = (made._request(**each).SerializeToString() for each in questions)
         call = channel.stream_stream(path)(asked, metadata=metadata)
         return [made._response.FromString(each) for each in call]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-def test_reflection_is_enough_to_call(door, version):
+def test_reflection_is_enough_to_call(api, version):
     """As grpcurl does it: list, find the service, make its messages, call it."""
-    metadata = tuple(door.headers().items())
+    metadata = tuple(api.headers().items())
     listed, found, health_file, method, missing = _reflected(
-        door,
+        api,
         version,
         {"list_services": "*"},
         {"file_containing_symbol": "inference.GRPCInferenceService"},
@@ -253,16 +253,16 @@ def test_reflection_is_enough_to_call(door, version):
     assert "Watch" in pool.FindServiceByName("grpc.health.v1.Health").methods_by_name
 
 
-def test_reflection_needs_a_key(door):
+def test_reflection_needs_a_key(api):
     with pytest.raises(grpc.RpcError) as caught:
-        _reflected(door, "v1", {"list_services": "*"})
+        _reflected(api, "v1", {"list_services": "*"})
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE, PREFACE[:5]])
-def test_a_connection_that_says_nothing_ends(door, said):
+def test_a_connection_that_says_nothing_ends(api, said):
     """Within ten seconds; it was a minute."""
-    with socket.create_connection(("127.0.0.1", door.port)) as raw:
+    with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.sendall(said)
         raw.settimeout(12)
         started = time.monotonic()
@@ -272,8 +272,8 @@ def test_a_connection_that_says_nothing_ends(door, said):
         assert time.monotonic() - started < 11
 
 
-def test_a_flood_of_pings_is_told_to_calm_down(door):
-    with socket.create_connection(("127.0.0.1", door.port)) as raw:
+def test_a_flood_of_pings_is_told_to_calm_down(api):
+    with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.settimeout(5)
         raw.sendall(PREFACE + SETTINGS + _frame(4, 1, 0))
         seen = b""
@@ -287,28 +287,28 @@ def test_a_flood_of_pings_is_told_to_calm_down(door):
         assert b"too_many_pings" in seen
 
 
-def test_others_are_served_meanwhile(door):
+def test_others_are_served_meanwhile(api):
     with contextlib.ExitStack() as stack:
         for _ in range(100):
-            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
-        with InferenceServerClient(door.address) as client:
-            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers())
+            stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
+        with InferenceServerClient(api.address) as client:
+            client.infer("echo", [_input([1.0], "FP32")], headers=api.headers())
 
 
-def test_a_small_message_for_a_small_question(door):
+def test_a_small_message_for_a_small_question(api):
     """30 MB for a model's name: every method but the two that infer has a bound of its own."""
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         for name in ("ModelMetadata", "ModelReady", "ServerLive", "RepositoryIndex"):
             call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
             with pytest.raises(grpc.RpcError) as caught:
-                call(b"\n\0" * 3_000_000, metadata=tuple(door.headers().items()))
+                call(b"\n\0" * 3_000_000, metadata=tuple(api.headers().items()))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "4096 bytes" in caught.value.details()
 
 
 def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.addons.grpc_door.door.MOST_CONNECTIONS", 20)
-    with RunningDoor(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
+    monkeypatch.setattr("gateway.api.grpc.server.MOST_CONNECTIONS", 20)
+    with RunningGrpcServer(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
         sockets = []
         for _ in range(60):
             sockets.append(socket.create_connection(("127.0.0.1", own.port)))

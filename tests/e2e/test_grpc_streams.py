@@ -13,12 +13,12 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from gateway.addons.grpc_door import holdings
-from gateway.addons.grpc_door.stream_errors import fault_of
+from gateway.api.grpc import holdings
+from gateway.api.grpc.stream_errors import fault_of
 from gateway.errors import Forbidden, NoCapacity
 from modelspec.layout import atomic_write
-from tests.e2e.grpc_models import POLICY, RunningDoor, serving
-from tests.e2e.test_grpc_door import Streaming, _input, _metadata
+from tests.e2e.grpc_models import POLICY, RunningGrpcServer, serving
+from tests.e2e.test_grpc_api import Streaming, _input, _metadata
 from tests.running import wait_until
 
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -42,28 +42,28 @@ def triton(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def door(triton, tmp_path_factory):
-    home = tmp_path_factory.mktemp("door")
-    with RunningDoor(triton, home, OPEN_POLICY, deadline_s=6.0, max_inflight=40) as running:
+def api(triton, tmp_path_factory):
+    home = tmp_path_factory.mktemp("api")
+    with RunningGrpcServer(triton, home, OPEN_POLICY, deadline_s=6.0, max_inflight=40) as running:
         yield running
 
 
 @pytest.fixture
-def inflight(door):
+def inflight(api):
     def read() -> int:
-        return sum(each.inflight for each in door.gateway.pool.replicas)
+        return sum(each.inflight for each in api.gateway.pool.replicas)
 
     wait_until(lambda: read() == 0, 5, "the permits of the test before come back")
     return read
 
 
 @contextlib.contextmanager
-def silent_streams(door, tenant: str, count: int):
+def silent_streams(api, tenant: str, count: int):
     """``count`` streams without a message, on three connections; their statuses as they end."""
     ended = threading.Event()
     codes: list[str] = []
     channels = [
-        grpc.insecure_channel(door.address, [("grpc.use_local_subchannel_pool", 1)])
+        grpc.insecure_channel(api.address, [("grpc.use_local_subchannel_pool", 1)])
         for _ in range(3)
     ]
 
@@ -73,7 +73,7 @@ def silent_streams(door, tenant: str, count: int):
 
     calls = []
     for n in range(count):
-        call = channels[n % 3].stream_stream(STREAM)(messages(), metadata=_metadata(door, tenant))
+        call = channels[n % 3].stream_stream(STREAM)(messages(), metadata=_metadata(api, tenant))
         call.add_callback(lambda: None)
         calls.append(call)
 
@@ -91,17 +91,17 @@ def silent_streams(door, tenant: str, count: int):
             channel.close()
 
 
-def test_silent_streams_hold_nothing_that_others_need(door, inflight):
+def test_silent_streams_hold_nothing_that_others_need(api, inflight):
     """512 of them took every permit; beyond a cap they are refused."""
-    with silent_streams(door, "some", 150) as codes:
+    with silent_streams(api, "some", 150) as codes:
         wait_until(lambda: len(codes) >= 150 - holdings.MAX_SILENT_STREAMS, 10, "the refusals")
         assert set(codes) == {"RESOURCE_EXHAUSTED"}
         assert len(codes) == 150 - holdings.MAX_SILENT_STREAMS
         assert inflight() == 0
-        with InferenceServerClient(door.address) as client:
-            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("all"))
-            client.infer("echo", [_input([1.0], "FP32")], headers=door.headers("some"))
-        with Streaming(door) as stream:
+        with InferenceServerClient(api.address) as client:
+            client.infer("echo", [_input([1.0], "FP32")], headers=api.headers("all"))
+            client.infer("echo", [_input([1.0], "FP32")], headers=api.headers("some"))
+        with Streaming(api) as stream:
             stream.send("counter", [1])
             assert stream.next().as_numpy("y").item() == 0
         # They end, as any stream does on which nothing moves.
@@ -109,12 +109,12 @@ def test_silent_streams_hold_nothing_that_others_need(door, inflight):
         assert codes.count("DEADLINE_EXCEEDED") == holdings.MAX_SILENT_STREAMS
 
 
-def test_a_refusal_of_silent_streams_says_what_to_do(door):
-    with silent_streams(door, "slow", holdings.MAX_SILENT_STREAMS):
-        with grpc.insecure_channel(door.address) as channel:
+def test_a_refusal_of_silent_streams_says_what_to_do(api):
+    with silent_streams(api, "slow", holdings.MAX_SILENT_STREAMS):
+        with grpc.insecure_channel(api.address) as channel:
 
             def refused() -> bool:
-                call = channel.stream_stream(STREAM)(iter(()), metadata=_metadata(door, "slow"))
+                call = channel.stream_stream(STREAM)(iter(()), metadata=_metadata(api, "slow"))
                 with contextlib.suppress(grpc.RpcError):
                     next(call, None)
                 found.update(code=call.code(), text=call.details())
@@ -128,9 +128,9 @@ def test_a_refusal_of_silent_streams_says_what_to_do(door):
         assert found["retry-after"] == "1"
 
 
-def test_concurrency_counts_messages(door, inflight):
+def test_concurrency_counts_messages(api, inflight):
     """Limit 1: ten generations on one stream were all let in."""
-    with Streaming(door, "some") as stream:
+    with Streaming(api, "some") as stream:
         for n in range(10):
             stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
         answers, refused = [], []
@@ -145,8 +145,8 @@ def test_concurrency_counts_messages(door, inflight):
         assert stream.next().as_numpy("y").item() == 0
 
 
-def test_permits_are_held_from_message_to_last_answer(door, inflight):
-    with Streaming(door) as stream:
+def test_permits_are_held_from_message_to_last_answer(api, inflight):
+    with Streaming(api) as stream:
         time.sleep(0.1)
         assert inflight() == 0
         stream.send("counter", [30])
@@ -162,8 +162,8 @@ def test_permits_are_held_from_message_to_last_answer(door, inflight):
         assert stream.next().as_numpy("y").item() == 0
 
 
-def test_a_stream_has_a_window_of_decoupled_messages_too(door, inflight):
-    with Streaming(door) as stream:
+def test_a_stream_has_a_window_of_decoupled_messages_too(api, inflight):
+    with Streaming(api) as stream:
         for _ in range(50):
             stream.send("counter", [40])
         wait_until(lambda: inflight() == 32, 3, "the window fills")
@@ -173,10 +173,10 @@ def test_a_stream_has_a_window_of_decoupled_messages_too(door, inflight):
     wait_until(lambda: inflight() == 0, 3, "the permits come back")
 
 
-def test_answers_find_their_messages(door):
+def test_answers_find_their_messages(api):
     """The client's ids come back as they went: none, the same twice, and long ones; the flag that
     ends a message only where it was asked for."""
-    with Streaming(door) as stream:
+    with Streaming(api) as stream:
         ids = ["", "same", "same", "x" * 300, "7", "0"]
         for place, identifier in enumerate(ids):
             stream.send("counter", [2], request_id=identifier)
@@ -194,8 +194,8 @@ def test_answers_find_their_messages(door):
         assert "upstream_error" in str(error)
 
 
-def test_answers_of_models_with_one_answer_keep_their_order(door):
-    with Streaming(door) as stream:
+def test_answers_of_models_with_one_answer_keep_their_order(api):
+    with Streaming(api) as stream:
         for n in range(20):
             stream.send("sleeper", [0.05 if n % 2 else 0.0], request_id=str(n))
         ids = [stream.next().get_response().id for _ in range(20)]
@@ -203,9 +203,9 @@ def test_answers_of_models_with_one_answer_keep_their_order(door):
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_decoupled_and_other_models_on_one_stream(door, triton, inflight, lockstep):
+def test_decoupled_and_other_models_on_one_stream(api, triton, inflight, lockstep):
     """Triton 2.51 dies within a second of both on one stream of its own."""
-    with Streaming(door) as stream:
+    with Streaming(api) as stream:
         seen = []
         for n in range(40):
             name, value = ("counter", 1) if n % 2 else ("sleeper", 0)
@@ -218,11 +218,11 @@ def test_decoupled_and_other_models_on_one_stream(door, triton, inflight, lockst
     assert triton.control.is_live()
 
 
-def _errors(door, messages, tenant: str = "all"):
+def _errors(api, messages, tenant: str = "all"):
     """The raw answers to these messages."""
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return list(stub.ModelStreamInfer(iter(messages), metadata=_metadata(door, tenant)))
+        return list(stub.ModelStreamInfer(iter(messages), metadata=_metadata(api, tenant)))
 
 
 def _message(model: str, value, **parameters):
@@ -236,10 +236,10 @@ def _message(model: str, value, **parameters):
     return request
 
 
-def test_a_stream_gives_the_codes_of_unary_calls(door, caplog):
+def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
     """Triton's refusal of a sequence that was not started was 'the model failed: try again'."""
     caplog.set_level(logging.INFO, "gateway")
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for message, code, status in (
             (_message("tally", [[1]], sequence_id=99), "invalid_request", "INVALID_ARGUMENT"),
@@ -247,14 +247,14 @@ def test_a_stream_gives_the_codes_of_unary_calls(door, caplog):
             (_message("sleeper", [-1]), "upstream_error", "INTERNAL"),
             (_message("nonsense", [1]), "not_found", "NOT_FOUND"),
         ):
-            (answer,) = _errors(door, [message])
+            (answer,) = _errors(api, [message])
             assert answer.infer_response.parameters["tidegate_code"].string_param == code
             assert answer.infer_response.id == "mine"
             assert code in answer.error_message
             assert "secret" not in answer.error_message
             if message.model_name != "counter":
                 with pytest.raises(grpc.RpcError) as caught:
-                    stub.ModelInfer(message, metadata=_metadata(door))
+                    stub.ModelInfer(message, metadata=_metadata(api))
                 assert caught.value.code().name == status
                 assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
     # What Triton said is for the operator, with the request and the message.
@@ -293,9 +293,9 @@ def test_what_triton_says_has_a_code(text, code):
         assert "try again" not in fault.message
 
 
-def test_a_message_keeps_its_own_timeout(door, inflight):
+def test_a_message_keeps_its_own_timeout(api, inflight):
     """The client has its error in time; what Triton still works on holds its permit."""
-    with Streaming(door) as stream:
+    with Streaming(api) as stream:
         started = time.monotonic()
         stream.client.async_stream_infer(
             "sleeper", [_input([1.0])], timeout=200_000, request_id="late"
@@ -311,17 +311,17 @@ def test_a_message_keeps_its_own_timeout(door, inflight):
 
 def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
     home = tmp_path / "own"
-    with RunningDoor(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         rules = home / "gateway.toml"
         atomic_write(rules, POLICY.replace('"echo", "tally"', '"echo"'))
-        own.gateway.guard.refresh()
+        own.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
         atomic_write(rules, f"{POLICY}{limit}# end\n")  # whole: it holds at once
-        own.gateway.guard.refresh()
+        own.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         stream.send("tally", [[1]], sequence_id=6)
@@ -329,13 +329,13 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
 
 
 def test_a_revoked_key_ends_its_streams(triton, tmp_path):
-    """At the next message; what waits is ended by ``Guard.watching``."""
+    """At the next message; what waits is ended by ``AccessControl.watching``."""
     home = tmp_path / "own"
-    with RunningDoor(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         (home / "keys.toml").unlink()
-        own.gateway.guard.refresh()
+        own.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         error = stream.next()
         assert error.status() == "StatusCode.UNAUTHENTICATED"
@@ -348,12 +348,12 @@ def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
     watched = {}
 
     @contextlib.contextmanager
-    def watching(exchange, end, models, admissions):
-        watched.update(end=end, models=models, admissions=admissions, principal=exchange.principal)
+    def watching(context, end, models, admissions):
+        watched.update(end=end, models=models, admissions=admissions, principal=context.principal)
         yield
 
-    with RunningDoor(triton, tmp_path / "own", OPEN_POLICY) as own:
-        monkeypatch.setattr(own.gateway.guard, "watching", watching)
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY) as own:
+        monkeypatch.setattr(own.gateway.access_control, "watching", watching)
         with Streaming(own, "some") as stream:
             stream.send("sleeper", [3.0 if busy else 0.0])
             if not busy:
@@ -379,7 +379,7 @@ async def _call(function, *arguments):
 def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
     with contextlib.ExitStack() as stack:
         triton = stack.enter_context(serving(tmp_path / "models"))
-        own = stack.enter_context(RunningDoor(triton, tmp_path / "own"))
+        own = stack.enter_context(RunningGrpcServer(triton, tmp_path / "own"))
         with Streaming(own) as quiet, Streaming(own) as stream:
             quiet.send("counter", [1])
             quiet.next()
@@ -405,7 +405,7 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
     options = [("grpc.max_receive_message_length", -1)]
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(
-            RunningDoor(triton, tmp_path / "own", OPEN_POLICY, caller_held_bytes=3_000_000)
+            RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY, caller_held_bytes=3_000_000)
         )
         channel = stack.enter_context(grpc.insecure_channel(own.address, options))
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -430,22 +430,22 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
         wait_until(lambda: held.total == 0, 3, "all was read")
 
 
-def _unread(door, count: int, tenant: str = "all"):
+def _unread(api, count: int, tenant: str = "all"):
     """A stream whose client reads nothing; its answers are of 200 kB."""
     array = np.full(50_000, 0.5, np.float32)
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=array.shape)
     message.raw_input_contents.append(array.tobytes())
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-    channel = grpc.insecure_channel(door.address, options)
+    channel = grpc.insecure_channel(api.address, options)
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    return channel, stub.ModelStreamInfer(iter([message] * count), metadata=_metadata(door, tenant))
+    return channel, stub.ModelStreamInfer(iter([message] * count), metadata=_metadata(api, tenant))
 
 
-def test_answers_that_are_not_read_hold_no_permits(door, inflight):
+def test_answers_that_are_not_read_hold_no_permits(api, inflight):
     """40 streams that read nothing took all permits for 30 s."""
-    held = door.gateway.held
-    streams = [_unread(door, 5) for _ in range(10)]
+    held = api.gateway.held
+    streams = [_unread(api, 5) for _ in range(10)]
     wait_until(lambda: held.total > 10 * 300_000, 10, "the answers")
     wait_until(lambda: inflight() == 0, 5, "the permits")
     for channel, call in streams:
@@ -455,7 +455,7 @@ def test_answers_that_are_not_read_hold_no_permits(door, inflight):
 
 
 def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
-    with RunningDoor(triton, tmp_path / "own", answer_patience_s=1.0) as own:
+    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as own:
         channel, call = _unread(own, 5)
         held = own.gateway.held
         wait_until(lambda: held.total, 5, "answers")
@@ -466,26 +466,26 @@ def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
         channel.close()
 
 
-def test_a_large_answer_gives_its_place_back_once_it_was_read(door, inflight):
+def test_a_large_answer_gives_its_place_back_once_it_was_read(api, inflight):
     """Concurrency 1, one after the other: none finds the place of the one before still taken."""
-    held = door.gateway.held
-    with InferenceServerClient(door.address) as client:
+    held = api.gateway.held
+    with InferenceServerClient(api.address) as client:
         for _ in range(10):
             answer = client.infer(
-                "echo", [_input([0.5] * 500_000, "FP32")], headers=door.headers("some")
+                "echo", [_input([0.5] * 500_000, "FP32")], headers=api.headers("some")
             )
             assert answer.as_numpy("FP32_back").size == 500_000
     wait_until(lambda: held.total == 0, 3, "all was read")
 
 
-def test_a_half_closed_stream_is_answered_to_its_end(door):
+def test_a_half_closed_stream_is_answered_to_its_end(api):
     messages = [_message("counter", [3]), _message("sleeper", [0.3])]
-    answers = _errors(door, messages)
+    answers = _errors(api, messages)
     assert len(answers) == 4
-    assert _errors(door, []) == []
+    assert _errors(api, []) == []
 
 
-async def test_many_messages_of_many_tasks(door, inflight):
+async def test_many_messages_of_many_tasks(api, inflight):
     """Attribution under load: every answer goes to the message that asked for it."""
     from tritonclient.grpc import aio as triton_aio
 
@@ -499,8 +499,8 @@ async def test_many_messages_of_many_tasks(door, inflight):
                 }
 
         seen = []
-        async with triton_aio.InferenceServerClient(door.address) as client:
-            async for result, error in client.stream_infer(requests(), headers=door.headers()):
+        async with triton_aio.InferenceServerClient(api.address) as client:
+            async for result, error in client.stream_infer(requests(), headers=api.headers()):
                 assert error is None
                 value = result.as_numpy("FP32_back").item()
                 assert result.get_response().id == f"{n}-{int(value) - n * 100}"
@@ -513,7 +513,10 @@ async def test_many_messages_of_many_tasks(door, inflight):
 
 
 def test_a_full_pool_refuses_a_message_not_the_stream(triton, tmp_path):
-    with RunningDoor(triton, tmp_path / "own", max_inflight=1) as own, Streaming(own) as stream:
+    with (
+        RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as own,
+        Streaming(own) as stream,
+    ):
         stream.send("sleeper", [0.5])
         stream.send("sleeper", [0.0])
         found = [stream.next(), stream.next()]

@@ -1,4 +1,4 @@
-"""``image_classification`` through the running stack: one answer by every door, bad pictures."""
+"""``image_classification`` through the running stack: one answer by every API, bad images."""
 
 import base64
 import json
@@ -18,15 +18,15 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
-from converters.pictures.photos import photo_file
-from tests.ensembles.pictures import bad_pictures, colours, encoded
+from converters.image.photos import photo_file
+from tests.ensembles.images import bad_images, colours, encoded
 from tidegate.client import GatewayClient
 from tidegate.demo_photo import described, show_photo
 
 NAME = "image_classification"
 PATH = f"/v1/{NAME}"
 PAGE = Path(__file__).parents[2] / "docs" / "image-classification.md"
-BAD = bad_pictures()
+BAD = bad_images()
 COFFEE = photo_file("coffee").read_bytes()
 # The photo's best label is sure of itself; the rest share 5 %.
 ESPRESSO = 0.951
@@ -79,7 +79,7 @@ def test_every_door_gives_one_answer(stack):
         assert [s for _, s in other] == pytest.approx([s for _, s in by_form], abs=1e-5)
 
 
-def test_several_pictures_in_one_request(stack):
+def test_several_images_in_one_request(stack):
     cat = photo_file("chelsea").read_bytes()
     answer = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
     first, second = (_pairs(output) for output in answer["outputs"])
@@ -103,7 +103,7 @@ def test_requests_are_batched(stack):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_the_clients_error(stack, name):
+def test_a_bad_image_is_the_clients_error(stack, name):
     picture, message = BAD[name]
     started = time.monotonic()
     answer = _form(stack, picture)
@@ -115,7 +115,7 @@ def test_a_bad_picture_is_the_clients_error(stack, name):
 
 
 @pytest.mark.parametrize("name", ["empty", "text called .jpg", "animated png", "bomb"])
-def test_a_bad_picture_is_refused_at_every_door(stack, name):
+def test_a_bad_image_is_refused_at_every_door(stack, name):
     picture, message = BAD[name]
     by_json = stack.post(PATH, json=_as_json(picture))
     assert by_json.status_code == 422
@@ -128,7 +128,7 @@ def test_a_bad_picture_is_refused_at_every_door(stack, name):
     assert "INVALID_ARGUMENT" in by_grpc.value.status()
 
 
-def test_a_bad_picture_fails_only_its_own_request(stack):
+def test_a_bad_image_fails_only_its_own_request(stack):
     pictures = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda picture: _form(stack, picture), pictures))
@@ -141,7 +141,7 @@ def _resident_mb(processes: list[psutil.Process]) -> float:
 
 
 def test_memory_stays_bounded(stack):
-    """Bombs take nothing; the largest picture allowed is given back after it."""
+    """Bombs take nothing; the largest image allowed is given back after it."""
     stubs = stack.stubs(f"{NAME}_pre")
     assert stubs
     before = _resident_mb(stubs)

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from gateway.app import create_app
-from gateway.http.corked import CorkedProtocol
+from gateway.http.buffered import BufferedProtocol
 from gateway.identity.principal import Grant
 from gateway.settings import Settings
 from serving.ports import free_ports
@@ -77,7 +77,7 @@ class TritonPythonModel:
         sums = x.sum(axis=1, keepdims=True, dtype=np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("sum", sums)])
 """
-TEXT_FACE = {
+TEXT_SCHEMA = {
     "purpose": "Counts",
     "request": {
         "type": "object",
@@ -95,7 +95,7 @@ TEXT_FACE = {
     "example": {"text": "a"},
     "openai": {"embeddings": {"text": "text", "vector": "vector", "tokens": "token_count"}},
 }
-SUM_FACE = {
+SUM_SCHEMA = {
     "purpose": "Adds up",
     "request": {
         "type": "object",
@@ -109,29 +109,29 @@ SUM_FACE = {
     },
     "example": {"x": [1, 2]},
 }
-FILE_FACE = {
+FILE_SCHEMA = {
     "purpose": "Counts the bytes of a file",
     "request": {
         "type": "object",
         "required": ["text"],
         "properties": {"text": {"type": "object", "x-tensor": "text", "x-bytes": True}},
     },
-    "response": TEXT_FACE["response"],
+    "response": TEXT_SCHEMA["response"],
     "example": {"text": {"b64": "YQ=="}},
 }
 
 
-def faced(face: dict) -> str:
-    text = json.dumps(face).replace('"', '\\"')
-    return f'parameters {{ key: "tidegate.face" value {{ string_value: "{text}" }} }}\n'
+def faced(endpoint_schema: dict) -> str:
+    text = json.dumps(endpoint_schema).replace('"', '\\"')
+    return f'parameters {{ key: "tidegate.endpoint" value {{ string_value: "{text}" }} }}\n'
 
 
-def text_config(rows: int, face: dict) -> str:
+def text_config(rows: int, endpoint_schema: dict) -> str:
     return (
         f"max_batch_size: {rows}\n"
         'input { name: "text" data_type: TYPE_STRING dims: 1 }\n'
         'output { name: "vector" data_type: TYPE_FP32 dims: 384 }\n'
-        'output { name: "token_count" data_type: TYPE_INT32 dims: 1 }\n' + faced(face)
+        'output { name: "token_count" data_type: TYPE_INT32 dims: 1 }\n' + faced(endpoint_schema)
     )
 
 
@@ -163,13 +163,13 @@ RAW = {
     "raw_optional": (ECHO, echo_config("FP32", "-1", 0, SECOND.format("optional: true "))),
 }
 MODELS = {
-    "texts": (TEXTS, text_config(32, TEXT_FACE)),
-    "one_text": (TEXTS, text_config(1, TEXT_FACE) + "instance_group { count: 2 }\n"),
-    "scans": (TEXTS, text_config(8, FILE_FACE)),
+    "texts": (TEXTS, text_config(32, TEXT_SCHEMA)),
+    "one_text": (TEXTS, text_config(1, TEXT_SCHEMA) + "instance_group { count: 2 }\n"),
+    "scans": (TEXTS, text_config(8, FILE_SCHEMA)),
     "sums": (
         SUMS,
         'max_batch_size: 4\ninput { name: "x" data_type: TYPE_FP32 dims: -1 }\n'
-        'output { name: "sum" data_type: TYPE_FP32 dims: 1 }\n' + faced(SUM_FACE),
+        'output { name: "sum" data_type: TYPE_FP32 dims: 1 }\n' + faced(SUM_SCHEMA),
     ),
     "classes": (ECHO, echo_config("FP32", "4")),
     "echo_llm": (
@@ -214,7 +214,7 @@ class WatchedGateway:
         app = create_app(self._settings)  # its channels belong to this loop
         self.gateway = app.gateway
         config = uvicorn.Config(
-            app, port=self.port, http=CorkedProtocol, ws="none", log_config=None
+            app, port=self.port, http=BufferedProtocol, ws="none", log_config=None
         )
         self._server = uvicorn.Server(config)
         watch = asyncio.create_task(self._watch())

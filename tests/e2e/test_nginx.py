@@ -15,27 +15,27 @@ from starlette.routing import Route
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from gateway.addons.nginx import ACTIONS, DecisionDoor
-from gateway.http.edge import Edge
-from gateway.http.endpoint import Endpoint
+from gateway.api.nginx import ACTIONS, NginxApi
+from gateway.http.handler import Endpoint
+from gateway.http.middleware import Middleware
 from serving.ports import free_ports, is_taken
-from tests.e2e.grpc_models import RunningDoor, serving
+from tests.e2e.grpc_models import RunningGrpcServer, serving
 from tests.running import ROOT, wait_until
 
 TEMPLATE = ROOT / "deploy" / "nginx" / "tidegate.conf.template"
 
 
 def _routes(gateway):
-    return [Route("/internal/decide", Endpoint(DecisionDoor(gateway).decide))]
+    return [Route("/internal/decide", Endpoint(NginxApi(gateway).decide))]
 
 
-class DecidingGateway(RunningDoor):
+class DecidingGateway(RunningGrpcServer):
     """A gateway whose HTTP listener has the decision route only."""
 
     async def _open(self) -> None:
         await super()._open()
         routes = _routes(self.gateway)
-        edge = Edge(Starlette(routes=routes), self.gateway, routes)
+        edge = Middleware(Starlette(routes=routes), self.gateway, routes)
         self.http_port = free_ports(1)[0]
         config = uvicorn.Config(edge, port=self.http_port, log_config=None, lifespan="off")
         self._uvicorn = uvicorn.Server(config)
@@ -233,7 +233,7 @@ def _decided(gateway, scope) -> int:
 
     async def call():
         routes = _routes(gateway.gateway)
-        edge = Edge(Starlette(routes=routes), gateway.gateway, routes)
+        edge = Middleware(Starlette(routes=routes), gateway.gateway, routes)
         whole = {
             "method": "GET",
             "path": "/internal/decide",

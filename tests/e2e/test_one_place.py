@@ -12,12 +12,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from serving.deployment import Deployment
 from serving.errors import ServingError
 from serving.publish import publish
 from serving.replica import connected
 from serving.repository import active_version
 from serving.servers import servers_of
-from serving.target import Target
 from serving.versions import switch_to
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
@@ -32,7 +32,7 @@ def own(tmp_path_factory):
     repository = home / "model_repository"
     for add in (0, 10, 20, 30):
         publish(stage(repository, add), repository, MODELS)
-    switch_to(Target(repository), NAME, 1)
+    switch_to(Deployment(repository), NAME, 1)
     begun = _run(home, "canary", NAME, "--version", "3", "--weight", "100")
     assert begun.returncode == 0, begun.stderr
     assert "no server was told" in begun.stdout
@@ -150,7 +150,7 @@ def test_no_grace_at_all_loses_no_request(own):
                 answer = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
                 answers[answer.status_code] += 1
 
-    threads = [threading.Thread(target=call) for _ in range(3)]
+    threads = [threading.Thread(deployment=call) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:

@@ -5,14 +5,14 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from converters.optimize import clocks, timing
 from converters.record import Record
-from converters.texts.samples import default_texts
-from converters.variants import clocks, timing
-from tests.brought import save_classifier
+from converters.text.samples import default_texts
+from tests.tiny_models import save_classifier
 from tidegate.cli import cli
-from tidegate.optimize import BOTH, Duration, OptimizeWish, carry_out, convert_line
-from tidegate.optimize_variants import said_of_original
-from tidegate.places import Places
+from tidegate.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
+from tidegate.optimize_candidates import said_of_original
+from tidegate.paths import Paths
 from tidegate.published import engine_folder
 
 
@@ -25,13 +25,13 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wish(model) -> OptimizeWish:
-    return OptimizeWish(
+def options(model) -> OptimizeOptions:
+    return OptimizeOptions(
         name="mood",
         source=str(model / "model"),
         task="text-classification",
         samples=model / "texts.txt",
-        only="variants",
+        only="model",
         budget_s=240.0,
         precisions=("fp32", "w8", "int8-rows", "int8-dynamic"),
         publish=True,
@@ -45,9 +45,9 @@ def quick(monkeypatch):
 
 
 @pytest.mark.timeout(400)  # a conversion and two proofs beside whatever else the machine does
-def test_a_tiny_model_is_measured_picked_and_published(wish, model, quick, capsys):
-    places, said = Places(model), []
-    assert carry_out(wish, places, said.append) == 0
+def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, capsys):
+    paths, said = Paths(model), []
+    assert run(options, paths, said.append) == 0
     folder = model / ".tidegate" / "optimize" / "mood"
     found = json.loads((folder / "optimize.json").read_text())
     forms = {form["name"]: form for form in found["forms"]}
@@ -64,7 +64,7 @@ def test_a_tiny_model_is_measured_picked_and_published(wish, model, quick, capsy
     assert forms["fp32"]["accuracy"]["closeness"]["agreement"] == 1
     assert found["pick"] in ("fp32", "w8", "int8-rows")
     # The pick is what serves now, proved under its own tolerances.
-    record = Record.load(engine_folder(places.repository, "mood") / "proof.json")
+    record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
     assert (record.precision, record.passed) == (found["pick"], True)
     shown = capsys.readouterr().out
     assert f"{found['pick']} <- pick" in shown
@@ -73,11 +73,11 @@ def test_a_tiny_model_is_measured_picked_and_published(wish, model, quick, capsy
     assert any("pass 1 of" in line for line in said)
 
 
-def test_what_was_measured_is_kept(wish, model, quick):
+def test_what_was_measured_is_kept(options, model, quick):
     """In the same folder as the test before: nothing is timed or compared again."""
     said: list[str] = []
-    again = OptimizeWish(**{**vars(wish), "publish": False})
-    assert carry_out(again, Places(model), said.append, as_json=True) == 0
+    again = OptimizeOptions(**{**vars(options), "publish": False})
+    assert run(again, Paths(model), said.append, as_json=True) == 0
     assert not [line for line in said if "pass" in line or "comparing" in line]
 
 
@@ -93,7 +93,7 @@ def test_what_was_measured_is_kept(wish, model, quick):
 )
 def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
-    result = CliRunner().invoke(cli, ["optimize", "--only", "variants", *arguments])
+    result = CliRunner().invoke(cli, ["optimize", "--only", "model", *arguments])
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
     assert not (tmp_path / ".tidegate").exists()
@@ -105,15 +105,15 @@ def test_durations():
 
 
 def test_both_halves_unless_one_is_wished():
-    assert OptimizeWish("mood").halves == BOTH
-    assert OptimizeWish("mood", only="knobs").halves == ("knobs",)
+    assert OptimizeOptions("mood").halves == BOTH
+    assert OptimizeOptions("mood", only="config").halves == ("config",)
 
 
-def test_the_command_that_publishes(wish, model):
-    assert convert_line(OptimizeWish("text_embedding"), "w8") == (
+def test_the_command_that_publishes(options, model):
+    assert convert_line(OptimizeOptions("text_embedding"), "w8") == (
         "tidegate convert text_embedding --precision w8 --force"
     )
-    assert convert_line(wish, "int8-rows") == (
+    assert convert_line(options, "int8-rows") == (
         f"tidegate convert {model}/model --name mood --task text-classification "
         f"--samples {model}/texts.txt --precision int8-rows --force"
     )
@@ -121,10 +121,12 @@ def test_the_command_that_publishes(wish, model):
 
 def test_what_was_said_of_the_original_is_said_again(tmp_path):
     """--preprocess of convert: optimize takes it, and its last line has it."""
-    wish = OptimizeWish("things", "./vit", "image-classification", options={"preprocess": "half"})
-    said = said_of_original(wish, Places(tmp_path))
+    options = OptimizeOptions(
+        "things", "./vit", "image-classification", options={"preprocess": "half"}
+    )
+    said = said_of_original(options, Paths(tmp_path))
     assert said == {"preprocess": "half"}
-    line = convert_line(wish, "w8", said)
+    line = convert_line(options, "w8", said)
     assert "--preprocess half --precision w8" in line
     run = CliRunner().invoke(cli, ["optimize", "nobody", "--preprocess", "half", "--base", "b"])
     assert "give its original with --against" in run.output

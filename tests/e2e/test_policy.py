@@ -16,7 +16,7 @@ POLICY = """
 [tenants.texts]
 models = ["text_*", "identity_fp32"]
 
-[tenants.pictures]
+[tenants.images]
 models = ["image_*"]
 
 [roles.reader]
@@ -43,7 +43,7 @@ def governed(built):
             name: _key(running, name, *flags)
             for name, flags in {
                 "texts": ("--tenant", "texts"),
-                "pictures": ("--tenant", "pictures"),
+                "images": ("--tenant", "images"),
                 "reader": ("--tenant", "texts", "--role", "reader"),
                 "stranger": ("--tenant", "nobody"),
                 "limited": ("--tenant", "texts"),
@@ -100,8 +100,8 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
     for method, path, body in operations:
         for who, foreign in (
             ("texts", "image_classification"),
-            ("pictures", "text_embedding"),
-            ("pictures", "identity_fp32"),
+            ("images", "text_embedding"),
+            ("images", "identity_fp32"),
         ):
             named = foreign in path or (isinstance(body, dict) and body.get("model") == foreign)
             if not named:
@@ -129,21 +129,21 @@ def _without(text, name):
 def test_each_sees_what_is_theirs_in_every_list(governed):
     listed = {m["id"] for m in _call(governed, "texts", "GET", "/v1/models").json()["data"]}
     assert listed == {"text_embedding"}
-    described = _call(governed, "pictures", "GET", "/openapi.json").json()["paths"]
+    described = _call(governed, "images", "GET", "/openapi.json").json()["paths"]
     assert "/v1/image_classification" in described and "/v1/text_embedding" not in described
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
 
 
 @pytest.mark.parametrize("what", ["config", "stats"])
 def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, what):
-    """``pictures`` has no glob for texts' models, and is told what it is told of any name."""
+    """``images`` has no glob for texts' models, and is told what it is told of any name."""
     foreign, missing = (f"/v2/models/{name}/{what}" for name in ("text_embedding_pre", "nobody"))
     assert _call(governed, "texts", "GET", foreign).status_code == 200
-    refused = _call(governed, "pictures", "GET", foreign)
+    refused = _call(governed, "images", "GET", foreign)
     assert refused.status_code == 404
-    same = _call(governed, "pictures", "GET", missing).text
+    same = _call(governed, "images", "GET", missing).text
     assert _without(refused.text, "text_embedding_pre") == _without(same, "nobody")
-    listed = _call(governed, "pictures", "GET", "/v2/models/stats").json()["model_stats"]
+    listed = _call(governed, "images", "GET", "/v2/models/stats").json()["model_stats"]
     assert {each["name"] for each in listed} and all("image" in each["name"] for each in listed)
 
 
@@ -152,7 +152,7 @@ def test_a_reader_may_look_but_not_call(governed):
     assert _call(governed, "reader", "POST", "/v1/text_embedding", json=TEXT).status_code == 403
 
 
-@pytest.mark.parametrize("who", ["stranger", "texts", "pictures", "reader"])
+@pytest.mark.parametrize("who", ["stranger", "texts", "images", "reader"])
 @pytest.mark.parametrize("path", ["/metrics", "/admin/policy", "/admin/replicas", "/admin/models"])
 def test_the_operators_listener_is_the_operators(governed, who, path):
     url = f"http://127.0.0.1:{governed.admin_port}{path}"
@@ -222,7 +222,7 @@ def test_the_grpc_door_keeps_the_same_policy(governed):
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    with grpc.insecure_channel(f"127.0.0.1:{governed.door_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{governed.grpc_api_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelMetadataRequest(name="text_embedding")
 
@@ -233,7 +233,7 @@ def test_the_grpc_door_keeps_the_same_policy(governed):
             except grpc.RpcError as error:
                 return error.code().name
 
-        assert [ask(who) for who in ("texts", "pictures", None)] == [
+        assert [ask(who) for who in ("texts", "images", None)] == [
             "text_embedding",
             "NOT_FOUND",
             "UNAUTHENTICATED",
@@ -251,7 +251,7 @@ def test_no_secret_is_in_any_log_metric_or_answer(governed):
     for path in ("/metrics", "/admin/policy", "/admin/models", "/admin/replicas"):
         url = f"http://127.0.0.1:{governed.admin_port}{path}"
         shown.append(httpx.get(url, headers=governed.headers).text)
-    shown.append(_call(governed, "pictures", "POST", "/v1/text_embedding", json=TEXT).text)
+    shown.append(_call(governed, "images", "POST", "/v1/text_embedding", json=TEXT).text)
     text = "\n".join(shown)
     assert len(text) > 5000
     assert "tidegate_requests_total" in text

@@ -10,15 +10,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from converters.conversion import ask_original, case_in, prove_graph
-from converters.task import Order
-from tests.brought import save_classifier
+from converters.conversion import ask_original, prove_graph, reference_in
+from converters.task import ConversionRequest
 from tests.running import environment
-from tidegate.convert import Wish, carry_out
-from tidegate.kinds import TASKS
-from tidegate.places import Places
+from tests.tiny_models import save_classifier
+from tidegate.convert import ConvertOptions, run
+from tidegate.paths import Paths
 from tidegate.published import copy_pipeline
 from tidegate.scratch import proved_through_triton
+from tidegate.task_registry import TASKS
 
 
 def _said_nothing(text: str) -> None:
@@ -30,12 +30,12 @@ def published(tmp_path_factory):
     """A home with the pipeline ``mood``, and the case of its original."""
     home = tmp_path_factory.mktemp("published")
     source = save_classifier("bert", home / "bert")
-    carry_out(Wish(str(source), "text-classification", "mood"), Places(home), _said_nothing)
-    task = TASKS["text-classification"].open_task(Order("mood", str(source)))
+    run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _said_nothing)
+    task = TASKS["text-classification"].open_task(ConversionRequest("mood", str(source)))
     asked = home / "asked"
     asked.mkdir()
     ask_original(task, asked, _said_nothing)
-    return home, task, case_in(asked, "mood", task.name, "fp32")
+    return home, task, reference_in(asked, "mood", task.name, "fp32")
 
 
 def _replace(path, old, new):

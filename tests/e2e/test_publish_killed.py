@@ -8,17 +8,27 @@ import sys
 import pytest
 
 from modelspec.layout import staging_folder, version_folders
+from serving.publish_phase import PublishPhase
 from serving.recovery import clear_up
 from serving.repository import active_members, active_version
 from serving.servers import servers_of
-from serving.steps import Step
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import serving_small_pipeline, under_load
 
-BEFORE_THE_PIN = [step for step in Step if list(Step).index(step) < list(Step).index(Step.PINNED)]
+BEFORE_THE_PIN = [
+    step
+    for step in PublishPhase
+    if list(PublishPhase).index(step) < list(PublishPhase).index(PublishPhase.PINNED)
+]
 # A rollback takes the same way; its own steps are fewer.
-SWITCH_STEPS = [Step.JOURNALLED, Step.LISTED, Step.LOADED, Step.PINNED, Step.SERVED]
+SWITCH_STEPS = [
+    PublishPhase.JOURNALLED,
+    PublishPhase.LISTED,
+    PublishPhase.LOADED,
+    PublishPhase.PINNED,
+    PublishPhase.SERVED,
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +37,7 @@ def server(tmp_path_factory):
         yield running
 
 
-def _run(server, step: Step, verb: str, what: object) -> None:
+def _run(server, step: PublishPhase, verb: str, what: object) -> None:
     """A publisher that dies at ``step``."""
     options = server.options
     module = [sys.executable, "-m", "tests.serving.killed_publisher"]
@@ -58,11 +68,11 @@ def _require_settled(server, caller) -> None:
     wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
-@pytest.mark.parametrize("step", list(Step), ids=lambda step: step.name)
+@pytest.mark.parametrize("step", list(PublishPhase), ids=lambda step: step.name)
 def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before, folders = active_version(repository, NAME), version_folders(repository / NAME)
-    staged = stage(repository, 100 + list(Step).index(step))
+    staged = stage(repository, 100 + list(PublishPhase).index(step))
     with under_load(server) as caller:
         _run(server, step, "publish", staged)
         is_new = active_version(repository, NAME) != before

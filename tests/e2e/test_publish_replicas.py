@@ -6,15 +6,15 @@ import shutil
 import pytest
 
 from serving import manifest
-from serving.bring import bring
+from serving.deployment import Deployment
 from serving.errors import PublishFailed, RolloutStopped, Tampered
+from serving.import_pipeline import import_pipeline
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 from serving.publish import publish
+from serving.publish_phase import PublishPhase
 from serving.repository import active_members, active_version
 from serving.servers import servers_of
-from serving.steps import Step
-from serving.target import Target
 from serving.versions import switch_to
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load
@@ -42,30 +42,32 @@ def test_both_servers_announce_themselves(first, second):
 
 
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
-    with under_load(first) as one, under_load(second) as two, online(first, count=2) as target:
-        publish(stage(target.repository, 10), target.repository, MODELS, target)
+    with under_load(first) as one, under_load(second) as two, online(first, count=2) as deployment:
+        publish(stage(deployment.repository, 10), deployment.repository, MODELS, deployment)
     assert set(one.answers) == {0, 10}
     assert set(two.answers) == {0, 10}
 
 
 def test_one_that_does_not_take_it_stops_the_rollout_which_can_be_finished_or_undone(first, second):
-    def lose_the_last(step: Step, what: str) -> None:
-        if step is Step.PINNED:
-            refuse.enter_context(_refusing(target.replicas[-1]))
+    def lose_the_last(step: PublishPhase, what: str) -> None:
+        if step is PublishPhase.PINNED:
+            refuse.enter_context(_refusing(deployment.replicas[-1]))
 
-    with contextlib.ExitStack() as refuse, online(first, count=2, tell=lose_the_last) as target:
-        last = target.replicas[-1].address
+    with contextlib.ExitStack() as refuse, online(first, count=2, tell=lose_the_last) as deployment:
+        last = deployment.replicas[-1].address
         with pytest.raises(RolloutStopped) as stopped:
-            publish(stage(target.repository, 20), target.repository, MODELS, target)
+            publish(stage(deployment.repository, 20), deployment.repository, MODELS, deployment)
     before = active_version(first.options.repository, NAME) - 1
-    assert f"1 of 2 servers serve it ({target.replicas[0].address}); {last}" in str(stopped.value)
+    assert f"1 of 2 servers serve it ({deployment.replicas[0].address}); {last}" in str(
+        stopped.value
+    )
     assert f"tidegate publish {NAME}" in str(stopped.value)
     assert f"tidegate rollback {NAME} --to {before}" in str(stopped.value)
-    with under_load(first) as one, under_load(second) as two, online(first, count=2) as target:
+    with under_load(first) as one, under_load(second) as two, online(first, count=2) as deployment:
         assert (
-            switch_to(target, NAME, before + 1) == before + 1
+            switch_to(deployment, NAME, before + 1) == before + 1
         )  # what `tidegate publish NAME` does
-        assert switch_to(target, NAME, before) == before
+        assert switch_to(deployment, NAME, before) == before
     assert set(one.answers) == {20, 10}
     assert set(two.answers) == {20, 10}
 
@@ -90,13 +92,13 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
     folder = tmp_path / "elsewhere"
     shutil.copytree(first.options.repository, folder)
     with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as caller:
-        with online(server) as target:
-            assert bring(folder, target) == (NAME, 2)
+        with online(server) as deployment:
+            assert import_pipeline(folder, deployment) == (NAME, 2)
         assert set(caller.answers) == {0, 10}
         pinned = active_members(folder, NAME)["mood_onnx"]
         (folder / "mood_onnx" / str(pinned) / "model.py").write_text("")
-        with online(server) as target, pytest.raises(Tampered, match=r"model\.py has changed"):
-            bring(folder, target)
+        with online(server) as deployment, pytest.raises(Tampered, match=r"model\.py has changed"):
+            import_pipeline(folder, deployment)
     assert active_version(server.options.repository, NAME) == 2
 
 
@@ -105,9 +107,9 @@ def test_a_folder_that_nobody_vouches_for_is_refused_unless_somebody_says_why(tm
     staged = stage(repository, 1)
     for source in staged.glob("*.py"):
         source.unlink()
-    target = Target(repository)
+    deployment = Deployment(repository)
     with pytest.raises(PublishFailed, match=r"no manifest.*--accept-no-manifest"):
-        bring(staged, target)
+        import_pipeline(staged, deployment)
     assert not active_version(repository, NAME)
-    assert bring(staged, target, accepted="a demonstration") == (NAME, 1)
+    assert import_pipeline(staged, deployment, accepted="a demonstration") == (NAME, 1)
     assert "a demonstration" in manifest.read(repository, NAME, 1).note

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from serving import health, patient, watch
+from serving import health, restart_backoff, watch
 from serving.publish import publish
 from serving.stubs import live_stubs
 from serving.versions import switch_to
@@ -27,7 +27,7 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0.2)
-    monkeypatch.setattr(patient, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(restart_backoff, "FIRST_PAUSE_S", 0.1)
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def test_a_model_that_answers_wrongly_is_loaded_afresh(server, sick):
 
 
 def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, sick, monkeypatch):
-    monkeypatch.setattr(patient, "ATTEMPTS", 2)
+    monkeypatch.setattr(restart_backoff, "ATTEMPTS", 2)
     with watching(server) as (watcher, said):
         sick.touch()
         os.utime(sick, (time.time() + 10_000,) * 2)

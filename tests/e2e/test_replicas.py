@@ -242,8 +242,8 @@ def test_a_killed_replica_is_not_asked(pair, gateway, dead):
     metrics = httpx.get(
         f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
     ).text
-    places = [each["address"] for each in gateway.replicas()]
-    for place, healthy in zip(places, (dead != 0, dead != 1), strict=True):
+    paths = [each["address"] for each in gateway.replicas()]
+    for place, healthy in zip(paths, (dead != 0, dead != 1), strict=True):
         assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from gateway.addons.redis_limits.line import TELL_S
+from gateway.limits.redis.connection import TELL_S
 from tests.echoing import add_models
 from tests.gateway.limits.redis_server import RedisServer
 from tests.running import launch, policy_of, stop, wait_ready, wait_until

@@ -148,7 +148,7 @@ def test_what_clients_of_others_look_for(stack):
     """KServe's client reads bodies of health routes; NVIDIA's examples a name and words."""
     assert stack.get("/v2/health/live").json() == {"live": True}
     assert stack.get("/v2/health/ready").json() == {"ready": True}
-    address, headers = f"127.0.0.1:{stack.door_port}", stack.headers
+    address, headers = f"127.0.0.1:{stack.grpc_api_port}", stack.headers
     with (
         triton_http.InferenceServerClient(stack.url.removeprefix("http://")) as http,
         triton_grpc.InferenceServerClient(address) as grpc,
@@ -172,7 +172,7 @@ def test_what_perf_analyzer_asks_of_a_pipeline(stack):
     steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
     assert len(steps) == 2
     counted = stack.get("/v2/models/stats").json()["model_stats"]
-    with triton_grpc.InferenceServerClient(f"127.0.0.1:{stack.door_port}") as client:
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{stack.grpc_api_port}") as client:
         found = client.get_inference_statistics(headers=headers).model_stats
         assert {*steps, "text_embedding"} <= {each.name for each in found}
         assert {each["name"] for each in counted} == {each.name for each in found}

@@ -86,7 +86,7 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
         "triton_grpc_error": strict,
     }
     seen = []
-    with InferenceServerClient(f"127.0.0.1:{echo.door_port}") as client:
+    with InferenceServerClient(f"127.0.0.1:{echo.grpc_api_port}") as client:
         client.start_stream(lambda result, error: seen.append(error or result), headers=headers)
         client.async_stream_infer("echo_llm", _inputs(text), enable_empty_final_response=True)
         wanted = 1 if leaves or not text else 2

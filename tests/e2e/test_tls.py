@@ -1,4 +1,4 @@
-"""The gateway ends TLS itself: certificates, keys and strangers at both doors.
+"""The gateway ends TLS itself: certificates, keys and strangers at both APIs.
 
 ``python -m gateway`` runs as in production; without a Triton: who is let in is decided before.
 """
@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tritonclient.grpc import InferenceServerClient
 
-from gateway.addons.tls import Tls
+from gateway.http.tls import Tls
 from gateway.settings import Settings, SettingsError
 from serving.ports import free_ports
 from tests.gateway.authority import Authority, private

@@ -1,4 +1,4 @@
-"""A limit of tokens is settled with what the model counted, whichever door was used."""
+"""A limit of tokens is settled with what the model counted, whichever API was used."""
 
 import asyncio
 import collections
@@ -19,14 +19,14 @@ from tritonclient.grpc import (
 )
 from tritonclient.utils import InferenceServerException
 
-from gateway.addons.generate.door import GenerateDoor
-from gateway.doors.v2 import V2Door
-from gateway.errors import DeadlineExceeded, Malformed, NoCapacity
+from gateway.api.v2.generate import GenerateApi
+from gateway.api.v2.routes import V2Api
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity
 from gateway.identity.principal import Grant, Principal
 from gateway.limits.limit import Subject, bucket_of
-from tests.e2e.grpc_models import HEAD, RunningDoor, serving
+from tests.e2e.grpc_models import HEAD, RunningGrpcServer, serving
 from tests.echoing import MODELS as ECHO
-from tests.gateway.exchanges import exchange_of
+from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
 
 # Each row's x is its number of tokens; a negative one is an error.
@@ -106,19 +106,19 @@ def triton(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def door(triton, tmp_path_factory):
-    with RunningDoor(triton, tmp_path_factory.mktemp("door"), POLICY) as running:
+def api(triton, tmp_path_factory):
+    with RunningGrpcServer(triton, tmp_path_factory.mktemp("api"), POLICY) as running:
         yield running
 
 
 @pytest.fixture
-def spent(door):
+def spent(api):
     """``spent(model)``: tokens charged since the test began."""
     principal = Principal("k", "k", Grant(tenant="all"))
-    limiter = door.gateway.guard.limiter
+    limiter = api.gateway.access_control.limiter
 
     def used(model: str) -> float:
-        limits = door.gateway.guard.policy.current.access.limits(principal, model)
+        limits = api.gateway.access_control.policy.current.access.limits(principal, model)
         (limit,) = (each for each in limits if each.kind == "tokens")
         bucket = bucket_of(limit, Subject("all", "k", model))
         return (limiter.local._tats.get(bucket, 0) - time.monotonic()) * limit.rate
@@ -130,19 +130,19 @@ def spent(door):
 
 
 @pytest.fixture
-def client(door):
-    with InferenceServerClient(door.address) as made:
+def client(api):
+    with InferenceServerClient(api.address) as made:
         yield made
 
 
 class Streaming:
     """A stock streaming client and what it was told."""
 
-    def __init__(self, door) -> None:
+    def __init__(self, api) -> None:
         self.answers: queue.Queue = queue.Queue()
-        self.client = InferenceServerClient(door.address)
+        self.client = InferenceServerClient(api.address)
         self.client.start_stream(
-            lambda result, error: self.answers.put(error or result), headers=door.headers()
+            lambda result, error: self.answers.put(error or result), headers=api.headers()
         )
 
     def __enter__(self):
@@ -165,18 +165,18 @@ def _x(*values, rows: bool = True) -> list[InferInput]:
     return [tensor]
 
 
-def _ask(door, handler, model, body):
-    """The reply of an HTTP door's handler."""
+def _ask(api, handler, model, body):
+    """The reply of an HTTP API's handler."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
     async def ask():
         async def receive():
             return messages.pop() if messages else await asyncio.Future()
 
-        access = door.gateway.guard.policy.current.access
+        access = api.gateway.access_control.policy.current.access
         scope = {"path": "/v2/x", "headers": [], "path_params": {"model": model}}
-        exchange = exchange_of(scope, receive, access=access)
-        exchange.principal = Principal("k", "k", Grant(tenant="all"))
+        context = context_of(scope, receive, access=access)
+        context.principal = Principal("k", "k", Grant(tenant="all"))
         sent = []
 
         async def send(message):
@@ -184,14 +184,14 @@ def _ask(door, handler, model, body):
 
         # As ``Endpoint`` does: the admission ends with the answer.
         try:
-            await (await handler(exchange)).send(send)
+            await (await handler(context)).send(send)
         except BaseException as error:
-            await exchange.leave(error)
+            await context.leave(error)
             raise
-        await exchange.leave(None)
+        await context.leave(None)
         return b"".join(sent)
 
-    return door.run(ask())
+    return api.run(ask())
 
 
 def _v2(*values, **more):
@@ -199,63 +199,63 @@ def _v2(*values, **more):
     return {"inputs": [tensor], **more}
 
 
-def test_grpc_unary(door, client, spent):
-    answer = client.infer("counted", _x(600, 100), headers=door.headers())
+def test_grpc_unary(api, client, spent):
+    answer = client.infer("counted", _x(600, 100), headers=api.headers())
     assert answer.as_numpy("token_count").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
 @pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
-def test_grpc_unary_of_some_outputs(door, client, spent, outputs):
+def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
     """Who does not ask what it cost is not told, and pays."""
     wanted = [InferRequestedOutput(name) for name in outputs]
-    answer = client.infer("counted", _x(600, 100), outputs=wanted, headers=door.headers())
+    answer = client.infer("counted", _x(600, 100), outputs=wanted, headers=api.headers())
     assert sorted(output.name for output in answer.get_response().outputs) == sorted(outputs)
     if "y" in outputs:
         assert answer.as_numpy("y").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
-def test_a_count_cannot_be_disguised(door, client, spent):
+def test_a_count_cannot_be_disguised(api, client, spent):
     wanted = [InferRequestedOutput("token_count", class_count=1)]
     with pytest.raises(InferenceServerException, match="without classification"):
-        client.infer("counted", _x(600), outputs=wanted, headers=door.headers())
-    with pytest.raises(Malformed, match="without classification"):
+        client.infer("counted", _x(600), outputs=wanted, headers=api.headers())
+    with pytest.raises(InvalidRequest, match="without classification"):
         output = {"name": "token_count", "parameters": {"classification": 1}}
-        _ask(door, V2Door(door.gateway).infer, "counted", _v2(600, outputs=[output]))
+        _ask(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
     assert spent("counted") == 0
 
 
-def test_v2_infer(door, spent):
-    infer = V2Door(door.gateway).infer
-    whole = json.loads(_ask(door, infer, "counted", _v2(5, 6, 7)))
+def test_v2_infer(api, spent):
+    infer = V2Api(api.gateway).infer
+    whole = json.loads(_ask(api, infer, "counted", _v2(5, 6, 7)))
     assert [each["name"] for each in whole["outputs"]] == ["y", "token_count"]
     assert spent("counted") == 18
-    some = json.loads(_ask(door, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
+    some = json.loads(_ask(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
     assert [each["name"] for each in some["outputs"]] == ["y"]
     assert spent("counted") == 518
 
 
-def test_v2_generate(door, spent):
-    _ask(door, GenerateDoor(door.gateway).generate, "counted", {"x": 41})
+def test_v2_generate(api, spent):
+    _ask(api, GenerateApi(api.gateway).generate, "counted", {"x": 41})
     assert spent("counted") == 41
-    _ask(door, GenerateDoor(door.gateway).generate_stream, "pieces", {"x": 300})
+    _ask(api, GenerateApi(api.gateway).generate_stream, "pieces", {"x": 300})
     assert spent("pieces") == 300
 
 
-def test_a_request_that_fails_costs_nothing(door, client, spent):
+def test_a_request_that_fails_costs_nothing(api, client, spent):
     with pytest.raises(InferenceServerException, match="the model failed"):
-        client.infer("counted", _x(-1), headers=door.headers())
-    with Streaming(door) as stream:
+        client.infer("counted", _x(-1), headers=api.headers())
+    with Streaming(api) as stream:
         for _ in range(3):
             stream.send("counted", _x(-1))
             assert isinstance(stream.next(), InferenceServerException)
     assert spent("counted") == 0
 
 
-def test_a_grpc_stream_is_settled_message_by_message(door, spent):
+def test_a_grpc_stream_is_settled_message_by_message(api, spent):
     wanted = [InferRequestedOutput("y")]
-    with Streaming(door) as stream:
+    with Streaming(api) as stream:
         for x in (10, 200, 3000):
             stream.send("counted", _x(x), outputs=wanted)
             answer = stream.next()
@@ -267,8 +267,8 @@ def test_a_grpc_stream_is_settled_message_by_message(door, spent):
 
 
 @pytest.mark.parametrize("wants_final", [False, True])
-def test_a_grpc_stream_of_a_decoupled_model(door, spent, wants_final):
-    with Streaming(door) as stream:
+def test_a_grpc_stream_of_a_decoupled_model(api, spent, wants_final):
+    with Streaming(api) as stream:
         for x in (30, 600, 900):
             stream.send("pieces", _x(x, rows=False), enable_empty_final_response=wants_final)
             values = [stream.next() for _ in range(3 + wants_final)]
@@ -278,9 +278,9 @@ def test_a_grpc_stream_of_a_decoupled_model(door, spent, wants_final):
     wait_until(lambda: spent("pieces") == 1530, 5, "the first one is settled")
 
 
-def test_a_stream_that_is_left_pays_for_what_it_got(door, spent):
+def test_a_stream_that_is_left_pays_for_what_it_got(api, spent):
     """``pieces`` waits for nobody, so the echo speaks slowly."""
-    with Streaming(door) as stream:
+    with Streaming(api) as stream:
         stream.send("echo_llm", _text("[repeat 50] [delay 0.05] a", stream=True))
         seen = [stream.next() for _ in range(3)]
         assert [name for each in seen for name in _names(each)] == ["text_output"] * 3
@@ -302,20 +302,20 @@ def _text(text: str, **flags) -> list[InferInput]:
     return tensors
 
 
-def test_a_language_model_pays_under_v2_too(door, spent):
+def test_a_language_model_pays_under_v2_too(api, spent):
     """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
-    events = _ask(door, GenerateDoor(door.gateway).generate_stream, "echo_llm", body)
+    events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
     said = [json.loads(each[6:]) for each in events.decode().split("\n\n") if each]
     assert [sorted(each) for each in said] == [["model_name", "model_version", "text_output"]] * 3
     assert spent("echo_llm") == 5 + 3
-    _ask(door, GenerateDoor(door.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
+    _ask(api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
     assert spent("echo_llm") == 5 + 3 + 5 + 1
     for hidden in ("return_num_output_tokens", "return_num_input_tokens"):
-        with pytest.raises(Malformed, match="leave"):
+        with pytest.raises(InvalidRequest, match="leave"):
             refused = {"text_input": "word", hidden: False}
-            _ask(door, GenerateDoor(door.gateway).generate, "echo_llm", refused)
-    with Streaming(door) as stream:
+            _ask(api, GenerateApi(api.gateway).generate, "echo_llm", refused)
+    with Streaming(api) as stream:
         stream.send("echo_llm", _text("word", return_num_output_tokens=False))
         assert "leave" in str(stream.next())
         stream.send("echo_llm", _text("word", return_num_output_tokens=True))
@@ -323,15 +323,15 @@ def test_a_language_model_pays_under_v2_too(door, spent):
     wait_until(lambda: spent("echo_llm") == 14 + 1 + 1, 5, "settled")
 
 
-def test_values_in_protobufs_own_fields(door, spent):
+def test_values_in_protobufs_own_fields(api, spent):
     request = service_pb2.ModelInferRequest(model_name="echo_llm")
     tensor = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(b"a b")
     tensor = request.inputs.add(name="stream", datatype="BOOL", shape=[1])
     tensor.contents.bool_contents.append(True)
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = list(stub.ModelStreamInfer(iter([request]), metadata=[*door.headers().items()]))
+        answers = list(stub.ModelStreamInfer(iter([request]), metadata=[*api.headers().items()]))
     assert [len(each.infer_response.outputs) for each in answers] == [1, 1]
     assert spent("echo_llm") == 2 + 2
 
@@ -340,8 +340,8 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
     def never(*arguments):
         raise AssertionError("an answer was read")
 
-    monkeypatch.setattr("gateway.addons.grpc_door.answer.AnswerParts.__init__", never)
-    with RunningDoor(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
+    monkeypatch.setattr("gateway.api.grpc.response.AnswerParts.__init__", never)
+    with RunningGrpcServer(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
         with InferenceServerClient(free.address) as client:
             answer = client.infer("counted", _x(600), headers=free.headers())
         assert answer.as_numpy("token_count").tolist() == [[600]]
@@ -350,38 +350,38 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
             assert [stream.next().as_numpy("y").item() for _ in range(3)] == [30] * 3
 
 
-def test_work_that_its_own_deadline_ended_is_not_free(door, client, spent):
+def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
     """The model worked all the same: what was reserved is what it costs, at every API."""
     body = _v2(*range(1, 9), parameters={"timeout": 1_000_000})
     reserved = len(json.dumps(body).encode()) / 4
     with pytest.raises(DeadlineExceeded):
-        _ask(door, V2Door(door.gateway).infer, "slow", body)
+        _ask(api, V2Api(api.gateway).infer, "slow", body)
     assert spent("slow") == pytest.approx(reserved, abs=0.5)  # it leaks as time goes
     body = {"x": 7, "parameters": {"timeout": 1_000_000}}
     with pytest.raises(DeadlineExceeded):
-        _ask(door, GenerateDoor(door.gateway).generate, "slow", body)
+        _ask(api, GenerateApi(api.gateway).generate, "slow", body)
     generated = len(json.dumps(body).encode()) / 4
     assert spent("slow") == pytest.approx(reserved + generated, abs=0.5)
     before = spent("slow")
     with pytest.raises(InferenceServerException) as ended:
-        client.infer("slow", _x(5), headers=door.headers(), client_timeout=1.0)
+        client.infer("slow", _x(5), headers=api.headers(), client_timeout=1.0)
     assert ended.value.status() == "StatusCode.DEADLINE_EXCEEDED"  # the client's, or the gateway's
-    held = door.gateway.guard.limiter.local._held
+    held = api.gateway.access_control.limiter.local._held
     wait_until(lambda: not held, 10, "the gateway has noticed")
     assert spent("slow") > before + 5  # the reservation
 
 
-def test_calls_that_end_at_any_stage_give_their_places_back(door, spent):
+def test_calls_that_end_at_any_stage_give_their_places_back(api, spent):
     """Deadlines from nothing to more than an answer takes: each ends another step of the call. The
     places are looked at by ``spent``."""
     ended = collections.Counter()
 
     def call(number):
-        with InferenceServerClient(door.address) as client:
+        with InferenceServerClient(api.address) as client:
             for step in range(number, 120, 4):
                 try:
                     client.infer(
-                        "counted", _x(1), headers=door.headers(), client_timeout=0.0005 * (step + 1)
+                        "counted", _x(1), headers=api.headers(), client_timeout=0.0005 * (step + 1)
                     )
                     ended["answered"] += 1
                 except InferenceServerException as error:
@@ -391,16 +391,16 @@ def test_calls_that_end_at_any_stage_give_their_places_back(door, spent):
         list(pool.map(call, range(4)))
     assert set(ended) <= {"answered", "StatusCode.DEADLINE_EXCEEDED"}
     assert ended["StatusCode.DEADLINE_EXCEEDED"] > 0
-    pool = door.gateway.pool
+    pool = api.gateway.pool
     wait_until(lambda: not any(each.inflight for each in pool.replicas), 10, "every permit is back")
 
 
-def test_work_that_never_reached_the_model_is_free(door, spent):
-    pool = door.gateway.pool
+def test_work_that_never_reached_the_model_is_free(api, spent):
+    pool = api.gateway.pool
     most, pool._max_inflight = pool._max_inflight, 0
     try:
         with pytest.raises(NoCapacity):
-            _ask(door, V2Door(door.gateway).infer, "slow", _v2(5))
+            _ask(api, V2Api(api.gateway).infer, "slow", _v2(5))
     finally:
         pool._max_inflight = most
     assert spent("slow") == 0

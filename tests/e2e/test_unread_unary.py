@@ -15,8 +15,8 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from gateway.addons.grpc_door.holdings import MAX_ARRIVING, Holdings
-from tests.e2e.grpc_models import ONE, RunningDoor, serving
+from gateway.api.grpc.holdings import MAX_ARRIVING, Holdings
+from tests.e2e.grpc_models import ONE, RunningGrpcServer, serving
 from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
 from tests.running import wait_until
 
@@ -60,10 +60,10 @@ class Deaf:
     """A connection that answers pings and settings, and never gives room for more than HTTP/2's
     first 65,535 bytes of answers. ``ended`` holds the calls, by number, that have a status."""
 
-    def __init__(self, door, tenant: str = "all") -> None:
-        self._raw = socket.create_connection(("127.0.0.1", door.port))
+    def __init__(self, api, tenant: str = "all") -> None:
+        self._raw = socket.create_connection(("127.0.0.1", api.port))
         self._raw.sendall(PREFACE + SETTINGS)
-        self._authorization = door.headers(tenant)["authorization"].encode()
+        self._authorization = api.headers(tenant)["authorization"].encode()
         self._next = 1
         self.received: dict[int, int] = {}
         self.ended: dict[int, bytes] = {}
@@ -121,23 +121,23 @@ def triton(tmp_path_factory):
 
 
 @pytest.fixture
-def door(triton, tmp_path):
-    with RunningDoor(
-        triton, tmp_path / "door", ONE_AT_ONCE, answer_patience_s=PATIENCE_S, max_inflight=40
+def api(triton, tmp_path):
+    with RunningGrpcServer(
+        triton, tmp_path / "api", ONE_AT_ONCE, answer_patience_s=PATIENCE_S, max_inflight=40
     ) as running:
         yield running
 
 
 @pytest.fixture
-def deaf(door):
-    made = Deaf(door)
+def deaf(api):
+    made = Deaf(api)
     yield made
     made.close()
 
 
 @pytest.fixture
-def deaf_of_some(door):
-    made = Deaf(door, "some")
+def deaf_of_some(api):
+    made = Deaf(api, "some")
     yield made
     made.close()
 
@@ -150,11 +150,11 @@ def _asked(size: int) -> bytes:
     return message.SerializeToString()
 
 
-def _infer(door, size: int, tenant: str = "all") -> int:
+def _infer(api, size: int, tenant: str = "all") -> int:
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([size // 4], np.float32))
-    with InferenceServerClient(door.address) as client:
-        answer = client.infer("zeros", [tensor], headers=door.headers(tenant))
+    with InferenceServerClient(api.address) as client:
+        answer = client.infer("zeros", [tensor], headers=api.headers(tenant))
         return answer.as_numpy("y").nbytes
 
 
@@ -162,18 +162,18 @@ def _resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _held(door) -> int:
-    return door.gateway.held.total
+def _held(api) -> int:
+    return api.gateway.held.total
 
 
-def test_an_answer_that_nobody_reads_is_cut(door, deaf_of_some):
+def test_an_answer_that_nobody_reads_is_cut(api, deaf_of_some):
     """It was kept for as long as its client liked, with its place in the limits."""
     _before, started = psutil.Process().memory_info().rss, time.monotonic()
     deaf = deaf_of_some
     number = deaf.call(INFER, _asked(64 * MB))
-    wait_until(lambda: _held(door) > 64 * MB, 10, "the answer")
+    wait_until(lambda: _held(api) > 64 * MB, 10, "the answer")
     with pytest.raises(InferenceServerException, match="is used up"):
-        _infer(door, 4, "some")  # its place is taken
+        _infer(api, 4, "some")  # its place is taken
     assert number not in deaf.ended
     most = _resident()
     # 64 MB have the patience four times more.
@@ -181,36 +181,36 @@ def test_an_answer_that_nobody_reads_is_cut(door, deaf_of_some):
     assert time.monotonic() - started > 5 * PATIENCE_S
     assert CANCELLED in deaf.ended[number]
     assert deaf.received[number] == 65535
-    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 100 * MB, 5, "the answer's memory, gRPC's copy too")
-    wait_until(lambda: _works(door), 3, "the place in the limits")
+    wait_until(lambda: _works(api), 3, "the place in the limits")
     # The connection lives, and another call on it is answered as far as it has room.
     deaf.call(INFER, _asked(4))
-    wait_until(lambda: _held(door) > 0, 3, "the next one")
+    wait_until(lambda: _held(api) > 0, 3, "the next one")
 
 
-def _works(door) -> bool:
+def _works(api) -> bool:
     with contextlib.suppress(InferenceServerException):
-        return _infer(door, 4, "some") == 4
+        return _infer(api, 4, "some") == 4
     return False
 
 
-def test_small_answers_behind_a_full_window_are_counted_and_cut(door, deaf):
+def test_small_answers_behind_a_full_window_are_counted_and_cut(api, deaf):
     """Each is what HTTP/2 takes at once, if there is room: a connection has it once."""
     first = deaf.call(INFER, _asked(60_000))
     wait_until(lambda: deaf.received.get(first, 0) > 60_000, 5, "the first is taken")
     numbers = []
     for n in range(20):
         numbers.append(deaf.call(INFER, _asked(32_000)))
-        wait_until(lambda n=n: _held(door) > 32_000 * (n + 1), 5, "one more that waits")
+        wait_until(lambda n=n: _held(api) > 32_000 * (n + 1), 5, "one more that waits")
     wait_until(lambda: all(number in deaf.ended for number in numbers), 10, "the end of all")
     assert all(CANCELLED in deaf.ended[number] for number in numbers)
     assert CANCELLED not in deaf.ended[first]
-    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
 def test_too_many_unread_answers_are_refused(triton, tmp_path):
-    with RunningDoor(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as own:
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as own:
         with contextlib.closing(Deaf(own)) as deaf:
             deaf.call(INFER, _asked(900_000))
             wait_until(lambda: _held(own) > 900_000, 5, "the answer")
@@ -221,12 +221,12 @@ def test_too_many_unread_answers_are_refused(triton, tmp_path):
         wait_until(lambda: _held(own) == 0, 3, "a client that left holds nothing")
 
 
-def test_whoever_reads_is_not_cut(door, caplog):
+def test_whoever_reads_is_not_cut(api, caplog):
     caplog.set_level("INFO", "gateway")
     options = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(door.address, options) as channel:
+    with grpc.insecure_channel(api.address, options) as channel:
         asked = channel.unary_unary(INFER)
-        metadata = tuple(door.headers().items())
+        metadata = tuple(api.headers().items())
         for size in (4, 70_000, 8 * MB, 4):
             answer, call = asked.with_call(_asked(size), metadata=metadata)
             assert len(answer) > size
@@ -235,22 +235,22 @@ def test_whoever_reads_is_not_cut(door, caplog):
         time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
         assert len(asked(_asked(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
-    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
-def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(door, deaf):
+def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, deaf):
     """Its status waits behind the answer: gRPC kept both, and the gateway counted neither."""
     number = deaf.call(STREAM, _asked(48 * MB), is_last=False)
-    wait_until(lambda: _held(door) > 48 * MB, 10, "the answer")
+    wait_until(lambda: _held(api) > 48 * MB, 10, "the answer")
     wait_until(lambda: deaf.received.get(number) == 65535, 5, "what there is room for")
     most = _resident()
     wait_until(lambda: number in deaf.ended, 10, "the end")
     assert CANCELLED in deaf.ended[number]
-    wait_until(lambda: _held(door) == 0, 2, "what was held")
+    wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 80 * MB, 5, "the answer's memory, gRPC's copy too")
 
 
-def test_calls_that_were_cut_are_forgotten(door, capfd):
+def test_calls_that_were_cut_are_forgotten(api, capfd):
     """By gRPC too, and without a word of its own."""
 
     def calls() -> int:
@@ -259,7 +259,7 @@ def test_calls_that_were_cut_are_forgotten(door, capfd):
 
     before = calls()
     for _ in range(4):
-        with contextlib.closing(Deaf(door)) as deaf:
+        with contextlib.closing(Deaf(api)) as deaf:
             first = deaf.call(INFER, _asked(70_000))
             wait_until(lambda deaf=deaf, first=first: first in deaf.ended, 10, "the end")
     assert calls() < before + 4
@@ -268,7 +268,7 @@ def test_calls_that_were_cut_are_forgotten(door, capfd):
 
 def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
     """Two streams of 20 messages held most of 40 permits until the patience was over."""
-    with RunningDoor(
+    with RunningGrpcServer(
         triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
     ) as own:
         replica = own.gateway.pool.replicas[0]
@@ -289,15 +289,15 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
         wait_until(lambda: _held(own) == 0, 3, "what was held")
 
 
-def _p99(door, count: int = 100) -> float:
+def _p99(api, count: int = 100) -> float:
     """Of another tenant's calls, all of which are answered."""
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([1], np.float32))
     took = []
-    with InferenceServerClient(door.address) as client:
+    with InferenceServerClient(api.address) as client:
         for _ in range(count):
             started = time.perf_counter()
-            client.infer("zeros", [tensor], headers=door.headers("some"))
+            client.infer("zeros", [tensor], headers=api.headers("some"))
             took.append(time.perf_counter() - started)
     return sorted(took)[int(count * 0.99)]
 
@@ -308,17 +308,17 @@ async def _wait_for_ever(holdings, caller):
     yield
 
 
-def test_unfinished_messages_are_no_more_than_a_caller_may_hold(door, deaf):
+def test_unfinished_messages_are_no_more_than_a_caller_may_hold(api, deaf):
     """Each of them may be as large as the body limit: further ones wait with their sender."""
-    settings = door.gateway.settings
+    settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     assert most < MAX_ARRIVING
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
         deaf.begin(INFER, announced)
-    with grpc.insecure_channel(door.address) as channel:
+    with grpc.insecure_channel(api.address) as channel:
         asked = channel.unary_unary(INFER)
-        mine, other = (tuple(door.headers(name).items()) for name in ("all", "some"))
+        mine, other = (tuple(api.headers(name).items()) for name in ("all", "some"))
 
         def is_late() -> bool:
             code = asked.future(_asked(4), metadata=mine, timeout=0.5).code()
@@ -330,10 +330,10 @@ def test_unfinished_messages_are_no_more_than_a_caller_may_hold(door, deaf):
         asked(_asked(4), metadata=mine, timeout=10)
 
 
-def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(door, deaf, monkeypatch):
+def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, deaf, monkeypatch):
     """Its messages are as large as any until they are here; those that do not come are given up."""
-    monkeypatch.setattr("gateway.addons.grpc_door.door.REFLECTION_S", 1.0)
-    settings = door.gateway.settings
+    monkeypatch.setattr("gateway.api.grpc.server.REFLECTION_S", 1.0)
+    settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
@@ -345,11 +345,11 @@ def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(door, deaf, monkey
     assert deaf.received[question]
 
 
-def test_what_is_not_asked_for_stays_with_its_client(door, monkeypatch):
+def test_what_is_not_asked_for_stays_with_its_client(api, monkeypatch):
     """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
     options = [("grpc.max_send_message_length", -1)]
-    metadata = tuple(door.headers().items())
-    with grpc.insecure_channel(door.address, options) as channel:
+    metadata = tuple(api.headers().items())
+    with grpc.insecure_channel(api.address, options) as channel:
         for _ in range(8):
             with pytest.raises(grpc.RpcError):
                 channel.unary_unary(INFER)(bytes(30 * MB), metadata=metadata)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from serving.config_profiles import place_profile
 from serving.control import TritonControl, read_key
 from serving.errors import ServingError
 from serving.pins import TUNED_PARAMETER
 from serving.publish import publish
 from serving.repository import read_config
 from serving.tuning.journal import engine_files, machine
-from serving.variants import place_variant
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate.configs import config_name, tuned_line
@@ -29,7 +29,7 @@ def home(tmp_path_factory):
         config.max_batch_size = 4
         text = json.dumps({**told, "machine": machine(), "files": files})
         config.parameters[TUNED_PARAMETER].string_value = text
-        place_variant(repository, model, "tuned", config)
+        place_profile(repository, model, "tuned", config)
     return home
 
 
@@ -62,7 +62,8 @@ def test_it_can_be_turned_off_and_nothing_else_is_guessed(home, tmp_path):
 
 
 def test_a_measurement_that_does_not_hold_any_more_is_told(home):
-    """Another engine was published: it is served with these knobs, and nobody measured that."""
+    """Another engine was published: it is served with these serving parameters, and nobody
+    measured that."""
     repository = home / "model_repository"
     publish(stage(repository, 3), repository, MODELS)
     assert "of another engine or step than serves now" in tuned_line(repository, NAME)

@@ -10,8 +10,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from ensembles.steps import decode_image
-from ensembles.steps.decode_image import InvalidPicture, Transform
-from tests.ensembles.pictures import bad_pictures, colours, encoded, png_of_16_bits
+from ensembles.steps.decode_image import InvalidImage, Transform
+from tests.ensembles.images import bad_images, colours, encoded, png_of_16_bits
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,7 +22,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-BAD = bad_pictures()
+BAD = bad_images()
 # EfficientNet-Lite0's.
 DOCUMENT = {
     "height": 224,
@@ -92,7 +92,7 @@ def test_a_turned_jpeg_is_upright(upright):
     assert np.abs(got - upright).mean() < 0.02
 
 
-def test_broken_exif_is_not_a_broken_picture(upright):
+def test_broken_exif_is_not_a_broken_image(upright):
     got = prepare(encoded(colours(), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff nothing"))
     assert np.array_equal(got, upright)
 
@@ -132,16 +132,16 @@ def test_cmyk_shows_the_same_colours(upright):
     assert np.abs(got - upright).mean() < 0.02
 
 
-def test_a_phones_jpeg_with_further_pictures_is_its_first(upright):
+def test_a_phones_jpeg_with_further_images_is_its_first(upright):
     further = [Image.new("RGB", (96, 64), "black")]
     several = encoded(colours(), "MPO", save_all=True, append_images=further, quality=95)
     assert np.abs(prepare(several) - upright).mean() < 0.05
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_refused_by_name(name):
+def test_a_bad_image_is_refused_by_name(name):
     picture, message = BAD[name]
-    with pytest.raises(InvalidPicture, match=message):
+    with pytest.raises(InvalidImage, match=message):
         prepare(picture)
 
 
@@ -151,7 +151,7 @@ import contextlib, json, sys
 from pathlib import Path
 from PIL import Image
 
-from ensembles.steps.decode_image import PIXEL_LIMIT, InvalidPicture, Transform, prepare
+from ensembles.steps.decode_image import PIXEL_LIMIT, InvalidImage, Transform, prepare
 
 Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
 transform = Transform(json.loads(sys.argv[1]))
@@ -160,11 +160,11 @@ def read(field):
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index(f"{field}:") + 1]) * 1024
 
-picture = sys.stdin.buffer.read()
+image = sys.stdin.buffer.read()
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = read("VmRSS")
-with contextlib.suppress(InvalidPicture):
-    prepare(picture, transform)
+with contextlib.suppress(InvalidImage):
+    prepare(image, transform)
 print((read("VmHWM") - before) / 1e6)
 """
 
@@ -182,7 +182,7 @@ def test_a_bomb_takes_no_memory(name):
 
 
 @pytest.mark.parametrize(("kind", "limit_mb"), [("JPEG", 240), ("PNG", 240), ("WEBP", 460)])
-def test_the_largest_picture_takes_a_known_amount(kind, limit_mb):
+def test_the_largest_image_takes_a_known_amount(kind, limit_mb):
     # 75 MB are the pixels themselves.
     assert 60 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), kind)) < limit_mb
 
@@ -195,7 +195,7 @@ def _run(image, *operations) -> np.ndarray:
     return Transform({"height": 1, "width": 1, "operations": operations})(image)
 
 
-def test_a_small_picture_is_cropped_with_black_around_it():
+def test_a_small_image_is_cropped_with_black_around_it():
     """As transformers does: of an odd rest the larger half comes first."""
     white = _as_image(np.full((2, 4, 3), 255))
     got = _run(white, {"op": "crop", "height": 5, "width": 2})
@@ -232,16 +232,16 @@ def test_an_operation_that_is_none_is_an_error():
 
 def test_the_error_says_what_the_model_looks_at():
     small = Transform({**DOCUMENT, "height": 32, "width": 48})
-    with pytest.raises(InvalidPicture, match="the model looks at 48x32"):
+    with pytest.raises(InvalidImage, match="the model looks at 48x32"):
         decode_image.prepare(BAD["bomb"][0], small)
 
 
 def test_any_cut_is_refused_or_decoded():
-    """No prefix of a file makes anything but a picture or an error for its sender."""
+    """No prefix of a file makes anything but an image or an error for its sender."""
     for kind in ("JPEG", "PNG", "WEBP"):
         whole = encoded(colours(), kind)
         for length in range(0, len(whole), 37):
-            with pytest.raises(InvalidPicture):
+            with pytest.raises(InvalidImage):
                 prepare(whole[:length])
 
 
@@ -254,7 +254,7 @@ def test_any_damage_is_refused_or_decoded():
             damaged[random.integers(0, len(damaged), 8)] = random.integers(0, 256, 8)
             try:
                 pixels = prepare(damaged.tobytes())
-            except InvalidPicture:
+            except InvalidImage:
                 continue
             assert pixels.shape == (3, 224, 224)
 
@@ -283,7 +283,7 @@ def _request(*pictures):
     return {"image": SimpleNamespace(as_numpy=lambda: values)}
 
 
-def test_a_bad_picture_fails_only_its_own_request(monkeypatch, tmp_path, upright):
+def test_a_bad_image_fails_only_its_own_request(monkeypatch, tmp_path, upright):
     monkeypatch.setattr(decode_image, "pb_utils", _Triton)
     good = encoded(colours(), "PNG")
     model = _model(tmp_path)
@@ -291,5 +291,5 @@ def test_a_bad_picture_fails_only_its_own_request(monkeypatch, tmp_path, upright
     assert np.array_equal(first.tensors["pixels"][0], upright)
     assert last.tensors["pixels"].shape == (2, 3, 224, 224)
     text, code = bad.error.args
-    assert text.startswith("[tidegate:invalid_input row=1] the picture is empty")
+    assert text.startswith("[tidegate:invalid_input row=1] the image is empty")
     assert code == _Triton.TritonError.INVALID_ARG

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from converters.sources.sentence_embedding import packaged_folder
 from ensembles.steps.tokenize_text import BucketTokenizer, InvalidText, wants_truncation
-from tests.brought import byte_tokenizer, piece_tokenizer, word_tokenizer
+from tests.tiny_models import byte_tokenizer, piece_tokenizer, word_tokenizer
 
 BUCKETS = [16, 32, 64]
 

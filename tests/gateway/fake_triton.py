@@ -74,14 +74,14 @@ def public(name: str, golden: float = 0.0, **parameters: str) -> model_config_pb
     config.input.add(name="x", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     config.output.add(name="y", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     number = {"type": "number"}
-    face = {
+    endpoint_schema = {
         "purpose": "A test.",
         "request": {"type": "object", "properties": {"x": {**number, "x-tensor": "x"}}},
         "response": {"type": "object", "properties": {"y": {**number, "x-tensor": "y"}}},
         "example": {"x": 1},
     }
     sample = {"request": {"x": 1}, "expect": {"y": [golden]}, "tolerance": 0.01}
-    texts = {"face": json.dumps(face), "golden": json.dumps(sample), **parameters}
+    texts = {"endpoint": json.dumps(endpoint_schema), "golden": json.dumps(sample), **parameters}
     for key, text in texts.items():
         config.parameters[f"tidegate.{key}"].string_value = text
     return config

@@ -32,7 +32,7 @@ MODEL = Model(
     inputs=_INPUTS,
     outputs={name: TensorMeta(name, dtype, (-1,)) for name, dtype in _OUTPUTS.items()},
     decoupled=True,
-    face=None,
+    endpoint_schema=None,
     golden=None,
 )
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from gateway.errors import Forbidden, NotFound
-from gateway.http.endpoint import (
+from gateway.http.handler import (
     OPEN,
     Endpoint,
     Policy,
@@ -19,7 +19,7 @@ from gateway.identity.principal import ACTIONS, ADMIN, USER, Grant, Principal
 from gateway.models.catalogue import Catalogue
 from gateway.policy.access import MAX_DECISIONS, Access
 from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
-from tests.gateway.exchanges import exchange_of
+from tests.gateway.request_contexts import context_of
 from tests.gateway.undeclared import undeclared
 
 RULES = parse_rules(
@@ -155,25 +155,25 @@ class _Reply:
         return None
 
 
-class _Door:
+class _Api:
     @needs("infer", model="model")
-    async def infer(self, exchange):
+    async def infer(self, context):
         return _Reply()
 
     @needs("admin")
-    async def reload(self, exchange):
+    async def reload(self, context):
         return _Reply()
 
     @open_to_all
-    async def health(self, exchange):
+    async def health(self, context):
         return _Reply()
 
-    async def forgotten(self, exchange):
+    async def forgotten(self, context):
         return None
 
 
 class _Endpoint:
-    """As gateway.http.endpoint: holds the handler."""
+    """As gateway.http.handler: holds the handler."""
 
     def __init__(self, handler):
         self.handler = handler
@@ -183,45 +183,45 @@ class _Endpoint:
 
 
 def test_a_route_that_declares_nothing_is_found():
-    door = _Door()
+    api = _Api()
 
     @open_to_all
     def healthz(request):
         return None
 
     routes = [
-        Route("/v2/models/{model}/infer", _Endpoint(door.infer)),
-        Route("/reload", _Endpoint(door.reload)),
+        Route("/v2/models/{model}/infer", _Endpoint(api.infer)),
+        Route("/reload", _Endpoint(api.reload)),
         Route("/healthz", healthz),
         Route("/docs", lambda request: None),
         Mount("/static", routes=[]),
-        Route("/forgotten", _Endpoint(door.forgotten)),
+        Route("/forgotten", _Endpoint(api.forgotten)),
         Route("/forgotten-too", lambda request: None),
     ]
     found = undeclared(routes, {"/docs": OPEN})
     assert found == ["/static", "/forgotten", "/forgotten-too"]
-    assert declared(door.infer) == Policy("infer", "model")
+    assert declared(api.infer) == Policy("infer", "model")
     with pytest.raises(Undeclared, match="forgotten declares no policy"):
-        declared(door.forgotten)
+        declared(api.forgotten)
 
 
 async def test_a_declared_policy_is_kept():
-    door, access = _Door(), Access(RULES)
+    api, access = _Api(), Access(RULES)
     acme, reader = (Principal("id", "n", Grant("acme", (r,))) for r in ("user", "reader"))
 
     async def asked(handler, principal, **params):
-        exchange = exchange_of({"path": "/", "headers": []}, None, access=access)
-        exchange.principal = principal
-        scope = {"exchange": exchange, "path_params": params}
+        context = context_of({"path": "/", "headers": []}, None, access=access)
+        context.principal = principal
+        scope = {"context": context, "path_params": params}
         await Endpoint(handler)(scope, None, None)
 
-    await asked(door.infer, acme, model="chat")
+    await asked(api.infer, acme, model="chat")
     with pytest.raises(NotFound):
-        await asked(door.infer, acme, model="image_classification")
+        await asked(api.infer, acme, model="image_classification")
     with pytest.raises(Forbidden):
-        await asked(door.infer, reader, model="chat")
+        await asked(api.infer, reader, model="chat")
     with pytest.raises(Forbidden):
-        await asked(door.reload, acme)
-    await asked(door.reload, Principal("id", "n", ADMIN))
-    await asked(door.health, reader)
-    await asked(door.health, None)
+        await asked(api.reload, acme)
+    await asked(api.reload, Principal("id", "n", ADMIN))
+    await asked(api.health, reader)
+    await asked(api.health, None)

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.addons.audit import log as audit
-from gateway.addons.audit.log import AuditLog, Decision, append, locked
-from tests.gateway.exchanges import exchange_of
+from gateway.audit import log as audit
+from gateway.audit.log import AuditLog, Decision, append, locked
+from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
 from tidegate.audit_check import verify
 
@@ -394,9 +394,9 @@ def test_strangers_have_a_small_budget_and_are_counted(running, monkeypatch):
     """3,000 refusals without an identity: a few lines, one that says how many, and the real
     decisions between them."""
     log, counted, folder = running
-    stranger = exchange_of({"path": "/v1/models", "headers": []}, None)
+    stranger = context_of({"path": "/v1/models", "headers": []}, None)
     stranger.principal = None
-    known = exchange_of({"path": "/v1/models", "headers": []}, None)
+    known = context_of({"path": "/v1/models", "headers": []}, None)
     for place in range(3000):
         log.note(stranger, 401, "all")
         if place % 100 == 0:

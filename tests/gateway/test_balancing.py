@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.balancing import Health, ReplicaState, candidates, choose, preferred
+from gateway.upstream.balancing import Health, ReplicaState, candidates, choose, preferred
 
 DOWN, UNKNOWN, UP = Health.DOWN, Health.UNKNOWN, Health.UP
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.addons.canary import choose
+from gateway.policy.canary import choose
 
 CALLERS = [f"key{index}" for index in range(4000)]
 WEIGHTS = {"m.v7": 10, "m.v8": 30}

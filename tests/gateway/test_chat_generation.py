@@ -3,10 +3,10 @@
 import orjson
 import pytest
 
-from gateway.addons.openai_text.binding import Binding
-from gateway.addons.openai_text.form import ChatForm, CompletionForm
-from gateway.addons.openai_text.generation import Ask, Generation, StopFilter
-from gateway.errors import UpstreamBroke
+from gateway.api.openai.generation import Ask, Generation, StopFilter
+from gateway.api.openai.responses import ChatForm, CompletionForm
+from gateway.errors import UpstreamError
+from gateway.models.text_binding import Binding
 from tests.gateway.llm import MODEL, answer
 
 BINDING = Binding.compile({}, MODEL.inputs, MODEL.outputs)
@@ -84,7 +84,7 @@ def test_why_it_ended():
 
 
 def test_an_aborted_text_is_a_failure():
-    with pytest.raises(UpstreamBroke):
+    with pytest.raises(UpstreamError):
         _say(_generation(), b"a", finish_reason=b"abort")
 
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 import uvicorn
 
-from gateway.addons.certificates import CertificateProtocol, certificate_names
 from gateway.errors import Unauthenticated
-from gateway.http.corked import CorkedProtocol
+from gateway.http.buffered import BufferedProtocol
 from gateway.identity.callers import Callers
+from gateway.identity.certificates import CertificateProtocol, certificate_names
 from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import parse_rules
 from tidegate.key_store import KeyStore
@@ -163,7 +163,7 @@ def test_names_are_written_as_openssl_and_nginx_write_them(pki):
 
 def test_a_trusted_proxy_may_vouch_and_nobody_else(key_and_callers):
     headers = {"x-client-cert-subject": BATCH}
-    with _serving(_app(key_and_callers[1]), http=CorkedProtocol) as port:
+    with _serving(_app(key_and_callers[1]), http=BufferedProtocol) as port:
         url = f"http://127.0.0.1:{port}/"
         assert httpx.get(url, headers=headers).json() == f"cert:{BATCH}"
         # what the client says of where it comes from changes nothing

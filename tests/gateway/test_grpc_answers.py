@@ -3,8 +3,8 @@
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.answer import ANSWER_TAG, StreamAnswer
-from gateway.errors import UpstreamBroke
+from gateway.api.grpc.response import ANSWER_TAG, StreamAnswer
+from gateway.errors import UpstreamError
 
 Response = service_pb2.ModelStreamInferResponse
 
@@ -33,9 +33,9 @@ def test_an_answer_gets_its_clients_id(final, outputs, own):
     found = StreamAnswer(data)
     assert (found.id, found.is_last, found.has_outputs) == (b"7", final is not False, outputs > 0)
     answer.infer_response.id = own
-    assert Response.FromString(found.told(own.encode())) == answer
+    assert Response.FromString(found.for_client(own.encode())) == answer
 
 
 def test_what_is_no_answer_is_refused():
-    with pytest.raises(UpstreamBroke):
+    with pytest.raises(UpstreamError):
         StreamAnswer(b"\x12\x02\x08\x01")

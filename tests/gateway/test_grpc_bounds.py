@@ -7,9 +7,9 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.request import check_request
-from gateway.addons.grpc_door.wire import Parts, varint
-from gateway.errors import GatewayError, Malformed, NotFound
+from gateway.api.grpc.request import check_request
+from gateway.api.grpc.wire import Parts, varint
+from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.models.catalogue import Model, TensorMeta
 
 INPUTS = {
@@ -189,7 +189,7 @@ def test_a_model_may_have_many_inputs():
     parts = Parts(request.SerializeToString(), wide)
     check_request(parts, WIDE)
     assert asked == ["m"]
-    with pytest.raises(Malformed, match="too many"):
+    with pytest.raises(InvalidRequest, match="too many"):
         Parts(request.SerializeToString(), sizes)
 
 
@@ -213,5 +213,5 @@ def test_a_model_that_is_not_served_is_said_early():
     ],
 )
 def test_large_lists_that_do_not_fit_are_refused(dtype, name, contents, count):
-    with pytest.raises(Malformed):
+    with pytest.raises(InvalidRequest):
         check_request(Parts(tensor(name, dtype, count, contents), sizes), MODEL)

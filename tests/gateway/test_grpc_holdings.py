@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gateway.addons.grpc_door import holdings
-from gateway.addons.grpc_door.holdings import MAX_SILENT_STREAMS, Holdings
+from gateway.api.grpc import holdings
+from gateway.api.grpc.holdings import MAX_SILENT_STREAMS, Holdings
 from gateway.errors import QuotaExceeded
 
 

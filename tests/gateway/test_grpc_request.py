@@ -3,10 +3,10 @@
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.request import check_request, timeout_s
-from gateway.addons.grpc_door.status import STATUS, trailers
-from gateway.addons.grpc_door.wire import Parts
-from gateway.errors import GatewayError, Malformed
+from gateway.api.grpc.request import check_request, timeout_s
+from gateway.api.grpc.status import STATUS, trailers
+from gateway.api.grpc.wire import Parts
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.http.render import TABLE
 from gateway.models.catalogue import Model, TensorMeta
 from gateway.models.sequences import SequenceIds
@@ -72,7 +72,7 @@ def test_shared_memory_is_refused_wherever_it_stands(request_, where):
     request_.outputs.add(name="y")
     holder = {"request": request_, "input": request_.inputs[0], "output": request_.outputs[0]}
     holder[where].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(Malformed, match="shared memory"):
+    with pytest.raises(InvalidRequest, match="shared memory"):
         _checked(request_)
 
 
@@ -94,7 +94,7 @@ def test_shared_memory_is_refused_wherever_it_stands(request_, where):
 )
 def test_what_does_not_fit_the_model_is_refused(request_, spoil, says):
     spoil(request_)
-    with pytest.raises(Malformed, match=says):
+    with pytest.raises(InvalidRequest, match=says):
         _checked(request_)
 
 
@@ -114,7 +114,7 @@ def test_values_that_do_not_fit_are_refused(name, dtype, contents, says):
     request.inputs.add(name=name, datatype=dtype, shape=[2], contents=contents)
     if name != "x":
         request.inputs.add(name="x", datatype="FP32", shape=[2], contents={"fp32_contents": [1, 2]})
-    with pytest.raises(Malformed, match=says):
+    with pytest.raises(InvalidRequest, match=says):
         _checked(request)
 
 
@@ -165,7 +165,7 @@ def test_the_sequence_id_is_replaced_and_its_marks_stay(request_, ids, kind):
 
 def test_a_sequence_id_that_is_none(request_, ids):
     request_.parameters["sequence_id"].bool_param = True
-    with pytest.raises(Malformed, match="sequence_id must be"):
+    with pytest.raises(InvalidRequest, match="sequence_id must be"):
         ids.put_own(Parts(request_.SerializeToString(), sizes).header, "a")
 
 

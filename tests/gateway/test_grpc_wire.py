@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from gateway.addons.grpc_door.wire import Parts
-from gateway.errors import Malformed
+from gateway.api.grpc.wire import Parts
+from gateway.errors import InvalidRequest
 
 Request = service_pb2.ModelInferRequest
 
@@ -47,7 +47,7 @@ def test_a_changed_header_is_written_anew():
 def test_fields_that_this_protocol_has_not_are_refused_or_go():
     data = _request(b"abc").SerializeToString()
     for unknown in (b"\x42\x01a", b"\x08\x01", b"\x3b\x3c", b"\xba\x00\x01a"):
-        with pytest.raises(Malformed):
+        with pytest.raises(InvalidRequest):
             Parts(data + unknown, sizes)
     inside = Request(model_name="m")
     inside.inputs.add(name="x").MergeFromString(b"\x7a\x03new")  # field 15
@@ -61,7 +61,7 @@ def test_what_is_cut_off_is_refused(cut):
     try:
         Request.FromString(data[:-cut])
     except DecodeError:
-        with pytest.raises(Malformed):
+        with pytest.raises(InvalidRequest):
             Parts(data[:-cut], sizes)
     else:
         assert len(Parts(data[:-cut], sizes).raws) == 0  # cut between two fields
@@ -84,7 +84,7 @@ def test_never_otherwise_than_protobuf(data):
     """Triton reads the same bytes: a tensor must not be hidden from the checks."""
     try:
         parts = Parts(data, sizes)
-    except Malformed:
+    except InvalidRequest:
         return
     whole = Request.FromString(data)
     assert [bytes(raw) for raw in parts.raws] == list(whole.raw_input_contents)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import uvicorn
 
-from gateway.http.corked import CorkedProtocol
+from gateway.http.buffered import BufferedProtocol
 
 H2C = (
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -46,7 +46,7 @@ async def _app(scope, receive, send):
 @pytest.fixture(scope="module")
 def port():
     config = uvicorn.Config(
-        _app, port=0, http=CorkedProtocol, ws="none", lifespan="off", log_config=None
+        _app, port=0, http=BufferedProtocol, ws="none", lifespan="off", log_config=None
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -58,7 +58,7 @@ def port():
     thread.join(10)
 
 
-def _exchange(port, *parts: bytes) -> list[tuple[int, dict]]:
+def _context(port, *parts: bytes) -> list[tuple[int, dict]]:
     """The answers to what is sent, part by part, until the gateway closes or is silent."""
     received = b""
     with socket.create_connection(("127.0.0.1", port)) as made:
@@ -92,8 +92,8 @@ def _chunked(body: bytes, upgrade: bytes) -> bytes:
 def test_the_body_arrives_and_so_do_the_requests_behind_it(port, frame, upgrade):
     data = frame(b'{"a": 1}', upgrade) + frame(b"second", b"") + frame(b"third", upgrade)
     for answers in (
-        _exchange(port, data),
-        _exchange(port, *[data[at : at + 37] for at in range(0, len(data), 37)]),
+        _context(port, data),
+        _context(port, *[data[at : at + 37] for at in range(0, len(data), 37)]),
     ):
         assert [status for status, _ in answers] == [200] * 3
         assert [seen["body"] for _, seen in answers] == ['{"a": 1}', "second", "third"]
@@ -102,10 +102,10 @@ def test_the_body_arrives_and_so_do_the_requests_behind_it(port, frame, upgrade)
 
 
 def test_a_large_body_and_one_without_a_body(port):
-    answers = _exchange(port, _length(b"a" * 3_000_000, H2C))
+    answers = _context(port, _length(b"a" * 3_000_000, H2C))
     assert [(status, seen["size"]) for status, seen in answers] == [(200, 3_000_000)]
     get = b"GET /b?c=d HTTP/1.1\r\nHost: x\r\n" + H2C + b"\r\n"
-    assert [seen["path"] for _, seen in _exchange(port, get * 50)] == ["/b"] * 50
+    assert [seen["path"] for _, seen in _context(port, get * 50)] == ["/b"] * 50
 
 
 def test_expect_with_an_upgrade(port):
@@ -121,11 +121,11 @@ def test_expect_with_an_upgrade(port):
 def test_an_upgrade_hides_no_bad_framing(port):
     twice = b"POST /a HTTP/1.1\r\nHost: x\r\n" + H2C + b"Content-Length: 3\r\n"
     bad = twice + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert [status for status, _ in _exchange(port, bad)] == [400]
+    assert [status for status, _ in _context(port, bad)] == [400]
 
 
 def test_a_tunnel_is_refused(port):
-    answers = _exchange(port, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01")
+    answers = _context(port, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01")
     assert [status for status, _ in answers] == [405]
     assert answers[0][1]["code"] == "method_not_allowed"
 
@@ -142,7 +142,7 @@ def test_a_tunnel_is_refused(port):
     ],
 )
 def test_another_version_is_refused(port, line):
-    (status, answer), *more = _exchange(port, line)
+    (status, answer), *more = _context(port, line)
     assert (status, more) == (505, [])
     assert "version 1.1" in answer["detail"] and len(answer["request_id"]) == 16
 
@@ -165,16 +165,16 @@ def test_another_version_is_refused(port, line):
     ],
 )
 def test_a_host_that_is_missing_or_odd(port, host):
-    answers = _exchange(port, b"GET / HTTP/1.1\r\n" + host + b"\r\n")
+    answers = _context(port, b"GET / HTTP/1.1\r\n" + host + b"\r\n")
     assert [status for status, _ in answers] == [400]
     assert "'host'" in answers[0][1]["detail"] and answers[0][1]["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize("host", [b"a", b"a.b-c:80", b"[::1]:8080", b"127.0.0.1:", b"a_b"])
 def test_a_host_that_is_good(port, host):
-    answers = _exchange(port, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    answers = _context(port, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
     assert [status for status, _ in answers] == [200]
-    assert _exchange(port, b"GET / HTTP/1.0\r\n\r\n")[0][0] == 200  # HTTP/1.0 has none
+    assert _context(port, b"GET / HTTP/1.0\r\n\r\n")[0][0] == 200  # HTTP/1.0 has none
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_host_that_is_good(port, host):
 )
 def test_what_the_protocol_refuses_has_the_shape_of_its_api(port, path, field):
     head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: nonsense\r\n\r\n"
-    (status, answer), *more = _exchange(port, head)
+    (status, answer), *more = _context(port, head)
     assert (status, more) == (400, [])
     assert field in answer
 
@@ -207,7 +207,7 @@ def test_requests_behind_one_that_is_being_answered_wait_as_bytes(port):
 
 
 def test_an_answer_that_came_before_a_broken_request_is_not_lost(port):
-    answers = _exchange(port, _length(b"good", b"") + b"nonsense\r\n\r\n")
+    answers = _context(port, _length(b"good", b"") + b"nonsense\r\n\r\n")
     assert [status for status, _ in answers] == [200, 400]
 
 

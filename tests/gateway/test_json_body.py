@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import Malformed
+from gateway.errors import InvalidRequest
 from gateway.http.json_body import parse_json
 
 VALUES = st.recursive(
@@ -36,7 +36,7 @@ def test_whatever_is_json_is_taken(value, indent, separators):
     ],
 )
 def test_a_key_that_stands_twice_is_refused(body):
-    with pytest.raises(Malformed, match="twice in one object"):
+    with pytest.raises(InvalidRequest, match="twice in one object"):
         parse_json(body)
 
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from gateway.addons.tokens import jwks
-from gateway.addons.tokens.jwks import Jwks, read_keys
 from gateway.errors import NoCapacity
+from gateway.identity import jwks
+from gateway.identity.jwks import Jwks, read_keys
 from tests.gateway.issuer import DISCOVERY, JWKS, Issuer, SigningKey
 
 

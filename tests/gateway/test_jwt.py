@@ -89,8 +89,8 @@ async def test_a_remembered_token_ends_when_it_expires(issuer, callers_for):
 
 
 async def test_a_key_that_is_withdrawn_ends_what_it_had_proved(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.addons.tokens.jwks.FRESH_S", 0.05)
-    monkeypatch.setattr("gateway.addons.tokens.jwks.COOL_DOWN_S", 0.0)
+    monkeypatch.setattr("gateway.identity.jwks.FRESH_S", 0.05)
+    monkeypatch.setattr("gateway.identity.jwks.COOL_DOWN_S", 0.0)
     issuer = Issuer()
     try:
         callers = Callers(KeyRing(tmp_path / "k", tmp_path / "p"), _rules(issuer))
@@ -280,10 +280,10 @@ async def test_a_reload_keeps_the_issuers_keys(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     assert (await _identify(callers, token)).tenant == "acme"
     issuer.asked.clear()
-    callers.adopt(_rules(issuer, tenant="other"))
+    callers.apply(_rules(issuer, tenant="other"))
     assert (await _identify(callers, token)).tenant == "other"
     assert issuer.asked == []
-    callers.adopt(Rules())
+    callers.apply(Rules())
     assert await _is_refused(callers, token)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 import pytest
 
-from gateway.doors import v2_request
-from gateway.doors.v2_request import parse
-from gateway.errors import Malformed
+from gateway.api.v2 import request as v2_request
+from gateway.api.v2.request import parse
+from gateway.errors import InvalidRequest
 from gateway.http import large_json
 from gateway.http.json_body import parse_json
 from gateway.http.large_json import cut_arrays, parse_large
@@ -48,7 +48,7 @@ def v2(data: bytes, shape: list[int], dtype="FP32") -> bytes:
 def outcome(work, *arguments):
     try:
         return work(*arguments)
-    except Malformed as error:
+    except InvalidRequest as error:
         return error.message
 
 
@@ -116,7 +116,7 @@ def test_a_document_read_in_pieces_is_the_same_document(seed, monkeypatch):
         broken += expected is None
         try:
             assert [parse_large(text)] == expected, text
-        except Malformed:
+        except InvalidRequest:
             assert expected is None, text
     assert broken > 10
 
@@ -173,7 +173,7 @@ def test_a_long_array_that_is_none_is_refused(change):
     assert len(parse(model_of(), "", whole, None).tensors[0].raw) == 200_000
     broken = change(whole)
     assert broken != whole
-    with pytest.raises(Malformed):
+    with pytest.raises(InvalidRequest):
         parse(model_of(), "", broken, None)
 
 
@@ -182,10 +182,10 @@ def test_a_long_array_stands_for_data_only():
     long = b"[" + b"1," * 50_000 + b"1]"
     for key in (b"id", b"parameters", b"outputs"):
         body = v2(b"[1]", [1]).replace(b'"outputs":null', b'"%s":%s' % (key, long))
-        with pytest.raises(Malformed):
+        with pytest.raises(InvalidRequest):
             parse(model_of(), "", body.replace(b'"id":"a",', b""), None)
     body = v2(b"[1]", [1]).replace(b'"outputs":null', b'"parameters":{"data":%s}' % long)
-    with pytest.raises(Malformed):
+    with pytest.raises(InvalidRequest):
         parse(model_of(), "", body, None).message()
 
 

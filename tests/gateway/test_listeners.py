@@ -9,12 +9,12 @@ import grpc
 import httpx
 import pytest
 
-from gateway.addons.admin import AdminListener
-from gateway.addons.grpc_door.door import GrpcDoor
+from gateway.api.admin import AdminListener
+from gateway.api.grpc.server import GrpcServer
 from gateway.core import Gateway
 from gateway.listening import listening_socket, peer_address
-from gateway.probes import readiness
 from gateway.settings import Settings
+from gateway.upstream.probes import readiness
 from serving.ports import free_ports
 
 
@@ -32,11 +32,11 @@ async def gateway(tmp_path, monkeypatch):
     made.counted = collections.Counter()
     monkeypatch.setattr(made.supervisor, "_count", lambda name: made.counted.update([name]))
     made.supervisor.open()
-    await made.guard.open()
+    await made.access_control.open()
     yield made
     await made.supervisor.close()
     await made.pool.close()
-    await made.guard.close()
+    await made.access_control.close()
 
 
 async def _until(condition, timeout_s=8):
@@ -69,7 +69,7 @@ async def test_the_operators_listener(gateway):
 
 async def test_the_grpc_server(gateway):
     (port,) = free_ports(1)
-    listener = GrpcDoor(gateway, port)
+    listener = GrpcServer(gateway, port)
     await listener.start()
     gateway.supervisor.run("grpc_door", listener.serve)
 
@@ -98,7 +98,7 @@ async def test_the_grpc_server(gateway):
 async def test_each_listener_takes_the_same_hosts(gateway, host, reached):
     admin_port, grpc_port = free_ports(2)
     gateway.settings = replace(gateway.settings, host=host)
-    listeners = [AdminListener(gateway, admin_port), GrpcDoor(gateway, grpc_port)]
+    listeners = [AdminListener(gateway, admin_port), GrpcServer(gateway, grpc_port)]
     for each in listeners:
         await each.start()
     with listening_socket(host, 0) as main:
@@ -124,7 +124,7 @@ def test_a_client_of_either_kind_is_known_by_its_own_address():
 async def test_what_is_down_makes_the_gateway_unready(gateway, monkeypatch):
     down = readiness(gateway)
     assert set(down) == {"tidegate:replicas"}  # there is no Triton here
-    audit = gateway.guard._audit
+    audit = gateway.access_control._audit
     monkeypatch.setattr(audit, "fault", lambda: "is not written: No space left on device")
     fault = {"background:audit": "is not written: No space left on device"}
     assert readiness(gateway) == down | fault

@@ -1,16 +1,16 @@
-"""A multipart form becomes a row of any face that has a field for a file."""
+"""A multipart form becomes a row of any endpoint schema that has a field for a file."""
 
 import json
 
 import httpx
 import pytest
 
-from gateway.addons.multipart import MAX_PARTS, read_form
-from gateway.doors.openapi import describe
-from gateway.doors.task import is_form
-from gateway.errors import Malformed
+from gateway.api.openapi.document import describe
+from gateway.api.tasks.multipart import MAX_PARTS, read_form
+from gateway.api.tasks.routes import is_form
+from gateway.errors import InvalidRequest
 from gateway.models.catalogue import Catalogue, Model, TensorMeta
-from gateway.models.face import Face
+from gateway.models.endpoint_schema import EndpointSchema
 
 FILE = {
     "type": "object",
@@ -36,11 +36,11 @@ EVERY_BYTE = bytes(range(256)) * 3 + b"\r\n--x--\r\n--"
 
 def _compiled(request):
     raw = {"purpose": "p", "request": request, "response": RESPONSE, "example": {}}
-    return Face.compile(json.dumps(raw), {"SCAN", "MASK", "TITLE", "WEIGHTS"}, {"SCORE"})
+    return EndpointSchema.compile(json.dumps(raw), {"SCAN", "MASK", "TITLE", "WEIGHTS"}, {"SCORE"})
 
 
 @pytest.fixture
-def face():
+def endpoint_schema():
     return _compiled(REQUEST)
 
 
@@ -64,21 +64,21 @@ def test_what_is_a_form(content_type, expected):
     assert is_form(content_type) is expected
 
 
-def test_a_file_arrives_byte_for_byte(face):
-    row = read_form(face, *_form({"scan": ("a scan.bin", EVERY_BYTE)}))
+def test_a_file_arrives_byte_for_byte(endpoint_schema):
+    row = read_form(endpoint_schema, *_form({"scan": ("a scan.bin", EVERY_BYTE)}))
     assert row == {"scan": EVERY_BYTE}
-    assert face.values(row) == {"SCAN": [EVERY_BYTE]}
+    assert endpoint_schema.values(row) == {"SCAN": [EVERY_BYTE]}
 
 
-def test_a_file_in_a_form_is_the_file_in_json(face):
-    row = read_form(face, *_form({"scan": ("x", b"abc")}))
-    assert face.values(row) == face.values({"scan": {"b64": "YWJj"}})
+def test_a_file_in_a_form_is_the_file_in_json(endpoint_schema):
+    row = read_form(endpoint_schema, *_form({"scan": ("x", b"abc")}))
+    assert endpoint_schema.values(row) == endpoint_schema.values({"scan": {"b64": "YWJj"}})
 
 
-def test_other_fields_are_read_by_their_schema(face):
+def test_other_fields_are_read_by_their_schema(endpoint_schema):
     files = {"scan": ("x", b"1"), "mask": ("y", b"2")}
     data = {"title": "42", "weights": "[1, 2.5]", "greedy": "true"}
-    assert read_form(face, *_form(files, data)) == {
+    assert read_form(endpoint_schema, *_form(files, data)) == {
         "scan": b"1",
         "mask": b"2",
         "title": "42",
@@ -100,10 +100,10 @@ WRONG_FORMS = {
 
 
 @pytest.mark.parametrize("name", WRONG_FORMS)
-def test_a_form_that_does_not_fit_names_the_field(face, name):
+def test_a_form_that_does_not_fit_names_the_field(endpoint_schema, name):
     files, data, message = WRONG_FORMS[name]
-    with pytest.raises(Malformed, match=message):
-        read_form(face, *_form(files, data))
+    with pytest.raises(InvalidRequest, match=message):
+        read_form(endpoint_schema, *_form(files, data))
 
 
 def _raw(*parts: bytes, end: bytes = b"--x--\r\n") -> tuple[bytes, bytes]:
@@ -129,28 +129,28 @@ BROKEN_FORMS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_FORMS)
-def test_a_broken_form_is_malformed(face, name):
+def test_a_broken_form_is_malformed(endpoint_schema, name):
     form, message = BROKEN_FORMS[name]
-    with pytest.raises(Malformed, match=message):
-        read_form(face, *form)
+    with pytest.raises(InvalidRequest, match=message):
+        read_form(endpoint_schema, *form)
 
 
 def test_a_face_without_files_takes_no_form():
     fields = {name: REQUEST["properties"][name] for name in ("title", "weights")}
-    face = _compiled({"type": "object", "properties": fields})
-    with pytest.raises(Malformed, match="send JSON"):
-        read_form(face, *_form(None, {"title": "a"}))
+    endpoint_schema = _compiled({"type": "object", "properties": fields})
+    with pytest.raises(InvalidRequest, match="send JSON"):
+        read_form(endpoint_schema, *_form(None, {"title": "a"}))
 
 
-def _described(face: Face) -> dict:
+def _described(endpoint_schema: EndpointSchema) -> dict:
     tensor = {"SCORE": TensorMeta("SCORE", "FP32", (1,))}
-    model = Model("scanner", ("1",), 8, {}, tensor, False, face, None)
+    model = Model("scanner", ("1",), 8, {}, tensor, False, endpoint_schema, None)
     operation = describe("", "", Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
     return operation["requestBody"]["content"]
 
 
-def test_the_description_shows_the_form(face):
-    content = _described(face)
+def test_the_description_shows_the_form(endpoint_schema):
+    content = _described(endpoint_schema)
     form = content["multipart/form-data"]["schema"]
     assert form["required"] == ["scan"]
     assert form["properties"]["scan"] == {

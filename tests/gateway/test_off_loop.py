@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import DeadlineExceeded
 from gateway.http.off_loop import THREADS, OffLoop
 from gateway.identity.principal import Grant, Principal
-from tests.gateway.exchanges import exchange_of
+from tests.gateway.request_contexts import context_of
 
 SCOPE = {"path": "/", "headers": [], "method": "POST"}
 
@@ -18,8 +18,8 @@ async def _connected():
     await asyncio.Event().wait()
 
 
-def exchange(tenant: str, deadline_s: float = 10.0):
-    made = exchange_of(SCOPE, _connected, deadline_s=deadline_s)
+def context(tenant: str, deadline_s: float = 10.0):
+    made = context_of(SCOPE, _connected, deadline_s=deadline_s)
     made.principal = Principal("tester", "tester", Grant(tenant=tenant))
     return made
 
@@ -27,12 +27,12 @@ def exchange(tenant: str, deadline_s: float = 10.0):
 async def test_tenants_take_turns():
     off_loop, order, gate = OffLoop(), [], threading.Event()
     busy = [
-        asyncio.create_task(off_loop.run(exchange("first"), gate.wait, 10)) for _ in range(THREADS)
+        asyncio.create_task(off_loop.run(context("first"), gate.wait, 10)) for _ in range(THREADS)
     ]
     await asyncio.sleep(0.01)
     asked = []
     for tenant in ("first", "first", "first", "first", "other"):
-        asked.append(asyncio.create_task(off_loop.run(exchange(tenant), order.append, tenant)))
+        asked.append(asyncio.create_task(off_loop.run(context(tenant), order.append, tenant)))
         await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(*busy, *asked)
@@ -42,7 +42,7 @@ async def test_tenants_take_turns():
 
 async def test_the_loop_goes_on_meanwhile():
     off_loop = OffLoop()
-    work = asyncio.create_task(off_loop.run(exchange("a"), time.sleep, 0.2))
+    work = asyncio.create_task(off_loop.run(context("a"), time.sleep, 0.2))
     longest = 0.0
     while not work.done():
         before = time.perf_counter()
@@ -53,19 +53,19 @@ async def test_the_loop_goes_on_meanwhile():
 
 async def test_what_waits_too_long_is_given_up_and_leaves_its_turn():
     off_loop, gate = OffLoop(), threading.Event()
-    busy = [asyncio.create_task(off_loop.run(exchange("a"), gate.wait, 10)) for _ in range(THREADS)]
+    busy = [asyncio.create_task(off_loop.run(context("a"), gate.wait, 10)) for _ in range(THREADS)]
     await asyncio.sleep(0.01)
     with pytest.raises(DeadlineExceeded):
-        await off_loop.run(exchange("a", 0.05), time.sleep, 0)
+        await off_loop.run(context("a", 0.05), time.sleep, 0)
     gate.set()
     await asyncio.gather(*busy)
     for _ in range(3 * THREADS):
-        assert await off_loop.run(exchange("b"), int, "7") == 7
+        assert await off_loop.run(context("b"), int, "7") == 7
 
 
 async def test_work_that_fails_says_so_and_gives_its_thread_back():
     off_loop = OffLoop()
     for _ in range(2 * THREADS):
         with pytest.raises(ValueError, match="invalid literal"):
-            await off_loop.run(exchange("a"), int, "x")
-    assert await off_loop.run(exchange("a"), int, "7") == 7
+            await off_loop.run(context("a"), int, "x")
+    assert await off_loop.run(context("a"), int, "7") == 7

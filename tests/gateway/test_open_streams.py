@@ -7,15 +7,15 @@ from datetime import timedelta
 
 import pytest
 
+from gateway.access_control import AccessControl
 from gateway.errors import Forbidden, GatewayError, NotFound, QuotaExceeded, Unauthenticated
-from gateway.guard import Guard
-from gateway.http.exchange import Exchange
+from gateway.http.request_context import RequestContext
 from gateway.identity.principal import Grant
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
-from gateway.probes import GUARD_S
 from gateway.settings import Settings
 from gateway.supervision import Supervisor, every
+from gateway.upstream.probes import GUARD_S
 from tests.gateway.issuer import Issuer, SigningKey
 from tests.gateway.limits.redis_server import RedisServer
 from tidegate.key_store import KeyStore
@@ -35,11 +35,11 @@ BOUND_S = 2.0
 
 
 def model_of(name: str) -> Model:
-    return Model(name, ("1",), 0, {}, {}, decoupled=True, face=None, golden=None)
+    return Model(name, ("1",), 0, {}, {}, decoupled=True, endpoint_schema=None, golden=None)
 
 
 class World:
-    """A guard on its own files, with its two loops running."""
+    """A access control on its own files, with its two loops running."""
 
     def __init__(self, folder, **settings) -> None:
         self.folder = folder
@@ -54,20 +54,20 @@ class World:
         )
 
     async def open(self) -> None:
-        self.guard = Guard(self.settings, Supervisor(lambda name: None), Metrics())
-        await self.guard.open()
+        self.access_control = AccessControl(self.settings, Supervisor(lambda name: None), Metrics())
+        await self.access_control.open()
         self._loops = [
             asyncio.create_task(every(GUARD_S, self._refresh, lambda: None)),
-            asyncio.create_task(every(GUARD_S, self.guard.check_streams, lambda: None)),
+            asyncio.create_task(every(GUARD_S, self.access_control.check_streams, lambda: None)),
         ]
 
     async def close(self) -> None:
         for loop in self._loops:
             loop.cancel()
-        await self.guard.close()
+        await self.access_control.close()
 
     async def _refresh(self) -> None:
-        self.guard.refresh()
+        self.access_control.refresh()
 
     def write(self, policy: str) -> None:
         new = self.folder / "new.toml"
@@ -84,8 +84,10 @@ class World:
 class Stream:
     def __init__(self, world: World, credential: str, model: str) -> None:
         headers = [(b"authorization", b"Bearer " + credential.encode())]
-        access = world.guard.policy.current.access
-        self.exchange = Exchange({"path": "/v1/x", "headers": headers}, None, access, 1000, 600)
+        access = world.access_control.policy.current.access
+        self.context = RequestContext(
+            {"path": "/v1/x", "headers": headers}, None, access, 1000, 600
+        )
         self.world, self.model = world, model
         self.error: GatewayError | None = None
 
@@ -99,12 +101,12 @@ class Stream:
             raise self.error
 
     async def _run(self, begun: asyncio.Event) -> None:
-        guard = self.world.guard
+        access_control = self.world.access_control
         try:
-            await guard.identify(self.exchange)
-            self.exchange.require("infer", self.model)
-            with guard.bounded(self.exchange):
-                async with guard.admit(self.exchange, model_of(self.model)) as admission:
+            await access_control.identify(self.context)
+            self.context.require("infer", self.model)
+            with access_control.bounded(self.context):
+                async with access_control.admit(self.context, model_of(self.model)) as admission:
                     admission.started()
                     begun.set()
                     await asyncio.Future()
@@ -124,7 +126,7 @@ class Stream:
 
 @pytest.fixture
 async def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.guard.STEADY_S", 0)
+    monkeypatch.setattr("gateway.access_control.STEADY_S", 0)
     found = World(tmp_path)
     found.policy.write_text(POLICY)
     await found.open()
@@ -134,7 +136,7 @@ async def world(tmp_path, monkeypatch):
 
 def _key(world, *grant, **more) -> str:
     key = world.store.create("app", Grant(*grant), **more)[1]
-    world.guard.refresh()
+    world.access_control.refresh()
     return key
 
 
@@ -188,7 +190,7 @@ async def test_a_stream_ends_when_its_callers_rights_do(world, change, error):
     assert stream.error is None
     change(world)
     assert type(await stream.ended()) is error
-    assert len(world.guard.limiter.local) == 0
+    assert len(world.access_control.limiter.local) == 0
 
 
 async def test_a_stream_goes_on_when_others_rights_end_and_its_own_change(world):
@@ -197,9 +199,9 @@ async def test_a_stream_goes_on_when_others_rights_end_and_its_own_change(world)
     world.store.revoke("second")
     world.write(POLICY.replace('["chat"]', '["chat", "more"]'))
     assert await stream.ended(1.0) is None
-    role = world.guard.policy.current.rules.roles["analyst"]
+    role = world.access_control.policy.current.rules.roles["analyst"]
     assert role.models == ["chat", "more"]
-    assert stream.exchange.access is world.guard.policy.current.access
+    assert stream.context.access is world.access_control.policy.current.access
     await stream.leave()
 
 
@@ -214,10 +216,10 @@ async def test_a_key_revoked_while_the_request_was_read(world):
     """Between the identity and the stream: a body may take half a minute."""
     key = _key(world, "acme")
     stream = Stream(world, key, "chat")
-    await world.guard.identify(stream.exchange)
+    await world.access_control.identify(stream.context)
     world.store.revoke("app")
     await asyncio.sleep(2 * GUARD_S + 0.1)
-    world.guard.identify = lambda exchange: asyncio.sleep(0)
+    world.access_control.identify = lambda context: asyncio.sleep(0)
     await stream.begin()
     assert isinstance(await stream.ended(), Unauthenticated)
 
@@ -236,7 +238,7 @@ leeway_s = 1
 async def issuer(world):
     found = Issuer()
     world.write(POLICY + ISSUER.format(url=found.url) + "# end\n")
-    world.guard.refresh()
+    world.access_control.refresh()
     yield found
     found.close()
 
@@ -244,15 +246,15 @@ async def issuer(world):
 async def test_a_token_that_expires(world, issuer):
     ends = time.time() + 1.5
     stream = await world.stream(issuer.token(exp=ends))
-    assert await stream.ended(ends + 0.9 - time.time()) is None  # the leeway counts as at the door
+    assert await stream.ended(ends + 0.9 - time.time()) is None  # the leeway counts as at the API
     assert isinstance(await stream.ended(), Unauthenticated)
     assert time.time() < ends + 1 + BOUND_S
 
 
 @pytest.mark.parametrize("change", ["removed", "audience", "role", "keys"])
 async def test_a_token_that_would_not_be_taken_any_more(world, issuer, change, monkeypatch):
-    monkeypatch.setattr("gateway.addons.tokens.jwks.FRESH_S", 0.05)
-    monkeypatch.setattr("gateway.addons.tokens.jwks.COOL_DOWN_S", 0.1)
+    monkeypatch.setattr("gateway.identity.jwks.FRESH_S", 0.05)
+    monkeypatch.setattr("gateway.identity.jwks.COOL_DOWN_S", 0.1)
     stream = await world.stream(issuer.token())
     table = ISSUER.format(url=issuer.url)
     if change == "removed":
@@ -290,10 +292,10 @@ roles = ["analyst"]
 
 async def test_a_certificate_that_is_not_listed_any_more(world):
     world.write(POLICY + CERTIFICATE + "# end\n")
-    world.guard.refresh()
+    world.access_control.refresh()
     stream = Stream(world, "", "chat")
-    stream.exchange.headers.clear()
-    stream.exchange.scope["tidegate.client_certificate"] = ("CN=batch",)
+    stream.context.headers.clear()
+    stream.context.scope["tidegate.client_certificate"] = ("CN=batch",)
     await stream.begin()
     world.policy.write_text(POLICY + "# end\n")
     assert isinstance(await stream.ended(), Unauthenticated)
@@ -301,16 +303,16 @@ async def test_a_certificate_that_is_not_listed_any_more(world):
 
 async def test_a_certificate_that_ends_while_its_connection_lasts(world):
     world.write(POLICY + CERTIFICATE + "# end\n")
-    world.guard.refresh()
+    world.access_control.refresh()
     stream = Stream(world, "", "chat")
-    stream.exchange.headers.clear()
+    stream.context.headers.clear()
     ends = time.time() + 1
     shown = {"tidegate.client_certificate": ("CN=batch",), "tidegate.client_certificate_ends": ends}
-    stream.exchange.scope.update(shown)
+    stream.context.scope.update(shown)
     await stream.begin()
     assert isinstance(await stream.ended(ends + BOUND_S - time.time()), Unauthenticated)
     with pytest.raises(Unauthenticated):
-        await world.guard.identify(stream.exchange)
+        await world.access_control.identify(stream.context)
 
 
 LIMIT = """
@@ -328,10 +330,10 @@ def _limited(amount: float, scope: str = "tenant") -> str:
 @pytest.fixture(params=["memory", "workers", "redis"])
 async def counted(request, tmp_path, monkeypatch):
     """Limits in memory, in memory with two workers, in Redis."""
-    monkeypatch.setattr("gateway.guard.STEADY_S", 0)
+    monkeypatch.setattr("gateway.access_control.STEADY_S", 0)
     server = RedisServer() if request.param == "redis" else None
     for module in ("line", "store"):  # a busy machine is no ill Redis here
-        monkeypatch.setattr(f"gateway.addons.redis_limits.{module}.TIMEOUT_S", 2.0)
+        monkeypatch.setattr(f"gateway.limits.redis.{module}.TIMEOUT_S", 2.0)
     settings = {"redis_url": server.url} if server else {}
     workers = 2 if request.param == "workers" else 1
     found = World(tmp_path, workers=workers, **settings)
@@ -346,7 +348,7 @@ async def counted(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("scope", ["tenant", "key", "model"])
 async def test_a_lowered_limit_ends_the_youngest(counted, scope):
     counted.write(_limited(4, scope))
-    counted.guard.refresh()
+    counted.access_control.refresh()
     key = _key(counted, "acme")
     streams = [await counted.stream(key) for _ in range(4)]
     with pytest.raises(QuotaExceeded):
@@ -372,7 +374,7 @@ async def test_a_lowered_limit_ends_the_youngest(counted, scope):
 
 async def test_a_limit_where_there_was_none(counted):
     counted.write(POLICY + "# end\n")
-    counted.guard.refresh()
+    counted.access_control.refresh()
     key = _key(counted, "acme")
     streams = [await counted.stream(key) for _ in range(3)]
     counted.policy.write_text(_limited(2) + "# end\n")
@@ -402,7 +404,7 @@ async def test_many_streams_cost_little(world):
     streams = [await world.stream(key) for _ in range(300)]
     await asyncio.sleep(0.6)
     began = time.perf_counter()
-    await world.guard.check_streams()
+    await world.access_control.check_streams()
     assert time.perf_counter() - began < 0.1  # nothing has changed
     world.store.revoke("app")
     await asyncio.wait([each.task for each in streams], timeout=2 * BOUND_S)

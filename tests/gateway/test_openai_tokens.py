@@ -9,13 +9,14 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.addons import openai_tokens
-from gateway.addons.openai_tokens import MAX_ALL_IDS, MAX_IDS, decoded
-from gateway.doors.token_inputs import VOCABULARY, as_text
-from gateway.errors import Malformed
+from gateway.api.openai import token_ids
+from gateway.api.openai.token_ids import MAX_ALL_IDS, MAX_IDS, decoded
+from gateway.api.openai.token_inputs import as_text
+from gateway.errors import InvalidRequest
+from gateway.models.endpoint_schema import VOCABULARY
 from tests.gateway.vocabulary import fill_cache
 
-FACE = {"text": "text"}
+ENDPOINT_SCHEMA = {"text": "text"}
 TEXTS = [
     "Where is my parcel?",
     "",
@@ -42,15 +43,15 @@ def _ids(openai, text):
 @pytest.mark.parametrize("text", [text for text in TEXTS if text])
 async def test_the_text_that_the_client_had(openai, text):
     ids = _ids(openai, text)
-    assert await as_text(ids, FACE, "input") == text
-    assert await as_text([ids, "x", ids], FACE, "input") == [text, "x", text]
+    assert await as_text(ids, ENDPOINT_SCHEMA, "input") == text
+    assert await as_text([ids, "x", ids], ENDPOINT_SCHEMA, "input") == [text, "x", text]
 
 
 def test_any_text(openai):
     @settings(max_examples=200, deadline=None)
     @given(st.text(min_size=1, max_size=60))
     def check(text):
-        assert asyncio.run(as_text(_ids(openai, text), FACE, "input")) == text
+        assert asyncio.run(as_text(_ids(openai, text), ENDPOINT_SCHEMA, "input")) == text
 
     check()
 
@@ -60,14 +61,14 @@ async def test_a_text_that_was_cut_within_a_character(openai):
     text = "Grüße 👩‍👩‍👧 日本語"
     ids = _ids(openai, text)
     for place in range(1, len(ids)):
-        first, second = await as_text([ids[:place], ids[place:]], FACE, "input")
+        first, second = await as_text([ids[:place], ids[place:]], ENDPOINT_SCHEMA, "input")
         assert text.startswith(first) and text.endswith(second)
         assert len(text) - len(first + second) <= 1
 
 
 async def test_special_tokens_are_their_text(openai):
     ids = openai.encode("a<|endoftext|>b", allowed_special="all")
-    assert await as_text(ids, FACE, "input") == "a<|endoftext|>b"
+    assert await as_text(ids, ENDPOINT_SCHEMA, "input") == "a<|endoftext|>b"
 
 
 @pytest.mark.parametrize(
@@ -83,28 +84,30 @@ async def test_special_tokens_are_their_text(openai):
     ],
 )
 async def test_ids_that_are_refused(ids, words):
-    with pytest.raises(Malformed, match=words) as caught:
-        await as_text(ids, FACE, "input")
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        await as_text(ids, ENDPOINT_SCHEMA, "input")
     assert caught.value.param == "input"
 
 
 async def test_another_vocabulary_is_the_faces(openai):
     ids = _ids(openai, " my")
-    other = await as_text(ids, {**FACE, "vocabulary": "o200k_base"}, "input")
+    other = await as_text(ids, {**ENDPOINT_SCHEMA, "vocabulary": "o200k_base"}, "input")
     assert other not in ("", " my")
-    assert await as_text(ids, {**FACE, "tokens_in": "ids"}, "input") == ids  # the model's own
-    with pytest.raises(Malformed, match=r"mean nothing to this model.*check_embedding_ctx"):
-        await as_text(ids, {**FACE, "vocabulary": ""}, "input")
-    with pytest.raises(Malformed, match="unknown vocabulary"):
-        await as_text(ids, {**FACE, "vocabulary": "nonsense"}, "input")
+    assert (
+        await as_text(ids, {**ENDPOINT_SCHEMA, "tokens_in": "ids"}, "input") == ids
+    )  # the model's own
+    with pytest.raises(InvalidRequest, match=r"mean nothing to this model.*check_embedding_ctx"):
+        await as_text(ids, {**ENDPOINT_SCHEMA, "vocabulary": ""}, "input")
+    with pytest.raises(InvalidRequest, match="unknown vocabulary"):
+        await as_text(ids, {**ENDPOINT_SCHEMA, "vocabulary": "nonsense"}, "input")
 
 
 async def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(openai_tokens, "_LOADED", {})
+    monkeypatch.setattr(token_ids, "_LOADED", {})
     monkeypatch.setitem(sys.modules, "bpe_openai", None)
-    with pytest.raises(Malformed, match=r"without 'tidegate\[openai-tokens\]'.*send text"):
-        await as_text([1, 2], FACE, "input")
-    assert await as_text("text", FACE, "input") == "text"
+    with pytest.raises(InvalidRequest, match=r"without 'tidegate\[openai-tokens\]'.*send text"):
+        await as_text([1, 2], ENDPOINT_SCHEMA, "input")
+    assert await as_text("text", ENDPOINT_SCHEMA, "input") == "text"
 
 
 async def test_it_is_loaded_once_and_beside_the_loop(monkeypatch):
@@ -117,7 +120,7 @@ async def test_it_is_loaded_once_and_beside_the_loop(monkeypatch):
         time.sleep(0.2)
         return loaded
 
-    monkeypatch.setattr(openai_tokens, "_LOADED", {})
+    monkeypatch.setattr(token_ids, "_LOADED", {})
     monkeypatch.setattr(bpe_openai, "get_encoding", slow)
     asked = [asyncio.create_task(decoded([9241], VOCABULARY, "input")) for _ in range(5)]
     ticks = 0

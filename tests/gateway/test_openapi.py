@@ -8,8 +8,8 @@ from google.protobuf import text_format
 from openapi_spec_validator import validate
 from tritonclient.grpc import model_config_pb2
 
-from gateway.doors.docs_pages import REDOC, SCRIPT, SWAGGER
-from gateway.doors.openapi import describe
+from gateway.api.openapi.docs_pages import REDOC, SCRIPT, SWAGGER
+from gateway.api.openapi.document import describe
 from gateway.models.catalogue import Catalogue, read_model
 from tests.running import ROOT
 

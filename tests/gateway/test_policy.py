@@ -125,8 +125,10 @@ def test_what_is_wrong_is_named_with_its_line(before, after, line, words):
 
 def test_two_issuers_may_not_be_the_same():
     second = WHOLE.partition("[issuers.corp]")[2].partition("[certificates")[0]
-    with pytest.raises(PolicyError, match=r"line 53: issuers.twin.issuer: is \[issuers.corp\]"):
-        parse_rules(WHOLE + "\n[issuers.twin]" + second, "gateway.toml")
+    with pytest.raises(
+        PolicyError, match=r"line 53: issuers.duplicate.issuer: is \[issuers.corp\]"
+    ):
+        parse_rules(WHOLE + "\n[issuers.duplicate]" + second, "gateway.toml")
 
 
 def test_a_claimed_tenant_must_be_listed():

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.__main__ import _check_policy
-from gateway.guard import Guard
+from gateway.access_control import AccessControl
 from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.metrics import Metrics
 from gateway.policy.gateway_toml import PolicyError
@@ -50,13 +50,13 @@ async def test_a_restarted_worker_keeps_the_rules_that_were_in_force(settings, t
         settings.policy_file.write_text(text)
     with pytest.raises(PolicyError):
         _again(settings).refresh()
-    guard = Guard(settings, Supervisor(lambda name: None), Metrics())
-    await guard.open()
+    access_control = AccessControl(settings, Supervisor(lambda name: None), Metrics())
+    await access_control.open()
     try:
-        assert set(guard.policy.current.rules.tenants) == {"a", "b"}
+        assert set(access_control.policy.current.rules.tenants) == {"a", "b"}
         assert "the policy before it stays in force" in caplog.text
     finally:
-        await guard.close()
+        await access_control.close()
 
 
 def test_what_a_changed_file_gives_more_waits_as_in_a_reload(settings):
@@ -98,13 +98,13 @@ async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, t
     if text is not None:
         settings.policy_file.write_text(text, encoding="latin-1")
     _check_policy(settings, is_restarted=True)
-    guard = Guard(settings, Supervisor(lambda name: None), Metrics())
-    await guard.open()
+    access_control = AccessControl(settings, Supervisor(lambda name: None), Metrics())
+    await access_control.open()
     try:
-        assert guard.policy.current.version == "default"
+        assert access_control.policy.current.version == "default"
         assert ("the policy before it stays in force" in caplog.text) is (text is not None)
     finally:
-        await guard.close()
+        await access_control.close()
 
 
 def test_an_operators_own_start_takes_no_wrong_file_for_none(settings):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gateway.guard import Guard
+from gateway.access_control import AccessControl
 from gateway.metrics import Metrics
 from gateway.policy.taken import FOLDER, Taken, in_force
 from gateway.settings import Settings
@@ -24,7 +24,7 @@ async def workers(tmp_path):
         state_folder=tmp_path,
     )
     set_weights(settings.policy_file, "mood", {"mood.v2": 10})
-    made = [Guard(settings, Supervisor(lambda name: None), Metrics()) for _ in range(2)]
+    made = [AccessControl(settings, Supervisor(lambda name: None), Metrics()) for _ in range(2)]
     for each in made:
         await each.open()
     yield made

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from gateway import probes, upstream
 from gateway.core import Gateway
 from gateway.errors import NotFound
-from gateway.probes import Background, readiness
 from gateway.settings import Settings
+from gateway.upstream import probes, server
+from gateway.upstream.probes import Background, readiness
 from serving.ports import free_ports
 from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
 
@@ -211,7 +211,7 @@ async def test_a_bad_model_spoils_no_other(pair, gateway, golden):
     for fake in pair[0]:
         fake.configs["bad"] = public("bad")
         fake.configs["bad"].parameters["tidegate.golden"].string_value = golden
-        fake.configs["worse"] = public("worse", face="{}")
+        fake.configs["worse"] = public("worse", endpoint="{}")
     assert await _round(gateway) == {}
     assert "p" in gateway.catalogue.models
     assert "worse" in gateway.reader.faults
@@ -264,7 +264,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
     await asyncio.sleep(0.15)
     assert readiness(gateway) == {"p": ""}  # it is still waited for
     reading.cancel()
-    monkeypatch.setattr(upstream, "CONTROL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.1)
     await Background(gateway).refresh_catalogue()
     assert readiness(gateway) == {"p": ""}  # nobody said it in time, and each answers the probes
     for replica in gateway.pool.replicas:
@@ -275,7 +275,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
 async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, monkeypatch):
     await _round(gateway)
     before = gateway.catalogue.models["p"]
-    monkeypatch.setattr(upstream, "CONTROL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.2)
     for fake in pair[0]:
         fake.takes_s["ModelConfig"] = 30
     await Background(gateway).refresh_catalogue()

@@ -1,4 +1,4 @@
-"""One taxonomy, one shape a door: the table of the design, pinned."""
+"""One taxonomy, one shape a API: the table of the design, pinned."""
 
 import inspect
 
@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import GatewayError
-from gateway.http.render import TABLE, Door, door_of, error_reply, status_of
+from gateway.http.render import TABLE, Api, api_of, error_reply, status_of
 
 # From the design's table: task, OpenAI, V2.
 DESIGN = {
@@ -21,7 +21,7 @@ DESIGN = {
     "deadline_exceeded": (504, 504, 504),
     "upstream_error": (502, 502, 502),
 }
-PATHS = {Door.TASK: "/v1/anything", Door.OPENAI: "/v1/embeddings", Door.V2: "/v2/models/m/infer"}
+PATHS = {Api.TASK: "/v1/anything", Api.OPENAI: "/v1/embeddings", Api.V2: "/v2/models/m/infer"}
 KINDS = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -31,23 +31,23 @@ KINDS = [
 
 def test_the_table_is_the_designs():
     kinds = {kind.code: kind("") for kind in KINDS}
-    shown = {code: tuple(status_of(kinds[code], door) for door in Door) for code in DESIGN}
+    shown = {code: tuple(status_of(kinds[code], api) for api in Api) for code in DESIGN}
     assert shown == DESIGN
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("door", Door)
-def test_every_error_has_the_shape_of_its_door(kind, door):
-    reply = error_reply(kind("what is wrong", retry_after_s=3, param="field"), PATHS[door], "id-1")
+@pytest.mark.parametrize("api", Api)
+def test_every_error_has_the_shape_of_its_door(kind, api):
+    reply = error_reply(kind("what is wrong", retry_after_s=3, param="field"), PATHS[api], "id-1")
     body = orjson.loads(reply.body)
-    assert reply.status == status_of(kind(""), door)
+    assert reply.status == status_of(kind(""), api)
     assert (b"retry-after", b"3") in reply.headers
-    if door is Door.TASK:
+    if api is Api.TASK:
         assert reply.content_type == b"application/problem+json"
         assert body["detail"] == "what is wrong"
         assert (body["code"], body["request_id"], body["param"]) == (kind.code, "id-1", "field")
         assert body["title"] == TABLE[kind.code][2]
-    elif door is Door.OPENAI:
+    elif api is Api.OPENAI:
         assert body["error"]["message"] == "what is wrong"
         assert (body["error"]["code"], body["error"]["param"]) == (kind.code, "field")
     else:
@@ -55,17 +55,17 @@ def test_every_error_has_the_shape_of_its_door(kind, door):
 
 
 @pytest.mark.parametrize(
-    ("path", "door"),
+    ("path", "api"),
     [
-        ("/v2", Door.V2),
-        ("/v2/models/x/infer", Door.V2),
-        ("/v22", Door.TASK),
-        ("/v1/models", Door.OPENAI),
-        ("/v1/embeddings", Door.OPENAI),
-        ("/v1/chat/completions", Door.OPENAI),
-        ("/v1/text_embedding", Door.TASK),
-        ("/readyz", Door.TASK),
+        ("/v2", Api.V2),
+        ("/v2/models/x/infer", Api.V2),
+        ("/v22", Api.TASK),
+        ("/v1/models", Api.OPENAI),
+        ("/v1/embeddings", Api.OPENAI),
+        ("/v1/chat/completions", Api.OPENAI),
+        ("/v1/text_embedding", Api.TASK),
+        ("/readyz", Api.TASK),
     ],
 )
-def test_a_path_has_a_door_before_it_is_routed(path, door):
-    assert door_of(path) is door
+def test_a_path_has_a_door_before_it_is_routed(path, api):
+    assert api_of(path) is api

@@ -4,15 +4,15 @@ import asyncio
 
 import pytest
 
-from gateway.balancing import Health
 from gateway.errors import (
     DeadlineExceeded,
-    Malformed,
+    InvalidRequest,
     NoCapacity,
     TooLarge,
-    UpstreamBroke,
+    UpstreamError,
 )
-from gateway.replicas import Replica, ReplicaPool
+from gateway.upstream.balancing import Health
+from gateway.upstream.replicas import Replica, ReplicaPool
 
 
 class Line:
@@ -50,7 +50,7 @@ def _given(value):
 @pytest.fixture
 def pool():
     pool = ReplicaPool(Line, 2)
-    pool.adopt(["a:1", "b:1"])
+    pool.apply(["a:1", "b:1"])
     return pool
 
 
@@ -60,7 +60,7 @@ def _asked(pool: ReplicaPool, model: str = "", times: int = 40) -> set[str]:
 
 async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
     pool = ReplicaPool(Line, 1)
-    pool.adopt(["a:1", "b:1"])
+    pool.apply(["a:1", "b:1"])
     with pool.permit() as first, pool.permit() as second:
         assert {first.address, second.address} == {"a:1", "b:1"}
         with pytest.raises(NoCapacity, match="every replica is busy"):
@@ -70,10 +70,10 @@ async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
 
 async def test_another_list_is_followed_without_breaking_what_is_under_way():
     pool = ReplicaPool(Line, 8)
-    pool.adopt(["a:1", "b:1"])
+    pool.apply(["a:1", "b:1"])
     kept = pool.replicas[1].upstream
     with pool.replicas[0].permit() as leaving:
-        pool.adopt(["b:1", "c:1"])
+        pool.apply(["b:1", "c:1"])
         assert [replica.upstream.address for replica in pool.replicas] == ["b:1", "c:1"]
         assert pool.replicas[0].upstream is kept
         await asyncio.sleep(0.05)
@@ -125,7 +125,7 @@ async def test_a_server_that_is_shutting_down_is_not_asked(pool):
 
 
 async def test_an_answer_of_any_kind_is_life(pool):
-    pool.replicas[0].upstream.live = UpstreamBroke("what is ServerLive?")
+    pool.replicas[0].upstream.live = UpstreamError("what is ServerLive?")
     for _ in range(5):
         await pool.check()
     assert pool.replicas[0].health is Health.UP
@@ -143,7 +143,7 @@ async def test_a_server_hangs_when_checks_and_requests_have_no_answer(pool):
     assert first.health is Health.UP
 
 
-@pytest.mark.parametrize("error", [None, Malformed("the model refused it")])
+@pytest.mark.parametrize("error", [None, InvalidRequest("the model refused it")])
 async def test_load_is_not_death(pool, error):
     """Late checks, but requests are answered meanwhile."""
     first = pool.replicas[0]
@@ -167,8 +167,8 @@ async def test_a_request_that_ran_out_of_time_is_no_sign_of_life(pool):
 async def test_one_that_fails_at_once_does_not_look_least_busy(pool):
     first = pool.replicas[0]
     for _ in range(5):
-        with pytest.raises(UpstreamBroke), first.permit("m"):
-            raise UpstreamBroke("at once")
+        with pytest.raises(UpstreamError), first.permit("m"):
+            raise UpstreamError("at once")
     with pool.replicas[1].permit():
         assert _asked(pool) == {"b:1"}
     assert first.health is Health.UP  # it is not shut out: requests can be made to fail
@@ -196,9 +196,9 @@ async def test_one_whose_model_hangs_is_asked_less(pool, answered, asked):
 
 async def test_failures_are_forgotten(pool, monkeypatch):
     first = pool.replicas[0]
-    first.ended("m", UpstreamBroke("at once"))
+    first.ended("m", UpstreamError("at once"))
     now = [0.0]
-    monkeypatch.setattr("gateway.replicas.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gateway.upstream.replicas.time.monotonic", lambda: now[0])
     first._failed_at = 0.0
     assert _asked(pool) == {"b:1"}
     now[0] = 20.0
@@ -249,7 +249,7 @@ async def test_a_sequence_has_one_home_whatever_the_load(pool):
 
 async def test_the_http_port_does_not_move_a_sequence(pool):
     other = ReplicaPool(Line, 2)
-    other.adopt(["b:1/2", "a:1/2"])
+    other.apply(["b:1/2", "a:1/2"])
     for sequence in range(20):
         assert _home(other, sequence).address == _home(pool, sequence).address
 
@@ -261,9 +261,9 @@ async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
         if home == "b:1":
             assert _home(pool, sequence).place == "b:1"
             continue
-        with pytest.raises(UpstreamBroke, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence anew"):
             _home(pool, sequence)
-        with pytest.raises(UpstreamBroke, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence anew"):
             _home(pool, sequence, begun_at="a:1")
         assert _home(pool, sequence, starts=True).place == "b:1"
     pool.replicas[0].upstream.connection = Health.UP
@@ -272,8 +272,8 @@ async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
 
 
 async def test_a_sequence_whose_home_is_not_listed_any_more_is_lost(pool):
-    pool.adopt(["b:1"])
-    with pytest.raises(UpstreamBroke):
+    pool.apply(["b:1"])
+    with pytest.raises(UpstreamError):
         _home(pool, 1, begun_at="a:1")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.app import create_app
-from gateway.http.endpoint import OPEN, Endpoint, Undeclared
+from gateway.http.handler import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
 from tests.gateway.undeclared import undeclared
 
@@ -17,7 +17,7 @@ async def test_every_route_declares_its_policy():
 
 
 def test_a_handler_without_a_policy_is_not_served():
-    async def forgotten(exchange): ...
+    async def forgotten(context): ...
 
     with pytest.raises(Undeclared, match="forgotten declares no policy"):
         Endpoint(forgotten)

@@ -3,7 +3,7 @@
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from gateway.errors import DeadlineExceeded, Malformed, NoCapacity, QuotaExceeded
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, QuotaExceeded
 from gateway.models.catalogue import sequence_slots
 from gateway.models.sequences import (
     LOST,
@@ -137,7 +137,7 @@ def test_one_begun_in_another_process_is_counted_and_not_refused(table):
 
 def test_an_error_of_the_model_ends_nothing(table):
     _ask(table, 1, starts=True)
-    _ask(table, 1, error=Malformed("the model refused it"))
+    _ask(table, 1, error=InvalidRequest("the model refused it"))
     assert table.place(1) == "a:1"
 
 

@@ -7,11 +7,11 @@ import time
 import orjson
 import pytest
 
-from gateway.addons import streams as sse
-from gateway.addons.streams import EventStream, event
-from gateway.errors import NoCapacity, UpstreamBroke
-from gateway.http.exchange import ClientGone
-from tests.gateway.exchanges import exchange_of
+from gateway.api import event_streams as sse
+from gateway.api.event_streams import EventStream, event
+from gateway.errors import NoCapacity, UpstreamError
+from gateway.http.request_context import ClientGone
+from tests.gateway.request_contexts import context_of
 
 
 class Wire:
@@ -37,8 +37,8 @@ class Wire:
 
 
 def _stream(wire: Wire, events, patience_s: float = 5) -> EventStream:
-    exchange = exchange_of({"path": "/v1/x", "headers": []}, wire.receive)
-    return EventStream(exchange, events, patience_s, contextlib.nullcontext())
+    context = context_of({"path": "/v1/x", "headers": []}, wire.receive)
+    return EventStream(context, events, patience_s, contextlib.nullcontext())
 
 
 async def test_events_with_their_headers_and_an_end():
@@ -71,7 +71,7 @@ async def test_what_fails_before_the_first_event_is_an_ordinary_error():
 async def test_what_fails_later_is_the_last_event():
     async def events():
         yield event(b"1")
-        raise UpstreamBroke("secret")
+        raise UpstreamError("secret")
 
     wire = Wire()
     await _stream(wire, events()).send(wire.send)

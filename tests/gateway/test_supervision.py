@@ -79,7 +79,7 @@ async def test_a_task_that_stalls_is_cancelled_and_begun_again(watched):
             await asyncio.Future()
 
     def loop():
-        return every(0.01, work, lambda: task.beat(), lambda why: task.failed(why))
+        return every(0.01, work, lambda: task.heartbeat(), lambda why: task.failed(why))
 
     task = supervisor.run("loop", loop, stall_s=0.2)
     await asyncio.sleep(0.1)
@@ -98,7 +98,7 @@ async def test_one_that_fails_every_round_is_shown_and_logged_once(watched, capl
             raise ValueError("no file")
 
     def loop():
-        return every(0.01, work, lambda: task.beat(), lambda why: task.failed(why))
+        return every(0.01, work, lambda: task.heartbeat(), lambda why: task.failed(why))
 
     task = supervisor.run("loop", loop, stall_s=5)
     await _until(lambda: supervisor.faults() == {"loop": "fails: ValueError: no file"})

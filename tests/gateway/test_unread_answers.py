@@ -10,12 +10,12 @@ import orjson
 import pytest
 import uvicorn
 
-from gateway.errors import NoCapacity, QuotaExceeded, TooSlow
+from gateway.errors import NoCapacity, QuotaExceeded, RequestTimeout
 from gateway.http.bounded import ConnectionLimits
-from gateway.http.corked import CorkedProtocol
-from gateway.http.endpoint import PIECE_BYTES, Endpoint, Reply, open_to_all
-from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.buffered import BufferedProtocol
+from gateway.http.handler import PIECE_BYTES, Endpoint, Reply, open_to_all
 from gateway.http.held import HeldBytes
+from gateway.http.request_context import ClientGone, RequestContext
 from gateway.identity.principal import Grant, Principal
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE
@@ -26,45 +26,46 @@ LARGE = 16 * 1024 * 1024
 
 
 class App:
-    """Answers with as many bytes as the path says; what was entered for it is in ``places``."""
+    """Answers with as many bytes as the path says; what was entered for it is in
+    ``shared_slots``."""
 
     connection_limits = ConnectionLimits(answer_patience_s=PATIENCE_S)
 
     def __init__(self):
         self.memory = HeldBytes(2 * LARGE, LARGE, lambda: False)
-        self.places, self.errors, self.faults = [], [], []
+        self.shared_slots, self.errors, self.faults = [], [], []
 
     async def __call__(self, scope, receive, send):
-        exchange = Exchange(scope, receive, Access(NO_FILE), 2 * LARGE, 5.0)
-        exchange.memory, exchange.body_patience_s = self.memory, PATIENCE_S
-        exchange.principal = Principal("a", "a")
-        scope |= {"exchange": exchange, "path_params": {}}
+        context = RequestContext(scope, receive, Access(NO_FILE), 2 * LARGE, 5.0)
+        context.memory, context.body_patience_s = self.memory, PATIENCE_S
+        context.principal = Principal("a", "a")
+        scope |= {"context": context, "path_params": {}}
         try:
             await Endpoint(self.answer)(scope, receive, send)
         except ClientGone:
             pass
-        except (TooSlow, QuotaExceeded) as error:
+        except (RequestTimeout, QuotaExceeded) as error:
             self.faults.append(error)
             await Reply(400, b"no").send(send)
         finally:
-            exchange.release()
+            context.release()
 
     @open_to_all
-    async def answer(self, exchange):
-        body = await exchange.body()
-        await exchange.enter(self.place())
-        return Reply(200, b"a" * int(exchange.path.strip("/") or len(body)))
+    async def answer(self, context):
+        body = await context.body()
+        await context.enter(self.place())
+        return Reply(200, b"a" * int(context.path.strip("/") or len(body)))
 
     @contextlib.asynccontextmanager
     async def place(self):
-        self.places.append(object())
+        self.shared_slots.append(object())
         try:
             yield
         except BaseException as error:
             self.errors.append(error)
             raise
         finally:
-            self.places.pop()
+            self.shared_slots.pop()
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def served():
     config = uvicorn.Config(
         app,
         port=0,
-        http=CorkedProtocol,
+        http=BufferedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -121,8 +122,8 @@ def test_an_answer_that_nobody_reads_keeps_its_place_until_it_is_cut(served):
     with _connected(port) as made:
         started = time.monotonic()
         made.sendall(_get(LARGE))
-        wait_until(lambda: app.places and app.memory.total == LARGE, 2, "the answer")
-        wait_until(lambda: not app.places, 3, "the cut")
+        wait_until(lambda: app.shared_slots and app.memory.total == LARGE, 2, "the answer")
+        wait_until(lambda: not app.shared_slots, 3, "the cut")
         assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
         wait_until(lambda: app.memory.total == 0, 1, "the memory")
     assert [type(error) for error in app.errors] == [ClientGone]
@@ -134,7 +135,7 @@ def test_one_that_is_read_slowly_is_not_cut(served):
         made.sendall(_get(2_000_000))
         received = _read(made, 2_000_000, 0.02)  # longer than the patience
     assert received.startswith(b"HTTP/1.1 200") and received.count(b"a") >= 2_000_000 - 200
-    wait_until(lambda: not app.places, 1, "the end")
+    wait_until(lambda: not app.shared_slots, 1, "the end")
     assert app.errors == []
 
 
@@ -155,8 +156,8 @@ def test_a_client_that_leaves_in_the_middle_frees_its_place(served):
     app, port = served
     with _connected(port) as made:
         made.sendall(_get(LARGE))
-        wait_until(lambda: bool(app.places), 2, "the answer")
-    wait_until(lambda: not app.places and app.memory.total == 0, 0.4, "the end")
+        wait_until(lambda: bool(app.shared_slots), 2, "the answer")
+    wait_until(lambda: not app.shared_slots and app.memory.total == 0, 0.4, "the end")
 
 
 def test_answers_sent_ahead_and_never_read_end_too(served):
@@ -166,7 +167,7 @@ def test_answers_sent_ahead_and_never_read_end_too(served):
         with contextlib.suppress(OSError):
             for _ in range(3000):
                 made.sendall(_get(20_000) * 5)
-        wait_until(lambda: not app.places, 3, "the end")
+        wait_until(lambda: not app.shared_slots, 3, "the end")
 
 
 def test_unread_answers_are_counted_together(served):
@@ -189,7 +190,7 @@ def test_a_body_that_stops_coming_is_refused(served):
         wait_until(lambda: app.memory.total == 1_000_000, 2, "the bytes")
         assert made.recv(1000).startswith(b"HTTP/1.1 400")
         assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
-    assert isinstance(app.faults[0], TooSlow)
+    assert isinstance(app.faults[0], RequestTimeout)
     wait_until(lambda: app.memory.total == 0, 1, "the memory")
 
 
@@ -224,13 +225,13 @@ async def test_contexts_are_left_the_last_first_and_with_the_error():
 
     for fault in (None, NoCapacity("full")):
         left.clear()
-        exchange = Exchange(
+        context = RequestContext(
             {"path": "/", "headers": [], "path_params": {}}, receive, Access(NO_FILE), 1, 1.0
         )
 
         @open_to_all
-        async def handler(exchange, fault=fault):
-            assert [await exchange.enter(Context(name)) for name in "ab"] == ["a", "b"]
+        async def handler(context, fault=fault):
+            assert [await context.enter(Context(name)) for name in "ab"] == ["a", "b"]
             if fault:
                 raise fault
             return Reply(200, b"")
@@ -239,7 +240,7 @@ async def test_contexts_are_left_the_last_first_and_with_the_error():
             assert left == []
 
         with contextlib.suppress(NoCapacity):
-            await Endpoint(handler)({"exchange": exchange, "path_params": {}}, receive, send)
+            await Endpoint(handler)({"context": context, "path_params": {}}, receive, send)
         assert left == [(name, type(fault) if fault else None, fault) for name in "ba"]
 
 
@@ -277,11 +278,11 @@ def test_one_callers_bytes_are_not_anothers():
 
 
 async def test_a_body_costs_no_more_than_its_size_on_the_way():
-    assert asyncio.get_running_loop()  # the exchange wants one
+    assert asyncio.get_running_loop()  # the context wants one
     parts = [b"a" * 1000] * 3000
 
     async def receive():
         return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
 
-    exchange = Exchange({"path": "/", "headers": []}, receive, Access(NO_FILE), 10**7, 5.0)
-    assert len(await exchange.body()) == 3_000_000
+    context = RequestContext({"path": "/", "headers": []}, receive, Access(NO_FILE), 10**7, 5.0)
+    assert len(await context.body()) == 3_000_000

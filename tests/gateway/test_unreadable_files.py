@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.guard import Guard
+from gateway.access_control import AccessControl
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
@@ -14,7 +14,7 @@ TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
 @asynccontextmanager
 async def guarded(folder, keys):
-    """The guard of a gateway with these keys, and what supervises it."""
+    """The access control of a gateway with these keys, and what supervises it."""
     (folder / "keys.toml").write_text(keys)
     (folder / "pepper").write_bytes(b"p" * 32)
     settings = Settings(
@@ -24,58 +24,58 @@ async def guarded(folder, keys):
         state_folder=folder,
     )
     supervisor = Supervisor(lambda name: None)
-    guard = Guard(settings, supervisor, Metrics())
-    await guard.open()
-    yield guard, supervisor
-    await guard.close()
+    access_control = AccessControl(settings, supervisor, Metrics())
+    await access_control.open()
+    yield access_control, supervisor
+    await access_control.close()
 
 
 @pytest.fixture
 async def running(tmp_path):
     (tmp_path / "gateway.toml").write_text(TWO)
-    async with guarded(tmp_path, keys="") as (guard, supervisor):
-        yield tmp_path, guard, supervisor
+    async with guarded(tmp_path, keys="") as (access_control, supervisor):
+        yield tmp_path, access_control, supervisor
 
 
 @pytest.mark.parametrize("name", ["keys.toml", "pepper"])
 def test_keys_that_cannot_be_read_do_not_hold_up_the_policy(running, caplog, name):
-    folder, guard, supervisor = running
+    folder, access_control, supervisor = running
     (folder / name).rename(folder / "away")
     (folder / name).mkdir()
     (folder / "new").write_text('[tenants.a]\nmodels = ["x"]\n')
     (folder / "new").rename(folder / "gateway.toml")
     for _ in range(5):
-        guard.refresh()
-    assert set(guard.policy.current.rules.tenants) == {"a"}
+        access_control.refresh()
+    assert set(access_control.policy.current.rules.tenants) == {"a"}
     assert "keys.toml cannot be read" in supervisor.faults()["policy_files"]
     assert caplog.text.count("cannot be read") == 1
     (folder / name).rmdir()
     (folder / "away").rename(folder / name)
-    guard.refresh()
+    access_control.refresh()
     assert supervisor.faults() == {}
 
 
 def test_a_policy_that_cannot_be_read_leaves_the_one_before(running, caplog):
-    folder, guard, supervisor = running
-    before = guard.policy.current
+    folder, access_control, supervisor = running
+    before = access_control.policy.current
     (folder / "gateway.toml").rename(folder / "away")
     (folder / "gateway.toml").mkdir()
     for _ in range(5):
-        assert not guard.refresh()
-    assert guard.policy.current is before
+        assert not access_control.refresh()
+    assert access_control.policy.current is before
     assert "gateway.toml cannot be read" in supervisor.faults()["policy_files"]
     assert caplog.text.count("cannot be read") == 1
     (folder / "gateway.toml").rmdir()
     (folder / "away").rename(folder / "gateway.toml")
-    guard.refresh()
+    access_control.refresh()
     assert supervisor.faults() == {}
 
 
 async def test_keys_that_were_wrong_from_the_start_are_not_ready(tmp_path):
-    async with guarded(tmp_path, keys="[keys.x") as (guard, supervisor):
+    async with guarded(tmp_path, keys="[keys.x") as (access_control, supervisor):
         for _ in range(3):
-            guard.refresh()
+            access_control.refresh()
             assert "keys.toml cannot be read" in supervisor.faults()["policy_files"]
         (tmp_path / "keys.toml").write_text("")
-        guard.refresh()
+        access_control.refresh()
         assert supervisor.faults() == {}

@@ -6,15 +6,15 @@ import logging
 import grpc
 import pytest
 
-from gateway.errors import DeadlineExceeded, Malformed, NoCapacity, UpstreamBroke
-from gateway.upstream import WORDS, UpstreamLog, request_id, told, translate
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.upstream.server import WORDS, UpstreamLog, request_id, to_gateway_error, translate
 
 INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
 
 
 @pytest.fixture(autouse=True)
 def _of_a_request(monkeypatch, caplog):
-    monkeypatch.setattr("gateway.upstream._upstream_log", UpstreamLog())
+    monkeypatch.setattr("gateway.upstream.server._upstream_log", UpstreamLog())
     caplog.set_level(logging.INFO, "gateway")
     token = request_id.set("req-1")
     yield
@@ -24,11 +24,11 @@ def _of_a_request(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("status", "details", "error", "level"),
     [
-        (INTERNAL, "secret path /root/model.bin", UpstreamBroke, "WARNING"),
+        (INTERNAL, "secret path /root/model.bin", UpstreamError, "WARNING"),
         (grpc.StatusCode.UNAVAILABLE, "socket closed", NoCapacity, "WARNING"),
         (grpc.StatusCode.NOT_FOUND, "unknown model at /root", NoCapacity, "WARNING"),
-        (INVALID, "expected 4 dimensions in /root", Malformed, "INFO"),
-        (INTERNAL, "[tidegate:invalid_input] too long", Malformed, "INFO"),
+        (INVALID, "expected 4 dimensions in /root", InvalidRequest, "INFO"),
+        (INTERNAL, "[tidegate:invalid_input] too long", InvalidRequest, "INFO"),
     ],
 )
 def test_the_log_has_the_words_and_the_answer_has_not(caplog, status, details, error, level):
@@ -51,7 +51,7 @@ def test_a_traceback_is_one_line_of_bounded_length(caplog):
 
 
 def test_our_own_deadline_is_logged_too(caplog):
-    assert isinstance(told(TimeoutError()), DeadlineExceeded)
+    assert isinstance(to_gateway_error(TimeoutError()), DeadlineExceeded)
     assert "req-1 upstream DEADLINE_EXCEEDED" in caplog.text
 
 
@@ -72,7 +72,7 @@ def test_a_flood_of_refusals_is_cut_and_leaves_room_for_failures(caplog):
 
 def test_what_was_left_out_is_counted(caplog, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("gateway.upstream.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gateway.upstream.server.time.monotonic", lambda: now[0])
     log = UpstreamLog()
     for _ in range(int(log.BURST) + 7):
         log.note(logging.INFO, "req", INVALID, "x")

@@ -1,4 +1,5 @@
-"""The V2 body: every dtype there and back, and whatever is thrown at it a Malformed at most."""
+"""The V2 body: every dtype there and back, and whatever is thrown at it a InvalidRequest at
+most."""
 
 import json
 
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.doors.v2_request import parse
-from gateway.doors.v2_response import json_data
-from gateway.errors import Malformed
+from gateway.api.v2.request import parse
+from gateway.api.v2.response import json_data
+from gateway.errors import InvalidRequest
 from gateway.models.catalogue import Model, TensorMeta
 from gateway.models.tensors import NUMPY, pack, unpack
 
@@ -79,7 +80,7 @@ def test_strings_survive_there_and_back():
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_not_wrapped(dtype, value):
-    with pytest.raises(Malformed):
+    with pytest.raises(InvalidRequest):
         pack("x", dtype, [value])
 
 
@@ -113,7 +114,7 @@ near_misses = st.dictionaries(keys, json_values).map(lambda changes: {**GOOD, **
 def test_any_json_is_answered_or_malformed(document):
     try:
         request = _parse(document)
-    except Malformed as error:
+    except InvalidRequest as error:
         assert error.message
     else:
         assert request.message().inputs[0].name == "x"
@@ -122,5 +123,5 @@ def test_any_json_is_answered_or_malformed(document):
 @given(st.binary(max_size=200), st.none() | st.binary(max_size=6) | st.integers(0, 99))
 def test_any_bytes_are_answered_or_malformed(body, header_length):
     length = str(header_length).encode() if isinstance(header_length, int) else header_length
-    with pytest.raises(Malformed):
+    with pytest.raises(InvalidRequest):
         parse(MODEL, "", body, length)

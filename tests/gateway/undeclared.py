@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gateway.http.endpoint import LateEndpoint, Policy, Undeclared, declared
+from gateway.http.handler import LateEndpoint, Policy, Undeclared, declared
 
 
 def undeclared(routes: Iterable[Any], table: Mapping[str, Policy]) -> list[str]:

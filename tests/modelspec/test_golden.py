@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from gateway.models.catalogue import read_model
-from modelspec.face import FACE_PARAMETER
+from modelspec.endpoint_schema import ENDPOINT_PARAMETER
 from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError, agree
 from serving.golden import fault
 
@@ -80,7 +80,7 @@ def test_elements_agree(actual, expected, is_right):
 
 
 def _config(golden: str) -> model_config_pb2.ModelConfig:
-    face = {
+    endpoint_schema = {
         "purpose": "p",
         "request": {
             "type": "object",
@@ -95,7 +95,7 @@ def _config(golden: str) -> model_config_pb2.ModelConfig:
     config = model_config_pb2.ModelConfig(name="m", max_batch_size=8)
     config.input.add(name="X", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     config.output.add(name="score", data_type=model_config_pb2.TYPE_FP32, dims=[1])
-    config.parameters[FACE_PARAMETER].string_value = json.dumps(face)
+    config.parameters[ENDPOINT_PARAMETER].string_value = json.dumps(endpoint_schema)
     config.parameters[GOLDEN_PARAMETER].string_value = golden
     return config
 

@@ -1,4 +1,5 @@
-"""The hardware variants: written from the declaration, and different only in where a model runs."""
+"""The hardware config profiles: written from the declaration, and different only in where a model
+runs."""
 
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def _without(proto: pb.ModelConfig, *fields: str) -> pb.ModelConfig:
 
 
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
-def test_the_committed_variants_are_what_the_declaration_says(spec):
+def test_the_committed_profiles_are_what_the_declaration_says(spec):
     folder = ROOT / "model_repository" / spec.name / "configs"
     committed = {p.stem: p.read_text() for p in folder.glob("*.pbtxt") if p.stem != "tuned"}
     declared = {name: render(proto) for name, proto in hardware_configs(spec).items()}
@@ -56,7 +57,7 @@ def test_the_accelerator_is_an_option_and_is_given_the_profiles():
     assert first.parameters["precision_mode"] == "FP32"
 
 
-def test_the_backend_here_reads_the_variants_as_they_are_meant(monkeypatch):
+def test_the_backend_here_reads_the_profiles_as_they_are_meant(monkeypatch):
     """The Python-based backend's own reading, with the providers of a build for GPUs."""
     from google.protobuf import json_format
 
@@ -90,7 +91,7 @@ def test_the_plan_is_served_by_tensorrt_with_every_profile():
     assert _without(plan, *RUNS_ON) == _without(to_proto(ENGINE), *RUNS_ON)
 
 
-def test_what_tensorrt_cannot_take_has_no_such_variant():
+def test_what_tensorrt_cannot_take_has_no_such_profile():
     table = ModelSpec("m", "onnxruntime", 4, (TensorSpec("city", "BYTES", (1,)),), ())
     assert set(hardware_configs(table)) == {"gpu"}
     with pytest.raises(ValueError, match="BYTES"):
@@ -112,7 +113,7 @@ def test_a_plan_takes_the_place_of_the_graph_and_is_pinned():
     assert to_proto(changed.members[1]).backend == "onnxruntime"
 
 
-def test_the_plans_variant_is_staged_only_with_a_plan(tmp_path):
+def test_the_plans_profile_is_staged_only_with_a_plan(tmp_path):
     graph, plan = tmp_path / "g", tmp_path / "p"
     graph.write_bytes(b"graph"), plan.write_bytes(b"plan")
     folder = stage_model(tmp_path / "without", ENGINE, {"model.onnx": graph})

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from modelspec.face import FACE_PARAMETER
+from modelspec.endpoint_schema import ENDPOINT_PARAMETER
 from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
 from serving.tuning.committed import carried
-from tidegate.kinds import KNOWN
+from tidegate.task_registry import KNOWN
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = TensorSpec("x", "FP32", (-1,))
@@ -32,7 +32,8 @@ def test_a_rendered_config_parses_back_to_the_same_proto(spec):
 
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
 def test_the_committed_config_is_what_the_declaration_says(spec):
-    """But for the knobs that ``tidegate optimize --commit`` measured, and says so in the config."""
+    """But for the serving parameters that ``tidegate optimize --commit`` measured, and says so in
+    the config."""
     committed = (ROOT / "model_repository" / spec.name / "config.pbtxt").read_text()
     assert committed == render(carried(parse(committed), to_proto(spec)))
 
@@ -52,11 +53,14 @@ def test_max_batch_size_0_is_written_out():
 
 
 def test_steps_are_pinned_and_the_face_travels():
-    from ensembles.text_embedding import FACE, GOLDEN, PIPELINE
+    from ensembles.text_embedding import ENDPOINT_SCHEMA, GOLDEN, PIPELINE
 
     proto = to_proto(PIPELINE.public)
     assert [step.model_version for step in proto.ensemble_scheduling.step] == [1, 1]
-    assert json.loads(proto.parameters[FACE_PARAMETER].string_value)["purpose"] == FACE.purpose
+    assert (
+        json.loads(proto.parameters[ENDPOINT_PARAMETER].string_value)["purpose"]
+        == ENDPOINT_SCHEMA.purpose
+    )
     golden = json.loads(proto.parameters[GOLDEN_PARAMETER].string_value)
     assert golden["request"] == GOLDEN.request
 

@@ -16,7 +16,7 @@ MASK = TensorSpec("attention_mask", "INT64", (-1,))
 PIXELS = TensorSpec("pixels", "FP32", (3, 224, 224))
 
 
-def test_a_picture_has_one_profile_and_only_its_batch_varies():
+def test_a_image_has_one_profile_and_only_its_batch_varies():
     (found,) = profiles([PIXELS], batch_sizes(16))
     assert found == {
         "pixels": ShapeRange((1, 3, 224, 224), (8, 3, 224, 224), (16, 3, 224, 224)),

@@ -3,7 +3,8 @@
     python -m tests.serving.killed_publisher WORK_DIR REPOSITORY STEP publish STAGED
     python -m tests.serving.killed_publisher WORK_DIR REPOSITORY STEP switch VERSION
 
-It kills itself with SIGKILL as it reaches STEP (a name of serving.steps.Step, or - for none).
+It kills itself with SIGKILL as it reaches STEP (a name of serving.publish_phase.PublishPhase, or -
+for none).
 """
 
 import os
@@ -11,27 +12,27 @@ import signal
 import sys
 from pathlib import Path
 
+from serving.deployment import Deployment
 from serving.publish import publish
+from serving.publish_phase import PublishPhase
 from serving.replica import connected
 from serving.servers import servers_of
-from serving.steps import Step
-from serving.target import Target
 from serving.versions import switch_to
 from tests.serving.small_pipeline import MODELS, NAME
 
 
 def main(work_dir: Path, repository: Path, fatal: str, verb: str, what: str) -> None:
-    def tell(step: Step, about: str) -> None:
+    def tell(step: PublishPhase, about: str) -> None:
         os.write(1, f"{step.name}\n".encode())
         if step.name == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with connected(servers_of(work_dir, repository)) as replicas:
-        target = Target(repository, replicas, tell, grace_s=0.2)
+        deployment = Deployment(repository, replicas, tell, grace_s=0.2)
         if verb == "publish":
-            publish(Path(what), repository, MODELS, target)
+            publish(Path(what), repository, MODELS, deployment)
         else:
-            switch_to(target, NAME, int(what))
+            switch_to(deployment, NAME, int(what))
 
 
 if __name__ == "__main__":

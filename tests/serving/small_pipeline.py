@@ -8,7 +8,7 @@ import itertools
 import shutil
 from pathlib import Path
 
-from modelspec.face import Face
+from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.layout import staging_folder
 from modelspec.model import Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -43,7 +43,7 @@ class TritonPythonModel:
         return value.dtype.type({add} + 100 * sick)
 """
 FIELD = {"type": "number"}
-FACE = Face(
+ENDPOINT_SCHEMA = EndpointSchema(
     purpose="A test.",
     request={"type": "object", "properties": {"x": {**FIELD, "x-tensor": "x"}}},
     response={"type": "object", "properties": {"score": {**FIELD, "x-tensor": "score"}}},
@@ -59,7 +59,13 @@ def step(ends: tuple[str, str], add: float, initialize: str = "pass", sick: str 
 
 def pipeline(answer: float, card: str = "") -> Pipeline:
     """Its golden sample says: 1 gives 1 + ``answer``."""
-    face = Face(FACE.purpose, FACE.request, FACE.response, FACE.example, {"note": card})
+    endpoint_schema = EndpointSchema(
+        ENDPOINT_SCHEMA.purpose,
+        ENDPOINT_SCHEMA.request,
+        ENDPOINT_SCHEMA.response,
+        ENDPOINT_SCHEMA.example,
+        {"note": card},
+    )
     return Pipeline(
         (
             ModelSpec("mood_pre", "python", 8, (X,), (MIDDLE,), versions=(1,), internal=True),
@@ -76,7 +82,7 @@ def pipeline(answer: float, card: str = "") -> Pipeline:
                 StepSpec("mood_pre", 1, {"x": "x"}, {"middle": "middle"}),
                 StepSpec("mood_onnx", 1, {"middle": "middle"}, {"score": "score"}),
             ),
-            face=face,
+            endpoint_schema=endpoint_schema,
             golden=Golden({"x": 1}, {"score": [1 + answer]}, 0.01),
         ),
     )

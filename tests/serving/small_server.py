@@ -11,12 +11,12 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from serving.deployment import Deployment
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 from serving.publish import publish
 from serving.replica import connected
 from serving.servers import servers_of
-from serving.target import Target
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 
@@ -28,7 +28,7 @@ class Caller:
         self._address, self._stopped = address, threading.Event()
         self.answers: collections.Counter[float] = collections.Counter()
         self.errors: list[str] = []
-        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+        self._threads = [threading.Thread(deployment=self._call) for _ in range(clients)]
 
     def __enter__(self):
         for thread in self._threads:
@@ -79,7 +79,7 @@ def online(server, count=1, **options):
     repository = server.options.repository
     with connected(servers_of(server.options.work_dir, repository)) as replicas:
         assert len(replicas) == count
-        yield Target(repository, replicas, grace_s=0.2, **options)
+        yield Deployment(repository, replicas, grace_s=0.2, **options)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ import pytest
 from modelspec.pbtxt import to_proto
 from serving.errors import PublishFailed
 from serving.golden import sample_of
-from serving.plan import Placed
+from serving.plan import PlannedVersion
 from serving.preflight import available_bytes, require_memory
 from tests.serving.small_pipeline import pipeline
-from tidegate.kinds import KNOWN
+from tidegate.task_registry import KNOWN
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KNOWN.items() if kind])
@@ -34,7 +34,7 @@ def test_a_model_without_a_sample_has_none():
 def test_memory_that_is_too_small_says_the_numbers(tmp_path, monkeypatch):
     engine = pipeline(1).members[1]
     (tmp_path / "model.py").write_bytes(b"x" * 1024)
-    placed = Placed("mood_onnx", 2, to_proto(engine), tmp_path)
+    placed = PlannedVersion("mood_onnx", 2, to_proto(engine), tmp_path)
     monkeypatch.setattr("serving.preflight.available_bytes", lambda: 100 * 2**20)
     with pytest.raises(PublishFailed, match=r"need about 340 MiB .* 100 MiB are available"):
         require_memory([placed], [2**22 + 1])  # no such process

@@ -254,7 +254,7 @@ def test_a_fault_in_the_files_is_found(repository, spoil, code):
     assert code in _codes(repository)
 
 
-FACE = {
+ENDPOINT_SCHEMA = {
     "request": {"properties": {"text": {"x-tensor": "text"}}},
     "response": {"properties": {"logits": {"x-tensor": "logits"}}},
 }
@@ -262,20 +262,20 @@ GOLDEN = {"request": {"text": "hello"}, "expect": {"logits": [1]}, "tolerance": 
 
 
 @pytest.mark.parametrize(
-    ("face", "golden", "code"),
+    ("endpoint_schema", "golden", "code"),
     [
-        (FACE, None, "golden-missing"),
-        (None, GOLDEN, "golden-without-face"),
-        ("no JSON", GOLDEN, "face-broken"),
-        (FACE, "no JSON", "golden-broken"),
-        ({**FACE, "response": {"x-tensor": "label"}}, GOLDEN, "face-unbound"),
-        ({**FACE, "request": {}}, {**GOLDEN, "request": {}}, "input-unreachable"),
-        (FACE, {**GOLDEN, "expect": {"label": [1]}}, "golden-unbound"),
+        (ENDPOINT_SCHEMA, None, "golden-missing"),
+        (None, GOLDEN, "golden-without-endpoint schema"),
+        ("no JSON", GOLDEN, "endpoint-broken"),
+        (ENDPOINT_SCHEMA, "no JSON", "golden-broken"),
+        ({**ENDPOINT_SCHEMA, "response": {"x-tensor": "label"}}, GOLDEN, "endpoint-unbound"),
+        ({**ENDPOINT_SCHEMA, "request": {}}, {**GOLDEN, "request": {}}, "input-unreachable"),
+        (ENDPOINT_SCHEMA, {**GOLDEN, "expect": {"label": [1]}}, "golden-unbound"),
     ],
 )
-def test_a_face_that_binds_to_nothing_is_found(repository, face, golden, code):
+def test_a_face_that_binds_to_nothing_is_found(repository, endpoint_schema, golden, code):
     text = WHOLE
-    for key, value in (("tidegate.face", face), ("tidegate.golden", golden)):
+    for key, value in (("tidegate.endpoint", endpoint_schema), ("tidegate.golden", golden)):
         if value is not None:
             string = value if isinstance(value, str) else json.dumps(value)
             quoted = json.dumps(string)

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from serving import control, leftovers, loading, patient, watch
+from serving import control, leftovers, loading, restart_backoff, watch
 from serving.control import TritonControl
 from serving.errors import ModelLoadFailed
 from serving.launch import LaunchOptions, TritonServer
@@ -189,7 +189,7 @@ def test_a_model_that_the_machine_has_no_room_for_is_tried_for_as_long_as_that_l
     server, watching, tmp_path, monkeypatch
 ):
     """Its shared memory, say: Triton tells of that as of a fault of the model."""
-    monkeypatch.setattr(patient, "ATTEMPTS", 1)
+    monkeypatch.setattr(restart_backoff, "ATTEMPTS", 1)
     monkeypatch.setattr(watch, "LONGEST_PAUSE_S", 1.0)
     full = tmp_path / "full"
     fills = f"if os.path.exists({str(full)!r}): raise OSError(28, os.strerror(28), os.urandom(4))"

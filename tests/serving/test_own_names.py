@@ -8,11 +8,11 @@ from click.testing import CliRunner
 from modelspec.layout import CONFIG_FILE, require_pipeline_name
 from modelspec.pbtxt import render
 from serving import canary, candidate
-from serving.bring import bring
+from serving.deployment import Deployment
 from serving.errors import PublishFailed
+from serving.import_pipeline import import_pipeline
 from serving.publish import publish
 from serving.repository import is_published, read_config
-from serving.target import Target
 from serving.versions import prune
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate.canary import command as canary_command
@@ -21,42 +21,42 @@ from tidegate.optimize import command as optimize_command
 
 
 @pytest.fixture
-def target(tmp_path):
+def deployment(tmp_path):
     repository = tmp_path / "model_repository"
     for add in (1, 2):
         publish(stage(repository, add), repository, MODELS)
-    return Target(repository, grace_s=0)
+    return Deployment(repository, grace_s=0)
 
 
-def _somebodys(target, name):
+def _somebodys(deployment, name):
     """A public model of that name, as an older Tidegate took it."""
-    folder = target.repository / name
-    shutil.copytree(target.repository / NAME, folder)
-    config = read_config(target.repository, NAME)
+    folder = deployment.repository / name
+    shutil.copytree(deployment.repository / NAME, folder)
+    config = read_config(deployment.repository, NAME)
     config.name = name
     (folder / CONFIG_FILE).write_text(render(config))
     return folder
 
 
-def test_a_model_that_is_called_like_a_canary_is_not_removed(target):
-    folder = _somebodys(target, "mood.v1")
-    assert canary.canaries(target.repository, NAME) == []
+def test_a_model_that_is_called_like_a_canary_is_not_removed(deployment):
+    folder = _somebodys(deployment, "mood.v1")
+    assert canary.canaries(deployment.repository, NAME) == []
     with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
-        canary.stop(target, NAME, 1)
+        canary.stop(deployment, NAME, 1)
     with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
-        canary.start(target, NAME, 1)
+        canary.start(deployment, NAME, 1)
     assert (folder / CONFIG_FILE).is_file()
 
 
-def test_a_canary_is_still_one(target):
-    assert canary.start(target, NAME, 1) == "mood.v1"
-    assert canary.canaries(target.repository, NAME) == [1]
-    canary.stop(target, NAME, 1)
-    assert not is_published(target.repository, "mood.v1")
+def test_a_canary_is_still_one(deployment):
+    assert canary.start(deployment, NAME, 1) == "mood.v1"
+    assert canary.canaries(deployment.repository, NAME) == [1]
+    canary.stop(deployment, NAME, 1)
+    assert not is_published(deployment.repository, "mood.v1")
 
 
-def test_the_commands_leave_it(target, monkeypatch, tmp_path):
-    folder = _somebodys(target, "mood.v1")
+def test_the_commands_leave_it(deployment, monkeypatch, tmp_path):
+    folder = _somebodys(deployment, "mood.v1")
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     for more in ([], ["--version", "1"]):
         run = CliRunner().invoke(canary_command, [NAME, "--weight", "0", "--grace", "0", *more])
@@ -64,30 +64,30 @@ def test_the_commands_leave_it(target, monkeypatch, tmp_path):
     assert folder.is_dir()
 
 
-def test_a_model_that_is_called_like_a_candidate_is_not_removed(target):
-    folder = _somebodys(target, "mood.candidate")
-    candidate.clear(target, NAME)
+def test_a_model_that_is_called_like_a_candidate_is_not_removed(deployment):
+    folder = _somebodys(deployment, "mood.candidate")
+    candidate.clear(deployment, NAME)
     assert folder.is_dir()
 
 
-def test_prune_leaves_a_member_that_clients_call(target):
-    config = read_config(target.repository, "mood_onnx")
+def test_prune_leaves_a_member_that_clients_call(deployment):
+    config = read_config(deployment.repository, "mood_onnx")
     config.parameters.pop("tidegate.internal")
-    (target.repository / "mood_onnx" / CONFIG_FILE).write_text(render(config))
-    gone, _ = prune(target, NAME, 1)
+    (deployment.repository / "mood_onnx" / CONFIG_FILE).write_text(render(config))
+    gone, _ = prune(deployment, NAME, 1)
     assert gone == ["mood/1"]
-    assert (target.repository / "mood_onnx" / "1").is_dir()
+    assert (deployment.repository / "mood_onnx" / "1").is_dir()
 
 
 @pytest.mark.parametrize("name", ["mood.v2", "mood.v10", "mood.candidate"])
-def test_such_a_name_is_refused_for_a_new_model(name, target, tmp_path):
+def test_such_a_name_is_refused_for_a_new_model(name, deployment, tmp_path):
     with pytest.raises(ValueError, match="choose another, such as 'mood_"):
         require_pipeline_name(name)
     run = CliRunner().invoke(convert_command, ["m.onnx", "--name", name])
     assert run.exit_code == 2
     assert "canaries" in run.output
     with pytest.raises(PublishFailed, match="canaries"):
-        bring(tmp_path, target, name=name)
+        import_pipeline(tmp_path, deployment, name=name)
 
 
 @pytest.mark.parametrize("name", ["mood.v", "mood.vi", "v2", "mood_v2", "mood.v2.1"])
@@ -98,6 +98,6 @@ def test_others_are_not(name):
 def test_optimize_removes_no_folder_outside_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     (tmp_path / "precious").mkdir()
-    asked = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "variants"]
+    asked = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "profiles"]
     assert CliRunner().invoke(optimize_command, asked).exit_code == 2
     assert (tmp_path / "precious").is_dir()

@@ -9,13 +9,13 @@ import pytest
 
 from modelspec.layout import staging_folder, version_folders
 from serving import manifest
+from serving.deployment import Deployment
 from serving.errors import PublishFailed, RepositoryBusy, Tampered
 from serving.lock import publishing
 from serving.pins import listed_versions
 from serving.publish import publish
 from serving.recovery import clear_up
 from serving.repository import active_members, active_version, read_config
-from serving.target import Target
 from serving.versions import prune, switch_to, versions
 from tests.serving.small_pipeline import MODELS, NAME, stage
 
@@ -26,8 +26,8 @@ def repository(tmp_path):
 
 
 @pytest.fixture
-def target(repository):
-    return Target(repository)
+def deployment(repository):
+    return Deployment(repository)
 
 
 def _publish(repository, *adds: float) -> int:
@@ -85,7 +85,7 @@ def test_an_engine_whose_tensors_changed_becomes_a_model_of_its_own(repository):
     publish(staged, repository, MODELS)
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx.g2": 1}
     assert listed_versions(read_config(repository, "mood_onnx")) == [1]
-    assert switch_to(Target(repository), NAME, 1) == 1
+    assert switch_to(Deployment(repository), NAME, 1) == 1
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 
@@ -135,65 +135,65 @@ def test_the_manifest_names_every_file_and_where_it_came_from(repository):
         (lambda r: (r / "mood/1/manifest.json").write_text("{"), "manifest.json is not a manifest"),
     ],
 )
-def test_a_tampered_file_is_refused_with_its_name(repository, target, spoil, file):
+def test_a_tampered_file_is_refused_with_its_name(repository, deployment, spoil, file):
     _publish(repository, 1, 2)
     spoil(repository)
     before = _state(repository)
     with pytest.raises(Tampered, match=file):
-        switch_to(target, NAME, 1)
+        switch_to(deployment, NAME, 1)
     assert _state(repository) == before
 
 
-def test_rollback_goes_to_the_version_before_and_forth_again(repository, target):
+def test_rollback_goes_to_the_version_before_and_forth_again(repository, deployment):
     _publish(repository, 1, 2, 3)
     after = _state(repository)
-    assert switch_to(target, NAME, None) == 2
+    assert switch_to(deployment, NAME, None) == 2
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 2}
     assert listed_versions(read_config(repository, "mood_onnx")) == [2]
-    assert switch_to(target, NAME, 1) == 1
+    assert switch_to(deployment, NAME, 1) == 1
     with pytest.raises(PublishFailed, match="no version before 1"):
-        switch_to(target, NAME, None)
+        switch_to(deployment, NAME, None)
     with pytest.raises(PublishFailed, match="no version 9: it has 1, 2, 3"):
-        switch_to(target, NAME, 9)
-    assert switch_to(target, NAME, 3) == 3
+        switch_to(deployment, NAME, 9)
+    assert switch_to(deployment, NAME, 3) == 3
     assert _state(repository) == after
 
 
-def test_versions_say_which_serves(repository, target):
+def test_versions_say_which_serves(repository, deployment):
     _publish(repository, 1, 2)
-    switch_to(target, NAME, 1)
+    switch_to(deployment, NAME, 1)
     found = versions(repository, NAME)
     assert [(each.number, each.is_active) for each in found] == [(1, True), (2, False)]
     assert found[1].members == {"mood_pre": 1, "mood_onnx": 2}
 
 
-def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, target):
+def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, deployment):
     _publish(repository, 1, 2, 3, 4)
-    switch_to(target, NAME, 1)
-    gone, freed = prune(target, NAME, keep=1)
+    switch_to(deployment, NAME, 1)
+    gone, freed = prune(deployment, NAME, keep=1)
     assert gone == ["mood/2", "mood/3", "mood_onnx/2", "mood_onnx/3"]
     assert freed > 0
     assert version_folders(repository / "mood_onnx") == [1, 4]
-    assert switch_to(target, NAME, 4) == 4
-    assert prune(target, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
-    assert prune(target, NAME, keep=1) == ([], 0)
+    assert switch_to(deployment, NAME, 4) == 4
+    assert prune(deployment, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
+    assert prune(deployment, NAME, keep=1) == ([], 0)
     assert _publish(repository, 9) == 5
 
 
 def test_prune_keeps_what_a_server_serves_still(repository):
     """One that a publication did not reach, or that nobody told of it."""
     _publish(repository, 0, 10, 20)
-    gone, _ = prune(Target(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
+    gone, _ = prune(Deployment(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
     assert gone == ["mood/2", "mood_onnx/2"]
     assert version_folders(repository / NAME) == [1, 3]
 
 
-def test_a_pipeline_that_was_put_there_by_hand_is_adopted(repository, target):
+def test_a_pipeline_that_was_put_there_by_hand_is_adopted(repository, deployment):
     _publish(repository, 1)
     for name in ("manifest.json", "config.pbtxt"):
         (repository / NAME / "1" / name).unlink()
     assert _publish(repository, 2) == 2
-    assert switch_to(target, NAME, 1) == 1
+    assert switch_to(deployment, NAME, 1) == 1
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 

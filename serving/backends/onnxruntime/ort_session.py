@@ -58,7 +58,7 @@ TENSORRT_PRECISIONS = {
     "BF16": {"trt_bf16_enable": "True"},
     "INT8": {"trt_int8_enable": "True"},
 }
-# Config files say 1 or true; the Python door of the TensorRT provider wants True.
+# Config files say 1 or true; the Python API of the TensorRT provider wants True.
 TENSORRT_FLAGS = (
     "_enable", "_native_calibration_table", "_subgraphs", "_engine_build", "_fallback",
     "_force_timing_cache", "_build_log", "trt_dump_ep_context_model",

@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from gateway.addons.redis_limits.store import RedisStore
 from gateway.limits.limiter import Limiter
+from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.redis_server import RedisServer
 
 
@@ -21,7 +21,7 @@ def server() -> Iterator[RedisServer]:
 async def limiter(server: RedisServer) -> AsyncIterator[Limiter]:
     """One gateway of two, with its limits in Redis."""
     made = Limiter(RedisStore(server.url), gateways=2)
-    await made.beat()
+    await made.heartbeat()
     try:
         yield made
     finally:

@@ -7,12 +7,12 @@ import asyncio
 import sys
 import time
 
-from gateway.addons.redis_limits import line as redis_line
-from gateway.addons.redis_limits import store as redis_store
-from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Limiter
+from gateway.limits.redis import connection as redis_line
+from gateway.limits.redis import store as redis_store
+from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
 
 RATE, BURST, AT_ONCE = 200, 50, 7
@@ -39,7 +39,7 @@ async def main(url: str, seconds: float, skew_s: float, timeout_s: float) -> Non
     redis_line.TIMEOUT_S = redis_store.TIMEOUT_S = timeout_s
     redis_store._LEASE_US = 2_000_000
     limiter = Limiter(RedisStore(url), gateways=GATEWAYS, clock=lambda: time.monotonic() + skew_s)
-    await limiter.beat()
+    await limiter.heartbeat()
     until = time.time() + seconds
     await asyncio.gather(*(hammer(limiter, until) for _ in range(TASKS)))
     await limiter.close()

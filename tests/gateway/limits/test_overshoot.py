@@ -94,5 +94,5 @@ async def test_what_a_killed_gateway_held_comes_back(limiter: Limiter, server: R
         limiter.redis.settle(lease, None)
         if outcome.used == [1.0]:
             break
-        assert time.monotonic() < deadline, "its places were not given back"
+        assert time.monotonic() < deadline, "its slots were not given back"
         await asyncio.sleep(0.2)

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter
+from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
 
@@ -180,7 +180,7 @@ async def test_slow(server: RedisServer):
     delays_s = [0.0]
     async with slow_way(server, delays_s) as port:
         limiter = Limiter(RedisStore(f"redis://127.0.0.1:{port}"), gateways=2)
-        await limiter.beat()
+        await limiter.heartbeat()
         assert await ask(limiter, [limit_of("key", "requests", 1, HOUR, 1)])
         assert not decides_alone(limiter)
         delays_s[0] = 0.2
@@ -194,7 +194,7 @@ async def test_slow(server: RedisServer):
 async def test_absent_from_the_start(server: RedisServer):
     server.kill()
     limiter = Limiter(RedisStore(server.url), gateways=2)
-    await limiter.beat()
+    await limiter.heartbeat()
     await assert_gives_out_its_share(limiter)
     server.start()
     await recovered(limiter)
@@ -207,7 +207,7 @@ async def test_no_password_in_what_is_logged(server: RedisServer, caplog: pytest
     with server.client() as client:
         client.config_set("requirepass", "another")
     limiter = Limiter(RedisStore(f"redis://:hunter2@127.0.0.1:{server.port}"))
-    await limiter.beat()
+    await limiter.heartbeat()
     assert await ask(limiter, ALL)
     assert "ill" in caplog.text
     assert "hunter2" not in caplog.text
@@ -219,7 +219,7 @@ async def test_a_line_whose_task_ends_is_begun_again(server, error, monkeypatch)
     """Whatever ended it: nobody waits for it for ever, and Redis decides again soon after."""
     counted = []
     limiter = Limiter(RedisStore(server.url, lambda: counted.append(1)), gateways=2)
-    await limiter.beat()
+    await limiter.heartbeat()
     line = limiter.redis._line
 
     async def fails(calls):

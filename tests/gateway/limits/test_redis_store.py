@@ -7,13 +7,13 @@ import random
 import pytest
 from redis.crc import key_slot
 
-from gateway.addons.redis_limits import line as redis_line
-from gateway.addons.redis_limits import store as redis_store
-from gateway.addons.redis_limits.store import RedisStore
 from gateway.errors import NoCapacity, QuotaExceeded
 from gateway.limits.limit import Check, Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter, LimitReached
 from gateway.limits.local import LocalStore
+from gateway.limits.redis import connection as redis_line
+from gateway.limits.redis import store as redis_store
+from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
 
@@ -114,7 +114,7 @@ async def test_what_a_dead_gateway_held_comes_back(
 ):
     monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
     dead = Limiter(RedisStore(server.url))
-    await dead.beat()
+    await dead.heartbeat()
     await dead.admit(checks_of(ALL, WHO, tokens=600)).__aenter__()
     assert await left_of(limiter, AT_ONCE) == 1
     await refused(limiter, [TOKENS], 1)
@@ -130,7 +130,7 @@ async def test_a_long_request_keeps_its_place(limiter: Limiter, monkeypatch: pyt
     async with limiter.admit(checks_of(ALL, WHO, tokens=500)) as admission:
         for _ in range(8):
             await asyncio.sleep(0.1)
-            await limiter.beat()
+            await limiter.heartbeat()
         assert await left_of(limiter, AT_ONCE) == 1
         admission.settle(600)
     await refused(limiter, [TOKENS], 1)
@@ -156,7 +156,7 @@ async def test_a_reservation_that_redis_forgot_is_not_given_back(
     async with limiter.admit(checks_of([TOKENS], WHO, tokens=500)) as admission:
         with server.client() as client:
             client.flushall()
-        await limiter.beat()
+        await limiter.heartbeat()
         admission.settle(100)
     assert await left_of(limiter, TOKENS) == 500
 
@@ -196,8 +196,8 @@ async def test_no_name_reaches_anothers_count(limiter: Limiter):
 async def test_gateways_are_counted(limiter: Limiter, server: RedisServer):
     others = [Limiter(RedisStore(server.url)) for _ in range(3)]
     for other in others:
-        await other.beat()
-    await limiter.beat()
+        await other.heartbeat()
+    await limiter.heartbeat()
     assert limiter.local.share == 1 / 4
     for other in others:
         await other.close()

@@ -10,9 +10,9 @@ from gateway.errors import (
     NoCapacity,
     TooLarge,
     Unauthenticated,
-    UpstreamBroke,
+    UpstreamError,
 )
-from gateway.http.exchange import ClientGone
+from gateway.http.request_context import ClientGone
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Limiter
 from tests.gateway.limits.made import limit_of
@@ -39,7 +39,7 @@ async def _left(error: BaseException | None, *, started: bool, counted: int | No
 
 
 BY_ITS_CALLER = [DeadlineExceeded("x"), asyncio.CancelledError(), ClientGone()]
-BY_US = [NoCapacity("x"), UpstreamBroke("x"), TooLarge("x")]
+BY_US = [NoCapacity("x"), UpstreamError("x"), TooLarge("x")]
 
 
 @pytest.mark.parametrize("error", BY_ITS_CALLER)
@@ -61,7 +61,7 @@ async def test_work_that_ended_well_costs_what_it_reserved():
 
 
 async def test_a_stream_whose_right_ended_is_interrupted_and_pays():
-    """``Guard.bounded`` cancels within, and raises its error outside of the admission."""
+    """``AccessControl.bounded`` cancels within, and raises its error outside of the admission."""
     limiter = Limiter(clock=lambda: 1000.0)
 
     async def stream():

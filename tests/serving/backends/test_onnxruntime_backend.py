@@ -347,7 +347,7 @@ class TestSessionOptions:
             "enable_mem_arena": "0",
             "enable_mem_pattern": "false",
             "session.intra_op.allow_spinning": "1",
-            "tidegate.face": "{}",
+            "tidegate.endpoint": "{}",
         }
         options = session_options(parameters(**given), pytest.fail)
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 0)

@@ -14,11 +14,15 @@ DEFAULT = Setting(2, 1, 64, 0, (16, 32, 64, 128, 256), 1)
 def test_every_move_turns_one_knob_within_what_is_legal():
     space = Space(DEFAULT, cores=4, lengths=[5, 7, 9, 40])
     seen = 0
-    for knob, others in space.moves(DEFAULT).items():
+    for serving_parameter, others in space.moves(DEFAULT).items():
         for each in others:
             seen += 1
             changed = {k for k, v in each.as_dict().items() if v != DEFAULT.as_dict()[k]}
-            wanted = {"instances", "threads"} if "threads" in knob else {knob.replace(" ", "_")}
+            wanted = (
+                {"instances", "threads"}
+                if "threads" in serving_parameter
+                else {serving_parameter.replace(" ", "_")}
+            )
             assert changed <= wanted | {"queue_delay_us"} and changed
             assert each.instances * each.threads <= THREADS_PER_CORE * 4
             assert each.max_batch <= DEFAULT.max_batch
@@ -61,7 +65,7 @@ def test_it_finds_what_two_knobs_bring_together():
 
     now, _ = search(Space(DEFAULT, 2, [9] * 50), value)
     assert (now.best.buckets[0], now.best.instances, now.best.threads) == (8, 1, 2)
-    assert [move.knob for move in now.moves] == ["buckets", "instances x threads"]
+    assert [move.serving_parameter for move in now.moves] == ["buckets", "instances x threads"]
     assert now.moves[1].ratio_before == pytest.approx(1.3)
     assert now.moves[1].ratio_after == now.ratio == pytest.approx(1.56)
 
@@ -113,7 +117,10 @@ def test_the_finalists_are_the_way_to_the_best():
     ("scores", "kept"),
     [
         ([Score(1.5), Score(1.8)], 1),
-        ([Score(1.5, 0.1), Score(1.6, 0.1)], 0),  # the second knob brings no more than noise
+        (
+            [Score(1.5, 0.1), Score(1.6, 0.1)],
+            0,
+        ),  # the second serving parameter brings no more than noise
         ([Score(1.5), None], 0),  # over the bound after all
         ([None, Score(1.4)], 1),
         ([Score(1.01), Score(0.9)], None),

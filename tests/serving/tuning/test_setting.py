@@ -24,8 +24,8 @@ def configs():
 def test_each_kind_of_pipeline_says_its_own_knobs(configs):
     buckets = (16, 32, 64, 128, 256)
     assert setting_of(configs) == Setting(2, 1, 64, 0, buckets, 1)
-    pictures = setting_of(configs_of("image_classification"))
-    assert (pictures.buckets, pictures.pre_instances) == (None, 2)
+    images = setting_of(configs_of("image_classification"))
+    assert (images.buckets, images.pre_instances) == (None, 2)
     small = {spec.name: to_proto(spec) for spec in pipeline(0).models}
     assert setting_of(small) == Setting(instances=2, max_batch=8, pre_instances=1)
 

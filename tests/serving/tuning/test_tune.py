@@ -8,6 +8,8 @@ import psutil
 import pytest
 
 from modelspec.layout import staging_folder
+from serving.config_profiles import TUNED, read_profiles
+from serving.deployment import Deployment
 from serving.errors import PublishFailed, ServingError
 from serving.launch import LaunchOptions, TritonServer
 from serving.leftovers import FOLDER
@@ -16,12 +18,10 @@ from serving.ports import Ports, free_ports
 from serving.publish import publish
 from serving.replica import Replica
 from serving.repository import read_config
-from serving.target import Target
 from serving.tuning.outcome import commit, is_of_another_engine, tuned_measurement, write_tuned
 from serving.tuning.setting import setting_of
 from serving.tuning.trial import FAILED, MEASURED, REFUSED, Trial
 from serving.tuning.tune import Job, tune
-from serving.variants import TUNED, read_variants
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online
 
@@ -126,7 +126,7 @@ def written(searched):
     winner = dataclasses.replace(trial, setting=setting, ratio=1.5)
     result = dataclasses.replace(searched.result, winner=winner, finals=[winner])
     repository = searched.job.repository
-    paths = write_tuned(Target(repository), result)
+    paths = write_tuned(Deployment(repository), result)
     assert sorted(paths) == [f"{model}/configs/tuned.pbtxt" for model in sorted(MODELS)]
     return result
 
@@ -160,14 +160,14 @@ def test_the_knobs_are_committed_without_the_batch_size(searched, written, monke
     options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
     with TritonServer(options) as server:
         server.control.load(NAME)
-        with online(server) as target:
+        with online(server) as deployment:
             with monkeypatch.context() as patched:
                 patched.setattr(Replica, "require_golden", _wrong)
                 with pytest.raises(PublishFailed, match="wrongly"):
-                    commit(target, written)
+                    commit(deployment, written)
             assert written_from(searched) == before
             assert server.control.config("mood_onnx").instance_group[0].count == 2
-            assert commit(target, written) == ["mood_onnx"]
+            assert commit(deployment, written) == ["mood_onnx"]
         assert server.control.config("mood_onnx").instance_group[0].count == 3
     now = written_from(searched)
     assert now["mood_onnx"].instance_group[0].count == 3
@@ -186,9 +186,9 @@ def test_it_says_when_another_engine_serves_than_was_measured(searched, written)
     repository = searched.job.repository
     measured = tuned_measurement(repository, NAME)
     assert is_of_another_engine(repository, NAME, measured)
-    assert list(read_variants(repository / "mood_onnx")) == [TUNED]
+    assert list(read_profiles(repository / "mood_onnx")) == [TUNED]
     with pytest.raises(ServingError, match="published anew"):
-        write_tuned(Target(repository), written)
+        write_tuned(Deployment(repository), written)
 
 
 def test_what_cannot_be_tuned_is_told(searched):

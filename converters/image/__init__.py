@@ -1,0 +1,1 @@
+"""Models that begin with an image."""

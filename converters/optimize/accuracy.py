@@ -1,0 +1,78 @@
+"""How a candidate's answers compare with the original's: the proof's own checks, and the task's
+metric over many real samples."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from converters.attempt import attempted
+from converters.closeness import Closeness
+from converters.proof import Check
+from converters.task import Reference, Task
+from converters.tolerance import INDEPENDENT, Tolerance, graded, tolerance
+
+# The checks of a proof that ask whether an answer depends on its company or its padding.
+INVARIANCE = ("batch", "padding")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``failed`` are the checks that are outside of the tolerance of the precision, as they read;
+    ``grade`` and ``invariant`` are about the batch, measured and not promised."""
+
+    closeness: Closeness
+    samples: int
+    failed: tuple[str, ...]
+    invariant: bool
+    grade: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Accuracy":
+        """What ``to_dict`` wrote."""
+        near = Closeness(**fields["closeness"])
+        return cls(**{**fields, "closeness": near, "failed": tuple(fields["failed"])})
+
+
+def compare(
+    task: Task, engine: Path, precision: str, reference: Reference, many: Reference
+) -> Accuracy:
+    """Prove the graph on ``reference``, and measure the task's metric on ``many``."""
+    allowed = measured_tolerance(task.name, precision)
+    checks = attempted("the graph", lambda: task.prove_graph(engine, _within(reference, allowed)))
+    about_batch = [check for check in checks if check.name.startswith(INVARIANCE)]
+    others = [check for check in checks if not check.name.startswith(INVARIANCE)]
+    invariant = bool(about_batch) and all(check.passed for check in about_batch)
+    return Accuracy(
+        closeness=task.closeness(engine, many),
+        samples=_rows(many),
+        failed=tuple(_failed(others)),
+        invariant=invariant,
+        grade=graded(0.0 if invariant else float("inf")),
+    )
+
+
+def measured_tolerance(task: str, precision: str) -> Tolerance:
+    """The precision's own; one that promises nothing about the batch is measured against what
+    counts as independent."""
+    limits = tolerance(task, precision)
+    return replace(limits, invariance=min(limits.invariance, INDEPENDENT))
+
+
+def _within(reference: Reference, allowed: Tolerance) -> Reference:
+    return replace(reference, tolerance=allowed)
+
+
+def _failed(checks: list[Check]) -> Iterator[str]:
+    return (check.line().removeprefix("FAIL ") for check in checks if not check.passed)
+
+
+def _rows(reference: Reference) -> int:
+    """How many samples the original has answered: the longest of its arrays."""
+    names = [name for name in ("texts", "names") if name in reference.answers]
+    if names:
+        return len(reference.answers[names[0]])
+    return max((len(each) for each in reference.answers.values() if each.ndim), default=0)

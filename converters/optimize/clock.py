@@ -1,0 +1,135 @@
+"""One form of a model in a process of its own: how fast, how much memory.
+
+    python -m converters.optimize.clock SPEC.json
+
+Then, on stdin, one line ``{"threads": 1, "rows": 8, "seconds": 0.2}`` at a time, each answered by a
+line of JSON: the times of single runs in seconds. The first line on stdout is what loading took.
+``converters.optimize.clocks`` is the other end; it asks several such processes in turn, so that
+whatever else the machine does hits all of them alike.
+"""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.runner import NO_SPINNING
+
+Feed = dict[str, np.ndarray]
+Run = Callable[[Feed, int], object]
+
+LEAST_RUNS = 3
+
+
+def main(spec_file: str) -> None:
+    spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    feeds = {int(rows): _feed(Path(path)) for rows, path in spec["feeds"].items()}
+    load = _graph if spec.get("engine") else _original
+    # Imports are the runtime's, not the model's.
+    importlib.import_module("onnxruntime" if spec.get("engine") else "torch")
+    idle = _resident_bytes()
+    _forget_peak()
+    run = load(spec)
+    run(feeds[max(feeds)], 1)
+    _say({"memory_bytes": max(0, _peak_bytes() - idle)})
+    for line in sys.stdin:
+        _say(_timed(run, feeds, json.loads(line)))
+
+
+def _timed(run: Run, feeds: dict[int, Feed], asked: dict[str, Any]) -> list[float]:
+    feed, threads = feeds[asked["rows"]], asked["threads"]
+    run(feed, threads)
+    times: list[float] = []
+    while len(times) < LEAST_RUNS or sum(times) < asked["seconds"]:
+        begun = time.perf_counter()
+        run(feed, threads)
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def _graph(spec: dict[str, Any]) -> Run:
+    """ONNX Runtime, a session for each number of threads, made when it is first asked for."""
+    import onnxruntime as ort
+
+    levels = {
+        "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }
+    sessions: dict[int, Any] = {}
+
+    def run(feed: Feed, threads: int) -> object:
+        if threads not in sessions:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.graph_optimization_level = levels[spec["level"]]
+            options.add_session_config_entry(NO_SPINNING, "0")
+            options.log_severity_level = 4
+            sessions[threads] = ort.InferenceSession(
+                spec["engine"], options, providers=["CPUExecutionProvider"]
+            )
+        return sessions[threads].run(None, feed)
+
+    return run
+
+
+def _original(spec: dict[str, Any]) -> Run:
+    """The model as its own framework runs it, eagerly."""
+    import torch
+
+    from converters.task import ConversionRequest
+
+    module, _, name = spec["task"].partition(":")
+    samples = spec["samples"] and Path(spec["samples"])
+    order = ConversionRequest(spec["name"], spec["source"], samples, spec["options"])
+    eager = getattr(importlib.import_module(module), name)(order).eager()
+
+    def run(feed: Feed, threads: int) -> object:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        with torch.inference_mode():
+            return eager(feed)
+
+    return run
+
+
+def _feed(path: Path) -> Feed:
+    """ONNX Runtime takes texts as objects."""
+    with np.load(path) as stored:
+        return {
+            name: values.astype(object) if values.dtype.kind == "U" else values
+            for name, values in stored.items()
+        }
+
+
+def _say(answer: object) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _forget_peak() -> None:
+    """The peak so far was that of the imports (5: man 5 proc, clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    return _status("VmHWM")
+
+
+def _resident_bytes() -> int:
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

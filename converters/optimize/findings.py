@@ -1,0 +1,128 @@
+"""What a run found: the pick, the reasons, and everything as JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from converters.cache import TOOLS
+from converters.optimize.candidates import LEVELS, ORIGINAL
+from converters.optimize.pareto import HEADLINE, NOISE, Allowed, Row, front, pick, refused_faster
+
+JSON_FILE = "optimize.json"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """``against`` is the form that the ratios are of: the original, or FP32 where that has no
+    framework of its own."""
+
+    name: str
+    task: str
+    rows: tuple[Row, ...]
+    samples: int
+    allowed: Allowed
+    against: str
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def forms(self) -> list[Row]:
+        """The candidates, fastest first; those without times last."""
+        rows = (row for row in self.rows if row.candidate.precision != ORIGINAL)
+        return sorted(rows, key=lambda row: -row.throughput)
+
+    @property
+    def front(self) -> list[Row]:
+        return front(self.rows)
+
+    @property
+    def chosen(self) -> Row | None:
+        return pick(self.rows, self.allowed)
+
+    @property
+    def refused(self) -> list[tuple[Row, str]]:
+        return refused_faster(self.rows, self.chosen, self.allowed)
+
+    @property
+    def left_out(self) -> list[Row]:
+        return [row for row in self.rows if row.why_not]
+
+    def level_hint(self) -> str:
+        """What to write into the config if another level is clearly faster; "" if none is."""
+        chosen = self.chosen
+        if chosen is None:
+            return ""
+        levels = [
+            row
+            for row in self.rows
+            if row.candidate.graph == chosen.candidate.graph and row.candidate.level != "all"
+        ]
+        best = max(levels, key=lambda row: row.throughput, default=None)
+        if best is None or best.throughput < (1 + NOISE) * chosen.throughput:
+            return ""
+        number = LEVELS[best.candidate.level]
+        return (
+            f"graph level {best.candidate.level} is {best.throughput / chosen.throughput:.2f} x as "
+            f"fast: optimization {{ graph {{ level: {number} }} }} in {self.name}_onnx/config.pbtxt"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain JSON types."""
+        chosen = self.chosen
+        return {
+            "name": self.name,
+            "task": self.task,
+            "machine": dict(self.machine),
+            "versions": {tool: version(tool) for tool in TOOLS},
+            "headline": HEADLINE.name,
+            "ratios_against": self.against,
+            "samples": self.samples,
+            "allowed": asdict(self.allowed),
+            "pick": chosen.candidate.name if chosen else None,
+            "front": [row.candidate.name for row in self.front],
+            "refused": {row.candidate.name: why for row, why in self.refused},
+            "not_measured": {row.candidate.name: row.why_not for row in self.left_out},
+            "level_hint": self.level_hint(),
+            "forms": [_form(row) for row in self.rows],
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write ``optimize.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (folder / JSON_FILE).write_text(text, encoding="utf-8")
+        return folder / JSON_FILE
+
+
+def _form(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.candidate.name,
+        **asdict(row.candidate),
+        "times": {cell: asdict(times) for cell, times in row.times.items()},
+        "ratios": dict(row.ratios),
+        "passes": row.passes,
+        "size_mb": row.size_mb,
+        "memory_mb": row.memory_mb,
+        "accuracy": row.accuracy.to_dict() if row.accuracy else None,
+        "why_not": row.why_not,
+    }
+
+
+def this_machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "architecture": platform.machine(),
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")

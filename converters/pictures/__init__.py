@@ -1,1 +1,0 @@
-"""Models that begin with a picture."""

@@ -1,0 +1,85 @@
+"""The vectors of sentence-transformers itself, computed in a process of its own.
+
+    python -m converters.text.embedding_oracle FOLDER QUESTIONS.json ANSWERS.npz
+
+The proof compares against this, never against code that Tidegate also serves with.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.original import ask, fp32_noise, places_again, require_no_past
+
+
+def embed(
+    folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
+) -> dict[str, np.ndarray]:
+    """``vectors`` FP32 [n, width], ``vectors_noise`` FP64 [width] and ``token_count`` INT32 [n];
+    ``long_vectors`` of the texts that are ``too_long``, cut to ``limit`` tokens as
+    sentence-transformers cuts them."""
+    questions = work_dir / "questions.json"
+    questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
+    module = "converters.text.embedding_oracle"
+    return ask(module, folder, questions, answers=work_dir / "oracle.npz")
+
+
+def main(folder: str, questions: str, answers: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    asked = json.loads(Path(questions).read_text())
+    model = _opened(SentenceTransformer, folder, asked["limit"])
+    vectors = _vectors(model, asked["texts"])
+    positions = places_again(len(asked["texts"]))
+    # The same once more, from a fresh one and in reverse: what it answers may not depend on that.
+    fresh = _opened(SentenceTransformer, folder, asked["limit"])
+    again = _vectors(fresh, [asked["texts"][place] for place in positions])
+    require_no_past(vectors, again, positions, asked["texts"])
+
+    def exact(positions: list[int]) -> dict[str, np.ndarray]:
+        return {"vectors": _vectors(fresh.double(), [asked["texts"][place] for place in positions])}
+
+    ids = [_ids(model, text) for text in asked["texts"]]
+    np.savez(
+        answers,
+        vectors=vectors.astype(np.float32),
+        **fp32_noise({"vectors": vectors}, exact),
+        token_count=np.array([len(row) for row in ids], dtype=np.int32),
+        token_ids=np.concatenate(ids).astype(np.int64),
+        long_token_ids=np.concatenate([_ids(model, text) for text in asked["too_long"]]),
+        long_vectors=_vectors(model, asked["too_long"]).astype(np.float32),
+    )
+
+
+def _ids(model: Any, text: str) -> np.ndarray:
+    """The tokens that ``encode`` gives the model, INT64 [length]."""
+    return np.asarray(model.preprocess([text])["input_ids"], dtype=np.int64).reshape(-1)
+
+
+def _opened(kind: Any, folder: str, limit: int) -> Any:
+    model = kind(
+        folder,
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=False,
+        # A folder of half precision is asked in FP32 too, as it is converted.
+        model_kwargs={"dtype": "float32"},
+    )
+    if type(model[0]).__name__ == "StaticEmbedding":
+        model[0].tokenizer.enable_truncation(limit)  # it has no length of its own
+        return model.float()
+    model.max_seq_length = limit
+    return model
+
+
+def _vectors(model: Any, texts: list[str]) -> np.ndarray:
+    """One text at a time: the original, untouched by batching or padding."""
+    rows = [model.encode([text], show_progress_bar=False) for text in texts]
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

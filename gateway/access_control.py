@@ -1,0 +1,270 @@
+"""The policy, joined: who is calling, what they may do, how much, and the record of it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gateway.errors import GatewayError, Internal
+from gateway.http.request_context import RequestContext
+from gateway.identity.callers import Callers
+from gateway.identity.keys import KeyRing
+from gateway.identity.principal import Principal
+from gateway.limits.limit import Check, Subject, checks_of
+from gateway.limits.limiter import Admission, Limiter
+from gateway.limits.shared_slots import SharedSlots
+from gateway.metrics import Metrics
+from gateway.models.catalogue import Model
+from gateway.open_streams import OpenStreams
+from gateway.policy.access import Access
+from gateway.policy.gateway_toml import PolicyError, Rules
+from gateway.policy.reload import PolicyFile
+from gateway.policy.taken import Taken
+from gateway.settings import Settings
+from gateway.supervision import Supervisor
+
+log = logging.getLogger("gateway")
+# Real text has about four bytes a token; a reservation is settled with the true number.
+BYTES_A_TOKEN = 4
+# At the start gateway.toml must not have changed for so long, if that comes to pass in a few looks.
+STEADY_S, STEADY_LOOKS = 1.0, 50
+
+
+class AccessControl:
+    """One for each worker. Everything that it decides from is in memory, and swapped whole."""
+
+    def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
+        self._supervisor, self._metrics = supervisor, metrics
+        self.keys = KeyRing(settings.keys_file, settings.pepper_file, kept=settings.kept_keys)
+        self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
+        self.callers = Callers(self.keys, self.policy.current.rules)
+        self._settings = settings
+        self._taken = Taken(settings.state_folder, settings.policy_file)
+        self._audit: Any = None  # begun by the first policy that wants a record
+        self._unread: dict[str, str] = {}  # files that are there and cannot be read, and why
+        supervisor.watch("policy_files", self)
+        self.limiter = _limiter(settings, supervisor)
+        self._streams = OpenStreams(self._caller, self.limiter, _checks)
+
+    async def open(self) -> None:
+        """Read the keys and the policy; PolicyError when the policy is wrong at the start, and no
+        process before this one kept another."""
+        for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
+            if self.policy.age_s() > STEADY_S:
+                break
+            await asyncio.sleep(STEADY_S / 10)
+        self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
+        self._refresh_policy(is_start=True)
+        self._adopt()
+        self._taken.say(self.policy.current.version)
+        await self.limiter.heartbeat()
+
+    async def close(self) -> None:
+        self._taken.close()
+        await self.limiter.close()
+        if self._audit:
+            await asyncio.to_thread(self._audit.close)
+
+    def refresh(self) -> bool:
+        """Follow the files; whether other rules are in force now. What is wrong is logged once, and
+        the state before stays in force."""
+        self._refresh_keys()
+        before = self.policy.current
+        self._refresh_policy()
+        if self.policy.current is before:
+            return False
+        self._adopt()
+        self._taken.say(self.policy.current.version)
+        log.info("gateway.toml read again: version %s", self.policy.current.version)
+        if self.policy.pending_s:
+            log.info(
+                "gateway.toml: what it gives more than before is in force in %.0f s, if the file "
+                "does not change until then",
+                self.policy.pending_s,
+            )
+        return True
+
+    def fault(self) -> str:
+        """Which of the files cannot be read: what they take away is not known."""
+        return "; ".join(self._unread.values())
+
+    def revive(self) -> bool:
+        return False  # each round tries again
+
+    def _refresh_keys(self) -> None:
+        """Each file by itself: one that cannot be read must not hold up the other."""
+        try:
+            if self.keys.refresh():
+                log.info("keys read again")
+            if not self.keys.is_refused:
+                self._unread.pop("keys.toml", None)
+        except OSError as error:
+            self._cannot_read("keys.toml", error, "keys")
+        except ValueError as error:  # TOMLDecodeError too
+            if not self.keys.generation:  # there are none before it: nobody would be let in
+                self._cannot_read("keys.toml", error, "keys")
+                return
+            self._unread.pop("keys.toml", None)
+            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+
+    def _refresh_policy(self, *, is_start: bool = False) -> None:
+        try:
+            self.policy.refresh()
+            self._unread.pop("gateway.toml", None)
+        except OSError as error:
+            if is_start and not self.policy.has_kept:
+                raise
+            self._cannot_read("gateway.toml", error, "policy")
+        except PolicyError as error:
+            if is_start and not self.policy.has_kept:
+                raise
+            self._unread.pop("gateway.toml", None)
+            log.error("%s; the policy before it stays in force", error)
+
+    def _cannot_read(self, name: str, error: Exception, what: str) -> None:
+        """Said once for each trouble; until it is over the gateway is not ready."""
+        why = f"{name} cannot be read: {error}"
+        if self._unread.get(name) != why:
+            log.error("%s; the %s before stay in force", why, what)
+        self._unread[name] = why
+
+    def _adopt(self) -> None:
+        rules, settings = self.policy.current.rules, self._settings
+        self.callers.apply(rules)
+        self._warn_of_shares(rules)
+        if rules.audit.record != "off" and self._audit is None:
+            from gateway.audit.log import AuditLog
+
+            self._audit = AuditLog(
+                settings.state_folder, settings.pepper_file, self._metrics.audit_trouble
+            )
+            self._audit.start()
+            self._supervisor.watch("audit", self._audit)
+
+    def _warn_of_shares(self, rules: Rules) -> None:
+        """Say which limits are smaller than what the processes that count alone let through."""
+        settings = self._settings
+        processes = settings.workers * settings.gateways
+        if settings.redis_url or processes == 1:
+            return
+        for limit in rules.limits:
+            alone = settings.gateways if limit.kind == "concurrency" else processes
+            if limit.capacity < alone:
+                log.warning(
+                    "limits: %s processes count by themselves, and each lets one request through: "
+                    "together that is more than your %s allows at once; set TIDEGATE_REDIS_URL",
+                    alone,
+                    limit.described,
+                )
+
+    async def identify(self, context: RequestContext) -> None:
+        """Put the caller and the rules that hold for this request into the context."""
+        context.refuse_twice()
+        context.principal = await self._caller(context)
+
+    async def _caller(self, context: RequestContext) -> Principal:
+        """Who is calling, as of now."""
+        return await self.callers.identify(context.scope, context.authorization())
+
+    def admit(self, context: RequestContext, model: Model, reserved: float = 0) -> Admission:
+        """``async with`` it around the work: LimitReached when the caller's limits are used up.
+        ``reserved`` tokens are taken until the true number is settled."""
+        principal = context.principal
+        if principal is None:
+            raise Internal("a model was called without an identity: report the request id")
+        context.model = model.name
+        if not reserved and model.counts_tokens:
+            reserved = context.body_bytes / BYTES_A_TOKEN
+        checks = _checks(context.access, principal, model.name, reserved)
+        admission = context.admission = self.limiter.admit(checks, context)
+        admission.model = model.name
+        return admission
+
+    @contextmanager
+    def watching(
+        self,
+        context: RequestContext,
+        end: Callable[[GatewayError], None],
+        models: Callable[[], Iterable[str]],
+        admissions: Callable[[], Iterable[Admission]],
+    ) -> Iterator[None]:
+        """Around a stream: ``end`` is called, once, within two seconds after its caller's right to
+        it has ended: the key or token, the rules for one of ``models()``, or limits that its
+        ``admissions()`` no longer fit into. The context's principal and access follow what is in
+        force, so that what comes on the stream later is judged by that."""
+        with self._streams.watching(context, end, models, admissions):
+            yield
+
+    @contextmanager
+    def bounded(self, context: RequestContext) -> Iterator[None]:
+        """``watching`` for a block of one coroutine, about one model: it is interrupted, and the
+        error raised in its place."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        before, found = task.cancelling(), []
+
+        def end(error: GatewayError) -> None:
+            found.append(error)
+            task.cancel()
+
+        with self.watching(
+            context,
+            end,
+            lambda: (context.model,),
+            lambda: (context.admission,) if context.admission else (),
+        ):
+            try:
+                yield
+            except asyncio.CancelledError:
+                if found and task.uncancel() <= before:
+                    raise found[0] from None
+                raise
+
+    async def check_streams(self) -> None:
+        """End the streams whose callers have no right to them any more; to be called four times a
+        second."""
+        if len(self._streams):
+            self.callers.keep_fresh()
+        access = self.policy.current.access
+        await self._streams.check(access, (access, self.callers.generation))
+
+    def meter(self, admission: Admission | None, model: Model) -> Any:
+        """What settles the admission with the tokens that the model's answers say they cost; None
+        where no limit of tokens binds: nothing is read of the answers then."""
+        if admission is None or not model.counts_tokens or not admission.counts_tokens:
+            return None
+        from gateway.limits.metering import Meter
+
+        return Meter(admission, model)
+
+    def record(self, context: RequestContext, status: int) -> None:
+        """One line of the audit log, if the policy wants this decision in it."""
+        if self._audit:
+            self._audit.note(context, status, self.policy.current.rules.audit.record)
+
+
+def _checks(access: Access, principal: Principal, model: str, tokens: float = 0) -> Sequence[Check]:
+    """What the limits ask of one request of this caller for this model."""
+    limits = access.limits(principal, model)
+    if not limits:
+        return ()
+    return checks_of(limits, Subject(principal.tenant, principal.id, model), tokens)
+
+
+def _limiter(settings: Settings, supervisor: Supervisor) -> Limiter:
+    processes = settings.workers * settings.gateways
+    if settings.redis_url:
+        from gateway.limits.redis.store import RedisStore
+
+        store = RedisStore(
+            settings.redis_url, lambda: supervisor.restarted("redis_limits", "had ended")
+        )
+        return Limiter(store, processes)
+    shared_slots = None
+    if settings.workers > 1:
+        try:
+            shared_slots = SharedSlots(settings.state_folder / "slots.lock")
+        except OSError as error:
+            log.warning("limits: each worker counts by itself: %s", error)
+    return Limiter(None, processes, shared_slots=shared_slots, machine=1 / settings.gateways)

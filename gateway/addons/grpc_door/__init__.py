@@ -1,1 +1,0 @@
-"""The gRPC door: stock clients of Triton's own gRPC, under the policy of the other doors."""

@@ -1,1 +1,0 @@
-"""Short models over Triton's HTTP/1.1 door."""

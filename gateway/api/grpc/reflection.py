@@ -1,0 +1,233 @@
+"""Server reflection: what grpcurl and its like ask a server for, to need no .proto files.
+
+It tells what is offered here and nothing else: of Triton's service not the methods that are
+refused.
+Both versions of the protocol have the same messages, which are made here: grpcio brings none.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from gateway.errors import InvalidRequest, TooLarge
+
+VERSIONS = ("v1", "v1alpha")
+MESSAGE_BYTES = 4096
+ANSWERS = 1000  # of one stream
+_Field = descriptor_pb2.FieldDescriptorProto
+_TEXT, _BYTES, _INT = _Field.TYPE_STRING, _Field.TYPE_BYTES, _Field.TYPE_INT32
+# message -> its fields: (name, number, type or name of a message, whether there are several)
+_MESSAGES: dict[str, tuple[tuple[str, int, Any, bool], ...]] = {
+    "ExtensionRequest": (
+        ("containing_type", 1, _TEXT, False),
+        ("extension_number", 2, _INT, False),
+    ),
+    "ServerReflectionRequest": (
+        ("host", 1, _TEXT, False),
+        ("file_by_filename", 3, _TEXT, False),
+        ("file_containing_symbol", 4, _TEXT, False),
+        ("file_containing_extension", 5, "ExtensionRequest", False),
+        ("all_extension_numbers_of_type", 6, _TEXT, False),
+        ("list_services", 7, _TEXT, False),
+    ),
+    "FileDescriptorResponse": (("file_descriptor_proto", 1, _BYTES, True),),
+    "ExtensionNumberResponse": (
+        ("base_type_name", 1, _TEXT, False),
+        ("extension_number", 2, _INT, True),
+    ),
+    "ServiceResponse": (("name", 1, _TEXT, False),),
+    "ListServiceResponse": (("service", 1, "ServiceResponse", True),),
+    "ErrorResponse": (("error_code", 1, _INT, False), ("error_message", 2, _TEXT, False)),
+    "ServerReflectionResponse": (
+        ("valid_host", 1, _TEXT, False),
+        ("original_request", 2, "ServerReflectionRequest", False),
+        ("file_descriptor_response", 4, "FileDescriptorResponse", False),
+        ("all_extension_numbers_response", 5, "ExtensionNumberResponse", False),
+        ("list_services_response", 6, "ListServiceResponse", False),
+        ("error_response", 7, "ErrorResponse", False),
+    ),
+}
+_ONE_OF = {
+    "ServerReflectionRequest": "message_request",
+    "ServerReflectionResponse": "message_response",
+}
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def service_name(version: str) -> str:
+    return f"grpc.reflection.{version}.ServerReflection"
+
+
+class Reflection:
+    """``methods`` are those of Triton's service that are offered."""
+
+    def __init__(self, methods: Collection[str]) -> None:
+        offered = _copy(service_pb2.DESCRIPTOR)
+        for place in reversed(range(len(offered.service[0].method))):
+            if offered.service[0].method[place].name not in methods:
+                del offered.service[0].method[place]
+        files = [offered, _health_file(), *map(_reflection_file, VERSIONS)]
+        self._files = {file.name: file for file in (*_needed(service_pb2.DESCRIPTOR), *files)}
+        self.services = sorted(_services(files))
+        self._symbols = {name: file.name for file in self._files.values() for name in _names(file)}
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(_reflection_file("v1"))
+        found = pool.FindMessageTypeByName
+        self._request: Any = message_factory.GetMessageClass(
+            found("grpc.reflection.v1.ServerReflectionRequest")
+        )
+        self._response: Any = message_factory.GetMessageClass(
+            found("grpc.reflection.v1.ServerReflectionResponse")
+        )
+
+    async def run(self, call: Any, idle_s: float) -> None:
+        """Answer until the client has no more questions. TimeoutError after ``idle_s`` without one;
+        InvalidRequest and TooLarge for what is none."""
+        for _ in range(ANSWERS):
+            async with asyncio.timeout(idle_s):
+                data = await call.read()
+                if data is grpc.aio.EOF:
+                    return
+                answer = self.answer(data)
+                # It fails when the client has left: gRPC then cancels this task.
+                with contextlib.suppress(grpc.aio.BaseError):
+                    await call.write(answer)
+        raise InvalidRequest(f"{ANSWERS} questions were answered: open another stream for more")
+
+    def answer(self, data: bytes) -> bytes:
+        if len(data) > MESSAGE_BYTES:
+            raise TooLarge(f"the message is over {MESSAGE_BYTES} bytes: send a smaller one")
+        try:
+            request = self._request.FromString(data)
+        except DecodeError:
+            raise InvalidRequest("the message is not a ServerReflectionRequest") from None
+        response = self._response(valid_host=request.host, original_request=request)
+        self._fill(request, response)
+        answer: bytes = response.SerializeToString()
+        return answer
+
+    def _fill(self, request: Any, response: Any) -> None:
+        asked = request.WhichOneof("message_request")
+        if asked == "list_services":
+            for name in self.services:
+                response.list_services_response.service.add(name=name)
+        elif asked == "all_extension_numbers_of_type" and (
+            request.all_extension_numbers_of_type in self._symbols
+        ):
+            response.all_extension_numbers_response.base_type_name = (
+                request.all_extension_numbers_of_type
+            )
+        else:
+            name = self._file_for(asked, request)
+            if name in self._files:
+                files = self._with_needed(name)
+                response.file_descriptor_response.file_descriptor_proto.extend(files)
+            else:
+                response.error_response.error_code = _NOT_FOUND
+                response.error_response.error_message = "there is no such thing here"
+
+    def _file_for(self, asked: str | None, request: Any) -> str:
+        if asked == "file_by_filename":
+            return str(request.file_by_filename)
+        if asked == "file_containing_symbol":
+            return self._symbols.get(request.file_containing_symbol, "")
+        return ""  # nothing here has extensions
+
+    def _with_needed(self, name: str) -> list[bytes]:
+        """The file and all that it imports, each once."""
+        names = [name]
+        for each in names:
+            names += [need for need in self._files[each].dependency if need not in names]
+        return [self._files[each].SerializeToString() for each in names]
+
+
+def _copy(file: Any) -> descriptor_pb2.FileDescriptorProto:
+    copy = descriptor_pb2.FileDescriptorProto()
+    file.CopyToProto(copy)
+    return copy
+
+
+def _needed(file: Any) -> Iterable[descriptor_pb2.FileDescriptorProto]:
+    for each in file.dependencies:
+        yield from _needed(each)
+        yield _copy(each)
+
+
+def _services(files: Iterable[Any]) -> Iterable[str]:
+    for file in files:
+        yield from (f"{file.package}.{service.name}" for service in file.service)
+
+
+def _names(file: descriptor_pb2.FileDescriptorProto) -> Iterable[str]:
+    """What a file defines, by full name."""
+    outer: list[tuple[str, Any, Any]] = [(file.package, file.message_type, file.enum_type)]
+    for prefix, messages, enums in outer:
+        for each in (*messages, *enums):
+            yield f"{prefix}.{each.name}"
+        outer += [(f"{prefix}.{m.name}", m.nested_type, m.enum_type) for m in messages]
+    for service in file.service:
+        name = f"{file.package}.{service.name}"
+        yield name
+        yield from (f"{name}.{method.name}" for method in service.method)
+
+
+def _reflection_file(version: str) -> descriptor_pb2.FileDescriptorProto:
+    package = f"grpc.reflection.{version}"
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"grpc/reflection/{version}/reflection.proto", package=package, syntax="proto3"
+    )
+    for name, fields in _MESSAGES.items():
+        _add_message(file, name, fields)
+    method = file.service.add(name="ServerReflection").method.add(name="ServerReflectionInfo")
+    method.input_type = f".{package}.ServerReflectionRequest"
+    method.output_type = f".{package}.ServerReflectionResponse"
+    method.client_streaming = method.server_streaming = True
+    return file
+
+
+def _health_file() -> descriptor_pb2.FileDescriptorProto:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="grpc/health/v1/health.proto", package="grpc.health.v1", syntax="proto3"
+    )
+    _add_message(file, "HealthCheckRequest", (("service", 1, _TEXT, False),))
+    response = file.message_type.add(name="HealthCheckResponse")
+    statuses = response.enum_type.add(name="ServingStatus")
+    for number, status in enumerate(("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")):
+        statuses.value.add(name=status, number=number)
+    response.field.add(
+        name="status",
+        number=1,
+        type=_Field.TYPE_ENUM,
+        label=_Field.LABEL_OPTIONAL,
+        type_name=".grpc.health.v1.HealthCheckResponse.ServingStatus",
+    )
+    service = file.service.add(name="Health")
+    for name, streams in (("Check", False), ("Watch", True)):
+        service.method.add(
+            name=name,
+            input_type=".grpc.health.v1.HealthCheckRequest",
+            output_type=".grpc.health.v1.HealthCheckResponse",
+            server_streaming=streams,
+        )
+    return file
+
+
+def _add_message(file: Any, name: str, fields: Iterable[tuple[str, int, Any, bool]]) -> None:
+    message = file.message_type.add(name=name)
+    if name in _ONE_OF:
+        message.oneof_decl.add(name=_ONE_OF[name])
+    for field, number, kind, several in fields:
+        made = message.field.add(name=field, number=number)
+        made.label = _Field.LABEL_REPEATED if several else _Field.LABEL_OPTIONAL
+        if isinstance(kind, str):
+            made.type, made.type_name = _Field.TYPE_MESSAGE, f".{file.package}.{kind}"
+        else:
+            made.type = kind
+        if name in _ONE_OF and field not in ("host", "valid_host", "original_request"):
+            made.oneof_index = 0

@@ -1,0 +1,184 @@
+"""The firewall for gRPC: what is checked, and what Triton is told, are as over HTTP."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from gateway.api.grpc.elements import MAX_STRINGS, count_elements, too_many_strings
+from gateway.api.grpc.wire import Parts
+from gateway.api.v2.request import (
+    check_output,
+    refuse_shared_memory,
+)
+from gateway.errors import InvalidRequest
+from gateway.models.catalogue import Model
+from gateway.models.tensors import MAX_STRINGS as MAX_RAW_STRINGS
+from gateway.models.tensors import (
+    NUMPY,
+    Tensor,
+    check_count,
+    check_model,
+    check_names,
+    check_shape,
+    check_size,
+)
+from gateway.models.tensors import too_many_strings as too_many_raw_strings
+from gateway.models.v2_request import CLASSIFICATION, DROPPED, DROPPED_PREFIX
+
+# The field of InferTensorContents that holds a datatype; FP16 and BF16 have none.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+FIELD_NUMBERS = {
+    field.name: field.number for field in service_pb2.InferTensorContents.DESCRIPTOR.fields
+}
+# With it Triton says when a stream has ended: Triton's own clients may ask for it.
+_EMPTY_FINAL = "triton_enable_empty_final_response"
+_NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
+MAX_NARROW = 2**17  # of a request: each is looked at: 20 ms, in which nobody else is answered
+
+
+def check_request(parts: Parts, model: Model) -> None:
+    """InvalidRequest unless the model takes this request; parameters that Triton is not told go."""
+    header = parts.header
+    _settle_parameters(header.parameters)
+    check_count(model, len(header.inputs))
+    if header.inputs:
+        check_names(model, [tensor.name for tensor in header.inputs])
+    for tensor in header.inputs:
+        refuse_shared_memory(tensor.parameters)
+        tensor.ClearField("parameters")
+    check_model(model, _tensors(header.inputs, parts))
+    _check_outputs(model, header.outputs)
+
+
+def timeout_s(parts: Parts) -> float | None:
+    """V2's ``timeout`` (microseconds), to be asked for before ``check_request`` drops it."""
+    parameters = parts.header.parameters
+    timeout_us = parameters["timeout"].int64_param if "timeout" in parameters else 0
+    return timeout_us / 1e6 if timeout_us > 0 else None
+
+
+def _settle_parameters(parameters: Any) -> None:
+    refuse_shared_memory(parameters)
+    for key in list(parameters):
+        if key in DROPPED or (key.startswith(DROPPED_PREFIX) and key != _EMPTY_FINAL):
+            del parameters[key]
+
+
+def _tensors(inputs: Sequence[Any], parts: Parts) -> list[Tensor]:
+    if not inputs:
+        raise InvalidRequest("'inputs' must have at least one tensor")
+    raws = parts.raws
+    if raws and len(raws) != len(inputs):
+        raise InvalidRequest(f"there are {len(inputs)} inputs, but {len(raws)} raw_input_contents")
+    tensors = [
+        Tensor(
+            entry.name,
+            entry.datatype,
+            check_shape(entry.name, list(entry.shape)),
+            raws[place] if raws else b"",
+        )
+        for place, entry in enumerate(inputs)
+    ]
+    _check_looked_at(tensors, is_raw=bool(raws))
+    for place, (entry, tensor) in enumerate(zip(inputs, tensors, strict=True)):
+        is_large, is_small = place in parts.contents, entry.HasField("contents")
+        if (is_large and is_small) or (raws and (is_large or is_small)):
+            raise InvalidRequest(
+                f"input {entry.name!r} has both contents and raw_input_contents, or its contents "
+                "twice: send them once"
+            )
+        if is_large:
+            _check_large_contents(tensor, parts.contents[place])
+        elif not raws:
+            _check_contents(tensor, entry.contents)
+        else:
+            check_size(tensor)
+    return tensors
+
+
+def _check_looked_at(tensors: Sequence[Tensor], *, is_raw: bool) -> None:
+    """InvalidRequest where the elements that are looked at one by one are too many for one
+    request."""
+    strings = narrow = 0
+    for tensor in tensors:
+        if tensor.dtype == "BYTES":
+            strings += math.prod(tensor.shape)
+            if is_raw and strings > MAX_RAW_STRINGS:
+                raise too_many_raw_strings(tensor.name)
+        elif tensor.dtype in _NARROW and not is_raw:
+            narrow += math.prod(tensor.shape)
+            if narrow > MAX_NARROW:
+                raise InvalidRequest(
+                    f"input {tensor.name!r}: at most {MAX_NARROW} elements of 8 and 16 bits go in "
+                    f"{_CONTENTS[tensor.dtype]}: send them in raw_input_contents"
+                )
+    if not is_raw and strings > MAX_STRINGS:
+        raise too_many_strings()
+
+
+def _check_contents(tensor: Tensor, contents: Any) -> None:
+    """As ``check_size``, for elements that are protobuf's own values."""
+    wanted = _contents_field(tensor)
+    given = {field.name: values for field, values in contents.ListFields()}
+    values = given.pop(wanted, ())
+    count = math.prod(tensor.shape)
+    if given or len(values) != count:
+        raise _wrong_count(tensor, wanted, count, len(values))
+    if tensor.dtype in _NARROW and values:
+        _check_narrow(tensor, values)
+
+
+def _check_large_contents(tensor: Tensor, contents: memoryview) -> None:
+    """The same, without making an object of each element."""
+    wanted = _contents_field(tensor)
+    count = math.prod(tensor.shape)
+    held = count_elements(contents, wanted, FIELD_NUMBERS[wanted])
+    if held != count:
+        raise _wrong_count(tensor, wanted, count, held)
+    if tensor.dtype in _NARROW:
+        parsed = service_pb2.InferTensorContents.FromString(bytes(contents))
+        _check_narrow(tensor, getattr(parsed, wanted))
+
+
+def _contents_field(tensor: Tensor) -> str:
+    wanted = _CONTENTS.get(tensor.dtype)
+    if wanted is None:
+        raise InvalidRequest(
+            f"input {tensor.name!r}: {tensor.dtype} goes in raw_input_contents only"
+        )
+    return wanted
+
+
+def _wrong_count(tensor: Tensor, wanted: str, count: int, held: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"input {tensor.name!r}: shape {list(tensor.shape)} {tensor.dtype} needs {count} "
+        f"elements in {wanted}, but the request carries {held}"
+    )
+
+
+def _check_narrow(tensor: Tensor, values: Sequence[int]) -> None:
+    limits = np.iinfo(NUMPY[tensor.dtype])
+    if min(values) < limits.min or max(values) > limits.max:
+        raise InvalidRequest(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
+
+
+def _check_outputs(model: Model, outputs: Iterable[Any]) -> None:
+    names: set[str] = set()
+    for output in outputs:
+        check_output(model, output.name, names)
+        names.add(output.name)
+        refuse_shared_memory(output.parameters)
+        for key in [key for key in output.parameters if key != CLASSIFICATION]:
+            del output.parameters[key]

@@ -1,0 +1,79 @@
+"""``/internal/decide``: whether nginx may pass a gRPC call straight on to Triton (docs/grpc.md).
+
+nginx does not see the message, so nothing here or there knows which model it names: the call is
+allowed only to a caller who may use every model. Nor does it hear when the call ends: requests are
+counted, concurrency and tokens are not.
+"""
+
+from urllib.parse import quote
+
+from tritonclient.grpc import service_pb2
+
+from gateway.api.grpc.status import STATUS
+from gateway.core import Gateway
+from gateway.errors import Forbidden, GatewayError, NotFound
+from gateway.http.handler import Reply, needs
+from gateway.http.request_context import RequestContext
+from gateway.limits.limit import Subject, checks_of
+from gateway.listening import peer_address
+
+PATH = "/internal/decide"
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+METHOD = b"x-tidegate-method"  # the call's path, which nginx tells
+# What the locations of deploy/nginx let through.
+ACTIONS = {
+    f"/{SERVICE.full_name}/{name}": action
+    for action, names in (
+        ("read", "ServerLive ServerReady ServerMetadata"),
+        ("read", "ModelReady ModelMetadata ModelConfig ModelStatistics"),
+        ("infer", "ModelInfer ModelStreamInfer"),
+    )
+    for name in names.split()
+}
+_ANY = "\0any"  # stands for the internal models, and those that are yet to come
+
+
+class NginxApi:
+    """On the gateway's HTTP listener, which answers 401 by itself."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    @needs("read")
+    async def decide(self, context: RequestContext) -> Reply:
+        """204, or 403 with the gRPC status: ``auth_request`` knows no other refusal."""
+        client = context.scope.get("client")
+        if not client or not peer_address(client[0]).is_loopback:
+            raise NotFound(f"there is no {PATH}: see /docs for what there is")
+        try:
+            await self._admit(context)
+        except GatewayError as error:
+            return _refusal(error)
+        return Reply(204, b"")
+
+    async def _admit(self, context: RequestContext) -> None:
+        action = ACTIONS.get(context.headers.get(METHOD, b"").decode("latin-1"))
+        if action is None or context.principal is None:
+            raise Forbidden("this method is not offered through the gateway")
+        context.require(action)
+        for name in (*self.gateway.catalogue.models, _ANY):
+            if not context.access.allowed(context.principal, action, name):
+                raise Forbidden(
+                    "this port is for callers who may use every model: use the gateway's gRPC port"
+                )
+        limits = context.access.limits(context.principal, "") if action == "infer" else ()
+        subject = Subject(context.principal.tenant, context.principal.id, "")
+        counted = checks_of([each for each in limits if each.kind == "requests"], subject)
+        async with self.gateway.access_control.limiter.admit(counted):
+            pass
+
+
+def _refusal(error: GatewayError) -> Reply:
+    headers = [
+        (b"tidegate-grpc-status", str(STATUS[error.code].value[0]).encode()),
+        (b"tidegate-grpc-message", quote(error.message, safe=" ':,`").encode()),
+        (b"tidegate-code", error.code.encode()),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    return Reply(403, b"", headers=headers)

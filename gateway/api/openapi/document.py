@@ -1,0 +1,376 @@
+"""The API's description, rendered from the catalogue: a pipeline declared is documented."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gateway.api.openapi.schemas import SCHEMAS, TEXT, of
+from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
+from gateway.models.endpoint_schema import EndpointSchema
+
+Json = dict[str, Any]
+
+
+class Api(NamedTuple):
+    """How an API shows an error: the kind of document, its schema, a bad request's status."""
+
+    tag: str
+    error_type: str
+    error: str
+    malformed: int
+
+
+TASK = Api("tasks", "application/problem+json", "Problem", 422)
+OPENAI = Api("OpenAI", "application/json", "OpenAIError", 400)
+V2 = Api("V2", "application/json", "V2Error", 400)
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`, or a token."}
+_AZURE = {"type": "apiKey", "in": "header", "name": "api-key", "description": "The same key."}
+_INTRODUCTION = """
+One gateway to the models that you may call. Every request needs a key: send
+`Authorization: Bearer KEY` (or `api-key: KEY`). Your operator makes one with
+`tidegate keys create NAME`. `/healthz` and `/readyz` need none.
+
+- **tasks**: plain JSON, one endpoint a pipeline.
+- **OpenAI**: a stock OpenAI client works unchanged; the model's id is the pipeline's name.
+- **V2**: the Open Inference Protocol, as KServe's and Triton's clients speak it.
+
+Every answer has `x-request-id`, and `server-timing` in milliseconds. Errors have one taxonomy, in
+the shape of the API: branch on the code, show the message. 429 and 503 say in `retry-after` when to
+come again. A body is 32 MiB long at the most, unless your operator has set another limit.
+""".strip()
+# What goes wrong where: of everything, of what asks Triton, of what has a model run.
+READ = (401, 403)
+ASKED = (*READ, 404, 502, 503, 504)
+INFER = (0, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504)  # 0: a request that is not valid
+_ERRORS = {
+    400: "The request is not valid",
+    401: "No valid key",
+    403: "Not allowed to you",
+    404: "No such model or version, or not yours",
+    408: "The body arrived too slowly",
+    413: "The body is over the limit",
+    422: "The request does not fit the schema",
+    429: "A limit of yours is used up: see Retry-After",
+    500: "The gateway failed: report the request id",
+    502: "The model failed",
+    503: "No capacity, or the model is not being served now: see Retry-After",
+    504: "The deadline passed",
+}
+_RETRY = {"Retry-After": {"description": "In so many seconds.", "schema": {"type": "integer"}}}
+# path -> operation, what it does, schema, what goes wrong
+_V2_SERVER: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
+    "/v2": ("v2_server", "The server's name and extensions", "V2Server", READ),
+    "/v2/health/live": ("v2_live", "Whether the gateway runs", "V2Live", READ),
+    "/v2/health/ready": ("v2_ready", "Whether every pipeline answers", "V2Ready", (*READ, 503)),
+    "/v2/models": ("v2_models", "The models that you may read", "V2Models", READ),
+    "/v2/models/stats": (
+        "v2_statistics",
+        "The counts of every model that you may read",
+        "V2Statistics",
+        (*READ, 502, 503, 504),
+    ),
+}
+_V2_MODEL: dict[str, tuple[str, str, str]] = {  # below a model, or a version of it
+    "": ("metadata", "The tensors of {}", "V2Metadata"),
+    "/ready": ("ready", "Whether {} answers", ""),
+    "/config": ("config", "The config of {}", "V2Config"),
+    "/stats": ("stats", "The counts of {}", "V2Statistics"),
+    "/infer": (
+        "infer",
+        "Infer tensors with {} (JSON, or the binary tensor data extension)",
+        "V2InferResponse",
+    ),
+    "/generate": ("generate", "Generate one answer with {}: inputs by name", "V2GenerateResponse"),
+    "/generate_stream": (
+        "generate_stream",
+        "Generate answers as server-sent events with {}: inputs by name",
+        "V2GenerateResponse",
+    ),
+}
+_NUMBERS = frozenset({"INT", "UIN", "FP1", "FP3", "FP6"})  # how their names begin
+_EXAMPLE_VALUES = 64
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+def describe(title: str, version: str, catalogue: Catalogue) -> Json:
+    """The document: every API's routes, over the models of this catalogue."""
+    tasks = {
+        f"/v1/{model.name}": {"post": _task(model, model.endpoint_schema)}
+        for model in catalogue.public
+        if model.endpoint_schema and not model.decoupled
+    }
+    tags = ("tasks", "OpenAI", "V2", "health")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version, "description": _INTRODUCTION},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in tags],
+        "paths": tasks | _openai_paths(catalogue) | _v2_paths(catalogue) | _health(),
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"key": _KEY, "api-key": _AZURE}},
+        "security": [{"key": []}, {"api-key": []}],
+    }
+
+
+def _health() -> Json:
+    alive = _json("OK", of("Health"))
+    ready, not_ready = _json("Ready", of("Readiness")), _json("Not ready", of("Readiness"))
+    return {
+        path: {
+            "get": {
+                "tags": ["health"],
+                "summary": summary,
+                "operationId": path.strip("/"),
+                "security": [{}],
+                "responses": answers,
+            }
+        }
+        for path, summary, answers in (
+            ("/healthz", "Whether the gateway runs", {"200": alive}),
+            (
+                "/readyz",
+                "Whether every pipeline answers; with a key, which do",
+                {"200": ready, "503": not_ready},
+            ),
+        )
+    }
+
+
+def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
+    row, answer = endpoint_schema.raw["request"], endpoint_schema.raw["response"]
+    example = endpoint_schema.raw["example"]
+    batch = {
+        "type": "object",
+        "required": ["inputs"],
+        "additionalProperties": False,
+        "properties": {"inputs": {"type": "array", "minItems": 1, "maxItems": 1024, "items": row}},
+    }
+    outputs = {
+        "type": "object",
+        "required": ["outputs"],
+        "properties": {"outputs": {"type": "array", "items": answer}},
+    }
+    examples = {"one": {"value": example}, "several": {"value": {"inputs": [example, example]}}}
+    card = "\n".join(
+        f"- **{key}**: {value}" for key, value in endpoint_schema.raw.get("card", {}).items()
+    )
+    return {
+        "tags": ["tasks"],
+        "summary": endpoint_schema.raw["purpose"],
+        "description": card,
+        "operationId": model.name,
+        "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),
+        "responses": responses(TASK, {"oneOf": [answer, outputs]}, INFER),
+    }
+
+
+def _openai_paths(catalogue: Catalogue) -> Json:
+    every = openai_operation(
+        "The pipelines that can be called, as OpenAI lists models",
+        "list_models",
+        "OpenAIModels",
+        READ,
+    )
+    paths: Json = {"/v1/models": {"get": every}}
+    names = [model.name for model in catalogue.public]
+    if names:
+        one = openai_operation(
+            "One pipeline, as OpenAI describes a model", "get_model", "OpenAIModel", (*READ, 404)
+        )
+        parameter = _path_parameter("model", names[0], names)
+        paths["/v1/models/{model}"] = {"parameters": [parameter], "get": one}
+    serving = [
+        m.name
+        for m in catalogue.public
+        if m.endpoint_schema and "embeddings" in m.endpoint_schema.openai
+    ]
+    if serving:
+        paths["/v1/embeddings"] = {"post": _embeddings(serving)}
+    texts = [
+        m
+        for m in catalogue.public
+        if m.endpoint_schema and not TEXT_ROUTES.isdisjoint(m.endpoint_schema.openai)
+    ]
+    if not texts:
+        return paths
+    from gateway.api.openai.description import describe as describe_text_routes
+
+    return paths | describe_text_routes(texts)
+
+
+def openai_operation(summary: str, name: str, schema: str, failures: Sequence[int]) -> Json:
+    return {
+        "tags": [OPENAI.tag],
+        "summary": summary,
+        "operationId": name,
+        "responses": responses(OPENAI, of(schema), failures),
+    }
+
+
+def _embeddings(models: list[str]) -> Json:
+    text = {"type": "string", "minLength": 1}
+    schema = {
+        "type": "object",
+        "required": ["model", "input"],
+        "additionalProperties": False,
+        "properties": {
+            "model": {**TEXT, "enum": models},
+            "input": {"oneOf": [text, {"type": "array", "items": text, "minItems": 1}]},
+            "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+            "dimensions": {"type": "integer", "minimum": 1},
+            "user": {"type": "string"},
+        },
+    }
+    example = {"model": models[0], "input": ["Where is my parcel?", "I want my money back."]}
+    operation = openai_operation(
+        "Vectors of texts, as OpenAI's API gives them", "create_embeddings", "Embeddings", INFER
+    )
+    operation["requestBody"] = body_of(schema, {"two texts": {"value": example}})
+    return operation
+
+
+def _v2_paths(catalogue: Catalogue) -> Json:
+    shown = _example_model(catalogue)
+    model = _path_parameter("model", shown.name if shown else "NAME", sorted(catalogue.models))
+    version = _path_parameter("version", shown.versions[-1] if shown else "1")
+    one = "/v2/models/{model}"
+    return {
+        **{
+            path: {"get": _v2_operation(name, summary, schema, failures)}
+            for path, (name, summary, schema, failures) in _V2_SERVER.items()
+        },
+        **_v2_model_paths(one, [model], "a model", "model", shown),
+        **_v2_model_paths(
+            f"{one}/versions/{{version}}",
+            [model, version],
+            "a version of a model",
+            "version",
+            shown,
+        ),
+    }
+
+
+def _v2_operation(name: str, summary: str, schema: str, failures: Sequence[int]) -> Json:
+    return {
+        "tags": [V2.tag],
+        "summary": summary,
+        "operationId": name,
+        "responses": responses(V2, of(schema) if schema else None, failures),
+    }
+
+
+def _v2_model_paths(
+    prefix: str, parameters: list[Json], what: str, kind: str, shown: Model | None
+) -> Json:
+    paths: Json = {}
+    for path, (name, summary, schema) in _V2_MODEL.items():
+        body = _v2_body(path, shown)
+        failures = INFER if body else ASKED
+        operation = _v2_operation(f"v2_{kind}_{name}", summary.format(what), schema, failures)
+        content = operation["responses"]["200"].get("content", {})
+        if path == "/infer":
+            content |= _BINARY
+        elif path == "/generate_stream":
+            content["text/event-stream"] = content.pop("application/json")
+        if body:
+            operation["requestBody"] = body
+        paths[prefix + path] = {"parameters": parameters, "post" if body else "get": operation}
+    return paths
+
+
+def _v2_body(path: str, shown: Model | None) -> Json:
+    """The body of those that are a POST, with an example for the model that the path names."""
+    if path not in ("/infer", "/generate", "/generate_stream"):
+        return {}
+    schema = "V2InferRequest" if path == "/infer" else "V2GenerateRequest"
+    value = _infer_example(shown) if path == "/infer" else _generate_example(shown)
+    body = body_of(of(schema), {shown.name: {"value": value}} if shown else {})
+    if path == "/infer":
+        body["content"] |= _BINARY
+    return body
+
+
+def _example_model(catalogue: Catalogue) -> Model | None:
+    """A model whose tensors say enough for an example that works: numbers of any length."""
+    return min(
+        (model for model in catalogue.models.values() if not model.decoupled and model.versions),
+        key=lambda model: (
+            model.name != "identity_fp32",
+            any(meta.dtype[:3] not in _NUMBERS for meta in model.inputs.values()),
+            model.name,
+        ),
+        default=None,
+    )
+
+
+def _values(dtype: str, count: int) -> list[Any]:
+    """So many elements of a dtype."""
+    if dtype == "BYTES":
+        return ["Where is my parcel?"] * count
+    if dtype == "BOOL":
+        return [True] * count
+    return [(1.5 if dtype.startswith("FP") else 1)] * count
+
+
+def _shape(model: Model, dims: Sequence[int]) -> list[int]:
+    free = 1 if any(meta.dtype == "BYTES" for meta in model.inputs.values()) else 3
+    fixed = [free if dim < 0 else dim for dim in dims]
+    return [1, *fixed] if model.max_batch_size else fixed
+
+
+def _infer_example(model: Model | None) -> Json:
+    if model is None:
+        return {"inputs": []}
+    inputs = []
+    for meta in model.inputs.values():
+        shape = _shape(model, meta.dims)
+        count = math.prod(shape)
+        if meta.optional or count > _EXAMPLE_VALUES:
+            continue
+        data = _values(meta.dtype, count)
+        inputs.append({"name": meta.name, "shape": shape, "datatype": meta.dtype, "data": data})
+    return {"inputs": inputs}
+
+
+def _generate_example(model: Model | None) -> Json:
+    return {each["name"]: each["data"] for each in _infer_example(model)["inputs"]}
+
+
+def _path_parameter(name: str, example: str, values: list[str] | None = None) -> Json:
+    schema: Json = {"type": "string"} | ({"enum": values} if values else {})
+    return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
+
+
+def body_of(schema: Json, examples: Mapping[str, Any]) -> Json:
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"required": True, "content": content}
+
+
+def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
+    """The same body as a multipart form too, where the row has a field for a file."""
+    fields = row["properties"]
+    files = {
+        name: {"type": "string", "format": "binary", "description": field.get("description", "")}
+        for name, field in fields.items()
+        if field.get("x-bytes")
+    }
+    if files:
+        schema = {**row, "properties": {**fields, **files}}
+        body["content"]["multipart/form-data"] = {"schema": schema}
+    return body
+
+
+def _json(description: str, schema: Json) -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def responses(api: Api, schema: Json | None, failures: Sequence[int]) -> Json:
+    """The answers of an operation, by status; without a schema the good one has no body."""
+    found: Json = {"200": _json("OK", schema) if schema else {"description": "OK"}}
+    for failure in failures:
+        status = failure or api.malformed
+        found[str(status)] = {
+            "description": _ERRORS[status],
+            "content": {api.error_type: {"schema": of(api.error)}},
+            **({"headers": _RETRY} if status in (429, 503) else {}),
+        }
+    return found

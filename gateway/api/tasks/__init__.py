@@ -1,0 +1,1 @@
+"""One endpoint for each pipeline that has an endpoint schema."""

@@ -1,0 +1,103 @@
+"""The task API: one catch-all ``POST /v1/{endpoint}`` for every pipeline that has an endpoint
+schema."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.core import Gateway
+from gateway.errors import InvalidRequest, NotFound
+from gateway.http.handler import Endpoint, Reply, needs
+from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
+from gateway.http.request_context import RequestContext
+from gateway.models.endpoint_schema import EndpointSchema, Row
+from gateway.models.rows import Tensors, size_of
+
+MAX_ROWS = 1024
+
+
+class TaskApi:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/{endpoint}", Endpoint(self.call), methods=["POST"])]
+
+    @needs("infer", model="endpoint")
+    async def call(self, context: RequestContext) -> Reply:
+        """``{field: ...}`` answers with one object; ``{"inputs": [{...}, ...]}`` with
+        ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
+        model, endpoint_schema = self.gateway.catalogue.endpoint(context.param("endpoint"))
+        if model.decoupled:
+            raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
+        body = await context.body()
+        content_type = context.headers.get(b"content-type", b"")
+        rows, single = await self.gateway.work(context, _read, endpoint_schema, content_type, body)
+        del body
+        try:
+            answers = await self.gateway.infer_rows(context, model, endpoint_schema, rows)
+        except InvalidRequest as error:
+            raise _named(error, single) from error
+        return await self._rendered(context, endpoint_schema, answers, single)
+
+    async def _rendered(
+        self,
+        context: RequestContext,
+        endpoint_schema: EndpointSchema,
+        answers: Sequence[tuple[Tensors, int]],
+        single: bool,
+    ) -> Reply:
+        if size_of(answers) > LARGE_BYTES:
+            return await self.gateway.off_loop.run(
+                context, _render, endpoint_schema, answers, single
+            )
+        return _render(endpoint_schema, answers, single)
+
+
+def _render(
+    endpoint_schema: EndpointSchema, answers: Sequence[tuple[Tensors, int]], single: bool
+) -> Reply:
+    """Row by row: none of the calls is long."""
+    rows = [to_json(endpoint_schema.render(tensors, index)) for tensors, index in answers]
+    return Reply(200, rows[0] if single else b"".join((b'{"outputs":[', b",".join(rows), b"]}")))
+
+
+def _named(error: InvalidRequest, single: bool) -> InvalidRequest:
+    """With the row's place in the body; one that was sent alone needs none."""
+    if error.row is None:
+        return error
+    return error.at("" if single else f"inputs.{error.row}")
+
+
+def _read(
+    endpoint_schema: EndpointSchema, content_type: bytes, body: bytes
+) -> tuple[list[Row], bool]:
+    """The rows, checked, and whether there was just one, not in a list."""
+    if is_form(content_type):
+        from gateway.api.tasks.multipart import read_form
+
+        return [read_form(endpoint_schema, content_type, body)], True
+    given, single = _rows(parse_json(body))
+    rows = [endpoint_schema.without_nulls(row) for row in given]
+    for place, row in enumerate(rows):
+        endpoint_schema.check(row, "" if single else f"inputs.{place}")
+    return rows, single
+
+
+def is_form(content_type: bytes) -> bool:
+    return content_type.split(b";", 1)[0].strip().lower() == b"multipart/form-data"
+
+
+def _rows(body: Any) -> tuple[list[Row], bool]:
+    """The rows and whether there was just one, not in a list."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    if "inputs" not in body:
+        return [body], True
+    rows = body["inputs"]
+    if len(body) > 1:
+        raise InvalidRequest("send 'inputs' alone: the fields go into its objects")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_ROWS:
+        raise InvalidRequest(f"'inputs' must be a list of 1 to {MAX_ROWS} objects", param="inputs")
+    return rows, False

@@ -1,0 +1,211 @@
+"""V2 ``generate``, and what a V2 client asks of a model besides: ``config`` and ``stats``.
+
+Source: Triton's generate extension. JSON keys are the model's inputs; a value is one element or a
+flat list of them; ``parameters`` may hold more of both.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from gateway.api.event_streams import EventStream, answers, event
+from gateway.api.v2.describe_model import check_readable, hide_paths, shown_statistics
+from gateway.api.v2.message_json import plain
+from gateway.api.v2.request import (
+    MAX_PARAMETERS,
+    REFUSED_PREFIX,
+    checked_parameters,
+    read_document,
+)
+from gateway.api.v2.response import json_data
+from gateway.core import Gateway
+from gateway.errors import InvalidRequest, UpstreamError, quoted
+from gateway.http.handler import Reply, json_reply, needs
+from gateway.http.json_body import LARGE_BYTES, array_slices, to_json
+from gateway.http.large_json import Arrays
+from gateway.http.request_context import RequestContext
+from gateway.limits.limiter import Admission
+from gateway.models.catalogue import Model
+from gateway.models.rows import tensor_of, tensor_of_text
+from gateway.models.tensors import Tensor, check_model
+from gateway.models.v2_request import V2Request
+
+# Memory of other processes; and a sequence's id, which only infer maps to the caller's own.
+_REFUSED = (REFUSED_PREFIX, "sequence_")
+
+
+class GenerateApi:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    @needs("infer", model="model")
+    async def generate(self, context: RequestContext) -> Reply:
+        """One answer; of a model that gives several, InvalidRequest."""
+        model, request = await self._request(context)
+        if not model.decoupled:
+            message = request.message()
+            admission = await context.enter(self.gateway.access_control.admit(context, model))
+            answer = await self.gateway.infer(context, model, message, admission)
+            if answer.ByteSize() > LARGE_BYTES:
+                return Reply(200, await self.gateway.off_loop.run(context, _document, answer))
+            return Reply(200, _document(answer))
+        return Reply(200, await context.while_connected(self._single(context, model, request)))
+
+    @needs("infer", model="model")
+    async def generate_stream(self, context: RequestContext) -> EventStream:
+        """Each answer is an event, as is the error that ends them early."""
+        model, request = await self._request(context)
+        events = self._documents(context, model, request)
+        rights = self.gateway.access_control.bounded(context)
+        return EventStream(context, events, self.gateway.settings.deadline_s, rights)
+
+    @needs("read")
+    async def config(self, context: RequestContext) -> Reply:
+        name, version = self._readable(context)
+        found = await self.gateway.pool.describe("ModelConfig", name, version)
+        hide_paths(found.config)
+        return json_reply(plain(found.config))
+
+    @needs("read")
+    async def stats(self, context: RequestContext) -> Reply:
+        name, version = self._readable(context)
+        found = await self.gateway.pool.describe("ModelStatistics", name, version)
+        return json_reply(plain(found))
+
+    @needs("read")
+    async def every_stats(self, context: RequestContext) -> Reply:
+        """Of each model that the caller may read."""
+        found = await self.gateway.pool.describe("ModelStatistics")
+        shown = shown_statistics(self.gateway.catalogue, context, found)
+        return json_reply({"model_stats": [plain(each) for each in shown]})
+
+    def _readable(self, context: RequestContext) -> tuple[str, str]:
+        name, version = context.param("model"), context.param("version")
+        check_readable(self.gateway.catalogue, context, name, version)
+        return name, version
+
+    async def _request(self, context: RequestContext) -> tuple[Model, V2Request]:
+        model, version = self.gateway.named(context)
+        request = await self.gateway.read(context, partial(_read, model, version))
+        context.shorten_deadline(request.timeout_s)
+        return model, request
+
+    async def _single(self, context: RequestContext, model: Model, request: V2Request) -> bytes:
+        documents = []
+        admission = await context.enter(self.gateway.access_control.admit(context, model))
+        work = self._answered(context, model, request.message(), admission)
+        with self.gateway.access_control.bounded(context):
+            async with aclosing(work) as found:
+                async for answer in found:
+                    documents.append(_document(answer))
+                    if len(documents) > 1:
+                        raise InvalidRequest(
+                            f"{model.name!r} gives several answers: use generate_stream"
+                        )
+        if not documents:
+            raise UpstreamError("the model ended without an answer: report the request id")
+        return documents[0]
+
+    async def _documents(
+        self,
+        context: RequestContext,
+        model: Model,
+        request: V2Request,
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a stream, with its admission."""
+        async with self.gateway.access_control.admit(context, model) as admission:
+            work = self._answered(context, model, request.message(), admission)
+            async with aclosing(work) as found:
+                async for answer in found:
+                    yield event(_document(answer))
+
+    async def _answered(
+        self,
+        context: RequestContext,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        admission: Admission | None,
+    ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
+        """The model's answers, metered."""
+        meter = self.gateway.access_control.meter(admission, model)
+        if meter:
+            meter.prepare(message)
+        async with aclosing(answers(self.gateway, context, model, message)) as found:
+            async for answer in found:
+                if meter:
+                    meter.read(answer)
+                yield answer
+
+
+def _read(model: Model, version: str, body: bytes) -> V2Request:
+    return parse_generate(model, version, *read_document(body))
+
+
+def parse_generate(
+    model: Model, version: str, body: Any, arrays: Arrays | None = None
+) -> V2Request:
+    """The request; InvalidRequest names the key that no input has, or whose value does not fit it.
+    ``arrays`` are those that were cut out of the body."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object with the model's inputs")
+    more, identity = body.get("parameters"), body.get("id")
+    if identity is None:
+        identity = ""
+    if not isinstance(identity, str):
+        raise InvalidRequest("'parameters' must be an object, and 'id' a string")
+    fields = {
+        name: value
+        for name, value in body.items()
+        if name not in ("id", "parameters") and not (value is None and _is_optional(model, name))
+    }
+    extra = next((name for name in fields if name not in model.inputs), None)
+    if extra is not None:
+        declared = ", ".join(model.inputs)
+        raise InvalidRequest(
+            f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}"
+        )
+    if more is None:
+        more = {}
+    more = checked_parameters(more, MAX_PARAMETERS + len(model.inputs))
+    for name in more:
+        if name in fields:
+            raise InvalidRequest(f"input {name!r} is given twice")
+        if name.startswith(_REFUSED):
+            raise InvalidRequest(
+                f"parameter {quoted(name)} cannot be used with generate: see infer"
+            )
+    fields |= {name: value for name, value in more.items() if name in model.inputs}
+    parameters = {name: value for name, value in more.items() if name not in model.inputs}
+    tensors = [_tensor(model, name, value, arrays) for name, value in fields.items()]
+    check_model(model, tensors)
+    return V2Request(model.name, version, identity, tensors, {}, parameters)
+
+
+def _is_optional(model: Model, name: str) -> bool:
+    return name in model.inputs and model.inputs[name].optional
+
+
+def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tensor:
+    text = arrays.of(value) if arrays else None
+    if text is not None:
+        return tensor_of_text(model, name, text)
+    return tensor_of(model, name, value if isinstance(value, list) else [value])
+
+
+def _document(answer: service_pb2.ModelInferResponse) -> bytes:
+    """As Triton: each output by its name, one element bare and more as a flat list."""
+    document: dict[str, Any] = {
+        "model_name": answer.model_name,
+        "model_version": answer.model_version,
+    }
+    if answer.id:
+        document["id"] = answer.id
+    parts = [to_json(document)[:-1]]
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        values = json_data(output.name, output.datatype, list(output.shape), raw)
+        parts += (b",", to_json(output.name), b":")
+        parts += [to_json(values[0])] if len(values) == 1 else array_slices(values)
+    return b"".join((*parts, b"}"))

@@ -1,1 +1,0 @@
-"""The core's doors: V2, tasks, OpenAI's embeddings; and the document that describes them all."""

@@ -1,0 +1,157 @@
+"""A plain ASGI endpoint: an context in, a reply out. The hot path has no layer between.
+
+What it asks of its caller is declared where its handler stands:
+
+    @needs("infer", model="model")
+    async def infer(self, context): ...
+
+A handler that declares nothing is not served: ``declared`` raises when the app is put together.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import Forbidden
+from gateway.http.request_context import RequestContext
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ATTRIBUTE = "__tidegate_policy__"
+PIECE_BYTES = 64 * 1024  # so much of an answer lies in a connection's buffer, at the most
+
+
+IN_BODY = "(body)"  # the request's body names the model: the handler requires the right to it
+
+
+class Policy(NamedTuple):
+    """``model`` is the path parameter that names the model, or ``IN_BODY``; '' when none is."""
+
+    action: Literal["open", "read", "infer", "admin"]
+    model: str = ""
+
+
+REFUSED_BODY_BYTES = 64 * 1024
+OPEN = Policy("open")  # no identity needed
+
+
+class Undeclared(TypeError):
+    """A route without a policy; the message names it."""
+
+
+def needs(action: Literal["open", "read", "infer", "admin"], model: str = "") -> Callable[[F], F]:
+    """Declare what a handler needs."""
+
+    def mark(handler: F) -> F:
+        setattr(handler, _ATTRIBUTE, Policy(action, model))
+        return handler
+
+    return mark
+
+
+open_to_all = needs("open")  # it needs no identity
+
+
+def declared(handler: Any) -> Policy:
+    """What the handler declared; Undeclared if nothing."""
+    policy = getattr(handler, _ATTRIBUTE, None)
+    if not isinstance(policy, Policy):
+        raise Undeclared(f"{getattr(handler, '__qualname__', handler)} declares no policy: @needs")
+    return policy
+
+
+class Sendable(Protocol):
+    """What a API's handler gives: a ``Reply``, or one in pieces (``EventStream``)."""
+
+    async def send(self, send: Send) -> None: ...
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole HTTP answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    async def send(self, send: Send) -> None:
+        headers = [
+            (b"content-type", self.content_type),
+            (b"content-length", str(len(self.body)).encode()),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        body, last = self.body, b""
+        if len(body) <= PIECE_BYTES:
+            last = body
+        else:
+            # Each piece waits until the connection has taken those before it.
+            for at in range(0, len(body), PIECE_BYTES):
+                piece = body[at : at + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
+
+
+def json_reply(value: Any) -> Reply:
+    """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
+    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+Handler = Callable[[RequestContext], Awaitable[Sendable]]
+
+
+class Endpoint:
+    """Starlette takes an instance (not a function) for an ASGI app and adds nothing to it.
+
+    Raises Undeclared for a handler that does not say what it needs of its caller.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler, self.policy = handler, declared(handler)
+        self._is_open = self.policy == OPEN
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope["context"]
+        if self.policy.model == IN_BODY:
+            _let_read(context, self.policy.action)
+        elif not self._is_open:
+            context.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
+        try:
+            reply = await self.handler(context)
+            if type(reply) is Reply and len(reply.body) > PIECE_BYTES:
+                context.hold(len(reply.body))
+            await reply.send(send)
+        except BaseException as error:
+            await context.leave(error)
+            raise
+        if context.entered:
+            await context.leave(None)
+
+
+def _let_read(context: RequestContext, action: str) -> None:
+    """The caller's body may be read, to see which model it names. One who may do this with no model
+    at all is refused by the handler, so that the refusal names the model too: a short body will do.
+    """
+    try:
+        context.require(action)
+    except Forbidden:
+        context.body_limit_bytes = min(context.body_limit_bytes, REFUSED_BODY_BYTES)
+
+
+class LateEndpoint:
+    """As ``Endpoint``; the API that has the handler is opened, and so imported, at the first
+    call."""
+
+    def __init__(self, handler: Callable[[], Handler]) -> None:
+        self._handler = handler
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self._handler())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.endpoint(scope, receive, send)

@@ -1,0 +1,286 @@
+"""One HTTP request under way: its identity, its clock, its body."""
+
+import asyncio
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.types import Receive, Scope
+
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    RequestTimeout,
+    TooLarge,
+    Unauthenticated,
+)
+from gateway.http.held import HeldBytes
+from gateway.http.turns import BULK_BYTES, TURNS
+from gateway.identity.principal import Principal, bearer
+from gateway.policy.access import Access
+
+if TYPE_CHECKING:
+    from gateway.limits.limiter import Admission
+
+T = TypeVar("T")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+# A client that leaves is noticed only by asking; most answers come sooner than it is worth it.
+DISCONNECT_WATCH_S = 0.02
+TINY_BYTES = 1024  # smaller parts of a body are not kept each on its own
+TIMER_S = 0.001  # the loop's timers may be that much early
+
+
+_SINGLE = frozenset(
+    {
+        b"api-key",
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"host",
+        b"inference-header-content-length",
+        b"transfer-encoding",
+        b"x-request-id",
+    }
+)
+
+
+class ClientGone(Exception):
+    """The client closed the connection: nobody is there to answer."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestContext:
+    """What the APIs need of a request; made by ``gateway.http.middleware``."""
+
+    scope: Scope
+    receive: Receive
+    access: Access  # the rules in force when the request came hold to its end
+    body_limit_bytes: int
+    deadline_s: InitVar[float]
+    started: float = field(default_factory=time.perf_counter)
+    principal: Principal | None = None
+    action: str = ""  # what the caller asks for, once that is known, as is the model
+    model: str = ""
+    fault: GatewayError | None = None  # what ended an answer that had begun
+    admission: "Admission | None" = None  # the last one
+    limit_headers: Sequence[tuple[bytes, bytes]] = ()
+    body_bytes: int = 0
+    upstream_s: float = 0.0
+    body_patience_s: float = 30.0  # without a byte of the body
+    memory: HeldBytes | None = None  # where what this request holds is counted
+    held_bytes: int = 0
+    entered: list[AbstractAsyncContextManager[Any]] | None = None
+    # Drawn for each request, since a client may choose its request's id.
+    lot: str = field(default_factory=lambda: new_request_id())
+    path: str = field(init=False)
+    headers: dict[bytes, bytes] = field(init=False)
+    deadline: float = field(init=False)
+    request_id: str = field(init=False)
+
+    def __post_init__(self, deadline_s: float) -> None:
+        self.path = self.scope["path"]
+        self.headers = dict(self.scope["headers"])
+        self.deadline = self.started + deadline_s
+        offered = self.headers.get(b"x-request-id", b"")
+        self.request_id = offered.decode() if _REQUEST_ID.match(offered) else new_request_id()
+
+    def require(self, action: str, model: str = "") -> None:
+        """NotFound or Forbidden unless the caller may do this, to this model."""
+        self.action, self.model = action, model
+        if self.principal is None:
+            raise Unauthenticated(f"an identity is needed to {action}")
+        self.access.check(self.principal, action, model)
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant if self.principal else ""
+
+    def may_read(self, model: str) -> bool:
+        """Whether the caller may know of the model; without a caller, whatever is open to all."""
+        return self.principal is None or self.access.allowed(self.principal, "read", model)
+
+    def param(self, name: str) -> str:
+        """A path parameter, or '' when the route has none of this name."""
+        return str(self.scope["path_params"].get(name, ""))
+
+    def remaining_s(self) -> float:
+        """Seconds left; DeadlineExceeded when there are none."""
+        left = self.deadline - time.perf_counter()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the model was asked: try again")
+        return left
+
+    def shorten_deadline(self, seconds: float | None) -> None:
+        if seconds:
+            self.deadline = min(self.deadline, self.started + seconds)
+
+    async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
+        """Enter the manager until the answer has been handed over to the connection, or has failed:
+        its ``__aexit__`` is given the error then. An answer that nobody reads so keeps its place.
+        """
+        found = await manager.__aenter__()
+        if self.entered is None:
+            self.entered = []
+        self.entered.append(manager)
+        return found
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Leave what was entered, the last first; called once, by the endpoint."""
+        while self.entered:
+            manager = self.entered.pop()
+            try:
+                await manager.__aexit__(type(error) if error else None, error, None)
+            except BaseException:
+                await self.leave(error)
+                raise
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept in memory for the caller until the request has ended.
+
+        QuotaExceeded when the caller keeps too many already, NoCapacity when all callers do.
+        """
+        if self.memory and self.principal:
+            self.memory.take(self.principal, size, self.held_bytes)
+            self.held_bytes += size
+
+    def release(self) -> None:
+        """What was held is not any more; called once, by the edge."""
+        if self.memory and self.principal and self.held_bytes:
+            self.memory.give_back(self.principal, self.held_bytes)
+            self.held_bytes = 0
+
+    def authorization(self) -> bytes | None:
+        """The header of that name; an ``api-key`` (as Azure's clients send it) is a bearer token.
+
+        InvalidRequest when there are both, and they differ.
+        """
+        given, key = self.headers.get(b"authorization"), self.headers.get(b"api-key")
+        if key is None:
+            return given
+        if given is not None and bearer(given) != key.decode("latin-1").strip(" "):
+            raise InvalidRequest(
+                "'authorization' and 'api-key' differ: send one of the two headers"
+            )
+        return b"Bearer " + key
+
+    def refuse_twice(self) -> None:
+        """InvalidRequest for two headers of a kind that decides something: a proxy before us may
+        have gone by the other one."""
+        if len(self.headers) == len(self.scope["headers"]):
+            return
+        count = Counter(name for name, _ in self.scope["headers"])
+        twice = next((name for name in sorted(_SINGLE) if count[name] > 1), None)
+        if twice:
+            raise InvalidRequest(f"the header {twice.decode()!r} stands twice: send it once")
+
+    async def body(self) -> bytes:
+        """The whole body; TooLarge, RequestTimeout, or InvalidRequest when the client stops in the
+        middle."""
+        self._refuse_encoded()
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self.body_limit_bytes:
+            raise self._too_large()
+        message = await self._message()
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(first) > self.body_limit_bytes:
+                raise self._too_large()
+            self.body_bytes = len(first)
+            return first
+        return await self._rest(first)
+
+    async def _rest(self, first: bytes) -> bytes:
+        part, parts, received = first, [first], len(first)
+        self.hold(len(first))
+        more = True
+        while more:
+            if len(part) > BULK_BYTES:
+                await TURNS.take(self.tenant)
+            message = await self._message()
+            part = message.get("body", b"")
+            self.hold(len(part))
+            if len(parts[-1]) < TINY_BYTES:
+                parts[-1] += part
+            else:
+                parts.append(part)
+            received += len(part)
+            more = message.get("more_body", False)
+            if received > self.body_limit_bytes:
+                raise self._too_large()
+        self.body_bytes = received
+        return b"".join(parts)
+
+    async def _message(self) -> Any:
+        # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.
+        task, loop = _current_task(), asyncio.get_running_loop()
+        now = time.perf_counter()
+        ends = now + self.body_patience_s
+        if self.deadline < ends:
+            ends = now + self.remaining_s()
+        timer = loop.call_later(ends - now + TIMER_S, task.cancel)
+        try:
+            message = await self.receive()
+        except asyncio.CancelledError:
+            if time.perf_counter() < ends or task.uncancel():
+                raise
+            raise RequestTimeout("the body did not arrive in time: send it faster") from None
+        finally:
+            timer.cancel()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    def _refuse_encoded(self) -> None:
+        coding = self.headers.get(b"transfer-encoding", b"chunked").lower()
+        if coding != b"chunked" or (
+            b"transfer-encoding" in self.headers and self.scope.get("http_version") == "1.0"
+        ):
+            raise InvalidRequest("Transfer-Encoding must be 'chunked', and HTTP's version 1.1")
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            raise InvalidRequest("Content-Encoding is not supported: send the body uncompressed")
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is over {self.body_limit_bytes} bytes: send a smaller one")
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work``, and cancel it (and with it the work upstream) if the client leaves.
+
+        Raises ClientGone in that case.
+        """
+        task = _current_task()
+        watch: list[asyncio.Task[None]] = []
+        handle = asyncio.get_running_loop().call_later(
+            DISCONNECT_WATCH_S, lambda: watch.append(asyncio.ensure_future(self._cancel(task)))
+        )
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if watch and watch[0].done() and not watch[0].cancelled() and not task.uncancel():
+                raise ClientGone from None
+            raise
+        finally:
+            handle.cancel()
+            for each in watch:
+                each.cancel()
+
+    async def _cancel(self, task: "asyncio.Task[Any]") -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    return task
+
+
+def new_request_id() -> str:
+    return f"{random.getrandbits(64):016x}"

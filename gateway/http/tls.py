@@ -1,0 +1,110 @@
+"""TLS ended by the gateway itself: one certificate for every listener, and clients' certificates.
+
+Over HTTP a client may show a certificate or not. grpcio can only demand one or not ask at all, so
+the gRPC API has a port for each.
+"""
+
+import ssl
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from gateway.identity.certificates import (
+    ENDS_KEY,
+    SCOPE_KEY,
+    CertificateProtocol,
+    certificate_end,
+    certificate_names,
+)
+from gateway.settings import Settings, SettingsError
+
+_PEM = "x509_pem_cert"  # in gRPC's auth_context
+
+
+class Tls:
+    """Made once for each process. SettingsError names the file that cannot be used, and why."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._check()
+
+    def http(self) -> dict[str, Any]:
+        """For ``uvicorn.Config``."""
+        settings = self._settings
+        options: dict[str, Any] = {
+            "ssl_certfile": settings.tls_certificate_file,
+            "ssl_keyfile": settings.tls_key_file,
+        }
+        if settings.tls_client_ca_file:
+            options["http"] = CertificateProtocol
+            options["ssl_ca_certs"] = settings.tls_client_ca_file
+            options["ssl_cert_reqs"] = ssl.CERT_OPTIONAL
+        return options
+
+    def grpc(self, *, demanding: bool) -> Any:
+        """Credentials of a port that demands a certificate of each client, or asks for none."""
+        settings = self._settings
+        pair = tuple(map(_read, (settings.tls_key_file, settings.tls_certificate_file)))
+        authority = _read(settings.tls_client_ca_file) if demanding else None
+        return grpc.ssl_server_credentials([pair], authority, demanding)
+
+    def _check(self) -> None:
+        call = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        settings = self._settings
+        certificate, key = settings.tls_certificate_file, settings.tls_key_file
+        for name in ("tls_certificate_file", "tls_key_file", "tls_client_ca_file"):
+            _check_readable(name, getattr(settings, name))
+        try:
+            call.load_cert_chain(certificate, key, password=_refuse_encrypted)
+        except (ssl.SSLError, ValueError) as error:
+            raise SettingsError(
+                f"TIDEGATE_TLS_CERTIFICATE_FILE={certificate} and TIDEGATE_TLS_KEY_FILE={key} "
+                f"cannot be used: give a certificate in PEM and its plain key ({_reason(error)})"
+            ) from None
+        try:
+            if settings.tls_client_ca_file:
+                call.load_verify_locations(settings.tls_client_ca_file)
+        except ssl.SSLError as error:
+            raise SettingsError(
+                f"TIDEGATE_TLS_CLIENT_CA_FILE={settings.tls_client_ca_file} cannot be used: give "
+                f"certificates of authorities in PEM ({_reason(error)})"
+            ) from None
+
+
+def shown_to_grpc(call: Any) -> dict[str, Any]:
+    """What a call's scope says of the certificate that its client has shown."""
+    found = call.auth_context().get(_PEM)
+    if not found:
+        return {SCOPE_KEY: ()}
+    names, ends = _read_certificate(bytes(found[0]))
+    return {SCOPE_KEY: names, ENDS_KEY: ends}
+
+
+@lru_cache(1024)
+def _read_certificate(pem: bytes) -> tuple[tuple[str, ...], float]:
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    return certificate_names(der), certificate_end(der)
+
+
+def _check_readable(name: str, path: str) -> None:
+    try:
+        if path:
+            _read(path)
+    except OSError as error:
+        raise SettingsError(
+            f"TIDEGATE_{name.upper()}={path} cannot be read: {error.strerror}"
+        ) from None
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _refuse_encrypted() -> str:
+    raise ValueError("the key is encrypted")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or str(error)

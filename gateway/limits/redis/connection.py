@@ -1,0 +1,189 @@
+"""The way to Redis: bounded in time, and left alone while Redis is ill."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from gateway.limits.redis.patience import Patience
+
+log = logging.getLogger("gateway")
+TIMEOUT_S = 0.05
+CONNECT_S = 1.0  # several round trips, for which no request waits
+RETRY_S = 0.2  # between attempts to reach a Redis that is ill
+BATCH = 200  # calls that go out together: far fewer than would take TIMEOUT_S
+TELL_S = 10.0  # between two warnings
+SCRIPTS = {
+    name: (Path(__file__).parent / f"{name}.lua").read_text()
+    for name in ("admit", "finish", "over", "renew")
+}
+Reply = list[Any] | int | None
+
+
+class Call(NamedTuple):
+    script: str
+    keys: Sequence[str]
+    args: Sequence[str | int | float]
+
+
+class Line:
+    """Runs scripts in the order they were asked for; what comes while some run goes out together.
+
+    Callers never hold the connection, so one that is cancelled cannot leave its reply for another.
+    ``probe`` is asked until it is answered while Redis is ill; ``recovered`` is called after that.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        probe: Call,
+        recovered: Callable[[], None],
+        restarted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``restarted`` is called when the line's own task had ended and was begun again."""
+        self._client = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_S,
+            socket_timeout=None,
+            encoding_errors="backslashreplace",  # a token's subject may hold half a character
+        )
+        self._probe, self._recovered, self._restarted = probe, recovered, restarted
+        self._shas: dict[str, str] = {}
+        self._waiting: list[tuple[Call, asyncio.Future[Reply]]] = []
+        self._under_way: list[tuple[Call, asyncio.Future[Reply]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._healthy = False
+        self._told_at = -TELL_S
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether Redis answered the last call."""
+        return self._healthy
+
+    def call(self, call: Call) -> "asyncio.Future[Reply]":
+        """The script's reply, or None when Redis is ill; the future never fails."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if self._healthy:
+            self._waiting.append((call, future))
+        else:
+            future.set_result(None)
+        if self._task is None:
+            self._begin(self._run() if self._healthy else self._recover())
+        return future
+
+    async def reached(self) -> bool:
+        """Whether Redis answers; waits for one attempt when it did not."""
+        if not self._healthy:
+            task = self._task or self._begin(self._recover())
+            await asyncio.wait([task], timeout=CONNECT_S)
+        return self._healthy
+
+    async def close(self) -> None:
+        """After what is under way; at most two timeouts."""
+        self._is_closed = True
+        if self._task and self._healthy:
+            await asyncio.wait([self._task], timeout=2 * TIMEOUT_S)
+        elif self._task:
+            self._task.cancel()
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self._client.aclose()
+
+    async def _run(self) -> None:
+        while self._waiting:
+            due, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            batch = [(call, future) for call, future in due if not future.done()]
+            self._under_way = batch
+            try:
+                async with Patience(TIMEOUT_S):
+                    replies = await self._send([call for call, _ in batch])
+            except Exception as error:  # whatever it is, limits must go on
+                self._tell(error)
+                self._fall_ill(batch)
+                return
+            for (_, future), reply in zip(batch, replies, strict=True):
+                _resolve(future, reply)
+        self._task = None
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(self._has_ended)
+        return self._task
+
+    def _has_ended(self, task: "asyncio.Task[None]") -> None:
+        """Begin again what ended by itself; what ends in order has put another in its place."""
+        if task is not self._task or self._is_closed:
+            return
+        error = None if task.cancelled() else task.exception()
+        log.error("limits: the line to Redis has ended", exc_info=error)
+        self._healthy = False
+        failed, self._waiting = [*self._under_way, *self._waiting], []
+        for _, future in failed:
+            _resolve(future, None)
+        self._restarted()
+        asyncio.get_running_loop().call_later(RETRY_S, self._revive)
+
+    def _revive(self) -> None:
+        if not self._is_closed:
+            self._begin(self._recover())
+
+    async def _send(self, calls: Sequence[Call]) -> list[Reply]:
+        pipeline = self._client.pipeline(transaction=False)
+        for script, keys, args in calls:
+            pipeline.execute_command("EVALSHA", self._shas[script], len(keys), *keys, *args)
+        replies: list[Reply] = await pipeline.execute()
+        return replies
+
+    def _fall_ill(self, batch: Sequence[tuple[Call, "asyncio.Future[Reply]"]]) -> None:
+        self._healthy = False
+        failed, self._waiting = [*batch, *self._waiting], []
+        for _, future in failed:
+            _resolve(future, None)
+        self._begin(self._recover())
+
+    async def _recover(self) -> None:
+        """Until Redis answers again; nobody waits for it meanwhile."""
+        while True:
+            if await self._connect():
+                break
+            await asyncio.sleep(RETRY_S)
+        self._healthy = True
+        self._recovered()
+        self._begin(self._run())
+
+    async def _connect(self) -> bool:
+        """Whether Redis has the scripts now, can write, and is fast enough."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._client.connection_pool.disconnect()  # no reply of before can be left
+                for name, text in SCRIPTS.items():
+                    self._shas[name] = await self._client.script_load(text)
+            async with Patience(TIMEOUT_S):
+                await self._send([self._probe])
+        except Exception as error:  # whatever it is, limits must go on
+            self._tell(error)
+            return False
+        return True
+
+    def _tell(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= TELL_S:
+            self._told_at = now
+            log.warning(
+                "limits: Redis is ill (%s): this gateway gives out its share, until Redis answers",
+                str(error) or "no answer in time",
+            )
+
+
+def _resolve(future: "asyncio.Future[Reply]", reply: Reply) -> None:
+    if not future.done():  # its caller may have left
+        future.set_result(reply)

@@ -1,0 +1,169 @@
+"""Limits kept in Redis: the same for every worker and replica that uses it."""
+
+import asyncio
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from gateway.limits.limit import Check, Limit, Outcome
+from gateway.limits.redis.connection import TIMEOUT_S, Call, Line, Reply
+from gateway.limits.redis.patience import Patience
+
+LEASE_S = 10.0  # what a gateway holds comes back so long after its last sign of life
+_LEASE_US = int(LEASE_S * 1e6)
+_GATEWAYS = "tidegate:gateways"
+_UNSENT = 10_000  # ends of requests kept while Redis is ill; those beyond run out by themselves
+
+
+class RedisStore:
+    """One Lua call for each admission. Nothing here fails: what Redis cannot decide is None."""
+
+    def __init__(self, url: str, restarted: Callable[[], None] = lambda: None) -> None:
+        self.gateways = 1  # that sign of life lately, this one included
+        self._me = os.urandom(6).hex()
+        self._numbers = itertools.count()
+        self._held: dict[str, Sequence[Check]] = {}
+        self._unsent: deque[Call] = deque(maxlen=_UNSENT)
+        self._signs_of_life = Call("renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._me])
+        self._line = Line(url, self._signs_of_life, self._catch_up, restarted)
+
+    async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
+        """The decision and the lease to settle; None after 50 ms at most, if Redis is ill."""
+        lease = self._new_lease()
+        reply: Reply = None
+        try:
+            async with Patience(TIMEOUT_S):
+                reply = await self._line.call(_admit_call(checks, lease))
+        except TimeoutError:
+            pass
+        finally:
+            if not isinstance(reply, list):
+                # It may yet be admitted there, for nobody. The line keeps the order: this is later.
+                self._finish(lease, _leased(checks), 0, again=True)
+        if not isinstance(reply, list):
+            return None
+        if reply[0]:
+            self._held[lease] = _leased(checks)
+        return Outcome(bool(reply[0]), [units / 1000 for units in reply[1:]]), lease
+
+    def settle(self, lease: str, tokens: float | None) -> None:
+        """End a lease without waiting; ``tokens`` as in ``LocalStore.settle``."""
+        self._finish(lease, self._held.pop(lease, ()), tokens, again=False)
+
+    def move(self, lease: str, checks: Sequence[Check]) -> None:
+        """Hold the concurrency of ``checks`` with this lease from now on, fitting or not."""
+        before = self._held.get(lease, ())
+        kept = [check for check in before if check.limit.kind != "concurrency"]
+        wanted = [check for check in checks if check.limit.kind == "concurrency"]
+        self._held[lease] = [*kept, *wanted]
+        buckets = {check.bucket for check in wanted}
+        gone = [c for c in before if c.limit.kind == "concurrency" and c.bucket not in buckets]
+        self._finish(lease, gone, None, again=False)
+        for check in wanted:
+            args = (_LEASE_US, "concurrency", _member(lease, check))
+            self._line.call(Call("renew", [_leases(check.bucket)], args))
+
+    def lease(self) -> str:
+        """A new lease that holds nothing yet; '' while Redis is ill."""
+        return self._new_lease() if self._line.is_healthy else ""
+
+    def _new_lease(self) -> str:
+        # Sorted by name, leases are sorted by age, whoever made them.
+        return f"{int(time.time() * 1e6):016x}-{self._me}-{next(self._numbers)}"
+
+    async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
+        """Of each bucket's leases, sorted by age, those beyond the limit, as far as they are ours;
+        None while Redis is ill."""
+        found: dict[str, Limit] = {}
+        for check in checks:
+            call = Call("over", [_leases(check.bucket)], [int(check.limit.capacity)])
+            try:
+                async with Patience(TIMEOUT_S):
+                    members = await self._line.call(call)
+            except TimeoutError:
+                members = None
+            if not isinstance(members, list):
+                return None
+            for member in members:
+                lease = bytes(member).decode().rpartition(":")[0]
+                if lease in self._held:
+                    found[lease] = check.limit
+        return found
+
+    async def heartbeat(self) -> None:
+        """Keep this gateway's leases, and learn how many gateways there are."""
+        if await self._line.reached():
+            self._renew()
+        counted = await self._line.call(self._signs_of_life)
+        if isinstance(counted, int):
+            self.gateways = counted
+
+    def _renew(self) -> None:
+        buckets: dict[tuple[str, str], list[str]] = {}
+        for lease, checks in self._held.items():
+            for check in checks:
+                place = (check.bucket, check.limit.kind)
+                buckets.setdefault(place, []).append(_member(lease, check))
+        for (bucket, kind), members in buckets.items():
+            self._line.call(Call("renew", [_leases(bucket)], [_LEASE_US, kind, *members]))
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    def _finish(
+        self, lease: str, checks: Sequence[Check], tokens: float | None, *, again: bool
+    ) -> None:
+        if not checks:
+            return
+        call = _finish_call(checks, lease, tokens, again)
+        self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+
+    def _keep_unsent(self, call: Call, future: "asyncio.Future[Reply]") -> None:
+        if future.cancelled() or future.result() is None:
+            self._unsent.append(call._replace(args=[1, *call.args[1:]]))
+
+    def _catch_up(self) -> None:
+        """Tell a Redis that was ill what is under way, and what is no longer."""
+        self._renew()
+        unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT)
+        for call in unsent:
+            self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+
+
+def _leases(bucket: str) -> str:
+    return f"held:{bucket}"  # no subject can be called so that this is another's bucket
+
+
+def _leased(checks: Sequence[Check]) -> list[Check]:
+    return [check for check in checks if check.limit.kind != "requests"]
+
+
+def _member(lease: str, check: Check) -> str:
+    return f"{lease}:{check.cost}"
+
+
+def _keys(checks: Sequence[Check]) -> list[str]:
+    return [key for check in checks for key in (check.bucket, _leases(check.bucket))]
+
+
+def _interval_us(check: Check) -> float:
+    return 1e6 / check.limit.rate if check.limit.rate else 0
+
+
+def _admit_call(checks: Sequence[Check], lease: str) -> Call:
+    args: list[str | int | float] = [lease, _LEASE_US]
+    for check in checks:
+        limit = check.limit
+        args += (limit.kind, limit.capacity, _interval_us(check), str(check.cost))
+    return Call("admit", _keys(checks), args)
+
+
+def _finish_call(checks: Sequence[Check], lease: str, tokens: float | None, again: bool) -> Call:
+    args: list[str | int | float] = [int(again)]
+    for check in checks:
+        used = check.cost if tokens is None else tokens
+        args += (_member(lease, check), _interval_us(check), check.cost, used)
+    return Call("finish", _keys(checks), args)

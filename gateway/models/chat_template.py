@@ -1,0 +1,66 @@
+"""A conversation as the text that the model was trained to read.
+
+The template comes from the model's config. It runs in Jinja2's sandbox, and sees the messages and
+the endpoint schema's ``variables`` only.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gateway.errors import Internal, InvalidRequest
+from gateway.models.endpoint_schema import EndpointSchemaError
+
+log = logging.getLogger("gateway")
+# What most instruction-tuned models read, and the default.
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKERS = ("<|im_start|>", "<|im_end|>")
+
+
+class _Refused(jinja2.TemplateError):
+    """The template itself says what is wrong with the conversation."""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+@lru_cache(256)
+def compiled(template: str) -> jinja2.Template:
+    """EndpointSchemaError says in which line a template is wrong."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _tojson
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise EndpointSchemaError(
+            f"the chat template, line {error.lineno}: {error.message}"
+        ) from error
+
+
+def render(
+    template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, str]
+) -> str:
+    """The prompt; InvalidRequest when the template refuses the conversation."""
+    try:
+        return compiled(template).render(messages=messages, add_generation_prompt=True, **variables)
+    except _Refused as error:
+        raise InvalidRequest(f"messages: {str(error.message)[:200]}", param="messages") from None
+    except Exception as error:  # whatever a template may do wrong
+        log.error("a chat template failed: %r", error)
+        raise Internal("the model's chat template failed: report the request id") from error

@@ -1,0 +1,1 @@
+"""The Triton servers behind the gateway."""

@@ -1,0 +1,47 @@
+"""What a publication is for: a repository, the servers on it, and who is told of each step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.config_profiles import place_config
+from serving.pins import listed_versions, with_versions
+from serving.publish_phase import Tell, say_nothing
+from serving.replica import Replica
+from serving.repository import is_published, needed, read_config
+
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """``replicas`` are the servers that answer, in the order in which they are taken, and
+    ``silent`` the addresses of those that run and do not answer; ``grace_s`` is how long an old
+    version stays loaded after the pin has moved."""
+
+    repository: Path
+    replicas: Sequence[Replica] = ()
+    tell: Tell = say_nothing
+    grace_s: float = GRACE_S
+    silent: Sequence[str] = ()
+
+    def list_needed(self, models: Sequence[str]) -> None:
+        """Let each member list just the versions that pipelines pin now, and let the servers
+        follow: what nobody pins is unloaded, and stays on disk."""
+        pinned = needed(self.repository)
+        for model in models:
+            if not is_published(self.repository, model):
+                continue
+            versions = pinned.get(model, set())
+            if versions:
+                self._list(model, sorted(versions))
+            for replica in self.replicas:
+                if versions:
+                    replica.control.load(model)
+                else:
+                    replica.drop(model)
+
+    def _list(self, model: str, versions: Sequence[int]) -> None:
+        config = read_config(self.repository, model)
+        if listed_versions(config) not in ([], list(versions)):
+            place_config(self.repository, model, with_versions(config, versions))

@@ -1,0 +1,92 @@
+"""Publish a pipeline that was made elsewhere: a folder with its models, its manifest checked."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from modelspec.layout import CONFIG_FILE, CONFIGS, require_pipeline_name, staging_folder
+from serving import manifest
+from serving.config_profiles import TUNED, profile_files
+from serving.deployment import Deployment
+from serving.errors import PublishFailed
+from serving.files import owned_prefix, size_bytes
+from serving.manifest import Manifest
+from serving.preflight import require_disk
+from serving.publish import publish
+from serving.repository import active_members, active_version, top_models
+
+
+def import_pipeline(
+    folder: Path, deployment: Deployment, name: str = "", accepted: str = ""
+) -> tuple[str, int]:
+    """Publish the pipeline in ``folder`` (NAME and its members, as in a repository): its name and
+    version here.
+
+    Tampered names a file that is not what the folder's manifest says. A folder without a manifest
+    is refused unless ``accepted`` says why it may come in; the new manifest keeps the reason.
+    """
+    name = name or _only_pipeline(folder)
+    _require_name(name)
+    number = active_version(folder, name)
+    if not number:
+        raise PublishFailed(f"{folder} has no model {name!r} with a config and a version")
+    origin = _checked(folder, name, number, accepted)
+    members = active_members(folder, name)
+    folders = {**members, name: number}
+    staging = staging_folder(deployment.repository)
+    staging.mkdir(parents=True, exist_ok=True)
+    _require_members(folder, folders)
+    require_disk(staging, sum(size_bytes(folder / m / str(v)) for m, v in folders.items()))
+    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as staged:
+        for model, version in folders.items():
+            _copy(folder / model, Path(staged) / model, version)
+        models = [*members, name]
+        return name, publish(Path(staged), deployment.repository, models, deployment, origin)
+
+
+def _only_pipeline(folder: Path) -> str:
+    found = top_models(folder)
+    if len(found) != 1:
+        there = ", ".join(found) or "none"
+        raise PublishFailed(f"{folder} should hold one pipeline, and holds {there}: give --name")
+    return found[0]
+
+
+def _require_name(name: str) -> None:
+    try:
+        require_pipeline_name(name)
+    except ValueError as error:
+        raise PublishFailed(str(error)) from error
+
+
+def _checked(folder: Path, name: str, number: int, accepted: str) -> Manifest:
+    """The folder's manifest, with ``accepted`` as its note where it has none of its own."""
+    found = manifest.read(folder, name, number)
+    if found:
+        manifest.verify(folder, found)
+        return found
+    if not accepted:
+        raise PublishFailed(
+            f"{folder / name} has no manifest, so nothing says that it was proved: convert it here "
+            "(tidegate convert), or give --accept-no-manifest REASON, which is kept"
+        )
+    made = manifest.start(name, number, {})
+    return replace(made, note=f"came without a manifest: {accepted}", git_commit="")
+
+
+def _require_members(folder: Path, folders: dict[str, int]) -> None:
+    for model, version in folders.items():
+        if not (folder / model / str(version)).is_dir():
+            raise PublishFailed(f"{folder} lacks {model}/{version}, which the pipeline pins")
+
+
+def _copy(source: Path, deployment: Path, version: int) -> None:
+    deployment.mkdir()
+    shutil.copyfile(source / CONFIG_FILE, deployment / CONFIG_FILE)
+    # But for ``tuned``, which was measured on another machine.
+    profiles = [path for path in profile_files(source) if path.stem != TUNED]
+    for path in profiles:
+        (deployment / CONFIGS).mkdir(exist_ok=True)
+        shutil.copyfile(path, deployment / CONFIGS / path.name)
+    shutil.copytree(source / str(version), deployment / str(version))

@@ -1,0 +1,59 @@
+"""``configs/NAME.pbtxt``: the repository as a Triton with ``--model-config-name=NAME`` reads it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from serving.config_profiles import read_profiles
+from serving.lint.finding import Finding, warning
+from serving.lint.reading import Model, Repository
+from serving.pins import listed_versions, pins
+
+Check = Callable[[Model, Repository], Iterator[Finding]]
+
+
+def check(model: Model, repository: Repository, check_one: Check) -> Iterator[Finding]:
+    """What is wrong with a model under each config profile that touches it, and not already under
+    the main configs."""
+    known = {_said(each) for each in check_one(model, repository)}
+    for name in _names(model, repository):
+        view = {each.name: _under(name, each) for each in repository.values()}
+        mine = view[model.name]
+        yield from _behind(model, mine)
+        for finding in check_one(mine, view):
+            if _said(finding) not in known:
+                yield replace(finding, message=f"{finding.message} (with the configs {name!r})")
+
+
+def _names(model: Model, repository: Repository) -> list[str]:
+    """The config profiles of the model itself and, for an ensemble, of its steps."""
+    folders = [model.folder]
+    if model.is_ensemble:
+        folders += [repository[step].folder for step in pins(model.config) if step in repository]
+    return sorted({name for folder in folders for name in read_profiles(folder)})
+
+
+def _under(name: str, model: Model) -> Model:
+    profile = read_profiles(model.folder).get(name)
+    if profile is None:
+        return model
+    return replace(model, written=profile, file=f"configs/{name}.pbtxt")
+
+
+def _behind(model: Model, profile: Model) -> Iterator[Finding]:
+    main, other = model.config, profile.config
+    for what, one, two in (
+        ("versions", listed_versions(main), listed_versions(other)),
+        ("pins", pins(main), pins(other)),
+    ):
+        if one and one != two:
+            yield warning(
+                "config profile-behind",
+                profile.place,
+                f"has other {what} ({two or 'none'}) than {model.place} ({one}): a Triton that "
+                "reads it serves something else",
+                "tidegate up, or the next publication, brings it into step; or do it by hand",
+            )
+
+
+def _said(finding: Finding) -> tuple[str, str]:
+    return finding.code, finding.message

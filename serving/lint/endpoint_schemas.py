@@ -1,0 +1,113 @@
+"""Endpoint schemas and golden samples: what the gateway shows of a model, and what it is probed
+with."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelspec.endpoint_schema import ENDPOINT_PARAMETER, INTERNAL_PARAMETER, EndpointSchema
+from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
+from serving.lint.finding import Finding, error, info, warning
+from serving.lint.reading import Model
+
+
+def check(model: Model) -> Iterator[Finding]:
+    texts = model.parameters
+    if ENDPOINT_PARAMETER not in texts:
+        if GOLDEN_PARAMETER in texts:
+            yield error(
+                "golden-without-endpoint schema",
+                model.place,
+                f"has {GOLDEN_PARAMETER} and no {ENDPOINT_PARAMETER}: nobody can read the sample",
+                "add the endpoint schema, or take the sample out",
+            )
+        return
+    endpoint_schema = _json(texts[ENDPOINT_PARAMETER])
+    if endpoint_schema is None or not all(
+        isinstance(endpoint_schema.get(part), dict) for part in ("request", "response")
+    ):
+        yield error(
+            "endpoint-broken",
+            model.place,
+            f"{ENDPOINT_PARAMETER} is no JSON object with request and response",
+            "publish the pipeline again from its declaration",
+        )
+        return
+    yield from _bindings(model, endpoint_schema)
+    yield from _golden(model, endpoint_schema)
+    if texts.get(INTERNAL_PARAMETER) == "true":
+        yield info(
+            "endpoint-hidden",
+            model.place,
+            "is internal, so its endpoint schema is never shown",
+            f"take {INTERNAL_PARAMETER} or the endpoint schema out",
+        )
+
+
+def _bindings(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Finding]:
+    config = model.config
+    inputs = {tensor.name for tensor in config.input}
+    outputs = {tensor.name for tensor in config.output}
+    asked, given = _bound(endpoint_schema["request"]), _bound(endpoint_schema["response"])
+    for names, there, kind in ((asked, inputs, "input"), (given, outputs, "output")):
+        for name in sorted(names - there):
+            yield error(
+                "endpoint-unbound",
+                f"{model.place}:{name}",
+                f"the endpoint schema binds a field to the {kind} {name!r}, and the model has none",
+                f"bind it to one of: {', '.join(sorted(there)) or 'nothing is there'}",
+            )
+    for tensor in config.input:
+        if tensor.name not in asked and not tensor.optional:
+            yield error(
+                "input-unreachable",
+                f"{model.place}:{tensor.name}",
+                "is an input that no field of the endpoint schema fills: every request would fail",
+                "bind a field to it, or make it optional",
+            )
+
+
+def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Finding]:
+    text = model.parameters.get(GOLDEN_PARAMETER)
+    if text is None:
+        yield warning(
+            "golden-missing",
+            model.place,
+            "has no golden sample: nothing can tell whether it is alive and right",
+            f"add {GOLDEN_PARAMETER}: a request, the answer's first elements, a tolerance",
+        )
+        return
+    try:
+        golden = Golden.parse(text)
+    except GoldenError as fault:
+        yield error(
+            "golden-broken",
+            model.place,
+            f"{GOLDEN_PARAMETER}: the golden sample {fault}",
+            "publish the pipeline again from its declaration",
+        )
+        return
+    config = model.config
+    outputs = {tensor.name for tensor in config.output}
+    fields = set(endpoint_schema["request"].get("properties", {}))
+    strange = (set(golden.expect) - outputs) | (set(golden.request) - fields)
+    for name in sorted(strange):
+        yield error(
+            "golden-unbound",
+            f"{model.place}:{name}",
+            "the golden sample names it, and the model has no such field or output",
+            "correct the sample",
+        )
+
+
+def _bound(schema: Mapping[str, Any]) -> set[str]:
+    """The tensors that the schema's fields are bound to."""
+    return EndpointSchema("", schema, {}, {}).tensors()
+
+
+def _json(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,61 @@
+"""A Triton that was started with --model-config-name serves what is published, under load."""
+
+import pytest
+
+from serving.canary import canary_name, start, stop
+from serving.errors import ServingError
+from serving.publish import publish
+from serving.versions import switch_to
+from tests.running import wait_until
+from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_server import online, serving_small_pipeline, under_load
+from tests.serving.test_config_profiles import in_step, tune
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving_small_pipeline(tmp_path_factory.mktemp("tuned"), tune, "tuned") as running:
+        yield running
+
+
+def _answers(caller, number):
+    seen = caller.answers[number]
+    wait_until(lambda: caller.answers[number] > seen + 5, 10, f"the answer {number}")
+
+
+def test_what_is_published_serves_with_the_tuned_config(server):
+    repository, control = server.options.repository, server.control
+    assert control.config(NAME).max_batch_size == 4
+    assert control.config("mood_onnx").instance_group[0].count == 3
+    with under_load(server) as caller:
+        with online(server) as target:
+            assert publish(stage(repository, 5), repository, MODELS, target) == 2
+        _answers(caller, 5)
+        assert control.config(NAME).max_batch_size == 4
+        assert control.config("mood_onnx").instance_group[0].count == 3
+        assert list(control.config("mood_onnx").version_policy.specific.versions) == [2]
+        with online(server) as target:
+            switch_to(target, NAME, 1)
+        _answers(caller, 0)
+    assert set(caller.answers) == {0, 5}
+    assert in_step(repository)["mood_onnx"] == 1
+
+
+def test_a_canary_beside_it_has_the_tuned_config_too(server):
+    with online(server) as target:
+        start(target, NAME, 2)
+        assert server.control.config(canary_name(NAME, 2)).max_batch_size == 4
+        stop(target, NAME, 2)
+    assert in_step(server.options.repository)["mood_onnx"] == 1
+
+
+def test_an_engine_that_fails_leaves_the_tuned_version_serving(server):
+    repository = server.options.repository
+    staged = stage(repository, 9, initialize="1 / 0")
+    with under_load(server) as caller:
+        with online(server) as target, pytest.raises(ServingError):
+            publish(staged, repository, MODELS, target)
+        _answers(caller, 0)
+    assert set(caller.answers) == {0}
+    assert in_step(repository)["mood_onnx"] == 1
+    wait_until(lambda: server.control.is_ready(), 15, "readiness")

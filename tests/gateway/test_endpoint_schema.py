@@ -1,0 +1,134 @@
+"""A endpoint schema binds fields to tensors, both ways, and the gateway needs to know nothing
+else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.models.catalogue import Model, TensorMeta
+from gateway.models.endpoint_schema import EndpointSchema, EndpointSchemaError
+from gateway.models.rows import batches
+
+REQUEST = {
+    "type": "object",
+    "required": ["text"],
+    "additionalProperties": False,
+    "properties": {
+        "text": {"type": "string", "minLength": 1, "x-tensor": "TEXT"},
+        "weights": {"type": "array", "items": {"type": "number"}, "x-tensor": "WEIGHTS"},
+        "image": {"type": "object", "x-tensor": "PICTURE", "x-bytes": True},
+        "greedy": {"type": "boolean", "x-parameter": "greedy"},
+    },
+}
+RESPONSE = {
+    "type": "object",
+    "properties": {
+        "score": {"type": "number", "x-tensor": "SCORE"},
+        "vector": {"type": "array", "x-tensor": "VECTOR"},
+        "entities": {
+            "type": "array",
+            "x-count": "COUNT",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "label": {"type": "string", "x-tensor": "LABEL"},
+                    "start": {"type": "integer", "x-tensor": "START"},
+                },
+            },
+        },
+    },
+}
+INPUTS = {"TEXT", "WEIGHTS", "PICTURE"}
+OUTPUTS = {"SCORE", "VECTOR", "COUNT", "LABEL", "START"}
+
+
+def _face(request=REQUEST, response=RESPONSE) -> EndpointSchema:
+    text = json.dumps({"purpose": "p", "request": request, "response": response})
+    return EndpointSchema.compile(text, INPUTS, OUTPUTS)
+
+
+def _model(max_batch_size: int = 4) -> Model:
+    inputs = {
+        "TEXT": TensorMeta("TEXT", "BYTES", (1,)),
+        "WEIGHTS": TensorMeta("WEIGHTS", "FP32", (-1,), optional=True),
+        "PICTURE": TensorMeta("PICTURE", "BYTES", (1,), optional=True),
+    }
+    return Model("m", ("1",), max_batch_size, inputs, {}, False, _face(), None)
+
+
+def test_outputs_become_scalars_lists_and_records():
+    tensors = {
+        "SCORE": np.array([[0.5], [0.25]], dtype=np.float32),
+        "VECTOR": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "COUNT": np.array([[1], [2]], dtype=np.int32),
+        "LABEL": np.array([[b"PER", b""], [b"ORG", "地".encode()]], dtype=object),
+        "START": np.array([[3, 0], [1, 2]], dtype=np.int32),
+    }
+    row = _face().render(tensors, 1)
+    assert row["score"] == 0.25
+    assert row["vector"].tolist() == [3, 4, 5]
+    assert row["entities"] == [{"label": "ORG", "start": 1}, {"label": "地", "start": 2}]
+    assert _face().render(tensors, 0)["entities"] == [{"label": "PER", "start": 3}]
+
+
+def test_rows_that_can_share_a_request_do():
+    rows = [
+        {"text": "a"},
+        {"text": "b", "greedy": True},
+        {"text": "c"},
+        {"text": "d", "weights": [1, 2]},
+        {"text": "e", "weights": [1]},
+    ]
+    found = batches(_model(), _face(), rows)
+    assert [batch.shared_slots for batch in found] == [(0, 2), (1,), (3,), (4,)]
+    assert found[1].message.parameters["greedy"].bool_param
+    assert [list(t.shape) for t in found[2].message.inputs] == [[1, 1], [1, 2]]
+
+
+def test_a_batch_is_never_larger_than_the_model_takes():
+    found = batches(_model(), _face(), [{"text": str(n)} for n in range(10)])
+    assert [len(batch.shared_slots) for batch in found] == [4, 4, 2]
+    found = batches(_model(0), _face(), [{"text": str(n)} for n in range(3)])
+    assert [list(batch.message.inputs[0].shape) for batch in found] == [[1]] * 3
+
+
+def test_bytes_come_as_base64():
+    found = batches(_model(), _face(), [{"text": "a", "image": {"b64": "AAH/"}}])
+    assert found[0].message.raw_input_contents[1] == b"\x03\x00\x00\x00\x00\x01\xff"
+    with pytest.raises(InvalidRequest, match=r"image\.b64 is not base64"):
+        batches(_model(), _face(), [{"text": "a", "image": {"b64": "not base64!"}}])
+
+
+@pytest.mark.parametrize(
+    ("row", "param"),
+    [
+        ({"text": ""}, "inputs.3.text"),
+        ({"text": "a", "weights": [1, "x"]}, "inputs.3.weights.1"),
+        ({"txt": "a"}, "inputs.3"),
+        ("a", "inputs.3"),
+    ],
+)
+def test_a_row_that_does_not_fit_names_its_field(row, param):
+    with pytest.raises(InvalidRequest) as refused:
+        _face().check(row, "inputs.3")
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"type": "string", "x-tensor": "NO_SUCH"}, "NO_SUCH"),
+        ({"type": "string"}, "bound to nothing"),
+    ],
+)
+def test_a_face_that_binds_to_nothing_is_refused(field, message):
+    with pytest.raises(EndpointSchemaError, match=message):
+        _face(request={"type": "object", "properties": {"text": field}})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"request": 1}'])
+def test_a_face_that_is_none_is_refused(text):
+    with pytest.raises(EndpointSchemaError, match="cannot be read"):
+        EndpointSchema.compile(text, INPUTS, OUTPUTS)

@@ -1,0 +1,65 @@
+"""The inputs of a search: an endpoint schema's fields say what a file of samples means."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from converters.errors import SourceMissing, SourceRefused
+from ensembles.text_embedding import ENDPOINT_SCHEMA
+from tidegate.config_search_samples import bodies
+
+TEXT = ENDPOINT_SCHEMA.request["properties"]
+IMAGE = {"image": {"type": "string", "x-bytes": True, "x-tensor": "image"}}
+TABLE = {
+    "age": {"type": ["number", "null"], "x-tensor": "age"},
+    "town": {"type": "string", "x-tensor": "town"},
+}
+
+
+def test_without_samples_the_conversions_own_are_asked():
+    texts = bodies(TEXT, None)
+    assert len(texts) > 100 and all(set(body) == {"text"} for body in texts)
+    images = bodies(IMAGE, None)
+    assert len(images) > 5
+    assert all(base64.b64decode(body["image"]["b64"])[:1] for body in images)
+    assert bodies(TABLE, None) == []  # the golden sample is left
+
+
+def test_each_form_of_file_is_read(tmp_path):
+    lines, rows, table = tmp_path / "t.txt", tmp_path / "t.jsonl", tmp_path / "t.csv"
+    lines.write_text("one\n\ntwo\n")
+    assert bodies(TEXT, lines) == [{"text": "one"}, {"text": "two"}]
+    rows.write_text(json.dumps({"text": "x", "truncate": True}) + "\n\n")
+    assert bodies(TEXT, rows) == [{"text": "x", "truncate": True}]
+    table.write_text("age,town\n4,Bonn\n,Köln\n", encoding="utf-8")
+    assert bodies(TABLE, table) == [{"age": 4.0, "town": "Bonn"}, {"age": None, "town": "Köln"}]
+    np.savez(tmp_path / "t.npz", age=np.array([[1.5], [2.5]]))
+    assert bodies(TABLE, tmp_path / "t.npz") == [{"age": [1.5]}, {"age": [2.5]}]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"abc")
+    assert bodies(IMAGE, tmp_path / "images") == [{"image": {"b64": "YWJj"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "what"),
+    [
+        ("a.jsonl", "{", TEXT, "line 1 is no JSON"),
+        ("a.jsonl", "[1]", TEXT, "no object"),
+        ("a.jsonl", "", TEXT, "is empty"),
+        ("a.csv", "city\nBonn\n", TABLE, "columns city"),
+        ("a.csv", "age\nmany\n", TABLE, "could not convert"),
+        ("a.csv", "age\n", TABLE, "has no row"),
+        ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "give a .jsonl"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, name, content, fields, what):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SourceRefused, match=what):
+        bodies(fields, tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(SourceMissing, match="no file"):
+        bodies(TEXT, tmp_path / "nowhere.txt")

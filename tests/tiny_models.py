@@ -1,0 +1,200 @@
+"""Small models as a user would bring them: real architectures and tokenizers, random weights.
+
+Nothing can be downloaded here, and a proof asks whether a conversion keeps the answers, not whether
+they are good ones.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
+
+from converters.text.samples import default_texts, multilingual_texts
+
+LABELS = ("angry", "calm", "高兴")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")
+VOCABULARY = 800
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_ANGLED = {
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+@cache
+def _words() -> str:
+    """WordPiece, trained on the spot on the sample texts."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = list(_SPECIAL.values())
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    tokenizer.train_from_iterator([*default_texts(), *multilingual_texts()], trainer)
+    ends = [(each, tokenizer.token_to_id(each)) for each in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer.to_str()
+
+
+@cache
+def _bytes() -> str:
+    """Byte-level BPE with RoBERTa's special tokens: the padding is 1, not 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(_ANGLED.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(default_texts(), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer.to_str()
+
+
+@cache
+def _pieces() -> str:
+    """Unigram over "▁", as SentencePiece's models are."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(_ANGLED.values()), unk_token="<unk>"
+    )
+    tokenizer.train_from_iterator([*default_texts(), *multilingual_texts()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer.to_str()
+
+
+def word_tokenizer(max_tokens: int, **more) -> PreTrainedTokenizerFast:
+    return _fast(_words(), _SPECIAL, max_tokens, **more)
+
+
+def byte_tokenizer(max_tokens: int, **more) -> PreTrainedTokenizerFast:
+    return _fast(_bytes(), _ANGLED, max_tokens, **more)
+
+
+def piece_tokenizer(max_tokens: int, **more) -> PreTrainedTokenizerFast:
+    return _fast(_pieces(), _ANGLED, max_tokens, **more)
+
+
+def _fast(text: str, special: dict[str, str], max_tokens: int, **more) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text), model_max_length=max_tokens, **special, **more
+    )
+
+
+_SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+# RoBERTa's table has as many entries as its tokenizer says, and two of them are no positions.
+_OFFSET = {**_SMALL, "max_position_embeddings": 66, "pad_token_id": 1}
+ARCHITECTURES = {
+    "bert": (word_tokenizer, _SMALL),
+    "distilbert": (
+        word_tokenizer,
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 64,
+            "max_position_embeddings": 64,
+        },
+    ),
+    "roberta": (byte_tokenizer, _OFFSET),
+    "xlm-roberta": (piece_tokenizer, _OFFSET),
+    "mpnet": (piece_tokenizer, _OFFSET),
+    "albert": (piece_tokenizer, {**_SMALL, "embedding_size": 16, "pad_token_id": 1}),
+    "electra": (word_tokenizer, {**_SMALL, "embedding_size": 16}),
+    "deberta-v2": (piece_tokenizer, {**_SMALL, "pad_token_id": 1, "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "position_biased_input": False}),
+    "gpt2": (byte_tokenizer, {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2,
+        "n_positions": 64, "bos_token_id": 0, "eos_token_id": 2}),
+    "modernbert": (byte_tokenizer, {**_SMALL, "pad_token_id": 1, "bos_token_id": 0,
+        "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "num_hidden_layers": 4,
+        "local_attention": 16}),
+}  # fmt: skip
+
+
+def save_classifier(kind: str, folder: Path, labels: Sequence[str] = LABELS, **config) -> Path:
+    """A text classifier of this architecture in Hugging Face's form."""
+    return _save(kind, folder, AutoModelForSequenceClassification, {**_named(labels), **config})
+
+
+def save_tagger(kind: str, folder: Path, labels: Sequence[str] = TAGS, **config) -> Path:
+    """A token classifier of this architecture in Hugging Face's form."""
+    return _save(kind, folder, AutoModelForTokenClassification, {**_named(labels), **config})
+
+
+def save_encoder(kind: str, folder: Path, **config) -> Path:
+    """An encoder without a head, in Hugging Face's form."""
+    return _save(kind, folder, AutoModel, config)
+
+
+def save_embedder(kind: str, folder: Path, *modules, **transformer) -> Path:
+    """A sentence-transformers folder of this architecture and these modules; ``transformer`` goes
+    into its sentence_bert_config.json."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    plain = save_encoder(kind, folder.with_name(f"{folder.name}-plain"))
+    first = Transformer(str(plain), **transformer)
+    SentenceTransformer(modules=[first, *modules], device="cpu").save(str(folder))
+    return folder
+
+
+def _save(kind: str, folder: Path, auto_class, config: dict) -> Path:
+    torch.manual_seed(0)
+    make_tokenizer, sizes = ARCHITECTURES[kind]
+    model = auto_class.from_config(AutoConfig.for_model(kind, **{**sizes, **config}))
+    # Larger than the usual start: answers must differ between texts for a proof to mean anything.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3) if parameter.ndim > 1 else None
+    make_tokenizer(sizes.get("max_position_embeddings", 64)).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _named(labels: Sequence[str]) -> dict:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "num_labels": len(labels),
+    }
