@@ -1,1 +1,1 @@
-"""The core's APIs: V2, tasks, OpenAI's embeddings; and the document that describes them all."""
+"""What clients call: V2, gRPC, OpenAI, tasks, health and admin; and the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""The operator's API, on a listener of its own: metrics, the policy in force, the replicas."""
+"""The operator's API, on its own listener: metrics, the policy in force, replicas, models."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ STOP_S = 5.0
 class AdminApi:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._watched = gateway.settings.state_folder / "watch.prom"
+        self._watch_file = gateway.settings.state_folder / "watch.prom"
 
     def routes(self) -> list[Route]:
         table: dict[str, Handler] = {
@@ -42,36 +42,36 @@ class AdminApi:
 
     @needs("admin")
     async def metrics(self, context: RequestContext) -> Reply:
-        return Reply(200, self.gateway.metrics.page(self._watched), METRICS_TYPE)
+        return Reply(200, self.gateway.metrics.page(self._watch_file), METRICS_TYPE)
 
     @needs("admin")
     async def policy(self, context: RequestContext) -> Reply:
-        """What is in force; issuers' and certificates' names, no secret (the file holds none)."""
+        """The rules in force: names of issuers and certificates, no secrets (the file has none)."""
         current = self.gateway.access_control.policy.current
         rules = current.rules.model_dump(mode="json")
         return json_reply({"version": current.version, "rules": rules})
 
     @needs("admin")
     async def replicas(self, context: RequestContext) -> Reply:
-        """Each replica, whether it is asked, and if not, why."""
-        found = [
+        """Each replica, whether it receives requests, and if not, why."""
+        replicas = [
             {
-                "address": each.place,
-                "health": each.health.name.lower(),
-                "reason": each.reason,
-                "inflight": each.inflight,
-                "models": sorted(each.versions or ()),
-                "probes": {name: fault for name, fault in each.probes.items() if fault},
+                "address": replica.place,
+                "health": replica.health.name.lower(),
+                "reason": replica.reason,
+                "inflight": replica.inflight,
+                "models": sorted(replica.versions or ()),
+                "probes": {name: fault for name, fault in replica.probes.items() if fault},
             }
-            for each in self.gateway.pool.replicas
+            for replica in self.gateway.pool.replicas
         ]
-        return json_reply({"replicas": found})
+        return json_reply({"replicas": replicas})
 
     @needs("admin")
     async def models(self, context: RequestContext) -> Reply:
-        """Every model that could be called, and what its last golden probe said."""
+        """Every model that can be called, and the result of its last golden probe."""
         gateway = self.gateway
-        found = [
+        models = [
             {
                 "name": model.name,
                 "versions": model.versions,
@@ -81,22 +81,22 @@ class AdminApi:
             }
             for model in gateway.catalogue.models.values()
         ]
-        return json_reply({"models": found, "faults": gateway.reader.faults})
+        return json_reply({"models": models, "faults": gateway.reader.faults})
 
 
 class AdminListener:
     """Serves the admin API in this worker; several workers share the port."""
 
     def __init__(self, gateway: Gateway, port: int) -> None:
-        """OSError when another program has the port."""
+        """Raises OSError when another program has the port."""
         routes = AdminApi(gateway).routes()
         settings = gateway.settings
         app = Middleware(Starlette(routes=routes), gateway, routes)
-        secured: dict[str, Any] = {"http": BufferedProtocol}
+        http_options: dict[str, Any] = {"http": BufferedProtocol}
         if settings.tls_certificate_file:
             from gateway.http.tls import Tls
 
-            secured |= Tls(settings).http()
+            http_options |= Tls(settings).http()
         self._config = uvicorn.Config(
             app,
             lifespan="off",
@@ -107,25 +107,26 @@ class AdminListener:
             ws="none",
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=int(STOP_S),
-            **secured,
+            **http_options,
         )
-        self._address, self._is_shared = (settings.host, port), settings.workers > 1
-        self._socket = self._bound()
+        self._address = (settings.host, port)
+        self._is_shared = settings.workers > 1
+        self._socket = self._listen()
 
-    def _bound(self) -> socket.socket:
-        bound = listening_socket(*self._address, is_shared=self._is_shared)
-        bound.listen()  # who comes before the server has begun waits
-        return bound
+    def _listen(self) -> socket.socket:
+        listener = listening_socket(*self._address, is_shared=self._is_shared)
+        listener.listen()  # a client that connects before the server has started waits
+        return listener
 
     async def start(self) -> None:
         self._server = _Server(self._config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def serve(self) -> None:
-        """Until the server has ended, which it should not; called again, start another one."""
+        """Return only when the server has ended, which it should not; a second call restarts it."""
         if self._task.done():
             self._socket.close()
-            self._socket = self._bound()
+            self._socket = self._listen()
             await self.start()
         await asyncio.wait([self._task])
 
@@ -136,7 +137,7 @@ class AdminListener:
 
 
 class _Server(uvicorn.Server):
-    """Signals belong to the server that this one stands beside."""
+    """Leaves signals to the gateway's main server."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""Answers that come in pieces: what generate and the text routes share.
+"""Streamed responses: what V2's generate and OpenAI's text routes share.
 
-``answers`` reads one gRPC stream a request, its permit held to the last piece; ``EventStream``
-sends pieces as server-sent events, at the pace at which the client reads.
+``stream_responses`` reads one gRPC stream per request and holds its permit to the last response;
+``EventStream`` sends them as server-sent events, at the pace at which the client reads.
 """
 
 import asyncio
@@ -20,25 +20,21 @@ from gateway.http.request_context import ClientGone, RequestContext
 from gateway.models.catalogue import Model
 
 log = logging.getLogger("gateway")
-HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes for a minute
-BEAT = b": still working\n\n"  # a comment: clients skip it
+HEARTBEAT_S = 15.0  # proxies close a connection that is silent for a minute
+HEARTBEAT = b": still working\n\n"  # a comment: clients skip it
 DONE = b"data: [DONE]\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect the events
+    (b"x-accel-buffering", b"no"),  # nginx would buffer the events
 ]
-
-
-TOTAL_S = 600.0  # no answer takes longer, however steadily its pieces come
-
-
-# What JSON may hold as it is, and str.splitlines takes for the end of a line, as some clients do.
+TOTAL_S = 600.0  # no response takes longer, however steadily its pieces come
+# JSON may contain these unescaped, but str.splitlines ends a line at them, as some clients do.
 _LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
 
 
 def one_line(document: bytes) -> bytes:
-    """JSON that nobody can take for several lines; orjson escapes the other line ends itself."""
+    """The JSON with no character that ends a line; orjson itself escapes the other line ends."""
     for end, escaped in _LINE_ENDS:
         document = document.replace(end, escaped)
     return document
@@ -50,10 +46,10 @@ def event(document: bytes) -> bytes:
 
 
 class EventStream:
-    """A reply of ``events``; what fails before the first of them is an ordinary error.
+    """A reply of ``events``; a failure before the first event is an ordinary error.
 
-    After it, an error is the last event, as the path's API shows it. A client that does not read
-    for ``patience_s`` is given up.
+    After that, an error is the last event, in the shape of the path's API. A client that does not
+    read for ``patience_s`` seconds is disconnected.
     """
 
     def __init__(
@@ -63,93 +59,97 @@ class EventStream:
         patience_s: float,
         rights: AbstractContextManager[None],
     ) -> None:
-        """``rights`` raises a GatewayError in its block when the caller may not go on:
-        ``AccessControl.bounded``."""
+        """``rights`` (``AccessControl.bounded``) raises a GatewayError in its block when the
+        caller may no longer go on."""
         self._context, self._events, self._patience_s = context, events, patience_s
         self._rights = rights
 
     async def send(self, send: Send) -> None:
-        """Raises ClientGone when the client leaves; the work upstream has ended then."""
-        await self._context.while_connected(self._send(_Line(send, self._patience_s)))
+        """Raises ClientGone when the client disconnects; work upstream has ended by then."""
+        await self._context.while_connected(self._send(_Connection(send, self._patience_s)))
 
-    async def _send(self, line: "_Line") -> None:
-        context, begun = self._context, False
+    async def _send(self, connection: "_Connection") -> None:
+        context = self._context
+        has_started = False
         try:
             with self._rights:
                 async with aclosing(self._events) as events:
-                    first = await anext(events, b"")
-                    await line.open()
-                    begun = True
-                    await line.write(first)
-                    async for each in events:
-                        await line.write(each)
+                    first_event = await anext(events, b"")
+                    await connection.open()
+                    has_started = True
+                    await connection.write(first_event)
+                    async for next_event in events:
+                        await connection.write(next_event)
         except GatewayError as error:
-            if not begun:
+            if not has_started:
                 raise
             context.fault = error
             log.warning("%s ended early: %s", context.request_id, error)
-            last = error_reply(error, context.path, context.request_id)
-            await line.write(event(last.body))
+            reply = error_reply(error, context.path, context.request_id)
+            await connection.write(event(reply.body))
         finally:
-            line.rest()
-        await line.close()
+            connection.stop_heartbeat()
+        await connection.close()
 
 
-class _Line:
-    """The way to the client, with a heartbeat while nothing else is sent."""
+class _Connection:
+    """The connection to the client, with a heartbeat while nothing else is sent."""
 
     def __init__(self, send: Send, patience_s: float) -> None:
         self._send, self._patience_s = send, patience_s
         self._loop = asyncio.get_running_loop()
-        self._next: asyncio.TimerHandle | None = None
-        self._beat: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS]})
 
     async def write(self, data: bytes) -> None:
-        """Returns when the connection can take more; ClientGone when that takes too long."""
-        self.rest()
+        """Return when the connection can take more; raises ClientGone when that takes too long."""
+        self.stop_heartbeat()
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise ClientGone from None
-        self._next = self._loop.call_later(HEARTBEAT_S, self._start_beat)
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._start_heartbeat)
 
     async def close(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 
-    def rest(self) -> None:
-        """No heartbeat until something was written again."""
-        for each in (self._next, self._beat):
-            if each:
-                each.cancel()
+    def stop_heartbeat(self) -> None:
+        """Send no heartbeat until something has been written again."""
+        if self._timer:
+            self._timer.cancel()
+        if self._heartbeat:
+            self._heartbeat.cancel()
 
-    def _start_beat(self) -> None:
+    def _start_heartbeat(self) -> None:
         async def heartbeat() -> None:
-            await self._send({"type": "http.response.body", "body": BEAT, "more_body": True})
-            self._next = self._loop.call_later(HEARTBEAT_S, self._start_beat)
+            await self._send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+            self._timer = self._loop.call_later(HEARTBEAT_S, self._start_heartbeat)
 
-        self._beat = self._loop.create_task(heartbeat())
+        self._heartbeat = self._loop.create_task(heartbeat())
 
 
-async def answers(
+async def stream_responses(
     gateway: Gateway, context: RequestContext, model: Model, message: service_pb2.ModelInferRequest
 ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
-    """The model's answers as they come; leaving the generator (``aclosing``) ends it in Triton.
+    """The model's responses as they arrive; closing the generator (``aclosing``) ends the work in
+    Triton.
 
-    The gateway's deadline bounds each wait for the next one, ``TOTAL_S`` the whole. Raises
+    The gateway's deadline bounds each wait for the next response, ``TOTAL_S`` the whole. Raises
     GatewayErrors, DeadlineExceeded among them.
     """
     message.model_name = gateway.serving(context, model)
-    idle_s, asked = context.remaining_s(), time.perf_counter()
+    idle_s = context.remaining_s()
+    sent_at = time.perf_counter()
     with gateway.pool.permit(message.model_name, message.model_version) as upstream:
         if context.admission:
             context.admission.started()
-        async with aclosing(upstream.stream(message, idle_s, TOTAL_S)) as found:
-            async for answer in found:
+        async with aclosing(upstream.stream(message, idle_s, TOTAL_S)) as responses:
+            async for response in responses:
                 if not context.upstream_s:
-                    context.upstream_s = time.perf_counter() - asked
-                answer.model_name = model.name
-                yield answer
+                    context.upstream_s = time.perf_counter() - sent_at
+                response.model_name = model.name
+                yield response

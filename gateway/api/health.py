@@ -1,7 +1,4 @@
-"""``/healthz`` and ``/readyz``: for whoever runs the gateway, without a key; ``/`` is for browsers.
-
-``/`` leads them to ``/docs``.
-"""
+"""``/healthz`` and ``/readyz`` for operators, without a key; ``/`` redirects to ``/docs``."""
 
 from typing import Any
 
@@ -32,25 +29,25 @@ class HealthApi:
 
     @open_to_all
     async def readyz(self, context: RequestContext) -> Reply:
-        """200 or 503 to everybody. Once there are tenants the pipelines are named only to a caller
-        who may read them: to a stranger a name is news, and a fault is more."""
+        """200 or 503 for everybody. Once there are tenants, pipelines are named only to a caller
+        who may read them: a name tells a stranger something, and a fault tells more."""
         faults = readiness(self.gateway)
         ready = not any(faults.values())
-        answer: dict[str, Any] = {"status": "ready" if ready else "not ready"}
-        if await self._may_know(context):
-            shown = readable_readiness(self.gateway, context)
-            answer["pipelines"] = {
-                name: shown_state(self.gateway, name, fault) for name, fault in shown.items()
+        document: dict[str, Any] = {"status": "ready" if ready else "not ready"}
+        if await self._is_identified(context):
+            readable = readable_readiness(self.gateway, context)
+            document["pipelines"] = {
+                name: shown_state(self.gateway, name, fault) for name, fault in readable.items()
             }
-        reply = json_reply(answer)
+        reply = json_reply(document)
         reply.status = 200 if ready else 503
         return reply
 
-    async def _may_know(self, context: RequestContext) -> bool:
+    async def _is_identified(self, context: RequestContext) -> bool:
         if not self.gateway.access_control.policy.current.rules.tenants:
             return True
         try:
             await self.gateway.access_control.identify(context)
         except GatewayError:
-            return False  # a probe with an old key asks whether the gateway is ready, and is told
+            return False  # a probe with an old key still learns whether the gateway is ready
         return True

@@ -1,8 +1,8 @@
 """``/internal/decide``: whether nginx may pass a gRPC call straight on to Triton (docs/grpc.md).
 
-nginx does not see the message, so nothing here or there knows which model it names: the call is
-allowed only to a caller who may use every model. Nor does it hear when the call ends: requests are
-counted, concurrency and tokens are not.
+nginx does not see the message, so neither side knows which model it names: only a caller who may
+use every model is allowed. Nor do we learn when the call ends: requests are counted, concurrency
+and tokens are not.
 """
 
 from urllib.parse import quote
@@ -19,8 +19,8 @@ from gateway.listening import peer_address
 
 PATH = "/internal/decide"
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-METHOD = b"x-tidegate-method"  # the call's path, which nginx tells
-# What the locations of deploy/nginx let through.
+METHOD = b"x-tidegate-method"  # the call's path, set by nginx
+# What the locations in deploy/nginx let through.
 ACTIONS = {
     f"/{SERVICE.full_name}/{name}": action
     for action, names in (
@@ -30,18 +30,18 @@ ACTIONS = {
     )
     for name in names.split()
 }
-_ANY = "\0any"  # stands for the internal models, and those that are yet to come
+_ANY_MODEL = "\0any"  # the internal models, and those not yet published
 
 
 class NginxApi:
-    """On the gateway's HTTP listener, which answers 401 by itself."""
+    """Served by the gateway's HTTP listener, which itself answers 401."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
     @needs("read")
     async def decide(self, context: RequestContext) -> Reply:
-        """204, or 403 with the gRPC status: ``auth_request`` knows no other refusal."""
+        """204, or 403 with the gRPC status: ``auth_request`` passes on no other refusal."""
         client = context.scope.get("client")
         if not client or not peer_address(client[0]).is_loopback:
             raise NotFound(f"there is no {PATH}: see /docs for what there is")
@@ -56,15 +56,16 @@ class NginxApi:
         if action is None or context.principal is None:
             raise Forbidden("this method is not offered through the gateway")
         context.require(action)
-        for name in (*self.gateway.catalogue.models, _ANY):
+        for name in (*self.gateway.catalogue.models, _ANY_MODEL):
             if not context.access.allowed(context.principal, action, name):
                 raise Forbidden(
-                    "this port is for callers who may use every model: use the gateway's gRPC port"
+                    "this port is only for callers who may use every model: use the gateway's "
+                    "gRPC port"
                 )
         limits = context.access.limits(context.principal, "") if action == "infer" else ()
         subject = Subject(context.principal.tenant, context.principal.id, "")
-        counted = checks_of([each for each in limits if each.kind == "requests"], subject)
-        async with self.gateway.access_control.limiter.admit(counted):
+        checks = checks_of([limit for limit in limits if limit.kind == "requests"], subject)
+        async with self.gateway.access_control.limiter.admit(checks):
             pass
 
 

@@ -340,7 +340,7 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
     def never(*arguments):
         raise AssertionError("an answer was read")
 
-    monkeypatch.setattr("gateway.api.grpc.response.AnswerParts.__init__", never)
+    monkeypatch.setattr("gateway.api.grpc.response.ResponseParts.__init__", never)
     with RunningGrpcServer(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
         with InferenceServerClient(free.address) as client:
             answer = client.infer("counted", _x(600), headers=free.headers())

@@ -1,1 +1,1 @@
-"""The gRPC API: stock clients of Triton's own gRPC, under the policy of the other APIs."""
+"""The gRPC API: stock clients of Triton's gRPC service, under the same policy as the other APIs."""

@@ -1,4 +1,4 @@
-"""The unary methods. Each reads its own message, and asks for the model that stands in it."""
+"""The unary methods. Each parses its own message and authorises the model named in it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,9 +7,9 @@ from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.request import check_request, timeout_s
-from gateway.api.grpc.response import ask_for_tokens, metered
-from gateway.api.grpc.wire import Parts
-from gateway.api.v2.describe_model import check_readable, hide_paths, shown_statistics
+from gateway.api.grpc.response import metered, request_token_counts
+from gateway.api.grpc.wire import RequestParts
+from gateway.api.v2.describe_model import check_readable, hide_paths, readable_statistics
 from gateway.api.v2.routes import EXTENSIONS, NAME
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NoCapacity, NotFound, no_model
@@ -25,7 +25,7 @@ Handler = Callable[[RequestContext, bytes], Awaitable[bytes]]
 
 
 class Methods:
-    """``table`` holds what is offered: a method that is not in it is refused."""
+    """``table`` has the methods offered: any other method is refused."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -44,9 +44,9 @@ class Methods:
 
     @needs("infer")
     async def infer(self, context: RequestContext, data: bytes) -> bytes:
-        parts = parts_of(self.gateway, context, data)
+        parts = parse_request(self.gateway, context, data)
         context.body_bytes = len(data)
-        model = permitted(self.gateway, context, "infer", parts.header)
+        model = permitted_model(self.gateway, context, "infer", parts.header)
         if model.decoupled:
             raise InvalidRequest(f"model {model.name!r} streams: call it with ModelStreamInfer")
         context.shorten_deadline(timeout_s(parts))
@@ -56,13 +56,13 @@ class Methods:
         admission = await context.enter(self.gateway.access_control.admit(context, model))
         meter = self.gateway.access_control.meter(admission, model)
         if meter:
-            ask_for_tokens(parts, meter)
+            request_token_counts(parts, meter)
         with self.gateway.permit(context, model, parts.header) as upstream:
-            work = upstream.channel.unary_unary(INFER)
-            left_s = context.remaining_s()
+            call = upstream.channel.unary_unary(INFER)
+            timeout = context.remaining_s()
             admission.started()
-            answer: bytes = await translated(work(parts.message(), timeout=left_s))
-        return metered(answer, meter) if meter else answer
+            response: bytes = await translated(call(parts.message(), timeout=timeout))
+        return metered(response, meter) if meter else response
 
     @needs("read")
     async def server_live(self, context: RequestContext, data: bytes) -> bytes:
@@ -81,48 +81,51 @@ class Methods:
 
     @needs("read")
     async def model_ready(self, context: RequestContext, data: bytes) -> bytes:
-        """Ready means that Triton says so and that the last golden probe was answered.
+        """Ready if Triton says so and the last golden probe passed.
 
-        A model that is not there, or not the caller's, is not ready: Triton has no error for it.
+        A model that does not exist, or is not the caller's, is not ready: Triton has no error for
+        this.
         """
         request = _named(data)
         try:
-            model = permitted(self.gateway, context, "read", request)
+            model = permitted_model(self.gateway, context, "read", request)
         except (NotFound, NoCapacity):
             return _bytes(service_pb2.ModelReadyResponse(ready=False))
         fault = self.gateway.probes.get(model.name)
-        asked = ("ModelReady", model.name, request.version)
-        ready = not fault and (await self.gateway.pool.describe(*asked)).ready
-        return _bytes(service_pb2.ModelReadyResponse(ready=ready))
+        if fault:
+            return _bytes(service_pb2.ModelReadyResponse(ready=False))
+        response = await self.gateway.pool.describe("ModelReady", model.name, request.version)
+        return _bytes(service_pb2.ModelReadyResponse(ready=response.ready))
 
     @needs("read")
     async def model_metadata(self, context: RequestContext, data: bytes) -> bytes:
-        return await self._described("ModelMetadata", context, _named(data))
+        return await self._describe("ModelMetadata", context, _named(data))
 
     @needs("read")
     async def model_config(self, context: RequestContext, data: bytes) -> bytes:
-        return await self._described("ModelConfig", context, _named(data))
+        return await self._describe("ModelConfig", context, _named(data))
 
     @needs("read")
     async def model_statistics(self, context: RequestContext, data: bytes) -> bytes:
-        """Of one model; without a name, of all that the caller may read."""
+        """Statistics of one model; without a name, of every model that the caller may read."""
         request = _named(data)
         if request.name:
-            return await self._described("ModelStatistics", context, request)
-        found = await self.gateway.pool.describe("ModelStatistics")
-        shown = shown_statistics(self.gateway.catalogue, context, found)
-        return _bytes(service_pb2.ModelStatisticsResponse(model_stats=shown))
+            return await self._describe("ModelStatistics", context, request)
+        statistics = await self.gateway.pool.describe("ModelStatistics")
+        readable = readable_statistics(self.gateway.catalogue, context, statistics)
+        return _bytes(service_pb2.ModelStatisticsResponse(model_stats=readable))
 
-    async def _described(self, method: str, context: RequestContext, request: Any) -> bytes:
+    async def _describe(self, method: str, context: RequestContext, request: Any) -> bytes:
         check_readable(self.gateway.catalogue, context, request.name, request.version)
-        found = await self.gateway.pool.describe(method, request.name, request.version)
+        response = await self.gateway.pool.describe(method, request.name, request.version)
         if method == "ModelConfig":
-            hide_paths(found.config)
-        return _bytes(found)
+            hide_paths(response.config)
+        return _bytes(response)
 
 
-def permitted(gateway: Gateway, context: RequestContext, action: str, request: Any) -> Model:
-    """The model that a message names, if it is served and the caller may do this with it."""
+def permitted_model(gateway: Gateway, context: RequestContext, action: str, request: Any) -> Model:
+    """The model that a message names, if it is served and the caller may take this action on it;
+    otherwise raises GatewayErrors."""
     is_infer = isinstance(request, service_pb2.ModelInferRequest)
     name = request.model_name if is_infer else request.name
     version = request.model_version if is_infer else request.version
@@ -131,19 +134,20 @@ def permitted(gateway: Gateway, context: RequestContext, action: str, request: A
     return gateway.catalogue.model(name, version)
 
 
-def parts_of(gateway: Gateway, context: RequestContext, data: bytes) -> Parts:
-    """A ModelInferRequest, with no more tensors than its model has; GatewayErrors as ``Parts``."""
+def parse_request(gateway: Gateway, context: RequestContext, data: bytes) -> RequestParts:
+    """A ModelInferRequest with no more tensors than its model has; raises as ``RequestParts``."""
 
     def sizes_of(name: str) -> tuple[int, int]:
         _require(context, "infer", name)
         model = gateway.catalogue.model(name)
         return len(model.inputs), len(model.outputs)
 
-    return Parts(data, sizes_of)
+    return RequestParts(data, sizes_of)
 
 
 def _require(context: RequestContext, action: str, name: str) -> None:
-    """Names are matched with the policy's globs: one that is too long for any model is not."""
+    """``context.require``, but a name too long for any model is not matched with the policy's
+    globs."""
     if len(name) > MAX_NAME:
         context.require(action)
         raise no_model(name)
@@ -151,12 +155,12 @@ def _require(context: RequestContext, action: str, name: str) -> None:
 
 
 def _named(data: bytes) -> service_pb2.ModelMetadataRequest:
-    """All requests that name a model and a version have the same form."""
+    """Parse any request that names a model and a version: all have the same fields."""
     try:
         return service_pb2.ModelMetadataRequest.FromString(data)
     except DecodeError:
         raise InvalidRequest(
-            "the message cannot be read: use a client for KServe V2 or Triton"
+            "the message cannot be parsed: use a client for KServe V2 or Triton"
         ) from None
 
 

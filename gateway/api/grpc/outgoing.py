@@ -1,7 +1,7 @@
-"""A stream's answers on their way to a client that may read slowly, or not at all.
+"""A stream's responses on their way to a client that may read slowly, or not at all.
 
-They are written by a task of their own, so that what the client has not read keeps nobody from
-hearing what Triton has answered. Whoever puts an answer waits where many are left.
+A task of its own writes them, so that an unread response does not keep the gateway from reading
+Triton's next one. ``put`` waits while many are queued.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, ExitStack
 
 from gateway.api.grpc.unread import allowed_s
 
-ROOM = 32  # answers; and of bytes (the last one may go beyond):
-ROOM_BYTES = 1 << 20
-# An answer, or None where there is nothing to write; what is to be done once it was taken; and
-# what counts its bytes meanwhile.
+QUEUE_LENGTH = 32  # responses
+QUEUE_BYTES = 1 << 20  # the last response may exceed it
+# A response, or None where there is nothing to write; what to do once the client took it; and what
+# counts its bytes meanwhile.
 _Entry = tuple[bytes | None, Callable[[], Awaitable[None]] | None, ExitStack]
 
 
 class Outgoing:
-    """``write`` awaits until the client takes an answer; ``give_up`` is called when that lasts
-    longer than ``patience_s`` (see ``allowed_s``). ``counting`` is entered with the size of each
-    answer that waits."""
+    """``write`` awaits until the client takes a response; ``give_up`` is called when that takes
+    longer than ``patience_s`` allows (see ``allowed_s``). ``counting`` is entered with the size of
+    each queued response."""
 
     def __init__(
         self,
@@ -38,53 +38,54 @@ class Outgoing:
         self._changed = asyncio.Condition()
 
     async def put(
-        self, answer: bytes | None, then: Callable[[], Awaitable[None]] | None = None
+        self, response: bytes | None, then: Callable[[], Awaitable[None]] | None = None
     ) -> None:
+        """Queue a response; ``then`` is awaited once the client took it."""
         async with self._changed:
             await self._changed.wait_for(self.has_room)
             if self._has_ended:
                 return
-            counted = ExitStack()
-            counted.enter_context(self._counting(len(answer or b"")))
-            self._entries.append((answer, then, counted))
-            self._bytes += len(answer or b"")
+            counting = ExitStack()
+            counting.enter_context(self._counting(len(response or b"")))
+            self._entries.append((response, then, counting))
+            self._bytes += len(response or b"")
             self._changed.notify_all()
 
     async def drained(self) -> None:
-        """Returns when everything was taken."""
+        """Return when the client has taken everything."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._entries)
 
     async def run(self) -> None:
-        """Write, until cancelled; what was not taken then never is."""
+        """Write until cancelled; what is queued then is dropped."""
         try:
             await self._run()
         finally:
             self._has_ended = True
-            for _, _, counted in self._entries:
-                counted.close()
-            self._entries.clear()  # whoever still knows this shall not keep the answers
+            for _, _, counting in self._entries:
+                counting.close()
+            self._entries.clear()  # a reference to this object shall not keep the responses
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: bool(self._entries))
-            answer, then, counted = self._entries[0]
-            if answer is not None:
-                patience = loop.call_later(allowed_s(self._patience_s, len(answer)), self._give_up)
+            response, then, counting = self._entries[0]
+            if response is not None:
+                timer = loop.call_later(allowed_s(self._patience_s, len(response)), self._give_up)
                 try:
-                    await self._write(answer)
+                    await self._write(response)
                 finally:
-                    patience.cancel()
+                    timer.cancel()
             if then is not None:
                 await then()
             async with self._changed:
                 self._entries.popleft()
-                counted.close()
-                self._bytes -= len(answer or b"")
+                counting.close()
+                self._bytes -= len(response or b"")
                 self._changed.notify_all()
 
     def has_room(self) -> bool:
         """Whether ``put`` returns at once."""
-        return len(self._entries) < ROOM and self._bytes < ROOM_BYTES
+        return len(self._entries) < QUEUE_LENGTH and self._bytes < QUEUE_BYTES

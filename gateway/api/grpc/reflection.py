@@ -1,8 +1,8 @@
-"""Server reflection: what grpcurl and its like ask a server for, to need no .proto files.
+"""Server reflection: lets grpcurl and similar tools work without .proto files.
 
-It tells what is offered here and nothing else: of Triton's service not the methods that are
-refused.
-Both versions of the protocol have the same messages, which are made here: grpcio brings none.
+It describes what is offered here and nothing else: not the methods of Triton's service that are
+refused. Both versions of the protocol have the same messages, which are built here: grpcio has
+none.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from gateway.errors import InvalidRequest, TooLarge
 
 VERSIONS = ("v1", "v1alpha")
 MESSAGE_BYTES = 4096
-ANSWERS = 1000  # of one stream
+MAX_RESPONSES = 1000  # on one stream
 _Field = descriptor_pb2.FieldDescriptorProto
 _TEXT, _BYTES, _INT = _Field.TYPE_STRING, _Field.TYPE_BYTES, _Field.TYPE_INT32
-# message -> its fields: (name, number, type or name of a message, whether there are several)
+# message -> its fields: (name, number, type or name of a message, whether it is repeated)
 _MESSAGES: dict[str, tuple[tuple[str, int, Any, bool], ...]] = {
     "ExtensionRequest": (
         ("containing_type", 1, _TEXT, False),
@@ -65,42 +65,48 @@ def service_name(version: str) -> str:
 
 
 class Reflection:
-    """``methods`` are those of Triton's service that are offered."""
+    """``methods`` are the methods of Triton's service that are offered."""
 
     def __init__(self, methods: Collection[str]) -> None:
-        offered = _copy(service_pb2.DESCRIPTOR)
-        for place in reversed(range(len(offered.service[0].method))):
-            if offered.service[0].method[place].name not in methods:
-                del offered.service[0].method[place]
-        files = [offered, _health_file(), *map(_reflection_file, VERSIONS)]
-        self._files = {file.name: file for file in (*_needed(service_pb2.DESCRIPTOR), *files)}
+        inference_file = _copy(service_pb2.DESCRIPTOR)
+        for index in reversed(range(len(inference_file.service[0].method))):
+            if inference_file.service[0].method[index].name not in methods:
+                del inference_file.service[0].method[index]
+        files = [inference_file, _health_file(), *map(_reflection_file, VERSIONS)]
+        dependencies = _dependencies(service_pb2.DESCRIPTOR)
+        self._files = {file.name: file for file in (*dependencies, *files)}
         self.services = sorted(_services(files))
-        self._symbols = {name: file.name for file in self._files.values() for name in _names(file)}
+        self._symbols = {
+            symbol: file.name for file in self._files.values() for symbol in _symbols(file)
+        }
         pool = descriptor_pool.DescriptorPool()
         pool.Add(_reflection_file("v1"))
-        found = pool.FindMessageTypeByName
         self._request: Any = message_factory.GetMessageClass(
-            found("grpc.reflection.v1.ServerReflectionRequest")
+            pool.FindMessageTypeByName("grpc.reflection.v1.ServerReflectionRequest")
         )
         self._response: Any = message_factory.GetMessageClass(
-            found("grpc.reflection.v1.ServerReflectionResponse")
+            pool.FindMessageTypeByName("grpc.reflection.v1.ServerReflectionResponse")
         )
 
     async def run(self, call: Any, idle_s: float) -> None:
-        """Answer until the client has no more questions. TimeoutError after ``idle_s`` without one;
-        InvalidRequest and TooLarge for what is none."""
-        for _ in range(ANSWERS):
+        """Answer requests until the client closes the stream. Raises TimeoutError after ``idle_s``
+        without a request, InvalidRequest and TooLarge as ``answer``."""
+        for _ in range(MAX_RESPONSES):
             async with asyncio.timeout(idle_s):
                 data = await call.read()
                 if data is grpc.aio.EOF:
                     return
-                answer = self.answer(data)
+                response = self.answer(data)
                 # It fails when the client has left: gRPC then cancels this task.
                 with contextlib.suppress(grpc.aio.BaseError):
-                    await call.write(answer)
-        raise InvalidRequest(f"{ANSWERS} questions were answered: open another stream for more")
+                    await call.write(response)
+        raise InvalidRequest(
+            f"a stream answers at most {MAX_RESPONSES} requests: open another stream for more"
+        )
 
     def answer(self, data: bytes) -> bytes:
+        """The ServerReflectionResponse to one ServerReflectionRequest, both serialised. Raises
+        TooLarge and InvalidRequest."""
         if len(data) > MESSAGE_BYTES:
             raise TooLarge(f"the message is over {MESSAGE_BYTES} bytes: send a smaller one")
         try:
@@ -109,42 +115,43 @@ class Reflection:
             raise InvalidRequest("the message is not a ServerReflectionRequest") from None
         response = self._response(valid_host=request.host, original_request=request)
         self._fill(request, response)
-        answer: bytes = response.SerializeToString()
-        return answer
+        data_out: bytes = response.SerializeToString()
+        return data_out
 
     def _fill(self, request: Any, response: Any) -> None:
-        asked = request.WhichOneof("message_request")
-        if asked == "list_services":
+        query = request.WhichOneof("message_request")
+        if query == "list_services":
             for name in self.services:
                 response.list_services_response.service.add(name=name)
-        elif asked == "all_extension_numbers_of_type" and (
+        elif query == "all_extension_numbers_of_type" and (
             request.all_extension_numbers_of_type in self._symbols
         ):
             response.all_extension_numbers_response.base_type_name = (
                 request.all_extension_numbers_of_type
             )
         else:
-            name = self._file_for(asked, request)
+            name = self._file_name(query, request)
             if name in self._files:
-                files = self._with_needed(name)
+                files = self._with_dependencies(name)
                 response.file_descriptor_response.file_descriptor_proto.extend(files)
             else:
                 response.error_response.error_code = _NOT_FOUND
-                response.error_response.error_message = "there is no such thing here"
+                response.error_response.error_message = "this server has no such file or symbol"
 
-    def _file_for(self, asked: str | None, request: Any) -> str:
-        if asked == "file_by_filename":
+    def _file_name(self, query: str | None, request: Any) -> str:
+        if query == "file_by_filename":
             return str(request.file_by_filename)
-        if asked == "file_containing_symbol":
+        if query == "file_containing_symbol":
             return self._symbols.get(request.file_containing_symbol, "")
         return ""  # nothing here has extensions
 
-    def _with_needed(self, name: str) -> list[bytes]:
-        """The file and all that it imports, each once."""
+    def _with_dependencies(self, name: str) -> list[bytes]:
+        """The file and everything it imports, each once."""
         names = [name]
-        for each in names:
-            names += [need for need in self._files[each].dependency if need not in names]
-        return [self._files[each].SerializeToString() for each in names]
+        for file_name in names:  # grows while it is iterated
+            dependencies = self._files[file_name].dependency
+            names += [dependency for dependency in dependencies if dependency not in names]
+        return [self._files[file_name].SerializeToString() for file_name in names]
 
 
 def _copy(file: Any) -> descriptor_pb2.FileDescriptorProto:
@@ -153,10 +160,10 @@ def _copy(file: Any) -> descriptor_pb2.FileDescriptorProto:
     return copy
 
 
-def _needed(file: Any) -> Iterable[descriptor_pb2.FileDescriptorProto]:
-    for each in file.dependencies:
-        yield from _needed(each)
-        yield _copy(each)
+def _dependencies(file: Any) -> Iterable[descriptor_pb2.FileDescriptorProto]:
+    for dependency in file.dependencies:
+        yield from _dependencies(dependency)
+        yield _copy(dependency)
 
 
 def _services(files: Iterable[Any]) -> Iterable[str]:
@@ -164,13 +171,13 @@ def _services(files: Iterable[Any]) -> Iterable[str]:
         yield from (f"{file.package}.{service.name}" for service in file.service)
 
 
-def _names(file: descriptor_pb2.FileDescriptorProto) -> Iterable[str]:
-    """What a file defines, by full name."""
-    outer: list[tuple[str, Any, Any]] = [(file.package, file.message_type, file.enum_type)]
-    for prefix, messages, enums in outer:
-        for each in (*messages, *enums):
-            yield f"{prefix}.{each.name}"
-        outer += [(f"{prefix}.{m.name}", m.nested_type, m.enum_type) for m in messages]
+def _symbols(file: descriptor_pb2.FileDescriptorProto) -> Iterable[str]:
+    """The full names of what a file defines."""
+    scopes: list[tuple[str, Any, Any]] = [(file.package, file.message_type, file.enum_type)]
+    for prefix, messages, enums in scopes:  # grows while it is iterated
+        for definition in (*messages, *enums):
+            yield f"{prefix}.{definition.name}"
+        scopes += [(f"{prefix}.{m.name}", m.nested_type, m.enum_type) for m in messages]
     for service in file.service:
         name = f"{file.package}.{service.name}"
         yield name
@@ -222,12 +229,13 @@ def _add_message(file: Any, name: str, fields: Iterable[tuple[str, int, Any, boo
     message = file.message_type.add(name=name)
     if name in _ONE_OF:
         message.oneof_decl.add(name=_ONE_OF[name])
-    for field, number, kind, several in fields:
-        made = message.field.add(name=field, number=number)
-        made.label = _Field.LABEL_REPEATED if several else _Field.LABEL_OPTIONAL
-        if isinstance(kind, str):
-            made.type, made.type_name = _Field.TYPE_MESSAGE, f".{file.package}.{kind}"
+    for field_name, number, field_type, is_repeated in fields:
+        field = message.field.add(name=field_name, number=number)
+        field.label = _Field.LABEL_REPEATED if is_repeated else _Field.LABEL_OPTIONAL
+        if isinstance(field_type, str):
+            field.type = _Field.TYPE_MESSAGE
+            field.type_name = f".{file.package}.{field_type}"
         else:
-            made.type = kind
-        if name in _ONE_OF and field not in ("host", "valid_host", "original_request"):
-            made.oneof_index = 0
+            field.type = field_type
+        if name in _ONE_OF and field_name not in ("host", "valid_host", "original_request"):
+            field.oneof_index = 0

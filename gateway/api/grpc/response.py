@@ -1,22 +1,23 @@
-"""A ModelInferResponse taken apart without copying its tensors, as ``wire`` does requests."""
+"""Parses a ModelInferResponse without copying its tensors, as ``wire`` does for requests."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from gateway.api.grpc.wire import Parts, length_at, varint
+from gateway.api.grpc.wire import RequestParts, length_at, varint
 from gateway.errors import UpstreamError
 from gateway.limits.metering import Meter
 from gateway.upstream.stream_call import FINAL
 
 _ID_TAG, _PARAMETER_TAG, _OUTPUT_TAG, _RAW_TAG = (number << 3 | 2 for number in (3, 4, 5, 6))
 _FINAL = b"".join((b"\n", varint(len(FINAL)), FINAL.encode()))  # the key of a parameter
-ANSWER_TAG = b"\x12"  # infer_response of a ModelStreamInferResponse; else it has an error message
+# infer_response of a ModelStreamInferResponse; one that begins otherwise has an error message.
+RESPONSE_TAG = b"\x12"
 
 
-def ask_for_tokens(parts: Parts, meter: Meter) -> None:
-    """Have the answers say what they cost; InvalidRequest as ``Meter.ask``."""
+def request_token_counts(parts: RequestParts, meter: Meter) -> None:
+    """Have the responses carry their token counts; raises InvalidRequest as ``Meter.ask``."""
     for tensor in meter.ask(parts.header, parts.raws):
         entry = parts.header.inputs.add(name=tensor.name, datatype="BOOL", shape=tensor.shape)
         if parts.raws:
@@ -25,97 +26,105 @@ def ask_for_tokens(parts: Parts, meter: Meter) -> None:
             entry.contents.bool_contents.extend(map(bool, tensor.raw))
 
 
-def metered(answer: bytes, meter: Meter) -> bytes:
-    """The answer for its client, once what it cost is settled."""
-    found = AnswerParts(memoryview(answer))
-    found.read(meter)
-    return found.message() if meter.hidden else answer
+def metered(response: bytes, meter: Meter) -> bytes:
+    """Settle what the response cost, and return it as its client gets it."""
+    parts = ResponseParts(memoryview(response))
+    parts.read(meter)
+    return parts.message() if meter.hidden else response
 
 
-class AnswerParts:
+class ResponseParts:
     """``header`` is every field but the tensors' raw bytes; ``raws`` are views of those."""
 
     def __init__(self, data: memoryview) -> None:
-        """UpstreamError for what is no such message."""
-        heads: list[memoryview] = []
+        """Raises UpstreamError for data that is not a ModelInferResponse."""
+        header_fields: list[memoryview] = []
         self.raws: list[memoryview] = []
-        self._tails: list[memoryview] = []
-        at = 0
-        while at < len(data):
-            start, tag = at, data[at]
-            at, size = length_at(data, at + 1)
-            end = at + size
+        self._raw_fields: list[memoryview] = []
+        start = 0
+        while start < len(data):
+            tag = data[start]
+            content_start, size = length_at(data, start + 1)
+            end = content_start + size
             if tag & 7 != 2 or end > len(data):
-                raise UpstreamError("the server answered in an unknown form: report this")
+                raise _unreadable()
             if tag == _RAW_TAG:
-                self.raws.append(data[at:end])
-                self._tails.append(data[start:end])
+                self.raws.append(data[content_start:end])
+                self._raw_fields.append(data[start:end])
             else:
-                heads.append(data[start:end])
-            at = end
-        self.header = service_pb2.ModelInferResponse.FromString(b"".join(heads))
+                header_fields.append(data[start:end])
+            start = end
+        self.header = service_pb2.ModelInferResponse.FromString(b"".join(header_fields))
 
     def read(self, meter: Meter) -> None:
-        """Count it, and take out of it what its client did not ask for."""
+        """Count its tokens, and remove the outputs that its client did not ask for."""
         outputs: Sequence[Any] = self.header.outputs
-        for place in reversed(range(len(outputs))):
-            name = outputs[place].name
-            meter.count(name, outputs[place].datatype, self.raws[place])
+        for index in reversed(range(len(outputs))):
+            name = outputs[index].name
+            meter.count(name, outputs[index].datatype, self.raws[index])
             if name in meter.hidden:
-                del self.header.outputs[place], self.raws[place], self._tails[place]
+                del self.header.outputs[index], self.raws[index], self._raw_fields[index]
 
     def message(self) -> bytes:
-        return b"".join((self.header.SerializeToString(), *self._tails))
+        """The ModelInferResponse, serialised, without the outputs removed."""
+        return b"".join((self.header.SerializeToString(), *self._raw_fields))
 
 
-def within(answer: bytes) -> memoryview:
-    """The ModelInferResponse in a ModelStreamInferResponse that begins with ``ANSWER_TAG``."""
-    at, size = length_at(answer, 1)
-    return memoryview(answer)[at : at + size]
+def inner_response(stream_response: bytes) -> memoryview:
+    """The ModelInferResponse in a ModelStreamInferResponse that begins with ``RESPONSE_TAG``."""
+    start, size = length_at(stream_response, 1)
+    return memoryview(stream_response)[start : start + size]
 
 
-def streamed(answer: bytes) -> bytes:
-    """The other way round."""
-    return b"".join((ANSWER_TAG, varint(len(answer)), answer))
+def as_stream_response(response: bytes) -> bytes:
+    """The ModelInferResponse, wrapped in a ModelStreamInferResponse."""
+    return b"".join((RESPONSE_TAG, varint(len(response)), response))
 
 
-class StreamAnswer:
-    """One answer of a stream that is not an error: whose it is, and whether it is the last.
+def _unreadable() -> UpstreamError:
+    return UpstreamError("the server's response cannot be parsed: report the request id")
 
-    Read as far as its tensors, which come behind in every message that a protobuf library wrote.
+
+class StreamResponse:
+    """One response of a stream that is not an error: its request, and whether it is the last one.
+
+    Parsed up to its tensors, which come last in every message that a protobuf library wrote.
     """
 
-    __slots__ = ("_after", "_before", "_inner", "has_outputs", "id", "is_last")
+    __slots__ = ("_id_end", "_id_start", "_inner", "has_outputs", "id", "is_last")
 
-    def __init__(self, answer: bytes) -> None:
-        """UpstreamError for what is no such message."""
-        at, size = length_at(answer, 1)
-        inner = memoryview(answer)[at : at + size]
+    def __init__(self, stream_response: bytes) -> None:
+        """Raises UpstreamError for data that is not such a message."""
+        inner = inner_response(stream_response)
         self.id = b""
         self.is_last = True  # Triton leaves the flag out where there can be only one
         self.has_outputs = False
-        self._inner, self._before, self._after = inner, 0, 0
-        at = 0
-        while at < len(inner):
-            start, tag = at, inner[at]
+        self._inner = inner
+        self._id_start = self._id_end = 0
+        start = 0
+        while start < len(inner):
+            tag = inner[start]
             if tag in (_OUTPUT_TAG, _RAW_TAG):
                 self.has_outputs = True
                 break
-            at, size = length_at(inner, at + 1)
-            content = inner[at : at + size]
-            at += size
-            if tag & 7 != 2 or at > len(inner):
-                raise UpstreamError("the server answered in an unknown form: report this")
+            content_start, size = length_at(inner, start + 1)
+            end = content_start + size
+            content = inner[content_start:end]
+            if tag & 7 != 2 or end > len(inner):
+                raise _unreadable()
             if tag == _ID_TAG:
-                self.id, self._before, self._after = bytes(content), start, at
+                self.id, self._id_start, self._id_end = bytes(content), start, end
             elif tag == _PARAMETER_TAG and bytes(content).startswith(_FINAL):
                 self.is_last = not bytes(content).endswith(b"\x08\x00")  # bool_param is false
+            start = end
 
     def for_client(self, client_id: bytes) -> bytes:
-        """The answer with the client's own id, which may be ''."""
+        """The response with the client's own request id, which may be ''."""
         inner = self._inner
-        own = b"".join((bytes([_ID_TAG]), varint(len(client_id)), client_id)) if client_id else b""
-        size = len(inner) - (self._after - self._before) + len(own)
+        id_field = b""
+        if client_id:
+            id_field = b"".join((bytes([_ID_TAG]), varint(len(client_id)), client_id))
+        size = len(inner) - (self._id_end - self._id_start) + len(id_field)
         return b"".join(
-            (ANSWER_TAG, varint(size), inner[: self._before], own, inner[self._after :])
+            (RESPONSE_TAG, varint(size), inner[: self._id_start], id_field, inner[self._id_end :])
         )

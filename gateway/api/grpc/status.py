@@ -1,4 +1,4 @@
-"""Errors as gRPC shows them: its column of the table in ``gateway.http.render``."""
+"""Errors as gRPC statuses: gRPC's column of the table in ``gateway.http.render``."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ import grpc
 from gateway.errors import GatewayError
 from gateway.limits.limiter import LimitReached
 
-LONGEST = 1000  # characters of an error
+MAX_LENGTH = 1000  # characters of an error message
 Metadata = tuple[tuple[str, str], ...]
 STATUS = {
     "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
@@ -26,17 +26,17 @@ STATUS = {
 
 
 def trailers(request_id: str, error: GatewayError | None = None) -> Metadata:
-    """The trailing metadata of an answer, or of an error."""
-    found = [("x-request-id", request_id)]
+    """The trailing metadata of a response or an error."""
+    metadata = [("x-request-id", request_id)]
     if error:
-        found.append(("tidegate-code", error.code))
+        metadata.append(("tidegate-code", error.code))
         if error.retry_after_s is not None:
-            found.append(("retry-after", str(error.retry_after_s)))
-            # What gRPC's own retries go by.
-            found.append(("grpc-retry-pushback-ms", str(error.retry_after_s * 1000)))
+            metadata.append(("retry-after", str(error.retry_after_s)))
+            # gRPC's own retries follow this one.
+            metadata.append(("grpc-retry-pushback-ms", str(error.retry_after_s * 1000)))
         if isinstance(error, LimitReached):
-            found += as_metadata(error.headers)
-    return tuple(found)
+            metadata += as_metadata(error.headers)
+    return tuple(metadata)
 
 
 def as_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
@@ -44,5 +44,5 @@ def as_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
 
 
 def shortened(message: str) -> str:
-    """For a status or an error on the wire, which has no room for what a client may have sent."""
-    return message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+    """Cut to fit a status or an error on the wire: it may quote anything that a client sent."""
+    return message if len(message) <= MAX_LENGTH else f"{message[:MAX_LENGTH]}..."

@@ -1,15 +1,15 @@
 """ModelStreamInfer: each message is a request of its own, and one stream to Triton answers them.
 
-A message is let in as a unary call is, by the policy and the limits that are in force when it
-comes, and from then to its last answer it holds its place in the limits and a permit. So a stream
-on which nothing is under way holds neither, nor a stream to Triton before its first message.
-Triton tells whose an answer is by the request's id, which is ours on the way there: clients may
-send the same twice, or none.
-Triton reads a stream however slowly its answers are read, so at most ``WINDOW`` messages are under
-way. The permit is given back when Triton's last answer was read, the place in the limits when the
-client took it. While the client takes nothing of much that waits for it Triton is not read either,
-and the permits are others' to have. When nothing moves for ``deadline_s``, or the client takes
-nothing of what waits for ``answer_patience_s``, the stream is ended.
+A message is admitted as a unary call is, by the policy and the limits in force when it arrives, and
+from then to its last response it holds a slot in the limits and a permit. So an idle stream holds
+neither, nor a stream to Triton before its first message.
+Triton says which request a response is for by the request's id. We replace it with our own on the
+way there: clients may send the same id twice, or none.
+Triton reads a stream however slowly its responses are read, so at most ``WINDOW`` messages are in
+flight. The permit is released when we have read Triton's last response, the slot in the limits when
+the client has. While many responses wait for a client that does not read, we do not read Triton
+either, and other requests may use the permits. The stream is ended when nothing moves for
+``deadline_s``, or when the client does not read a waiting response for ``answer_patience_s``.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.holdings import Holdings
-from gateway.api.grpc.methods import parts_of, permitted
+from gateway.api.grpc.methods import parse_request, permitted_model
 from gateway.api.grpc.outgoing import Outgoing
 from gateway.api.grpc.request import check_request, timeout_s
 from gateway.api.grpc.response import (
-    ANSWER_TAG,
-    AnswerParts,
-    StreamAnswer,
-    ask_for_tokens,
-    streamed,
-    within,
+    RESPONSE_TAG,
+    ResponseParts,
+    StreamResponse,
+    as_stream_response,
+    inner_response,
+    request_token_counts,
 )
 from gateway.api.grpc.status import as_metadata, shortened
 from gateway.api.grpc.stream_errors import fault_of
-from gateway.api.grpc.wire import Parts
+from gateway.api.grpc.wire import RequestParts
 from gateway.core import Gateway
 from gateway.errors import (
     DeadlineExceeded,
@@ -54,28 +54,28 @@ from gateway.upstream.server import Upstream, end_stream, translate
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
 
 log = logging.getLogger("gateway")
-# In Triton's own metadata: an error ends the stream, with its status, instead of being a message of
-# it. Triton 2.51 is never told: it dies of it when a decoupled model fails.
+# Triton's own metadata key: an error ends the stream, with a status, instead of being one of its
+# messages. We never pass it on: with it, Triton 2.51 crashes when a decoupled model fails.
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-_SLOW_S = 1.0  # a client that takes nothing for so long is more than slow
-_LAST_S = 1.0  # for Triton to end a stream of which it has answered everything
+_SLOW_S = 1.0  # a client that reads nothing for so long is more than slow
+_LAST_S = 1.0  # for Triton to end a stream on which it has answered everything
 
 
 class Message:
-    """One that was let in; ``permit`` has its permit, to its last answer, and ``held`` its place in
-    the limits, until the client took that."""
+    """An admitted message. ``permit`` is held until Triton's last response, ``slot`` (in the
+    limits) until the client has read that."""
 
     __slots__ = (
         "admission",
         "client_id",
         "context",
-        "held",
         "is_late",
         "meter",
         "model",
         "permit",
+        "slot",
         "timer",
         "wants_final",
     )
@@ -84,11 +84,11 @@ class Message:
         self.context, self.model, self.client_id = context, model, client_id
         self.admission: Admission | None = None
         self.meter: Any = None
-        self.held = contextlib.AsyncExitStack()
+        self.slot = contextlib.AsyncExitStack()
         self.permit = contextlib.ExitStack()
         self.wants_final = False
-        self.timer: asyncio.TimerHandle | None = None  # to its own deadline
-        self.is_late = False  # its deadline has passed, and its client was told so
+        self.timer: asyncio.TimerHandle | None = None  # for its own deadline
+        self.is_late = False  # its deadline has passed, and its client has the error
 
 
 class InferStream:
@@ -101,23 +101,25 @@ class InferStream:
         self.context, self.call = context, call
         self._strict = context.headers.get(STRICT) == b"true"
         self._caller = context.principal.id if context.principal else ""
-        self._under_way: dict[bytes, Message] = {}  # by the id that Triton is told
-        self._untaken: set[Message] = set()  # answered, but the client has not taken it all
+        self._in_flight: dict[bytes, Message] = {}  # by the id sent to Triton
+        self._unread: set[Message] = set()  # answered, but not completely read by the client
         self._count = 0
         self._window = asyncio.Semaphore(WINDOW)
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._upstream: Upstream | None = None
-        self._is_decoupled = False  # what the stream to Triton carries messages to
+        self._is_decoupled = False  # whether the stream to Triton is for decoupled models
         self._call: StreamCall | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._refusals: set[asyncio.Task[None]] = set()
         self._fault: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._begun = False
-        self._headers_of: RequestContext | None = None  # the message whose limits the stream tells
-        self._is_read = asyncio.Event()  # not set while answers wait that the client does not take
-        self._is_read.set()
+        self._has_started = False
+        self._first_context: RequestContext | None = (
+            None  # its limits go into the stream's metadata
+        )
+        self._client_reads = asyncio.Event()  # clear while responses wait for a client to read them
+        self._client_reads.set()
         principal = context.principal
         self._outgoing = Outgoing(
             self._write,
@@ -125,19 +127,19 @@ class InferStream:
             gateway.settings.answer_patience_s,
             lambda size: gateway.held.counted(principal, size) if principal else nullcontext(),
         )
-        self._writing: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._last_move = 0.0
-        self._idle: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._is_closing = False
         # Each message is a request with the stream's id.
-        given = [each for each in context.scope["headers"] if each[0] != b"x-request-id"]
-        self._headers = [*given, (b"x-request-id", context.request_id.encode())]
+        headers = [header for header in context.scope["headers"] if header[0] != b"x-request-id"]
+        self._headers = [*headers, (b"x-request-id", context.request_id.encode())]
 
     async def run(self, requests: AsyncIterator[bytes]) -> None:
-        """To the end of the stream; GatewayError for what ended it."""
+        """Serve the stream to its end. Raises the GatewayError that ended it, if any."""
         self._task = asyncio.current_task()
         self.holdings.open_stream(self._caller, self.end)
-        self._writing = asyncio.create_task(self._write_all())
+        self._writer = asyncio.create_task(self._write_all())
         self._moved()
         self._watch_idle()
         access_control = self.gateway.access_control
@@ -151,26 +153,26 @@ class InferStream:
             raise self._fault from None
         finally:
             self._is_closing = True
-            if self._idle:
-                self._idle.cancel()
+            if self._idle_timer:
+                self._idle_timer.cancel()
             self.holdings.leave(self._caller, self.end)
             await self._close()
 
     def end(self, fault: GatewayError) -> None:
-        """End the stream with this, wherever it waits."""
+        """End the stream with this error, whatever it is waiting for."""
         if self._fault is None and self._task is not None and not self._is_closing:
             self._fault = fault
             self._task.cancel()
 
     def _models(self) -> set[str]:
-        return {message.model.name for message in self._held()}
+        return {message.model.name for message in self._open_messages()}
 
     def _admissions(self) -> list[Admission]:
-        found = (message.admission for message in self._held())
-        return [admission for admission in found if admission is not None]
+        admissions = (message.admission for message in self._open_messages())
+        return [admission for admission in admissions if admission is not None]
 
-    def _held(self) -> list[Message]:
-        return [*self._under_way.values(), *self._untaken]
+    def _open_messages(self) -> list[Message]:
+        return [*self._in_flight.values(), *self._unread]
 
     async def _take_all(self, requests: AsyncIterator[bytes]) -> None:
         while True:
@@ -185,13 +187,15 @@ class InferStream:
         await self._outgoing.drained()
 
     async def _take(self, data: bytes) -> bool:
-        """Whether the message is under way now: if not, the client was told why."""
-        context, identifier, status = self._request(len(data)), "", 200
+        """Whether the message is now in flight: if not, the client has been sent the error."""
+        context = self._request(len(data))
+        identifier = ""
+        status = 200
         try:
             await self.gateway.access_control.identify(context)
-            parts = parts_of(self.gateway, context, data)
+            parts = parse_request(self.gateway, context, data)
             identifier = parts.header.id
-            model = permitted(self.gateway, context, "infer", parts.header)
+            model = permitted_model(self.gateway, context, "infer", parts.header)
             context.shorten_deadline(timeout_s(parts))
             check_request(parts, model)
             self.gateway.sequences.put_own(parts.header, context.tenant)
@@ -199,62 +203,65 @@ class InferStream:
             await self._start(Message(context, model, identifier), parts)
             return True
         except GatewayError as error:
-            status, context.fault, self.context.fault = status_of(error, Api.V2), error, error
+            status = status_of(error, Api.V2)
+            context.fault = self.context.fault = error
             if self._strict or isinstance(error, Unauthenticated):
                 raise
-            self._headers_of = self._headers_of or context
+            self._first_context = self._first_context or context
             await self._outgoing.put(self._refusal(error, identifier))
             return False
         finally:
-            self.context.model, self.context.action = context.model, context.action
+            self.context.model = context.model
+            self.context.action = context.action
             self.gateway.access_control.record(context, status)
 
     def _request(self, size: int) -> RequestContext:
-        """The message as a request of its own, by the rules that are in force now."""
+        """The context of a message of ``size`` bytes, by the rules in force now."""
         scope = {**self.context.scope, "headers": self._headers}
         context = self.gateway.context(scope, self.context.receive)
         context.body_bytes = size
         return context
 
-    async def _start(self, message: Message, parts: Parts) -> None:
+    async def _start(self, message: Message, parts: RequestParts) -> None:
         access_control, model = self.gateway.access_control, message.model
         message.context.hold(0)
-        await self._is_read.wait()
-        async with contextlib.AsyncExitStack() as held:
-            admission = await held.enter_async_context(access_control.admit(message.context, model))
-            message.admission, message.meter = admission, access_control.meter(admission, model)
+        await self._client_reads.wait()
+        async with contextlib.AsyncExitStack() as slot:
+            admission = await slot.enter_async_context(access_control.admit(message.context, model))
+            message.admission = admission
+            message.meter = access_control.meter(admission, model)
             if message.meter:
-                ask_for_tokens(parts, message.meter)
+                request_token_counts(parts, message.meter)
             with contextlib.ExitStack() as permit:
                 upstream = permit.enter_context(self._permit(message, parts))
                 call = await self._call_to(upstream, model.decoupled)
                 message.permit = permit.pop_all()
-            message.held = held.pop_all()
-        own_id = str(self._count)
+            message.slot = slot.pop_all()
+        upstream_id = str(self._count)
         self._count += 1
-        parts.header.id = own_id
+        parts.header.id = upstream_id
         if model.decoupled:
-            asked = parts.header.parameters[EMPTY_FINAL]
-            message.wants_final, asked.bool_param = asked.bool_param, True
-        self._under_way[own_id.encode()] = message
+            empty_final = parts.header.parameters[EMPTY_FINAL]
+            message.wants_final, empty_final.bool_param = empty_final.bool_param, True
+        self._in_flight[upstream_id.encode()] = message
         self._all_answered.clear()
         self.holdings.leave(self._caller, self.end)
         self._set_timer(message)
         admission.started()
-        # What goes wrong here, whoever reads the answers learns from the call.
+        # The task that reads the responses learns of an error here from the call.
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await call.write(parts.message())
 
-    def _permit(self, message: Message, parts: Parts) -> AbstractContextManager[Upstream]:
-        """Of the replica that this stream is at already, as long as it is there; of a sequence's
-        message, of the one that has the sequence."""
-        at = self._upstream if self._call is not None else None
-        return self.gateway.permit(message.context, message.model, parts.header, at)
+    def _permit(self, message: Message, parts: RequestParts) -> AbstractContextManager[Upstream]:
+        """A permit of the replica that this stream already uses, while it is available; for a
+        message of a sequence, of the replica that has the sequence."""
+        upstream = self._upstream if self._call is not None else None
+        return self.gateway.permit(message.context, message.model, parts.header, upstream)
 
     async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
-        """The stream to this replica. A stream is at one replica at a time: answers keep their
-        order so, and what must go elsewhere waits for what is under way. So does a decoupled
-        model's message behind another's: Triton 2.51 dies of both kinds on one stream."""
+        """The stream to this replica. There is one replica at a time, so responses keep their
+        order, and a message for another replica waits for those in flight. So does one for a
+        decoupled model behind one for another model: both on one stream crash Triton 2.51."""
         if self._call is not None and (
             self._upstream is not upstream or self._is_decoupled is not decoupled
         ):
@@ -263,70 +270,70 @@ class InferStream:
         if self._call is None:
             self._upstream, self._is_decoupled = upstream, decoupled
             self._call = StreamCall(upstream.stream_ends, upstream.channel.stream_stream(METHOD)())
-            self._reading = asyncio.create_task(self._read(self._call))
+            self._reader = asyncio.create_task(self._read(self._call))
         return self._call
 
     async def _read(self, call: StreamCall) -> None:
-        """Triton's answers to their end; what is under way then has none."""
+        """Read Triton's responses to their end; messages in flight then fail."""
         fault: GatewayError = UpstreamError("the server ended the stream: try again")
         try:
-            while (found := await call.read()) is not grpc.aio.EOF:
+            while (response := await call.read()) is not grpc.aio.EOF:
                 if not self._is_closing:
-                    await self._pass_on(found)
+                    await self._pass_on(response)
         except grpc.aio.AioRpcError as error:
             fault = translate(error.code(), error.details() or "")
         except (asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-            pass  # we have cancelled it
+            pass  # cancelled by us
         if self._call is call:
             self._call = None
-            if self._under_way:
-                await self._outgoing.drained()  # what it did answer
+            if self._in_flight:
+                await self._outgoing.drained()  # the responses before the failure
                 self.context.fault = fault
                 self.end(fault)
 
-    async def _pass_on(self, answer: bytes) -> None:
-        """What goes wrong here ends the stream, and what still comes of it is not looked at."""
+    async def _pass_on(self, data: bytes) -> None:
+        """Send one response of Triton to the client; a failure here ends the stream."""
         try:
-            await self._answer(answer)
+            if data.startswith(RESPONSE_TAG):
+                await self._pass_on_response(data)
+            else:
+                await self._pass_on_error(data)
         except GatewayError as error:
             self.end(error)
         except Exception as error:
-            log.error("%s an answer failed", self.context.request_id, exc_info=error)
+            log.error("%s a response failed", self.context.request_id, exc_info=error)
             self.end(Internal("the gateway failed: report the request id"))
 
-    async def _answer(self, answer: bytes) -> None:
-        if not answer.startswith(ANSWER_TAG):
-            await self._error(answer)
-            return
-        found = StreamAnswer(answer)
-        own_id, is_last = found.id, found.is_last
-        message = self._under_way.get(own_id)
+    async def _pass_on_response(self, data: bytes) -> None:
+        response = StreamResponse(data)
+        upstream_id, is_last = response.id, response.is_last
+        message = self._in_flight.get(upstream_id)
         if message is None:
-            return  # it came behind the last one
+            return  # it came after the last one
         is_last = is_last or not message.model.decoupled
         if message.meter:
-            parts = AnswerParts(within(answer))
+            parts = ResponseParts(inner_response(data))
             parts.read(message.meter)
             if message.meter.hidden:
-                found = StreamAnswer(streamed(parts.message()))
+                response = StreamResponse(as_stream_response(parts.message()))
         if is_last:
             _leave(message.permit, None)
-        says_nothing = is_last and message.model.decoupled and not found.has_outputs
+        is_empty_final = is_last and message.model.decoupled and not response.has_outputs
         reply = None
-        if not message.is_late and (message.wants_final or not says_nothing):
-            reply = found.for_client(message.client_id.encode())
-        await self._tell(own_id, reply, is_last=is_last)
+        if not message.is_late and (message.wants_final or not is_empty_final):
+            reply = response.for_client(message.client_id.encode())
+        await self._reply(upstream_id, reply, is_last=is_last)
 
-    async def _error(self, answer: bytes) -> None:
-        """Triton's text is for the log; the client reads ours."""
-        found = service_pb2.ModelStreamInferResponse.FromString(answer)
-        response = found.infer_response
-        own_id = response.id.encode()
-        message = self._under_way.get(own_id)
+    async def _pass_on_error(self, data: bytes) -> None:
+        """Triton's text goes to the log; the client reads ours."""
+        stream_response = service_pb2.ModelStreamInferResponse.FromString(data)
+        response = stream_response.infer_response
+        upstream_id = response.id.encode()
+        message = self._in_flight.get(upstream_id)
         if message is None:
             return
         whose = f"message {message.client_id[:64]!r} to {message.model.name}: "
-        fault = fault_of(found.error_message, whose)
+        fault = fault_of(stream_response.error_message, whose)
         flag = response.parameters.get(FINAL)
         is_last = not message.model.decoupled or flag is None or flag.bool_param
         if is_last:
@@ -339,59 +346,59 @@ class InferStream:
                 self.end(fault)
                 return
             reply = self._refusal(fault, message.client_id, response)
-        await self._tell(own_id, reply, is_last=is_last, fault=fault)
+        await self._reply(upstream_id, reply, is_last=is_last, fault=fault)
 
-    async def _tell(
+    async def _reply(
         self,
-        own_id: bytes,
+        upstream_id: bytes,
         reply: bytes | None,
         *,
         is_last: bool,
         fault: GatewayError | None = None,
     ) -> None:
-        message = self._under_way[own_id]
+        message = self._in_flight[upstream_id]
         if reply is not None:
-            self._headers_of = self._headers_of or message.context
+            self._first_context = self._first_context or message.context
         if not is_last:
             if reply is not None:
                 with self._waiting():
                     await self._outgoing.put(reply)
             return
-        self._answered(own_id, fault)
+        self._answered(upstream_id, fault)
         with self._waiting():
             await self._outgoing.put(reply, lambda: self._release(message, fault))
-        if not self._under_way:
+        if not self._in_flight:
             self._all_answered.set()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Around a wait for the client to take what it was answered. Triton is not read meanwhile,
-        so what is under way waits too: it needs no permits, another one's requests may have them.
-        The stream takes no more messages, and soon counts as one on which nothing moves."""
+        """Enter around a wait for the client to read its responses. Triton is not read meanwhile,
+        so messages in flight wait too: other requests may use their permits. The stream takes no
+        more messages, and soon counts as a silent one."""
         if self._outgoing.has_room():
             yield
             return
-        self._is_read.clear()
-        fell_silent = asyncio.get_running_loop().call_later(
+        self._client_reads.clear()
+        silent_timer = asyncio.get_running_loop().call_later(
             _SLOW_S, self.holdings.fell_silent, self._caller, self.end
         )
         try:
-            with self.gateway.pool.set_aside(self._upstream, len(self._under_way)):
+            with self.gateway.pool.set_aside(self._upstream, len(self._in_flight)):
                 yield
         finally:
-            self._is_read.set()
-            fell_silent.cancel()
+            self._client_reads.set()
+            silent_timer.cancel()
             self.holdings.leave(self._caller, self.end)
 
     def _set_timer(self, message: Message) -> None:
-        """A message's own ``timeout``: what bounds the whole is that something moves."""
-        left_s = message.context.deadline - message.context.started
-        if left_s < self.gateway.settings.deadline_s:
+        """For a message's own ``timeout``. The stream as a whole has no deadline while it moves."""
+        timeout_s = message.context.deadline - message.context.started
+        if timeout_s < self.gateway.settings.deadline_s:
             loop = asyncio.get_running_loop()
-            message.timer = loop.call_later(left_s, self._too_late, message)
+            message.timer = loop.call_later(timeout_s, self._time_out, message)
 
-    def _too_late(self, message: Message) -> None:
-        """The client has its error, but what Triton works on is under way to its end."""
+    def _time_out(self, message: Message) -> None:
+        """Send the client its error; the message stays in flight until Triton has finished it."""
         message.is_late = True
         fault = DeadlineExceeded("the model did not answer in time: try again or send less")
         self._record(message, fault)
@@ -399,53 +406,53 @@ class InferStream:
             self.end(fault)
             return
         refusal = self._refusal(fault, message.client_id)
-        self._headers_of = self._headers_of or message.context
+        self._first_context = self._first_context or message.context
         task = asyncio.create_task(self._outgoing.put(refusal))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
 
-    def _answered(self, own_id: bytes, fault: GatewayError | None) -> None:
-        """Triton has said its last of the message, or will say nothing because of ``fault``."""
-        message = self._under_way.pop(own_id)
-        self._untaken.add(message)
+    def _answered(self, upstream_id: bytes, fault: GatewayError | None) -> None:
+        """Triton has sent the message's last response, or will send none because of ``fault``."""
+        message = self._in_flight.pop(upstream_id)
+        self._unread.add(message)
         if message.timer:
             message.timer.cancel()
         _leave(message.permit, fault)
 
     async def _release(self, message: Message, fault: GatewayError | None = None) -> None:
-        """The client took the message's last answer, or will have none."""
-        if message not in self._untaken:
+        """The client has read the message's last response, or will get none."""
+        if message not in self._unread:
             return
-        self._untaken.discard(message)
+        self._unread.discard(message)
         if fault and message.meter:
             message.meter.settle()
-        await message.held.__aexit__(type(fault) if fault else None, fault, None)
+        await message.slot.__aexit__(type(fault) if fault else None, fault, None)
         self._window.release()
-        if not self._under_way and not self._untaken and not self._is_closing:
+        if not self._in_flight and not self._unread and not self._is_closing:
             self.holdings.fell_silent(self._caller, self.end)
 
     async def _write_all(self) -> None:
         try:
             await self._outgoing.run()
         except Exception as error:
-            log.error("%s an answer failed", self.context.request_id, exc_info=error)
+            log.error("%s a response failed", self.context.request_id, exc_info=error)
             self.end(Internal("the gateway failed: report the request id"))
 
     def _not_read(self) -> None:
-        self.end(DeadlineExceeded("you did not read the answers in time: open the stream again"))
+        self.end(DeadlineExceeded("you did not read the responses in time: open the stream again"))
 
-    async def _write(self, answer: bytes) -> None:
+    async def _write(self, response: bytes) -> None:
         # It fails when the client has left: gRPC then cancels the task of the stream.
         with contextlib.suppress(grpc.aio.BaseError):
-            if not self._begun and self._headers_of:
-                self._begun = True
-                headers = as_metadata(self._headers_of.limit_headers)
+            if not self._has_started and self._first_context:
+                self._has_started = True
+                headers = as_metadata(self._first_context.limit_headers)
                 await self.call.send_initial_metadata(headers)
-            await self.call.write(answer)
+            await self.call.write(response)
         self._moved()
 
     def _record(self, message: Message, fault: GatewayError) -> None:
-        """A message that was let in has failed."""
+        """Record that an admitted message has failed."""
         message.context.fault = self.context.fault = fault
         self.gateway.access_control.record(message.context, status_of(fault, Api.V2))
 
@@ -454,63 +461,63 @@ class InferStream:
 
     def _watch_idle(self) -> None:
         """End the stream when nothing has moved for the deadline."""
-        loop, deadline_s = asyncio.get_running_loop(), self.gateway.settings.deadline_s
-        left_s = self._last_move + deadline_s - loop.time()
-        if left_s > 0:
-            self._idle = loop.call_later(left_s, self._watch_idle)
+        loop = asyncio.get_running_loop()
+        remaining_s = self._last_move + self.gateway.settings.deadline_s - loop.time()
+        if remaining_s > 0:
+            self._idle_timer = loop.call_later(remaining_s, self._watch_idle)
         else:
             self.end(DeadlineExceeded("nothing moved on the stream: open it again"))
 
     async def _leave_upstream(self) -> None:
-        """End the stream to Triton, of which everything was answered."""
-        call, reading = self._call, self._reading
-        self._call = self._reading = None
-        if call is None or reading is None:
+        """End the stream to Triton, on which everything was answered."""
+        call, reader = self._call, self._reader
+        self._call = self._reader = None
+        if call is None or reader is None:
             return
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await call.done_writing()
-        await asyncio.wait({reading}, timeout=_LAST_S)
-        reading.cancel()
+        await asyncio.wait({reader}, timeout=_LAST_S)
+        reader.cancel()
         await end_stream(call)
 
     async def _close(self) -> None:
-        """What is still under way is given up, once Triton was told so."""
-        for task in self._telling:
+        """Give up the messages in flight, after ending the stream to Triton."""
+        for task in self._refusals:
             task.cancel()
         try:
-            if self._under_way and self._call is not None:
+            if self._in_flight and self._call is not None:
                 call, self._call = self._call, None
-                if self._reading:
-                    self._reading.cancel()
+                if self._reader:
+                    self._reader.cancel()
                 await end_stream(call)
             else:
                 await self._leave_upstream()
         finally:
-            broke = isinstance(self._fault, UpstreamError | NoCapacity)
-            if self._writing:
-                self._writing.cancel()
-                self._writing = None  # it knows the answer that was not taken
-            fault = self._fault if broke else None
-            for message in list(self._untaken):
+            upstream_failed = isinstance(self._fault, UpstreamError | NoCapacity)
+            if self._writer:
+                self._writer.cancel()
+                self._writer = None  # it references the response that was not read
+            fault = self._fault if upstream_failed else None
+            for message in list(self._unread):
                 await self._release(message)
-            for own_id in list(self._under_way):
-                self._answered(own_id, fault)
-            for message in list(self._untaken):
+            for upstream_id in list(self._in_flight):
+                self._answered(upstream_id, fault)
+            for message in list(self._unread):
                 await self._release(message, fault)
 
     def _refusal(self, error: GatewayError, identifier: str, response: Any = None) -> bytes:
-        """As Triton refuses one message of a stream that goes on."""
+        """The error for one message of a stream that goes on, as Triton sends it, serialised."""
         text = f"{shortened(error.message)} ({error.code}, request {self.context.request_id})"
-        answer = service_pb2.ModelStreamInferResponse(error_message=text)
+        refusal = service_pb2.ModelStreamInferResponse(error_message=text)
         if response is not None:
-            answer.infer_response.CopyFrom(response)
-        answer.infer_response.id = identifier
-        answer.infer_response.parameters["tidegate_code"].string_param = error.code
-        refusal: bytes = answer.SerializeToString()
-        return refusal
+            refusal.infer_response.CopyFrom(response)
+        refusal.infer_response.id = identifier
+        refusal.infer_response.parameters["tidegate_code"].string_param = error.code
+        data: bytes = refusal.SerializeToString()
+        return data
 
 
 def _leave(permit: contextlib.ExitStack, fault: GatewayError | None) -> None:
-    """Leaving a permit tells the pool how the request ended; a second time it does nothing."""
+    """Release the permit, telling the pool how the request ended; a second call does nothing."""
     with contextlib.suppress(GatewayError):
         permit.__exit__(type(fault) if fault else None, fault, None)

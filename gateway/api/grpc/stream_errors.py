@@ -1,8 +1,8 @@
-"""What Triton says went wrong with a message of a stream.
+"""Maps Triton's error texts for messages of a stream to errors.
 
-A unary call's error has a status; a stream's has Triton's text only. So the statuses that Triton's
-core and its gRPC frontend give these texts (release 24.10, which is 2.51) are found again here, and
-from there on both are read alike. What is not known is the model's own failure.
+A unary call's error has a status; a stream's has only Triton's text. So the statuses that Triton's
+core and its gRPC frontend give these texts (release 24.10, which is 2.51) are recovered here, and
+from then on both are treated alike. An unknown text is the model's own failure.
 """
 
 import re
@@ -49,14 +49,14 @@ _TEXTS = (
     (re.compile(r"Request timeout expired"), grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 _LAPSED = re.compile(r"timeout of the corresponding sequence has been expired")
-_LOOKED_AT = 4096  # a model's own text may be long
+_HEAD_LENGTH = 4096  # characters searched: a model's own text may be long
 
 
 def fault_of(text: str, whose: str = "") -> GatewayError:
-    """The error for the client: what a unary call would have ended with. It is logged with
-    ``whose`` it is."""
-    head = text[:_LOOKED_AT]
-    if _LAPSED.search(head):  # asked again, it would not be there either
+    """The error for the client: what a unary call would have ended with. ``whose`` names the
+    message in the log."""
+    head = text[:_HEAD_LENGTH]
+    if _LAPSED.search(head):  # a retry would not find it either
         return InvalidRequest("the sequence was idle for too long and has ended: start it again")
-    statuses = (status for known, status in _TEXTS if known.search(head))
+    statuses = (status for pattern, status in _TEXTS if pattern.search(head))
     return translate(next(statuses, grpc.StatusCode.UNKNOWN), text, whose)
