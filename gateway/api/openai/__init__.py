@@ -1,1 +1,1 @@
-"""OpenAI's text routes over models that follow the contract of Triton's vLLM backend."""
+"""OpenAI's routes: embeddings over pipelines, text over models with the vLLM backend's contract."""

@@ -1,6 +1,6 @@
 """``/v1/chat/completions`` and ``/v1/completions``: a stock OpenAI client works unchanged.
 
-Which model serves which route is said by its endpoint schema (``binding``), not here.
+Which model serves which route is declared in its endpoint schema (``binding``), not here.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -11,11 +11,11 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from gateway.access_control import BYTES_A_TOKEN
-from gateway.api.event_streams import DONE, EventStream, answers
-from gateway.api.openai.embeddings import serving
-from gateway.api.openai.generation import Ask, Generation
+from gateway.api.event_streams import DONE, EventStream, stream_responses
+from gateway.api.openai.embeddings import resolve_model
+from gateway.api.openai.generation import Generation, GenerationRequest
 from gateway.api.openai.request import read_chat, read_completion, with_text
-from gateway.api.openai.responses import ChatForm, CompletionForm, Form
+from gateway.api.openai.responses import ChatWriter, CompletionWriter, ResponseWriter
 from gateway.api.openai.sampling import present
 from gateway.core import Gateway
 from gateway.http.handler import IN_BODY, Sendable, json_reply, needs
@@ -28,7 +28,7 @@ from gateway.models.text_binding import Binding
 
 # A turn is two objects at most, each of its parts one.
 _BOUNDS = Bounds(values=2**19, containers=2**16, keys=2**17)
-_Read = Callable[[Mapping[str, Any], Binding], Ask]
+_Read = Callable[[Mapping[str, Any], Binding], GenerationRequest]
 
 
 class CompletionsApi:
@@ -37,43 +37,46 @@ class CompletionsApi:
 
     @needs("infer", model=IN_BODY)
     async def chat(self, context: RequestContext) -> Sendable:
-        return await self._answer(context, "chat", "messages", read_chat)
+        return await self._complete(context, "chat", "messages", read_chat)
 
     @needs("infer", model=IN_BODY)
     async def completions(self, context: RequestContext) -> Sendable:
-        return await self._answer(context, "completions", "prompt", read_completion)
+        return await self._complete(context, "completions", "prompt", read_completion)
 
-    async def _answer(
+    async def _complete(
         self, context: RequestContext, route: str, field: str, read: _Read
     ) -> Sendable:
         body: Mapping[str, Any] = await self.gateway.read(context, partial(_fields, field))
-        model, _, raw = serving(self.gateway, context, route, body)
-        binding = Binding.compile(raw, model.inputs, model.outputs)
+        model, _, declaration = resolve_model(self.gateway, context, route, body)
+        binding = Binding.compile(declaration, model.inputs, model.outputs)
         if route == "completions":
             body = await with_text(body, binding)
-        ask, message = await self.gateway.work(context, _asked, read, body, binding, model)
-        work = _Work(self.gateway, context, model, binding, ask, message)
-        kind = ChatForm if route == "chat" else CompletionForm
-        form = kind(context.request_id, model.name, ask.include_usage)
-        if not ask.stream:
-            return json_reply(await context.while_connected(work.whole(form)))
+        request, message = await self.gateway.work(
+            context, _read_request, read, body, binding, model
+        )
+        completion = _Completion(self.gateway, context, model, binding, request, message)
+        writer_class = ChatWriter if route == "chat" else CompletionWriter
+        writer = writer_class(context.request_id, model.name, request.include_usage)
+        if not request.stream:
+            return json_reply(await context.while_connected(completion.whole(writer)))
+        events = completion.events(writer)
         rights = self.gateway.access_control.bounded(context)
-        return EventStream(context, work.events(form), self.gateway.settings.deadline_s, rights)
+        return EventStream(context, events, self.gateway.settings.deadline_s, rights)
 
 
-def _fields(wanted: str, data: bytes) -> dict[str, Any]:
-    return present(parse_json(data, _BOUNDS), wanted)
+def _fields(required: str, data: bytes) -> dict[str, Any]:
+    return present(parse_json(data, _BOUNDS), required)
 
 
-def _asked(
+def _read_request(
     read: _Read, body: Mapping[str, Any], binding: Binding, model: Model
-) -> tuple[Ask, service_pb2.ModelInferRequest]:
-    ask = read(body, binding)
-    return ask, ask.message(model, binding)
+) -> tuple[GenerationRequest, service_pb2.ModelInferRequest]:
+    request = read(body, binding)
+    return request, request.message(model, binding)
 
 
-class _Work:
-    """One text, from admission to the end of the answer."""
+class _Completion:
+    """One text, from admission to the end of the response."""
 
     def __init__(
         self,
@@ -81,37 +84,37 @@ class _Work:
         context: RequestContext,
         model: Model,
         binding: Binding,
-        ask: Ask,
+        request: GenerationRequest,
         message: service_pb2.ModelInferRequest,
     ) -> None:
         self._gateway, self._context, self._model = gateway, context, model
-        self._binding, self._ask, self._message = binding, ask, message
+        self._binding, self._request, self._message = binding, request, message
 
-    async def whole(self, form: Form) -> dict[str, Any]:
-        admission = await self._context.enter(self._admitted())
+    async def whole(self, writer: ResponseWriter) -> dict[str, Any]:
+        admission = await self._context.enter(self._admit())
         with self._gateway.access_control.bounded(self._context):
-            generation = Generation(self._binding, self._ask, admission)
-            text = "".join([each async for each in self._texts(generation)])
-        return form.whole(text, generation)
+            generation = Generation(self._binding, self._request, admission)
+            text = "".join([piece async for piece in self._texts(generation)])
+        return writer.whole(text, generation)
 
-    async def events(self, form: Form) -> AsyncGenerator[bytes, None]:
-        """The first comes with the first text: what fails before has a status of its own."""
-        async with self._admitted() as admission:
-            generation = Generation(self._binding, self._ask, admission)
-            head = form.opening()
+    async def events(self, writer: ResponseWriter) -> AsyncGenerator[bytes, None]:
+        """The first event carries the first text, so a failure before it has its own status."""
+        async with self._admit() as admission:
+            generation = Generation(self._binding, self._request, admission)
+            opening = writer.opening()
             async with aclosing(self._texts(generation)) as texts:
                 async for text in texts:
-                    yield head + form.piece(text)
-                    head = b""
-            yield head + form.closing(generation) + DONE
+                    yield opening + writer.piece(text)
+                    opening = b""
+            yield opening + writer.closing(generation) + DONE
 
     async def _texts(self, generation: Generation) -> AsyncGenerator[str, None]:
-        """Pieces that are not empty; a stop text ends the work in Triton."""
-        found = answers(self._gateway, self._context, self._model, self._message)
-        prefix = self._ask.prefix
-        async with aclosing(found):
-            async for answer in found:
-                text, prefix = prefix + generation.feed(answer), ""
+        """Pieces of text, none empty; a stop text ends the work in Triton."""
+        responses = stream_responses(self._gateway, self._context, self._model, self._message)
+        prefix = self._request.prefix
+        async with aclosing(responses):
+            async for response in responses:
+                text, prefix = prefix + generation.feed(response), ""
                 if text:
                     yield text
                 if generation.has_stopped:
@@ -120,7 +123,7 @@ class _Work:
         if rest:
             yield rest
 
-    def _admitted(self) -> Admission:
-        most = self._ask.sampling.get("max_tokens", 0)
-        reserved = self._context.body_bytes / BYTES_A_TOKEN + most
+    def _admit(self) -> Admission:
+        max_tokens = self._request.sampling.get("max_tokens", 0)
+        reserved = self._context.body_bytes / BYTES_A_TOKEN + max_tokens
         return self._gateway.access_control.admit(self._context, self._model, reserved)

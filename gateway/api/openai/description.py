@@ -1,4 +1,4 @@
-"""The text routes in the API's description."""
+"""The text routes in the OpenAPI document."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,18 +25,18 @@ _MESSAGE = {
         "content": {"type": "string"},
     },
 }
-# route -> path, what it does, the field with the text, its schema, an example
+# route -> path, summary, the field with the text, its schema, an example
 _TEXT_ROUTES: dict[str, tuple[Any, ...]] = {
     "chat": (
         "/v1/chat/completions",
-        "The next turn of a conversation, as OpenAI's API gives it",
+        "The next turn of a conversation, as in OpenAI's API",
         "messages",
         {"type": "array", "items": _MESSAGE, "minItems": 1},
         [{"role": "user", "content": "Where is my parcel?"}],
     ),
     "completions": (
         "/v1/completions",
-        "A text gone on with, as OpenAI's API gives it",
+        "The continuation of a text, as in OpenAI's API",
         "prompt",
         {"type": "string"},
         "Where is my parcel?",
@@ -45,27 +45,28 @@ _TEXT_ROUTES: dict[str, tuple[Any, ...]] = {
 
 
 def describe(models: Sequence[Model]) -> Json:
-    """The paths of those routes that some of the models serve."""
+    """The paths of the routes that any of these models serves."""
     paths = {}
-    for route, (path, *told) in _TEXT_ROUTES.items():
+    for route, (path, *operation) in _TEXT_ROUTES.items():
         names = [
             model.name
             for model in models
             if model.endpoint_schema and route in model.endpoint_schema.openai
         ]
         if names:
-            paths[path] = {"post": _text(names, *told)}
+            paths[path] = {"post": _text(names, *operation)}
     return paths
 
 
 def _text(models: list[str], summary: str, field: str, schema: Json, example: Any) -> Json:
-    known = {"model": {"type": "string", "enum": models}, field: schema, **_SAMPLING}
-    body = {"type": "object", "required": ["model", field], "properties": known}
-    chat = field == "messages"
-    answer, chunk = ("ChatCompletion", "ChatCompletionChunk") if chat else ("Completion",) * 2
-    name = "create_chat_completion" if chat else "create_completion"
-    operation = openai_operation(summary, name, answer, INFER)
-    example = {"model": models[0], field: example, "max_tokens": 64}
-    operation["requestBody"] = body_of(body, {"one": {"value": example}})
+    properties = {"model": {"type": "string", "enum": models}, field: schema, **_SAMPLING}
+    body = {"type": "object", "required": ["model", field], "properties": properties}
+    if field == "messages":
+        name, response, chunk = "create_chat_completion", "ChatCompletion", "ChatCompletionChunk"
+    else:
+        name, response, chunk = "create_completion", "Completion", "Completion"
+    operation = openai_operation(summary, name, response, INFER)
+    request = {"model": models[0], field: example, "max_tokens": 64}
+    operation["requestBody"] = body_of(body, {"one": {"value": request}})
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": of(chunk)}
     return operation

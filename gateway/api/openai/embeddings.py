@@ -1,6 +1,6 @@
-"""OpenAI's routes over our pipelines: a stock ``openai`` client works unchanged.
+"""``/v1/embeddings`` and ``/v1/models``: a stock ``openai`` client works unchanged.
 
-Which pipeline serves which route is said by its endpoint schema (``openai``), not by this file.
+Which pipeline serves which route is declared in its endpoint schema (``openai``), not here.
 """
 
 import base64
@@ -22,9 +22,9 @@ from gateway.models.catalogue import Model
 from gateway.models.endpoint_schema import EndpointSchema, Row
 from gateway.models.rows import Tensors, size_of
 
-# Fields of OpenAI's API; others are refused, so that a typing error is noticed.
+# Fields of OpenAI's API; others are refused, so that a typo is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
-# Texts, or as many token ids as OpenAI takes (the model's own: MAX_OWN_IDS).
+# Texts, or as many token ids as OpenAI takes.
 _BOUNDS = Bounds(values=2**19, containers=2 * MAX_INPUTS, keys=64)
 
 
@@ -41,93 +41,96 @@ class EmbeddingsApi:
 
     @needs("read")
     async def models(self, context: RequestContext) -> Reply:
+        """The pipelines that the caller may read, as OpenAI lists models."""
         public = self.gateway.catalogue.public
-        data = [_described(model) for model in public if context.may_read(model.name)]
+        data = [_model_object(model) for model in public if context.may_read(model.name)]
         return json_reply({"object": "list", "data": data})
 
     @needs("read", model="model")
     async def one_model(self, context: RequestContext) -> Reply:
         model, _ = self.gateway.catalogue.endpoint(context.param("model"))
-        return json_reply(_described(model))
+        return json_reply(_model_object(model))
 
     @needs("infer", model=IN_BODY)
     async def embeddings(self, context: RequestContext) -> Reply:
         """Vectors for one text or a list of texts, as floats or base64."""
         body = await self.gateway.read(context, _embedding_body)
-        model, endpoint_schema, binding = serving(self.gateway, context, "embeddings", body)
-        given = await as_text(body.get("input"), binding, "input")
-        is_list = isinstance(given, list) and not are_tokens(given)
-        rows = embedding_rows(given, binding)
+        model, endpoint_schema, binding = resolve_model(self.gateway, context, "embeddings", body)
+        value = await as_text(body.get("input"), binding, "input")
+        is_list = isinstance(value, list) and not are_tokens(value)
+        rows = embedding_rows(value, binding)
         await self.gateway.work(context, _check_rows, endpoint_schema, rows, is_list)
         try:
-            answers = await self.gateway.infer_rows(context, model, endpoint_schema, rows)
+            outputs = await self.gateway.infer_rows(context, model, endpoint_schema, rows)
         except InvalidRequest as error:
             if error.row is None:
                 raise
             raise error.at(f"input.{error.row}" if is_list else "input") from error
-        render = partial(_rendered, body, model.name, binding, answers)
-        if size_of(answers) > LARGE_BYTES:
+        render = partial(_render, body, model.name, binding, outputs)
+        if size_of(outputs) > LARGE_BYTES:
             return await self.gateway.off_loop.run(context, render)
         return render()
 
 
 def _check_rows(endpoint_schema: EndpointSchema, rows: Sequence[Row], is_list: bool) -> None:
-    for place, row in enumerate(rows):
-        endpoint_schema.check(row, f"input.{place}" if is_list else "input")
+    for index, row in enumerate(rows):
+        endpoint_schema.check(row, f"input.{index}" if is_list else "input")
 
 
-def _rendered(
+def _render(
     body: Mapping[str, Any],
     model: str,
     binding: Mapping[str, Any],
-    answers: Sequence[tuple[Tensors, int]],
+    outputs: Sequence[tuple[Tensors, int]],
 ) -> Reply:
-    """Vector by vector: none of the calls is long."""
-    vectors = [tensors[binding["vector"]][index] for tensors, index in answers]
+    """Serialise vector by vector, so that no single call takes long."""
+    vectors = [tensors[binding["vector"]][index] for tensors, index in outputs]
     _check_dimensions(body, vectors[0])
     as_base64 = body.get("encoding_format") == "base64"
-    data = [to_json(_embedding(i, v, as_base64)) for i, v in enumerate(vectors)]
-    rest = to_json({"model": model, "usage": _usage(answers, binding["tokens"])})
+    data = [to_json(_embedding(index, v, as_base64)) for index, v in enumerate(vectors)]
+    rest = to_json({"model": model, "usage": _usage(outputs, binding["tokens"])})
     return Reply(200, b"".join((b'{"object":"list","data":[', b",".join(data), b"],", rest[1:])))
 
 
-def serving(
+def resolve_model(
     gateway: Gateway, context: RequestContext, route: str, body: Mapping[str, Any]
 ) -> tuple[Model, EndpointSchema, Mapping[str, Any]]:
-    """The pipeline that the body's ``model`` names, and its endpoint schema's binding for this
-    route."""
+    """The pipeline that the body's ``model`` names, its endpoint schema, and that schema's binding
+    for this route. Raises InvalidRequest, Forbidden and NotFound."""
     name = body.get("model")
     if not isinstance(name, str) or not name:
         raise InvalidRequest("'model' must name a model: see GET /v1/models", param="model")
     context.require("infer", name)
     model, endpoint_schema = gateway.catalogue.endpoint(name)
     if route not in endpoint_schema.openai:
-        raise NotFound(f"the model {quoted(name)} does not serve {route}: choose another")
+        raise NotFound(f"model {quoted(name)} does not serve {route}: choose another model")
     return model, endpoint_schema, endpoint_schema.openai[route]
 
 
-def _described(model: Model) -> dict[str, Any]:
-    # OpenAI wants a time of creation; a served model has none that means anything.
+def _model_object(model: Model) -> dict[str, Any]:
+    # OpenAI requires a creation time; a served model has no meaningful one.
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "tidegate"}
 
 
 def _embedding_body(data: bytes) -> dict[str, Any]:
-    """The fields that are not null."""
-    given = parse_json(data, _BOUNDS)
-    if not isinstance(given, dict):
+    """The body's fields that are not null; raises InvalidRequest for unknown fields."""
+    document = parse_json(data, _BOUNDS)
+    if not isinstance(document, dict):
         raise InvalidRequest("the body must be a JSON object with 'model' and 'input'")
-    body = {name: value for name, value in given.items() if value is not None}
-    unknown = next((name for name in given if name not in _EMBEDDING_FIELDS), None)
+    body = {name: value for name, value in document.items() if value is not None}
+    unknown = next((name for name in document if name not in _EMBEDDING_FIELDS), None)
     if unknown is not None:
-        raise InvalidRequest(f"there is no field {quoted(unknown)}", param=unknown[:SHOWN])
+        raise InvalidRequest(f"unknown field {quoted(unknown)}", param=unknown[:SHOWN])
     if body.get("encoding_format", "float") not in ("float", "base64"):
-        raise InvalidRequest("'encoding_format' is 'float' or 'base64'", param="encoding_format")
+        raise InvalidRequest(
+            "'encoding_format' must be 'float' or 'base64'", param="encoding_format"
+        )
     return body
 
 
 def _check_dimensions(body: Mapping[str, Any], vector: np.ndarray) -> None:
-    wanted = body.get("dimensions")
-    if wanted is not None and (type(wanted) is not int or wanted != vector.size):
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or dimensions != vector.size):
         raise InvalidRequest(
             f"'dimensions' must be {vector.size}: this model's vectors cannot be shortened",
             param="dimensions",
@@ -135,12 +138,12 @@ def _check_dimensions(body: Mapping[str, Any], vector: np.ndarray) -> None:
 
 
 def _embedding(index: int, vector: np.ndarray, as_base64: bool) -> dict[str, Any]:
-    value: Any = np.ascontiguousarray(vector)
+    embedding: Any = np.ascontiguousarray(vector)
     if as_base64:
-        value = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return {"object": "embedding", "index": index, "embedding": value}
+        embedding = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return {"object": "embedding", "index": index, "embedding": embedding}
 
 
-def _usage(answers: Sequence[tuple[Tensors, int]], tensor: str) -> dict[str, int]:
-    tokens = sum(int(tensors[tensor][index].reshape(-1)[0]) for tensors, index in answers)
+def _usage(outputs: Sequence[tuple[Tensors, int]], tensor: str) -> dict[str, int]:
+    tokens = sum(int(tensors[tensor][index].reshape(-1)[0]) for tensors, index in outputs)
     return {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -1,4 +1,4 @@
-"""The answers of OpenAI's text routes, whole or in pieces."""
+"""Writes the responses of OpenAI's text routes, whole or as chunks."""
 
 import time
 from typing import Any
@@ -9,21 +9,21 @@ from gateway.api.event_streams import event, one_line
 from gateway.api.openai.generation import Generation
 
 Json = dict[str, Any]
-_MARK = "\N{SYMBOL FOR NULL}tidegate\N{SYMBOL FOR NULL}"  # stands where a piece's text comes
+_PLACEHOLDER = "\N{SYMBOL FOR NULL}tidegate\N{SYMBOL FOR NULL}"  # for the text of a chunk
 
 
-class Form:
-    """What the routes have in common; a subclass says how a text is wrapped."""
+class ResponseWriter:
+    """What the routes have in common; a subclass defines how a text is wrapped."""
 
-    id_prefix = whole_object = piece_object = ""
+    id_prefix = whole_object = chunk_object = ""
 
     def __init__(self, request_id: str, model: str, include_usage: bool) -> None:
         identifier = f"{self.id_prefix}-{request_id}"
-        self._same = {"id": identifier, "created": int(time.time()), "model": model}
+        self._common = {"id": identifier, "created": int(time.time()), "model": model}
         self._include_usage = include_usage
-        # A piece is written often: all but its text is written once.
-        piece = event(orjson.dumps(self._piece(self.delta(_MARK), None)))
-        self._before, self._after = piece.split(orjson.dumps(_MARK))
+        # Chunks are frequent: everything but their text is serialised once.
+        template = event(orjson.dumps(self._chunk(self.delta(_PLACEHOLDER), None)))
+        self._before, self._after = template.split(orjson.dumps(_PLACEHOLDER))
 
     def delta(self, text: str) -> Json:
         raise NotImplementedError
@@ -36,33 +36,41 @@ class Form:
         return b""
 
     def piece(self, text: str) -> bytes:
+        """The event for a piece of text."""
         return self._before + one_line(orjson.dumps(text)) + self._after
 
     def closing(self, generation: Generation) -> bytes:
-        """Events after the text: why it ended and, if asked for, what it used."""
-        last = [self._piece(self.last_delta(), generation.finish_reason)]
+        """Events after the text: why it ended and, if requested, its usage."""
+        chunks = [self._chunk(self.last_delta(), generation.finish_reason)]
         if self._include_usage:
-            last.append({**self._piece({}, None), "choices": [], "usage": generation.usage})
-        return b"".join(event(orjson.dumps(each)) for each in last)
+            chunks.append({**self._chunk({}, None), "choices": [], "usage": generation.usage})
+        return b"".join(event(orjson.dumps(chunk)) for chunk in chunks)
 
     def last_delta(self) -> Json:
         return self.delta("")
 
     def whole(self, text: str, generation: Generation) -> Json:
-        choice, reason = self.choice(text), generation.finish_reason
-        return self._object(self.whole_object, choice, reason, usage=generation.usage)
+        """The whole response, not streamed."""
+        return self._object(
+            self.whole_object,
+            self.choice(text),
+            generation.finish_reason,
+            usage=generation.usage,
+        )
 
-    def _piece(self, delta: Json, finish_reason: str | None) -> Json:
+    def _chunk(self, delta: Json, finish_reason: str | None) -> Json:
         usage = {"usage": None} if self._include_usage else {}
-        return self._object(self.piece_object, delta, finish_reason, **usage)
+        return self._object(self.chunk_object, delta, finish_reason, **usage)
 
-    def _object(self, kind: str, choice: Json, finish_reason: str | None, **usage: Any) -> Json:
+    def _object(
+        self, object_type: str, choice: Json, finish_reason: str | None, **usage: Any
+    ) -> Json:
         choice = {"index": 0, **choice, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._same, "object": kind, "choices": [choice], **usage}
+        return {**self._common, "object": object_type, "choices": [choice], **usage}
 
 
-class ChatForm(Form):
-    id_prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+class ChatWriter(ResponseWriter):
+    id_prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def delta(self, text: str) -> Json:
         return {"delta": {"content": text}}
@@ -74,12 +82,12 @@ class ChatForm(Form):
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     def opening(self) -> bytes:
-        first = self._piece({"delta": {"role": "assistant", "content": ""}}, None)
-        return event(orjson.dumps(first))
+        chunk = self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+        return event(orjson.dumps(chunk))
 
 
-class CompletionForm(Form):
-    id_prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
+class CompletionWriter(ResponseWriter):
+    id_prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def delta(self, text: str) -> Json:
         return {"text": text}

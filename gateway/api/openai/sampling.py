@@ -1,4 +1,4 @@
-"""The fields that chat and completions share. What is not done is refused, never ignored."""
+"""The fields that chat and completions share. An unsupported field is refused, never ignored."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +9,8 @@ from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.models.text_binding import Binding
 
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
-MAX_OWN_BYTES = 64 * 1024  # JSON of one sampling parameter; a logit_bias of 1,000 ids has 15,000
+# JSON of one parameter that we do not know; a logit_bias of 1,000 ids has 15,000.
+MAX_PARAMETER_BYTES = 64 * 1024
 COMMON = frozenset({"model", "stream", "stream_options", "user", "stop"})
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 _RANGES = {
@@ -18,9 +19,9 @@ _RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-# Fields of OpenAI's API that are not served: the values that ask for nothing, and what to do.
+# Fields of OpenAI's API that are not supported: the values that change nothing, and what to do.
 _LEAVE = "leave it out"
-_NOT_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
+_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "send the request several times"),
     "best_of": ((1,), "send the request several times"),
     "logprobs": ((False,), _LEAVE),
@@ -31,9 +32,9 @@ _NOT_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "parallel_tool_calls": ((True, False), _LEAVE),
     "functions": (([],), _LEAVE),
     "function_call": (("none", "auto"), _LEAVE),
-    "response_format": (({"type": "text"},), "ask for the form in a message"),
-    "modalities": ((["text"],), "this model gives text only"),
-    "audio": ((), "this model gives text only"),
+    "response_format": (({"type": "text"},), "describe the format in a message"),
+    "modalities": ((["text"],), "this model returns only text"),
+    "audio": ((), "this model returns only text"),
     "prediction": ((), _LEAVE),
     "reasoning_effort": (("none",), _LEAVE),
     "verbosity": ((), _LEAVE),
@@ -45,32 +46,34 @@ _NOT_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def present(body: Any, wanted: str) -> dict[str, Any]:
-    """The body's fields that are not null; InvalidRequest when it is no object."""
+def present(body: Any, required: str) -> dict[str, Any]:
+    """The body's fields that are not null; raises InvalidRequest when it is not an object."""
     if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object with 'model' and '{wanted}'")
+        raise InvalidRequest(f"the body must be a JSON object with 'model' and '{required}'")
     return {name: value for name, value in body.items() if value is not None}
 
 
 def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Binding) -> None:
-    """InvalidRequest for the first field that nobody here follows."""
-    takes = binding.takes | (set(MAX_TOKENS) if "max_tokens" in binding.takes else set())
-    served = COMMON | takes | set(known)
+    """Raise InvalidRequest for the first field that neither we nor the model support."""
+    supported = COMMON | binding.takes | set(known)
+    if "max_tokens" in binding.takes:
+        supported |= set(MAX_TOKENS)
     for name in body:
-        if name in served:
+        if name in supported:
             continue
-        if name not in _NOT_SERVED:
-            raise InvalidRequest(
-                f"there is no field {quoted(name)} for this model", param=name[:SHOWN]
-            )
-        neutral, remedy = _NOT_SERVED[name]
+        if name not in _UNSUPPORTED:
+            raise InvalidRequest(f"unknown field {quoted(name)} for this model", param=name[:SHOWN])
+        neutral_values, remedy = _UNSUPPORTED[name]
         value = body[name]
-        if not any(value == each and type(value) is type(each) for each in neutral):
+        is_neutral = any(
+            value == neutral and type(value) is type(neutral) for neutral in neutral_values
+        )
+        if not is_neutral:
             raise InvalidRequest(f"{name!r} is not supported: {remedy}", param=name)
 
 
 def read(body: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
-    """What the model is told; InvalidRequest for a value that is out of its range."""
+    """The model's sampling parameters; raises InvalidRequest for a value out of its range."""
     parameters = {
         name: _number(name, body[name])
         for name in sorted(binding.takes & set(body) - {"stop", *MAX_TOKENS})
@@ -108,37 +111,37 @@ def _number(name: str, value: Any) -> Any:
     if name in _RANGES:
         low, high = _RANGES[name]
         fits = type(value) in (int, float) and low <= value <= high
-        wanted = f"a number from {low:g} to {high:g}"
+        expected = f"a number from {low:g} to {high:g}"
     elif name == "seed":
-        fits, wanted = type(value) is int and abs(value) < 2**63, "an integer"
+        fits, expected = type(value) is int and abs(value) < 2**63, "an integer"
     else:
-        return _own(name, value)
+        return _engine_parameter(name, value)
     if not fits:
-        raise InvalidRequest(f"{name!r} must be {wanted}", param=name)
+        raise InvalidRequest(f"{name!r} must be {expected}", param=name)
     return value
 
 
-def _own(name: str, value: Any) -> Any:
-    """One that only the model knows: an engine's own parameter. It is passed on as JSON, whatever
-    its kind; its size is bounded, since it is told beside the text."""
-    if len(orjson.dumps(value)) > MAX_OWN_BYTES:
+def _engine_parameter(name: str, value: Any) -> Any:
+    """A parameter that only the model's engine knows. It is passed on as JSON of any type; its size
+    is bounded, since it is sent beside the text."""
+    if len(orjson.dumps(value)) > MAX_PARAMETER_BYTES:
         raise InvalidRequest(
-            f"{name!r} has over {MAX_OWN_BYTES} bytes of JSON: send less", param=name
+            f"{name!r} is over {MAX_PARAMETER_BYTES} bytes of JSON: send less", param=name
         )
     return value
 
 
 def _max_tokens(body: Mapping[str, Any], binding: Binding) -> int:
-    most = binding.max_tokens
+    limit = binding.max_tokens
     name = MAX_TOKENS[1] if MAX_TOKENS[1] in body else MAX_TOKENS[0]
-    value = body.get(name, min(most, binding.default_max_tokens))
-    if type(value) is not int or not 1 <= value <= most:
-        raise InvalidRequest(f"{name!r} must be 1 to {most} for this model", param=name)
+    value = body.get(name, min(limit, binding.default_max_tokens))
+    if type(value) is not int or not 1 <= value <= limit:
+        raise InvalidRequest(f"{name!r} must be 1 to {limit} for this model", param=name)
     return value
 
 
-def _stops(given: Any) -> list[str]:
-    stops = [given] if isinstance(given, str) else given
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
     fits = isinstance(stops, list) and len(stops) <= MAX_STOPS
     if not fits or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in stops):
         raise InvalidRequest(

@@ -1,7 +1,7 @@
-"""Token arrays of OpenAI's clients: their ids back into the text that the client had.
+"""Decodes the token arrays of OpenAI's clients back to the text that the client had.
 
-The vocabulary comes with the package ``bpe-openai`` (an extra: 41 MB to fetch), is loaded at the
-first array, in a thread, and stays (docs/openai.md has its figures).
+The vocabulary comes with the package ``bpe-openai`` (an extra: 41 MB to download); it is loaded at
+the first array, in a thread, and stays in memory (docs/openai.md has its figures).
 """
 
 import asyncio
@@ -21,53 +21,54 @@ _LOADED: dict[str, Any] = {}
 _LOADING = threading.Lock()
 
 
-async def decoded(given: Any, vocabulary: str, param: str) -> Any:
-    """``given``, an array or a list of texts and arrays, with text in the place of each array.
+async def decoded(value: Any, vocabulary: str, param: str) -> Any:
+    """``value``, an array or a list of texts and arrays, with each array replaced by its text.
 
-    InvalidRequest for ids that the vocabulary has not, and where there is no such vocabulary here.
+    Raises InvalidRequest for ids that are not in the vocabulary, and for a vocabulary that is not
+    installed.
     """
-    arrays = dict(_arrays(given, param))
+    arrays = dict(_arrays(value, param))
     counts = [len(ids) for ids in arrays.values()]
     if max(counts) > MAX_IDS or sum(counts) > MAX_ALL_IDS:
         raise InvalidRequest(
-            f"{param!r}: at most {MAX_IDS} token ids in an input and {MAX_ALL_IDS} in all: "
-            "send less at once",
+            f"{param!r}: send at most {MAX_IDS} token ids in an input and {MAX_ALL_IDS} in all",
             param=param,
         )
     texts = await asyncio.to_thread(_texts, arrays, vocabulary, param)
     if param in texts:
         return texts[param]
-    return [texts.get(f"{param}.{place}", each) for place, each in enumerate(given)]
+    return [texts.get(f"{param}.{index}", item) for index, item in enumerate(value)]
 
 
-def _arrays(given: Any, param: str) -> Iterator[tuple[str, Sequence[int]]]:
-    """Each array by its place in the body, such as ``input`` or ``input.3``."""
-    if are_tokens(given):
-        yield param, given
+def _arrays(value: Any, param: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """Each array by its path in the body, such as ``input`` or ``input.3``."""
+    if are_tokens(value):
+        yield param, value
         return
-    for place, each in enumerate(given):
-        if are_tokens(each):
-            yield f"{param}.{place}", each
+    for index, item in enumerate(value):
+        if are_tokens(item):
+            yield f"{param}.{index}", item
 
 
 def _texts(arrays: Mapping[str, Sequence[int]], vocabulary: str, param: str) -> dict[str, str]:
     encoding = _encoding(vocabulary, param)
-    return {where: _text(ids, encoding, vocabulary, where) for where, ids in arrays.items()}
+    return {path: _text(ids, encoding, vocabulary, path) for path, ids in arrays.items()}
 
 
 def _encoding(vocabulary: str, param: str) -> Any:
-    """Loaded once, however many ask at the same time."""
+    """The encoding; loaded once, however many requests need it at the same time."""
     with _LOADING:
         if vocabulary not in _LOADED:
             try:
                 import bpe_openai
             except ImportError:
                 raise refusal(
-                    param, "this gateway is without 'tidegate[openai-tokens]' and its vocabularies"
+                    param, "this gateway runs without 'tidegate[openai-tokens]'"
                 ) from None
             if vocabulary not in bpe_openai.list_encoding_names():
                 log.error(
-                    "an endpoint schema names the vocabulary %r: bpe-openai has no such", vocabulary
+                    "an endpoint schema names the vocabulary %r, which bpe-openai does not have",
+                    vocabulary,
                 )
                 raise refusal(param, "this model's endpoint schema names an unknown vocabulary")
             _LOADED[vocabulary] = bpe_openai.get_encoding(vocabulary)
@@ -78,15 +79,15 @@ def _text(ids: Sequence[int], encoding: Any, vocabulary: str, param: str) -> str
     try:
         if min(ids) < 0:
             raise KeyError
-        return _read(encoding.decode_bytes(ids))
+        return _decode(encoding.decode_bytes(ids))
     except KeyError:
-        wrong = next(each for each in ids if each < 0 or not _has(encoding, each))
+        unknown = next(token for token in ids if token < 0 or not _has(encoding, token))
         raise InvalidRequest(
-            f"{param!r}: the token id {wrong} is not in the vocabulary {vocabulary}", param=param
+            f"{param!r}: the token id {unknown} is not in the vocabulary {vocabulary}", param=param
         ) from None
     except UnicodeDecodeError:
         raise InvalidRequest(
-            f"{param!r}: these token ids are no text in the vocabulary {vocabulary}", param=param
+            f"{param!r}: these token ids are not text in the vocabulary {vocabulary}", param=param
         ) from None
 
 
@@ -98,9 +99,9 @@ def _has(encoding: Any, token: int) -> bool:
     return True
 
 
-def _read(raw: bytes) -> str:
-    """The text. Clients cut a long one between tokens, and so within a character: the parts of one
-    at the ends are left out."""
-    most = min(3, len(raw))  # bytes of a character, but for its first
-    begin = next((at for at in range(most) if raw[at] & 0xC0 != 0x80), most)
-    return codecs.getincrementaldecoder("utf-8")().decode(raw[begin:])
+def _decode(raw: bytes) -> str:
+    """The text. Clients split a long text between tokens, and so within a character: partial
+    characters at either end are dropped."""
+    limit = min(3, len(raw))  # bytes of a character after its first
+    start = next((index for index in range(limit) if raw[index] & 0xC0 != 0x80), limit)
+    return codecs.getincrementaldecoder("utf-8")().decode(raw[start:])

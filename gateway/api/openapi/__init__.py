@@ -1,1 +1,1 @@
-"""The API's description, and the pages that show it."""
+"""The OpenAPI document, and the pages that show it."""

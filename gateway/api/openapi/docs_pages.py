@@ -1,7 +1,7 @@
-"""``/docs`` and ``/redoc``: the API's description to read and to try out, in any browser.
+"""``/docs`` and ``/redoc``: the OpenAPI document to read and to try out, in any browser.
 
-The pages hold no names and need no key. Their script fetches ``/openapi.json``, asks for a key if
-that is refused, and keeps it in the tab's session storage, nowhere else.
+The pages contain no model names and need no key. Their script fetches ``/openapi.json``, asks for
+a key if that is refused, and stores it in the tab's session storage, nowhere else.
 """
 
 from pathlib import Path
@@ -13,20 +13,20 @@ from gateway.errors import NotFound
 from gateway.http.handler import Endpoint, Handler, Reply, open_to_all
 from gateway.http.request_context import RequestContext
 
-STATIC = "/static-offline-docs"  # the viewers themselves: they work where there is no internet
+STATIC = "/static-offline-docs"  # the viewers themselves: they work without internet access
 _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".css": b"text/css; charset=utf-8",
     ".png": b"image/png",
 }
-# Read once: a file that is opened for each request costs strangers a descriptor of ours.
+# Read once: opening a file for each request would let strangers use up our descriptors.
 ASSETS = {
     file.name: (file.read_bytes(), _TYPES[file.suffix])
     for file in sorted((Path(fastapi_offline.__file__).parent / "static").iterdir())
     if file.suffix in _TYPES
 }
 SCRIPT = (Path(__file__).parent / "pages" / "docs.js").read_bytes()
-# Scripts come from here alone; Redoc works in a worker that it makes of a blob, and styles inline.
+# Scripts come only from here; Redoc runs a worker that it creates from a blob, and styles inline.
 _HEADERS = [
     (
         b"content-security-policy",
@@ -55,7 +55,7 @@ body {{ margin: 0; }}
 <body data-viewer="{viewer}" data-document="/openapi.json">
 <form id="ask" hidden>
 <h1>Tidegate</h1>
-<p id="told">What the API offers depends on who is asking: enter your key.</p>
+<p id="prompt">What the API offers depends on the caller: enter your key.</p>
 <p><label for="key">API key or token</label>
 <input id="key" type="password" autocomplete="off" spellcheck="false" required></p>
 <button type="submit">Show the API</button>
@@ -106,7 +106,7 @@ class DocsPages:
 
     @open_to_all
     async def asset(self, context: RequestContext) -> Reply:
-        found = ASSETS.get(context.scope["path_params"]["name"])
-        if found is None:
-            raise NotFound("there is no such file: see /docs for what there is")
-        return Reply(200, *found, [(b"x-content-type-options", b"nosniff")])
+        asset = ASSETS.get(context.scope["path_params"]["name"])
+        if asset is None:
+            raise NotFound("this file does not exist: see /docs")
+        return Reply(200, *asset, [(b"x-content-type-options", b"nosniff")])

@@ -1,4 +1,4 @@
-"""The API's description, rendered from the catalogue: a pipeline declared is documented."""
+"""The OpenAPI document, rendered from the catalogue: every declared pipeline is documented."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ Json = dict[str, Any]
 
 
 class Api(NamedTuple):
-    """How an API shows an error: the kind of document, its schema, a bad request's status."""
+    """How an API renders errors: content type, schema, and the status of an invalid request."""
 
     tag: str
     error_type: str
     error: str
-    malformed: int
+    invalid_status: int
 
 
 TASK = Api("tasks", "application/problem+json", "Problem", 422)
@@ -27,37 +27,37 @@ _KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`
 _AZURE = {"type": "apiKey", "in": "header", "name": "api-key", "description": "The same key."}
 _INTRODUCTION = """
 One gateway to the models that you may call. Every request needs a key: send
-`Authorization: Bearer KEY` (or `api-key: KEY`). Your operator makes one with
+`Authorization: Bearer KEY` (or `api-key: KEY`). Your operator creates one with
 `tidegate keys create NAME`. `/healthz` and `/readyz` need none.
 
-- **tasks**: plain JSON, one endpoint a pipeline.
+- **tasks**: plain JSON, one endpoint per pipeline.
 - **OpenAI**: a stock OpenAI client works unchanged; the model's id is the pipeline's name.
 - **V2**: the Open Inference Protocol, as KServe's and Triton's clients speak it.
 
-Every answer has `x-request-id`, and `server-timing` in milliseconds. Errors have one taxonomy, in
-the shape of the API: branch on the code, show the message. 429 and 503 say in `retry-after` when to
-come again. A body is 32 MiB long at the most, unless your operator has set another limit.
+Every response has `x-request-id`, and `server-timing` in milliseconds. All APIs share one set of
+error codes, each in the shape of its API: branch on the code, show the message. 429 and 503 say in
+`retry-after` when to try again. A body may have 32 MiB, unless your operator has set another limit.
 """.strip()
-# What goes wrong where: of everything, of what asks Triton, of what has a model run.
+# The failures of every route, of routes that query Triton, and of routes that run a model.
 READ = (401, 403)
-ASKED = (*READ, 404, 502, 503, 504)
+QUERY = (*READ, 404, 502, 503, 504)
 INFER = (0, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504)  # 0: a request that is not valid
 _ERRORS = {
     400: "The request is not valid",
     401: "No valid key",
-    403: "Not allowed to you",
+    403: "You may not do this",
     404: "No such model or version, or not yours",
     408: "The body arrived too slowly",
     413: "The body is over the limit",
     422: "The request does not fit the schema",
-    429: "A limit of yours is used up: see Retry-After",
+    429: "You have reached a limit: see Retry-After",
     500: "The gateway failed: report the request id",
     502: "The model failed",
     503: "No capacity, or the model is not being served now: see Retry-After",
     504: "The deadline passed",
 }
-_RETRY = {"Retry-After": {"description": "In so many seconds.", "schema": {"type": "integer"}}}
-# path -> operation, what it does, schema, what goes wrong
+_RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+# path -> operation, summary, schema, failures
 _V2_SERVER: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
     "/v2": ("v2_server", "The server's name and extensions", "V2Server", READ),
     "/v2/health/live": ("v2_live", "Whether the gateway runs", "V2Live", READ),
@@ -65,30 +65,34 @@ _V2_SERVER: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
     "/v2/models": ("v2_models", "The models that you may read", "V2Models", READ),
     "/v2/models/stats": (
         "v2_statistics",
-        "The counts of every model that you may read",
+        "The statistics of every model that you may read",
         "V2Statistics",
         (*READ, 502, 503, 504),
     ),
 }
-_V2_MODEL: dict[str, tuple[str, str, str]] = {  # below a model, or a version of it
+_V2_MODEL: dict[str, tuple[str, str, str]] = {  # below a model, or one of its versions
     "": ("metadata", "The tensors of {}", "V2Metadata"),
     "/ready": ("ready", "Whether {} answers", ""),
     "/config": ("config", "The config of {}", "V2Config"),
-    "/stats": ("stats", "The counts of {}", "V2Statistics"),
+    "/stats": ("stats", "The statistics of {}", "V2Statistics"),
     "/infer": (
         "infer",
         "Infer tensors with {} (JSON, or the binary tensor data extension)",
         "V2InferResponse",
     ),
-    "/generate": ("generate", "Generate one answer with {}: inputs by name", "V2GenerateResponse"),
+    "/generate": (
+        "generate",
+        "Generate one response with {}: inputs by name",
+        "V2GenerateResponse",
+    ),
     "/generate_stream": (
         "generate_stream",
-        "Generate answers as server-sent events with {}: inputs by name",
+        "Generate responses as server-sent events with {}: inputs by name",
         "V2GenerateResponse",
     ),
 }
-_NUMBERS = frozenset({"INT", "UIN", "FP1", "FP3", "FP6"})  # how their names begin
-_EXAMPLE_VALUES = 64
+_NUMERIC_PREFIXES = frozenset({"INT", "UIN", "FP1", "FP3", "FP6"})  # of dtypes
+_MAX_EXAMPLE_VALUES = 64
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -113,7 +117,8 @@ def describe(title: str, version: str, catalogue: Catalogue) -> Json:
 
 def _health() -> Json:
     alive = _json("OK", of("Health"))
-    ready, not_ready = _json("Ready", of("Readiness")), _json("Not ready", of("Readiness"))
+    ready = _json("Ready", of("Readiness"))
+    not_ready = _json("Not ready", of("Readiness"))
     return {
         path: {
             "get": {
@@ -121,14 +126,14 @@ def _health() -> Json:
                 "summary": summary,
                 "operationId": path.strip("/"),
                 "security": [{}],
-                "responses": answers,
+                "responses": by_status,
             }
         }
-        for path, summary, answers in (
+        for path, summary, by_status in (
             ("/healthz", "Whether the gateway runs", {"200": alive}),
             (
                 "/readyz",
-                "Whether every pipeline answers; with a key, which do",
+                "Whether every pipeline answers; with a key, the state of each",
                 {"200": ready, "503": not_ready},
             ),
         )
@@ -136,7 +141,8 @@ def _health() -> Json:
 
 
 def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
-    row, answer = endpoint_schema.raw["request"], endpoint_schema.raw["response"]
+    row = endpoint_schema.raw["request"]
+    response = endpoint_schema.raw["response"]
     example = endpoint_schema.raw["example"]
     batch = {
         "type": "object",
@@ -147,7 +153,7 @@ def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
     outputs = {
         "type": "object",
         "required": ["outputs"],
-        "properties": {"outputs": {"type": "array", "items": answer}},
+        "properties": {"outputs": {"type": "array", "items": response}},
     }
     examples = {"one": {"value": example}, "several": {"value": {"inputs": [example, example]}}}
     card = "\n".join(
@@ -159,42 +165,42 @@ def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
         "description": card,
         "operationId": model.name,
         "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),
-        "responses": responses(TASK, {"oneOf": [answer, outputs]}, INFER),
+        "responses": responses(TASK, {"oneOf": [response, outputs]}, INFER),
     }
 
 
 def _openai_paths(catalogue: Catalogue) -> Json:
-    every = openai_operation(
+    list_models = openai_operation(
         "The pipelines that can be called, as OpenAI lists models",
         "list_models",
         "OpenAIModels",
         READ,
     )
-    paths: Json = {"/v1/models": {"get": every}}
+    paths: Json = {"/v1/models": {"get": list_models}}
     names = [model.name for model in catalogue.public]
     if names:
-        one = openai_operation(
+        get_model = openai_operation(
             "One pipeline, as OpenAI describes a model", "get_model", "OpenAIModel", (*READ, 404)
         )
         parameter = _path_parameter("model", names[0], names)
-        paths["/v1/models/{model}"] = {"parameters": [parameter], "get": one}
-    serving = [
-        m.name
-        for m in catalogue.public
-        if m.endpoint_schema and "embeddings" in m.endpoint_schema.openai
+        paths["/v1/models/{model}"] = {"parameters": [parameter], "get": get_model}
+    embedding_models = [
+        model.name
+        for model in catalogue.public
+        if model.endpoint_schema and "embeddings" in model.endpoint_schema.openai
     ]
-    if serving:
-        paths["/v1/embeddings"] = {"post": _embeddings(serving)}
-    texts = [
-        m
-        for m in catalogue.public
-        if m.endpoint_schema and not TEXT_ROUTES.isdisjoint(m.endpoint_schema.openai)
+    if embedding_models:
+        paths["/v1/embeddings"] = {"post": _embeddings(embedding_models)}
+    text_models = [
+        model
+        for model in catalogue.public
+        if model.endpoint_schema and not TEXT_ROUTES.isdisjoint(model.endpoint_schema.openai)
     ]
-    if not texts:
+    if not text_models:
         return paths
     from gateway.api.openai.description import describe as describe_text_routes
 
-    return paths | describe_text_routes(texts)
+    return paths | describe_text_routes(text_models)
 
 
 def openai_operation(summary: str, name: str, schema: str, failures: Sequence[int]) -> Json:
@@ -222,29 +228,29 @@ def _embeddings(models: list[str]) -> Json:
     }
     example = {"model": models[0], "input": ["Where is my parcel?", "I want my money back."]}
     operation = openai_operation(
-        "Vectors of texts, as OpenAI's API gives them", "create_embeddings", "Embeddings", INFER
+        "Vectors of texts, as in OpenAI's API", "create_embeddings", "Embeddings", INFER
     )
     operation["requestBody"] = body_of(schema, {"two texts": {"value": example}})
     return operation
 
 
 def _v2_paths(catalogue: Catalogue) -> Json:
-    shown = _example_model(catalogue)
-    model = _path_parameter("model", shown.name if shown else "NAME", sorted(catalogue.models))
-    version = _path_parameter("version", shown.versions[-1] if shown else "1")
-    one = "/v2/models/{model}"
+    example = _example_model(catalogue)
+    model = _path_parameter("model", example.name if example else "NAME", sorted(catalogue.models))
+    version = _path_parameter("version", example.versions[-1] if example else "1")
+    model_path = "/v2/models/{model}"
     return {
         **{
             path: {"get": _v2_operation(name, summary, schema, failures)}
             for path, (name, summary, schema, failures) in _V2_SERVER.items()
         },
-        **_v2_model_paths(one, [model], "a model", "model", shown),
+        **_v2_model_paths(model_path, [model], "a model", "model", example),
         **_v2_model_paths(
-            f"{one}/versions/{{version}}",
+            f"{model_path}/versions/{{version}}",
             [model, version],
             "a version of a model",
             "version",
-            shown,
+            example,
         ),
     }
 
@@ -259,13 +265,13 @@ def _v2_operation(name: str, summary: str, schema: str, failures: Sequence[int])
 
 
 def _v2_model_paths(
-    prefix: str, parameters: list[Json], what: str, kind: str, shown: Model | None
+    prefix: str, parameters: list[Json], subject: str, infix: str, example: Model | None
 ) -> Json:
     paths: Json = {}
     for path, (name, summary, schema) in _V2_MODEL.items():
-        body = _v2_body(path, shown)
-        failures = INFER if body else ASKED
-        operation = _v2_operation(f"v2_{kind}_{name}", summary.format(what), schema, failures)
+        body = _v2_body(path, example)
+        failures = INFER if body else QUERY
+        operation = _v2_operation(f"v2_{infix}_{name}", summary.format(subject), schema, failures)
         content = operation["responses"]["200"].get("content", {})
         if path == "/infer":
             content |= _BINARY
@@ -277,25 +283,25 @@ def _v2_model_paths(
     return paths
 
 
-def _v2_body(path: str, shown: Model | None) -> Json:
-    """The body of those that are a POST, with an example for the model that the path names."""
+def _v2_body(path: str, example: Model | None) -> Json:
+    """The body of the POST routes, with an example for the model that the path names."""
     if path not in ("/infer", "/generate", "/generate_stream"):
         return {}
     schema = "V2InferRequest" if path == "/infer" else "V2GenerateRequest"
-    value = _infer_example(shown) if path == "/infer" else _generate_example(shown)
-    body = body_of(of(schema), {shown.name: {"value": value}} if shown else {})
+    value = _infer_example(example) if path == "/infer" else _generate_example(example)
+    body = body_of(of(schema), {example.name: {"value": value}} if example else {})
     if path == "/infer":
         body["content"] |= _BINARY
     return body
 
 
 def _example_model(catalogue: Catalogue) -> Model | None:
-    """A model whose tensors say enough for an example that works: numbers of any length."""
+    """A model whose inputs' metadata suffice for a working example: preferably numbers only."""
     return min(
         (model for model in catalogue.models.values() if not model.decoupled and model.versions),
         key=lambda model: (
             model.name != "identity_fp32",
-            any(meta.dtype[:3] not in _NUMBERS for meta in model.inputs.values()),
+            any(meta.dtype[:3] not in _NUMERIC_PREFIXES for meta in model.inputs.values()),
             model.name,
         ),
         default=None,
@@ -303,7 +309,7 @@ def _example_model(catalogue: Catalogue) -> Model | None:
 
 
 def _values(dtype: str, count: int) -> list[Any]:
-    """So many elements of a dtype."""
+    """``count`` elements of a dtype."""
     if dtype == "BYTES":
         return ["Where is my parcel?"] * count
     if dtype == "BOOL":
@@ -312,9 +318,9 @@ def _values(dtype: str, count: int) -> list[Any]:
 
 
 def _shape(model: Model, dims: Sequence[int]) -> list[int]:
-    free = 1 if any(meta.dtype == "BYTES" for meta in model.inputs.values()) else 3
-    fixed = [free if dim < 0 else dim for dim in dims]
-    return [1, *fixed] if model.max_batch_size else fixed
+    open_dim = 1 if any(meta.dtype == "BYTES" for meta in model.inputs.values()) else 3
+    shape = [open_dim if dim < 0 else dim for dim in dims]
+    return [1, *shape] if model.max_batch_size else shape
 
 
 def _infer_example(model: Model | None) -> Json:
@@ -324,7 +330,7 @@ def _infer_example(model: Model | None) -> Json:
     for meta in model.inputs.values():
         shape = _shape(model, meta.dims)
         count = math.prod(shape)
-        if meta.optional or count > _EXAMPLE_VALUES:
+        if meta.optional or count > _MAX_EXAMPLE_VALUES:
             continue
         data = _values(meta.dtype, count)
         inputs.append({"name": meta.name, "shape": shape, "datatype": meta.dtype, "data": data})
@@ -332,7 +338,7 @@ def _infer_example(model: Model | None) -> Json:
 
 
 def _generate_example(model: Model | None) -> Json:
-    return {each["name"]: each["data"] for each in _infer_example(model)["inputs"]}
+    return {entry["name"]: entry["data"] for entry in _infer_example(model)["inputs"]}
 
 
 def _path_parameter(name: str, example: str, values: list[str] | None = None) -> Json:
@@ -346,7 +352,7 @@ def body_of(schema: Json, examples: Mapping[str, Any]) -> Json:
 
 
 def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
-    """The same body as a multipart form too, where the row has a field for a file."""
+    """The body, also as a multipart form where the row has a field for a file."""
     fields = row["properties"]
     files = {
         name: {"type": "string", "format": "binary", "description": field.get("description", "")}
@@ -364,13 +370,13 @@ def _json(description: str, schema: Json) -> Json:
 
 
 def responses(api: Api, schema: Json | None, failures: Sequence[int]) -> Json:
-    """The answers of an operation, by status; without a schema the good one has no body."""
-    found: Json = {"200": _json("OK", schema) if schema else {"description": "OK"}}
+    """The responses of an operation, by status; without a schema a 200 has no body."""
+    by_status: Json = {"200": _json("OK", schema) if schema else {"description": "OK"}}
     for failure in failures:
-        status = failure or api.malformed
-        found[str(status)] = {
+        status = failure or api.invalid_status
+        by_status[str(status)] = {
             "description": _ERRORS[status],
             "content": {api.error_type: {"schema": of(api.error)}},
             **({"headers": _RETRY} if status in (429, 503) else {}),
         }
-    return found
+    return by_status

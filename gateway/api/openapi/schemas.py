@@ -1,4 +1,4 @@
-"""Schemas of what is not a pipeline's own: errors, OpenAI's answers, V2's requests and answers."""
+"""Schemas that no pipeline declares: errors, OpenAI's responses, V2's requests and responses."""
 
 from typing import Any
 
@@ -8,18 +8,20 @@ DTYPES = (
     *("FP16", "FP32", "FP64", "BF16", "BYTES"),
 )
 TEXT: Json = {"type": "string"}
-WHOLE: Json = {"type": "integer"}
+INTEGER: Json = {"type": "integer"}
 
 
 def of(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(required: str, more: Json | None = None, **properties: Json) -> Json:
+def _object(required: str, common: Json | None = None, **properties: Json) -> Json:
+    """An object with these properties and the ``common`` ones; ``required`` has names, split at
+    spaces."""
     return {
         "type": "object",
         "required": required.split(),
-        "properties": {**properties, **(more or {})},
+        "properties": {**properties, **(common or {})},
     }
 
 
@@ -32,37 +34,22 @@ def _nullable(schema: Json) -> Json:
 
 
 _USAGE = _object(
-    "prompt_tokens total_tokens", prompt_tokens=WHOLE, completion_tokens=WHOLE, total_tokens=WHOLE
+    "prompt_tokens total_tokens",
+    prompt_tokens=INTEGER,
+    completion_tokens=INTEGER,
+    total_tokens=INTEGER,
 )
 _FINISH = {"type": ["string", "null"], "enum": ["stop", "length", "content_filter", None]}
-_SAME = {"id": TEXT, "created": WHOLE, "model": TEXT}
+_COMMON = {"id": TEXT, "created": INTEGER, "model": TEXT}
 _VALUES = {
     "type": "array",
     "items": {"type": ["number", "boolean", "string", "array"]},
-    "description": "The elements, flat or nested as the shape is.",
+    "description": "The elements, flat or nested like the shape.",
 }
 _TENSOR: Json = {
     "name": TEXT,
-    "shape": _list(WHOLE),
-    "datatype": {
-        "type": "string",
-        "enum": [
-            "BOOL",
-            "UINT8",
-            "UINT16",
-            "UINT32",
-            "UINT64",
-            "INT8",
-            "INT16",
-            "INT32",
-            "INT64",
-            "FP16",
-            "FP32",
-            "FP64",
-            "BF16",
-            "BYTES",
-        ],
-    },
+    "shape": _list(INTEGER),
+    "datatype": {"type": "string", "enum": list(DTYPES)},
 }
 _PARAMETERS: Json = {
     "type": "object",
@@ -72,13 +59,13 @@ _PARAMETERS: Json = {
 SCHEMAS: Json = {
     "Problem": {
         "type": "object",
-        "description": "An error, as RFC 9457 has it.",
+        "description": "An error, as in RFC 9457.",
         "required": ["type", "title", "status", "detail", "code", "request_id"],
         "properties": {
             **dict.fromkeys(("type", "title", "instance", "request_id"), TEXT),
-            "status": WHOLE,
+            "status": INTEGER,
             "detail": {**TEXT, "description": "What is wrong and what to do."},
-            "code": {**TEXT, "description": "Stable: branch on this."},
+            "code": {**TEXT, "description": "Stable: branch on it."},
             "param": {**TEXT, "description": "The field that is wrong."},
         },
     },
@@ -89,7 +76,7 @@ SCHEMAS: Json = {
             message={**TEXT, "description": "What is wrong and what to do."},
             type=TEXT,
             param={"type": ["string", "null"], "description": "The field that is wrong."},
-            code={**TEXT, "description": "Stable: branch on this."},
+            code={**TEXT, "description": "Stable: branch on it."},
             request_id=TEXT,
         ),
     ),
@@ -108,7 +95,7 @@ SCHEMAS: Json = {
         "id object created owned_by",
         id=TEXT,
         object={"type": "string", "const": "model"},
-        created=WHOLE,
+        created=INTEGER,
         owned_by=TEXT,
     ),
     "OpenAIModels": _object(
@@ -125,7 +112,7 @@ SCHEMAS: Json = {
             _object(
                 "object index embedding",
                 object={"type": "string", "const": "embedding"},
-                index=WHOLE,
+                index=INTEGER,
                 embedding={
                     "oneOf": [_list({"type": "number"}), TEXT],
                     "description": "Numbers, or their bytes (FP32, little endian) in base64.",
@@ -135,13 +122,13 @@ SCHEMAS: Json = {
     ),
     "ChatCompletion": _object(
         "id object created model choices",
-        _SAME,
+        _COMMON,
         object={"type": "string", "const": "chat.completion"},
         usage=_nullable(_USAGE),
         choices=_list(
             _object(
                 "index message finish_reason",
-                index=WHOLE,
+                index=INTEGER,
                 message=_object(
                     "role content", role={"type": "string", "const": "assistant"}, content=TEXT
                 ),
@@ -151,13 +138,13 @@ SCHEMAS: Json = {
     ),
     "ChatCompletionChunk": _object(
         "id object created model choices",
-        _SAME,
+        _COMMON,
         object={"type": "string", "const": "chat.completion.chunk"},
         usage=_nullable(_USAGE),
         choices=_list(
             _object(
                 "index delta finish_reason",
-                index=WHOLE,
+                index=INTEGER,
                 delta={"type": "object", "properties": {"role": TEXT, "content": TEXT}},
                 finish_reason=_FINISH,
             )
@@ -165,11 +152,11 @@ SCHEMAS: Json = {
     ),
     "Completion": _object(
         "id object created model choices",
-        _SAME,
+        _COMMON,
         object={"type": "string", "const": "text_completion"},
         usage=_nullable(_USAGE),
         choices=_list(
-            _object("index text finish_reason", index=WHOLE, text=TEXT, finish_reason=_FINISH)
+            _object("index text finish_reason", index=INTEGER, text=TEXT, finish_reason=_FINISH)
         ),
     ),
     "V2Models": _object("models", models=_list(TEXT)),

@@ -1,1 +1,1 @@
-"""One endpoint for each pipeline that has an endpoint schema."""
+"""The task API: one endpoint for each pipeline that has an endpoint schema."""

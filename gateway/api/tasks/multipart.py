@@ -1,10 +1,10 @@
-"""A multipart form -> one row of an endpoint schema: how a file is sent without base64.
+"""Reads a multipart form as one row of an endpoint schema, so that files need no base64.
 
     curl -F scan=@page.png https://gateway/v1/PIPELINE
 
 A field bound with ``x-bytes`` is the part's bytes. Any other field is text: taken as it is where
-the endpoint schema wants a string, and read as JSON where it wants a number, a boolean, a list or
-an object.
+the endpoint schema declares a string, and parsed as JSON where it declares a number, a boolean, a
+list or an object.
 """
 
 import base64
@@ -22,33 +22,34 @@ from gateway.models.endpoint_schema import EndpointSchema
 
 FORM_DATA = "multipart/form-data"
 MAX_PARTS = 64
-# What of a file is shown to the schema, which cannot see bytes: enough to tell it from nothing.
-_SHOWN_BYTES = 48
+# Of a file, the schema checks only a base64 excerpt, since JSON has no bytes: enough to tell an
+# empty file.
+_EXCERPT_BYTES = 48
 
 
 def read_form(endpoint_schema: EndpointSchema, content_type: bytes, body: bytes) -> dict[str, Any]:
-    """The row in the form, checked against the endpoint schema; InvalidRequest says what is wrong
-    with it."""
-    binary = {binding.field for binding in endpoint_schema.bindings if binding.is_bytes}
-    if not binary:
+    """The row in the form, checked against the endpoint schema; raises InvalidRequest, which says
+    what is wrong."""
+    binary_fields = {binding.field for binding in endpoint_schema.bindings if binding.is_bytes}
+    if not binary_fields:
         raise InvalidRequest("this endpoint has no field for a file: send JSON")
-    declared: Mapping[str, Any] = endpoint_schema.raw["request"]["properties"]
+    schemas: Mapping[str, Any] = endpoint_schema.raw["request"]["properties"]
     row: dict[str, Any] = {}
-    shown: dict[str, Any] = {}
+    checked_row: dict[str, Any] = {}
     for field, data in _parts(content_type, body):
-        if field not in declared:
-            raise InvalidRequest(f"there is no field {field[:64]!r}: send {', '.join(declared)}")
+        if field not in schemas:
+            raise InvalidRequest(f"unknown field {field[:64]!r}: send {', '.join(schemas)}")
         if field in row:
             raise InvalidRequest(
                 f"the form has {field!r} twice: send several rows as JSON, {{'inputs': [...]}}",
                 param=field,
             )
-        if field in binary:
+        if field in binary_fields:
             row[field] = data
-            shown[field] = {"b64": base64.b64encode(data[:_SHOWN_BYTES]).decode()}
+            checked_row[field] = {"b64": base64.b64encode(data[:_EXCERPT_BYTES]).decode()}
         else:
-            row[field] = shown[field] = _value(field, declared[field], data)
-    endpoint_schema.check(shown, "")
+            row[field] = checked_row[field] = _value(field, schemas[field], data)
+    endpoint_schema.check(checked_row, "")
     return row
 
 
@@ -69,7 +70,7 @@ def _parts(content_type: bytes, body: bytes) -> list[tuple[str, bytes]]:
     if not boundary:
         raise InvalidRequest("Content-Type has no boundary: let your HTTP client set the header")
     parts: list[tuple[str, bytes]] = []
-    ended: list[bool] = []
+    is_complete = False
 
     def add(name: bytes | None, data: bytes | None) -> None:
         if len(parts) == MAX_PARTS:
@@ -80,13 +81,17 @@ def _parts(content_type: bytes, body: bytes) -> list[tuple[str, bytes]]:
         file.file_object.seek(0)
         add(file.field_name, file.file_object.read())
 
-    in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}  # the body has a limit of its own
+    def end() -> None:
+        nonlocal is_complete
+        is_complete = True
+
+    in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}  # the body has its own limit
     try:
         form = FormParser(
             FORM_DATA,
             lambda field: add(field.field_name, field.value),
             add_file,
-            lambda: ended.append(True),
+            end,
             boundary,
             config=in_memory,
         )
@@ -98,8 +103,8 @@ def _parts(content_type: bytes, body: bytes) -> list[tuple[str, bytes]]:
                 "a part of the form has no name: name it in Content-Disposition"
             ) from None
         raise InvalidRequest(
-            "the body is not a multipart form with the header's boundary"
+            "the body is not a multipart form with the boundary in Content-Type"
         ) from None
-    if not ended:
-        raise InvalidRequest("the form is cut off: its last boundary is missing")
+    if not is_complete:
+        raise InvalidRequest("the form is truncated: its last boundary is missing")
     return parts

@@ -1,5 +1,4 @@
-"""The task API: one catch-all ``POST /v1/{endpoint}`` for every pipeline that has an endpoint
-schema."""
+"""The task API: a catch-all ``POST /v1/{endpoint}`` for pipelines that have an endpoint schema."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,63 +25,65 @@ class TaskApi:
 
     @needs("infer", model="endpoint")
     async def call(self, context: RequestContext) -> Reply:
-        """``{field: ...}`` answers with one object; ``{"inputs": [{...}, ...]}`` with
+        """``{field: ...}`` outputs with one object; ``{"inputs": [{...}, ...]}`` with
         ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
         model, endpoint_schema = self.gateway.catalogue.endpoint(context.param("endpoint"))
         if model.decoupled:
             raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
         body = await context.body()
         content_type = context.headers.get(b"content-type", b"")
-        rows, single = await self.gateway.work(context, _read, endpoint_schema, content_type, body)
+        rows, is_single = await self.gateway.work(
+            context, _read, endpoint_schema, content_type, body
+        )
         del body
         try:
-            answers = await self.gateway.infer_rows(context, model, endpoint_schema, rows)
+            outputs = await self.gateway.infer_rows(context, model, endpoint_schema, rows)
         except InvalidRequest as error:
-            raise _named(error, single) from error
-        return await self._rendered(context, endpoint_schema, answers, single)
+            raise _with_path(error, is_single) from error
+        return await self._reply(context, endpoint_schema, outputs, is_single)
 
-    async def _rendered(
+    async def _reply(
         self,
         context: RequestContext,
         endpoint_schema: EndpointSchema,
-        answers: Sequence[tuple[Tensors, int]],
-        single: bool,
+        outputs: Sequence[tuple[Tensors, int]],
+        is_single: bool,
     ) -> Reply:
-        if size_of(answers) > LARGE_BYTES:
+        if size_of(outputs) > LARGE_BYTES:
             return await self.gateway.off_loop.run(
-                context, _render, endpoint_schema, answers, single
+                context, _render, endpoint_schema, outputs, is_single
             )
-        return _render(endpoint_schema, answers, single)
+        return _render(endpoint_schema, outputs, is_single)
 
 
 def _render(
-    endpoint_schema: EndpointSchema, answers: Sequence[tuple[Tensors, int]], single: bool
+    endpoint_schema: EndpointSchema, outputs: Sequence[tuple[Tensors, int]], is_single: bool
 ) -> Reply:
-    """Row by row: none of the calls is long."""
-    rows = [to_json(endpoint_schema.render(tensors, index)) for tensors, index in answers]
-    return Reply(200, rows[0] if single else b"".join((b'{"outputs":[', b",".join(rows), b"]}")))
+    """Serialise row by row, so that no single call takes long."""
+    rows = [to_json(endpoint_schema.render(tensors, index)) for tensors, index in outputs]
+    return Reply(200, rows[0] if is_single else b"".join((b'{"outputs":[', b",".join(rows), b"]}")))
 
 
-def _named(error: InvalidRequest, single: bool) -> InvalidRequest:
-    """With the row's place in the body; one that was sent alone needs none."""
+def _with_path(error: InvalidRequest, is_single: bool) -> InvalidRequest:
+    """The error with the row's path in the body; a row sent alone needs none."""
     if error.row is None:
         return error
-    return error.at("" if single else f"inputs.{error.row}")
+    return error.at("" if is_single else f"inputs.{error.row}")
 
 
 def _read(
     endpoint_schema: EndpointSchema, content_type: bytes, body: bytes
 ) -> tuple[list[Row], bool]:
-    """The rows, checked, and whether there was just one, not in a list."""
+    """The rows, checked, and whether the body is a single row."""
     if is_form(content_type):
         from gateway.api.tasks.multipart import read_form
 
         return [read_form(endpoint_schema, content_type, body)], True
-    given, single = _rows(parse_json(body))
-    rows = [endpoint_schema.without_nulls(row) for row in given]
-    for place, row in enumerate(rows):
-        endpoint_schema.check(row, "" if single else f"inputs.{place}")
-    return rows, single
+    raw_rows, is_single = _rows(parse_json(body))
+    rows = [endpoint_schema.without_nulls(row) for row in raw_rows]
+    for index, row in enumerate(rows):
+        endpoint_schema.check(row, "" if is_single else f"inputs.{index}")
+    return rows, is_single
 
 
 def is_form(content_type: bytes) -> bool:
@@ -90,14 +91,14 @@ def is_form(content_type: bytes) -> bool:
 
 
 def _rows(body: Any) -> tuple[list[Row], bool]:
-    """The rows and whether there was just one, not in a list."""
+    """The rows, and whether the body is a single row."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     if "inputs" not in body:
         return [body], True
     rows = body["inputs"]
     if len(body) > 1:
-        raise InvalidRequest("send 'inputs' alone: the fields go into its objects")
+        raise InvalidRequest("send 'inputs' alone: put the fields into its objects")
     if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_ROWS:
         raise InvalidRequest(f"'inputs' must be a list of 1 to {MAX_ROWS} objects", param="inputs")
     return rows, False

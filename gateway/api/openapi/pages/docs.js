@@ -1,23 +1,23 @@
-// Shows the API's description, and asks for a key where the gateway wants one.
+// Shows the OpenAPI document, and asks for a key where the gateway requires one.
 "use strict";
 (() => {
   const KEY = "tidegate.key";
   const { viewer, document: address } = document.body.dataset;
   const ask = document.getElementById("ask");
-  const told = document.getElementById("told");
+  const prompt = document.getElementById("prompt");
   const field = document.getElementById("key");
   const fault = document.getElementById("fault");
 
-  // Session storage ends with the tab. Where it is switched off, the key is asked for each time.
-  function kept() {
+  // Session storage ends with the tab. Where it is disabled, we ask for the key each time.
+  function storedKey() {
     try { return sessionStorage.getItem(KEY) || ""; } catch { return ""; }
   }
 
-  function keep(key) {
+  function storeKey(key) {
     try {
       if (key) sessionStorage.setItem(KEY, key);
       else sessionStorage.removeItem(KEY);
-    } catch { /* it is not kept */ }
+    } catch { /* not stored */ }
   }
 
   function show(description, key) {
@@ -36,33 +36,33 @@
     });
   }
 
-  function refuse(text) {
+  function showFault(text) {
     fault.textContent = text;
     fault.hidden = false;
   }
 
   async function open(key) {
-    let answer;
+    let response;
     try {
-      answer = await fetch(address, {
+      response = await fetch(address, {
         headers: key ? { Authorization: `Bearer ${key}` } : {},
         cache: "no-store",
         credentials: "omit",
       });
     } catch {
-      refuse("The gateway cannot be reached: load this page again.");
+      showFault("The gateway cannot be reached: reload this page.");
       return;
     }
-    if (answer.ok) {
-      keep(key);
-      show(await answer.json(), key);
-    } else if (answer.status === 401 || answer.status === 403) {
-      keep("");
-      if (key) told.textContent = "This key was refused: enter another one.";
+    if (response.ok) {
+      storeKey(key);
+      show(await response.json(), key);
+    } else if (response.status === 401 || response.status === 403) {
+      storeKey("");
+      if (key) prompt.textContent = "This key was refused: enter another one.";
       ask.hidden = false;
       field.focus();
     } else {
-      refuse(`The gateway answered ${answer.status}: load this page again.`);
+      showFault(`The gateway answered ${response.status}: reload this page.`);
     }
   }
 
@@ -72,5 +72,5 @@
     field.value = "";
     if (key) open(key);
   });
-  open(kept());
+  open(storedKey());
 })();
