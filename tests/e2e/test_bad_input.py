@@ -61,7 +61,7 @@ V2_CASES = {
     ),
     "unknown output": (
         json.dumps({"inputs": [GOOD], "outputs": [{"name": "OUT"}]}).encode(),
-        "it gives OUTPUT0",
+        "it has OUTPUT0",
     ),
     "text for numbers": (_with(data=["1", "2", "3"]), "must not contain str"),
     "null for a number": (_with(data=[1, None, 3]), "must not contain NoneType"),

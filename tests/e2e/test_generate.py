@@ -79,7 +79,7 @@ def test_a_stream_that_fails_says_so_without_the_models_words(echo):
         ({"text_input": "a", "parameters": {"sequence_id": 4}}, "cannot be used"),
         ({"text_input": "a", "parameters": {"x": [1]}}, "must be a string, a number"),
         ({"text_input": "a", "parameters": 3}, "must be an object"),
-        ({"text_input": "a", "id": 3}, "'id' a string"),
+        ({"text_input": "a", "id": 3}, "'id' must be a string"),
         ([1], "must be a JSON object"),
         ({"text_input": "a b", "stream": True}, "use generate_stream"),
     ],
@@ -206,7 +206,7 @@ async def test_a_stream_holds_its_permit_to_the_end(impatient):
 async def test_generate_of_several_answers_ends_them(impatient):
     api = GenerateApi(impatient)
     body = {"text_input": "[delay 0.01] " + "a " * 16, "stream": True}
-    with pytest.raises(InvalidRequest, match="several answers"):
+    with pytest.raises(InvalidRequest, match="several responses"):
         await api.generate(_context(body, model="echo_llm"))
     assert b"[DONE]" in await _answer(impatient, "its permit was given back")
 

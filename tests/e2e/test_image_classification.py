@@ -156,8 +156,8 @@ def test_memory_stays_bounded(stack):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"files": {"photo": ("a.jpg", b"x")}}, "no field 'photo': send image"),
-        ({"files": {"image": ("a", b"x")}, "data": {"k": "3"}}, "no field 'k'"),
+        ({"files": {"photo": ("a.jpg", b"x")}}, "unknown field 'photo': send image"),
+        ({"files": {"image": ("a", b"x")}, "data": {"k": "3"}}, "unknown field 'k'"),
         ({"json": {"image": "x"}}, "image"),
         ({"json": {"image": {"b64": "not base64!"}}}, "image.b64 is not base64"),
         ({"json": {}}, '"image" is a required property'),

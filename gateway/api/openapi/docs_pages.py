@@ -47,13 +47,13 @@ _PAGE = """<!DOCTYPE html>
 {head}
 <style>
 body {{ margin: 0; }}
-#ask, #fault {{ font: 16px/1.5 sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em; }}
-#ask input {{ font: inherit; width: 100%; box-sizing: border-box; padding: .4em; }}
-#ask button {{ font: inherit; margin-top: .6em; padding: .4em 1.2em; }}
+#key-form, #fault {{ font: 16px/1.5 sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em; }}
+#key-form input {{ font: inherit; width: 100%; box-sizing: border-box; padding: .4em; }}
+#key-form button {{ font: inherit; margin-top: .6em; padding: .4em 1.2em; }}
 </style>
 </head>
 <body data-viewer="{viewer}" data-document="/openapi.json">
-<form id="ask" hidden>
+<form id="key-form" hidden>
 <h1>Tidegate</h1>
 <p id="prompt">What the API offers depends on the caller: enter your key.</p>
 <p><label for="key">API key or token</label>

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (V2) over HTTP, for stock clients."""
+"""The V2 API: the Open Inference Protocol over HTTP, for stock clients."""

@@ -1,7 +1,7 @@
-"""V2 ``generate``, and what a V2 client asks of a model besides: ``config`` and ``stats``.
+"""V2 ``generate``, and the less common V2 routes: ``config`` and ``stats``.
 
 Source: Triton's generate extension. JSON keys are the model's inputs; a value is one element or a
-flat list of them; ``parameters`` may hold more of both.
+flat list of elements; ``parameters`` may contain more inputs.
 """
 
 from collections.abc import AsyncGenerator
@@ -11,8 +11,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from gateway.api.event_streams import EventStream, answers, event
-from gateway.api.v2.describe_model import check_readable, hide_paths, shown_statistics
+from gateway.api.event_streams import EventStream, event, stream_responses
+from gateway.api.v2.describe_model import check_readable, hide_paths, readable_statistics
 from gateway.api.v2.message_json import plain
 from gateway.api.v2.request import (
     MAX_PARAMETERS,
@@ -33,7 +33,7 @@ from gateway.models.rows import tensor_of, tensor_of_text
 from gateway.models.tensors import Tensor, check_model
 from gateway.models.v2_request import V2Request
 
-# Memory of other processes; and a sequence's id, which only infer maps to the caller's own.
+# Shared memory of other processes; and sequence ids, which only infer maps to the caller's own.
 _REFUSED = (REFUSED_PREFIX, "sequence_")
 
 
@@ -43,20 +43,20 @@ class GenerateApi:
 
     @needs("infer", model="model")
     async def generate(self, context: RequestContext) -> Reply:
-        """One answer; of a model that gives several, InvalidRequest."""
+        """One response; InvalidRequest for a model that sends several."""
         model, request = await self._request(context)
         if not model.decoupled:
             message = request.message()
             admission = await context.enter(self.gateway.access_control.admit(context, model))
-            answer = await self.gateway.infer(context, model, message, admission)
-            if answer.ByteSize() > LARGE_BYTES:
-                return Reply(200, await self.gateway.off_loop.run(context, _document, answer))
-            return Reply(200, _document(answer))
+            response = await self.gateway.infer(context, model, message, admission)
+            if response.ByteSize() > LARGE_BYTES:
+                return Reply(200, await self.gateway.off_loop.run(context, _document, response))
+            return Reply(200, _document(response))
         return Reply(200, await context.while_connected(self._single(context, model, request)))
 
     @needs("infer", model="model")
     async def generate_stream(self, context: RequestContext) -> EventStream:
-        """Each answer is an event, as is the error that ends them early."""
+        """Each response is an event, as is the error that ends the stream early."""
         model, request = await self._request(context)
         events = self._documents(context, model, request)
         rights = self.gateway.access_control.bounded(context)
@@ -65,22 +65,22 @@ class GenerateApi:
     @needs("read")
     async def config(self, context: RequestContext) -> Reply:
         name, version = self._readable(context)
-        found = await self.gateway.pool.describe("ModelConfig", name, version)
-        hide_paths(found.config)
-        return json_reply(plain(found.config))
+        response = await self.gateway.pool.describe("ModelConfig", name, version)
+        hide_paths(response.config)
+        return json_reply(plain(response.config))
 
     @needs("read")
     async def stats(self, context: RequestContext) -> Reply:
         name, version = self._readable(context)
-        found = await self.gateway.pool.describe("ModelStatistics", name, version)
-        return json_reply(plain(found))
+        response = await self.gateway.pool.describe("ModelStatistics", name, version)
+        return json_reply(plain(response))
 
     @needs("read")
     async def every_stats(self, context: RequestContext) -> Reply:
-        """Of each model that the caller may read."""
-        found = await self.gateway.pool.describe("ModelStatistics")
-        shown = shown_statistics(self.gateway.catalogue, context, found)
-        return json_reply({"model_stats": [plain(each) for each in shown]})
+        """The statistics of every model that the caller may read."""
+        response = await self.gateway.pool.describe("ModelStatistics")
+        readable = readable_statistics(self.gateway.catalogue, context, response)
+        return json_reply({"model_stats": [plain(statistics) for statistics in readable]})
 
     def _readable(self, context: RequestContext) -> tuple[str, str]:
         name, version = context.param("model"), context.param("version")
@@ -96,17 +96,17 @@ class GenerateApi:
     async def _single(self, context: RequestContext, model: Model, request: V2Request) -> bytes:
         documents = []
         admission = await context.enter(self.gateway.access_control.admit(context, model))
-        work = self._answered(context, model, request.message(), admission)
+        metered = self._metered(context, model, request.message(), admission)
         with self.gateway.access_control.bounded(context):
-            async with aclosing(work) as found:
-                async for answer in found:
-                    documents.append(_document(answer))
+            async with aclosing(metered) as responses:
+                async for response in responses:
+                    documents.append(_document(response))
                     if len(documents) > 1:
                         raise InvalidRequest(
-                            f"{model.name!r} gives several answers: use generate_stream"
+                            f"model {model.name!r} sends several responses: use generate_stream"
                         )
         if not documents:
-            raise UpstreamError("the model ended without an answer: report the request id")
+            raise UpstreamError("the model ended without a response: report the request id")
         return documents[0]
 
     async def _documents(
@@ -117,27 +117,27 @@ class GenerateApi:
     ) -> AsyncGenerator[bytes, None]:
         """The events of a stream, with its admission."""
         async with self.gateway.access_control.admit(context, model) as admission:
-            work = self._answered(context, model, request.message(), admission)
-            async with aclosing(work) as found:
-                async for answer in found:
-                    yield event(_document(answer))
+            metered = self._metered(context, model, request.message(), admission)
+            async with aclosing(metered) as responses:
+                async for response in responses:
+                    yield event(_document(response))
 
-    async def _answered(
+    async def _metered(
         self,
         context: RequestContext,
         model: Model,
         message: service_pb2.ModelInferRequest,
         admission: Admission | None,
     ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
-        """The model's answers, metered."""
+        """The model's responses; their tokens are counted, if a limit counts them."""
         meter = self.gateway.access_control.meter(admission, model)
         if meter:
             meter.prepare(message)
-        async with aclosing(answers(self.gateway, context, model, message)) as found:
-            async for answer in found:
+        async with aclosing(stream_responses(self.gateway, context, model, message)) as responses:
+            async for response in responses:
                 if meter:
-                    meter.read(answer)
-                yield answer
+                    meter.read(response)
+                yield response
 
 
 def _read(model: Model, version: str, body: bytes) -> V2Request:
@@ -147,41 +147,40 @@ def _read(model: Model, version: str, body: bytes) -> V2Request:
 def parse_generate(
     model: Model, version: str, body: Any, arrays: Arrays | None = None
 ) -> V2Request:
-    """The request; InvalidRequest names the key that no input has, or whose value does not fit it.
-    ``arrays`` are those that were cut out of the body."""
+    """The request; raises InvalidRequest, naming the key that is not an input or whose value does
+    not fit. ``arrays`` are those that were cut out of the body."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object with the model's inputs")
-    more, identity = body.get("parameters"), body.get("id")
-    if identity is None:
-        identity = ""
-    if not isinstance(identity, str):
-        raise InvalidRequest("'parameters' must be an object, and 'id' a string")
+    identifier = body.get("id")
+    if identifier is None:
+        identifier = ""
+    if not isinstance(identifier, str):
+        raise InvalidRequest("'id' must be a string")
     fields = {
         name: value
         for name, value in body.items()
         if name not in ("id", "parameters") and not (value is None and _is_optional(model, name))
     }
-    extra = next((name for name in fields if name not in model.inputs), None)
-    if extra is not None:
+    unknown = next((name for name in fields if name not in model.inputs), None)
+    if unknown is not None:
         declared = ", ".join(model.inputs)
         raise InvalidRequest(
-            f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}"
+            f"model {model.name!r} has no input {quoted(unknown)}: it takes {declared}"
         )
-    if more is None:
-        more = {}
-    more = checked_parameters(more, MAX_PARAMETERS + len(model.inputs))
-    for name in more:
+    raw_parameters = body.get("parameters")
+    if raw_parameters is None:
+        raw_parameters = {}
+    checked = checked_parameters(raw_parameters, MAX_PARAMETERS + len(model.inputs))
+    for name in checked:
         if name in fields:
-            raise InvalidRequest(f"input {name!r} is given twice")
+            raise InvalidRequest(f"input {name!r} is in the body and in 'parameters': send it once")
         if name.startswith(_REFUSED):
-            raise InvalidRequest(
-                f"parameter {quoted(name)} cannot be used with generate: see infer"
-            )
-    fields |= {name: value for name, value in more.items() if name in model.inputs}
-    parameters = {name: value for name, value in more.items() if name not in model.inputs}
+            raise InvalidRequest(f"parameter {quoted(name)} works only with infer")
+    fields |= {name: value for name, value in checked.items() if name in model.inputs}
+    parameters = {name: value for name, value in checked.items() if name not in model.inputs}
     tensors = [_tensor(model, name, value, arrays) for name, value in fields.items()]
     check_model(model, tensors)
-    return V2Request(model.name, version, identity, tensors, {}, parameters)
+    return V2Request(model.name, version, identifier, tensors, {}, parameters)
 
 
 def _is_optional(model: Model, name: str) -> bool:
@@ -195,16 +194,16 @@ def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tenso
     return tensor_of(model, name, value if isinstance(value, list) else [value])
 
 
-def _document(answer: service_pb2.ModelInferResponse) -> bytes:
-    """As Triton: each output by its name, one element bare and more as a flat list."""
+def _document(response: service_pb2.ModelInferResponse) -> bytes:
+    """The JSON as Triton writes it: outputs by name, a single element bare, more as a flat list."""
     document: dict[str, Any] = {
-        "model_name": answer.model_name,
-        "model_version": answer.model_version,
+        "model_name": response.model_name,
+        "model_version": response.model_version,
     }
-    if answer.id:
-        document["id"] = answer.id
+    if response.id:
+        document["id"] = response.id
     parts = [to_json(document)[:-1]]
-    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         values = json_data(output.name, output.datatype, list(output.shape), raw)
         parts += (b",", to_json(output.name), b":")
         parts += [to_json(values[0])] if len(values) == 1 else array_slices(values)

@@ -1,4 +1,4 @@
-"""Triton's own messages as its HTTP API prints them: integers as integers, defaults shown."""
+"""Triton's messages as JSON, as its HTTP API writes them: integers as numbers, with defaults."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """The message as JSON has it."""
+    """The message as a JSON object."""
     return {
         field.name: _value(field, getattr(message, field.name))
         for field in message.DESCRIPTOR.fields
@@ -24,7 +24,7 @@ def _value(field: Any, value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_value(field, each) for each in value]
+        return [_value(field, element) for element in value]
     if field is not None and field.enum_type:
         return field.enum_type.values_by_number[value].name
     return value

@@ -1,4 +1,4 @@
-"""A V2 inference request as it comes over HTTP -> Triton's protobuf, checked on the way.
+"""Parses and checks a V2 inference request sent over HTTP.
 
 Source: the Open Inference Protocol (KServe V2) and its binary tensor data extension.
 """
@@ -25,30 +25,31 @@ from gateway.models.tensors import (
 from gateway.models.v2_request import CLASSIFICATION, V2Request
 
 HEADER_LENGTH = b"inference-header-content-length"
-# Triton queue-jumps on priority 1, and maps memory of other processes on the shared-memory ones.
+# Triton maps memory of other processes for these parameters. (It also jumps the queue for priority
+# 1: ``DROPPED`` in gateway.models.v2_request.)
 REFUSED_PREFIX = "shared_memory_"
 MAX_PARAMETERS = 64  # of a request, and of each of its tensors
-# Beside arrays of numbers: the strings of two tensors, each of them in a list of its own.
+# Besides arrays of numbers: the strings of two tensors, each in a list of its own.
 _BOUNDS = Bounds(values=4 * MAX_STRINGS, containers=2 * MAX_STRINGS, keys=2**14)
 
 
 def is_large(model: Model, body: bytes, header_length: bytes | None) -> bool:
-    """Whether ``parse`` takes longer than the event loop should wait: for its JSON, or for strings
-    that have to be counted one by one. Other binary tensors are copied and no more."""
+    """Whether ``parse`` would block the event loop for too long: for its JSON, or for strings that
+    have to be counted one by one. Other binary tensors are only copied."""
     if len(body) <= SMALL_BYTES:
         return False
-    is_short = header_length is not None and _is_below(header_length, SMALL_BYTES)
+    is_short = header_length is not None and _is_at_most(header_length, SMALL_BYTES)
     return not is_short or any(meta.dtype == "BYTES" for meta in model.inputs.values())
 
 
-def _is_below(number: bytes, most: int) -> bool:
-    return number.isdigit() and len(number) <= 12 and int(number) <= most
+def _is_at_most(number: bytes, limit: int) -> bool:
+    return number.isdigit() and len(number) <= 12 and int(number) <= limit
 
 
 def parse(model: Model, version: str, body: bytes, header_length: bytes | None) -> V2Request:
-    """The request; InvalidRequest says which part is wrong and what it should be."""
+    """The request; raises InvalidRequest, saying which part is wrong and what it should be."""
     if header_length is not None:
-        if not _is_below(header_length, len(body)):
+        if not _is_at_most(header_length, len(body)):
             raise InvalidRequest(
                 f"Inference-Header-Content-Length must be 0 to {len(body)}, the length of the body"
             )
@@ -59,15 +60,15 @@ def parse(model: Model, version: str, body: bytes, header_length: bytes | None) 
     outputs = _outputs(model, document)
     tensors = _inputs(model, document, tail, arrays)
     check_model(model, tensors)
-    return V2Request(model.name, version, _text(document, "id"), tensors, outputs, parameters)
+    return V2Request(model.name, version, _string(document, "id"), tensors, outputs, parameters)
 
 
 def _raw_request(model: Model, version: str, body: bytes) -> V2Request:
-    """The body is the one input's tensor, and nothing else: Triton's raw binary request. The shape
-    is the declared one, with one row, and its open dimension as long as the bytes are."""
+    """The body is the only input's tensor, and nothing else: Triton's raw binary request. The shape
+    is the declared one, with one row, and its open dimension follows from the body's length."""
     if len(model.inputs) != 1:
         raise InvalidRequest(
-            f"a raw binary request is for models with one input: {model.name!r} has "
+            f"a raw binary request is for models with one input, and model {model.name!r} has "
             f"{len(model.inputs)}: send them with their JSON header"
         )
     [(name, meta)] = model.inputs.items()
@@ -82,8 +83,8 @@ def _raw_request(model: Model, version: str, body: bytes) -> V2Request:
         body = len(body).to_bytes(4, "little") + body
     elif len(open_dims) > 1:
         raise InvalidRequest(
-            f"the shape of a raw binary request is not clear: input {name!r} has {shape}: "
-            "send it with its JSON header"
+            f"a raw binary request can have only one open dimension, and input {name!r} has "
+            f"shape {shape}: send it with its JSON header"
         )
     elif open_dims:
         fixed = math.prod(dim for dim in shape if dim != -1) * SIZE_BYTES[meta.dtype]
@@ -99,7 +100,7 @@ def _raw_request(model: Model, version: str, body: bytes) -> V2Request:
 def _split(
     body: bytes, header_length: bytes | None
 ) -> tuple[Mapping[str, Any], memoryview, Arrays | None]:
-    """The JSON header, the binary tail, and the header's long arrays."""
+    """The JSON header, the binary tail, and the arrays cut out of the header."""
     length = len(body) if header_length is None else int(header_length)
     document, arrays = read_document(body if length == len(body) else body[:length])
     if not isinstance(document, dict):
@@ -108,7 +109,7 @@ def _split(
 
 
 def read_document(text: bytes) -> tuple[Any, Arrays | None]:
-    """The JSON document, with its long arrays of numbers apart."""
+    """The JSON document, and its long arrays of numbers, cut out of it."""
     if len(text) <= SMALL_BYTES:
         return parse_json(text), None
     rest, arrays = cut_arrays(text)
@@ -122,24 +123,25 @@ def _inputs(
     if not isinstance(entries, list) or not entries:
         raise InvalidRequest("'inputs' must be a list of at least one tensor")
     check_count(model, len(entries))
-    tensors, at = [], 0
+    tensors = []
+    offset = 0
     for entry in entries:
-        tensor, size = _input(entry, tail[at:], arrays)
+        tensor, size = _input(entry, tail[offset:], arrays)
         tensors.append(tensor)
-        at += size
-    if at != len(tail):
+        offset += size
+    if offset != len(tail):
         raise InvalidRequest(
             f"the body has {len(tail)} bytes after its JSON part, but the inputs' "
-            f"binary_data_size add up to {at}"
+            f"binary_data_size add up to {offset}"
         )
     return tensors
 
 
 def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor, int]:
-    """One tensor, and how many bytes of the binary tail it took."""
+    """One tensor, and the number of bytes it took from the binary tail."""
     if not isinstance(entry, dict):
         raise InvalidRequest("each of 'inputs' must be an object")
-    name, dtype = _text(entry, "name"), _text(entry, "datatype")
+    name, dtype = _string(entry, "name"), _string(entry, "datatype")
     shape = check_shape(name, entry.get("shape"))
     parameters = _parameters(entry)
     raw: bytes | memoryview
@@ -175,7 +177,7 @@ def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) ->
 
 
 def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
-    """V2 data, flat or nested like the shape, as a flat list; InvalidRequest when it is neither."""
+    """V2 data, flat or nested like the shape, as a flat list; raises InvalidRequest otherwise."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {quoted(name)} needs 'data' (a list) or binary_data_size")
     flat = data
@@ -195,7 +197,7 @@ def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
 
 
 def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The parameters of each output that is asked for."""
+    """The parameters of each requested output, by its name."""
     entries = document.get("outputs")
     if entries is None:
         return {}
@@ -206,7 +208,7 @@ def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str
     for entry in entries:
         if not isinstance(entry, dict):
             raise InvalidRequest("each of 'outputs' must be an object")
-        name, parameters = _text(entry, "name"), _parameters(entry)
+        name, parameters = _string(entry, "name"), _parameters(entry)
         check_output(model, name, outputs)
         if CLASSIFICATION in parameters:
             _check_classification(name, parameters[CLASSIFICATION])
@@ -215,64 +217,64 @@ def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str
 
 
 def _check_classification(name: str, value: Any) -> None:
-    """As Triton: 0 asks for none, and more classes than there are for all of them."""
+    """As in Triton: 0 is no classification, and more classes than there are means all of them."""
     if type(value) is not int or not 0 <= value < 2**64:
         raise InvalidRequest(
-            f"output {name!r}: classification must be a number of classes: an integer of 0 or more"
+            f"output {name!r}: classification must be a number of classes, an integer of 0 or more"
         )
 
 
-def check_output_count(model: Model, outputs: int) -> None:
-    """InvalidRequest for more outputs than the model has, before anything is done for each of
-    them."""
-    if outputs > len(model.outputs):
+def check_output_count(model: Model, count: int) -> None:
+    """Raise InvalidRequest for more outputs than the model has, before any work per output."""
+    if count > len(model.outputs):
         raise InvalidRequest(
-            f"{outputs} outputs are asked for: model {model.name!r} gives {len(model.outputs)}: "
-            + ", ".join(model.outputs)
+            f"the request asks for {count} outputs: model {model.name!r} has "
+            f"{len(model.outputs)}: " + ", ".join(model.outputs)
         )
 
 
-def check_output(model: Model, name: str, asked: Container[str]) -> None:
-    """InvalidRequest unless the model has this output, and it was not asked for before."""
+def check_output(model: Model, name: str, requested: Container[str]) -> None:
+    """Raise InvalidRequest unless the model has this output, and it is not in ``requested``."""
     if name not in model.outputs:
         declared = ", ".join(model.outputs)
         raise InvalidRequest(
-            f"model {model.name!r} has no output {quoted(name)}: it gives {declared}"
+            f"model {model.name!r} has no output {quoted(name)}: it has {declared}"
         )
-    if name in asked:
+    if name in requested:
         raise InvalidRequest(f"output {name!r} is requested twice")
 
 
 def refuse_shared_memory(parameters: Iterable[str]) -> None:
+    """Raise InvalidRequest for parameters that name memory of other processes."""
     if any(key.startswith(REFUSED_PREFIX) for key in parameters):
         raise InvalidRequest(
             "shared memory cannot be used through the gateway: send the data itself"
         )
 
 
-def _text(document: Mapping[str, Any], key: str) -> str:
+def _string(document: Mapping[str, Any], key: str) -> str:
     value = document.get(key)
     if value is None and key == "id":
         return ""
     if not isinstance(value, str) or (key != "id" and not value):
-        raise InvalidRequest(f"{key!r} must be a string that is not empty")
+        raise InvalidRequest(f"{key!r} must be a non-empty string")
     return value
 
 
 def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The object's ``parameters`` without those that are null; InvalidRequest for too many."""
+    """The object's ``parameters``, as ``checked_parameters``."""
     value = document.get("parameters")
     if value is None:
         return {}
     return checked_parameters(value)
 
 
-def checked_parameters(value: Any, most: int = MAX_PARAMETERS) -> Mapping[str, Any]:
-    """Parameters without those that are null; InvalidRequest for what is no object, or holds too
-    many, or names memory of other processes."""
-    if not isinstance(value, dict):
+def checked_parameters(parameters: Any, limit: int = MAX_PARAMETERS) -> Mapping[str, Any]:
+    """The parameters that are not null; raises InvalidRequest if they are not an object, are more
+    than ``limit``, or name memory of other processes."""
+    if not isinstance(parameters, dict):
         raise InvalidRequest("'parameters' must be an object")
-    if len(value) > most:
-        raise InvalidRequest(f"there are {len(value)} parameters: send at most {most}")
-    refuse_shared_memory(value)
-    return {key: each for key, each in value.items() if each is not None}
+    if len(parameters) > limit:
+        raise InvalidRequest(f"there are {len(parameters)} parameters: send at most {limit}")
+    refuse_shared_memory(parameters)
+    return {key: value for key, value in parameters.items() if value is not None}

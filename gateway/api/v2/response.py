@@ -1,4 +1,4 @@
-"""Triton's answer -> V2 over HTTP, each output as JSON or in the binary tail."""
+"""Renders Triton's response for V2 over HTTP, each output as JSON or in the binary tail."""
 
 import math
 from typing import Any
@@ -13,19 +13,19 @@ from gateway.http.json_body import LARGE_BYTES, SLICE, array_slices
 from gateway.models.tensors import FEW, unpack
 from gateway.models.v2_request import V2Request, not_finite
 
-# Triton writes these on every answer of an ensemble; they tell a client nothing.
-_NOISE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+# Triton sets these on every response of an ensemble; they mean nothing to a client.
+_ENSEMBLE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
 
 def is_large(request: V2Request, response: service_pb2.ModelInferResponse) -> bool:
-    """Whether ``render`` takes longer than the event loop should wait."""
+    """Whether ``render`` would block the event loop for too long."""
     return response.ByteSize() > LARGE_BYTES and not all(
         request.wants_binary(output.name) for output in response.outputs
     )
 
 
 def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Reply:
-    """The reply; InvalidRequest when an output that JSON cannot carry was asked for in JSON."""
+    """The reply; raises InvalidRequest for an output requested as JSON that JSON cannot carry."""
     document: dict[str, Any] = {
         "model_name": response.model_name,
         "model_version": response.model_version,
@@ -52,11 +52,11 @@ def render(request: V2Request, response: service_pb2.ModelInferResponse) -> Repl
 
 
 def _in_slices(document: dict[str, Any], entries: list[dict[str, Any]]) -> bytes:
-    """The whole as JSON, without one call that takes as long as all of it."""
+    """The whole document as JSON, without a single call that takes as long as all of it."""
     parts = [orjson.dumps(document)[:-1], b',"outputs":[']
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         data = entry.pop("data", None)
-        parts += (b"," if place else b"", orjson.dumps(entry)[:-1])
+        parts += (b"," if index else b"", orjson.dumps(entry)[:-1])
         if data is not None:
             parts += (b',"data":', *array_slices(data))
         parts.append(b"}")
@@ -78,7 +78,7 @@ def json_data(name: str, dtype: str, shape: list[int], raw: bytes) -> Any:
     """An output's elements, flat, as JSON can carry them."""
     if dtype == "BF16":
         raise InvalidRequest(
-            f"output {name!r} is BF16, which has no JSON form: ask for binary_data"
+            f"output {name!r} is BF16, which JSON cannot carry: ask for binary_data"
         )
     values = unpack(dtype, shape, raw).reshape(-1)
     if dtype == "BYTES":
@@ -109,5 +109,5 @@ def _parameters(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
     return {
         key: getattr(value, value.WhichOneof("parameter_choice"))
         for key, value in response.parameters.items()
-        if key not in _NOISE and not key.startswith("triton_")
+        if key not in _ENSEMBLE_PARAMETERS and not key.startswith("triton_")
     }

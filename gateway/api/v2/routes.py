@@ -1,4 +1,4 @@
-"""The V2 API: the Open Inference Protocol over HTTP, for stock clients."""
+"""The V2 routes that every gateway serves; ``generate`` has the others."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from gateway.models.catalogue import Model
 from gateway.models.v2_request import V2Request
 from gateway.upstream.probes import readable_readiness
 
-NAME = "triton"  # whose extensions these are: NVIDIA's clients ask for it
+NAME = "triton"  # NVIDIA's clients look for it: the extensions are Triton's
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -32,11 +32,11 @@ class V2Api:
         self.gateway = gateway
 
     def routes(self) -> list[Route]:
-        one = "/v2/models/{model}"
+        model_path = "/v2/models/{model}"
         table: list[tuple[str, str, Handler]] = [
             *(
                 route
-                for prefix in (one, one + "/versions/{version}")
+                for prefix in (model_path, model_path + "/versions/{version}")
                 for route in (
                     ("POST", prefix + "/infer", self.infer),
                     ("GET", prefix + "/ready", self.model_ready),
@@ -52,33 +52,35 @@ class V2Api:
 
     @needs("infer", model="model")
     async def infer(self, context: RequestContext) -> Reply:
-        """Check the request against the model's declaration, then have it inferred."""
+        """Check the request against the model's declaration, then run it."""
         model, version = self.gateway.named(context)
         if model.decoupled:
             raise InvalidRequest(f"model {model.name!r} streams: it cannot be called with infer")
-        request = await self._parsed(context, model, version)
+        request = await self._parse(context, model, version)
         context.shorten_deadline(request.timeout_s)
         serving = self.gateway.serving(context, model)
-        is_relayed = model.is_relayed and request.is_plain and request.asks_little_json
-        if is_relayed and serving == model.name:
-            return await self._relayed(context, model, request)
+        suits_http = model.is_relayed and request.is_plain and request.asks_little_json
+        if suits_http and serving == model.name:
+            return await self._infer_over_http(context, model, request)
         message = request.message()
-        request.tensors = []  # the message has their bytes: once is enough
+        request.tensors = []  # the message has their bytes: do not hold them twice
         self.gateway.sequences.put_own(message, context.tenant)
         admission = await context.enter(self.gateway.access_control.admit(context, model))
         response = await self.gateway.infer(context, model, message, admission)
-        return await self._rendered(context, request, response)
+        return await self._render(context, request, response)
 
-    async def _relayed(self, context: RequestContext, model: Model, request: V2Request) -> Reply:
-        """Over HTTP/1.1 if that can be, else over gRPC; it counts once."""
+    async def _infer_over_http(
+        self, context: RequestContext, model: Model, request: V2Request
+    ) -> Reply:
+        """Over HTTP/1.1 if possible, else over gRPC; admitted once."""
         admission = await context.enter(self.gateway.access_control.admit(context, model))
         reply = await self.gateway.http_upstream(context, request)
         if reply:
             return reply
         response = await self.gateway.infer(context, model, request.message(), admission)
-        return await self._rendered(context, request, response)
+        return await self._render(context, request, response)
 
-    async def _parsed(self, context: RequestContext, model: Model, version: str) -> V2Request:
+    async def _parse(self, context: RequestContext, model: Model, version: str) -> V2Request:
         body = await context.body()
         length = context.headers.get(HEADER_LENGTH)
         parse, off_loop = v2_request.parse, self.gateway.off_loop
@@ -86,7 +88,7 @@ class V2Api:
             return await off_loop.run(context, parse, model, version, body, length)
         return parse(model, version, body, length)
 
-    async def _rendered(self, context: RequestContext, request: V2Request, response: Any) -> Reply:
+    async def _render(self, context: RequestContext, request: V2Request, response: Any) -> Reply:
         render, off_loop = v2_response.render, self.gateway.off_loop
         if v2_response.is_large(request, response):
             return await off_loop.run(context, render, request, response)
@@ -100,20 +102,20 @@ class V2Api:
 
     @needs("read", model="model")
     async def metadata(self, context: RequestContext) -> Reply:
-        found = await self.gateway.describe_model(context, "ModelMetadata")
+        metadata = await self.gateway.describe_model(context, "ModelMetadata")
         return json_reply(
             {
-                "name": found.name,
-                "versions": list(found.versions),
-                "platform": found.platform,
-                "inputs": _described(found.inputs),
-                "outputs": _described(found.outputs),
+                "name": metadata.name,
+                "versions": list(metadata.versions),
+                "platform": metadata.platform,
+                "inputs": _tensor_metadata(metadata.inputs),
+                "outputs": _tensor_metadata(metadata.outputs),
             }
         )
 
     @needs("read", model="model")
     async def model_ready(self, context: RequestContext) -> Reply:
-        """Ready means that Triton says so and that the last golden probe was answered."""
+        """Ready if Triton says so and the last golden probe passed."""
         model, _ = self.gateway.named(context)
         fault = self.gateway.probes.get(model.name)
         if fault or not (await self.gateway.describe_model(context, "ModelReady")).ready:
@@ -130,12 +132,15 @@ class V2Api:
 
     @needs("read")
     async def ready(self, context: RequestContext) -> Reply:
-        found = readable_readiness(self.gateway, context)
-        faults = {name: fault for name, fault in found.items() if fault}
+        pipelines = readable_readiness(self.gateway, context)
+        faults = {name: fault for name, fault in pipelines.items() if fault}
         if faults:
             raise NoCapacity(f"not ready: {faults}", retry_after_s=1)
         return json_reply({"ready": True})
 
 
-def _described(tensors: Any) -> list[dict[str, Any]]:
-    return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
+def _tensor_metadata(tensors: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        for tensor in tensors
+    ]

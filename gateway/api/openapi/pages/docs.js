@@ -3,7 +3,7 @@
 (() => {
   const KEY = "tidegate.key";
   const { viewer, document: address } = document.body.dataset;
-  const ask = document.getElementById("ask");
+  const keyForm = document.getElementById("key-form");
   const prompt = document.getElementById("prompt");
   const field = document.getElementById("key");
   const fault = document.getElementById("fault");
@@ -21,7 +21,7 @@
   }
 
   function show(description, key) {
-    ask.hidden = fault.hidden = true;
+    keyForm.hidden = fault.hidden = true;
     if (viewer === "redoc") {
       Redoc.init(description, {}, document.getElementById("viewer"));
       return;
@@ -59,14 +59,14 @@
     } else if (response.status === 401 || response.status === 403) {
       storeKey("");
       if (key) prompt.textContent = "This key was refused: enter another one.";
-      ask.hidden = false;
+      keyForm.hidden = false;
       field.focus();
     } else {
       showFault(`The gateway answered ${response.status}: reload this page.`);
     }
   }
 
-  ask.addEventListener("submit", (event) => {
+  keyForm.addEventListener("submit", (event) => {
     event.preventDefault();
     const key = field.value.trim();
     field.value = "";
