@@ -1,4 +1,4 @@
-"""A model that follows the contract of Triton's vLLM backend, as the catalogue has it."""
+"""A model that follows the contract of Triton's vLLM backend, as in the catalogue."""
 
 from tritonclient.grpc import service_pb2
 
@@ -37,8 +37,8 @@ MODEL = Model(
 )
 
 
-def answer(**outputs) -> service_pb2.ModelInferResponse:
-    """One of its answers; bytes are BYTES."""
+def response(**outputs) -> service_pb2.ModelInferResponse:
+    """One of its responses, with one element per output; bytes for BYTES."""
     message = service_pb2.ModelInferResponse(model_name="llm")
     for name, value in outputs.items():
         dtype = _OUTPUTS[name]

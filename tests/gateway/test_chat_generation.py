@@ -1,19 +1,19 @@
-"""The model's answers -> text, why it ended, what it used; stop texts at every border."""
+"""The model's responses as text: why it ended, what it used; stops across every boundary."""
 
 import orjson
 import pytest
 
-from gateway.api.openai.generation import Ask, Generation, StopFilter
-from gateway.api.openai.responses import ChatForm, CompletionForm
+from gateway.api.openai.generation import Generation, GenerationRequest, StopFilter
+from gateway.api.openai.responses import ChatWriter, CompletionWriter
 from gateway.errors import UpstreamError
 from gateway.models.text_binding import Binding
-from tests.gateway.llm import MODEL, answer
+from tests.gateway.llm import MODEL, response
 
 BINDING = Binding.compile({}, MODEL.inputs, MODEL.outputs)
 
 
-class Charged:
-    """Stands for a limiter's admission; keeps what was settled."""
+class FakeAdmission:
+    """A limiter's admission that records what was settled."""
 
     tokens = None
 
@@ -22,28 +22,30 @@ class Charged:
 
 
 def _generation(admission=None, **sampling) -> Generation:
-    return Generation(BINDING, Ask("text_input", [""], sampling, True, True), admission)
+    return Generation(
+        BINDING, GenerationRequest("text_input", [""], sampling, True, True), admission
+    )
 
 
-def _say(generation: Generation, *texts: bytes, **more) -> str:
-    shown = [generation.feed(answer(text_output=text, **more)) for text in texts]
-    return "".join([*shown, generation.rest()])
+def _generate(generation: Generation, *texts: bytes, **outputs) -> str:
+    pieces = [generation.feed(response(text_output=text, **outputs)) for text in texts]
+    return "".join([*pieces, generation.rest()])
 
 
-def _pieces(text: str) -> list[list[str]]:
-    """The text in pieces, in every way."""
+def _splits(text: str) -> list[list[str]]:
+    """Every way to split the text into pieces."""
     if len(text) < 2:
         return [[text]]
-    shorter = _pieces(text[1:])
+    shorter = _splits(text[1:])
     return [[text[0], *rest] for rest in shorter] + [
         [text[0] + rest[0], *rest[1:]] for rest in shorter
     ]
 
 
-def test_a_stop_is_found_wherever_the_text_is_cut():
-    ways = _pieces("abENDcdE")
-    assert len(ways) == 128
-    for pieces in ways:
+def test_a_stop_is_found_wherever_the_text_is_split():
+    splits = _splits("abENDcdE")
+    assert len(splits) == 128
+    for pieces in splits:
         stops, never = StopFilter(["END", "ENOUGH"]), StopFilter(["ENDE"])
         assert "".join(map(stops.feed, pieces)) + stops.rest() == "ab"
         assert stops.stopped
@@ -60,68 +62,69 @@ def test_only_what_may_be_a_stop_is_held_back():
     assert StopFilter([]).feed("all of it") == "all of it"
 
 
-def test_a_character_cut_in_two_is_one():
+def test_a_character_split_in_two_is_one():
     euro = "€".encode()
-    assert _say(_generation(), b"5 " + euro[:1], euro[1:]) == "5 €"
-    assert _say(_generation(), b"5 " + euro[:1]) == "5 �"
+    assert _generate(_generation(), b"5 " + euro[:1], euro[1:]) == "5 €"
+    assert _generate(_generation(), b"5 " + euro[:1]) == "5 �"
 
 
 def test_why_it_ended():
-    told = _generation(max_tokens=9)
-    _say(told, b"a", finish_reason=b"None", num_output_tokens=1)
-    _say(told, b"b", finish_reason=b"length", num_output_tokens=1)
-    assert told.finish_reason == "length"
+    explicit = _generation(max_tokens=9)
+    _generate(explicit, b"a", finish_reason=b"None", num_output_tokens=1)
+    _generate(explicit, b"b", finish_reason=b"length", num_output_tokens=1)
+    assert explicit.finish_reason == "length"
     stopped = _generation(stop=["b"])
-    assert _say(stopped, b"ab", finish_reason=b"length") == "a"
+    assert _generate(stopped, b"ab", finish_reason=b"length") == "a"
     assert stopped.finish_reason == "stop"
     counted, silent = _generation(max_tokens=2), _generation(max_tokens=2)
-    _say(counted, b"ab", num_output_tokens=2)
-    _say(silent, b"a", b"b")
+    _generate(counted, b"ab", num_output_tokens=2)
+    _generate(silent, b"a", b"b")
     assert counted.finish_reason == silent.finish_reason == "length"
     short = _generation(max_tokens=3)
-    _say(short, b"a", b"b")
+    _generate(short, b"a", b"b")
     assert short.finish_reason == "stop"
 
 
 def test_an_aborted_text_is_a_failure():
     with pytest.raises(UpstreamError):
-        _say(_generation(), b"a", finish_reason=b"abort")
+        _generate(_generation(), b"a", finish_reason=b"abort")
 
 
 def test_tokens_are_those_the_model_counted_or_none():
-    charged = Charged()
-    generation = _generation(charged)
-    _say(generation, b"a", b"b", num_input_tokens=5, num_output_tokens=2)
+    admission = FakeAdmission()
+    generation = _generation(admission)
+    _generate(generation, b"a", b"b", num_input_tokens=5, num_output_tokens=2)
     assert generation.usage == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
-    assert charged.tokens == 9
-    silent, uncharged = _generation(Charged()), Charged()
-    _say(silent, b"a")
+    assert admission.tokens == 9
+    uncharged = FakeAdmission()
+    silent = _generation(uncharged)
+    _generate(silent, b"a")
     assert silent.usage is None
     assert uncharged.tokens is None
 
 
 def _events(data: bytes) -> list:
-    return [orjson.loads(each.removeprefix(b"data: ")) for each in data.split(b"\n\n") if each]
+    return [orjson.loads(event.removeprefix(b"data: ")) for event in data.split(b"\n\n") if event]
 
 
-def test_chat_pieces():
-    form = ChatForm("id", "llm", include_usage=True)
+def test_chat_chunks():
+    writer = ChatWriter("id", "llm", include_usage=True)
     generation = _generation()
-    _say(generation, b"a", num_input_tokens=1, num_output_tokens=1, finish_reason=b"stop")
-    said = _events(form.opening() + form.piece('"quoted"\n€') + form.closing(generation))
-    deltas = [each["choices"][0]["delta"] for each in said[:3]]
+    _generate(generation, b"a", num_input_tokens=1, num_output_tokens=1, finish_reason=b"stop")
+    events = _events(writer.opening() + writer.piece('"quoted"\n€') + writer.closing(generation))
+    deltas = [event["choices"][0]["delta"] for event in events[:3]]
     assert deltas == [{"role": "assistant", "content": ""}, {"content": '"quoted"\n€'}, {}]
-    assert [each["choices"][0]["finish_reason"] for each in said[:3]] == [None, None, "stop"]
-    assert [each["usage"] for each in said[:3]] == [None] * 3
-    assert said[3]["choices"] == []
-    assert said[3]["usage"]["total_tokens"] == 2
-    assert {each["id"] for each in said} == {"chatcmpl-id"}
-    assert {each["object"] for each in said} == {"chat.completion.chunk"}
+    assert [event["choices"][0]["finish_reason"] for event in events[:3]] == [None, None, "stop"]
+    assert [event["usage"] for event in events[:3]] == [None] * 3
+    assert events[3]["choices"] == []
+    assert events[3]["usage"]["total_tokens"] == 2
+    assert {event["id"] for event in events} == {"chatcmpl-id"}
+    assert {event["object"] for event in events} == {"chat.completion.chunk"}
 
 
-def test_completion_pieces_without_usage():
-    form = CompletionForm("id", "llm", include_usage=False)
-    said = _events(form.opening() + form.piece("a") + form.closing(_generation()))
-    assert [each["choices"][0]["text"] for each in said] == ["a", ""]
-    assert all("usage" not in each for each in said)
-    assert form.whole("a", _generation())["usage"] is None
+def test_completion_chunks_without_usage():
+    writer = CompletionWriter("id", "llm", include_usage=False)
+    events = _events(writer.opening() + writer.piece("a") + writer.closing(_generation()))
+    assert [event["choices"][0]["text"] for event in events] == ["a", ""]
+    assert all("usage" not in event for event in events)
+    assert writer.whole("a", _generation())["usage"] is None

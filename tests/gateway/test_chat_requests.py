@@ -1,4 +1,4 @@
-"""What a chat or completions request may say, and what the model is told of it."""
+"""What a chat or completions request may contain, and what the model receives of it."""
 
 import orjson
 import pytest
@@ -48,14 +48,14 @@ def test_a_conversation_becomes_chatml():
 
 def test_the_models_own_template_and_variables():
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
-    ask = _chat(_binding(template=template, variables={"bos_token": "<s>"}))
-    assert ask.values == ["<s>[user] Hello"]
+    request = _chat(_binding(template=template, variables={"bos_token": "<s>"}))
+    assert request.values == ["<s>[user] Hello"]
 
 
 def test_a_model_that_takes_the_messages_themselves():
-    ask = _chat(_binding(messages="conversation"))
-    assert ask.source == "conversation"
-    assert orjson.loads(ask.values[0]) == [USER]
+    request = _chat(_binding(messages="conversation"))
+    assert request.source == "conversation"
+    assert orjson.loads(request.values[0]) == [USER]
 
 
 def test_a_template_may_refuse_and_may_be_wrong():
@@ -96,7 +96,7 @@ def test_no_message_forges_a_turn(content):
         ([{"role": "user", "content": "x", "name": 3}], "messages.0.name"),
     ],
 )
-def test_messages_that_are_not_served(messages, param):
+def test_messages_that_are_not_supported(messages, param):
     with pytest.raises(InvalidRequest) as error:
         _chat(messages=messages)
     assert error.value.param == param
@@ -133,7 +133,7 @@ def test_messages_that_are_not_served(messages, param):
         ("stream_options", {"include_usage": True}),
     ],
 )
-def test_what_is_not_done_is_refused_by_name(field, value):
+def test_an_unsupported_field_is_refused_by_name(field, value):
     with pytest.raises(InvalidRequest) as error:
         _chat(**{field: value})
     assert error.value.param == field
@@ -159,15 +159,15 @@ def test_completions_refuse_too(field, value):
 
 
 def test_fields_that_ask_for_nothing_are_taken():
-    ask = _chat(
+    request = _chat(
         n=1, logprobs=False, tools=None, response_format={"type": "text"}, user="me", stop=None
     )
-    assert ask.sampling == {"max_tokens": 1024}
-    assert (ask.stream, ask.include_usage) == (False, False)
+    assert request.sampling == {"max_tokens": 1024}
+    assert (request.stream, request.include_usage) == (False, False)
 
 
-def test_what_the_model_is_told():
-    ask = _chat(
+def test_what_the_model_receives():
+    request = _chat(
         _binding(stop=["<|im_end|>"], takes=["temperature", "max_tokens", "stop", "seed", "top_k"]),
         temperature=0.5,
         max_completion_tokens=7,
@@ -177,17 +177,17 @@ def test_what_the_model_is_told():
         stream=True,
         stream_options={"include_usage": True},
     )
-    wanted = {"temperature": 0.5, "max_tokens": 7, "seed": 3, "top_k": 40}
-    assert ask.sampling == {**wanted, "stop": ["END", "<|im_end|>"]}
-    assert ask.stream
-    assert ask.include_usage
-    message = ask.message(MODEL, _binding())
+    expected = {"temperature": 0.5, "max_tokens": 7, "seed": 3, "top_k": 40}
+    assert request.sampling == {**expected, "stop": ["END", "<|im_end|>"]}
+    assert request.stream
+    assert request.include_usage
+    message = request.message(MODEL, _binding())
     names = [tensor.name for tensor in message.inputs]
     assert names[:2] == ["text_input", "sampling_parameters"]
     assert {"stream", "exclude_input_in_output", "return_num_output_tokens"} <= set(names)
 
 
-def test_a_model_without_sampling_parameters_is_told_none():
+def test_a_model_without_sampling_parameters_receives_none():
     bare = {"text_input": MODEL.inputs["text_input"]}
     binding = Binding.compile({}, bare, MODEL.outputs)
     assert _chat(binding, stop="x").sampling == {"stop": ["x"]}
@@ -215,12 +215,12 @@ def test_a_binding_that_cannot_work_is_refused(raw, fault):
 def test_prompts():
     assert _complete().values == ["Hello"]
     assert _complete(prompt=["Hello"], echo=True).prefix == "Hello"
-    own = _binding(tokens="token_ids")
+    binding = _binding(tokens="token_ids")
     for prompt in ([5, 6, 7], [[5, 6, 7]]):
-        ask = _complete(own, prompt=prompt)
-        assert (ask.source, ask.values) == ("token_ids", [5, 6, 7])
+        request = _complete(binding, prompt=prompt)
+        assert (request.source, request.values) == ("token_ids", [5, 6, 7])
     with pytest.raises(InvalidRequest, match="echo"):
-        _complete(own, prompt=[5], echo=True)
+        _complete(binding, prompt=[5], echo=True)
 
 
 def test_embedding_inputs():
@@ -232,12 +232,12 @@ def test_embedding_inputs():
     for tokens in ([1, 2], [[1, 2]]):
         with pytest.raises(InvalidRequest, match="check_embedding_ctx_length=False"):
             embedding_rows(tokens, {"text": "text"})
-    for wrong in (None, [], [[]], 7, [1, "a"], [True], {"a": 1}):
+    for invalid in (None, [], [[]], 7, [1, "a"], [True], {"a": 1}):
         with pytest.raises(InvalidRequest):
-            embedding_rows(wrong, binding)
+            embedding_rows(invalid, binding)
 
 
-OWN = {
+ENGINE_PARAMETERS = {
     "chat_template_kwargs": {"enable_thinking": False},
     "stop_token_ids": [1, 2],
     "logit_bias": {"50256": -100},
@@ -247,11 +247,11 @@ OWN = {
 }
 
 
-def test_a_face_may_take_any_sampling_field():
-    binding = _binding(takes=[*OWN, "max_tokens"])
+def test_an_endpoint_schema_may_take_any_sampling_field():
+    binding = _binding(takes=[*ENGINE_PARAMETERS, "max_tokens"])
     for read in (_chat, _complete):
-        sampling = read(binding, **OWN).sampling
-        assert {name: sampling[name] for name in OWN} == OWN
+        sampling = read(binding, **ENGINE_PARAMETERS).sampling
+        assert {name: sampling[name] for name in ENGINE_PARAMETERS} == ENGINE_PARAMETERS
     with pytest.raises(InvalidRequest, match="'chat_template_kwargs'"):
         _chat(chat_template_kwargs={})
     with pytest.raises(InvalidRequest, match="bytes of JSON") as caught:

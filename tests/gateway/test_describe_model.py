@@ -1,4 +1,4 @@
-"""What a model's config tells its readers, and what it keeps."""
+"""Who may read a model's config, and what is hidden in it."""
 
 from tritonclient.grpc import model_config_pb2
 
@@ -21,7 +21,7 @@ def _config(name: str, *steps: str) -> model_config_pb2.ModelConfig:
 
 def _readable(name: str) -> bool:
     configs = (_config("mine", "mine_pre", "shared"), _config("other", "other_pre", "shared"))
-    models = {each.name: read_model(each, ("1",)) for each in configs}
+    models = {config.name: read_model(config, ("1",)) for config in configs}
     access = Access(parse_rules(POLICY, "gateway.toml"))
     context = context_of({"path": "/", "headers": []}, None, access=access)
     try:

@@ -1,4 +1,4 @@
-"""Work and memory grow with a message's size, not with the number of fields that it is cut into."""
+"""Work and memory grow with a message's size, not with the number of its fields."""
 
 import time
 import tracemalloc
@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.request import check_request
-from gateway.api.grpc.wire import Parts, varint
+from gateway.api.grpc.wire import RequestParts, varint
 from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.models.catalogue import Model, TensorMeta
 
@@ -51,7 +51,7 @@ def several(names, dtype: str, size: int, element: bytes, number: int = 0, shape
 
 
 def raw_strings(size: int) -> bytes:
-    """Each input as many empty strings as the raw form may have in one."""
+    """Each input has as many empty strings as one may have in raw_input_contents."""
     inputs = [field(5, field(1, b"x") + field(2, b"FP32") + field(3, b"\1"))]
     raws = [field(7, bytes(4))]
     count = size // 4 // 38
@@ -63,7 +63,7 @@ def raw_strings(size: int) -> bytes:
 
 
 STRING = b"\x42\0"
-# What may be repeated, by name: bytes of about so many.
+# Messages of about a given size that repeat something, by what is repeated.
 ABUSE = {
     "raw_input_contents": lambda size: NAME + b"\x3a\0" * (size // 2),
     "inputs": lambda size: NAME + b"\x2a\0" * (size // 2),
@@ -122,10 +122,10 @@ def sizes(name: str) -> tuple[int, int]:
 
 
 def read(data: bytes) -> float:
-    """Seconds of processor time; what the message is refused with is not looked at here."""
+    """Seconds of CPU time to read the message; it may be refused."""
     started = time.thread_time()
     try:
-        parts = Parts(data, sizes)
+        parts = RequestParts(data, sizes)
         check_request(parts, MODEL)
         parts.message()
     except GatewayError as error:
@@ -133,9 +133,9 @@ def read(data: bytes) -> float:
     return time.thread_time() - started
 
 
-@pytest.mark.parametrize("kind", ABUSE)
-def test_ten_times_as_much_takes_at_most_twelve_times_as_long(kind):
-    small, large = ABUSE[kind](SMALL), ABUSE[kind](LARGE)
+@pytest.mark.parametrize("abuse", ABUSE)
+def test_ten_times_as_much_takes_at_most_twelve_times_as_long(abuse):
+    small, large = ABUSE[abuse](SMALL), ABUSE[abuse](LARGE)
     read(small)
     once = min(read(small) for _ in range(3))
     ten_times = min(read(large) for _ in range(3))
@@ -143,59 +143,59 @@ def test_ten_times_as_much_takes_at_most_twelve_times_as_long(kind):
     assert ten_times < 0.1
 
 
-@pytest.mark.parametrize("kind", ABUSE)
-def test_no_message_costs_ten_times_its_size(kind):
-    """Python's objects and numpy's; what protobuf keeps of it in C is seen in the resident size."""
-    data = ABUSE[kind](LARGE)
+@pytest.mark.parametrize("abuse", ABUSE)
+def test_no_message_costs_ten_times_its_size(abuse):
+    """Python's and numpy's objects; what protobuf allocates in C shows in the resident size."""
+    data = ABUSE[abuse](LARGE)
     process = psutil.Process()
     before = process.memory_info().rss
     tracemalloc.start()
     try:
         read(data)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 10 * len(data)
+    assert peak < 10 * len(data)
     assert process.memory_info().rss - before < 10 * len(data)
 
 
-@pytest.mark.parametrize("kind", ["values", "small numbers", "flags"])
-def test_many_typed_elements_are_passed_on_as_they_came(kind):
-    """Large lists that fit are not refused, nor parsed here."""
-    data = ABUSE[kind](SMALL)
-    parts = Parts(data, sizes)
+@pytest.mark.parametrize("abuse", ["values", "small numbers", "flags"])
+def test_many_typed_elements_are_passed_on_as_they_came(abuse):
+    """Large lists that fit are neither refused nor parsed."""
+    data = ABUSE[abuse](SMALL)
+    parts = RequestParts(data, sizes)
     model = Model("m", ("1",), 0, {n: i._replace(optional=True) for n, i in INPUTS.items()},
                   MODEL.outputs, False, None, None)  # fmt: skip
     check_request(parts, model)
     parts.header.id = "ours"
-    told = service_pb2.ModelInferRequest.FromString(parts.message())
-    whole = service_pb2.ModelInferRequest.FromString(data)
-    whole.id = "ours"
-    assert told == whole
+    actual = service_pb2.ModelInferRequest.FromString(parts.message())
+    expected = service_pb2.ModelInferRequest.FromString(data)
+    expected.id = "ours"
+    assert actual == expected
 
 
 def test_a_model_may_have_many_inputs():
-    """Its own number is the bound."""
+    """The bound is the model's own number of inputs."""
     request = service_pb2.ModelInferRequest(model_name="m")
     for n in range(700):
         request.inputs.add(name=f"x{n}", datatype="UINT8", shape=[1])
         request.raw_input_contents.append(b"1")
-    asked = []
+    names = []
 
     def wide(name: str) -> tuple[int, int]:
-        asked.append(name)
+        names.append(name)
         return 700, 0
 
-    parts = Parts(request.SerializeToString(), wide)
+    parts = RequestParts(request.SerializeToString(), wide)
     check_request(parts, WIDE)
-    assert asked == ["m"]
+    assert names == ["m"]
     with pytest.raises(InvalidRequest, match="too many"):
-        Parts(request.SerializeToString(), sizes)
+        RequestParts(request.SerializeToString(), sizes)
 
 
-def test_a_model_that_is_not_served_is_said_early():
+def test_a_model_that_is_not_served_is_refused_early():
     with pytest.raises(NotFound):
-        Parts(b"\x0a\x01n" + b"\x3a\0" * 1000, sizes)
+        RequestParts(b"\x0a\x01n" + b"\x3a\0" * 1000, sizes)
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_a_model_that_is_not_served_is_said_early():
 )
 def test_large_lists_that_do_not_fit_are_refused(dtype, name, contents, count):
     with pytest.raises(InvalidRequest):
-        check_request(Parts(tensor(name, dtype, count, contents), sizes), MODEL)
+        check_request(RequestParts(tensor(name, dtype, count, contents), sizes), MODEL)

@@ -1,4 +1,4 @@
-"""What one caller may hold of a worker beside the limits."""
+"""Bounds per caller on idle streams and arriving messages."""
 
 import asyncio
 
@@ -18,60 +18,61 @@ class Stream:
 
 
 @pytest.fixture
-def held() -> Holdings:
+def bounds() -> Holdings:
     return Holdings(most_bytes=holdings.MAX_ARRIVING, message_bytes=1)
 
 
-def test_silent_streams_are_counted_for_each_caller(held):
+def test_silent_streams_are_counted_for_each_caller(bounds):
     streams = [Stream() for _ in range(MAX_SILENT_STREAMS)]
     for stream in streams:
-        held.open_stream("a", stream.end)
-    with pytest.raises(QuotaExceeded, match="nothing is under way"):
-        held.open_stream("a", Stream().end)
-    held.open_stream("b", Stream().end)
-    held.leave("a", streams[0].end)
-    held.open_stream("a", Stream().end)
+        bounds.open_stream("a", stream.end)
+    with pytest.raises(QuotaExceeded, match="that are idle"):
+        bounds.open_stream("a", Stream().end)
+    bounds.open_stream("b", Stream().end)
+    bounds.leave("a", streams[0].end)
+    bounds.open_stream("a", Stream().end)
     assert not any(stream.fault for stream in streams)
 
 
-def test_the_stream_that_is_silent_for_longest_makes_room(held):
-    """A message each must not buy more of them than may be open."""
+def test_the_stream_that_is_silent_for_longest_makes_room(bounds):
+    """Sending a message on each must not allow more silent streams than the bound."""
     streams = [Stream() for _ in range(MAX_SILENT_STREAMS + 2)]
     for stream in streams:
-        held.open_stream("a", stream.end)
-        held.leave("a", stream.end)  # a message is under way
+        bounds.open_stream("a", stream.end)
+        bounds.leave("a", stream.end)  # a message is in flight
     for stream in streams:
-        held.fell_silent("a", stream.end)
+        bounds.fell_silent("a", stream.end)
     assert [bool(stream.fault) for stream in streams] == [True] * 2 + [False] * MAX_SILENT_STREAMS
     for stream in streams:
-        held.leave("a", stream.end)
-    assert not held._silent
+        bounds.leave("a", stream.end)
+    assert not bounds._silent
 
 
-async def test_messages_arrive_a_few_at_a_time(held):
-    at_once, most = 0, 0
+async def test_messages_arrive_a_few_at_a_time(bounds):
+    current, peak = 0, 0
 
     async def read(caller: str) -> None:
-        nonlocal at_once, most
-        async with held.arriving(caller):
-            at_once += 1
-            most = max(most, at_once)
+        nonlocal current, peak
+        async with bounds.arriving(caller):
+            current += 1
+            peak = max(peak, current)
             await asyncio.sleep(0.01)
-            at_once -= 1
+            current -= 1
 
     await asyncio.gather(*(read("a") for _ in range(3 * holdings.MAX_ARRIVING)))
-    assert most == holdings.MAX_ARRIVING
-    assert not held._arriving
+    assert peak == holdings.MAX_ARRIVING
+    assert not bounds._arriving
 
 
 @pytest.mark.parametrize(("most_bytes", "most_messages"), [(70, 2), (20, 1), (10_000, 16)])
-async def test_messages_that_arrive_are_no_more_bytes_than_a_caller_may_hold(
+async def test_arriving_messages_have_no_more_bytes_than_a_caller_may_hold(
     most_bytes, most_messages
 ):
-    held, at_once = Holdings(most_bytes, message_bytes=32), [0]
+    bounds = Holdings(most_bytes, message_bytes=32)
+    at_once = [0]
 
     async def read() -> None:
-        async with held.arriving("a"):
+        async with bounds.arriving("a"):
             at_once.append(at_once[-1] + 1)
             await asyncio.sleep(0.01)
             at_once.append(at_once[-1] - 1)
@@ -80,16 +81,16 @@ async def test_messages_that_arrive_are_no_more_bytes_than_a_caller_may_hold(
     assert max(at_once) == most_messages
 
 
-async def test_another_caller_does_not_wait(held):
+async def test_another_caller_does_not_wait(bounds):
     async def hold() -> None:
-        async with held.arriving("a"):
+        async with bounds.arriving("a"):
             await asyncio.sleep(9)
 
     tasks = [asyncio.create_task(hold()) for _ in range(2 * holdings.MAX_ARRIVING)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(1), held.arriving("b"):
+    async with asyncio.timeout(1), bounds.arriving("b"):
         pass
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert not held._arriving
+    assert not bounds._arriving

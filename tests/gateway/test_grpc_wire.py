@@ -1,4 +1,4 @@
-"""A request taken apart: never otherwise than protobuf reads it."""
+"""Parsing a request: always with the same result as protobuf."""
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from gateway.api.grpc.wire import Parts
+from gateway.api.grpc.wire import RequestParts
 from gateway.errors import InvalidRequest
 
 Request = service_pb2.ModelInferRequest
@@ -18,8 +18,8 @@ def sizes(name: str) -> tuple[int, int]:
 
 def _request(*raws: bytes) -> Request:
     request = Request(model_name="m", id="mine", raw_input_contents=raws)
-    for place, raw in enumerate(raws):
-        request.inputs.add(name=f"x{place}", datatype="UINT8", shape=[len(raw)])
+    for index, raw in enumerate(raws):
+        request.inputs.add(name=f"x{index}", datatype="UINT8", shape=[len(raw)])
     request.parameters["priority"].int64_param = 1
     return request
 
@@ -27,44 +27,44 @@ def _request(*raws: bytes) -> Request:
 @pytest.mark.parametrize(
     "raws", [(), (b"",), (b"abc", b""), (bytes(127), bytes(128), bytes(70_000))]
 )
-def test_tensors_stay_where_they_are(raws):
+def test_tensors_are_not_copied(raws):
     data = _request(*raws).SerializeToString()
-    parts = Parts(data, sizes)
+    parts = RequestParts(data, sizes)
     assert [bytes(raw) for raw in parts.raws] == list(raws)
     assert all(raw.obj is data for raw in parts.raws)
     assert not parts.header.raw_input_contents
     assert parts.message() is data
 
 
-def test_a_changed_header_is_written_anew():
-    parts = Parts(_request(b"abc", b"d").SerializeToString(), sizes)
+def test_a_changed_header_is_serialised_again():
+    parts = RequestParts(_request(b"abc", b"d").SerializeToString(), sizes)
     del parts.header.parameters["priority"]
-    wanted = _request(b"abc", b"d")
-    del wanted.parameters["priority"]
-    assert Request.FromString(parts.message()) == wanted
+    expected = _request(b"abc", b"d")
+    del expected.parameters["priority"]
+    assert Request.FromString(parts.message()) == expected
 
 
-def test_fields_that_this_protocol_has_not_are_refused_or_go():
+def test_unknown_fields_are_refused_or_dropped():
     data = _request(b"abc").SerializeToString()
     for unknown in (b"\x42\x01a", b"\x08\x01", b"\x3b\x3c", b"\xba\x00\x01a"):
         with pytest.raises(InvalidRequest):
-            Parts(data + unknown, sizes)
-    inside = Request(model_name="m")
-    inside.inputs.add(name="x").MergeFromString(b"\x7a\x03new")  # field 15
-    assert b"new" in inside.SerializeToString()
-    assert b"new" not in Parts(inside.SerializeToString(), sizes).message()
+            RequestParts(data + unknown, sizes)
+    request = Request(model_name="m")
+    request.inputs.add(name="x").MergeFromString(b"\x7a\x03new")  # field 15
+    assert b"new" in request.SerializeToString()
+    assert b"new" not in RequestParts(request.SerializeToString(), sizes).message()
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
-def test_what_is_cut_off_is_refused(cut):
+def test_a_truncated_message_is_refused(cut):
     data = _request(b"abcdefgh").SerializeToString()
     try:
         Request.FromString(data[:-cut])
     except DecodeError:
         with pytest.raises(InvalidRequest):
-            Parts(data[:-cut], sizes)
+            RequestParts(data[:-cut], sizes)
     else:
-        assert len(Parts(data[:-cut], sizes).raws) == 0  # cut between two fields
+        assert len(RequestParts(data[:-cut], sizes).raws) == 0  # cut between two fields
 
 
 FIELD = st.tuples(
@@ -78,16 +78,16 @@ WELL_FORMED = st.tuples(st.sampled_from(b"\x0a\x12\x1a\x3a"), st.text(max_size=9
 
 
 @given(st.lists(FIELD | WELL_FORMED, max_size=6).map(b"".join) | st.binary(max_size=40))
-@example(b"\x3a\x80\x80\x80\x80\x00")  # a length written longer than it has to be
+@example(b"\x3a\x80\x80\x80\x80\x00")  # a length encoded in more bytes than needed
 @example(b"\x3a\xff\xff\xff\xff\x7f")
 def test_never_otherwise_than_protobuf(data):
     """Triton reads the same bytes: a tensor must not be hidden from the checks."""
     try:
-        parts = Parts(data, sizes)
+        parts = RequestParts(data, sizes)
     except InvalidRequest:
         return
-    whole = Request.FromString(data)
-    assert [bytes(raw) for raw in parts.raws] == list(whole.raw_input_contents)
-    told = Request.FromString(parts.message())
-    whole.DiscardUnknownFields()
-    assert told == whole
+    expected = Request.FromString(data)
+    assert [bytes(raw) for raw in parts.raws] == list(expected.raw_input_contents)
+    actual = Request.FromString(parts.message())
+    expected.DiscardUnknownFields()
+    assert actual == expected

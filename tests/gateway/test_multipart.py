@@ -45,7 +45,7 @@ def endpoint_schema():
 
 
 def _form(files=None, data=None):
-    """As a stock client writes it: Content-Type and body."""
+    """Content-Type and body, as a stock client writes them."""
     request = httpx.Request("POST", "http://gateway", files=files or {}, data=data)
     return request.headers["content-type"].encode(), request.read()
 
@@ -91,7 +91,7 @@ SCAN = {"scan": ("x", b"1")}
 WRONG_FORMS = {
     "missing field": ({"mask": ("x", b"1")}, {}, '"scan" is a required property'),
     "empty file": ({"scan": ("x", b"")}, {}, "scan.b64"),
-    "unknown field": ({**SCAN, "scam": ("x", b"1")}, {}, "no field 'scam': send scan, mask"),
+    "unknown field": ({**SCAN, "scam": ("x", b"1")}, {}, "unknown field 'scam': send scan, mask"),
     "text that is too long": (SCAN, {"title": "0123456789"}, "title: .*longer than 9"),
     "no JSON": (SCAN, {"greedy": "yes"}, "greedy: write it as JSON"),
     "JSON of another type": (SCAN, {"weights": '["a"]'}, "weights.0"),
@@ -116,9 +116,9 @@ BROKEN_FORMS = {
     "another boundary": ((b"multipart/form-data; boundary=y", _raw(PART)[1]), "not a multipart"),
     "no form at all": ((b"multipart/form-data; boundary=x", b'{"scan": 1}'), "not a multipart"),
     "endless boundary": ((b"multipart/form-data; boundary=" + b"y" * 9999, b""), "form"),
-    "empty body": ((b"multipart/form-data; boundary=x", b""), "cut off"),
-    "cut off in a part": (_raw(PART[:-4], end=b""), "cut off"),
-    "cut off between parts": (_raw(PART, end=b""), "cut off"),
+    "empty body": ((b"multipart/form-data; boundary=x", b""), "truncated"),
+    "truncated in a part": (_raw(PART[:-4], end=b""), "truncated"),
+    "truncated between parts": (_raw(PART, end=b""), "truncated"),
     "same field twice": (_raw(PART, PART), "'scan' twice"),
     "no name": (_raw(b"Content-Disposition: form-data\r\n\r\nabc\r\n"), "has no name"),
     "no disposition": (_raw(b"Content-Type: text/plain\r\n\r\nabc\r\n"), "has no name"),
@@ -129,28 +129,28 @@ BROKEN_FORMS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_FORMS)
-def test_a_broken_form_is_malformed(endpoint_schema, name):
+def test_a_broken_form_is_refused(endpoint_schema, name):
     form, message = BROKEN_FORMS[name]
     with pytest.raises(InvalidRequest, match=message):
         read_form(endpoint_schema, *form)
 
 
-def test_a_face_without_files_takes_no_form():
+def test_an_endpoint_without_files_takes_no_form():
     fields = {name: REQUEST["properties"][name] for name in ("title", "weights")}
     endpoint_schema = _compiled({"type": "object", "properties": fields})
     with pytest.raises(InvalidRequest, match="send JSON"):
         read_form(endpoint_schema, *_form(None, {"title": "a"}))
 
 
-def _described(endpoint_schema: EndpointSchema) -> dict:
+def _request_content(endpoint_schema: EndpointSchema) -> dict:
     tensor = {"SCORE": TensorMeta("SCORE", "FP32", (1,))}
     model = Model("scanner", ("1",), 8, {}, tensor, False, endpoint_schema, None)
     operation = describe("", "", Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
     return operation["requestBody"]["content"]
 
 
-def test_the_description_shows_the_form(endpoint_schema):
-    content = _described(endpoint_schema)
+def test_the_document_shows_the_form(endpoint_schema):
+    content = _request_content(endpoint_schema)
     form = content["multipart/form-data"]["schema"]
     assert form["required"] == ["scan"]
     assert form["properties"]["scan"] == {
@@ -162,8 +162,7 @@ def test_the_description_shows_the_form(endpoint_schema):
     assert content["application/json"]["schema"]["oneOf"][0] == REQUEST
 
 
-def test_a_face_without_files_has_no_form_in_the_description():
+def test_an_endpoint_without_files_has_no_form_in_the_document():
     title = {"title": REQUEST["properties"]["title"]}
-    assert set(_described(_compiled({"type": "object", "properties": title}))) == {
-        "application/json"
-    }
+    content = _request_content(_compiled({"type": "object", "properties": title}))
+    assert set(content) == {"application/json"}

@@ -1,4 +1,4 @@
-"""OpenAI's token ids back into text, compared with what OpenAI's own tokenizer makes of texts."""
+"""Decodes OpenAI's token ids, and compares the text with what OpenAI's tokenizer encoded."""
 
 import asyncio
 import sys
@@ -56,12 +56,12 @@ def test_any_text(openai):
     check()
 
 
-async def test_a_text_that_was_cut_within_a_character(openai):
-    """LangChain cuts long texts at 8191 ids, wherever that is."""
+async def test_a_text_that_was_split_within_a_character(openai):
+    """LangChain splits long texts at 8191 ids, wherever that is."""
     text = "Grüße 👩‍👩‍👧 日本語"
     ids = _ids(openai, text)
-    for place in range(1, len(ids)):
-        first, second = await as_text([ids[:place], ids[place:]], ENDPOINT_SCHEMA, "input")
+    for position in range(1, len(ids)):
+        first, second = await as_text([ids[:position], ids[position:]], ENDPOINT_SCHEMA, "input")
         assert text.startswith(first) and text.endswith(second)
         assert len(text) - len(first + second) <= 1
 
@@ -72,30 +72,29 @@ async def test_special_tokens_are_their_text(openai):
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"),
+    ("ids", "message"),
     [
         ([9241, -1], "the token id -1 is not in the vocabulary cl100k_base"),
         ([9241, 100277], "the token id 100277 is not in the vocabulary"),
         ([100256], "the token id 100256 is not in the vocabulary"),
         ([2**70], f"the token id {2**70} is not in"),
-        ([9241, 9468, 9241], "are no text"),  # half a character between two words
+        ([9241, 9468, 9241], "are not text"),  # half a character between two words
         ([1] * (MAX_IDS + 1), "at most 8192 token ids in an input"),
         ([[1] * MAX_IDS] * (MAX_ALL_IDS // MAX_IDS + 1), "and 300000 in all"),
     ],
 )
-async def test_ids_that_are_refused(ids, words):
-    with pytest.raises(InvalidRequest, match=words) as caught:
+async def test_ids_that_are_refused(ids, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
         await as_text(ids, ENDPOINT_SCHEMA, "input")
     assert caught.value.param == "input"
 
 
-async def test_another_vocabulary_is_the_faces(openai):
+async def test_the_endpoint_schema_chooses_the_vocabulary(openai):
     ids = _ids(openai, " my")
     other = await as_text(ids, {**ENDPOINT_SCHEMA, "vocabulary": "o200k_base"}, "input")
     assert other not in ("", " my")
-    assert (
-        await as_text(ids, {**ENDPOINT_SCHEMA, "tokens_in": "ids"}, "input") == ids
-    )  # the model's own
+    # Taken for the model's own ids.
+    assert await as_text(ids, {**ENDPOINT_SCHEMA, "tokens_in": "ids"}, "input") == ids
     with pytest.raises(InvalidRequest, match=r"mean nothing to this model.*check_embedding_ctx"):
         await as_text(ids, {**ENDPOINT_SCHEMA, "vocabulary": ""}, "input")
     with pytest.raises(InvalidRequest, match="unknown vocabulary"):
@@ -110,7 +109,7 @@ async def test_without_the_package_it_says_what_to_install(monkeypatch):
     assert await as_text("text", ENDPOINT_SCHEMA, "input") == "text"
 
 
-async def test_it_is_loaded_once_and_beside_the_loop(monkeypatch):
+async def test_it_is_loaded_once_and_off_the_loop(monkeypatch):
     import bpe_openai
 
     loads, loaded = [], bpe_openai.get_encoding(VOCABULARY)
@@ -122,9 +121,9 @@ async def test_it_is_loaded_once_and_beside_the_loop(monkeypatch):
 
     monkeypatch.setattr(token_ids, "_LOADED", {})
     monkeypatch.setattr(bpe_openai, "get_encoding", slow)
-    asked = [asyncio.create_task(decoded([9241], VOCABULARY, "input")) for _ in range(5)]
+    tasks = [asyncio.create_task(decoded([9241], VOCABULARY, "input")) for _ in range(5)]
     ticks = 0
-    while not all(task.done() for task in asked):
+    while not all(task.done() for task in tasks):
         await asyncio.sleep(0.01)
         ticks += 1
     assert ticks > 5

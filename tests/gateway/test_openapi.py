@@ -1,4 +1,4 @@
-"""The API's description says what really comes: statuses, shapes, and who is asked for a key."""
+"""The OpenAPI document matches the API: statuses, shapes, and which routes need a key."""
 
 import re
 from dataclasses import replace
@@ -43,14 +43,14 @@ def test_it_is_valid_whatever_is_served(models):
     validate(describe("Tidegate", "1", Catalogue({model.name: model for model in models})))
 
 
-def test_every_operation_has_a_name_and_every_answer_a_schema(document):
+def test_every_operation_has_a_name_and_every_response_a_schema(document):
     names = [operation["operationId"] for _, operation in _operations(document)]
     assert len(names) == len(set(names)) > 20
     assert all(re.fullmatch(r"[A-Za-z0-9_]+", name) for name in names)
     for path, operation in _operations(document):
-        for status, answer in operation["responses"].items():
+        for status, response in operation["responses"].items():
             if not (path.endswith("/ready") and status == "200"):
-                for content in answer["content"].values():
+                for content in response["content"].values():
                     assert content["schema"], f"{path} {status}"
 
 
@@ -90,7 +90,7 @@ def test_streams_and_tensors_as_bytes(document):
 def test_examples_fit_the_model_that_their_path_names():
     document = describe("Tidegate", "1", Catalogue({"labels": CLASSIFIER}))
     item = document["paths"]["/v2/models/{model}/versions/{version}/infer"]
-    assert [each["example"] for each in item["parameters"]] == ["labels", "3"]
+    assert [parameter["example"] for parameter in item["parameters"]] == ["labels", "3"]
     body = item["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert body["labels"]["value"] == {
         "inputs": [
@@ -105,8 +105,8 @@ def test_examples_fit_the_model_that_their_path_names():
 
 
 def test_the_pages_script_keeps_the_key_in_the_tab_and_sends_it_in_a_header_only():
-    """What a browser does with it was tried in Chromium by hand (docs/operating.md): the suite
-    has none. So this says what the script may not touch, and by what means it shows anything."""
+    """How the pages behave in a browser was tested in Chromium by hand (docs/operating.md): the
+    suite has no browser. So this checks what the script may not use, and how it sends the key."""
     script = SCRIPT.decode()
     code = re.sub(r"//.*", "", script)
     assert "sessionStorage.setItem(KEY, key)" in code

@@ -1,4 +1,4 @@
-"""Server-sent events: what is sent when, to a client that reads, waits, stalls or leaves."""
+"""Server-sent events: what is sent when, to a client that reads, waits, stalls or disconnects."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ from gateway.http.request_context import ClientGone
 from tests.gateway.request_contexts import context_of
 
 
-class Wire:
-    """An ASGI client: keeps what it gets, reads ``slow_s`` after each part, leaves when told."""
+class FakeClient:
+    """An ASGI client: records its messages, reads one in ``slow_s``, leaves when ``left`` is set."""
 
     def __init__(self, slow_s: float = 0) -> None:
         self.messages: list = []
@@ -33,11 +33,11 @@ class Wire:
 
     @property
     def body(self) -> bytes:
-        return b"".join(each.get("body", b"") for each in self.messages)
+        return b"".join(message.get("body", b"") for message in self.messages)
 
 
-def _stream(wire: Wire, events, patience_s: float = 5) -> EventStream:
-    context = context_of({"path": "/v1/x", "headers": []}, wire.receive)
+def _stream(client: FakeClient, events, patience_s: float = 5) -> EventStream:
+    context = context_of({"path": "/v1/x", "headers": []}, client.receive)
     return EventStream(context, events, patience_s, contextlib.nullcontext())
 
 
@@ -46,14 +46,14 @@ async def test_events_with_their_headers_and_an_end():
         yield event(b"1")
         yield event(b"2")
 
-    wire = Wire()
-    await _stream(wire, events()).send(wire.send)
-    start, *_, end = wire.messages
+    client = FakeClient()
+    await _stream(client, events()).send(client.send)
+    start, *_, end = client.messages
     headers = dict(start["headers"])
     assert headers[b"content-type"].startswith(b"text/event-stream")
     assert headers[b"cache-control"] == b"no-cache"
     assert headers[b"x-accel-buffering"] == b"no"
-    assert wire.body == b"data: 1\n\ndata: 2\n\n"
+    assert client.body == b"data: 1\n\ndata: 2\n\n"
     assert end == {"type": "http.response.body", "body": b""}
 
 
@@ -62,10 +62,10 @@ async def test_what_fails_before_the_first_event_is_an_ordinary_error():
         raise NoCapacity("full")
         yield
 
-    wire = Wire()
+    client = FakeClient()
     with pytest.raises(NoCapacity):
-        await _stream(wire, events()).send(wire.send)
-    assert wire.messages == []
+        await _stream(client, events()).send(client.send)
+    assert client.messages == []
 
 
 async def test_what_fails_later_is_the_last_event():
@@ -73,12 +73,12 @@ async def test_what_fails_later_is_the_last_event():
         yield event(b"1")
         raise UpstreamError("secret")
 
-    wire = Wire()
-    await _stream(wire, events()).send(wire.send)
-    first, last = wire.body.strip().split(b"\n\n")
+    client = FakeClient()
+    await _stream(client, events()).send(client.send)
+    first, last = client.body.strip().split(b"\n\n")
     assert first == b"data: 1"
-    shown = orjson.loads(last.removeprefix(b"data: "))
-    assert (shown["code"], shown["status"]) == ("upstream_error", 502)
+    error = orjson.loads(last.removeprefix(b"data: "))
+    assert (error["code"], error["status"]) == ("upstream_error", 502)
 
 
 async def test_a_heartbeat_only_while_nothing_comes(monkeypatch):
@@ -89,33 +89,33 @@ async def test_a_heartbeat_only_while_nothing_comes(monkeypatch):
             yield event(b"%d" % number)
             await asyncio.sleep(0.01 if number < 19 else 0.12)
 
-    wire = Wire()
-    await _stream(wire, events()).send(wire.send)
+    client = FakeClient()
+    await _stream(client, events()).send(client.send)
     await asyncio.sleep(0.1)
-    before, _, after = wire.body.partition(event(b"19"))
-    assert sse.BEAT not in before
-    assert after == sse.BEAT * 2
-    assert sse.BEAT.startswith(b":")
+    before, _, after = client.body.partition(event(b"19"))
+    assert sse.HEARTBEAT not in before
+    assert after == sse.HEARTBEAT * 2
+    assert sse.HEARTBEAT.startswith(b":")
 
 
-async def test_no_event_is_made_before_the_one_before_it_was_taken():
-    made = []
+async def test_no_event_is_produced_before_the_previous_one_was_read():
+    produced = []
 
     async def events():
         for number in range(1000):
-            made.append(number)
+            produced.append(number)
             yield event(b"%d" % number)
 
-    wire = Wire(slow_s=0.02)
-    task = asyncio.create_task(_stream(wire, events()).send(wire.send))
+    client = FakeClient(slow_s=0.02)
+    task = asyncio.create_task(_stream(client, events()).send(client.send))
     await asyncio.sleep(0.15)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert 2 < len(made) < 12
+    assert 2 < len(produced) < 12
 
 
-async def test_a_client_that_does_not_read_is_given_up():
+async def test_a_client_that_does_not_read_is_disconnected():
     closed = []
 
     async def events():
@@ -125,10 +125,10 @@ async def test_a_client_that_does_not_read_is_given_up():
         finally:
             closed.append(True)
 
-    wire = Wire(slow_s=60)
+    client = FakeClient(slow_s=60)
     started = time.monotonic()
     with pytest.raises(ClientGone):
-        await _stream(wire, events(), patience_s=0.1).send(wire.send)
+        await _stream(client, events(), patience_s=0.1).send(client.send)
     assert time.monotonic() - started < 1
     assert closed
 
@@ -143,11 +143,11 @@ async def test_a_client_that_leaves_ends_the_events_at_once():
         finally:
             closed.append(time.monotonic())
 
-    wire = Wire()
-    task = asyncio.create_task(_stream(wire, events()).send(wire.send))
+    client = FakeClient()
+    task = asyncio.create_task(_stream(client, events()).send(client.send))
     await asyncio.sleep(0.1)
     left = time.monotonic()
-    wire.left.set()
+    client.left.set()
     with pytest.raises(ClientGone):
         await task
     assert closed[0] - left < 0.1

@@ -1,4 +1,4 @@
-"""Answers that nobody reads and bodies that do not end: whose they are, and for how long."""
+"""Responses that are not read and bodies that do not end: who is charged, and for how long."""
 
 import asyncio
 import contextlib
@@ -26,14 +26,13 @@ LARGE = 16 * 1024 * 1024
 
 
 class App:
-    """Answers with as many bytes as the path says; what was entered for it is in
-    ``shared_slots``."""
+    """Responds with as many bytes as the path says; ``slots`` has one entry per open response."""
 
     connection_limits = ConnectionLimits(answer_patience_s=PATIENCE_S)
 
     def __init__(self):
         self.memory = HeldBytes(2 * LARGE, LARGE, lambda: False)
-        self.shared_slots, self.errors, self.faults = [], [], []
+        self.slots, self.errors, self.faults = [], [], []
 
     async def __call__(self, scope, receive, send):
         context = RequestContext(scope, receive, Access(NO_FILE), 2 * LARGE, 5.0)
@@ -41,7 +40,7 @@ class App:
         context.principal = Principal("a", "a")
         scope |= {"context": context, "path_params": {}}
         try:
-            await Endpoint(self.answer)(scope, receive, send)
+            await Endpoint(self.respond)(scope, receive, send)
         except ClientGone:
             pass
         except (RequestTimeout, QuotaExceeded) as error:
@@ -51,21 +50,21 @@ class App:
             context.release()
 
     @open_to_all
-    async def answer(self, context):
+    async def respond(self, context):
         body = await context.body()
-        await context.enter(self.place())
+        await context.enter(self.slot())
         return Reply(200, b"a" * int(context.path.strip("/") or len(body)))
 
     @contextlib.asynccontextmanager
-    async def place(self):
-        self.shared_slots.append(object())
+    async def slot(self):
+        self.slots.append(object())
         try:
             yield
         except BaseException as error:
             self.errors.append(error)
             raise
         finally:
-            self.shared_slots.pop()
+            self.slots.pop()
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def served():
         lifespan="off",
         log_config=None,
         loop="uvloop",
-        proxy_headers=False,  # the server would see its layer for this, instead of the app
+        proxy_headers=False,  # else the server would see its middleware instead of the app
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -94,22 +93,22 @@ def served():
 
 @contextlib.contextmanager
 def _connected(port):
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    made.settimeout(5)
-    made.connect(("127.0.0.1", port))
-    with made:
-        yield made
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    connection.settimeout(5)
+    connection.connect(("127.0.0.1", port))
+    with connection:
+        yield connection
 
 
 def _get(size):
     return b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % size
 
 
-def _read(made, size, pause_s=0.0):
+def _read(connection, size, pause_s=0.0):
     received = bytearray()
     while len(received) < size:
-        part = made.recv(65536)
+        part = connection.recv(65536)
         if not part:
             break
         received += part
@@ -117,13 +116,13 @@ def _read(made, size, pause_s=0.0):
     return bytes(received)
 
 
-def test_an_answer_that_nobody_reads_keeps_its_place_until_it_is_cut(served):
+def test_an_unread_response_keeps_its_slot_until_it_is_cut(served):
     app, port = served
-    with _connected(port) as made:
+    with _connected(port) as connection:
         started = time.monotonic()
-        made.sendall(_get(LARGE))
-        wait_until(lambda: app.shared_slots and app.memory.total == LARGE, 2, "the answer")
-        wait_until(lambda: not app.shared_slots, 3, "the cut")
+        connection.sendall(_get(LARGE))
+        wait_until(lambda: app.slots and app.memory.total == LARGE, 2, "the answer")
+        wait_until(lambda: not app.slots, 3, "the cut")
         assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
         wait_until(lambda: app.memory.total == 0, 1, "the memory")
     assert [type(error) for error in app.errors] == [ClientGone]
@@ -131,46 +130,46 @@ def test_an_answer_that_nobody_reads_keeps_its_place_until_it_is_cut(served):
 
 def test_one_that_is_read_slowly_is_not_cut(served):
     app, port = served
-    with _connected(port) as made:
-        made.sendall(_get(2_000_000))
-        received = _read(made, 2_000_000, 0.02)  # longer than the patience
+    with _connected(port) as connection:
+        connection.sendall(_get(2_000_000))
+        received = _read(connection, 2_000_000, 0.02)  # longer than the patience
     assert received.startswith(b"HTTP/1.1 200") and received.count(b"a") >= 2_000_000 - 200
-    wait_until(lambda: not app.shared_slots, 1, "the end")
+    wait_until(lambda: not app.slots, 1, "the end")
     assert app.errors == []
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, 1_234_567])
 def test_every_size_arrives_whole_and_another_request_may_follow(served, size):
     _, port = served
-    with _connected(port) as made:
+    with _connected(port) as connection:
         for _ in range(2):
-            made.sendall(_get(size) if size else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            received = _read(made, 1)
+            connection.sendall(_get(size) if size else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = _read(connection, 1)
             head, _, body = received.partition(b"\r\n\r\n")
             assert b"content-length: %d" % size in head
-            body += _read(made, size - len(body))
+            body += _read(connection, size - len(body))
             assert body == b"a" * size
 
 
-def test_a_client_that_leaves_in_the_middle_frees_its_place(served):
+def test_a_client_that_leaves_in_the_middle_frees_its_slot(served):
     app, port = served
-    with _connected(port) as made:
-        made.sendall(_get(LARGE))
-        wait_until(lambda: bool(app.shared_slots), 2, "the answer")
-    wait_until(lambda: not app.shared_slots and app.memory.total == 0, 0.4, "the end")
+    with _connected(port) as connection:
+        connection.sendall(_get(LARGE))
+        wait_until(lambda: bool(app.slots), 2, "the answer")
+    wait_until(lambda: not app.slots and app.memory.total == 0, 0.4, "the end")
 
 
-def test_answers_sent_ahead_and_never_read_end_too(served):
-    """Small ones: each is complete at once, and no one may pile them up."""
+def test_pipelined_responses_that_are_never_read_end_too(served):
+    """Small ones: each is complete at once, and they must not pile up."""
     app, port = served
-    with _connected(port) as made:
+    with _connected(port) as connection:
         with contextlib.suppress(OSError):
             for _ in range(3000):
-                made.sendall(_get(20_000) * 5)
-        wait_until(lambda: not app.shared_slots, 3, "the end")
+                connection.sendall(_get(20_000) * 5)
+        wait_until(lambda: not app.slots, 3, "the end")
 
 
-def test_unread_answers_are_counted_together(served):
+def test_unread_responses_are_counted_together(served):
     app, port = served
     with _connected(port) as first, _connected(port) as second:
         first.sendall(_get(LARGE))
@@ -183,12 +182,12 @@ def test_unread_answers_are_counted_together(served):
 
 def test_a_body_that_stops_coming_is_refused(served):
     app, port = served
-    with _connected(port) as made:
+    with _connected(port) as connection:
         started = time.monotonic()
-        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
-        made.sendall(bytes(1_000_000))
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
+        connection.sendall(bytes(1_000_000))
         wait_until(lambda: app.memory.total == 1_000_000, 2, "the bytes")
-        assert made.recv(1000).startswith(b"HTTP/1.1 400")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
         assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
     assert isinstance(app.faults[0], RequestTimeout)
     wait_until(lambda: app.memory.total == 0, 1, "the memory")
@@ -196,20 +195,20 @@ def test_a_body_that_stops_coming_is_refused(served):
 
 def test_bodies_that_do_not_end_are_counted_together(served):
     app, port = served
-    begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n"
     with contextlib.ExitStack() as stack:
         for _ in range(4):
-            made = stack.enter_context(_connected(port))
-            made.sendall(begun)
+            connection = stack.enter_context(_connected(port))
+            connection.sendall(head)
             with contextlib.suppress(OSError):
-                made.sendall(bytes(LARGE // 3))
+                connection.sendall(bytes(LARGE // 3))
         wait_until(lambda: app.faults, 2, "a refusal")
         assert isinstance(app.faults[0], QuotaExceeded)
         assert app.memory.total <= LARGE
 
 
-async def test_contexts_are_left_the_last_first_and_with_the_error():
-    left = []
+async def test_contexts_exit_in_reverse_order_and_with_the_error():
+    exits = []
 
     class Context:
         def __init__(self, name):
@@ -218,13 +217,13 @@ async def test_contexts_are_left_the_last_first_and_with_the_error():
         async def __aenter__(self):
             return self.name
 
-        async def __aexit__(self, kind, error, trace):
-            left.append((self.name, kind, error))
+        async def __aexit__(self, error_type, error, traceback):
+            exits.append((self.name, error_type, error))
 
     async def receive(): ...
 
     for fault in (None, NoCapacity("full")):
-        left.clear()
+        exits.clear()
         context = RequestContext(
             {"path": "/", "headers": [], "path_params": {}}, receive, Access(NO_FILE), 1, 1.0
         )
@@ -237,48 +236,48 @@ async def test_contexts_are_left_the_last_first_and_with_the_error():
             return Reply(200, b"")
 
         async def send(message):
-            assert left == []
+            assert exits == []
 
         with contextlib.suppress(NoCapacity):
             await Endpoint(handler)({"context": context, "path_params": {}}, receive, send)
-        assert left == [(name, type(fault) if fault else None, fault) for name in "ba"]
+        assert exits == [(name, type(fault) if fault else None, fault) for name in "ba"]
 
 
 def test_one_callers_bytes_are_not_anothers():
     tenants = [False]
     memory = HeldBytes(100, 40, lambda: tenants[0])
-    people = {name: Principal(name, name, Grant(tenant=name[0])) for name in ("a1", "a2", "b1")}
-    memory.take(people["a1"], 30, 0)
+    callers = {name: Principal(name, name, Grant(tenant=name[0])) for name in ("a1", "a2", "b1")}
+    memory.take(callers["a1"], 30, 0)
     with pytest.raises(QuotaExceeded, match="finish sending"):
-        memory.take(people["a1"], 11, 0)
-    memory.take(people["a2"], 30, 0)
-    memory.take(people["a1"], 10, 30)
+        memory.take(callers["a1"], 11, 0)
+    memory.take(callers["a2"], 30, 0)
+    memory.take(callers["a1"], 10, 30)
     with pytest.raises(NoCapacity):
-        memory.take(people["b1"], 31, 0)
-    memory.give_back(people["a1"], 40)
-    memory.give_back(people["a2"], 30)
+        memory.take(callers["b1"], 31, 0)
+    memory.give_back(callers["a1"], 40)
+    memory.give_back(callers["a2"], 30)
     assert memory.total == 0 and orjson.dumps(memory._callers) == b"{}"
-    # What cannot be refused any more counts too; of no bytes it is asked whether there is room.
-    with memory.counted(people["a1"], 50):
+    # What can no longer be refused counts too; taking no bytes checks whether there is room.
+    with memory.counted(callers["a1"], 50):
         with pytest.raises(QuotaExceeded, match="read the answers"):
-            memory.take(people["a1"], 0, 0)
-        memory.take(people["b1"], 0, 0)
-    memory.take(people["a1"], 0, 0)
+            memory.take(callers["a1"], 0, 0)
+        memory.take(callers["b1"], 0, 0)
+    memory.take(callers["a1"], 0, 0)
     assert memory.total == 0 and orjson.dumps(memory._callers) == b"{}"
-    # Where there are tenants, no tenant takes more than half, however many keys it has.
+    # With tenants, no tenant takes more than half, however many keys it has.
     tenants[0] = True
-    memory.take(people["a1"], 30, 0)
+    memory.take(callers["a1"], 30, 0)
     with pytest.raises(QuotaExceeded, match="tenant"):
-        memory.take(people["a2"], 30, 0)
-    memory.take(people["b1"], 40, 0)
-    # The only request of all is never refused: the limit of a body bounds it.
+        memory.take(callers["a2"], 30, 0)
+    memory.take(callers["b1"], 40, 0)
+    # A single request is never refused: the body limit bounds it.
     alone = HeldBytes(10, 5, lambda: True)
-    alone.take(people["a1"], 50, 0)
-    alone.take(people["a1"], 50, 50)
+    alone.take(callers["a1"], 50, 0)
+    alone.take(callers["a1"], 50, 50)
 
 
 async def test_a_body_costs_no_more_than_its_size_on_the_way():
-    assert asyncio.get_running_loop()  # the context wants one
+    assert asyncio.get_running_loop()  # the context needs one
     parts = [b"a" * 1000] * 3000
 
     async def receive():

@@ -1,5 +1,4 @@
-"""The V2 body: every dtype there and back, and whatever is thrown at it a InvalidRequest at
-most."""
+"""The V2 body: every dtype survives a round trip, and any input is at worst an InvalidRequest."""
 
 import json
 
@@ -39,19 +38,19 @@ def test_nested_and_flat_data_are_the_same():
 
 
 @pytest.mark.parametrize("dtype", sorted(set(NUMPY) - {"FP16"}))
-def test_every_dtype_survives_json_there_and_back(dtype):
-    kind = np.dtype(NUMPY[dtype])
+def test_every_dtype_survives_a_round_trip_through_json(dtype):
+    numpy_dtype = np.dtype(NUMPY[dtype])
     if dtype == "BOOL":
         values = [True, False]
-    elif kind.kind == "f":
-        values = [0.0, -1.5, float(np.finfo(kind).max)]
+    elif numpy_dtype.kind == "f":
+        values = [0.0, -1.5, float(np.finfo(numpy_dtype).max)]
     else:
-        values = [int(np.iinfo(kind).min), 0, int(np.iinfo(kind).max)]
+        values = [int(np.iinfo(numpy_dtype).min), 0, int(np.iinfo(numpy_dtype).max)]
     raw = pack("x", dtype, values)
     assert json_data("y", dtype, [len(values)], raw).tolist() == values
 
 
-def test_strings_survive_there_and_back():
+def test_strings_survive_a_round_trip():
     texts = ["", "plain", "中文 and ☃", "nul \x00 inside"]
     raw = pack("x", "BYTES", texts)
     assert json_data("y", "BYTES", [4], raw) == texts
@@ -111,7 +110,7 @@ near_misses = st.dictionaries(keys, json_values).map(lambda changes: {**GOOD, **
 
 @settings(deadline=None)
 @given(st.one_of(json_values, st.fixed_dictionaries({"inputs": st.lists(near_misses)})))
-def test_any_json_is_answered_or_malformed(document):
+def test_any_json_is_parsed_or_invalid(document):
     try:
         request = _parse(document)
     except InvalidRequest as error:
@@ -121,7 +120,7 @@ def test_any_json_is_answered_or_malformed(document):
 
 
 @given(st.binary(max_size=200), st.none() | st.binary(max_size=6) | st.integers(0, 99))
-def test_any_bytes_are_answered_or_malformed(body, header_length):
+def test_any_bytes_are_invalid(body, header_length):
     length = str(header_length).encode() if isinstance(header_length, int) else header_length
     with pytest.raises(InvalidRequest):
         parse(MODEL, "", body, length)

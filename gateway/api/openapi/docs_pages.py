@@ -47,7 +47,8 @@ _PAGE = """<!DOCTYPE html>
 {head}
 <style>
 body {{ margin: 0; }}
-#key-form, #fault {{ font: 16px/1.5 sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em; }}
+#key-form, #fault {{ font: 16px/1.5 sans-serif; max-width: 34em; margin: 4em auto;
+  padding: 0 1em; }}
 #key-form input {{ font: inherit; width: 100%; box-sizing: border-box; padding: .4em; }}
 #key-form button {{ font: inherit; margin-top: .6em; padding: .4em 1.2em; }}
 </style>
