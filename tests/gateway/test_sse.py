@@ -15,7 +15,7 @@ from tests.gateway.request_contexts import context_of
 
 
 class FakeClient:
-    """An ASGI client: records its messages, reads one in ``slow_s``, leaves when ``left`` is set."""
+    """An ASGI client: records messages, reads one in ``slow_s``, leaves when ``left`` is set."""
 
     def __init__(self, slow_s: float = 0) -> None:
         self.messages: list = []

@@ -115,10 +115,9 @@ class InferStream:
         self._fault: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._has_started = False
-        self._first_context: RequestContext | None = (
-            None  # its limits go into the stream's metadata
-        )
-        self._client_reads = asyncio.Event()  # clear while responses wait for a client to read them
+        # The first message to get a response: its limits go into the stream's metadata.
+        self._first_context: RequestContext | None = None
+        self._client_reads = asyncio.Event()  # clear while responses wait for the client
         self._client_reads.set()
         principal = context.principal
         self._outgoing = Outgoing(
