@@ -74,7 +74,7 @@ def test_a_stream_that_fails_says_so_without_the_models_words(echo):
         ({"text_input": [["a"]]}, "must be strings"),
         ({"stream": True}, "'text_input' is missing"),
         ({"text_input": "a", "stream": 1}, "BOOL data"),
-        ({"text_input": "a", "parameters": {"text_input": "b"}}, "given twice"),
+        ({"text_input": "a", "parameters": {"text_input": "b"}}, "in the body and in 'parameters'"),
         ({"text_input": "a", "parameters": {"shared_memory_region": "x"}}, "cannot be used"),
         ({"text_input": "a", "parameters": {"sequence_id": 4}}, "cannot be used"),
         ({"text_input": "a", "parameters": {"x": [1]}}, "must be a string, a number"),

@@ -193,7 +193,7 @@ class GrpcServer:
         if size > SMALL_RESPONSE_BYTES:
             entered, context.entered = context.entered, None
 
-        def is_read(task: asyncio.Task[Any]) -> None:
+        def on_read(task: asyncio.Task[Any]) -> None:
             context.release()
             if entered:
                 context.entered = entered
@@ -203,7 +203,7 @@ class GrpcServer:
 
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a handler always runs in a task
-        task.add_done_callback(is_read)
+        task.add_done_callback(on_read)
         self._unread.bound(size, context.request_id)
 
     async def _stream(self, requests: Any, call: Any) -> None:
