@@ -307,7 +307,7 @@ def test_a_small_message_for_a_small_question(api):
 
 
 def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.api.grpc.server.MAX_CONNECTIONS", 20)
+    monkeypatch.setattr("gateway.api.grpc.server.MOST_CONNECTIONS", 20)
     with RunningGrpcServer(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
         sockets = []
         for _ in range(60):

@@ -123,7 +123,7 @@ def test_a_refusal_of_silent_streams_says_what_to_do(api):
 
             found: dict = {}
             wait_until(refused, 5, "the cap")
-        assert "that are idle" in found["text"]
+        assert "nothing is under way" in found["text"]
         assert found["tidegate-code"] == "quota_exceeded"
         assert found["retry-after"] == "1"
 

@@ -26,7 +26,7 @@ def test_silent_streams_are_counted_for_each_caller(bounds):
     streams = [Stream() for _ in range(MAX_SILENT_STREAMS)]
     for stream in streams:
         bounds.open_stream("a", stream.end)
-    with pytest.raises(QuotaExceeded, match="that are idle"):
+    with pytest.raises(QuotaExceeded, match="nothing is under way"):
         bounds.open_stream("a", Stream().end)
     bounds.open_stream("b", Stream().end)
     bounds.leave("a", streams[0].end)

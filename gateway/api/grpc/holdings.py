@@ -72,7 +72,7 @@ class Holdings:
 
 def _too_many_silent() -> QuotaExceeded:
     return QuotaExceeded(
-        f"you have {MAX_SILENT_STREAMS} open streams that are idle, or whose responses you do not "
-        "read: use those, or close some",
+        f"you have {MAX_SILENT_STREAMS} open streams on which nothing is under way, or whose "
+        "responses you do not read: use those, or close some",
         retry_after_s=1,
     )

@@ -54,7 +54,7 @@ METADATA_LIMIT_BYTES = 32 * 1024
 HANDSHAKE_MS = 8_000
 IDLE_MS = 300_000  # without a call
 PING_MS = 10_000
-MAX_CONNECTIONS = 4096
+MOST_CONNECTIONS = 4096
 _Work = Callable[[RequestContext], Awaitable[bytes | None]]
 
 
@@ -315,8 +315,8 @@ def _max_connections() -> int:
     take none from HTTP."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 0:  # no limit
-        return MAX_CONNECTIONS
-    return max(16, min(MAX_CONNECTIONS, soft // 3))
+        return MOST_CONNECTIONS
+    return max(16, min(MOST_CONNECTIONS, soft // 3))
 
 
 def _caller(context: RequestContext) -> str:
