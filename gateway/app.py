@@ -228,7 +228,7 @@ async def _shown(request: Request, error: Exception) -> Response:
 
 def _translated(method: str, path: str, error: Exception) -> GatewayError:
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"{method} is not for {path}: use GET", ("GET", "HEAD"))
+        return MethodNotAllowed(f"{path} does not take {method}: use GET", ("GET", "HEAD"))
     if isinstance(error, HTTPException) and error.status_code == 404:
         return unknown_path(path)
     return Internal("the gateway failed: report the request id")

@@ -89,14 +89,14 @@ class Metrics:
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
         """Take over how the replicas are now; one that is listed no more is shown no more."""
-        shared_slots = {replica.place for replica in replicas}
-        for place in self._places - shared_slots:
+        addresses = {replica.place for replica in replicas}
+        for place in self._places - addresses:
             for gauge in (self._healthy, self._inflight):
                 if SHARED_FOLDER in os.environ:
                     gauge.labels(place).set(0)  # the shared files have no way to take one out
                 else:
                     gauge.remove(place)
-        self._places = shared_slots
+        self._places = addresses
         for replica in replicas:
             self._healthy.labels(replica.place).set(not replica.reason)
             self._inflight.labels(replica.place).set(replica.inflight)

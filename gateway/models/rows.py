@@ -31,7 +31,7 @@ Tensors = Mapping[str, np.ndarray]
 class Batch(NamedTuple):
     """One inference request and the slots of its rows in the caller's list."""
 
-    shared_slots: tuple[int, ...]
+    row_indices: tuple[int, ...]
     message: service_pb2.ModelInferRequest
 
 
@@ -50,23 +50,23 @@ def batches(model: Model, endpoint_schema: EndpointSchema, rows: Sequence[Row]) 
     chunks = [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
     return [
         Batch(
-            tuple(shared_slots),
-            _batch(model, shared_slots, values, endpoint_schema.parameters(rows[shared_slots[0]])),
+            tuple(row_indices),
+            _batch(model, row_indices, values, endpoint_schema.parameters(rows[row_indices[0]])),
         )
-        for shared_slots in chunks
+        for row_indices in chunks
     ]
 
 
 def _batch(
     model: Model,
-    shared_slots: Sequence[int],
+    row_indices: Sequence[int],
     values: Sequence[Mapping[str, list[Any]]],
     parameters: Mapping[str, Any],
 ) -> service_pb2.ModelInferRequest:
     try:
-        return _message(model, [values[place] for place in shared_slots], parameters)
+        return _message(model, [values[place] for place in row_indices], parameters)
     except InvalidRequest:
-        for place in shared_slots:
+        for place in row_indices:
             _blaming(place, _message, model, [values[place]], parameters)
         raise
 

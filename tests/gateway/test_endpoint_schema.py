@@ -82,14 +82,14 @@ def test_rows_that_can_share_a_request_do():
         {"text": "e", "weights": [1]},
     ]
     found = batches(_model(), _face(), rows)
-    assert [batch.shared_slots for batch in found] == [(0, 2), (1,), (3,), (4,)]
+    assert [batch.row_indices for batch in found] == [(0, 2), (1,), (3,), (4,)]
     assert found[1].message.parameters["greedy"].bool_param
     assert [list(t.shape) for t in found[2].message.inputs] == [[1, 1], [1, 2]]
 
 
 def test_a_batch_is_never_larger_than_the_model_takes():
     found = batches(_model(), _face(), [{"text": str(n)} for n in range(10)])
-    assert [len(batch.shared_slots) for batch in found] == [4, 4, 2]
+    assert [len(batch.row_indices) for batch in found] == [4, 4, 2]
     found = batches(_model(0), _face(), [{"text": str(n)} for n in range(3)])
     assert [list(batch.message.inputs[0].shape) for batch in found] == [[1]] * 3
 
