@@ -77,7 +77,7 @@ def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
     except PolicyError as error:
         if not _has_kept(settings):
             raise
-        sys.stderr.write(f"gateway: {error}; the last valid policy is in force instead\n")
+        sys.stderr.write(f"gateway: {error}; the last good policy is in force instead\n")
         return
     with contextlib.suppress(FileNotFoundError):
         settings.kept_policy.unlink()

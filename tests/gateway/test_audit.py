@@ -328,7 +328,7 @@ def test_the_thread_outlives_whatever_is_raised(running, monkeypatch, error):
     monkeypatch.setattr(audit, "append", fails)
     log.record(ONE)
     wait_until(lambda: counted["failed"] > 1, 3, "it tries again")
-    assert log.fault().startswith("is not written: ")
+    assert log.fault().startswith("cannot be written: ")
     monkeypatch.setattr(audit, "append", real)
     wait_until(lambda: len(_lines(folder)) == 1, 3, "the line")
     assert log.fault() == ""
@@ -353,7 +353,7 @@ def test_a_disk_that_does_not_come_back_is_noticed(running, monkeypatch):
     monkeypatch.setattr(audit, "STALL_S", 0.3)
     with locked(folder):
         log.record(ONE)
-        wait_until(lambda: "has not come back from the disk" in log.fault(), 3, "the stall")
+        wait_until(lambda: "has been waiting for the disk" in log.fault(), 3, "the stall")
     wait_until(lambda: log.fault() == "", 3, "it goes on")
 
 

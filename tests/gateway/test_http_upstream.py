@@ -178,7 +178,7 @@ async def test_a_key_that_is_given_twice_never_reaches_triton(triton, gateway):
         return messages.pop() if messages else await asyncio.Future()
 
     scope = {"path": "/v2/models/m/infer", "headers": [], "path_params": {"model": "m"}}
-    with pytest.raises(InvalidRequest, match="stands twice"):
+    with pytest.raises(InvalidRequest, match="is in one object twice"):
         await V2Api(gateway).infer(context_of(scope, receive, deadline_s=5))
     assert not triton.asked
 

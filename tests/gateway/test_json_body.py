@@ -36,7 +36,7 @@ def test_whatever_is_json_is_taken(value, indent, separators):
     ],
 )
 def test_a_key_that_stands_twice_is_refused(body):
-    with pytest.raises(InvalidRequest, match="twice in one object"):
+    with pytest.raises(InvalidRequest, match="is in one object twice"):
         parse_json(body)
 
 

@@ -125,6 +125,6 @@ async def test_what_is_down_makes_the_gateway_unready(gateway, monkeypatch):
     down = readiness(gateway)
     assert set(down) == {"tidegate:replicas"}  # there is no Triton here
     audit = gateway.access_control._audit
-    monkeypatch.setattr(audit, "fault", lambda: "is not written: No space left on device")
-    fault = {"background:audit": "is not written: No space left on device"}
+    monkeypatch.setattr(audit, "fault", lambda: "cannot be written: No space left on device")
+    fault = {"background:audit": "cannot be written: No space left on device"}
     assert readiness(gateway) == down | fault

@@ -66,7 +66,7 @@ def _with(key, **more):
     return {"Authorization": f"Bearer {key}", **more}
 
 
-UNREAD = "no Triton server has said for 5 s what it serves"
+UNREAD = "no Triton server has listed its models for 5 s"
 
 
 # --- identity ---------------------------------------------------------------------------------

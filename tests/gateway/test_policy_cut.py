@@ -304,7 +304,7 @@ def test_a_beginning_takes_away_but_gives_nothing_and_a_comment_says_that_it_is_
     path.write_text(limited)
     policy.refresh()
     path.write_text('[tenants.a]\nmodels = ["*"]\n')
-    with pytest.raises(PolicyError, match="only the beginning of the file before"):
+    with pytest.raises(PolicyError, match="only the beginning of the previous file"):
         policy.refresh()
     clock.now += 1000
     policy.refresh()

@@ -54,7 +54,7 @@ async def test_a_restarted_worker_keeps_the_rules_that_were_in_force(settings, t
     await access_control.open()
     try:
         assert set(access_control.policy.current.rules.tenants) == {"a", "b"}
-        assert "the policy before it stays in force" in caplog.text
+        assert "the previous policy stays in force" in caplog.text
     finally:
         await access_control.close()
 
@@ -102,7 +102,7 @@ async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, t
     await access_control.open()
     try:
         assert access_control.policy.current.version == "default"
-        assert ("the policy before it stays in force" in caplog.text) is (text is not None)
+        assert ("the previous policy stays in force" in caplog.text) is (text is not None)
     finally:
         await access_control.close()
 

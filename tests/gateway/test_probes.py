@@ -111,7 +111,7 @@ async def test_one_that_completes_requests_of_others_is_well_though_it_never_ans
     for fake in pair[0]:
         fake.answer, fake.completed = late(60), 7
     await background.probe()
-    assert readiness(gateway)["p"] == "is being asked its first golden sample"
+    assert readiness(gateway)["p"] == "is being probed for the first time"
     for fake in pair[0]:
         fake.completed += 1
     await background.probe()
@@ -241,7 +241,7 @@ async def test_nothing_to_serve_is_not_ready_even_if_nothing_is_asked_for(pair):
 async def test_nobody_to_ask_is_not_ready(pair):
     gateway = Gateway(Settings(replicas=(f"127.0.0.1:{free_ports(1)[0]}",)))
     try:
-        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be asked"}
+        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be reached"}
     finally:
         await gateway.pool.close()
 
@@ -250,7 +250,7 @@ async def test_a_catalogue_that_is_not_read_for_long_is_not_ready(pair, gateway,
     assert await _round(gateway) == {}
     monkeypatch.setattr(probes, "STALE_S", 0.1)
     await asyncio.sleep(0.2)
-    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
 
 
 async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready(
@@ -269,7 +269,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
     assert readiness(gateway) == {"p": ""}  # nobody said it in time, and each answers the probes
     for replica in gateway.pool.replicas:
         replica.last_answer -= probes.BUSY_S
-    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
 
 
 async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, monkeypatch):

@@ -90,7 +90,7 @@ async def test_one_that_lost_its_connection_is_not_asked_from_then_on(pool):
     assert _asked(pool) == {"b:1"}
     pool.replicas[0].upstream.connection = Health.DOWN
     assert _asked(pool) == {"b:1"}
-    assert pool.replicas[0].reason == "cannot be connected to"
+    assert pool.replicas[0].reason == "cannot be reached"
 
 
 async def test_with_nobody_there_it_is_said_at_once(pool):
@@ -137,7 +137,7 @@ async def test_a_server_hangs_when_checks_and_requests_have_no_answer(pool):
     await pool.check()
     assert first.health is Health.UP
     await pool.check()
-    assert (first.health, first.reason) == (Health.DOWN, "does not answer")
+    assert (first.health, first.reason) == (Health.DOWN, "does not respond")
     first.upstream.live = True
     await pool.check()
     assert first.health is Health.UP
@@ -261,9 +261,9 @@ async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
         if home == "b:1":
             assert _home(pool, sequence).place == "b:1"
             continue
-        with pytest.raises(UpstreamError, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence)
-        with pytest.raises(UpstreamError, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence, begun_at="a:1")
         assert _home(pool, sequence, starts=True).place == "b:1"
     pool.replicas[0].upstream.connection = Health.UP

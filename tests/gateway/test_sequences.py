@@ -67,7 +67,7 @@ def test_what_a_request_says_of_its_sequence():
 def test_the_cap_holds_until_one_ends(table):
     _ask(table, 1, starts=True)
     _ask(table, 2, starts=True)
-    with pytest.raises(QuotaExceeded, match="2 sequences of yours are open with 'm'") as caught:
+    with pytest.raises(QuotaExceeded, match="you have 2 open sequences with 'm'") as caught:
         _ask(table, 3, starts=True)
     assert caught.value.retry_after_s == IDLE_S
     _ask(table, 1)  # they go on

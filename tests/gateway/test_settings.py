@@ -42,7 +42,7 @@ def test_every_type_is_read():
         ("TIDEGATE_REPLICAS", "a:8001/http", "a port is a number"),
         ("TIDEGATE_GRPC_PORT", "70000", "0 to 65535"),
         ("TIDEGATE_ADMIN_PORT", "8080", "TIDEGATE_GATEWAY_PORT are both 8080"),
-        ("TIDEGATE_HOST", "no.such.host.invalid", "neither an address nor the name"),
+        ("TIDEGATE_HOST", "no.such.host.invalid", "neither an IP address nor a host name"),
     ],
 )
 def test_a_value_that_is_wrong_is_named(variable, value, message):
