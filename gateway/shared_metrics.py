@@ -17,7 +17,7 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[str]:
-    remove_orphans()
+    clear_left()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         hidden = Path(name) / f".{LOCK}"
         with hidden.open("w") as file:
@@ -26,7 +26,7 @@ def shared_folder() -> Iterator[str]:
             yield name
 
 
-def remove_orphans() -> None:
+def clear_left() -> None:
     """Remove the folders of gateways that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as file:

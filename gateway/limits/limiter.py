@@ -149,10 +149,10 @@ class Admission:
     """
 
     __slots__ = (
-        "_answer",
         "_has_started",
         "_limiter",
         "_outcome",
+        "_target",
         "_tokens",
         "checks",
         "is_open",

@@ -337,7 +337,7 @@ def test_the_thread_outlives_whatever_is_raised(running, monkeypatch, error):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ended_all_the_same_is_noticed_and_begun_again(running, monkeypatch):
     log, _, folder = running
-    monkeypatch.setattr(log, "_has_failed", lambda error: 1 / 0)
+    monkeypatch.setattr(log, "_handle_failure", lambda error: 1 / 0)
     monkeypatch.setattr(log, "_round", lambda last: 1 / 0)
     wait_until(lambda: log.fault() == "its thread has ended", 3, "the end")
     monkeypatch.undo()

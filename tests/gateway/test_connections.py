@@ -60,7 +60,7 @@ def test_a_new_one_is_not_closed_before_it_could_say_anything():
 
 
 def test_where_all_were_used_of_late_one_gives_way_all_the_same(monkeypatch):
-    monkeypatch.setattr("gateway.http.connections.LOOKED_AT", 4)  # fewer than there are
+    monkeypatch.setattr("gateway.http.connections.EXAMINED", 4)  # fewer than there are
     found, made = _full()
     assert found.opened(Connection(), 0)
     assert _gone(made) == [0]

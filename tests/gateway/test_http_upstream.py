@@ -17,8 +17,8 @@ from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, NoCapacity, UpstreamError
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
-from gateway.upstream.http_upstream import relayed
-from gateway.upstream.triton_http import Answer
+from gateway.upstream.http_upstream import to_reply
+from gateway.upstream.triton_http import Response
 from tests.gateway.request_contexts import context_of
 
 ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
@@ -281,12 +281,12 @@ def test_a_large_answer_with_nan_holds_nobody_up():
     """Its elements are not read to find it: that takes 60 times as long."""
     data = b"1.5," * 4_000_000
     output = b'[{"name":"y","datatype":"FP32","shape":[1,4000001],"data":[%bNaN]}]' % data
-    answer = Answer(200, None, ANSWER.replace(b"[]", output))
+    response = Response(200, None, ANSWER.replace(b"[]", output))
     times = []
     for _ in range(5):
         started = time.perf_counter()
         with pytest.raises(InvalidRequest, match="'y' has NaN or Infinity"):
-            relayed(answer)
+            to_reply(response)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.1
 

@@ -39,7 +39,7 @@ async def _round(gateway: Gateway, before: Background | None = None) -> dict[str
     await background.refresh_catalogue()
     await background.probe()
     if before is None:
-        background._end_probes()
+        background._cancel_probes()
     return {name: fault for name, fault in readiness(gateway).items() if fault}
 
 
@@ -89,7 +89,7 @@ async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, mo
     # With nothing answered for that long it is not load any more.
     await asyncio.sleep(1.1)
     assert (await _round(gateway, background))["p"].startswith("does not answer its golden sample")
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
@@ -123,7 +123,7 @@ async def test_one_that_completes_requests_of_others_is_well_though_it_never_ans
         fake.completed += 1
     await background.probe()
     assert readiness(gateway)["p"] == ""
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
@@ -141,7 +141,7 @@ async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
         await background.probe()
         await asyncio.sleep(0.05)
     assert all(fake.asked <= 2 for fake in pair[0])  # no more than the next question
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch):
@@ -164,7 +164,7 @@ async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch
         await background.probe()
     assert asyncio.get_running_loop().time() - began < 1.5  # nobody waits for ``p`` again
     assert gateway.probes["quick"] == ""
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):

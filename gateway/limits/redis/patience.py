@@ -16,7 +16,7 @@ class Patience:
     before the next.
     """
 
-    __slots__ = ("_left", "_limit", "_loop", "_part_s", "_timer")
+    __slots__ = ("_limit", "_loop", "_part_s", "_remaining", "_timer")
 
     def __init__(self, seconds: float) -> None:
         self._part_s, self._remaining = seconds / PARTS, PARTS
