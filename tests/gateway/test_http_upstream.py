@@ -1,5 +1,5 @@
-"""The HTTP HTTP upstream against a fake Triton: it answers as gRPC does, and only for models that
-ask."""
+"""The HTTP upstream against a fake Triton: it responds as gRPC does, and only for models that
+declare it."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def _whole(body: bytes, status: int = 200) -> bytes:
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Both APIs of a Triton. ``http`` is what the HTTP one says; None: nothing, for ever."""
+    """Both APIs of a Triton. ``http`` is the response of the HTTP one; None: no response ever."""
 
     def __init__(self) -> None:
         self.http: bytes | None = _whole(ANSWER)
@@ -108,7 +108,7 @@ async def gateway(triton):
 
 
 async def _infer(gateway: Gateway, *, deadline_s: float = 5, tail: bytes = b"", **document):
-    """What the V2 API answers, its client staying until the end."""
+    """The V2 API's reply to a client that stays connected."""
     body = json.dumps({"inputs": [TENSOR], **document}).encode()
     headers = [(b"inference-header-content-length", b"%d" % len(body))] if tail else []
     messages = [{"type": "http.request", "body": body + tail}]
@@ -122,14 +122,14 @@ async def _infer(gateway: Gateway, *, deadline_s: float = 5, tail: bytes = b"", 
 
 
 def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
-    """The head, the JSON and the binary tail of what Triton was sent."""
+    """The head, the JSON and the binary tail of the request to Triton."""
     head, _, body = request.partition(b"\r\n\r\n")
     length = int(head.lower().split(b"\r\ninference-header-content-length: ")[1].split(b"\r\n")[0])
     return head, json.loads(body[:length]), body[length:]
 
 
 @pytest.mark.parametrize(
-    ("asked", "count", "is_relayed"),
+    ("document", "count", "uses_http"),
     [
         ({}, 32 * 1024, True),
         ({}, 32 * 1024 + 1, False),
@@ -138,13 +138,13 @@ def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
         ({"parameters": {"binary_data_output": True}}, 100_000, True),
     ],
 )
-async def test_triton_is_not_asked_for_much_json(triton, gateway, asked, count, is_relayed):
+async def test_triton_is_not_asked_for_much_json(triton, gateway, document, count, uses_http):
     """It would write it in a thread that other callers' requests wait for."""
     raw = bytes(4 * count)
     tensor = {"name": "x", "shape": [1, count], "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
-    await _infer(gateway, tail=raw, inputs=[tensor], **asked)
-    assert (len(triton.asked), len(triton.grpc_asked)) == (int(is_relayed), int(not is_relayed))
+    await _infer(gateway, tail=raw, inputs=[tensor], **document)
+    assert (len(triton.asked), len(triton.grpc_asked)) == (int(uses_http), int(not uses_http))
 
 
 async def test_the_answer_goes_on_as_it_is(triton, gateway):
@@ -169,7 +169,7 @@ async def test_triton_is_sent_what_the_firewall_checked_and_no_more(triton, gate
     assert tail == RAW
 
 
-async def test_a_key_that_is_given_twice_never_reaches_triton(triton, gateway):
+async def test_a_key_that_is_sent_twice_never_reaches_triton(triton, gateway):
     body = b'{"inputs": [{"name": "secret", "name": "x", "shape": [1, 1], "datatype": "FP32", '
     body += b'"data": [9, 9], "data": [3]}]}'
     messages = [{"type": "http.request", "body": body}]
@@ -205,7 +205,7 @@ async def test_binary_both_ways(triton, gateway):
         {"outputs": [{"name": "y", "parameters": {"classification": 1}}]},
     ],
 )
-async def test_what_triton_has_to_be_told_goes_over_grpc(triton, gateway, extra):
+async def test_what_triton_needs_beyond_tensors_goes_over_grpc(triton, gateway, extra):
     await _infer(gateway, **extra)
     assert len(triton.grpc_asked) == 1
     assert not triton.asked
@@ -216,10 +216,12 @@ async def test_a_model_that_does_not_ask_never_comes_here(triton, gateway, param
     await _only_grpc(triton, gateway, _config(**parameters))
 
 
-@pytest.mark.parametrize("kind", ["TYPE_STRING", "TYPE_FP16", "TYPE_BF16"])
-async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(triton, gateway, kind):
+@pytest.mark.parametrize("data_type", ["TYPE_STRING", "TYPE_FP16", "TYPE_BF16"])
+async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(
+    triton, gateway, data_type
+):
     config = _config(short="true")
-    config.output[0].data_type = model_config_pb2.DataType.Value(kind)
+    config.output[0].data_type = model_config_pb2.DataType.Value(data_type)
     await _only_grpc(triton, gateway, config)
 
 
@@ -237,7 +239,7 @@ async def _only_grpc(triton, gateway, config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "details", "kind", "said"),
+    ("status", "details", "error_type", "message"),
     [
         (500, "[tidegate:invalid_input] too long", InvalidRequest, "too long"),
         (404, "unknown model at /root", NoCapacity, "not being served now"),
@@ -245,9 +247,11 @@ async def _only_grpc(triton, gateway, config) -> None:
         (500, "secret path /root/model.bin", UpstreamError, "the model failed"),
     ],
 )
-async def test_triton_s_errors_are_those_of_grpc(triton, gateway, status, details, kind, said):
+async def test_triton_s_errors_are_those_of_grpc(
+    triton, gateway, status, details, error_type, message
+):
     triton.http = _whole(json.dumps({"error": details}).encode(), status)
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(error_type, match=message) as caught:
         await _infer(gateway)
     assert "/root" not in caught.value.message
 
@@ -306,7 +310,7 @@ async def test_an_id_may_be_called_nan(triton, gateway):
         _whole(b"<html>", 502),
     ],
 )
-async def test_what_is_no_answer_is_the_upstream_s_fault(triton, gateway, answer):
+async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, answer):
     triton.http = answer
     with pytest.raises(UpstreamError):
         await _infer(gateway)
@@ -314,12 +318,12 @@ async def test_what_is_no_answer_is_the_upstream_s_fault(triton, gateway, answer
 
 async def test_an_answer_may_come_in_pieces(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
+    task = asyncio.create_task(_infer(gateway))
     await _until(lambda: triton.asked)
     for byte in _whole(ANSWER):
         triton.connections[0].write(bytes([byte]))
         await asyncio.sleep(0)
-    assert (await asking).body == ANSWER
+    assert (await task).body == ANSWER
 
 
 async def test_the_deadline_ends_the_request_and_its_connection(triton, gateway):
@@ -347,51 +351,51 @@ async def test_connections_are_used_again(triton, gateway):
 
 async def test_a_cancelled_request_gives_back_its_permit_and_not_its_connection(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
+    task = asyncio.create_task(_infer(gateway))
     await _until(lambda: triton.asked)
-    asking.cancel()
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asking
+        await task
     assert gateway.pool.permit().inflight == 0
     await _until(lambda: triton.connections[0].is_closing())
 
 
-async def test_without_an_http_door_grpc_is_asked(triton, gateway):
+async def test_without_an_http_api_grpc_is_used(triton, gateway):
     await triton.stop_http()
     assert b"over gRPC" in (await _infer(gateway)).body
 
 
 async def test_a_connection_that_breaks_is_no_capacity_now(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
+    task = asyncio.create_task(_infer(gateway))
     await _until(lambda: triton.asked)
     triton.connections[0].close()
     with pytest.raises(NoCapacity, match="try again shortly") as caught:
-        await asking
+        await task
     assert caught.value.retry_after_s == 1
-    assert not triton.grpc_asked  # it may have been done: it is not asked again
+    assert not triton.grpc_asked  # it may have been served: it is not sent again
 
 
 async def test_http_connections_end_when_grpc_s_does(triton, gateway):
     """A process that Triton forked keeps the socket of a killed Triton open, and says nothing."""
     await _infer(gateway, parameters={"mine": 1})  # over gRPC, which is connected from here on
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway, deadline_s=30))
+    task = asyncio.create_task(_infer(gateway, deadline_s=30))
     await _until(lambda: triton.asked)
     await triton.stop_grpc()
     with pytest.raises(NoCapacity):
-        await asyncio.wait_for(asking, 5)
+        await asyncio.wait_for(task, 5)
 
 
-async def test_both_doors_closed_is_what_grpc_says(triton, gateway):
+async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
     await triton.stop()
-    with pytest.raises(GatewayError) as relayed:
+    with pytest.raises(GatewayError) as over_http:
         await _infer(gateway)
     gateway.catalogue = Catalogue({"m": replace(gateway.catalogue.model("m"), is_relayed=False)})
-    with pytest.raises(GatewayError) as asked:
+    with pytest.raises(GatewayError) as over_grpc:
         await _infer(gateway)
-    assert relayed.value.args == asked.value.args
-    assert type(relayed.value) is type(asked.value) is NoCapacity
+    assert over_http.value.args == over_grpc.value.args
+    assert type(over_http.value) is type(over_grpc.value) is NoCapacity
 
 
 async def _until(condition, timeout_s: float = 5) -> None:

@@ -1,4 +1,5 @@
-"""An issuer's keys: fetched once, kept while the issuer is away, and never used for more."""
+"""An issuer's keys: fetched once, kept while the issuer is unreachable, and used for no other
+algorithm."""
 
 import asyncio
 import time
@@ -29,8 +30,8 @@ def issuer(server):
 
 
 async def test_the_keys_are_found_by_discovery(issuer):
-    found = await Jwks(issuer.url).key("one", "RS256")
-    assert found is not None
+    key = await Jwks(issuer.url).key("one", "RS256")
+    assert key is not None
     assert issuer.asked == [DISCOVERY, JWKS]
 
 
@@ -42,8 +43,8 @@ async def test_a_given_address_needs_no_discovery(issuer):
 async def test_a_hundred_first_tokens_are_one_fetch(issuer):
     issuer.delay_s = 0.05
     keys = Jwks(issuer.url)
-    found = await asyncio.gather(*(keys.key("one", "RS256") for _ in range(100)))
-    assert all(found)
+    results = await asyncio.gather(*(keys.key("one", "RS256") for _ in range(100)))
+    assert all(results)
     assert issuer.asked == [DISCOVERY, JWKS]
 
 

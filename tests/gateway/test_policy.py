@@ -1,4 +1,4 @@
-"""gateway.toml: validated whole, refused with the line that is wrong, swapped while it runs."""
+"""gateway.toml: validated as a whole, refused with the line that is wrong, swapped at runtime."""
 
 import threading
 
@@ -233,7 +233,7 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_reported_once(path, wrong):
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_a_file_that_is_just_being_written_does_not_open_the_doors(path, text):
+def test_a_file_that_is_being_written_does_not_open_the_apis(path, text):
     """An editor empties a file before it writes it: without tenants every key may do everything."""
     policy = PolicyFile(path)
     path.write_text(WHOLE)
@@ -247,13 +247,13 @@ def test_a_file_that_is_just_being_written_does_not_open_the_doors(path, text):
     assert policy.refresh()
 
 
-def test_a_file_that_goes_does_not_open_the_doors(path):
+def test_a_file_that_disappears_does_not_open_the_apis(path):
     policy = PolicyFile(path)
     path.write_text(WHOLE)
     policy.refresh()
     before = policy.current
     path.unlink()
-    with pytest.raises(PolicyError, match="has gone"):
+    with pytest.raises(PolicyError, match="is missing"):
         policy.refresh()
     assert not policy.refresh()
     assert policy.current is before
