@@ -57,7 +57,7 @@ class AccessControl:
         self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
         self._refresh_policy(is_start=True)
         self._apply_policy()
-        self._taken.say(self.policy.current.version)
+        self._taken.report(self.policy.current.version)
         await self.limiter.heartbeat()
 
     async def close(self) -> None:
@@ -75,7 +75,7 @@ class AccessControl:
         if self.policy.current is before:
             return False
         self._apply_policy()
-        self._taken.say(self.policy.current.version)
+        self._taken.report(self.policy.current.version)
         log.info("gateway.toml reloaded: version %s", self.policy.current.version)
         if self.policy.pending_s:
             log.info(

@@ -172,7 +172,7 @@ class Gateway:
                 step.id,
                 message.model_name,
                 message.model_version,
-                begun_at=self.open_sequences.place(step.id),
+                begun_at=self.open_sequences.address(step.id),
                 starts=step.starts and model.sequences is not None,
             )
         except UpstreamError:

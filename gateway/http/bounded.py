@@ -35,9 +35,7 @@ from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.turns import BULK_BYTES, TURNS
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
-HEAD_TIMEOUT_S = (
-    10.0  # for the request line and headers, counted also from a new connection's start
-)
+HEAD_TIMEOUT_S = 10.0  # for the request line and headers; also counts from the connection's start
 # The rest of a refused body is read and discarded, so that its sender can read the refusal.
 DISCARD_LIMIT_BYTES, DISCARD_TIMEOUT_S = 64 * 1024 * 1024, 10.0
 # What arrives while a request is being served waits as bytes: as requests it would take fifty times
@@ -108,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
         scope: Any = self.cycle.scope if self.cycle else {}
         return scope["context"].tenant if "context" in scope else ""
 
-    def is_strangers(self) -> bool:
+    def serves_stranger(self) -> bool:
         scope: Any = self._current.scope if self._current else {}
         return "context" in scope and scope["context"].principal is None
 

@@ -31,7 +31,7 @@ class Closable(Protocol):
     def has_unread(self) -> bool:
         """Whether it has data that was not read yet, which may be a request."""
 
-    def is_strangers(self) -> bool:
+    def serves_stranger(self) -> bool:
         """Whether the request in progress has no known caller."""
 
     def evict(self) -> None:
@@ -92,7 +92,7 @@ class Connections:
         """Close the first connection that serves a stranger, such as a public page that its client
         does not read."""
         for connection in itertools.islice(self._open, EXAMINED):
-            if connection.is_busy() and connection.is_strangers():
+            if connection.is_busy() and connection.serves_stranger():
                 return self._end(connection)
         return False
 

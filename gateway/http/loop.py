@@ -62,7 +62,7 @@ class Handshake(asyncio.Protocol):
     def has_unread(self) -> bool:
         return False  # a handshake at most
 
-    def is_strangers(self) -> bool:
+    def serves_stranger(self) -> bool:
         return True
 
     def evict(self) -> None:

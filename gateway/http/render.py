@@ -37,9 +37,7 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "internal": (500, 500, "Internal error", "server_error"),
 }
 SHOWN_PATH = 256  # characters: a path may be long, and a reply to a stranger should not be
-CLIENT_LEFT = (
-    499  # nginx's status for a client that left before the end of its response; never sent
-)
+CLIENT_LEFT = 499  # nginx's status for a client that left before its response ended; never sent
 
 
 def api_of(path: str) -> Api:

@@ -85,16 +85,16 @@ class LocalStore:
                 in_use = level(tat, now, rate)
             used.append(in_use)
             admitted = admitted and fits(in_use, cost, capacity, rate)
-        held = 0
-        while admitted and held < len(checks):
-            limit, bucket, _ = checks[held]
+        n_held = 0
+        while admitted and n_held < len(checks):
+            limit, bucket, _ = checks[n_held]
             if limit.kind == "concurrency" and not self.hold(limit, bucket):
                 admitted = False
-                used[held] = self._room(limit)[0]  # other processes hold them
+                used[n_held] = self._room(limit)[0]  # other processes hold them
             else:
-                held += 1
+                n_held += 1
         if not admitted:
-            for limit, bucket, _ in checks[:held]:
+            for limit, bucket, _ in checks[:n_held]:
                 if limit.kind == "concurrency":
                     self.free(bucket)
             return Outcome(False, used, share)

@@ -115,7 +115,7 @@ class OpenSequences:
     def __len__(self) -> int:
         return len(self._open)
 
-    def place(self, identifier: int | str) -> str:
+    def address(self, identifier: int | str) -> str:
         """The address of the server on which it was started; '' if this process does not know it,
         LOST if it was lost with its server."""
         sequence = self._open.get(identifier)

@@ -31,7 +31,7 @@ class Taken:
         self._descriptor: int | None = None
         self._fault = ""
 
-    def say(self, version: str) -> None:
+    def report(self, version: str) -> None:
         """Report the version that is in force now."""
         try:
             if self._descriptor is None:

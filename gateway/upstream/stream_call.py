@@ -20,9 +20,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-QUIET_S = (
-    0.005  # after this long without a response from a model that pauses, none is being written
-)
+QUIET_S = 0.005  # if a model that pauses sends nothing for this long, no response is being written
 # A fast model ends its stream immediately when it is cancelled, while the cancel is being handled.
 # A model counts as fast if one of its last ``GAPS`` pauses was short: shorter than QUIET_S, and
 # than the time that the streams that are ending need for their turns. It has to be silent longer.

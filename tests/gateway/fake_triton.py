@@ -21,7 +21,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, *configs: model_config_pb2.ModelConfig) -> None:
         self.configs = {config.name: config for config in configs}
         self.answer: Answer = _zero
-        self.asked = 0
+        self.inferences = 0
         self.takes_s: dict[str, float] = {}  # seconds for RepositoryIndex or ModelConfig
         self.completed: int | None = None  # in its statistics; None: it has none
 
@@ -60,7 +60,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     async def ModelInfer(self, request, context):  # noqa: N802
-        self.asked += 1
+        self.inferences += 1
         value = await self.answer(request)
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name="y", datatype="FP32", shape=[1])

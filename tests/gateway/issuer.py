@@ -34,7 +34,7 @@ class Issuer:
 
     def __init__(self) -> None:
         self.keys = [SigningKey("one")]
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.faults: dict[str, int] = {}
         self.documents: dict[str, Any] = {}
         self.delay_s = 0.0
@@ -77,7 +77,7 @@ class Issuer:
     def _handler(issuer) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self too
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                issuer.asked.append(self.path)
+                issuer.requests.append(self.path)
                 time.sleep(issuer.delay_s)
                 document = issuer.document(self.path)
                 body = document if isinstance(document, bytes) else json.dumps(document).encode()

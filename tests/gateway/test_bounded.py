@@ -155,7 +155,7 @@ def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
 
 
 def test_a_body_that_was_refused_may_be_sent_to_its_end(port):
-    """Its sender reads the answer, and may use the connection again."""
+    """Its sender reads the response, and may use the connection again."""
     with _connected(port) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(1000).endswith(b"ok")

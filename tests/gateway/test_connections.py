@@ -20,7 +20,7 @@ class Connection:
     def has_unread(self):
         return self.unread
 
-    def is_strangers(self):
+    def serves_stranger(self):
         return self.stranger
 
     def evict(self):

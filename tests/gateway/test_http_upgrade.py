@@ -37,10 +37,10 @@ async def _app(scope, receive, send):
             break
     names = sorted({name.decode() for name, _ in scope["headers"]})
     seen = {"method": scope["method"], "path": scope["path"], "size": len(body), "headers": names}
-    answer = orjson.dumps({**seen, "body": body[:100].decode()})
-    headers = [(b"content-length", b"%d" % len(answer))]
+    document = orjson.dumps({**seen, "body": body[:100].decode()})
+    headers = [(b"content-length", b"%d" % len(document))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
+    await send({"type": "http.response.body", "body": document})
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_a_tunnel_is_refused(port):
     ],
 )
 def test_another_version_is_refused(port, line):
-    (status, answer), *more = _exchange(port, line)
+    (status, document), *more = _exchange(port, line)
     assert (status, more) == (505, [])
-    assert "HTTP/1.1" in answer["detail"] and len(answer["request_id"]) == 16
+    assert "HTTP/1.1" in document["detail"] and len(document["request_id"]) == 16
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_a_host_that_is_good(port, host):
 )
 def test_what_the_protocol_refuses_has_the_shape_of_its_api(port, path, field):
     head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: nonsense\r\n\r\n"
-    (status, answer), *more = _exchange(port, head)
+    (status, document), *more = _exchange(port, head)
     assert (status, more) == (400, [])
-    assert field in answer
+    assert field in document
 
 
 def test_requests_sent_while_one_is_being_served_wait_as_bytes(port):

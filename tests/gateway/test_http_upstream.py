@@ -39,9 +39,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.http: bytes | None = _whole(ANSWER)
-        self.asked: list[bytes] = []
+        self.requests: list[bytes] = []
         self.connections: list[asyncio.StreamWriter] = []
-        self.grpc_asked: list[service_pb2.ModelInferRequest] = []
+        self.grpc_requests: list[service_pb2.ModelInferRequest] = []
 
     async def start(self) -> None:
         self._grpc = grpc.aio.server()
@@ -64,7 +64,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             connection.close()
 
     async def ModelInfer(self, request, context):  # noqa: N802 - its name in the protocol
-        self.grpc_asked.append(request)
+        self.grpc_requests.append(request)
         return service_pb2.ModelInferResponse(model_name="m", model_version="over gRPC")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
-                self.asked.append(head + await reader.readexactly(size))
+                self.requests.append(head + await reader.readexactly(size))
                 if self.http is not None:
                     writer.write(self.http)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -144,20 +144,20 @@ async def test_triton_is_not_asked_for_much_json(triton, gateway, document, coun
     tensor = {"name": "x", "shape": [1, count], "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
     await _infer(gateway, tail=raw, inputs=[tensor], **document)
-    assert (len(triton.asked), len(triton.grpc_asked)) == (int(uses_http), int(not uses_http))
+    assert (len(triton.requests), len(triton.grpc_requests)) == (int(uses_http), int(not uses_http))
 
 
 async def test_the_answer_goes_on_as_it_is(triton, gateway):
     reply = await _infer(gateway)
     assert (reply.status, reply.body, reply.content_type) == (200, ANSWER, b"application/json")
-    assert not triton.grpc_asked
+    assert not triton.grpc_requests
 
 
 async def test_triton_is_sent_what_the_firewall_checked_and_no_more(triton, gateway):
     dropped = {"priority": 1, "timeout": 10**6, "triton_enable_empty_final_response": True}
     extra = {"unknown": 1, "id": "mine", "outputs": [{"name": "y"}], "parameters": dropped}
     await _infer(gateway, **extra)
-    head, document, tail = _sent(triton.asked[0])
+    head, document, tail = _sent(triton.requests[0])
     assert head.startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
     sent = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
     assert document == {
@@ -180,7 +180,7 @@ async def test_a_key_that_is_sent_twice_never_reaches_triton(triton, gateway):
     scope = {"path": "/v2/models/m/infer", "headers": [], "path_params": {"model": "m"}}
     with pytest.raises(InvalidRequest, match="is in one object twice"):
         await V2Api(gateway).infer(context_of(scope, receive, deadline_s=5))
-    assert not triton.asked
+    assert not triton.requests
 
 
 async def test_binary_both_ways(triton, gateway):
@@ -195,7 +195,7 @@ async def test_binary_both_ways(triton, gateway):
     assert reply.body == document + b"NaN"
     assert reply.content_type == b"application/octet-stream"
     assert reply.headers == [(b"inference-header-content-length", b"%d" % len(document))]
-    assert _sent(triton.asked[0])[1]["parameters"] == {"binary_data_output": True}
+    assert _sent(triton.requests[0])[1]["parameters"] == {"binary_data_output": True}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ async def test_binary_both_ways(triton, gateway):
 )
 async def test_what_triton_needs_beyond_tensors_goes_over_grpc(triton, gateway, extra):
     await _infer(gateway, **extra)
-    assert len(triton.grpc_asked) == 1
-    assert not triton.asked
+    assert len(triton.grpc_requests) == 1
+    assert not triton.requests
 
 
 @pytest.mark.parametrize("parameters", [{}, {"short": "false"}])
@@ -234,8 +234,8 @@ async def test_an_ensemble_never_comes_here(triton, gateway):
 async def _only_grpc(triton, gateway, config) -> None:
     gateway.catalogue = Catalogue({"m": read_model(config, ("1",))})
     await _infer(gateway)
-    assert len(triton.grpc_asked) == 1
-    assert not triton.asked
+    assert len(triton.grpc_requests) == 1
+    assert not triton.requests
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ async def test_triton_s_errors_are_those_of_grpc(
 async def test_a_400_may_mean_three_things_and_grpc_says_which(triton, gateway):
     triton.http = _whole(b'{"error":"input byte size mismatch in /root/models"}', 400)
     assert b"over gRPC" in (await _infer(gateway)).body
-    assert len(triton.asked) == len(triton.grpc_asked) == 1
+    assert len(triton.requests) == len(triton.grpc_requests) == 1
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
@@ -301,7 +301,7 @@ async def test_an_id_may_be_called_nan(triton, gateway):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"garbage\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
@@ -310,8 +310,8 @@ async def test_an_id_may_be_called_nan(triton, gateway):
         _whole(b"<html>", 502),
     ],
 )
-async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, answer):
-    triton.http = answer
+async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, response):
+    triton.http = response
     with pytest.raises(UpstreamError):
         await _infer(gateway)
 
@@ -319,7 +319,7 @@ async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, answ
 async def test_an_answer_may_come_in_pieces(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
+    await _until(lambda: triton.requests)
     for byte in _whole(ANSWER):
         triton.connections[0].write(bytes([byte]))
         await asyncio.sleep(0)
@@ -352,7 +352,7 @@ async def test_connections_are_used_again(triton, gateway):
 async def test_a_cancelled_request_gives_back_its_permit_and_not_its_connection(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
+    await _until(lambda: triton.requests)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -368,12 +368,12 @@ async def test_without_an_http_api_grpc_is_used(triton, gateway):
 async def test_a_connection_that_breaks_is_no_capacity_now(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
+    await _until(lambda: triton.requests)
     triton.connections[0].close()
     with pytest.raises(NoCapacity, match="try again shortly") as caught:
         await task
     assert caught.value.retry_after_s == 1
-    assert not triton.grpc_asked  # it may have been served: it is not sent again
+    assert not triton.grpc_requests  # it may have been served: it is not sent again
 
 
 async def test_http_connections_end_when_grpc_s_does(triton, gateway):
@@ -381,7 +381,7 @@ async def test_http_connections_end_when_grpc_s_does(triton, gateway):
     await _infer(gateway, parameters={"mine": 1})  # over gRPC, which is connected from here on
     triton.http = None
     task = asyncio.create_task(_infer(gateway, deadline_s=30))
-    await _until(lambda: triton.asked)
+    await _until(lambda: triton.requests)
     await triton.stop_grpc()
     with pytest.raises(NoCapacity):
         await asyncio.wait_for(task, 5)

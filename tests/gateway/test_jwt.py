@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture
 def issuer(server):
-    server.asked.clear()
+    server.requests.clear()
     return server
 
 
@@ -75,9 +75,9 @@ async def test_a_good_token_is_its_subject(issuer, callers_for):
 async def test_a_verified_token_asks_nobody_again(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     first = await _identify(callers, token)
-    issuer.asked.clear()
+    issuer.requests.clear()
     assert await _identify(callers, token) is first
-    assert issuer.asked == []
+    assert issuer.requests == []
 
 
 async def test_a_remembered_token_ends_when_it_expires(issuer, callers_for):
@@ -223,7 +223,7 @@ async def test_a_key_that_the_token_brings_along_is_ignored(issuer, callers_for)
         forged = issuer.token(key=evil, header=header)
         assert await _is_refused(callers_for(), forged)
         assert await _is_refused(callers_for(), issuer.token(key=evil, iss=attacker.url))
-        assert attacker.asked == []
+        assert attacker.requests == []
     finally:
         attacker.close()
 
@@ -281,10 +281,10 @@ async def test_claims_become_tenant_roles_and_models(issuer, callers_for):
 async def test_a_reload_keeps_the_issuers_keys(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     assert (await _identify(callers, token)).tenant == "acme"
-    issuer.asked.clear()
+    issuer.requests.clear()
     callers.apply(_rules(issuer, tenant="other"))
     assert (await _identify(callers, token)).tenant == "other"
-    assert issuer.asked == []
+    assert issuer.requests == []
     callers.apply(Rules())
     assert await _is_refused(callers, token)
 

@@ -169,10 +169,10 @@ def test_a_long_array_is_packed_as_a_short_one_is(shape, indent, dtype, kind, mo
     ],
 )
 def test_an_invalid_long_array_is_refused(change):
-    whole = v2(orjson.dumps(list(range(50_000))), [50_000])
-    assert len(parse(model_of(), "", whole, None).tensors[0].raw) == 200_000
-    broken = change(whole)
-    assert broken != whole
+    body = v2(orjson.dumps(list(range(50_000))), [50_000])
+    assert len(parse(model_of(), "", body, None).tensors[0].raw) == 200_000
+    broken = change(body)
+    assert broken != body
     with pytest.raises(InvalidRequest):
         parse(model_of(), "", broken, None)
 
@@ -192,19 +192,19 @@ def test_a_long_array_stands_for_data_only():
 # --- counts --------------------------------------------------------------------------------
 
 COUNTED = {
-    "inputs": lambda n: orjson.dumps({"inputs": [entry(place) for place in range(n)]}),
+    "inputs": lambda n: orjson.dumps({"inputs": [entry(index) for index in range(n)]}),
     "the same input": lambda n: orjson.dumps({"inputs": [entry(0) for _ in range(n)]}),
     "outputs": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], "outputs": [{"name": f"y{place}"} for place in range(n)]}
+        {"inputs": [entry(0)], "outputs": [{"name": f"y{index}"} for index in range(n)]}
     ),
     "parameters": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], "parameters": {f"p{place}": place for place in range(n)}}
+        {"inputs": [entry(0)], "parameters": {f"p{index}": index for index in range(n)}}
     ),
     "an input's parameters": lambda n: orjson.dumps(
-        {"inputs": [entry(0, parameters={f"p{place}": place for place in range(n)})]}
+        {"inputs": [entry(0, parameters={f"p{index}": index for index in range(n)})]}
     ),
     "unknown keys": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], **{f"k{place}": place for place in range(n)}}
+        {"inputs": [entry(0)], **{f"k{index}": index for index in range(n)}}
     ),
     "lists": lambda n: v2(filled(b"[],", 3 * n), [n]),
     "nested": lambda n: v2(b"[" * n + b"]" * n, [1]),
@@ -250,7 +250,7 @@ ABUSIVE = {
     "empty lists": v2(filled(b"[],"), [1]),
     "short strings": v2(filled(b'"a",'), [1], "BYTES"),
     "objects with a key": v2(filled(b'{"a":0},'), [1]),
-    "keys": b"{" + b",".join(b'"k%d":0' % place for place in range(800_000)) + b"}",
+    "keys": b"{" + b",".join(b'"k%d":0' % index for index in range(800_000)) + b"}",
     "one key": b"{" + b'"a":0,' * (SIZE // 6) + b'"b":1}',
     "inputs": b'{"inputs":' + filled(b'{"name":"x"},') + b"}",
     "nested": b"[" * SIZE,
@@ -270,7 +270,7 @@ GOOD = {
         model_of("BYTES"),
     ),
     "texts": (
-        v2(orjson.dumps([f"text {place} of many" for place in range(250_000)]), [250_000], "BYTES"),
+        v2(orjson.dumps([f"text {index} of many" for index in range(250_000)]), [250_000], "BYTES"),
         model_of("BYTES"),
     ),
 }

@@ -107,8 +107,8 @@ async def test_each_listener_takes_the_same_hosts(gateway, host, reached):
             with socket.create_connection((address.strip("[]"), main.getsockname()[1]), timeout=5):
                 pass
             async with httpx.AsyncClient() as client:
-                answer = await client.get(f"http://{address}:{admin_port}/healthz", timeout=5)
-            assert answer.status_code == 200
+                response = await client.get(f"http://{address}:{admin_port}/healthz", timeout=5)
+            assert response.status_code == 200
             async with grpc.aio.insecure_channel(f"{address}:{grpc_port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 5)
     for listener in listeners:

@@ -125,9 +125,9 @@ async def test_the_pages_are_open_and_the_document_is_not_once_there_are_tenants
 async def test_the_viewers_files_are_open_and_read_once(governed):
     client, _ = governed
     for name in ("redoc.standalone.js", "swagger-ui.css", "favicon.png"):
-        whole = await client.get(f"/static-offline-docs/{name}")
-        assert (whole.status_code, whole.content) == (200, ASSETS[name][0])
-        assert whole.headers["content-type"].encode() == ASSETS[name][1]
+        full = await client.get(f"/static-offline-docs/{name}")
+        assert (full.status_code, full.content) == (200, ASSETS[name][0])
+        assert full.headers["content-type"].encode() == ASSETS[name][1]
         head = await client.head(f"/static-offline-docs/{name}")
         assert head.headers["content-length"] == str(len(ASSETS[name][0]))
     for path in ("app.py", "../app.py", ""):
@@ -183,7 +183,7 @@ OPENAIS += ["audio/speech", "audio/transcriptions", "fine_tuning/jobs", "assista
 
 @pytest.mark.parametrize("path", OPENAIS)
 async def test_what_openai_has_and_we_do_not(open_app, path):
-    """The same to each method, in the one shape that OpenAI's clients read."""
+    """The same for each method, in the one shape that OpenAI's clients read."""
     client, key = open_app
     for method in ("GET", "POST", "DELETE", "OPTIONS"):
         response = await client.request(method, f"/v1/{path}", headers=_with(key))

@@ -307,8 +307,11 @@ async def test_a_certificate_that_ends_while_its_connection_lasts(world):
     stream = Stream(world, "", "chat")
     stream.context.headers.clear()
     ends = time.time() + 1
-    shown = {"tidegate.client_certificate": ("CN=batch",), "tidegate.client_certificate_ends": ends}
-    stream.context.scope.update(shown)
+    certificate = {
+        "tidegate.client_certificate": ("CN=batch",),
+        "tidegate.client_certificate_ends": ends,
+    }
+    stream.context.scope.update(certificate)
     await stream.begin()
     assert isinstance(await stream.ended(ends + BOUND_S - time.time()), Unauthenticated)
     with pytest.raises(Unauthenticated):

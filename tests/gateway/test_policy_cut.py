@@ -300,7 +300,7 @@ def test_a_beginning_takes_away_but_gives_nothing_and_a_comment_says_that_it_is_
     a, b = Principal("k", "", Grant("a")), Principal("k", "", Grant("b"))
     _begin(policy, path, '[tenants.a]\nmodels = ["*"]\n[tenants.b]\nmodels = ["*"]\n')
     path.write_text('[tenants.a]\nmodels = ["*"]\n')
-    assert policy.refresh()  # nothing is given
+    assert policy.refresh()  # no right is added
     assert not policy.current.access.allowed(b, "infer", "x")
     limited = '[tenants.a]\nmodels = ["*"]\n[[limits]]\nscope="key"\nkind="requests"\namount=1\n'
     path.write_text(limited)

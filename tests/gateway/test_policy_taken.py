@@ -59,7 +59,7 @@ def test_what_cannot_be_written_is_logged_once(tmp_path, caplog):
     (tmp_path / FOLDER).touch()
     taken = Taken(tmp_path, tmp_path / "gateway.toml")
     for version in ("a" * 12, "b" * 12):
-        taken.say(version)
+        taken.report(version)
     taken.close()
     assert caplog.text.count("do not wait for this worker") == 1
     assert in_force(tmp_path, tmp_path / "gateway.toml") == []

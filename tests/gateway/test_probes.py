@@ -45,7 +45,7 @@ async def _round(gateway: Gateway, previous: Background | None = None) -> dict[s
 async def test_every_replica_is_probed(pair, gateway):
     fakes, _ = pair
     assert await _round(gateway) == {}
-    assert [fake.asked for fake in fakes] == [1, 1]
+    assert [fake.inferences for fake in fakes] == [1, 1]
 
 
 @pytest.mark.parametrize("answer", [wrong(7.0), failing()])
@@ -82,7 +82,7 @@ async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, mo
         fake.answer = late(60)
     for _ in range(8):
         for replica in gateway.pool.replicas:
-            replica.ended("p", None)  # a client had its answer just now
+            replica.ended("p", None)  # a client has just received a response
         assert await _round(gateway, background) == {}
         await asyncio.sleep(0.2)
     # With no response for that long it is no longer load.
@@ -139,7 +139,7 @@ async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
         assert asyncio.get_running_loop().time() < deadline
         await background.probe()
         await asyncio.sleep(0.05)
-    assert all(fake.asked <= 2 for fake in pair[0])  # no more than the next probe
+    assert all(fake.inferences <= 2 for fake in pair[0])  # no more than the next probe
     background._cancel_probes()
 
 
@@ -265,7 +265,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
     reading.cancel()
     monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.1)
     await Background(gateway).refresh_catalogue()
-    assert readiness(gateway) == {"p": ""}  # nobody said it in time, and each answers the probes
+    assert readiness(gateway) == {"p": ""}  # none responded in time, but each answers its probes
     for replica in gateway.pool.replicas:
         replica.last_answer -= probes.BUSY_S
     assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]

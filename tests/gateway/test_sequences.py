@@ -101,7 +101,7 @@ def test_idle_ones_are_freed_when_triton_drops_them(table, clock):
     clock.now += IDLE_S - 1
     _ask(table, 2)
     clock.now += 1
-    _ask(table, 3, starts=True)  # in the place of 1
+    _ask(table, 3, starts=True)  # in the slot of 1
     with pytest.raises(QuotaExceeded):
         _ask(table, 4, starts=True)
 
@@ -111,7 +111,7 @@ def test_one_with_a_request_under_way_is_not_idle(table, clock):
         clock.now += 10 * IDLE_S
         with pytest.raises(QuotaExceeded):
             _ask(table, 2, starts=True, limit=1)
-    assert table.place(1) == "a:1"
+    assert table.address(1) == "a:1"
 
 
 def test_a_failed_start_keeps_its_slot_since_triton_keeps_it_too(table, clock):
@@ -138,18 +138,18 @@ def test_one_started_in_another_process_is_counted_and_not_refused(table):
 def test_an_error_of_the_model_ends_nothing(table):
     _ask(table, 1, starts=True)
     _ask(table, 1, error=InvalidRequest("the model refused it"))
-    assert table.place(1) == "a:1"
+    assert table.address(1) == "a:1"
 
 
 def test_a_lost_one_stays_lost_until_it_is_restarted(table, clock):
     _ask(table, 1, starts=True)
     table.lose(1)
-    assert table.place(1) == LOST
+    assert table.address(1) == LOST
     _ask(table, 1, starts=True, group=("tenant", "m", "b:1"))
-    assert table.place(1) == "b:1"
+    assert table.address(1) == "b:1"
     table.lose(1)
     clock.now += IDLE_S
-    assert table.place(1) == ""
+    assert table.address(1) == ""
 
 
 def test_nothing_stays_for_ever(table, clock):
