@@ -184,8 +184,8 @@ class RequestContext:
             raise InvalidRequest(f"the header {duplicate.decode()!r} is sent twice: send it once")
 
     async def body(self) -> bytes:
-        """The whole body; TooLarge, RequestTimeout, or InvalidRequest when the client stops in the
-        middle."""
+        """The whole body. Raises TooLarge, RequestTimeout, InvalidRequest for an encoded one, and
+        ClientGone if the client disconnects; QuotaExceeded or NoCapacity as ``hold`` does."""
         self._refuse_encoded()
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.body_limit_bytes:

@@ -2,7 +2,7 @@
 
 This costs a fraction of ``grpc.aio`` (docs/performance.md), but Triton's HTTP API does not notice
 that a client has left. It is therefore only for models that declare ``tidegate.short``. The request
-is serialised anew from what the tensor firewall accepted, each tensor as the bytes that it checked:
+is serialised again from what the tensor firewall accepted, each tensor as the bytes it checked:
 Triton cannot parse differently what we have parsed.
 """
 

@@ -82,14 +82,14 @@ class Line:
         return future
 
     async def reached(self) -> bool:
-        """Whether Redis answers; waits for one attempt when it did not."""
+        """Whether Redis is available; if it was not, waits for one attempt to connect."""
         if not self._healthy:
             task = self._task or self._start_task(self._recover())
             await asyncio.wait([task], timeout=CONNECT_S)
         return self._healthy
 
     async def close(self) -> None:
-        """After what is under way; at most two timeouts."""
+        """Close after the calls in flight; takes two timeouts at most."""
         self._is_closed = True
         if self._task and self._healthy:
             await asyncio.wait([self._task], timeout=2 * TIMEOUT_S)
