@@ -191,7 +191,7 @@ class ReplicaPool:
         """Use these replicas from now on; requests in flight on others end there."""
         retired = {replica.place: replica for replica in self.replicas}
         self.replicas = [
-            retired.pop(address, None) or Replica(address, self._connect(address))
+            retired.pop(address) if address in retired else Replica(address, self._connect(address))
             for address in dict.fromkeys(addresses)
         ]
         for replica in retired.values():
