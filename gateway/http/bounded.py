@@ -51,7 +51,7 @@ BETWEEN_LIMIT_BYTES = 64 * 1024
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _UPGRADING = {b"upgrade", b"http2-settings"}
 _ONLY_HTTP_1 = InvalidRequest(
-    "send the request as HTTP/1.1 or HTTP/1.0: this port speaks no other version"
+    "this port speaks only HTTP/1.0 and HTTP/1.1: send the request in one of them"
 )
 
 
@@ -318,7 +318,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
-            InvalidRequest("this cannot be parsed as a request: send a valid HTTP/1.1 request"),
+            InvalidRequest("this cannot be parsed as a request: send valid HTTP/1.1"),
             400,
         )
 

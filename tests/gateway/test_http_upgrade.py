@@ -3,6 +3,7 @@ uvicorn lost the body of every POST of a JDK HttpClient, and what came after it 
 uvicorn#2722)."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -71,7 +72,7 @@ def _exchange(port, *parts: bytes) -> list[tuple[int, dict]]:
             while part := connection.recv(65536):
                 received += part
     answers = []
-    for response in received.split(b"HTTP/1.1 ")[1:]:
+    for response in re.split(rb"HTTP/1\.1 (?=\d{3} )", received)[1:]:
         body = response.partition(b"\r\n\r\n")[2]
         answers.append((int(response[:3]), orjson.loads(body) if body else {}))
     return answers
