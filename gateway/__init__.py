@@ -1,1 +1,1 @@
-"""One thin, governed API in front of Triton servers. Knows HTTP and Triton's protocol only."""
+"""A thin gateway with access control for Triton servers: knows only HTTP and Triton's protocol."""

@@ -24,8 +24,8 @@ from modelspec.address import joined
 
 APP = "gateway.app:from_environment"
 STOP_TIMEOUT_S = 10
-# Set by whoever starts a gateway again that died: it goes on with the policy that was in force.
-# Without it somebody wants what the file says now, whatever was in force before.
+# Set when a gateway that died is restarted: it continues with the policy that was in force. Without
+# it the gateway was started deliberately, and uses what the file says now.
 RESTARTED = "TIDEGATE_RESTARTED"
 
 
@@ -36,7 +36,7 @@ def main() -> int:
         _check_policy(settings, is_restarted=is_restarted)
         if not is_restarted:
             settings.kept_keys.unlink(missing_ok=True)
-        secured = _secured(settings)
+        tls_options = _tls_options(settings)
         listener = _listener(settings)
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
@@ -45,22 +45,22 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         if settings.workers > 1 and SHARED_FOLDER not in os.environ:
             os.environ[SHARED_FOLDER] = stack.enter_context(shared_folder())
-        _run(settings, secured, listener)
+        _run(settings, tls_options, listener)
     return 0
 
 
 def _listener(settings: Settings) -> socket.socket:
-    """SettingsError when nothing can listen there."""
+    """Raises SettingsError if the address cannot be bound."""
     host, port = settings.host, settings.gateway_port
     try:
         return listening_socket(host, port)
     except OSError as error:
-        where = joined(host, port)
-        raise SettingsError(f"nothing can listen on {where}: {error.strerror or error}") from None
+        address = joined(host, port)
+        raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from None
 
 
-def _secured(settings: Settings) -> dict[str, Any]:
-    """What uvicorn needs to end TLS by itself; nothing without a certificate."""
+def _tls_options(settings: Settings) -> dict[str, Any]:
+    """uvicorn's options for terminating TLS; {} without a certificate."""
     if not settings.tls_certificate_file:
         return {}
     from gateway.http.tls import Tls
@@ -69,9 +69,9 @@ def _secured(settings: Settings) -> dict[str, Any]:
 
 
 def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
-    """PolicyError when the file is wrong and there is no policy of before to go on with."""
+    """Raises PolicyError if the file is invalid and there is no earlier policy to continue with."""
     if is_restarted and settings.kept_policy.exists():
-        return  # the workers judge the file by what was in force
+        return  # the workers compare the file with what was in force
     try:
         PolicyFile(settings.policy_file).refresh()
     except PolicyError as error:
@@ -84,15 +84,15 @@ def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
 
 
 def _has_kept(settings: Settings) -> bool:
-    """Whether a policy was kept that can be read. That there was none is not enough to start with a
-    file that is wrong: its rules may be what somebody starts the gateway for."""
+    """Whether there is a saved policy that can be read. A saved note that there was no file is not
+    enough to start with an invalid one: its rules may be the reason for starting the gateway."""
     kept = PolicyFile(settings.policy_file, kept=settings.kept_policy)
     with contextlib.suppress(PolicyError):
         kept.refresh()
     return kept.current.version != "default"
 
 
-def _run(settings: Settings, secured: Mapping[str, Any], listener: socket.socket) -> None:
+def _run(settings: Settings, tls_options: Mapping[str, Any], listener: socket.socket) -> None:
     raise_descriptor_limit()
     options: dict[str, Any] = {
         "factory": True,
@@ -103,10 +103,10 @@ def _run(settings: Settings, secured: Mapping[str, Any], listener: socket.socket
         "ws": "none",
         "access_log": False,
         "server_header": False,
-        "proxy_headers": False,  # nobody asks who the client is or how it came here
+        "proxy_headers": False,  # the client's address and scheme are not used
         "log_config": None,
         "timeout_graceful_shutdown": STOP_TIMEOUT_S,
-        **secured,
+        **tls_options,
     }
     config = uvicorn.Config(APP, **options)
     if settings.workers > 1:

@@ -1,4 +1,4 @@
-"""The policy, joined: who is calling, what they may do, how much, and the record of it."""
+"""Access control: who is calling, what they may do, how much of it, and the audit record."""
 
 import asyncio
 import logging
@@ -25,14 +25,14 @@ from gateway.settings import Settings
 from gateway.supervision import Supervisor
 
 log = logging.getLogger("gateway")
-# Real text has about four bytes a token; a reservation is settled with the true number.
+# Real text has about four bytes per token; a reservation is later replaced by the true count.
 BYTES_A_TOKEN = 4
-# At the start gateway.toml must not have changed for so long, if that comes to pass in a few looks.
+# At startup, wait until gateway.toml has been unchanged for STEADY_S; give up after STEADY_LOOKS.
 STEADY_S, STEADY_LOOKS = 1.0, 50
 
 
 class AccessControl:
-    """One for each worker. Everything that it decides from is in memory, and swapped whole."""
+    """One per worker. All the data it decides from is in memory and is swapped as a whole."""
 
     def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
         self._supervisor, self._metrics = supervisor, metrics
@@ -41,23 +41,23 @@ class AccessControl:
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._taken = Taken(settings.state_folder, settings.policy_file)
-        self._audit: Any = None  # begun by the first policy that wants a record
-        self._unread: dict[str, str] = {}  # files that are there and cannot be read, and why
+        self._audit: Any = None  # started by the first policy that asks for a record
+        self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
         self._streams = OpenStreams(self._caller, self.limiter, _checks)
 
     async def open(self) -> None:
-        """Read the keys and the policy; PolicyError when the policy is wrong at the start, and no
-        process before this one kept another."""
-        for _ in range(STEADY_LOOKS):  # a file that is being written may be half of one
+        """Read the keys and the policy. Raises PolicyError if the policy is invalid at startup and
+        no earlier process saved a valid one."""
+        for _ in range(STEADY_LOOKS):  # a file that is still being written may be incomplete
             if self.policy.age_s() > STEADY_S:
                 break
             await asyncio.sleep(STEADY_S / 10)
         self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
         self._refresh_policy(is_start=True)
-        self._adopt()
-        self._taken.say(self.policy.current.version)
+        self._apply_policy()
+        self._taken.report(self.policy.current.version)
         await self.limiter.heartbeat()
 
     async def close(self) -> None:
@@ -67,69 +67,69 @@ class AccessControl:
             await asyncio.to_thread(self._audit.close)
 
     def refresh(self) -> bool:
-        """Follow the files; whether other rules are in force now. What is wrong is logged once, and
-        the state before stays in force."""
+        """Reload the files if they have changed, and return whether the rules in force are now
+        different. An invalid file is logged once, and the previous state stays in force."""
         self._refresh_keys()
         before = self.policy.current
         self._refresh_policy()
         if self.policy.current is before:
             return False
-        self._adopt()
-        self._taken.say(self.policy.current.version)
-        log.info("gateway.toml read again: version %s", self.policy.current.version)
+        self._apply_policy()
+        self._taken.report(self.policy.current.version)
+        log.info("gateway.toml reloaded: version %s", self.policy.current.version)
         if self.policy.pending_s:
             log.info(
-                "gateway.toml: what it gives more than before is in force in %.0f s, if the file "
-                "does not change until then",
+                "gateway.toml: the rights that it adds take effect in %.0f s, unless the file "
+                "changes before then",
                 self.policy.pending_s,
             )
         return True
 
     def fault(self) -> str:
-        """Which of the files cannot be read: what they take away is not known."""
-        return "; ".join(self._unread.values())
+        """Which of the files cannot be read: the rights they revoke are then not known."""
+        return "; ".join(self._unreadable.values())
 
     def revive(self) -> bool:
-        return False  # each round tries again
+        return False  # each refresh tries again
 
     def _refresh_keys(self) -> None:
-        """Each file by itself: one that cannot be read must not hold up the other."""
+        """Separate from the policy: one unreadable file must not hold up the other."""
         try:
             if self.keys.refresh():
-                log.info("keys read again")
+                log.info("keys reloaded")
             if not self.keys.is_refused:
-                self._unread.pop("keys.toml", None)
+                self._unreadable.pop("keys.toml", None)
         except OSError as error:
-            self._cannot_read("keys.toml", error, "keys")
+            self._set_unreadable("keys.toml", error, "keys")
         except ValueError as error:  # TOMLDecodeError too
-            if not self.keys.generation:  # there are none before it: nobody would be let in
-                self._cannot_read("keys.toml", error, "keys")
+            if not self.keys.generation:  # there are no earlier keys: nobody would be let in
+                self._set_unreadable("keys.toml", error, "keys")
                 return
-            self._unread.pop("keys.toml", None)
-            log.error("keys.toml cannot be read, the keys before it stay in force: %s", error)
+            self._unreadable.pop("keys.toml", None)
+            log.error("keys.toml cannot be read, the previous keys stay in force: %s", error)
 
     def _refresh_policy(self, *, is_start: bool = False) -> None:
         try:
             self.policy.refresh()
-            self._unread.pop("gateway.toml", None)
+            self._unreadable.pop("gateway.toml", None)
         except OSError as error:
             if is_start and not self.policy.has_kept:
                 raise
-            self._cannot_read("gateway.toml", error, "policy")
+            self._set_unreadable("gateway.toml", error, "policy")
         except PolicyError as error:
             if is_start and not self.policy.has_kept:
                 raise
-            self._unread.pop("gateway.toml", None)
-            log.error("%s; the policy before it stays in force", error)
+            self._unreadable.pop("gateway.toml", None)
+            log.error("%s; the previous policy stays in force", error)
 
-    def _cannot_read(self, name: str, error: Exception, what: str) -> None:
-        """Said once for each trouble; until it is over the gateway is not ready."""
-        why = f"{name} cannot be read: {error}"
-        if self._unread.get(name) != why:
-            log.error("%s; the %s before stay in force", why, what)
-        self._unread[name] = why
+    def _set_unreadable(self, name: str, error: Exception, content: str) -> None:
+        """Record the problem and log it once; the gateway is not ready until it is resolved."""
+        reason = f"{name} cannot be read: {error}"
+        if self._unreadable.get(name) != reason:
+            log.error("%s; the previous %s stay in force", reason, content)
+        self._unreadable[name] = reason
 
-    def _adopt(self) -> None:
+    def _apply_policy(self) -> None:
         rules, settings = self.policy.current.rules, self._settings
         self.callers.apply(rules)
         self._warn_of_shares(rules)
@@ -143,23 +143,23 @@ class AccessControl:
             self._supervisor.watch("audit", self._audit)
 
     def _warn_of_shares(self, rules: Rules) -> None:
-        """Say which limits are smaller than what the processes that count alone let through."""
+        """Log the limits that are smaller than what processes counting separately let through."""
         settings = self._settings
         processes = settings.workers * settings.gateways
         if settings.redis_url or processes == 1:
             return
         for limit in rules.limits:
-            alone = settings.gateways if limit.kind == "concurrency" else processes
-            if limit.capacity < alone:
+            counters = settings.gateways if limit.kind == "concurrency" else processes
+            if limit.capacity < counters:
                 log.warning(
-                    "limits: %s processes count by themselves, and each lets one request through: "
+                    "limits: %s processes count separately, and each lets one request through: "
                     "together that is more than your %s allows at once; set TIDEGATE_REDIS_URL",
-                    alone,
+                    counters,
                     limit.described,
                 )
 
     async def identify(self, context: RequestContext) -> None:
-        """Put the caller and the rules that hold for this request into the context."""
+        """Put the caller into the request's context. Raises Unauthenticated."""
         context.refuse_twice()
         context.principal = await self._caller(context)
 
@@ -168,8 +168,9 @@ class AccessControl:
         return await self.callers.identify(context.scope, context.authorization())
 
     def admit(self, context: RequestContext, model: Model, reserved: float = 0) -> Admission:
-        """``async with`` it around the work: LimitReached when the caller's limits are used up.
-        ``reserved`` tokens are taken until the true number is settled."""
+        """An admission, for ``async with`` around the work; entering it raises LimitReached when
+        the caller's limits are used up. ``reserved`` tokens are taken until the true count is
+        known."""
         principal = context.principal
         if principal is None:
             raise Internal("a model was called without an identity: report the request id")
@@ -189,23 +190,24 @@ class AccessControl:
         models: Callable[[], Iterable[str]],
         admissions: Callable[[], Iterable[Admission]],
     ) -> Iterator[None]:
-        """Around a stream: ``end`` is called, once, within two seconds after its caller's right to
-        it has ended: the key or token, the rules for one of ``models()``, or limits that its
-        ``admissions()`` no longer fit into. The context's principal and access follow what is in
-        force, so that what comes on the stream later is judged by that."""
+        """Around a stream: calls ``end`` once, within two seconds after its caller has lost the
+        right to it: through the key or token, the rules for one of ``models()``, or limits that
+        its ``admissions()`` no longer fit into. The context's principal and access follow the
+        rules in force, so that later messages of the stream are judged by them."""
         with self._streams.watching(context, end, models, admissions):
             yield
 
     @contextmanager
     def bounded(self, context: RequestContext) -> Iterator[None]:
-        """``watching`` for a block of one coroutine, about one model: it is interrupted, and the
-        error raised in its place."""
+        """``watching`` for a block of one coroutine that uses one model: the block is interrupted,
+        and the error is raised in its place."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine always runs in a task
-        before, found = task.cancelling(), []
+        cancels_before = task.cancelling()
+        errors: list[GatewayError] = []
 
         def end(error: GatewayError) -> None:
-            found.append(error)
+            errors.append(error)
             task.cancel()
 
         with self.watching(
@@ -217,12 +219,12 @@ class AccessControl:
             try:
                 yield
             except asyncio.CancelledError:
-                if found and task.uncancel() <= before:
-                    raise found[0] from None
+                if errors and task.uncancel() <= cancels_before:
+                    raise errors[0] from None
                 raise
 
     async def check_streams(self) -> None:
-        """End the streams whose callers have no right to them any more; to be called four times a
+        """End the streams whose callers no longer have a right to them. Call it four times a
         second."""
         if len(self._streams):
             self.callers.keep_fresh()
@@ -230,8 +232,8 @@ class AccessControl:
         await self._streams.check(access, (access, self.callers.generation))
 
     def meter(self, admission: Admission | None, model: Model) -> Any:
-        """What settles the admission with the tokens that the model's answers say they cost; None
-        where no limit of tokens binds: nothing is read of the answers then."""
+        """A Meter that charges the admission with the tokens that the model's responses report, or
+        None if no token limit applies: the responses are not read then."""
         if admission is None or not model.counts_tokens or not admission.counts_tokens:
             return None
         from gateway.limits.metering import Meter
@@ -239,13 +241,13 @@ class AccessControl:
         return Meter(admission, model)
 
     def record(self, context: RequestContext, status: int) -> None:
-        """One line of the audit log, if the policy wants this decision in it."""
+        """Write one line to the audit log, if the policy asks for this decision to be recorded."""
         if self._audit:
             self._audit.note(context, status, self.policy.current.rules.audit.record)
 
 
 def _checks(access: Access, principal: Principal, model: str, tokens: float = 0) -> Sequence[Check]:
-    """What the limits ask of one request of this caller for this model."""
+    """The limit checks for one request of this caller for this model."""
     limits = access.limits(principal, model)
     if not limits:
         return ()
@@ -266,5 +268,5 @@ def _limiter(settings: Settings, supervisor: Supervisor) -> Limiter:
         try:
             shared_slots = SharedSlots(settings.state_folder / "slots.lock")
         except OSError as error:
-            log.warning("limits: each worker counts by itself: %s", error)
+            log.warning("limits: each worker counts separately: %s", error)
     return Limiter(None, processes, shared_slots=shared_slots, machine=1 / settings.gateways)

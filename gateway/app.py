@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: the APIs, put together."""
+"""The gateway as an ASGI application: assembles its APIs."""
 
 import asyncio
 import contextlib
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 TITLE = "Tidegate"
 VERSION = "0.1.0"
-# The loop waits no longer than that for a thread that reads a large body (http/off_loop.py): with
-# Python's own 5 ms, the p99 of everybody else rose from 0.2 to 14 ms meanwhile.
+# The longest that the loop waits for a thread that parses a large body (http/off_loop.py): with
+# Python's default of 5 ms, the p99 of everybody else rose from 0.2 to 14 ms meanwhile.
 SWITCH_S = 0.0005
-FIRST_LOOK_S = 3.0  # how long a worker waits for the first catalogue before it serves without one
-DOCUMENTS = 64  # descriptions kept: one for each set of models that callers may see
+FIRST_CATALOGUE_S = 3.0  # how long a worker waits for its first catalogue before it starts serving
+DOCUMENTS = 64  # OpenAPI documents cached: one per set of models that callers may see
 
 
 def create_app(settings: Settings) -> Middleware:
-    """The application; everything that it needs is in ``settings``."""
+    """The application, configured by ``settings`` alone."""
     app = FastAPI(
         title=TITLE,
         version=VERSION,
@@ -68,14 +68,14 @@ def create_app(settings: Settings) -> Middleware:
         *TaskApi(gateway).routes(),
     ]
     app.router.routes.extend(apis)
-    app.add_exception_handler(Exception, _shown)
-    app.add_exception_handler(HTTPException, _shown)
-    # Not by ``add_middleware``: some of the framework's layers would be outside of it.
+    app.add_exception_handler(Exception, _error_response)
+    app.add_exception_handler(HTTPException, _error_response)
+    # Not with ``add_middleware``: some of the framework's layers would then be outside of it.
     return Middleware(app, gateway, apis)
 
 
 def from_environment() -> Middleware:
-    """What each uvicorn worker calls, in a process of its own if there are several."""
+    """Called by each uvicorn worker, in its own process if there are several."""
     set_up()
     end_with_parent()
     return create_app(Settings.read(os.environ))
@@ -86,10 +86,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     sys.setswitchinterval(SWITCH_S)
     background = Background(gateway)
-    # The first request must find the keys and the models read.
+    # Keys and models must have been read before the first request.
     await gateway.access_control.open()
     gateway.follow_policy()
-    await _first_look(background)
+    await _read_first_catalogue(background)
     gateway.supervisor.open()
     background.start()
     listener_name = os.environ.get(SOCKET)
@@ -102,11 +102,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for name, listener in listeners.items():
         await listener.start()
         gateway.supervisor.run(name, listener.serve)
-    gc.freeze()  # what lives for ever need not be looked at again and again
+    gc.freeze()  # the garbage collector need not visit permanent objects again and again
     try:
         yield
     finally:
-        await gateway.supervisor.close()  # first: what ends from now on should end
+        await gateway.supervisor.close()  # first: it must not restart what ends from now on
         for listener in reversed(listeners.values()):
             await listener.stop()
         await gateway.pool.close()
@@ -114,7 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class Listener(Protocol):
-    """A port besides the one that uvicorn listens on."""
+    """A port in addition to the one that uvicorn listens on."""
 
     async def start(self) -> object: ...
 
@@ -124,7 +124,7 @@ class Listener(Protocol):
 
 
 def _listeners(gateway: Gateway) -> dict[str, Listener]:
-    """Those that a setting turns on; imported for that only."""
+    """The listeners that the settings turn on; only these are imported."""
     settings = gateway.settings
     listeners: dict[str, Listener] = {}
     if settings.admin_port:
@@ -139,7 +139,7 @@ def _listeners(gateway: Gateway) -> dict[str, Listener]:
 
 
 def _late_routes(gateway: Gateway) -> list[Route]:
-    """Routes that many gateways are never asked for: their APIs are imported at the first call."""
+    """Routes that many gateways never serve: their APIs are imported at the first call."""
 
     @cache
     def generate() -> "GenerateApi":
@@ -160,7 +160,7 @@ def _late_routes(gateway: Gateway) -> list[Route]:
 
     model = "/v2/models/{model}"
     table: list[tuple[str, str, Callable[[], Handler]]] = [
-        # Before V2's own: here "stats" is not the name of a model.
+        # Before V2's own routes: here "stats" is not the name of a model.
         ("GET", "/v2/models/stats", lambda: generate().every_stats),
         *(
             (method, f"{prefix}/{name}", partial(_handler, generate, name))
@@ -184,20 +184,20 @@ def _handler(api: Callable[[], object], name: str) -> Handler:
     return handler
 
 
-async def _first_look(background: Background) -> None:
-    """Read the catalogue, and where no server answers, soon again: a worker that takes requests
-    without one refuses what the others serve."""
-    gateway, until = background.gateway, time.monotonic() + FIRST_LOOK_S
+async def _read_first_catalogue(background: Background) -> None:
+    """Read the catalogue, and retry soon if no server responds: a worker that takes requests
+    without one would refuse what the others serve."""
+    gateway, deadline = background.gateway, time.monotonic() + FIRST_CATALOGUE_S
     while True:
         await background.check_replicas()
         await background.refresh_catalogue()
-        if gateway.reader.read_at > 0 or time.monotonic() > until:
+        if gateway.reader.read_at > 0 or time.monotonic() > deadline:
             return
         await asyncio.sleep(CHECK_S)
 
 
 class Description:
-    """The OpenAPI document, which follows the catalogue and shows a caller what is theirs."""
+    """The OpenAPI document, which follows the catalogue and shows callers only their models."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -206,29 +206,30 @@ class Description:
     def route(self) -> Route:
         return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
 
-    @open_to_all  # gateway.http.middleware asks for an identity where the documentation is not open
+    @open_to_all  # the middleware requires an identity if the documentation is not open
     async def show(self, context: RequestContext) -> Reply:
-        mine = self.gateway.catalogue.restricted_to(context.may_read)
-        if mine.digest not in self._rendered:
+        catalogue = self.gateway.catalogue.restricted_to(context.may_read)
+        if catalogue.digest not in self._rendered:
             if len(self._rendered) >= DOCUMENTS:
                 self._rendered.clear()
-            self._rendered[mine.digest] = json_reply(describe(TITLE, VERSION, mine))
-        shown = self._rendered[mine.digest]
-        return Reply(200, shown.body)
+            self._rendered[catalogue.digest] = json_reply(describe(TITLE, VERSION, catalogue))
+        document = self._rendered[catalogue.digest]
+        return Reply(200, document.body)
 
 
-async def _shown(request: Request, error: Exception) -> Response:
-    """The framework's own 404 and 405, and whatever failed in it, as the taxonomy's."""
+async def _error_response(request: Request, error: Exception) -> Response:
+    """The framework's own 404s, 405s and failures, rendered as gateway errors."""
     path = request.url.path
-    fault = error if isinstance(error, GatewayError) else _translated(request.method, path, error)
-    reply = error_reply(fault, path, request.scope["context"].request_id)
+    if not isinstance(error, GatewayError):
+        error = _to_gateway_error(request.method, path, error)
+    reply = error_reply(error, path, request.scope["context"].request_id)
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers, reply.content_type.decode())
 
 
-def _translated(method: str, path: str, error: Exception) -> GatewayError:
+def _to_gateway_error(method: str, path: str, error: Exception) -> GatewayError:
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"{method} is not for {path}: use GET", ("GET", "HEAD"))
+        return MethodNotAllowed(f"{path} does not take {method}: use GET", ("GET", "HEAD"))
     if isinstance(error, HTTPException) and error.status_code == 404:
         return unknown_path(path)
     return Internal("the gateway failed: report the request id")

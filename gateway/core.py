@@ -1,4 +1,4 @@
-"""The gateway's parts, joined: what the APIs call to have something inferred."""
+"""The gateway's core: what every API calls to run an inference."""
 
 import asyncio
 import contextlib
@@ -33,11 +33,11 @@ from gateway.upstream.server import Upstream, request_id
 
 A = TypeVar("A")
 P = ParamSpec("P")
-WINDOW = 8  # batches of one request that are under way at a time
+WINDOW = 8  # batches of one request in flight at a time
 
 
 class Gateway:
-    """Holds the settings, the keys, the replicas and the catalogue of one running gateway."""
+    """The settings, access control, replicas and model catalogue of one running gateway."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -54,49 +54,50 @@ class Gateway:
         self.open_sequences = OpenSequences()
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
         self.reader = Reader(settings.pipelines)
-        self.probes: Mapping[str, str] = {}  # pipeline -> '' when it answers, else what is wrong
+        self.probes: Mapping[str, str] = {}  # pipeline -> '' if it is healthy, else the fault
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
         self.follow_policy()
 
     def follow_policy(self) -> None:
-        """Talk to the replicas that gateway.toml lists, or else to those of the settings."""
+        """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
         self.pool.apply(self.access_control.policy.current.rules.replicas or self.settings.replicas)
 
     def context(
         self, scope: Scope, receive: Receive, deadline_s: float = math.inf
     ) -> RequestContext:
-        """A request that came just now; the gateway's own deadline bounds its."""
+        """The context of a request that has just arrived. Its deadline is ``deadline_s``, or the
+        gateway's own if that is shorter."""
         settings, access = self.settings, self.access_control.policy.current.access
         deadline_s = min(deadline_s, settings.deadline_s)
         context = RequestContext(scope, receive, access, settings.body_limit_bytes, deadline_s)
-        request_id.set(
-            context.request_id
-        )  # each request has a task, and so a contextvars context, of its own
-        context.body_patience_s, context.memory = settings.body_patience_s, self.held
+        # Each request runs in its own task, and therefore in its own contextvars context.
+        request_id.set(context.request_id)
+        context.body_patience_s = settings.body_patience_s
+        context.memory = self.held
         return context
 
     async def work(
         self, context: RequestContext, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs
     ) -> A:
-        """What ``work`` makes of the request's body: beside the event loop, if it is large."""
+        """The result of ``work``, which runs off the event loop if the request's body is large."""
         if context.body_bytes > SMALL_BYTES:
             return await self.off_loop.run(context, work, *args, **kwargs)
         return work(*args, **kwargs)
 
     async def read(self, context: RequestContext, work: Callable[[bytes], A]) -> A:
-        """The body as ``work`` reads it."""
+        """The request's body, parsed by ``work``."""
         body = await context.body()
         return await self.work(context, work, body)
 
     def named(self, context: RequestContext) -> tuple[Model, str]:
-        """The model and version in the path; NotFound when either is not served."""
+        """The model and version in the path. Raises NotFound if either is not served."""
         version = context.param("version")
         return self.catalogue.model(context.param("model"), version), version
 
     async def describe_model(self, context: RequestContext, method: str) -> Any:
-        """What Triton tells of the model in the path: see ``Upstream.describe``."""
+        """Triton's description of the model in the path: see ``Upstream.describe``."""
         model, version = self.named(context)
         return await self.pool.describe(method, model.name, version)
 
@@ -106,23 +107,23 @@ class Gateway:
         model: Model,
         message: service_pb2.ModelInferRequest | None = None,
     ) -> str:
-        """The pipeline that answers this caller or, with ``per = "request"``, this request: the
+        """The pipeline that serves this caller or, with ``per = "request"``, this request: the
         model itself, or a canary of it.
 
-        Never a canary for a request of a sequence: when the weights change, its next request would
-        go to a model that knows nothing of it.
+        A request of a sequence never goes to a canary: when the weights change, the next request
+        of the sequence would go to a model that knows nothing about it.
         """
         route = self.access_control.policy.current.rules.routes.get(model.name)
         if not route or context.principal is None or context.param("version"):
             return model.name
         if message is not None and step_of(message):
             return model.name
-        who = context.lot if route.per == "request" else context.principal.id
+        key = context.lot if route.per == "request" else context.principal.id
         from gateway.policy.canary import choose
 
-        return choose(model.name, route.weights, who, self._answers)
+        return choose(model.name, route.weights, key, self._is_healthy)
 
-    def _answers(self, name: str) -> bool:
+    def _is_healthy(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
     def permit(
@@ -132,21 +133,21 @@ class Gateway:
         message: service_pb2.ModelInferRequest,
         at: Upstream | None = None,
     ) -> AbstractContextManager[Upstream]:
-        """A permit for this one request, which says by name and parameters what is asked; its
-        sequence id is our own by now (``SequenceIds.put_own``).
+        """A permit for this one request. ``message`` names the model and already carries our own
+        sequence id (``SequenceIds.put_own``).
 
-        ``at`` is where the last message of the same stream went: the next one goes there too, if
-        it is no sequence's and that replica is still to be asked. Calling or entering it raises
-        NoCapacity; of a sequence also UpstreamError when its server is gone, and QuotaExceeded when
-        it would be one open sequence too many.
+        ``at`` is where the previous message of the same stream went: this one goes there too, if
+        it belongs to no sequence and that replica still takes requests. Raises NoCapacity, either
+        here or on entering; for a sequence also UpstreamError if its server is gone, and
+        QuotaExceeded if the tenant has too many open sequences.
         """
         step = step_of(message)
         if step is None:
             return self.pool.permit(message.model_name, message.model_version, at)
-        return self._permit_of_sequence(context.tenant, model, message, step)
+        return self._sequence_permit(context.tenant, model, message, step)
 
     @contextmanager
-    def _permit_of_sequence(
+    def _sequence_permit(
         self, tenant: str, model: Model, message: Any, step: SequenceStep
     ) -> Iterator[Upstream]:
         replica = self.home(model, message, step)
@@ -163,15 +164,15 @@ class Gateway:
     def home(
         self, model: Model, message: service_pb2.ModelInferRequest, step: SequenceStep
     ) -> Replica:
-        """The replica that has this request's sequence, or where it shall begin: see
-        ``ReplicaPool.home``. Where it begins is remembered only for a model of which Triton itself
-        refuses a sequence that it does not know."""
+        """The replica that has this request's sequence, or on which it is to start: see
+        ``ReplicaPool.home``. The replica is remembered only for models for which Triton itself
+        refuses an unknown sequence."""
         try:
             return self.pool.home(
                 step.id,
                 message.model_name,
                 message.model_version,
-                begun_at=self.open_sequences.place(step.id),
+                begun_at=self.open_sequences.address(step.id),
                 starts=step.starts and model.sequences is not None,
             )
         except UpstreamError:
@@ -191,9 +192,9 @@ class Gateway:
         )
 
     def most_open(self, model: Model) -> int | None:
-        """How many sequences a tenant may have open at one server, by this process's count.
+        """How many sequences a tenant may have open on one server, by this process's count.
 
-        A share of what the server takes, divided among the processes, and one at least. None
+        It is a share of the server's capacity, divided among the processes, and at least one. None
         without tenants: there is nobody to leave room for.
         """
         if model.sequences is None or not self.access_control.policy.current.rules.tenants:
@@ -209,7 +210,7 @@ class Gateway:
         message: service_pb2.ModelInferRequest,
         admission: Admission | None,
     ) -> service_pb2.ModelInferResponse:
-        """One inference for an context that was admitted, cancelled when its client leaves."""
+        """One inference for an admitted request, cancelled if its client disconnects."""
         message.model_name = self.serving(context, model, message)
         meter = self.access_control.meter(admission, model)
         if meter:
@@ -225,7 +226,7 @@ class Gateway:
         return response
 
     async def http_upstream(self, context: RequestContext, request: V2Request) -> Reply | None:
-        """As ``infer``, over HTTP/1.1; None when gRPC has to be asked instead."""
+        """As ``infer``, over HTTP/1.1. None if the request has to go over gRPC instead."""
         with self.pool.permit(request.model, request.version) as upstream:
             if upstream.http_upstream is None:
                 return None
@@ -241,88 +242,90 @@ class Gateway:
         endpoint_schema: EndpointSchema,
         rows: Sequence[Row],
     ) -> list[tuple[Tensors, int]]:
-        """For each row the tensors it is in and its place there. The admission ends with the
-        context's answer."""
+        """For each row, the tensors of the batch that contains it and its index in that batch. The
+        admission lasts until the response has been sent."""
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
-        work = await self.work(context, batches, model, endpoint_schema, rows)
-        asked = self._answers_to(work, context.remaining_s(), serving)
-        admission.started()  # here nothing waits: what is refused is no deadline
-        answers = await _timed(context, asked)
+        row_batches = await self.work(context, batches, model, endpoint_schema, rows)
+        inference = self._infer_batches(row_batches, context.remaining_s(), serving)
+        admission.started()  # nothing waits here: what is refused has missed no deadline
+        results = await _timed(context, inference)
         meter = self.access_control.meter(admission, model)
         if meter:
-            meter.read_rows(answers)
-        return answers
+            meter.read_rows(results)
+        return results
 
-    async def _answers_to(
-        self, work: Sequence[Batch], timeout_s: float, serving: str
+    async def _infer_batches(
+        self, row_batches: Sequence[Batch], timeout_s: float, serving: str
     ) -> list[tuple[Tensors, int]]:
-        """A few batches at a time; the first failure cancels the rest and is raised as it is.
+        """Infer a few batches at a time; the first failure cancels the rest and is raised as it is.
 
-        A permit once had is kept for one batch after the other: what has begun is not refused
-        half-way. NoCapacity when not even one can be had.
+        Each permit is kept for one batch after another, so that a request that has begun is not
+        refused halfway. Raises NoCapacity if not even one permit is available.
         """
-        answers: dict[int, tuple[Tensors, int]] = {}
-        ends = time.perf_counter() + timeout_s
-        waiting = iter(work)
+        results: dict[int, tuple[Tensors, int]] = {}
+        deadline = time.perf_counter() + timeout_s
+        pending = iter(row_batches)
 
-        async def in_turn() -> NoCapacity | None:
-            with contextlib.ExitStack() as held:
+        async def worker() -> NoCapacity | None:
+            with contextlib.ExitStack() as stack:
                 try:
-                    upstream = held.enter_context(self.pool.permit(serving))
-                except NoCapacity as full:
-                    return full
-                for batch in waiting:
+                    upstream = stack.enter_context(self.pool.permit(serving))
+                except NoCapacity as error:
+                    return error
+                for batch in pending:
                     batch.message.model_name = serving
-                    tensors = await _asked(upstream, batch, ends)
-                    for index, place in enumerate(batch.shared_slots):
-                        answers[place] = tensors, index
+                    tensors = await _infer_batch(upstream, batch, deadline)
+                    for index, row_index in enumerate(batch.row_indices):
+                        results[row_index] = tensors, index
             return None
 
-        if len(work) == 1:
-            refusals = [await in_turn()]
+        if len(row_batches) == 1:
+            refusals = [await worker()]
         else:
-            refusals = await _together([in_turn() for _ in work[: self._window]])
+            refusals = await _gather([worker() for _ in row_batches[: self._window]])
         if refusals[0] and all(refusals):
             raise refusals[0]
-        return [answers[place] for place in range(len(answers))]
+        return [results[row_index] for row_index in range(len(results))]
 
     @property
     def _window(self) -> int:
         return max(1, min(WINDOW, self.settings.max_inflight // 4))
 
 
-async def _asked(upstream: Upstream, batch: Batch, ends: float) -> Tensors:
-    """The answer to one batch; a fault is of the row as the caller counts rows."""
-    left_s = ends - time.perf_counter()
-    if left_s <= 0:
+async def _infer_batch(upstream: Upstream, batch: Batch, deadline: float) -> Tensors:
+    """The output tensors of one batch. ``deadline`` is in seconds of ``time.perf_counter``. An
+    InvalidRequest names the row by its index in the caller's request."""
+    remaining_s = deadline - time.perf_counter()
+    if remaining_s <= 0:
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     try:
-        response = await upstream.infer(batch.message, left_s)
+        response = await upstream.infer(batch.message, remaining_s)
     except InvalidRequest as error:
-        raise _of_caller(error, batch.shared_slots) from error
-    return read_tensors(response, len(batch.shared_slots))
+        raise _with_caller_row(error, batch.row_indices) from error
+    return read_tensors(response, len(batch.row_indices))
 
 
-def _of_caller(error: InvalidRequest, shared_slots: Sequence[int]) -> InvalidRequest:
-    """The upstream's fault, of the row as the caller counts rows."""
-    if error.row is not None and error.row < len(shared_slots):
-        return error.at_row(shared_slots[error.row])
-    return error.at_row(shared_slots[0]) if len(shared_slots) == 1 else error
+def _with_caller_row(error: InvalidRequest, row_indices: Sequence[int]) -> InvalidRequest:
+    """The same error, with the row's index in the caller's request instead of in the batch."""
+    if error.row is not None and error.row < len(row_indices):
+        return error.at_row(row_indices[error.row])
+    return error.at_row(row_indices[0]) if len(row_indices) == 1 else error
 
 
 async def _timed(context: RequestContext, work: Coroutine[Any, Any, A]) -> A:
-    """Until the client leaves; how long it took is told to the client."""
-    asked = time.perf_counter()
+    """Run ``work`` for as long as the client is connected, and add its duration to the
+    ``Server-Timing`` that the client receives."""
+    start = time.perf_counter()
     try:
         return await context.while_connected(work)
     finally:
-        context.upstream_s += time.perf_counter() - asked
+        context.upstream_s += time.perf_counter() - start
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
-    """Run together; the first failure cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(each) for each in work]
+async def _gather(coroutines: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
+    """Run concurrently; the first failure cancels the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -1,20 +1,20 @@
 """One taxonomy of what can go wrong, whatever the API.
 
 GatewayError                 a stable code, a message that says what to do, sometimes Retry-After
-|- Unauthenticated           no identity, or a bad one
+|- Unauthenticated           no identity, or an invalid one
 |- Forbidden                 known, but not allowed
 |- NotFound                  unknown, or not yours
-|- MethodNotAllowed               the path exists, the method does not
-|- InvalidRequest                 the request does not fit the schema
+|- MethodNotAllowed          the path exists, but not for this method
+|- InvalidRequest            the request does not fit the schema
 |- TooLarge                  the body is over the limit
-|- RequestTimeout                   the body did not arrive in time
+|- RequestTimeout            the body did not arrive in time
 |- QuotaExceeded             the caller's own limit
-|- NoCapacity                nobody can serve this now
-|- DeadlineExceeded          the answer did not come in time
+|- NoCapacity                no server can take the request now
+|- DeadlineExceeded          the response did not arrive in time
 |- UpstreamError             a model or its server failed
 `- Internal                  our own bug
 
-Nothing here knows HTTP: ``gateway.http.render`` has the table of statuses, one column a API.
+Nothing here knows HTTP: ``gateway.http.render`` has the status table, one column per API.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class GatewayError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
-        self.param = param  # the field of the request that is wrong, where one is
+        self.param = param  # the field of the request that is wrong, if it is one field
 
 
 class Unauthenticated(GatewayError):
@@ -46,7 +46,7 @@ class NotFound(GatewayError):
 
 
 class MethodNotAllowed(GatewayError):
-    """``allowed`` are the methods that there are."""
+    """``allowed`` lists the methods that the path supports."""
 
     code = "method_not_allowed"
 
@@ -63,7 +63,8 @@ class MethodNotAllowed(GatewayError):
 
 
 class InvalidRequest(GatewayError):
-    """``row`` is the one of a batch that is to blame, if one is; ``problem`` does not name it."""
+    """``row`` is the index of the faulty row of a batch, if it is one row; ``problem`` is the
+    message without the row."""
 
     code = "invalid_request"
 
@@ -72,12 +73,12 @@ class InvalidRequest(GatewayError):
         self.problem, self.row = message, row
 
     def at_row(self, row: int) -> "InvalidRequest":
-        """The same fault, of this row."""
+        """The same error, for this row."""
         return InvalidRequest(self.problem, param=self.param, row=row)
 
     def at(self, where: str) -> "InvalidRequest":
-        """The same fault under the row's place in the body, such as ``inputs.3``; '' for a row that
-        is the body."""
+        """The same error, located by the row's path in the body, such as ``inputs.3``; '' for a row
+        that is the whole body."""
         message = f"{where}: {self.problem}" if where else self.problem
         return InvalidRequest(message, param=".".join(filter(None, (where, self.param))))
 
@@ -107,14 +108,14 @@ class UpstreamError(GatewayError):
 
 
 class Internal(GatewayError):
-    """Our own bug, under the code that every other has if it says none."""
+    """Our own bug: the default code of GatewayError."""
 
 
-SHOWN = 64  # characters of what a client wrote
+SHOWN = 64  # characters of a client's value that a message quotes
 
 
 def quoted(value: object) -> str:
-    """What a client wrote, as a message may show it: no more than its beginning."""
+    """A client's value for use in a message: no more than its beginning."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     if isinstance(value, str):
@@ -123,9 +124,10 @@ def quoted(value: object) -> str:
 
 
 def no_model(name: str) -> NotFound:
-    """Of a model that is not there, and of one that is not the caller's: nobody can tell which.
+    """The error for a model that does not exist and for one that the caller may not use: the two
+    must not be distinguishable.
 
-    Triton's own words come first, since clients (NVIDIA's examples among them) look for them.
+    Triton's own wording comes first, since clients (NVIDIA's examples among them) look for it.
     """
     return NotFound(
         f"Request for unknown model: {quoted(name)} is not found: see GET /v2/models for yours"

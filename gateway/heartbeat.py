@@ -1,7 +1,7 @@
-"""A sign of life for whoever started the gateway, from each worker's event loop, twice a second.
+"""A heartbeat for the process that started the gateway, from each worker's event loop.
 
-A worker that is stopped, or whose loop hangs, holds its connections and answers nobody, and to its
-parent it looks alive. The datagrams need no disk, and nobody waits for one to be taken.
+A worker that is stopped, or whose loop hangs, holds its connections and serves nobody, but looks
+alive to its parent. The datagrams need no disk, and the sender never waits for a receiver.
 """
 
 import asyncio
@@ -10,18 +10,18 @@ import socket
 from collections.abc import Callable
 
 BEAT_S = 0.5
-# Set by whoever listens: the name of an abstract Unix datagram socket.
+# Set by the process that listens: the name of an abstract Unix datagram socket.
 SOCKET = "TIDEGATE_HEARTBEAT_SOCKET"
 READY, UNREADY = b"ready", b"unready"
 
 
 async def heartbeat(name: str, is_ready: Callable[[], bool]) -> None:
-    """Until it is cancelled. Each sign says whether the worker is ready, too."""
+    """Send a heartbeat every ``BEAT_S``, with whether the worker is ready, until cancelled."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         address = b"\0" + name.encode()
         while True:
-            # Nobody listens any more, or there are enough that were not taken: both are no harm.
+            # Fails if nobody listens any more, or the queue is full: both are harmless.
             with contextlib.suppress(OSError):
                 sender.sendto(READY if is_ready() else UNREADY, address)
             await asyncio.sleep(BEAT_S)

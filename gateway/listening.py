@@ -1,4 +1,4 @@
-"""Where this gateway's listeners listen: one meaning of ``TIDEGATE_HOST`` for all of them."""
+"""Sockets for the gateway's listeners: ``TIDEGATE_HOST`` means the same for all of them."""
 
 import ipaddress
 import socket
@@ -9,28 +9,28 @@ ALL_IPV6 = "::"
 
 
 def listening_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
-    """A socket that is bound, and listens once a server takes it; ``::`` takes IPv4 too, as gRPC's
-    listener does. ``is_shared``: several processes bind the port, each with a socket of its own.
+    """A bound socket, which listens once a server takes it over; ``::`` accepts IPv4 too, as gRPC's
+    listener does. With ``is_shared`` several processes may bind the port, each with its own socket.
 
-    OSError when it cannot be had.
+    Raises OSError if the address cannot be bound.
     """
     family, address = resolved(host)
-    made = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_shared:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if address == ALL_IPV6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.bind((address, port))
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((address, port))
     except OSError:
-        made.close()
+        listener.close()
         raise
-    return made
+    return listener
 
 
 def peer_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Who is at the other end: a listener on ``::`` is told of an IPv4 client as
-    ``::ffff:10.0.0.5``. ValueError for what is no address."""
+    """The client's address: a listener on ``::`` sees an IPv4 client as ``::ffff:10.0.0.5``, which
+    is converted back. Raises ValueError if ``host`` is not an address."""
     address = ipaddress.ip_address(host)
     return getattr(address, "ipv4_mapped", None) or address

@@ -2,7 +2,7 @@
 
     2026-11-26 14:50:01,234 WARNING 4711 5f3ce8817dee9a81 upstream INTERNAL: ...
 
-Time, level, the worker's process, the request's id where there is a request, and what happened.
+Time, level, the worker's process id, the request id if there is a request, and what happened.
 """
 
 import logging
@@ -12,8 +12,8 @@ from gateway.upstream.server import request_id
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(message)s"
 
 
-class _OfARequest(logging.Formatter):
-    """Puts the id of the task's request in front of what does not begin with one."""
+class _RequestIdFormatter(logging.Formatter):
+    """Prefixes messages with the id of the task's request, unless they start with it already."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         identifier = request_id.get()
@@ -23,7 +23,7 @@ class _OfARequest(logging.Formatter):
 
 
 def set_up() -> None:
-    """Log to stderr; to be called in each process. Whoever has set up logging keeps it."""
+    """Log to stderr; call it in each process. Does nothing if logging is set up already."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_OfARequest(FORMAT))
+    handler.setFormatter(_RequestIdFormatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

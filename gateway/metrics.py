@@ -1,5 +1,5 @@
-"""Counters for the operator. Labels are routes, models and codes that exist: never what a client
-made up, never a key or a principal."""
+"""Metrics for the operator. Labels are routes, models and codes that exist: never a client's own
+text, never a key or a principal."""
 
 import os
 import time
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
     from gateway.upstream.replicas import Replica
 
-# Where several workers put their numbers together; the client library reads it at its import.
+# The folder through which workers share their metrics; the client library reads it on import.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-CHILDREN = 10_000  # time series of one worker; beyond that everything new is 'other'
+CHILDREN = 10_000  # time series of one worker; new ones beyond that are counted as 'other'
 
 
 _Child = tuple[prometheus.Counter, prometheus.Histogram]
 
 
 class Metrics:
-    """What one worker counts, in a registry of its own."""
+    """One worker's metrics, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -36,14 +36,14 @@ class Metrics:
         )
         self._seconds = prometheus.Histogram(
             "tidegate_request_seconds",
-            "From the first byte of the request to the end of its answer.",
+            "From the first byte of the request to the end of its response.",
             ("action", "model"),
             buckets=SECONDS,
             registry=self.registry,
         )
         self._restarts = prometheus.Counter(
             "tidegate_background_restarts",
-            "Background tasks that had ended or stalled, and were started again.",
+            "Background tasks that had ended or stalled, and were restarted.",
             ("task",),
             registry=self.registry,
         )
@@ -53,22 +53,22 @@ class Metrics:
             ("what",),
             registry=self.registry,
         )
-        # Of several workers: healthy where all say so; each has its own share of the work.
+        # With several workers: healthy if all say so; requests in flight are summed.
         self._healthy = prometheus.Gauge(
             "tidegate_replica_healthy",
-            "1 while the replica is asked, else 0.",
+            "1 while the replica gets requests, else 0.",
             ("replica",),
             registry=self.registry,
             multiprocess_mode="livemin",
         )
         self._inflight = prometheus.Gauge(
             "tidegate_replica_inflight",
-            "Requests under way to the replica.",
+            "Requests in flight to the replica.",
             ("replica",),
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self._places: set[str] = set()
+        self._addresses: set[str] = set()
         self._children: dict[tuple[str, str, int], _Child] = {}
 
     def restarted(self, task: str) -> None:
@@ -88,38 +88,38 @@ class Metrics:
         seconds.observe(time.perf_counter() - context.started)
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
-        """Take over how the replicas are now; one that is listed no more is shown no more."""
-        shared_slots = {replica.place for replica in replicas}
-        for place in self._places - shared_slots:
+        """Set the gauges to the replicas' current state, and drop those of removed replicas."""
+        addresses = {replica.place for replica in replicas}
+        for address in self._addresses - addresses:
             for gauge in (self._healthy, self._inflight):
                 if SHARED_FOLDER in os.environ:
-                    gauge.labels(place).set(0)  # the shared files have no way to take one out
+                    gauge.labels(address).set(0)  # entries cannot be removed from the shared files
                 else:
-                    gauge.remove(place)
-        self._places = shared_slots
+                    gauge.remove(address)
+        self._addresses = addresses
         for replica in replicas:
             self._healthy.labels(replica.place).set(not replica.reason)
             self._inflight.labels(replica.place).set(replica.inflight)
 
-    def page(self, watched: Path) -> bytes:
-        """The text that Prometheus reads: of all workers, where they share a folder, and then what
-        the stack's watcher wrote into ``watched``."""
+    def page(self, watcher_file: Path) -> bytes:
+        """The text for Prometheus: the metrics of all workers, if they share a folder, and then
+        what the stack's watcher wrote into ``watcher_file``."""
         registry = self.registry
         if SHARED_FOLDER in os.environ:
             registry = prometheus.CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        more = watched.read_bytes() if watched.is_file() else b""
-        return prometheus.generate_latest(registry) + more
+        watcher_metrics = watcher_file.read_bytes() if watcher_file.is_file() else b""
+        return prometheus.generate_latest(registry) + watcher_metrics
 
     def _child(self, action: str, model: str, status: int) -> _Child:
         key = (action, model, status)
-        found = self._children.get(key)
-        if found is None:
+        child = self._children.get(key)
+        if child is None:
             if len(self._children) >= CHILDREN:
                 action = model = "other"
-            found = (
+            child = (
                 self._requests.labels(action, model, str(status)),
                 self._seconds.labels(action, model),
             )
-            self._children[key] = found
-        return found
+            self._children[key] = child
+        return child

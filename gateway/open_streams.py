@@ -1,10 +1,10 @@
-"""Streams that are open: each ends soon after its caller's right to it has ended.
+"""Open streams: each is ended soon after its caller has lost the right to it.
 
-Nothing here is on the way of a request or of a piece of an answer. Four times a second the times
-at which identities end are compared with the clock. When keys, policy or an issuer's keys have
-changed, every open stream is looked at as if it came now: who is calling, by what the request
-itself showed, whether that caller may still use its models, and whether its slots fit the limits
-in force.
+Nothing here is on the path of a request or of a part of a response. Four times a second the expiry
+times of the identities are compared with the clock. When keys, policy or an issuer's keys have
+changed, every open stream is checked as if it were opened now: who is calling, by the credential in
+the request itself, whether that caller may still use its models, and whether it still fits the
+limits in force.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from gateway.limits.limiter import Admission, Limiter
 from gateway.policy.access import Access
 
 log = logging.getLogger("gateway")
-# A caller whose issuer cannot be asked has so long before its stream ends.
+# If a caller's issuer is unreachable, its stream is ended after this long.
 UNSURE_S = 1.0
-AT_ONCE = 100  # identities looked at between two turns of the loop
+AT_ONCE = 100  # streams checked in one iteration of the event loop
 
 End = Callable[[GatewayError], None]
 ChecksOf = Callable[[Access, Principal, str], Sequence[Check]]
@@ -36,13 +36,13 @@ class _Open:
     end: End
     models: Callable[[], Iterable[str]]
     admissions: Callable[[], Iterable[Admission]]
-    # Monotonic; 0: the caller is known. A new one is looked at once: whoever was let in before may
-    # have lost the right to it while the request was read.
+    # Monotonic seconds; 0: the caller is verified. A new stream is always checked once: its caller
+    # may have lost the right to it while the request was read.
     unsure_since: float = field(default_factory=time.monotonic)
     has_ended: bool = False
 
     def finish(self, error: GatewayError) -> None:
-        """End the stream, once; what goes wrong with that ends no other."""
+        """End the stream, once; an error in doing so affects no other stream."""
         if self.has_ended:
             return
         self.has_ended = True
@@ -54,7 +54,7 @@ class _Open:
 
 
 class OpenStreams:
-    """One for each worker; the oldest stream first."""
+    """One per worker; the oldest stream comes first."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class OpenStreams:
         limiter: Limiter,
         checks_of: ChecksOf,
     ) -> None:
-        """``identify`` says who is calling, as of now; ``checks_of`` what the limits ask of a
-        caller's request for a model."""
+        """``identify`` returns the caller as of now; ``checks_of`` the limit checks for a caller's
+        request for a model."""
         self._identify, self._limiter, self._checks_of = identify, limiter, checks_of
         self._open: dict[_Open, None] = {}
-        self._checked: object = None  # the state of keys and rules that all were held against
-        self._counted: Access | None = None  # the limits that all are counted by
+        self._checked: object = None  # the state of keys and rules that all were checked against
+        self._counted: Access | None = None  # the access whose limits count all of them
 
     def __len__(self) -> int:
         return len(self._open)
@@ -83,7 +83,7 @@ class OpenStreams:
         """See ``AccessControl.watching``."""
         stream = _Open(context, end, models, admissions)
         if context.access is not self._counted:
-            self._checked = self._counted = None  # it was let in by other rules
+            self._checked = self._counted = None  # it was admitted under other rules
         self._open[stream] = None
         try:
             yield
@@ -92,32 +92,32 @@ class OpenStreams:
             del self._open[stream]
 
     async def check(self, access: Access, state: object) -> None:
-        """End what has no right to go on. ``state`` is another one whenever keys, policy or
-        issuers' keys are others; ``access`` is what the policy gives."""
+        """End the streams that have no right to continue. ``state`` differs whenever keys, policy
+        or issuers' keys differ; ``access`` holds the policy's rights."""
         now = time.time()
         for stream in list(self._open):
             principal = stream.context.principal
             if principal is None or principal.ends <= now:
                 stream.finish(refused())
         if state != self._checked:
-            await self._look(list(self._open), access)
+            await self._verify_all(list(self._open), access)
             if self._counted is access or await self._recount(access):
                 self._checked, self._counted = state, access
         else:
             unsure = [stream for stream in self._open if stream.unsure_since]
             if unsure:
-                await self._look(unsure, access)
+                await self._verify_all(unsure, access)
 
-    async def _look(self, streams: Sequence[_Open], access: Access) -> None:
-        """Those that suspend wait together: an issuer that does not answer delays nobody else."""
-        looks = []
+    async def _verify_all(self, streams: Sequence[_Open], access: Access) -> None:
+        """Concurrently: an issuer that does not respond delays no other stream."""
+        tasks = []
         for number, stream in enumerate(streams, 1):
-            looks.append(asyncio.ensure_future(self._judge(stream, access)))
+            tasks.append(asyncio.ensure_future(self._verify(stream, access)))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await asyncio.gather(*looks)
+        await asyncio.gather(*tasks)
 
-    async def _judge(self, stream: _Open, access: Access) -> None:
+    async def _verify(self, stream: _Open, access: Access) -> None:
         context = stream.context
         try:
             async with asyncio.timeout(UNSURE_S):
@@ -125,20 +125,22 @@ class OpenStreams:
         except (NoCapacity, TimeoutError):
             stream.unsure_since = stream.unsure_since or time.monotonic()
             if time.monotonic() - stream.unsure_since > UNSURE_S:
-                stream.finish(NoCapacity("who is calling cannot be verified now: try again"))
+                stream.finish(NoCapacity("your identity cannot be verified now: try again"))
             return
         except GatewayError as error:
             stream.finish(error)
             return
         stream.unsure_since = 0.0
-        before = context.principal
-        if before and (principal.id, principal.tenant) != (before.id, before.tenant):
-            stream.finish(Forbidden("what this key or token stands for has changed: begin anew"))
+        previous = context.principal
+        if previous and (principal.id, principal.tenant) != (previous.id, previous.tenant):
+            stream.finish(
+                Forbidden("the identity of this key or token has changed: open a new stream")
+            )
             return
         try:
             for model in stream.models():
                 access.check(principal, "infer", model)
-            if context.action:  # of a stream on which no model is asked now
+            if context.action:  # also covers a stream that uses no model at the moment
                 access.check(principal, context.action)
         except GatewayError as error:
             stream.finish(error)
@@ -146,9 +148,9 @@ class OpenStreams:
         context.principal, context.access = principal, access
 
     async def _recount(self, access: Access) -> bool:
-        """Have each stream counted by the limits in force; False while Redis cannot say how many
+        """Count each stream against the limits in force; False while Redis cannot say how many
         there are."""
-        held: list[tuple[Admission, Sequence[Check]]] = []
+        admissions: list[tuple[Admission, Sequence[Check]]] = []
         owners: dict[Admission, _Open] = {}
         for stream in list(self._open):
             principal = stream.context.principal
@@ -156,11 +158,12 @@ class OpenStreams:
                 continue
             for admission in stream.admissions():
                 if admission.is_open:
-                    held.append((admission, self._checks_of(access, principal, admission.model)))
+                    checks = self._checks_of(access, principal, admission.model)
+                    admissions.append((admission, checks))
                     owners[admission] = stream
-        over = await self._limiter.readmit(held)
+        over = await self._limiter.readmit(admissions)
         for admission, limit in over or ():
             owners[admission].finish(
-                QuotaExceeded(f"your {limit.described} has no room for this any more: try later")
+                QuotaExceeded(f"your {limit.described} has no more room for this: try again later")
             )
         return over is not None

@@ -1,7 +1,7 @@
-"""The folder in which several workers put their counters together, gone when they are gone.
+"""The folder through which several workers share their counters; removed when they have ended.
 
-Its owner holds a lock on a file in it, which ends with the process: what a killed gateway left is
-removed by the next one, and what a living one uses never is.
+Its owner holds a lock on a file in it, which ends with the process: the next gateway removes the
+folder of a killed one, and never that of a living one.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ LOCK = "lock"
 def shared_folder() -> Iterator[str]:
     clear_left()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
-        being_made = Path(name) / f".{LOCK}"
-        with being_made.open("w") as file:
+        hidden = Path(name) / f".{LOCK}"
+        with hidden.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            being_made.rename(Path(name) / LOCK)  # under this name it was always locked
+            hidden.rename(Path(name) / LOCK)  # so it is always locked under its final name
             yield name
 
 

@@ -1,6 +1,6 @@
-"""What runs beside the requests, watched: noticed when it ends or stalls, started again, counted.
+"""Supervision of background tasks: one that ends or stalls is noticed, restarted and counted.
 
-A *task* here is anything of ours that should live as long as the gateway: a coroutine, a thread, a
+A *task* here is anything of ours that should run as long as the gateway: a coroutine, a thread, a
 server. While one is down or stalled the gateway is not ready (``faults``), and each restart is
 counted (``tidegate_background_restarts_total``).
 """
@@ -14,26 +14,26 @@ from typing import Protocol
 log = logging.getLogger("gateway")
 CHECK_S = 0.5
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)  # before the first restart in a row, the second, ...
-STEADY_S = 30.0  # a task that has run for so long begins with the first again
-FAILURES = 4  # so many failed rounds in a row are shown
-STALL_S = 15.0  # without a heartbeat for so long a task is stalled, if it names no other time
+STEADY_S = 30.0  # after running this long, a task's backoff is reset
+FAILURES = 4  # this many failed rounds in a row are reported
+STALL_S = 15.0  # by default, a task without a heartbeat for this long counts as stalled
 
 
 class Watched(Protocol):
-    """Something that is looked at every ``CHECK_S``."""
+    """Something that is checked every ``CHECK_S``."""
 
     def fault(self) -> str:
-        """'' while it does its work, else what is wrong."""
+        """'' while it works, else what is wrong."""
 
     def revive(self) -> bool:
-        """Start it again if it has ended and may be; whether that was done."""
+        """Restart it if it has ended and its backoff allows; returns whether it was restarted."""
 
 
 class Supervisor:
-    """``open`` begins to watch; ``close`` ends every task that was ``run``."""
+    """``open`` starts watching; ``close`` ends every task that was started with ``run``."""
 
     def __init__(self, count: Callable[[str], None]) -> None:
-        """``count`` is told the name of each task that was started again."""
+        """``count`` is called with the name of each task that was restarted."""
         self._watched: dict[str, Watched] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._count = count
@@ -42,7 +42,7 @@ class Supervisor:
         self, name: str, work: Callable[[], Awaitable[None]], *, stall_s: float | None = None
     ) -> "Task":
         """Keep ``work()`` running. With ``stall_s`` it must call ``Task.heartbeat`` that often, or
-        it is cancelled and started again."""
+        it is cancelled and restarted."""
         task = Task(name, work, stall_s)
         self.watch(name, task)
         task.begin()
@@ -52,29 +52,29 @@ class Supervisor:
         self._watched[name] = watched
 
     def restarted(self, name: str, why: str) -> None:
-        """Say that a task was started again by whoever looks after it."""
-        log.error("background task %s %s: started again", name, why)
+        """Report that a task was restarted by its owner."""
+        log.error("background task %s %s: restarted", name, why)
         self._count(name)
 
     def faults(self) -> dict[str, str]:
-        """Each task that does not do its work, and why."""
-        found = {name: watched.fault() for name, watched in self._watched.items()}
-        return {name: fault for name, fault in found.items() if fault}
+        """Each task that does not work, and why."""
+        faults = {name: watched.fault() for name, watched in self._watched.items()}
+        return {name: fault for name, fault in faults.items() if fault}
 
     def open(self) -> None:
-        """Begin to look; needs a running loop."""
+        """Start watching; needs a running loop."""
         self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._check)
 
     async def close(self) -> None:
         if self._timer:
             self._timer.cancel()
-        tasks = [each for each in self._watched.values() if isinstance(each, Task)]
+        tasks = [watched for watched in self._watched.values() if isinstance(watched, Task)]
         for task in tasks:
             task.stop()
         await asyncio.gather(*(task.ended() for task in tasks))
 
     def _check(self) -> None:
-        # A timer, not a task: nothing that a watched task does can end it.
+        # A timer, not a task: no watched task can end it.
         self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._check)
         for name, watched in list(self._watched.items()):
             try:
@@ -82,11 +82,11 @@ class Supervisor:
                 if fault and watched.revive():
                     self.restarted(name, fault)
             except Exception:
-                log.exception("background task %s could not be started again", name)
+                log.exception("background task %s could not be restarted", name)
 
 
 class Task:
-    """A coroutine that should never end. What it raises is logged, ``BaseException``s too."""
+    """A coroutine that should never end. Whatever it raises is logged, ``BaseException``s too."""
 
     def __init__(
         self, name: str, work: Callable[[], Awaitable[None]], stall_s: float | None
@@ -94,27 +94,27 @@ class Task:
         self._name, self._work, self._stall_s = name, work, stall_s
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._began = self._beat = self._down = 0.0  # time.monotonic
-        self._in_a_row = 0
+        self._started_at = self._last_beat = self._ended_at = 0.0  # monotonic seconds
+        self._restarts = 0  # in a row
         self._why = ""
         self._failures, self._failure = 0, ""
 
     def begin(self) -> None:
         now = time.monotonic()
-        if now - self._began > STEADY_S:
-            self._in_a_row = 0
-        self._began = self._beat = now
+        if now - self._started_at > STEADY_S:
+            self._restarts = 0
+        self._started_at = self._last_beat = now
         self._task = asyncio.get_running_loop().create_task(self._guarded(), name=self._name)
-        self._task.add_done_callback(self._has_ended)
+        self._task.add_done_callback(self._handle_end)
 
     def heartbeat(self) -> None:
-        """To be called by the work: it is alive, and its last round went well."""
-        self._beat = time.monotonic()
+        """Called by the work: it is alive, and its last round succeeded."""
+        self._last_beat = time.monotonic()
         self._failures = 0
 
     def failed(self, why: str) -> None:
-        """To be called by the work: it is alive, but its last round failed."""
-        self._beat = time.monotonic()
+        """Called by the work: it is alive, but its last round failed."""
+        self._last_beat = time.monotonic()
         self._failures, self._failure = self._failures + 1, why
 
     def fault(self) -> str:
@@ -128,19 +128,19 @@ class Task:
 
     @property
     def _stalled_s(self) -> float:
-        silent_s = time.monotonic() - self._beat
+        silent_s = time.monotonic() - self._last_beat
         return silent_s if self._stall_s is not None and silent_s > self._stall_s else 0.0
 
     def revive(self) -> bool:
         if self._task is not None and not self._task.done():
             if self._stalled_s:
-                self._task.cancel()  # the next look finds it ended
+                self._task.cancel()  # the next check finds it ended
             return False
-        wait_s = BACKOFF_S[min(self._in_a_row, len(BACKOFF_S) - 1)]
-        if time.monotonic() - self._down < wait_s:
+        wait_s = BACKOFF_S[min(self._restarts, len(BACKOFF_S) - 1)]
+        if time.monotonic() - self._ended_at < wait_s:
             return False
         self.begin()
-        self._in_a_row += 1
+        self._restarts += 1
         return True
 
     def stop(self) -> None:
@@ -155,11 +155,11 @@ class Task:
     async def _guarded(self) -> None:
         try:
             await self._work()
-        except SystemExit as error:  # asyncio would end the whole process with it
+        except SystemExit as error:  # asyncio would let it end the whole process
             raise RuntimeError(f"SystemExit: {error}") from error
 
-    def _has_ended(self, task: "asyncio.Task[None]") -> None:
-        self._down = time.monotonic()
+    def _handle_end(self, task: "asyncio.Task[None]") -> None:
+        self._ended_at = time.monotonic()
         if self._stopped:
             return
         error = None if task.cancelled() else task.exception()
@@ -173,19 +173,19 @@ async def every(
     heartbeat: Callable[[], None],
     failed: Callable[[str], None] = lambda why: None,
 ) -> None:
-    """Call ``work`` for ever, and ``heartbeat`` after each round that went well, else ``failed``.
-    The next round comes all the same; the same failure again is not logged again."""
-    before = ""
+    """Call ``work`` for ever, with ``heartbeat`` after each round that succeeded, else ``failed``.
+    The next round comes in either case; a failure that repeats is logged once."""
+    last_reason = ""
     while True:
         try:
             await work()
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            if why != before:
+            reason = f"{type(error).__name__}: {error}"
+            if reason != last_reason:
                 log.exception("background work failed; trying again in %s s", seconds)
-            before = why
-            failed(why)
+            last_reason = reason
+            failed(reason)
         else:
-            before = ""
+            last_reason = ""
             heartbeat()
         await asyncio.sleep(seconds)

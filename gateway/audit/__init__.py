@@ -1,1 +1,1 @@
-"""The audit log: what was decided of whom, in a chain that shows what was changed."""
+"""The audit log: every access decision, in a hash chain that reveals later changes."""

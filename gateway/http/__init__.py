@@ -1,1 +1,1 @@
-"""The way in and out: what every request meets, whichever API it is for."""
+"""HTTP in and out: what every request passes through, whichever API it is for."""

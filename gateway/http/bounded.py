@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with bounds on what a client may make us hold, and for how long.
 
-uvicorn has none on the size of a head (httptools took 100 MB of it), nor on the time that it takes,
-nor on a body that goes on after its answer, nor on requests sent ahead, nor on answers that nobody
-reads.
+uvicorn bounds neither the size of a request's head (httptools accepted one of 100 MB) nor the time
+it takes to arrive, nor a body that continues after its response, nor pipelined requests, nor
+responses that the client does not read.
 """
 
 import asyncio
@@ -35,62 +35,63 @@ from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.turns import BULK_BYTES, TURNS
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
-HEAD_TIMEOUT_S = 10.0  # for the request line and the headers, and until a new connection says it
-# What still comes of a body that was refused is read, so that its sender can read the refusal.
+HEAD_TIMEOUT_S = 10.0  # for the request line and headers; also counts from the connection's start
+# The rest of a refused body is read and discarded, so that its sender can read the refusal.
 DISCARD_LIMIT_BYTES, DISCARD_TIMEOUT_S = 64 * 1024 * 1024, 10.0
-# What is sent ahead, while a request is being answered, waits as bytes: as requests it would take
-# fifty times the memory. So much of it is read; and so much, at least, is parsed at a time.
+# What arrives while a request is being served waits as bytes: as requests it would take fifty times
+# the memory. At most AHEAD_LIMIT_BYTES of it are read, and at least PARSED_BYTES parsed at a time.
 AHEAD_LIMIT_BYTES, PARSED_BYTES = 64 * 1024, 1024
 _HEAD_END = b"\r\n\r\n"
-# Of a chunked body, so much is parsed at a time: each chunk costs calls of Python, however small it
-# is. Where that was so many pieces, the rest waits for its turn.
+# A chunked body is parsed this many bytes at a time: each chunk costs calls of Python, however
+# small it is. If there were more than MANY_PIECES chunks in them, the rest waits for its turn.
 CHUNKED_BYTES, MANY_PIECES = 16 * 1024, 256
-# Chunk extensions and trailers: what a body may have between two of its bytes, and behind the last.
+# Chunk extensions and trailers: what may stand between two bytes of a body, and after the last one.
 BETWEEN_LIMIT_BYTES = 64 * 1024
 # RFC 3986's host (a name, an IPv4 address, or an IP literal in brackets) and port
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _UPGRADING = {b"upgrade", b"http2-settings"}
 _ONLY_HTTP_1 = InvalidRequest(
-    "send the request in version 1.1 of HTTP, or in 1.0: this port speaks no other"
+    "this port speaks only HTTP/1.0 and HTTP/1.1: send the request in one of them"
 )
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What an application says of its connections, as its attribute ``connection_limits``."""
+    """An application's limits for its connections: its attribute ``connection_limits``."""
 
-    answer_patience_s: float = 30.0  # a client that takes nothing for so long is cut
+    answer_patience_s: float = 30.0  # a client that reads nothing for so long is disconnected
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """What is refused here is closed: nothing that came with it is read as another request."""
+    """After a refusal the connection is closed: nothing that came with the refused request is read
+    as another request."""
 
     _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
-    flow: "_AnswerFlow"
-    _has_cycle = False  # the message that is being parsed
-    _answering: RequestResponseCycle | None = None  # the one that began last; others may wait
+    flow: "_ResponseFlow"
+    _has_cycle = False  # whether the message being parsed has its own cycle
+    _current: RequestResponseCycle | None = None  # the one started last; others may be waiting
     _timer: asyncio.TimerHandle | None = None
-    _held = _discarded = 0
-    _between = 0  # bytes since the last one of the body
-    _has_body_now = False  # in what is being parsed
-    _body_left = 0  # as far as the head says it
-    _host: bytes | None = None  # the last one that was found good
-    _last_words = b""  # a refusal that waits for the answers before it
+    _head_bytes = _discarded = 0
+    _between = 0  # bytes since the last byte of the body
+    _has_body_now = False  # in the data being parsed
+    _body_remaining = 0  # as far as content-length says
+    _host: bytes | None = None  # the last valid one
+    _final_response = b""  # a refusal that waits for the responses before it
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         limits = getattr(self.app, "connection_limits", ConnectionLimits())
-        self.flow = _AnswerFlow(transport, self.loop, limits.answer_patience_s)
+        self.flow = _ResponseFlow(transport, self.loop, limits.answer_patience_s)
         self._ahead = bytearray()
-        self._pieces: list[bytes] = []  # of the body, not yet in the cycle's
+        self._pieces: list[bytes] = []  # of the body, not yet appended to the cycle's
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
-        made = transport.get_extra_info("socket")
-        if not OPEN.opened(self, made.fileno() if made else 0):
+        connection = transport.get_extra_info("socket")
+        if not OPEN.opened(self, connection.fileno() if connection else 0):
             error = NoCapacity("too many connections are open: try again shortly", retry_after_s=1)
             self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._rest()
+        self._cancel_timer()
         OPEN.closed(self)
         self._ahead.clear()
         super().connection_lost(exc)
@@ -105,16 +106,16 @@ class BoundedProtocol(HttpToolsProtocol):
         scope: Any = self.cycle.scope if self.cycle else {}
         return scope["context"].tenant if "context" in scope else ""
 
-    def is_strangers(self) -> bool:
-        scope: Any = self._answering.scope if self._answering else {}
+    def serves_stranger(self) -> bool:
+        scope: Any = self._current.scope if self._current else {}
         return "context" in scope and scope["context"].principal is None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._answering = cycle
+        self._current = cycle
         super()._start_asgi_task(cycle, app)
 
     def evict(self) -> None:
-        """Make place for another connection."""
+        """Make room for another connection."""
         self._is_refused = True
         self.transport.abort()
 
@@ -125,32 +126,32 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
-        if self._ahead or self._is_answering():
-            self._keep(data)
+        if self._ahead or self._is_request_complete():
+            self._buffer(data)
         elif len(data) <= PARSED_BYTES:
             self._parse(data)
         else:
             self._feed(data)
 
-    def _is_answering(self) -> bool:
-        """Whether a whole request is under way, so that what comes now is the next one's."""
+    def _is_request_complete(self) -> bool:
+        """Whether the current request has arrived whole, so that new data belongs to the next."""
         return not self._in_message and self.cycle is not None and not self.cycle.response_complete
 
-    def _keep(self, data: bytes | memoryview) -> None:
+    def _buffer(self, data: bytes | memoryview) -> None:
         self._ahead += data
         if len(self._ahead) > AHEAD_LIMIT_BYTES:
             self.flow.hold_reading()
 
     def _feed(self, data: bytes) -> None:
-        """Parse up to the end of a head, as long as nothing is being answered. Of a chunked body,
-        a slice; the others in the connection's turns if there are many chunks in it."""
+        """Parse up to the end of a head, as long as no request is being served. A chunked body is
+        parsed in slices; if a slice has many chunks, the rest waits for the connection's turn."""
         size, at, view = len(data), 0, memoryview(data)
         while at < size and not self._is_refused:
-            if self._is_answering():
-                self._keep(view[at:])
+            if self._is_request_complete():
+                self._buffer(view[at:])
                 break
-            if self._in_message and self._body_left > 0:
-                end = min(at + self._body_left, size)
+            if self._in_message and self._body_remaining > 0:
+                end = min(at + self._body_remaining, size)
             elif self._in_message and not self._in_head:
                 end = min(at + CHUNKED_BYTES, size)
             else:
@@ -159,12 +160,12 @@ class BoundedProtocol(HttpToolsProtocol):
             n_pieces = self._parse(view[at:end])
             at = end
             if n_pieces > MANY_PIECES and at < size:
-                self._keep(view[at:])
-                TURNS.call(self._go_on, self._tenant())
+                self._buffer(view[at:])
+                TURNS.call(self._resume_parsing, self._tenant())
                 break
 
-    def _go_on(self) -> None:
-        """With what was sent ahead."""
+    def _resume_parsing(self) -> None:
+        """Parse what arrived while the request before it was being served."""
         if self._ahead and not self._is_refused and not self.transport.is_closing():
             data = bytes(self._ahead)
             self._ahead.clear()
@@ -173,7 +174,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._feed(data)
 
     def _parse(self, data: bytes | memoryview) -> int:
-        """How many pieces of a body were in it."""
+        """Feed the parser, and return how many pieces of a body were in the data."""
         n_pieces = 0
         try:
             self.parser.feed_data(data)
@@ -186,25 +187,25 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._pieces:
             n_pieces = self._join()
         if self._in_head:
-            self._head_goes_on(len(data))
+            self._check_head_progress(len(data))
         elif self._in_message:
             self._between = 0 if self._has_body_now else self._between + len(data)
             self._has_body_now = False
             if self._between > BETWEEN_LIMIT_BYTES:
                 self._refuse(TooLarge(_BETWEEN_TOO_LARGE), 431)
             elif self.cycle and self.cycle.response_complete:
-                self._body_goes_on(len(data))
+                self._discard_body(len(data))
         return n_pieces
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
-        """The parser takes an upgrade for the end of HTTP. RFC 9110 lets a server ignore it: the
-        same head is read again by another parser, without it, and then the body."""
+        """The parser takes an upgrade for the end of HTTP. RFC 9110 lets a server ignore it: a new
+        parser reads the same head without the upgrade, and then the body."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
-                tokens = [each.strip() for each in value.split(b",")]
-                value = b", ".join(each for each in tokens if each.lower() not in _UPGRADING)
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() not in _UPGRADING)
             if name not in _UPGRADING:
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
@@ -212,8 +213,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_upgrading = False
         self._parse(b"\r\n".join(lines) + _HEAD_END)
         if rest and not self._is_refused:
-            if self._is_answering():
-                self._keep(rest)
+            if self._is_request_complete():
+                self._buffer(rest)
             else:
                 self._parse(rest)
 
@@ -223,32 +224,34 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_cycle = False
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._held = False, 0
-        self._rest()
+        self._in_head, self._head_bytes = False, 0
+        self._cancel_timer()
         parser = self.parser
         version, method = parser.get_http_version(), parser.get_method()
         self._check_head(version)
         if parser.should_upgrade():
             if method == b"CONNECT":
-                self._stop(MethodNotAllowed("CONNECT is not offered: this is not a proxy"), 405)
+                self._abort_parsing(
+                    MethodNotAllowed("CONNECT is not offered: this is not a proxy"), 405
+                )
             self._is_upgrading = True
             return
         self.was_used = True
         self._begin(method.decode("ascii"), version)
         self._has_cycle = True
-        # The parser calls trailers headers. They would be read as such if they are here already,
-        # and be kept without a bound if they come later.
+        # The parser reports trailers as headers. Those that are here already would be read as
+        # headers, and later ones would be kept without a bound.
         self.headers, self._between = _DROPPED, 0
 
     def _begin(self, method: str, version: str) -> None:
-        """The request's work, or its place behind those that came before it; as uvicorn does it,
-        without what the gateway has no use for."""
+        """Start the request, or queue it behind those before it; as uvicorn does, without what
+        the gateway has no use for."""
         scope, url = self.scope, httptools.parse_url(self.url)
         scope["method"], scope["http_version"] = method, version
         path = url.path.decode("ascii")
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"], scope["query_string"] = url.path, url.query or b""
-        before = self.cycle
+        previous = self.cycle
         self.cycle = RequestResponseCycle(
             scope=scope,
             transport=self.transport,
@@ -262,14 +265,14 @@ class BoundedProtocol(HttpToolsProtocol):
             keep_alive=version == "1.1" and self.parser.should_keep_alive() and not OPEN.is_scarce,
             on_response=self.on_response_complete,
         )
-        if before is None or before.response_complete:
+        if previous is None or previous.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
-        self._body_left -= len(body)
+        self._body_remaining -= len(body)
         self._has_body_now = True
         cycle = self.cycle
         if cycle.response_complete or self._is_upgrading:
@@ -277,14 +280,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.body:
             self._pieces.append(body)
             return
-        cycle.body = body  # type: ignore[assignment]  # bytes do as well, and are not copied
+        cycle.body = body  # type: ignore[assignment]  # bytes work too, and are not copied
         if len(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
 
     def _join(self) -> int:
-        """Add the pieces to the request's body, all at once: one by one each copies all before it.
-        How many there were."""
+        """Append the pieces to the request's body and return how many there were. All at once: one
+        by one, each would copy all those before it."""
         n_pieces, cycle = len(self._pieces), self.cycle
         cycle.body = bytearray().join((cycle.body, *self._pieces))
         self._pieces.clear()
@@ -296,7 +299,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_upgrading:
             return
         self._in_message, self._discarded = False, 0
-        self._rest()
+        self._cancel_timer()
         if self._pieces:
             self._join()
         if not self.cycle.response_complete:
@@ -307,54 +310,52 @@ class BoundedProtocol(HttpToolsProtocol):
         was_last = not self.pipeline
         super().on_response_complete()
         if was_last:
-            if self._last_words:
-                self.transport.write(self._last_words)
+            if self._final_response:
+                self.transport.write(self._final_response)
                 self._close()
             elif self._ahead:
-                self.loop.call_soon(self._go_on)
+                self.loop.call_soon(self._resume_parsing)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
-            InvalidRequest(
-                "this cannot be read as a request: send it as version 1.1 of HTTP has it"
-            ),
+            InvalidRequest("this cannot be parsed as a request: send valid HTTP/1.1"),
             400,
         )
 
     def _check_head(self, version: str) -> None:
-        size = hosts = self._body_left = 0
+        size = n_hosts = self._body_remaining = 0
         host = b""
         for name, value in self.headers:
             size += len(name) + len(value)
             if name == b"host":
-                hosts, host = hosts + 1, value
+                n_hosts, host = n_hosts + 1, value
             elif name == b"content-length":
-                self._body_left = int(value)  # the parser has read it
+                self._body_remaining = int(value)  # the parser has validated it
         if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
-            self._stop(TooLarge(_HEAD_TOO_LARGE), 431)
+            self._abort_parsing(TooLarge(_HEAD_TOO_LARGE), 431)
         if version not in ("1.1", "1.0"):
-            self._stop(_ONLY_HTTP_1, 505)
-        if hosts != 1:
-            if hosts:
-                self._stop(InvalidRequest("the header 'host' stands twice: send it once"))
+            self._abort_parsing(_ONLY_HTTP_1, 505)
+        if n_hosts != 1:
+            if n_hosts:
+                self._abort_parsing(InvalidRequest("the header 'host' is sent twice: send it once"))
             if version == "1.1":
-                self._stop(InvalidRequest("the header 'host' is missing: send it"))
+                self._abort_parsing(InvalidRequest("the header 'host' is missing: send it"))
         elif host != self._host:
             if not _HOST.match(host):
-                self._stop(
+                self._abort_parsing(
                     InvalidRequest("the header 'host' is not a host: send HOST or HOST:PORT")
                 )
             self._host = host
 
-    def _head_goes_on(self, count: int) -> None:
-        self._held += count
-        if self._held > HEAD_LIMIT_BYTES:
+    def _check_head_progress(self, count: int) -> None:
+        self._head_bytes += count
+        if self._head_bytes > HEAD_LIMIT_BYTES:
             self._refuse(TooLarge(_HEAD_TOO_LARGE), 431)
         elif self._timer is None:
             error = RequestTimeout("the head of the request did not arrive in time: send it faster")
             self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, error)
 
-    def _body_goes_on(self, count: int) -> None:
+    def _discard_body(self, count: int) -> None:
         self._discarded += count
         if self._discarded > DISCARD_LIMIT_BYTES:
             self._close()
@@ -363,9 +364,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(DISCARD_TIMEOUT_S, self._close)
         if count > BULK_BYTES:
             self.flow.hold_reading()
-            TURNS.call(self._read_on, self._tenant())
+            TURNS.call(self._resume_reading, self._tenant())
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         if not self.transport.is_closing():
             self.flow.let_read()
 
@@ -376,24 +377,25 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.send_400_response(reason)
 
-    def _stop(self, error: GatewayError, status: int = 400) -> None:
-        """Refuse in a callback of the parser, which stops; what it says then is not sent."""
+    def _abort_parsing(self, error: GatewayError, status: int = 400) -> None:
+        """Refuse from within a callback of the parser, which then stops; its own error is not
+        sent."""
         self._refuse(error, status)
         raise ValueError
 
     def _refuse(self, error: GatewayError, status: int = 0) -> None:
-        """Answer and close, after the answers to earlier requests. The request that is being
-        answered is refused too if it is the one that broke, as long as no answer has begun."""
+        """Send the error and close, after the responses to earlier requests. If the faulty request
+        is the one being served, it is refused too, unless its response has started."""
         if self._is_refused:
             return
         self._is_refused = True
         refusal, cycle = self._refusal(error, status), self.cycle
         broken = self._in_message and self._has_cycle
         if broken and self.pipeline:
-            self.pipeline.popleft()  # it has not begun, others have
-            self._last_words = refusal
+            self.pipeline.popleft()  # it has not started, others have
+            self._final_response = refusal
         elif cycle is not None and not cycle.response_complete and not broken:
-            self._last_words = refusal
+            self._final_response = refusal
         else:
             if not (broken and cycle.response_started):
                 self.transport.write(refusal)
@@ -415,20 +417,20 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body])
 
     def _close(self) -> None:
-        self._rest()
+        self._cancel_timer()
         self.transport.close()
 
-    def _rest(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
 
 def _has_unread(transport: Any) -> bool:
-    """Whether the kernel holds bytes of the connection that nobody has read yet."""
-    made = transport.get_extra_info("socket")
+    """Whether the kernel holds bytes of the connection that have not been read yet."""
+    connection = transport.get_extra_info("socket")
     try:
-        count = fcntl.ioctl(made.fileno(), termios.FIONREAD, bytes(4)) if made else b""
+        count = fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4)) if connection else b""
     except (OSError, ValueError):  # it is closed
         return False
     return any(count)
@@ -446,7 +448,7 @@ _BETWEEN_TOO_LARGE = (
 
 
 class _Dropped(list[tuple[bytes, bytes]]):
-    """What is appended to it is not kept."""
+    """A list that drops what is appended to it."""
 
     def append(self, _: tuple[bytes, bytes]) -> None: ...
 
@@ -454,15 +456,16 @@ class _Dropped(list[tuple[bytes, bytes]]):
 _DROPPED = _Dropped()
 
 
-class _AnswerFlow(FlowControl):
-    """Flow control with patience: a client that takes nothing for long is cut."""
+class _ResponseFlow(FlowControl):
+    """Flow control with patience: a client that reads nothing for too long is disconnected."""
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
         super().__init__(transport)
         self._loop, self._patience_s = loop, patience_s
 
     async def drain(self) -> None:
-        """Until the connection takes more; ClientGone when it is lost, or cut for that."""
+        """Wait until the connection takes more. Raises ClientGone if it is lost, or was cut for
+        taking nothing."""
         timer = self._loop.call_later(self._patience_s, self._transport.abort)
         try:
             await super().drain()
@@ -472,13 +475,14 @@ class _AnswerFlow(FlowControl):
             raise ClientGone
 
     def hold_reading(self) -> None:
-        """Whatever else wants to read, until ``let_read``."""
+        """Stop reading until ``let_read``, whatever else wants to resume it."""
         self.pause_reading()
-        self.__dict__["resume_reading"] = _not_now  # it is called twice a request: no check in it
+        # Called twice per request, so the method itself has no check.
+        self.__dict__["resume_reading"] = _do_nothing
 
     def let_read(self) -> None:
         self.__dict__.pop("resume_reading", None)
         self.resume_reading()
 
 
-def _not_now() -> None: ...
+def _do_nothing() -> None: ...

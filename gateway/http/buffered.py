@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with the head of an answer sent together with its first bytes.
+"""uvicorn's HTTP protocol, with the head of a response sent together with its first bytes.
 
-uvicorn writes them one by one: two system calls, two packets, and a client that wakes up twice.
+uvicorn writes them separately: two system calls, two packets, and a client that wakes up twice.
 """
 
 import asyncio
@@ -8,12 +8,12 @@ from typing import Any
 
 from gateway.http.bounded import BoundedProtocol
 
-JOINED_BYTES = 16 * 1024  # what is larger costs more to copy than to hand over by itself
-LINGER_S = 10.0  # for the last bytes of a connection that is being closed
+JOINED_BYTES = 16 * 1024  # anything larger costs more to copy than to write separately
+LINGER_S = 10.0  # to send the last bytes of a connection that is being closed
 
 
 class BufferedProtocol(BoundedProtocol):
-    """What ``uvicorn.run(http=...)`` takes."""
+    """For ``uvicorn.run(http=...)``."""
 
     def connection_made(self, transport: Any) -> None:
         self._buffered = _BufferedTransport(transport, self.loop)
@@ -25,33 +25,33 @@ class BufferedProtocol(BoundedProtocol):
 
 
 class _BufferedTransport:
-    """A transport that holds back one write: until the next, or until the loop comes round.
+    """A transport that holds back one write until the next one, or until the loop's next iteration.
 
-    What is written after the connection has gone is dropped: its client has left.
+    Writes after the connection is lost are dropped: the client has left.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._held = b""
+        self._pending = b""
         self._lingering: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if self._held:
-            held, self._held = self._held, b""
+        if self._pending:
+            pending, self._pending = self._pending, b""
             if not self._transport.is_closing():
                 if len(data) > JOINED_BYTES:
-                    self._transport.writelines((held, data))
+                    self._transport.writelines((pending, data))
                 else:
-                    self._transport.write(held + data)
+                    self._transport.write(pending + data)
         else:
-            self._held = data
+            self._pending = data
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send what is left and close; cut the connection if its client does not take that."""
+        """Send what is buffered and close; abort the connection if its client does not read it."""
         self._flush()
         if not self._transport.is_closing():
             self._transport.close()
@@ -62,7 +62,7 @@ class _BufferedTransport:
             self._lingering.cancel()
 
     def _flush(self) -> None:
-        if self._held:
-            data, self._held = self._held, b""
+        if self._pending:
+            data, self._pending = self._pending, b""
             if not self._transport.is_closing():
                 self._transport.write(data)

@@ -1,14 +1,14 @@
-"""Every HTTP connection of this process, and which of them is in no request.
+"""Every HTTP connection of this process, and which of them are idle.
 
-A connection costs a descriptor, and a stranger may open as many as they like. Above a share of what
-the process may open, the connection that has been in no request for about longest is closed for
-each new one: silent ones, half a head, idle keep-alive. Where there is none, one on which a
-stranger is being answered. One whose caller is known is never closed for that while in a request.
+A connection costs a descriptor, and a stranger may open as many as they like. Above a share of the
+process's limit, each new connection closes the one that has been idle for about the longest: silent
+ones, half a head, idle keep-alive. If none is idle, one that serves a stranger is closed. A
+connection in a request whose caller is known is never closed for this.
 
-A client that sends its next request on a kept connection at the moment at which it is closed sees a
-reset. So before there is no place left, answers say that their connection is closed after them
-(``is_scarce``), a new one is given time to say what it wants, and one with a request that was not
-read yet goes after all others: a busy process accepts many before it reads of any.
+A client that sends its next request on a kept connection just as it is closed sees a reset. So
+before the limit is reached, responses announce that their connection will close (``is_scarce``), a
+new connection gets time to send its request, and one with an unread request is closed after all
+others: a busy process accepts many connections before it reads from any.
 """
 
 import itertools
@@ -16,52 +16,52 @@ import resource
 from typing import Protocol
 
 HTTP_SHARE = 0.5  # of the descriptors; the rest is for gRPC, Triton, Redis and files
-RESERVED = 16  # below the limit, whoever holds the others: there must be one for the next caller
-SCARCE = 0.75  # of HTTP's connections: from here on none is kept for another request
-LOOKED_AT = 1000  # connections, for one that can be closed
-ASKED = 100  # of them, whether something came on them
+RESERVED = 16  # descriptors below the limit, whatever holds the others: for the next callers
+SCARCE = 0.75  # of HTTP's connections: above it none is kept alive for another request
+EXAMINED = 1000  # connections examined in search of one that can be closed
+POLLED = 100  # of them are checked for unread data
 
 
 class Closable(Protocol):
-    was_used: bool  # set when it is opened or a request begins on it, and taken back here
+    was_used: bool  # set when it is opened or a request starts on it, and reset here
 
     def is_busy(self) -> bool:
-        """Whether a request is under way on it."""
+        """Whether a request is in progress on it."""
 
     def has_unread(self) -> bool:
-        """Whether something has come on it that was not read yet: a request, it may be."""
+        """Whether it has data that was not read yet, which may be a request."""
 
-    def is_strangers(self) -> bool:
-        """Whether the request under way has no known caller."""
+    def serves_stranger(self) -> bool:
+        """Whether the request in progress has no known caller."""
 
     def evict(self) -> None:
-        """Close at once, unsent bytes included."""
+        """Close at once and drop unsent bytes."""
 
 
 class Connections:
-    """``most`` HTTP connections at the same time, of ``descriptors`` of the process."""
+    """At most ``most`` simultaneous HTTP connections, of the process's ``descriptors``."""
 
     def __init__(self, descriptors: int) -> None:
         self.descriptors = descriptors
         self.most = max(8, int(descriptors * HTTP_SHARE))
         self.evicted = 0
-        self._open: dict[Closable, None] = {}  # about in the order in which they were used last
+        self._open: dict[Closable, None] = {}  # roughly in the order of their last use
 
     def __len__(self) -> int:
         return len(self._open)
 
     @property
     def is_scarce(self) -> bool:
-        """Whether there is so little place left that no connection is to be kept idle."""
+        """Whether so few are left that no connection should be kept alive."""
         return len(self._open) > SCARCE * self.most
 
     def opened(self, connection: Closable, descriptor: int) -> bool:
-        """Count a new one, which is in no request yet; False when there is no place for it, and
-        then it is not counted."""
+        """Count a new connection, which is in no request yet. False, without counting it, if there
+        is no room for it."""
         scarce = descriptor >= self.descriptors - RESERVED
         if (len(self._open) >= self.most or scarce) and not self._evict():
             return False
-        connection.was_used = True  # it comes to say something: silent ones of before go first
+        connection.was_used = True  # it is about to send a request: older silent ones go first
         self._open[connection] = None
         return True
 
@@ -69,28 +69,31 @@ class Connections:
         self._open.pop(connection, None)
 
     def _evict(self) -> bool:
-        """The first that is not busy and was not used since it was looked at before: so a request
-        costs no more than setting a flag. Where all were used, the first that is not busy; last
-        of all one with something unread."""
-        looked_at: dict[Closable, None] = {}
-        for _ in range(min(2 * len(self._open), LOOKED_AT)):
+        """Close the first connection that is idle and was not used since it was last examined (so
+        a request costs no more than setting a flag). If all were used, the first idle one; last of
+        all, one with unread data."""
+        examined: dict[Closable, None] = {}
+        for _ in range(min(2 * len(self._open), EXAMINED)):
             oldest = next(iter(self._open))
             del self._open[oldest]
             self._open[oldest] = None
             if not oldest.was_used and not oldest.is_busy() and not oldest.has_unread():
                 return self._end(oldest)
             oldest.was_used = False
-            looked_at[oldest] = None
-        idle = list(itertools.islice((e for e in looked_at if not e.is_busy()), ASKED))
-        if quiet := next((each for each in idle if not each.has_unread()), None):
-            return self._end(quiet)
+            examined[oldest] = None
+        idle_ones = (connection for connection in examined if not connection.is_busy())
+        idle = list(itertools.islice(idle_ones, POLLED))
+        silent = next((connection for connection in idle if not connection.has_unread()), None)
+        if silent:
+            return self._end(silent)
         return self._evict_stranger() or (bool(idle) and self._end(idle[0]))
 
     def _evict_stranger(self) -> bool:
-        """The first that is busy with a request of nobody's: open pages that are not read."""
-        for oldest in itertools.islice(self._open, LOOKED_AT):
-            if oldest.is_busy() and oldest.is_strangers():
-                return self._end(oldest)
+        """Close the first connection that serves a stranger, such as a public page that its client
+        does not read."""
+        for connection in itertools.islice(self._open, EXAMINED):
+            if connection.is_busy() and connection.serves_stranger():
+                return self._end(connection)
         return False
 
     def _end(self, connection: Closable) -> bool:
@@ -101,7 +104,7 @@ class Connections:
 
 
 def raise_descriptor_limit() -> None:
-    """As many descriptors as the system lets this process have without asking anybody."""
+    """Raise the soft limit of descriptors to the hard limit, which needs no privilege."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -112,4 +115,4 @@ def descriptor_limit() -> int:
     return soft if soft != resource.RLIM_INFINITY else 2**20
 
 
-OPEN = Connections(descriptor_limit())  # descriptors belong to the process, as this does
+OPEN = Connections(descriptor_limit())  # one per process, as the descriptors are

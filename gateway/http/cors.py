@@ -1,8 +1,8 @@
-"""Cross-origin requests: which web pages may call the gateway and read its answers.
+"""Cross-origin requests: which web pages may call the gateway and read its responses.
 
-Source: the Fetch standard. Callers identify themselves with a header, never with a cookie, so that
-``Access-Control-Allow-Credentials`` is never sent: a page gets nothing that its user did not type
-into it.
+Source: the Fetch standard. Callers identify themselves with a header, never with a cookie, so
+``Access-Control-Allow-Credentials`` is never sent: a page can use nothing that its user did not
+type into it.
 """
 
 import re
@@ -30,7 +30,7 @@ class Cors:
         self._is_any = ANY.encode() in self._origins
 
     def answer(self, request: Mapping[bytes, bytes]) -> Headers:
-        """What every answer carries, errors included."""
+        """The headers of every response, errors included."""
         if self._is_any:
             allowed = b"*" if b"origin" in request else b""
             vary: Headers = []
@@ -47,19 +47,19 @@ class Cors:
         ]
 
     def preflight(self, method: str, request: Mapping[bytes, bytes]) -> Headers | None:
-        """What a browser is told before the request itself, which carries no identity; None for a
-        request that is not a preflight of an origin that may call."""
+        """The response headers of a preflight, which carries no identity; None for a request that
+        is not a preflight from an allowed origin."""
         if method != "OPTIONS" or b"access-control-request-method" not in request:
             return None
         origin = request.get(b"origin", b"")
         if not origin or not (self._is_any or origin.lower() in self._origins):
             return None
-        asked = request.get(b"access-control-request-headers", b"")
+        names = request.get(b"access-control-request-headers", b"")
         headers = [
             (b"access-control-allow-methods", METHODS),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
             (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers"),
         ]
-        if _NAMES.match(asked):  # any header may come: none of them opens anything by itself
-            headers.append((b"access-control-allow-headers", asked))
+        if _NAMES.match(names):  # any header is allowed: none of them grants anything by itself
+            headers.append((b"access-control-allow-headers", names))
         return headers

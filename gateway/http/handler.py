@@ -1,11 +1,11 @@
-"""A plain ASGI endpoint: an context in, a reply out. The hot path has no layer between.
+"""A plain ASGI endpoint: a RequestContext in, a Reply out, with no layer between on the hot path.
 
-What it asks of its caller is declared where its handler stands:
+What it requires of its caller is declared on its handler:
 
     @needs("infer", model="model")
     async def infer(self, context): ...
 
-A handler that declares nothing is not served: ``declared`` raises when the app is put together.
+A handler that declares nothing is not served: ``declared`` raises when the app is built.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,14 +21,14 @@ from gateway.http.request_context import RequestContext
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__tidegate_policy__"
-PIECE_BYTES = 64 * 1024  # so much of an answer lies in a connection's buffer, at the most
+PIECE_BYTES = 64 * 1024  # the most of a response that is in a connection's buffer
 
 
 IN_BODY = "(body)"  # the request's body names the model: the handler requires the right to it
 
 
 class Policy(NamedTuple):
-    """``model`` is the path parameter that names the model, or ``IN_BODY``; '' when none is."""
+    """``model`` is the path parameter that names the model, or ``IN_BODY``; '' if there is none."""
 
     action: Literal["open", "read", "infer", "admin"]
     model: str = ""
@@ -43,7 +43,7 @@ class Undeclared(TypeError):
 
 
 def needs(action: Literal["open", "read", "infer", "admin"], model: str = "") -> Callable[[F], F]:
-    """Declare what a handler needs."""
+    """Declare the right that a handler's caller needs."""
 
     def mark(handler: F) -> F:
         setattr(handler, _ATTRIBUTE, Policy(action, model))
@@ -56,7 +56,7 @@ open_to_all = needs("open")  # it needs no identity
 
 
 def declared(handler: Any) -> Policy:
-    """What the handler declared; Undeclared if nothing."""
+    """The policy that the handler declared. Raises Undeclared if there is none."""
     policy = getattr(handler, _ATTRIBUTE, None)
     if not isinstance(policy, Policy):
         raise Undeclared(f"{getattr(handler, '__qualname__', handler)} declares no policy: @needs")
@@ -64,14 +64,14 @@ def declared(handler: Any) -> Policy:
 
 
 class Sendable(Protocol):
-    """What a API's handler gives: a ``Reply``, or one in pieces (``EventStream``)."""
+    """What a handler returns: a ``Reply``, or a stream (``EventStream``)."""
 
     async def send(self, send: Send) -> None: ...
 
 
 @dataclass(slots=True)
 class Reply:
-    """A whole HTTP answer."""
+    """A whole HTTP response."""
 
     status: int
     body: bytes
@@ -89,7 +89,7 @@ class Reply:
         if len(body) <= PIECE_BYTES:
             last = body
         else:
-            # Each piece waits until the connection has taken those before it.
+            # Each piece waits until the connection has taken the ones before it.
             for at in range(0, len(body), PIECE_BYTES):
                 piece = body[at : at + PIECE_BYTES]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -105,9 +105,9 @@ Handler = Callable[[RequestContext], Awaitable[Sendable]]
 
 
 class Endpoint:
-    """Starlette takes an instance (not a function) for an ASGI app and adds nothing to it.
+    """An ASGI app: Starlette wraps a function, but calls an instance such as this directly.
 
-    Raises Undeclared for a handler that does not say what it needs of its caller.
+    Raises Undeclared for a handler that does not declare what its caller needs.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -117,7 +117,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope["context"]
         if self.policy.model == IN_BODY:
-            _let_read(context, self.policy.action)
+            _allow_reading(context, self.policy.action)
         elif not self._is_open:
             context.require(self.policy.action, scope["path_params"].get(self.policy.model, ""))
         try:
@@ -132,9 +132,10 @@ class Endpoint:
             await context.leave(None)
 
 
-def _let_read(context: RequestContext, action: str) -> None:
-    """The caller's body may be read, to see which model it names. One who may do this with no model
-    at all is refused by the handler, so that the refusal names the model too: a short body will do.
+def _allow_reading(context: RequestContext, action: str) -> None:
+    """Allow the body to be read, to find the model that it names. A caller who may do this with no
+    model at all is refused by the handler, so that the refusal can name the model: for that, only a
+    short body is read.
     """
     try:
         context.require(action)
@@ -143,8 +144,7 @@ def _let_read(context: RequestContext, action: str) -> None:
 
 
 class LateEndpoint:
-    """As ``Endpoint``; the API that has the handler is opened, and so imported, at the first
-    call."""
+    """An ``Endpoint`` whose handler's API is imported and created at the first call."""
 
     def __init__(self, handler: Callable[[], Handler]) -> None:
         self._handler = handler

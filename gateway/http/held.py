@@ -1,9 +1,9 @@
-"""How many bytes of bodies and answers are in memory, and for whom.
+"""How many bytes of request bodies and responses are in memory, and for whom.
 
-A body that is still coming and an answer that its client does not read yet are held for as long as
-the client likes, within its deadlines. Both are counted here, of everything that is not complete at
-once, and refused beyond the settings: for one caller, so that it does not use up what is there for
-all, and for all together, so that the process stays within its memory.
+A body that is still arriving and a response that its client has not read are held for as long as
+the client likes, within its deadlines. Both are counted here, unless they are complete at once, and
+refused beyond the settings: per caller, so that one does not use up what is there for all, and in
+total, so that the process stays within its memory.
 """
 
 from collections import Counter
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from gateway.errors import NoCapacity, QuotaExceeded
 from gateway.identity.principal import Principal
 
-TENANT_SHARE = 0.5  # of all, for one tenant, once there are tenants
+TENANT_SHARE = 0.5  # of the total, for one tenant, once there are tenants
 
 
 class HeldBytes:
-    """``most`` bytes in all, ``most_of_caller`` for one principal. A request that is the only one
-    is never refused here: the limit of a body bounds it."""
+    """At most ``most`` bytes in total, and ``most_of_caller`` for one principal. A request that is
+    the only one is never refused here: the body limit bounds it."""
 
     def __init__(self, most: int, most_of_caller: int, has_tenants: Callable[[], bool]) -> None:
         self._most, self._most_of_caller = most, most_of_caller
@@ -27,16 +27,18 @@ class HeldBytes:
         self._callers: Counter[str] = Counter()
         self._tenants: Counter[str] = Counter()
 
-    def take(self, principal: Principal, size: int, own: int) -> None:
-        """Count so many bytes more for a request that has ``own`` already. QuotaExceeded or
-        NoCapacity, and then nothing is counted. Of no bytes: whether there is room at all."""
-        held, of_tenant = self._callers[principal.id], self._tenants[principal.tenant]
-        if held > own and held + size > self._most_of_caller:
+    def take(self, principal: Principal, size: int, request_bytes: int) -> None:
+        """Count ``size`` more bytes for a request that holds ``request_bytes`` already. Raises
+        QuotaExceeded or NoCapacity, and then counts nothing. With a size of 0, checks whether there
+        is room at all."""
+        of_caller, of_tenant = self._callers[principal.id], self._tenants[principal.tenant]
+        if of_caller > request_bytes and of_caller + size > self._most_of_caller:
             raise QuotaExceeded(_too_many("your", self._most_of_caller), retry_after_s=1)
         most_of_tenant = int(self._most * TENANT_SHARE)
-        if of_tenant > own and of_tenant + size > most_of_tenant and self._has_tenants():
+        is_over = of_tenant > request_bytes and of_tenant + size > most_of_tenant
+        if is_over and self._has_tenants():
             raise QuotaExceeded(_too_many("your tenant's", most_of_tenant), retry_after_s=1)
-        if self.total > own and self.total + size > self._most:
+        if self.total > request_bytes and self.total + size > self._most:
             raise NoCapacity(
                 "the gateway holds as many unfinished requests and unread answers as it can: "
                 "try again shortly",
@@ -46,7 +48,7 @@ class HeldBytes:
 
     @contextmanager
     def counted(self, principal: Principal, size: int) -> Iterator[None]:
-        """Around the time that so many bytes are held which cannot be refused any more."""
+        """Count bytes that can no longer be refused, for as long as they are held."""
         self._add(principal, size)
         try:
             yield
@@ -62,13 +64,13 @@ class HeldBytes:
 
     def give_back(self, principal: Principal, size: int) -> None:
         self.total -= size
-        for counted, name in (
+        for counts, name in (
             (self._callers, principal.id),
             (self._tenants, principal.tenant),
         ):
-            counted[name] -= size
-            if counted[name] <= 0:
-                del counted[name]
+            counts[name] -= size
+            if counts[name] <= 0:
+                del counts[name]
 
 
 def _too_many(whose: str, most: int) -> str:

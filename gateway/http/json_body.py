@@ -1,4 +1,4 @@
-"""JSON as JSON is: no NaN, no bottomless nesting, no key twice in one object."""
+"""Strict JSON: no NaN, no unbounded nesting, no duplicate key in an object."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,39 +15,39 @@ from gateway.http.large_json import (
     refuse_repeated,
 )
 
-# What is longer is parsed in pieces, and not on the event loop (``gateway.http.off_loop``).
+# Longer bodies are parsed in pieces, and not on the event loop (``gateway.http.off_loop``).
 SMALL_BYTES = 64 * 1024
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
 
 
 def parse_json(data: bytes, bounds: Bounds = BOUNDS) -> Any:
-    """The document; InvalidRequest says where it breaks."""
+    """Parse a JSON document. Raises InvalidRequest, which says where it is invalid."""
     if len(data) > SMALL_BYTES:
         return parse_large(data, bounds)
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise not_json(error, data) from None
-    # Every key ends in a colon, and a string may hold some: as many as were kept means that none
-    # was lost.
+    # Every key is followed by a colon, and strings may contain more: if there are as many colons as
+    # parsed keys, no key was dropped as a duplicate.
     keys = count_keys(document)
     if data.count(b":") != keys and len(_KEY_END.findall(data)) != keys:
         refuse_repeated(data)
     return document
 
 
-LARGE_BYTES = 128 * 1024  # of tensors that are written as JSON: not on the event loop
+LARGE_BYTES = 128 * 1024  # larger tensors are written as JSON off the event loop
 SLICE = 16 * 1024  # elements
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
 def to_json(value: Any) -> bytes:
-    """The value as JSON; numpy arrays too, a float32 in its own shortest form."""
+    """The value as JSON. Takes numpy arrays too; a float32 prints in its own shortest form."""
     return orjson.dumps(value, option=_OPTIONS)
 
 
 def array_slices(values: Sequence[Any]) -> Iterator[bytes]:
-    """A long array (a numpy vector or a list) as JSON, in slices that are short calls each."""
+    """A long array (a numpy vector or a list) as JSON, in slices that take a short call each."""
     yield b"["
     for at in range(0, len(values), SLICE):
         if at:

@@ -1,8 +1,8 @@
-"""uvloop's event loop, with a TLS handshake that can be bounded.
+"""uvloop's event loop, with TLS handshakes that can be bounded.
 
 A server of asyncio or uvloop does not show a connection before its handshake has ended, for which
-it waits 60 s: a stranger who connects and says nothing holds a descriptor that nobody can count.
-Here each is accepted as plain TCP, counted like any other, and then begins TLS.
+it waits 60 s: a stranger who connects and sends nothing holds a descriptor that cannot be counted.
+Here each connection is accepted as plain TCP, counted like any other, and then starts TLS.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ HANDSHAKE_TIMEOUT_S = 10.0
 
 
 class GatewayLoop(uvloop.Loop):
-    """What ``uvicorn.run(loop=...)`` takes."""
+    """For ``uvicorn.run(loop=...)``."""
 
-    async def create_server(  # type: ignore[override]  # as uvloop: whatever they are
+    async def create_server(  # type: ignore[override]  # passes all arguments on to uvloop
         self, factory: Any, *arguments: Any, ssl: tls.SSLContext | None = None, **options: Any
     ) -> Any:
         if ssl:
@@ -31,7 +31,7 @@ class GatewayLoop(uvloop.Loop):
 
 
 class Handshake(asyncio.Protocol):
-    """A connection until TLS is there, and then whatever ``factory`` makes goes on with it."""
+    """A connection until TLS is established; then the protocol from ``factory`` takes over."""
 
     was_used = False
 
@@ -43,14 +43,14 @@ class Handshake(asyncio.Protocol):
     ) -> None:
         self._loop, self._factory, self._context = loop, factory, context
         self._inner: asyncio.Protocol | None = None
-        self._early = b""  # what came before TLS, or the inner protocol, was there to take it
+        self._early = b""  # data that arrived before TLS, or the inner protocol, could take it
         self._is_lost = False
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        made = transport.get_extra_info("socket")
-        if OPEN.opened(self, made.fileno() if made else 0):
+        connection = transport.get_extra_info("socket")
+        if OPEN.opened(self, connection.fileno() if connection else 0):
             self._task = self._loop.create_task(self._begin(transport))
             self._task.add_done_callback(lambda _: OPEN.closed(self))  # however it ended
         else:
@@ -62,7 +62,7 @@ class Handshake(asyncio.Protocol):
     def has_unread(self) -> bool:
         return False  # a handshake at most
 
-    def is_strangers(self) -> bool:
+    def serves_stranger(self) -> bool:
         return True
 
     def evict(self) -> None:
@@ -95,7 +95,7 @@ class Handshake(asyncio.Protocol):
             inner.data_received(self._early)
 
     async def _secured(self, transport: Any) -> Any:
-        """The transport after the handshake."""
+        """The TLS transport, after the handshake."""
         handshake = self._loop.create_task(
             self._loop.start_tls(
                 transport,
@@ -106,7 +106,7 @@ class Handshake(asyncio.Protocol):
             )
         )
         try:
-            # The task's first step sets the protocol of TLS.
+            # The task's first step sets the TLS protocol.
             while transport.get_protocol() is self and not handshake.done():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             _hand_over(self._early, transport.get_protocol())
@@ -117,7 +117,7 @@ class Handshake(asyncio.Protocol):
 
 
 def _hand_over(data: bytes, protocol: Any) -> None:
-    """What was read before the protocol of TLS was there, as if the transport read it now."""
+    """Feed data that was read too early to the TLS protocol, as if the transport read it now."""
     while data and hasattr(protocol, "get_buffer"):
         buffer = memoryview(protocol.get_buffer(len(data)))
         size = min(len(buffer), len(data))

@@ -1,6 +1,6 @@
 """The outermost ASGI layer: request id, identity, errors and timing, for every API alike.
 
-FastAPI's own layers (errors, telemetry) begin behind it, and only for what is no API.
+FastAPI's own layers (errors, telemetry) come after it, and only for routes that are not an API's.
 """
 
 import logging
@@ -23,13 +23,14 @@ from modelspec.layout import NOT_OFFERED_OPENAI
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
-# The pages of the documentation: they hold no names. What they show, /openapi.json, may need a key.
+# The documentation pages hold no names; /openapi.json, which they show, may need a key.
 STATIC = "/static-offline-docs/"
 PAGE_PATHS = frozenset({"/docs", "/docs/docs.js", "/redoc"})
-MATCHED, MATCHED_PATH = 256, 512  # paths are the clients' to invent
+# Routes cached, and the longest path that is: clients may invent any number of paths.
+MATCHED, MATCHED_PATH = 256, 512
 _Matched = tuple[ASGIApp, Scope]
-# What OpenAI has under /v1, and V2's servers under /v2, and nobody has here. A client's error says
-# so: it asks for something that exists elsewhere.
+# What OpenAI offers under /v1, and other V2 servers under /v2, but the gateway does not. The error
+# says so: the client asks for something that exists elsewhere.
 NOT_OFFERED = {
     "/v1/": NOT_OFFERED_OPENAI,
     "/v2/": frozenset(
@@ -46,7 +47,7 @@ NOT_OFFERED = {
 
 
 class Middleware:
-    """Gives each request an ``RequestContext``, lets in who has a key, renders what goes wrong."""
+    """Gives each request a ``RequestContext``, identifies the caller, and renders errors."""
 
     def __init__(self, app: Starlette, gateway: Gateway, apis: Sequence[Route]) -> None:
         self.app, self.apis = app, apis
@@ -61,30 +62,30 @@ class Middleware:
             await self._lifespan(scope, receive, send)
             return
         scope["context"] = context = self.gateway.context(scope, receive)
-        answer = _Answer(context, send, self._cors)
+        response = _Response(context, send, self._cors)
         try:
             preflight = self._cors and self._cors.preflight(scope["method"], context.headers)
             if preflight:
-                await Reply(204, b"", headers=preflight).send(answer)
+                await Reply(204, b"", headers=preflight).send(response)
                 return
             if not self._is_open(context.path):
                 await self.access_control.identify(context)
-            await self._route(scope, receive, answer)
+            await self._route(scope, receive, response)
         except ClientGone:
-            answer.status = CLIENT_LEFT
+            response.status = CLIENT_LEFT
             log.info("%s client left %r", context.request_id, context.path)
         except LimitReached as error:
             context.limit_headers = error.headers
-            await answer.fail(error)
+            await response.fail(error)
         except GatewayError as error:
-            await answer.fail(error)
+            await response.fail(error)
         except Exception:
             log.exception("%s %r failed", context.request_id, context.path)
-            await answer.fail(Internal("the gateway failed: report the request id"))
+            await response.fail(Internal("the gateway failed: report the request id"))
         finally:
             if context.held_bytes:
                 context.release()
-            status = answer.outcome()
+            status = response.outcome()
             self.gateway.metrics.record(context, status, self.gateway.catalogue)
             if context.principal or status == 401:
                 self.access_control.record(context, status)
@@ -95,33 +96,33 @@ class Middleware:
         await self.app(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """To a API at once, where one fits: the framework's layers between add nothing to it."""
+        """Call the matching API route directly: the framework's layers in between add nothing."""
         path = scope["path"]
-        target = scope["method"], path
-        matched = self._matched.get(target) or self._match(scope)
+        key = scope["method"], path
+        matched = self._matched.get(key) or self._match(scope)
         if matched is None:
             await self._unmatched(scope, send)
             return
         if len(path) <= MATCHED_PATH:
             if len(self._matched) >= MATCHED:
                 self._matched.clear()
-            self._matched[target] = matched
-        api, found = matched
-        scope.update(found)
-        await api(scope, receive, send)
+            self._matched[key] = matched
+        endpoint, child_scope = matched
+        scope.update(child_scope)
+        await endpoint(scope, receive, send)
 
     def _match(self, scope: Scope) -> _Matched | None:
         # HEAD is GET without the body, which the server leaves out: it looks at the scope's method.
-        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        offered = self._is_offered(scope["path"])
+        get_scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        is_offered = self._is_offered(scope["path"])
         for route in self.apis:
-            match, found = route.matches(asked)
-            if match is Match.FULL and (offered or "{" not in route.path):
-                return route.app, found
+            match, child_scope = route.matches(get_scope)
+            if match is Match.FULL and (is_offered or "{" not in route.path):
+                return route.app, child_scope
         return None
 
     async def _unmatched(self, scope: Scope, send: Send) -> None:
-        """NotFound or MethodNotAllowed; OPTIONS is answered."""
+        """Answer OPTIONS; otherwise raise NotFound or MethodNotAllowed."""
         path, method = scope["path"], scope["method"]
         if path == "*" and method == "OPTIONS":
             await _options(["GET", "POST"]).send(send)
@@ -136,24 +137,24 @@ class Middleware:
             await _options(methods).send(send)
         elif methods:
             raise MethodNotAllowed(
-                f"{method} is not for {path[:SHOWN_PATH]}: use {' or '.join(methods)}",
+                f"{path[:SHOWN_PATH]} does not take {method}: use {' or '.join(methods)}",
                 _allowed(methods),
             )
         else:
             raise unknown_path(path)
 
     def _methods(self, scope: Scope) -> list[str]:
-        """The methods for which there is something under this path, GET for GET and HEAD."""
-        found = set()
+        """The methods that this path supports; GET stands for GET and HEAD."""
+        methods: set[str] = set()
         for route in self.apis:
-            match, parts = route.matches(scope)
-            if match is not Match.NONE and self._is_there(scope, route, parts["path_params"]):
-                found |= route.methods or set()
-        return sorted(found - {"HEAD"})
+            match, child_scope = route.matches(scope)
+            if match is not Match.NONE and self._is_there(scope, child_scope["path_params"]):
+                methods |= route.methods or set()
+        return sorted(methods - {"HEAD"})
 
-    def _is_there(self, scope: Scope, route: Route, params: dict[str, str]) -> bool:
-        """Whether a task's path is that of a task that the caller may know of: a 405 for a path of
-        which POST says 404 would be confusing."""
+    def _is_there(self, scope: Scope, params: dict[str, str]) -> bool:
+        """Whether a task route's path names a task that the caller may know about: a 405 for a
+        path for which POST says 404 would be confusing."""
         endpoint = params.get("endpoint")
         if endpoint is None:
             return True
@@ -173,7 +174,7 @@ class Middleware:
     def _is_open(self, path: str) -> bool:
         if path in OPEN_PATHS or path in PAGE_PATHS or path.startswith(STATIC):
             return True
-        # With tenants, what there is is nobody's business but theirs.
+        # With tenants, the list of models is nobody's business but theirs.
         return (
             path == "/openapi.json"
             and self.gateway.settings.open_docs
@@ -189,30 +190,31 @@ def _options(methods: Sequence[str]) -> Reply:
     return Reply(204, b"", headers=[(b"allow", ", ".join(_allowed(methods)).encode())])
 
 
-class _Answer:
-    """``send`` with the request id and the timing added, and whether it has begun."""
+class _Response:
+    """``send`` that adds the request id and the timing, and knows whether it has started."""
 
-    __slots__ = ("begun", "context", "cors", "send", "status")
+    __slots__ = ("context", "cors", "has_started", "send", "status")
 
     def __init__(self, context: RequestContext, send: Send, cors: Cors | None = None) -> None:
-        self.context, self.send, self.cors, self.begun = context, send, cors, False
+        self.context, self.send, self.cors = context, send, cors
+        self.has_started = False
         self.status = CLIENT_LEFT
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.begun, self.status = True, message["status"]
+            self.has_started, self.status = True, message["status"]
             message["headers"] = [*message["headers"], *self._headers()]
         await self.send(message)
 
     async def fail(self, error: GatewayError) -> None:
-        if self.begun:
+        if self.has_started:
             self.context.fault = error
-            raise error  # too late for an answer: the server closes the connection
+            raise error  # too late for an error response: the server closes the connection
         context = self.context
         await error_reply(error, context.path, context.request_id).send(self)
 
     def outcome(self) -> int:
-        """How it really ended: a stream that fails in the middle has said 200 long before."""
+        """The status that it really ended with: a stream that fails midway began with a 200."""
         fault = self.context.fault
         return status_of(fault, api_of(self.context.path)) if fault else self.status
 

@@ -1,4 +1,4 @@
-"""Errors rendered per API: the one place that knows which status and which shape each API has.
+"""Renders errors per API: the one module that knows which status and shape each API uses.
 
 RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenAI routes,
 ``{"error": "..."}`` under /v2 (tritonclient reads exactly that key).
@@ -20,7 +20,7 @@ class Api(Enum):
     V2 = 2
 
 
-# code -> status at the task API, status at the other two, title, OpenAI's own type (by which its
+# code -> status in the task API, status in the other two, title, OpenAI's own type (by which its
 # clients choose an exception)
 TABLE: dict[str, tuple[int, int, str, str]] = {
     "unauthenticated": (401, 401, "No valid API key", "authentication_error"),
@@ -36,12 +36,12 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "upstream_error": (502, 502, "The model failed", "server_error"),
     "internal": (500, 500, "Internal error", "server_error"),
 }
-SHOWN_PATH = 256  # characters: a path may be long, and an answer to a stranger should not be
-CLIENT_LEFT = 499  # as nginx calls a client that left before the end of its answer; nobody gets it
+SHOWN_PATH = 256  # characters: a path may be long, and a reply to a stranger should not be
+CLIENT_LEFT = 499  # nginx's status for a client that left before its response ended; never sent
 
 
 def api_of(path: str) -> Api:
-    """Which API a path belongs to, known before it is routed (a 401 has a shape too)."""
+    """Which API a path belongs to; known before routing, since a 401 needs a shape too."""
     if path == "/v2" or path.startswith("/v2/"):
         return Api.V2
     if path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES:
@@ -55,7 +55,7 @@ def status_of(error: GatewayError, api: Api) -> int:
 
 
 def error_reply(error: GatewayError, path: str, request_id: str, status: int = 0) -> Reply:
-    """The error as this path's API shows it; ``status`` instead of the table's, if it is given."""
+    """The error in the shape of this path's API; a non-zero ``status`` overrides the table's."""
     api = api_of(path)
     status = status or status_of(error, api)
     if api is Api.TASK:

@@ -1,4 +1,4 @@
-"""One HTTP request under way: its identity, its clock, its body."""
+"""One HTTP request in progress: its identity, its deadline, its body."""
 
 import asyncio
 import random
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
-# A client that leaves is noticed only by asking; most answers come sooner than it is worth it.
+# Noticing a disconnect takes a call to ``receive``; most responses are ready before that pays off.
 DISCONNECT_WATCH_S = 0.02
-TINY_BYTES = 1024  # smaller parts of a body are not kept each on its own
-TIMER_S = 0.001  # the loop's timers may be that much early
+TINY_BYTES = 1024  # smaller parts of a body are joined to the one before
+TIMER_S = 0.001  # the loop's timers may fire this much early
 
-
+# Headers that decide something: sent twice, they are refused.
 _SINGLE = frozenset(
     {
         b"api-key",
@@ -51,32 +51,32 @@ _SINGLE = frozenset(
 
 
 class ClientGone(Exception):
-    """The client closed the connection: nobody is there to answer."""
+    """The client closed the connection: there is nobody to respond to."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """What the APIs need of a request; made by ``gateway.http.middleware``."""
+    """What the APIs need to know about a request; created by ``gateway.http.middleware``."""
 
     scope: Scope
     receive: Receive
-    access: Access  # the rules in force when the request came hold to its end
+    access: Access  # the rules in force when the request arrived apply to its end
     body_limit_bytes: int
     deadline_s: InitVar[float]
     started: float = field(default_factory=time.perf_counter)
     principal: Principal | None = None
-    action: str = ""  # what the caller asks for, once that is known, as is the model
+    action: str = ""  # what the caller wants to do; '' until it is known, as for the model
     model: str = ""
-    fault: GatewayError | None = None  # what ended an answer that had begun
-    admission: "Admission | None" = None  # the last one
+    fault: GatewayError | None = None  # the error that cut off a response that had started
+    admission: "Admission | None" = None  # the latest one
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
-    body_patience_s: float = 30.0  # without a byte of the body
-    memory: HeldBytes | None = None  # where what this request holds is counted
+    body_patience_s: float = 30.0  # the longest wait for the next bytes of the body
+    memory: HeldBytes | None = None  # counts the bytes that this request holds
     held_bytes: int = 0
     entered: list[AbstractAsyncContextManager[Any]] | None = None
-    # Drawn for each request, since a client may choose its request's id.
+    # Drawn per request: it decides canaries, and a client may choose its request id.
     lot: str = field(default_factory=lambda: new_request_id())
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
@@ -87,11 +87,13 @@ class RequestContext:
         self.path = self.scope["path"]
         self.headers = dict(self.scope["headers"])
         self.deadline = self.started + deadline_s
-        offered = self.headers.get(b"x-request-id", b"")
-        self.request_id = offered.decode() if _REQUEST_ID.match(offered) else new_request_id()
+        client_id = self.headers.get(b"x-request-id", b"")
+        is_valid = _REQUEST_ID.match(client_id)
+        self.request_id = client_id.decode() if is_valid else new_request_id()
 
     def require(self, action: str, model: str = "") -> None:
-        """NotFound or Forbidden unless the caller may do this, to this model."""
+        """Raises Unauthenticated without an identity, and NotFound or Forbidden if the caller may
+        not do this with this model."""
         self.action, self.model = action, model
         if self.principal is None:
             raise Unauthenticated(f"an identity is needed to {action}")
@@ -102,36 +104,37 @@ class RequestContext:
         return self.principal.tenant if self.principal else ""
 
     def may_read(self, model: str) -> bool:
-        """Whether the caller may know of the model; without a caller, whatever is open to all."""
+        """Whether the caller may know that the model exists; always true without a caller."""
         return self.principal is None or self.access.allowed(self.principal, "read", model)
 
     def param(self, name: str) -> str:
-        """A path parameter, or '' when the route has none of this name."""
+        """A path parameter, or '' if the route has none with this name."""
         return str(self.scope["path_params"].get(name, ""))
 
     def remaining_s(self) -> float:
-        """Seconds left; DeadlineExceeded when there are none."""
-        left = self.deadline - time.perf_counter()
-        if left <= 0:
-            raise DeadlineExceeded("the deadline passed before the model was asked: try again")
-        return left
+        """Seconds until the deadline. Raises DeadlineExceeded if it has passed."""
+        remaining = self.deadline - time.perf_counter()
+        if remaining <= 0:
+            raise DeadlineExceeded("the deadline passed before the model was called: try again")
+        return remaining
 
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:
             self.deadline = min(self.deadline, self.started + seconds)
 
     async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
-        """Enter the manager until the answer has been handed over to the connection, or has failed:
-        its ``__aexit__`` is given the error then. An answer that nobody reads so keeps its place.
+        """Enter the manager until the response has been handed to the connection or has failed, in
+        which case its ``__aexit__`` receives the error. A response that its client does not read
+        therefore keeps what it has taken.
         """
-        found = await manager.__aenter__()
+        value = await manager.__aenter__()
         if self.entered is None:
             self.entered = []
         self.entered.append(manager)
-        return found
+        return value
 
     async def leave(self, error: BaseException | None) -> None:
-        """Leave what was entered, the last first; called once, by the endpoint."""
+        """Exit the entered managers, the last first; called once, by the endpoint."""
         while self.entered:
             manager = self.entered.pop()
             try:
@@ -141,47 +144,48 @@ class RequestContext:
                 raise
 
     def hold(self, size: int) -> None:
-        """Count bytes that are kept in memory for the caller until the request has ended.
+        """Count bytes that are held in memory for the caller until the request has ended.
 
-        QuotaExceeded when the caller keeps too many already, NoCapacity when all callers do.
+        Raises QuotaExceeded if the caller holds too many already, NoCapacity if all callers
+        together do.
         """
         if self.memory and self.principal:
             self.memory.take(self.principal, size, self.held_bytes)
             self.held_bytes += size
 
     def release(self) -> None:
-        """What was held is not any more; called once, by the edge."""
+        """Stop counting what was held; called once, by the middleware."""
         if self.memory and self.principal and self.held_bytes:
             self.memory.give_back(self.principal, self.held_bytes)
             self.held_bytes = 0
 
     def authorization(self) -> bytes | None:
-        """The header of that name; an ``api-key`` (as Azure's clients send it) is a bearer token.
+        """The Authorization header; an ``api-key`` (as Azure's clients send) is a bearer token.
 
-        InvalidRequest when there are both, and they differ.
+        Raises InvalidRequest if both are sent and differ.
         """
-        given, key = self.headers.get(b"authorization"), self.headers.get(b"api-key")
+        authorization, key = self.headers.get(b"authorization"), self.headers.get(b"api-key")
         if key is None:
-            return given
-        if given is not None and bearer(given) != key.decode("latin-1").strip(" "):
+            return authorization
+        if authorization is not None and bearer(authorization) != key.decode("latin-1").strip(" "):
             raise InvalidRequest(
                 "'authorization' and 'api-key' differ: send one of the two headers"
             )
         return b"Bearer " + key
 
     def refuse_twice(self) -> None:
-        """InvalidRequest for two headers of a kind that decides something: a proxy before us may
-        have gone by the other one."""
+        """Raises InvalidRequest if a header that decides something is sent twice: a proxy in front
+        of the gateway may have used the other one."""
         if len(self.headers) == len(self.scope["headers"]):
             return
-        count = Counter(name for name, _ in self.scope["headers"])
-        twice = next((name for name in sorted(_SINGLE) if count[name] > 1), None)
-        if twice:
-            raise InvalidRequest(f"the header {twice.decode()!r} stands twice: send it once")
+        counts = Counter(name for name, _ in self.scope["headers"])
+        duplicate = next((name for name in sorted(_SINGLE) if counts[name] > 1), None)
+        if duplicate:
+            raise InvalidRequest(f"the header {duplicate.decode()!r} is sent twice: send it once")
 
     async def body(self) -> bytes:
-        """The whole body; TooLarge, RequestTimeout, or InvalidRequest when the client stops in the
-        middle."""
+        """The whole body. Raises TooLarge, RequestTimeout, InvalidRequest for an encoded one, and
+        ClientGone if the client disconnects; QuotaExceeded or NoCapacity as ``hold`` does."""
         self._refuse_encoded()
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.body_limit_bytes:
@@ -217,17 +221,17 @@ class RequestContext:
         return b"".join(parts)
 
     async def _message(self) -> Any:
-        # As asyncio.timeout does it; that costs four times as much, and mostly the body is here.
+        # What asyncio.timeout does, at a quarter of its cost: the body is usually here already.
         task, loop = _current_task(), asyncio.get_running_loop()
         now = time.perf_counter()
-        ends = now + self.body_patience_s
-        if self.deadline < ends:
-            ends = now + self.remaining_s()
-        timer = loop.call_later(ends - now + TIMER_S, task.cancel)
+        deadline = now + self.body_patience_s
+        if self.deadline < deadline:
+            deadline = now + self.remaining_s()
+        timer = loop.call_later(deadline - now + TIMER_S, task.cancel)
         try:
             message = await self.receive()
         except asyncio.CancelledError:
-            if time.perf_counter() < ends or task.uncancel():
+            if time.perf_counter() < deadline or task.uncancel():
                 raise
             raise RequestTimeout("the body did not arrive in time: send it faster") from None
         finally:
@@ -250,7 +254,7 @@ class RequestContext:
         return TooLarge(f"the body is over {self.body_limit_bytes} bytes: send a smaller one")
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work``, and cancel it (and with it the work upstream) if the client leaves.
+        """Run ``work``, and cancel it (and with it the work upstream) if the client disconnects.
 
         Raises ClientGone in that case.
         """
@@ -267,8 +271,8 @@ class RequestContext:
             raise
         finally:
             handle.cancel()
-            for each in watch:
-                each.cancel()
+            for cancellation in watch:
+                cancellation.cancel()
 
     async def _cancel(self, task: "asyncio.Task[Any]") -> None:
         while (await self.receive())["type"] != "http.disconnect":

@@ -1,7 +1,7 @@
-"""TLS ended by the gateway itself: one certificate for every listener, and clients' certificates.
+"""TLS terminated by the gateway: one certificate for every listener, and client certificates.
 
-Over HTTP a client may show a certificate or not. grpcio can only demand one or not ask at all, so
-the gRPC API has a port for each.
+Over HTTP a client certificate is optional. grpcio can only require one or not ask at all, so the
+gRPC API has a port for each.
 """
 
 import ssl
@@ -24,14 +24,14 @@ _PEM = "x509_pem_cert"  # in gRPC's auth_context
 
 
 class Tls:
-    """Made once for each process. SettingsError names the file that cannot be used, and why."""
+    """Created once per process. Raises SettingsError, which names the unusable file and why."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._check()
 
     def http(self) -> dict[str, Any]:
-        """For ``uvicorn.Config``."""
+        """Keyword arguments for ``uvicorn.Config``."""
         settings = self._settings
         options: dict[str, Any] = {
             "ssl_certfile": settings.tls_certificate_file,
@@ -44,41 +44,41 @@ class Tls:
         return options
 
     def grpc(self, *, demanding: bool) -> Any:
-        """Credentials of a port that demands a certificate of each client, or asks for none."""
+        """Credentials of a port that requires a client certificate, or asks for none."""
         settings = self._settings
         pair = tuple(map(_read, (settings.tls_key_file, settings.tls_certificate_file)))
         authority = _read(settings.tls_client_ca_file) if demanding else None
         return grpc.ssl_server_credentials([pair], authority, demanding)
 
     def _check(self) -> None:
-        call = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         settings = self._settings
         certificate, key = settings.tls_certificate_file, settings.tls_key_file
         for name in ("tls_certificate_file", "tls_key_file", "tls_client_ca_file"):
             _check_readable(name, getattr(settings, name))
         try:
-            call.load_cert_chain(certificate, key, password=_refuse_encrypted)
+            context.load_cert_chain(certificate, key, password=_refuse_encrypted)
         except (ssl.SSLError, ValueError) as error:
             raise SettingsError(
                 f"TIDEGATE_TLS_CERTIFICATE_FILE={certificate} and TIDEGATE_TLS_KEY_FILE={key} "
-                f"cannot be used: give a certificate in PEM and its plain key ({_reason(error)})"
+                f"cannot be used: use a PEM certificate and its unencrypted key ({_reason(error)})"
             ) from None
         try:
             if settings.tls_client_ca_file:
-                call.load_verify_locations(settings.tls_client_ca_file)
+                context.load_verify_locations(settings.tls_client_ca_file)
         except ssl.SSLError as error:
             raise SettingsError(
-                f"TIDEGATE_TLS_CLIENT_CA_FILE={settings.tls_client_ca_file} cannot be used: give "
-                f"certificates of authorities in PEM ({_reason(error)})"
+                f"TIDEGATE_TLS_CLIENT_CA_FILE={settings.tls_client_ca_file} cannot be used: use "
+                f"PEM certificates of authorities ({_reason(error)})"
             ) from None
 
 
 def shown_to_grpc(call: Any) -> dict[str, Any]:
-    """What a call's scope says of the certificate that its client has shown."""
-    found = call.auth_context().get(_PEM)
-    if not found:
+    """The scope entries for the client certificate of a gRPC call."""
+    certificates = call.auth_context().get(_PEM)
+    if not certificates:
         return {SCOPE_KEY: ()}
-    names, ends = _read_certificate(bytes(found[0]))
+    names, ends = _read_certificate(bytes(certificates[0]))
     return {SCOPE_KEY: names, ENDS_KEY: ends}
 
 

@@ -1,4 +1,4 @@
-"""Who is calling, by whatever the request shows: the one question that every API asks first."""
+"""Identifies the caller by whatever credential the request carries, for every API alike."""
 
 from typing import TYPE_CHECKING
 
@@ -20,15 +20,15 @@ class Callers:
         self._keys = keys
         self._tokens: Tokens | None = None
         self._certificates: Certificates | None = None
-        self._follow(rules)
+        self._configure(rules)
 
     def apply(self, rules: Rules) -> None:
-        """Follow a new gateway.toml; needs a running loop, which fetches the issuers' keys."""
-        self._follow(rules)
+        """Apply a new gateway.toml; needs a running loop, which fetches the issuers' keys."""
+        self._configure(rules)
         self.keep_fresh()
 
-    def _follow(self, rules: Rules) -> None:
-        """What nobody is configured for is not imported."""
+    def _configure(self, rules: Rules) -> None:
+        """Imports only what the rules configure."""
         previous, self._tokens, self._certificates = self._tokens, None, None
         if rules.issuers:
             from gateway.identity.tokens import Tokens
@@ -41,23 +41,23 @@ class Callers:
 
     @property
     def generation(self) -> int:
-        """Grows when keys change, the issuers' among them."""
+        """Increases when keys change, including the issuers' keys."""
         return self._keys.generation + (self._tokens.generation if self._tokens else 0)
 
     def keep_fresh(self) -> None:
-        """Fetch issuers' keys that are old, in the background; needs a running loop."""
+        """Refetch the issuers' old keys in the background; needs a running loop."""
         if self._tokens:
             self._tokens.keep_fresh()
 
     async def identify(self, scope: Scope, authorization: bytes | None) -> Principal:
-        """The caller; Unauthenticated, or NoCapacity while a token's issuer is away.
+        """The caller. Raises Unauthenticated, or NoCapacity while a token's issuer is unreachable.
 
-        A header that is there decides alone: a bad key is refused whatever certificate was shown.
+        If there is a header, it alone decides: a bad key is refused whatever the certificate is.
         """
         if authorization is None and self._certificates:
-            shown = self._certificates.principal(scope)
-            if shown:
-                return shown
+            principal = self._certificates.principal(scope)
+            if principal:
+                return principal
         credential = bearer(authorization)
         if self._tokens and credential.count(".") == 2:  # no API key has a dot
             return await self._tokens.verify(credential)

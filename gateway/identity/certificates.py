@@ -1,7 +1,7 @@
-"""Client certificates: shown to the gateway itself, or to a proxy that vouches for them.
+"""Client certificates: presented to the gateway itself, or to a proxy that vouches for them.
 
-``CertificateProtocol`` is for a gateway that ends TLS itself (``gateway.http.tls``: the chain is
-verified before HTTP begins). A certificate is known by its subject as RFC 4514 writes it
+``CertificateProtocol`` is for a gateway that terminates TLS itself (``gateway.http.tls``: the chain
+is verified before HTTP starts). A certificate is known by its subject in RFC 4514 notation
 (``CN=batch,O=Acme``) and by each ``URI:...`` and ``DNS:...`` of its SAN.
 """
 
@@ -28,9 +28,9 @@ class CertificateProtocol(BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
-        shown = tls.getpeercert(binary_form=True) if tls else None
-        self._names = certificate_names(shown) if shown else ()
-        self._ends = certificate_end(shown) if shown else math.inf
+        der = tls.getpeercert(binary_form=True) if tls else None
+        self._names = certificate_names(der) if der else ()
+        self._ends = certificate_end(der) if der else math.inf
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -43,18 +43,19 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
     try:
         certificate = x509.load_der_x509_certificate(der)
         names = [certificate.subject.rfc4514_string()]
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return tuple(names)
     except ValueError:
         return ()
-    uris = found.get_values_for_type(x509.UniformResourceIdentifier)
-    hosts = found.get_values_for_type(x509.DNSName)
+    uris = san.get_values_for_type(x509.UniformResourceIdentifier)
+    hosts = san.get_values_for_type(x509.DNSName)
     return (*names, *(f"URI:{uri}" for uri in uris), *(f"DNS:{host}" for host in hosts))
 
 
 def certificate_end(der: bytes) -> float:
-    """Until when it is valid: a connection may last longer than the certificate that opened it."""
+    """When it expires, in seconds since the epoch: a connection may outlive the certificate that
+    opened it."""
     try:
         return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
     except ValueError:
@@ -65,39 +66,39 @@ class Certificates:
     """The principals of the certificates in one gateway.toml."""
 
     def __init__(self, rules: Rules) -> None:
-        self._principals = {
-            name: Principal(
-                f"cert:{name}",
-                name,
-                Grant(each.tenant, tuple(each.roles), tuple(each.models), tuple(each.scopes)),
+        self._principals: dict[str, Principal] = {}
+        for name, table in rules.certificates.items():
+            grant = Grant(
+                table.tenant, tuple(table.roles), tuple(table.models), tuple(table.scopes)
             )
-            for name, each in rules.certificates.items()
-        }
+            self._principals[name] = Principal(f"cert:{name}", name, grant)
         proxy = rules.proxy
         self._header = proxy.certificate_header.encode() if proxy else b""
         self._trusted = proxy.trusted if proxy else []
 
     def principal(self, scope: Scope) -> Principal | None:
-        """Whose certificate was shown; None without one. Unauthenticated for two headers."""
+        """The holder of the request's certificate; None without one. Raises Unauthenticated if a
+        proxy sent the header twice."""
         if not self._principals:
             return None
-        names = scope.get(SCOPE_KEY) or self._vouched(scope)
-        found = next((self._principals[name] for name in names if name in self._principals), None)
+        names = scope.get(SCOPE_KEY) or self._forwarded_names(scope)
+        principals = (self._principals[name] for name in names if name in self._principals)
+        principal = next(principals, None)
         ends = scope.get(ENDS_KEY, math.inf)
-        if found is None or ends == math.inf:
-            return found
-        return replace(found, ends=ends) if ends > time.time() else None
+        if principal is None or ends == math.inf:
+            return principal
+        return replace(principal, ends=ends) if ends > time.time() else None
 
-    def _vouched(self, scope: Scope) -> list[str]:
-        """What a trusted proxy's header says; from anybody else it is as if it were not there."""
+    def _forwarded_names(self, scope: Scope) -> list[str]:
+        """The names in a trusted proxy's header; anybody else's header is ignored."""
         client = scope.get("client")
         if not self._trusted or not client or not self._is_trusted(client[0]):
             return []
         headers = scope["headers"]
-        found = [value.decode("latin-1") for name, value in headers if name == self._header]
-        if len(found) > 1:
-            raise refused()  # the proxy added to what its client sent, instead of replacing it
-        return found
+        values = [value.decode("latin-1") for name, value in headers if name == self._header]
+        if len(values) > 1:
+            raise refused()  # the proxy added to its client's header instead of replacing it
+        return values
 
     def _is_trusted(self, host: str) -> bool:
         try:

@@ -1,10 +1,10 @@
-"""API keys: their form, and who holds one.
+"""API keys: their format, and who holds one.
 
     tg_<id: 12>_<secret: 43>_<checksum: 6>       letters and digits
 
-The secret has 256 bits. A scanner can recognise the prefix and check the CRC-32 without asking us.
+The secret has 256 bits. A scanner can recognise the prefix and verify the CRC-32 without asking us.
 Only HMAC-SHA256(pepper, key) is stored: with that much entropy a slow hash would protect nothing
-and let anybody spend our CPU.
+and would let anybody waste our CPU.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _LISTS = ("roles", "models", "scopes")
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What is stored of one key; never the key itself."""
+    """What is stored about one key; never the key itself."""
 
     key_id: str
     name: str
@@ -53,7 +53,7 @@ class KeyRecord:
 
     @cached_property
     def ends(self) -> float:
-        """Seconds since the epoch from when on the key is refused; ValueError if unreadable."""
+        """When the key expires, in seconds since the epoch. Raises ValueError if unreadable."""
         if self.revoked:
             return -math.inf
         return datetime.fromisoformat(self.expires).timestamp() if self.expires else math.inf
@@ -64,19 +64,19 @@ def key_hash(pepper: bytes, key: str) -> str:
 
 
 def parse_records(text: str) -> dict[str, KeyRecord]:
-    """The records in a keys.toml; ValueError when it is not one."""
+    """The records in a keys.toml. Raises ValueError if it is not a valid one."""
     try:
         tables: Mapping[str, Any] = tomllib.loads(text.removeprefix("\ufeff")).get("keys", {})
     except RecursionError:
-        raise ValueError("lists or tables are nested too deep") from None
+        raise ValueError("lists or tables are nested too deeply") from None
     try:
         return {key_id: _record(key_id, table) for key_id, table in tables.items()}
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"a key's table is not as expected: {error}") from error
+        raise ValueError(f"the table of a key is invalid: {error}") from error
 
 
 def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
-    """Every field must be there: a file that was cut off must not make a key that may do more."""
+    """Every field is required: a file that was cut off must not yield a key with more rights."""
     for field in fields(KeyRecord)[1:]:
         if field.name not in table:
             raise ValueError(f"keys.{key_id} has no {field.name!r}: the file may be cut off")
@@ -85,10 +85,10 @@ def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
     }
     for name, value in values.items():
         if name in _LISTS:
-            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
-                raise ValueError(f"keys.{key_id}.{name} must be a list of texts")
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"keys.{key_id}.{name} must be a list of strings")
         elif not isinstance(value, str):
-            raise ValueError(f"keys.{key_id}.{name} must be a text")
+            raise ValueError(f"keys.{key_id}.{name} must be a string")
     record = KeyRecord(key_id=key_id, **values)
     if record.expires and datetime.fromisoformat(record.expires).tzinfo is None:
         raise ValueError(f"keys.{key_id}.expires has no time zone: write 2030-01-31T00:00:00+00:00")
@@ -98,29 +98,30 @@ def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
 class KeyRing:
     """Verifies keys against the file; ``refresh`` notices when the file has changed.
 
-    With ``kept`` the last keys that could be read are written there: a process that its supervisor
-    starts again while the file is wrong lets in whom those that went on let in.
+    The last keys that could be read are saved in ``kept``, if it is given: a process that is
+    restarted while the file is invalid then accepts the same keys as those that kept running.
     """
 
     def __init__(self, keys_file: Path, pepper_file: Path, *, kept: Path | None = None) -> None:
         self._keys_file, self._pepper_file, self._kept = keys_file, pepper_file, kept
-        self._has_begun = False
+        self._has_started = False
         self._records: dict[str, KeyRecord] = {}
         self._pepper = b""
         self._seen: object = None
-        self.generation = 0  # grows when the keys change
-        self.is_refused = False  # what the files hold now was not taken
+        self.generation = 0  # increases when the keys change
+        self.is_refused = False  # the current content of the files was not applied
 
     def verify(self, authorization: bytes | None) -> Principal:
-        """The principal behind an Authorization header; Unauthenticated, always in the same words.
+        """The principal of an Authorization header. Raises Unauthenticated, always with the same
+        message.
 
         Constant time: an unknown id and a wrong secret both cost one HMAC and one comparison.
         """
         key = bearer(authorization)
-        form = KEY_FORM.match(key)
-        record = self._records.get(form[1]) if form else None
-        wanted = record.hmac if record and record.ends > time.time() else _NO_HASH
-        if hmac.compare_digest(key_hash(self._pepper, key), wanted) and record:
+        match = KEY_FORM.match(key)
+        record = self._records.get(match[1]) if match else None
+        expected = record.hmac if record and record.ends > time.time() else _NO_HASH
+        if hmac.compare_digest(key_hash(self._pepper, key), expected) and record:
             return record.principal
         raise refused()
 
@@ -129,49 +130,49 @@ class KeyRing:
         return record is not None and record.ends > time.time()
 
     def refresh(self) -> bool:
-        """Read the files again if they changed; True if so. Without files no key is valid.
+        """Read the files again if they have changed; True if so. Without files no key is valid.
 
-        ValueError, once for each state of the files, when one cannot be read or was cut off: the
-        keys in force stay in force.
+        Raises ValueError, once per state of the files, if one is invalid or was cut off: the keys
+        in force then stay in force.
         """
-        is_first, self._has_begun = not self._has_begun, True
+        is_first, self._has_started = not self._has_started, True
         try:
             seen = (_state(self._keys_file), _state(self._pepper_file))
             if seen == self._seen:
                 return False
             pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_bytes()
         except FileNotFoundError:
-            self._keep(None)
+            self._save_kept(None)
             changed = bool(self._records)
             self._records, self._seen, self.is_refused = {}, None, False
             self.generation += changed
             return changed
         self._seen, self.is_refused = seen, True
         if pepper != self._pepper and self._pepper.startswith(pepper):
-            raise ValueError(f"{self._pepper_file} is cut off: put it back")
+            raise ValueError(f"{self._pepper_file} is cut off: restore it")
         try:
             records = parse_records(text.decode())
         except ValueError:
             if is_first:
-                self._begin_with_kept(pepper)
+                self._load_kept(pepper)
             raise
-        self._keep(text)
-        self._take(records, pepper)
+        self._save_kept(text)
+        self._apply(records, pepper)
         self.is_refused = False
         return True
 
-    def _take(self, records: dict[str, KeyRecord], pepper: bytes) -> None:
+    def _apply(self, records: dict[str, KeyRecord], pepper: bytes) -> None:
         self._records, self._pepper = records, pepper
         self.generation += 1
 
-    def _begin_with_kept(self, pepper: bytes) -> None:
+    def _load_kept(self, pepper: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):
             if self._kept is not None:
-                self._take(parse_records(self._kept.read_bytes().decode()), pepper)
+                self._apply(parse_records(self._kept.read_bytes().decode()), pepper)
 
-    def _keep(self, text: bytes | None) -> None:
-        """None: there are no keys any more. What cannot be written must not be there in an older
-        state: a key that was revoked since would be valid again."""
+    def _save_kept(self, text: bytes | None) -> None:
+        """Save the keys file's text; None removes the copy. If it cannot be saved, the older copy
+        is removed too: a key that has been revoked since would be valid again."""
         if self._kept is None:
             return
         try:

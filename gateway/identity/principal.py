@@ -1,4 +1,4 @@
-"""Who is calling, however that was shown, and what was granted to that caller."""
+"""The caller, however it was identified, and what it has been granted."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from gateway.errors import Unauthenticated
 
-# read: list, metadata, config, stats; infer: have a model run; admin: everything on the admin API
+# read: list, metadata, config, stats; infer: run a model; admin: everything on the admin API
 ACTIONS = ("read", "infer", "admin")
 DEFAULT_TENANT = "default"
 
 
 class Grant(NamedTuple):
-    """At most these: roles and tenant (gateway.toml) bound it further. Models are globs."""
+    """The most that a caller may do: roles and tenant (gateway.toml) restrict it further. Models
+    are globs."""
 
     tenant: str = DEFAULT_TENANT
     roles: tuple[str, ...] = ("user",)
@@ -28,8 +29,7 @@ ADMIN = Grant(roles=("admin",))
 class Principal:
     """``id`` is unique: a key's id, ``jwt:<issuer>:<sub>`` or ``cert:<name>``.
 
-    At ``ends`` (seconds since the epoch) what showed the identity is no longer good, whatever
-    happens until then.
+    At ``ends`` (seconds since the epoch) the credential expires, whatever happens until then.
     """
 
     id: str
@@ -43,15 +43,15 @@ class Principal:
 
 
 def refused() -> Unauthenticated:
-    """The one answer to every identity that is not good, whatever is wrong with it."""
+    """The one error for every invalid credential, whatever is wrong with it."""
     return Unauthenticated(
         "no valid API key or token: send the header 'Authorization: Bearer KEY' "
-        "(`tidegate keys create NAME` makes a key)"
+        "(`tidegate keys create NAME` creates a key)"
     )
 
 
 def bearer(authorization: bytes | None) -> str:
-    """What stands behind ``Bearer``, or ''."""
-    # gRPC leaves the blanks around a value that HTTP takes away, and perf_analyzer sends one.
+    """The credential after ``Bearer``, or ''."""
+    # gRPC keeps the spaces around a value that HTTP strips, and perf_analyzer sends one.
     scheme, _, credential = (authorization or b"").decode("latin-1").strip(" ").partition(" ")
     return credential.strip() if scheme.lower() == "bearer" else ""

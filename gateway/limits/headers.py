@@ -1,8 +1,8 @@
-"""What a caller reads about its limits, in the IETF's words and in OpenAI's.
+"""Rate-limit headers, in the IETF's format and in OpenAI's.
 
 draft-ietf-httpapi-ratelimit-headers: ``RateLimit-Policy: "key-requests-1s";q=10;w=1`` and
-``RateLimit: "key-requests-1s";r=9;t=1``, where t is when all of it will be back.
-OpenAI: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, of the limit that is nearest.
+``RateLimit: "key-requests-1s";r=9;t=1``, where t is the seconds until all of it is back.
+OpenAI: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, for the tightest limit.
 """
 
 from collections.abc import Sequence
@@ -15,40 +15,40 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def limit_headers(checks: Sequence[Check], outcome: Outcome) -> Headers:
-    """The headers of an answer to this request, admitted or refused; none without limits."""
+    """The headers of the response to this request, admitted or refused; [] without limits."""
     if not checks:
         return []
     items: list[str] = []
     nearest: dict[str, tuple[Limit, int, float]] = {}
     for (limit, _, _), used in zip(checks, outcome.used, strict=True):
         capacity, rate = share_of(limit, outcome.share)
-        left = max(0, int(capacity - used + 1e-6))
+        remaining = max(0, int(capacity - used + 1e-6))
         reset_s = used / rate if rate else 0.0
         reset = f";t={ceil(reset_s)}" if rate else ""
-        items.append(f'"{limit.name}";r={left}{reset}')
+        items.append(f'"{limit.name}";r={remaining}{reset}')
         kind = limit.kind
-        if rate and (kind not in nearest or left < nearest[kind][1]):
-            nearest[kind] = (limit, left, reset_s)
+        if rate and (kind not in nearest or remaining < nearest[kind][1]):
+            nearest[kind] = (limit, remaining, reset_s)
     headers = [
         (b"ratelimit-policy", ", ".join([check.limit.policy for check in checks]).encode()),
         (b"ratelimit", ", ".join(items).encode()),
     ]
-    for limit, left, reset_s in nearest.values():
+    for limit, remaining, reset_s in nearest.values():
         name = limit.kind.encode()
         headers += [
             (b"x-ratelimit-limit-" + name, b"%d" % max(limit.amount, limit.capacity)),
-            (b"x-ratelimit-remaining-" + name, b"%d" % left),
+            (b"x-ratelimit-remaining-" + name, b"%d" % remaining),
             (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
         ]
     return headers
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes one: '20ms', '1.5s', '6m0s'."""
+    """A duration in OpenAI's format: '20ms', '1.5s', '6m0s'."""
     if seconds < 1:
         return f"{ceil(seconds * 1000)}ms"
     tenths = ceil(seconds * 10)
     if tenths < 600:
         return f"{tenths / 10:g}s"
-    minutes, rest = divmod(ceil(seconds), 60)
-    return f"{minutes}m{rest}s"
+    minutes, remainder = divmod(ceil(seconds), 60)
+    return f"{minutes}m{remainder}s"

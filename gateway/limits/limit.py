@@ -1,4 +1,4 @@
-"""A limit, and one request measured against it."""
+"""A limit, and what one request takes from it."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?\[\]!:=/,@ -]{1,256}$")]
 class Limit(BaseModel):
     """At most ``amount`` in ``window_s`` seconds, and ``burst`` at once (``amount`` if 0).
 
-    For concurrency, ``amount`` is how many are under way at once; window and burst mean nothing.
-    It counts requests for these models by these tenants and principals. Raises ValueError, which
-    says what to give instead.
+    For concurrency, ``amount`` is the number in flight at once, and window and burst are ignored.
+    The limit counts requests for these models by these tenants and principals. Raises ValueError,
+    which says what to write instead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -34,53 +34,53 @@ class Limit(BaseModel):
     principals: list[Glob] = ["*"]
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Limit":
+    def _check_burst(self) -> "Limit":
         if 0 < self.burst < 1:
-            raise ValueError("give a burst of 1 or more (0: as much as amount)")
+            raise ValueError("set burst to 1 or more (0: as much as amount)")
         if self.capacity < 1:
-            raise ValueError(f"amount {self.amount:g} lets nothing through: give burst = 1")
+            raise ValueError(f"amount {self.amount:g} lets nothing through: set burst = 1")
         return self
 
     @cached_property
     def capacity(self) -> float:
-        """How much is there when nothing was asked for a while."""
+        """How much is available after a while without requests."""
         return self.burst or self.amount
 
     @cached_property
     def rate(self) -> float:
-        """What comes back each second; 0 for concurrency, which comes back when it is freed."""
+        """Units that come back per second; 0 for concurrency, which comes back when freed."""
         return 0.0 if self.kind == "concurrency" else self.amount / self.window_s
 
     @cached_property
     def name(self) -> str:
-        """As in the headers; one of each for a caller."""
+        """The name in the headers; unique for a caller."""
         window = "" if self.kind == "concurrency" else f"-{self.window_s}s"
         return f"{self.scope}-{self.kind}{window}{self._label}"
 
     @property
     def _label(self) -> str:
-        """Two limits that differ only in whom they count must not share a bucket."""
+        """Two limits that differ only in whose requests they count must not share a bucket."""
         globs = [self.models, self.tenants, self.principals]
-        if all(each == ["*"] for each in globs):
+        if globs == [["*"], ["*"], ["*"]]:
             return ""
         return "-" + hashlib.sha256(repr(globs).encode()).hexdigest()[:6]
 
     @cached_property
     def identity(self) -> str:
-        """What is counted together. Another amount is another limit: it starts afresh. Not so of
-        concurrency: what is under way is under way, however many there may be."""
+        """What is counted together. A different amount is a different limit, which starts afresh,
+        except for concurrency: requests in flight count whatever the amount."""
         if self.kind == "concurrency":
             return self.name
         return f"{self.name}:{self.amount}:{self.burst}"
 
     @cached_property
     def policy(self) -> str:
-        """An item of the header RateLimit-Policy."""
+        """An item of the RateLimit-Policy header."""
         if self.kind == "concurrency":
             return f'"{self.name}";q={self.amount:.0f};qu="concurrent-requests"'
         unit = ';qu="tokens"' if self.kind == "tokens" else ""
         quota, window_s = self.amount, self.window_s
-        if self.burst > self.amount:  # what remains is never above q: tell the burst and its window
+        if self.burst > self.amount:  # r is never above q: report the burst and its window
             quota, window_s = self.burst, ceil(self.burst / self.rate)
         return f'"{self.name}";q={quota:.0f};w={window_s}{unit}'
 
@@ -101,9 +101,9 @@ class Check(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a store decided. ``used``: units in use of each limit, with this request if let in.
+    """A store's decision. ``used``: units in use of each limit, with this request if admitted.
 
-    ``share`` is the part of each limit that this store may give out: 1 unless it decides alone.
+    ``share`` is the part of each limit that this store may grant: 1 unless it decides alone.
     """
 
     admitted: bool
@@ -112,7 +112,7 @@ class Outcome(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Whose request it is. The model counts per tenant: a 429 is about what *you* asked for."""
+    """Whose request it is. Models are counted per tenant: a 429 is about *your* requests."""
 
     tenant: str
     key_id: str
@@ -122,16 +122,16 @@ class Subject(NamedTuple):
 def checks_of(
     limits: Iterable[Limit], subject: Subject, tokens: float = 0, weight: float = 1
 ) -> list[Check]:
-    """What one request asks of each limit: ``weight`` requests, ``tokens`` at most."""
+    """What one request takes from each limit: ``weight`` requests, and up to ``tokens`` tokens."""
     costs = {"requests": weight, "concurrency": 1.0, "tokens": tokens}
     return [Check(limit, bucket_of(limit, subject), costs[limit.kind]) for limit in limits]
 
 
 def bucket_of(limit: Limit, subject: Subject) -> str:
-    """The name under which a subject's use is kept.
+    """The name under which a subject's use is stored.
 
-    A tenant's all have the same in braces (a tenant's name has none itself), and so are in one slot
-    of a Redis Cluster.
+    A tenant's buckets all have the same text in braces (a tenant's name contains none itself), and
+    are therefore in one slot of a Redis Cluster.
     """
-    who = {"key": subject.key_id, "tenant": "", "model": subject.model}[limit.scope]
-    return f"tidegate:{{{subject.tenant}}}:{limit.identity}:{who}"
+    owner = {"key": subject.key_id, "tenant": "", "model": subject.model}[limit.scope]
+    return f"tidegate:{{{subject.tenant}}}:{limit.identity}:{owner}"

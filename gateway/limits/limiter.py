@@ -1,4 +1,4 @@
-"""Admission: what a request asks of its limits, taken together and given back at its end."""
+"""Admission: what a request takes from its limits, all or nothing, and gives back at its end."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ BEAT_S = 3.0  # how often ``heartbeat`` must be called
 
 
 class LimitReached(QuotaExceeded):
-    """QuotaExceeded with the headers that its answer carries."""
+    """QuotaExceeded, with the headers of its response."""
 
     def __init__(self, message: str, headers: Headers, wait_s: float | None = None) -> None:
         retry_after_s = None if wait_s is None else max(1, ceil(wait_s))
@@ -24,41 +24,41 @@ class LimitReached(QuotaExceeded):
 
 
 class SharedStore(Protocol):
-    """Limits kept for several processes together (``limits/redis``)."""
+    """Limits that several processes share (``limits/redis``)."""
 
-    gateways: int  # that are at work now, this one included
+    gateways: int  # the number of running processes, this one included
 
     async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
-        """The decision and the lease to settle; None, soon, when it cannot decide."""
+        """The decision and the lease to settle; None, after a short wait, if it cannot decide."""
 
     def settle(self, lease: str, tokens: float | None) -> None: ...
 
     def move(self, lease: str, checks: Sequence[Check]) -> None:
-        """Hold the concurrency of ``checks`` with this lease from now on, fitting or not."""
+        """Hold the concurrency of ``checks`` with this lease, even if it does not fit."""
 
     def lease(self) -> str:
         """A new lease that holds nothing yet; '' while this store cannot decide."""
 
     async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
-        """This process's leases that are among the youngest over a limit of concurrency, and which
-        limit that is; None when that is not known now."""
+        """This process's leases among the youngest that exceed a concurrency limit -> that limit;
+        None if it is not known now."""
 
     async def heartbeat(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
-class Answer(Protocol):
-    """What tells the caller of its limits: an ``RequestContext``."""
+class HeaderTarget(Protocol):
+    """What receives the limit headers of a response: a ``RequestContext``."""
 
     limit_headers: Sequence[tuple[bytes, bytes]]
 
 
 class Limiter:
-    """Decides in this process, or in Redis and, while that is ill, in this process.
+    """Decides in this process, or in Redis and, while that is unavailable, in this process.
 
-    Alone, it gives out 1 / ``gateways`` of each limit: how many processes there are, as configured
-    or as counted in Redis, whichever is more.
+    On its own, it grants 1 / ``gateways`` of each limit: the number of processes, as configured or
+    as counted in Redis, whichever is more.
     """
 
     def __init__(
@@ -73,52 +73,54 @@ class Limiter:
         self.local = LocalStore(1 / gateways, shared_slots, machine)
         self._gateways = gateways
 
-    def admit(self, checks: Sequence[Check], answer: Answer | None = None) -> "Admission":
-        """``async with`` it; entering raises LimitReached, and then nothing was spent.
+    def admit(self, checks: Sequence[Check], target: HeaderTarget | None = None) -> "Admission":
+        """An admission for ``async with``; if entering raises LimitReached, nothing was spent.
 
-        Admitted, the headers are put on ``answer``.
+        On admission the limit headers are put on ``target``.
         """
-        return Admission(self, checks, answer)
+        return Admission(self, checks, target)
 
     async def readmit(
-        self, held: Sequence[tuple["Admission", Sequence[Check]]]
+        self, admissions: Sequence[tuple["Admission", Sequence[Check]]]
     ) -> "list[tuple[Admission, Limit]] | None":
-        """Move what is under way, the oldest first, to the limits in force: the checks beside it.
+        """Move requests in flight, the oldest first, to the limits in force: each one's new checks.
 
-        Those that have no place any more, the youngest of each limit, and which limit that is. None
-        while Redis cannot say. Only concurrency moves: requests and tokens stay where they were
-        counted.
+        Returns those that no longer fit, the youngest of each limit, with that limit; None while
+        Redis cannot say. Only concurrency moves: requests and tokens stay where they were counted.
         """
-        alone: list[tuple[Admission, Sequence[Check]]] = []
+        local: list[tuple[Admission, Sequence[Check]]] = []
         shared: list[tuple[Admission, Sequence[Check]]] = []
-        for admission, checks in held:
-            wanted = [check for check in checks if check.limit.kind == "concurrency"]
+        for admission, checks in admissions:
+            concurrency = [check for check in checks if check.limit.kind == "concurrency"]
             if self.redis and not admission.lease and not admission.checks:
                 admission.lease = self.redis.lease()
-            (shared if admission.lease else alone).append((admission, wanted))
-        over = self._readmit_alone(alone)
+            (shared if admission.lease else local).append((admission, concurrency))
+        over = self._readmit_locally(local)
         if not shared or self.redis is None:
             return over
-        for admission, shared_slots in shared:
-            self.redis.move(admission.lease, shared_slots)
-            admission.move(shared_slots)
-        buckets = {check.bucket: check for _, shared_slots in shared for check in shared_slots}
-        found = await self.redis.over(list(buckets.values()))
-        if found is None:
+        for admission, checks in shared:
+            self.redis.move(admission.lease, checks)
+            admission.move(checks)
+        buckets = {check.bucket: check for _, checks in shared for check in checks}
+        exceeded = await self.redis.over(list(buckets.values()))
+        if exceeded is None:
             return None
-        return over + [(each, found[each.lease]) for each, _ in shared if each.lease in found]
+        for admission, _ in shared:
+            if admission.lease in exceeded:
+                over.append((admission, exceeded[admission.lease]))
+        return over
 
-    def _readmit_alone(
-        self, held: Sequence[tuple["Admission", Sequence[Check]]]
+    def _readmit_locally(
+        self, admissions: Sequence[tuple["Admission", Sequence[Check]]]
     ) -> "list[tuple[Admission, Limit]]":
-        for admission, _ in held:
+        for admission, _ in admissions:
             for limit, bucket, _ in admission.checks:
                 if limit.kind == "concurrency":
                     self.local.free(bucket)
         over: list[tuple[Admission, Limit]] = []
-        for admission, wanted in held:
+        for admission, checks in admissions:
             fitting = []
-            for check in wanted:
+            for check in checks:
                 if self.local.hold(check.limit, check.bucket):
                     fitting.append(check)
                 else:
@@ -127,7 +129,7 @@ class Limiter:
         return over
 
     async def heartbeat(self) -> None:
-        """To be called every BEAT_S, and once before the first request."""
+        """Call it every BEAT_S, and once before the first request."""
         self.local.sweep(self.clock())
         if self.redis:
             await self.redis.heartbeat()
@@ -139,18 +141,18 @@ class Limiter:
 
 
 class Admission:
-    """One request that was let in; leaving the block frees its place and settles its tokens.
+    """One admitted request; leaving the block frees its slot and settles its tokens.
 
-    Not settled, a request costs what it reserved once it was ``started``. It costs nothing if it
-    ended before that, or if the model or its server failed; its caller's own deadline or leaving is
-    no such failure, since the work was done all the same.
+    If it was not settled, a request costs what it reserved, once it has ``started``. It costs
+    nothing if it ended before that, or if the model or its server failed. A deadline or a
+    disconnect of its caller is no such failure, since the work was done anyway.
     """
 
     __slots__ = (
-        "_answer",
         "_has_started",
         "_limiter",
         "_outcome",
+        "_target",
         "_tokens",
         "checks",
         "is_open",
@@ -158,36 +160,39 @@ class Admission:
         "model",
     )
 
-    def __init__(self, limiter: Limiter, checks: Sequence[Check], answer: Answer | None) -> None:
-        self._limiter, self.checks, self._answer = limiter, checks, answer
+    def __init__(
+        self, limiter: Limiter, checks: Sequence[Check], target: HeaderTarget | None
+    ) -> None:
+        self._limiter, self.checks, self._target = limiter, checks, target
         self._outcome = Outcome(True, [])
         self._tokens: float | None = None
         self._has_started = False
-        self.lease = ""  # '' when this process decided
-        self.model = ""  # whose limits these are
+        self.lease = ""  # '' if this process decided
+        self.model = ""  # the model whose limits these are
         self.is_open = False
 
     def started(self) -> None:
-        """The work is with the model's server now: from here on it costs something."""
+        """The model's server has the work now: from here on it costs something."""
         self._has_started = True
 
     def settle(self, tokens: float) -> None:
-        """Say what was really used; the last word counts, so a stream may say it as it goes."""
+        """Report the tokens used; the last call counts, so a stream may report as it goes."""
         self._tokens = tokens
 
     def move(self, checks: Sequence[Check]) -> None:
-        """Be counted by the concurrency limits among ``checks``, which hold a place for it, instead
-        of those of before."""
-        kept = [check for check in self.checks if check.limit.kind != "concurrency"]
-        self.checks = [*kept, *(each for each in checks if each.limit.kind == "concurrency")]
+        """Count against the concurrency limits among ``checks``, which hold a slot for it, instead
+        of the previous ones."""
+        others = [check for check in self.checks if check.limit.kind != "concurrency"]
+        concurrency = [check for check in checks if check.limit.kind == "concurrency"]
+        self.checks = [*others, *concurrency]
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether any of its limits is of tokens."""
+        """Whether any of its limits is a token limit."""
         return any(check.limit.kind == "tokens" for check in self.checks)
 
     def headers(self) -> Headers:
-        """For the answer, as of the admission: a stream sends them before its first byte."""
+        """For the response, as of the admission: a stream sends them before its first byte."""
         return limit_headers(self.checks, self._outcome)
 
     async def __aenter__(self) -> "Admission":
@@ -196,16 +201,18 @@ class Admission:
             self.is_open = True
             return self
         _refuse_oversized(checks)
-        decided = await limiter.redis.admit(checks) if limiter.redis else None
-        self._outcome, self.lease = decided or (limiter.local.admit(checks, limiter.clock()), "")
+        decision = await limiter.redis.admit(checks) if limiter.redis else None
+        self._outcome, self.lease = decision or (limiter.local.admit(checks, limiter.clock()), "")
         if not self._outcome.admitted:
             raise _refusal(checks, self._outcome)
         self.is_open = True
-        if self._answer:
-            self._answer.limit_headers = self.headers()
+        if self._target:
+            self._target.limit_headers = self.headers()
         return self
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    async def __aexit__(
+        self, error_type: object, error: BaseException | None, traceback: object
+    ) -> None:
         self.is_open = False
         tokens = self._tokens
         if tokens is None and error is not None and self._is_free(error):
@@ -225,13 +232,13 @@ def _refuse_oversized(checks: Sequence[Check]) -> None:
     for limit, _, cost in checks:
         if cost > limit.capacity:
             raise LimitReached(
-                f"{cost:g} {limit.kind} never fit into your {limit.described}: ask for less",
+                f"{cost:g} {limit.kind} will never fit your {limit.described}: ask for less",
                 [(b"x-should-retry", b"false")],
             )
 
 
 def _refusal(checks: Sequence[Check], outcome: Outcome) -> LimitReached:
-    """Names the limit that must be waited for longest."""
+    """The error, which names the limit with the longest wait."""
     waits = [
         wait_s(used, check.cost, *share_of(check.limit, outcome.share))
         for check, used in zip(checks, outcome.used, strict=True)

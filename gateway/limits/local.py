@@ -1,8 +1,8 @@
-"""Limits kept in this process: no wait, no lock.
+"""Limits counted in this process: no wait, no lock.
 
-By the generic cell rate algorithm a leaky bucket is one number, the *theoretical arrival time*
-(tat): when it will have drained. What is in use now is ``(tat - now) * rate``. ``admit.lua``
-has the same arithmetic, in microseconds.
+In the generic cell rate algorithm a leaky bucket is one number, the *theoretical arrival time*
+(tat): when it will have drained. The units in use now are ``(tat - now) * rate``. ``admit.lua`` has
+the same arithmetic, in microseconds.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.shared_slots import MOST, SharedSlots
 
-# Sums of times are not exact: so much too early still counts as in time.
+# Sums of times are not exact: a request that is this much too early is still in time.
 SLACK_S = 1e-6
 MAX_BUCKETS = 50_000  # of one tenant
-FREED_S = 1.0  # when to ask again for what another request holds
+FREED_S = 1.0  # when to retry for a slot that another request holds
 
 
 def level(tat: float, now: float, rate: float) -> float:
@@ -22,28 +22,28 @@ def level(tat: float, now: float, rate: float) -> float:
 
 
 def spent(tat: float, now: float, rate: float, cost: float) -> float:
-    """The tat after ``cost`` more units; a negative cost gives back."""
+    """The tat after ``cost`` more units; a negative cost gives units back."""
     return (tat if tat > now or cost < 0 else now) + cost / rate
 
 
 def fits(used: float, cost: float, capacity: float, rate: float) -> bool:
-    """Whether ``cost`` more units go in.
+    """Whether ``cost`` more units fit.
 
-    A cost above the capacity (of a small share of a limit) goes into an empty bucket, which then is
-    in debt: the rate holds all the same, and nobody is refused for ever.
+    A cost above the capacity (of a small share of a limit) fits an empty bucket, which is then in
+    debt: the rate is kept all the same, and nobody is refused for ever.
     """
     return used + min(cost, capacity) <= capacity + SLACK_S * rate
 
 
 def wait_s(used: float, cost: float, capacity: float, rate: float) -> float:
-    """Seconds until ``cost`` units fit, 0 if they do; a guess where they must first be freed."""
+    """Seconds until ``cost`` units fit, 0 if they do; a guess if others must first free them."""
     if fits(used, cost, capacity, rate):
         return 0.0
     return (used + min(cost, capacity) - capacity) / rate if rate else FREED_S
 
 
 def share_of(limit: Limit, share: float) -> tuple[float, float]:
-    """(capacity, rate) of this part of a limit; of concurrency at least one."""
+    """(capacity, rate) of this share of a limit; at least one for concurrency."""
     if share == 1.0:
         return limit.capacity, limit.rate
     if limit.kind == "concurrency":
@@ -52,29 +52,29 @@ def share_of(limit: Limit, share: float) -> tuple[float, float]:
 
 
 class LocalStore:
-    """Gives out ``share`` of every limit.
+    """Grants ``share`` of every limit.
 
-    With ``shared_slots`` that the processes of one machine share, a limit of few requests at once
-    is kept by all of them together: ``machine`` is the part of it that is this machine's.
+    With ``shared_slots``, the processes of one machine enforce small concurrency limits together:
+    ``machine`` is this machine's share of them.
 
-    It forgets a bucket once it is full again (``sweep``), so it holds what was used lately; and of
-    one tenant no more than ``MAX_BUCKETS``: callers beyond share one bucket of each limit.
+    It forgets a bucket once it is full again (``sweep``), so it holds what was used recently; and
+    it holds at most ``MAX_BUCKETS`` per tenant: callers beyond share one bucket per limit.
     """
 
     def __init__(
         self, share: float = 1.0, shared_slots: SharedSlots | None = None, machine: float = 1.0
     ) -> None:
         self.share = share
-        self._places, self._machine = shared_slots, machine
+        self._slots, self._machine = shared_slots, machine
         self._tats: dict[str, float] = {}
         self._held: dict[str, int] = {}
-        self._tenants: dict[str, int] = {}  # how many of the buckets in _tats are whose
+        self._tenants: dict[str, int] = {}  # tenant -> the number of its buckets in _tats
 
     def __len__(self) -> int:
         return len(self._tats) + len(self._held)
 
     def admit(self, checks: Sequence[Check], now: float) -> Outcome:
-        """Spend every check's cost, or nothing when one does not fit. ``now`` in monotonic s."""
+        """Spend every check's cost, or nothing if one does not fit. ``now``: monotonic seconds."""
         share, used, admitted = self.share, [], True
         for limit, bucket, cost in checks:
             if limit.kind == "concurrency":
@@ -85,27 +85,27 @@ class LocalStore:
                 in_use = level(tat, now, rate)
             used.append(in_use)
             admitted = admitted and fits(in_use, cost, capacity, rate)
-        held = 0
-        while admitted and held < len(checks):
-            limit, bucket, _ = checks[held]
+        n_held = 0
+        while admitted and n_held < len(checks):
+            limit, bucket, _ = checks[n_held]
             if limit.kind == "concurrency" and not self.hold(limit, bucket):
                 admitted = False
-                used[held] = self._room(limit)[0]  # other processes have them
+                used[n_held] = self._room(limit)[0]  # other processes hold them
             else:
-                held += 1
+                n_held += 1
         if not admitted:
-            for limit, bucket, _ in checks[:held]:
+            for limit, bucket, _ in checks[:n_held]:
                 if limit.kind == "concurrency":
                     self.free(bucket)
             return Outcome(False, used, share)
-        for place, (limit, bucket, cost) in enumerate(checks):
+        for index, (limit, bucket, cost) in enumerate(checks):
             if limit.kind != "concurrency":
                 self._spend(limit, bucket, now, cost)
-            used[place] += cost
+            used[index] += cost
         return Outcome(True, used, share)
 
     def settle(self, checks: Sequence[Check], tokens: float | None, now: float) -> None:
-        """Free the concurrency; charge ``tokens`` instead of what was reserved (None: that)."""
+        """Free the concurrency, and charge ``tokens`` instead of the reserved ones, unless None."""
         for limit, bucket, cost in checks:
             if limit.kind == "concurrency":
                 self.free(bucket)
@@ -113,13 +113,13 @@ class LocalStore:
                 self._spend(limit, bucket, now, tokens - cost)
 
     def hold(self, limit: Limit, bucket: str) -> bool:
-        """Take one place of a concurrency limit, if there is one."""
+        """Take one slot of a concurrency limit, if one is free."""
         held = self._held.get(bucket, 0)
         if held + 1 > self._room(limit)[0]:
             return False
-        if self._is_placed(limit) and self._places:
+        if self._uses_slots(limit) and self._slots:
             amount = max(1, int(limit.capacity * self._machine))
-            if not self._places.take(bucket, amount):
+            if not self._slots.take(bucket, amount):
                 return False
         self._held[bucket] = held + 1
         return True
@@ -130,36 +130,36 @@ class LocalStore:
             self._held[bucket] = held
         else:
             self._held.pop(bucket, None)
-        if self._places:
-            self._places.keep(bucket, max(held, 0))
+        if self._slots:
+            self._slots.keep(bucket, max(held, 0))
 
     def sweep(self, now: float) -> None:
-        """Forget what has come back in full."""
+        """Forget the buckets that are full again."""
         self._tats = {bucket: tat for bucket, tat in self._tats.items() if tat > now}
         self._tenants = {}
         for bucket in self._tats:
             tenant = _tenant(bucket)
             self._tenants[tenant] = self._tenants.get(tenant, 0) + 1
 
-    def _is_placed(self, limit: Limit) -> bool:
-        return self._places is not None and limit.capacity <= MOST
+    def _uses_slots(self, limit: Limit) -> bool:
+        return self._slots is not None and limit.capacity <= MOST
 
     def _room(self, limit: Limit) -> tuple[float, float]:
         """(capacity, 0) of a concurrency limit, for this process."""
-        if self._is_placed(limit):
+        if self._uses_slots(limit):
             return max(1.0, limit.capacity * self._machine // 1), 0.0
         return share_of(limit, self.share)
 
     def _spend(self, limit: Limit, bucket: str, now: float, cost: float) -> None:
         bucket, rate = self._bucket(limit, bucket), limit.rate * self.share
-        before = self._tats.get(bucket)
-        if before is None:
+        tat = self._tats.get(bucket)
+        if tat is None:
             tenant = _tenant(bucket)
             self._tenants[tenant] = self._tenants.get(tenant, 0) + 1
-        self._tats[bucket] = spent(now if before is None else before, now, rate, cost)
+        self._tats[bucket] = spent(now if tat is None else tat, now, rate, cost)
 
     def _bucket(self, limit: Limit, bucket: str) -> str:
-        """The bucket, or the one that a tenant's many callers share."""
+        """The bucket, or the one that a tenant's surplus callers share."""
         if limit.scope == "tenant" or bucket in self._tats:
             return bucket
         if self._tenants.get(_tenant(bucket), 0) < MAX_BUCKETS:

@@ -1,8 +1,8 @@
-"""What an answer cost, as the model itself counted: read out of it where a limit of tokens binds.
+"""Token counts, as the model reports them: read from its responses where a token limit applies.
 
-A model counts in ``token_count``, or, if it generates text, in the two tensors that its endpoint
-schema binds
-for OpenAI's routes. A client that did not ask for them is not shown them, but pays all the same.
+A model counts in ``token_count`` or, if it generates text, in the two tensors that its endpoint
+schema binds for OpenAI's routes. A client that did not request them does not receive them, but is
+charged all the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,42 +14,42 @@ from gateway.models.catalogue import Model
 from gateway.models.tensors import Tensor, unpack
 from gateway.models.v2_request import CLASSIFICATION
 
-_FLAG = "return_"  # what vLLM's backend calls the inputs that have it say so
+_FLAG = "return_"  # prefix of the inputs that make vLLM's backend report an output
 
 
 class Meter:
-    """One request's tokens, told to its admission as its answers come."""
+    """Counts one request's tokens, and reports them to its admission as the responses arrive."""
 
     __slots__ = ("_added", "_admission", "_prompt", "hidden", "model")
 
     def __init__(self, admission: Admission, model: Model) -> None:
         self._admission, self.model = admission, model
         self._prompt = self._added = 0
-        self.hidden: set[str] = set()  # outputs that the client did not ask for
+        self.hidden: set[str] = set()  # outputs that the client did not request
 
     def ask(self, message: Any, raws: Iterable[Any]) -> list[Tensor]:
-        """Have the answers of a ModelInferRequest say what they cost; the inputs that it needs for
-        that. InvalidRequest for a request that would have them say something else.
+        """Add the outputs that count tokens to a ModelInferRequest, and return the inputs that it
+        needs for them. Raises InvalidRequest for a request that would falsify the counts.
         """
-        asked = {output.name: output for output in message.outputs}
+        requested = {output.name: output for output in message.outputs}
         for name in self.model.tokens.names:
-            if name in asked and CLASSIFICATION in asked[name].parameters:
+            if name in requested and CLASSIFICATION in requested[name].parameters:
                 raise InvalidRequest(
                     f"output {name!r} counts tokens: ask for it without classification"
                 )
-            if asked and name not in asked:
+            if requested and name not in requested:
                 message.outputs.add(name=name)
                 self.hidden.add(name)
         return list(self._flags(message, list(raws)))
 
     def prepare(self, message: Any) -> None:
-        """``ask``, for a request whose inputs are all raw bytes."""
+        """As ``ask``, for a request whose inputs are all raw bytes: adds the inputs too."""
         for tensor in self.ask(message, message.raw_input_contents):
             message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
             message.raw_input_contents.append(bytes(tensor.raw))
 
     def count(self, name: str, dtype: str, raw: Any) -> None:
-        """One output of an answer; those that do not count change nothing."""
+        """Count one output of a response; outputs that do not count tokens are ignored."""
         if name not in self.model.tokens:
             return
         tokens = int(unpack(dtype, [-1], raw).sum())
@@ -60,41 +60,43 @@ class Meter:
         self.settle()
 
     def settle(self) -> None:
-        """What was counted until now, as of now: nothing, if there was no answer."""
+        """Report the count so far: 0 if there was no response."""
         self._admission.settle(self._prompt + self._added)
 
     def read(self, response: Any) -> None:
-        """Count a ModelInferResponse, and take out of it what its client did not ask for."""
-        for place in reversed(range(len(response.outputs))):
-            output = response.outputs[place]
-            self.count(output.name, output.datatype, response.raw_output_contents[place])
+        """Count a ModelInferResponse, and remove the outputs that its client did not request."""
+        for index in reversed(range(len(response.outputs))):
+            output = response.outputs[index]
+            self.count(output.name, output.datatype, response.raw_output_contents[index])
             if output.name in self.hidden:
-                del response.outputs[place], response.raw_output_contents[place]
+                del response.outputs[index], response.raw_output_contents[index]
 
-    def read_rows(self, answers: Iterable[tuple[Mapping[str, Any], int]]) -> None:
-        """Count rows, each the tensors that it is in and its place there."""
-        for tensors, index in answers:
+    def read_rows(self, rows: Iterable[tuple[Mapping[str, Any], int]]) -> None:
+        """Count rows, each given as the tensors that contain it and its index in them."""
+        for tensors, index in rows:
             for name in self.model.tokens.names:
                 if name in tensors:
                     self._added += int(tensors[name][index].sum())
         self.settle()
 
     def _flags(self, message: Any, raws: list[Any]) -> Iterable[Tensor]:
-        given = {tensor.name: place for place, tensor in enumerate(message.inputs)}
+        indices = {tensor.name: index for index, tensor in enumerate(message.inputs)}
         for name in self.model.tokens.names:
             flag = _FLAG + name
             if flag not in self.model.inputs:
                 continue
-            if flag not in given:
+            if flag not in indices:
                 self.hidden.add(name)
                 yield self._flag(flag, message.inputs[0].shape)
-            elif not _is_set(message.inputs[given[flag]], raws[given[flag]] if raws else b""):
+                continue
+            index = indices[flag]
+            if not _is_set(message.inputs[index], raws[index] if raws else b""):
                 raise InvalidRequest(
-                    f"a limit of tokens holds for you: leave {flag!r} out or set it"
+                    f"a token limit applies to you: set {flag!r} to true or leave it out"
                 )
 
-    def _flag(self, name: str, like: Any) -> Tensor:
-        rows = like[0] if self.model.max_batch_size else 1
+    def _flag(self, name: str, input_shape: Any) -> Tensor:
+        rows = input_shape[0] if self.model.max_batch_size else 1
         shape = (rows, 1) if self.model.max_batch_size else (1,)
         return Tensor(name, "BOOL", shape, b"\x01" * rows)
 

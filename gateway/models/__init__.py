@@ -1,1 +1,1 @@
-"""What is served, read from Triton, and the tensors that its models take: the firewall."""
+"""The catalogue of models that Triton serves, and the firewall for their tensors."""

@@ -1,4 +1,4 @@
-"""What is being served: read from Triton, swapped whole, never half-updated."""
+"""The model catalogue: read from Triton, swapped as a whole, never half-updated."""
 
 import asyncio
 import hashlib
@@ -28,14 +28,14 @@ from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
 ENDPOINT_SCHEMA = "tidegate.endpoint"
 INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
-DEFAULT_IDLE_US = 1_000_000  # Triton's own, of a config that does not say
+DEFAULT_IDLE_US = 1_000_000  # Triton's default
 SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
-# Triton's own JSON of these is not what we answer, or it has none.
+# Triton writes these differently in JSON than the gateway, or not at all.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
 
 
 class TensorMeta(NamedTuple):
-    """A tensor as the config declares it; ``dims`` leave the batch axis out, -1 is any length."""
+    """A tensor as the config declares it; ``dims`` omit the batch axis, and -1 is any length."""
 
     name: str
     dtype: str
@@ -45,8 +45,7 @@ class TensorMeta(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """One model that Triton serves. With a ``endpoint_schema`` it is public, and has an
-    endpoint."""
+    """A model that Triton serves. With an ``endpoint_schema`` it is public and has an endpoint."""
 
     name: str
     versions: tuple[str, ...]
@@ -57,10 +56,10 @@ class Model:
     endpoint_schema: EndpointSchema | None
     golden: Golden | None
     golden_fault: str = ""  # why the config's golden sample cannot be used
-    canary_of: str = ""  # the public pipeline that it is tried out for
+    canary_of: str = ""  # the public pipeline whose canary it is
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
-    is_relayed: bool = False  # over HTTP/1.1, where what it is asked is plain
-    sequences: SequenceSlots | None = None  # of a model that keeps state from request to request
+    is_relayed: bool = False  # plain requests go over the HTTP upstream
+    sequences: SequenceSlots | None = None  # for a model that keeps state between requests
 
     @cached_property
     def tokens(self) -> TokenOutputs:
@@ -70,53 +69,54 @@ class Model:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether its answers say what they cost: only then do limits of tokens bind."""
+        """Whether its responses report token counts: only then do token limits apply."""
         return any(self.tokens)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models that a client may reach, by name. ``expected`` are those that should be there."""
+    """All models that clients may call, by name. ``expected`` are those that should be served."""
 
     models: Mapping[str, Model] = field(default_factory=dict)
     expected: frozenset[str] = frozenset()
 
     def model(self, name: str, version: str = "") -> Model:
-        """The model; NoCapacity for one that should be there, NotFound says where to look."""
+        """The model. Raises NoCapacity if it is missing but expected, else NotFound, which says
+        where to look."""
         model = self.models.get(name)
         if model:
             if version and version not in model.versions:
-                there = ", ".join(model.versions)
-                raise NotFound(f"model {name!r} has no version {version[:20]!r}: it has {there}")
+                versions = ", ".join(model.versions)
+                raise NotFound(f"model {name!r} has no version {version[:20]!r}: it has {versions}")
             return model
         if name in self.expected:
-            # Its server is starting again: a 404 would tell clients to give up.
+            # Its server is restarting: a 404 would make clients give up.
             raise NoCapacity(
                 f"the model {name!r} is not being served now: try again shortly", retry_after_s=1
             )
         raise no_model(name)
 
     def endpoint(self, name: str) -> tuple[Model, EndpointSchema]:
-        """The public model and its endpoint schema; NotFound for one without."""
+        """The public model and its endpoint schema. Raises NotFound if it has none."""
         model = self.model(name)
         if model.canary_of:
-            raise NotFound(f"{name!r} is a canary: ask {model.canary_of!r}")
+            raise NotFound(f"{name!r} is a canary: call {model.canary_of!r}")
         if model.endpoint_schema is None:
             raise NotFound(f"the model {name!r} has no endpoint: it is served under /v2 only")
         return model, model.endpoint_schema
 
     def restricted_to(self, may_read: Callable[[str], bool]) -> "Catalogue":
-        """What a caller may know of."""
+        """The part of the catalogue that a caller may know about."""
         return Catalogue({name: model for name, model in self.models.items() if may_read(name)})
 
     @cached_property
     def steps(self) -> Mapping[str, list[str]]:
-        """Step -> the pipelines that name it."""
-        found: dict[str, list[str]] = {}
+        """Step -> the pipelines that use it."""
+        pipelines: dict[str, list[str]] = {}
         for model in self.models.values():
             for step in model.steps:
-                found.setdefault(step, []).append(model.name)
-        return found
+                pipelines.setdefault(step, []).append(model.name)
+        return pipelines
 
     @cached_property
     def public(self) -> list[Model]:
@@ -124,7 +124,7 @@ class Catalogue:
 
     @cached_property
     def digest(self) -> str:
-        """Changes when anything that the API's description shows has changed."""
+        """Changes whenever anything that the OpenAPI document shows changes."""
         text = repr(
             [
                 (m.name, m.versions, m.endpoint_schema and m.endpoint_schema.raw)
@@ -135,46 +135,50 @@ class Catalogue:
 
 
 class Reader:
-    """Reads the catalogue from the replicas; faults of single models are kept and not fatal."""
+    """Reads the catalogue from the replicas; faults of single models are recorded, not fatal."""
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.faults: dict[str, str] = {}
-        self.read_at = -math.inf  # when a replica last said what it serves, monotonic s
-        self.is_waiting = False  # for an answer, or nobody gave one in time: not if it was refused
+        self.read_at = -math.inf  # when a replica last listed its models, monotonic seconds
+        self.is_waiting = False  # for a response, or none came in time; False after a refusal
         self._expected = frozenset(expected)
         self._read: dict[bytes, Model | None] = {}
         self._last: dict[str, Model] = {}
 
     async def read(self, replicas: Sequence[Replica]) -> Catalogue:
-        """What the replicas serve together; GatewayError when none of them answers.
+        """What the replicas serve together. Raises a GatewayError if none of them responds.
 
-        Each replica's own versions are put into it. One that does not answer counts with those that
-        it had: its models are not unknown because it is away. A model's config is that of the first
-        replica listed that has it.
+        Updates the versions of each replica. One that does not respond keeps the versions it had:
+        its models are not unknown because it is away. A model's config comes from the first replica
+        in the list that has it.
         """
-        asked = [each for each in replicas if each.health]
+        reachable = [replica for replica in replicas if replica.health]
         self.is_waiting = True
-        faults = await asyncio.gather(*map(_read_index, asked))
-        answering = [each for each, fault in zip(asked, faults, strict=True) if not fault]
-        if not answering:
-            self.is_waiting = any(isinstance(fault, DeadlineExceeded) for fault in faults)
-            raise next(filter(None, faults), NoCapacity("no replica can be asked for its models"))
+        errors = await asyncio.gather(*map(_read_index, reachable))
+        responding = [
+            replica for replica, error in zip(reachable, errors, strict=True) if not error
+        ]
+        if not responding:
+            self.is_waiting = any(isinstance(error, DeadlineExceeded) for error in errors)
+            raise next(filter(None, errors), NoCapacity("no replica can be asked for its models"))
         self.read_at = time.monotonic()
-        self._last = models = await self._models(replicas, answering)
+        self._last = models = await self._read_models(replicas, responding)
         self.is_waiting = False
         return Catalogue(models, self._expected)
 
-    async def _models(
-        self, replicas: Sequence[Replica], answering: Sequence[Replica]
+    async def _read_models(
+        self, replicas: Sequence[Replica], responding: Sequence[Replica]
     ) -> dict[str, Model]:
-        versions: dict[str, tuple[str, ...]] = {}
-        for each in replicas:
-            for name, found in (each.versions or {}).items():
-                versions[name] = tuple(dict.fromkeys((*versions.get(name, ()), *found)))
+        all_versions: dict[str, tuple[str, ...]] = {}
+        for replica in replicas:
+            for name, versions in (replica.versions or {}).items():
+                all_versions[name] = tuple(dict.fromkeys((*all_versions.get(name, ()), *versions)))
         models, self.faults = {}, {}
         slots: dict[str, SequenceSlots | None] = {}
-        for name, found in versions.items():
-            holder = next((each for each in answering if name in (each.versions or {})), None)
+        for name, versions in all_versions.items():
+            holder = next(
+                (replica for replica in responding if name in (replica.versions or {})), None
+            )
             if holder is None:
                 if name in self._last:
                     models[name] = self._last[name]
@@ -183,14 +187,14 @@ class Reader:
                 config = (await holder.upstream.describe("ModelConfig", name)).config
                 self.read_at = time.monotonic()
                 slots[name] = sequence_slots(config)
-                model = self._model(config, found)
+                model = self._compile(config, versions)
             except (NoCapacity, DeadlineExceeded):
-                # It left between the two questions, or has no time for the second one: what was
-                # known of it a moment ago is no reason for a 404.
+                # The model or its server went away between the two requests, or is too busy for the
+                # second one: neither is a reason for a 404.
                 if name in self._last:
                     models[name] = self._last[name]
                 continue
-            except Exception as error:  # whatever is wrong with one model spoils no other
+            except Exception as error:  # a fault of one model must not affect any other
                 self.faults[name] = str(error) or type(error).__name__
                 continue
             if model:
@@ -199,10 +203,10 @@ class Reader:
                     self.faults[name] = model.golden_fault
         return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
 
-    def _model(
+    def _compile(
         self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]
     ) -> Model | None:
-        """The model, compiled once for each state of its config; None for an internal one."""
+        """The model, compiled once per state of its config; None for an internal one."""
         key = config.SerializeToString(deterministic=True) + repr(versions).encode()
         if key not in self._read:
             if len(self._read) > 1024:
@@ -212,7 +216,8 @@ class Reader:
 
 
 def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
-    """A model from its config; EndpointSchemaError when its endpoint schema binds to nothing."""
+    """A model from its config; None for an internal one. Raises EndpointSchemaError if its endpoint
+    schema is invalid or names tensors that do not exist."""
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     if parameters.get(INTERNAL) == "true":
         return None
@@ -242,7 +247,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         is_relayed=parameters.get(SHORT) == "true"
-        and TOKENS not in outputs  # it would be read in one answer, and not in another
+        and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
@@ -251,7 +256,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
 def _golden(
     text: str | None, endpoint_schema: EndpointSchema | None, outputs: Mapping[str, Any]
 ) -> tuple[Golden | None, str]:
-    """The golden sample of a public model, or why it cannot be asked."""
+    """The golden sample of a public model, and '' or why it cannot be used."""
     if text is None or endpoint_schema is None:
         return None, ""
     try:
@@ -266,8 +271,8 @@ def _golden(
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:
-    """Put what the replica has ready into it; the error, and what it had stays, if it does not
-    answer."""
+    """Update the replica's ready versions. If it does not respond, returns the error, and the
+    versions stay as they were."""
     try:
         replica.versions = await replica.upstream.ready_versions()
     except GatewayError as error:
@@ -276,28 +281,29 @@ async def _read_index(replica: Replica) -> GatewayError | None:
 
 
 def sequence_slots(config: model_config_pb2.ModelConfig) -> SequenceSlots | None:
-    """How many sequences one server takes at once, by the model's config; None if it has none."""
+    """How many sequences one server takes at once, from the model's config; None if it does not
+    batch sequences."""
     if not config.HasField("sequence_batching"):
         return None
     batching = config.sequence_batching
-    # Each instance has a batcher of its own.
+    # Each instance has its own batcher.
     instances = sum(
         max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group
     )
-    each = batching.oldest.max_candidate_sequences or config.max_batch_size
+    per_instance = batching.oldest.max_candidate_sequences or config.max_batch_size
     idle_us = batching.max_sequence_idle_microseconds or DEFAULT_IDLE_US
-    return SequenceSlots(max(1, instances) * max(1, each), idle_us / 1e6)
+    return SequenceSlots(max(1, instances) * max(1, per_instance), idle_us / 1e6)
 
 
 def _with_slots_of_steps(model: Model, slots: Mapping[str, SequenceSlots | None]) -> Model:
     """An ensemble takes as many sequences as the step that takes the fewest."""
-    of_steps = [found for found in (slots.get(step) for step in model.steps) if found]
-    if not of_steps or model.sequences:
+    step_slots = [step for step in map(slots.get, model.steps) if step]
+    if not step_slots or model.sequences:
         return model
     return replace(
         model,
         sequences=SequenceSlots(
-            min(each.at_once for each in of_steps), max(each.idle_s for each in of_steps)
+            min(step.at_once for step in step_slots), max(step.idle_s for step in step_slots)
         ),
     )
 

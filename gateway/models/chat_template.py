@@ -1,7 +1,7 @@
-"""A conversation as the text that the model was trained to read.
+"""Renders a conversation as the text that the model was trained to read.
 
-The template comes from the model's config. It runs in Jinja2's sandbox, and sees the messages and
-the endpoint schema's ``variables`` only.
+The template comes from the model's config. It runs in Jinja2's sandbox, and sees only the messages
+and the endpoint schema's ``variables``.
 """
 
 import json
@@ -17,7 +17,7 @@ from gateway.errors import Internal, InvalidRequest
 from gateway.models.endpoint_schema import EndpointSchemaError
 
 log = logging.getLogger("gateway")
-# What most instruction-tuned models read, and the default.
+# The format of most instruction-tuned models, and the default.
 CHATML = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -28,7 +28,7 @@ MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
 class _Refused(jinja2.TemplateError):
-    """The template itself says what is wrong with the conversation."""
+    """Raised by the template itself, with what is wrong with the conversation."""
 
 
 def _refuse(message: str) -> NoReturn:
@@ -41,7 +41,7 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 @lru_cache(256)
 def compiled(template: str) -> jinja2.Template:
-    """EndpointSchemaError says in which line a template is wrong."""
+    """Raises EndpointSchemaError, which names the line that is invalid."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _tojson
@@ -56,11 +56,11 @@ def compiled(template: str) -> jinja2.Template:
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, str]
 ) -> str:
-    """The prompt; InvalidRequest when the template refuses the conversation."""
+    """The prompt. Raises InvalidRequest if the template refuses the conversation."""
     try:
         return compiled(template).render(messages=messages, add_generation_prompt=True, **variables)
     except _Refused as error:
         raise InvalidRequest(f"messages: {str(error.message)[:200]}", param="messages") from None
-    except Exception as error:  # whatever a template may do wrong
+    except Exception as error:  # a template may raise anything
         log.error("a chat template failed: %r", error)
         raise Internal("the model's chat template failed: report the request id") from error

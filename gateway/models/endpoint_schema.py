@@ -1,8 +1,7 @@
-"""A pipeline's endpoint schema, compiled: JSON rows in, tensors out, and back again.
+"""A pipeline's endpoint schema, compiled: from JSON rows to tensors and back.
 
-The endpoint schema travels in the model's config as JSON (its keywords are described in
-docs/endpoint schemas.md). The
-gateway never asks which task a pipeline does; it only follows the bindings.
+The endpoint schema is JSON in the model's config (docs/own-models.md describes its keywords). The
+gateway does not know which task a pipeline does; it only follows the bindings.
 """
 
 import base64
@@ -20,16 +19,16 @@ import orjson
 from gateway.errors import SHOWN, InvalidRequest
 
 Row = Mapping[str, Any]
-VOCABULARY = "cl100k_base"  # of OpenAI's embedding models, and what its clients take by default
+VOCABULARY = "cl100k_base"  # of OpenAI's embedding models, and the default of its clients
 
 
 class EndpointSchemaError(ValueError):
-    """The endpoint schema in a model's config cannot be used; the message says which part."""
+    """The endpoint schema in a model's config is invalid; the message says which part."""
 
 
 class Binding(NamedTuple):
-    """A field of the request and the tensor or request parameter that it is. ``null`` is what
-    JSON's null is sent as, where the schema allows it: NaN, or the text of ``x-null``."""
+    """A field of the request and its tensor or request parameter. ``null`` is the value that stands
+    for JSON's null, where the schema allows it: NaN, or the text of ``x-null``."""
 
     field: str
     target: str
@@ -40,48 +39,54 @@ class Binding(NamedTuple):
 
 @dataclass(frozen=True)
 class EndpointSchema:
-    """``raw`` is the endpoint schema as declared; ``bindings`` are its request's fields."""
+    """``raw`` is the endpoint schema as declared; ``bindings`` are the fields of its request."""
 
     raw: Mapping[str, Any]
     bindings: tuple[Binding, ...]
     validator: Any
-    masked: Any  # the same; what is wrong is not repeated in its messages
-    optional: frozenset[str]  # fields that null leaves out
+    masked: Any  # the same validator, whose messages do not quote the value
+    optional: frozenset[str]  # fields for which null means that they are absent
 
     @classmethod
     def compile(cls, text: str, inputs: set[str], outputs: set[str]) -> "EndpointSchema":
-        """The endpoint schema in ``text``; EndpointSchemaError when a field is bound to a tensor
-        that is not there."""
+        """Compile the endpoint schema in ``text``. Raises EndpointSchemaError if it is invalid or a
+        field is bound to a tensor that does not exist."""
         try:
             raw = orjson.loads(text)
             validator = jsonschema_rs.validator_for(raw["request"])
             masked = jsonschema_rs.validator_for(raw["request"], mask="the value")
             optional = frozenset(_optional(raw["request"]))
             bindings = tuple(_bindings(raw["request"]))
-            wanted = set(_output_tensors(raw["response"]))
+            output_tensors = set(_output_tensors(raw["response"]))
         except (ValueError, KeyError, TypeError) as error:
             raise EndpointSchemaError(f"the endpoint schema cannot be read: {error!r}") from error
-        missing = {b.target for b in bindings if not b.is_parameter} - inputs | wanted - outputs
+        input_tensors = {binding.target for binding in bindings if not binding.is_parameter}
+        missing = input_tensors - inputs | output_tensors - outputs
         if missing:
             raise EndpointSchemaError(
-                f"the endpoint schema is bound to tensors that are not there: {sorted(missing)}"
+                f"the endpoint schema is bound to tensors that do not exist: {sorted(missing)}"
             )
         return cls(raw, bindings, validator, masked, optional)
 
     @property
     def openai(self) -> Mapping[str, Mapping[str, Any]]:
-        """The bindings for those of OpenAI's routes that this pipeline serves."""
+        """The bindings of the OpenAI routes that this pipeline serves."""
         bindings: Mapping[str, Mapping[str, Any]] = self.raw.get("openai", {})
         return bindings
 
     def without_nulls(self, row: Any) -> Any:
-        """The row without the optional fields that are null, where null means nothing else."""
+        """The row without the optional fields that are null, where null has no other meaning."""
         if not isinstance(row, dict) or all(value is not None for value in row.values()):
             return row
-        return {k: v for k, v in row.items() if v is not None or k not in self.optional}
+        return {
+            field: value
+            for field, value in row.items()
+            if value is not None or field not in self.optional
+        }
 
     def check(self, row: Any, where: str) -> None:
-        """InvalidRequest names the first field of the row that does not fit, and how."""
+        """Raises InvalidRequest, which names the first invalid field of the row and the problem.
+        ``where`` is the row's path in the body, '' if it is the body."""
         if self.validator.is_valid(row):
             return
         error = _first_error(self.validator if _is_short(row) else self.masked, row)
@@ -90,7 +95,7 @@ class EndpointSchema:
         raise InvalidRequest(f"{path or 'the body'}: {_short(error.message)}", param=path)
 
     def values(self, row: Row) -> dict[str, list[Any]]:
-        """The row's tensors, flat. A field that is absent is no tensor."""
+        """Tensor -> the row's values, flat. An absent field has no tensor."""
         return {
             binding.target: _flat(row[binding.field], binding)
             for binding in self.bindings
@@ -121,7 +126,7 @@ def _bindings(schema: Mapping[str, Any]) -> Iterator[Binding]:
             yield Binding(name, field["x-parameter"], is_parameter=True)
         else:
             raise EndpointSchemaError(
-                f"field {name!r} is bound to nothing: x-tensor or x-parameter"
+                f"field {name!r} is bound to nothing: give it x-tensor or x-parameter"
             )
 
 
@@ -135,12 +140,12 @@ def _output_tensors(schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _flat(value: Any, binding: Binding) -> list[Any]:
     if binding.is_bytes:
-        return [_decoded(value, binding.field)]
+        return [_decode(value, binding.field)]
     values = value if isinstance(value, list) else [value]
-    return [binding.null if each is None else each for each in values]
+    return [binding.null if element is None else element for element in values]
 
 
-def _decoded(value: Any, field: str) -> bytes:
+def _decode(value: Any, field: str) -> bytes:
     if isinstance(value, bytes):
         return value
     try:
@@ -165,14 +170,14 @@ def _render(schema: Mapping[str, Any], tensors: Mapping[str, np.ndarray], index:
 
 
 def _plain(values: np.ndarray) -> Any:
-    """Bytes become text; numbers stay an array, which orjson prints in their own precision."""
+    """Bytes become text; numbers stay an array, which orjson prints in its own precision."""
     if values.dtype == object:
         return [value.decode("utf-8", "replace") for value in values.reshape(-1)]
     return np.ascontiguousarray(values)
 
 
 def _is_short(row: Any) -> bool:
-    """Whether an error's message may repeat what is wrong."""
+    """Whether an error's message may quote the row's values."""
     return isinstance(row, dict) and all(
         isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= SHOWN)
         for value in row.values()
@@ -191,13 +196,13 @@ _LONG_NAME = re.compile(rf"'([^']{{{SHOWN - 3}}})[^']{{4,}}'")
 
 
 def _short(message: str) -> str:
-    """Some name keys of the client's, of any number and length."""
+    """The message, shortened: some quote the client's keys, of any number and length."""
     message = _LONG_NAME.sub(r"'\1...'", message[:1000])
     return message if len(message) <= 200 else f"{message[:200]}..."
 
 
 def _optional(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Fields that may be left out, and may not be null."""
+    """Fields that may be absent, but not null."""
     for name, field in schema["properties"].items():
         if name not in schema.get("required", ()) and not jsonschema_rs.is_valid(field, None):
             yield name

@@ -1,5 +1,4 @@
-"""Rows of an endpoint schema -> as few inference requests as their shapes allow -> rows of the
-answer."""
+"""Rows of an endpoint schema -> as few inference requests as their shapes allow -> output rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,59 +28,60 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Batch(NamedTuple):
-    """One inference request and the slots of its rows in the caller's list."""
+    """One inference request, and the indices of its rows in the caller's list."""
 
-    shared_slots: tuple[int, ...]
+    row_indices: tuple[int, ...]
     message: service_pb2.ModelInferRequest
 
 
 def batches(model: Model, endpoint_schema: EndpointSchema, rows: Sequence[Row]) -> list[Batch]:
     """Group the rows that can share a request: equal shapes, equal parameters, at most a batch.
 
-    InvalidRequest, with its row, when one does not fit the model's tensors.
+    Raises InvalidRequest, which names the row, if one does not fit the model's tensors.
     """
-    values = [_blaming(place, endpoint_schema.values, row) for place, row in enumerate(rows)]
+    values = [_naming_row(index, endpoint_schema.values, row) for index, row in enumerate(rows)]
     groups: dict[bytes, list[int]] = {}
-    for place, row in enumerate(rows):
-        lengths = {name: len(flat) for name, flat in values[place].items()}
+    for index, row in enumerate(rows):
+        lengths = {name: len(flat) for name, flat in values[index].items()}
         key = orjson.dumps([lengths, endpoint_schema.parameters(row)], option=orjson.OPT_SORT_KEYS)
-        groups.setdefault(key, []).append(place)
+        groups.setdefault(key, []).append(index)
     size = model.max_batch_size or 1
-    chunks = [g[at : at + size] for g in groups.values() for at in range(0, len(g), size)]
-    return [
-        Batch(
-            tuple(shared_slots),
-            _batch(model, shared_slots, values, endpoint_schema.parameters(rows[shared_slots[0]])),
-        )
-        for shared_slots in chunks
-    ]
+    result: list[Batch] = []
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            row_indices = group[start : start + size]
+            parameters = endpoint_schema.parameters(rows[row_indices[0]])
+            message = _batch_message(model, row_indices, values, parameters)
+            result.append(Batch(tuple(row_indices), message))
+    return result
 
 
-def _batch(
+def _batch_message(
     model: Model,
-    shared_slots: Sequence[int],
+    row_indices: Sequence[int],
     values: Sequence[Mapping[str, list[Any]]],
     parameters: Mapping[str, Any],
 ) -> service_pb2.ModelInferRequest:
     try:
-        return _message(model, [values[place] for place in shared_slots], parameters)
+        return _message(model, [values[index] for index in row_indices], parameters)
     except InvalidRequest:
-        for place in shared_slots:
-            _blaming(place, _message, model, [values[place]], parameters)
+        for index in row_indices:
+            _naming_row(index, _message, model, [values[index]], parameters)
         raise
 
 
-def _blaming(place: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _naming_row(index: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``work``; its InvalidRequest is raised with the row's index."""
     try:
         return work(*args, **kwargs)
     except InvalidRequest as error:
-        raise error.at_row(place) from None
+        raise error.at_row(index) from None
 
 
 def _message(
     model: Model, rows: Sequence[Mapping[str, list[Any]]], parameters: Mapping[str, Any]
 ) -> service_pb2.ModelInferRequest:
-    """Equal rows, each its tensors' flat values, as one request."""
+    """Rows of equal shapes, each as its tensors' flat values, as one request."""
     flat = {name: [value for row in rows for value in row[name]] for name in rows[0]}
     tensors = [tensor_of(model, name, values, len(rows)) for name, values in flat.items()]
     check_model(model, tensors)
@@ -92,8 +92,8 @@ def _message(
 
 
 def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Tensor:
-    """The input from the flat values of ``rows`` equal rows; InvalidRequest when they do not fill
-    it."""
+    """The input tensor from the flat values of ``rows`` equal rows. Raises InvalidRequest if they
+    do not fill its shape."""
     meta = model.inputs[name]
     shape = _shape(name, len(flat) // rows, meta.dims)
     if model.max_batch_size:
@@ -102,7 +102,7 @@ def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Te
 
 
 def tensor_of_text(model: Model, name: str, text: memoryview) -> Tensor:
-    """As ``tensor_of``, of a flat array that is still JSON text."""
+    """As ``tensor_of``, for a flat array that is still JSON text."""
     meta = model.inputs[name]
     raw = pack_text(name, meta.dtype, (), text)
     shape = _shape(name, len(raw) // SIZE_BYTES[meta.dtype], meta.dims)
@@ -110,27 +110,29 @@ def tensor_of_text(model: Model, name: str, text: memoryview) -> Tensor:
 
 
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The dims with their one open axis filled in."""
+    """The dims with their one variable axis filled in."""
     fixed = math.prod(dim for dim in dims if dim != -1)
     shape = tuple(length // fixed if dim == -1 else dim for dim in dims) if fixed else dims
     if dims.count(-1) > 1 or math.prod(shape) != length:
-        raise InvalidRequest(f"field for tensor {name!r}: {length} values do not fill {list(dims)}")
+        raise InvalidRequest(
+            f"field for tensor {name!r}: {length} values do not fill the shape {list(dims)}"
+        )
     return shape
 
 
 def read_tensors(response: service_pb2.ModelInferResponse, rows: int) -> Tensors:
-    """The outputs by name, one row a request's row; UpstreamError when the counts differ."""
+    """The outputs by name, with one row for each row of the request. Raises UpstreamError if the
+    numbers of rows differ."""
     tensors = {
         output.name: unpack(output.datatype, output.shape, raw)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     if any(len(values) != rows for values in tensors.values() if rows > 1):
-        raise UpstreamError("the model answered with another number of rows: report this")
+        raise UpstreamError("the model returned a different number of rows: report this")
     return tensors
 
 
-def size_of(answers: Sequence[tuple[Tensors, int]]) -> int:
-    """Bytes of the tensors that the rows are in, as far as they are numbers; texts count as the
-    references to them."""
-    each = {id(tensors): tensors for tensors, _ in answers}
-    return sum(values.nbytes for tensors in each.values() for values in tensors.values())
+def size_of(results: Sequence[tuple[Tensors, int]]) -> int:
+    """Bytes of the tensors that contain the rows; strings count as the references to them."""
+    batch_tensors = {id(tensors): tensors for tensors, _ in results}
+    return sum(values.nbytes for tensors in batch_tensors.values() for values in tensors.values())

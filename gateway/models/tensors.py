@@ -1,6 +1,6 @@
-"""The tensor firewall: what a model declares is what it gets, checked before Triton sees a byte.
+"""The tensor firewall: a model gets exactly what it declares, checked before Triton sees a byte.
 
-Element values travel as V2's raw little-endian bytes; BYTES elements carry a 4-byte length each.
+Elements travel as V2's raw little-endian bytes; each BYTES element is preceded by a 4-byte length.
 """
 
 import math
@@ -31,12 +31,12 @@ NUMPY: dict[str, Any] = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-SIZE_BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
+SIZE_BYTES = {name: np.dtype(dtype).itemsize for name, dtype in NUMPY.items()} | {"BF16": 2}
 CODES = dict(zip(NUMPY, "?bhiqBHIQefd", strict=True))  # for ``struct``
-FEW = 64  # up to so many elements, an array costs more to make than it saves
+FEW = 64  # up to this many elements, creating an array costs more than it saves
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 16
-MAX_STRINGS = 2**18  # 0.1 s to count them, in which nobody else is answered
+MAX_STRINGS = 2**18  # counting them takes 0.1 s, during which the gateway serves nobody else
 MAX_DIM = 2**31 - 1
 
 
@@ -51,7 +51,7 @@ class Tensor:
 
 
 def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
-    """What Triton is asked."""
+    """The inference request to Triton."""
     message = service_pb2.ModelInferRequest(model_name=model)
     for tensor in tensors:
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
@@ -60,22 +60,23 @@ def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferR
 
 
 def set_parameter(target: Any, key: str, value: Any) -> None:
-    """Add a request parameter to the protobuf map; InvalidRequest for what it cannot carry."""
-    kind = type(value)
-    if kind is bool:
+    """Add a request parameter to the protobuf map. Raises InvalidRequest for a value that it cannot
+    hold."""
+    value_type = type(value)
+    if value_type is bool:
         target[key].bool_param = value
-    elif kind is int and -(2**63) <= value < 2**63:
+    elif value_type is int and -(2**63) <= value < 2**63:
         target[key].int64_param = value
-    elif kind is float:
+    elif value_type is float:
         target[key].double_param = value
-    elif kind is str:
+    elif value_type is str:
         target[key].string_param = value
     else:
         raise InvalidRequest(f"parameter {quoted(key)} must be a string, a number or a boolean")
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
-    """The shape, if it is one; InvalidRequest for negative, fractional or absurd dimensions."""
+    """The shape as a tuple. Raises InvalidRequest for negative, fractional or absurd dimensions."""
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise InvalidRequest(
             f"input {quoted(name)}: shape must be a list of at most {MAX_RANK} integers"
@@ -89,23 +90,22 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 
 def check_size(tensor: Tensor) -> None:
-    """InvalidRequest unless the raw bytes hold exactly the elements that the shape says."""
+    """Raises InvalidRequest unless the raw bytes hold exactly as many elements as the shape."""
     count = math.prod(tensor.shape)
     size = SIZE_BYTES.get(tensor.dtype)
     if size is None:
-        held, unit = _count_strings(tensor, count), "strings"
-        wanted = count
+        actual, expected, unit = _count_strings(tensor, count), count, "strings"
     else:
-        held, wanted, unit = len(tensor.raw), count * size, "bytes"
-    if held != wanted:
+        actual, expected, unit = len(tensor.raw), count * size, "bytes"
+    if actual != expected:
         raise InvalidRequest(
             f"input {quoted(tensor.name)}: shape {list(tensor.shape)} {tensor.dtype[:SHOWN]} needs "
-            f"{wanted} {unit}, but the request carries {held}"
+            f"{expected} {unit}, but the request carries {actual}"
         )
 
 
 def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
-    """InvalidRequest unless these tensors are what the model declares: names, dtypes,
+    """Raises InvalidRequest unless these tensors are what the model declares: names, dtypes,
     dimensions."""
     check_names(model, [tensor.name for tensor in tensors])
     rows = {tensor.shape[0] for tensor in tensors if tensor.shape} if model.max_batch_size else {1}
@@ -116,8 +116,8 @@ def check_model(model: Model, tensors: Sequence[Tensor]) -> None:
 
 
 def check_count(model: Model, inputs: int) -> None:
-    """InvalidRequest for more inputs than the model has, before anything is done for each of
-    them."""
+    """Raises InvalidRequest for more inputs than the model has, before any work is done for each
+    of them."""
     if inputs > len(model.inputs):
         raise InvalidRequest(
             f"there are {inputs} inputs: model {model.name!r} takes at most {len(model.inputs)}: "
@@ -126,21 +126,23 @@ def check_count(model: Model, inputs: int) -> None:
 
 
 def check_names(model: Model, names: list[str]) -> None:
-    """InvalidRequest unless these are the model's inputs, each once, but for optional ones."""
-    given = set(names)
+    """Raises InvalidRequest unless these are the model's inputs, each once; optional ones may be
+    missing."""
+    unique = set(names)
     extra = next((name for name in names if name not in model.inputs), None)
     if extra is not None:
         declared = ", ".join(model.inputs)
         raise InvalidRequest(
             f"model {model.name!r} has no input {quoted(extra)}: it takes {declared}"
         )
-    if len(given) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InvalidRequest(f"input {twice!r} is given twice")
-    if len(given) == len(model.inputs):
+    if len(unique) < len(names):
+        duplicate = next(name for index, name in enumerate(names) if name in names[:index])
+        raise InvalidRequest(f"input {duplicate!r} is sent twice: send it once")
+    if len(unique) == len(model.inputs):
         return
-    missing = [n for n, meta in model.inputs.items() if n not in given and not meta.optional]
+    missing = [
+        name for name, meta in model.inputs.items() if name not in unique and not meta.optional
+    ]
     if missing:
         declared = ", ".join(model.inputs)
         raise InvalidRequest(
@@ -151,13 +153,13 @@ def check_names(model: Model, names: list[str]) -> None:
 def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
     if tensor.dtype != meta.dtype:
         raise InvalidRequest(f"input {tensor.name!r} is {meta.dtype}, not {tensor.dtype[:SHOWN]}")
-    wanted = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
-    fits = len(tensor.shape) == len(wanted) and all(
-        want in (-1, got) for want, got in zip(wanted, tensor.shape, strict=True)
+    declared = ((-1, *meta.dims) if model.max_batch_size else meta.dims) or (1,)
+    fits = len(tensor.shape) == len(declared) and all(
+        declared_dim in (-1, dim) for declared_dim, dim in zip(declared, tensor.shape, strict=True)
     )
     if not fits:
         raise InvalidRequest(
-            f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit {list(wanted)} "
+            f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit {list(declared)} "
             "(-1 is any length)"
         )
     if model.max_batch_size and not 1 <= tensor.shape[0] <= model.max_batch_size:
@@ -168,7 +170,8 @@ def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
 
 
 def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
-    """Flat JSON values as raw bytes; InvalidRequest for a value that the dtype cannot hold."""
+    """Flat JSON values as raw bytes. Raises InvalidRequest for a value that the dtype cannot
+    hold."""
     if dtype == "BYTES":
         return _pack_strings(name, values)
     if dtype in ("FP16", "BF16"):
@@ -176,35 +179,36 @@ def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
             f"input {quoted(name)}: {dtype} has no JSON form: send it as binary data"
         )
     try:
-        kind = NUMPY[dtype]
+        numpy_dtype = NUMPY[dtype]
     except KeyError:
         raise InvalidRequest(
             f"input {quoted(name)}: there is no datatype {quoted(dtype)}"
         ) from None
-    _check_kinds(name, dtype, values)
+    _check_types(name, dtype, values)
     try:
         if len(values) <= FEW:
             return struct.pack(f"<{len(values)}{CODES[dtype]}", *values)
-        return _exact(values, kind).tobytes()
+        return _exact_array(values, numpy_dtype).tobytes()
     except (OverflowError, ValueError, TypeError, struct.error):
         raise InvalidRequest(f"input {quoted(name)}: a value does not fit {dtype}") from None
 
 
-def _exact(values: Sequence[Any], kind: Any) -> np.ndarray:
-    """As an array of ``kind``; OverflowError where numpy would wrap around or become infinite."""
-    if np.issubdtype(kind, np.floating):
+def _exact_array(values: Sequence[Any], dtype: Any) -> np.ndarray:
+    """An array of ``dtype``. Raises OverflowError where numpy would wrap around or overflow to
+    infinity."""
+    if np.issubdtype(dtype, np.floating):
         floats = np.array(values, dtype=np.float64)
-        if values and np.abs(floats).max() > np.finfo(kind).max:
+        if values and np.abs(floats).max() > np.finfo(dtype).max:
             raise OverflowError
-        return floats.astype(kind)
-    if values and kind is not np.bool_:
-        limits = np.iinfo(kind)
+        return floats.astype(dtype)
+    if values and dtype is not np.bool_:
+        limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
             raise OverflowError
-    return np.array(values, dtype=kind)
+    return np.array(values, dtype=dtype)
 
 
-_KINDS: dict[str, frozenset[type]] = {
+_TYPES: dict[str, frozenset[type]] = {
     "BOOL": frozenset({bool}),
     "FP32": frozenset({int, float}),
     "FP64": frozenset({int, float}),
@@ -212,11 +216,11 @@ _KINDS: dict[str, frozenset[type]] = {
 _INTEGERS = frozenset({int})
 
 
-def _check_kinds(name: str, dtype: str, values: Sequence[Any]) -> None:
-    wrong = set(map(type, values)) - _KINDS.get(dtype, _INTEGERS)
-    if wrong:
-        shown = ", ".join(sorted(kind.__name__ for kind in wrong))
-        raise InvalidRequest(f"input {quoted(name)}: {dtype} data must not contain {shown}")
+def _check_types(name: str, dtype: str, values: Sequence[Any]) -> None:
+    wrong_types = set(map(type, values)) - _TYPES.get(dtype, _INTEGERS)
+    if wrong_types:
+        names = ", ".join(sorted(wrong.__name__ for wrong in wrong_types))
+        raise InvalidRequest(f"input {quoted(name)}: {dtype} data must not contain {names}")
 
 
 def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
@@ -225,8 +229,10 @@ def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
     parts: list[bytes] = []
     for value in values:
         if not isinstance(value, str | bytes):
-            kind = type(value).__name__
-            raise InvalidRequest(f"input {quoted(name)}: BYTES data must be strings, not {kind}")
+            type_name = type(value).__name__
+            raise InvalidRequest(
+                f"input {quoted(name)}: BYTES data must be strings, not {type_name}"
+            )
         encoded = value.encode() if isinstance(value, str) else value
         parts += (_LENGTH.pack(len(encoded)), encoded)
     return b"".join(parts)
@@ -238,7 +244,7 @@ def too_many_strings(name: str) -> InvalidRequest:
     )
 
 
-# What matters of each character of an array of numbers: a bracket, a comma, or part of a value.
+# Reduces an array of numbers to its structure: brackets, commas, and '0' for all else.
 _SKELETON = bytes(code if code in b"[]," else ord("0") for code in range(256))
 _NO_BRACKETS = bytes.maketrans(b"[]", b"  ")
 _SPACE = b" \t\r\n"
@@ -246,9 +252,9 @@ SLICE_BYTES = 64 * 1024
 
 
 def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -> bytes:
-    """As ``pack``, of an array that is still JSON text, flat or nested like the shape.
+    """As ``pack``, for an array that is still JSON text, flat or nested like the shape.
 
-    It is read in slices: at no time is there a Python object for more than a few of its values.
+    It is parsed in slices: there are never Python objects for more than a few of its values.
     """
     packed: list[bytes] = []
     nesting: list[bytes] = []
@@ -257,7 +263,7 @@ def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -
         cells = bytes(text[at : at + SLICE_BYTES])
         if at + len(cells) < len(text):
             cells = cells[: cells.rfind(b",") + 1][:-1]
-            if not cells:  # no value is so long
+            if not cells:  # no value is that long
                 raise InvalidRequest(f"input {quoted(name)}: 'data' is not a JSON array")
         bare = cells.translate(_SKELETON, _SPACE)
         if b"0[" in bare or b"]0" in bare:
@@ -274,7 +280,7 @@ def pack_text(name: str, dtype: str, shape: tuple[int, ...], text: memoryview) -
 
 
 def _check_nesting(name: str, shape: tuple[int, ...], nesting: bytes) -> None:
-    """InvalidRequest unless these brackets and commas are those of a flat array, or of the
+    """Raises InvalidRequest unless these brackets and commas are those of a flat array, or of the
     shape."""
     depth = len(nesting) - len(nesting.lstrip(b"["))
     if depth == 1 and nesting.count(b"[") == nesting.count(b"]") == 1 and nesting[-1:] == b"]":
@@ -289,16 +295,16 @@ def _check_nesting(name: str, shape: tuple[int, ...], nesting: bytes) -> None:
         raise InvalidRequest(f"input {quoted(name)}: 'data' is not nested like shape {list(shape)}")
 
 
-def _count_strings(tensor: Tensor, wanted: int) -> int:
-    """How many length-prefixed strings the raw bytes hold, counted to one more than are wanted;
-    InvalidRequest when the last is cut off."""
-    if wanted > MAX_STRINGS:
+def _count_strings(tensor: Tensor, expected: int) -> int:
+    """How many length-prefixed strings the raw bytes hold, counted up to ``expected + 1``. Raises
+    InvalidRequest if the last one is cut off."""
+    if expected > MAX_STRINGS:
         raise too_many_strings(tensor.name)
     raw, at, count = tensor.raw, 0, 0
-    while at + 4 <= len(raw) and count <= wanted:
+    while at + 4 <= len(raw) and count <= expected:
         at += 4 + _LENGTH.unpack_from(raw, at)[0]
         count += 1
-    if at > len(raw) or (at < len(raw) and count <= wanted):
+    if at > len(raw) or (at < len(raw) and count <= expected):
         raise InvalidRequest(
             f"input {quoted(tensor.name)}: the BYTES data is cut off: each string is preceded by "
             "its length as 4 little-endian bytes"

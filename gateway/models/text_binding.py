@@ -1,6 +1,6 @@
-"""How a pipeline serves OpenAI's text routes: which tensor is what, as its endpoint schema says.
+"""How a pipeline serves OpenAI's text routes: the tensors that its endpoint schema binds to them.
 
-A endpoint schema that says no more than ``"openai": {"chat": {}}`` means the contract of Triton's
+An endpoint schema with no more than ``"openai": {"chat": {}}`` stands for the contract of Triton's
 vLLM backend under that backend's own names (docs/openai.md has every key).
 """
 
@@ -13,8 +13,8 @@ from gateway.models.endpoint_schema import VOCABULARY, EndpointSchemaError
 
 Tensors = Mapping[str, Any]  # by name, as ``gateway.models.catalogue`` has them
 ROUTES = ("chat", "completions")
-# BOOL inputs that are set where the model has them: pieces as they come, no prompt in the answer,
-# and what OpenAI's clients are told at the end.
+# BOOL inputs that are set if the model has them: stream the output, leave the prompt out of it, and
+# report what OpenAI's clients expect at the end.
 _STREAMED = ("stream", "exclude_input_in_output", "return_finish_reason")
 _COUNTED = ("return_num_input_tokens", "return_num_output_tokens")
 FLAGS = dict.fromkeys((*_STREAMED, *_COUNTED), True)
@@ -27,43 +27,45 @@ class Binding:
     """The keys that an endpoint schema may have for one of these routes; '' is a tensor that is
     not used."""
 
-    prompt: str = "text_input"  # the text to go on from
+    prompt: str = "text_input"  # the text to continue
     messages: str = ""  # instead of ``prompt``: the conversation as JSON
     tokens: str = ""  # instead of ``prompt``, if sent: token ids of the model's own vocabulary
-    vocabulary: str = VOCABULARY  # of other token ids, which are sent as text; '': refused
-    sampling: str = "sampling_parameters"  # JSON of those in ``takes``
+    vocabulary: str = VOCABULARY  # of other token ids, which are decoded to text; '': refused
+    sampling: str = "sampling_parameters"  # JSON of the parameters in ``takes``
     text: str = "text_output"
     finish_reason: str = "finish_reason"
     input_tokens: str = "num_input_tokens"
     output_tokens: str = "num_output_tokens"
     flags: Mapping[str, bool] | None = None
-    takes: frozenset[str] = TAKES  # what else a request says is refused
-    max_tokens: int = 4096  # a request may ask for so many
-    default_max_tokens: int = 1024  # and gets so many if it does not ask
-    stop: tuple[str, ...] = ()  # always, beside the request's own
-    template: str = CHATML  # Jinja2, as Hugging Face writes chat templates
-    variables: Mapping[str, str] | None = None  # such as bos_token, for the template
-    markers: tuple[str, ...] | None = None  # what no message may contain: it would forge a turn
+    takes: frozenset[str] = TAKES  # any other parameter of a request is refused
+    max_tokens: int = 4096  # the most that a request may ask for
+    default_max_tokens: int = 1024  # for a request that does not ask
+    stop: tuple[str, ...] = ()  # always, in addition to the request's own
+    template: str = CHATML  # Jinja2, as in Hugging Face's chat templates
+    variables: Mapping[str, str] | None = None  # for the template, such as bos_token
+    markers: tuple[str, ...] | None = None  # forbidden in messages: they would forge a turn
 
     @classmethod
     def compile(cls, raw: Mapping[str, Any], inputs: Tensors, outputs: Tensors) -> "Binding":
-        """The binding; EndpointSchemaError names the key that is wrong."""
+        """The binding. Raises EndpointSchemaError, which names the key that is wrong."""
         unknown = sorted(set(raw) - {field.name for field in fields(cls)})
         if unknown:
             raise EndpointSchemaError(
                 f"the endpoint schema's openai binding has no key {unknown[0]!r}"
             )
-        given = dict(raw)
-        for key, kind in (("takes", frozenset), ("stop", tuple), ("markers", tuple)):
-            if key in given:
-                given[key] = kind(given[key])
+        values = dict(raw)
+        for key, collection in (("takes", frozenset), ("stop", tuple), ("markers", tuple)):
+            if key in values:
+                values[key] = collection(values[key])
         if "template" in raw:
-            given.setdefault("markers", ())
-        if given.get("sampling", cls.sampling) not in inputs:
-            given["takes"] = frozenset()
-        return cls(**given)._checked(inputs, outputs)
+            values.setdefault("markers", ())
+        if values.get("sampling", cls.sampling) not in inputs:
+            values["takes"] = frozenset()
+        binding = cls(**values)
+        binding._check(inputs, outputs)
+        return binding
 
-    def _checked(self, inputs: Tensors, outputs: Tensors) -> "Binding":
+    def _check(self, inputs: Tensors, outputs: Tensors) -> None:
         source = self.messages or self.prompt
         for name, tensors in ((source, inputs), (self.text, outputs)):
             _check_text(name, tensors)
@@ -78,11 +80,10 @@ class Binding:
                     "the endpoint schema's openai binding: max_tokens must be an integer above 0"
                 )
         compiled(self.template)
-        return self
 
     def set_flags(self, inputs: Tensors) -> Mapping[str, bool]:
-        wanted = FLAGS if self.flags is None else self.flags
-        return {name: value for name, value in wanted.items() if name in inputs}
+        flags = FLAGS if self.flags is None else self.flags
+        return {name: value for name, value in flags.items() if name in inputs}
 
     @property
     def forbidden(self) -> tuple[str, ...]:
@@ -90,8 +91,8 @@ class Binding:
 
 
 def check(raw: Mapping[str, Any], inputs: Tensors, outputs: Tensors) -> None:
-    """EndpointSchemaError unless every binding of the endpoint schema's that is for these routes
-    can be used."""
+    """Raises EndpointSchemaError unless all of the endpoint schema's bindings for these routes are
+    valid."""
     for route in ROUTES:
         if route in raw.get("openai", {}):
             Binding.compile(raw["openai"][route], inputs, outputs)

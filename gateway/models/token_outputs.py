@@ -1,4 +1,4 @@
-"""Which of a model's outputs say what an answer cost."""
+"""Which of a model's outputs count the tokens of a response."""
 
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
@@ -7,24 +7,25 @@ TOKENS = "token_count"
 
 
 class TokenOutputs(NamedTuple):
-    """The outputs that count; '' for one that there is not."""
+    """The outputs that count tokens; '' for one that the model does not have."""
 
-    prompt: str = ""  # stands in every answer of a stream: the last one holds
-    added: str = ""  # adds up over the answers
+    prompt: str = ""  # in every response of a stream: the last value counts
+    added: str = ""  # summed over the responses
 
     @classmethod
     def of(cls, outputs: Container[str], endpoint_schema: Mapping[str, Any]) -> "TokenOutputs":
-        """``endpoint_schema`` as it was declared, {} for none."""
+        """``endpoint_schema`` is the declared one, {} if there is none."""
         if TOKENS in outputs:
             return cls(added=TOKENS)
         routes = endpoint_schema.get("openai", {})
-        for bound in (routes[each] for each in ("chat", "completions") if each in routes):
-            names = (
-                bound.get("input_tokens", "num_input_tokens"),
-                bound.get("output_tokens", "num_output_tokens"),
-            )
-            return cls(*(name if name in outputs else "" for name in names))
-        return cls()
+        binding = next(
+            (routes[route] for route in ("chat", "completions") if route in routes), None
+        )
+        if binding is None:
+            return cls()
+        prompt = binding.get("input_tokens", "num_input_tokens")
+        added = binding.get("output_tokens", "num_output_tokens")
+        return cls(prompt if prompt in outputs else "", added if added in outputs else "")
 
     @property
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A V2 inference request that has passed the firewall, whichever API it came by."""
+"""A V2 inference request that has passed the tensor firewall, whichever API it arrived through."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from gateway.models.tensors import Tensor, message_of, set_parameter
 DROPPED_PREFIX = "triton_"
 CLASSIFICATION = "classification"
 DROPPED = frozenset({"priority", "timeout", "binary_data_output"})
-MAX_CLASSES = 2**31 - 1  # Triton is not told more
+MAX_CLASSES = 2**31 - 1  # the most that is passed on to Triton
 
 
 @dataclass(slots=True)
 class V2Request:
-    """What passed the firewall: all that Triton is told is made of it."""
+    """What passed the tensor firewall: everything that is sent to Triton is built from it."""
 
     model: str
     version: str
     id: str
     tensors: list[Tensor]
-    outputs: Mapping[str, Mapping[str, Any]]  # those asked for, with the parameters of each
+    outputs: Mapping[str, Mapping[str, Any]]  # the requested ones -> their parameters
     parameters: Mapping[str, Any]
 
     @property
@@ -36,31 +36,32 @@ class V2Request:
 
     @property
     def timeout_s(self) -> float | None:
-        """V2's ``timeout`` is in microseconds; the gateway keeps it, Triton is not told."""
+        """V2's ``timeout``, which is in microseconds; the gateway enforces it, Triton does not
+        receive it."""
         timeout_us = self.parameters.get("timeout")
         return timeout_us / 1e6 if type(timeout_us) is int and timeout_us > 0 else None
 
     @property
     def is_plain(self) -> bool:
-        """Whether Triton has to be told no more than tensors and an id."""
-        return not any(map(_is_told, self.parameters)) and not any(
+        """Whether Triton needs no more than tensors and an id."""
+        return not any(map(_is_forwarded, self.parameters)) and not any(
             CLASSIFICATION in parameters for parameters in self.outputs.values()
         )
 
     @property
     def asks_little_json(self) -> bool:
-        """Whether an answer as large as the request has little JSON in it. Triton writes JSON in
-        the few threads that serve its HTTP connections: 40 MB hold other callers up for seconds."""
+        """Whether a response as large as the request has little JSON in it. Triton writes JSON in
+        the few threads that serve its HTTP connections: 40 MB hold up other callers for seconds."""
         size = sum(len(tensor.raw) for tensor in self.tensors)
         return size <= LARGE_BYTES or (
             all(map(self.wants_binary, self.outputs)) if self.outputs else self.all_binary
         )
 
     def message(self) -> service_pb2.ModelInferRequest:
-        """As gRPC takes it; InvalidRequest for a parameter that it cannot carry."""
+        """The request for gRPC. Raises InvalidRequest for a parameter that gRPC cannot carry."""
         message = message_of(self.model, self.tensors)
         message.model_version, message.id = self.version, self.id
-        for key in filter(_is_told, self.parameters):
+        for key in filter(_is_forwarded, self.parameters):
             set_parameter(message.parameters, key, self.parameters[key])
         for name, parameters in self.outputs.items():
             output = message.outputs.add(name=name)
@@ -76,5 +77,5 @@ def not_finite(name: str) -> InvalidRequest:
     )
 
 
-def _is_told(key: str) -> bool:
+def _is_forwarded(key: str) -> bool:
     return key not in DROPPED and not key.startswith(DROPPED_PREFIX)

@@ -1,1 +1,1 @@
-"""Who may do what: gateway.toml, the rights it gives, the policy that each route declares."""
+"""Who may do what: gateway.toml and the rights that it grants."""

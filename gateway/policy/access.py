@@ -1,8 +1,8 @@
-"""The rights that gateway.toml gives, decided once for each caller, action and model.
+"""The rights that gateway.toml grants, decided once per caller, action and model.
 
-A caller may do what a role of theirs and their scopes allow, on models that the role, the tenant
-and the caller's own globs all reach. What nothing allows is denied. A role with the action
-``admin`` is the operator's: the tenant does not bound it.
+A caller may do what one of its roles and its scopes allow, on models that match the globs of the
+role, of the tenant and of the caller. Anything else is denied. A role with the action ``admin`` is
+for operators: the tenant does not restrict it.
 """
 
 import fnmatch
@@ -18,21 +18,21 @@ from gateway.policy.gateway_toml import Role, Rules
 
 K = TypeVar("K")
 V = TypeVar("V")
-# Names come from clients: their number must be bounded.
+# Names come from clients, so their number must be bounded.
 MAX_DECISIONS, MAX_NAME = 20_000, 256
 
 
 class Access:
-    """Made anew for each gateway.toml, so that a decision never outlives the rules it came from."""
+    """Created anew for each gateway.toml, so that no decision outlives the rules it came from."""
 
     def __init__(self, rules: Rules, within: "Access | None" = None) -> None:
-        """``within``: what these rules give holds only where that gives it too."""
+        """With ``within``, a right must be granted by both."""
         self._rules, self._within = rules, within
         self._decisions: dict[tuple[Grant, str, str], bool] = {}
         self._limits: dict[tuple[str, str, str], tuple[Limit, ...]] = {}
 
     def allowed(self, principal: Principal, action: str, model: str = "") -> bool:
-        """Whether the caller may do this to the model; without one, to anything at all."""
+        """Whether the caller may do this with the model; without a model, with any at all."""
         key = (principal.grant, action, model)
         decision = self._decisions.get(key)
         if decision is None:
@@ -43,29 +43,29 @@ class Access:
         return decision
 
     def check(self, principal: Principal, action: str, model: str = "") -> None:
-        """NotFound when nothing of the model is the caller's, Forbidden when only this is not."""
+        """Raises NotFound if the caller may do nothing with the model, Forbidden if not this."""
         if self.allowed(principal, action, model):
             return
-        if not model or any(self.allowed(principal, each, model) for each in ACTIONS):
-            what = f" with {quoted(model)}" if model else ""
-            raise Forbidden(f"you may not {action}{what}: ask for a role or scope that allows it")
-        # Word for word what the catalogue says of a model that does not exist.
+        if not model or any(self.allowed(principal, other, model) for other in ACTIONS):
+            suffix = f" with {quoted(model)}" if model else ""
+            raise Forbidden(f"you may not {action}{suffix}: ask for a role or scope that allows it")
+        # Word for word the catalogue's error for a model that does not exist.
         raise no_model(model)
 
     def limits(self, principal: Principal, model: str) -> tuple[Limit, ...]:
         """The limits of gateway.toml that count a request of this caller for this model."""
         key = (principal.id, principal.tenant, model)
-        found = self._limits.get(key)
-        if found is None:
-            found = _each_once(each for each in self._rules.limits if _counts(each, *key))
-            _remember(self._limits, key, found, model)
-        return found
+        limits = self._limits.get(key)
+        if limits is None:
+            limits = _lowest(limit for limit in self._rules.limits if _counts(limit, *key))
+            _remember(self._limits, key, limits, model)
+        return limits
 
     def _decide(self, grant: Grant, action: str, model: str) -> bool:
         if action not in grant.scopes:
             return False
-        found = (self._rules.role(name) for name in grant.roles)
-        roles = [role for role in found if role and action in role.actions]
+        candidates = (self._rules.role(name) for name in grant.roles)
+        roles = [role for role in candidates if role and action in role.actions]
         return any(self._reaches(role, grant, model) for role in roles)
 
     def _reaches(self, role: Role, grant: Grant, model: str) -> bool:
@@ -75,33 +75,34 @@ class Access:
         return all(_matches(globs, model) for globs in bounds)
 
     def _tenant_models(self, tenant: str) -> tuple[str, ...]:
-        """Without any tenant in the file there is one, and it reaches everything."""
+        """A file without tenants means one tenant, which reaches every model."""
         if not self._rules.tenants:
             return ("*",)
-        found = self._rules.tenants.get(tenant)
-        return tuple(found.models) if found else ()
+        table = self._rules.tenants.get(tenant)
+        return tuple(table.models) if table else ()
 
 
-def _remember(known: dict[K, V], key: K, value: V, model: str) -> None:
-    if len(known) >= MAX_DECISIONS:
-        known.clear()
+def _remember(cache: dict[K, V], key: K, value: V, model: str) -> None:
+    if len(cache) >= MAX_DECISIONS:
+        cache.clear()
     if len(model) <= MAX_NAME:
-        known[key] = value
+        cache[key] = value
 
 
-def _each_once(limits: Iterable[Limit]) -> tuple[Limit, ...]:
-    """Of limits that count in the same place, the lowest: a request has one place there."""
-    found: dict[str, Limit] = {}
+def _lowest(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """The lowest of each group of limits that share a bucket: a request counts there once."""
+    lowest: dict[str, Limit] = {}
     for limit in limits:
-        before = found.get(limit.identity)
-        if before is None or limit.amount < before.amount:
-            found[limit.identity] = limit
-    return tuple(found.values())
+        other = lowest.get(limit.identity)
+        if other is None or limit.amount < other.amount:
+            lowest[limit.identity] = limit
+    return tuple(lowest.values())
 
 
 def _counts(limit: Limit, principal: str, tenant: str, model: str) -> bool:
-    wanted = ((limit.principals, principal), (limit.tenants, tenant), (limit.models, model))
-    return all(_matches(tuple(globs), name) for globs, name in wanted)
+    """Whether the limit counts a request of this caller for this model."""
+    patterns = ((limit.principals, principal), (limit.tenants, tenant), (limit.models, model))
+    return all(_matches(tuple(globs), name) for globs, name in patterns)
 
 
 def _matches(globs: tuple[str, ...], model: str) -> bool:

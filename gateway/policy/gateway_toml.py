@@ -1,6 +1,6 @@
-"""``gateway.toml``: replicas, tenants, roles, limits, issuers, routes. Validated whole, or refused.
+"""``gateway.toml``: replicas, tenants, roles, limits, issuers, routes. Validated as a whole.
 
-docs/policy.md shows every table. A fault is one line: file, line, key, what it should be.
+docs/policy.md shows every table. An error is one line: file, line, key, and what it should be.
 """
 
 import re
@@ -27,11 +27,11 @@ Fault = tuple[KeyPath, str]
 
 
 class PolicyError(ValueError):
-    """The message names the file, the line, the key, and what it should hold."""
+    """The message names the file, the line, the key, and what it should contain."""
 
 
 def is_trustworthy(url: str) -> bool:
-    """Whether keys may be read from there: https, or http on this machine."""
+    """Whether keys may be fetched from there: https, or http on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "http":
         return parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -60,7 +60,7 @@ class _Table(BaseModel):
 
 
 class Tenant(_Table):
-    """What the tenant as a whole may reach."""
+    """The models that the tenant as a whole may use."""
 
     models: list[Glob]
 
@@ -71,18 +71,18 @@ class Role(_Table):
 
 
 class Issuer(_Table):
-    """Whose tokens are taken, and what their claims give."""
+    """An issuer whose tokens are accepted, and what their claims grant."""
 
     issuer: Url
     audience: Annotated[list[str], Field(min_length=1)]
     algorithms: Annotated[list[Algorithm], Field(min_length=1)] = ["RS256"]
-    jwks_uri: Url | None = None  # without it: by OIDC discovery
-    types: list[str] = ["JWT", "at+jwt"]  # the header's typ; '' takes tokens that have none
+    jwks_uri: Url | None = None  # None: found by OIDC discovery
+    types: list[str] = ["JWT", "at+jwt"]  # the header's typ; '' accepts tokens that have none
     leeway_s: Annotated[int, Field(ge=0, le=60)] = 30
     tenant: Name | None = None
     tenant_claim: str | None = None
     roles_claim: str | None = None
-    roles: dict[str, Name] = {}  # a value of that claim -> a role of ours
+    roles: dict[str, Name] = {}  # a value of that claim -> a role of gateway.toml
     default_roles: list[Name] = []
     models_claim: str | None = None
 
@@ -97,7 +97,7 @@ class Certificate(_Table):
 
 
 class Proxy(_Table):
-    """Who may say which certificate a client showed, and in which header."""
+    """The proxies that may name the client's certificate, and the header in which they do."""
 
     trusted: Annotated[list[IPvAnyNetwork], Field(min_length=1)]
     certificate_header: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "x-client-cert-subject"
@@ -108,8 +108,8 @@ class Audit(_Table):
 
 
 class Route(BaseModel):
-    """Which share of a pipeline's load goes to other pipelines: percent by their names, ``per``
-    caller or ``per`` request."""
+    """The shares of a pipeline's load that go to other pipelines: name -> percent, ``per`` caller
+    or ``per`` request."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     __pydantic_extra__: dict[str, Percent]
@@ -138,40 +138,40 @@ class Rules(_Table):
     audit: Audit = Audit()
 
     def role(self, name: str) -> Role | None:
-        """As the file says, else as built in; ``admin`` cannot be changed."""
+        """The file's role, else the built-in one; ``admin`` cannot be redefined."""
         return self.roles.get(name) or {"user": USER_ROLE, "admin": ADMIN_ROLE}.get(name)
 
     def unknown(self, tenant: str | None, roles: Iterable[str]) -> list[str]:
-        """A line for each of these that is nowhere defined."""
+        """A message for each of these that is not defined."""
         faults = [f"there is no [roles.{name}]" for name in roles if not self.role(name)]
         if tenant and self.tenants and tenant not in self.tenants:
             faults.append(f"there is no [tenants.{tenant}]")
         return faults
 
 
-# Without a file: one tenant, and a key may do everything that it was not itself denied.
+# Without a file: one tenant, and a key may do everything that the key itself does not exclude.
 NO_FILE = Rules(roles={"user": ADMIN_ROLE})
 
 
 def parse_rules(text: str, source: str) -> Rules:
-    """The rules in a gateway.toml; PolicyError names the first line that is wrong."""
-    text = text.removeprefix("\ufeff")  # some editors begin a file with it
+    """The rules in a gateway.toml. Raises PolicyError, which names the first line that is wrong."""
+    text = text.removeprefix("\ufeff")  # some editors start a file with it
     try:
-        return _parsed(text, source)
+        return _parse(text, source)
     except PolicyError:
         raise
     except RecursionError:
-        why = "lists or tables are nested too deep"
+        reason = "lists or tables are nested too deeply"
     except (ValueError, OverflowError) as error:
-        why = str(error)
-    raise PolicyError(f"{source} line {_unreadable_line(text)}: {why}")
+        reason = str(error)
+    raise PolicyError(f"{source} line {_unreadable_line(text)}: {reason}")
 
 
 def _unreadable_line(text: str) -> int:
-    """The line at which the parser gives up for another reason than that it is no TOML."""
+    """The line at which the parser fails for a reason other than invalid TOML."""
     lines = text.splitlines(keepends=True)
 
-    def gives_up(count: int) -> bool:
+    def fails(count: int) -> bool:
         try:
             tomllib.loads("".join(lines[:count]))
         except tomllib.TOMLDecodeError:
@@ -180,37 +180,36 @@ def _unreadable_line(text: str) -> int:
             return True
         return False
 
-    return 1 + bisect_left(range(1, len(lines)), True, key=gives_up)
+    return 1 + bisect_left(range(1, len(lines)), True, key=fails)
 
 
-def _parsed(text: str, source: str) -> Rules:
+def _parse(text: str, source: str) -> Rules:
     try:
         tables = tomllib.loads(text)
         rules = Rules.model_validate(tables)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        where = line[1] if line else text.count("\n") + 1
-        raise PolicyError(f"{source} line {where}: {error}") from None
+        line_number = line[1] if line else text.count("\n") + 1
+        raise PolicyError(f"{source} line {line_number}: {error}") from None
     except ValidationError as error:
-        faults: list[Fault] = [(each["loc"], _worded(each)) for each in error.errors()]
+        faults: list[Fault] = [(details["loc"], _message(details)) for details in error.errors()]
     else:
         faults = list(_contradictions(rules))
     if not faults:
         return rules
-    placed = sorted((line_of(text, path), path, message) for path, message in faults)
-    line_number, path, message = placed[0]
+    line_number, path, message = min((line_of(text, path), path, fault) for path, fault in faults)
     key = ".".join(str(part) for part in path if part != "[key]")
     raise PolicyError(f"{source} line {line_number}: {key}: {message}")
 
 
-def _worded(error: Any) -> str:
+def _message(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "there is no such key: see docs/policy.md for those there are"
+        return "there is no such key: docs/policy.md lists the keys"
     return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _contradictions(rules: Rules) -> Iterator[Fault]:
-    """What no table shows by itself."""
+    """Faults that only show when the tables are compared."""
     if "admin" in rules.roles:
         yield ("roles", "admin"), "is built in and cannot be changed: choose another name"
     for name, issuer in rules.issuers.items():
@@ -225,7 +224,7 @@ def _contradictions(rules: Rules) -> Iterator[Fault]:
             if not target.startswith(f"{name}."):
                 yield ("routes", name, target), f"must be called {name}.SOMETHING"
         if sum(route.weights.values()) > 100:
-            yield ("routes", name), "the weights are percent: their sum must not be over 100"
+            yield ("routes", name), "the weights are percentages: their sum must not exceed 100"
 
 
 def _issuer_faults(rules: Rules, name: str, issuer: Issuer) -> Iterator[Fault]:

@@ -1,13 +1,13 @@
-"""gateway.toml in force: followed while it changes, kept when the new one is wrong.
+"""The gateway.toml in force: reloaded when it changes, unless the new one is invalid.
 
-Nobody can see of a file whether it is whole, or being written, or was cut off. What it takes away
-holds at once. What it gives more holds
+A file does not show whether it is complete, still being written, or cut off. The rights that it
+revokes are revoked at once. The rights that it adds take effect
 
-- at once, if it was renamed into place, or ends with the line ``# end``;
-- once it has not changed for ``SETTLE_S``, or for ``LOST_S`` where limits or roles have gone as
-  they would in a cut;
-- never, if it is only the beginning of the one before; if it has no tenants where there were some;
-  or if it does not end with ``# end`` although the one before did.
+- at once, if it was renamed into place or ends with the line ``# end``;
+- once it has not changed for ``SETTLE_S``, or for ``LOST_S`` if limits or roles are missing, as
+  they would be after a cut;
+- never, if it is only the beginning of the previous file; if it has no tenants although that one
+  had; or if it does not end with ``# end`` although that one did.
 """
 
 import logging
@@ -25,31 +25,31 @@ from gateway.private_file import write_private
 
 log = logging.getLogger("gateway")
 SETTLE_S, LOST_S = 2.0, 10.0
-END = b"# end"  # the last line of a file that says that it is whole
-NONE = b"none\n"  # what is kept of a start without a file
+END = b"# end"  # the last line of a file that declares itself complete
+NONE = b"none\n"  # the saved copy after a start without a file
 
 
 class InForce(NamedTuple):
-    """One state of the policy. A request takes it once and keeps it to its end."""
+    """One state of the policy. A request reads it once and uses it to its end."""
 
     rules: Rules
     access: Access
     version: str  # 12 hex digits of the file's SHA-256, or 'default' without a file
 
 
-class _Coming(NamedTuple):
-    """A policy that is in force only as far as the one before covers it."""
+class _Pending(NamedTuple):
+    """A policy that is in force only as far as the previous one covers it."""
 
-    whole: InForce
+    complete: InForce
     data: bytes
-    due: float  # by the clock: when all of it is in force, if the file has not changed until then
+    due: float  # by the clock: when all of it takes effect, unless the file changes before
 
 
 class PolicyFile:
-    """Without a file at the start: one tenant, and every key may do everything.
+    """Without a file at startup: one tenant, and every key may do everything.
 
-    With ``kept`` the last policy that was whole, or that there was none, is written there: a
-    process that its supervisor starts again judges the file by it, as those that went on do.
+    The last complete policy, or the fact that there was none, is saved in ``kept``, if it is given:
+    a restarted process compares the file with it, as the processes that kept running do.
     """
 
     def __init__(
@@ -61,106 +61,109 @@ class PolicyFile:
     ) -> None:
         self._path, self._clock, self._kept = path, clock, kept
         self._seen: tuple[int, int, int] | None = None
-        self._has_begun = self._knew_none = False
+        self._has_started = self._had_no_file = False
         self.current = InForce(NO_FILE, Access(NO_FILE), "default")
-        self._settled, self._data = self.current, b""  # the last one that was whole
-        self._coming: _Coming | None = None
+        self._complete, self._data = self.current, b""  # the last complete one
+        self._pending: _Pending | None = None
 
     def age_s(self) -> float:
-        """Since the file was last written; much for one that says that it is whole, or is not
-        there."""
+        """Seconds since the file was last written; a large number if it is missing or declares
+        itself complete."""
         try:
             age_s = time.time() - self._path.stat().st_mtime
-            return 1e9 if _says_whole(self._path.read_bytes()) else age_s
+            return 1e9 if _is_declared_complete(self._path.read_bytes()) else age_s
         except OSError:
             return 1e9
 
     @property
     def pending_s(self) -> float:
-        """How long what the file gives more than before must wait; 0 if nothing waits."""
-        return max(0.0, self._coming.due - self._clock()) if self._coming else 0.0
+        """Seconds until the rights that the file adds take effect; 0 if none are pending."""
+        return max(0.0, self._pending.due - self._clock()) if self._pending else 0.0
 
     def refresh(self) -> bool:
-        """Read the file again if it changed; True if other rules are now in force.
+        """Read the file again if it has changed; True if other rules are now in force.
 
-        PolicyError, once for each state of the file, when it is wrong, has gone, or seems cut off:
-        what was in force stays, less what a cut file takes away. That a file has gone, or is just
-        being written, must not open every API.
+        Raises PolicyError, once per state of the file, if it is invalid, missing, or seems cut off:
+        the rules in force stay, minus what a cut file revokes. A file that is missing or still
+        being written must not open every API.
         """
-        is_first, self._has_begun = not self._has_begun, True
-        if is_first and self._begun_with_kept():
+        is_first, self._has_started = not self._has_started, True
+        if is_first and self._load_kept():
             is_first = False
         try:
             stat = self._path.stat()
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen == self._seen:
-                return self._settle()
+                return self._apply_pending()
             data = self._path.read_bytes()
         except FileNotFoundError:
             if self._seen is None:
                 if is_first:
                     self._write_kept(NONE)
                 return False
-            self._seen = self._coming = None
-            raise PolicyError(f"{self._path} has gone: put it back, or restart without") from None
+            self._seen = self._pending = None
+            raise PolicyError(
+                f"{self._path} is missing: restore it, or restart without it"
+            ) from None
         is_renamed = _is_renamed(stat, self._seen)
-        self._seen, coming, self._coming = seen, self._coming, None
+        pending_data = self._pending.data if self._pending else b""
+        self._seen, self._pending = seen, None
         rules = parse_rules(_text(data, self._path), str(self._path))
-        found = InForce(rules, Access(rules), version_of(data))
+        policy = InForce(rules, Access(rules), version_of(data))
         if is_first:
-            return self._take(found, data)
+            return self._apply(policy, data)
         self._check(rules, data)
-        is_covered = covers(self._settled.rules, rules)
-        if any(_is_cut(data, whole) for whole in (self._data, coming.data if coming else b"")):
-            self._narrow(found)
+        is_covered = covers(self._complete.rules, rules)
+        if _is_cut(data, self._data) or _is_cut(data, pending_data):
+            self._narrow(policy)
             if is_covered:
                 return True
             raise PolicyError(
-                f"{self._path} is only the beginning of the file before, as if it had been cut "
-                "off: what it gives more is not in force; if all of it is there, add a comment"
+                f"{self._path} is only the beginning of the previous file, as if it had been cut "
+                "off: the rights that it adds are not in force; if it is complete, add a comment"
             )
-        if is_covered or is_renamed or _says_whole(data):
-            return self._take(found, data)
-        wait_s = LOST_S if lost(self._settled.rules, rules) else SETTLE_S
-        self._coming = _Coming(found, data, self._clock() + wait_s)
-        self._narrow(found)
+        if is_covered or is_renamed or _is_declared_complete(data):
+            return self._apply(policy, data)
+        wait_s = LOST_S if lost(self._complete.rules, rules) else SETTLE_S
+        self._pending = _Pending(policy, data, self._clock() + wait_s)
+        self._narrow(policy)
         return True
 
     def _check(self, rules: Rules, data: bytes) -> None:
-        if self._settled.rules.tenants and not rules.tenants:
-            what = "has no tenants any more" if data.strip() else "is empty"
-            raise PolicyError(f"{self._path} {what}: write the rules, or restart without it")
-        if _says_whole(self._data) and not _says_whole(data):
+        if self._complete.rules.tenants and not rules.tenants:
+            fault = "has no tenants any more" if data.strip() else "is empty"
+            raise PolicyError(f"{self._path} {fault}: write the rules, or restart without it")
+        if _is_declared_complete(self._data) and not _is_declared_complete(data):
             raise PolicyError(
-                f"{self._path} does not end with the line {END.decode()!r}, as the file before "
+                f"{self._path} does not end with the line {END.decode()!r}, as the previous file "
                 "did: it may be cut off; write the line, or restart without it"
             )
 
-    def _narrow(self, found: InForce) -> None:
-        """Put in force what the policy before and this one both give."""
-        before = self._settled
-        rules = narrowed(before.rules, found.rules)
-        access = Access(rules, within=before.access)
-        self.current = InForce(rules, access, found.version)
+    def _narrow(self, policy: InForce) -> None:
+        """Put in force what both the previous policy and this one grant."""
+        previous = self._complete
+        rules = narrowed(previous.rules, policy.rules)
+        access = Access(rules, within=previous.access)
+        self.current = InForce(rules, access, policy.version)
 
-    def _settle(self) -> bool:
-        """Put in force what has waited long enough."""
-        if self._coming is None or self._clock() < self._coming.due:
+    def _apply_pending(self) -> bool:
+        """Put the pending policy in force if it has waited long enough."""
+        if self._pending is None or self._clock() < self._pending.due:
             return False
-        return self._take(self._coming.whole, self._coming.data)
+        return self._apply(self._pending.complete, self._pending.data)
 
-    def _take(self, found: InForce, data: bytes) -> bool:
-        self.current = self._settled = found
-        self._data, self._coming = data, None
-        self._keep(data)
+    def _apply(self, policy: InForce, data: bytes) -> bool:
+        self.current = self._complete = policy
+        self._data, self._pending = data, None
+        self._save_kept(data)
         return True
 
     @property
     def has_kept(self) -> bool:
-        """Whether what is in force does not come from the file alone: it may be wrong or gone."""
-        return self._knew_none or self._settled.version != "default"
+        """Whether there are rules in force besides the file, which may be invalid or missing."""
+        return self._had_no_file or self._complete.version != "default"
 
-    def _keep(self, data: bytes) -> None:
+    def _save_kept(self, data: bytes) -> None:
         if self._seen is not None:
             self._write_kept(b"%d %d %d\n" % self._seen + data)
 
@@ -172,14 +175,14 @@ class PolicyFile:
         except OSError as error:
             log.warning("%s: a restarted worker will not know the policy: %s", self._kept, error)
 
-    def _begun_with_kept(self) -> bool:
-        """Put in force what a process before this one kept, if it did."""
+    def _load_kept(self) -> bool:
+        """Put in force what an earlier process saved, if it did."""
         if self._kept is None:
             return False
         try:
             kept = self._kept.read_bytes()
             if kept == NONE:
-                self._knew_none = True
+                self._had_no_file = True
                 return True
             first, _, data = kept.partition(b"\n")
             mtime_ns, size, inode = map(int, first.split())
@@ -187,27 +190,27 @@ class PolicyFile:
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            log.error("the policy that was kept cannot be read: %s", error)
+            log.error("the saved policy cannot be read: %s", error)
             return False
         version = version_of(data)
-        self.current = self._settled = InForce(rules, Access(rules), version)
+        self.current = self._complete = InForce(rules, Access(rules), version)
         self._data, self._seen = data, (mtime_ns, size, inode)
         return True
 
 
-def _is_renamed(stat: os.stat_result, before: tuple[int, int, int] | None) -> bool:
-    """Whether the file was written under another name: it is not the one that stood here, and its
+def _is_renamed(stat: os.stat_result, previous: tuple[int, int, int] | None) -> bool:
+    """Whether the file was written under another name: it is a different file, and its directory
     entry was changed after its last byte."""
-    is_another = before is None or stat.st_ino != before[2]
-    return is_another and stat.st_ctime_ns > stat.st_mtime_ns
+    is_different = previous is None or stat.st_ino != previous[2]
+    return is_different and stat.st_ctime_ns > stat.st_mtime_ns
 
 
-def _is_cut(data: bytes, whole: bytes) -> bool:
-    kept = data.rstrip()
-    return len(kept) < len(whole.rstrip()) and whole.startswith(kept)
+def _is_cut(data: bytes, complete: bytes) -> bool:
+    stripped = data.rstrip()
+    return len(stripped) < len(complete.rstrip()) and complete.startswith(stripped)
 
 
-def _says_whole(data: bytes) -> bool:
+def _is_declared_complete(data: bytes) -> bool:
     return data.rstrip().rpartition(b"\n")[2].strip() == END
 
 
@@ -216,4 +219,4 @@ def _text(data: bytes, path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise PolicyError(f"{path} line {line}: is not UTF-8: save it so") from None
+        raise PolicyError(f"{path} line {line}: is not UTF-8: save the file as UTF-8") from None

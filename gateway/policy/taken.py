@@ -1,7 +1,7 @@
-"""Which policy each worker has in force, for whoever changed ``gateway.toml`` and waits for it.
+"""Which policy each worker has in force, for commands that change ``gateway.toml`` and wait for it.
 
-A worker has a file in ``workers/`` of the state folder, on which it holds a lock as long as it
-lives: what a killed one left is not waited for.
+Each worker has a file in ``workers/`` in the state folder, and holds a lock on it as long as it
+lives: nobody waits for the file of a killed worker.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from pathlib import Path
 
 log = logging.getLogger("gateway")
 FOLDER = "workers"
-_LENGTH = 12  # of a version, in bytes: writing it anew needs no room on the disk
+_LENGTH = 12  # of a version, in bytes: overwriting it needs no space on the disk
 
 
 def version_of(data: bytes) -> str:
-    """What a policy file of these bytes is called: 12 hex digits of its SHA-256."""
+    """The version of a policy file: 12 hex digits of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:_LENGTH]
 
 
 class Taken:
-    """What one worker says. Nothing here fails for want of a disk: that is logged once."""
+    """One worker's report. Disk errors are not raised, but logged once."""
 
     def __init__(self, state_folder: Path, policy_file: Path) -> None:
         name = f"{_prefix(policy_file)}{os.getpid()}.{secrets.token_hex(4)}"
@@ -31,11 +31,11 @@ class Taken:
         self._descriptor: int | None = None
         self._fault = ""
 
-    def say(self, version: str) -> None:
-        """This is in force now."""
+    def report(self, version: str) -> None:
+        """Report the version that is in force now."""
         try:
             if self._descriptor is None:
-                self._descriptor = self._locked()
+                self._descriptor = self._open_locked()
             os.pwrite(self._descriptor, version.ljust(_LENGTH).encode(), 0)
             if not self._path.exists():
                 self._path.with_name(f".{self._path.name}").rename(self._path)
@@ -51,8 +51,8 @@ class Taken:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _locked(self) -> int:
-        """The file, under another name until it says something."""
+    def _open_locked(self) -> int:
+        """The file, under a hidden name until it has content."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         hidden = self._path.with_name(f".{self._path.name}")
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o600)
@@ -61,19 +61,19 @@ class Taken:
 
 
 def in_force(state_folder: Path, policy_file: Path) -> list[tuple[int, str]]:
-    """The process of each living worker that follows this file, and the version that it has in
+    """The process id of each living worker that uses this file, and the version that it has in
     force."""
-    found = []
+    workers = []
     for path in (state_folder / FOLDER).glob(f"{_prefix(policy_file)}*"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 version = file.read(_LENGTH).decode().strip()
-                found.append((int(path.name.split(".")[1]), version))
+                workers.append((int(path.name.split(".")[1]), version))
             else:
-                path.unlink()  # of one that has ended
-    return found
+                path.unlink()  # its worker has ended
+    return workers
 
 
 def _prefix(policy_file: Path) -> str:

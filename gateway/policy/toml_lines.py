@@ -1,4 +1,4 @@
-"""On which line of a TOML text a key stands (tomllib does not keep it)."""
+"""Finds the line of a key in a TOML text (tomllib does not record it)."""
 
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ KeyPath = tuple[str | int, ...]
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int:
-    """The line, from 1, of the key at ``path`` or of the nearest table around it.
+    """The line, from 1, of the key at ``path``, or of the nearest table that contains it.
 
     ``text`` must be valid TOML.
     """
@@ -21,10 +21,10 @@ def line_of(text: str, path: Sequence[str | int]) -> int:
             table = _header(parsed, lengths)
             lines.setdefault(table, number)
         else:
-            for each in _paths(parsed, table):
-                lines.setdefault(each, number)
-    around = (tuple(path[:end]) for end in range(len(path), 0, -1))
-    return next((lines[each] for each in around if each in lines), 1)
+            for key_path in _paths(parsed, table):
+                lines.setdefault(key_path, number)
+    ancestors = (tuple(path[:end]) for end in range(len(path), 0, -1))
+    return next((lines[ancestor] for ancestor in ancestors if ancestor in lines), 1)
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
@@ -38,13 +38,13 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
         try:
             tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
-            continue  # an array or a text that goes on
+            continue  # an array or a string that continues on the next line
         yield first, statement
         statement = ""
 
 
 def _header(parsed: Any, lengths: dict[KeyPath, int]) -> KeyPath:
-    """Where a header's table is: ``[[limits]]`` is ("limits", 0) the first time, then 1."""
+    """The path of a header's table: ``[[limits]]`` is ("limits", 0) the first time, then 1."""
     path: KeyPath = ()
     while parsed:
         name, parsed = next(iter(parsed.items()))

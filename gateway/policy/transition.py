@@ -1,8 +1,8 @@
-"""From one gateway.toml to the next: what the new one gives that the one before did not.
+"""From one gateway.toml to the next: what the new one grants that the previous one did not.
 
-A file that is being written, or was cut off, may be a policy too, and one that grants more than the
-whole: a limit, a tenant or a role may not be there yet. So what takes rights away holds at once,
-and what gives more only once the file is known to be whole (``gateway.policy.reload``).
+A file that is still being written, or was cut off, may also be a valid policy, and one that grants
+more than the complete one: a limit, a tenant or a role may be missing. So rights are revoked at
+once, and added only once the file is known to be complete (``gateway.policy.reload``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 def covers(before: Rules, after: Rules) -> bool:
-    """Whether ``after`` surely grants nobody more than ``before``; False where that is not plain
-    from the tables one by one."""
+    """Whether ``after`` certainly grants nobody more than ``before``; False if that is not evident
+    table by table."""
     return (
         all(limit in after.limits for limit in before.limits)
         and _tenants_cover(before, after)
@@ -27,16 +27,16 @@ def covers(before: Rules, after: Rules) -> bool:
 
 
 def lost(before: Rules, after: Rules) -> list[str]:
-    """What bounded a caller before and is not there any more, as after a cut: limits, and roles
-    that were narrower than the one built in."""
-    counted = {(each.name, each.kind) for each in after.limits}
-    limits = [each.name for each in before.limits if (each.name, each.kind) not in counted]
+    """What restricted callers before and is missing now, as after a cut: limits, and roles that
+    were narrower than the built-in ones."""
+    present = {(limit.name, limit.kind) for limit in after.limits}
+    limits = [limit.name for limit in before.limits if (limit.name, limit.kind) not in present]
     roles = [name for name in before.roles if name not in after.roles and after.role(name)]
     return [*(f"limit {name}" for name in limits), *(f"role {name}" for name in roles)]
 
 
 def narrowed(before: Rules, after: Rules) -> Rules:
-    """``after`` with only such identities and limits as grant no more than ``before`` does."""
+    """``after``, restricted to identities and limits that grant no more than ``before``."""
     issuers = {
         name: _issuer(before.issuers[name], issuer)
         for name, issuer in after.issuers.items()
@@ -47,24 +47,26 @@ def narrowed(before: Rules, after: Rules) -> Rules:
         for name, certificate in after.certificates.items()
         if name in before.certificates
     }
-    more = [limit for limit in before.limits if limit not in after.limits]
+    removed_limits = [limit for limit in before.limits if limit not in after.limits]
     return after.model_copy(
         update={
-            "issuers": {name: each for name, each in issuers.items() if each},
-            "certificates": {name: each for name, each in certificates.items() if each},
+            "issuers": {name: issuer for name, issuer in issuers.items() if issuer},
+            "certificates": {
+                name: certificate for name, certificate in certificates.items() if certificate
+            },
             "proxy": after.proxy if after.proxy == before.proxy else None,
-            "limits": [*after.limits, *more],
+            "limits": [*after.limits, *removed_limits],
         }
     )
 
 
-def _roles(*rules: Rules) -> set[str]:
-    return {"user"}.union(*(each.roles for each in rules))
+def _roles(before: Rules, after: Rules) -> set[str]:
+    return {"user", *before.roles, *after.roles}
 
 
 def _tenants_cover(before: Rules, after: Rules) -> bool:
     if not before.tenants:
-        return True  # there was one, and it reached everything
+        return True  # there was one tenant, which reached every model
     return bool(after.tenants) and all(
         name in before.tenants and _within(tenant.models, before.tenants[name].models)
         for name, tenant in after.tenants.items()
@@ -82,23 +84,27 @@ def _within(globs: Sequence[str], bounds: Sequence[str]) -> bool:
 
 
 def _has_all(before: Mapping[str, T], after: Mapping[str, T]) -> bool:
-    return all(before.get(name) == each for name, each in after.items())
+    return all(before.get(name) == table for name, table in after.items())
 
 
 def _both(before: Iterable[T], after: Iterable[T]) -> list[T]:
-    kept = list(before)
-    return [each for each in after if each in kept]
+    previous = list(before)
+    return [value for value in after if value in previous]
 
 
 def _globs(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Globs that both of these reach, as far as that is plain."""
-    return list(before) if "*" in after else list(after) if "*" in before else _both(before, after)
+    """Globs that match only what both of these match, as far as that is evident."""
+    if "*" in after:
+        return list(before)
+    if "*" in before:
+        return list(after)
+    return _both(before, after)
 
 
 def _issuer(before: Issuer, after: Issuer) -> Issuer | None:
-    """What tokens give by both; None where that cannot be said."""
-    read = ("issuer", "jwks_uri", "tenant", "tenant_claim", "roles_claim")
-    if any(getattr(before, name) != getattr(after, name) for name in read):
+    """An issuer whose tokens grant what both grant; None if that cannot be determined."""
+    must_match = ("issuer", "jwks_uri", "tenant", "tenant_claim", "roles_claim")
+    if any(getattr(before, name) != getattr(after, name) for name in must_match):
         return None
     claims = {before.models_claim, after.models_claim} - {None}
     audience = _both(before.audience, after.audience)

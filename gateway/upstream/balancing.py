@@ -1,4 +1,4 @@
-"""Which replica gets a request: pure functions of what is known of each, and of a random draw."""
+"""Which replica gets a request: pure functions of the replicas' states and of a random draw."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Health(IntEnum):
-    """DOWN is not asked; UNKNOWN (being connected to) is asked only where nothing is UP."""
+    """DOWN gets no requests; UNKNOWN (still connecting) gets them only if no replica is UP."""
 
     DOWN = 0
     UNKNOWN = 1
@@ -15,11 +15,11 @@ class Health(IntEnum):
 
 
 class ReplicaState(NamedTuple):
-    """What the choice goes by.
+    """What the choice is based on.
 
-    ``failures`` are those of late: each counts as a request under way, since a replica that fails
-    at once has nothing under way and would look least busy. ``serves``: it has the model.
-    ``is_right``: its last golden probe of the model was answered rightly, or there was none.
+    ``failures`` are the recent ones: each counts as a request in flight, since a replica that fails
+    at once has nothing in flight and would look least busy. ``serves``: it has the model.
+    ``is_right``: its last golden probe of the model gave the right response, or there was none.
     """
 
     health: Health
@@ -30,42 +30,43 @@ class ReplicaState(NamedTuple):
 
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
-    """Indexes of those that may be asked: the healthiest that serve it, without wrong ones where
-    there are right ones; [] when nobody is left."""
-    best, found = 0, []
+    """The indices of the replicas that may get the request: the healthiest that serve the model,
+    without those whose probe failed if there are others; [] if there is none."""
+    best_rank = 0
+    indices: list[int] = []
     for index, (health, _, _, serves, is_right) in enumerate(states):
         rank = 2 * health + is_right if serves and health else 0
-        if rank > best:
-            best, found = rank, [index]
-        elif rank and rank == best:
-            found.append(index)
-    return found
+        if rank > best_rank:
+            best_rank, indices = rank, [index]
+        elif rank and rank == best_rank:
+            indices.append(index)
+    return indices
 
 
 def choose(states: Sequence[ReplicaState], max_inflight: int, draw: float) -> int | None:
-    """The index of the least busy candidate with less than ``max_inflight`` requests under way.
+    """The index of the least busy candidate with fewer than ``max_inflight`` requests in flight.
 
-    Ties are decided by ``draw``, from [0, 1). None when every candidate is full, or none is left.
+    ``draw``, from [0, 1), breaks ties. None if every candidate is full or there is none.
     """
-    least = 0
+    least_load = 0
     ties: list[int] = []
     for index in candidates(states):
         _, inflight, failures, _, _ = states[index]
         load = inflight + failures
-        if inflight >= max_inflight or (ties and load > least):
+        if inflight >= max_inflight or (ties and load > least_load):
             continue
-        if ties and load == least:
+        if ties and load == least_load:
             ties.append(index)
         else:
-            least, ties = load, [index]
+            least_load, ties = load, [index]
     return ties[int(draw * len(ties))] if ties else None
 
 
 def preferred(sequence: int | str, addresses: Iterable[str]) -> list[str]:
-    """The addresses in the order in which this sequence belongs to them (rendezvous hashing).
+    """The addresses in this sequence's order of preference (rendezvous hashing).
 
-    Every worker and gateway with the same list comes to the same order, and one that is added or
-    taken away moves no sequence between the others.
+    Every worker and gateway with the same list computes the same order, and adding or removing an
+    address moves no sequence between the others.
     """
 
     def weight(address: str) -> bytes:

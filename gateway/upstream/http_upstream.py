@@ -1,9 +1,9 @@
-"""V2 requests of short models over Triton's HTTP/1.1 API, whose answers go on as they are.
+"""V2 requests to short models over Triton's HTTP/1.1 API, whose responses are passed on unchanged.
 
-It costs a fraction of what ``grpc.aio`` does (docs/performance.md), but Triton does not notice a
-client that left there. Only models that declare ``tidegate.short`` therefore come here. What is
-sent is written anew from what the firewall let through, each tensor as the bytes that it checked:
-nothing that we read in one way can be read in another way by Triton.
+This costs a fraction of ``grpc.aio`` (docs/performance.md), but Triton's HTTP API does not notice
+that a client has left. It is therefore only for models that declare ``tidegate.short``. The request
+is serialised again from what the tensor firewall accepted, each tensor as the bytes it checked:
+Triton cannot parse differently what we have parsed.
 """
 
 import asyncio
@@ -18,24 +18,24 @@ from gateway.errors import GatewayError
 from gateway.http.handler import Reply
 from gateway.models.v2_request import V2Request, not_finite
 from gateway.upstream.server import WORDS, to_gateway_error, translate
-from gateway.upstream.triton_http import Answer, TritonHttp
+from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port
 
-# How Triton's HTTP API says what its gRPC API says with a status. It says 400 for three of them.
-_MANY = 400
+# Triton's HTTP statuses -> its gRPC statuses. An HTTP 400 stands for three gRPC statuses.
+_AMBIGUOUS = 400
 _STATUS = {
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-_NOT_FINITE = (b"N", b"I")  # of NaN and Infinity: no number has these letters
-# As Triton writes an output, with no space, and its name first.
+_NOT_FINITE = (b"N", b"I")  # as in NaN and Infinity: no number has these letters
+# Triton writes an output without spaces and with its name first.
 _NAME, _TYPE, _DATA = b'"name":', b',"datatype"', b'"data":['
 
 
 class HttpUpstream:
-    """One Triton's HTTP API. ``channel`` is that to its gRPC API, by which its end is noticed."""
+    """One Triton's HTTP API. ``channel``, to its gRPC API, shows when the server is gone."""
 
     def __init__(self, grpc_address: str, port: int, channel: Any) -> None:
         self._http = TritonHttp(host_and_port(grpc_address)[0], port)
@@ -43,22 +43,22 @@ class HttpUpstream:
         self._watch: asyncio.Task[None] | None = None
 
     async def infer(self, request: V2Request, timeout_s: float, tenant: str) -> Reply | None:
-        """The answer; None when that cannot be had here or now, and gRPC should be asked.
+        """The response, or None if the request has to go over gRPC instead.
 
         The request must be plain. Cancelling the awaiting task closes the connection, but Triton
-        works on.
+        keeps working on the request.
         """
         if self._watch is None:
             self._watch = asyncio.create_task(self._drop_with_channel())
         try:
-            answer = await self._http.ask(encode(request), timeout_s, tenant)
+            response = await self._http.send(encode(request), timeout_s, tenant)
         except TimeoutError as error:
             raise to_gateway_error(error) from error
         except ConnectionError as error:
             raise translate(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         except ValueError as error:
             raise translate(grpc.StatusCode.UNKNOWN, str(error)) from error
-        return relayed(answer) if answer else None
+        return to_reply(response) if response else None
 
     def close(self) -> None:
         if self._watch:
@@ -66,7 +66,7 @@ class HttpUpstream:
         self._http.drop()
 
     async def _drop_with_channel(self) -> None:
-        """Close the HTTP connections when gRPC's is lost: the server has gone.
+        """Close the HTTP connections when the gRPC connection is lost: the server has gone.
 
         They would not close by themselves: processes that Triton forked have inherited them.
         """
@@ -117,16 +117,16 @@ def _target(model: str, version: str) -> str:
     return f"POST /v2/models/{quote(model, safe='')}{path}/infer HTTP/1.1\r\nHost: triton\r\n"
 
 
-def relayed(answer: Answer) -> Reply | None:
-    """Triton's answer as ours; the GatewayError that gRPC would have given instead of another.
+def to_reply(response: Response) -> Reply | None:
+    """Triton's response as ours. Raises the GatewayError that the gRPC API would have caused.
 
-    None for a refusal of which only gRPC says what it is: it has to be asked again.
+    None for an error that only the gRPC API specifies: the request has to be sent again over gRPC.
     """
-    if answer.status == _MANY:
+    if response.status == _AMBIGUOUS:
         return None
-    if answer.status != 200:
-        raise _refusal(answer)
-    body, json_length = answer.body, answer.json_length
+    if response.status != 200:
+        raise _to_gateway_error(response)
+    body, json_length = response.body, response.json_length
     _check_finite(body, len(body) if json_length is None else json_length)
     if json_length is None:
         return Reply(200, body)
@@ -135,10 +135,10 @@ def relayed(answer: Answer) -> Reply | None:
 
 
 def _check_finite(body: bytes, end: int) -> None:
-    """Triton writes NaN and Infinity into its JSON; InvalidRequest as over gRPC.
+    """Triton writes NaN and Infinity into its JSON: raise InvalidRequest, as over gRPC.
 
-    The elements are looked at where they lie, since to parse them takes seconds. A quote in a
-    string is escaped, so ``_DATA`` is in none, and numbers hold no bracket.
+    The text is searched, since parsing it would take seconds. Quotes are escaped in strings, so no
+    string contains ``_DATA``, and numbers contain no bracket.
     """
     at = 0
     while (begin := body.find(_DATA, at, end)) >= 0:
@@ -149,9 +149,9 @@ def _check_finite(body: bytes, end: int) -> None:
             raise not_finite(str(orjson.loads(body[name : body.index(_TYPE, name)])))
 
 
-def _refusal(answer: Answer) -> GatewayError:
+def _to_gateway_error(response: Response) -> GatewayError:
     try:
-        details = str(orjson.loads(answer.body)["error"])
+        details = str(orjson.loads(response.body)["error"])
     except (ValueError, KeyError, TypeError):
-        details = answer.body[:WORDS].decode("utf-8", "replace")
-    return translate(_STATUS.get(answer.status, grpc.StatusCode.UNKNOWN), details)
+        details = response.body[:WORDS].decode("utf-8", "replace")
+    return translate(_STATUS.get(response.status, grpc.StatusCode.UNKNOWN), details)

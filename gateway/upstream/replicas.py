@@ -1,12 +1,12 @@
-"""The Triton servers behind us: what is known of each, and permits to ask one.
+"""The Triton servers behind the gateway: the state of each, and permits to send requests to one.
 
-Which one is asked is decided in ``balancing``. What is known comes from three signs. The state of
-the gRPC connection is looked at for every request: a server that was killed closes its connections,
-and is not asked from then on. An active check twice a second finds a server that hangs, and one
-that is back. And failures of requests count as load for a while.
+``balancing`` decides which one gets a request. The state comes from three sources. The state of the
+gRPC connection is read for every request: a server that was killed closes its connections, and gets
+no requests from then on. An active check twice a second detects a server that hangs, and one that
+is back. And failed requests count as load for a while.
 
-**Load is not death:** a server is called hung after two checks in a row without an answer, and only
-if no request had an answer from it since the first of them began.
+**Load is not death:** a server counts as hung after two checks in a row without a response, and
+only if it has answered no request since the first of them started.
 """
 
 import asyncio
@@ -32,35 +32,35 @@ from gateway.upstream.server import Upstream
 log = logging.getLogger("gateway")
 CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
-LATE_CHECKS = 2  # so many in a row, and no answer to anything meanwhile: it hangs
-FAILURE_S = 5.0  # after which a failure counts a third of what it did
+LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
+FAILURE_S = 5.0  # after this long a failure counts for a third of its weight
 _DOWN = Health.DOWN
-# TooLarge is an answer, but one that fails: for want of memory, it may be.
+# TooLarge is a response, but also a failure: the server may have run out of memory.
 _FAILURES, _ANSWERS = (NoCapacity, UpstreamError, TooLarge), (InvalidRequest, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
 
 class Replica:
-    """One Triton server, what is known of it, and what it is working on for us."""
+    """One Triton server: its state, and how many of our requests it is working on."""
 
     def __init__(self, place: str, upstream: Upstream) -> None:
         self.place, self.upstream = place, upstream
         self.inflight = 0
-        self.aside = 0  # requests that wait for their callers to read: they are not in ``inflight``
+        self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
         self.idle = asyncio.Event()
         self.idle.set()
         self.fault = ""  # what the last active check found
-        self.versions: Mapping[str, tuple[str, ...]] | None = None  # of its index; None: not read
-        self.probes: dict[str, str] = {}  # pipeline -> '' or what its golden probe found here
-        self.answered: dict[str, float] = {}  # model -> when it last answered, monotonic s
-        self.last_answer = 0.0  # to anything, monotonic s
+        self.versions: Mapping[str, tuple[str, ...]] | None = None  # its index; None: not read yet
+        self.probes: dict[str, str] = {}  # pipeline -> '' or the fault that its probe found here
+        self.answered: dict[str, float] = {}  # model -> its last response, monotonic seconds
+        self.last_answer = 0.0  # the last response to anything, monotonic seconds
         self._late_since, self._late = 0.0, 0
         self._failures, self._failed_at = 0.0, 0.0
 
     @property
     def address(self) -> str:
-        """HOST:GRPC_PORT: the same for every gateway, whether it has the HTTP port or not."""
+        """HOST:GRPC_PORT: the same for every gateway, whether it uses the HTTP port or not."""
         return self.place.partition("/")[0]
 
     @property
@@ -69,19 +69,19 @@ class Replica:
 
     @property
     def reason(self) -> str:
-        """Why it is not asked, or '' when it is."""
+        """Why it gets no requests, or '' if it does."""
         if self.fault:
             return self.fault
-        reasons = {Health.DOWN: "cannot be connected to", Health.UNKNOWN: "is being connected to"}
+        reasons = {Health.DOWN: "cannot be reached", Health.UNKNOWN: "is being connected to"}
         return reasons.get(self.upstream.health(), "")
 
     def serves(self, model: str, version: str = "") -> bool:
-        """Whether it has the model (and version) ready; without a name, or before its index was
-        read, nothing speaks against it."""
+        """Whether it has the model (and version) ready; true without a name, and until its index
+        has been read."""
         if not model or self.versions is None:
             return True
-        found = self.versions.get(model)
-        return found is not None and (not version or version in found)
+        versions = self.versions.get(model)
+        return versions is not None and (not version or version in versions)
 
     def state(self, model: str, version: str, now: float) -> ReplicaState:
         failures = round(self._decayed(now)) if self._failures else 0
@@ -89,50 +89,52 @@ class Replica:
         return ReplicaState(self.health, self.inflight, failures, serves, is_right)
 
     def permit(self, model: str = "") -> "Permit":
-        """A permit that is given however busy it is, and whatever its health."""
+        """A permit, whatever its load and health."""
         return Permit(self, model)
 
     async def check(self) -> None:
-        """Ask whether it is there; logs when that has changed."""
-        before, fault = self.fault, await self._checked(time.monotonic())
-        if before and not fault:
-            fault = await self._models_read()
+        """Check whether it is live, and log a change."""
+        previous_fault = self.fault
+        fault = await self._find_fault(time.monotonic())
+        if previous_fault and not fault:
+            fault = await self._read_versions()
         self.fault = fault
-        if self.fault and not before:
-            log.warning("replica %s is not asked: it %s", self.place, self.fault)
-        elif before and not self.fault:
-            log.info("replica %s is asked again", self.place)
+        if self.fault and not previous_fault:
+            log.warning("replica %s gets no requests: it %s", self.place, self.fault)
+        elif previous_fault and not self.fault:
+            log.info("replica %s gets requests again", self.place)
 
-    async def _checked(self, began: float) -> str:
+    async def _find_fault(self, started: float) -> str:
+        """'' or what is wrong with the server; ``started`` is in monotonic seconds."""
         try:
             is_live = await self.upstream.is_live(CHECK_TIMEOUT_S)
         except DeadlineExceeded:
             if not self._late:
-                self._late_since = began
+                self._late_since = started
             self._late += 1
             has_answered = self.last_answer >= self._late_since
             is_hung = self._late >= LATE_CHECKS and not has_answered
-            return "does not answer" if is_hung or self.fault else ""
+            return "does not respond" if is_hung or self.fault else ""
         except NoCapacity:
             self._late = 0
             return "cannot be reached"
         except GatewayError:
-            is_live = True  # it does not know the question, but it answers
+            is_live = True  # it does not support the call, but it responds
         self._late = 0
         return "" if is_live else "is shutting down"
 
-    async def _models_read(self) -> str:
-        """One that is back may have been started anew, and not have loaded its models yet."""
+    async def _read_versions(self) -> str:
+        """Read the index of a server that is back: it may have been restarted, and not have loaded
+        its models yet. Returns '' or the fault."""
         try:
             self.versions = await self.upstream.ready_versions()
         except GatewayError:
-            return "does not say what it serves"
+            return "does not list its models"
         return ""
 
     def ended(self, model: str, error: BaseException | None, sent: float | None = None) -> None:
-        """A request has ended; what that says of this server is kept. One that was late counts as
-        a failure only when the model answered nothing here since it was ``sent``: load is not
-        death."""
+        """Record the end of a request. A late one counts as a failure only if the model has
+        answered nothing here since it was ``sent`` (monotonic seconds): load is not death."""
         now = time.monotonic()
         is_silent = sent is not None and self.answered.get(model, 0.0) <= sent
         if isinstance(error, _FAILURES) or (is_silent and isinstance(error, DeadlineExceeded)):
@@ -146,7 +148,7 @@ class Replica:
 
 
 class Permit:
-    """The right to one request to a replica, which counts from entering to leaving it."""
+    """The right to one request to a replica, which counts as in flight while it is entered."""
 
     __slots__ = ("_model", "_sent", "replica")
 
@@ -164,7 +166,7 @@ class Permit:
         self._sent = time.monotonic()
         return replica.upstream
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         replica = self.replica
         replica.inflight -= 1
         if not replica.inflight and not replica.aside:
@@ -173,7 +175,7 @@ class Permit:
 
 
 class ReplicaPool:
-    """Permits to talk to a replica. There is no queue here: a full pool refuses at once."""
+    """Permits for requests to a replica. There is no queue: a full pool refuses at once."""
 
     def __init__(
         self,
@@ -186,31 +188,31 @@ class ReplicaPool:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def apply(self, addresses: Sequence[str]) -> None:
-        """Talk to these from now on; what is under way elsewhere ends where it is."""
-        known = {replica.place: replica for replica in self.replicas}
+        """Use these replicas from now on; requests in flight on others end there."""
+        retired = {replica.place: replica for replica in self.replicas}
         self.replicas = [
-            known.pop(each) if each in known else Replica(each, self._connect(each))
-            for each in dict.fromkeys(addresses)
+            retired.pop(address) if address in retired else Replica(address, self._connect(address))
+            for address in dict.fromkeys(addresses)
         ]
-        for replica in known.values():
+        for replica in retired.values():
             task = asyncio.ensure_future(_retire(replica))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
     def permit(self, model: str = "", version: str = "", at: Upstream | None = None) -> Permit:
-        """To ask the least busy healthy replica that serves the model; to be entered at once.
+        """A permit for the least busy healthy replica that serves the model; enter it at once.
 
-        The one ``at`` which a stream is comes first, as long as it is up and serves the model.
-        NoCapacity when all of them are full, and when nobody is healthy: at once, since a dead
-        server would refuse and a hung one would keep the caller until its deadline.
+        The replica ``at`` which a stream already is comes first, as long as it is up and serves the
+        model. Raises NoCapacity if all are full, and if none is healthy: at once, since a dead
+        server would refuse and a hung one would hold the caller until its deadline.
         """
         if at is not None:
-            replica = next((each for each in self.replicas if each.upstream is at), None)
+            replica = self._replica_of(at)
             if replica and replica.health is Health.UP and replica.serves(model, version):
                 if replica.inflight >= self._max_inflight:
                     raise NoCapacity(_BUSY, retry_after_s=1)
                 return Permit(replica, model)
-        if len(self.replicas) == 1:  # there is nothing to choose: the hot path of most gateways
+        if len(self.replicas) == 1:  # nothing to choose from: the hot path of most gateways
             only = self.replicas[0]
             if only.health and only.inflight < self._max_inflight and only.serves(model, version):
                 return Permit(only, model)
@@ -223,12 +225,15 @@ class ReplicaPool:
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
 
+    def _replica_of(self, upstream: Upstream | None) -> Replica | None:
+        return next((replica for replica in self.replicas if replica.upstream is upstream), None)
+
     @contextmanager
     def set_aside(self, upstream: Upstream | None, count: int) -> Iterator[None]:
-        """Around the time in which so many of the requests that have permits for it wait for their
-        caller to read: others may have the permits. The caller has them back without asking."""
-        replica = next((each for each in self.replicas if each.upstream is upstream), None)
-        if replica is None:  # it is listed no more, and nobody else asks it
+        """While ``count`` of the requests that have permits for it wait for their caller to read,
+        let others use these permits. The caller gets them back unconditionally."""
+        replica = self._replica_of(upstream)
+        if replica is None:  # it is being retired, and gets no other requests
             yield
             return
         replica.inflight -= count
@@ -244,21 +249,23 @@ class ReplicaPool:
     ) -> Replica:
         """The replica that a sequence's request has to go to.
 
-        ``begun_at`` is the address where it was begun, as far as this process knows ('' if not).
-        A sequence that starts (and whose place will be remembered) takes the first healthy replica
-        in its own order; any other request goes where it was begun, or else to the first in that
-        order, healthy or not: UpstreamError when that one is gone, NoCapacity when it is full or,
-        of a start, when nobody is healthy.
+        ``begun_at`` is the address where it was started, or '' if this process does not know. A
+        sequence that starts (and whose replica will be remembered) takes the first healthy replica
+        in its order of preference. Any other request goes to where the sequence was started, or
+        else to the first in that order, healthy or not. Raises UpstreamError if that replica is
+        gone, and NoCapacity if it is full or, for a start, if none is healthy.
         """
-        serving = {each.address: each for each in self.replicas if each.serves(model, version)}
-        order = [serving[address] for address in preferred(sequence, serving)]
+        serving = {
+            replica.address: replica for replica in self.replicas if replica.serves(model, version)
+        }
+        preference = [serving[address] for address in preferred(sequence, serving)]
         if starts:
-            order.sort(key=lambda replica: replica.health, reverse=True)  # stable
+            preference.sort(key=lambda replica: replica.health, reverse=True)  # stable
         elif begun_at:
-            order = [replica for replica in self.replicas if replica.address == begun_at]
-        if not order or (starts and not order[0].health):
+            preference = [replica for replica in self.replicas if replica.address == begun_at]
+        if not preference or (starts and not preference[0].health):
             raise lost() if begun_at and not starts else NoCapacity(_NOBODY, retry_after_s=1)
-        replica = order[0]
+        replica = preference[0]
         if not replica.health:
             raise lost()
         if replica.inflight >= self._max_inflight:
@@ -268,22 +275,25 @@ class ReplicaPool:
         return replica
 
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
-        """As ``Upstream.describe``, of the first replica listed that answers.
+        """As ``Upstream.describe``, from the first replica in the list that responds.
 
-        Not of the least busy: statistics are each replica's own, and must not jump.
+        Not from the least busy: each replica has its own statistics, and they must not jump.
         """
-        fault: GatewayError = NoCapacity(_NOBODY, retry_after_s=1)
-        asked = [each for each in self.replicas if each.serves(model, version) and each.health]
-        for replica in sorted(asked, key=lambda each: each.health, reverse=True):
+        last_error: GatewayError = NoCapacity(_NOBODY, retry_after_s=1)
+        replicas = [
+            replica
+            for replica in self.replicas
+            if replica.serves(model, version) and replica.health
+        ]
+        for replica in sorted(replicas, key=lambda replica: replica.health, reverse=True):
             try:
                 return await replica.upstream.describe(method, model, version)
             except (NoCapacity, DeadlineExceeded) as error:
-                fault = error
-        raise fault
+                last_error = error
+        raise last_error
 
     async def check(self) -> None:
-        """Ask every replica, at the same time, whether it is there; takes CHECK_TIMEOUT_S at most.
-        To be called every CHECK_S."""
+        """Check all replicas concurrently; takes CHECK_TIMEOUT_S at most. Call it every CHECK_S."""
         await asyncio.gather(*(replica.check() for replica in self.replicas))
 
     async def close(self) -> None:
@@ -293,11 +303,11 @@ class ReplicaPool:
 
 
 def lost() -> UpstreamError:
-    """Of a sequence whose server is gone: no other server knows what it was told until now."""
-    return UpstreamError("the server of this sequence is gone: start the sequence anew")
+    """The error for a sequence whose server is gone: no other server knows its state."""
+    return UpstreamError("the server of this sequence is gone: start the sequence again")
 
 
 async def _retire(replica: Replica) -> None:
-    """Close the connection once its last request has its answer."""
+    """Close the connection once its last request has been answered."""
     await replica.idle.wait()
     await replica.upstream.close()

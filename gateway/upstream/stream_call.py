@@ -1,13 +1,14 @@
-"""One ModelStreamInfer to Triton, and how it is ended before its model has said everything.
+"""One ModelStreamInfer call to Triton, and how it is ended before its model has finished.
 
-Triton 2.51 has a race between a cancel and the answers that are on their way: when the model ends a
-stream (or answers) while the cancel is being handled and a write is still outstanding, the server
-releases the stream's state twice. It then dies (``double free``, ``prior > 0``), hangs, or mixes up
-two streams. Later versions mend it (triton-inference-server/server #7840, #8078).
+Triton 2.51 has a race between a cancel and responses in flight: when the model ends a stream (or
+responds) while the cancel is being handled and a write is still outstanding, the server releases
+the stream's state twice. It then dies (``double free``, ``prior > 0``), hangs, or mixes up two
+streams. Later versions fix it (triton-inference-server/server #7840, #8078).
 
-So a stream that nobody wants any more is read on, and cancelled only when nothing is on its way:
-no answer came for a moment, and Triton's one stream thread has proved that it has no backlog. Most
-streams that end soon are never cancelled at all, and a model that never pauses is heard to its end.
+So a stream that nobody wants any more is read further, and cancelled only when nothing is in
+flight: no response has arrived for a moment, and Triton's single stream thread has proved that it
+has no backlog. Most streams that end soon are never cancelled at all, and a model that never pauses
+is read to its end.
 """
 
 import asyncio
@@ -19,22 +20,22 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-QUIET_S = 0.005  # no answer for so long from a model that pauses: none is being written
-# A fast model ends its stream at once when it is cancelled, in the midst of that. It is fast while
-# one of its last ``GAPS`` pauses was short: shorter than QUIET_S, and than what as many streams as
-# end together need for their turns. Of such a one a longer silence is asked.
+QUIET_S = 0.005  # if a model that pauses sends nothing for this long, no response is being written
+# A fast model ends its stream immediately when it is cancelled, while the cancel is being handled.
+# A model counts as fast if one of its last ``GAPS`` pauses was short: shorter than QUIET_S, and
+# than the time that the streams that are ending need for their turns. It has to be silent longer.
 GAPS, TURN_S, SLOW_S, SILENT_S = 8, 0.0005, 0.025, 0.1
-BOUND_S = 600.0  # a model that is not quiet for so long is cancelled all the same
+BOUND_S = 600.0  # a model that is not quiet for this long is cancelled anyway
 PROOF_S = 2.0
-CLOSE_S = 2.0  # what the ends that are under way have when the gateway ends
-NO_MODEL = "tidegate.none"  # a request for it is refused by the stream thread itself
-# With it Triton says of each stream when it has ended, even if it ends without another output.
+CLOSE_S = 2.0  # for streams that are ending when the gateway shuts down
+NO_MODEL = "tidegate.none"  # the stream thread itself refuses a request for it
+# Makes Triton say when each stream has ended, even if it ends without another output.
 EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _FAILED = (grpc.RpcError, asyncio.InvalidStateError)
 
 
 class StreamEnds:
-    """The ends of one Triton's streams: cancels are one at a time."""
+    """Ends one Triton's streams, with one cancel at a time."""
 
     def __init__(self, stub: Any) -> None:
         self._stub = stub
@@ -42,29 +43,29 @@ class StreamEnds:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def pause_s(self, gaps: Sequence[float]) -> float:
-        """How long a stream with these last pauses has to be silent before it is cancelled."""
+        """How many seconds a stream with these recent pauses has to be silent before a cancel."""
         slow = min(QUIET_S + TURN_S * len(self._under_way), SLOW_S)
         return QUIET_S if len(gaps) == GAPS and min(gaps) >= slow else SILENT_S
 
     def begin(self, end: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """An end that goes on whatever becomes of who waits for it."""
+        """Start an end that continues even if the task that awaits it is cancelled."""
         task = asyncio.create_task(end)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return task
 
     async def close(self) -> None:
-        """Returns when no end is under way, or after ``CLOSE_S`` s."""
+        """Wait until no stream is ending, or for ``CLOSE_S`` seconds."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
 
     async def cancel(self, call: Any, reading: "asyncio.Task[Any]", is_busy: bool) -> bool:
-        """Cancel the call if it stays quiet (or was busy too long); whether that was done."""
+        """Cancel the call if it stays quiet (or was busy too long), and return whether it was."""
         async with self._turn:
             if reading.done() and not is_busy:
                 return False
-            # The thread handles everything in its order: with the answer to this, all that came
-            # before is done, an earlier cancel too.
+            # The thread handles everything in order: once it has answered this, everything before
+            # is done, earlier cancels included.
             await self.answers()
             if reading.done() and not is_busy:
                 return False
@@ -72,7 +73,7 @@ class StreamEnds:
         return True
 
     async def answers(self) -> bool:
-        """Whether Triton's stream thread answers; returns within ``PROOF_S`` s."""
+        """Whether Triton's stream thread responds; returns within ``PROOF_S`` seconds."""
         call = self._stub.ModelStreamInfer(timeout=PROOF_S)
         with contextlib.suppress(*_FAILED):
             await call.write(service_pb2.ModelInferRequest(model_name=NO_MODEL))
@@ -87,7 +88,7 @@ class StreamCall:
     """A bidirectional call, used by one reader and one writer.
 
     Cancelling a task that waits in ``read`` or ``write`` leaves the call as it is (``grpc.aio``
-    would cancel it there and then): ``end`` ends it, and is to be awaited always.
+    would cancel it immediately): ``end`` ends it, and must always be awaited.
     """
 
     def __init__(self, ends: StreamEnds, call: Any) -> None:
@@ -98,7 +99,7 @@ class StreamCall:
         self._has_half_closed = False
 
     async def write(self, message: Any) -> None:
-        """Raises grpc.RpcError or InvalidStateError when the call has ended."""
+        """Raises grpc.RpcError or InvalidStateError if the call has ended."""
         self._writing = asyncio.ensure_future(self._call.write(message))
         await asyncio.shield(self._writing)
         self._writing = None
@@ -110,7 +111,7 @@ class StreamCall:
         self._writing = None
 
     async def read(self) -> Any:
-        """The next message, or grpc.aio.EOF; raises AioRpcError."""
+        """The next message, or grpc.aio.EOF. Raises AioRpcError."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
         try:
@@ -120,23 +121,23 @@ class StreamCall:
                 self._reading = None
 
     async def end(self) -> None:
-        """Returns when Triton works on it no more, or has been told to stop; never raises but when
-        cancelled itself, and then the end goes on by itself."""
+        """Returns when Triton has finished or was told to stop. Raises only if it is cancelled
+        itself, in which case the end continues in the background."""
         if self._ending is None:
-            self._ending = self._ends.begin(self._ended())
+            self._ending = self._ends.begin(self._end_or_cancel())
         await asyncio.shield(self._ending)
 
-    async def _ended(self) -> None:
+    async def _end_or_cancel(self) -> None:
         try:
             await self._end()
         except BaseException as error:
-            self._call.cancel()  # of a call that is over it changes nothing
+            self._call.cancel()  # no effect if the call is already over
             if not isinstance(error, _FAILED):
                 raise
         finally:
             for task in (self._reading, self._writing):
                 if task:
-                    task.add_done_callback(_retrieved)
+                    task.add_done_callback(_retrieve_error)
 
     async def _end(self) -> None:
         if self._call.done():
@@ -163,7 +164,7 @@ class StreamCall:
                 return
 
 
-def _retrieved(task: "asyncio.Task[Any]") -> None:
-    """Nobody reads the error of a call that was ended, and asyncio shall not complain of it."""
+def _retrieve_error(task: "asyncio.Task[Any]") -> None:
+    """Retrieve the error of a call that was ended, so that asyncio does not complain about it."""
     if not task.cancelled():
         task.exception()

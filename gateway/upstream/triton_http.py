@@ -1,8 +1,8 @@
-"""HTTP/1.1 connections to one Triton: one request a connection at a time, each with a deadline.
+"""HTTP/1.1 connections to one Triton: one request per connection at a time, with a deadline.
 
-TimeoutError      the answer was not there in time
-ConnectionError   the connection ended, or was ended, before the answer
-ValueError        what came back is not an answer
+TimeoutError      the response did not arrive in time
+ConnectionError   the connection ended, or was ended, before the response
+ValueError        what came back is not a valid response
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from gateway.http.turns import BULK_BYTES, TURNS
 _END = b"\r\n\r\n"
 
 
-class Answer(NamedTuple):
-    """``json_length`` is where the JSON part of ``body`` ends, None when it is all JSON."""
+class Response(NamedTuple):
+    """``json_length`` is the size of the JSON at the start of ``body``; None if all is JSON."""
 
     status: int
     json_length: int | None
@@ -22,24 +22,24 @@ class Answer(NamedTuple):
 
 
 class TritonHttp:
-    """Keeps the connections; there are as many as requests were under way at once."""
+    """A pool of connections: as many as there were requests in flight at once."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
 
-    async def ask(self, request: bytes, timeout_s: float, tenant: str) -> Answer | None:
-        """The answer, whatever its status; None when nobody listens there. A large one is read in
-        ``tenant``'s turns."""
-        connection = self._take() or await self._connect(timeout_s)
+    async def send(self, request: bytes, timeout_s: float, tenant: str) -> Response | None:
+        """The response, whatever its status; None if the connection is refused. A large response is
+        read in ``tenant``'s turns."""
+        connection = self._take_idle() or await self._connect(timeout_s)
         if connection is None:
             return None
-        answer = await connection.ask(request, timeout_s, tenant)
+        response = await connection.send(request, timeout_s, tenant)
         self._idle.append(connection)
-        return answer
+        return response
 
-    def _take(self) -> "_Connection | None":
+    def _take_idle(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
             if connection in self._open:
@@ -60,50 +60,51 @@ class TritonHttp:
         return connection if connection in self._open else None  # it may be lost already
 
     def drop(self) -> None:
-        """End every connection, and with ConnectionError what is under way on it."""
+        """Close every connection; requests in flight fail with ConnectionError."""
         for connection in tuple(self._open):
             connection.end(ConnectionError("the server has gone"))
 
 
 class _Connection(asyncio.Protocol):
-    """Asks and reads one answer; ends when an answer was not waited for to its last byte."""
+    """Sends a request and reads its response. It cannot be used again if a response was not
+    awaited to its last byte."""
 
     _transport: asyncio.Transport
 
-    def __init__(self, open_ones: "set[_Connection]") -> None:
-        self._open_ones = open_ones  # this one is among them while it is of use
+    def __init__(self, usable: "set[_Connection]") -> None:
+        self._usable = usable  # the pool's: contains this connection while it can be used
         self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[Answer] | None = None
-        self._head = b""  # as far as it is here, until all of it is
+        self._response: asyncio.Future[Response] | None = None
+        self._head = b""  # the part that has arrived
         self._body: list[bytes] = []
         self._missing = -1  # bytes of the body; -1 until the head has been read
         self._status = 0
         self._tenant = ""
         self._json_length: int | None = None
 
-    async def ask(self, request: bytes, timeout_s: float, tenant: str) -> Answer:
+    async def send(self, request: bytes, timeout_s: float, tenant: str) -> Response:
         self._tenant = tenant
-        self._answer = self._loop.create_future()
+        self._response = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, self.end, TimeoutError())
         self._transport.write(request)
         try:
-            return await self._answer
+            return await self._response
         except asyncio.CancelledError:
-            self.end(ConnectionError("nobody waits for the answer"))
+            self.end(ConnectionError("the request was cancelled"))
             raise
         finally:
             timer.cancel()
-            self._answer = None
+            self._response = None
 
     def end(self, error: Exception) -> None:
-        self._open_ones.discard(self)
+        self._usable.discard(self)
         self._transport.abort()
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(error)
+        if self._response and not self._response.done():
+            self._response.set_exception(error)
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._open_ones.add(self)
+        self._usable.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(ConnectionError("the server closed the connection"))
@@ -117,9 +118,9 @@ class _Connection(asyncio.Protocol):
         except ValueError as error:
             self.end(error)
             return
-        if complete and self._answer and not self._answer.done():
+        if complete and self._response and not self._response.done():
             body = b"".join(self._body)
-            self._answer.set_result(Answer(self._status, self._json_length, body))
+            self._response.set_result(Response(self._status, self._json_length, body))
             self._head, self._body, self._missing = b"", [], -1
 
     def _resume_reading(self) -> None:
@@ -127,7 +128,8 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _read(self, data: bytes) -> bool:
-        """Whether the whole answer is here; ValueError when it is none, or nobody asked."""
+        """Whether the whole response has arrived. Raises ValueError if it is not a valid response,
+        or if there was no request."""
         if self._missing < 0:
             self._head += data
             end = self._head.find(_END)
@@ -137,20 +139,20 @@ class _Connection(asyncio.Protocol):
             self._read_head(self._head[: end + 2].lower())
         self._body.append(data)
         self._missing -= len(data)
-        if self._answer is None or self._missing < 0:
-            raise ValueError("more than was asked for")
+        if self._response is None or self._missing < 0:
+            raise ValueError("more data than the response should have")
         return not self._missing
 
     def _read_head(self, head: bytes) -> None:
         length = _number(head, b"\r\ncontent-length:")
         if not head.startswith(b"http/1.1 ") or length is None:
-            raise ValueError("not an HTTP answer with a length")
+            raise ValueError("not an HTTP response with a length")
         self._status = int(head[9:12])
         self._json_length = _number(head, b"\r\ninference-header-content-length:")
         self._missing = length
 
 
 def _number(head: bytes, name: bytes) -> int | None:
-    """A header's value; None without it, ValueError when it is no number."""
+    """A header's value; None if it is missing. Raises ValueError if it is not a number."""
     at = head.find(name)
     return None if at < 0 else int(head[at + len(name) : head.index(b"\r\n", at + len(name))])

@@ -323,7 +323,7 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     try:
         with _load(gateway, 4) as answers:
             wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
-            assert gateway.replicas()[0]["reason"] == "does not answer"
+            assert gateway.replicas()[0]["reason"] == "does not respond"
             before = collections.Counter(answers)
             time.sleep(DEADLINE_S)
             bad = {k: v for k, v in (answers - before).items() if k != 200}
@@ -476,7 +476,7 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     assert all(_value(answers[each]) == 3 for each in kept)
     for each in lost:
         assert answers[each].status_code == 502, answers[each].text
-        assert "start the sequence anew" in answers[each].json()["error"]
+        assert "start the sequence again" in answers[each].json()["error"]
     # Begun anew, it is somewhere else, and stays there when the first is back.
     for each in lost:
         assert _value(gateway.step(each, 10, start=True)) == 10

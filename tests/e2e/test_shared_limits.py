@@ -79,7 +79,7 @@ def _all_at_once(running, key, count):
 def _illnesses(running):
     """How often the workers' log says that Redis was ill, once it would say so again."""
     log = running.home / ".tidegate" / "logs" / "gateway.log"
-    lines = [line for line in log.read_text().splitlines() if "limits: Redis is ill" in line]
+    lines = [line for line in log.read_text().splitlines() if "limits: Redis is unavailable" in line]
     if lines:
         said = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
         time.sleep(max(0.0, said + TELL_S + 1 - time.time()))

@@ -203,10 +203,10 @@ def faulty(tmp_path_factory):
     [
         ("missing.pem", "server.key", "", "TLS_CERTIFICATE_FILE=.*missing.pem cannot be read: No"),
         ("server.pem", "missing.key", "", "TLS_KEY_FILE=.*missing.key cannot be read: No such"),
-        ("server.pem", "other.key", "", "and its plain key .*MISMATCH"),
+        ("server.pem", "other.key", "", "and its unencrypted key .*MISMATCH"),
         ("server.pem", "locked.key", "", "the key is encrypted"),
-        ("nonsense.pem", "server.key", "", "give a certificate in PEM"),
-        ("server.pem", "server.key", "nonsense.pem", "TLS_CLIENT_CA_FILE=.*authorities in PEM"),
+        ("nonsense.pem", "server.key", "", "use a PEM certificate"),
+        ("server.pem", "server.key", "nonsense.pem", "TLS_CLIENT_CA_FILE=.*PEM certificates of authorities"),
         ("server.pem", "server.key", "missing.pem", "TLS_CLIENT_CA_FILE=.*cannot be read"),
     ],
 )

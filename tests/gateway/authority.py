@@ -1,4 +1,4 @@
-"""Certificate authorities and what they sign, made while the tests run."""
+"""Certificate authorities and the certificates that they sign, created while the tests run."""
 
 import datetime
 import ipaddress
@@ -15,13 +15,13 @@ class Authority:
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self.folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
-        self._name = _named(name, "Authority")
+        self._name = _name_of(name, "Authority")
         self.file = folder / f"{name}.pem"
-        made = self._built(self._name, self._key.public_key(), is_authority=True, names=[])
-        self.file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        certificate = self._build(self._name, self._key.public_key(), is_authority=True, names=[])
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, name: str, *, organisation: str = "Acme", uri: str = "") -> tuple[Path, Path]:
-        """The files of a certificate for ``CN=name,O=organisation``, good for localhost."""
+        """The files of a certificate for ``CN=name,O=organisation``, valid for localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
             x509.DNSName("localhost"),
@@ -29,15 +29,15 @@ class Authority:
         ]
         if uri:
             names.append(x509.UniformResourceIdentifier(uri))
-        made = self._built(
-            _named(name, organisation), key.public_key(), is_authority=False, names=names
+        certificate = self._build(
+            _name_of(name, organisation), key.public_key(), is_authority=False, names=names
         )
-        certificate, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        certificate_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(private(key))
-        return certificate, key_file
+        return certificate_file, key_file
 
-    def _built(self, subject, public_key, *, is_authority, names) -> x509.Certificate:
+    def _build(self, subject, public_key, *, is_authority, names) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -65,7 +65,7 @@ def private(key: ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
     )
 
 
-def _named(name: str, organisation: str) -> x509.Name:
+def _name_of(name: str, organisation: str) -> x509.Name:
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),

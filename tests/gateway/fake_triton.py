@@ -1,4 +1,4 @@
-"""A Triton of a few lines, over gRPC: what it serves and how it answers is the test's to set."""
+"""A Triton of a few lines, over gRPC: the test sets what it serves and how it responds."""
 
 import asyncio
 import json
@@ -16,17 +16,17 @@ async def _zero(request: service_pb2.ModelInferRequest) -> float:
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Serves ``configs`` and answers each inference with ``answer``, as the tensor y."""
+    """Serves ``configs``, and returns the value of ``answer`` as tensor y for each inference."""
 
     def __init__(self, *configs: model_config_pb2.ModelConfig) -> None:
         self.configs = {config.name: config for config in configs}
         self.answer: Answer = _zero
-        self.asked = 0
-        self.takes_s: dict[str, float] = {}  # to answer RepositoryIndex or ModelConfig
-        self.completed: int | None = None  # by its statistics; None: it does not say
+        self.inferences = 0
+        self.takes_s: dict[str, float] = {}  # seconds for RepositoryIndex or ModelConfig
+        self.completed: int | None = None  # in its statistics; None: it has none
 
     async def start(self, port: int = 0) -> str:
-        """Its address."""
+        """Start it and return its address."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -55,21 +55,21 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(self, request, context):  # noqa: N802
         if self.completed is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no statistics")
-        found = service_pb2.ModelStatisticsResponse()
-        found.model_stats.add(name=request.name, execution_count=self.completed)
-        return found
+        response = service_pb2.ModelStatisticsResponse()
+        response.model_stats.add(name=request.name, execution_count=self.completed)
+        return response
 
     async def ModelInfer(self, request, context):  # noqa: N802
-        self.asked += 1
+        self.inferences += 1
         value = await self.answer(request)
-        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        answer.outputs.add(name="y", datatype="FP32", shape=[1])
-        answer.raw_output_contents.append(np.float32(value).tobytes())
-        return answer
+        response = service_pb2.ModelInferResponse(model_name=request.model_name)
+        response.outputs.add(name="y", datatype="FP32", shape=[1])
+        response.raw_output_contents.append(np.float32(value).tobytes())
+        return response
 
 
 def public(name: str, golden: float = 0.0, **parameters: str) -> model_config_pb2.ModelConfig:
-    """A pipeline with an endpoint, x to y, and a golden sample that says what x = 1 gives."""
+    """A pipeline with an endpoint, x to y, and a golden sample with the result for x = 1."""
     config = model_config_pb2.ModelConfig(name=name)
     config.input.add(name="x", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     config.output.add(name="y", data_type=model_config_pb2.TYPE_FP32, dims=[1])

@@ -1,4 +1,4 @@
-"""A small OpenID Connect issuer on loopback, which can be slow, wrong or away."""
+"""A small OpenID Connect issuer on loopback, which can be slow, wrong or unreachable."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ class Issuer:
 
     def __init__(self) -> None:
         self.keys = [SigningKey("one")]
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.faults: dict[str, int] = {}
         self.documents: dict[str, Any] = {}
         self.delay_s = 0.0
@@ -55,19 +55,19 @@ class Issuer:
         header: Mapping[str, Any] | None = None,
         **claims: Any,
     ) -> str:
-        """A good token, but for what is given. A claim or header that is None is left out."""
+        """A valid token, apart from the arguments. A claim or header that is None is left out."""
         key = key or self.keys[0]
         now = time.time()
         payload = {"iss": self.url, "aud": "tidegate", "sub": "ann", "exp": now + 60, **claims}
         headers = {"kid": key.kid, "typ": "JWT", **(header or {})}
-        given = {name: value for name, value in payload.items() if value is not None}
-        # The lower layer: the upper one refuses to sign what is wrong.
+        claims_sent = {name: value for name, value in payload.items() if value is not None}
+        # The lower layer: the upper one refuses to sign invalid claims.
         return jwt.api_jws.encode(
-            json.dumps(given).encode(), key.private, algorithm=key.algorithm, headers=headers
+            json.dumps(claims_sent).encode(), key.private, algorithm=key.algorithm, headers=headers
         )
 
     def document(self, path: str) -> Any:
-        """What a path answers: bytes, or what becomes JSON."""
+        """The document at a path: bytes, or a value to serialise as JSON."""
         known = {
             DISCOVERY: {"issuer": self.url, "jwks_uri": self.url + JWKS},
             JWKS: {"keys": [key.jwk for key in self.keys]},
@@ -77,10 +77,10 @@ class Issuer:
     def _handler(issuer) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self too
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                issuer.asked.append(self.path)
+                issuer.requests.append(self.path)
                 time.sleep(issuer.delay_s)
-                found = issuer.document(self.path)
-                body = found if isinstance(found, bytes) else json.dumps(found).encode()
+                document = issuer.document(self.path)
+                body = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.send_response(issuer.faults.get(self.path, 200))
                 self.send_header("Location", "/elsewhere")
                 self.send_header("Content-Length", str(len(body)))
@@ -88,7 +88,7 @@ class Issuer:
                 try:
                     self.wfile.write(body)
                 except OSError:
-                    return  # the reader had enough of it
+                    return  # the client has closed the connection
 
             def log_message(self, *arguments: Any) -> None:
                 """Quiet."""

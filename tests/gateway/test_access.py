@@ -1,4 +1,4 @@
-"""Who may do what with which model; what nothing allows is denied, and looks as if not there."""
+"""Who may do what with which model; anything else is denied, and looks as if it did not exist."""
 
 import itertools
 
@@ -141,9 +141,9 @@ def test_limits_count_whom_they_name():
     access = Access(rules)
 
     def amounts(name, tenant, model):
-        found = access.limits(Principal(name, "n", Grant(tenant)), model)
-        assert access.limits(Principal(name, "n", Grant(tenant)), model) is found
-        return [limit.amount for limit in found]
+        limits = access.limits(Principal(name, "n", Grant(tenant)), model)
+        assert access.limits(Principal(name, "n", Grant(tenant)), model) is limits
+        return [limit.amount for limit in limits]
 
     assert amounts("k1", "acme", "chat") == [1, 2]
     assert amounts("k1", "acme", "text_embedding") == [1]
@@ -173,7 +173,7 @@ class _Api:
 
 
 class _Endpoint:
-    """As gateway.http.handler: holds the handler."""
+    """Holds the handler, as in gateway.http.handler."""
 
     def __init__(self, handler):
         self.handler = handler
@@ -198,8 +198,8 @@ def test_a_route_that_declares_nothing_is_found():
         Route("/forgotten", _Endpoint(api.forgotten)),
         Route("/forgotten-too", lambda request: None),
     ]
-    found = undeclared(routes, {"/docs": OPEN})
-    assert found == ["/static", "/forgotten", "/forgotten-too"]
+    paths = undeclared(routes, {"/docs": OPEN})
+    assert paths == ["/static", "/forgotten", "/forgotten-too"]
     assert declared(api.infer) == Policy("infer", "model")
     with pytest.raises(Undeclared, match="forgotten declares no policy"):
         declared(api.forgotten)
@@ -209,19 +209,19 @@ async def test_a_declared_policy_is_kept():
     api, access = _Api(), Access(RULES)
     acme, reader = (Principal("id", "n", Grant("acme", (r,))) for r in ("user", "reader"))
 
-    async def asked(handler, principal, **params):
+    async def call(handler, principal, **params):
         context = context_of({"path": "/", "headers": []}, None, access=access)
         context.principal = principal
         scope = {"context": context, "path_params": params}
         await Endpoint(handler)(scope, None, None)
 
-    await asked(api.infer, acme, model="chat")
+    await call(api.infer, acme, model="chat")
     with pytest.raises(NotFound):
-        await asked(api.infer, acme, model="image_classification")
+        await call(api.infer, acme, model="image_classification")
     with pytest.raises(Forbidden):
-        await asked(api.infer, reader, model="chat")
+        await call(api.infer, reader, model="chat")
     with pytest.raises(Forbidden):
-        await asked(api.reload, acme)
-    await asked(api.reload, Principal("id", "n", ADMIN))
-    await asked(api.health, reader)
-    await asked(api.health, None)
+        await call(api.reload, acme)
+    await call(api.reload, Principal("id", "n", ADMIN))
+    await call(api.health, reader)
+    await call(api.health, None)

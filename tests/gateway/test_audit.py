@@ -1,4 +1,4 @@
-"""The audit log: whoever touches a line is found out, and writing costs the event loop nothing."""
+"""The audit log: any change of a line is detected, and writing costs the event loop nothing."""
 
 import collections
 import json
@@ -37,7 +37,7 @@ def _write(folder, count, size=5):
 
 @pytest.fixture
 def lines(tmp_path):
-    """Twenty good lines, and a function that writes others in their place."""
+    """Twenty valid lines, and a function that writes others in their place."""
     _write(tmp_path, 20)
     good = (tmp_path / "audit.log").read_bytes().splitlines()
     assert len(good) == 20
@@ -65,22 +65,22 @@ def test_nothing_written_is_intact(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("index", "message"),
     [
         (0, "line 1, or its hash in line 2, was"),
         (9, "line 10, or its"),
         (19, "line 20 was changed"),
     ],
 )
-def test_a_changed_line_is_named(tmp_path, lines, place, words):
+def test_a_changed_line_is_named(tmp_path, lines, index, message):
     good, write = lines
-    good[place] = good[place].replace(b'"allow"', b'"deny!"')
+    good[index] = good[index].replace(b'"allow"', b'"deny!"')
     write(good)
     (fault,) = _faults(tmp_path)
-    assert fault.startswith(words)
+    assert fault.startswith(message)
 
 
-def test_a_line_that_is_no_line_any_more_is_named(tmp_path, lines):
+def test_a_line_that_is_no_longer_one_is_named(tmp_path, lines):
     good, write = lines
     good[9] = b"\x00" * len(good[9])
     write(good)
@@ -95,7 +95,7 @@ def test_a_changed_number_is_named(tmp_path, lines):
 
 
 @pytest.mark.parametrize(
-    ("kept", "words"),
+    ("kept", "messages"),
     [
         ([*range(9), *range(10, 20)], ["line 10 was removed"]),
         ([*range(1, 20)], ["line 1 was removed"]),
@@ -107,10 +107,10 @@ def test_a_changed_number_is_named(tmp_path, lines):
         ([*range(10), 9, *range(10, 20)], ["line 10 stands twice, or its number was changed"]),
     ],
 )
-def test_lines_removed_moved_doubled_and_cut_off_are_named(tmp_path, lines, kept, words):
+def test_lines_removed_moved_doubled_and_cut_off_are_named(tmp_path, lines, kept, messages):
     good, write = lines
-    write([good[place] for place in kept])
-    assert _faults(tmp_path)[: len(words)] == words
+    write([good[index] for index in kept])
+    assert _faults(tmp_path)[: len(messages)] == messages
 
 
 def test_half_a_last_line_is_named(tmp_path, lines):
@@ -194,9 +194,9 @@ def test_a_gateway_that_died_while_rotating_loses_nothing(tmp_path):
 def _work(folder, worker):
     log = AuditLog(folder, folder / "pepper")
     log.start()
-    for n in range(200):
-        log.record(replace(ONE, principal=f"w{worker}", request_id=f"{n}"))
-        if n % 20 == 0:
+    for number in range(200):
+        log.record(replace(ONE, principal=f"w{worker}", request_id=f"{number}"))
+        if number % 20 == 0:
             time.sleep(0.03)
     log.close()
 
@@ -212,15 +212,15 @@ def test_several_workers_share_one_chain(tmp_path):
         assert worker.exitcode == 0
     report = verify(tmp_path, PEPPER)
     assert (report.last, report.faults) == (600, [])
-    found = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
     for n in range(3):
-        mine = [int(line["request_id"]) for line in found if line["principal"] == f"w{n}"]
-        assert mine == list(range(200))
-    assert len({line["principal"] for line in found[:300]}) > 1  # they took turns
+        numbers = [int(line["request_id"]) for line in lines if line["principal"] == f"w{n}"]
+        assert numbers == list(range(200))
+    assert len({line["principal"] for line in lines[:300]}) > 1  # they took turns
 
 
 def test_recording_waits_for_nobody(tmp_path, monkeypatch):
-    """Somebody holds the log: recording goes on, and what is too much is counted, not kept."""
+    """The log is locked: recording continues, and what is too much is counted, not stored."""
     monkeypatch.setattr(audit, "MAX_WAITING", 500)
     (tmp_path / "pepper").write_bytes(PEPPER)
     log = AuditLog(tmp_path, tmp_path / "pepper")
@@ -234,10 +234,10 @@ def test_recording_waits_for_nobody(tmp_path, monkeypatch):
         time.sleep(0.3)
     log.close()
     assert longest < 0.1
-    found = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
-    lost = sum(line["status"] for line in found if line["decision"] == "lost")
+    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
+    lost = sum(line["status"] for line in lines if line["decision"] == "lost")
     assert lost > 0
-    assert lost + sum(line["decision"] == "allow" for line in found) == 3000
+    assert lost + sum(line["decision"] == "allow" for line in lines) == 3000
     assert _faults(tmp_path) == []
 
 
@@ -260,7 +260,7 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def running(tmp_path, monkeypatch):
-    """A log that was begun, and what it counted."""
+    """A running log, what it counted, and its folder."""
     monkeypatch.setattr(audit, "RETRY_S", 0.05)
     counted = collections.Counter()
     log = AuditLog(
@@ -300,14 +300,14 @@ def test_no_decision_can_end_the_log_or_hold_up_the_others(running, odd):
     log.record(replace(ONE, request_id="r4"))
     wait_until(lambda: len(_lines(folder)) == 4, 3, "the log goes on")
     assert log.fault() == ""
-    found = _lines(folder)
-    assert [line["request_id"] for line in found[::2]] == ["r1", "r3"]
-    assert found[3]["request_id"] == "r4"
+    lines = _lines(folder)
+    assert [line["request_id"] for line in lines[::2]] == ["r1", "r3"]
+    assert lines[3]["request_id"] == "r4"
     assert verify(folder, b"").faults == []
     assert len((folder / "audit.log").read_text().splitlines()) == 4
 
 
-def test_half_a_character_is_escaped(running):
+def test_a_lone_surrogate_is_escaped(running):
     log, _, folder = running
     log.record(replace(ONE, principal="jwt:corp:\ud800x"))
     wait_until(lambda: _lines(folder), 3, "a line")
@@ -322,22 +322,22 @@ def test_the_thread_outlives_whatever_is_raised(running, monkeypatch, error):
     log, counted, folder = running
     real = audit.append
 
-    def fails(*given):
+    def fails(*arguments):
         raise error
 
     monkeypatch.setattr(audit, "append", fails)
     log.record(ONE)
     wait_until(lambda: counted["failed"] > 1, 3, "it tries again")
-    assert log.fault().startswith("is not written: ")
+    assert log.fault().startswith("cannot be written: ")
     monkeypatch.setattr(audit, "append", real)
     wait_until(lambda: len(_lines(folder)) == 1, 3, "the line")
     assert log.fault() == ""
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_ended_all_the_same_is_noticed_and_begun_again(running, monkeypatch):
+def test_a_thread_that_ended_all_the_same_is_noticed_and_restarted(running, monkeypatch):
     log, _, folder = running
-    monkeypatch.setattr(log, "_has_failed", lambda error: 1 / 0)
+    monkeypatch.setattr(log, "_handle_failure", lambda error: 1 / 0)
     monkeypatch.setattr(log, "_round", lambda last: 1 / 0)
     wait_until(lambda: log.fault() == "its thread has ended", 3, "the end")
     monkeypatch.undo()
@@ -353,11 +353,11 @@ def test_a_disk_that_does_not_come_back_is_noticed(running, monkeypatch):
     monkeypatch.setattr(audit, "STALL_S", 0.3)
     with locked(folder):
         log.record(ONE)
-        wait_until(lambda: "has not come back from the disk" in log.fault(), 3, "the stall")
+        wait_until(lambda: "has been waiting for the disk" in log.fault(), 3, "the stall")
     wait_until(lambda: log.fault() == "", 3, "it goes on")
 
 
-def test_a_folder_that_was_deleted_is_made_again_and_the_numbers_go_on(running):
+def test_a_folder_that_was_deleted_is_created_again_and_the_numbers_continue(running):
     log, _, folder = running
     log.record(ONE)
     wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
@@ -372,7 +372,7 @@ def test_a_folder_that_was_deleted_is_made_again_and_the_numbers_go_on(running):
     ]
 
 
-def test_an_older_state_that_was_put_in_place_is_said_too(running):
+def test_an_older_state_that_was_put_in_its_place_is_reported_too(running):
     log, _, folder = running
     log.record(ONE)
     wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
@@ -391,24 +391,24 @@ def test_an_older_state_that_was_put_in_place_is_said_too(running):
 
 
 def test_strangers_have_a_small_budget_and_are_counted(running, monkeypatch):
-    """3,000 refusals without an identity: a few lines, one that says how many, and the real
+    """3,000 refusals without an identity: a few lines, one with their number, and the real
     decisions between them."""
     log, counted, folder = running
     stranger = context_of({"path": "/v1/models", "headers": []}, None)
     stranger.principal = None
     known = context_of({"path": "/v1/models", "headers": []}, None)
-    for place in range(3000):
+    for index in range(3000):
         log.note(stranger, 401, "all")
-        if place % 100 == 0:
+        if index % 100 == 0:
             log.note(known, 200, "all")
     log.close()
-    found = _lines(folder)
-    by_status = collections.Counter(line["decision"] for line in found)
+    lines = _lines(folder)
+    by_status = collections.Counter(line["decision"] for line in lines)
     assert by_status["allow"] == 30
     assert 50 <= by_status["deny"] <= 53
-    told = sum(line["status"] for line in found if line["decision"] == "suppressed")
-    assert told + by_status["deny"] == 3000
-    assert counted["suppressed"] == told
+    suppressed = sum(line["status"] for line in lines if line["decision"] == "suppressed")
+    assert suppressed + by_status["deny"] == 3000
+    assert counted["suppressed"] == suppressed
     assert verify(folder, b"").gaps == []
 
 
@@ -456,7 +456,7 @@ def test_the_verb_says_what_is_wrong_and_exits_1(tmp_path):
     assert report["faults"] == ["line 4, or its hash in line 5, was changed"]
 
 
-def test_the_verb_misses_older_files_that_nobody_took_away_knowingly(tmp_path, monkeypatch):
+def test_the_verb_reports_older_files_that_are_missing(tmp_path, monkeypatch):
     state = tmp_path / ".tidegate"
     state.mkdir()
     (state / "pepper").write_bytes(PEPPER)

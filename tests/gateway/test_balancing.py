@@ -1,4 +1,4 @@
-"""The choice of a replica: a pure function, looked at without any server."""
+"""The choice of a replica: a pure function, tested without any server."""
 
 import pytest
 
@@ -8,7 +8,7 @@ DOWN, UNKNOWN, UP = Health.DOWN, Health.UNKNOWN, Health.UP
 
 
 def _chosen(*states: ReplicaState, limit: int = 8) -> set[int | None]:
-    """Every choice that some draw leads to."""
+    """All choices over the range of draws."""
     return {choose(states, limit, draw / 100) for draw in range(100)}
 
 
@@ -79,5 +79,5 @@ def test_sequences_are_spread_and_move_only_with_their_own_replica():
     firsts = [order[0] for order in before.values()]
     assert all(900 < firsts.count(address) < 1100 for address in addresses)
     for sequence, order in before.items():
-        left = preferred(sequence, ["a:1", "c:1"])
-        assert left == [address for address in order if address != "b:1"]
+        remaining = preferred(sequence, ["a:1", "c:1"])
+        assert remaining == [address for address in order if address != "b:1"]

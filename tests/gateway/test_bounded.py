@@ -1,4 +1,4 @@
-"""What a stranger can make the gateway hold, and for how long: raw bytes against a real uvicorn."""
+"""How much a stranger can make the gateway hold, and for how long: raw bytes to a real uvicorn."""
 
 import contextlib
 import socket
@@ -18,22 +18,22 @@ CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def _app(scope, receive, send):
-    """Answers at once, whatever is still to come; but ``/size`` says how long the body was, and
-    ``/headers`` which headers there were."""
-    said = b"ok"
+    """Responds at once, whatever is still to come; but ``/size`` returns the size of the body, and
+    ``/headers`` the names of the headers."""
+    body = b"ok"
     if scope["path"] == "/size":
         size, message = 0, {"more_body": True}
         while message.get("more_body"):
             message = await receive()
             size += len(message.get("body", b""))
-        said = b"%d bytes" % size
+        body = b"%d bytes" % size
     elif scope["path"] == "/headers":
-        said = b" ".join(name for name, _ in scope["headers"])
-    length = b"%d" % len(said)
+        body = b" ".join(name for name, _ in scope["headers"])
+    length = b"%d" % len(body)
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
     )
-    await send({"type": "http.response.body", "body": said})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture(scope="module")
@@ -54,35 +54,35 @@ def port():
 
 @contextlib.contextmanager
 def _connected(port):
-    with socket.create_connection(("127.0.0.1", port)) as made:
-        made.settimeout(5)
-        yield made
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(5)
+        yield connection
 
 
-def _all(made) -> bytes:
+def _all(connection) -> bytes:
     """Everything until the gateway closes."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
-        while part := made.recv(65536):
+        while part := connection.recv(65536):
             received += part
     return received
 
 
-def _flood(made, part: bytes, most: int = 2000) -> int:
-    """How many parts were taken before the gateway closed the connection."""
+def _flood(connection, part: bytes, most: int = 2000) -> int:
+    """How many parts were accepted before the gateway closed the connection."""
     for count in range(most):
         try:
-            made.sendall(part)
+            connection.sendall(part)
         except OSError:
             return count
     return most
 
 
 def test_an_ordinary_request_and_another_one_on_its_connection(port):
-    with _connected(port) as made:
+    with _connected(port) as connection:
         for _ in range(2):
-            made.sendall(GET + b"\r\n")
-            assert made.recv(1000).endswith(b"ok")
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(1000).endswith(b"ok")
 
 
 @pytest.mark.parametrize(
@@ -93,61 +93,61 @@ def test_an_ordinary_request_and_another_one_on_its_connection(port):
     ],
 )
 def test_a_head_that_is_too_large(port, head):
-    with _connected(port) as made:
-        made.sendall(head + GET + b"\r\n")  # what follows is not read as a request
-        assert _all(made).count(b"HTTP/1.1") == 1
+    with _connected(port) as connection:
+        connection.sendall(head + GET + b"\r\n")  # what follows is not read as a request
+        assert _all(connection).count(b"HTTP/1.1") == 1
 
 
 def test_an_endless_head(port):
     for begin, part in ((GET, b"X: " + b"a" * 9000 + b"\r\n"), (GET + b"X: ", b"a" * 10_000)):
-        with _connected(port) as made:
-            made.sendall(begin)
-            assert _flood(made, part) < 1000
+        with _connected(port) as connection:
+            connection.sendall(begin)
+            assert _flood(connection, part) < 1000
 
 
-def test_431_is_what_it_is_told(port):
-    with _connected(port) as made:
-        made.sendall(GET + b"X: " + b"a" * (bounded.HEAD_LIMIT_BYTES + 1))
-        assert made.recv(1000).startswith(b"HTTP/1.1 431 ")
+def test_the_client_gets_a_431(port):
+    with _connected(port) as connection:
+        connection.sendall(GET + b"X: " + b"a" * (bounded.HEAD_LIMIT_BYTES + 1))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431 ")
 
 
-@pytest.mark.parametrize(("begin", "told"), [(b"", b""), (GET, b""), (b"G", b"")])
-def test_a_connection_that_says_nothing_or_not_all(port, monkeypatch, begin, told):
+@pytest.mark.parametrize(("begin", "expected"), [(b"", b""), (GET, b""), (b"G", b"")])
+def test_a_connection_that_sends_nothing_or_not_all(port, monkeypatch, begin, expected):
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", 0.3)
-    with _connected(port) as made:
+    with _connected(port) as connection:
         started = time.monotonic()
-        made.sendall(begin)
-        assert _all(made) == told
+        connection.sendall(begin)
+        assert _all(connection) == expected
         assert 0.2 < time.monotonic() - started < 2
 
 
 def test_a_second_head_that_does_not_end(port, monkeypatch):
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", 0.3)
-    with _connected(port) as made:
-        made.sendall(GET + b"\r\n")
-        assert made.recv(1000).endswith(b"ok")
-        made.sendall(GET)
-        assert _all(made).startswith(b"HTTP/1.1 408 ")
+    with _connected(port) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(1000).endswith(b"ok")
+        connection.sendall(GET)
+        assert _all(connection).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_goes_on_after_its_answer(port, monkeypatch):
     monkeypatch.setattr(bounded, "DISCARD_LIMIT_BYTES", 1_000_000)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with _connected(port) as made:
-        made.sendall(head)
-        assert made.recv(1000).endswith(b"ok")
-        assert _flood(made, b"10000\r\n" + bytes(0x10000) + b"\r\n") < 300
+    with _connected(port) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000).endswith(b"ok")
+        assert _flood(connection, b"10000\r\n" + bytes(0x10000) + b"\r\n") < 300
 
 
 def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
     monkeypatch.setattr(bounded, "DISCARD_TIMEOUT_S", 0.3)
-    with _connected(port) as made:
-        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
-        assert made.recv(1000).endswith(b"ok")
+    with _connected(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert connection.recv(1000).endswith(b"ok")
         started = time.monotonic()
         while time.monotonic() - started < 3:
             try:
-                made.sendall(b"a")
+                connection.sendall(b"a")
             except OSError:
                 break
             time.sleep(0.05)
@@ -155,26 +155,26 @@ def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
 
 
 def test_a_body_that_was_refused_may_be_sent_to_its_end(port):
-    """Its sender reads the answer, and may use the connection again."""
-    with _connected(port) as made:
-        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-        assert made.recv(1000).endswith(b"ok")
-        made.sendall(bytes(1_000_000))
-        made.sendall(GET + b"\r\n")
-        assert made.recv(1000).endswith(b"ok")
+    """Its sender reads the response, and may use the connection again."""
+    with _connected(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(1000).endswith(b"ok")
+        connection.sendall(bytes(1_000_000))
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(1000).endswith(b"ok")
 
 
-def test_trailers_are_no_headers(port):
-    """A proxy has not looked at them: they must not say who is calling, or how much is coming."""
-    with _connected(port) as made:
-        made.sendall(
+def test_trailers_are_not_headers(port):
+    """A proxy has not checked them: they must not say who is calling, or how much is coming."""
+    with _connected(port) as connection:
+        connection.sendall(
             b"POST /headers"
             + CHUNKED
             + b"1\r\na\r\n0\r\nAuthorization: b\r\nX-Request-Id: 1\r\n\r\n"
         )
-        assert made.recv(1000).endswith(b"\r\n\r\nhost transfer-encoding")
-        made.sendall(GET + b"\r\n")
-        assert made.recv(1000).endswith(b"ok")
+        assert connection.recv(1000).endswith(b"\r\n\r\nhost transfer-encoding")
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(1000).endswith(b"ok")
 
 
 @pytest.mark.parametrize("path", [b"/", b"/size"])
@@ -188,39 +188,41 @@ def test_trailers_are_no_headers(port):
     ids=["many trailers", "an endless trailer", "an endless extension"],
 )
 def test_what_is_not_the_body_has_an_end(port, path, begin, part):
-    with _connected(port) as made:
-        made.sendall(b"POST " + path + CHUNKED + begin)
+    with _connected(port) as connection:
+        connection.sendall(b"POST " + path + CHUNKED + begin)
         if path == b"/":
-            assert made.recv(1000).endswith(b"ok")
-        assert _flood(made, part) < 1000
-        answered = _all(made)
-    assert answered == b"" if path == b"/" else answered.startswith(b"HTTP/1.1 431 ")
+            assert connection.recv(1000).endswith(b"ok")
+        assert _flood(connection, part) < 1000
+        response = _all(connection)
+    assert response == b"" if path == b"/" else response.startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_body_in_tiny_chunks_takes_turns(port, monkeypatch):
-    """Each chunk costs some calls: as many as come at once would hold everybody up."""
+    """Each chunk costs some calls: all that arrive at once would hold everybody up."""
     taken = []
     call = bounded.TURNS.call
     monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
     size = 200_000
-    with _connected(port) as made:
-        made.sendall(b"POST /size" + CHUNKED + b"1\r\na\r\n" * size + b"0\r\n\r\n" + GET + b"\r\n")
-        answered = b""
-        while not answered.endswith(b"ok"):
-            answered += made.recv(1000)
-    assert b"\r\n\r\n%d bytes" % size in answered
+    with _connected(port) as connection:
+        connection.sendall(
+            b"POST /size" + CHUNKED + b"1\r\na\r\n" * size + b"0\r\n\r\n" + GET + b"\r\n"
+        )
+        response = b""
+        while not response.endswith(b"ok"):
+            response += connection.recv(1000)
+    assert b"\r\n\r\n%d bytes" % size in response
     assert len(taken) > 6 * size / bounded.CHUNKED_BYTES / 2
 
 
 def test_a_body_that_was_refused_takes_turns_too(port, monkeypatch):
-    """A stranger has answers without a body being read: many of them would hold up everybody."""
+    """A stranger gets responses before the body is read: many of them would hold up everybody."""
     taken = []
     call = bounded.TURNS.call
     monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
     size = 20_000_000
-    with _connected(port) as made:
-        made.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
-        assert made.recv(1000).endswith(b"ok")
-        made.sendall(bytes(size) + GET + b"\r\n")
-        assert made.recv(1000).endswith(b"ok")
+    with _connected(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        assert connection.recv(1000).endswith(b"ok")
+        connection.sendall(bytes(size) + GET + b"\r\n")
+        assert connection.recv(1000).endswith(b"ok")
     assert len(taken) > 10

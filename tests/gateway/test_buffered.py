@@ -1,4 +1,4 @@
-"""The head of an answer leaves with its first bytes; nothing is held back for longer."""
+"""The head of a response leaves with its first bytes; nothing is held back for longer."""
 
 import asyncio
 

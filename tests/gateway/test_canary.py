@@ -1,4 +1,4 @@
-"""A canary's share of the callers: as large as its weight, sticky, none when it is ill."""
+"""A canary's share of the callers: as large as its weight, sticky, none if it is unhealthy."""
 
 from collections import Counter
 
@@ -10,12 +10,12 @@ CALLERS = [f"key{index}" for index in range(4000)]
 WEIGHTS = {"m.v7": 10, "m.v8": 30}
 
 
-def _well(name: str) -> bool:
+def _is_healthy(name: str) -> bool:
     return True
 
 
 def _shares(weights):
-    return Counter(choose("m", weights, caller, _well) for caller in CALLERS)
+    return Counter(choose("m", weights, caller, _is_healthy) for caller in CALLERS)
 
 
 def test_each_gets_its_percent_of_the_callers():
@@ -26,8 +26,12 @@ def test_each_gets_its_percent_of_the_callers():
 
 
 def test_a_caller_stays_where_it_was_and_a_greater_weight_only_adds():
-    before = {caller for caller in CALLERS if choose("m", {"m.v7": 10}, caller, _well) == "m.v7"}
-    after = {caller for caller in CALLERS if choose("m", {"m.v7": 20}, caller, _well) == "m.v7"}
+    before = {
+        caller for caller in CALLERS if choose("m", {"m.v7": 10}, caller, _is_healthy) == "m.v7"
+    }
+    after = {
+        caller for caller in CALLERS if choose("m", {"m.v7": 20}, caller, _is_healthy) == "m.v7"
+    }
     assert before < after
 
 
@@ -41,7 +45,7 @@ def test_a_canary_that_does_not_answer_gets_nobody():
 
 
 def test_other_pipelines_have_other_canary_callers():
-    one = [choose("a", {"a.v2": 50}, caller, _well) for caller in CALLERS]
-    two = [choose("b", {"b.v2": 50}, caller, _well) for caller in CALLERS]
-    both = sum(x == "a.v2" and y == "b.v2" for x, y in zip(one, two, strict=True))
+    first = [choose("a", {"a.v2": 50}, caller, _is_healthy) for caller in CALLERS]
+    second = [choose("b", {"b.v2": 50}, caller, _is_healthy) for caller in CALLERS]
+    both = sum(x == "a.v2" and y == "b.v2" for x, y in zip(first, second, strict=True))
     assert both == pytest.approx(1000, abs=150)

@@ -1,4 +1,4 @@
-"""Client certificates made with openssl, shown to a real uvicorn; and a proxy that vouches."""
+"""Client certificates created with openssl, presented to a real uvicorn; and a trusted proxy."""
 
 import asyncio
 import contextlib
@@ -78,11 +78,11 @@ def _app(callers):
         try:
             authorization = dict(scope["headers"]).get(b"authorization")
             principal = await callers.identify(scope, authorization)
-            status, said = 200, principal.id
+            status, body = 200, principal.id
         except Unauthenticated as error:
-            status, said = 401, error.message
+            status, body = 401, error.message
         await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
     return app
 
@@ -130,8 +130,8 @@ def _ask(tls, pki, name, **headers):
     [("batch", f"cert:{BATCH}"), ("worker", "cert:URI:spiffe://acme/worker")],
 )
 def test_a_listed_certificate_is_its_principal(tls, pki, name, principal):
-    answer = _ask(tls, pki, name)
-    assert (answer.status_code, answer.json()) == (200, principal)
+    response = _ask(tls, pki, name)
+    assert (response.status_code, response.json()) == (200, principal)
 
 
 def test_an_unlisted_certificate_is_nobody(tls, pki):
@@ -139,7 +139,7 @@ def test_an_unlisted_certificate_is_nobody(tls, pki):
 
 
 @pytest.mark.parametrize("name", [None, "forged"])
-def test_another_authority_or_no_certificate_does_not_get_as_far_as_http(tls, pki, name):
+def test_another_authority_or_no_certificate_does_not_reach_http(tls, pki, name):
     with pytest.raises(httpx.TransportError):
         _ask(tls, pki, name)
 
@@ -154,10 +154,10 @@ def test_an_authorization_header_decides_alone(tls, pki, key_and_callers):
 def test_names_are_written_as_openssl_and_nginx_write_them(pki):
     """nginx's $ssl_client_s_dn is openssl's RFC 2253."""
     for name in ("batch", "worker"):
-        asked = ["-in", f"{name}.pem", "-noout", "-subject", "-nameopt", "RFC2253"]
-        shown = _openssl(pki, "x509", *asked)
+        arguments = ["-in", f"{name}.pem", "-noout", "-subject", "-nameopt", "RFC2253"]
+        subject = _openssl(pki, "x509", *arguments)
         der = ssl.PEM_cert_to_DER_cert((pki / f"{name}.pem").read_text())
-        assert certificate_names(der)[0] == shown.removeprefix("subject=").strip()
+        assert certificate_names(der)[0] == subject.removeprefix("subject=").strip()
     assert certificate_names(b"no certificate") == ()
 
 
@@ -166,7 +166,7 @@ def test_a_trusted_proxy_may_vouch_and_nobody_else(key_and_callers):
     with _serving(_app(key_and_callers[1]), http=BufferedProtocol) as port:
         url = f"http://127.0.0.1:{port}/"
         assert httpx.get(url, headers=headers).json() == f"cert:{BATCH}"
-        # what the client says of where it comes from changes nothing
+        # what the client claims about its origin changes nothing
         elsewhere = {**headers, "x-forwarded-for": "203.0.113.9"}
         assert httpx.get(url, headers=elsewhere).json() == f"cert:{BATCH}"
         assert httpx.get(url, headers={"x-client-cert-subject": "CN=x"}).status_code == 401
@@ -188,9 +188,9 @@ def test_a_trusted_proxy_may_vouch_and_nobody_else(key_and_callers):
 )
 def test_the_header_of_anybody_else_is_as_if_it_were_not_there(key_and_callers, client, trusted):
     scope = {"client": client, "headers": [(b"x-client-cert-subject", BATCH.encode())]}
-    asked = key_and_callers[1].identify(scope, None)
+    identification = key_and_callers[1].identify(scope, None)
     if trusted:
-        assert asyncio.run(asked).id == f"cert:{BATCH}"
+        assert asyncio.run(identification).id == f"cert:{BATCH}"
     else:
         with pytest.raises(Unauthenticated):
-            asyncio.run(asked)
+            asyncio.run(identification)

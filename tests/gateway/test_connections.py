@@ -1,4 +1,4 @@
-"""Which connection gives way to a new one when there is no place left."""
+"""Which connection is closed for a new one when there is no room left."""
 
 import socket
 
@@ -20,79 +20,79 @@ class Connection:
     def has_unread(self):
         return self.unread
 
-    def is_strangers(self):
+    def serves_stranger(self):
         return self.stranger
 
     def evict(self):
         self.is_open = False
 
 
-def _full(**of):
-    """Connections with no place left, the oldest first."""
-    found = Connections(32)
-    made = [Connection(**of) for _ in range(found.most)]
-    assert all(found.opened(each, 0) for each in made)
-    return found, made
+def _full(**state):
+    """A full pool, and its connections, the oldest first."""
+    pool = Connections(32)
+    connections = [Connection(**state) for _ in range(pool.most)]
+    assert all(pool.opened(connection, 0) for connection in connections)
+    return pool, connections
 
 
-def _gone(made):
-    return [place for place, each in enumerate(made) if not each.is_open]
+def _closed(connections):
+    return [index for index, connection in enumerate(connections) if not connection.is_open]
 
 
 def test_the_one_that_was_idle_for_longest_gives_way():
-    found, made = _full()
-    found.opened(Connection(), 0)
-    assert _gone(made) == [0]
-    made[1].was_used = True  # a request began on it since
-    found.opened(Connection(), 0)
-    assert _gone(made) == [0, 2]
+    pool, connections = _full()
+    pool.opened(Connection(), 0)
+    assert _closed(connections) == [0]
+    connections[1].was_used = True  # a request began on it since
+    pool.opened(Connection(), 0)
+    assert _closed(connections) == [0, 2]
 
 
 def test_a_new_one_is_not_closed_before_it_could_say_anything():
-    """Where all others were used since they were looked at, it was the only one that was not."""
-    found, made = _full()
+    """If all others were used since they were examined, it was the only one that was not."""
+    pool, connections = _full()
     newest = Connection()
-    found.opened(newest, 0)
-    for each in made:
-        each.was_used = True
-    found.opened(Connection(), 0)
+    pool.opened(newest, 0)
+    for connection in connections:
+        connection.was_used = True
+    pool.opened(Connection(), 0)
     assert newest.is_open
 
 
-def test_where_all_were_used_of_late_one_gives_way_all_the_same(monkeypatch):
-    monkeypatch.setattr("gateway.http.connections.LOOKED_AT", 4)  # fewer than there are
-    found, made = _full()
-    assert found.opened(Connection(), 0)
-    assert _gone(made) == [0]
+def test_if_all_were_used_recently_one_gives_way_all_the_same(monkeypatch):
+    monkeypatch.setattr("gateway.http.connections.EXAMINED", 4)  # fewer than there are
+    pool, connections = _full()
+    assert pool.opened(Connection(), 0)
+    assert _closed(connections) == [0]
 
 
 def test_busy_ones_stay_unless_they_are_a_strangers():
-    found, made = _full(busy=True)
-    assert not found.opened(Connection(), 0)
-    made[3].stranger = True
-    assert found.opened(Connection(), 0)
-    assert _gone(made) == [3]
-    assert found.evicted == 1
+    pool, connections = _full(busy=True)
+    assert not pool.opened(Connection(), 0)
+    connections[3].stranger = True
+    assert pool.opened(Connection(), 0)
+    assert _closed(connections) == [3]
+    assert pool.evicted == 1
 
 
 def test_one_with_something_unread_goes_after_all_others():
-    found, made = _full()
-    for each in made[:-1]:
-        each.unread = True
-    found.opened(Connection(busy=True), 0)
-    assert _gone(made) == [len(made) - 1]
-    found.opened(Connection(busy=True, stranger=True), 0)
-    assert _gone(made) == [0, len(made) - 1]  # nothing else is left
-    found.opened(Connection(), 0)
-    assert _gone(made) == [0, len(made) - 1]  # but the stranger
+    pool, connections = _full()
+    for connection in connections[:-1]:
+        connection.unread = True
+    pool.opened(Connection(busy=True), 0)
+    assert _closed(connections) == [len(connections) - 1]
+    pool.opened(Connection(busy=True, stranger=True), 0)
+    assert _closed(connections) == [0, len(connections) - 1]  # nothing else is left
+    pool.opened(Connection(), 0)
+    assert _closed(connections) == [0, len(connections) - 1]  # but the stranger
 
 
 def test_connections_are_scarce_before_there_are_none():
-    found, made = _full()
-    assert found.is_scarce
-    for each in made[: found.most // 4]:
-        found.closed(each)
-    assert not found.is_scarce
+    pool, connections = _full()
+    assert pool.is_scarce
+    for connection in connections[: pool.most // 4]:
+        pool.closed(connection)
+    assert not pool.is_scarce
 
 
 def test_a_request_that_was_not_read_yet_is_seen():
@@ -109,9 +109,9 @@ def test_a_request_that_was_not_read_yet_is_seen():
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_places_come_back(used):
-    found, made = _full()
-    made[0].was_used = used
-    found.closed(made[0])
-    assert found.opened(Connection(), 0)
-    assert _gone(made) == []
+def test_slots_come_back(used):
+    pool, connections = _full()
+    connections[0].was_used = used
+    pool.closed(connections[0])
+    assert pool.opened(Connection(), 0)
+    assert _closed(connections) == []

@@ -1,5 +1,4 @@
-"""A endpoint schema binds fields to tensors, both ways, and the gateway needs to know nothing
-else."""
+"""An endpoint schema binds fields to tensors in both directions; the gateway needs no more."""
 
 import json
 
@@ -18,7 +17,7 @@ REQUEST = {
     "properties": {
         "text": {"type": "string", "minLength": 1, "x-tensor": "TEXT"},
         "weights": {"type": "array", "items": {"type": "number"}, "x-tensor": "WEIGHTS"},
-        "image": {"type": "object", "x-tensor": "PICTURE", "x-bytes": True},
+        "image": {"type": "object", "x-tensor": "IMAGE", "x-bytes": True},
         "greedy": {"type": "boolean", "x-parameter": "greedy"},
     },
 }
@@ -40,11 +39,11 @@ RESPONSE = {
         },
     },
 }
-INPUTS = {"TEXT", "WEIGHTS", "PICTURE"}
+INPUTS = {"TEXT", "WEIGHTS", "IMAGE"}
 OUTPUTS = {"SCORE", "VECTOR", "COUNT", "LABEL", "START"}
 
 
-def _face(request=REQUEST, response=RESPONSE) -> EndpointSchema:
+def _schema(request=REQUEST, response=RESPONSE) -> EndpointSchema:
     text = json.dumps({"purpose": "p", "request": request, "response": response})
     return EndpointSchema.compile(text, INPUTS, OUTPUTS)
 
@@ -53,9 +52,9 @@ def _model(max_batch_size: int = 4) -> Model:
     inputs = {
         "TEXT": TensorMeta("TEXT", "BYTES", (1,)),
         "WEIGHTS": TensorMeta("WEIGHTS", "FP32", (-1,), optional=True),
-        "PICTURE": TensorMeta("PICTURE", "BYTES", (1,), optional=True),
+        "IMAGE": TensorMeta("IMAGE", "BYTES", (1,), optional=True),
     }
-    return Model("m", ("1",), max_batch_size, inputs, {}, False, _face(), None)
+    return Model("m", ("1",), max_batch_size, inputs, {}, False, _schema(), None)
 
 
 def test_outputs_become_scalars_lists_and_records():
@@ -66,11 +65,11 @@ def test_outputs_become_scalars_lists_and_records():
         "LABEL": np.array([[b"PER", b""], [b"ORG", "地".encode()]], dtype=object),
         "START": np.array([[3, 0], [1, 2]], dtype=np.int32),
     }
-    row = _face().render(tensors, 1)
+    row = _schema().render(tensors, 1)
     assert row["score"] == 0.25
     assert row["vector"].tolist() == [3, 4, 5]
     assert row["entities"] == [{"label": "ORG", "start": 1}, {"label": "地", "start": 2}]
-    assert _face().render(tensors, 0)["entities"] == [{"label": "PER", "start": 3}]
+    assert _schema().render(tensors, 0)["entities"] == [{"label": "PER", "start": 3}]
 
 
 def test_rows_that_can_share_a_request_do():
@@ -81,24 +80,24 @@ def test_rows_that_can_share_a_request_do():
         {"text": "d", "weights": [1, 2]},
         {"text": "e", "weights": [1]},
     ]
-    found = batches(_model(), _face(), rows)
-    assert [batch.shared_slots for batch in found] == [(0, 2), (1,), (3,), (4,)]
-    assert found[1].message.parameters["greedy"].bool_param
-    assert [list(t.shape) for t in found[2].message.inputs] == [[1, 1], [1, 2]]
+    row_batches = batches(_model(), _schema(), rows)
+    assert [batch.row_indices for batch in row_batches] == [(0, 2), (1,), (3,), (4,)]
+    assert row_batches[1].message.parameters["greedy"].bool_param
+    assert [list(t.shape) for t in row_batches[2].message.inputs] == [[1, 1], [1, 2]]
 
 
 def test_a_batch_is_never_larger_than_the_model_takes():
-    found = batches(_model(), _face(), [{"text": str(n)} for n in range(10)])
-    assert [len(batch.shared_slots) for batch in found] == [4, 4, 2]
-    found = batches(_model(0), _face(), [{"text": str(n)} for n in range(3)])
-    assert [list(batch.message.inputs[0].shape) for batch in found] == [[1]] * 3
+    row_batches = batches(_model(), _schema(), [{"text": str(n)} for n in range(10)])
+    assert [len(batch.row_indices) for batch in row_batches] == [4, 4, 2]
+    row_batches = batches(_model(0), _schema(), [{"text": str(n)} for n in range(3)])
+    assert [list(batch.message.inputs[0].shape) for batch in row_batches] == [[1]] * 3
 
 
-def test_bytes_come_as_base64():
-    found = batches(_model(), _face(), [{"text": "a", "image": {"b64": "AAH/"}}])
-    assert found[0].message.raw_input_contents[1] == b"\x03\x00\x00\x00\x00\x01\xff"
+def test_bytes_are_sent_as_base64():
+    row_batches = batches(_model(), _schema(), [{"text": "a", "image": {"b64": "AAH/"}}])
+    assert row_batches[0].message.raw_input_contents[1] == b"\x03\x00\x00\x00\x00\x01\xff"
     with pytest.raises(InvalidRequest, match=r"image\.b64 is not base64"):
-        batches(_model(), _face(), [{"text": "a", "image": {"b64": "not base64!"}}])
+        batches(_model(), _schema(), [{"text": "a", "image": {"b64": "not base64!"}}])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_bytes_come_as_base64():
 )
 def test_a_row_that_does_not_fit_names_its_field(row, param):
     with pytest.raises(InvalidRequest) as refused:
-        _face().check(row, "inputs.3")
+        _schema().check(row, "inputs.3")
     assert refused.value.param == param
 
 
@@ -123,12 +122,12 @@ def test_a_row_that_does_not_fit_names_its_field(row, param):
         ({"type": "string"}, "bound to nothing"),
     ],
 )
-def test_a_face_that_binds_to_nothing_is_refused(field, message):
+def test_a_schema_that_binds_to_nothing_is_refused(field, message):
     with pytest.raises(EndpointSchemaError, match=message):
-        _face(request={"type": "object", "properties": {"text": field}})
+        _schema(request={"type": "object", "properties": {"text": field}})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"request": 1}'])
-def test_a_face_that_is_none_is_refused(text):
+def test_an_invalid_schema_is_refused(text):
     with pytest.raises(EndpointSchemaError, match="cannot be read"):
         EndpointSchema.compile(text, INPUTS, OUTPUTS)

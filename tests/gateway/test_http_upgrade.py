@@ -1,8 +1,9 @@
-"""Upgrades are ignored, as RFC 9110 lets a server do: the request is served as HTTP/1.1, body and
-all. uvicorn lost the body, and what came behind it, of every POST of a JDK HttpClient (Kludex/
+"""Upgrades are ignored, as RFC 9110 allows: the request is served as HTTP/1.1, including its body.
+uvicorn lost the body of every POST of a JDK HttpClient, and what came after it (Kludex/
 uvicorn#2722)."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -28,7 +29,7 @@ UPGRADES = {
 
 
 async def _app(scope, receive, send):
-    """Says what it was sent."""
+    """Responds with what it received."""
     body = b""
     while True:
         message = await receive()
@@ -37,10 +38,10 @@ async def _app(scope, receive, send):
             break
     names = sorted({name.decode() for name, _ in scope["headers"]})
     seen = {"method": scope["method"], "path": scope["path"], "size": len(body), "headers": names}
-    answer = orjson.dumps({**seen, "body": body[:100].decode()})
-    headers = [(b"content-length", b"%d" % len(answer))]
+    document = orjson.dumps({**seen, "body": body[:100].decode()})
+    headers = [(b"content-length", b"%d" % len(document))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
+    await send({"type": "http.response.body", "body": document})
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +59,22 @@ def port():
     thread.join(10)
 
 
-def _context(port, *parts: bytes) -> list[tuple[int, dict]]:
-    """The answers to what is sent, part by part, until the gateway closes or is silent."""
+def _exchange(port, *parts: bytes) -> list[tuple[int, dict]]:
+    """The responses to data sent part by part, until the gateway closes or is silent."""
     received = b""
-    with socket.create_connection(("127.0.0.1", port)) as made:
-        made.settimeout(0.5)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(0.5)
         for part in parts:
-            made.sendall(part)
+            connection.sendall(part)
             if len(parts) > 1:
                 time.sleep(0.01)
         with contextlib.suppress(TimeoutError, ConnectionResetError):
-            while part := made.recv(65536):
+            while part := connection.recv(65536):
                 received += part
     answers = []
-    for each in received.split(b"HTTP/1.1 ")[1:]:
-        body = each.partition(b"\r\n\r\n")[2]
-        answers.append((int(each[:3]), orjson.loads(body) if body else {}))
+    for response in re.split(rb"HTTP/1\.1 (?=\d{3} )", received)[1:]:
+        body = response.partition(b"\r\n\r\n")[2]
+        answers.append((int(response[:3]), orjson.loads(body) if body else {}))
     return answers
 
 
@@ -89,11 +90,11 @@ def _chunked(body: bytes, upgrade: bytes) -> bytes:
 
 @pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
 @pytest.mark.parametrize("frame", [_length, _chunked])
-def test_the_body_arrives_and_so_do_the_requests_behind_it(port, frame, upgrade):
+def test_the_body_arrives_and_so_do_the_requests_after_it(port, frame, upgrade):
     data = frame(b'{"a": 1}', upgrade) + frame(b"second", b"") + frame(b"third", upgrade)
     for answers in (
-        _context(port, data),
-        _context(port, *[data[at : at + 37] for at in range(0, len(data), 37)]),
+        _exchange(port, data),
+        _exchange(port, *[data[at : at + 37] for at in range(0, len(data), 37)]),
     ):
         assert [status for status, _ in answers] == [200] * 3
         assert [seen["body"] for _, seen in answers] == ['{"a": 1}', "second", "third"]
@@ -102,30 +103,30 @@ def test_the_body_arrives_and_so_do_the_requests_behind_it(port, frame, upgrade)
 
 
 def test_a_large_body_and_one_without_a_body(port):
-    answers = _context(port, _length(b"a" * 3_000_000, H2C))
+    answers = _exchange(port, _length(b"a" * 3_000_000, H2C))
     assert [(status, seen["size"]) for status, seen in answers] == [(200, 3_000_000)]
     get = b"GET /b?c=d HTTP/1.1\r\nHost: x\r\n" + H2C + b"\r\n"
-    assert [seen["path"] for _, seen in _context(port, get * 50)] == ["/b"] * 50
+    assert [seen["path"] for _, seen in _exchange(port, get * 50)] == ["/b"] * 50
 
 
 def test_expect_with_an_upgrade(port):
     head = b"POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n" + H2C
-    with socket.create_connection(("127.0.0.1", port)) as made:
-        made.settimeout(5)
-        made.sendall(head + b"Content-Length: 4\r\n\r\n")
-        assert made.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        made.sendall(b"abcd")
-        assert b'"body":"abcd"' in made.recv(2000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(5)
+        connection.sendall(head + b"Content-Length: 4\r\n\r\n")
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abcd")
+        assert b'"body":"abcd"' in connection.recv(2000)
 
 
 def test_an_upgrade_hides_no_bad_framing(port):
     twice = b"POST /a HTTP/1.1\r\nHost: x\r\n" + H2C + b"Content-Length: 3\r\n"
     bad = twice + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert [status for status, _ in _context(port, bad)] == [400]
+    assert [status for status, _ in _exchange(port, bad)] == [400]
 
 
 def test_a_tunnel_is_refused(port):
-    answers = _context(port, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01")
+    answers = _exchange(port, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01")
     assert [status for status, _ in answers] == [405]
     assert answers[0][1]["code"] == "method_not_allowed"
 
@@ -142,9 +143,9 @@ def test_a_tunnel_is_refused(port):
     ],
 )
 def test_another_version_is_refused(port, line):
-    (status, answer), *more = _context(port, line)
+    (status, document), *more = _exchange(port, line)
     assert (status, more) == (505, [])
-    assert "version 1.1" in answer["detail"] and len(answer["request_id"]) == 16
+    assert "HTTP/1.1" in document["detail"] and len(document["request_id"]) == 16
 
 
 @pytest.mark.parametrize(
@@ -165,16 +166,16 @@ def test_another_version_is_refused(port, line):
     ],
 )
 def test_a_host_that_is_missing_or_odd(port, host):
-    answers = _context(port, b"GET / HTTP/1.1\r\n" + host + b"\r\n")
+    answers = _exchange(port, b"GET / HTTP/1.1\r\n" + host + b"\r\n")
     assert [status for status, _ in answers] == [400]
     assert "'host'" in answers[0][1]["detail"] and answers[0][1]["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize("host", [b"a", b"a.b-c:80", b"[::1]:8080", b"127.0.0.1:", b"a_b"])
 def test_a_host_that_is_good(port, host):
-    answers = _context(port, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    answers = _exchange(port, b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
     assert [status for status, _ in answers] == [200]
-    assert _context(port, b"GET / HTTP/1.0\r\n\r\n")[0][0] == 200  # HTTP/1.0 has none
+    assert _exchange(port, b"GET / HTTP/1.0\r\n\r\n")[0][0] == 200  # HTTP/1.0 has none
 
 
 @pytest.mark.parametrize(
@@ -182,32 +183,32 @@ def test_a_host_that_is_good(port, host):
 )
 def test_what_the_protocol_refuses_has_the_shape_of_its_api(port, path, field):
     head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: nonsense\r\n\r\n"
-    (status, answer), *more = _context(port, head)
+    (status, document), *more = _exchange(port, head)
     assert (status, more) == (400, [])
-    assert field in answer
+    assert field in document
 
 
-def test_requests_behind_one_that_is_being_answered_wait_as_bytes(port):
-    """All are answered, in order, whatever there is of them."""
+def test_requests_sent_while_one_is_being_served_wait_as_bytes(port):
+    """All are answered, in order, however many there are."""
     count = 3000
-    data = b"".join(_length(b"%d" % place, b"") for place in range(count))
+    data = b"".join(_length(b"%d" % number, b"") for number in range(count))
     received = b""
-    with socket.create_connection(("127.0.0.1", port)) as made:
-        made.settimeout(10)
-        sender = threading.Thread(target=made.sendall, args=(data,))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        sender = threading.Thread(target=connection.sendall, args=(data,))
         sender.start()
         while received.count(b"HTTP/1.1 200") < count or not received.endswith(b"}"):
-            received += made.recv(1 << 20)
+            received += connection.recv(1 << 20)
         sender.join(10)
     bodies = [
         part.partition(b'"body":"')[2].partition(b'"')[0]
         for part in received.split(b"\r\n\r\n")[1:]
     ]
-    assert bodies == [b"%d" % place for place in range(count)]
+    assert bodies == [b"%d" % number for number in range(count)]
 
 
 def test_an_answer_that_came_before_a_broken_request_is_not_lost(port):
-    answers = _context(port, _length(b"good", b"") + b"nonsense\r\n\r\n")
+    answers = _exchange(port, _length(b"good", b"") + b"nonsense\r\n\r\n")
     assert [status for status, _ in answers] == [200, 400]
 
 

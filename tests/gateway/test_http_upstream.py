@@ -1,5 +1,5 @@
-"""The HTTP HTTP upstream against a fake Triton: it answers as gRPC does, and only for models that
-ask."""
+"""The HTTP upstream against a fake Triton: it responds as gRPC does, and only for models that
+declare it."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, NoCapacity, UpstreamError
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
-from gateway.upstream.http_upstream import relayed
-from gateway.upstream.triton_http import Answer
+from gateway.upstream.http_upstream import to_reply
+from gateway.upstream.triton_http import Response
 from tests.gateway.request_contexts import context_of
 
 ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
@@ -35,13 +35,13 @@ def _whole(body: bytes, status: int = 200) -> bytes:
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Both APIs of a Triton. ``http`` is what the HTTP one says; None: nothing, for ever."""
+    """Both APIs of a Triton. ``http`` is the response of the HTTP one; None: no response ever."""
 
     def __init__(self) -> None:
         self.http: bytes | None = _whole(ANSWER)
-        self.asked: list[bytes] = []
+        self.requests: list[bytes] = []
         self.connections: list[asyncio.StreamWriter] = []
-        self.grpc_asked: list[service_pb2.ModelInferRequest] = []
+        self.grpc_requests: list[service_pb2.ModelInferRequest] = []
 
     async def start(self) -> None:
         self._grpc = grpc.aio.server()
@@ -64,7 +64,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             connection.close()
 
     async def ModelInfer(self, request, context):  # noqa: N802 - its name in the protocol
-        self.grpc_asked.append(request)
+        self.grpc_requests.append(request)
         return service_pb2.ModelInferResponse(model_name="m", model_version="over gRPC")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
-                self.asked.append(head + await reader.readexactly(size))
+                self.requests.append(head + await reader.readexactly(size))
                 if self.http is not None:
                     writer.write(self.http)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -108,7 +108,7 @@ async def gateway(triton):
 
 
 async def _infer(gateway: Gateway, *, deadline_s: float = 5, tail: bytes = b"", **document):
-    """What the V2 API answers, its client staying until the end."""
+    """The V2 API's reply to a client that stays connected."""
     body = json.dumps({"inputs": [TENSOR], **document}).encode()
     headers = [(b"inference-header-content-length", b"%d" % len(body))] if tail else []
     messages = [{"type": "http.request", "body": body + tail}]
@@ -122,14 +122,14 @@ async def _infer(gateway: Gateway, *, deadline_s: float = 5, tail: bytes = b"", 
 
 
 def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
-    """The head, the JSON and the binary tail of what Triton was sent."""
+    """The head, the JSON and the binary tail of the request to Triton."""
     head, _, body = request.partition(b"\r\n\r\n")
     length = int(head.lower().split(b"\r\ninference-header-content-length: ")[1].split(b"\r\n")[0])
     return head, json.loads(body[:length]), body[length:]
 
 
 @pytest.mark.parametrize(
-    ("asked", "count", "is_relayed"),
+    ("document", "count", "uses_http"),
     [
         ({}, 32 * 1024, True),
         ({}, 32 * 1024 + 1, False),
@@ -138,26 +138,26 @@ def _sent(request: bytes) -> tuple[bytes, dict, bytes]:
         ({"parameters": {"binary_data_output": True}}, 100_000, True),
     ],
 )
-async def test_triton_is_not_asked_for_much_json(triton, gateway, asked, count, is_relayed):
+async def test_triton_is_not_asked_for_much_json(triton, gateway, document, count, uses_http):
     """It would write it in a thread that other callers' requests wait for."""
     raw = bytes(4 * count)
     tensor = {"name": "x", "shape": [1, count], "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
-    await _infer(gateway, tail=raw, inputs=[tensor], **asked)
-    assert (len(triton.asked), len(triton.grpc_asked)) == (int(is_relayed), int(not is_relayed))
+    await _infer(gateway, tail=raw, inputs=[tensor], **document)
+    assert (len(triton.requests), len(triton.grpc_requests)) == (int(uses_http), int(not uses_http))
 
 
 async def test_the_answer_goes_on_as_it_is(triton, gateway):
     reply = await _infer(gateway)
     assert (reply.status, reply.body, reply.content_type) == (200, ANSWER, b"application/json")
-    assert not triton.grpc_asked
+    assert not triton.grpc_requests
 
 
 async def test_triton_is_sent_what_the_firewall_checked_and_no_more(triton, gateway):
     dropped = {"priority": 1, "timeout": 10**6, "triton_enable_empty_final_response": True}
     extra = {"unknown": 1, "id": "mine", "outputs": [{"name": "y"}], "parameters": dropped}
     await _infer(gateway, **extra)
-    head, document, tail = _sent(triton.asked[0])
+    head, document, tail = _sent(triton.requests[0])
     assert head.startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
     sent = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
     assert document == {
@@ -169,7 +169,7 @@ async def test_triton_is_sent_what_the_firewall_checked_and_no_more(triton, gate
     assert tail == RAW
 
 
-async def test_a_key_that_is_given_twice_never_reaches_triton(triton, gateway):
+async def test_a_key_that_is_sent_twice_never_reaches_triton(triton, gateway):
     body = b'{"inputs": [{"name": "secret", "name": "x", "shape": [1, 1], "datatype": "FP32", '
     body += b'"data": [9, 9], "data": [3]}]}'
     messages = [{"type": "http.request", "body": body}]
@@ -178,9 +178,9 @@ async def test_a_key_that_is_given_twice_never_reaches_triton(triton, gateway):
         return messages.pop() if messages else await asyncio.Future()
 
     scope = {"path": "/v2/models/m/infer", "headers": [], "path_params": {"model": "m"}}
-    with pytest.raises(InvalidRequest, match="stands twice"):
+    with pytest.raises(InvalidRequest, match="is in one object twice"):
         await V2Api(gateway).infer(context_of(scope, receive, deadline_s=5))
-    assert not triton.asked
+    assert not triton.requests
 
 
 async def test_binary_both_ways(triton, gateway):
@@ -195,7 +195,7 @@ async def test_binary_both_ways(triton, gateway):
     assert reply.body == document + b"NaN"
     assert reply.content_type == b"application/octet-stream"
     assert reply.headers == [(b"inference-header-content-length", b"%d" % len(document))]
-    assert _sent(triton.asked[0])[1]["parameters"] == {"binary_data_output": True}
+    assert _sent(triton.requests[0])[1]["parameters"] == {"binary_data_output": True}
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ async def test_binary_both_ways(triton, gateway):
         {"outputs": [{"name": "y", "parameters": {"classification": 1}}]},
     ],
 )
-async def test_what_triton_has_to_be_told_goes_over_grpc(triton, gateway, extra):
+async def test_what_triton_needs_beyond_tensors_goes_over_grpc(triton, gateway, extra):
     await _infer(gateway, **extra)
-    assert len(triton.grpc_asked) == 1
-    assert not triton.asked
+    assert len(triton.grpc_requests) == 1
+    assert not triton.requests
 
 
 @pytest.mark.parametrize("parameters", [{}, {"short": "false"}])
@@ -216,10 +216,12 @@ async def test_a_model_that_does_not_ask_never_comes_here(triton, gateway, param
     await _only_grpc(triton, gateway, _config(**parameters))
 
 
-@pytest.mark.parametrize("kind", ["TYPE_STRING", "TYPE_FP16", "TYPE_BF16"])
-async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(triton, gateway, kind):
+@pytest.mark.parametrize("data_type", ["TYPE_STRING", "TYPE_FP16", "TYPE_BF16"])
+async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(
+    triton, gateway, data_type
+):
     config = _config(short="true")
-    config.output[0].data_type = model_config_pb2.DataType.Value(kind)
+    config.output[0].data_type = model_config_pb2.DataType.Value(data_type)
     await _only_grpc(triton, gateway, config)
 
 
@@ -232,12 +234,12 @@ async def test_an_ensemble_never_comes_here(triton, gateway):
 async def _only_grpc(triton, gateway, config) -> None:
     gateway.catalogue = Catalogue({"m": read_model(config, ("1",))})
     await _infer(gateway)
-    assert len(triton.grpc_asked) == 1
-    assert not triton.asked
+    assert len(triton.grpc_requests) == 1
+    assert not triton.requests
 
 
 @pytest.mark.parametrize(
-    ("status", "details", "kind", "said"),
+    ("status", "details", "error_type", "message"),
     [
         (500, "[tidegate:invalid_input] too long", InvalidRequest, "too long"),
         (404, "unknown model at /root", NoCapacity, "not being served now"),
@@ -245,9 +247,11 @@ async def _only_grpc(triton, gateway, config) -> None:
         (500, "secret path /root/model.bin", UpstreamError, "the model failed"),
     ],
 )
-async def test_triton_s_errors_are_those_of_grpc(triton, gateway, status, details, kind, said):
+async def test_triton_s_errors_are_those_of_grpc(
+    triton, gateway, status, details, error_type, message
+):
     triton.http = _whole(json.dumps({"error": details}).encode(), status)
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(error_type, match=message) as caught:
         await _infer(gateway)
     assert "/root" not in caught.value.message
 
@@ -255,7 +259,7 @@ async def test_triton_s_errors_are_those_of_grpc(triton, gateway, status, detail
 async def test_a_400_may_mean_three_things_and_grpc_says_which(triton, gateway):
     triton.http = _whole(b'{"error":"input byte size mismatch in /root/models"}', 400)
     assert b"over gRPC" in (await _infer(gateway)).body
-    assert len(triton.asked) == len(triton.grpc_asked) == 1
+    assert len(triton.requests) == len(triton.grpc_requests) == 1
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
@@ -281,12 +285,12 @@ def test_a_large_answer_with_nan_holds_nobody_up():
     """Its elements are not read to find it: that takes 60 times as long."""
     data = b"1.5," * 4_000_000
     output = b'[{"name":"y","datatype":"FP32","shape":[1,4000001],"data":[%bNaN]}]' % data
-    answer = Answer(200, None, ANSWER.replace(b"[]", output))
+    response = Response(200, None, ANSWER.replace(b"[]", output))
     times = []
     for _ in range(5):
         started = time.perf_counter()
         with pytest.raises(InvalidRequest, match="'y' has NaN or Infinity"):
-            relayed(answer)
+            to_reply(response)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.1
 
@@ -297,7 +301,7 @@ async def test_an_id_may_be_called_nan(triton, gateway):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"garbage\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
@@ -306,20 +310,20 @@ async def test_an_id_may_be_called_nan(triton, gateway):
         _whole(b"<html>", 502),
     ],
 )
-async def test_what_is_no_answer_is_the_upstream_s_fault(triton, gateway, answer):
-    triton.http = answer
+async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, response):
+    triton.http = response
     with pytest.raises(UpstreamError):
         await _infer(gateway)
 
 
 async def test_an_answer_may_come_in_pieces(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
+    task = asyncio.create_task(_infer(gateway))
+    await _until(lambda: triton.requests)
     for byte in _whole(ANSWER):
         triton.connections[0].write(bytes([byte]))
         await asyncio.sleep(0)
-    assert (await asking).body == ANSWER
+    assert (await task).body == ANSWER
 
 
 async def test_the_deadline_ends_the_request_and_its_connection(triton, gateway):
@@ -347,51 +351,51 @@ async def test_connections_are_used_again(triton, gateway):
 
 async def test_a_cancelled_request_gives_back_its_permit_and_not_its_connection(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
-    asking.cancel()
+    task = asyncio.create_task(_infer(gateway))
+    await _until(lambda: triton.requests)
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asking
+        await task
     assert gateway.pool.permit().inflight == 0
     await _until(lambda: triton.connections[0].is_closing())
 
 
-async def test_without_an_http_door_grpc_is_asked(triton, gateway):
+async def test_without_an_http_api_grpc_is_used(triton, gateway):
     await triton.stop_http()
     assert b"over gRPC" in (await _infer(gateway)).body
 
 
 async def test_a_connection_that_breaks_is_no_capacity_now(triton, gateway):
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.asked)
+    task = asyncio.create_task(_infer(gateway))
+    await _until(lambda: triton.requests)
     triton.connections[0].close()
     with pytest.raises(NoCapacity, match="try again shortly") as caught:
-        await asking
+        await task
     assert caught.value.retry_after_s == 1
-    assert not triton.grpc_asked  # it may have been done: it is not asked again
+    assert not triton.grpc_requests  # it may have been served: it is not sent again
 
 
 async def test_http_connections_end_when_grpc_s_does(triton, gateway):
     """A process that Triton forked keeps the socket of a killed Triton open, and says nothing."""
     await _infer(gateway, parameters={"mine": 1})  # over gRPC, which is connected from here on
     triton.http = None
-    asking = asyncio.create_task(_infer(gateway, deadline_s=30))
-    await _until(lambda: triton.asked)
+    task = asyncio.create_task(_infer(gateway, deadline_s=30))
+    await _until(lambda: triton.requests)
     await triton.stop_grpc()
     with pytest.raises(NoCapacity):
-        await asyncio.wait_for(asking, 5)
+        await asyncio.wait_for(task, 5)
 
 
-async def test_both_doors_closed_is_what_grpc_says(triton, gateway):
+async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
     await triton.stop()
-    with pytest.raises(GatewayError) as relayed:
+    with pytest.raises(GatewayError) as over_http:
         await _infer(gateway)
     gateway.catalogue = Catalogue({"m": replace(gateway.catalogue.model("m"), is_relayed=False)})
-    with pytest.raises(GatewayError) as asked:
+    with pytest.raises(GatewayError) as over_grpc:
         await _infer(gateway)
-    assert relayed.value.args == asked.value.args
-    assert type(relayed.value) is type(asked.value) is NoCapacity
+    assert over_http.value.args == over_grpc.value.args
+    assert type(over_http.value) is type(over_grpc.value) is NoCapacity
 
 
 async def _until(condition, timeout_s: float = 5) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP upstream against a real Triton: each answer is compared with the one that gRPC gives."""
+"""The HTTP upstream against a real Triton: each response is compared with that of gRPC."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def _add(home, name: str, code: str, tensors: str) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    home = tmp_path_factory.mktemp("relayed")
+    home = tmp_path_factory.mktemp("http_upstream")
     models = home / "model_repository"
     shutil.copytree(ROOT / "model_repository" / "identity_fp32", models / "identity_fp32")
     tensors = "".join(
@@ -80,7 +80,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 async def apis(served):
-    """The V2 API of two gateways: one that relays, one that asks over gRPC only."""
+    """The V2 API of two gateways: one with an HTTP upstream, one that uses gRPC only."""
     key_file = served.home / ".tidegate" / "triton.key"
     addresses = (f"{served.grpc_address}/{served.http_port}", served.grpc_address)
     gateways = [Gateway(Settings(replicas=(a,), triton_key_file=key_file)) for a in addresses]
@@ -92,8 +92,8 @@ async def apis(served):
         await gateway.pool.close()
 
 
-async def _answer(api: V2Api, model: str, inputs, deadline_s: float = 10, **document):
-    """(status, JSON, binary tail) of the answer, an error's included."""
+async def _infer(api: V2Api, model: str, inputs, deadline_s: float = 10, **document):
+    """(status, JSON, binary tail) of the response, which may be an error."""
     messages = [
         {"type": "http.request", "body": json.dumps({"inputs": inputs, **document}).encode()}
     ]
@@ -116,29 +116,29 @@ def _tensor(name: str, dtype: str, data) -> dict:
 
 
 def _values(dtype: str) -> list:
-    kind = np.dtype(NUMPY[dtype])
+    dtype_of = np.dtype(NUMPY[dtype])
     if dtype == "BOOL":
         return [True, False]
-    if kind.kind == "f":
-        limits = np.finfo(kind)
+    if dtype_of.kind == "f":
+        limits = np.finfo(dtype_of)
         return [0.0, -0.0, 0.1, -1e-7, 1 / 3, float(limits.max), float(limits.tiny), 16777217]
-    return [int(np.iinfo(kind).min), 0, 7, int(np.iinfo(kind).max)]
+    return [int(np.iinfo(dtype_of).min), 0, 7, int(np.iinfo(dtype_of).max)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("binary", [False, True])
 async def test_every_datatype(apis, dtype, binary):
-    asked = {"id": 'mine "☃', "outputs": [{"name": f"out_{dtype}"}]}
-    asked["parameters"] = {"binary_data_output": binary, "priority": 1}
+    options = {"id": 'mine "☃', "outputs": [{"name": f"out_{dtype}"}]}
+    options["parameters"] = {"binary_data_output": binary, "priority": 1}
     inputs = [_tensor(f"in_{dtype}", dtype, _values(dtype))]
-    (status, found, tail), (_, wanted, wanted_tail) = [
-        await _answer(api, "everything", inputs, **asked) for api in apis
+    (status, actual, tail), (_, expected, expected_tail) = [
+        await _infer(api, "everything", inputs, **options) for api in apis
     ]
     assert status == 200
-    for document in (found, wanted):
+    for document in (actual, expected):
         for output in document["outputs"]:  # a number may be written in another way
             output["data"] = np.array(output.get("data", []), NUMPY[dtype]).tobytes()
-    assert (found, tail) == (wanted, wanted_tail)
+    assert (actual, tail) == (expected, expected_tail)
     assert bool(tail) == binary
 
 
@@ -147,19 +147,19 @@ async def test_no_element_and_many(apis):
         inputs = [
             {"name": "INPUT0", "shape": [1, count], "datatype": "FP32", "data": [1.5] * count}
         ]
-        found, wanted = [await _answer(api, "identity_fp32", inputs) for api in apis]
-        assert found == wanted
-        assert found[0] == 200
-        assert len(found[1]["outputs"][0]["data"]) == count
+        actual, expected = [await _infer(api, "identity_fp32", inputs) for api in apis]
+        assert actual == expected
+        assert actual[0] == 200
+        assert len(actual[1]["outputs"][0]["data"]) == count
 
 
 @pytest.mark.parametrize("mood", [0.125, *range(-8, 0)])
 async def test_what_goes_wrong_in_the_model(apis, mood):
     inputs = [_tensor("x", "FP32", [mood])]
-    found, wanted = [await _answer(api, "moody", inputs) for api in apis]
-    assert found == wanted
-    assert found[0] >= 400
-    assert "secret" not in str(found)
+    actual, expected = [await _infer(api, "moody", inputs) for api in apis]
+    assert actual == expected
+    assert actual[0] >= 400
+    assert "secret" not in str(actual)
 
 
 @pytest.mark.parametrize(
@@ -173,29 +173,29 @@ async def test_what_goes_wrong_in_the_model(apis, mood):
     ],
 )
 async def test_what_the_firewall_refuses(apis, inputs):
-    found, wanted = [await _answer(api, "moody", inputs) for api in apis]
-    assert found == wanted
-    assert found[0] == 400
+    actual, expected = [await _infer(api, "moody", inputs) for api in apis]
+    assert actual == expected
+    assert actual[0] == 400
 
 
 async def test_the_deadline(apis):
     inputs = [_tensor("x", "FP32", [0.6])]
-    found, wanted = [await _answer(api, "moody", inputs, deadline_s=0.3) for api in apis]
-    assert found == wanted
-    assert found[0] == 504
+    actual, expected = [await _infer(api, "moody", inputs, deadline_s=0.3) for api in apis]
+    assert actual == expected
+    assert actual[0] == 504
 
 
 async def test_triton_killed_while_it_is_asked(apis, served):
-    """And then down, and then back: the last test here, for it kills what the others use."""
+    """And then down, and then back: the last test here, since it kills what the others use."""
     inputs = [_tensor("x", "FP32", [5])]
     assert await _both_serve(apis)  # connected: what comes is the loss of a connection
-    asking = [asyncio.create_task(_answer(api, "moody", inputs)) for api in apis]
+    tasks = [asyncio.create_task(_infer(api, "moody", inputs)) for api in apis]
     await asyncio.sleep(0.5)
     served.triton().kill()
-    found, wanted = await asyncio.wait_for(asyncio.gather(*asking), 4)
-    assert found == wanted
-    assert found[0] == 503
-    down = [await _answer(api, "moody", inputs, deadline_s=1) for api in apis]
+    actual, expected = await asyncio.wait_for(asyncio.gather(*tasks), 4)
+    assert actual == expected
+    assert actual[0] == 503
+    down = [await _infer(api, "moody", inputs, deadline_s=1) for api in apis]
     assert {status for status, _, _ in down} <= {503, 504}
     async with asyncio.timeout(30):
         while not await _both_serve(apis):  # noqa: ASYNC110 - what is waited for has no event
@@ -204,4 +204,4 @@ async def test_triton_killed_while_it_is_asked(apis, served):
 
 async def _both_serve(apis) -> bool:
     inputs = [_tensor("x", "FP32", [0])]
-    return all([(await _answer(api, "moody", inputs))[0] == 200 for api in apis])
+    return all([(await _infer(api, "moody", inputs))[0] == 200 for api in apis])

@@ -1,4 +1,4 @@
-"""What a body may be, and what nobody has to guess."""
+"""Which bodies are valid JSON, and which are refused as ambiguous."""
 
 import json
 
@@ -19,7 +19,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.sampled_from([None, 1]), st.sampled_from([(",", ":"), (" , ", " : ")]))
-def test_whatever_is_json_is_taken(value, indent, separators):
+def test_any_json_is_accepted(value, indent, separators):
     text = json.dumps(value, indent=indent, separators=separators)
     assert parse_json(text.encode()) == value
 
@@ -35,8 +35,8 @@ def test_whatever_is_json_is_taken(value, indent, separators):
         b'{"inputs":[],"inputs":[{"name":"x"}]}',
     ],
 )
-def test_a_key_that_stands_twice_is_refused(body):
-    with pytest.raises(InvalidRequest, match="twice in one object"):
+def test_a_duplicate_key_is_refused(body):
+    with pytest.raises(InvalidRequest, match="is in one object twice"):
         parse_json(body)
 
 

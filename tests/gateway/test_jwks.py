@@ -1,4 +1,5 @@
-"""An issuer's keys: fetched once, kept while the issuer is away, and never used for more."""
+"""An issuer's keys: fetched once, kept while the issuer is unreachable, and used for no other
+algorithm."""
 
 import asyncio
 import time
@@ -21,7 +22,7 @@ def server():
 @pytest.fixture
 def issuer(server):
     server.keys = server.keys[:1]
-    server.asked.clear()
+    server.requests.clear()
     server.faults.clear()
     server.documents.clear()
     server.delay_s = 0.0
@@ -29,22 +30,22 @@ def issuer(server):
 
 
 async def test_the_keys_are_found_by_discovery(issuer):
-    found = await Jwks(issuer.url).key("one", "RS256")
-    assert found is not None
-    assert issuer.asked == [DISCOVERY, JWKS]
+    key = await Jwks(issuer.url).key("one", "RS256")
+    assert key is not None
+    assert issuer.requests == [DISCOVERY, JWKS]
 
 
 async def test_a_given_address_needs_no_discovery(issuer):
     assert await Jwks("https://elsewhere.example", issuer.url + JWKS).key("one", "RS256")
-    assert issuer.asked == [JWKS]
+    assert issuer.requests == [JWKS]
 
 
 async def test_a_hundred_first_tokens_are_one_fetch(issuer):
     issuer.delay_s = 0.05
     keys = Jwks(issuer.url)
-    found = await asyncio.gather(*(keys.key("one", "RS256") for _ in range(100)))
-    assert all(found)
-    assert issuer.asked == [DISCOVERY, JWKS]
+    results = await asyncio.gather(*(keys.key("one", "RS256") for _ in range(100)))
+    assert all(results)
+    assert issuer.requests == [DISCOVERY, JWKS]
 
 
 async def test_a_client_that_leaves_does_not_end_the_fetch_of_others(issuer):
@@ -55,7 +56,7 @@ async def test_a_client_that_leaves_does_not_end_the_fetch_of_others(issuer):
     await asyncio.sleep(0.02)
     leaver.cancel()
     assert await stayer
-    assert issuer.asked == [DISCOVERY, JWKS]
+    assert issuer.requests == [DISCOVERY, JWKS]
 
 
 async def test_fetching_does_not_block_the_loop(issuer):
@@ -72,9 +73,9 @@ async def test_fetching_does_not_block_the_loop(issuer):
 async def test_unknown_kids_cause_one_fetch_per_cool_down(issuer):
     keys = Jwks(issuer.url)
     assert await keys.key("one", "RS256")
-    issuer.asked.clear()
+    issuer.requests.clear()
     assert [await keys.key(f"kid-{n}", "RS256") for n in range(50)] == [None] * 50
-    assert issuer.asked == []  # it has just been read
+    assert issuer.requests == []  # it has just been read
 
 
 async def test_a_new_key_is_found_after_the_cool_down(issuer, monkeypatch):
@@ -93,9 +94,9 @@ async def test_a_kid_that_is_not_there_is_not_looked_for_again(issuer, monkeypat
     monkeypatch.setattr(jwks, "COOL_DOWN_S", 0.0)
     keys = Jwks(issuer.url)
     assert await keys.key("gone", "RS256") is None
-    issuer.asked.clear()
+    issuer.requests.clear()
     assert await keys.key("gone", "RS256") is None
-    assert issuer.asked == []
+    assert issuer.requests == []
 
 
 async def test_old_keys_are_fetched_again_while_they_serve(issuer, monkeypatch):
@@ -104,13 +105,13 @@ async def test_old_keys_are_fetched_again_while_they_serve(issuer, monkeypatch):
     keys = Jwks(issuer.url)
     assert await keys.key("one", "RS256")
     await asyncio.sleep(0.06)
-    issuer.asked.clear()
+    issuer.requests.clear()
     issuer.delay_s = 0.2
     before = time.perf_counter()
     assert await keys.key("one", "RS256")
     assert time.perf_counter() - before < 0.1  # nobody waited
     await asyncio.sleep(0.05)
-    assert issuer.asked == [DISCOVERY]
+    assert issuer.requests == [DISCOVERY]
 
 
 async def test_keys_serve_while_the_issuer_is_away_but_not_for_ever(issuer, monkeypatch):
@@ -137,7 +138,7 @@ async def test_an_issuer_that_is_away_from_the_start_is_a_503_and_is_asked_again
         with pytest.raises(NoCapacity) as away:
             await keys.key("one", "RS256")
     assert issuer.url not in away.value.message
-    assert issuer.asked == [DISCOVERY]
+    assert issuer.requests == [DISCOVERY]
     issuer.faults = {}
     await asyncio.sleep(0.12)
     assert await keys.key("one", "RS256")
@@ -178,14 +179,14 @@ async def test_keys_are_read_over_https_only(issuer, uri):
     issuer.documents[DISCOVERY] = {"issuer": issuer.url, "jwks_uri": uri}
     with pytest.raises(NoCapacity):
         await Jwks(issuer.url).key("one", "RS256")
-    assert issuer.asked == [DISCOVERY]
+    assert issuer.requests == [DISCOVERY]
 
 
 async def test_no_redirect_is_followed(issuer):
     issuer.faults = {JWKS: 302}
     with pytest.raises(NoCapacity):
         await Jwks(issuer.url).key("one", "RS256")
-    assert issuer.asked == [DISCOVERY, JWKS]
+    assert issuer.requests == [DISCOVERY, JWKS]
 
 
 def test_a_key_serves_the_algorithms_of_its_type_only():

@@ -1,4 +1,4 @@
-"""Tokens: what is let in, what is not, and that every refusal reads the same."""
+"""Tokens: which are accepted, which are not, and that every refusal reads the same."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture
 def issuer(server):
-    server.asked.clear()
+    server.requests.clear()
     return server
 
 
@@ -75,9 +75,9 @@ async def test_a_good_token_is_its_subject(issuer, callers_for):
 async def test_a_verified_token_asks_nobody_again(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     first = await _identify(callers, token)
-    issuer.asked.clear()
+    issuer.requests.clear()
     assert await _identify(callers, token) is first
-    assert issuer.asked == []
+    assert issuer.requests == []
 
 
 async def test_a_remembered_token_ends_when_it_expires(issuer, callers_for):
@@ -88,7 +88,9 @@ async def test_a_remembered_token_ends_when_it_expires(issuer, callers_for):
     assert await _is_refused(callers, token)
 
 
-async def test_a_key_that_is_withdrawn_ends_what_it_had_proved(server, tmp_path, monkeypatch):
+async def test_a_withdrawn_key_invalidates_the_tokens_that_it_verified(
+    server, tmp_path, monkeypatch
+):
     monkeypatch.setattr("gateway.identity.jwks.FRESH_S", 0.05)
     monkeypatch.setattr("gateway.identity.jwks.COOL_DOWN_S", 0.0)
     issuer = Issuer()
@@ -221,7 +223,7 @@ async def test_a_key_that_the_token_brings_along_is_ignored(issuer, callers_for)
         forged = issuer.token(key=evil, header=header)
         assert await _is_refused(callers_for(), forged)
         assert await _is_refused(callers_for(), issuer.token(key=evil, iss=attacker.url))
-        assert attacker.asked == []
+        assert attacker.requests == []
     finally:
         attacker.close()
 
@@ -229,9 +231,9 @@ async def test_a_key_that_the_token_brings_along_is_ignored(issuer, callers_for)
 async def test_a_changed_character_anywhere_keeps_out(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     assert await _identify(callers, token)
-    for place in range(0, len(token) - 1, 7):
-        changed = "x" if token[place] != "x" else "y"
-        assert await _is_refused(callers, token[:place] + changed + token[place + 1 :])
+    for index in range(0, len(token) - 1, 7):
+        changed = "x" if token[index] != "x" else "y"
+        assert await _is_refused(callers, token[:index] + changed + token[index + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -279,10 +281,10 @@ async def test_claims_become_tenant_roles_and_models(issuer, callers_for):
 async def test_a_reload_keeps_the_issuers_keys(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     assert (await _identify(callers, token)).tenant == "acme"
-    issuer.asked.clear()
+    issuer.requests.clear()
     callers.apply(_rules(issuer, tenant="other"))
     assert (await _identify(callers, token)).tenant == "other"
-    assert issuer.asked == []
+    assert issuer.requests == []
     callers.apply(Rules())
     assert await _is_refused(callers, token)
 
@@ -290,6 +292,6 @@ async def test_a_reload_keeps_the_issuers_keys(issuer, callers_for):
 def test_remembered_tokens_are_known_by_hash_only(issuer, callers_for):
     callers, token = callers_for(), issuer.token()
     asyncio.run(_identify(callers, token))
-    remembered = callers._tokens._seen
-    assert list(remembered) == [hashlib.sha256(token.encode()).digest()]
-    assert token not in repr(remembered)
+    cache = callers._tokens._cache
+    assert list(cache) == [hashlib.sha256(token.encode()).digest()]
+    assert token not in repr(cache)

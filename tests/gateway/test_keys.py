@@ -1,4 +1,4 @@
-"""API keys: their form, how they are stored, and that nothing but a valid one gets in."""
+"""API keys: their format, how they are stored, and that only a valid one is accepted."""
 
 import contextlib
 import errno
@@ -57,8 +57,8 @@ def test_a_created_key_lets_in_and_only_its_hmac_is_stored(store, ring, tmp_path
 def test_a_changed_character_anywhere_keeps_out(store, ring):
     _, key = store.create("app")
     ring.refresh()
-    for place in range(len(key)):
-        wrong = key[:place] + ("x" if key[place] != "x" else "y") + key[place + 1 :]
+    for index in range(len(key)):
+        wrong = key[:index] + ("x" if key[index] != "x" else "y") + key[index + 1 :]
         with pytest.raises(Unauthenticated):
             ring.verify(_bearer(wrong))
 
@@ -147,7 +147,7 @@ def test_a_key_carries_its_rights(store, ring):
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_file_that_was_cut_off_grants_nothing_more(store, tmp_path, restarted):
-    """At every byte: each key may do what the whole file says, or nothing."""
+    """At every byte: each key may do what the complete file says, or nothing."""
     keys = {}
     for number, grant in enumerate([USER, Grant("acme", ("reader",), ("text_*",), ("read",))]):
         record, key = store.create(f"app-{number}", grant, timedelta(days=number + 1))
@@ -156,18 +156,18 @@ def test_a_file_that_was_cut_off_grants_nothing_more(store, tmp_path, restarted)
     (gone,) = store.revoke("gone")
     assert gone.key_id == revoked.key_id
     path = tmp_path / "keys.toml"
-    whole, ring = path.read_bytes(), KeyRing(path, tmp_path / "pepper")
+    complete, ring = path.read_bytes(), KeyRing(path, tmp_path / "pepper")
     ring.refresh()
-    for end in range(len(whole)):
-        path.write_bytes(whole[:end])
+    for end in range(len(complete)):
+        path.write_bytes(complete[:end])
         if restarted:
             ring = KeyRing(path, tmp_path / "pepper")
         with contextlib.suppress(ValueError):
             ring.refresh()
         for key, record in keys.items():
             with contextlib.suppress(Unauthenticated):
-                found = ring.verify(_bearer(key))
-                assert (found.grant, found.ends) == (record.principal.grant, record.ends)
+                principal = ring.verify(_bearer(key))
+                assert (principal.grant, principal.ends) == (record.principal.grant, record.ends)
         assert not ring.is_valid(revoked.key_id)
 
 
@@ -175,12 +175,12 @@ def test_a_file_that_was_cut_off_grants_nothing_more(store, tmp_path, restarted)
 def test_a_pepper_that_was_cut_off_is_not_taken(store, ring, tmp_path, size):
     _, key = store.create("app")
     ring.refresh()
-    whole = (tmp_path / "pepper").read_bytes()
-    (tmp_path / "pepper").write_bytes(whole[:size])
+    complete = (tmp_path / "pepper").read_bytes()
+    (tmp_path / "pepper").write_bytes(complete[:size])
     with pytest.raises(ValueError, match="is cut off"):
         ring.refresh()
     assert ring.verify(_bearer(key)).name == "app"
-    (tmp_path / "pepper").write_bytes(whole)
+    (tmp_path / "pepper").write_bytes(complete)
     ring.refresh()
     assert ring.verify(_bearer(key)).name == "app"
 
@@ -223,7 +223,7 @@ def test_rotation_overlaps(store, ring):
     ring.refresh()
     assert ring.verify(_bearer(old)).id == first.key_id
     assert ring.verify(_bearer(new)).grant == grant
-    assert [each.key_id for each in ended] == [first.key_id]
+    assert [record.key_id for record in ended] == [first.key_id]
     assert abs(ended[0].ends - time.time() - 86400) < 5
     assert abs(second.ends - time.time() - 30 * 86400) < 5
 
@@ -292,23 +292,23 @@ def test_refusing_takes_as_long_whatever_is_wrong(store, ring):
 
 
 @pytest.fixture
-def again(tmp_path):
-    """``again()``: the keys of a worker that is started once more."""
+def new_ring(tmp_path):
+    """``new_ring()``: the keys of a restarted worker."""
     return lambda: KeyRing(
         tmp_path / "keys.toml", tmp_path / "pepper", kept=tmp_path / "keys.settled"
     )
 
 
 @pytest.mark.parametrize("text", [b"not toml [", b"\xff", b"[keys.a]\nname = 1\n"])
-def test_a_restarted_worker_lets_in_whom_the_one_before_let_in(store, again, tmp_path, text):
+def test_a_restarted_worker_lets_in_whom_the_one_before_let_in(store, new_ring, tmp_path, text):
     _, key = store.create("app")
     gone, _ = store.create("gone")
-    assert again().refresh()
+    assert new_ring().refresh()
     store.revoke("gone")
-    assert again().refresh()
+    assert new_ring().refresh()
     assert (tmp_path / "keys.settled").stat().st_mode & 0o777 == 0o600
     (tmp_path / "keys.toml").write_bytes(text)
-    ring = again()
+    ring = new_ring()
     with pytest.raises(ValueError, match=r"."):
         ring.refresh()
     assert ring.verify(_bearer(key)).name == "app"
@@ -316,18 +316,18 @@ def test_a_restarted_worker_lets_in_whom_the_one_before_let_in(store, again, tmp
     assert not ring.is_valid(gone.key_id)
 
 
-def test_what_is_kept_of_the_keys_is_never_older_than_what_was_read(store, again, tmp_path):
+def test_what_is_kept_of_the_keys_is_never_older_than_what_was_read(store, new_ring, tmp_path):
     """A key that was revoked meanwhile would be valid again."""
     store.create("app")
-    assert again().refresh()
+    assert new_ring().refresh()
     store.revoke("app")
     with pytest.MonkeyPatch.context() as disk:
         disk.setattr("gateway.identity.keys.write_private", _full)
-        assert again().refresh()
+        assert new_ring().refresh()
     assert not (tmp_path / "keys.settled").exists()
-    again().refresh()
+    new_ring().refresh()
     (tmp_path / "keys.toml").unlink()
-    again().refresh()
+    new_ring().refresh()
     assert not (tmp_path / "keys.settled").exists()
 
 

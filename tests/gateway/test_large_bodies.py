@@ -26,8 +26,8 @@ GIVEN_UP_S = 30.0
 
 def model_of(dtype="FP32", dims=(-1,), inputs=1, max_batch_size=0):
     """A model with inputs x0, x1, ..., all alike, and as many outputs."""
-    tensors = {f"x{place}": TensorMeta(f"x{place}", dtype, dims) for place in range(inputs)}
-    outputs = {f"y{place}": TensorMeta(f"y{place}", dtype, dims) for place in range(inputs)}
+    tensors = {f"x{index}": TensorMeta(f"x{index}", dtype, dims) for index in range(inputs)}
+    outputs = {f"y{index}": TensorMeta(f"y{index}", dtype, dims) for index in range(inputs)}
     return Model("m", ("1",), max_batch_size, tensors, outputs, False, None, None)
 
 
@@ -36,8 +36,8 @@ def filled(unit: bytes, size: int = SIZE) -> bytes:
     return b"[" + unit * (size // len(unit)) + unit.removesuffix(b",") + b"]"
 
 
-def entry(place: int, **fields) -> dict:
-    return {"name": f"x{place}", "datatype": "FP32", "shape": [0], "data": [], **fields}
+def entry(index: int, **fields) -> dict:
+    return {"name": f"x{index}", "datatype": "FP32", "shape": [0], "data": [], **fields}
 
 
 def v2(data: bytes, shape: list[int], dtype="FP32") -> bytes:
@@ -59,36 +59,36 @@ SCALARS = [1, -2.5, None, True, "a", "x,y", 'q"w', "\\", '\\\\"', "[{:,", '":', 
 
 
 def random_value(rnd: random.Random, depth: int = 0):
-    kind = rnd.random()
-    if depth > 5 or kind < 0.4:
+    draw = rnd.random()
+    if depth > 5 or draw < 0.4:
         return rnd.choice(
             [1, -2.5, None, True, "a", "x,y", 'q"w', "\\", '\\\\"', "[{:,", '":', "é漢"]
         )
-    if kind < 0.7:
+    if draw < 0.7:
         return [random_value(rnd, depth + 1) for _ in range(rnd.randint(0, 5))]
     return {
-        rnd.choice(["a", '"', "\\", ",", ":", "é"]) + str(place): random_value(rnd, depth + 1)
-        for place in range(rnd.randint(0, 5))
+        rnd.choice(["a", '"', "\\", ",", ":", "é"]) + str(index): random_value(rnd, depth + 1)
+        for index in range(rnd.randint(0, 5))
     }
 
 
 def damaged(rnd: random.Random, text: bytes) -> bytes:
     body = bytearray(text)
-    place, new = rnd.randrange(len(body)), rnd.choice(b'[]{},:"\\1 a')
-    kind = rnd.randrange(3)
-    if kind == 0 and len(body) > 1:
-        del body[place]
-    elif kind == 1:
-        body.insert(place, new)
+    position, character = rnd.randrange(len(body)), rnd.choice(b'[]{},:"\\1 a')
+    change = rnd.randrange(3)
+    if change == 0 and len(body) > 1:
+        del body[position]
+    elif change == 1:
+        body.insert(position, character)
     else:
-        body[place] = new
+        body[position] = character
     return bytes(body)
 
 
 def read_whole(text: bytes):
-    """The document, or None for what is none: Python's own parser, as strict as ours."""
+    """The document in a list, or None if it is invalid: Python's parser, as strict as ours."""
 
-    def once(pairs):
+    def refuse_duplicates(pairs):
         if len({key for key, _ in pairs}) != len(pairs):
             raise ValueError
         return dict(pairs)
@@ -97,7 +97,7 @@ def read_whole(text: bytes):
         raise ValueError(name)
 
     try:
-        return [json.loads(text, object_pairs_hook=once, parse_constant=no_constant)]
+        return [json.loads(text, object_pairs_hook=refuse_duplicates, parse_constant=no_constant)]
     except ValueError:
         return None
 
@@ -168,17 +168,17 @@ def test_a_long_array_is_packed_as_a_short_one_is(shape, indent, dtype, kind, mo
         lambda text: text.replace(b"[0,1,2", b"[" + b"1" * 70_000 + b",1,2", 1),
     ],
 )
-def test_a_long_array_that_is_none_is_refused(change):
-    whole = v2(orjson.dumps(list(range(50_000))), [50_000])
-    assert len(parse(model_of(), "", whole, None).tensors[0].raw) == 200_000
-    broken = change(whole)
-    assert broken != whole
+def test_an_invalid_long_array_is_refused(change):
+    body = v2(orjson.dumps(list(range(50_000))), [50_000])
+    assert len(parse(model_of(), "", body, None).tensors[0].raw) == 200_000
+    broken = change(body)
+    assert broken != body
     with pytest.raises(InvalidRequest):
         parse(model_of(), "", broken, None)
 
 
 def test_a_long_array_stands_for_data_only():
-    """What stands for it while the rest is parsed is nothing that a request could use elsewhere."""
+    """A request cannot use its placeholder, while the rest is parsed, anywhere else."""
     long = b"[" + b"1," * 50_000 + b"1]"
     for key in (b"id", b"parameters", b"outputs"):
         body = v2(b"[1]", [1]).replace(b'"outputs":null', b'"%s":%s' % (key, long))
@@ -192,19 +192,19 @@ def test_a_long_array_stands_for_data_only():
 # --- counts --------------------------------------------------------------------------------
 
 COUNTED = {
-    "inputs": lambda n: orjson.dumps({"inputs": [entry(place) for place in range(n)]}),
+    "inputs": lambda n: orjson.dumps({"inputs": [entry(index) for index in range(n)]}),
     "the same input": lambda n: orjson.dumps({"inputs": [entry(0) for _ in range(n)]}),
     "outputs": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], "outputs": [{"name": f"y{place}"} for place in range(n)]}
+        {"inputs": [entry(0)], "outputs": [{"name": f"y{index}"} for index in range(n)]}
     ),
     "parameters": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], "parameters": {f"p{place}": place for place in range(n)}}
+        {"inputs": [entry(0)], "parameters": {f"p{index}": index for index in range(n)}}
     ),
     "an input's parameters": lambda n: orjson.dumps(
-        {"inputs": [entry(0, parameters={f"p{place}": place for place in range(n)})]}
+        {"inputs": [entry(0, parameters={f"p{index}": index for index in range(n)})]}
     ),
     "unknown keys": lambda n: orjson.dumps(
-        {"inputs": [entry(0)], **{f"k{place}": place for place in range(n)}}
+        {"inputs": [entry(0)], **{f"k{index}": index for index in range(n)}}
     ),
     "lists": lambda n: v2(filled(b"[],", 3 * n), [n]),
     "nested": lambda n: v2(b"[" * n + b"]" * n, [1]),
@@ -234,13 +234,13 @@ def best_of(body: bytes, times: int = 8) -> float:
 
 
 @pytest.mark.parametrize(
-    "what", ["inputs", "the same input", "outputs", "parameters", "an input's parameters"]
+    "body_kind", ["inputs", "the same input", "outputs", "parameters", "an input's parameters"]
 )
-def test_a_count_is_refused_by_the_models_own_numbers(what):
-    said = outcome(parse, model_of(inputs=2), "", COUNTED[what](70), None)
-    assert isinstance(said, str)
-    assert "70" in said
-    assert len(said) < 200
+def test_a_count_is_refused_by_the_models_own_numbers(body_kind):
+    message = outcome(parse, model_of(inputs=2), "", COUNTED[body_kind](70), None)
+    assert isinstance(message, str)
+    assert "70" in message
+    assert len(message) < 200
 
 
 # --- ten megabytes -------------------------------------------------------------------------
@@ -250,7 +250,7 @@ ABUSIVE = {
     "empty lists": v2(filled(b"[],"), [1]),
     "short strings": v2(filled(b'"a",'), [1], "BYTES"),
     "objects with a key": v2(filled(b'{"a":0},'), [1]),
-    "keys": b"{" + b",".join(b'"k%d":0' % place for place in range(800_000)) + b"}",
+    "keys": b"{" + b",".join(b'"k%d":0' % index for index in range(800_000)) + b"}",
     "one key": b"{" + b'"a":0,' * (SIZE // 6) + b'"b":1}',
     "inputs": b'{"inputs":' + filled(b'{"name":"x"},') + b"}",
     "nested": b"[" * SIZE,
@@ -270,7 +270,7 @@ GOOD = {
         model_of("BYTES"),
     ),
     "texts": (
-        v2(orjson.dumps([f"text {place} of many" for place in range(250_000)]), [250_000], "BYTES"),
+        v2(orjson.dumps([f"text {index} of many" for index in range(250_000)]), [250_000], "BYTES"),
         model_of("BYTES"),
     ),
 }
@@ -279,9 +279,9 @@ GOOD = {
 @pytest.mark.parametrize("what", [*ABUSIVE, *GOOD])
 def test_ten_megabytes_hold_nobody_up_and_take_no_hundred(what):
     body, model = (ABUSIVE[what], model_of()) if what in ABUSIVE else GOOD[what]
-    asked = outcome(parse, model, "", body, None)
-    assert isinstance(asked, str) == (what in ABUSIVE), asked
-    del asked
+    result = outcome(parse, model, "", body, None)
+    assert isinstance(result, str) == (what in ABUSIVE), result
+    del result
     peak = peak_bytes(parse, model, "", body, None)
     assert peak < max(9 * len(body), 64 * 2**20)  # the body itself makes it ten
     gaps = (longest_gap(parse, model, "", body, None) for _ in range(3))
@@ -289,7 +289,7 @@ def test_ten_megabytes_hold_nobody_up_and_take_no_hundred(what):
 
 
 def peak_bytes(work, *arguments) -> int:
-    """By how much this process grew while the work was done."""
+    """How much this process grew during the work."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak before
     before = memory("VmRSS")

@@ -1,4 +1,4 @@
-"""The listeners beside HTTP: one whose server ends is noticed, begun again, and answers."""
+"""The listeners besides HTTP: one whose server ends is noticed, restarted, and responds again."""
 
 import asyncio
 import collections
@@ -28,15 +28,15 @@ async def gateway(tmp_path, monkeypatch):
         policy_file=tmp_path / "gateway.toml",
         state_folder=tmp_path,
     )
-    made = Gateway(settings)
-    made.counted = collections.Counter()
-    monkeypatch.setattr(made.supervisor, "_count", lambda name: made.counted.update([name]))
-    made.supervisor.open()
-    await made.access_control.open()
-    yield made
-    await made.supervisor.close()
-    await made.pool.close()
-    await made.access_control.close()
+    gateway = Gateway(settings)
+    gateway.counted = collections.Counter()
+    monkeypatch.setattr(gateway.supervisor, "_count", lambda name: gateway.counted.update([name]))
+    gateway.supervisor.open()
+    await gateway.access_control.open()
+    yield gateway
+    await gateway.supervisor.close()
+    await gateway.pool.close()
+    await gateway.access_control.close()
 
 
 async def _until(condition, timeout_s=8):
@@ -71,7 +71,7 @@ async def test_the_grpc_server(gateway):
     (port,) = free_ports(1)
     listener = GrpcServer(gateway, port)
     await listener.start()
-    gateway.supervisor.run("grpc_door", listener.serve)
+    gateway.supervisor.run("grpc", listener.serve)
 
     async def answers():
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -84,7 +84,7 @@ async def test_the_grpc_server(gateway):
 
     await _until(answers)
     await listener._server.stop(0)
-    await _until(lambda: asyncio.sleep(0, gateway.counted["grpc_door"] == 1))
+    await _until(lambda: asyncio.sleep(0, gateway.counted["grpc"] == 1))
     await _until(answers)
     assert gateway.supervisor.faults() == {}
     await gateway.supervisor.close()
@@ -99,20 +99,20 @@ async def test_each_listener_takes_the_same_hosts(gateway, host, reached):
     admin_port, grpc_port = free_ports(2)
     gateway.settings = replace(gateway.settings, host=host)
     listeners = [AdminListener(gateway, admin_port), GrpcServer(gateway, grpc_port)]
-    for each in listeners:
-        await each.start()
+    for listener in listeners:
+        await listener.start()
     with listening_socket(host, 0) as main:
         main.listen()
-        for at in reached:
-            with socket.create_connection((at.strip("[]"), main.getsockname()[1]), timeout=5):
+        for address in reached:
+            with socket.create_connection((address.strip("[]"), main.getsockname()[1]), timeout=5):
                 pass
             async with httpx.AsyncClient() as client:
-                answer = await client.get(f"http://{at}:{admin_port}/healthz", timeout=5)
-            assert answer.status_code == 200
-            async with grpc.aio.insecure_channel(f"{at}:{grpc_port}") as channel:
+                response = await client.get(f"http://{address}:{admin_port}/healthz", timeout=5)
+            assert response.status_code == 200
+            async with grpc.aio.insecure_channel(f"{address}:{grpc_port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 5)
-    for each in listeners:
-        await each.stop()
+    for listener in listeners:
+        await listener.stop()
 
 
 def test_a_client_of_either_kind_is_known_by_its_own_address():
@@ -125,6 +125,6 @@ async def test_what_is_down_makes_the_gateway_unready(gateway, monkeypatch):
     down = readiness(gateway)
     assert set(down) == {"tidegate:replicas"}  # there is no Triton here
     audit = gateway.access_control._audit
-    monkeypatch.setattr(audit, "fault", lambda: "is not written: No space left on device")
-    fault = {"background:audit": "is not written: No space left on device"}
+    monkeypatch.setattr(audit, "fault", lambda: "cannot be written: No space left on device")
+    fault = {"background:audit": "cannot be written: No space left on device"}
     assert readiness(gateway) == down | fault

@@ -1,4 +1,4 @@
-"""The gateway's own log: what a client sends is shown, and begins no line."""
+"""The gateway's own log: what a client sends is logged, and cannot start a line."""
 
 import logging
 
@@ -8,7 +8,7 @@ from gateway.settings import Settings
 
 
 async def test_a_path_cannot_forge_a_line_of_the_log(caplog, monkeypatch):
-    forged = "/healthz\n2026-11-25 INFO keys read again\r\x1b[2K"
+    forged = "/healthz\n2026-11-25 INFO keys reloaded\r\x1b[2K"
     monkeypatch.setattr("gateway.http.middleware.OPEN_PATHS", {forged})
     app = create_app(Settings())
 
@@ -25,7 +25,7 @@ async def test_a_path_cannot_forge_a_line_of_the_log(caplog, monkeypatch):
         monkeypatch.setattr(app, "_route", fails)
         with caplog.at_level(logging.INFO, "gateway"):
             await app({"type": "http", "path": forged, "headers": []}, receive, send)
-    shown = [record.getMessage() for record in caplog.records]
-    assert len(shown) == 2
-    assert all("keys read again" in each for each in shown)
-    assert not any(character in each for each in shown for character in "\n\r\x1b")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all("keys reloaded" in line for line in lines)
+    assert not any(character in line for line in lines for character in "\n\r\x1b")

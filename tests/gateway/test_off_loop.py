@@ -1,4 +1,4 @@
-"""Long work beside the event loop: who waits for whom."""
+"""Long work off the event loop: who waits for whom."""
 
 import asyncio
 import threading
@@ -19,9 +19,9 @@ async def _connected():
 
 
 def context(tenant: str, deadline_s: float = 10.0):
-    made = context_of(SCOPE, _connected, deadline_s=deadline_s)
-    made.principal = Principal("tester", "tester", Grant(tenant=tenant))
-    return made
+    request_context = context_of(SCOPE, _connected, deadline_s=deadline_s)
+    request_context.principal = Principal("tester", "tester", Grant(tenant=tenant))
+    return request_context
 
 
 async def test_tenants_take_turns():
@@ -30,12 +30,12 @@ async def test_tenants_take_turns():
         asyncio.create_task(off_loop.run(context("first"), gate.wait, 10)) for _ in range(THREADS)
     ]
     await asyncio.sleep(0.01)
-    asked = []
+    tasks = []
     for tenant in ("first", "first", "first", "first", "other"):
-        asked.append(asyncio.create_task(off_loop.run(context(tenant), order.append, tenant)))
+        tasks.append(asyncio.create_task(off_loop.run(context(tenant), order.append, tenant)))
         await asyncio.sleep(0)
     gate.set()
-    await asyncio.gather(*busy, *asked)
+    await asyncio.gather(*busy, *tasks)
     assert order.index("other") <= 2
     assert sorted(order) == ["first"] * 4 + ["other"]
 

@@ -1,4 +1,4 @@
-"""Open streams: each ends within two seconds after its caller's right to it has ended."""
+"""Open streams: each is ended within two seconds after its caller has lost the right to it."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def model_of(name: str) -> Model:
 
 
 class World:
-    """A access control on its own files, with its two loops running."""
+    """An AccessControl on its own files, with its two loops running."""
 
     def __init__(self, folder, **settings) -> None:
         self.folder = folder
@@ -75,10 +75,10 @@ class World:
         new.replace(self.policy)
 
     async def stream(self, credential: str, model: str = "chat") -> "Stream":
-        """A stream that nothing moves on, admitted."""
-        found = Stream(self, credential, model)
-        await found.begin()
-        return found
+        """An admitted stream on which nothing happens."""
+        stream = Stream(self, credential, model)
+        await stream.begin()
+        return stream
 
 
 class Stream:
@@ -92,15 +92,15 @@ class Stream:
         self.error: GatewayError | None = None
 
     async def begin(self) -> None:
-        begun = asyncio.Event()
-        self.task = asyncio.create_task(self._run(begun))
-        waiting = asyncio.ensure_future(begun.wait())
+        started = asyncio.Event()
+        self.task = asyncio.create_task(self._run(started))
+        waiting = asyncio.ensure_future(started.wait())
         await asyncio.wait([waiting, self.task], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if self.task.done():
             raise self.error
 
-    async def _run(self, begun: asyncio.Event) -> None:
+    async def _run(self, started: asyncio.Event) -> None:
         access_control = self.world.access_control
         try:
             await access_control.identify(self.context)
@@ -108,13 +108,13 @@ class Stream:
             with access_control.bounded(self.context):
                 async with access_control.admit(self.context, model_of(self.model)) as admission:
                     admission.started()
-                    begun.set()
+                    started.set()
                     await asyncio.Future()
         except GatewayError as error:
             self.error = error
 
     async def ended(self, timeout_s: float = BOUND_S) -> GatewayError | None:
-        """How it ended within that time; None if it goes on."""
+        """The error with which it ended within that time; None if it is still open."""
         await asyncio.wait([self.task], timeout=timeout_s)
         return self.error
 
@@ -127,11 +127,11 @@ class Stream:
 @pytest.fixture
 async def world(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.access_control.STEADY_S", 0)
-    found = World(tmp_path)
-    found.policy.write_text(POLICY)
-    await found.open()
-    yield found
-    await found.close()
+    world = World(tmp_path)
+    world.policy.write_text(POLICY)
+    await world.open()
+    yield world
+    await world.close()
 
 
 def _key(world, *grant, **more) -> str:
@@ -186,14 +186,14 @@ def _other_pepper(world) -> None:
 )
 async def test_a_stream_ends_when_its_callers_rights_do(world, change, error):
     stream = await world.stream(_key(world, "acme", ("analyst",)))
-    await asyncio.sleep(0.6)  # it was looked at, and goes on
+    await asyncio.sleep(0.6)  # it was checked, and stays open
     assert stream.error is None
     change(world)
     assert type(await stream.ended()) is error
     assert len(world.access_control.limiter.local) == 0
 
 
-async def test_a_stream_goes_on_when_others_rights_end_and_its_own_change(world):
+async def test_a_stream_stays_open_when_others_rights_end_and_its_own_change(world):
     stream = await world.stream(_key(world, "acme", ("analyst",)))
     world.store.create("second")
     world.store.revoke("second")
@@ -236,11 +236,11 @@ leeway_s = 1
 
 @pytest.fixture
 async def issuer(world):
-    found = Issuer()
-    world.write(POLICY + ISSUER.format(url=found.url) + "# end\n")
+    issuer = Issuer()
+    world.write(POLICY + ISSUER.format(url=issuer.url) + "# end\n")
     world.access_control.refresh()
-    yield found
-    found.close()
+    yield issuer
+    issuer.close()
 
 
 async def test_a_token_that_expires(world, issuer):
@@ -252,7 +252,7 @@ async def test_a_token_that_expires(world, issuer):
 
 
 @pytest.mark.parametrize("change", ["removed", "audience", "role", "keys"])
-async def test_a_token_that_would_not_be_taken_any_more(world, issuer, change, monkeypatch):
+async def test_a_token_that_would_no_longer_be_accepted(world, issuer, change, monkeypatch):
     monkeypatch.setattr("gateway.identity.jwks.FRESH_S", 0.05)
     monkeypatch.setattr("gateway.identity.jwks.COOL_DOWN_S", 0.1)
     stream = await world.stream(issuer.token())
@@ -270,17 +270,17 @@ async def test_a_token_that_would_not_be_taken_any_more(world, issuer, change, m
 
 
 async def test_an_issuer_that_hangs_delays_nobody_else(world, issuer):
-    """Its keys must be read anew, and it does not answer: the other stream is ended in time."""
+    """Its keys must be read again, and it does not respond: the other stream is ended in time."""
     token = await world.stream(issuer.token())
     other = await world.stream(_key(world, "acme"))
     issuer.delay_s = 3
     table = ISSUER.format(url=issuer.url) + f'jwks_uri = "{issuer.url}/keys"\n'
     world.write(POLICY.replace('["*"]', '["chat"]') + table + "# end\n")
     world.store.revoke("app")
-    began = time.monotonic()
+    start = time.monotonic()
     assert isinstance(await other.ended(), Unauthenticated)
     assert isinstance(await token.ended(3), GatewayError)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - start < 3
 
 
 CERTIFICATE = """
@@ -290,7 +290,7 @@ roles = ["analyst"]
 """
 
 
-async def test_a_certificate_that_is_not_listed_any_more(world):
+async def test_a_certificate_that_is_no_longer_listed(world):
     world.write(POLICY + CERTIFICATE + "# end\n")
     world.access_control.refresh()
     stream = Stream(world, "", "chat")
@@ -307,8 +307,11 @@ async def test_a_certificate_that_ends_while_its_connection_lasts(world):
     stream = Stream(world, "", "chat")
     stream.context.headers.clear()
     ends = time.time() + 1
-    shown = {"tidegate.client_certificate": ("CN=batch",), "tidegate.client_certificate_ends": ends}
-    stream.context.scope.update(shown)
+    certificate = {
+        "tidegate.client_certificate": ("CN=batch",),
+        "tidegate.client_certificate_ends": ends,
+    }
+    stream.context.scope.update(certificate)
     await stream.begin()
     assert isinstance(await stream.ended(ends + BOUND_S - time.time()), Unauthenticated)
     with pytest.raises(Unauthenticated):
@@ -332,15 +335,15 @@ async def counted(request, tmp_path, monkeypatch):
     """Limits in memory, in memory with two workers, in Redis."""
     monkeypatch.setattr("gateway.access_control.STEADY_S", 0)
     server = RedisServer() if request.param == "redis" else None
-    for module in ("line", "store"):  # a busy machine is no ill Redis here
+    for module in ("connection", "store"):  # a busy machine must not look like an outage of Redis
         monkeypatch.setattr(f"gateway.limits.redis.{module}.TIMEOUT_S", 2.0)
     settings = {"redis_url": server.url} if server else {}
     workers = 2 if request.param == "workers" else 1
-    found = World(tmp_path, workers=workers, **settings)
-    found.policy.write_text(_limited(4))
-    await found.open()
-    yield found
-    await found.close()
+    world = World(tmp_path, workers=workers, **settings)
+    world.policy.write_text(_limited(4))
+    await world.open()
+    yield world
+    await world.close()
     if server:
         server.kill()
 
@@ -386,7 +389,7 @@ async def test_a_limit_where_there_was_none(counted):
         await stream.leave()
 
 
-async def test_a_raised_limit_ends_nobody_and_counts_who_is_there(counted):
+async def test_a_raised_limit_ends_no_stream_and_counts_the_open_ones(counted):
     key = _key(counted, "acme")
     streams = [await counted.stream(key) for _ in range(4)]
     counted.policy.write_text(_limited(5) + "# end\n")
@@ -403,9 +406,9 @@ async def test_many_streams_cost_little(world):
     key = _key(world, "acme")
     streams = [await world.stream(key) for _ in range(300)]
     await asyncio.sleep(0.6)
-    began = time.perf_counter()
+    start = time.perf_counter()
     await world.access_control.check_streams()
-    assert time.perf_counter() - began < 0.1  # nothing has changed
+    assert time.perf_counter() - start < 0.1  # nothing has changed
     world.store.revoke("app")
-    await asyncio.wait([each.task for each in streams], timeout=2 * BOUND_S)
-    assert all(isinstance(each.error, Unauthenticated) for each in streams)
+    await asyncio.wait([stream.task for stream in streams], timeout=2 * BOUND_S)
+    assert all(isinstance(stream.error, Unauthenticated) for stream in streams)

@@ -12,7 +12,7 @@ import pytest
 import gateway
 
 FOLDER = Path(gateway.__file__).parent
-# What most gateways are never asked for.
+# Modules that most gateways never need.
 OPTIONAL = {
     "gateway.api.admin",
     "gateway.api.grpc",
@@ -61,9 +61,9 @@ def _imports(path: Path) -> set[str]:
 
 def _loaded(tmp_path, **environ: str) -> set[str]:
     """The modules of a gateway that was started with these settings and stopped again."""
-    given = {**os.environ, "PYTHONPATH": str(FOLDER.parent), **environ}
+    variables = {**os.environ, "PYTHONPATH": str(FOLDER.parent), **environ}
     run = subprocess.run(
-        [sys.executable, "-c", OPENED], capture_output=True, text=True, cwd=tmp_path, env=given
+        [sys.executable, "-c", OPENED], capture_output=True, text=True, cwd=tmp_path, env=variables
     )
     assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout))
@@ -76,7 +76,7 @@ def test_every_optional_part_is_there(name):
 
 
 def test_only_the_application_knows_the_apis():
-    """The core imports no API: what APIs share lies below them."""
+    """The core imports no API: what the APIs share is below them."""
     allowed = {FOLDER / "app.py"}
     for path in set(FOLDER.rglob("*.py")) - allowed:
         if FOLDER / "api" not in path.parents:

@@ -1,4 +1,4 @@
-"""gateway.toml: validated whole, refused with the line that is wrong, swapped while it runs."""
+"""gateway.toml: validated as a whole, refused with the line that is wrong, swapped at runtime."""
 
 import threading
 
@@ -94,8 +94,8 @@ def test_an_empty_file_is_the_default():
         ("amount = 50", "amount = true", 20, "valid number"),
         ("amount = 6e4\n", "", 23, "limits.1.amount: Field required"),
         ('kind = "tokens"', 'kind = "token"', 25, "'requests', 'concurrency' or 'tokens'"),
-        ("burst = 100", "burst = 0.5", 17, "give a burst of 1 or more"),
-        ("burst = 100", "burts = 100", 21, "limits.0.burts: there is no such key: see docs/"),
+        ("burst = 100", "burst = 0.5", 17, "set burst to 1 or more"),
+        ("burst = 100", "burts = 100", 21, "limits.0.burts: there is no such key: docs/policy.md"),
         ("https://login", "http://login", 31, "must be an https:// URL"),
         ('"RS256", "ES256"', '"HS256"', 33, "issuers.corp.algorithms.0"),
         ('audience = ["tidegate"]', "audience = []", 32, "at least 1 item"),
@@ -107,7 +107,7 @@ def test_an_empty_file_is_the_default():
         ("v7", "v 7", 47, "should match pattern"),
         ('"text_embedding.v7"', '"text_other.v7"', 47, "must be called text_embedding.SOMETHING"),
         ('v7" = 10', 'v7" = 101', 47, "less than or equal to 100"),
-        ('v7" = 10', 'v7" = 60\n"text_embedding.v8" = 50', 46, "sum must not be over 100"),
+        ('v7" = 10', 'v7" = 60\n"text_embedding.v8" = 50', 46, "sum must not exceed 100"),
         ("[audit]", "[audit", 49, "Expected"),
         ('"denied"', '"denied', 50, ""),
         ("[audit]", "[roles.analyst]", 49, "twice"),
@@ -233,7 +233,7 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_reported_once(path, wrong):
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_a_file_that_is_just_being_written_does_not_open_the_doors(path, text):
+def test_a_file_that_is_being_written_does_not_open_the_apis(path, text):
     """An editor empties a file before it writes it: without tenants every key may do everything."""
     policy = PolicyFile(path)
     path.write_text(WHOLE)
@@ -247,13 +247,13 @@ def test_a_file_that_is_just_being_written_does_not_open_the_doors(path, text):
     assert policy.refresh()
 
 
-def test_a_file_that_goes_does_not_open_the_doors(path):
+def test_a_file_that_disappears_does_not_open_the_apis(path):
     policy = PolicyFile(path)
     path.write_text(WHOLE)
     policy.refresh()
     before = policy.current
     path.unlink()
-    with pytest.raises(PolicyError, match="has gone"):
+    with pytest.raises(PolicyError, match="is missing"):
         policy.refresh()
     assert not policy.refresh()
     assert policy.current is before

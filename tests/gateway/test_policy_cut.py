@@ -1,4 +1,4 @@
-"""A gateway.toml that is being written, or was cut off, never grants more than the whole."""
+"""A gateway.toml that is being written, or was cut off, never grants more than the complete one."""
 
 import contextlib
 import os
@@ -94,26 +94,28 @@ def _rights(access: Access) -> set[tuple[str, str, str]]:
     }
 
 
-def _more(current, whole) -> list[str]:
-    """What ``current`` gives and the ``whole`` policy does not."""
-    found = [f"right {each}" for each in _rights(current.access) - _rights(whole.access)]
+def _more(current, complete) -> list[str]:
+    """What ``current`` grants and the ``complete`` policy does not."""
+    excess = [f"right {right}" for right in _rights(current.access) - _rights(complete.access)]
     for caller in CALLERS:
         for model in MODELS:
             limits = current.access.limits(caller, model)
-            missing = [each for each in whole.access.limits(caller, model) if each not in limits]
-            found += [f"no {limit.name} for {caller.id}" for limit in missing]
+            missing = [
+                limit for limit in complete.access.limits(caller, model) if limit not in limits
+            ]
+            excess += [f"no {limit.name} for {caller.id}" for limit in missing]
     for name, issuer in current.rules.issuers.items():
-        bound = whole.rules.issuers.get(name)
-        found += [] if bound and _within(issuer, bound) else [f"issuer {name}"]
+        bound = complete.rules.issuers.get(name)
+        excess += [] if bound and _within(issuer, bound) else [f"issuer {name}"]
     for name, holder in current.rules.certificates.items():
-        bound = whole.rules.certificates.get(name)
+        bound = complete.rules.certificates.get(name)
         within = bound and bound.tenant == holder.tenant
         for field in ("roles", "models", "scopes"):
             within = within and set(getattr(holder, field)) <= set(getattr(bound, field))
-        found += [] if within else [f"certificate {name}"]
-    if current.rules.proxy not in (None, whole.rules.proxy):
-        found.append("proxy")
-    return found
+        excess += [] if within else [f"certificate {name}"]
+    if current.rules.proxy not in (None, complete.rules.proxy):
+        excess.append("proxy")
+    return excess
 
 
 def _within(issuer, bound) -> bool:
@@ -125,8 +127,8 @@ def _within(issuer, bound) -> bool:
         if not set(getattr(issuer, field)) <= set(getattr(bound, field)):
             return False
     roles = issuer.roles.items() <= bound.roles.items()
-    claimed = bound.models_claim in (None, issuer.models_claim)
-    return roles and claimed and issuer.leeway_s <= bound.leeway_s
+    same_claim = bound.models_claim in (None, issuer.models_claim)
+    return roles and same_claim and issuer.leeway_s <= bound.leeway_s
 
 
 class Clock:
@@ -155,10 +157,10 @@ def _begin(policy, path, text):
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("number", range(len(FILES)))
 def test_a_cut_at_any_byte_grants_nothing_more(policy, clock, tmp_path, number, renamed):
-    """However long it stays so, and though it was renamed into place."""
+    """However long it stays cut, and even if it was renamed into place."""
     path, text = tmp_path / "gateway.toml", FILES[number]
     _begin(policy, path, text)
-    whole = policy.current
+    complete = policy.current
     for end in range(0, len(text), 7 if renamed else 1):
         if renamed:
             (tmp_path / "new").write_text(text[:end])
@@ -170,11 +172,11 @@ def test_a_cut_at_any_byte_grants_nothing_more(policy, clock, tmp_path, number, 
         for _ in range(2):
             with contextlib.suppress(PolicyError):
                 policy.refresh()
-            assert _more(policy.current, whole) == [], text[:end]
+            assert _more(policy.current, complete) == [], text[:end]
             clock.now += 100
     path.write_text(text)
     policy.refresh()
-    assert policy.current.rules == whole.rules
+    assert policy.current.rules == complete.rules
 
 
 @pytest.mark.parametrize("before", range(len(FILES)))
@@ -185,7 +187,7 @@ def test_a_new_file_written_slowly_grants_nothing_more_meanwhile(
     """At every byte at which it could stop for less than ``SETTLE_S``."""
     path, text = tmp_path / "gateway.toml", FILES[after]
     _begin(policy, path, FILES[before])
-    whole = policy.current
+    complete = policy.current
     for end in range(0, len(text), 11):
         path.write_text(text[:end])
         os.utime(path, ns=(end, end))
@@ -194,7 +196,7 @@ def test_a_new_file_written_slowly_grants_nothing_more_meanwhile(
         clock.now += reload.SETTLE_S * 0.9
         with contextlib.suppress(PolicyError):
             policy.refresh()
-        assert _more(policy.current, whole) == [], text[:end]
+        assert _more(policy.current, complete) == [], text[:end]
 
 
 def test_two_halves_as_in_the_report(policy, clock, tmp_path):
@@ -208,24 +210,24 @@ def test_two_halves_as_in_the_report(policy, clock, tmp_path):
     assert not policy.refresh()
     path.write_text(first + "[tenants.a]" + second)
     policy.refresh()
-    whole = Access(parse_rules(ROLES_FIRST, ""))
+    complete = Access(parse_rules(ROLES_FIRST, ""))
     assert _rights(policy.current.access) <= _rights(Access(NO_FILE))
     clock.now += reload.SETTLE_S
     policy.refresh()
-    assert _rights(policy.current.access) == _rights(whole)
+    assert _rights(policy.current.access) == _rights(complete)
 
 
 def test_tenants_never_go(policy, clock, tmp_path):
     path = tmp_path / "gateway.toml"
     _begin(policy, path, WHOLE)
-    whole = policy.current
+    complete = policy.current
     (tmp_path / "new").write_text('[roles.user]\nactions = ["read", "infer"]\n')
     (tmp_path / "new").replace(path)
     with pytest.raises(PolicyError, match="has no tenants any more"):
         policy.refresh()
     clock.now += 1000
     assert not policy.refresh()
-    assert policy.current is whole
+    assert policy.current is complete
 
 
 def test_what_is_taken_away_holds_at_once_and_what_is_given_once_the_file_is_steady(
@@ -281,13 +283,13 @@ def test_a_file_that_is_known_to_be_whole_holds_at_once(policy, tmp_path, how):
 def test_a_file_without_its_mark_is_refused(policy, clock, tmp_path):
     path = tmp_path / "gateway.toml"
     _begin(policy, path, ROLES_FIRST + "\n  # end  ")
-    whole = policy.current
+    complete = policy.current
     path.write_text('# another\n[tenants.a]\nmodels = ["*"]\n')
     with pytest.raises(PolicyError, match="does not end with the line '# end'"):
         policy.refresh()
     clock.now += 1000
     assert not policy.refresh()
-    assert policy.current is whole
+    assert policy.current is complete
 
 
 def test_a_beginning_takes_away_but_gives_nothing_and_a_comment_says_that_it_is_meant(
@@ -298,13 +300,13 @@ def test_a_beginning_takes_away_but_gives_nothing_and_a_comment_says_that_it_is_
     a, b = Principal("k", "", Grant("a")), Principal("k", "", Grant("b"))
     _begin(policy, path, '[tenants.a]\nmodels = ["*"]\n[tenants.b]\nmodels = ["*"]\n')
     path.write_text('[tenants.a]\nmodels = ["*"]\n')
-    assert policy.refresh()  # nothing is given
+    assert policy.refresh()  # no right is added
     assert not policy.current.access.allowed(b, "infer", "x")
     limited = '[tenants.a]\nmodels = ["*"]\n[[limits]]\nscope="key"\nkind="requests"\namount=1\n'
     path.write_text(limited)
     policy.refresh()
     path.write_text('[tenants.a]\nmodels = ["*"]\n')
-    with pytest.raises(PolicyError, match="only the beginning of the file before"):
+    with pytest.raises(PolicyError, match="only the beginning of the previous file"):
         policy.refresh()
     clock.now += 1000
     policy.refresh()

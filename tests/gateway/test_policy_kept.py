@@ -1,4 +1,4 @@
-"""A process that its supervisor starts again judges gateway.toml by what was in force before it."""
+"""A restarted process compares gateway.toml with the policy that was in force before."""
 
 import pytest
 
@@ -16,19 +16,19 @@ TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
 @pytest.fixture
 def settings(tmp_path):
-    """One policy is in force and kept."""
-    found = Settings(
+    """One policy is in force and saved."""
+    settings = Settings(
         policy_file=tmp_path / "gateway.toml",
         keys_file=tmp_path / "keys.toml",
         pepper_file=tmp_path / "pepper",
         state_folder=tmp_path,
     )
-    found.policy_file.write_text(TWO)
-    assert _again(found).refresh()
-    return found
+    settings.policy_file.write_text(TWO)
+    assert _restarted(settings).refresh()
+    return settings
 
 
-def _again(settings):
+def _restarted(settings):
     return PolicyFile(settings.policy_file, kept=settings.kept_policy)
 
 
@@ -37,7 +37,7 @@ def test_only_its_owner_can_read_what_is_kept(settings):
 
 
 def test_an_unchanged_file_is_what_was_kept(settings):
-    policy = _again(settings)
+    policy = _restarted(settings)
     assert not policy.refresh()
     assert set(policy.current.rules.tenants) == {"a", "b"}
 
@@ -49,19 +49,19 @@ async def test_a_restarted_worker_keeps_the_rules_that_were_in_force(settings, t
     else:
         settings.policy_file.write_text(text)
     with pytest.raises(PolicyError):
-        _again(settings).refresh()
+        _restarted(settings).refresh()
     access_control = AccessControl(settings, Supervisor(lambda name: None), Metrics())
     await access_control.open()
     try:
         assert set(access_control.policy.current.rules.tenants) == {"a", "b"}
-        assert "the policy before it stays in force" in caplog.text
+        assert "the previous policy stays in force" in caplog.text
     finally:
         await access_control.close()
 
 
 def test_what_a_changed_file_gives_more_waits_as_in_a_reload(settings):
     settings.policy_file.write_text(TWO.replace('"x"', '"x", "z"'))
-    policy = _again(settings)
+    policy = _restarted(settings)
     assert policy.refresh()
     assert policy.pending_s > 0
     grant = Grant("a", ("user",), ("*",), ACTIONS)
@@ -76,7 +76,7 @@ def test_an_operators_own_start_takes_the_file_and_a_supervisors_does_not(settin
     assert settings.kept_policy.exists()
     _check_policy(settings, is_restarted=False)
     assert not settings.kept_policy.exists()
-    policy = _again(settings)
+    policy = _restarted(settings)
     policy.refresh()
     assert policy.current.rules.tenants == {}
 
@@ -91,10 +91,10 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, caplog):
 
 @pytest.mark.parametrize("text", ["[tenants.a", "# \xff", None])
 async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, text, caplog):
-    """A wrong file that comes later is as harmless to it as to the one before it."""
+    """An invalid file that comes later is as harmless to it as to the one before it."""
     settings.policy_file.unlink()
     _check_policy(settings, is_restarted=False)
-    assert not _again(settings).refresh()
+    assert not _restarted(settings).refresh()
     if text is not None:
         settings.policy_file.write_text(text, encoding="latin-1")
     _check_policy(settings, is_restarted=True)
@@ -102,7 +102,7 @@ async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, t
     await access_control.open()
     try:
         assert access_control.policy.current.version == "default"
-        assert ("the policy before it stays in force" in caplog.text) is (text is not None)
+        assert ("the previous policy stays in force" in caplog.text) is (text is not None)
     finally:
         await access_control.close()
 
@@ -110,7 +110,7 @@ async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, t
 def test_an_operators_own_start_takes_no_wrong_file_for_none(settings):
     settings.policy_file.unlink()
     _check_policy(settings, is_restarted=False)
-    assert not _again(settings).refresh()
+    assert not _restarted(settings).refresh()
     settings.policy_file.write_text("[tenants.a")
     with pytest.raises(PolicyError):
         _check_policy(settings, is_restarted=False)

@@ -1,4 +1,4 @@
-"""Whoever changes gateway.toml waits until each worker of the gateway has it in force."""
+"""A command that changes gateway.toml waits until each worker of the gateway has it in force."""
 
 import os
 
@@ -16,7 +16,7 @@ from tidegate.routes_file import set_weights, wait_until_taken
 
 @pytest.fixture
 async def workers(tmp_path):
-    """Two of them, which follow one file."""
+    """Two of them, with one policy file."""
     settings = Settings(
         policy_file=tmp_path / "gateway.toml",
         keys_file=tmp_path / "keys.toml",
@@ -24,12 +24,12 @@ async def workers(tmp_path):
         state_folder=tmp_path,
     )
     set_weights(settings.policy_file, "mood", {"mood.v2": 10})
-    made = [AccessControl(settings, Supervisor(lambda name: None), Metrics()) for _ in range(2)]
-    for each in made:
-        await each.open()
-    yield made
-    for each in made:
-        await each.close()
+    workers = [AccessControl(settings, Supervisor(lambda name: None), Metrics()) for _ in range(2)]
+    for worker in workers:
+        await worker.open()
+    yield workers
+    for worker in workers:
+        await worker.close()
 
 
 async def test_one_worker_that_has_it_is_not_enough(workers, tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_what_cannot_be_written_is_logged_once(tmp_path, caplog):
     (tmp_path / FOLDER).touch()
     taken = Taken(tmp_path, tmp_path / "gateway.toml")
     for version in ("a" * 12, "b" * 12):
-        taken.say(version)
+        taken.report(version)
     taken.close()
     assert caplog.text.count("do not wait for this worker") == 1
     assert in_force(tmp_path, tmp_path / "gateway.toml") == []

@@ -1,4 +1,4 @@
-"""The catalogue and the golden samples over several replicas: who is asked, and what is ready."""
+"""The catalogue and the golden samples over several replicas: which are probed, what is ready."""
 
 import asyncio
 
@@ -31,26 +31,25 @@ async def gateway(pair):
     await gateway.pool.close()
 
 
-async def _round(gateway: Gateway, before: Background | None = None) -> dict[str, str]:
-    """One round of everything in the background (which goes on from ``before``); what is not ready
-    then."""
-    background = before or Background(gateway)
+async def _round(gateway: Gateway, previous: Background | None = None) -> dict[str, str]:
+    """One round of all background work, continuing ``previous``; returns what is not ready then."""
+    background = previous or Background(gateway)
     await background.check_replicas()
     await background.refresh_catalogue()
     await background.probe()
-    if before is None:
-        background._end_probes()
+    if previous is None:
+        background._cancel_probes()
     return {name: fault for name, fault in readiness(gateway).items() if fault}
 
 
 async def test_every_replica_is_probed(pair, gateway):
     fakes, _ = pair
     assert await _round(gateway) == {}
-    assert [fake.asked for fake in fakes] == [1, 1]
+    assert [fake.inferences for fake in fakes] == [1, 1]
 
 
 @pytest.mark.parametrize("answer", [wrong(7.0), failing()])
-async def test_one_that_answers_wrongly_is_not_asked_and_the_pipeline_is_ready(
+async def test_a_replica_with_wrong_results_gets_no_requests_and_the_pipeline_is_ready(
     pair, gateway, answer
 ):
     fakes, addresses = pair
@@ -69,7 +68,7 @@ async def test_a_pipeline_that_nobody_answers_rightly_is_not_ready(pair, gateway
     assert await _round(gateway) == {"p": "answers its golden sample wrongly in y"}
 
 
-async def test_a_full_pool_is_not_a_sick_one(pair, gateway):
+async def test_a_full_pool_is_not_an_unhealthy_one(pair, gateway):
     with gateway.pool.replicas[0].permit("p"), gateway.pool.replicas[1].permit("p"):
         assert await _round(gateway) == {}
 
@@ -83,13 +82,13 @@ async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, mo
         fake.answer = late(60)
     for _ in range(8):
         for replica in gateway.pool.replicas:
-            replica.ended("p", None)  # a client had its answer just now
+            replica.ended("p", None)  # a client has just received a response
         assert await _round(gateway, background) == {}
         await asyncio.sleep(0.2)
-    # With nothing answered for that long it is not load any more.
+    # With no response for that long it is no longer load.
     await asyncio.sleep(1.1)
     assert (await _round(gateway, background))["p"].startswith("does not answer its golden sample")
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
@@ -99,10 +98,10 @@ async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gatewa
     assert "p" in await _round(gateway)
 
 
-async def test_one_that_completes_requests_of_others_is_well_though_it_never_answered_us(
+async def test_one_that_completes_requests_of_others_is_healthy_though_it_never_answered_us(
     pair, gateway, monkeypatch
 ):
-    """A worker that starts under load, or beside other callers: Triton's own count tells."""
+    """A worker that starts under load, or beside other callers: Triton's own count shows it."""
     monkeypatch.setattr(probes, "LATE_S", 0.1)
     monkeypatch.setattr(probes, "LONGEST_BUSY_S", 0.5)
     background = Background(gateway)
@@ -111,19 +110,19 @@ async def test_one_that_completes_requests_of_others_is_well_though_it_never_ans
     for fake in pair[0]:
         fake.answer, fake.completed = late(60), 7
     await background.probe()
-    assert readiness(gateway)["p"] == "is being asked its first golden sample"
+    assert readiness(gateway)["p"] == "is being probed for the first time"
     for fake in pair[0]:
         fake.completed += 1
     await background.probe()
     assert readiness(gateway)["p"] == ""
-    await asyncio.sleep(0.6)  # nothing completes any more: it hangs
+    await asyncio.sleep(0.6)  # nothing completes any longer: it hangs
     await background.probe()
     assert readiness(gateway)["p"] == "does not answer its golden sample in time"
     for fake in pair[0]:
         fake.completed += 1
     await background.probe()
     assert readiness(gateway)["p"] == ""
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
@@ -140,8 +139,8 @@ async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
         assert asyncio.get_running_loop().time() < deadline
         await background.probe()
         await asyncio.sleep(0.05)
-    assert all(fake.asked <= 2 for fake in pair[0])  # no more than the next question
-    background._end_probes()
+    assert all(fake.inferences <= 2 for fake in pair[0])  # no more than the next probe
+    background._cancel_probes()
 
 
 async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch):
@@ -159,12 +158,12 @@ async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch
     await background.check_replicas()
     await background.refresh_catalogue()
     await background.probe()
-    began = asyncio.get_running_loop().time()
+    start = asyncio.get_running_loop().time()
     for _ in range(5):
         await background.probe()
-    assert asyncio.get_running_loop().time() - began < 1.5  # nobody waits for ``p`` again
+    assert asyncio.get_running_loop().time() - start < 1.5  # nobody waits for ``p`` again
     assert gateway.probes["quick"] == ""
-    background._end_probes()
+    background._cancel_probes()
 
 
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
@@ -207,7 +206,7 @@ async def test_a_model_that_all_have_unloaded_is_gone(pair, gateway):
 
 
 @pytest.mark.parametrize("golden", ["not JSON", "{", ""])
-async def test_a_bad_model_spoils_no_other(pair, gateway, golden):
+async def test_an_invalid_model_affects_no_other(pair, gateway, golden):
     for fake in pair[0]:
         fake.configs["bad"] = public("bad")
         fake.configs["bad"].parameters["tidegate.golden"].string_value = golden
@@ -241,7 +240,7 @@ async def test_nothing_to_serve_is_not_ready_even_if_nothing_is_asked_for(pair):
 async def test_nobody_to_ask_is_not_ready(pair):
     gateway = Gateway(Settings(replicas=(f"127.0.0.1:{free_ports(1)[0]}",)))
     try:
-        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be asked"}
+        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be reached"}
     finally:
         await gateway.pool.close()
 
@@ -250,7 +249,7 @@ async def test_a_catalogue_that_is_not_read_for_long_is_not_ready(pair, gateway,
     assert await _round(gateway) == {}
     monkeypatch.setattr(probes, "STALE_S", 0.1)
     await asyncio.sleep(0.2)
-    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
 
 
 async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready(
@@ -266,10 +265,10 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
     reading.cancel()
     monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.1)
     await Background(gateway).refresh_catalogue()
-    assert readiness(gateway) == {"p": ""}  # nobody said it in time, and each answers the probes
+    assert readiness(gateway) == {"p": ""}  # none responded in time, but each answers its probes
     for replica in gateway.pool.replicas:
         replica.last_answer -= probes.BUSY_S
-    assert "no Triton server has said" in readiness(gateway)["tidegate:replicas"]
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
 
 
 async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, monkeypatch):

@@ -1,4 +1,4 @@
-"""One taxonomy, one shape a API: the table of the design, pinned."""
+"""One taxonomy, one shape per API: the table of the design, pinned."""
 
 import inspect
 
@@ -22,34 +22,40 @@ DESIGN = {
     "upstream_error": (502, 502, 502),
 }
 PATHS = {Api.TASK: "/v1/anything", Api.OPENAI: "/v1/embeddings", Api.V2: "/v2/models/m/infer"}
-KINDS = [
-    kind
-    for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, GatewayError) and kind is not GatewayError
+ERRORS = [
+    error_type
+    for _, error_type in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(error_type, GatewayError) and error_type is not GatewayError
 ]
 
 
 def test_the_table_is_the_designs():
-    kinds = {kind.code: kind("") for kind in KINDS}
-    shown = {code: tuple(status_of(kinds[code], api) for api in Api) for code in DESIGN}
-    assert shown == DESIGN
+    examples = {error_type.code: error_type("") for error_type in ERRORS}
+    statuses = {code: tuple(status_of(examples[code], api) for api in Api) for code in DESIGN}
+    assert statuses == DESIGN
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("error_type", ERRORS, ids=lambda error_type: error_type.__name__)
 @pytest.mark.parametrize("api", Api)
-def test_every_error_has_the_shape_of_its_door(kind, api):
-    reply = error_reply(kind("what is wrong", retry_after_s=3, param="field"), PATHS[api], "id-1")
+def test_every_error_has_the_shape_of_its_api(error_type, api):
+    reply = error_reply(
+        error_type("what is wrong", retry_after_s=3, param="field"), PATHS[api], "id-1"
+    )
     body = orjson.loads(reply.body)
-    assert reply.status == status_of(kind(""), api)
+    assert reply.status == status_of(error_type(""), api)
     assert (b"retry-after", b"3") in reply.headers
     if api is Api.TASK:
         assert reply.content_type == b"application/problem+json"
         assert body["detail"] == "what is wrong"
-        assert (body["code"], body["request_id"], body["param"]) == (kind.code, "id-1", "field")
-        assert body["title"] == TABLE[kind.code][2]
+        assert (body["code"], body["request_id"], body["param"]) == (
+            error_type.code,
+            "id-1",
+            "field",
+        )
+        assert body["title"] == TABLE[error_type.code][2]
     elif api is Api.OPENAI:
         assert body["error"]["message"] == "what is wrong"
-        assert (body["error"]["code"], body["error"]["param"]) == (kind.code, "field")
+        assert (body["error"]["code"], body["error"]["param"]) == (error_type.code, "field")
     else:
         assert body == {"error": "what is wrong (request id-1)"}
 
@@ -67,5 +73,5 @@ def test_every_error_has_the_shape_of_its_door(kind, api):
         ("/readyz", Api.TASK),
     ],
 )
-def test_a_path_has_a_door_before_it_is_routed(path, api):
+def test_a_path_has_an_api_before_it_is_routed(path, api):
     assert api_of(path) is api

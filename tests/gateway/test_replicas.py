@@ -1,4 +1,4 @@
-"""The pool: who is asked, what is learnt of them, and which list is followed."""
+"""The pool: which replica gets a request, what is learnt about each, and changes of the list."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from gateway.upstream.balancing import Health
 from gateway.upstream.replicas import Replica, ReplicaPool
 
 
-class Line:
+class Connection:
     """A connection whose state a test sets."""
 
     def __init__(self, address: str) -> None:
@@ -28,20 +28,20 @@ class Line:
         return self.connection
 
     async def is_live(self, timeout_s: float) -> bool:
-        return _given(self.live)
+        return _raise_or_return(self.live)
 
     async def ready_versions(self) -> dict[str, tuple[str, ...]]:
-        return _given(self.index)
+        return _raise_or_return(self.index)
 
     async def describe(self, method: str, model: str = "", version: str = "") -> str:
-        _given(self.live)
+        _raise_or_return(self.live)
         return self.address
 
     async def close(self) -> None:
         self.closed = True
 
 
-def _given(value):
+def _raise_or_return(value):
     if isinstance(value, Exception):
         raise value
     return value
@@ -49,17 +49,17 @@ def _given(value):
 
 @pytest.fixture
 def pool():
-    pool = ReplicaPool(Line, 2)
+    pool = ReplicaPool(Connection, 2)
     pool.apply(["a:1", "b:1"])
     return pool
 
 
-def _asked(pool: ReplicaPool, model: str = "", times: int = 40) -> set[str]:
+def _chosen(pool: ReplicaPool, model: str = "", times: int = 40) -> set[str]:
     return {pool.permit(model).replica.place for _ in range(times)}
 
 
 async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
-    pool = ReplicaPool(Line, 1)
+    pool = ReplicaPool(Connection, 1)
     pool.apply(["a:1", "b:1"])
     with pool.permit() as first, pool.permit() as second:
         assert {first.address, second.address} == {"a:1", "b:1"}
@@ -69,7 +69,7 @@ async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
 
 
 async def test_another_list_is_followed_without_breaking_what_is_under_way():
-    pool = ReplicaPool(Line, 8)
+    pool = ReplicaPool(Connection, 8)
     pool.apply(["a:1", "b:1"])
     kept = pool.replicas[1].upstream
     with pool.replicas[0].permit() as leaving:
@@ -85,12 +85,12 @@ async def test_another_list_is_followed_without_breaking_what_is_under_way():
 
 
 async def test_one_that_lost_its_connection_is_not_asked_from_then_on(pool):
-    assert _asked(pool) == {"a:1", "b:1"}
+    assert _chosen(pool) == {"a:1", "b:1"}
     pool.replicas[0].upstream.connection = Health.UNKNOWN
-    assert _asked(pool) == {"b:1"}
+    assert _chosen(pool) == {"b:1"}
     pool.replicas[0].upstream.connection = Health.DOWN
-    assert _asked(pool) == {"b:1"}
-    assert pool.replicas[0].reason == "cannot be connected to"
+    assert _chosen(pool) == {"b:1"}
+    assert pool.replicas[0].reason == "cannot be reached"
 
 
 async def test_with_nobody_there_it_is_said_at_once(pool):
@@ -112,16 +112,16 @@ async def test_one_that_is_back_is_asked_once_its_models_are_known(pool):
     first.upstream.live, first.upstream.index = True, NoCapacity("not yet")
     await pool.check()
     assert first.health is Health.DOWN
-    first.upstream.index = {}  # started anew, nothing loaded yet
+    first.upstream.index = {}  # restarted, nothing loaded yet
     await pool.check()
     assert first.health is Health.UP
-    assert _asked(pool, "m") == {"b:1"}
+    assert _chosen(pool, "m") == {"b:1"}
 
 
 async def test_a_server_that_is_shutting_down_is_not_asked(pool):
     pool.replicas[0].upstream.live = False
     await pool.check()
-    assert _asked(pool) == {"b:1"}
+    assert _chosen(pool) == {"b:1"}
 
 
 async def test_an_answer_of_any_kind_is_life(pool):
@@ -137,7 +137,7 @@ async def test_a_server_hangs_when_checks_and_requests_have_no_answer(pool):
     await pool.check()
     assert first.health is Health.UP
     await pool.check()
-    assert (first.health, first.reason) == (Health.DOWN, "does not answer")
+    assert (first.health, first.reason) == (Health.DOWN, "does not respond")
     first.upstream.live = True
     await pool.check()
     assert first.health is Health.UP
@@ -170,7 +170,7 @@ async def test_one_that_fails_at_once_does_not_look_least_busy(pool):
         with pytest.raises(UpstreamError), first.permit("m"):
             raise UpstreamError("at once")
     with pool.replicas[1].permit():
-        assert _asked(pool) == {"b:1"}
+        assert _chosen(pool) == {"b:1"}
     assert first.health is Health.UP  # it is not shut out: requests can be made to fail
 
 
@@ -178,12 +178,12 @@ async def test_one_that_says_too_large_is_asked_less(pool):
     first = pool.replicas[0]
     with pytest.raises(TooLarge), first.permit("m"):
         raise TooLarge("no memory")
-    assert _asked(pool) == {"b:1"}
+    assert _chosen(pool) == {"b:1"}
     assert first.answered["m"]  # it is there, all the same
 
 
-@pytest.mark.parametrize(("answered", "asked"), [(False, {"b:1"}), (True, {"a:1", "b:1"})])
-async def test_one_whose_model_hangs_is_asked_less(pool, answered, asked):
+@pytest.mark.parametrize(("answered", "expected"), [(False, {"b:1"}), (True, {"a:1", "b:1"})])
+async def test_one_whose_model_hangs_is_asked_less(pool, answered, expected):
     first = pool.replicas[0]
     first.ended("m", None)  # long ago
     await asyncio.sleep(0.01)
@@ -191,7 +191,7 @@ async def test_one_whose_model_hangs_is_asked_less(pool, answered, asked):
         await asyncio.sleep(0.01)
         first.ended("m" if answered else "another", None)
         raise DeadlineExceeded("late")
-    assert _asked(pool) == asked
+    assert _chosen(pool) == expected
 
 
 async def test_failures_are_forgotten(pool, monkeypatch):
@@ -200,16 +200,16 @@ async def test_failures_are_forgotten(pool, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("gateway.upstream.replicas.time.monotonic", lambda: now[0])
     first._failed_at = 0.0
-    assert _asked(pool) == {"b:1"}
+    assert _chosen(pool) == {"b:1"}
     now[0] = 20.0
-    assert _asked(pool) == {"a:1", "b:1"}
+    assert _chosen(pool) == {"a:1", "b:1"}
 
 
 async def test_a_model_is_asked_where_it_is(pool):
     pool.replicas[0].versions = {"m": ("1",)}
     pool.replicas[1].versions = {"m": ("1", "2"), "n": ("1",)}
-    assert _asked(pool, "n") == {"b:1"}
-    assert _asked(pool, "m") == {"a:1", "b:1"}
+    assert _chosen(pool, "n") == {"b:1"}
+    assert _chosen(pool, "m") == {"a:1", "b:1"}
     assert {pool.permit("m", "2").replica.place for _ in range(20)} == {"b:1"}
     assert await pool.describe("ModelConfig", "n") == "b:1"
     with pytest.raises(NoCapacity):
@@ -248,7 +248,7 @@ async def test_a_sequence_has_one_home_whatever_the_load(pool):
 
 
 async def test_the_http_port_does_not_move_a_sequence(pool):
-    other = ReplicaPool(Line, 2)
+    other = ReplicaPool(Connection, 2)
     other.apply(["b:1/2", "a:1/2"])
     for sequence in range(20):
         assert _home(other, sequence).address == _home(pool, sequence).address
@@ -261,13 +261,13 @@ async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
         if home == "b:1":
             assert _home(pool, sequence).place == "b:1"
             continue
-        with pytest.raises(UpstreamError, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence)
-        with pytest.raises(UpstreamError, match="start the sequence anew"):
+        with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence, begun_at="a:1")
         assert _home(pool, sequence, starts=True).place == "b:1"
     pool.replicas[0].upstream.connection = Health.UP
-    for sequence in homes:  # what was begun elsewhere stays there
+    for sequence in homes:  # a sequence that was started elsewhere stays there
         assert _home(pool, sequence, begun_at="b:1").place == "b:1"
 
 

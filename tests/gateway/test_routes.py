@@ -7,7 +7,7 @@ from gateway.http.handler import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
 from tests.gateway.undeclared import undeclared
 
-FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours stands before it
+FRAMEWORKS_OWN = {"/openapi.json": OPEN}  # ours comes first
 
 
 async def test_every_route_declares_its_policy():

@@ -1,4 +1,4 @@
-"""Open sequences: what one process remembers of them, and how many a tenant may have."""
+"""Open sequences: what one process remembers about them, and how many a tenant may have."""
 
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
@@ -49,12 +49,12 @@ def _ask(table, identifier, *, starts=False, ends=False, group=GROUP, limit=2, e
 def _request(**parameters):
     request = service_pb2.ModelInferRequest()
     for name, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[name], kind, value)
+        field = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(request.parameters[name], field, value)
     return request
 
 
-def test_what_a_request_says_of_its_sequence():
+def test_the_sequence_step_of_a_request():
     assert step_of(_request()) is None
     assert step_of(_request(sequence_id=0, sequence_start=True)) is None
     assert step_of(_request(sequence_id="", sequence_start=True)) is None
@@ -67,22 +67,22 @@ def test_what_a_request_says_of_its_sequence():
 def test_the_cap_holds_until_one_ends(table):
     _ask(table, 1, starts=True)
     _ask(table, 2, starts=True)
-    with pytest.raises(QuotaExceeded, match="2 sequences of yours are open with 'm'") as caught:
+    with pytest.raises(QuotaExceeded, match="you have 2 open sequences with 'm'") as caught:
         _ask(table, 3, starts=True)
     assert caught.value.retry_after_s == IDLE_S
-    _ask(table, 1)  # they go on
+    _ask(table, 1)  # they continue
     _ask(table, 1, ends=True)
     _ask(table, 3, starts=True)
 
 
-def test_one_that_is_begun_again_takes_no_second_place(table):
+def test_one_that_is_restarted_takes_no_second_slot(table):
     for _ in range(5):
         _ask(table, 1, starts=True)
     _ask(table, 2, starts=True)
     assert len(table) == 2
 
 
-def test_single_requests_take_no_place(table):
+def test_single_requests_take_no_slot(table):
     for identifier in range(20):
         _ask(table, identifier, starts=True, ends=True)
     assert len(table) == 0
@@ -95,13 +95,13 @@ def test_the_cap_is_each_tenant_s_each_model_s_and_each_server_s(table):
     assert len(table) == 8
 
 
-def test_idle_ones_come_free_when_triton_gives_them_up(table, clock):
+def test_idle_ones_are_freed_when_triton_drops_them(table, clock):
     _ask(table, 1, starts=True)
     _ask(table, 2, starts=True)
     clock.now += IDLE_S - 1
     _ask(table, 2)
     clock.now += 1
-    _ask(table, 3, starts=True)  # in the place of 1
+    _ask(table, 3, starts=True)  # in the slot of 1
     with pytest.raises(QuotaExceeded):
         _ask(table, 4, starts=True)
 
@@ -111,10 +111,10 @@ def test_one_with_a_request_under_way_is_not_idle(table, clock):
         clock.now += 10 * IDLE_S
         with pytest.raises(QuotaExceeded):
             _ask(table, 2, starts=True, limit=1)
-    assert table.place(1) == "a:1"
+    assert table.address(1) == "a:1"
 
 
-def test_a_failed_start_keeps_its_place_since_triton_keeps_the_slot(table, clock):
+def test_a_failed_start_keeps_its_slot_since_triton_keeps_it_too(table, clock):
     _ask(table, 1, starts=True, limit=1, error=DeadlineExceeded("late"))
     with pytest.raises(QuotaExceeded):
         _ask(table, 2, starts=True, limit=1)
@@ -123,12 +123,12 @@ def test_a_failed_start_keeps_its_place_since_triton_keeps_the_slot(table, clock
 
 
 @pytest.mark.parametrize("error", [NoCapacity("the server has gone"), not_begun()])
-def test_what_no_server_has_takes_no_place(table, error):
+def test_what_no_server_has_takes_no_slot(table, error):
     _ask(table, 1, error=error)
     assert len(table) == 0
 
 
-def test_one_begun_in_another_process_is_counted_and_not_refused(table):
+def test_one_started_in_another_process_is_counted_and_not_refused(table):
     for identifier in range(3):
         _ask(table, identifier)
     with pytest.raises(QuotaExceeded):
@@ -138,18 +138,18 @@ def test_one_begun_in_another_process_is_counted_and_not_refused(table):
 def test_an_error_of_the_model_ends_nothing(table):
     _ask(table, 1, starts=True)
     _ask(table, 1, error=InvalidRequest("the model refused it"))
-    assert table.place(1) == "a:1"
+    assert table.address(1) == "a:1"
 
 
-def test_a_lost_one_stays_lost_until_it_is_begun_anew(table, clock):
+def test_a_lost_one_stays_lost_until_it_is_restarted(table, clock):
     _ask(table, 1, starts=True)
     table.lose(1)
-    assert table.place(1) == LOST
+    assert table.address(1) == LOST
     _ask(table, 1, starts=True, group=("tenant", "m", "b:1"))
-    assert table.place(1) == "b:1"
+    assert table.address(1) == "b:1"
     table.lose(1)
     clock.now += IDLE_S
-    assert table.place(1) == ""
+    assert table.address(1) == ""
 
 
 def test_nothing_stays_for_ever(table, clock):

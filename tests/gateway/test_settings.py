@@ -1,4 +1,4 @@
-"""Settings come from a mapping, and what cannot be read is named."""
+"""Settings come from a mapping, and an invalid one is named."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def test_every_type_is_read():
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("TIDEGATE_GATEWAY_PORT", "http", "cannot be read as int"),
+        ("TIDEGATE_GATEWAY_PORT", "http", "is not a valid int"),
         ("TIDEGATE_GATEWAY_PORT", "70000", "1 to 65535"),
-        ("TIDEGATE_OPEN_DOCS", "maybe", "cannot be read as bool"),
+        ("TIDEGATE_OPEN_DOCS", "maybe", "is not a valid bool"),
         ("TIDEGATE_DEADLINE_S", "0", "above 0"),
         ("TIDEGATE_SEQUENCE_SHARE", "0", "above 0"),
         ("TIDEGATE_REPLICAS", ",", "at least one"),
@@ -42,7 +42,7 @@ def test_every_type_is_read():
         ("TIDEGATE_REPLICAS", "a:8001/http", "a port is a number"),
         ("TIDEGATE_GRPC_PORT", "70000", "0 to 65535"),
         ("TIDEGATE_ADMIN_PORT", "8080", "TIDEGATE_GATEWAY_PORT are both 8080"),
-        ("TIDEGATE_HOST", "no.such.host.invalid", "neither an address nor the name"),
+        ("TIDEGATE_HOST", "no.such.host.invalid", "neither an IP address nor a host name"),
     ],
 )
 def test_a_value_that_is_wrong_is_named(variable, value, message):

@@ -1,4 +1,4 @@
-"""Background tasks: whatever ends one, it is noticed, started again and counted."""
+"""Background tasks: whatever ends one, it is noticed, restarted and counted."""
 
 import asyncio
 import collections
@@ -11,12 +11,12 @@ from gateway.supervision import Supervisor, every
 
 @pytest.fixture
 async def watched(monkeypatch):
-    """A supervisor that looks often, and how often it started what again."""
+    """A supervisor that checks often, and its count of restarts per task."""
     monkeypatch.setattr(supervision, "CHECK_S", 0.02)
-    counted = collections.Counter()
-    supervisor = Supervisor(lambda name: counted.update([name]))
+    restarts = collections.Counter()
+    supervisor = Supervisor(lambda name: restarts.update([name]))
     supervisor.open()
-    yield supervisor, counted
+    yield supervisor, restarts
     await supervisor.close()
 
 
@@ -33,8 +33,8 @@ class Stop(BaseException):
 @pytest.mark.parametrize(
     "error", [None, RuntimeError("bug"), Stop(), asyncio.CancelledError(), SystemExit(3)]
 )
-async def test_a_task_that_ends_is_noticed_and_begun_again(watched, error):
-    supervisor, counted = watched
+async def test_a_task_that_ends_is_noticed_and_restarted(watched, error):
+    supervisor, restarts = watched
     rounds = []
 
     async def work():
@@ -50,11 +50,11 @@ async def test_a_task_that_ends_is_noticed_and_begun_again(watched, error):
     assert "loop" in supervisor.faults()  # until it runs again
     await _until(lambda: len(rounds) == 3)
     await _until(lambda: supervisor.faults() == {})
-    assert counted == {"loop": 2}
+    assert restarts == {"loop": 2}
 
 
 async def test_a_task_that_cancels_itself_is_no_exception(watched):
-    supervisor, counted = watched
+    supervisor, restarts = watched
     rounds = []
 
     async def work():
@@ -64,13 +64,13 @@ async def test_a_task_that_cancels_itself_is_no_exception(watched):
         await asyncio.sleep(100)
 
     supervisor.run("loop", work)
-    await _until(lambda: counted["loop"] == 1)
+    await _until(lambda: restarts["loop"] == 1)
     await asyncio.sleep(0.1)
     assert len(rounds) == 2
 
 
-async def test_a_task_that_stalls_is_cancelled_and_begun_again(watched):
-    supervisor, counted = watched
+async def test_a_task_that_stalls_is_cancelled_and_restarted(watched):
+    supervisor, restarts = watched
     rounds = []
 
     async def work():
@@ -84,13 +84,13 @@ async def test_a_task_that_stalls_is_cancelled_and_begun_again(watched):
     task = supervisor.run("loop", loop, stall_s=0.2)
     await asyncio.sleep(0.1)
     assert supervisor.faults() == {}
-    await _until(lambda: counted["loop"] == 1)
+    await _until(lambda: restarts["loop"] == 1)
     await _until(lambda: len(rounds) > 5)
     assert supervisor.faults() == {}
 
 
-async def test_one_that_fails_every_round_is_shown_and_logged_once(watched, caplog):
-    supervisor, counted = watched
+async def test_one_that_fails_every_round_is_reported_and_logged_once(watched, caplog):
+    supervisor, restarts = watched
     fails = True
 
     async def work():
@@ -106,47 +106,47 @@ async def test_one_that_fails_every_round_is_shown_and_logged_once(watched, capl
     assert caplog.text.count("background work failed") == 1
     fails = False
     await _until(lambda: supervisor.faults() == {})
-    assert counted == {}  # it was neither cancelled nor begun again
+    assert restarts == {}  # it was neither cancelled nor restarted
 
 
-async def test_one_that_ends_at_once_is_not_begun_again_in_a_frenzy(watched, monkeypatch):
+async def test_one_that_ends_at_once_is_not_restarted_in_a_frenzy(watched, monkeypatch):
     monkeypatch.setattr(supervision, "BACKOFF_S", (0.05, 10))
-    supervisor, counted = watched
+    supervisor, restarts = watched
 
     async def work():
         raise RuntimeError
 
     supervisor.run("loop", work)
-    await _until(lambda: counted["loop"] == 1)
+    await _until(lambda: restarts["loop"] == 1)
     await asyncio.sleep(0.3)
-    assert counted["loop"] == 1
+    assert restarts["loop"] == 1
     assert supervisor.faults() == {"loop": "has ended (RuntimeError)"}
 
 
 async def test_something_else_is_watched_too(watched):
-    """As the audit log's thread is; what fails while it is revived ends nothing."""
-    supervisor, counted = watched
+    """As the audit log's thread is; an error while reviving it ends nothing."""
+    supervisor, restarts = watched
 
     class Thread:
-        looks = 0
+        revivals = 0
 
         def fault(self):
-            return "" if self.looks > 2 else "its thread has ended"
+            return "" if self.revivals > 2 else "its thread has ended"
 
         def revive(self):
-            self.looks += 1
-            if self.looks == 1:
+            self.revivals += 1
+            if self.revivals == 1:
                 raise RuntimeError
             return True
 
     supervisor.watch("audit", Thread())
     assert supervisor.faults() == {"audit": "its thread has ended"}
     await _until(lambda: supervisor.faults() == {})
-    assert counted == {"audit": 2}
+    assert restarts == {"audit": 2}
 
 
 async def test_closing_ends_every_task(watched):
-    supervisor, counted = watched
+    supervisor, restarts = watched
     ended = []
 
     async def work():
@@ -160,5 +160,5 @@ async def test_closing_ends_every_task(watched):
     await asyncio.sleep(0)
     await supervisor.close()
     assert len(ended) == 2
-    assert counted == {}
+    assert restarts == {}
     assert supervisor.faults() == {}

@@ -1,4 +1,4 @@
-"""Large bodies share the event loop: one part of one of them in each of its rounds."""
+"""Large bodies share the event loop: one part of one of them per iteration."""
 
 import asyncio
 
@@ -9,18 +9,18 @@ from gateway.http.turns import Turns
 
 def test_one_turn_in_each_round_and_none_is_lost():
     async def run():
-        turns, rounds, taken = Turns(), [0], []
+        turns, iterations, taken = Turns(), [0], []
         ended = asyncio.Event()
 
         def count():
-            rounds[0] += 1
+            iterations[0] += 1
             if not ended.is_set():
                 asyncio.get_running_loop().call_soon(count)
 
         async def reader(name):
             for _ in range(5):
                 await turns.take("x")
-                taken.append((name, rounds[0]))
+                taken.append((name, iterations[0]))
 
         count()
         readers = [asyncio.create_task(reader(name)) for name in "abcd"]
@@ -39,7 +39,7 @@ def test_one_turn_in_each_round_and_none_is_lost():
 
 
 def test_tenants_take_turns():
-    """One's many connections do not hold up the one of another."""
+    """One tenant's many connections do not hold up another's single one."""
 
     async def run():
         turns, taken = Turns(), []

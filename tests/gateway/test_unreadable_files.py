@@ -1,4 +1,4 @@
-"""A file of the policy that is there and cannot be read is said once and shown; no more stops."""
+"""A policy or key file that exists but cannot be read is logged once and reported, no more."""
 
 from contextlib import asynccontextmanager
 
@@ -13,7 +13,7 @@ TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
 
 @asynccontextmanager
-async def guarded(folder, keys):
+async def access_controlled(folder, keys):
     """The access control of a gateway with these keys, and what supervises it."""
     (folder / "keys.toml").write_text(keys)
     (folder / "pepper").write_bytes(b"p" * 32)
@@ -33,7 +33,7 @@ async def guarded(folder, keys):
 @pytest.fixture
 async def running(tmp_path):
     (tmp_path / "gateway.toml").write_text(TWO)
-    async with guarded(tmp_path, keys="") as (access_control, supervisor):
+    async with access_controlled(tmp_path, keys="") as (access_control, supervisor):
         yield tmp_path, access_control, supervisor
 
 
@@ -72,7 +72,7 @@ def test_a_policy_that_cannot_be_read_leaves_the_one_before(running, caplog):
 
 
 async def test_keys_that_were_wrong_from_the_start_are_not_ready(tmp_path):
-    async with guarded(tmp_path, keys="[keys.x") as (access_control, supervisor):
+    async with access_controlled(tmp_path, keys="[keys.x") as (access_control, supervisor):
         for _ in range(3):
             access_control.refresh()
             assert "keys.toml cannot be read" in supervisor.faults()["policy_files"]

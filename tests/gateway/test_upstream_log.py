@@ -1,4 +1,4 @@
-"""What Triton said of a request is in the log, with the request's id, and cannot flood it."""
+"""Triton's message about a request is in the log, with the request id, and cannot flood it."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def _of_a_request(monkeypatch, caplog):
         (INTERNAL, "[tidegate:invalid_input] too long", InvalidRequest, "INFO"),
     ],
 )
-def test_the_log_has_the_words_and_the_answer_has_not(caplog, status, details, error, level):
+def test_the_log_has_the_message_and_the_response_has_not(caplog, status, details, error, level):
     fault = translate(status, details)
     assert isinstance(fault, error)
     assert "/root" not in fault.message

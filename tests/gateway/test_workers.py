@@ -1,4 +1,4 @@
-"""Several workers of one gateway: which of them is given up, and when."""
+"""Several workers of one gateway: which of them is killed, and when."""
 
 import socket
 
@@ -10,14 +10,14 @@ from gateway.workers import Workers
 
 
 class Worker:
-    """One that runs, and answers or not."""
+    """A running worker, which responds or not."""
 
     def __init__(self, pid, *, answers):
         self.pid, self.answers, self.is_killed, self.exitcode = pid, answers, False, -9
         self.process = self
 
     def is_alive(self, timeout=None):
-        """Of the process without a timeout, of its answers with one."""
+        """Without a timeout: whether the process runs; with one: whether it also responds."""
         return not self.is_killed and (timeout is None or self.answers)
 
     def kill(self):
@@ -32,18 +32,18 @@ class Worker:
 
 @pytest.fixture
 def supervisor(monkeypatch):
-    made = []
+    started = []
 
-    def another(config, sockets):
-        made.append(Worker(100 + len(made), answers=False))
-        return made[-1]
+    def start_worker(config, sockets):
+        started.append(Worker(100 + len(started), answers=False))
+        return started[-1]
 
-    monkeypatch.setattr(workers, "Process", another)
-    monkeypatch.setattr("uvicorn.supervisors.multiprocess.Process", another)
+    monkeypatch.setattr(workers, "Process", start_worker)
+    monkeypatch.setattr("uvicorn.supervisors.multiprocess.Process", start_worker)
     with socket.socket() as listener:
-        found = Workers(Config("none:none", workers=2), [listener])
-        found.init_processes()
-        yield found
+        supervisor_ = Workers(Config("none:none", workers=2), [listener])
+        supervisor_.init_processes()
+        yield supervisor_
 
 
 def test_a_worker_that_starts_slowly_is_not_killed_and_one_that_served_is(supervisor, monkeypatch):

@@ -1,1 +1,1 @@
-"""Limits that several workers and gateways share, kept in Redis."""
+"""Limits that several workers and gateways share, stored in Redis."""

@@ -1,15 +1,15 @@
--- One admission: every check fits and is spent, or nothing is.
+-- One admission: either every check fits and is spent, or none is.
 -- KEYS  for each check: meter, leases
 -- ARGV  lease, lease_us, then for each check: kind, capacity, interval_us (of one unit), cost
--- -> { 1 admitted / 0 refused, then what is in use in 1/1000 units, with this request if admitted }
--- All clocks are Redis's own: those of the gateways may differ. Meters and times are in µs.
+-- Returns { 1 if admitted or 0, then per check the use in 1/1000 units, with this request if admitted }
+-- All times are from Redis's clock: those of the gateways may differ. Meters and times are in µs.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local lease, lease_us = ARGV[1], tonumber(ARGV[2])
 local checks, admitted = {}, 1
 
--- What a process that died had reserved and never settled.
-local function given_back(leases)
+-- Tokens that a dead process had reserved and never settled.
+local function expired_units(leases)
   local units = 0
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
     units = units + tonumber(string.match(member, ':(.+)$'))
@@ -18,7 +18,7 @@ local function given_back(leases)
   return units
 end
 
-local function keep(meter, tat)
+local function set_meter(meter, tat)
   redis.call('SET', meter, string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000))
 end
 
@@ -28,24 +28,24 @@ for i = 1, #KEYS / 2 do
     meter = KEYS[2 * i - 1], leases = KEYS[2 * i], kind = ARGV[at],
     interval = tonumber(ARGV[at + 2]), cost = tonumber(ARGV[at + 3]),
   }
-  local room = tonumber(ARGV[at + 1])
+  local capacity = tonumber(ARGV[at + 1])
   if check.kind == 'concurrency' then
     redis.call('ZREMRANGEBYSCORE', check.leases, '-inf', now)
     check.used = redis.call('ZCARD', check.leases)
   else
     check.tat = tonumber(redis.call('GET', check.meter) or now)
     if check.kind == 'tokens' then
-      local units = given_back(check.leases)
+      local units = expired_units(check.leases)
       if units > 0 then
         check.tat = check.tat - units * check.interval
-        if check.tat > now then keep(check.meter, check.tat) else redis.call('DEL', check.meter) end
+        if check.tat > now then set_meter(check.meter, check.tat) else redis.call('DEL', check.meter) end
       end
     end
     check.tat = math.max(check.tat, now)
     check.used = (check.tat - now) / check.interval
-    room = room + 1 / check.interval -- 1 µs of slack: sums of times are not exact
+    capacity = capacity + 1 / check.interval -- 1 µs of slack: sums of times are not exact
   end
-  if check.used + check.cost > room then admitted = 0 end
+  if check.used + check.cost > capacity then admitted = 0 end
   checks[i] = check
 end
 
@@ -54,7 +54,7 @@ for i, check in ipairs(checks) do
   if admitted == 1 then
     check.used = check.used + check.cost
     if check.kind ~= 'concurrency' and check.cost > 0 then
-      keep(check.meter, check.tat + check.cost * check.interval)
+      set_meter(check.meter, check.tat + check.cost * check.interval)
     end
     if check.kind ~= 'requests' then
       redis.call('ZADD', check.leases, now + lease_us, lease .. ':' .. ARGV[4 * i + 2])

@@ -1,4 +1,4 @@
-"""The way to Redis: bounded in time, and left alone while Redis is ill."""
+"""The connection to Redis: bounded in time, and not used while Redis is unavailable."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,8 @@ from gateway.limits.redis.patience import Patience
 log = logging.getLogger("gateway")
 TIMEOUT_S = 0.05
 CONNECT_S = 1.0  # several round trips, for which no request waits
-RETRY_S = 0.2  # between attempts to reach a Redis that is ill
-BATCH = 200  # calls that go out together: far fewer than would take TIMEOUT_S
+RETRY_S = 0.2  # between attempts to reach a Redis that is unavailable
+BATCH = 200  # calls sent together: far fewer than would take TIMEOUT_S
 TELL_S = 10.0  # between two warnings
 SCRIPTS = {
     name: (Path(__file__).parent / f"{name}.lua").read_text()
@@ -35,10 +35,10 @@ class Call(NamedTuple):
 
 
 class Line:
-    """Runs scripts in the order they were asked for; what comes while some run goes out together.
+    """Runs scripts in the order of the calls; calls that arrive while some run are sent together.
 
-    Callers never hold the connection, so one that is cancelled cannot leave its reply for another.
-    ``probe`` is asked until it is answered while Redis is ill; ``recovered`` is called after that.
+    Callers never hold the connection, so a cancelled one cannot leave its reply for another. While
+    Redis is unavailable, ``probe`` is sent until it succeeds, and then ``recovered`` is called.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class Line:
         recovered: Callable[[], None],
         restarted: Callable[[], None] = lambda: None,
     ) -> None:
-        """``restarted`` is called when the line's own task had ended and was begun again."""
+        """``restarted`` is called after the line's own task had ended and was restarted."""
         self._client = Redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_S,
             socket_timeout=None,
-            encoding_errors="backslashreplace",  # a token's subject may hold half a character
+            encoding_errors="backslashreplace",  # a token's subject may contain a lone surrogate
         )
         self._probe, self._recovered, self._restarted = probe, recovered, restarted
         self._shas: dict[str, str] = {}
         self._waiting: list[tuple[Call, asyncio.Future[Reply]]] = []
-        self._under_way: list[tuple[Call, asyncio.Future[Reply]]] = []
+        self._in_flight: list[tuple[Call, asyncio.Future[Reply]]] = []
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._healthy = False
-        self._told_at = -TELL_S
+        self._warned_at = -TELL_S
 
     @property
     def is_healthy(self) -> bool:
@@ -71,25 +71,25 @@ class Line:
         return self._healthy
 
     def call(self, call: Call) -> "asyncio.Future[Reply]":
-        """The script's reply, or None when Redis is ill; the future never fails."""
+        """The script's reply, or None if Redis is unavailable; the future never fails."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if self._healthy:
             self._waiting.append((call, future))
         else:
             future.set_result(None)
         if self._task is None:
-            self._begin(self._run() if self._healthy else self._recover())
+            self._start_task(self._run() if self._healthy else self._recover())
         return future
 
     async def reached(self) -> bool:
-        """Whether Redis answers; waits for one attempt when it did not."""
+        """Whether Redis is available; if it was not, waits for one attempt to connect."""
         if not self._healthy:
-            task = self._task or self._begin(self._recover())
+            task = self._task or self._start_task(self._recover())
             await asyncio.wait([task], timeout=CONNECT_S)
         return self._healthy
 
     async def close(self) -> None:
-        """After what is under way; at most two timeouts."""
+        """Close after the calls in flight; takes two timeouts at most."""
         self._is_closed = True
         if self._task and self._healthy:
             await asyncio.wait([self._task], timeout=2 * TIMEOUT_S)
@@ -102,31 +102,31 @@ class Line:
         while self._waiting:
             due, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             batch = [(call, future) for call, future in due if not future.done()]
-            self._under_way = batch
+            self._in_flight = batch
             try:
                 async with Patience(TIMEOUT_S):
                     replies = await self._send([call for call, _ in batch])
-            except Exception as error:  # whatever it is, limits must go on
-                self._tell(error)
-                self._fall_ill(batch)
+            except Exception as error:  # whatever it is, limits must keep working
+                self._warn(error)
+                self._start_recovery(batch)
                 return
             for (_, future), reply in zip(batch, replies, strict=True):
                 _resolve(future, reply)
         self._task = None
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         self._task = asyncio.ensure_future(work)
-        self._task.add_done_callback(self._has_ended)
+        self._task.add_done_callback(self._restart)
         return self._task
 
-    def _has_ended(self, task: "asyncio.Task[None]") -> None:
-        """Begin again what ended by itself; what ends in order has put another in its place."""
+    def _restart(self, task: "asyncio.Task[None]") -> None:
+        """Restart a task that ended unexpectedly; one that ends in order has set its successor."""
         if task is not self._task or self._is_closed:
             return
         error = None if task.cancelled() else task.exception()
-        log.error("limits: the line to Redis has ended", exc_info=error)
+        log.error("limits: the task for the connection to Redis has ended", exc_info=error)
         self._healthy = False
-        failed, self._waiting = [*self._under_way, *self._waiting], []
+        failed, self._waiting = [*self._in_flight, *self._waiting], []
         for _, future in failed:
             _resolve(future, None)
         self._restarted()
@@ -134,7 +134,7 @@ class Line:
 
     def _revive(self) -> None:
         if not self._is_closed:
-            self._begin(self._recover())
+            self._start_task(self._recover())
 
     async def _send(self, calls: Sequence[Call]) -> list[Reply]:
         pipeline = self._client.pipeline(transaction=False)
@@ -143,47 +143,48 @@ class Line:
         replies: list[Reply] = await pipeline.execute()
         return replies
 
-    def _fall_ill(self, batch: Sequence[tuple[Call, "asyncio.Future[Reply]"]]) -> None:
+    def _start_recovery(self, batch: Sequence[tuple[Call, "asyncio.Future[Reply]"]]) -> None:
         self._healthy = False
         failed, self._waiting = [*batch, *self._waiting], []
         for _, future in failed:
             _resolve(future, None)
-        self._begin(self._recover())
+        self._start_task(self._recover())
 
     async def _recover(self) -> None:
-        """Until Redis answers again; nobody waits for it meanwhile."""
+        """Retry until Redis responds again; nobody waits for it meanwhile."""
         while True:
             if await self._connect():
                 break
             await asyncio.sleep(RETRY_S)
         self._healthy = True
         self._recovered()
-        self._begin(self._run())
+        self._start_task(self._run())
 
     async def _connect(self) -> bool:
-        """Whether Redis has the scripts now, can write, and is fast enough."""
+        """Connect, and return whether Redis has the scripts, can write, and is fast enough."""
         try:
             async with asyncio.timeout(CONNECT_S):
-                await self._client.connection_pool.disconnect()  # no reply of before can be left
+                await self._client.connection_pool.disconnect()  # drops any earlier reply
                 for name, text in SCRIPTS.items():
                     self._shas[name] = await self._client.script_load(text)
             async with Patience(TIMEOUT_S):
                 await self._send([self._probe])
-        except Exception as error:  # whatever it is, limits must go on
-            self._tell(error)
+        except Exception as error:  # whatever it is, limits must keep working
+            self._warn(error)
             return False
         return True
 
-    def _tell(self, error: Exception) -> None:
+    def _warn(self, error: Exception) -> None:
         now = time.monotonic()
-        if now - self._told_at >= TELL_S:
-            self._told_at = now
+        if now - self._warned_at >= TELL_S:
+            self._warned_at = now
             log.warning(
-                "limits: Redis is ill (%s): this gateway gives out its share, until Redis answers",
-                str(error) or "no answer in time",
+                "limits: Redis is unavailable (%s): until it responds, this gateway grants its "
+                "share of the limits",
+                str(error) or "no response in time",
             )
 
 
 def _resolve(future: "asyncio.Future[Reply]", reply: Reply) -> None:
-    if not future.done():  # its caller may have left
+    if not future.done():  # its caller may have been cancelled
         future.set_result(reply)

@@ -1,6 +1,6 @@
--- The end of one request: its leases end, its tokens are settled.
+-- The end of one request: releases its leases and settles its tokens.
 -- KEYS  for each leased check: meter, leases
--- ARGV  again (1: may have been done before), then for each check: member, interval_us (0: no
+-- ARGV  again (1: this may be a repetition), then for each check: member, interval_us (0: no
 --       meter), reserved, used
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -8,7 +8,7 @@ for i = 1, #KEYS / 2 do
   local at = 4 * i - 2
   local interval, used = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
   local held = redis.call('ZREM', KEYS[2 * i], ARGV[at])
-  -- A lease that ran out gave its reservation back: all that was used is owed.
+  -- An expired lease has given its reservation back: all that was used is owed.
   local owed = 0
   if held == 1 then owed = used - tonumber(ARGV[at + 2]) elseif ARGV[1] == '0' then owed = used end
   if interval > 0 and owed ~= 0 then

@@ -1,4 +1,4 @@
-"""A bound on a wait that counts only the time in which this process ran."""
+"""A timeout that counts only the time in which this process was running."""
 
 import asyncio
 from types import TracebackType
@@ -7,18 +7,19 @@ PARTS = 5
 
 
 class Patience:
-    """``async with Patience(s)``: as ``asyncio.timeout``, but a stall is not held against whom we
-    wait for.
+    """``async with Patience(s)``: as ``asyncio.timeout``, but a stall of this process does not
+    count against the other side.
 
-    After a stall, timers that are overdue come before what was received meanwhile. Here the time is
-    waited in ``PARTS``, each begun when the one before was noticed to be over: however long a stall
-    takes, it costs one part, and the answer that came during it is read before the next.
+    After a stall, overdue timers run before data that was received meanwhile is read. Here the time
+    is split into ``PARTS``, each of which starts when the end of the previous one was noticed:
+    however long a stall takes, it costs one part, and a response that arrived during it is read
+    before the next.
     """
 
-    __slots__ = ("_left", "_limit", "_loop", "_part_s", "_timer")
+    __slots__ = ("_limit", "_loop", "_part_s", "_remaining", "_timer")
 
     def __init__(self, seconds: float) -> None:
-        self._part_s, self._left = seconds / PARTS, PARTS
+        self._part_s, self._remaining = seconds / PARTS, PARTS
         self._limit = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
@@ -28,17 +29,17 @@ class Patience:
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Raises TimeoutError when the time was over."""
+        """Raises TimeoutError if the time is over."""
         self._timer.cancel()
-        await self._limit.__aexit__(kind, error, trace)
+        await self._limit.__aexit__(error_type, error, traceback)
 
     def _is_over(self) -> None:
-        self._left -= 1
-        if self._left:
+        self._remaining -= 1
+        if self._remaining:
             self._timer = self._loop.call_later(self._part_s, self._is_over)
         else:
             self._limit.reschedule(self._loop.time())

@@ -1,4 +1,4 @@
--- The heartbeat of the leases of one bucket. -> how many there are
+-- Renews leases of one bucket, and returns how many leases it has.
 -- KEYS  leases        ARGV  lease_us, kind, then the members
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -6,7 +6,7 @@ local expires = now + ARGV[1]
 if ARGV[2] == 'concurrency' then redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now) end
 for i = 3, #ARGV do
   if ARGV[2] == 'concurrency' then
-    redis.call('ZADD', KEYS[1], expires, ARGV[i]) -- a Redis that lost its state learns it again
+    redis.call('ZADD', KEYS[1], expires, ARGV[i]) -- restores the state of a Redis that lost it
   else
     redis.call('ZADD', KEYS[1], 'XX', expires, ARGV[i]) -- a lost reservation must not be refunded
   end

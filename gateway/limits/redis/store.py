@@ -1,4 +1,4 @@
-"""Limits kept in Redis: the same for every worker and replica that uses it."""
+"""Limits stored in Redis: the same for every worker and gateway that uses it."""
 
 import asyncio
 import itertools
@@ -12,26 +12,29 @@ from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.redis.connection import TIMEOUT_S, Call, Line, Reply
 from gateway.limits.redis.patience import Patience
 
-LEASE_S = 10.0  # what a gateway holds comes back so long after its last sign of life
+LEASE_S = 10.0  # what a gateway holds comes back this long after its last heartbeat
 _LEASE_US = int(LEASE_S * 1e6)
 _GATEWAYS = "tidegate:gateways"
-_UNSENT = 10_000  # ends of requests kept while Redis is ill; those beyond run out by themselves
+_UNSENT = 10_000  # finished leases queued while Redis is unavailable; any others expire
 
 
 class RedisStore:
-    """One Lua call for each admission. Nothing here fails: what Redis cannot decide is None."""
+    """One Lua call per admission. Nothing here raises: what Redis cannot decide is None."""
 
     def __init__(self, url: str, restarted: Callable[[], None] = lambda: None) -> None:
-        self.gateways = 1  # that sign of life lately, this one included
-        self._me = os.urandom(6).hex()
+        self.gateways = 1  # processes with a recent heartbeat, this one included
+        self._process_id = os.urandom(6).hex()
         self._numbers = itertools.count()
         self._held: dict[str, Sequence[Check]] = {}
         self._unsent: deque[Call] = deque(maxlen=_UNSENT)
-        self._signs_of_life = Call("renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._me])
-        self._line = Line(url, self._signs_of_life, self._catch_up, restarted)
+        self._heartbeat_call = Call(
+            "renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._process_id]
+        )
+        self._line = Line(url, self._heartbeat_call, self._catch_up, restarted)
 
     async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
-        """The decision and the lease to settle; None after 50 ms at most, if Redis is ill."""
+        """The decision and the lease to settle; None, after 50 ms at most, if Redis is
+        unavailable."""
         lease = self._new_lease()
         reply: Reply = None
         try:
@@ -41,7 +44,7 @@ class RedisStore:
             pass
         finally:
             if not isinstance(reply, list):
-                # It may yet be admitted there, for nobody. The line keeps the order: this is later.
+                # Redis may still admit it, for nobody. The line keeps the order: this comes later.
                 self._finish(lease, _leased(checks), 0, again=True)
         if not isinstance(reply, list):
             return None
@@ -54,30 +57,34 @@ class RedisStore:
         self._finish(lease, self._held.pop(lease, ()), tokens, again=False)
 
     def move(self, lease: str, checks: Sequence[Check]) -> None:
-        """Hold the concurrency of ``checks`` with this lease from now on, fitting or not."""
-        before = self._held.get(lease, ())
-        kept = [check for check in before if check.limit.kind != "concurrency"]
-        wanted = [check for check in checks if check.limit.kind == "concurrency"]
-        self._held[lease] = [*kept, *wanted]
-        buckets = {check.bucket for check in wanted}
-        gone = [c for c in before if c.limit.kind == "concurrency" and c.bucket not in buckets]
-        self._finish(lease, gone, None, again=False)
-        for check in wanted:
+        """Hold the concurrency of ``checks`` with this lease, even if it does not fit."""
+        previous = self._held.get(lease, ())
+        others = [check for check in previous if check.limit.kind != "concurrency"]
+        concurrency = [check for check in checks if check.limit.kind == "concurrency"]
+        self._held[lease] = [*others, *concurrency]
+        buckets = {check.bucket for check in concurrency}
+        released = [
+            check
+            for check in previous
+            if check.limit.kind == "concurrency" and check.bucket not in buckets
+        ]
+        self._finish(lease, released, None, again=False)
+        for check in concurrency:
             args = (_LEASE_US, "concurrency", _member(lease, check))
             self._line.call(Call("renew", [_leases(check.bucket)], args))
 
     def lease(self) -> str:
-        """A new lease that holds nothing yet; '' while Redis is ill."""
+        """A new lease that holds nothing yet; '' while Redis is unavailable."""
         return self._new_lease() if self._line.is_healthy else ""
 
     def _new_lease(self) -> str:
-        # Sorted by name, leases are sorted by age, whoever made them.
-        return f"{int(time.time() * 1e6):016x}-{self._me}-{next(self._numbers)}"
+        # Sorting leases by name sorts them by age, whichever process created them.
+        return f"{int(time.time() * 1e6):016x}-{self._process_id}-{next(self._numbers)}"
 
     async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
-        """Of each bucket's leases, sorted by age, those beyond the limit, as far as they are ours;
-        None while Redis is ill."""
-        found: dict[str, Limit] = {}
+        """Our leases that are beyond the limit when each bucket's leases are sorted by age -> the
+        limit; None while Redis is unavailable."""
+        over: dict[str, Limit] = {}
         for check in checks:
             call = Call("over", [_leases(check.bucket)], [int(check.limit.capacity)])
             try:
@@ -90,23 +97,23 @@ class RedisStore:
             for member in members:
                 lease = bytes(member).decode().rpartition(":")[0]
                 if lease in self._held:
-                    found[lease] = check.limit
-        return found
+                    over[lease] = check.limit
+        return over
 
     async def heartbeat(self) -> None:
-        """Keep this gateway's leases, and learn how many gateways there are."""
+        """Renew this gateway's leases, and count the gateways."""
         if await self._line.reached():
             self._renew()
-        counted = await self._line.call(self._signs_of_life)
-        if isinstance(counted, int):
-            self.gateways = counted
+        count = await self._line.call(self._heartbeat_call)
+        if isinstance(count, int):
+            self.gateways = count
 
     def _renew(self) -> None:
         buckets: dict[tuple[str, str], list[str]] = {}
         for lease, checks in self._held.items():
             for check in checks:
-                place = (check.bucket, check.limit.kind)
-                buckets.setdefault(place, []).append(_member(lease, check))
+                key = (check.bucket, check.limit.kind)
+                buckets.setdefault(key, []).append(_member(lease, check))
         for (bucket, kind), members in buckets.items():
             self._line.call(Call("renew", [_leases(bucket)], [_LEASE_US, kind, *members]))
 
@@ -126,7 +133,7 @@ class RedisStore:
             self._unsent.append(call._replace(args=[1, *call.args[1:]]))
 
     def _catch_up(self) -> None:
-        """Tell a Redis that was ill what is under way, and what is no longer."""
+        """After an outage, report to Redis what is in flight and what has ended."""
         self._renew()
         unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT)
         for call in unsent:
@@ -134,7 +141,7 @@ class RedisStore:
 
 
 def _leases(bucket: str) -> str:
-    return f"held:{bucket}"  # no subject can be called so that this is another's bucket
+    return f"held:{bucket}"  # no subject's name can turn this into another's bucket
 
 
 def _leased(checks: Sequence[Check]) -> list[Check]:

@@ -20,9 +20,9 @@ def server() -> Iterator[RedisServer]:
 @pytest_asyncio.fixture
 async def limiter(server: RedisServer) -> AsyncIterator[Limiter]:
     """One gateway of two, with its limits in Redis."""
-    made = Limiter(RedisStore(server.url), gateways=2)
-    await made.heartbeat()
+    limiter = Limiter(RedisStore(server.url), gateways=2)
+    await limiter.heartbeat()
     try:
-        yield made
+        yield limiter
     finally:
-        await made.close()
+        await limiter.close()

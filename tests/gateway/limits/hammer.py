@@ -1,6 +1,7 @@
-"""One gateway that asks and asks: ``hammer.py URL SECONDS CLOCK_SKEW_S TIMEOUT_S``.
+"""One gateway that keeps sending requests: ``hammer.py URL SECONDS CLOCK_SKEW_S TIMEOUT_S``.
 
-Prints each admission as "asked begun ended" in seconds of the system's clock. Its own is skewed.
+Prints each admission as "requested started ended" in seconds of the system's clock. Its own clock
+is skewed.
 """
 
 import asyncio
@@ -24,12 +25,12 @@ GATEWAYS = 4
 async def hammer(limiter: Limiter, until: float) -> None:
     checks = checks_of(LIMITS, Subject("acme", "k1", "chat"))
     while time.time() < until:
-        asked = time.time()
+        requested = time.time()
         try:
             async with limiter.admit(checks):
-                begun = time.time()
+                started = time.time()
                 await asyncio.sleep(0.005)
-                sys.stdout.write(f"{asked} {begun} {time.time()}\n")
+                sys.stdout.write(f"{requested} {started} {time.time()}\n")
                 sys.stdout.flush()
         except QuotaExceeded:
             await asyncio.sleep(0.003)

@@ -1,4 +1,4 @@
-"""A real Redis on a free port, to be frozen, killed and started again."""
+"""A real Redis on a free port, which can be frozen, killed and restarted."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ import redis
 
 
 class RedisServer:
-    """Started again after ``kill`` it has the same ``url`` and has forgotten everything."""
+    """Restarted after ``kill``, it has the same ``url`` and has forgotten everything."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port: int = listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
         self.start()
 

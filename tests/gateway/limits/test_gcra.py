@@ -1,4 +1,4 @@
-"""GCRA against an exact bucket, and against the bound that it is there for."""
+"""GCRA against an exact bucket, and against the bound that it must keep."""
 
 from fractions import Fraction
 
@@ -22,24 +22,24 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 20)), min_siz
 
 
 def admitted(limit: Limit, arrivals: list[tuple[int, int]]) -> list[tuple[float, int]]:
-    """(time, cost) of those let in."""
-    store, now_ms, let_in = LocalStore(), 5_000_000, []
+    """(time, cost) of those admitted."""
+    store, now_ms, admissions = LocalStore(), 5_000_000, []
     for gap_ms, cost in arrivals:
         now_ms += gap_ms
         if store.admit([Check(limit, "bucket", min(cost, limit.capacity))], now_ms / 1000).admitted:
-            let_in.append((now_ms / 1000, min(cost, int(limit.capacity))))
-    return let_in
+            admissions.append((now_ms / 1000, min(cost, int(limit.capacity))))
+    return admissions
 
 
 @settings(deadline=None)
 @given(LIMITS, ARRIVALS)
 def test_no_window_holds_more_than_the_burst_and_the_rate_times_its_length(limit, arrivals):
-    let_in = admitted(limit, arrivals)
-    for first in range(len(let_in)):
+    admissions = admitted(limit, arrivals)
+    for first in range(len(admissions)):
         total = 0
-        for when, cost in let_in[first:]:
+        for at, cost in admissions[first:]:
             total += cost
-            assert total <= limit.burst + limit.rate * (when - let_in[first][0]) + 0.01
+            assert total <= limit.burst + limit.rate * (at - admissions[first][0]) + 0.01
 
 
 @settings(deadline=None)
@@ -80,6 +80,6 @@ def test_a_settled_reservation_leaves_at_most_what_asking_for_less_would_have(
     used = min(used, reserved)
     settled = spent(now, now, limit.rate, reserved)
     settled = spent(settled, now + pause_s, limit.rate, used - reserved)
-    asked = spent(now, now, limit.rate, used)
+    spent_directly = spent(now, now, limit.rate, used)
     later = now + pause_s
-    assert level(settled, later, limit.rate) >= level(asked, later, limit.rate) - 1e-6
+    assert level(settled, later, limit.rate) >= level(spent_directly, later, limit.rate) - 1e-6

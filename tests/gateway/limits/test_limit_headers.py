@@ -1,4 +1,4 @@
-"""What a caller reads, as the IETF's draft and OpenAI's clients write it."""
+"""The limit headers, in the format of the IETF's draft and of OpenAI's clients."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Limits in one process, and what a process gives out that decides alone."""
+"""Limits in one process, and the share that a process grants on its own."""
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from tests.gateway.limits.made import limit_of
 RPS = limit_of("key", "requests", 2)
 AT_ONCE = limit_of("tenant", "concurrency", 2)
 TOKENS = limit_of("model", "tokens", 600, 60)
-WHO = Subject("acme", "k1", "chat")
+SUBJECT = Subject("acme", "k1", "chat")
 
 
 class Clock:
@@ -25,15 +25,15 @@ class Clock:
 
 async def test_all_or_nothing():
     limiter = Limiter(clock=Clock())
-    everything = checks_of([RPS, AT_ONCE, TOKENS], WHO, tokens=500)
-    async with limiter.admit(everything):
+    checks = checks_of([RPS, AT_ONCE, TOKENS], SUBJECT, tokens=500)
+    async with limiter.admit(checks):
         with pytest.raises(LimitReached, match="model limit of 600 tokens in 60 s"):
-            async with limiter.admit(everything):
+            async with limiter.admit(checks):
                 pass
-        # The refused one spent neither the second request nor the second place.
-        async with limiter.admit(checks_of([RPS, AT_ONCE, TOKENS], WHO, tokens=100)):
+        # The refused one spent neither the second request nor the second slot.
+        async with limiter.admit(checks_of([RPS, AT_ONCE, TOKENS], SUBJECT, tokens=100)):
             with pytest.raises(LimitReached, match="2 requests at once"):
-                async with limiter.admit(checks_of([AT_ONCE], WHO)):
+                async with limiter.admit(checks_of([AT_ONCE], SUBJECT)):
                     pass
 
 
@@ -41,7 +41,7 @@ async def test_concurrency_is_freed_however_the_request_ends():
     limiter = Limiter()
     for error in (None, NoCapacity("full"), KeyboardInterrupt()):
         with pytest.raises(type(error)) if error else pytest.raises(StopAsyncIteration):
-            async with limiter.admit(checks_of([AT_ONCE], WHO)):
+            async with limiter.admit(checks_of([AT_ONCE], SUBJECT)):
                 raise error or StopAsyncIteration
     assert len(limiter.local) == 0
 
@@ -53,51 +53,51 @@ async def test_concurrency_is_freed_however_the_request_ends():
 async def test_tokens_are_reserved_then_settled(settled, failed, left):
     limiter = Limiter(clock=Clock())
     try:
-        async with limiter.admit(checks_of([TOKENS], WHO, tokens=400)) as admission:
+        async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=400)) as admission:
             if settled is not None:
                 admission.settle(settled)
             if failed:
                 raise NoCapacity("full")
     except NoCapacity:
         assert failed
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=left)) as admission:
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=left)) as admission:
         assert (b"x-ratelimit-remaining-tokens", b"0") in admission.headers()
     with pytest.raises(QuotaExceeded):
-        async with limiter.admit(checks_of([TOKENS], WHO, tokens=1)):
+        async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=1)):
             pass
 
 
 async def test_what_was_used_beyond_the_reservation_is_owed():
     clock = Clock()
     limiter = Limiter(clock=clock)
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=100)) as admission:
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=100)) as admission:
         admission.settle(700)
     with pytest.raises(LimitReached) as refused:
-        async with limiter.admit(checks_of([TOKENS], WHO, tokens=10)):
+        async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=10)):
             pass
     assert refused.value.retry_after_s == 11
 
 
-async def test_what_can_never_fit_is_refused_without_a_time_to_come_back():
-    with pytest.raises(LimitReached, match="601 tokens never fit") as refused:
-        async with Limiter().admit(checks_of([TOKENS], WHO, tokens=601)):
+async def test_what_can_never_fit_is_refused_without_a_retry_time():
+    with pytest.raises(LimitReached, match="601 tokens will never fit") as refused:
+        async with Limiter().admit(checks_of([TOKENS], SUBJECT, tokens=601)):
             pass
     assert refused.value.retry_after_s is None
     assert (b"x-should-retry", b"false") in refused.value.headers
 
 
-async def test_a_refusal_says_when_to_come_back_and_then_it_is_let_in():
+async def test_a_refusal_says_when_to_retry_and_then_the_request_is_admitted():
     clock = Clock()
     limiter = Limiter(clock=clock)
-    ask = checks_of([limit_of("key", "requests", 1, 5)], WHO)
-    async with limiter.admit(ask):
+    checks = checks_of([limit_of("key", "requests", 1, 5)], SUBJECT)
+    async with limiter.admit(checks):
         pass
     with pytest.raises(LimitReached) as refused:
-        async with limiter.admit(ask):
+        async with limiter.admit(checks):
             pass
     assert refused.value.retry_after_s == 5
     clock.now += 5
-    async with limiter.admit(ask):
+    async with limiter.admit(checks):
         pass
 
 
@@ -105,7 +105,7 @@ async def test_a_refusal_says_when_to_come_back_and_then_it_is_let_in():
 def test_each_subject_has_its_own(limit):
     store = LocalStore()
     other = Subject("other", "k2", "chat")
-    assert store.admit(checks_of([limit], WHO, limit.capacity, limit.capacity), 1.0).admitted
+    assert store.admit(checks_of([limit], SUBJECT, limit.capacity, limit.capacity), 1.0).admitted
     assert store.admit(checks_of([limit], other, limit.capacity, limit.capacity), 1.0).admitted
 
 
@@ -119,7 +119,7 @@ def test_each_subject_has_its_own(limit):
     ],
 )
 def test_limits_that_meet_are_counted_apart(other):
-    checks = checks_of([RPS, other], WHO)
+    checks = checks_of([RPS, other], SUBJECT)
     assert checks[0].bucket != checks[1].bucket
     assert LocalStore().admit(checks, 1.0).used == [1, 1]
 
@@ -138,7 +138,7 @@ def test_what_has_come_back_is_forgotten():
 @settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 60))
 def test_shares_add_up_to_the_limit(gateways, burst, cost):
-    """All gateways alone: the burst and the rate, and one request over for each gateway."""
+    """All gateways on their own: the burst and the rate, plus one request per gateway."""
     limit = limit_of("key", "requests", 10, 1, burst)
     cost = min(cost, burst)
     stores = [LocalStore(1 / gateways) for _ in range(gateways)]
@@ -153,9 +153,9 @@ def test_shares_add_up_to_the_limit(gateways, burst, cost):
 
 def test_a_share_of_concurrency_is_at_least_one():
     store = LocalStore(1 / 8)
-    ask = [Check(limit_of("key", "concurrency", 4), "bucket")]
-    assert store.admit(ask, 1.0).admitted
-    assert not store.admit(ask, 1.0).admitted
+    checks = [Check(limit_of("key", "concurrency", 4), "bucket")]
+    assert store.admit(checks, 1.0).admitted
+    assert not store.admit(checks, 1.0).admitted
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ def test_a_share_of_concurrency_is_at_least_one():
      ("key", "requests", 1, 1, 0.5), ("key", "requests", 1, 1, 0, ['a#b']),
      ("key", "requests", 0.5), ("key", "tokens", float("nan"))],
 )  # fmt: skip
-def test_a_limit_that_makes_no_sense_says_what_to_give(fields):
-    with pytest.raises(ValueError, match=r"give|Input should be|should match"):
+def test_an_invalid_limit_says_what_to_write_instead(fields):
+    with pytest.raises(ValueError, match=r"set burst|Input should be|should match"):
         limit_of(*fields)

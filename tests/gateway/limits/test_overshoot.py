@@ -1,4 +1,4 @@
-"""Several gateways at once on one Redis: what they let in together, and when one is killed."""
+"""Several gateways at once on one Redis: what they admit together, and when one is killed."""
 
 import asyncio
 import subprocess
@@ -11,7 +11,7 @@ from tests.gateway.limits import hammer
 from tests.gateway.limits.redis_server import RedisServer
 
 SECONDS = 2.0
-PATIENT_S = 5.0  # no gateway may decide alone because this machine is busy
+PATIENT_S = 5.0  # no gateway may decide on its own because this machine is busy
 Span = tuple[float, float, float]
 
 
@@ -32,41 +32,42 @@ def start(
 
 
 def admissions(processes: "list[subprocess.Popen[str]]") -> list[Span]:
-    """(asked, begun, ended) of each."""
-    found: list[Span] = []
+    """(requested, started, ended) of each."""
+    spans: list[Span] = []
     outputs = [process.communicate(timeout=30)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
     for output in outputs:
         for line in output.splitlines():
-            asked, begun, ended = map(float, line.split())
-            found.append((asked, begun, ended))
-    return found
+            requested, started, ended = map(float, line.split())
+            spans.append((requested, started, ended))
+    return spans
 
 
 def elapsed_s(spans: list[Span]) -> float:
-    """All was decided in this time: after the first had asked, before the last began."""
-    return max(begun for _, begun, _ in spans) - min(asked for asked, _, _ in spans)
+    """All was decided in this time: after the first request, before the last start."""
+    return max(started for _, started, _ in spans) - min(requested for requested, _, _ in spans)
 
 
 def most_at_once(spans: list[Span]) -> int:
-    edges = sorted([(b, 1) for _, b, _ in spans] + [(e, -1) for _, _, e in spans])
+    starts = [(started, 1) for _, started, _ in spans]
+    ends = [(ended, -1) for _, _, ended in spans]
     now = most = 0
-    for _, step in edges:
+    for _, step in sorted(starts + ends):
         now += step
         most = max(most, now)
     return most
 
 
 def test_no_more_than_the_limit_however_many_gateways(server: RedisServer):
-    """The bound with a Redis that is well: burst + rate * time, and nothing above."""
+    """The bound with a healthy Redis: burst + rate * time, and nothing above."""
     spans = admissions([start(server, SECONDS, skew_s=3600.0 * n) for n in range(hammer.GATEWAYS)])
     assert len(spans) <= hammer.BURST + hammer.RATE * elapsed_s(spans)
-    assert len(spans) >= 0.7 * hammer.RATE * SECONDS  # and it is not merely closed
+    assert len(spans) >= 0.7 * hammer.RATE * SECONDS  # it does not simply refuse everything
     assert most_at_once(spans) <= hammer.AT_ONCE
 
 
 def test_no_more_than_twice_the_limit_while_redis_comes_and_goes(server: RedisServer):
-    """The bound with a Redis that is ill at times: what it lets in, and what all shares do."""
+    """The bound with a Redis that is unavailable at times: what it admits, plus all shares."""
     running = [start(server, SECONDS, timeout_s=0.05) for _ in range(hammer.GATEWAYS)]
     assert running[0].stdout
     for _ in range(3):
@@ -84,7 +85,7 @@ def test_no_more_than_twice_the_limit_while_redis_comes_and_goes(server: RedisSe
 async def test_what_a_killed_gateway_held_comes_back(limiter: Limiter, server: RedisServer):
     process = start(server, 30)
     assert process.stdout
-    process.stdout.readline()  # it is at work
+    process.stdout.readline()  # it is running
     process.kill()
     process.communicate()
     checks = checks_of(hammer.LIMITS[1:], Subject("acme", "k1", "chat"))

@@ -1,4 +1,5 @@
-"""A Redis that is frozen, paused, dead, restarted, slow or absent: a share, at once, and back."""
+"""A Redis that is frozen, paused, dead, restarted, slow or absent: the gateway grants its share at
+once, and recovers."""
 
 import asyncio
 import contextlib
@@ -19,65 +20,66 @@ RPH = limit_of("key", "requests", 40, HOUR)
 AT_ONCE = limit_of("tenant", "concurrency", 10)
 TOKENS = limit_of("model", "tokens", 4000, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
-WHO = Subject("acme", "k1", "chat")
-PATIENCE_S = 0.5  # the 50 ms, on a machine that has other things to do
-RECOVERY_S = 3.0  # a second there
+SUBJECT = Subject("acme", "k1", "chat")
+PATIENCE_S = 0.5  # the 50 ms, on a busy machine
+RECOVERY_S = 3.0  # the one second, on a busy machine
 
 
 async def ask(limiter: Limiter, limits: list[Limit]) -> bool:
-    """Whether one more is let in; asserts that the decision did not take long."""
-    asked = time.perf_counter()
+    """Whether one more is admitted; asserts that the decision did not take long."""
+    start = time.perf_counter()
     try:
-        async with limiter.admit(checks_of(limits, WHO, tokens=100)):
+        async with limiter.admit(checks_of(limits, SUBJECT, tokens=100)):
             return True
     except QuotaExceeded:
         return False
     finally:
-        assert time.perf_counter() - asked < PATIENCE_S
+        assert time.perf_counter() - start < PATIENCE_S
 
 
-def decides_alone(limiter: Limiter) -> bool:
+def decides_locally(limiter: Limiter) -> bool:
     return not limiter.redis._line._healthy
 
 
 async def recovered(limiter: Limiter) -> None:
     deadline = time.monotonic() + RECOVERY_S
-    while decides_alone(limiter):
+    while decides_locally(limiter):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-async def assert_gives_out_its_share(limiter: Limiter) -> None:
+async def assert_grants_its_share(limiter: Limiter) -> None:
     """Half of everything, since there are two gateways; nobody below that is refused."""
-    together = await asyncio.gather(*(ask(limiter, [RPH]) for _ in range(15)))
-    assert all(together)
+    concurrent = await asyncio.gather(*(ask(limiter, [RPH]) for _ in range(15)))
+    assert all(concurrent)
     assert [await ask(limiter, ALL) for _ in range(8)] == [True] * 5 + [False] * 3
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(5):
-            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], SUBJECT)))
         assert not await ask(limiter, [AT_ONCE])
-    assert decides_alone(limiter)
+    assert decides_locally(limiter)
 
 
 async def assert_nothing_is_held(limiter: Limiter) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(10):
-            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=4000)) as admission:
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], SUBJECT)))
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=4000)) as admission:
         admission.settle(0)
-    assert not decides_alone(limiter)
+    assert not decides_locally(limiter)
 
 
 async def test_frozen(limiter: Limiter, server: RedisServer):
     assert await ask(limiter, [RPH])
-    # These are under way while it freezes, and end before it is back.
+    # These are in flight when it freezes, and end before it is back.
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(3):
-            held = await stack.enter_async_context(limiter.admit(checks_of(ALL, WHO, tokens=100)))
-            held.settle(0)
+            checks = checks_of(ALL, SUBJECT, tokens=100)
+            admission = await stack.enter_async_context(limiter.admit(checks))
+            admission.settle(0)
         server.freeze()
         try:
-            await assert_gives_out_its_share(limiter)
+            await assert_grants_its_share(limiter)
             await stack.aclose()
         finally:
             server.thaw()
@@ -85,25 +87,25 @@ async def test_frozen(limiter: Limiter, server: RedisServer):
     await assert_nothing_is_held(limiter)
 
 
-async def test_a_gateway_that_got_no_cpu_does_not_take_that_for_an_illness(limiter: Limiter):
+async def test_a_gateway_that_got_no_cpu_does_not_take_that_for_an_outage(limiter: Limiter):
     for _ in range(5):
-        admission = limiter.admit(checks_of([RPH], WHO))
+        admission = limiter.admit(checks_of([RPH], SUBJECT))
         entering = asyncio.create_task(admission.__aenter__())
         for _ in range(3):
-            await asyncio.sleep(0)  # it goes out
+            await asyncio.sleep(0)  # it is sent
         time.sleep(0.12)  # noqa: ASYNC251 - nothing of this process runs
         await entering
         await admission.__aexit__(None, None, None)
         assert admission.lease
-        assert not decides_alone(limiter)
+        assert not decides_locally(limiter)
 
 
 async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
-    """All that is told at the end of an illness must not look like the next one."""
+    """The catching up after an outage must not look like the next one."""
     wide = limit_of("tenant", "concurrency", 100_000)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(6000):
-            await stack.enter_async_context(limiter.admit(checks_of([wide], WHO)))
+            await stack.enter_async_context(limiter.admit(checks_of([wide], SUBJECT)))
         server.freeze()
         assert await ask(limiter, [wide])
     server.thaw()
@@ -113,13 +115,13 @@ async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
         while any(client.zcard(key) for key in client.scan_iter("held:*")):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
-    assert not decides_alone(limiter)
+    assert not decides_locally(limiter)
 
 
 async def test_paused(limiter: Limiter, server: RedisServer):
     with server.client() as client:
         client.execute_command("CLIENT", "PAUSE", 700, "ALL")
-    await assert_gives_out_its_share(limiter)
+    await assert_grants_its_share(limiter)
     await asyncio.sleep(0.7)
     await recovered(limiter)
     await assert_nothing_is_held(limiter)
@@ -128,15 +130,15 @@ async def test_paused(limiter: Limiter, server: RedisServer):
 async def test_dead_and_started_again(limiter: Limiter, server: RedisServer):
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(4):
-            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+            await stack.enter_async_context(limiter.admit(checks_of([AT_ONCE], SUBJECT)))
         server.kill()
-        await assert_gives_out_its_share(limiter)
+        await assert_grants_its_share(limiter)
         server.start()
         await recovered(limiter)
-        # It has forgotten the four, and was told again.
-        async with contextlib.AsyncExitStack() as more:
+        # It has forgotten the four, and they were reported to it again.
+        async with contextlib.AsyncExitStack() as others:
             for _ in range(6):
-                await more.enter_async_context(limiter.admit(checks_of([AT_ONCE], WHO)))
+                await others.enter_async_context(limiter.admit(checks_of([AT_ONCE], SUBJECT)))
             assert not await ask(limiter, [AT_ONCE])
     await assert_nothing_is_held(limiter)
 
@@ -150,41 +152,41 @@ async def test_scripts_flushed(limiter: Limiter, server: RedisServer):
 
 
 @contextlib.asynccontextmanager
-async def slow_way(server: RedisServer, delays_s: list[float]) -> AsyncIterator[int]:
+async def slow_proxy(server: RedisServer, delays_s: list[float]) -> AsyncIterator[int]:
     """A port that leads to Redis; each reply comes ``delays_s[0]`` late."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_redis, to_redis = await asyncio.open_connection("127.0.0.1", server.port)
 
-        async def back() -> None:
+        async def forward_replies() -> None:
             while data := await from_redis.read(65536):
                 await asyncio.sleep(delays_s[0])
                 writer.write(data)
 
-        backwards = asyncio.create_task(back())
+        replies = asyncio.create_task(forward_replies())
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 to_redis.write(data)
-        backwards.cancel()
+        replies.cancel()
         to_redis.close()
         writer.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield listening.sockets[0].getsockname()[1]
+        yield proxy.sockets[0].getsockname()[1]
     finally:
-        listening.close()
+        proxy.close()
 
 
 async def test_slow(server: RedisServer):
     delays_s = [0.0]
-    async with slow_way(server, delays_s) as port:
+    async with slow_proxy(server, delays_s) as port:
         limiter = Limiter(RedisStore(f"redis://127.0.0.1:{port}"), gateways=2)
         await limiter.heartbeat()
         assert await ask(limiter, [limit_of("key", "requests", 1, HOUR, 1)])
-        assert not decides_alone(limiter)
+        assert not decides_locally(limiter)
         delays_s[0] = 0.2
-        await assert_gives_out_its_share(limiter)
+        await assert_grants_its_share(limiter)
         delays_s[0] = 0.0
         await recovered(limiter)
         await assert_nothing_is_held(limiter)
@@ -195,7 +197,7 @@ async def test_absent_from_the_start(server: RedisServer):
     server.kill()
     limiter = Limiter(RedisStore(server.url), gateways=2)
     await limiter.heartbeat()
-    await assert_gives_out_its_share(limiter)
+    await assert_grants_its_share(limiter)
     server.start()
     await recovered(limiter)
     assert await ask(limiter, ALL)
@@ -209,16 +211,16 @@ async def test_no_password_in_what_is_logged(server: RedisServer, caplog: pytest
     limiter = Limiter(RedisStore(f"redis://:hunter2@127.0.0.1:{server.port}"))
     await limiter.heartbeat()
     assert await ask(limiter, ALL)
-    assert "ill" in caplog.text
+    assert "Redis is unavailable" in caplog.text
     assert "hunter2" not in caplog.text
     await limiter.close()
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyError("bug"), GeneratorExit()])
-async def test_a_line_whose_task_ends_is_begun_again(server, error, monkeypatch):
+async def test_a_line_whose_task_ends_is_restarted(server, error, monkeypatch):
     """Whatever ended it: nobody waits for it for ever, and Redis decides again soon after."""
-    counted = []
-    limiter = Limiter(RedisStore(server.url, lambda: counted.append(1)), gateways=2)
+    restarts = []
+    limiter = Limiter(RedisStore(server.url, lambda: restarts.append(1)), gateways=2)
     await limiter.heartbeat()
     line = limiter.redis._line
 
@@ -226,13 +228,13 @@ async def test_a_line_whose_task_ends_is_begun_again(server, error, monkeypatch)
         raise error
 
     monkeypatch.setattr(line, "_send", fails)
-    async with limiter.admit(checks_of([AT_ONCE], WHO)) as admission:
+    async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:
         assert admission.lease == ""  # this process decided
     monkeypatch.undo()
     deadline = time.monotonic() + 5
-    while not line.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells
+    while not line.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - no event for it
         await asyncio.sleep(0.05)
-    async with limiter.admit(checks_of([AT_ONCE], WHO)) as admission:
+    async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:
         assert admission.lease
-    assert len(counted) >= (0 if isinstance(error, KeyError) else 1)
+    assert len(restarts) >= (0 if isinstance(error, KeyError) else 1)
     await limiter.close()

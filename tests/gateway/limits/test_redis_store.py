@@ -1,4 +1,4 @@
-"""Limits in a real Redis that is well."""
+"""Limits in a real, healthy Redis."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ RPH = limit_of("key", "requests", 3, HOUR)
 AT_ONCE = limit_of("tenant", "concurrency", 2)
 TOKENS = limit_of("model", "tokens", 600, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
-WHO = Subject("acme", "k1", "chat")
+SUBJECT = Subject("acme", "k1", "chat")
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TIMEOUT_S", 5.0)
 
 
-async def left_of(limiter: Limiter, limit: Limit) -> int:
-    """How many units more are let in, asked for one by one and held until all are in."""
+async def remaining(limiter: Limiter, limit: Limit) -> int:
+    """How many more units are admitted, requested one by one and held until the end."""
     async with contextlib.AsyncExitStack() as stack:
         for count in range(1000):
             try:
-                await stack.enter_async_context(limiter.admit(checks_of([limit], WHO, 1)))
+                await stack.enter_async_context(limiter.admit(checks_of([limit], SUBJECT, 1)))
             except QuotaExceeded:
                 return count
     raise AssertionError("no end to it")
@@ -45,7 +45,7 @@ async def left_of(limiter: Limiter, limit: Limit) -> int:
 
 async def refused(limiter: Limiter, limits: list[Limit], tokens: float = 0) -> LimitReached:
     with pytest.raises(LimitReached) as caught:
-        async with limiter.admit(checks_of(limits, WHO, tokens)):
+        async with limiter.admit(checks_of(limits, SUBJECT, tokens)):
             pass
     return caught.value
 
@@ -53,19 +53,19 @@ async def refused(limiter: Limiter, limits: list[Limit], tokens: float = 0) -> L
 async def test_an_admission_is_one_call_all_or_nothing(limiter: Limiter, server: RedisServer):
     with server.client() as client:
         before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-        async with limiter.admit(checks_of(ALL, WHO, tokens=400)) as admission:
+        async with limiter.admit(checks_of(ALL, SUBJECT, tokens=400)) as admission:
             assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
             assert dict(admission.headers())[b"ratelimit"].startswith(b'"key-requests-3600s";r=2;')
             assert "model limit of 600 tokens" in (await refused(limiter, ALL, 400)).message
-            async with limiter.admit(checks_of(ALL, WHO, tokens=100)):
+            async with limiter.admit(checks_of(ALL, SUBJECT, tokens=100)):
                 error = await refused(limiter, [AT_ONCE])
                 assert error.retry_after_s == 1
-        assert await left_of(limiter, RPH) == 1
+        assert await remaining(limiter, RPH) == 1
 
 
 async def test_every_key_expires_and_is_in_its_tenants_slot(limiter: Limiter, server: RedisServer):
     with server.client() as client:
-        async with limiter.admit(checks_of(ALL, WHO, tokens=400)):
+        async with limiter.admit(checks_of(ALL, SUBJECT, tokens=400)):
             keys = [key for key in client.scan_iter() if "acme" in key]
             assert len(keys) == 4
             assert all(client.ttl(key) > 0 for key in client.scan_iter())
@@ -73,37 +73,39 @@ async def test_every_key_expires_and_is_in_its_tenants_slot(limiter: Limiter, se
 
 
 @pytest.mark.parametrize(
-    ("settled", "error", "left"),
+    ("settled", "error", "expected"),
     [(100, None, 500), (600, None, 0), (None, None, 200), (None, NoCapacity("full"), 600)],
 )
-async def test_tokens_are_reserved_then_settled(limiter: Limiter, settled, error, left):
+async def test_tokens_are_reserved_then_settled(limiter: Limiter, settled, error, expected):
     with contextlib.suppress(NoCapacity):
-        async with limiter.admit(checks_of([TOKENS], WHO, tokens=400)) as admission:
+        async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=400)) as admission:
             if settled is not None:
                 admission.settle(settled)
             if error:
                 raise error
-    assert await left_of(limiter, TOKENS) == left
+    assert await remaining(limiter, TOKENS) == expected
 
 
 async def test_it_decides_as_the_store_in_memory_does(limiter: Limiter):
     chance = random.Random(5)  # noqa: S311
     local = LocalStore()
     limits = [limit_of("key", "requests", 40, HOUR), *ALL[1:]]
-    open_ = []
+    admissions = []
     assert limiter.redis
     for _ in range(300):
-        checks = checks_of(limits, WHO, tokens=chance.randint(0, 300), weight=chance.randint(1, 3))
-        decided = await limiter.redis.admit(checks)
-        assert decided
-        there, lease = decided
-        here = local.admit(checks, 1000.0)
-        assert there.admitted == here.admitted
-        assert there.used == pytest.approx(here.used, abs=0.5)
-        if here.admitted:
-            open_.append((lease, checks))
-        if open_ and chance.random() < 0.6:
-            lease, checks = open_.pop(chance.randrange(len(open_)))
+        checks = checks_of(
+            limits, SUBJECT, tokens=chance.randint(0, 300), weight=chance.randint(1, 3)
+        )
+        decision = await limiter.redis.admit(checks)
+        assert decision
+        redis_outcome, lease = decision
+        local_outcome = local.admit(checks, 1000.0)
+        assert redis_outcome.admitted == local_outcome.admitted
+        assert redis_outcome.used == pytest.approx(local_outcome.used, abs=0.5)
+        if local_outcome.admitted:
+            admissions.append((lease, checks))
+        if admissions and chance.random() < 0.6:
+            lease, checks = admissions.pop(chance.randrange(len(admissions)))
             tokens = chance.choice([None, 0, 10, 200])
             limiter.redis.settle(lease, tokens)
             local.settle(checks, tokens, 1000.0)
@@ -115,63 +117,63 @@ async def test_what_a_dead_gateway_held_comes_back(
     monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
     dead = Limiter(RedisStore(server.url))
     await dead.heartbeat()
-    await dead.admit(checks_of(ALL, WHO, tokens=600)).__aenter__()
-    assert await left_of(limiter, AT_ONCE) == 1
+    await dead.admit(checks_of(ALL, SUBJECT, tokens=600)).__aenter__()
+    assert await remaining(limiter, AT_ONCE) == 1
     await refused(limiter, [TOKENS], 1)
     await asyncio.sleep(0.35)
-    assert await left_of(limiter, AT_ONCE) == 2
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=600)):
+    assert await remaining(limiter, AT_ONCE) == 2
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=600)):
         pass
     await dead.close()
 
 
 async def test_a_long_request_keeps_its_place(limiter: Limiter, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
-    async with limiter.admit(checks_of(ALL, WHO, tokens=500)) as admission:
+    async with limiter.admit(checks_of(ALL, SUBJECT, tokens=500)) as admission:
         for _ in range(8):
             await asyncio.sleep(0.1)
             await limiter.heartbeat()
-        assert await left_of(limiter, AT_ONCE) == 1
+        assert await remaining(limiter, AT_ONCE) == 1
         admission.settle(600)
     await refused(limiter, [TOKENS], 1)
-    assert await left_of(limiter, AT_ONCE) == 2
+    assert await remaining(limiter, AT_ONCE) == 2
 
 
 async def test_tokens_used_after_the_lease_ran_out_are_owed_in_full(
     limiter: Limiter, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(redis_store, "_LEASE_US", 100_000)
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=300)) as admission:
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=300)) as admission:
         await asyncio.sleep(0.15)
         monkeypatch.setattr(redis_store, "_LEASE_US", 10_000_000)
-        async with limiter.admit(checks_of([TOKENS], WHO, tokens=0)):
+        async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=0)):
             pass  # this one finds the reservation expired
         admission.settle(500)
-    assert await left_of(limiter, TOKENS) == 100
+    assert await remaining(limiter, TOKENS) == 100
 
 
 async def test_a_reservation_that_redis_forgot_is_not_given_back(
     limiter: Limiter, server: RedisServer
 ):
-    async with limiter.admit(checks_of([TOKENS], WHO, tokens=500)) as admission:
+    async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=500)) as admission:
         with server.client() as client:
             client.flushall()
         await limiter.heartbeat()
         admission.settle(100)
-    assert await left_of(limiter, TOKENS) == 500
+    assert await remaining(limiter, TOKENS) == 500
 
 
 async def test_cancelled_admissions_leave_nothing_behind(limiter: Limiter):
-    """Neither a place that is held by nobody nor a reply for somebody else (redis-py#2624)."""
+    """Neither a slot that nobody holds nor a reply for somebody else (redis-py#2624)."""
     chance = random.Random(7)  # noqa: S311
 
     async def ask(number: int) -> None:
         limit = limit_of("key", "concurrency", 10_000 + number)
         wide = limit_of("tenant", "concurrency", 10_000)
-        checks = [Check(limit, f"{{acme}}:{number}"), *checks_of([wide], WHO)]
+        checks = [Check(limit, f"{{acme}}:{number}"), *checks_of([wide], SUBJECT)]
         async with limiter.admit(checks) as admission:
-            left = dict(admission.headers())[b"ratelimit"].split(b",")[0]
-            assert left == b'"key-concurrency";r=%d' % (10_000 + number - 1)
+            header = dict(admission.headers())[b"ratelimit"].split(b",")[0]
+            assert header == b'"key-concurrency";r=%d' % (10_000 + number - 1)
             await asyncio.sleep(chance.random() / 500)
 
     for _ in range(20):
@@ -182,15 +184,17 @@ async def test_cancelled_admissions_leave_nothing_behind(limiter: Limiter):
                 task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert result is None or isinstance(result, asyncio.CancelledError)
-    assert await left_of(limiter, AT_ONCE) == 2
+    assert await remaining(limiter, AT_ONCE) == 2
 
 
 async def test_no_name_reaches_anothers_count(limiter: Limiter):
     """As names of keys in Redis; a token's subject may be any text."""
     tokens = limit_of("key", "tokens", 600, HOUR)
-    for who in ("bob", "bob:held", "held:bob", "{acme}", "a b\r\nFLUSHALL", "é", "\ud800"):
-        async with limiter.admit(checks_of([tokens, RPH], Subject("acme", who, who), 600)) as mine:
-            assert mine.lease  # Redis decided
+    for name in ("bob", "bob:held", "held:bob", "{acme}", "a b\r\nFLUSHALL", "é", "\ud800"):
+        async with limiter.admit(
+            checks_of([tokens, RPH], Subject("acme", name, name), 600)
+        ) as admission:
+            assert admission.lease  # Redis decided
 
 
 async def test_gateways_are_counted(limiter: Limiter, server: RedisServer):

@@ -13,15 +13,15 @@ from gateway.limits.local import LocalStore
 from gateway.limits.shared_slots import SharedSlots
 from tests.gateway.limits.made import limit_of
 
-WHO = Subject("acme", "k1", "chat")
+SUBJECT = Subject("acme", "k1", "chat")
 WORKERS = 3
 
 
 def _work(path, amount: int, highest, lock, together, rounds: int) -> None:
-    """Take a place, be counted while it is held, give it back; again and again."""
+    """Take a slot, be counted while holding it, and free it; again and again."""
     store = LocalStore(1 / WORKERS, SharedSlots(path))
     limit = limit_of("key", "concurrency", amount)
-    checks = checks_of([limit], WHO)
+    checks = checks_of([limit], SUBJECT)
     admitted = 0
     together.wait(30)
     deadline = time.monotonic() + 20
@@ -42,12 +42,12 @@ def _work(path, amount: int, highest, lock, together, rounds: int) -> None:
 
 @pytest.mark.parametrize("amount", [1, 2])
 def test_never_more_together_than_the_limit(tmp_path, amount):
-    """Three workers, a limit of one or two: each gets in, and never too many at once."""
+    """Three workers, a limit of one or two: each is admitted, and never too many at once."""
     context = multiprocessing.get_context("spawn")
     highest, lock = context.Array("i", 3), context.Lock()
     together = context.Barrier(WORKERS)
-    given = (tmp_path / "slots.lock", amount, highest, lock, together, 40)
-    workers = [context.Process(target=_work, args=given) for _ in range(WORKERS)]
+    arguments = (tmp_path / "slots.lock", amount, highest, lock, together, 40)
+    workers = [context.Process(target=_work, args=arguments) for _ in range(WORKERS)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -59,7 +59,7 @@ def test_never_more_together_than_the_limit(tmp_path, amount):
 
 def _hold(path, ready) -> None:
     store = LocalStore(1 / WORKERS, SharedSlots(path))
-    assert store.admit(checks_of([limit_of("key", "concurrency", 1)], WHO), 0.0).admitted
+    assert store.admit(checks_of([limit_of("key", "concurrency", 1)], SUBJECT), 0.0).admitted
     ready.set()
     time.sleep(60)
 
@@ -71,7 +71,7 @@ def test_what_a_killed_worker_held_comes_back(tmp_path):
     worker.start()
     assert ready.wait(30)
     store = LocalStore(1 / WORKERS, SharedSlots(tmp_path / "p"))
-    checks = checks_of([limit_of("key", "concurrency", 1)], WHO)
+    checks = checks_of([limit_of("key", "concurrency", 1)], SUBJECT)
     assert not store.admit(checks, 0.0).admitted
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(10)
@@ -80,26 +80,26 @@ def test_what_a_killed_worker_held_comes_back(tmp_path):
 
 
 def test_one_process_may_use_all_of_it(tmp_path):
-    """A share would refuse callers who all reach one worker."""
+    """A share per worker would refuse callers who all reach one worker."""
     store = LocalStore(1 / WORKERS, SharedSlots(tmp_path / "p"))
-    checks = checks_of([limit_of("key", "concurrency", 5)], WHO)
+    checks = checks_of([limit_of("key", "concurrency", 5)], SUBJECT)
     assert [store.admit(checks, 0.0).admitted for _ in range(6)] == [True] * 5 + [False]
     store.settle(checks, None, 0.0)
     assert store.admit(checks, 0.0).admitted
 
 
-def test_a_refused_request_leaves_no_place_taken(tmp_path):
+def test_a_refused_request_leaves_no_slot_taken(tmp_path):
     store = LocalStore(1 / WORKERS, SharedSlots(tmp_path / "p"))
     one, many = limit_of("key", "concurrency", 1), limit_of("tenant", "concurrency", 5)
-    both = checks_of([many, one], WHO)
+    both = checks_of([many, one], SUBJECT)
     assert store.admit(both, 0.0).admitted
     assert not store.admit(both, 0.0).admitted
-    others = checks_of([many], WHO)
+    others = checks_of([many], SUBJECT)
     assert [store.admit(others, 0.0).admitted for _ in range(5)] == [True] * 4 + [False]
 
 
-def test_a_limit_above_the_places_is_shared_out_and_never_exceeded(tmp_path):
-    checks = checks_of([limit_of("key", "concurrency", 100)], WHO)
+def test_a_limit_above_the_slots_is_shared_out_and_never_exceeded(tmp_path):
+    checks = checks_of([limit_of("key", "concurrency", 100)], SUBJECT)
     stores = [LocalStore(1 / WORKERS, None) for _ in range(WORKERS)]
     admitted = sum(store.admit(checks, 0.0).admitted for store in stores for _ in range(100))
     assert admitted == 99

@@ -1,4 +1,4 @@
-"""What was sent to the model costs something, however its caller ended it; what was not is free."""
+"""Work sent to the model costs something, however its caller ended it; other work is free."""
 
 import asyncio
 
@@ -18,12 +18,14 @@ from gateway.limits.limiter import Limiter
 from tests.gateway.limits.made import limit_of
 
 TOKENS = limit_of("model", "tokens", 1000, 3600)
-WHO = Subject("acme", "k1", "chat")
+SUBJECT = Subject("acme", "k1", "chat")
 
 
-async def _left(error: BaseException | None, *, started: bool, counted: int | None = None) -> int:
+async def _remaining(
+    error: BaseException | None, *, started: bool, counted: int | None = None
+) -> int:
     limiter = Limiter(clock=lambda: 1000.0)
-    checks = checks_of([TOKENS], WHO, tokens=400)
+    checks = checks_of([TOKENS], SUBJECT, tokens=400)
     try:
         async with limiter.admit(checks) as admission:
             if started:
@@ -34,7 +36,7 @@ async def _left(error: BaseException | None, *, started: bool, counted: int | No
                 raise error
     except BaseException as raised:
         assert raised is error
-    used = limiter.local.admit(checks_of([TOKENS], WHO, tokens=0), 1000.0).used[0]
+    used = limiter.local.admit(checks_of([TOKENS], SUBJECT, tokens=0), 1000.0).used[0]
     return round(1000 - used)
 
 
@@ -44,20 +46,20 @@ BY_US = [NoCapacity("x"), UpstreamError("x"), TooLarge("x")]
 
 @pytest.mark.parametrize("error", BY_ITS_CALLER)
 async def test_work_that_its_caller_ended_costs_what_it_reserved_or_what_was_counted(error):
-    assert await _left(error, started=True) == 600
-    assert await _left(error, started=True, counted=70) == 930
-    assert await _left(error, started=False) == 1000
+    assert await _remaining(error, started=True) == 600
+    assert await _remaining(error, started=True, counted=70) == 930
+    assert await _remaining(error, started=False) == 1000
 
 
 @pytest.mark.parametrize("error", BY_US)
 async def test_work_that_failed_is_free_unless_it_was_counted(error):
-    assert await _left(error, started=True) == 1000
-    assert await _left(error, started=True, counted=70) == 930
-    assert await _left(error, started=False) == 1000
+    assert await _remaining(error, started=True) == 1000
+    assert await _remaining(error, started=True, counted=70) == 930
+    assert await _remaining(error, started=False) == 1000
 
 
 async def test_work_that_ended_well_costs_what_it_reserved():
-    assert await _left(None, started=True) == 600
+    assert await _remaining(None, started=True) == 600
 
 
 async def test_a_stream_whose_right_ended_is_interrupted_and_pays():
@@ -66,7 +68,7 @@ async def test_a_stream_whose_right_ended_is_interrupted_and_pays():
 
     async def stream():
         try:
-            async with limiter.admit(checks_of([TOKENS], WHO, tokens=400)) as admission:
+            async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=400)) as admission:
                 admission.started()
                 await asyncio.Future()
         except asyncio.CancelledError:
@@ -77,4 +79,4 @@ async def test_a_stream_whose_right_ended_is_interrupted_and_pays():
     task.cancel()
     with pytest.raises(GatewayError):
         await task
-    assert limiter.local.admit(checks_of([TOKENS], WHO, tokens=0), 1000.0).used[0] == 400
+    assert limiter.local.admit(checks_of([TOKENS], SUBJECT, tokens=0), 1000.0).used[0] == 400
