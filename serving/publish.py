@@ -15,7 +15,7 @@ from pathlib import Path
 from modelspec.layout import CONFIG_FILE, version_folders
 from serving import manifest
 from serving.activation import activate
-from serving.config_profiles import followed, place_config, place_profile, profiles_now
+from serving.config_profiles import place_config, place_profile, profiles_now, synced_with
 from serving.deployment import Deployment
 from serving.errors import PublishFailed
 from serving.files import sync, sync_folder
@@ -151,7 +151,7 @@ def _place_profiles(planned: Plan, repository: Path) -> None:
         is_there = (repository / each.model / CONFIG_FILE).is_file()
         main = read_config(repository, each.model) if is_there else each.config
         for name, profile in each.profiles.items():
-            place_profile(repository, each.model, name, followed(main, profile))
+            place_profile(repository, each.model, name, synced_with(main, profile))
 
 
 def _listed(repository: Path, each: PlannedVersion) -> set[int]:

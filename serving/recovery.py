@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE, staging_folder, version_folders
 from serving import candidate
-from serving.config_profiles import follow_all, put_back, sync_configs
+from serving.config_profiles import put_back, sync_all, sync_configs
 from serving.deployment import Deployment
 from serving.errors import NotOurServer, RepositoryBusy
 from serving.files import place, remove_folder
@@ -63,14 +63,14 @@ def put_broken_aside(repository: Path, tell: Callable[[str], None]) -> None:
 def recover(deployment: Deployment) -> None:
     """Settle what was cut off and delete what nobody owns; call it holding the lock."""
     for journal in open_journals(deployment.repository):
-        settle(deployment, journal)
-    follow_all(deployment.repository)
+        resolve(deployment, journal)
+    sync_all(deployment.repository)
     for path in staging_folder(deployment.repository).iterdir():
         if path.name not in _KEPT and _is_abandoned(path):
             _delete(path)
 
 
-def settle(deployment: Deployment, journal: Journal) -> None:
+def resolve(deployment: Deployment, journal: Journal) -> None:
     """Finish the publication if its pin is in place, else undo it."""
     candidate.clear(deployment, journal.pipeline)
     if active_version(deployment.repository, journal.pipeline) == journal.after:

@@ -12,11 +12,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.config_profiles import (
     TUNED,
-    followed,
     place_config,
     place_profile,
     read_profiles,
-    take_profile,
+    remove_profile,
+    synced_with,
 )
 from serving.deployment import Deployment
 from serving.errors import ServingError
@@ -59,9 +59,9 @@ def write_tuned(deployment: Deployment, result: Result) -> list[str]:
         changed = _changed(configs, result, result.winner) if result.winner else {}
         for model, main in configs.items():
             if model in changed:
-                place_profile(repository, model, TUNED, followed(main, changed[model]))
+                place_profile(repository, model, TUNED, synced_with(main, changed[model]))
             else:
-                take_profile(repository, model, TUNED)
+                remove_profile(repository, model, TUNED)
     return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
 
 

@@ -8,12 +8,12 @@ from modelspec.layout import staging_folder
 from modelspec.pbtxt import parse
 from serving.config_profiles import (
     TUNED,
-    followed,
     place_profile,
     profile_names,
     profile_path,
     read_profiles,
-    take_profile,
+    remove_profile,
+    synced_with,
 )
 from serving.deployment import Deployment
 from serving.errors import PublishFailed
@@ -136,7 +136,7 @@ def test_no_profile_takes_larger_batches_than_were_proved(repository):
     main = read_config(repository, "mood_onnx")
     profile = tuned(repository, "mood_onnx")
     profile.max_batch_size = 64
-    assert followed(main, profile).max_batch_size == main.max_batch_size == 8
+    assert synced_with(main, profile).max_batch_size == main.max_batch_size == 8
 
 
 def test_what_was_measured_elsewhere_is_not_brought(repository, tmp_path):
@@ -157,6 +157,6 @@ def _without_manifest(repository, tmp_path):
 
 
 def test_taking_the_last_one_takes_the_folder(repository):
-    take_profile(repository, "mood_onnx", TUNED)
+    remove_profile(repository, "mood_onnx", TUNED)
     assert not (repository / "mood_onnx" / "configs").exists()
     assert [path.name for path in staging_folder(repository).glob("config profile*")] == []

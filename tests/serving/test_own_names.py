@@ -41,9 +41,9 @@ def _somebodys(deployment, name):
 def test_a_model_that_is_called_like_a_canary_is_not_removed(deployment):
     folder = _somebodys(deployment, "mood.v1")
     assert canary.canaries(deployment.repository, NAME) == []
-    with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
+    with pytest.raises(PublishFailed, match="a separate model and not a canary"):
         canary.stop(deployment, NAME, 1)
-    with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
+    with pytest.raises(PublishFailed, match="a separate model and not a canary"):
         canary.start(deployment, NAME, 1)
     assert (folder / CONFIG_FILE).is_file()
 
