@@ -95,9 +95,9 @@ class Health:
         self._progress.look(self._stubs)
         return self._progress.hung()
 
-    def resting_s(self, stub: Stub) -> float:
+    def idle_s(self, stub: Stub) -> float:
         """For how many seconds the process has been idle."""
-        return self._progress.resting_s(stub)
+        return self._progress.idle_s(stub)
 
     def is_time_to_probe(self) -> bool:
         return time.monotonic() >= self._next_probe

@@ -400,7 +400,7 @@ class Watcher:
         alive = self._health.processes()
         self._replaced = [each for each in self._replaced if each.stub in alive]
         for each in self._replaced:
-            if self._health.resting_s(each.stub) >= each.rest_s:
+            if self._health.idle_s(each.stub) >= each.rest_s:
                 each.stub.end()
 
 

@@ -98,12 +98,12 @@ def test_a_reload_that_hangs_is_bounded_by_what_loads_took_and_the_next_one_work
     hang = tmp_path / "hang"
     line = f"time.sleep(3600 if os.path.exists({str(hang)!r}) else 0)"
     _add(server, "sleepy", line)
-    monkeypatch.setattr(control, "AGAIN_S", 3.0)
+    monkeypatch.setattr(control, "LEAST_RELOAD_S", 3.0)
     server.control.load("sleepy")
     before = live_stubs(server.pid)
     hang.touch()
     began = time.monotonic()
-    with pytest.raises(ModelLoadFailed, match=r"not loaded again within .* the next attempt has"):
+    with pytest.raises(ModelLoadFailed, match=r"not reloaded within .* the next attempt gets"):
         server.control.load("sleepy", afresh=True)
     assert time.monotonic() - began < ENOUGH_S
     assert server.control._bound_s("sleepy") > 3.0

@@ -15,8 +15,8 @@ from serving.ports import Endpoint, free_ports, require_free
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("192.0.2.7", "192.0.2.7 is no address of this machine: give --host"),
-        ("no.such.host.invalid", "'no.such.host.invalid' is neither an address nor the name"),
+        ("192.0.2.7", "192.0.2.7 is not an address of this machine: set --host"),
+        ("no.such.host.invalid", "'no.such.host.invalid' is neither an address nor a host name"),
         ("2001:db8::7", "2001:db8::7"),
     ],
 )
@@ -29,7 +29,7 @@ def test_an_address_that_is_not_ours(address, message):
 def test_a_port_that_this_user_may_not_open(monkeypatch):
     denied = OSError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(ports, "_bind", lambda resolved, port: denied)
-    with pytest.raises(ServingError, match=r"port 80 may not be opened .*--admin-port") as refused:
+    with pytest.raises(ServingError, match=r"may not open port 80 .*--admin-port") as refused:
         require_free([Endpoint("admin-port", "127.0.0.1", 80)])
     assert not isinstance(refused.value, PortTaken)
 

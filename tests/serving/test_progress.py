@@ -276,6 +276,6 @@ def test_a_teller_that_fails_ends_nothing(server):
 def test_a_model_may_load_for_as_long_as_the_setting_says(load_timeout_s, is_hung):
     """A process that has not talked, nor used the CPU, for ten minutes, while it loads."""
     stub = Stub(1, "mood")
-    seen = progress._Seen(b"", moved=0.0, resting=None, cpu_s=0.0, looked=600.0, worked=0.0)
+    seen = progress._Seen(b"", moved=0.0, idle_since=None, cpu_s=0.0, looked=600.0, worked=0.0)
     found = progress.Progress(30.0, load_timeout_s)._fault(stub, seen, now=600.0)
     assert bool(found) is is_hung
