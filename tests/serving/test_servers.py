@@ -94,6 +94,6 @@ def test_a_record_of_a_stranger_is_not_believed(repository, home, server, monkey
 
 
 def test_a_key_that_cannot_be_read_is_told_before_anything_is_changed(server):
-    refused = pytest.raises(NotOurServer, match="cannot be told of anything; nothing was changed")
+    refused = pytest.raises(NotOurServer, match="cannot be updated; nothing was changed")
     with refused, connected([server]):
         pass
