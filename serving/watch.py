@@ -216,7 +216,7 @@ class Watcher:
         if self._health.is_time_to_probe():
             self._models = self._watched()
             self._health.probe([name for name in self._models if not self._names(name) & reloading])
-        for model, fault in self._health.judged().items():
+        for model, fault in self._health.verdicts().items():
             if model not in reloading:
                 self._note(model, fault)
 

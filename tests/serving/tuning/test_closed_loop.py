@@ -10,7 +10,7 @@ import pytest
 
 from serving.errors import ServingError
 from serving.tuning import closed_loop
-from serving.tuning.closed_loop import INFER, Load, Pass, together
+from serving.tuning.closed_loop import INFER, Load, Pass, merged
 
 ANSWER_S = 0.02
 
@@ -76,7 +76,7 @@ def test_as_many_are_under_way_as_there_are_connections():
     assert len(handler.peers) % 4 == 0  # of each pass
     assert set(handler.bodies) == {b"a", b"b", b"c"}
     assert found.errors == 0
-    figures = together([found])
+    figures = merged([found])
     # A connection's answers are this far apart, and one may fall on each end of the pass.
     assert figures.requests == len(found.latencies_ms) <= 4 * (found.seconds / ANSWER_S + 1)
     assert figures.rps == round(figures.requests / found.seconds, 1)
@@ -99,7 +99,7 @@ def test_a_pass_in_which_nothing_was_answered_is_told():
         found = closed_loop.run(address, Load([b"a"], connections=1, seconds=0.1))
     assert (found.latencies_ms, found.errors, found.rps) == ([], 0, 0.0)
     with pytest.raises(ServingError, match="no request was answered within a pass"):
-        together([Pass(1.0, [10.0]), found])
+        merged([Pass(1.0, [10.0]), found])
 
 
 def test_what_is_refused_is_counted_and_told():
@@ -111,6 +111,6 @@ def test_what_is_refused_is_counted_and_told():
 
 def test_passes_are_put_together():
     passes = [Pass(1.0, [10.0] * 100, generator_cores=0.1), Pass(1.0, [30.0] * 300)]
-    figures = together(passes)
+    figures = merged(passes)
     assert (figures.rps, figures.p50_ms, figures.requests) == (200.0, 30.0, 400)
     assert figures.generator_cores == pytest.approx(0.05)

@@ -85,7 +85,7 @@ def _require_nothing_left(job):
 
 
 def test_a_search_goes_on_where_it_was_and_leaves_nothing_behind(searched):
-    assert "mood: 1 trials are known from before" in searched.said
+    assert "mood: 1 trials are known from earlier runs" in searched.said
     _require_nothing_left(searched.job)
     tried = [trial.setting for trial in searched.result.trials]
     assert len(set(tried)) == len(tried) > 2
@@ -94,7 +94,7 @@ def test_a_search_goes_on_where_it_was_and_leaves_nothing_behind(searched):
 def test_what_fails_or_answers_wrongly_is_kept_and_not_measured(searched):
     by_instances = {t.setting.instances: t for t in searched.result.trials}
     assert by_instances[1].status == REFUSED
-    assert "answers differ from the default's in score" in by_instances[1].reason
+    assert "outputs differ from the default's in score" in by_instances[1].reason
     assert by_instances[4].status == FAILED
     assert "ZeroDivisionError" in by_instances[4].reason
     for trial in (by_instances[1], by_instances[4]):
