@@ -265,7 +265,7 @@ GOLDEN = {"request": {"text": "hello"}, "expect": {"logits": [1]}, "tolerance": 
     ("endpoint_schema", "golden", "code"),
     [
         (ENDPOINT_SCHEMA, None, "golden-missing"),
-        (None, GOLDEN, "golden-without-endpoint schema"),
+        (None, GOLDEN, "golden-without-endpoint"),
         ("no JSON", GOLDEN, "endpoint-broken"),
         (ENDPOINT_SCHEMA, "no JSON", "golden-broken"),
         ({**ENDPOINT_SCHEMA, "response": {"x-tensor": "label"}}, GOLDEN, "endpoint-unbound"),

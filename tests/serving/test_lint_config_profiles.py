@@ -55,7 +55,7 @@ def _too_many(config):
 @pytest.mark.parametrize(
     ("change", "code", "place"),
     [
-        (_other_version, "config profile-behind", "mood_onnx/configs/gpu.pbtxt"),
+        (_other_version, "config-profile-behind", "mood_onnx/configs/gpu.pbtxt"),
         (_smaller_batch, "batch-too-large", "mood/config.pbtxt:step 2 (mood_onnx)"),
         (_queue_policy, "queue-policy", "mood_onnx/configs/gpu.pbtxt"),
         (_too_many, "threads-unset", "mood_onnx/configs/gpu.pbtxt"),
@@ -67,7 +67,7 @@ def test_a_fault_of_a_profile_is_found(repository, change, code, place):
     new = found(repository) - before
     assert (code, place) in new
     assert all(
-        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config profile-behind"
+        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config-profile-behind"
     )
 
 

@@ -187,7 +187,7 @@ def test_it_says_when_another_engine_serves_than_was_measured(searched, written)
     measured = tuned_measurement(repository, NAME)
     assert is_of_another_engine(repository, NAME, measured)
     assert list(read_profiles(repository / "mood_onnx")) == [TUNED]
-    with pytest.raises(ServingError, match="published anew"):
+    with pytest.raises(ServingError, match="published again"):
         write_tuned(Deployment(repository), written)
 
 
