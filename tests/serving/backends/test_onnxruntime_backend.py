@@ -422,7 +422,7 @@ class TestProviders:
         assert choose_providers(self.TRT, "CPU", 0, [TENSORRT, CUDA, CPU]) == [(CPU, {})]
 
     def test_gpu_without_cuda_is_refused(self) -> None:
-        with pytest.raises(ModelRefused, match="KIND_GPU, and this onnxruntime build has no CUDA"):
+        with pytest.raises(ModelRefused, match="KIND_GPU, but this onnxruntime build has no CUDA"):
             choose_providers(config(), "GPU", 0, [CPU])
 
     def test_accelerators(self) -> None:
@@ -543,7 +543,7 @@ class TestRunner:
             opened.append(searching())
             return opened[-1]
 
-        add.settle_sizes(full, another)
+        add.fix_sizes(full, another)
         return add, opened
 
     def test_a_batch_size_that_is_dear_to_change_to_has_a_session_of_its_own(self) -> None:
@@ -563,14 +563,14 @@ class TestRunner:
     def test_a_batch_size_that_costs_nothing_to_change_to_is_run_as_it_is(self) -> None:
         add, session = runner(addition(), max_batch_size=64)
         full = config(max_batch_size=64, input=[_pair("a"), _pair("b")])
-        add.settle_sizes(full, lambda: pytest.fail("a second session"))
+        add.fix_sizes(full, lambda: pytest.fail("a second session"))
         add.run([job(add, a=np.ones((3, 2), "f"), b=np.ones((3, 2), "f"))])
         assert session.rows[-1] == 3
 
     def test_sizes_of_a_graph_that_takes_any_length_are_left_open(self) -> None:
         echo, session = runner(identity(FLOAT, "N", "L"), max_batch_size=8)
         given = config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)])
-        echo.settle_sizes(given, lambda: pytest.fail("a second session"))
+        echo.fix_sizes(given, lambda: pytest.fail("a second session"))
         assert session.runs == 0
 
     def test_a_graph_that_cannot_take_zeros_says_so_and_is_run_as_it_is(self) -> None:
@@ -584,7 +584,7 @@ class TestRunner:
         )
         inputs = [entry("x", "TYPE_FP32", 4), entry("shape", "TYPE_INT64", 1)]
         with pytest.raises(BatchError):
-            odd.settle_sizes(
+            odd.fix_sizes(
                 config(max_batch_size=2, input=inputs), lambda: pytest.fail("a second session")
             )
         odd.run([job(odd, x=np.ones((3, 4), "f"), shape=[[3], [2], [2]])])
@@ -653,7 +653,7 @@ class TestRunner:
         )
         answers = flatten.run([job(flatten, x=np.ones((1, 2), "f"))] * 2)
         assert [type(answer) for answer in answers] == [RunFailed, RunFailed]
-        assert "tensor 'y': the graph gave shape [2, 1] for 1 rows" in str(answers[0])
+        assert "tensor 'y': the graph returned shape [2, 1] for 1 rows" in str(answers[0])
 
     @pytest.mark.parametrize(
         ("axes", "shape"), [((), (1,)), (("N",), (3, 1))], ids=["scalar", "one value per row"]
