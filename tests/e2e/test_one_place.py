@@ -150,7 +150,7 @@ def test_no_grace_at_all_loses_no_request(own):
                 answer = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
                 answers[answer.status_code] += 1
 
-    threads = [threading.Thread(deployment=call) for _ in range(3)]
+    threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:

@@ -159,4 +159,4 @@ def _without_manifest(repository, tmp_path):
 def test_taking_the_last_one_takes_the_folder(repository):
     remove_profile(repository, "mood_onnx", TUNED)
     assert not (repository / "mood_onnx" / "configs").exists()
-    assert [path.name for path in staging_folder(repository).glob("config profile*")] == []
+    assert [path.name for path in staging_folder(repository).glob("file+*")] == []

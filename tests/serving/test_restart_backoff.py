@@ -71,9 +71,9 @@ def test_a_model_with_an_odd_name_breaks_no_metric(tmp_path):
 def test_the_heart_beats_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
     monkeypatch.setattr("serving.events.HEARTBEAT_S", 0.0)
     events, now = Events(tmp_path), time.time()
-    events.beat()
+    events.heartbeat()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
-    events.beat()
+    events.heartbeat()
     assert (
         f"heartbeat_timestamp_seconds {now - 3600:.3f}\n" in (tmp_path / "watch.prom").read_text()
     )
