@@ -29,7 +29,7 @@ class Health:
     """Call ``dead_models``, ``hung`` and ``verdicts`` often, and ``probe`` when
     ``is_time_to_probe``.
 
-    ``longest_request_s`` is how long a request may rightly take.
+    ``longest_request_s`` is how long a request may legitimately take.
     """
 
     def __init__(self, control: TritonControl, longest_request_s: float = 0.0) -> None:
@@ -81,8 +81,8 @@ class Health:
         states = {(model.name, model.version): model.state for model in self._control.index()}
         dead = set()
         for pair in sorted(self._doubted):
-            # A version that was unloaded is right to have lost its processes; and while a model
-            # loads, Triton starts one more for a moment, to complete the config.
+            # An unloaded version has lost its processes on purpose; and while a model loads, Triton
+            # briefly starts one more, to complete the config.
             state = states.get(pair, UNAVAILABLE)
             if state == READY and counts[pair] < self._instances(pair[0]):
                 dead.add(pair[0])
@@ -114,14 +114,14 @@ class Health:
         fail their golden sample for the second time running."""
         verdicts: dict[str, str] = {}
         late: list[str] = []
-        for model, (fault_text, latency_s) in self._probing.take().items():
-            if fault_text.endswith(IS_LATE):
+        for model, (problem, latency_s) in self._probing.take().items():
+            if problem.endswith(IS_LATE):
                 late.append(model)
                 continue
-            if not fault_text:
+            if not problem:
                 self._latency_s[model] = latency_s
             self._work.forget(model)
-            verdicts[model] = fault_text
+            verdicts[model] = problem
         if time.monotonic() >= self._next_late:
             self._next_late = time.monotonic() + PROBE_EVERY_S
             late += self._probing.late(LATE_S)
@@ -130,11 +130,11 @@ class Health:
             idle_s = self._work.idle_s(model, self._stubs)
             if idle_s:
                 verdicts[model] = f"has not answered and not worked for {idle_s:.0f} s"
-        for model, fault_text in verdicts.items():
-            self._faults[model] = self._faults[model] + 1 if fault_text else 0
+        for model, problem in verdicts.items():
+            self._faults[model] = self._faults[model] + 1 if problem else 0
         return {
-            model: fault_text
-            for model, fault_text in verdicts.items()
+            model: problem
+            for model, problem in verdicts.items()
             if not 0 < self._faults[model] < FAULTS_NEEDED
         }
 
@@ -156,8 +156,8 @@ class Health:
         """'' if the model is served and gives its golden answer (or has no golden sample), else
         what is wrong. A late answer is no fault: the model may have a backlog. Waits for ``LATE_S``
         seconds at most."""
-        fault_text = self._ask(model, LATE_S)
-        return "" if fault_text.endswith(IS_LATE) else fault_text
+        problem = self._ask(model, LATE_S)
+        return "" if problem.endswith(IS_LATE) else problem
 
     def _probe(self, model: str) -> str:
         return self._ask(model, probe_time_s(self._latency_s.get(model)))

@@ -73,19 +73,19 @@ def config_of(repository: Path, name: str, number: int) -> ModelConfig:
     )
 
 
-def switch_to(deployment: Deployment, name: str, wanted: int | None) -> int:
-    """Switch the pipeline to version ``wanted``, or to the newest before the active one, and return
-    the version.
+def switch_to(deployment: Deployment, name: str, version: int | None) -> int:
+    """Switch the pipeline to ``version``, or, if it is None, to the newest before the active one;
+    returns the version.
 
-    Tampered names a file that differs from its manifest. If ``wanted`` is the active version, every
-    server is switched to it.
+    Tampered names a file that differs from its manifest. If ``version`` is the active one already,
+    every server is switched to it.
     """
     repository = deployment.repository
     with publishing(repository, f"switch {name}"):
         deployment.tell(PublishPhase.LOCKED, name)
         recover(deployment)
         require_published(repository, name)
-        number = wanted or _previous(repository, name)
+        number = version or _previous(repository, name)
         config = checked_config(repository, name, number)
         deployment.tell(PublishPhase.CHECKED, name)
         members = _members(config)
@@ -123,9 +123,8 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
             and version.number not in served
             and not is_published(repository, f"{name}.v{version.number}")
         ]
-        public = set(
-            top_models(repository)
-        )  # a model that clients call is never pruned as a member
+        # A model that clients call is never pruned as a member.
+        public = set(top_models(repository))
         touched = {model for version in obsolete for model in version.members} - public
         folders = [repository / name / str(version.number) for version in obsolete]
         freed = sum(map(size_bytes, folders))
@@ -150,8 +149,7 @@ def _previous(repository: Path, name: str) -> int:
     older = [number for number in version_folders(repository / name) if number < active]
     if not older:
         raise PublishFailed(
-            f"{name} has no version before the active version, {active}: see tidegate versions "
-            f"{name}"
+            f"{name} has no version before {active}, the active one: see tidegate versions {name}"
         )
     return older[-1]
 

@@ -77,7 +77,7 @@ def test_a_full_disk_is_reported_plainly(repository, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PublishFailed, match=r"No space left on device.*Check the disk"):
+    with pytest.raises(PublishFailed, match=r"No space left on device.*Check disk space"):
         publish(staged, repository, ["m"])
     assert not is_published(repository, "m")
 
