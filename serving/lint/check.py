@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from serving.errors import ServingError
@@ -62,9 +63,9 @@ def lint(
         findings += config_profiles.check(model, models, lambda one, all_: _of(one, all_, server))
         is_unbuilt = model.name in on_demand and not model.versions
         by_model[model.name] = list(_not_built(findings)) if is_unbuilt else findings
-    findings = [finding for findings in by_model.values() for finding in findings]
-    findings += _refused_steps(models, by_model)
-    return sorted(findings, key=_sort_key)
+    everything = list(chain.from_iterable(by_model.values()))
+    everything += _refused_steps(models, by_model)
+    return sorted(everything, key=_sort_key)
 
 
 def _sort_key(finding: Finding) -> tuple[int, str, str]:
