@@ -37,7 +37,7 @@ def _group(model: Model, group: Any) -> Iterator[Finding]:
             f"an instance_group of {name} names gpus {list(group.gpus)}",
             f"write KIND_GPU, or remove gpus from the group of {name}",
         )
-    if group.profile and model.settled.platform != _TENSORRT:
+    if group.profile and model.resolved.platform != _TENSORRT:
         yield error(
             "group-profile",
             model.place,

@@ -437,7 +437,7 @@ class TestProviders:
         with pytest.raises(ModelRefused, match=f"ask for {TENSORRT}, which this onnxruntime build"):
             choose_providers(self.TRT, "GPU", 0, [CUDA, CPU])
 
-    @pytest.mark.parametrize(("where", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
+    @pytest.mark.parametrize(("device", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
     def test_an_unknown_accelerator_is_refused(self, device: str, kind: str) -> None:
         accelerators = {f"{device}_execution_accelerator": [{"name": "warp"}]}
         invalid = config(optimization={"execution_accelerators": accelerators})
