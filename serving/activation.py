@@ -1,4 +1,4 @@
-"""Move a pipeline's pin: the candidate is asked first, then the config changes, then the servers
+"""Move a pipeline's pin: the candidate is probed first, then the config changes, then the servers
 follow one by one."""
 
 import time
@@ -18,7 +18,7 @@ from serving.journal import Journal
 from serving.pins import as_bytes, is_ensemble, with_versions
 from serving.plan import CONFIG_COPY
 from serving.publish_phase import PublishPhase
-from serving.recovery import settle
+from serving.recovery import resolve
 from serving.repository import read_config
 
 Switch = Callable[[ModelConfig], None]
@@ -26,21 +26,21 @@ Switch = Callable[[ModelConfig], None]
 
 @contextmanager
 def activate(deployment: Deployment, journal: Journal) -> Iterator[Switch]:
-    """Hands out the switch to ``journal.after``, to be called with its pinned config when its
-    members are in place. What fails before the pin has moved is undone."""
+    """Yield the switch to ``journal.after``: call it with the pinned config once the members are in
+    place. Whatever fails before the pin has moved is undone."""
     try:
         yield lambda config: _switch(deployment, journal, config)
     except RolloutStopped:
         journal.close(deployment.repository)
         raise
     except BaseException:  # Ctrl-C too
-        settle(deployment, journal)
+        resolve(deployment, journal)
         raise
 
 
 def _switch(deployment: Deployment, journal: Journal, config: ModelConfig) -> None:
     name = journal.pipeline
-    _adopt(deployment.repository, name, journal.before)
+    _save_pins(deployment.repository, name, journal.before)
     if deployment.replicas:
         try_out(deployment, name, journal.after, config)
     _pin(deployment, journal, config)
@@ -58,14 +58,15 @@ def _switch(deployment: Deployment, journal: Journal, config: ModelConfig) -> No
 def _pin(deployment: Deployment, journal: Journal, config: ModelConfig) -> None:
     """One rename: from here on the new version is the state of the repository."""
     folder = deployment.repository / journal.pipeline
-    # A first publication leaves the config as it was declared: there is nothing else to serve.
+    # A first publication leaves the config as declared: there is nothing else to serve.
     is_first = version_folders(folder) == [1] and is_ensemble(config)
     versions = [] if is_first else [journal.after]
     place_config(deployment.repository, journal.pipeline, with_versions(config, versions))
 
 
-def _adopt(repository: Path, name: str, active: int) -> None:
-    """Keep the pins of an active version that was put there by hand: else there is no way back."""
+def _save_pins(repository: Path, name: str, active: int) -> None:
+    """Save the pins of an active version that was put there by hand: without them there is no way
+    back."""
     if not active:
         return
     copy = repository / name / str(active) / CONFIG_COPY
@@ -76,18 +77,18 @@ def _adopt(repository: Path, name: str, active: int) -> None:
 
 def _roll_over(deployment: Deployment, journal: Journal, config: ModelConfig) -> None:
     name = journal.pipeline
-    done: list[str] = []
+    updated: list[str] = []
     for replica in deployment.replicas:
         try:
             replica.control.load(name)
             replica.require_golden(name, config, is_proved=True)
         except ServingError as error:
-            left = len(deployment.replicas) - len(done)
+            remaining = len(deployment.replicas) - len(updated)
             undo = f"tidegate rollback {name} --to {journal.before}"
             raise RolloutStopped(
-                f"version {journal.after} of {name} is pinned, and {len(done)} of "
-                f"{len(deployment.replicas)} servers serve it ({', '.join(done) or 'none'}); "
-                f"{replica.address} did not take it: {error}. {left} to go. To finish: tidegate "
-                f"publish {name}" + (f". To undo: {undo}" if journal.before else "")
+                f"version {journal.after} of {name} is pinned, and {len(updated)} of "
+                f"{len(deployment.replicas)} servers serve it ({', '.join(updated) or 'none'}); "
+                f"{replica.address} rejected it: {error}. {remaining} to go. To finish: "
+                f"tidegate publish {name}" + (f". To undo: {undo}" if journal.before else "")
             ) from error
-        done.append(replica.address)
+        updated.append(replica.address)

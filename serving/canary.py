@@ -1,7 +1,7 @@
-"""A canary: another version of a pipeline, served beside it as ``NAME.v7`` for a part of the load.
+"""A canary: another version of a pipeline, served beside it as ``NAME.v7`` for part of the traffic.
 
-Who is sent there the gateway decides (``[routes.NAME]`` in gateway.toml). Here it is only a second
-pipeline with the other pins, which lasts until it is promoted or stopped.
+The gateway decides which requests go there (``[routes.NAME]`` in gateway.toml). Here a canary is
+just a second pipeline with other pins, which lasts until it is promoted or stopped.
 """
 
 import shutil
@@ -23,10 +23,10 @@ from serving.replica import Replica
 from serving.repository import active_version, is_published, read_config
 from serving.versions import checked_config, list_beside, require_published, switch_to
 
-# In a canary's config: the pipeline that it is a canary of.
+# In a canary's config: the pipeline whose canary it is.
 CANARY_PARAMETER = "tidegate.canary"
-# Within this time every worker of a gateway sends nobody there any more, busy or not; one of them
-# may have read its rules just before.
+# After this time no worker of a gateway routes requests there any more, busy or not; one of them
+# may have read its rules just before the change.
 REROUTED_S = 2.0
 
 
@@ -45,7 +45,7 @@ def canaries(repository: Path, name: str) -> list[int]:
 
 
 def is_canary_of(repository: Path, model: str, name: str) -> bool:
-    """Whether the model was started as a canary of the pipeline: its config says so, its name alone
+    """Whether the model was started as a canary of the pipeline. Its config says so; its name alone
     does not."""
     if not is_published(repository, model):
         return False
@@ -57,28 +57,33 @@ def is_canary_of(repository: Path, model: str, name: str) -> bool:
 
 
 def start(deployment: Deployment, name: str, version: int) -> str:
-    """Serve the version as a canary on every server; its name. PublishFailed while another version
-    is the canary, or if it does not answer its golden sample: nothing is left of what is new."""
+    """Serve the version as a canary on every server and return the canary's name.
+
+    PublishFailed if another version is the canary already, or if this one fails its golden sample;
+    in that case a new canary is removed again.
+    """
     repository = deployment.repository
     with publishing(repository, f"canary {name}"):
         recover(deployment)
         require_published(repository, name)
         if version == active_version(repository, name):
-            raise PublishFailed(f"version {version} of {name} serves already: choose another")
-        others = [each for each in canaries(repository, name) if each != version]
+            raise PublishFailed(
+                f"version {version} of {name} is already the active version: choose another"
+            )
+        others = [other for other in canaries(repository, name) if other != version]
         if others:
             raise PublishFailed(
-                f"{canary_name(name, others[0])} is the canary of {name}, and there is one at a "
-                f"time: tidegate promote {name} lets everybody have it, tidegate canary {name} "
-                "--weight 0 ends it"
+                f"{canary_name(name, others[0])} is the canary of {name}, and a pipeline has only "
+                f"one at a time: tidegate promote {name} makes it the active version, tidegate "
+                f"canary {name} --weight 0 stops it"
             )
         config = checked_config(repository, name, version)
         canary = canary_name(name, version)
-        _require_own(repository, canary, name)
+        _require_canary(repository, canary, name)
         is_new = not is_published(repository, canary)
         if is_new:
             list_beside(repository, pins(config))
-            _appear(repository, name, version, config)
+            _install(repository, name, version, config)
         try:
             for replica in deployment.replicas:
                 replica.control.load(canary)
@@ -92,11 +97,13 @@ def start(deployment: Deployment, name: str, version: int) -> str:
 
 
 def stop(deployment: Deployment, name: str, version: int) -> None:
-    """Take the canary away; call it when gateways have been told to route no request there:
-    ``grace_s`` is waited, and ``REROUTED_S`` at least.
-    PublishFailed, and nothing is removed, when the model of that name is no canary of ``name``."""
+    """Remove the canary. Call this once the gateways' rules route no request there: it waits for
+    ``grace_s`` seconds, and at least for ``REROUTED_S``.
+
+    PublishFailed, and nothing is removed, if the model of that name is not a canary of ``name``.
+    """
     with publishing(deployment.repository, f"stop canary {name}"):
-        _require_own(deployment.repository, canary_name(name, version), name)
+        _require_canary(deployment.repository, canary_name(name, version), name)
         recover(deployment)
         if deployment.replicas:
             time.sleep(max(deployment.grace_s, REROUTED_S))
@@ -104,17 +111,17 @@ def stop(deployment: Deployment, name: str, version: int) -> None:
 
 
 def unload_left(deployment: Deployment, name: str) -> list[str]:
-    """Let the servers go of canaries of the pipeline that they serve still although they are no
-    more in the repository: somebody took one away while a server could not be told. Their names."""
-    gone = []
+    """Unload canaries of the pipeline that are no longer in the repository but that a server still
+    serves (it could not be reached when the canary was removed). Returns their names."""
+    unloaded = []
     for replica in deployment.replicas:
         for model in sorted({state.name for state in replica.control.index()}):
             if not _may_be_canary(model, name) or is_published(deployment.repository, model):
                 continue
             if replica.serves(model) and _is_served_as_canary(replica, model, name):
                 replica.control.unload(model)
-                gone.append(model)
-    return gone
+                unloaded.append(model)
+    return unloaded
 
 
 def _may_be_canary(model: str, name: str) -> bool:
@@ -130,7 +137,7 @@ def _is_served_as_canary(replica: Replica, model: str, name: str) -> bool:
 
 
 def promote(deployment: Deployment, name: str, version: int) -> None:
-    """Let the pipeline itself serve the canary's version. The canary stays until it is stopped."""
+    """Make the canary's version the pipeline's own. The canary stays until it is stopped."""
     if version not in canaries(deployment.repository, name):
         raise PublishFailed(
             f"{name} has no canary of version {version}: see tidegate canary {name}"
@@ -138,25 +145,25 @@ def promote(deployment: Deployment, name: str, version: int) -> None:
     switch_to(deployment, name, version)
 
 
-def _appear(repository: Path, name: str, version: int, config: ModelConfig) -> None:
+def _install(repository: Path, name: str, version: int, config: ModelConfig) -> None:
     canary = canary_name(name, version)
     staged = owned_path(repository, "canary")
     staged.mkdir()
-    own = with_versions(config, [version])
-    own.name = canary
-    own.parameters[CANARY_PARAMETER].string_value = name
-    (staged / CONFIG_FILE).write_bytes(as_bytes(own))
-    copy_profiles(repository / name, staged, own)
+    canary_config = with_versions(config, [version])
+    canary_config.name = canary
+    canary_config.parameters[CANARY_PARAMETER].string_value = name
+    (staged / CONFIG_FILE).write_bytes(as_bytes(canary_config))
+    copy_profiles(repository / name, staged, canary_config)
     shutil.copytree(repository / name / str(version), staged / str(version))
     staged.rename(repository / canary)
 
 
-def _require_own(repository: Path, canary: str, name: str) -> None:
+def _require_canary(repository: Path, canary: str, name: str) -> None:
     if is_published(repository, canary) and not is_canary_of(repository, canary, name):
         raise PublishFailed(
-            f"{canary} is a model of its own and not a canary of {name} (its config has no "
-            f"{CANARY_PARAMETER}): it is left as it is. Publish it under a name that does not end "
-            "in .v and a number"
+            f"{canary} is a separate model and not a canary of {name} (its config has no "
+            f"{CANARY_PARAMETER}), so it was left unchanged. Publish it under a name that does not "
+            "end in .v and a number"
         )
 
 

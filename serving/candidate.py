@@ -1,6 +1,7 @@
-"""The candidate: the pipeline with its new pins under another name, asked before the pin moves.
+"""The candidate: the pipeline with its new pins under another name, probed before the pin moves.
 
-Loading it loads the new engine versions beside the old; nothing that clients call has changed yet.
+Loading it loads the new engine versions beside the old ones; nothing that clients call has changed
+yet.
 """
 
 import shutil
@@ -22,9 +23,12 @@ from serving.repository import CANDIDATE_SUFFIX, read_config
 
 
 def try_out(deployment: Deployment, name: str, version: int, config: ModelConfig) -> None:
-    """Load the candidate on every server and ask it the golden sample; PublishFailed or
-    ModelLoadFailed if one of them does not answer it. Nothing is left in the repository."""
-    with _in_place(deployment, name, version, config) as candidate:
+    """Load the candidate on every server and probe it with the golden sample.
+
+    PublishFailed or ModelLoadFailed if it fails on one of them. The candidate is removed from the
+    repository in any case.
+    """
+    with _installed(deployment, name, version, config) as candidate:
         deployment.tell(PublishPhase.TRIED, candidate)
         for replica in deployment.replicas:
             for member in pins(config):  # by itself: its error says more than the candidate's
@@ -38,8 +42,8 @@ def try_out(deployment: Deployment, name: str, version: int, config: ModelConfig
 
 
 def clear(deployment: Deployment, name: str) -> None:
-    """Take a candidate that was left out of the servers and of the repository; a model that only
-    has its name stays."""
+    """Remove a leftover candidate from the servers and from the repository. A model that merely has
+    a candidate's name stays."""
     candidate = name + CANDIDATE_SUFFIX
     if not _is_ours(deployment.repository, candidate):
         return
@@ -49,8 +53,8 @@ def clear(deployment: Deployment, name: str) -> None:
 
 
 def _is_ours(repository: Path, candidate: str) -> bool:
-    """A candidate is internal and has no schema of its own; half of one, without a config, is one
-    too. Nobody else's model of that name is."""
+    """A candidate is internal and has no endpoint schema; a partial one, without a config, counts
+    too. A user's model of that name does neither."""
     if not (repository / candidate / CONFIG_FILE).is_file():
         return True
     try:
@@ -64,23 +68,23 @@ def _is_ours(repository: Path, candidate: str) -> bool:
 
 
 @contextmanager
-def _in_place(
+def _installed(
     deployment: Deployment, name: str, version: int, config: ModelConfig
 ) -> Iterator[str]:
     repository, candidate = deployment.repository, name + CANDIDATE_SUFFIX
     if (repository / candidate).exists() and not _is_ours(repository, candidate):
         raise PublishFailed(
-            f"{candidate} is a model of its own, and {name} is tried under that name before it is "
-            "published: publish the other under another name first"
+            f"{candidate} is a separate model, and {name} is probed under that name before it is "
+            f"published: rename {candidate} first"
         )
     staged = owned_path(repository, "candidate")
     staged.mkdir()
-    own = with_versions(config, [version])
-    own.name = candidate
-    own.parameters[INTERNAL_PARAMETER].string_value = "true"
-    own.parameters.pop(ENDPOINT_PARAMETER, None)
-    (staged / CONFIG_FILE).write_bytes(as_bytes(own))
-    copy_profiles(repository / name, staged, own)
+    candidate_config = with_versions(config, [version])
+    candidate_config.name = candidate
+    candidate_config.parameters[INTERNAL_PARAMETER].string_value = "true"
+    candidate_config.parameters.pop(ENDPOINT_PARAMETER, None)
+    (staged / CONFIG_FILE).write_bytes(as_bytes(candidate_config))
+    copy_profiles(repository / name, staged, candidate_config)
     shutil.copytree(repository / name / str(version), staged / str(version), copy_function=_link)
     staged.rename(repository / candidate)
     try:
@@ -89,6 +93,6 @@ def _in_place(
         remove_folder(repository, repository / candidate)
 
 
-def _link(source: str, deployment: str) -> str:
-    Path(deployment).hardlink_to(source)
-    return deployment
+def _link(source: str, target: str) -> str:
+    Path(target).hardlink_to(source)
+    return target

@@ -1,8 +1,8 @@
 """Child processes that do not outlive us.
 
-Nothing of ours runs between fork and exec (no ``preexec_fn``): gRPC's handlers of a fork would run
-there too, and abort one child in sixty of a process that is using gRPC meanwhile. Without one,
-Python starts children by ``vfork``, which calls no handlers.
+None of our code runs between fork and exec (no ``preexec_fn``): gRPC's fork handlers would run
+there too, and abort one child in sixty if the process uses gRPC at the time. Without a
+``preexec_fn``, Python starts children with ``vfork``, which calls no handlers.
 """
 
 import os
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-# What the child does first: PR_SET_PDEATHSIG (1, <sys/prctl.h>) with SIGTERM (15); then it becomes
-# the command. It holds through exec, and for the thread that started the child.
+# What the child does first: PR_SET_PDEATHSIG (1, <sys/prctl.h>) with SIGTERM (15); then it execs
+# the command. The setting survives exec, and applies to the thread that started the child.
 _LEASHED = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
@@ -34,8 +34,8 @@ def start(
     environment: Mapping[str, str] | None = None,
     log: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own (a terminal's Ctrl-C must reach us first) that gets
-    SIGTERM when the thread that called this ends, even by kill -9."""
+    """Start a child in its own session (a terminal's Ctrl-C must reach us first); it gets SIGTERM
+    when the calling thread ends, even by kill -9."""
     try:
         return subprocess.Popen(
             [sys.executable, "-ISc", _LEASHED, str(os.getpid()), *command],
@@ -51,7 +51,7 @@ def start(
 
 
 def end(child: "subprocess.Popen[bytes]", timeout_s: float) -> None:
-    """Ask it to stop, and after ``timeout_s`` do not ask."""
+    """Terminate the child, and kill it if it still runs after ``timeout_s`` seconds."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -61,22 +61,23 @@ def end(child: "subprocess.Popen[bytes]", timeout_s: float) -> None:
     child.wait()
 
 
-# A line that says why: of Python's logging, of Triton's ("E0101 12:00:00 ..."), of an exception's
-# last line, or of a command that names itself first.
+# A line that gives a reason: from Python's logging, from Triton's ("E0101 12:00:00 ..."), an
+# exception's last line, or a message that begins with the command's name.
 _REASON = re.compile(
     r"^E\d{4} |\b(ERROR|CRITICAL|FATAL)\b|^(gateway|error|bash|python\S*): "
     r"|^[\w.]*(Error|Exception)\b",
     re.IGNORECASE,
 )
-_TAIL_BYTES, _SHOWN = 64 * 1024, 300
+_TAIL_BYTES = 64 * 1024
+_REASON_LENGTH = 300
 
 
 def why_ended(child: "subprocess.Popen[bytes]", log: Path, begun: int = 0) -> str:
-    """How a child ended, and the last line of its log that says why; ``begun`` is where in the log
-    (bytes) this child began to write."""
+    """How a child ended, and the last line of its log that gives a reason; ``begun`` is the offset
+    in the log (bytes) at which this child began to write."""
     code = child.poll() or 0
-    if code == -signal.SIGKILL:  # whoever is killed so writes nothing of it
-        return "killed by SIGKILL: by somebody, or for want of memory"
+    if code == -signal.SIGKILL:  # a process that is killed this way cannot log it
+        return "killed by SIGKILL: by a user, or because memory ran out"
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     reason = _last_reason(log, begun)
     return f"{how}; its log says: {reason}" if reason else how
@@ -90,5 +91,5 @@ def _last_reason(log: Path, begun: int) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    found = [line.strip() for line in lines if _REASON.search(line)]
-    return found[-1][:_SHOWN] if found else ""
+    reasons = [line.strip() for line in lines if _REASON.search(line)]
+    return reasons[-1][:_REASON_LENGTH] if reasons else ""

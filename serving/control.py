@@ -18,18 +18,19 @@ from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
 from serving.loading import Loading
 
 KEY_HEADER = "tidegate-triton-key"
-# Triton's gRPC duplicate of a restricted HTTP header carries this prefix.
+# Triton's gRPC counterpart of a restricted HTTP header carries this prefix.
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2
-# A model that is loaded again may take so many times as long as it ever took, and so long at least:
-# a machine may be busy, and files no longer in memory. After that its new processes are ended.
-AGAIN, AGAIN_S = 4.0, 30.0
+# A reload may take this many times as long as the model's slowest load so far, and at least this
+# many seconds: the machine may be busy, and files no longer in memory. After that the processes
+# that the load has started are ended.
+RELOAD_FACTOR, LEAST_RELOAD_S = 4.0, 30.0
 NO_MODEL, AFRESH = "tidegate.none", "tidegate.afresh"
-# What Triton says of a request that a model's own queue policy refuses: it is busy, not ill.
+# Triton's messages for a request that a model's queue policy refuses: it is busy, not unhealthy.
 QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
-# The index looks at folder after folder, and fails when a publisher takes one away meanwhile.
-FOLDER_WENT = "failed to stat file"
+# The index walks the folders one by one, and fails if a publisher removes one meanwhile.
+FOLDER_REMOVED = "failed to stat file"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ModelState:
 class TritonControl:
     """A blocking client for one server; close it, or use it as a context manager.
 
-    ``loading`` makes what watches over the load of a model, where the server is one of ours.
+    ``loading(model)`` creates the ``Loading`` that watches a load, if the server is one of ours.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TritonControl:
         loading: Callable[[str], Loading] | None = None,
     ) -> None:
         self.address, self.load_timeout_s, self._loading = address, load_timeout_s, loading
-        self._took_s: dict[str, float] = {}  # the longest load of each model, as far as it went
+        self._longest_load_s: dict[str, float] = {}  # by model; failed loads count too
         self._channel = grpc.insecure_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
@@ -69,20 +70,20 @@ class TritonControl:
         return bool(response.live)
 
     def load(self, model: str, *, afresh: bool = False) -> None:
-        """Load (or reload) a model and what it is made of; ModelLoadFailed says why not.
+        """Load (or reload) a model and its members; ModelLoadFailed says why that failed.
 
-        Where ``loading`` watches, a model that was loaded before is bounded by what it took then:
-        who waits for it looks after everything else. One for which that was too short has longer
-        the next time, up to ``load_timeout_s``.
+        Where ``loading`` watches, a reload is bounded by what earlier loads of the model took: the
+        caller has everything else to look after. If that was too short, the next attempt gets
+        longer, up to ``load_timeout_s``.
 
-        Triton loads a version again only if a file of it has changed. ``afresh``: in any case, with
-        the config that it is served with now.
+        Triton reloads a version only if one of its files has changed. With ``afresh`` it is
+        reloaded in any case, with the config that it is served with now.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         try:
             if afresh:
                 config = self.config(model)
-                config.parameters[AFRESH].string_value = str(time.time())  # one that has changed
+                config.parameters[AFRESH].string_value = str(time.time())  # a changed config
                 text = MessageToJson(config, preserving_proto_field_name=True)
                 request.parameters["config"].string_param = text
         except ServingError as error:
@@ -98,19 +99,21 @@ class TritonControl:
             reason = self._not_loaded(error)
             raise ModelLoadFailed(model, watch.explained(reason) if watch else reason) from error
         finally:
-            call.cancel()  # nothing to a call that has ended
+            call.cancel()  # no effect on a call that has ended
             took_s = time.monotonic() - began
-            self._took_s[model] = max(took_s, self._took_s.get(model, 0.0))
+            self._longest_load_s[model] = max(took_s, self._longest_load_s.get(model, 0.0))
 
     def _bound_s(self, model: str) -> float:
-        if model not in self._took_s:
+        if model not in self._longest_load_s:
             return self.load_timeout_s
-        return min(self.load_timeout_s, max(AGAIN_S, AGAIN * self._took_s[model]))
+        return min(
+            self.load_timeout_s, max(LEAST_RELOAD_S, RELOAD_FACTOR * self._longest_load_s[model])
+        )
 
     def _not_loaded(self, error: grpc.RpcError) -> str:
         if isinstance(_serving_error(error), NoAnswerInTime):
             return (
-                f"it was not loaded within {self.load_timeout_s:g} s: give it longer with "
+                f"it was not loaded within {self.load_timeout_s:g} s: allow more time with "
                 "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT_S)"
             )
         return _first_line(error)
@@ -123,48 +126,48 @@ class TritonControl:
             raise ServingError(f"model {model} failed to unload: {_first_line(error)}") from error
 
     def index(self, tries: int = 3) -> list[ModelState]:
-        """Every model that Triton knows of; ServingError when the server does not answer."""
+        """Every model that Triton knows; ServingError if the server does not answer."""
         try:
             response = self._call(
                 self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s=5
             )
         except grpc.RpcError as error:
             line = _first_line(error)
-            if tries > 1 and FOLDER_WENT in line:
+            if tries > 1 and FOLDER_REMOVED in line:
                 return self.index(tries - 1)
             raise ServingError(f"Triton at {self.address} does not answer: {line}") from error
         return [ModelState(m.name, m.version, m.state, m.reason) for m in response.models]
 
     def is_ready(self) -> bool:
-        """What ``/v2/health/ready`` says: one version of any model that failed makes it false."""
+        """What ``/v2/health/ready`` says: one failed version of any model makes it false."""
         request = service_pb2.ServerReadyRequest()
         return bool(self._call(self._stub.ServerReady, request, timeout_s=5).ready)
 
     def config(self, model: str) -> model_config_pb2.ModelConfig:
-        """The config that a model is served with; ServingError when it is not served."""
+        """The config that a model is served with; ServingError if it is not served."""
         request = service_pb2.ModelConfigRequest(name=model)
-        return self._asked(self._stub.ModelConfig, request, 5).config
+        return self._checked_call(self._stub.ModelConfig, request, 5).config
 
     def infer(self, request: service_pb2.ModelInferRequest, timeout_s: float) -> Any:
         """The ModelInferResponse; ServingError says why there is none."""
-        return self._asked(self._stub.ModelInfer, request, timeout_s)
+        return self._checked_call(self._stub.ModelInfer, request, timeout_s)
 
     def stream_infer(
         self, request: service_pb2.ModelInferRequest, timeout_s: float
     ) -> Iterator[service_pb2.ModelInferResponse]:
-        """Each answer of a decoupled model, to the stream's own end: Triton 2.51 does not bear that
-        streams are cancelled. ServingError says why there are no more."""
+        """Each response of a decoupled model. Read the stream to its end: Triton 2.51 does not
+        survive cancelled streams. ServingError says why there are no more responses."""
         try:
-            for answer in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
-                if answer.error_message:
-                    raise ServingError(" ".join(answer.error_message.split())[:2000])
-                yield answer.infer_response
+            for response in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
+                if response.error_message:
+                    raise ServingError(" ".join(response.error_message.split())[:2000])
+                yield response.infer_response
         except grpc.RpcError as error:
             raise _serving_error(error) from error
 
     def answers_streams(self, timeout_s: float) -> bool:
-        """Whether a stream has its answer: a request for no model is refused by the one thread that
-        serves all streams, whatever the models do."""
+        """Whether the server answers on a stream. The one thread that serves all streams refuses a
+        request for a model that does not exist, whatever the other models are doing."""
         request = service_pb2.ModelInferRequest(model_name=NO_MODEL)
         try:
             for _ in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
@@ -174,12 +177,13 @@ class TritonControl:
         return True
 
     def statistics(self, model: str) -> Sequence[Any]:
-        """The ModelStatistics of each version that is loaded; ServingError when there are none."""
+        """The ModelStatistics of each loaded version; ServingError if there are none."""
         request = service_pb2.ModelStatisticsRequest(name=model)
-        found: Sequence[Any] = self._asked(self._stub.ModelStatistics, request, 5).model_stats
-        return found
+        response = self._checked_call(self._stub.ModelStatistics, request, 5)
+        statistics: Sequence[Any] = response.model_stats
+        return statistics
 
-    def _asked(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    def _checked_call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         try:
             return self._call(method, request, timeout_s)
         except grpc.RpcError as error:
@@ -196,7 +200,7 @@ class TritonControl:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -204,7 +208,7 @@ class TritonControl:
 
 
 def read_key(path: Path) -> str:
-    """The key in ``.tidegate/triton.key``; ServingError when there is none."""
+    """The key in ``.tidegate/triton.key``; ServingError if there is none."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
@@ -212,14 +216,14 @@ def read_key(path: Path) -> str:
 
 
 def _wait(call: grpc.Future, watch: Loading | None, bound_s: float) -> None:
-    until = time.monotonic() + bound_s
+    deadline = time.monotonic() + bound_s
     while True:
         try:
             call.result(LOOK_S)
         except grpc.FutureTimeoutError:
             if watch:
                 watch.look()
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     watch.give_up(bound_s)
         else:
             return
@@ -228,7 +232,7 @@ def _wait(call: grpc.Future, watch: Loading | None, bound_s: float) -> None:
 def _serving_error(error: grpc.RpcError) -> ServingError:
     line = _first_line(error)
     is_late = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    is_full = any(words in line for words in QUEUE_FULL)
+    is_full = any(message in line for message in QUEUE_FULL)
     return (NoAnswerInTime if is_late or is_full else ServingError)(line)
 
 

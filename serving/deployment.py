@@ -1,4 +1,4 @@
-"""What a publication is for: a repository, the servers on it, and who is told of each step."""
+"""What a publication acts on: a repository, the servers on it, and a callback for each phase."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ GRACE_S = 2.0
 
 @dataclass(frozen=True)
 class Deployment:
-    """``replicas`` are the servers that answer, in the order in which they are taken, and
-    ``silent`` the addresses of those that run and do not answer; ``grace_s`` is how long an old
+    """``replicas`` are the servers that answer, in the order in which they switch, and ``silent``
+    the addresses of those that run but do not answer; ``grace_s`` is for how many seconds an old
     version stays loaded after the pin has moved."""
 
     repository: Path
@@ -26,8 +26,8 @@ class Deployment:
     silent: Sequence[str] = ()
 
     def list_needed(self, models: Sequence[str]) -> None:
-        """Let each member list just the versions that pipelines pin now, and let the servers
-        follow: what nobody pins is unloaded, and stays on disk."""
+        """Make each member list exactly the versions that pipelines pin now, and reload it on the
+        servers: versions that nothing pins are unloaded, and stay on disk."""
         pinned = needed(self.repository)
         for model in models:
             if not is_published(self.repository, model):

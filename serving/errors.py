@@ -1,14 +1,14 @@
 """What can go wrong while serving.
 
 ServingError                 the message says what failed and what to do
-|- TritonMissing             no tritonserver, or a library that it needs is not there
-|- PortTaken                 something else listens on a port that we were asked to use
-|- NoAnswerInTime           no answer in time, or a full queue: Triton is busy, or hangs
+|- TritonMissing             there is no tritonserver, or a library that it needs is missing
+|- PortTaken                 something else listens on a port that was requested
+|- NoAnswerInTime            no answer in time, or a full queue: Triton is busy, or hangs
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
 |- PublishFailed             nothing was published
 |- RepositoryBusy            another publisher holds the repository's lock
-|- Tampered                  a file is not what its manifest says; carries its name
+|- Tampered                  a file differs from its manifest; carries the file's name
 |- RolloutStopped            some replicas serve the new version, and others do not
 `- NotOurServer              a server runs on the repository, and its key cannot be read
 """
@@ -50,7 +50,9 @@ class RepositoryBusy(ServingError):
 
 class Tampered(ServingError):
     def __init__(self, file: str, what: str) -> None:
-        super().__init__(f"{file} {what}: it is not what was proved and published; nothing changed")
+        super().__init__(
+            f"{file} {what}: it is not what was proved and published; nothing was changed"
+        )
         self.file = file
 
 

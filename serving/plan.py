@@ -1,8 +1,8 @@
-"""Which model and version each staged folder becomes: files decide, nothing is moved yet.
+"""Which model and version each staged folder becomes: files decide, and nothing is moved yet.
 
-An unchanged member (same files) keeps its version; a changed one gets the next free number. A
-member whose config has changed in what it *means* cannot share its model with the old version,
-which Triton would serve with the new config too: it becomes a model of its own, ``NAME_onnx.g2``.
+An unchanged member (same files) keeps its version; a changed one gets the next free number. If a
+member's config has changed in *meaning*, it cannot share its model with the old version, which
+Triton would then serve with the new config: it becomes a separate model, ``NAME_onnx.g2``.
 """
 
 import json
@@ -22,16 +22,16 @@ from serving.repository import active_version, is_published, read_config
 from serving.tuning.committed import carried
 
 CONFIG_COPY = "config.pbtxt"
-# What a version folder holds beside what is served.
+# The files in a version folder that are not served.
 _BESIDE = frozenset({MANIFEST_FILE, PROOF_FILE, "proof.md", ".gitkeep", CONFIG_COPY})
-Taken = Callable[[str], int]
+NewestTaken = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class PlannedVersion:
-    """One version folder of a plan. ``source`` is where it lies staged; None: it is published
-    already. ``config`` is the model's own config, its version policy left out, and ``profiles``
-    are those that were staged beside it."""
+    """One version folder of a plan. ``source`` is its staged folder, None if it is published
+    already; ``config`` is the model's config without a version policy, and ``profiles`` are the
+    config profiles staged beside it."""
 
     model: str
     version: int
@@ -49,40 +49,40 @@ class Plan:
 
     @property
     def new(self) -> tuple[PlannedVersion, ...]:
-        return tuple(each for each in (*self.members, self.public) if each.source)
+        return tuple(version for version in (*self.members, self.public) if version.source)
 
 
-def plan(staged: Path, repository: Path, models: Sequence[str], taken: Taken) -> Plan:
+def plan(staged: Path, repository: Path, models: Sequence[str], taken: NewestTaken) -> Plan:
     """The plan for ``models`` (members first, the pipeline last) in ``staged``.
 
-    ``taken(model)`` is the highest version that a running server remembers: a number is never
-    used twice while a server may hold the old one.
+    ``taken(model)`` is the highest version that a running server remembers: a number is never used
+    twice while a server may still have the old one.
     """
     name = models[-1]
     config = read_config(staged, name)
-    wanted = {model: max(versions) for model, versions in pins(config).items()}
+    pinned = {model: max(versions) for model, versions in pins(config).items()}
     members = []
     positions = {}
     for model in models[:-1]:
-        source = _staged_version(staged, model, wanted.get(model))
-        members.append(_place(source, read_config(staged, model), repository, taken))
+        source = _staged_version(staged, model, pinned.get(model))
+        members.append(_plan_member(source, read_config(staged, model), repository, taken))
         positions[model] = (members[-1].model, members[-1].version)
     config = with_versions(repinned(config, positions), ())
     source = _staged_version(staged, name, active_version(staged, name))
-    return Plan(tuple(members), _place_public(source, config, repository, taken))
+    return Plan(tuple(members), _plan_public(source, config, repository, taken))
 
 
 def content(folder: Path) -> dict[str, str]:
-    """The hashes of what a version folder serves, and of what its proof says in short."""
-    found = {
+    """The hashes of the files that a version folder serves, and its proof in short."""
+    digests = {
         path: digest
         for path, digest in hashes(folder).items()
         if path not in _BESIDE and CACHE_FOLDER not in path
     }
-    return {**found, PROOF_FILE: _proof_in_short(folder / PROOF_FILE)}
+    return {**digests, PROOF_FILE: _proof_in_short(folder / PROOF_FILE)}
 
 
-def next_version(repository: Path, model: str, taken: Taken) -> int:
+def next_version(repository: Path, model: str, taken: NewestTaken) -> int:
     return max([*version_folders(repository / model), taken(model)], default=0) + 1
 
 
@@ -93,47 +93,51 @@ def _staged_version(staged: Path, model: str, version: int | None) -> Path:
     return staged / model / str(version if version in folders else folders[-1])
 
 
-def _place(source: Path, config: ModelConfig, repository: Path, taken: Taken) -> PlannedVersion:
-    name = _home_of(config, source.parent.name, repository)
-    own = ModelConfig()
-    own.CopyFrom(config)
-    own.name = name
-    own.ClearField("version_policy")
+def _plan_member(
+    source: Path, config: ModelConfig, repository: Path, taken: NewestTaken
+) -> PlannedVersion:
+    name = _target_model(config, source.parent.name, repository)
+    planned_config = ModelConfig()
+    planned_config.CopyFrom(config)
+    planned_config.name = name
+    planned_config.ClearField("version_policy")
     if is_published(repository, name):
-        own = carried(read_config(repository, name), own)
+        planned_config = carried(read_config(repository, name), planned_config)
     staged, profiles = content(source), read_profiles(source.parent)
     for version in reversed(version_folders(repository / name)):
         if content(repository / name / str(version)) == staged:
-            return PlannedVersion(name, version, own, None, profiles)
-    return PlannedVersion(name, next_version(repository, name, taken), own, source, profiles)
+            return PlannedVersion(name, version, planned_config, None, profiles)
+    return PlannedVersion(
+        name, next_version(repository, name, taken), planned_config, source, profiles
+    )
 
 
-def _home_of(config: ModelConfig, name: str, repository: Path) -> str:
+def _target_model(config: ModelConfig, name: str, repository: Path) -> str:
     """The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same."""
-    generation, home = 1, name
-    while is_published(repository, home):
-        if meaning(read_config(repository, home)) == meaning(config):
-            return home
+    generation, target = 1, name
+    while is_published(repository, target):
+        if meaning(read_config(repository, target)) == meaning(config):
+            return target
         generation += 1
-        home = f"{name}.g{generation}"
-    return home
+        target = f"{name}.g{generation}"
+    return target
 
 
-def _place_public(
-    source: Path, config: ModelConfig, repository: Path, taken: Taken
+def _plan_public(
+    source: Path, config: ModelConfig, repository: Path, taken: NewestTaken
 ) -> PlannedVersion:
-    """The pipeline: published already if what serves now has the same pins, config and files."""
+    """The pipeline: published already if the active version has the same pins, config and files."""
     name = source.parent.name
     active, profiles = active_version(repository, name), read_profiles(source.parent)
     if active:
-        now = with_versions(read_config(repository, name), ())
-        if now == config and content(repository / name / str(active)) == content(source):
+        current = with_versions(read_config(repository, name), ())
+        if current == config and content(repository / name / str(active)) == content(source):
             return PlannedVersion(name, active, config, None, profiles)
     return PlannedVersion(name, next_version(repository, name, taken), config, source, profiles)
 
 
 def _proof_in_short(path: Path) -> str:
-    """What must be equal for an engine to count as proved the same way; '' without a proof."""
+    """What must be equal for two engines to count as proved the same way; '' without a proof."""
     if not path.is_file():
         return ""
     proof = json.loads(path.read_text(encoding="utf-8"))

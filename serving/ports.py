@@ -1,4 +1,4 @@
-"""Ports and addresses: whether a server of ours may listen there, and if not, why not."""
+"""Ports and addresses: whether one of our servers can listen there, and if not, why not."""
 
 import errno
 import random
@@ -10,8 +10,8 @@ from modelspec.address import resolved
 from serving.errors import PortTaken, ServingError
 
 REPLICA_STEP = 10  # replica k listens 10*k higher
-# Where the kernel takes no port for an outgoing connection (Linux: from 32768, by default).
-UNHANDED = (15_000, 32_000)
+# Below the ephemeral ports that outgoing connections get (Linux: from 32768, by default).
+NOT_EPHEMERAL = (15_000, 32_000)
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
 
@@ -28,15 +28,15 @@ class Ports:
         return Ports(self.http + step, self.grpc + step, self.metrics + step)
 
     def endpoints(self, address: str) -> list["Endpoint"]:
-        """Where it listens, with the flags of ``tidegate up`` that say so."""
+        """The endpoints that it listens on, with the flags of ``tidegate up`` that set them."""
         ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
         return [Endpoint(f"triton-{name}-port", address, port) for name, port in ports.items()]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address and port to listen on; ``flag`` is the option that names the port, without
-    dashes in front."""
+    """An address and port to listen on; ``flag`` is the option that sets the port, without its
+    leading dashes."""
 
     flag: str
     address: str
@@ -44,36 +44,36 @@ class Endpoint:
 
     @property
     def setting(self) -> str:
-        """The flag and its environment variable, as a message names them."""
+        """The flag and its environment variable, as messages show them."""
         return f"--{self.flag} (TIDEGATE_{self.flag.upper().replace('-', '_')})"
 
-    def meets(self, other: "Endpoint") -> bool:
-        """Whether both cannot listen at the same time; ServingError when an address is unknown."""
-        mine, others = _resolved(self.address)[1], _resolved(other.address)[1]
-        shared = mine == others or not {mine, others}.isdisjoint(ALL_ADDRESSES)
-        return shared and self.port == other.port
+    def conflicts_with(self, other: "Endpoint") -> bool:
+        """Whether the two cannot listen at the same time; ServingError if an address is unknown."""
+        addresses = {_resolved(self.address)[1], _resolved(other.address)[1]}
+        is_shared = len(addresses) == 1 or not addresses.isdisjoint(ALL_ADDRESSES)
+        return is_shared and self.port == other.port
 
 
 def free_ports(count: int) -> list[int]:
     """Ports on loopback that nothing listens on now.
 
-    They may be used minutes later (a first start converts before it serves): no connection of
-    anybody's gets one of them meanwhile.
+    They may be used minutes later (a first start converts before it serves): the kernel gives none
+    of them to an outgoing connection in the meantime.
     """
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(*UNHANDED)  # noqa: S311 - nothing secret
-        if port not in found and not is_taken("127.0.0.1", port):
-            found.append(port)
-    return found
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(*NOT_EPHEMERAL)  # noqa: S311 - nothing secret
+        if port not in ports and not is_taken("127.0.0.1", port):
+            ports.append(port)
+    return ports
 
 
 def require_free(endpoints: Sequence[Endpoint]) -> None:
-    """ServingError says of the first endpoint that cannot be had why not, and the way out;
-    PortTaken when that is because something listens there."""
-    for place, endpoint in enumerate(endpoints):
-        for before in endpoints[:place]:
-            if endpoint.meets(before):
+    """ServingError for the first endpoint that is not available says why and what to do; PortTaken
+    if something listens there."""
+    for index, endpoint in enumerate(endpoints):
+        for before in endpoints[:index]:
+            if endpoint.conflicts_with(before):
                 raise ServingError(
                     f"port {endpoint.port} is given twice, by --{before.flag} and "
                     f"--{endpoint.flag}: choose another with {endpoint.setting}"
@@ -82,7 +82,7 @@ def require_free(endpoints: Sequence[Endpoint]) -> None:
 
 
 def is_taken(address: str, port: int) -> bool:
-    """Whether something listens there; ServingError when this machine has no such address."""
+    """Whether something listens there; ServingError if this machine has no such address."""
     fault = _bind(_resolved(address), port)
     return fault is not None and fault.errno == errno.EADDRINUSE
 
@@ -99,12 +99,12 @@ def _require(endpoint: Endpoint) -> None:
         )
     if fault.errno == errno.EADDRNOTAVAIL:
         raise ServingError(
-            f"{address} is no address of this machine: give --host (TIDEGATE_HOST) one that it has,"
-            " or 0.0.0.0 for all of them"
+            f"{address} is not an address of this machine: set --host (TIDEGATE_HOST) to one that "
+            "it has, or to 0.0.0.0 for all of them"
         )
     if fault.errno in (errno.EACCES, errno.EPERM):
         raise ServingError(
-            f"port {port} may not be opened by this user (ports below 1024 need rights): choose "
+            f"this user may not open port {port} (ports below 1024 need privileges): choose "
             f"another with {endpoint.setting}"
         )
     raise ServingError(f"nothing can listen on {address}, port {port}: {fault.strerror}")
@@ -118,8 +118,8 @@ def _resolved(address: str) -> _Resolved:
         return resolved(address)
     except (OSError, UnicodeError):
         raise ServingError(
-            f"{address!r} is neither an address nor the name of a machine: give --host "
-            "(TIDEGATE_HOST) an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+            f"{address!r} is neither an address nor a host name: set --host (TIDEGATE_HOST) to an "
+            "address of this machine, such as 127.0.0.1 or 0.0.0.0"
         ) from None
 
 
@@ -128,7 +128,7 @@ def _bind(resolved: _Resolved, port: int) -> OSError | None:
     family, address = resolved
     try:
         with socket.socket(family) as probe:
-            # As servers do: a port in TIME_WAIT is free.
+            # As servers do: a port in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Is there room for the new versions beside the old ones? Asked before anything is changed."""
+"""Is there room for the new versions beside the old ones? Checked before anything is changed."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def require_disk(folder: Path, needed_bytes: int) -> None:
-    """PublishFailed unless the disk of ``folder`` holds that much more."""
+    """PublishFailed unless ``folder``'s disk has room for that many bytes, and a margin."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + DISK_MARGIN_BYTES:
         raise PublishFailed(
-            f"the disk of {folder} has {_mib(free)} free, and {_mib(needed_bytes)} and a margin of "
-            f"{_mib(DISK_MARGIN_BYTES)} are needed; nothing was published. Make room "
-            "(`tidegate prune NAME --keep 2` takes old versions away), then run this again"
+            f"the disk of {folder} has {_mib(free)} free, and {_mib(needed_bytes)} plus a margin "
+            f"of {_mib(DISK_MARGIN_BYTES)} are needed; nothing was published. Make room "
+            "(`tidegate prune NAME --keep 2` removes old versions), then run this again"
         )
 
 
 def require_memory(new: Sequence[PlannedVersion], server_pids: Sequence[int]) -> None:
     """PublishFailed unless memory holds the new versions while the old ones still serve."""
-    wanted = sum(_memory_of(each, pid) for each in new for pid in server_pids)
+    needed = sum(_memory_of(version, pid) for version in new for pid in server_pids)
     available = available_bytes()
-    if wanted > available:
+    if needed > available:
         raise PublishFailed(
-            f"the new versions need about {_mib(wanted)} of memory beside the old ones, and "
-            f"{_mib(available)} are available; nothing was published. Stop the stack and publish "
-            "then (old and new are never loaded together), or make room"
+            f"the new versions need about {_mib(needed)} of memory beside the old ones, and "
+            f"{_mib(available)} are available; nothing was published. Stop the stack before you "
+            "publish (then old and new are never loaded together), or free memory"
         )
 
 
 def available_bytes(cgroup: Path = CGROUP) -> int:
-    """What this machine, or the container that we are in, can still give."""
+    """The memory that this machine, or the container we run in, still has."""
     machine = int(psutil.virtual_memory().available)
     try:
         limit = int((cgroup / "memory.max").read_text())
@@ -51,17 +51,17 @@ def available_bytes(cgroup: Path = CGROUP) -> int:
     return min(machine, max(0, limit - used))
 
 
-def _memory_of(placed: PlannedVersion, server_pid: int) -> int:
-    """What the version will take: as much as the model's processes take now, or, for a model that
-    is not loaded, its files and a stub for each instance."""
-    if placed.source is None or placed.config.HasField("ensemble_scheduling"):
+def _memory_of(version: PlannedVersion, server_pid: int) -> int:
+    """What the version will need: as much as the model's processes use now, or, for a model that is
+    not loaded, its files and a stub for each instance."""
+    if version.source is None or version.config.HasField("ensemble_scheduling"):
         return 0
-    loaded = stub_memory_bytes(server_pid, placed.model)
+    loaded = stub_memory_bytes(server_pid, version.model)
     if loaded:
         # With --model-config-name, Triton reloads the old version when the main config changes.
         return loaded * (2 if _reads_profiles(server_pid) else 1)
-    instances = sum(group.count or 1 for group in placed.config.instance_group) or 1
-    return instances * (STUB_BYTES + size_bytes(placed.source))
+    instances = sum(group.count or 1 for group in version.config.instance_group) or 1
+    return instances * (STUB_BYTES + size_bytes(version.source))
 
 
 def _reads_profiles(server_pid: int) -> bool:

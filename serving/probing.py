@@ -1,4 +1,4 @@
-"""Golden samples asked in threads of their own: a model that is late holds up nothing else."""
+"""Golden-sample probes, each in its own thread: a model that is late holds up nothing else."""
 
 import threading
 import time
@@ -10,8 +10,8 @@ from serving.golden import NO_ANSWER
 
 
 @dataclass
-class _Asked:
-    """A sample that was asked; ``fault`` is None until there is a verdict."""
+class _Probe:
+    """One probe; ``fault`` is None until there is a verdict."""
 
     since: float
     fault: str | None = None
@@ -19,50 +19,50 @@ class _Asked:
 
 
 class Probing:
-    """At most one question to each model is under way."""
+    """At most one probe per model is under way."""
 
     def __init__(self, ask: Callable[[str], str]) -> None:
         """``ask(model)`` returns '' or what is wrong; it is called in the thread."""
         self._ask = ask
-        self._asked: dict[str, _Asked] = {}
+        self._probes: dict[str, _Probe] = {}
 
     def begin(self, models: Iterable[str]) -> None:
-        """Ask each of these that is not being asked."""
+        """Probe each of these models that has no probe under way."""
         for model in models:
-            if model not in self._asked:
-                asked = self._asked[model] = _Asked(time.monotonic())
+            if model not in self._probes:
+                probe = self._probes[model] = _Probe(time.monotonic())
                 name = f"probe-{model}"[:15]
                 threading.Thread(
-                    target=self._run, args=(model, asked), name=name, daemon=True
+                    target=self._run, args=(model, probe), name=name, daemon=True
                 ).start()
 
     def take(self) -> dict[str, tuple[str, float]]:
-        """The verdicts that have come since the last call, each with the seconds that it took."""
-        found = {
-            model: (asked.fault, asked.took_s)
-            for model, asked in self._asked.items()
-            if asked.fault is not None
+        """The verdicts since the last call, each with the seconds that the probe took."""
+        verdicts = {
+            model: (probe.fault, probe.took_s)
+            for model, probe in self._probes.items()
+            if probe.fault is not None
         }
-        for model in found:
-            del self._asked[model]
-        return found
+        for model in verdicts:
+            del self._probes[model]
+        return verdicts
 
     def late(self, seconds: float) -> list[str]:
-        """The models that were asked more than so long ago and have not answered."""
-        until = time.monotonic() - seconds
-        asked = self._asked.items()
-        return [model for model, each in asked if each.fault is None and each.since <= until]
+        """The models that have not answered a probe that began at least ``seconds`` ago."""
+        latest = time.monotonic() - seconds
+        probes = self._probes.items()
+        return [model for model, probe in probes if probe.fault is None and probe.since <= latest]
 
     def forget(self, model: str) -> None:
-        """What it answers to a question that is under way is no longer of interest."""
-        self._asked.pop(model, None)
+        """Discard the model's probe that is under way."""
+        self._probes.pop(model, None)
 
-    def _run(self, model: str, asked: _Asked) -> None:
+    def _run(self, model: str, probe: _Probe) -> None:
         try:
             fault = self._ask(model)
         except ServingError as error:
             fault = f"{NO_ANSWER} ({error})"
-        except Exception as error:  # a verdict has to come: nobody else asks meanwhile
-            fault = f"cannot be asked its golden sample ({type(error).__name__}: {error})"
-        asked.took_s = time.monotonic() - asked.since
-        asked.fault = fault
+        except Exception as error:  # there must be a verdict: until then no other probe begins
+            fault = f"cannot be probed with its golden sample ({type(error).__name__}: {error})"
+        probe.took_s = time.monotonic() - probe.since
+        probe.fault = fault

@@ -1,11 +1,11 @@
-"""Publish a staged, proved pipeline beside the version that serves, and move the pin to it.
+"""Publish a staged, proved pipeline beside the active version, and move the pin to it.
 
     publish(staged, repository, ["mood_pre", "mood_onnx", "mood"])
 
 Works with Triton up (``deployment.replicas``) and down. Each version folder appears by one rename,
-each
-config by another. The pipeline's config is the state: before it changes, everything can be undone,
-and after, finished (``recovery``). ``steps`` lists where it can be cut off.
+each config by another. The pipeline's config is the state: before it changes, everything can be
+undone, and after that, finished (``recovery``). ``PublishPhase`` lists where a publication can be
+interrupted.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 from modelspec.layout import CONFIG_FILE, version_folders
 from serving import manifest
 from serving.activation import activate
-from serving.config_profiles import followed, place_config, place_profile, profiles_now
+from serving.config_profiles import place_config, place_profile, profiles_now, synced_with
 from serving.deployment import Deployment
 from serving.errors import PublishFailed
 from serving.files import sync, sync_folder
@@ -39,11 +39,11 @@ def publish(
     origin: Manifest | None = None,
 ) -> int:
     """Publish ``models`` (members first, the pipeline last) from ``staged``, a folder on the same
-    file system; the pipeline's version that serves now.
+    file system, and return the pipeline's active version.
 
-    What is unchanged keeps its version, and nothing happens when all is. ``origin`` is the manifest
-    of a pipeline that was made elsewhere. Raises ServingError: the repository is as it was, unless
-    the error is a RolloutStopped.
+    An unchanged model keeps its version, and if nothing has changed, nothing happens. ``origin`` is
+    the manifest of a pipeline that was built elsewhere. Raises ServingError; the repository is then
+    as it was before, unless the error is a RolloutStopped.
     """
     deployment = deployment or Deployment(repository)
     name = models[-1]
@@ -55,8 +55,8 @@ def publish(
             return _publish(staged, models, deployment, origin)
     except OSError as error:
         raise PublishFailed(
-            f"cannot publish into {repository}: {error}. Check the disk's space and rights, "
-            "then run the same command again"
+            f"cannot publish into {repository}: {error}. Check disk space and permissions, then "
+            "run the same command again"
         ) from error
 
 
@@ -89,75 +89,76 @@ def _describe(planned: Plan, repository: Path, origin: Manifest | None) -> None:
         return
     (public.source / CONFIG_COPY).write_bytes(as_bytes(public.config))
     folders = {
-        (each.model, each.version): each.source or repository / each.model / str(each.version)
-        for each in (*planned.members, public)
+        (part.model, part.version): part.source or repository / part.model / str(part.version)
+        for part in (*planned.members, public)
     }
-    made = manifest.start(public.model, public.version, folders)
+    record = manifest.start(public.model, public.version, folders)
     if origin:
-        made = replace(made, git_commit=origin.git_commit, tools=origin.tools, note=origin.note)
-    (public.source / MANIFEST_FILE).write_text(made.to_json(), encoding="utf-8")
+        record = replace(record, git_commit=origin.git_commit, tools=origin.tools, note=origin.note)
+    (public.source / MANIFEST_FILE).write_text(record.to_json(), encoding="utf-8")
 
 
 def _journal(planned: Plan, repository: Path) -> Journal:
     name = planned.public.model
     before = active_version(repository, name)
-    models = {each.model: None for each in planned.members}
+    models = dict.fromkeys(member.model for member in planned.members)
     if before:
         models |= dict.fromkeys(active_members(repository, name))
     return Journal(
         pipeline=name,
         before=before,
         after=planned.public.version,
-        new=tuple((each.model, each.version) for each in planned.new),
+        new=tuple((version.model, version.version) for version in planned.new),
         configs=configs_now(repository, [*models, name]),
         profiles=profiles_now(repository, [*models, name]),
     )
 
 
 def _install(planned: Plan, deployment: Deployment) -> None:
-    """The new version folders, then the members' configs: until the pin moves nothing points at
-    them."""
-    for each in planned.new:
-        _hold(deployment.repository, each.model)
-        _appear(deployment.repository, each)
+    """Install the new version folders, then the members' configs: until the pin moves, nothing
+    points at them."""
+    for version in planned.new:
+        _pin_active(deployment.repository, version.model)
+        _move_in(deployment.repository, version)
     deployment.tell(PublishPhase.INSTALLED, planned.public.model)
-    for each in planned.members:
-        listed = _listed(deployment.repository, each)
-        place_config(deployment.repository, each.model, with_versions(each.config, listed))
+    for member in planned.members:
+        versions = _versions_to_list(deployment.repository, member)
+        place_config(deployment.repository, member.model, with_versions(member.config, versions))
     _place_profiles(planned, deployment.repository)
     deployment.tell(PublishPhase.LISTED, planned.public.model)
 
 
-def _hold(repository: Path, model: str) -> None:
-    """Pin what serves now where the config left it to Triton, which would choose the newest."""
+def _pin_active(repository: Path, model: str) -> None:
+    """Pin the active version if the config leaves the choice to Triton, which would pick the
+    newest."""
     active = active_version(repository, model)
     if active and not listed_versions(config := read_config(repository, model)):
         place_config(repository, model, with_versions(config, [active]))
 
 
-def _appear(repository: Path, each: PlannedVersion) -> None:
-    if each.source is None:
+def _move_in(repository: Path, version: PlannedVersion) -> None:
+    if version.source is None:
         return
-    final = repository / each.model / str(each.version)
-    final.parent.mkdir(exist_ok=True)
-    sync(each.source)
-    each.source.rename(final)
-    sync_folder(final.parent)
+    folder = repository / version.model / str(version.version)
+    folder.parent.mkdir(exist_ok=True)
+    sync(version.source)
+    version.source.rename(folder)
+    sync_folder(folder.parent)
 
 
 def _place_profiles(planned: Plan, repository: Path) -> None:
-    """The configs that were staged beside the main ones, in step with what is published now."""
-    for each in (*planned.members, planned.public):
-        is_there = (repository / each.model / CONFIG_FILE).is_file()
-        main = read_config(repository, each.model) if is_there else each.config
-        for name, profile in each.profiles.items():
-            place_profile(repository, each.model, name, followed(main, profile))
+    """Place the staged config profiles, synced with the configs that are published now."""
+    for part in (*planned.members, planned.public):
+        has_config = (repository / part.model / CONFIG_FILE).is_file()
+        main = read_config(repository, part.model) if has_config else part.config
+        for name, profile in part.profiles.items():
+            place_profile(repository, part.model, name, synced_with(main, profile))
 
 
-def _listed(repository: Path, each: PlannedVersion) -> set[int]:
-    """Every version of the member that serves now, and the new one."""
-    if not (repository / each.model / CONFIG_FILE).is_file():
-        return {each.version}
-    there = version_folders(repository / each.model)
-    now = listed_versions(read_config(repository, each.model))
-    return {version for version in now if version in there} | {each.version}
+def _versions_to_list(repository: Path, member: PlannedVersion) -> set[int]:
+    """Every version of the member that is listed now and on disk, and the new one."""
+    if not (repository / member.model / CONFIG_FILE).is_file():
+        return {member.version}
+    on_disk = version_folders(repository / member.model)
+    listed = listed_versions(read_config(repository, member.model))
+    return {version for version in listed if version in on_disk} | {member.version}

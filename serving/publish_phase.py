@@ -1,29 +1,29 @@
-"""The steps of a publication, in order. At each of them it may be cut off, and the next publisher
-(or ``tidegate up``) brings the repository to the old state or to the new one."""
+"""The phases of a publication, in order. It may be interrupted at each of them, and the next
+publisher (or ``tidegate up``) takes the repository to the old state or to the new one."""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 
 class PublishPhase(StrEnum):
-    LOCKED = "nobody else publishes now"
-    CHECKED = "every file of the version is what its manifest says"
-    JOURNALLED = "what is about to appear is written down"
-    INSTALLED = "the new version folders lie in the repository"
+    LOCKED = "the repository is locked for this publisher"
+    CHECKED = "every file of the version matches its manifest"
+    JOURNALLED = "the planned changes are in the journal"
+    INSTALLED = "the new version folders are in the repository"
     LISTED = "the members list their old and their new versions"
-    TRIED = "the candidate pipeline lies in the repository"
-    LOADED = "the candidate is loaded beside what serves"
+    TRIED = "the candidate pipeline is in the repository"
+    LOADED = "the candidate is loaded beside the active version"
     PROBED = "the candidate answers its golden sample"
-    CLEARED = "the candidate is gone again"
+    CLEARED = "the candidate is removed again"
     PINNED = "the pipeline's config pins the new versions"
-    SERVED = "the servers serve them"
-    RETIRED = "the members list the pinned versions only"
+    SERVED = "the servers serve the new versions"
+    RETIRED = "the members list only the pinned versions"
     DONE = "the journal is closed"
 
 
-# Told at each step, with what it is about: a progress line, or a test's moment for a kill.
+# Called at each phase with the model's name: prints progress, or lets a test kill the process.
 Tell = Callable[[PublishPhase, str], None]
 
 
-def say_nothing(step: PublishPhase, what: str) -> None:
-    """The Tell of a caller that does not listen."""
+def say_nothing(phase: PublishPhase, model: str) -> None:
+    """The default ``Tell``: does nothing."""

@@ -1,8 +1,8 @@
-"""Whether a Triton is alive: it is judged by what it answers, and killed when it answers nothing.
+"""Whether a Triton is alive: it is judged by its answers, and killed if there are none.
 
-A Triton whose process runs can be dead all the same: stopped, or deadlocked in its own signal
-handler while its HTTP readiness says 200. This looks at the two threads that everything depends on:
-that of the control calls, and the one that serves all streams.
+A Triton whose process runs can still be dead: stopped, or deadlocked in its own signal handler
+while its HTTP readiness says 200. ``Pulse`` checks the two threads that everything depends on: the
+one for control calls, and the one that serves all streams.
 """
 
 import threading
@@ -15,18 +15,18 @@ from serving.control import TritonControl
 from serving.progress import STOPPED_S
 
 LOOK_EVERY_S = 2.0
-ANSWER_S = 4.0  # one look waits so long for each answer
-SILENT_S = 25.0  # without an answer for so long, looked at several times, it is dead
+ANSWER_S = 4.0  # how long one look waits for each answer
+SILENT_S = 25.0  # without an answer for this long, over LOOKS looks, the server is dead
 LOOKS = 4
-START_S = 60.0  # what a start may take
-STALLED_S = 180.0  # what the watcher may take for one round
+START_S = 60.0  # how long a start may take
+STALLED_S = 180.0  # how long one round of the watcher may take
 
 
 class Pulse:
-    """A thread of its own, so that nothing that hangs with Triton keeps it from being killed.
+    """Runs in its own thread, so that nothing that hangs with Triton can keep it from being killed.
 
-    It only kills; the watcher sees the end of the process and starts it again. ``pid`` gives the
-    process that is to be looked at, or None; ``tell`` gets what was seen.
+    It only kills; the watcher sees that the process has ended and restarts it. ``pid()`` is the
+    process to check, or None.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Pulse:
         """``tell(event, detail)`` is called in the thread."""
         self._control, self._pid, self._tell = control, pid, tell
         self._ended = threading.Event()
-        self._judged: int | None = None  # the process whose start is over
-        self._seen: tuple[int, float] = (0, 0.0)  # the process that starts, and since when
-        self._answered: dict[str, float] = {}
+        self._judged: int | None = None  # pid of the process whose start is over
+        self._starting: tuple[int, float] = (0, 0.0)  # pid of the starting process, and since when
+        self._answered: dict[str, float] = {}  # when each thread last answered
         self._missed: dict[str, int] = {}
         self._stopped_since: float | None = None
         self.round_began = 0.0  # when the watcher began a round that is not over; 0 between rounds
@@ -61,7 +61,7 @@ class Pulse:
                 self._tell("pulse_failed", f"{type(error).__name__}: {error}")
 
     def look(self) -> None:
-        """Ask once; kill the process if it has been silent for too long."""
+        """Check once; kill the process if it has been silent for too long."""
         pid = self._pid()
         if pid is None:
             self._judged = None
@@ -77,24 +77,25 @@ class Pulse:
             return
         now = time.monotonic()
         if pid != self._judged:
-            # One that is starting is the launcher's to judge.
-            if pid != self._seen[0]:
-                self._seen = pid, now
-            if answers["control calls"] or now - self._seen[1] > START_S:
+            # A process that is starting is for the launcher to judge.
+            if pid != self._starting[0]:
+                self._starting = pid, now
+            if answers["control calls"] or now - self._starting[1] > START_S:
                 self._judged = pid
                 self._answered, self._missed = dict.fromkeys(answers, now), {}
             return
-        for what, answered in answers.items():
-            self._missed[what] = 0 if answered else self._missed.get(what, 0) + 1
-            if answered:
-                self._answered[what] = now
-            silent_s = now - self._answered[what]
-            if silent_s >= SILENT_S and self._missed[what] >= LOOKS:
-                self._kill(pid, f"no answer to {what} for {silent_s:.0f} s")
+        for thread, has_answered in answers.items():
+            self._missed[thread] = 0 if has_answered else self._missed.get(thread, 0) + 1
+            if has_answered:
+                self._answered[thread] = now
+            silent_s = now - self._answered[thread]
+            if silent_s >= SILENT_S and self._missed[thread] >= LOOKS:
+                self._kill(pid, f"no answer to {thread} for {silent_s:.0f} s")
                 return
 
     def _is_stopped_for_long(self, pid: int) -> bool:
-        """Whether somebody stopped the process (SIGSTOP): that is no load, and not waited out."""
+        """Whether the process was stopped (SIGSTOP) long ago: that is not load, so there is nothing
+        to wait for."""
         try:
             is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
         except psutil.Error:
@@ -116,5 +117,5 @@ class Pulse:
     def _look_at_watcher(self) -> None:
         began = self.round_began
         if began and time.monotonic() - began > STALLED_S:
-            self.round_began = time.monotonic()  # said again after as long
+            self.round_began = time.monotonic()  # reported again after as long
             self._tell("watcher_stalled", f"one round of the watcher takes over {STALLED_S:.0f} s")

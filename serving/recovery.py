@@ -1,4 +1,4 @@
-"""After a publisher that was cut off: the old state or the new one, and nothing lying about."""
+"""Recovery after an interrupted publisher: to the old state or the new one, without leftovers."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE, staging_folder, version_folders
 from serving import candidate
-from serving.config_profiles import follow_all, put_back, sync_configs
+from serving.config_profiles import put_back, sync_all, sync_configs
 from serving.deployment import Deployment
 from serving.errors import NotOurServer, RepositoryBusy
 from serving.files import place, remove_folder
@@ -21,7 +21,7 @@ from serving.restore import restore_readiness
 from serving.servers import FOLDER as SERVERS
 from serving.servers import Server
 
-# See files.owned_path: made by a process that may have been killed.
+# See files.owned_path: created by a process that may have been killed.
 _OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
 _STALE_S = 24 * 3600.0
 _KEPT = frozenset({"lock", SERVERS})
@@ -32,45 +32,46 @@ def clear_up(
     servers: Sequence[Server] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """What ``tidegate up`` does first. While somebody publishes there is nothing to clear up, nor
-    in a repository that may only be read.
+    """What ``tidegate up`` does first. Does nothing while another process publishes, or if the
+    repository is read-only.
 
-    ``tell`` hears of journals that cannot be read: they are put aside.
+    ``tell`` is called with journals that cannot be read; they are set aside.
     """
     if not repository.is_dir() or not os.access(staging_folder(repository), os.W_OK):
         return
     try:
         with publishing(repository, "clearing up", wait_s=0), connected(servers) as replicas:
-            put_broken_aside(repository, tell)
+            set_aside_broken_journals(repository, tell)
             recover(Deployment(repository, replicas))
     except (RepositoryBusy, NotOurServer):
-        return  # the next publisher who may tell them settles it
+        return  # the next publisher that may talk to the servers recovers
 
 
-def put_broken_aside(repository: Path, tell: Callable[[str], None]) -> None:
-    """A journal that cannot be read keeps nothing from being served or published: it is renamed,
-    and said. The config of a pipeline says what it serves; what else the killed publisher left is
+def set_aside_broken_journals(repository: Path, tell: Callable[[str], None]) -> None:
+    """Rename journals that cannot be read, and report them: they keep nothing from being served or
+    published. A pipeline's config says what it serves; the killed publisher's other leftovers stay
     in its folders."""
-    for path, why in broken_journals(repository):
+    for path, reason in broken_journals(repository):
         aside = path.with_name(f"broken-{path.name}")
         tell(
-            f"{path} cannot be read ({why}): what that publication left is not cleared up, and "
-            f"the file is put aside as {aside.name}"
+            f"{path} cannot be read ({reason}): what that publication left is not cleared up, and "
+            f"the file was renamed to {aside.name}"
         )
         path.replace(aside)
 
 
 def recover(deployment: Deployment) -> None:
-    """Settle what was cut off and delete what nobody owns; call it holding the lock."""
+    """Finish or undo interrupted publications and delete abandoned files; call this with the lock
+    held."""
     for journal in open_journals(deployment.repository):
-        settle(deployment, journal)
-    follow_all(deployment.repository)
+        resolve(deployment, journal)
+    sync_all(deployment.repository)
     for path in staging_folder(deployment.repository).iterdir():
         if path.name not in _KEPT and _is_abandoned(path):
             _delete(path)
 
 
-def settle(deployment: Deployment, journal: Journal) -> None:
+def resolve(deployment: Deployment, journal: Journal) -> None:
     """Finish the publication if its pin is in place, else undo it."""
     candidate.clear(deployment, journal.pipeline)
     if active_version(deployment.repository, journal.pipeline) == journal.after:
@@ -85,7 +86,7 @@ def settle(deployment: Deployment, journal: Journal) -> None:
 
 
 def _undo(deployment: Deployment, journal: Journal) -> None:
-    """The configs as they were; then the servers let go of what is new; then it goes."""
+    """Restore the configs, then unload the new versions on the servers, then delete them."""
     repository = deployment.repository
     for model, text in journal.configs.items():
         if text:
@@ -93,7 +94,7 @@ def _undo(deployment: Deployment, journal: Journal) -> None:
     put_back(repository, journal.configs, journal.profiles)
     for replica in deployment.replicas:
         for model in journal.configs:
-            _as_before(repository, replica, journal, model)
+            _unload_new(repository, replica, journal, model)
         restore_readiness(repository, replica, journal)
     for model, version in journal.new:
         remove_folder(repository, repository / model / str(version))
@@ -104,8 +105,8 @@ def _undo(deployment: Deployment, journal: Journal) -> None:
             (repository / model / CONFIG_FILE).unlink(missing_ok=True)
 
 
-def _as_before(repository: Path, replica: Replica, journal: Journal, model: str) -> None:
-    """Unload what is new of the model; all of it when all is new."""
+def _unload_new(repository: Path, replica: Replica, journal: Journal, model: str) -> None:
+    """Unload the model's new versions; the whole model if it has no others."""
     new = {version for name, version in journal.new if name == model}
     if not replica.serves(model):
         return

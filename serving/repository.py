@@ -1,4 +1,4 @@
-"""Read a model repository: which models are called by name, what they pin, what is needed."""
+"""Read a model repository: which models clients call by name, what they pin, what is needed."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ CANDIDATE_SUFFIX = ".candidate"
 
 
 def top_models(repository: Path) -> list[str]:
-    """The models with a version that are not internal steps or engines, sorted by name.
+    """The models that have a version and are not internal steps or engines, sorted by name.
 
-    A model without a config counts: its backend may complete it from the file.
+    A model without a config counts: its backend may complete the config from the model file.
     """
     return [
         folder.name
@@ -38,7 +38,7 @@ def is_published(repository: Path, model: str) -> bool:
 
 
 def read_config(repository: Path, model: str) -> ModelConfig:
-    """The model's config; ModelLoadFailed if it does not parse, ServingError if it is not there."""
+    """The model's config; ModelLoadFailed if it does not parse, ServingError if it is missing."""
     try:
         return parse((repository / model / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -48,8 +48,8 @@ def read_config(repository: Path, model: str) -> ModelConfig:
 
 
 def active_version(repository: Path, model: str) -> int:
-    """The version that the model's config serves: the newest listed, or the newest folder; 0 for a
-    model that has none."""
+    """The version that the model's config serves: the newest listed, or the newest folder; 0 if
+    there is none."""
     if not is_published(repository, model):
         return 0
     listed = listed_versions(read_config(repository, model))
@@ -64,7 +64,7 @@ def active_members(repository: Path, pipeline: str) -> dict[str, int]:
 
 def needed(repository: Path) -> dict[str, set[int]]:
     """The versions of each model that some pipeline's config pins now."""
-    found: dict[str, set[int]] = {}
+    versions_by_model: dict[str, set[int]] = {}
     for folder in model_folders(repository):
         if folder.name.endswith(CANDIDATE_SUFFIX) or not (folder / CONFIG_FILE).is_file():
             continue
@@ -73,8 +73,8 @@ def needed(repository: Path) -> dict[str, set[int]]:
         except ModelLoadFailed:
             continue  # Triton does not serve it either
         for model, versions in pins(config).items() if is_ensemble(config) else ():
-            found.setdefault(model, set()).update(versions - {NEWEST})
-    return found
+            versions_by_model.setdefault(model, set()).update(versions - {NEWEST})
+    return versions_by_model
 
 
 def _is_internal(folder: Path) -> bool:

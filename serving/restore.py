@@ -1,9 +1,9 @@
-"""Make a server's own readiness right again after a load that failed.
+"""Restore a server's own readiness after a load that failed.
 
-Triton 2.51 remembers a version that failed to load, and answers /v2/health/ready with 400 for as
-long, even when the version is gone from the config and from the disk. It forgets when a version of
-that number has loaded after all and was unloaded. So a stand-in is loaded under the number: the
-files of a version that serves, or, for a model that has none, a model of a few lines.
+Triton 2.51 remembers a version that failed to load, and answers /v2/health/ready with 400 from then
+on, even when the version is gone from the config and from the disk. It forgets the failure once a
+version with that number has been loaded and unloaded. So a stand-in is loaded under that number: a
+copy of a served version's files or, for a model that has none, a model of a few lines.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from serving.replica import Replica
 from serving.repository import read_config
 
 STAND_IN = '''class TritonPythonModel:
-    """Loaded for a moment and unloaded: see serving/restore.py."""
+    """Loaded briefly and unloaded again: see serving/restore.py."""
 
     def execute(self, requests):
         raise RuntimeError("a stand-in answers nothing")
@@ -28,28 +28,29 @@ STAND_IN = '''class TritonPythonModel:
 
 
 def restore_readiness(repository: Path, replica: Replica, journal: Journal) -> None:
-    """Let the server forget the versions of this publication that failed to load on it."""
+    """Make the server forget the versions of this publication that failed to load."""
     for model, version in replica.failed(list(journal.configs)):
         if (model, version) not in journal.new:
             continue
         remove_folder(repository, repository / model / str(version))
         text = journal.configs[model]
-        served = listed_versions(read_config(repository, model)) if text else []
-        beside = [each for each in served if each in version_folders(repository / model)]
-        if beside:
-            _lend(repository, replica, model, (beside[-1], version))
+        listed = listed_versions(read_config(repository, model)) if text else []
+        on_disk = version_folders(repository / model)
+        served = [number for number in listed if number in on_disk]
+        if served:
+            _load_copy(repository, replica, model, (served[-1], version))
         else:
-            _stand_in(repository, replica, model, version)
+            _load_stand_in(repository, replica, model, version)
 
 
-def _lend(repository: Path, replica: Replica, model: str, numbers: tuple[int, int]) -> None:
-    """Serve a serving version's files under the failed number too, for a moment."""
+def _load_copy(repository: Path, replica: Replica, model: str, numbers: tuple[int, int]) -> None:
+    """Briefly serve a copy of a served version's files under the failed number."""
     served, failed = numbers
     path = repository / model / CONFIG_FILE
     text, before = path.read_bytes(), read_config(repository, model)
-    lent = owned_path(repository, "stand-in")
-    shutil.copytree(repository / model / str(served), lent)
-    lent.rename(repository / model / str(failed))
+    copy = owned_path(repository, "stand-in")
+    shutil.copytree(repository / model / str(served), copy)
+    copy.rename(repository / model / str(failed))
     place_config(repository, model, with_versions(before, [*listed_versions(before), failed]))
     replica.control.load(model)
     place(repository, path, text)
@@ -58,8 +59,8 @@ def _lend(repository: Path, replica: Replica, model: str, numbers: tuple[int, in
     remove_folder(repository, repository / model / str(failed))
 
 
-def _stand_in(repository: Path, replica: Replica, model: str, version: int) -> None:
-    """Put a model that loads where the failed one was, load it, unload it, put back."""
+def _load_stand_in(repository: Path, replica: Replica, model: str, version: int) -> None:
+    """Put a model that loads in place of the failed one, load it, unload it, and restore."""
     path, staged = repository / model / CONFIG_FILE, owned_path(repository, "stand-in")
     before = path.read_bytes()
     staged.mkdir()

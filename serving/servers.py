@@ -1,10 +1,10 @@
-"""Which Tritons serve a repository now: each says so in a file of its own while it runs.
+"""Which Tritons serve a repository now: each has a record, a file of its own, while it runs.
 
-The file lies in two folders, so that a publisher finds the server whatever its own home is:
-beside the repository (``.model_repository.staging/servers/``), and in the home that the server runs
-from (``.tidegate/servers/``), which is all there is where the first may not be written. It is
-written when a server is live and removed when it stops. What a killed one left is recognised by its
-process and ignored.
+The record is in two folders, so that a publisher finds the server from any home: beside the
+repository (``.model_repository.staging/servers/``), and in the home that the server runs from
+(``.tidegate/servers/``), which is the only one if the first is not writable. It is written when a
+server is live and removed when it stops. A killed server's record is recognized by its process and
+ignored.
 """
 
 import json
@@ -24,14 +24,13 @@ _ROOT = 0
 
 @dataclass(frozen=True)
 class Server:
-    """A running Triton: its gRPC address, the file with its key, and the process that it is
-    (``started`` is the process's start in clock ticks since the machine's: a pid may be used
-    again).
+    """A running Triton: its gRPC address, the file with its key, and its process (``started`` is
+    the process's start in clock ticks since the machine's boot: a pid may be reused).
 
-    ``inode`` is the repository's device and inode: it may be mounted elsewhere for somebody else.
-    ``work_dir`` is the state folder that the server runs from, ``pid_space`` where its pid counts.
+    ``inode`` is the repository's device and inode: others may have it mounted elsewhere.
+    ``work_dir`` is the state folder that the server runs from, ``pid_space`` its pid namespace.
     ``load_timeout_s``: how long a model may take to load there.
-    Of a server that was named by hand only the address and the key's file are known.
+    For a server that was named by hand only the address and the key file are known.
     """
 
     repository: str
@@ -62,12 +61,12 @@ class Server:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether its process cannot be seen from here: it runs in another container, or nobody
-        knows which it is."""
+        """Whether its process cannot be seen from here: it runs in another container, or its pid is
+        not known."""
         return not self.pid or self.pid_space not in ("", _pid_space())
 
     def is_alive(self) -> bool:
-        """False when its process has surely ended."""
+        """False if its process has certainly ended."""
         if self.is_elsewhere:
             return True
         try:
@@ -85,24 +84,25 @@ class Server:
 
 
 def announce(work_dir: Path, name: str, server: Server) -> bool:
-    """Tell publishers of the server; what dead ones left is cleared. False when those of another
-    home cannot find it, since nothing may be written beside the repository.
+    """Write the server's record for publishers and clear the records of dead servers. False if
+    publishers in another home cannot find it, because the folder beside the repository is not
+    writable.
 
-    OSError only if it cannot be written anywhere.
+    OSError only if the record cannot be written anywhere.
     """
-    own, repository = work_dir / FOLDER, Path(server.repository)
+    home_folder, repository = work_dir / FOLDER, Path(server.repository)
     if _is_scratch(repository):
-        _write(own, name, server)
+        _write(home_folder, name, server)
         return True
     try:
         _write(_beside(repository), name, server)
     except OSError:
-        _write(own, name, server)
+        _write(home_folder, name, server)
         return False
     try:
-        _write(own, name, server)
+        _write(home_folder, name, server)
     except OSError:
-        return True  # found beside the repository all the same
+        return True  # publishers still find it beside the repository
     return True
 
 
@@ -111,27 +111,27 @@ def withdraw(work_dir: Path, name: str, repository: Path) -> None:
         try:
             (folder / f"{name}.json").unlink(missing_ok=True)
         except OSError:
-            continue  # it is recognised as dead
+            continue  # it will be recognized as dead
 
 
 def servers_of(work_dir: Path, repository: Path) -> list[Server]:
     """The live servers of this repository, whichever home they run from, in a stable order."""
-    found: dict[str, Server] = {}
+    servers: dict[str, Server] = {}
     for folder in (_beside(repository), work_dir / FOLDER):
         for path in _records(folder):
-            each = _read(path) if _is_trusted(path, repository) else None
-            if each and each.serves(repository) and each.is_alive():
-                found.setdefault(path.name, each)
-    return [found[name] for name in sorted(found)]
+            server = _read(path) if _is_trusted(path, repository) else None
+            if server and server.serves(repository) and server.is_alive():
+                servers.setdefault(path.name, server)
+    return [servers[name] for name in sorted(servers)]
 
 
 def _write(folder: Path, name: str, server: Server) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _records(folder):
-        found = _read(path)
-        if found is None or not found.is_alive():
+        other = _read(path)
+        if other is None or not other.is_alive():
             path.unlink(missing_ok=True)
-    # No secret is in it, and a publisher may be somebody else.
+    # It contains no secret, and the publisher may be another user.
     atomic_write(folder / f"{name}.json", json.dumps(asdict(server)))
 
 
@@ -140,8 +140,8 @@ def _beside(repository: Path) -> Path:
 
 
 def _is_scratch(repository: Path) -> bool:
-    """Whether it is being built beside another repository: whoever builds it tells its server, and
-    removes no more than the folder itself."""
+    """Whether it is being built beside another repository: then its builder knows the server, and
+    removes only the folder itself."""
     return any(part.startswith(".") and part.endswith(".staging") for part in repository.parts)
 
 
@@ -153,7 +153,7 @@ def _records(folder: Path) -> Iterator[Path]:
 
 
 def _is_trusted(path: Path, repository: Path) -> bool:
-    """Whether whoever wrote this may say where our key is sent: we, root, or the repository's
+    """Whether the record's author may decide where our key is sent: we, root, or the repository's
     owner."""
     try:
         return path.stat().st_uid in (os.geteuid(), _ROOT, repository.stat().st_uid)

@@ -1,7 +1,7 @@
 """The Python processes (*stubs*) that Triton runs its Python-based models in.
 
 A stub that was killed leaves a model that answers every request with an error while Triton says it
-is ready. The process table tells at once, without asking the model anything.
+is ready. The process table shows this at once, without a request to the model.
 """
 
 from dataclasses import dataclass, field
@@ -21,16 +21,16 @@ class Stub:
     pid: int
     model: str
     version: str = ""
-    started: int = 0  # clock ticks since the machine's start: a pid may be used again
+    started: int = 0  # clock ticks since the machine's boot: a pid may be reused
     region: str = ""  # its shared memory, in /dev/shm
-    parent: int = field(default=0, compare=False)  # pid; another one, once that has ended
+    parent: int = field(default=0, compare=False)  # pid; changes when the parent ends
 
     def end(self) -> None:
         """End the process if it still runs."""
         try:
             process = psutil.Process(self.pid)
             if start_ticks(self.pid) == self.started:
-                process.kill()  # it does not listen to SIGTERM
+                process.kill()  # it ignores SIGTERM
         except (psutil.Error, OSError):
             return
 
@@ -41,19 +41,20 @@ def live_stubs(server_pid: int) -> set[Stub]:
         children = psutil.Process(server_pid).children(recursive=True)
     except psutil.Error:
         return set()
-    found = {stub for child in children if (stub := stub_of(child))}
-    # What a model forks has its command line and its memory: a worker of its own, and no instance.
-    pids = {stub.pid for stub in found}
-    return {stub for stub in found if stub.parent not in pids}
+    stubs = {stub for child in children if (stub := stub_of(child))}
+    # A process that a model forks has the same command line and memory: it is a worker of the
+    # model's, not an instance.
+    pids = {stub.pid for stub in stubs}
+    return {stub for stub in stubs if stub.parent not in pids}
 
 
 def stub_memory_bytes(server_pid: int, model: str) -> int:
-    """The memory that the model's processes have for themselves now; 0 when none runs."""
+    """The memory (USS) that the model's processes use now; 0 if none runs."""
     pids = {stub.pid for stub in live_stubs(server_pid) if stub.model == model}
-    return sum(_own_memory_bytes(pid) for pid in pids)
+    return sum(_unique_memory_bytes(pid) for pid in pids)
 
 
-def _own_memory_bytes(pid: int) -> int:
+def _unique_memory_bytes(pid: int) -> int:
     try:
         return int(psutil.Process(pid).memory_full_info().uss)
     except psutil.Error:
@@ -61,7 +62,7 @@ def _own_memory_bytes(pid: int) -> int:
 
 
 def stub_of(process: psutil.Process) -> Stub | None:
-    """The stub that a process is; None for any other, and for one that has ended."""
+    """The process as a stub; None if it is not one, or has ended."""
     try:
         command = process.cmdline()
         alive = process.status() != psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""The published versions of a pipeline: list them, go back to one, take old ones away."""
+"""The published versions of a pipeline: list them, switch to one, delete old ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from serving.repository import (
 
 @dataclass(frozen=True)
 class Version:
-    """One published version; ``manifest`` is None for one that was put there by hand."""
+    """One published version; ``manifest`` is None if it was put there by hand."""
 
     number: int
     is_active: bool
@@ -42,7 +42,7 @@ class Version:
 
 
 def versions(repository: Path, name: str) -> list[Version]:
-    """The versions of the pipeline on disk, oldest first; ServingError if there is none."""
+    """The pipeline's versions on disk, oldest first; ServingError if there are none."""
     require_published(repository, name)
     active = active_version(repository, name)
     return [
@@ -54,8 +54,8 @@ def versions(repository: Path, name: str) -> list[Version]:
 
 def require_published(repository: Path, name: str) -> None:
     if not is_published(repository, name):
-        there = ", ".join(top_models(repository)) or "none"
-        raise ServingError(f"there is no model {name!r} in {repository}: there are {there}")
+        models = ", ".join(top_models(repository)) or "none"
+        raise ServingError(f"there is no model {name!r} in {repository}: it has {models}")
 
 
 def config_of(repository: Path, name: str, number: int) -> ModelConfig:
@@ -68,23 +68,24 @@ def config_of(repository: Path, name: str, number: int) -> ModelConfig:
     if number == active_version(repository, name) or not is_ensemble(config):
         return with_versions(config, ())
     raise PublishFailed(
-        f"version {number} of {name} has no manifest, so nobody knows what it pinned: choose "
-        f"another (tidegate versions {name})"
+        f"version {number} of {name} has no manifest, so what it pinned is unknown: choose another "
+        f"(tidegate versions {name})"
     )
 
 
-def switch_to(deployment: Deployment, name: str, wanted: int | None) -> int:
-    """Serve version ``wanted`` of the pipeline, or the newest before the active one; the version.
+def switch_to(deployment: Deployment, name: str, version: int | None) -> int:
+    """Switch the pipeline to ``version``, or, if it is None, to the newest before the active one;
+    returns the version.
 
-    Tampered names a file that is not what its manifest says. With ``wanted`` the active version,
-    every server is brought to it.
+    Tampered names a file that differs from its manifest. If ``version`` is the active one already,
+    every server is switched to it.
     """
     repository = deployment.repository
     with publishing(repository, f"switch {name}"):
         deployment.tell(PublishPhase.LOCKED, name)
         recover(deployment)
         require_published(repository, name)
-        number = wanted or _before(repository, name)
+        number = version or _previous(repository, name)
         config = checked_config(repository, name, number)
         deployment.tell(PublishPhase.CHECKED, name)
         members = _members(config)
@@ -107,24 +108,25 @@ def switch_to(deployment: Deployment, name: str, wanted: int | None) -> int:
 
 
 def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]:
-    """Delete all but the ``keep`` newest versions, the active one, canaries and what a server
-    serves still, with the members' versions that nothing needs any more: the folders that went, and
-    their bytes."""
+    """Delete all versions but the ``keep`` newest, the active one, canaries and those that a server
+    still serves, and the members' versions that nothing needs any more. Returns the deleted
+    folders, as MODEL/VERSION, and their bytes."""
     repository = deployment.repository
     with publishing(repository, f"prune {name}"):
         recover(deployment)
-        found = versions(repository, name)
+        published = versions(repository, name)
         served = {number for replica in deployment.replicas for number in replica.served(name)}
-        going = [
-            each
-            for each in found[: max(0, len(found) - keep)]
-            if not each.is_active
-            and each.number not in served
-            and not is_published(repository, f"{name}.v{each.number}")
+        obsolete = [
+            version
+            for version in published[: max(0, len(published) - keep)]
+            if not version.is_active
+            and version.number not in served
+            and not is_published(repository, f"{name}.v{version.number}")
         ]
-        called = set(top_models(repository))  # a model that clients call is nobody's to prune
-        touched = {model for each in going for model in each.members} - called
-        folders = [repository / name / str(each.number) for each in going]
+        # A model that clients call is never pruned as a member.
+        public = set(top_models(repository))
+        touched = {model for version in obsolete for model in version.members} - public
+        folders = [repository / name / str(version.number) for version in obsolete]
         freed = sum(map(size_bytes, folders))
         for folder in folders:
             remove_folder(repository, folder)
@@ -135,19 +137,19 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
         for model in touched:
             if not version_folders(repository / model):
                 remove_folder(repository, repository / model)
-    return [f"{each.parent.name}/{each.name}" for each in (*folders, *members)], freed
+    return [f"{folder.parent.name}/{folder.name}" for folder in (*folders, *members)], freed
 
 
 def _members(config: ModelConfig) -> dict[str, int]:
     return {model: max(numbers) for model, numbers in pins(config).items()}
 
 
-def _before(repository: Path, name: str) -> int:
+def _previous(repository: Path, name: str) -> int:
     active = active_version(repository, name)
-    older = [each for each in version_folders(repository / name) if each < active]
+    older = [number for number in version_folders(repository / name) if number < active]
     if not older:
         raise PublishFailed(
-            f"{name} has no version before {active}, which serves now: see tidegate versions {name}"
+            f"{name} has no version before {active}, the active one: see tidegate versions {name}"
         )
     return older[-1]
 
@@ -155,17 +157,17 @@ def _before(repository: Path, name: str) -> int:
 def checked_config(repository: Path, name: str, number: int) -> ModelConfig:
     """The version's config; Tampered or PublishFailed if it cannot be served as it was proved."""
     if number not in version_folders(repository / name):
-        there = ", ".join(map(str, version_folders(repository / name)))
-        raise PublishFailed(f"{name} has no version {number}: it has {there}")
-    found = manifest.read(repository, name, number)
-    if found:
-        manifest.verify(repository, found)
+        numbers = ", ".join(map(str, version_folders(repository / name)))
+        raise PublishFailed(f"{name} has no version {number}: it has {numbers}")
+    record = manifest.read(repository, name, number)
+    if record:
+        manifest.verify(repository, record)
     return config_of(repository, name, number)
 
 
-def list_beside(repository: Path, wanted: Mapping[str, set[int]]) -> None:
-    """Let each member list these versions beside those that it lists already."""
-    for model, versions in wanted.items():
+def list_beside(repository: Path, additions: Mapping[str, set[int]]) -> None:
+    """Make each member list these versions beside those that it lists already."""
+    for model, versions in additions.items():
         config = read_config(repository, model)
         listed = set(listed_versions(config))
         if listed and not versions <= listed:
@@ -173,12 +175,12 @@ def list_beside(repository: Path, wanted: Mapping[str, set[int]]) -> None:
 
 
 def _unused(repository: Path, models: set[str]) -> list[Path]:
-    """The versions of the models that neither a config nor a manifest names."""
+    """The version folders of the models that neither a config nor a manifest refers to."""
     used = needed(repository)
     for folder in model_folders(repository):
         for number in version_folders(folder):
-            found = manifest.read(repository, folder.name, number)
-            for model, version in (found.members if found else {}).items():
+            record = manifest.read(repository, folder.name, number)
+            for model, version in (record.members if record else {}).items():
                 used.setdefault(model, set()).add(version)
     return [
         repository / model / str(number)

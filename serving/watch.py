@@ -1,6 +1,5 @@
-"""Watch one Triton and heal it: a server that died is started again, a dead process is revived, a
-process that hangs is ended, a model that fails its golden sample is loaded afresh. What cannot be
-healed is reported, once."""
+"""Watch one Triton and heal it: restart a server that died, revive a dead process, end a process
+that hangs, reload a model that fails its golden sample. What cannot be healed is reported, once."""
 
 import errno
 import os
@@ -26,29 +25,30 @@ from serving.stubs import Stub
 
 LOST_A_PROCESS = "lost a process"
 NOT_LOADED_YET = "is not loaded yet"
-# After a restart the models are loaded one after the other; one that takes longer keeps the others
-# waiting no more.
+# After a restart the models are loaded one after the other; the others no longer wait for one that
+# takes longer than this.
 LOAD_TURN_S = 20.0
-# So long a replaced process must have had nothing to do before it is ended. One that answers from
-# threads of its own may look so between two answers.
+# How long a replaced process must have been idle before it is ended. A decoupled model may look
+# idle between two responses.
 REST_S, DECOUPLED_REST_S = 5.0, 30.0
-# The whole of Triton's folder must not be writable for a model to be healed.
+# A model can be healed even if the repository is not writable.
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
-# The machine's, not the model's: memory (shared memory is a disk, too), descriptors, processes.
-_WANTS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+# Shortages of the machine, not of the model: memory (shared memory is a disk, too), descriptors,
+# processes.
+_SHORTAGES = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
 class _Replaced:
-    """A process that was replaced: it ends when it has had nothing to do for so long."""
+    """A process that was replaced: it is ended once it has been idle for ``rest_s`` seconds."""
 
     stub: Stub
     rest_s: float
 
 
-class _Treatment:
-    """One model that is being loaded, in a thread of its own: it may take minutes, and everything
-    else has to be looked after meanwhile. ``error`` is what it ended with."""
+class _Reload:
+    """The load of one model, in its own thread: it may take minutes, and everything else must be
+    watched meanwhile. ``error`` is the exception that it ended with."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class _Treatment:
         work: Callable[[], None],
         old: Sequence[Stub] = (),
     ) -> None:
-        """``names``: the model and what it loads with it, which nobody else loads meanwhile;
-        ``old``: the processes that it had before."""
+        """``names``: the model and its members, which must not be loaded concurrently; ``old``: the
+        processes that it had before."""
         self.names, self.old, self._work = names, old, work
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"heal-{model}"[:15], daemon=True)
@@ -78,8 +78,8 @@ class _Treatment:
 class Watcher:
     """Call ``check`` often, from the thread that started the server.
 
-    ``models`` are those that are loaded by name; what they are made of comes with them, and what
-    is published later is watched too. ``longest_request_s`` is how long a request may rightly take.
+    ``models`` are those that are loaded by name; their members are watched with them, and so is
+    what is published later. ``longest_request_s`` is how long a request may legitimately take.
     """
 
     def __init__(
@@ -95,23 +95,23 @@ class Watcher:
         self._longest_request_s = longest_request_s
         self._health = Health(server.control, longest_request_s)
         self._health.remember(server.pid)
-        self._patients: dict[str, RestartBackoff] = {}
-        self._ill: dict[str, str] = {}
-        self._treatments: dict[str, _Treatment] = {}
+        self._backoffs: dict[str, RestartBackoff] = {}
+        self._unhealthy: dict[str, str] = {}
+        self._reloads: dict[str, _Reload] = {}
         self._ended: set[Stub] = set()
         self._replaced: list[_Replaced] = []
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
-        self._pulse = Pulse(server.control, lambda: server.pid, self._hear)
+        self._pulse = Pulse(server.control, lambda: server.pid, self._on_pulse_event)
         self._pulse.start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._pulse.stop()
 
     def check(self) -> None:
-        """Heal what has died since the last call; what fails is tried again after a pause.
+        """Heal what has failed since the last call; what cannot be healed is retried after a pause.
 
-        Never raises, whatever it meets: the watcher is what everything else relies on.
+        Never raises: everything else relies on the watcher.
         """
         self._pulse.round_began = time.monotonic()
         try:
@@ -120,14 +120,14 @@ class Watcher:
         except Exception as error:
             self._not_before = time.monotonic() + LONGEST_PAUSE_S
             self._tell(
-                f"the watcher failed and goes on in {LONGEST_PAUSE_S:g} s: "
+                f"the watcher failed and continues in {LONGEST_PAUSE_S:g} s: "
                 f"{type(error).__name__}: {error}"
             )
         finally:
             self._pulse.round_began = 0.0
 
-    def _hear(self, event: str, detail: str) -> None:
-        """From the pulse's thread."""
+    def _on_pulse_event(self, event: str, detail: str) -> None:
+        """Called in the pulse's thread."""
         self._tell(
             f"Triton hangs ({detail}); killing it"
             if event == "triton_hung"
@@ -150,15 +150,15 @@ class Watcher:
             return
         self._pause_s = FIRST_PAUSE_S
         self._end_replaced()
-        for model in list({**self._ill, **self._treatments}):
-            self._treat(model)
+        for model in list({**self._unhealthy, **self._reloads}):
+            self._attend(model)
 
     def _restart(self) -> None:
-        why = self._server.why_ended()
-        self._tell(f"Triton has ended{why and f' ({why})'}; starting it again")
-        self.events.add("triton_died", "", why)
+        reason = self._server.why_ended()
+        self._tell(f"Triton has ended{reason and f' ({reason})'}; starting it again")
+        self.events.add("triton_died", "", reason)
         self._server.restart()
-        self._treatments = {}  # their server is gone
+        self._reloads = {}  # they ended with their server
         for model in self._models:
             self._load(model)
         self._replaced, self._ended = [], set()
@@ -167,8 +167,8 @@ class Watcher:
         self.events.add("triton_restarted", "")
 
     def _load(self, model: str) -> None:
-        """One model that does not load, or is slow to, keeps none of the others from being served:
-        it is ill."""
+        """Load one model. If it fails or is slow, it is marked unhealthy: the others must be served
+        meanwhile."""
         repository = self._server.options.repository
         try:
             if not is_published(repository, model):
@@ -177,26 +177,26 @@ class Watcher:
         except (ServingError, OSError, ValueError) as error:
             self._not_loaded(model, error)
             return
-        treatment = _Treatment(
+        reload = _Reload(
             model, frozenset({model, *parts}), lambda: self._server.control.load(model)
         )
-        if not treatment.is_over(LOAD_TURN_S):
-            self._tell(f"{model} takes long to load; the others are served meanwhile")
-            self._ill[model] = NOT_LOADED_YET
-            self._treatments[model] = treatment
-        elif treatment.error is not None:
+        if not reload.is_over(LOAD_TURN_S):
+            self._tell(f"{model} is slow to load; the others are served meanwhile")
+            self._unhealthy[model] = NOT_LOADED_YET
+            self._reloads[model] = reload
+        elif reload.error is not None:
             if not self._server.is_alive():
-                raise treatment.error
-            self._not_loaded(model, treatment.error)
+                raise reload.error
+            self._not_loaded(model, reload.error)
 
     def _not_loaded(self, model: str, error: Exception) -> None:
         self._tell(str(error))
         self.events.add("load_failed", model, str(error))
-        self._ill[model] = str(error)
+        self._unhealthy[model] = str(error)
 
     def _end_hung(self) -> None:
-        """End each process that hangs, and it alone: it is missed at the next look, and its model
-        loaded again."""
+        """End each process that hangs, and only that one: the next look misses it and reloads its
+        model."""
         for stub, how in self._health.hung().items():
             if stub in self._ended:
                 continue
@@ -206,69 +206,69 @@ class Watcher:
             stub.end()
 
     def _look(self) -> None:
-        """Note who is ill now."""
-        treated = self._treated()
+        """Note which models are unhealthy now."""
+        reloading = self._reloading()
         for model in self._health.dead_models(self._server.pid or 0):
-            if model not in treated and self._ill.get(model) != LOST_A_PROCESS:
-                self._ill[model] = LOST_A_PROCESS
+            if model not in reloading and self._unhealthy.get(model) != LOST_A_PROCESS:
+                self._unhealthy[model] = LOST_A_PROCESS
                 self._tell(f"a process of model {model} died; reviving it")
                 self.events.add("process_died", model)
         if self._health.is_time_to_probe():
             self._models = self._watched()
-            self._health.probe([each for each in self._models if not self._names(each) & treated])
-        for model, fault in self._health.judged().items():
-            if model not in treated:
+            self._health.probe([name for name in self._models if not self._names(name) & reloading])
+        for model, fault in self._health.verdicts().items():
+            if model not in reloading:
                 self._note(model, fault)
 
     def _note(self, model: str, fault: str) -> None:
-        """A verdict of the golden sample of one model; '' when it is well."""
-        if fault and self._ill.get(model) != LOST_A_PROCESS:
-            if model not in self._ill:
+        """Note the verdict of a model's golden sample; '' if it is healthy."""
+        if fault and self._unhealthy.get(model) != LOST_A_PROCESS:
+            if model not in self._unhealthy:
                 self._tell(f"{model} {fault}")
                 self.events.add("probe_failed", model, fault)
-            self._ill[model] = fault
-        # What has no golden sample passes every probe: a lost process it has all the same.
-        elif not fault and self._ill.get(model, LOST_A_PROCESS) != LOST_A_PROCESS:
-            del self._ill[model]
+            self._unhealthy[model] = fault
+        # A model without a golden sample passes every probe, even if it has lost a process.
+        elif not fault and self._unhealthy.get(model, LOST_A_PROCESS) != LOST_A_PROCESS:
+            del self._unhealthy[model]
             self.events.add("recovered", model)
 
     def _watched(self) -> list[str]:
-        """Those we were given and are there still, and what has been published since."""
+        """The initial models that are still there, and what has been published since."""
         repository = self._server.options.repository
-        ready = {each.name for each in self._server.control.index() if each.state == READY}
+        ready = {model.name for model in self._server.control.index() if model.state == READY}
         try:
             public = set(top_models(repository)) & ready
-            kept = [each for each in self._models if is_published(repository, each)]
-        except (ModelLoadFailed, OSError, ValueError):  # somebody edits it, or it cannot be read
+            known = [model for model in self._models if is_published(repository, model)]
+        except (ModelLoadFailed, OSError, ValueError):  # it is being edited, or cannot be read
             return self._models
-        return [*kept, *sorted(public - set(kept))]
+        return [*known, *sorted(public - set(known))]
 
-    def _treated(self) -> set[str]:
-        """The models that are being loaded: they are judged when that is over."""
-        return {name for each in self._treatments.values() for name in each.names}
+    def _reloading(self) -> set[str]:
+        """The models that are being loaded: they are checked when that is over."""
+        return {name for reload in self._reloads.values() for name in reload.names}
 
     def _names(self, model: str) -> set[str]:
-        """The model and what it is made of, as far as that can be read."""
+        """The model and its members, as far as the config can be read."""
         try:
             return {model, *_parts(self._server.options.repository, model)}
         except (ServingError, OSError, ValueError):
             return {model}
 
-    def _treat(self, model: str) -> None:
-        """Begin to heal a model whose turn it is, or see how that went."""
-        backoff = self._patient(model)
-        treatment = self._treatments.get(model)
-        if treatment is not None:
-            if treatment.is_over():
-                del self._treatments[model]
-                self._judge(backoff, lambda: self._healed(model, treatment))
-        elif backoff.is_due() and not self._names(model) & self._treated():
+    def _attend(self, model: str) -> None:
+        """Begin to reload an unhealthy model if that is due, or check how its reload went."""
+        backoff = self._backoff(model)
+        reload = self._reloads.get(model)
+        if reload is not None:
+            if reload.is_over():
+                del self._reloads[model]
+                self._advance(backoff, lambda: self._finish_reload(model, reload))
+        elif backoff.is_due() and not self._names(model) & self._reloading():
             backoff.begin()
-            self._judge(backoff, lambda: self._heal(model))
+            self._advance(backoff, lambda: self._begin_reload(model))
 
-    def _judge(self, backoff: RestartBackoff, step: Callable[[], str | None]) -> None:
-        """Take one step of a treatment, which returns '' for a model that is well, what is wrong
-        with it still, or None when there is more to come."""
+    def _advance(self, backoff: RestartBackoff, step: Callable[[], str | None]) -> None:
+        """Take one step of a reload. ``step`` returns '' if the model is healthy, what is still
+        wrong with it, or None if the reload goes on."""
         model, was_given_up = backoff.model, backoff.is_given_up
         try:
             fault = step()
@@ -276,24 +276,24 @@ class Watcher:
             backoff.attempts -= 1
             return
         except OSError as error:
-            self._hindered(backoff, str(error), str(error))
+            self._postpone(backoff, str(error), str(error))
             return
         except (ServingError, ValueError) as error:
             fault = str(error)
-            if want := _want(fault):
-                self._hindered(backoff, want, fault)
+            if shortage := _shortage(fault):
+                self._postpone(backoff, shortage, fault)
                 return
         if fault is None:
             return
         if not fault:
-            self._ill.pop(model, None)
+            self._unhealthy.pop(model, None)
             self._tell(f"revived {model}")
             self.events.add("healed", model)
         elif backoff.give_up() and not was_given_up:
             self._report(backoff, fault)
 
-    def _hindered(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
-        """Nothing of the model's keeps it ill: it is tried for as long as that lasts."""
+    def _postpone(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
+        """The model is not the cause: retry for as long as it lasts, without counting attempts."""
         backoff.attempts -= 1
         backoff.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
         if not backoff.is_given_up and backoff.hindrance != hindrance:
@@ -303,17 +303,17 @@ class Watcher:
     def _report(self, backoff: RestartBackoff, fault: str) -> None:
         self._tell(
             f"{backoff.model} cannot be healed, {backoff.attempts} attempts failed: it {fault}. It "
-            f"is tried again every {LATER_S / 60:.0f} minutes, and when another version is "
-            f"published (tidegate rollback {backoff.model} goes back to the one before)"
+            f"is retried every {LATER_S / 60:.0f} minutes, and when another version is published "
+            f"(tidegate rollback {backoff.model} goes back to the previous one)"
         )
         self.events.add("given_up", backoff.model, fault)
 
-    def _patient(self, model: str) -> RestartBackoff:
+    def _backoff(self, model: str) -> RestartBackoff:
         mark = self._mark(model)
-        known = self._patients.get(model)
+        known = self._backoffs.get(model)
         if known is None or known.mark != mark or (known.is_well() and not known.is_given_up):
-            self._patients[model] = RestartBackoff(model, mark)
-        return self._patients[model]
+            self._backoffs[model] = RestartBackoff(model, mark)
+        return self._backoffs[model]
 
     def _mark(self, model: str) -> int:
         path = self._server.options.repository / model / CONFIG_FILE
@@ -323,9 +323,9 @@ class Watcher:
             return 0
 
     @contextmanager
-    def _alone(self, model: str) -> Iterator[None]:
-        """A dead process is revived whatever goes on; the rest waits while somebody publishes."""
-        if self._ill.get(model) == LOST_A_PROCESS:
+    def _undisturbed(self, model: str) -> Iterator[None]:
+        """A dead process is revived at any time; everything else waits for a publication to end."""
+        if self._unhealthy.get(model) == LOST_A_PROCESS:
             yield
             return
         with ExitStack() as stack:
@@ -335,56 +335,54 @@ class Watcher:
             except OSError as error:
                 if error.errno not in _READ_ONLY:
                     raise
-                # Where the lock cannot be written nobody publishes.
+                # If the lock file is not writable, nothing can be published either.
             yield
 
-    def _heal(self, model: str) -> None:
-        """Begin to load the model and what it pins afresh."""
+    def _begin_reload(self, model: str) -> None:
+        """Begin to reload the model and its members."""
         before = self._health.processes()
         hung = self._health.hung_stubs(model)
         for stub in hung:
-            stub.end()  # what hangs does not end by itself, and would keep its version loaded
+            stub.end()  # it does not end by itself, and would keep its version loaded
         self._health.forget(model)
         parts = _parts(self._server.options.repository, model)
-        old = [each for each in before if each.model in parts]
+        old = [stub for stub in before if stub.model in parts]
         names = frozenset({model, *parts})
-        self._treatments[model] = _Treatment(
-            model, names, lambda: self._load_afresh(model, parts), old
-        )
+        self._reloads[model] = _Reload(model, names, lambda: self._reload(model, parts), old)
 
-    def _load_afresh(self, model: str, parts: Mapping[str, Sequence[int]]) -> None:
-        """In the treatment's thread."""
-        with self._alone(model):
-            touched = [self._load_part(each, versions) for each, versions in parts.items()]
-            # Without a change on the disk the parts would be loaded once more, as they are there.
+    def _reload(self, model: str, parts: Mapping[str, Sequence[int]]) -> None:
+        """Runs in the reload's thread."""
+        with self._undisturbed(model):
+            touched = [self._reload_part(part, versions) for part, versions in parts.items()]
+            # If no file was touched, this would load the parts once more, with the config on disk.
             if all(touched):
                 self._server.control.load(model)
 
-    def _healed(self, model: str, treatment: _Treatment) -> str:
-        """'' when a model that was loaded is well, else what is wrong still."""
-        if treatment.error is not None:
-            raise treatment.error
+    def _finish_reload(self, model: str, reload: _Reload) -> str:
+        """'' if the reloaded model is healthy, else what is still wrong."""
+        if reload.error is not None:
+            raise reload.error
         self._health.remember(self._server.pid)
-        self._retire(treatment.old)
+        self._retire(reload.old)
         self._health.forget(model)
         return self._health.fault(model)
 
-    def _load_part(self, model: str, versions: Sequence[int]) -> bool:
-        """Load what has processes of its own afresh; whether its files could be touched for it."""
+    def _reload_part(self, model: str, versions: Sequence[int]) -> bool:
+        """Reload a model that has processes of its own; whether its files could be touched."""
         repository = self._server.options.repository
-        touched = [_touch_one(repository / model / str(version)) for version in versions]
+        touched = [_touch_a_file(repository / model / str(version)) for version in versions]
         self._server.control.load(model, afresh=not all(touched))
         return all(touched)
 
     def _retire(self, stubs: Sequence[Stub]) -> None:
-        """These end when they are idle, as far as others of the same version have come."""
+        """Have these end once they are idle, if others of the same version have replaced them."""
         now = self._health.processes()
-        new = {(each.model, each.version) for each in now - set(stubs)}
-        old = [each for each in stubs if each in now and (each.model, each.version) in new]
+        new = {(stub.model, stub.version) for stub in now - set(stubs)}
+        old = [stub for stub in stubs if stub in now and (stub.model, stub.version) in new]
         self._health.retire(old)
-        known = {each.stub for each in self._replaced}
-        rest_s = {each.model: self._rest_s(each.model) for each in old}
-        self._replaced += [_Replaced(each, rest_s[each.model]) for each in old if each not in known]
+        known = {replaced.stub for replaced in self._replaced}
+        rest_s = {model: self._rest_s(model) for model in {stub.model for stub in old}}
+        self._replaced += [_Replaced(stub, rest_s[stub.model]) for stub in old if stub not in known]
 
     def _rest_s(self, model: str) -> float:
         try:
@@ -394,36 +392,36 @@ class Watcher:
         return max(DECOUPLED_REST_S, self._longest_request_s) if policy.decoupled else REST_S
 
     def _end_replaced(self) -> None:
-        """End what Triton 2.51 keeps: when a process of a version has died, unloading that version
-        hangs, and its other processes would stay for ever. One that still works on something (a
-        long request, or what waits for it) goes on until it has done that."""
+        """End the processes that Triton 2.51 keeps: after a process of a version has died,
+        unloading that version hangs, and its other processes would stay forever. One that still has
+        work (a long request, or a queue) may finish it first."""
         alive = self._health.processes()
-        self._replaced = [each for each in self._replaced if each.stub in alive]
-        for each in self._replaced:
-            if self._health.resting_s(each.stub) >= each.rest_s:
-                each.stub.end()
+        self._replaced = [replaced for replaced in self._replaced if replaced.stub in alive]
+        for replaced in self._replaced:
+            if self._health.idle_s(replaced.stub) >= replaced.rest_s:
+                replaced.stub.end()
 
 
-def _want(reason: str) -> str:
-    """What the machine has too little of, when that is the reason why a model does not load."""
-    return next((os.strerror(each) for each in _WANTS if os.strerror(each) in reason), "")
+def _shortage(reason: str) -> str:
+    """The machine's shortage that keeps the model from loading, by ``reason``; '' if it is none."""
+    messages = map(os.strerror, _SHORTAGES)
+    return next((message for message in messages if message in reason), "")
 
 
 def _parts(repository: Path, model: str) -> dict[str, list[int]]:
-    """The models that have processes of their own, with the versions that serve: what an ensemble
-    pins, or the model itself."""
+    """The models that have processes of their own, with the served versions: an ensemble's members,
+    or the model itself."""
     config = read_config(repository, model)
     pinned = pins(config)
     if not pinned:
         return {model: listed_versions(config) or [active_version(repository, model)]}
-    return {each: sorted(versions) for each, versions in pinned.items()}
+    return {member: sorted(versions) for member, versions in pinned.items()}
 
 
-def _touch_one(version_folder: Path) -> bool:
-    """Loading brings a dead process back only if a file of its version has changed (2.51). False
-    when none can be changed, as in a repository that we may only read."""
-    # Preferably not a .py: its compiled duplicate would then be written anew, which is one more
-    # change.
+def _touch_a_file(version_folder: Path) -> bool:
+    """Touch a file of the version: Triton 2.51 revives a dead process only if a file of its version
+    has changed. False if none can be changed, as in a read-only repository."""
+    # Preferably not a .py file: its .pyc would then be rewritten, which is one more change.
     try:
         files = [path for path in version_folder.iterdir() if path.is_file()]
         for path in sorted(files, key=lambda path: path.suffix == ".py"):

@@ -1,6 +1,6 @@
-"""Whether a model that does not answer in time works: load is not death.
+"""Whether a model that does not answer in time is working: load is not death.
 
-A model works when its counts move (Triton's ModelStatistics), or when its processes use the CPU.
+A model works if its counts move (Triton's ModelStatistics), or if its processes use the CPU.
 """
 
 import time
@@ -14,13 +14,13 @@ from serving.errors import ServingError
 from serving.progress import BUSY_S, BUSY_SHARE, HUNG_S
 from serving.stubs import Stub
 
-STOPPED_S = 15.0  # a process is stopped (SIGSTOP), and nothing moves
+STOPPED_S = 15.0  # this long a process is stopped (SIGSTOP), and nothing moves
 
 
 @dataclass
 class _Seen:
-    """A model's counts, and since when they are what they are; the CPU seconds of its processes
-    when it was last seen to use them."""
+    """A model's counts, since when they have been unchanged, and its processes' CPU seconds when it
+    was last seen to use the CPU."""
 
     counts: tuple[int, ...]
     since: float
@@ -30,10 +30,10 @@ class _Seen:
 
 
 class Work:
-    """What the models of one Triton that are late have done since they were first late."""
+    """What the late models of one Triton have done since they were first late."""
 
     def __init__(self, control: TritonControl, hung_s: float = HUNG_S) -> None:
-        """``hung_s``: so long nothing may move."""
+        """``hung_s``: for how many seconds nothing may move."""
         self._control, self._hung_s = control, hung_s
         self._seen: dict[str, _Seen] = {}
 
@@ -44,9 +44,10 @@ class Work:
         return model in self._seen and self._seen[model].is_hung
 
     def idle_s(self, model: str, stubs: Iterable[Stub]) -> float:
-        """For how long the model has done nothing, once that is too long; 0 while it may be busy.
+        """For how many seconds the model has done nothing, once that is too long; 0 while it may be
+        busy.
 
-        To be called whenever the model is late.
+        Call this whenever the model is late.
         """
         names, now = self.parts(model), time.monotonic()
         processes = _processes(stub for stub in stubs if stub.model in names)
@@ -59,12 +60,12 @@ class Work:
             seen.worked = now
         seen.cpu_s = cpu_s if seen.worked == now else seen.cpu_s
         bound_s = STOPPED_S if _is_any_stopped(processes) else self._hung_s
-        is_turning = now - seen.since >= max(BUSY_S, self._hung_s)
-        seen.is_hung = now - seen.worked >= bound_s or is_turning
+        is_looping = now - seen.since >= max(BUSY_S, self._hung_s)
+        seen.is_hung = now - seen.worked >= bound_s or is_looping
         return now - seen.since if seen.is_hung else 0.0
 
     def parts(self, model: str) -> set[str]:
-        """The model, and the steps of an ensemble."""
+        """The model and, for an ensemble, its steps."""
         try:
             steps = self._control.config(model).ensemble_scheduling.step
         except ServingError:
@@ -72,27 +73,27 @@ class Work:
         return {model, *(step.model_name for step in steps)}
 
     def counts(self, names: set[str]) -> tuple[int, ...]:
-        """What grows with each request that ends, be it in an error; not with those that their
-        clients gave up, as the probe itself does."""
+        """Counts that grow with each request that ends, even in an error, but not with those that
+        the client gave up, as the probe itself does."""
         counts: list[int] = []
         for name in sorted(names):
             try:
-                for each in self._control.statistics(name):
-                    stats = each.inference_stats
-                    counts += [each.execution_count, stats.success.count, stats.fail.count]
+                for version in self._control.statistics(name):
+                    stats = version.inference_stats
+                    counts += [version.execution_count, stats.success.count, stats.fail.count]
             except ServingError:
                 continue
         return tuple(counts)
 
 
 def _processes(stubs: Iterable[Stub]) -> list[psutil.Process]:
-    found = []
+    processes = []
     for stub in stubs:
         try:
-            found.append(psutil.Process(stub.pid))
+            processes.append(psutil.Process(stub.pid))
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def _cpu_s(processes: Iterable[psutil.Process]) -> float:

@@ -1,1 +1,2 @@
-"""Check a model repository without a server: what Triton would refuse, and what would hurt."""
+"""Check a model repository without a server: what Triton would refuse, and what would cause
+trouble."""

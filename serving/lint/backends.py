@@ -1,4 +1,4 @@
-"""Which backend serves a model, and whether Triton has it, as Triton settles it before it loads."""
+"""Which backend serves a model, and whether Triton has it, as Triton decides it before loading."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from serving.errors import TritonMissing
 from serving.installation import find_triton
 from serving.lint.finding import Finding, error, one_of
 
-# The file that each backend looks for, where the config names no other.
+# The file that each backend looks for if the config names no other.
 DEFAULT_FILES: Mapping[str, str] = {
     "onnxruntime": "model.onnx",
     "tensorrt": "model.plan",
@@ -23,7 +23,7 @@ DEFAULT_FILES: Mapping[str, str] = {
     "vllm": "model.json",
     "dali": "model.dali",
 }
-# Platforms that name a backend. A backend of this table wants its own platform, or none.
+# Platforms that name a backend. A backend in this table needs its own platform, or none.
 PLATFORMS: Mapping[str, str] = {
     "onnxruntime_onnx": "onnxruntime",
     "tensorrt_plan": "tensorrt",
@@ -31,7 +31,7 @@ PLATFORMS: Mapping[str, str] = {
     "tensorflow_savedmodel": "tensorflow",
     "tensorflow_graphdef": "tensorflow",
 }
-# What Triton fills in where the config says neither platform nor file: the first that lies there.
+# What Triton fills in if the config says neither platform nor file: the first that exists.
 _GUESSES = (
     ("model.savedmodel", "tensorflow"),
     ("model.graphdef", "tensorflow"),
@@ -58,77 +58,80 @@ ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
-class Settled:
-    """``backend`` is '' where Triton finds none, and for an ensemble; ``file`` is '' where nobody
-    can know what the backend looks for."""
+class Resolved:
+    """``backend`` is '' if Triton finds none, and for an ensemble; ``file`` is '' if it is unknown
+    which file the backend looks for."""
 
     backend: str
     platform: str
     file: str
 
 
-def settle(config: ModelConfig, folder: Path) -> Settled:
-    """The backend, platform and file that Triton will take the config to mean."""
+def resolve(config: ModelConfig, folder: Path) -> Resolved:
+    """The backend, platform and file that Triton derives from the config."""
     backend, platform = str(config.backend), str(config.platform)
     file = str(config.default_model_filename)
     if not backend:
         if platform in PLATFORMS:
             backend = PLATFORMS[platform]
         elif file:
-            # A platform that is no backend's does not keep Triton from knowing the file.
-            backend = next((each for name, each in _GUESSES if name == file), "")
+            # Triton recognizes the file even if the platform belongs to no backend.
+            backend = next((candidate for name, candidate in _GUESSES if name == file), "")
         elif not platform:
             backend = _guessed(folder)
     if not platform and backend in PLATFORMS.values():
-        platform = next(name for name, each in PLATFORMS.items() if each == backend)
+        platform = _platform_of(backend)
         if backend == "tensorflow" and "model.graphdef" in (file, *_contents(folder)):
             platform = "tensorflow_graphdef"
     if not file and backend and not (backend == "pytorch" and config.runtime == "model.py"):
         file = DEFAULT_FILES.get(backend, "")
         if platform == "tensorflow_graphdef":
             file = "model.graphdef"
-    return Settled(backend, platform, file)
+    return Resolved(backend, platform, file)
+
+
+def _platform_of(backend: str) -> str:
+    return next(platform for platform, name in PLATFORMS.items() if name == backend)
 
 
 def first_folder(folder: Path) -> Path | None:
-    """The one sub-folder that Triton looks into for a file that tells the backend: the first by
+    """The one subfolder in which Triton looks for a file that identifies the backend: the first by
     name, whether or not it is a version."""
-    return min(filter(Path.is_dir, _inside(folder)), key=os.fsencode, default=None)
+    return min(filter(Path.is_dir, _list(folder)), key=os.fsencode, default=None)
 
 
-def check(config: ModelConfig, settled: Settled, folder: Path, place: str) -> Iterator[Finding]:
-    """What Triton says of a model's backend; nothing for ensembles."""
-    if settled.platform == ENSEMBLE and not config.backend:
+def check(config: ModelConfig, resolved: Resolved, folder: Path, place: str) -> Iterator[Finding]:
+    """Findings about a model's backend; none for ensembles."""
+    if resolved.platform == ENSEMBLE and not config.backend:
         return
-    if not settled.backend:
-        yield from _none(config, folder, place)
+    if not resolved.backend:
+        yield from _missing(config, folder, place)
         return
-    own = PLATFORMS.get(settled.platform)
-    if settled.backend in PLATFORMS.values() and own != settled.backend:
-        right = next(name for name, each in PLATFORMS.items() if each == settled.backend)
+    platform_backend = PLATFORMS.get(resolved.platform)
+    if resolved.backend in PLATFORMS.values() and platform_backend != resolved.backend:
         yield error(
             "platform-unknown",
             place,
-            f"says backend {settled.backend!r} and platform {settled.platform!r}, which do not go "
-            "together",
-            f'write platform: "{right}", or leave the platform out',
+            f"says backend {resolved.backend!r} and platform {resolved.platform!r}, which do not "
+            "match",
+            f'write platform: "{_platform_of(resolved.backend)}", or leave the platform out',
         )
-    elif not _is_there(settled.backend, config, folder):
-        near = get_close_matches(settled.backend.lower(), sorted(KNOWN), 1)
+    elif not _is_available(resolved.backend, config, folder):
+        matches = get_close_matches(resolved.backend.lower(), sorted(KNOWN), 1)
         yield error(
             "backend-unknown",
             place,
-            f"asks for the backend {settled.backend!r}, which is neither one of NVIDIA's, nor in "
+            f"asks for the backend {resolved.backend!r}, which is neither one of NVIDIA's, nor in "
             "this machine's Triton, nor beside the model",
-            (f'did you mean "{near[0]}"? Else' if near else "correct the name, or")
-            + f" put libtriton_{settled.backend}.so into {folder.name}/ or install the backend "
+            (f'did you mean "{matches[0]}"? Otherwise' if matches else "correct the name, or")
+            + f" put libtriton_{resolved.backend}.so into {folder.name}/ or install the backend "
             "where you lint",
         )
     if config.runtime:
-        yield from _runtime(config, settled.backend, folder, place)
+        yield from _runtime(config, resolved.backend, folder, place)
 
 
-def _none(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]:
+def _missing(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]:
     if config.platform:
         yield error(
             "platform-unknown",
@@ -137,17 +140,18 @@ def _none(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]:
             one_of(PLATFORMS) + '; or write backend: "..." instead',
         )
         return
-    looked = first_folder(folder)
+    searched = first_folder(folder)
     yield error(
         "backend-missing",
         place,
         "names no backend, and "
         + (
-            f"default_model_filename {config.default_model_filename!r} tells none"
+            f"default_model_filename {config.default_model_filename!r} does not identify one"
             if config.default_model_filename
-            else f"nothing in {looked.name}/ tells one (Triton looks into the first folder only)"
-            if looked
-            else "there is no version to tell it from"
+            else f"nothing in {searched.name}/ identifies one (Triton only searches the first "
+            "folder)"
+            if searched
+            else "there is no version that identifies one"
         ),
         'write backend: "..."',
     )
@@ -157,53 +161,54 @@ def _runtime(config: ModelConfig, backend: str, folder: Path, place: str) -> Ite
     # Joined to the backend's folder, and it may not lead out of it.
     runtime = os.path.relpath(os.path.normpath(f"/{backend}/{config.runtime}"), f"/{backend}")
     if runtime.startswith(".."):
-        found, why = False, "leads out of the backend's folder"
+        is_found, reason = False, "leads out of the backend's folder"
     elif runtime == "model.py":
         # A backend that is itself written in Python; the backend python is not.
-        found = backend != "python"
-        why = "means a backend written in Python, and python is none"
+        is_found = backend != "python"
+        reason = "is for a backend written in Python, which python itself is not"
     else:
-        found = runtime == f"libtriton_{backend}.so" or bool(list(folder.glob(f"**/{runtime}")))
-        why = "lies neither beside the model nor where the backend does"
-    if not found:
+        is_found = runtime == f"libtriton_{backend}.so" or bool(list(folder.glob(f"**/{runtime}")))
+        reason = "is neither in the model's folder nor in the backend's"
+    if not is_found:
         yield error(
             "runtime-unknown",
             place,
-            f"says runtime {config.runtime!r}, which {why}",
+            f"says runtime {config.runtime!r}, which {reason}",
             f"leave runtime out, or write libtriton_{backend}.so",
         )
 
 
 def _guessed(folder: Path) -> str:
-    there = _contents(folder)
-    looked = first_folder(folder)
+    contents = _contents(folder)
+    searched = first_folder(folder)
     for name, backend in _GUESSES:
-        if name in there and looked is not None:
-            is_folder = (looked / name).is_dir()
+        if name in contents and searched is not None:
+            is_folder = (searched / name).is_dir()
             if name in _FOLDERS_TOO or is_folder == (name in _FOLDERS):
                 return backend
-    # The name of the folder tells: model.identity is served by identity.
+    # The folder's name decides: model.identity is served by identity.
     return folder.name.partition(".")[2]
 
 
 def _contents(folder: Path) -> set[str]:
-    looked = first_folder(folder)
-    return {path.name for path in _inside(looked)} if looked else set()
+    searched = first_folder(folder)
+    return {path.name for path in _list(searched)} if searched else set()
 
 
-def _inside(folder: Path) -> list[Path]:
-    """Nothing, where it may not be read: that is told where the folder is read."""
+def _list(folder: Path) -> list[Path]:
+    """The folder's entries; none if it cannot be read, which is reported where the model is
+    read."""
     try:
         return list(folder.iterdir())
     except OSError:
         return []
 
 
-def _is_there(backend: str, config: ModelConfig, folder: Path) -> bool:
+def _is_available(backend: str, config: ModelConfig, folder: Path) -> bool:
     library = config.runtime or f"libtriton_{backend}.so"
     return (
         backend in KNOWN
-        or any((place / library).exists() for place in (folder, *folder.glob("[0-9]*")))
+        or any((parent / library).exists() for parent in (folder, *folder.glob("[0-9]*")))
         or backend in _installed()
     )
 

@@ -48,16 +48,16 @@ def _axis(model: Model) -> Iterator[Finding]:
         yield warning(
             "batching-without-batch",
             model.place,
-            "asks for dynamic_batching, and max_batch_size is 0: nothing is ever merged",
+            "asks for dynamic_batching, but max_batch_size is 0: nothing is ever merged",
             "set max_batch_size to what the model takes, and leave the batch axis out of dims",
         )
-    elif not batched and len(tensors) > 1 and all(_leads_open(each) for each in tensors):
+    elif not batched and len(tensors) > 1 and all(map(_leads_open, tensors)):
         yield warning(
             "batch-axis-in-dims",
             model.place,
             "every tensor begins with -1 and max_batch_size is 0: if that axis is the batch, "
             "Triton does not merge requests",
-            "set max_batch_size and take the first -1 out of all dims, unless it is no batch",
+            "set max_batch_size and remove the first -1 from all dims, unless it is not the batch",
         )
 
 
@@ -73,9 +73,9 @@ def _dynamic(model: Model) -> Iterator[Finding]:
                 f"{levels} priority_levels",
                 f"write default_priority_level: 1 (or up to {levels})",
             )
-        for level in sorted(
-            each for each in batching.priority_queue_policy if each == 0 or each > levels
-        ):
+        for level in sorted(batching.priority_queue_policy):
+            if 1 <= level <= levels:
+                continue
             yield _priority(
                 model,
                 f"priority_queue_policy is for level {level}, and there are {levels}",
@@ -86,14 +86,14 @@ def _dynamic(model: Model) -> Iterator[Finding]:
             yield _priority(
                 model,
                 f"wants preserve_ordering and {levels} priority_levels",
-                "take one of them out",
+                "remove one of them",
             )
         policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
         if any(map(_delays, policies)):
             yield _priority(
                 model,
-                "wants preserve_ordering, and delays what timed out",
-                "write timeout_action: REJECT, or take preserve_ordering out",
+                "wants preserve_ordering, but delays requests that timed out",
+                "write timeout_action: REJECT, or remove preserve_ordering",
             )
 
 
@@ -103,8 +103,8 @@ def _delays(policy: Any) -> bool:
     )
 
 
-def _priority(model: Model, says: str, fix: str) -> Finding:
-    return error("queue-order", model.place, says, fix)
+def _priority(model: Model, message: str, fix: str) -> Finding:
+    return error("queue-order", model.place, message, fix)
 
 
 def _preferred(model: Model, sizes: Any) -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def _preferred(model: Model, sizes: Any) -> Iterator[Finding]:
                 model.place,
                 f"preferred_batch_size {size} is above max_batch_size {largest}"
                 + ("" if largest else " (Triton looks before a backend completes the config)"),
-                "raise the one or lower the other",
+                "raise one or lower the other",
             )
 
 
@@ -133,7 +133,7 @@ def _sequences(model: Model) -> Iterator[Finding]:
         yield error(
             "sequence-cached",
             model.place,
-            "batches sequences and wants the response cache, and Triton refuses the two together",
+            "batches sequences and wants the response cache: Triton refuses that combination",
             "switch response_cache off",
         )
     yield from _preferred(model, batching.oldest.preferred_batch_size)
@@ -143,7 +143,7 @@ def _sequences(model: Model) -> Iterator[Finding]:
             "sequence-slots",
             model.place,
             f"minimum_slot_utilization is {share:g}",
-            "write a share from 0 to 1",
+            "write a fraction from 0 to 1",
         )
     yield from _controls(model)
     yield from _states(model)
@@ -173,10 +173,12 @@ def _values(place: str, kind: str, control: Any) -> Iterator[Finding]:
     written = [name for name in _VALUES if getattr(control, name)]
     if control.kind == _CORRID:
         if written:
-            yield _control(place, f"is {kind}, which has no {written[0]}", f"take {written[0]} out")
+            yield _control(place, f"is {kind}, which has no {written[0]}", f"remove {written[0]}")
         if control.data_type not in _CORRID_TYPES:
             names = ", ".join(map(DataType.Name, _CORRID_TYPES))
-            yield _control(place, f"is {kind} without a type that it can have", f"write {names}")
+            yield _control(
+                place, f"is {kind}, but its type is not one of its types", f"use {names}"
+            )
     elif len(written) != 1:
         yield _control(
             place,
@@ -184,23 +186,25 @@ def _values(place: str, kind: str, control: Any) -> Iterator[Finding]:
             "write one of them, such as int32_false_true: [ 0, 1 ]",
         )
     elif len(getattr(control, written[0])) != 2:
-        yield _control(place, f"{written[0]} has not two values", f"write {written[0]}: [ 0, 1 ]")
+        yield _control(
+            place, f"{written[0]} does not have two values", f"write {written[0]}: [ 0, 1 ]"
+        )
 
 
-def _control(place: str, says: str, fix: str) -> Finding:
-    return error("sequence-control", place, says, fix)
+def _control(place: str, message: str, fix: str) -> Finding:
+    return error("sequence-control", place, message, fix)
 
 
 def _states(model: Model) -> Iterator[Finding]:
-    begun: set[str] = set()
+    initialized: set[str] = set()
     for state in model.config.sequence_batching.state:
         place = f"{model.place}:{state.input_name or 'state'}"
         if len(state.initial_state) > 1:
             yield _state(place, "has two initial_states", "keep one")
         for initial in state.initial_state:
-            if state.input_name in begun:
-                yield _state(place, "is begun by two states", "keep one")
-            begun.add(state.input_name)
+            if state.input_name in initialized:
+                yield _state(place, "is initialized by two states", "keep one")
+            initialized.add(state.input_name)
             yield from _initial(model, place, state, initial)
         if state.use_growable_memory:
             if not state.use_same_buffer_for_input_output:
@@ -214,14 +218,16 @@ def _initial(model: Model, place: str, state: Any, initial: Any) -> Iterator[Fin
         yield _state(place, "its initial_state has no name", "name it")
     if initial.data_type != state.data_type:
         yield _state(place, "its initial_state has another data_type", "write the same one")
-    dims, wanted = list(initial.dims), list(state.dims)
+    dims, expected = list(initial.dims), list(state.dims)
     if -1 in dims:
         yield _state(place, f"its initial_state has open dims {dims}", "write their lengths")
-    elif len(dims) != len(wanted) or any(
-        w not in (-1, d) for d, w in zip(dims, wanted, strict=True)
+    elif len(dims) != len(expected) or any(
+        size not in (-1, dim) for dim, size in zip(dims, expected, strict=True)
     ):
         yield _state(
-            place, f"its initial_state has dims {dims}, and the state {wanted}", "make them equal"
+            place,
+            f"its initial_state has dims {dims}, but the state has {expected}",
+            "make them equal",
         )
     if initial.WhichOneof("state_data") is None:
         yield _state(place, "its initial_state has no data", "write zero_data: true")
@@ -231,21 +237,21 @@ def _initial(model: Model, place: str, state: Any, initial: Any) -> Iterator[Fin
         if fault:
             yield _state(
                 place,
-                f"its initial_state wants {STATES}/{file.name}, which {fault}",
+                f"its initial_state needs {STATES}/{file.name}, which {fault}",
                 "put the bytes there, or write zero_data: true",
             )
 
 
-def _state(place: str, says: str, fix: str) -> Finding:
-    return error("sequence-state", place, says, fix)
+def _state(place: str, message: str, fix: str) -> Finding:
+    return error("sequence-state", place, message, fix)
 
 
-def _growable(place: str, says: str) -> Finding:
+def _growable(place: str, reason: str) -> Finding:
     return warning(
         "sequence-growable",
         place,
-        f"wants use_growable_memory {says}: it loads, and every sequence is refused",
-        "take use_growable_memory out",
+        f"wants use_growable_memory {reason}: it loads, and every sequence is refused",
+        "remove use_growable_memory",
     )
 
 

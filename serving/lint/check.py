@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from serving.errors import ServingError
@@ -29,7 +30,7 @@ _ORDER = list(Severity)
 
 @dataclass(frozen=True)
 class Server:
-    """The serving machine's ``cores``, and its Triton's version."""
+    """The serving machine: its ``cores``, and its Triton's version."""
 
     cores: int
     triton: tuple[int, int] = TRITON
@@ -41,36 +42,40 @@ def lint(
     on_demand: Collection[str] = (),
     triton: tuple[int, int] = TRITON,
 ) -> list[Finding]:
-    """Every finding, errors first; ServingError if there is no such folder.
+    """All findings, errors first; ServingError if there is no such folder.
 
-    ``cores`` is what the serving machine has (0: as many as this one), and ``triton`` the version
-    of its server. Models ``on_demand`` are built when they are first served, so they may lack
-    their versions.
+    ``cores`` is the serving machine's number of cores (0: as many as this one has), and ``triton``
+    its server's version. Models ``on_demand`` are built when they are first served, so their
+    versions may be missing.
     """
     if not repository.is_dir():
         is_file = repository.exists()
         raise ServingError(
-            f"{repository} is a file: name the folder that holds the models' folders"
+            f"{repository} is a file: give the folder that contains the models' folders"
             if is_file
             else f"there is no folder {repository}"
         )
     models = read(repository)
     server = Server(cores or os.cpu_count() or 1, triton)
-    found: dict[str, list[Finding]] = {}
+    by_model: dict[str, list[Finding]] = {}
     for model in models.values():
         findings = list(_of(model, models, server))
         findings += config_profiles.check(model, models, lambda one, all_: _of(one, all_, server))
-        unbuilt = model.name in on_demand and not model.versions
-        found[model.name] = list(_not_built(findings)) if unbuilt else findings
-    said = [each for findings in found.values() for each in findings]
-    said += _refused_steps(models, found)
-    return sorted(said, key=lambda each: (_ORDER.index(each.severity), each.place, each.code))
+        is_unbuilt = model.name in on_demand and not model.versions
+        by_model[model.name] = list(_not_built(findings)) if is_unbuilt else findings
+    everything = list(chain.from_iterable(by_model.values()))
+    everything += _refused_steps(models, by_model)
+    return sorted(everything, key=_sort_key)
+
+
+def _sort_key(finding: Finding) -> tuple[int, str, str]:
+    return _ORDER.index(finding.severity), finding.place, finding.code
 
 
 def _of(model: Model, models: Repository, server: Server) -> Iterator[Finding]:
     yield from folders.check(model)
     if model.written is not None or model.versions:
-        yield from backends.check(model.config, model.settled, model.folder, model.place)
+        yield from backends.check(model.config, model.resolved, model.folder, model.place)
     yield from newer.check(model, server.triton)
     yield from tensors.check(model)
     yield from batching.check(model)
@@ -82,16 +87,17 @@ def _of(model: Model, models: Repository, server: Server) -> Iterator[Finding]:
     yield from graph.check(model)
 
 
-def _refused_steps(models: Repository, found: Mapping[str, list[Finding]]) -> Iterator[Finding]:
-    """Triton refuses an ensemble with a step that it refuses; so does one ensemble more."""
-    refused = {name for name, findings in found.items() if any(map(_is_error, findings))}
-    while waiting := [m for m in models.values() if m.name not in refused and _steps(m) & refused]:
-        for model in waiting:
+def _refused_steps(models: Repository, by_model: Mapping[str, list[Finding]]) -> Iterator[Finding]:
+    """Triton refuses an ensemble with a step that it refuses, and then the ensembles with that
+    one."""
+    refused = {name for name, findings in by_model.items() if any(map(_is_error, findings))}
+    while affected := [m for m in models.values() if m.name not in refused and _steps(m) & refused]:
+        for model in affected:
             names = ", ".join(sorted(_steps(model) & refused))
             yield error(
-                "step-refused", model.place, f"has steps with errors: {names}", "mend these first"
+                "step-refused", model.place, f"has steps with errors: {names}", "fix these first"
             )
-        refused |= {model.name for model in waiting}
+        refused |= {model.name for model in affected}
 
 
 def _steps(model: Model) -> set[str]:
@@ -103,8 +109,13 @@ def _is_error(finding: Finding) -> bool:
 
 
 def _not_built(findings: list[Finding]) -> Iterator[Finding]:
-    for each in findings:
-        if each.code in ("version-missing", "pin-missing", "file-missing"):
-            yield info("not-built", each.place, "is not built yet", "tidegate convert, or up, does")
+    for finding in findings:
+        if finding.code in ("version-missing", "pin-missing", "file-missing"):
+            yield info(
+                "not-built",
+                finding.place,
+                "is not built yet",
+                "run tidegate convert, or tidegate up",
+            )
         else:
-            yield each
+            yield finding

@@ -1,4 +1,4 @@
-"""``configs/NAME.pbtxt``: the repository as a Triton with ``--model-config-name=NAME`` reads it."""
+"""``configs/NAME.pbtxt``: the repository as a Triton with ``--model-config-name=NAME`` sees it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,20 +12,20 @@ Check = Callable[[Model, Repository], Iterator[Finding]]
 
 
 def check(model: Model, repository: Repository, check_one: Check) -> Iterator[Finding]:
-    """What is wrong with a model under each config profile that touches it, and not already under
+    """What is wrong with a model under each config profile that affects it, and not already under
     the main configs."""
-    known = {_said(each) for each in check_one(model, repository)}
+    known = {_key(finding) for finding in check_one(model, repository)}
     for name in _names(model, repository):
-        view = {each.name: _under(name, each) for each in repository.values()}
-        mine = view[model.name]
-        yield from _behind(model, mine)
-        for finding in check_one(mine, view):
-            if _said(finding) not in known:
+        view = {other.name: _under(name, other) for other in repository.values()}
+        profile = view[model.name]
+        yield from _behind(model, profile)
+        for finding in check_one(profile, view):
+            if _key(finding) not in known:
                 yield replace(finding, message=f"{finding.message} (with the configs {name!r})")
 
 
 def _names(model: Model, repository: Repository) -> list[str]:
-    """The config profiles of the model itself and, for an ensemble, of its steps."""
+    """The names of the config profiles of the model itself and, for an ensemble, of its steps."""
     folders = [model.folder]
     if model.is_ensemble:
         folders += [repository[step].folder for step in pins(model.config) if step in repository]
@@ -40,20 +40,19 @@ def _under(name: str, model: Model) -> Model:
 
 
 def _behind(model: Model, profile: Model) -> Iterator[Finding]:
-    main, other = model.config, profile.config
-    for what, one, two in (
-        ("versions", listed_versions(main), listed_versions(other)),
-        ("pins", pins(main), pins(other)),
+    for what, expected, actual in (
+        ("versions", listed_versions(model.config), listed_versions(profile.config)),
+        ("pins", pins(model.config), pins(profile.config)),
     ):
-        if one and one != two:
+        if expected and expected != actual:
             yield warning(
-                "config profile-behind",
+                "config-profile-behind",
                 profile.place,
-                f"has other {what} ({two or 'none'}) than {model.place} ({one}): a Triton that "
-                "reads it serves something else",
-                "tidegate up, or the next publication, brings it into step; or do it by hand",
+                f"has other {what} ({actual or 'none'}) than {model.place} ({expected}): a Triton "
+                "that reads it serves something else",
+                "tidegate up, or the next publication, updates it; or edit it by hand",
             )
 
 
-def _said(finding: Finding) -> tuple[str, str]:
+def _key(finding: Finding) -> tuple[str, str]:
     return finding.code, finding.message

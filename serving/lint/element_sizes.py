@@ -1,4 +1,4 @@
-"""Files of raw elements, as warm-up samples and initial states are kept."""
+"""Files of raw elements, the format of warm-up samples and initial states."""
 
 from collections.abc import Sequence
 from math import prod
@@ -15,11 +15,11 @@ _BYTES = {
 
 
 def file_fault(file: Path, data_type: int, dims: Sequence[int]) -> str:
-    """Why Triton cannot fill a tensor of that type and shape from the file; '' when it can."""
+    """Why Triton cannot fill a tensor of that type and shape from the file; '' if it can."""
     if not file.is_file():
-        return "is not there"
+        return "does not exist"
     name = DataType.Name(data_type) if data_type in DataType.values() else ""
     if name == "TYPE_STRING" or -1 in dims:
         return ""
-    wanted, there = prod(dims) * _BYTES.get(name, 4), file.stat().st_size
-    return f"has {there} of {wanted} bytes" if there < wanted else ""
+    expected, actual = prod(dims) * _BYTES.get(name, 4), file.stat().st_size
+    return f"has {actual} of {expected} bytes" if actual < expected else ""

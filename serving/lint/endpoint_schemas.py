@@ -1,4 +1,4 @@
-"""Endpoint schemas and golden samples: what the gateway shows of a model, and what it is probed
+"""Endpoint schemas and golden samples: what the gateway exposes of a model, and what it is probed
 with."""
 
 import json
@@ -16,10 +16,10 @@ def check(model: Model) -> Iterator[Finding]:
     if ENDPOINT_PARAMETER not in texts:
         if GOLDEN_PARAMETER in texts:
             yield error(
-                "golden-without-endpoint schema",
+                "golden-without-endpoint",
                 model.place,
-                f"has {GOLDEN_PARAMETER} and no {ENDPOINT_PARAMETER}: nobody can read the sample",
-                "add the endpoint schema, or take the sample out",
+                f"has {GOLDEN_PARAMETER} but no {ENDPOINT_PARAMETER}: the sample cannot be used",
+                "add the endpoint schema, or remove the sample",
             )
         return
     endpoint_schema = _json(texts[ENDPOINT_PARAMETER])
@@ -29,7 +29,7 @@ def check(model: Model) -> Iterator[Finding]:
         yield error(
             "endpoint-broken",
             model.place,
-            f"{ENDPOINT_PARAMETER} is no JSON object with request and response",
+            f"{ENDPOINT_PARAMETER} is not a JSON object with request and response",
             "publish the pipeline again from its declaration",
         )
         return
@@ -40,7 +40,7 @@ def check(model: Model) -> Iterator[Finding]:
             "endpoint-hidden",
             model.place,
             "is internal, so its endpoint schema is never shown",
-            f"take {INTERNAL_PARAMETER} or the endpoint schema out",
+            f"remove {INTERNAL_PARAMETER} or the endpoint schema",
         )
 
 
@@ -48,17 +48,22 @@ def _bindings(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Find
     config = model.config
     inputs = {tensor.name for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
-    asked, given = _bound(endpoint_schema["request"]), _bound(endpoint_schema["response"])
-    for names, there, kind in ((asked, inputs, "input"), (given, outputs, "output")):
-        for name in sorted(names - there):
+    request_tensors = _bound(endpoint_schema["request"])
+    response_tensors = _bound(endpoint_schema["response"])
+    for bound, declared, side in (
+        (request_tensors, inputs, "input"),
+        (response_tensors, outputs, "output"),
+    ):
+        for name in sorted(bound - declared):
             yield error(
                 "endpoint-unbound",
                 f"{model.place}:{name}",
-                f"the endpoint schema binds a field to the {kind} {name!r}, and the model has none",
-                f"bind it to one of: {', '.join(sorted(there)) or 'nothing is there'}",
+                f"the endpoint schema binds a field to the {side} {name!r}, which the model does "
+                "not have",
+                f"bind it to one of: {', '.join(sorted(declared)) or '(there are none)'}",
             )
     for tensor in config.input:
-        if tensor.name not in asked and not tensor.optional:
+        if tensor.name not in request_tensors and not tensor.optional:
             yield error(
                 "input-unreachable",
                 f"{model.place}:{tensor.name}",
@@ -73,8 +78,8 @@ def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Findin
         yield warning(
             "golden-missing",
             model.place,
-            "has no golden sample: nothing can tell whether it is alive and right",
-            f"add {GOLDEN_PARAMETER}: a request, the answer's first elements, a tolerance",
+            "has no golden sample: nothing can check that it is alive and right",
+            f"add {GOLDEN_PARAMETER}: a request, the output's first elements, a tolerance",
         )
         return
     try:
@@ -90,12 +95,12 @@ def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Findin
     config = model.config
     outputs = {tensor.name for tensor in config.output}
     fields = set(endpoint_schema["request"].get("properties", {}))
-    strange = (set(golden.expect) - outputs) | (set(golden.request) - fields)
-    for name in sorted(strange):
+    unknown = (set(golden.expect) - outputs) | (set(golden.request) - fields)
+    for name in sorted(unknown):
         yield error(
             "golden-unbound",
             f"{model.place}:{name}",
-            "the golden sample names it, and the model has no such field or output",
+            "the golden sample names it, but the model has no such field or output",
             "correct the sample",
         )
 
@@ -107,7 +112,7 @@ def _bound(schema: Mapping[str, Any]) -> set[str]:
 
 def _json(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

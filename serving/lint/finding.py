@@ -1,4 +1,4 @@
-"""One thing that the linter has to say."""
+"""One problem that the linter reports."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """ERROR: Triton or the gateway refuses it. WARNING: it runs, and hurts. INFO: good to know."""
+    """ERROR: Triton or the gateway refuses it. WARNING: it runs, but causes trouble. INFO: good to
+    know."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -37,5 +38,5 @@ def info(code: str, place: str, message: str, fix: str) -> Finding:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """The fix for a name that nobody knows."""
-    return f"use one of: {', '.join(sorted(names)) or 'nothing is there'}"
+    """The fix for an unknown name."""
+    return f"use one of: {', '.join(sorted(names)) or '(there are none)'}"

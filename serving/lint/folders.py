@@ -1,4 +1,4 @@
-"""Files and folders: what is missing, what is in the way."""
+"""Files and folders: what is missing, and what is in the way."""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
 from serving.repository import CANDIDATE_SUFFIX
 
-# Editors, systems and tools leave these, and Triton takes each for a change of the model.
+# Editors, systems and tools leave these, and Triton takes each for a change to the model.
 _STRAY = re.compile(
     r"(.*\.sw[a-p]|.*~|\.DS_Store|\.ipynb_checkpoints|__pycache__|.*\.tmp|.*\.bak)\Z"
 )
 _ALMOST_A_VERSION = re.compile(r"(v\d+|0\d+)\Z", re.IGNORECASE)
-# Backends that can do nothing without their file; others have more than one, or make it.
+# Backends that need their file; others have more than one, or create it.
 _LOOKS_IN_VERSION = (
     "onnxruntime",
     "tensorrt",
@@ -53,13 +53,13 @@ def _folder(model: Model) -> Iterator[Finding]:
     name = model.name
     if name.endswith(CANDIDATE_SUFFIX):
         yield warning(
-            "candidate-left", name, "a publisher that was killed left it", "tidegate up clears it"
+            "candidate-left", name, "a killed publisher left it", "run tidegate up: it clears it up"
         )
     elif _is_stray(model):
         yield warning(
             "stray-folder",
             name,
-            "has neither a config nor a version folder; to Triton every sub-folder is a model, and "
+            "has neither a config nor a version folder; to Triton every subfolder is a model, and "
             "it reports this one as broken",
             "move it out of the repository",
         )
@@ -67,8 +67,8 @@ def _folder(model: Model) -> Iterator[Finding]:
         yield error(
             "name-illegal",
             name,
-            "has characters that a shell reads, and Triton starts Python models through one: it "
-            "waits for them for ever",
+            "has characters that a shell interprets, and Triton starts Python models through a "
+            "shell: it would wait forever",
             "use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
         )
     elif not MODEL_NAME.match(name) or ".." in name:
@@ -76,14 +76,14 @@ def _folder(model: Model) -> Iterator[Finding]:
         yield warning(
             "name-illegal",
             name,
-            "cannot be a part of a URL as it is, so the gateway has no endpoint for it",
+            "cannot be part of a URL unescaped, so the gateway has no endpoint for it",
             "use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
         )
     elif name in RESERVED_NAMES:
         yield warning(
             "name-reserved",
             name,
-            "is the name of one of the gateway's own endpoints, so it has no endpoint of its own",
+            "is the name of one of the gateway's own endpoints, so the model has no endpoint",
             "give the folder another name",
         )
 
@@ -95,15 +95,15 @@ def _config(model: Model) -> Iterator[Finding]:
             yield info(
                 "config-missing",
                 model.place,
-                "there is none: Triton guesses it",
-                "write one, so that tensors and batching are what you mean",
+                "does not exist: Triton guesses the config",
+                "write one, so that tensors and batching are what you intend",
             )
         return
     if config.name and config.name != model.name:
         yield error(
             "name-differs",
             model.place,
-            f"says name {config.name!r}, and its folder is called {model.name!r}",
+            f"says name {config.name!r}, but its folder is called {model.name!r}",
             f"leave the name out, or write name: {model.name!r}",
         )
     for path in sorted(model.folder.glob("configs/*.pbtxt")):
@@ -113,9 +113,9 @@ def _config(model: Model) -> Iterator[Finding]:
 def _profile(model: Model, path: Path) -> Iterator[Finding]:
     try:
         parse(path.read_text(encoding="utf-8"))
-    except ValueError as broken:
+    except ValueError as fault:
         place = f"{model.name}/configs/{path.name}"
-        yield error("config-broken", place, str(broken), "correct that line of the file")
+        yield error("config-broken", place, str(fault), "correct that line of the file")
 
 
 def _versions(model: Model) -> Iterator[Finding]:
@@ -124,21 +124,22 @@ def _versions(model: Model) -> Iterator[Finding]:
             "version-missing",
             model.name,
             "has no version folder, and Triton serves nothing without one",
-            "add 1/" + (" with a .gitkeep: git keeps no empty folder" if model.is_ensemble else ""),
+            "add 1/"
+            + (" with a .gitkeep: git does not keep empty folders" if model.is_ensemble else ""),
         )
     elif not model.served:
         yield error(
             "version-missing",
             model.place,
-            "its version_policy lets none of its versions be served",
-            f"name one of {', '.join(map(str, model.versions))}, or take version_policy out",
+            "its version_policy serves none of its versions",
+            f"name one of {', '.join(map(str, model.versions))}, or remove version_policy",
         )
     for version in model.config.version_policy.specific.versions:
         if version not in model.versions and model.served:
             yield warning(
                 "version-missing",
                 model.place,
-                f"its version_policy names {version}, and there is no folder {version}/: Triton "
+                f"its version_policy names {version}, but there is no folder {version}/: Triton "
                 "serves the others",
                 f"name {', '.join(map(str, model.versions))}, or add the folder",
             )
@@ -154,7 +155,7 @@ def _phantoms(model: Model) -> Iterator[Finding]:
             yield error(
                 "version-phantom",
                 f"{model.name}/{names[0]}",
-                "is a number beyond 64 bits, and Triton ends when it reads that",
+                "is a number beyond 64 bits, and Triton crashes when it reads that",
                 "use a smaller number",
             )
         if str(version) not in names:
@@ -163,7 +164,7 @@ def _phantoms(model: Model) -> Iterator[Finding]:
                 f"{model.name}/{names[0]}",
                 f"is version {version} to Triton, which then looks into {version}/ and finds "
                 "nothing",
-                f"move it out of {model.name}/, or give it a name that begins with a letter",
+                f"move it out of {model.name}/, or give it a name that starts with a letter",
             )
 
 
@@ -175,11 +176,11 @@ def _model_file(model: Model, version: int) -> Iterator[Finding]:
     if not (folder / name).exists():
         if model.backend not in _LOOKS_IN_VERSION or model.config.cc_model_filenames:
             return
-        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        contents = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         yield error(
             "file-missing",
             place,
-            f"backend {model.backend or 'of the config'} looks for {name}, and there is {there}",
+            f"backend {model.backend or 'of the config'} looks for {name}, but there is {contents}",
             f"put {name} there, or name the file in default_model_filename",
         )
     elif (folder / name).is_file() and _starts_with(folder / name, _LFS):
@@ -187,7 +188,7 @@ def _model_file(model: Model, version: int) -> Iterator[Finding]:
             "file-is-pointer",
             f"{place}/{name}",
             "is a Git LFS pointer, not the model",
-            "git lfs pull",
+            "run git lfs pull",
         )
 
 
@@ -197,15 +198,15 @@ def _beside(model: Model) -> Iterator[Finding]:
             yield error(
                 "link-broken",
                 f"{model.name}/{path.name}",
-                f"is a link to {path.readlink()}, which is not there, and Triton refuses a model "
+                f"is a link to {path.readlink()}, which does not exist, and Triton refuses a model "
                 "with such a link",
-                "delete it, or put there what it links to",
+                "delete it, or restore what it links to",
             )
         elif _ALMOST_A_VERSION.match(path.name) and path.is_dir():
             yield warning(
                 "version-ignored",
                 f"{model.name}/{path.name}",
-                "looks like a version, and Triton ignores it: a version is a number without a "
+                "looks like a version, but Triton ignores it: a version is a number without a "
                 "leading zero",
                 f"rename it to {re.sub(r'[^0-9].*', '', path.name.lstrip('vV0')) or '1'}",
             )
@@ -213,8 +214,8 @@ def _beside(model: Model) -> Iterator[Finding]:
             yield warning(
                 "stray-file",
                 f"{model.name}/{path.name}",
-                "lies beside the config: when it appears, changes or goes, Triton reloads every "
-                "version of the model",
+                "is beside the config: when it appears, changes or disappears, Triton reloads "
+                "every version of the model",
                 "delete it",
             )
     yield from _labels(model)
@@ -234,7 +235,7 @@ def _labels(model: Model) -> Iterator[Finding]:
             yield error(
                 "labels-missing",
                 f"{model.place}:{output.name}",
-                f"names label_filename {output.label_filename!r}, which is not there",
+                f"names label_filename {output.label_filename!r}, which does not exist",
                 f"put it into {model.name}/, beside the config",
             )
 
@@ -242,15 +243,15 @@ def _labels(model: Model) -> Iterator[Finding]:
 def _manifest(model: Model) -> Iterator[Finding]:
     for version in model.served:
         try:
-            found = manifest.read(model.folder.parent, model.name, version)
-            if found:
-                manifest.verify(model.folder.parent, found)
+            record = manifest.read(model.folder.parent, model.name, version)
+            if record:
+                manifest.verify(model.folder.parent, record)
         except Tampered as tampered:
             yield error(
                 "tampered",
                 tampered.file,
                 str(tampered),
-                f"publish {model.name} again, or go back: tidegate rollback {model.name}",
+                f"publish {model.name} again, or roll back: tidegate rollback {model.name}",
             )
 
 

@@ -1,5 +1,5 @@
-"""Does the config say what the ONNX file says? Asked of our backend's own comparison; read with
-onnxruntime, or with the package onnx where that is missing or the file is large."""
+"""Does the config match the ONNX file? Decided by our backend's own comparison; the file is read
+with onnxruntime, or with the package onnx if that is missing or the file is large."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,72 +20,71 @@ _ACCELERATORS: Mapping[str, tuple[str, ...]] = {"cpu": ("openvino",), "gpu": ("t
 def check(model: Model) -> Iterator[Finding]:
     if model.backend != "onnxruntime":
         return
-    for read in model.graphs:
-        place = read.path.relative_to(model.folder.parent).as_posix()
-        if read.fault:
-            yield error("graph-broken", place, f"cannot be loaded: {read.fault}", "export it again")
-        elif read.graph is not None:
-            yield from _compared(model, read.graph, read.is_sure, place)
+    for file in model.graphs:
+        place = file.path.relative_to(model.folder.parent).as_posix()
+        if file.fault:
+            yield error("graph-broken", place, f"cannot be loaded: {file.fault}", "export it again")
+        elif file.graph is not None:
+            yield from _compared(model, file.graph, file.is_exact, place)
     yield from _options(model)
 
 
-def _compared(model: Model, graph: ort_graph.Graph, is_sure: bool, file: str) -> Iterator[Finding]:
+def _compared(model: Model, graph: ort_graph.Graph, is_exact: bool, file: str) -> Iterator[Finding]:
     config = graph_file.as_backend_sees(model.config)
     config["name"] = model.name
     try:
         ort_graph.drop_empty_reshape(config)
         if not ort_graph.is_complete(config):
-            # The backend completes from the newest version, and compares each with that.
-            newest = [each.graph for each in model.graphs if each.graph][-1]
+            # The backend completes from the newest version, and compares every version with that.
+            newest = [read.graph for read in model.graphs if read.graph][-1]
             ort_graph.complete_config(config, newest)
     except ort_graph.ModelRefused as refused:
-        says, _, fix = str(refused).rpartition(": ")
-        yield error("graph-type", model.place, says, fix)
+        message, _, fix = str(refused).rpartition(": ")
+        yield error("graph-type", model.place, message, fix)
         return
-    for each in ort_graph.disagreements(config, graph, lambda _: None):
-        if is_sure or not _may_be_inferred(each):
-            yield _finding(model, each, file)
+    for disagreement in ort_graph.disagreements(config, graph, lambda _: None):
+        if is_exact or not _may_be_inferred(disagreement):
+            yield _finding(model, disagreement, file)
 
 
-def _may_be_inferred(each: ort_graph.Disagreement) -> bool:
-    return each.side == "output" and each.kind in ("shape", "batch")
+def _may_be_inferred(disagreement: ort_graph.Disagreement) -> bool:
+    return disagreement.side == "output" and disagreement.kind in ("shape", "batch")
 
 
-def _finding(model: Model, each: ort_graph.Disagreement, file: str) -> Finding:
-    place = f"{model.place}:{each.tensor}" if each.tensor else model.place
-    says = f"{each.says} ({file})"
-    # One call for each code, so that each stands where it is looked for.
-    match each.kind:
+def _finding(model: Model, disagreement: ort_graph.Disagreement, file: str) -> Finding:
+    place = f"{model.place}:{disagreement.tensor}" if disagreement.tensor else model.place
+    message = f"{disagreement.message} ({file})"
+    # One call per code, so that a search for a code finds it.
+    match disagreement.kind:
         case "unknown":
-            return error("graph-tensor-unknown", place, says, each.fix)
+            return error("graph-tensor-unknown", place, message, disagreement.fix)
         case "undeclared":
-            return error("graph-input-undeclared", place, says, each.fix)
+            return error("graph-input-undeclared", place, message, disagreement.fix)
         case "type":
-            return error("graph-type", place, says, each.fix)
+            return error("graph-type", place, message, disagreement.fix)
         case "batch":
-            return error("graph-batch-fixed", place, says, each.fix)
+            return error("graph-batch-fixed", place, message, disagreement.fix)
         case "optional":
-            return error("graph-optional", place, says, each.fix)
+            return error("graph-optional", place, message, disagreement.fix)
         case "unsupported":
-            return error("graph-unsupported", place, says, each.fix)
-    return error("graph-shape", place, says, each.fix)
+            return error("graph-unsupported", place, message, disagreement.fix)
+    return error("graph-shape", place, message, disagreement.fix)
 
 
 def _options(model: Model) -> Iterator[Finding]:
-    """Parameters that ONNX Runtime is opened with."""
+    """Findings about the parameters of an ONNX Runtime session."""
     for name, value in model.parameters.items():
         if name in _THREADS and not value.strip().lstrip("+-").isdecimal():
             yield _option(model, name, value, "a number of threads")
         elif name in _SWITCHES and value.lower() not in _SWITCHES[name]:
             yield _option(model, name, value, "0 or 1")
     accelerators = model.config.optimization.execution_accelerators
-    for where, known in _ACCELERATORS.items():
-        for each in getattr(accelerators, f"{where}_execution_accelerator"):
-            if each.name not in known:
-                yield _option(
-                    model, f"{where}_execution_accelerator", each.name, " or ".join(known)
-                )
+    for device, known in _ACCELERATORS.items():
+        field = f"{device}_execution_accelerator"
+        for accelerator in getattr(accelerators, field):
+            if accelerator.name not in known:
+                yield _option(model, field, accelerator.name, " or ".join(known))
 
 
-def _option(model: Model, name: str, value: str, right: str) -> Finding:
-    return error("option-bad", model.place, f"{name} cannot be {value!r}", f"write {right}")
+def _option(model: Model, name: str, value: str, valid: str) -> Finding:
+    return error("option-bad", model.place, f"{name} cannot be {value!r}", f"write {valid}")

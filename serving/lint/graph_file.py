@@ -1,6 +1,6 @@
 """An ONNX file as our ONNX backend reads it, and a config as it completes it.
 
-The comparison itself is the backend's own (``ort_graph.py``): what it refuses is what we tell.
+The comparison itself is the backend's own (``ort_graph.py``): we report exactly what it refuses.
 """
 
 import os
@@ -16,14 +16,14 @@ from serving.errors import TritonMissing
 from serving.installation import find_triton
 
 if TYPE_CHECKING:
-    # Files of a Triton backend are modules of their own there, and to mypy.
-    import ort_graph as ort_graph  # graph.py has it from here
+    # The files of a Triton backend are top-level modules in Triton, and for mypy.
+    import ort_graph as ort_graph  # re-exported for graph.py
 else:
     from serving.backends.onnxruntime import ort_graph
 
-# Opening a session reads the weights, seconds and gigabytes for the largest.
+# Opening a session reads the weights, which takes seconds and gigabytes for the largest models.
 SESSION_BYTES = 256 * 1024 * 1024
-_NESTED = "model.onnx"  # a large model is a folder that holds the file
+_NESTED = "model.onnx"  # a large model is a folder that contains the file
 _ELEMENT_TYPES = {
     1: "tensor(float)",
     2: "tensor(uint8)",
@@ -45,21 +45,21 @@ _POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class ReadGraph:
-    """``graph`` is None where the file cannot be read, and then ``fault`` says why if it is the
-    file's fault. ``is_sure``: its shapes are those that the backend will see, inferred ones too."""
+    """``graph`` is None if the file cannot be read; ``fault`` then says why, if it is the file's
+    fault. ``is_exact``: its shapes are those that the backend will see, inferred ones included."""
 
     path: Path
     graph: ort_graph.Graph | None = None
     fault: str = ""
-    is_sure: bool = False
+    is_exact: bool = False
 
     def __bool__(self) -> bool:
         return self.graph is not None
 
 
 @cache
-def runs_in_ours() -> bool:
-    """Whether models of onnxruntime run in our backend: this Triton has none of its own."""
+def uses_our_backend() -> bool:
+    """Whether onnxruntime models run in our backend, because this Triton has none of its own."""
     try:
         return not (find_triton().backends / "onnxruntime").is_dir()
     except TritonMissing:
@@ -70,16 +70,16 @@ def read(path: Path, config: ModelConfig) -> ReadGraph:
     file = path / _NESTED if path.is_dir() else path
     if not file.is_file() or _is_pointer(file):
         return ReadGraph(file)
-    weight = sum(each.stat().st_size for each in file.parent.iterdir() if each.is_file())
+    size = sum(path.stat().st_size for path in file.parent.iterdir() if path.is_file())
     stamp = file.stat().st_mtime_ns
     libraries = tuple(config.model_operations.op_library_filename)
-    if weight <= SESSION_BYTES and (found := _opened(file, stamp, libraries)):
-        return found
+    if size <= SESSION_BYTES and (opened := _opened(file, stamp, libraries)):
+        return opened
     return _parsed(file, stamp)
 
 
 def complete(config: ModelConfig, graph: ort_graph.Graph) -> ModelConfig:
-    """The config with what the backend fills in; as it is where the backend refuses to."""
+    """The config with what the backend fills in; unchanged if the backend refuses to."""
     completed = as_backend_sees(config)
     try:
         ort_graph.drop_empty_reshape(completed)
@@ -93,7 +93,7 @@ def complete(config: ModelConfig, graph: ort_graph.Graph) -> ModelConfig:
     for side in ("input", "output"):
         declared = getattr(result, side)
         for entry in completed[side]:
-            tensor = next((each for each in declared if each.name == entry["name"]), None)
+            tensor = next((tensor for tensor in declared if tensor.name == entry["name"]), None)
             tensor = declared.add(name=entry["name"]) if tensor is None else tensor
             data_type = entry.get("data_type", "TYPE_INVALID")
             tensor.data_type = (
@@ -104,15 +104,15 @@ def complete(config: ModelConfig, graph: ort_graph.Graph) -> ModelConfig:
 
 
 def as_backend_sees(config: ModelConfig) -> ort_graph.Config:
-    """The config as the JSON that Triton hands to a Python-based backend."""
-    seen: ort_graph.Config = MessageToDict(
+    """The config as the JSON that Triton passes to a Python-based backend."""
+    fields: ort_graph.Config = MessageToDict(
         config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    for entry in (*seen["input"], *seen["output"]):
+    for entry in (*fields["input"], *fields["output"]):
         entry["dims"] = [int(dim) for dim in entry["dims"]]
         if "reshape" in entry:
             entry["reshape"]["shape"] = [int(dim) for dim in entry["reshape"]["shape"]]
-    return seen
+    return fields
 
 
 def _is_pointer(file: Path) -> bool:
@@ -122,9 +122,9 @@ def _is_pointer(file: Path) -> bool:
 
 @cache
 def _opened(file: Path, stamp: int, libraries: tuple[str, ...]) -> ReadGraph | None:
-    """By ONNX Runtime, as the backend does; None where it is not installed. ``stamp`` tells a file
-    from what stood there before."""
-    # Read when the library is loaded; else 1.31 keeps a device id and sends events to its maker.
+    """The graph as ONNX Runtime opens it, as the backend does; None if it is not installed.
+    ``stamp`` (the modification time) distinguishes a file from its predecessor in the cache."""
+    # Must be set before the import; otherwise 1.31 keeps a device id and sends telemetry.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -142,15 +142,15 @@ def _opened(file: Path, stamp: int, libraries: tuple[str, ...]) -> ReadGraph | N
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         if libraries:
-            return ReadGraph(file)  # the library may lie where the server is, and not here
-        says = " ".join(str(error).split())[:300]
-        return ReadGraph(file, fault=f"ONNX Runtime {onnxruntime.__version__} says: {says}")
-    return ReadGraph(file, ort_graph.Graph.read(session), is_sure=True)
+            return ReadGraph(file)  # the library may be on the server's machine, but not here
+        message = " ".join(str(error).split())[:300]
+        return ReadGraph(file, fault=f"ONNX Runtime {onnxruntime.__version__} says: {message}")
+    return ReadGraph(file, ort_graph.Graph.read(session), is_exact=True)
 
 
 @cache
 def _parsed(file: Path, stamp: int) -> ReadGraph:
-    """By the package onnx, without the weights; what is inferred stays open."""
+    """The graph as the package onnx reads it, without the weights; inferred dims stay unknown."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -159,15 +159,15 @@ def _parsed(file: Path, stamp: int) -> ReadGraph:
     try:
         graph = onnx.load(str(file), load_external_data=False).graph
     except (DecodeError, OSError):
-        return ReadGraph(file, fault="it is no ONNX file")
-    weights = {each.name for each in graph.initializer}
-    inputs = {each.name: _tensor(each) for each in graph.input}
+        return ReadGraph(file, fault="it is not an ONNX file")
+    weights = {weight.name for weight in graph.initializer}
+    inputs = {value.name: _tensor(value) for value in graph.input}
     return ReadGraph(
         file,
         ort_graph.Graph(
-            {name: each for name, each in inputs.items() if name not in weights},
-            {name: each for name, each in inputs.items() if name in weights},
-            {each.name: _tensor(each) for each in graph.output},
+            {name: tensor for name, tensor in inputs.items() if name not in weights},
+            {name: tensor for name, tensor in inputs.items() if name in weights},
+            {value.name: _tensor(value) for value in graph.output},
         ),
     )
 
@@ -178,8 +178,8 @@ def _tensor(value: Any) -> ort_graph.GraphTensor:
         int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or None)
         for dim in tensor.shape.dim
     )
-    kind = value.type.WhichOneof("value")
-    fallback = kind if kind != "tensor_type" else f"tensor({tensor.elem_type})"
+    value_type = value.type.WhichOneof("value")
+    fallback = value_type if value_type != "tensor_type" else f"tensor({tensor.elem_type})"
     return ort_graph.GraphTensor(
         value.name, _ELEMENT_TYPES.get(tensor.elem_type, str(fallback)), axes
     )

@@ -1,4 +1,4 @@
-"""Instance groups, and the samples that instances are warmed up with."""
+"""Instance groups, and the samples that warm up instances."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def check(model: Model) -> Iterator[Finding]:
     for group in model.config.instance_group:
         yield from _group(model, group)
     for sample in model.config.model_warmup:
-        if sample.batch_size:  # else Triton skips it
+        if sample.batch_size:  # otherwise Triton skips it
             yield from _warmup(model, sample)
 
 
@@ -35,65 +35,74 @@ def _group(model: Model, group: Any) -> Iterator[Finding]:
             "group-gpus",
             model.place,
             f"an instance_group of {name} names gpus {list(group.gpus)}",
-            f"write KIND_GPU, or take gpus out of the group of {name}",
+            f"write KIND_GPU, or remove gpus from the group of {name}",
         )
-    if group.profile and model.settled.platform != _TENSORRT:
+    if group.profile and model.resolved.platform != _TENSORRT:
         yield error(
             "group-profile",
             model.place,
             f"an instance_group has profile {list(group.profile)}, which only TensorRT plans have",
-            "take it out",
+            "remove it",
         )
-    elif bad := [each for each in group.profile if not re.match(r"\s*\+?\d", each)]:
+    elif invalid := [name for name in group.profile if not re.match(r"\s*\+?\d", name)]:
         yield error(
-            "group-profile", model.place, f"profile {bad[0]!r} is no number", "write 0 or more"
+            "group-profile",
+            model.place,
+            f"profile {invalid[0]!r} is not a number",
+            "write 0 or more",
         )
 
 
 def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
     tensors = {tensor.name: tensor for tensor in model.completed.input}
     place = f"{model.place}:model_warmup {sample.name}".rstrip()
-    for name, given in sample.inputs.items():
-        if -1 in given.dims:
-            yield _fault(place, f"{name!r} has open dims {list(given.dims)}", "write lengths")
+    for name, tensor_data in sample.inputs.items():
+        if -1 in tensor_data.dims:
+            yield _fault(place, f"{name!r} has open dims {list(tensor_data.dims)}", "write lengths")
             continue
-        if given.WhichOneof("input_data_type") is None:
+        if tensor_data.WhichOneof("input_data_type") is None:
             yield _fault(
                 place, f"{name!r} has no data", "write zero_data: true or random_data: true"
             )
-        elif given.input_data_file:
+        elif tensor_data.input_data_file:
             fault = file_fault(
-                model.folder / WARMUPS / given.input_data_file, given.data_type, given.dims
+                model.folder / WARMUPS / tensor_data.input_data_file,
+                tensor_data.data_type,
+                tensor_data.dims,
             )
             if fault:
                 yield _fault(
                     place,
-                    f"{name!r} wants {WARMUPS}/{given.input_data_file}, which {fault}",
+                    f"{name!r} needs {WARMUPS}/{tensor_data.input_data_file}, which {fault}",
                     "put the bytes there, or write zero_data: true",
                 )
         if name in tensors:
-            yield from _against(place, tensors[name], given)
+            yield from _compare(place, tensors[name], tensor_data)
     missing = [
-        name for name, each in tensors.items() if not each.optional and name not in sample.inputs
+        name
+        for name, tensor in tensors.items()
+        if not tensor.optional and name not in sample.inputs
     ]
     if missing:
-        yield _fault(place, f"gives nothing for {', '.join(missing)}", "add it to inputs")
+        yield _fault(place, f"has no data for {', '.join(missing)}", "add it to inputs")
 
 
-def _against(place: str, tensor: Any, given: Any) -> Iterator[Finding]:
-    dims, wanted = list(given.dims), list(tensor.dims)
-    if given.data_type != tensor.data_type:
+def _compare(place: str, tensor: Any, sample: Any) -> Iterator[Finding]:
+    dims, expected = list(sample.dims), list(tensor.dims)
+    if sample.data_type != tensor.data_type:
         yield _fault(
             place, f"{tensor.name!r} has another data_type than the input", "write the same"
         )
-    fits = len(dims) == len(wanted) and all(w in (-1, d) for d, w in zip(dims, wanted, strict=True))
+    fits = len(dims) == len(expected) and all(
+        size in (-1, dim) for dim, size in zip(dims, expected, strict=True)
+    )
     if not fits:
         yield _fault(
             place,
-            f"{tensor.name!r} has dims {dims}, and the input {wanted}",
+            f"{tensor.name!r} has dims {dims}, but the input has {expected}",
             "write the input's dims, without the batch axis",
         )
 
 
-def _fault(place: str, says: str, fix: str) -> Finding:
-    return error("warmup-bad", place, says, fix)
+def _fault(place: str, message: str, fix: str) -> Finding:
+    return error("warmup-bad", place, message, fix)

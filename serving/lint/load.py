@@ -1,4 +1,4 @@
-"""What a config asks of the machine: threads, queues, caches."""
+"""What a config demands of the machine: threads, queues, caches."""
 
 import re
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ def check(model: Model, repository: Repository, cores: int) -> Iterator[Finding]
     yield from _queue(model)
     yield from _placeholders(model)
     config = model.config
-    # An ensemble is what its steps make it, whatever it says; Triton looks at both.
+    # The steps decide whether an ensemble is decoupled, whatever it says; Triton checks both.
     decoupled = config.model_transaction_policy.decoupled or is_decoupled(model, repository)
     if config.response_cache.enable and decoupled:
         yield error(
             "cache-decoupled",
             model.place,
-            "is decoupled and wants the response cache, and Triton refuses the two together",
+            "is decoupled and wants the response cache: Triton refuses that combination",
             "switch one of them off",
         )
 
@@ -41,20 +41,21 @@ def _threads(model: Model, cores: int) -> Iterator[Finding]:
     instances = instances or 1
     written = next((model.parameters[p] for p in THREAD_PARAMETERS if p in model.parameters), "0")
     threads = int(written) if written.isdecimal() else 0
-    is_measured = TUNED_PARAMETER in model.parameters  # tidegate optimize found that it pays
+    is_measured = TUNED_PARAMETER in model.parameters  # tidegate optimize measured that it pays
     if threads == 0 and instances > 1:
         yield warning(
             "threads-unset",
             model.place,
-            f"{instances} instances, and each starts a thread for every core ({cores} here)",
+            f"has {instances} instances, each with a thread for every core ({cores} here)",
             f"set parameter {THREAD_PARAMETERS[0]} to {max(1, cores // instances)}",
         )
     elif instances * max(threads, 1) > cores * (2 if is_measured else 1):
         yield warning(
             "threads-over-cores",
             model.place,
-            f"{instances} instances of {max(threads, 1)} threads on {cores} cores: they take turns",
-            "lower the count or the threads until the product is the number of cores",
+            f"has {instances} instances of {max(threads, 1)} threads on {cores} cores, which they "
+            "must share",
+            "lower the count or the threads until their product is the number of cores",
         )
 
 
@@ -66,25 +67,26 @@ def _queue(model: Model) -> Iterator[Finding]:
             "queue-policy",
             model.place,
             "has a queue policy: with one, Triton 2.51's batcher wakes up to 0.5 s late",
-            "delete it, and bound the queue and the time in front of Triton",
+            "delete it, and limit queueing and time in front of Triton",
         )
     if batching.max_queue_delay_microseconds > LONG_DELAY_US:
         yield info(
             "queue-delay",
             model.place,
-            f"a lone request waits {batching.max_queue_delay_microseconds / 1000:g} ms for company",
+            f"makes a single request wait {batching.max_queue_delay_microseconds / 1000:g} ms for "
+            "others",
             "lower max_queue_delay_microseconds, or measure that it pays",
         )
 
 
 def _placeholders(model: Model) -> Iterator[Finding]:
-    """Configs that are templates (TensorRT-LLM's are) carry ${...} until a script fills them."""
-    left = [key for key, value in model.parameters.items() if _PLACEHOLDER.search(value)]
-    if left:
+    """Config templates (such as TensorRT-LLM's) contain ${...} until a script fills them in."""
+    keys = [key for key, value in model.parameters.items() if _PLACEHOLDER.search(value)]
+    if keys:
         yield warning(
             "placeholder",
             model.place,
-            f"parameters still hold a placeholder: {', '.join(left[:6])}"
-            + (f" and {len(left) - 6} more" if len(left) > 6 else ""),
-            "fill the template in, or delete what you do not need",
+            f"parameters still contain a placeholder: {', '.join(keys[:6])}"
+            + (f" and {len(keys) - 6} more" if len(keys) > 6 else ""),
+            "fill in the template, or delete what you do not need",
         )

@@ -1,4 +1,4 @@
-"""Fields that a config may have and an older Triton does not know: it refuses the whole file."""
+"""Fields that an older Triton does not know: it refuses the whole config."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,11 +8,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from serving.lint.finding import Finding, error
 from serving.lint.reading import Model
 
-# The server of the wheel, and what is checked where nobody says another.
+# The server in the wheel, and the default of --triton.
 TRITON = (2, 51)
-# When each field came: message.field, or enum=value, and Triton's version. Before 2.10 nothing is
-# checked. NVIDIA's model_config.proto, release by release.
-_CAME: Mapping[str, tuple[int, int]] = {
+# The Triton version that added each field (message.field, or enum=value), from NVIDIA's
+# model_config.proto, release by release. Fields older than 2.10 are not checked.
+_ADDED_IN: Mapping[str, tuple[int, int]] = {
     "ModelInstanceGroup.host_policy": (2, 11),
     "ModelInstanceGroup.passive": (2, 11),
     "ModelInstanceGroup.secondary_devices": (2, 11),
@@ -40,33 +40,33 @@ _CAME: Mapping[str, tuple[int, int]] = {
 
 def check(model: Model, triton: tuple[int, int]) -> Iterator[Finding]:
     for name in sorted(set(_used(model.config))):
-        came = _CAME.get(name)
-        if came is not None and came > triton:
+        added_in = _ADDED_IN.get(name)
+        if added_in is not None and added_in > triton:
             field = name.partition("=")[2] or name.rpartition(".")[2]
             yield error(
                 "field-newer",
                 model.place,
-                f"uses {field}, which came with Triton {_text(came)}: {_text(triton)} refuses the "
+                f"uses {field}, which Triton {_text(added_in)} added: {_text(triton)} refuses the "
                 "file",
-                f"take it out, or serve with {_text(came)} or newer (and lint with --triton)",
+                f"remove it, or serve with {_text(added_in)} or newer (and lint with --triton)",
             )
 
 
 def _used(message: Any) -> Iterator[str]:
-    """The names, as in the table, of what is written in a message and below it."""
+    """The names, as in the table, of the fields that are set in a message and below it."""
     for field, value in message.ListFields():
         yield f"{_short(field.containing_type)}.{field.name}"
-        for each in _each(field, value):
-            if hasattr(each, "ListFields"):
-                yield from _used(each)
+        for item in _values(field, value):
+            if hasattr(item, "ListFields"):
+                yield from _used(item)
             elif (
-                field.type == FieldDescriptor.TYPE_ENUM and each in field.enum_type.values_by_number
+                field.type == FieldDescriptor.TYPE_ENUM and item in field.enum_type.values_by_number
             ):
-                name = field.enum_type.values_by_number[each].name
+                name = field.enum_type.values_by_number[item].name
                 yield f"{_short(field.enum_type)}={name}"
 
 
-def _each(field: Any, value: Any) -> Iterable[Any]:
+def _values(field: Any, value: Any) -> Iterable[Any]:
     if isinstance(value, str | bytes | int | float) or hasattr(value, "ListFields"):
         return [value]
     is_map = field.message_type is not None and field.message_type.GetOptions().map_entry

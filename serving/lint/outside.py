@@ -1,4 +1,4 @@
-"""What a config needs that lies outside it: Python environments, batching libraries, agents."""
+"""What a config needs from outside: Python environments, batching libraries, agents."""
 
 import os
 import tarfile
@@ -19,11 +19,11 @@ AGENTS = Path("/opt/tritonserver/repoagents")
 def check(model: Model) -> Iterator[Finding]:
     if model.is_python_based:
         yield from _environment(model)
-        if (said := model.parameters.get(CPU_ONLY, "no")) not in ("yes", "no"):
+        if (value := model.parameters.get(CPU_ONLY, "no")) not in ("yes", "no"):
             yield error(
                 "parameter-bad",
                 model.place,
-                f"parameter {CPU_ONLY} is {said!r}",
+                f"parameter {CPU_ONLY} is {value!r}",
                 'write "yes" or "no"',
             )
     if STRATEGY in model.parameters and not model.is_ensemble:
@@ -37,21 +37,21 @@ def _environment(model: Model) -> Iterator[Finding]:
     if not written:
         return
     path = Path(os.path.normpath(written.replace(MODEL_DIRECTORY, str(model.folder.absolute()), 1)))
-    from_here = "" if path.is_absolute() else " (from the folder that the server is started in)"
+    base = "" if path.is_absolute() else " (relative to the folder that the server is started in)"
     if not path.exists():
-        says = f"{ENVIRONMENT} names {written}, which is not there{from_here}"
+        message = f"{ENVIRONMENT} names {written}, which does not exist{base}"
     elif path.is_dir() and not (path / "bin" / "activate").exists():
-        says = f"{ENVIRONMENT} names the folder {written}, which has no bin/activate"
+        message = f"{ENVIRONMENT} names the folder {written}, which has no bin/activate"
     elif path.is_file() and not tarfile.is_tarfile(path):
-        says = f"{ENVIRONMENT} names {written}, which is no tar archive"
+        message = f"{ENVIRONMENT} names {written}, which is not a tar archive"
     else:
         return
     yield error(
         "environment-bad",
         model.place,
-        says,
-        f"put a conda-pack archive there ({MODEL_DIRECTORY} is the model's folder), or take the "
-        "parameter out: the server's own Python is used then",
+        message,
+        f"put a conda-pack archive there ({MODEL_DIRECTORY} is the model's folder), or remove the "
+        "parameter to use the server's own Python",
     )
 
 
@@ -60,12 +60,12 @@ def _strategy(model: Model, path: str) -> Iterator[Finding]:
         yield error(
             "parameter-bad",
             model.place,
-            f"parameter {STRATEGY} does not go with sequence_batching",
-            "take one of them out",
+            f"parameter {STRATEGY} cannot be combined with sequence_batching",
+            "remove one of them",
         )
     elif not Path(path).exists():
         yield error(
-            "parameter-bad", model.place, f"{STRATEGY} {path} is not there", "correct the path"
+            "parameter-bad", model.place, f"{STRATEGY} {path} does not exist", "correct the path"
         )
 
 
@@ -75,14 +75,14 @@ def _agents(model: Model) -> Iterator[Finding]:
         yield error(
             "agent-missing",
             model.place,
-            "has model_repository_agents without agents, and Triton ends when it loads that",
-            "take it out",
+            "has model_repository_agents without agents, and Triton crashes when it loads that",
+            "remove it",
         )
     for agent in agents:
         if not (AGENTS / agent.name).is_dir():
             yield error(
                 "agent-missing",
                 model.place,
-                f"wants the repository agent {agent.name!r}, which this machine's Triton lacks",
-                f"install it under {AGENTS}, or take model_repository_agents out",
+                f"needs the repository agent {agent.name!r}, which this machine's Triton lacks",
+                f"install it under {AGENTS}, or remove model_repository_agents",
             )

@@ -1,4 +1,4 @@
-"""The repository as the linter sees it: every folder, read once, broken ones too."""
+"""The repository as the linter sees it: every folder, even a broken one, read once."""
 
 import re
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from modelspec.layout import CONFIG_FILE
 from modelspec.pbtxt import parse
 from serving.lint import backends, graph_file, syntax
-from serving.lint.backends import Settled
+from serving.lint.backends import Resolved
 from serving.lint.graph_file import ReadGraph
 from serving.repository import model_folders
 
 # Backends that read tensors out of the model and fill in what the config leaves open.
 _NEVER_COMPLETE = ("", "pytorch")
 _DEFINES = re.compile(r"^\s+def\s+auto_complete_config\b", re.MULTILINE)
-# Triton's std::stoll: what it reads of a folder's name is the version, whatever comes behind.
+# Triton's std::stoll: the number that a folder's name begins with is its version, whatever follows.
 _LEADING_NUMBER = re.compile(r"\s*[+-]?\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A folder of the repository. ``written`` is None when there is no config or it does not parse,
-    and ``fault`` says why it does not; ``file`` is where it stands in the folder."""
+    """A folder of the repository. ``written`` is None if there is no config or it does not parse,
+    and ``fault`` says why it does not; ``file`` is its path in the folder."""
 
     folder: Path
     written: ModelConfig | None
@@ -35,7 +35,7 @@ class Model:
 
     @property
     def config(self) -> ModelConfig:
-        """What is written, or an empty config: nothing declared, nothing to find."""
+        """The config as written, or an empty one."""
         return self.written if self.written is not None else ModelConfig()
 
     @property
@@ -48,15 +48,15 @@ class Model:
 
     @cached_property
     def claims(self) -> dict[int, list[str]]:
-        """The folders that Triton takes for each version: ``2.old`` is one for 2, and ``01`` is
-        none. It then loads from the folder whose name is the number alone."""
-        found: dict[int, list[str]] = {}
+        """The folders that Triton takes for each version: it takes ``2.old`` for version 2, and
+        ignores ``01``. It then loads from the folder whose name is exactly the number."""
+        folders: dict[int, list[str]] = {}
         for name in self.entries:
             number = _LEADING_NUMBER.match(name)
             is_padded = len(name) > 1 and name.startswith("0")
             if number and not is_padded and (self.folder / name).is_dir():
-                found.setdefault(int(number[0]), []).append(name)
-        return found
+                folders.setdefault(int(number[0]), []).append(name)
+        return folders
 
     @cached_property
     def versions(self) -> list[int]:
@@ -69,18 +69,18 @@ class Model:
         return bool(config.platform == "ensemble" or config.HasField("ensemble_scheduling"))
 
     @cached_property
-    def settled(self) -> Settled:
-        return backends.settle(self.config, self.folder)
+    def resolved(self) -> Resolved:
+        return backends.resolve(self.config, self.folder)
 
     @property
     def backend(self) -> str:
-        """The backend's name; '' when nothing tells it."""
-        return self.settled.backend
+        """The backend's name; '' if nothing identifies it."""
+        return self.resolved.backend
 
     @property
     def model_file(self) -> str:
-        """What lies in each version folder; '' when nobody can know."""
-        return self.settled.file
+        """The name of the model file in each version folder; '' if it is unknown."""
+        return self.resolved.file
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -89,12 +89,12 @@ class Model:
     @property
     def is_python_based(self) -> bool:
         return self.backend == "python" or (
-            self.backend == "onnxruntime" and graph_file.runs_in_ours()
+            self.backend == "onnxruntime" and graph_file.uses_our_backend()
         )
 
     @cached_property
     def served(self) -> list[int]:
-        """The versions that the config's policy serves, of those that are there."""
+        """The existing versions that the config's policy serves."""
         policy = self.config.version_policy
         if policy.HasField("specific"):
             return [v for v in policy.specific.versions if v in self.versions]
@@ -117,22 +117,22 @@ class Model:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The model file of each version that is served, where it is there."""
+        """The model files of the served versions, if they exist."""
         paths = [self.folder / str(version) / self.model_file for version in self.served]
         return [path for path in paths if self.model_file and path.exists()]
 
     @cached_property
     def graphs(self) -> list[ReadGraph]:
-        """The ONNX graph of each file, where it can be read."""
+        """The ONNX graph of each file; empty for other backends."""
         if self.backend != "onnxruntime":
             return []
         return [graph_file.read(path, self.config) for path in self.files]
 
     @cached_property
     def completed(self) -> ModelConfig:
-        """The config as the backend fills it in from the newest graph; what is written, for a
-        backend that cannot be asked."""
-        graphs = [each.graph for each in self.graphs if each.graph]
+        """The config as the backend completes it from the newest graph; the config as written, for
+        backends whose completion is unknown."""
+        graphs = [read.graph for read in self.graphs if read.graph]
         return graph_file.complete(self.config, graphs[-1]) if graphs else self.config
 
 
@@ -140,7 +140,7 @@ Repository = Mapping[str, Model]
 
 
 def read(repository: Path) -> Repository:
-    """Every sub-folder, by name: to Triton each is a model."""
+    """Every subfolder, by name: to Triton each is a model."""
     return {folder.name: _read(folder) for folder in model_folders(repository)}
 
 
@@ -152,11 +152,11 @@ def _read(folder: Path) -> Model:
     path = folder / CONFIG_FILE
     if path.is_dir():
         return Model(
-            folder, None, "is a folder, and Triton ends when it reads that", entries=entries
+            folder, None, "is a folder, and Triton crashes when it reads that", entries=entries
         )
     if path.is_symlink() and not path.exists():
         return Model(
-            folder, None, f"is a link to {path.readlink()}, which is not there", entries=entries
+            folder, None, f"is a link to {path.readlink()}, which does not exist", entries=entries
         )
     if not path.exists():
         return Model(folder, None, entries=entries)
@@ -169,7 +169,7 @@ def _read(folder: Path) -> Model:
 
 
 def _decoded(content: bytes) -> str:
-    """The text of a config. Triton reads bytes, and does not ask what a comment is written in."""
+    """The text of a config. Triton reads bytes, and accepts comments in any encoding."""
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""An ensemble's wires: does each tensor have one maker, and takers that want what it is?
+"""An ensemble's wires: does each tensor have one producer, and consumers that fit?
 
-As Triton looks: the first end of a wire says what the tensor is (the ensemble's own inputs and
-outputs come first, then the steps in their order), and each other end is compared with that one.
+Checked as Triton does: the first end of a wire defines the tensor (the ensemble's own inputs and
+outputs come first, then the steps in order), and every other end is compared with it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,11 @@ from serving.lint.reading import Model, Repository
 
 @dataclass(frozen=True)
 class End:
-    """A tensor at one end of a wire. ``dims`` are without the batch axis; ``known`` is false where
-    the model does not declare the tensor, ``may_grow`` true where its backend may give it a batch
-    axis."""
+    """A tensor at one end of a wire. ``dims`` exclude the batch axis; ``known`` is false if the
+    model does not declare the tensor, ``may_grow`` true if its backend may add a batch axis."""
 
-    where: str
-    makes: bool
+    owner: str
+    produces: bool
     data_type: int = 0
     dims: tuple[int, ...] = ()
     batched: bool = False
@@ -30,11 +29,11 @@ class End:
 
     @property
     def verb(self) -> str:
-        return f"{self.where} {'makes' if self.makes else 'takes'}"
+        return f"{self.owner} {'produces' if self.produces else 'takes'}"
 
     @property
     def full(self) -> tuple[int, ...]:
-        """The dims with the batch axis, as -1, in front where there is one."""
+        """The dims, with the batch axis, if there is one, in front as -1."""
         return (-1, *self.dims) if self.batched else self.dims
 
     @property
@@ -45,40 +44,40 @@ class End:
 
 def check(model: Model, repository: Repository) -> Iterator[Finding]:
     wires = _wires(model, repository)
-    makers = {name: [e for e in ends if e.makes] for name, ends in wires.items()}
+    producers = {name: [e for e in ends if e.produces] for name, ends in wires.items()}
     for name, ends in wires.items():
         place = f"{model.place}:{name}"
-        if len(makers[name]) > 1:
-            where = " and ".join(end.where for end in makers[name])
-            yield error("tensor-made-twice", place, f"is made by {where}", "rename one")
-        if not makers[name]:
-            there = [other for other, made in makers.items() if made]
+        if len(producers[name]) > 1:
+            owners = " and ".join(end.owner for end in producers[name])
+            yield error("tensor-made-twice", place, f"is produced by {owners}", "rename one")
+        if not producers[name]:
+            available = [other for other, sources in producers.items() if sources]
             yield error(
                 "tensor-unmade",
                 place,
-                f"{ends[0].where} needs it, and neither a step nor the caller makes it",
-                one_of(there),
+                f"{ends[0].owner} needs it, but neither a step nor the caller produces it",
+                one_of(available),
             )
-        elif len(makers[name]) == len(ends):
-            yield _unused(place, makers[name][0])
+        elif len(producers[name]) == len(ends):
+            yield _unused(place, producers[name][0])
         known = [end for end in ends if end.known]
         for end in known[1:]:
             yield from _compare(place, known[0], end)
 
 
 def _unused(place: str, end: End) -> Finding:
-    if end.where == "the caller":
+    if end.owner == "the caller":
         return error(
             "input-unused",
             place,
-            "is an input that no step reads, and Triton refuses that",
+            "is an input that no step reads: Triton refuses that",
             "delete it, or map it to a step",
         )
     return error(
         "tensor-unused",
         place,
-        f"{end.where} makes it and nobody reads it, and Triton refuses that",
-        "take it out of output_map",
+        f"{end.owner} produces it and nothing reads it: Triton refuses that",
+        "remove it from output_map",
     )
 
 
@@ -87,17 +86,17 @@ def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
         yield error(
             "wire-type",
             place,
-            f"{one.verb} {_type(one)}, and {other.verb} {_type(other)}",
-            "declare the same data_type at both ends, or put a step between that casts",
+            f"{one.verb} {_type(one)}, but {other.verb} {_type(other)}",
+            "declare the same data_type at both ends, or add a step between them that casts",
         )
     if not one.dims or not other.dims:
-        return  # its backend writes them
+        return  # the backend fills them in
     pairs = ((a, b) for a in one.possible for b in other.possible)
     if not _fits(one.dims, other.dims) and not any(_fits(a, b) for a, b in pairs):
         yield error(
             "wire-shape",
             place,
-            f"{one.verb} {list(one.full)}, and {other.verb} {list(other.full)} "
+            f"{one.verb} {list(one.full)}, but {other.verb} {list(other.full)} "
             "(batch axis included)",
             "declare the same dims at both ends; [ 1 ] and [ ] are different shapes",
         )
@@ -110,41 +109,42 @@ def _fits(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
-    """The ends of each tensor of the ensemble, in the order in which Triton meets them."""
+    """The ends of each of the ensemble's tensors, in the order in which Triton visits them."""
     config = model.config
-    found: dict[str, list[End]] = {}
-    for tensors, makes in ((config.input, True), (config.output, False)):
-        first = {tensor.name: tensor for tensor in reversed(tensors)}  # one declared twice is that
+    ends_by_tensor: dict[str, list[End]] = {}
+    for tensors, produces in ((config.input, True), (config.output, False)):
+        # Of a tensor that is declared twice, the first declaration counts.
+        first = {tensor.name: tensor for tensor in reversed(tensors)}
         for name, tensor in reversed(first.items()):
             shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             batched = config.max_batch_size > 0
-            end = End("the caller", makes, tensor.data_type, tuple(shape), batched)
-            found.setdefault(name, []).append(end)
+            end = End("the caller", produces, tensor.data_type, tuple(shape), batched)
+            ends_by_tensor.setdefault(name, []).append(end)
     for step in config.ensemble_scheduling.step:
         member = repository.get(step.model_name)
         maps: tuple[tuple[Mapping[str, str], bool], ...] = (
             (step.input_map, False),
             (step.output_map, True),
         )
-        for wires, makes in maps:
-            for name, ours in wires.items():
-                end = _end(f"step {step.model_name}", member, name, makes)
-                found.setdefault(ours, []).append(end)
-    return found
+        for wires, produces in maps:
+            for name, tensor_name in wires.items():
+                end = _end(f"step {step.model_name}", member, name, produces)
+                ends_by_tensor.setdefault(tensor_name, []).append(end)
+    return ends_by_tensor
 
 
-def _end(where: str, member: Model | None, name: str, makes: bool) -> End:
+def _end(owner: str, member: Model | None, name: str, produces: bool) -> End:
     if member is None:
-        return End(where, makes, known=False)
+        return End(owner, produces, known=False)
     config = member.completed
-    tensors: Any = config.output if makes else config.input
-    tensor = next((each for each in tensors if each.name == name), None)
+    tensors: Any = config.output if produces else config.input
+    tensor = next((candidate for candidate in tensors if candidate.name == name), None)
     batched = config.max_batch_size > 0
     if tensor is None or (not tensor.dims and not member.may_complete):
-        return End(where, makes, known=False)
+        return End(owner, produces, known=False)
     may_grow = member.may_complete and not batched
     dims = tuple(tensor.dims)
-    return End(where, makes, tensor.data_type, dims, batched, may_grow=may_grow)
+    return End(owner, produces, tensor.data_type, dims, batched, may_grow=may_grow)
 
 
 def _type(end: End) -> str:

@@ -1,4 +1,4 @@
-"""An ensemble's steps: do they exist, in that version, and can they run in some order?"""
+"""An ensemble's steps: do they exist, in the pinned version, and can they run in some order?"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +8,8 @@ from serving.lint.finding import Finding, error, one_of, warning
 from serving.lint.reading import Model, Repository
 from serving.pins import NEWEST
 
-# What an ensemble has none of: it runs in no instance of its own.
-_NOT_ITS_OWN = ("optimization", "model_warmup")
+# Fields that an ensemble cannot have, because it has no instances.
+_INSTANCE_FIELDS = ("optimization", "model_warmup")
 
 
 def check(model: Model, repository: Repository) -> Iterator[Finding]:
@@ -20,7 +20,7 @@ def check(model: Model, repository: Repository) -> Iterator[Finding]:
         yield from _step(model, repository, index, step)
     yield from wires.check(model, repository)
     yield from _cycles(model)
-    yield from _rings(model, repository)
+    yield from _recursion(model, repository)
     yield from _streams(model, repository)
 
 
@@ -34,29 +34,29 @@ def _ensemble(model: Model) -> Iterator[Finding]:
         yield error(
             "ensemble-platform",
             model.place,
-            "has steps, and its platform is not ensemble",
+            "has steps, but its platform is not ensemble",
             'write platform: "ensemble" and no backend',
         )
     elif config.backend:
         yield error(
             "ensemble-platform",
             model.place,
-            f"is an ensemble, and names the backend {config.backend!r}",
-            "take backend out",
+            f"is an ensemble, but names the backend {config.backend!r}",
+            "remove backend",
         )
     if config.instance_group:
         yield error(
             "ensemble-instances",
             model.place,
-            "has an instance_group, and an ensemble runs in no instance of its own",
+            "has an instance_group, but an ensemble has no instances of its own",
             "delete it; give instances to the steps",
         )
     written = {field.name for field, _ in config.ListFields()}
-    for name in sorted(written.intersection(_NOT_ITS_OWN)):
+    for name in sorted(written.intersection(_INSTANCE_FIELDS)):
         yield error(
             "ensemble-instances",
             model.place,
-            f"has {name}, and an ensemble runs in no instance of its own",
+            f"has {name}, but an ensemble has no instances of its own",
             "move it to a step",
         )
 
@@ -70,9 +70,9 @@ def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterat
         return
     member = repository.get(step.model_name)
     if member is None:
-        there = ", ".join(sorted(set(repository) - {model.name})[:12])
+        names = ", ".join(sorted(set(repository) - {model.name})[:12])
         yield error(
-            "step-unknown", place, "is not in the repository", f"add it, or use one of: {there}"
+            "step-unknown", place, "is not in the repository", f"add it, or use one of: {names}"
         )
         return
     yield from _pin(place, member, step.model_version)
@@ -83,7 +83,7 @@ def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterat
             "step-decoupled",
             place,
             "is decoupled, which makes the ensemble decoupled: /infer and /generate refuse it",
-            "call it by gRPC stream only, or take the decoupled step out",
+            "only call it over a gRPC stream, or remove the decoupled step",
         )
 
 
@@ -93,17 +93,17 @@ def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
             yield warning(
                 "step-unpinned",
                 place,
-                f"follows the newest version: it moves to it before anybody has asked it anything "
+                f"follows the newest version: the ensemble moves to it before it has been probed "
                 f"(there are {', '.join(map(str, member.versions))})",
                 "pin one: model_version: " + str(member.served[-1] if member.served else 1),
             )
     elif version not in member.versions:
-        there = ", ".join(map(str, member.versions)) or "none"
-        unsaid = "" if version else " (0 is what is meant where no model_version is written)"
+        available = ", ".join(map(str, member.versions)) or "none"
+        note = "" if version else " (the default if model_version is not written)"
         yield error(
             "pin-missing",
             place,
-            f"pins version {version}{unsaid}; there are {there}",
+            f"pins version {version}{note}; there are {available}",
             "pin one of these, or -1 for the newest",
         )
     elif version not in member.served:
@@ -119,79 +119,79 @@ def _step_names(place: str, member: Model, step: Any) -> Iterator[Finding]:
     config = member.completed
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
-    # A model that fills its config in when it is loaded may have more than is written.
+    # A model that completes its config when it is loaded may have more tensors than are written.
     if member.written is None and member.may_complete:
         return
-    known = not member.may_complete
-    for name in sorted(set(step.input_map) - set(inputs) if inputs or known else ()):
-        if known or member.backend != "python":
+    is_final = not member.may_complete
+    for name in sorted(set(step.input_map) - set(inputs) if inputs or is_final else ()):
+        if is_final or member.backend != "python":
             yield error("map-unknown", place, f"has no input {name!r}", one_of(inputs))
-    for name in sorted(set(step.output_map) - outputs if outputs or known else ()):
-        if known or member.backend != "python":
+    for name in sorted(set(step.output_map) - outputs if outputs or is_final else ()):
+        if is_final or member.backend != "python":
             yield error("map-unknown", place, f"has no output {name!r}", one_of(outputs))
     for name, tensor in inputs.items():
         if name not in step.input_map and not tensor.optional:
             yield error(
-                "input-unmapped", place, f"its input {name!r} gets nothing", "add it to input_map"
+                "input-unmapped", place, f"its input {name!r} is not mapped", "add it to input_map"
             )
 
 
 def _step_batch(model: Model, member: Model, place: str) -> Iterator[Finding]:
-    whole = model.config.max_batch_size
-    part = member.completed.max_batch_size
-    # A step without a batch axis may be a part of an ensemble with one: the wires decide. What is
-    # written stays, but for a Python model, which may raise it.
+    ensemble_rows = model.config.max_batch_size
+    step_rows = member.completed.max_batch_size
+    # A step without a batch axis may be part of an ensemble with one: the wires decide. Only a
+    # Python model may raise the max_batch_size that is written.
     may_grow = member.may_complete and member.backend == "python"
-    if 0 < part < whole and not may_grow:
+    if 0 < step_rows < ensemble_rows and not may_grow:
         yield error(
             "batch-too-large",
             place,
-            f"takes batches of {part} rows, and the ensemble promises {whole}",
-            f"set the ensemble's max_batch_size to {part}, or the step's to {whole}",
+            f"takes batches of {step_rows} rows, but the ensemble promises {ensemble_rows}",
+            f"set the ensemble's max_batch_size to {step_rows}, or the step's to {ensemble_rows}",
         )
 
 
 def _cycles(model: Model) -> Iterator[Finding]:
-    """Steps that wait for each other: take away what can run until nothing more can."""
+    """Steps that wait for each other: remove what can run until nothing else can."""
     config = model.config
     waiting = list(config.ensemble_scheduling.step)
-    made = {tensor.name for tensor in config.input}
-    everything = made | {name for step in waiting for name in step.output_map.values()}
-    while ready := [s for s in waiting if set(s.input_map.values()) & everything <= made]:
-        made |= {name for step in ready for name in step.output_map.values()}
+    produced = {tensor.name for tensor in config.input}
+    all_tensors = produced | {name for step in waiting for name in step.output_map.values()}
+    while ready := [s for s in waiting if set(s.input_map.values()) & all_tensors <= produced]:
+        produced |= {name for step in ready for name in step.output_map.values()}
         waiting = [step for step in waiting if step not in ready]
     if waiting:
         names = ", ".join(step.model_name for step in waiting)
         yield error(
             "cycle",
             model.place,
-            f"steps wait for each other and none can begin: {names}",
-            "let one of them read what is made before it",
+            f"steps wait for each other, so none can begin: {names}",
+            "let one of them read what is produced before it",
         )
 
 
-def _rings(model: Model, repository: Repository) -> Iterator[Finding]:
+def _recursion(model: Model, repository: Repository) -> Iterator[Finding]:
     """An ensemble that is a step of itself, or of one of its steps."""
     seen: set[str] = set()
-    ways = [[model.name, name] for name in _parts(model)]
-    while ways:
-        way = ways.pop()
-        if way[-1] == model.name:
+    paths = [[model.name, name] for name in _parts(model)]
+    while paths:
+        path = paths.pop()
+        if path[-1] == model.name:
             yield error(
                 "cycle",
                 model.place,
-                f"is a part of itself: {' -> '.join(way)}",
-                "take one of these steps out",
+                f"is part of itself: {' -> '.join(path)}",
+                "remove one of these steps",
             )
             return
-        if way[-1] not in seen and way[-1] in repository:
-            seen.add(way[-1])
-            ways.extend([*way, name] for name in _parts(repository[way[-1]]))
+        if path[-1] not in seen and path[-1] in repository:
+            seen.add(path[-1])
+            paths.extend([*path, name] for name in _parts(repository[path[-1]]))
 
 
 def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
-    """No step may take tensors of two sources of which one answers more than once: nothing tells
-    which answers belong together. The caller of the ensemble counts as a step."""
+    """No step may take tensors from two sources if one of them responds more than once: nothing
+    says which responses belong together. The ensemble's caller counts as a step."""
     sources: dict[str, int] = {tensor.name: 0 for tensor in model.config.input}
     waiting = list(model.config.ensemble_scheduling.step)
     count = 0
@@ -208,27 +208,29 @@ def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
                 origin = count
             sources.update(dict.fromkeys(step.output_map.values(), origin))
         waiting = [step for step in waiting if step not in ready]
-    ends = {sources[tensor.name] for tensor in model.config.output if tensor.name in sources}
-    if len(ends) > 1:
+    output_sources = {
+        sources[tensor.name] for tensor in model.config.output if tensor.name in sources
+    }
+    if len(output_sources) > 1:
         yield _joined(model, "the caller")
 
 
-def _joined(model: Model, who: str) -> Finding:
+def _joined(model: Model, consumer: str) -> Finding:
     return error(
         "streams-joined",
         model.place,
-        f"{who} takes what a decoupled step makes together with what that step did not make",
-        "let everything behind a decoupled step come from its answers",
+        f"{consumer} takes what a decoupled step produces together with tensors from elsewhere",
+        "let everything after a decoupled step come from its responses",
     )
 
 
 def is_decoupled(model: Model, repository: Repository, depth: int = 16) -> bool:
-    """Whether the model answers a request more or less than once; an ensemble does if a step does,
-    whatever its own config says."""
+    """Whether the model may give any number of responses to a request. An ensemble does if a step
+    does, whatever its own config says."""
     if not model.is_ensemble:
         return bool(model.config.model_transaction_policy.decoupled)
     members = [repository[name] for name in _parts(model) if name in repository]
-    return depth > 0 and any(is_decoupled(each, repository, depth - 1) for each in members)
+    return depth > 0 and any(is_decoupled(member, repository, depth - 1) for member in members)
 
 
 def _parts(model: Model) -> list[str]:

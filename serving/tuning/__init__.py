@@ -1,4 +1,3 @@
 """Search a pipeline's serving parameters on this machine: ``space`` says what can be set,
-``trial_server`` is
-the scratch Triton, ``trial`` one setting measured, ``search`` what to try next, ``outcome`` what is
-written."""
+``trial_server`` is the scratch Triton, ``trial`` measures one setting, ``search`` decides what to
+try next, ``outcome`` writes the result."""

@@ -1,7 +1,7 @@
-"""Closed loop: so many connections, each with one request under way, for so many seconds.
+"""Closed loop: a number of connections, each with one request under way, for some seconds.
 
-Over gRPC, as latency-sensitive clients call Triton, with requests that were serialised beforehand:
-what is left of the client is small beside the server, and its own CPU time is measured.
+Over gRPC, as latency-sensitive clients call Triton, with requests serialized beforehand: the
+client's cost is small compared with the server's, and its own CPU time is measured.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from serving.errors import ServingError
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECT_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 60.0
-# The part of a pass that comes before what is counted: at first every connection waits for its
-# first answer, and a slow setting would be made slower by that.
+# The warm-up of a pass, as a share of its counted seconds: at first every connection waits for its
+# first response, which would make a slow setting look slower still.
 LEAD_IN = 0.25
-# Else gRPC joins channels to one address into one connection.
+# Otherwise gRPC merges channels to one address into one connection.
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 
 
 @dataclass(frozen=True)
 class Load:
-    """``requests`` are serialised ModelInferRequests, sent in turn; ``seconds`` are counted, after
+    """``requests`` are serialized ModelInferRequests, sent in turn; ``seconds`` are counted, after
     a lead-in."""
 
     requests: Sequence[bytes]
@@ -36,8 +36,8 @@ class Load:
 
 @dataclass
 class Pass:
-    """What one pass saw: the answers that came within its ``seconds``. ``generator_cores`` is the
-    CPU time of the client by wall time."""
+    """What one pass measured: the responses within its ``seconds``. ``generator_cores`` is the
+    client's CPU time divided by wall time."""
 
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Figures:
-    """Several passes of one setting together: answers a second, latencies in milliseconds."""
+    """Several passes of one setting, merged: responses per second, latencies in milliseconds."""
 
     rps: float
     p50_ms: float
@@ -63,19 +63,18 @@ class Figures:
 
 
 def run(address: str, load: Load) -> Pass:
-    """One pass against the server at ``address``; failed requests are counted, not raised."""
+    """Run one pass against the server at ``address``; failed requests are counted, not raised."""
     return asyncio.run(_run(address, load))
 
 
-def together(passes: Sequence[Pass]) -> Figures:
-    """The figures of passes; ServingError when one of them had no answer: there is nothing then
-    that could be said of it."""
-    if not all(each.latencies_ms for each in passes):
+def merged(passes: Sequence[Pass]) -> Figures:
+    """The merged figures of several passes; ServingError if one of them had no responses."""
+    if not all(measured.latencies_ms for measured in passes):
         raise ServingError("no request was answered within a pass: try fewer connections")
-    latencies = np.concatenate([np.array(each.latencies_ms) for each in passes])
-    seconds = sum(each.seconds for each in passes)
+    latencies = np.concatenate([np.array(measured.latencies_ms) for measured in passes])
+    seconds = sum(measured.seconds for measured in passes)
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
-    cores = sum(each.generator_cores * each.seconds for each in passes) / seconds
+    cores = sum(measured.generator_cores * measured.seconds for measured in passes) / seconds
     return Figures(
         rps=round(len(latencies) / seconds, 1),
         p50_ms=round(float(p50), 2),
@@ -99,33 +98,36 @@ async def _run(address: str, load: Load) -> Pass:
 
 
 async def _timed(channels: Sequence[grpc.aio.Channel], load: Load) -> Pass:
-    found = Pass()
+    result = Pass()
     started, cpu = time.perf_counter(), time.process_time()
-    since = started + LEAD_IN * load.seconds
-    counted = (since, since + load.seconds)
+    begin = started + LEAD_IN * load.seconds
+    window = (begin, begin + load.seconds)
     await asyncio.gather(
-        *(_ask(channel, load, first, counted, found) for first, channel in enumerate(channels))
+        *(
+            _send_requests(channel, load, first, window, result)
+            for first, channel in enumerate(channels)
+        )
     )
-    found.seconds = load.seconds
-    found.generator_cores = (time.process_time() - cpu) / (time.perf_counter() - started)
-    return found
+    result.seconds = load.seconds
+    result.generator_cores = (time.process_time() - cpu) / (time.perf_counter() - started)
+    return result
 
 
-async def _ask(
-    channel: grpc.aio.Channel, load: Load, first: int, counted: tuple[float, float], found: Pass
+async def _send_requests(
+    channel: grpc.aio.Channel, load: Load, first: int, window: tuple[float, float], result: Pass
 ) -> None:
-    """One connection: each begins elsewhere in the requests, so that their mix is even."""
+    """One connection. Each starts at a different request, so that their mix is even."""
     call, index = channel.unary_unary(INFER), first
-    since, until = counted
-    while (begun := time.perf_counter()) < until:
+    begin, end = window
+    while (sent := time.perf_counter()) < end:
         try:
             await call(load.requests[index % len(load.requests)], timeout=REQUEST_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            found.errors += 1
-            found.first_error = found.first_error or " ".join(str(error.details()).split())[:300]
-            await asyncio.sleep(0.01)  # a server that refuses at once is not to be hammered
+            result.errors += 1
+            result.first_error = result.first_error or " ".join(str(error.details()).split())[:300]
+            await asyncio.sleep(0.01)  # do not hammer a server that refuses at once
         else:
-            ended = time.perf_counter()
-            if since <= ended < until:
-                found.latencies_ms.append((ended - begun) * 1e3)
+            answered = time.perf_counter()
+            if begin <= answered < end:
+                result.latencies_ms.append((answered - sent) * 1e3)
         index += load.connections

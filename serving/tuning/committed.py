@@ -1,5 +1,5 @@
 """Tuned serving parameters in a main config (``tidegate optimize NAME --commit``): what they are,
-and how they outlast the next conversion."""
+and how they survive the next conversion."""
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -10,24 +10,24 @@ CARRIED_PARAMETERS = (THREADS_PARAMETER, BUCKETS_PARAMETER)
 
 
 def is_committed(config: ModelConfig) -> bool:
-    """Whether the serving parameters of a main config were measured and committed."""
+    """Whether a main config's serving parameters were measured and committed."""
     return TUNED_PARAMETER in config.parameters
 
 
 def carried(published: ModelConfig, staged: ModelConfig) -> ModelConfig:
-    """What is staged, with the serving parameters that were committed to what is published; the
-    two mean the same (``serving.pins.meaning``). Nothing is carried where nothing was committed."""
-    own = ModelConfig()
-    own.CopyFrom(staged)
+    """The staged config with the serving parameters that were committed to the published one, if
+    any. The two must have the same meaning (``serving.pins.meaning``)."""
+    config = ModelConfig()
+    config.CopyFrom(staged)
     if not is_committed(published):
-        return own
-    own.ClearField("instance_group")
-    own.instance_group.extend(published.instance_group)
-    if own.HasField("dynamic_batching") and published.HasField("dynamic_batching"):
+        return config
+    config.ClearField("instance_group")
+    config.instance_group.extend(published.instance_group)
+    if config.HasField("dynamic_batching") and published.HasField("dynamic_batching"):
         delay_us = published.dynamic_batching.max_queue_delay_microseconds
-        own.dynamic_batching.max_queue_delay_microseconds = delay_us
+        config.dynamic_batching.max_queue_delay_microseconds = delay_us
     for key in CARRIED_PARAMETERS:
-        if key in published.parameters and key in own.parameters:
-            own.parameters[key].CopyFrom(published.parameters[key])
-    own.parameters[TUNED_PARAMETER].CopyFrom(published.parameters[TUNED_PARAMETER])
-    return own
+        if key in published.parameters and key in config.parameters:
+            config.parameters[key].CopyFrom(published.parameters[key])
+    config.parameters[TUNED_PARAMETER].CopyFrom(published.parameters[TUNED_PARAMETER])
+    return config

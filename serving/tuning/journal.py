@@ -1,6 +1,7 @@
-"""Every trial is kept, so that a search that was cut off goes on: ``trials.jsonl``, a line each.
+"""Every trial is recorded in ``trials.jsonl``, one per line, so that an interrupted search can be
+resumed.
 
-A line counts only in the context that it was measured in: the same files, configs, machine, load.
+A line only counts in the context that it was measured in: the same files, configs, machine, load.
 """
 
 import hashlib
@@ -31,20 +32,21 @@ def tools() -> dict[str, str]:
 
 
 def engine_files(repository: Path, versions: Mapping[str, int]) -> str:
-    """SHA-256 over all that these versions of models serve."""
-    found = {
+    """SHA-256 over all the files that these versions of models serve."""
+    digests = {
         f"{model}/{path}": digest
         for model, number in sorted(versions.items())
         for path, digest in content(repository / model / str(number)).items()
     }
-    return _sha256(found)
+    return _sha256(digests)
 
 
 def context(
     trial_server: TrialServer, repository: Path, requests: Sequence[bytes], load: tuple[int, float]
 ) -> dict[str, Any]:
-    """What a figure depends on beside the setting. ``load`` is the connections and the seconds of
-    a pass: what a short budget found in short passes is no answer for a long one."""
+    """What a figure depends on besides the setting. ``load`` is the number of connections and the
+    seconds of a pass: what was found in short passes, on a small budget, does not hold for long
+    ones."""
     return {
         "pipeline": trial_server.name,
         "files": engine_files(repository, trial_server.versions),
@@ -58,21 +60,25 @@ def context(
 
 
 class TrialLog:
-    """The trials of one context in a folder; ``fresh`` forgets those before."""
+    """The trials of one context in a folder; ``fresh`` deletes earlier ones."""
 
-    def __init__(self, folder: Path, where: Mapping[str, Any], fresh: bool = False) -> None:
-        self._path, self._context = folder / TRIALS_FILE, _sha256(where)
+    def __init__(self, folder: Path, context: Mapping[str, Any], fresh: bool = False) -> None:
+        self._path, self._context = folder / TRIALS_FILE, _sha256(context)
         folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             self._path.unlink(missing_ok=True)
 
     def trials(self) -> list[Trial]:
-        """Those of this context, oldest first. A line that was cut off is not counted."""
+        """The trials of this context, oldest first. A truncated line does not count."""
         if not self._path.is_file():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
-        found = [_parsed(line) for line in lines]
-        return [Trial.from_dict(f["trial"]) for f in found if f.get("context") == self._context]
+        entries = [_parsed(line) for line in lines]
+        return [
+            Trial.from_dict(entry["trial"])
+            for entry in entries
+            if entry.get("context") == self._context
+        ]
 
     def add(self, trial: Trial) -> None:
         line = json.dumps({"context": self._context, "trial": trial.as_dict()})
@@ -84,10 +90,10 @@ class TrialLog:
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _sha256(value: Any) -> str:

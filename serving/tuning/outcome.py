@@ -1,5 +1,5 @@
-"""What a search leaves: ``configs/tuned.pbtxt`` of each model that changes, with the measurement it
-came from, and, where it is asked for, the same serving parameters in the main configs."""
+"""What a search writes: ``configs/tuned.pbtxt`` of each model that changes, with the measurement it
+came from, and, on request, the same serving parameters in the main configs."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.config_profiles import (
     TUNED,
-    followed,
     place_config,
     place_profile,
     read_profiles,
-    take_profile,
+    remove_profile,
+    synced_with,
 )
 from serving.deployment import Deployment
 from serving.errors import ServingError
@@ -31,7 +31,7 @@ from serving.tuning.tune import Result
 
 
 def measurement(result: Result, winner: Trial) -> dict[str, Any]:
-    """The measurement as it travels in the config: figures are requests/s and milliseconds."""
+    """The measurement as it is stored in the config: figures are requests/s and milliseconds."""
     context = {k: result.context[k] for k in ("machine", "tools", "connections", "files")}
     return {
         "pipeline": result.name,
@@ -48,59 +48,60 @@ def measurement(result: Result, winner: Trial) -> dict[str, Any]:
 
 
 def write_tuned(deployment: Deployment, result: Result) -> list[str]:
-    """Write the winner's configs, and take away what an earlier search left; the paths written, by
-    the repository. ServingError when something was published while it was measured."""
+    """Write the winner's configs and remove those of an earlier search. Returns the paths written,
+    relative to the repository. ServingError if something was published during the search."""
     repository = deployment.repository
     if not (result.finals or result.is_complete):
-        return []  # the budget ended before anything could be said
+        return []  # the budget ended before there was any result
     with publishing(repository, f"tune {result.name}"):
         recover(deployment)
         configs = _current(repository, result)
         changed = _changed(configs, result, result.winner) if result.winner else {}
         for model, main in configs.items():
             if model in changed:
-                place_profile(repository, model, TUNED, followed(main, changed[model]))
+                place_profile(repository, model, TUNED, synced_with(main, changed[model]))
             else:
-                take_profile(repository, model, TUNED)
+                remove_profile(repository, model, TUNED)
     return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
 
 
 def commit(deployment: Deployment, result: Result) -> list[str]:
-    """Write the winner's serving parameters into the main configs, and let the servers follow; the
-    models that
-    changed. What does not answer its golden sample then is put back, and ServingError says so.
+    """Write the winner's serving parameters into the main configs, and reload them on the servers.
+    Returns the models that changed. If the pipeline then fails its golden sample, the old configs
+    are restored, and ServingError says so.
 
     The batch size stays: it is what clients may send, and belongs to a version.
     """
     if result.winner is None:
         return []
-    kept = replace(result.winner.setting, max_batch=result.context["default"].get("max_batch"))
+    default_batch = result.context["default"].get("max_batch")
+    setting = replace(result.winner.setting, max_batch=default_batch)
     with publishing(deployment.repository, f"commit the serving parameters of {result.name}"):
         recover(deployment)
         before = _current(deployment.repository, result)
-        changed = _changed(before, result, replace(result.winner, setting=kept))
+        changed = _changed(before, result, replace(result.winner, setting=setting))
         try:
-            _bring(deployment, changed)
+            _apply(deployment, changed)
             for replica in deployment.replicas:
                 replica.require_golden(result.name, before[result.name])
         except BaseException:
-            _bring(deployment, {model: before[model] for model in changed})
+            _apply(deployment, {model: before[model] for model in changed})
             raise
     return list(changed)
 
 
 def tuned_measurement(repository: Path, name: str) -> dict[str, Any]:
-    """The measurement in the pipeline's ``configs/tuned.pbtxt``; {} where there is none."""
+    """The measurement in the pipeline's ``configs/tuned.pbtxt``; {} if there is none."""
     for model in (*active_members(repository, name), name):
         profile = read_profiles(repository / model).get(TUNED)
         if profile and TUNED_PARAMETER in profile.parameters:
-            found = json.loads(profile.parameters[TUNED_PARAMETER].string_value)
-            return found if isinstance(found, dict) else {}
+            measured = json.loads(profile.parameters[TUNED_PARAMETER].string_value)
+            return measured if isinstance(measured, dict) else {}
     return {}
 
 
 def is_of_another_engine(repository: Path, name: str, measured: Mapping[str, Any]) -> bool:
-    """Whether the files that serve now are not those of the measurement."""
+    """Whether the active version's files differ from those of the measurement."""
     versions = {**active_members(repository, name), name: active_version(repository, name)}
     return bool(measured.get("files") != engine_files(repository, versions))
 
@@ -110,10 +111,10 @@ def _current(repository: Path, result: Result) -> dict[str, ModelConfig]:
     name = result.name
     versions = {**active_members(repository, name), name: active_version(repository, name)}
     configs = {model: read_config(repository, model) for model in versions}
-    now = (engine_files(repository, versions), setting_of(configs).as_dict())
-    if now != (result.context["files"], result.context["default"]):
+    current = (engine_files(repository, versions), setting_of(configs).as_dict())
+    if current != (result.context["files"], result.context["default"]):
         raise ServingError(
-            f"{name} was published anew while it was measured, so nothing was written: run "
+            f"{name} was published again during the search, so nothing was written: run "
             f"tidegate optimize {name} again"
         )
     return configs
@@ -124,15 +125,15 @@ def _changed(
 ) -> dict[str, ModelConfig]:
     """The configs that the setting changes, each with the measurement."""
     text = json.dumps(measurement(result, winner), separators=(",", ":"))
-    found = {}
+    changed = {}
     for model, config in applied(configs, winner.setting).items():
         if config != configs[model]:
             config.parameters[TUNED_PARAMETER].string_value = text
-            found[model] = config
-    return found
+            changed[model] = config
+    return changed
 
 
-def _bring(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
+def _apply(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
     for model, config in configs.items():
         place_config(deployment.repository, model, config)
     for replica in deployment.replicas:

@@ -1,4 +1,4 @@
-"""One setting of a pipeline's serving parameters: read from its configs, and laid over them."""
+"""One setting of a pipeline's serving parameters: read from its configs, and applied to them."""
 
 import json
 from collections.abc import Mapping
@@ -16,9 +16,8 @@ Configs = Mapping[str, ModelConfig]
 @dataclass(frozen=True)
 class Setting:
     """The serving parameters; None for one that the pipeline does not have. ``instances``,
-    ``threads`` and
-    ``queue_delay_us`` are the engine's, ``buckets`` (tokens) and ``pre_instances`` the first
-    step's; ``max_batch`` (rows) is of the whole pipeline."""
+    ``threads`` and ``queue_delay_us`` are the engine's, ``buckets`` (tokens) and ``pre_instances``
+    the first step's; ``max_batch`` (rows) applies to the whole pipeline."""
 
     instances: int | None = None
     threads: int | None = None
@@ -28,9 +27,9 @@ class Setting:
     pre_instances: int | None = None
 
     def as_dict(self) -> dict[str, int | list[int]]:
-        """The serving parameters that there are."""
-        found = {key: value for key, value in asdict(self).items() if value is not None}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+        """The serving parameters that the pipeline has."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, int | list[int]]) -> "Setting":
@@ -44,12 +43,14 @@ class Setting:
         """What differs from ``other``, in words: "max_batch 64 -> 16"."""
         mine, theirs = self.as_dict(), other.as_dict()
         changed = [key for key in mine if mine[key] != theirs.get(key)]
-        return ", ".join(f"{k} {_said(theirs.get(k))} -> {_said(mine[k])}" for k in changed)
+        return ", ".join(
+            f"{k} {_formatted(theirs.get(k))} -> {_formatted(mine[k])}" for k in changed
+        )
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which model of a pipeline has which serving parameters; '' where there is none."""
+    """Which model of a pipeline has which serving parameters; '' if there is none."""
 
     public: str
     engine: str
@@ -67,13 +68,13 @@ def roles(configs: Configs) -> Roles:
 
 
 def setting_of(configs: Configs) -> Setting:
-    """The setting that the configs say."""
-    who = roles(configs)
-    engine, pre = configs.get(who.engine), configs.get(who.pre)
+    """The setting in the configs."""
+    role = roles(configs)
+    engine, pre = configs.get(role.engine), configs.get(role.pre)
     return Setting(
         instances=_instances(engine),
         threads=int(_parameter(engine, THREADS_PARAMETER)) or None,
-        max_batch=configs[who.public].max_batch_size or None,
+        max_batch=configs[role.public].max_batch_size or None,
         queue_delay_us=_queue_delay_us(engine),
         buckets=_buckets(pre),
         pre_instances=_instances(pre),
@@ -81,18 +82,18 @@ def setting_of(configs: Configs) -> Setting:
 
 
 def applied(configs: Configs, setting: Setting) -> dict[str, ModelConfig]:
-    """The configs with the setting laid over them; those that nothing changes are equal."""
-    who, changed = roles(configs), {}
+    """Copies of the configs with the setting applied; unaffected ones equal the originals."""
+    role, changed = roles(configs), {}
     for name, config in configs.items():
-        own = ModelConfig()
-        own.CopyFrom(config)
+        copy = ModelConfig()
+        copy.CopyFrom(config)
         if setting.max_batch is not None:
-            own.max_batch_size = setting.max_batch
-        if name == who.engine:
-            _set_engine(own, setting)
-        elif name == who.pre:
-            _set_pre(own, setting)
-        changed[name] = own
+            copy.max_batch_size = setting.max_batch
+        if name == role.engine:
+            _set_engine(copy, setting)
+        elif name == role.pre:
+            _set_pre(copy, setting)
+        changed[name] = copy
     return changed
 
 
@@ -114,7 +115,7 @@ def _set_pre(config: ModelConfig, setting: Setting) -> None:
 
 
 def _instances(config: ModelConfig | None) -> int | None:
-    """Only of one plain group: several (devices, say) are somebody's own layout."""
+    """Only for a single group: several (for devices, say) are the user's own layout."""
     if config is None or len(config.instance_group) != 1:
         return None
     return config.instance_group[0].count or 1
@@ -135,8 +136,8 @@ def _queue_delay_us(config: ModelConfig | None) -> int | None:
 def _buckets(config: ModelConfig | None) -> tuple[int, ...] | None:
     if config is None or BUCKETS_PARAMETER not in config.parameters:
         return None
-    return tuple(int(each) for each in _parameter(config, BUCKETS_PARAMETER).split(","))
+    return tuple(int(edge) for edge in _parameter(config, BUCKETS_PARAMETER).split(","))
 
 
-def _said(value: object) -> str:
+def _formatted(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""What a search may set: the legal values of each serving parameter, given the pipeline and the
+"""What a search may set: the valid values of each serving parameter, for the pipeline and the
 machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 from serving.tuning.setting import Setting
 
-# More threads in all than this take turns for longer than they work.
+# With more threads in all than this, they wait for a core longer than they work.
 THREADS_PER_CORE = 2
 QUEUE_DELAYS_US = (100, 500, 2000)
 SMALLEST_BATCH = 4
-# Bucket edges are multiples of it: finer ones leave requests with nobody to share a batch with.
+# Bucket edges are multiples of it: with finer ones, requests find no others to share a batch with.
 BUCKET_STEP = 4
 FINE_UP_TO = 64
 
 
 @dataclass(frozen=True)
 class Space:
-    """``lengths`` are the token counts of the samples; empty where nothing has buckets."""
+    """``lengths`` are the token counts of the samples; empty if the pipeline has no buckets."""
 
     default: Setting
     cores: int
@@ -27,20 +27,20 @@ class Space:
     def moves(self, setting: Setting) -> Mapping[str, list[Setting]]:
         """The settings one serving parameter away from ``setting``, by serving parameter, in the
         order to try them."""
-        every: dict[str, list[dict[str, Any]]] = {
+        choices_by_parameter: dict[str, list[dict[str, Any]]] = {
             "buckets": self._buckets(),
             "instances x threads": self._parallel(setting),
             "max batch": self._max_batch(),
             "queue delay": self._queue_delay(),
             "pre instances": self._pre_instances(),
         }
-        found = {}
-        for serving_parameter, choices in every.items():
-            others = [replace(setting, **choice) for choice in choices]
-            others = [each for each in dict.fromkeys(others) if each != setting]
+        moves = {}
+        for serving_parameter, choices in choices_by_parameter.items():
+            others = dict.fromkeys(replace(setting, **choice) for choice in choices)
+            others.pop(setting, None)
             if others:
-                found[serving_parameter] = others
-        return found
+                moves[serving_parameter] = list(others)
+        return moves
 
     def _parallel(self, setting: Setting) -> list[dict[str, Any]]:
         if setting.instances is None:
@@ -75,7 +75,7 @@ class Space:
         declared = self.default.buckets
         if declared is None:
             return []
-        return [{"buckets": each} for each in proposals(declared, self.lengths)]
+        return [{"buckets": edges} for edges in proposals(declared, self.lengths)]
 
     def _pre_instances(self) -> list[dict[str, Any]]:
         if self.default.pre_instances is None:
@@ -85,17 +85,17 @@ class Space:
 
 
 def proposals(declared: tuple[int, ...], lengths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Bucket edges to try: the declared ones, these with one shorter, the samples' quartiles, and
-    fine ones. The last is always the longest text that the model takes."""
+    """Bucket edges to try: the declared ones, the same with a shorter one added, the samples'
+    quartiles, and fine ones. The last edge is always the longest text that the model takes."""
     last = declared[-1]
     shorter = (max(BUCKET_STEP, declared[0] // 2), *declared)
     fine = range(2 * BUCKET_STEP, min(FINE_UP_TO, last), BUCKET_STEP)
-    found = [declared, _edges(shorter, last)]
+    candidates = [declared, _edges(shorter, last)]
     if lengths:
-        found.append(_edges((*_quantiles(lengths), *declared), last))
-    found.append(_edges((*fine[:3], *fine[4:8:2], *declared), last))
-    found.append(_edges((*fine, *declared), last))
-    return list(dict.fromkeys(found))
+        candidates.append(_edges((*_quantiles(lengths), *declared), last))
+    candidates.append(_edges((*fine[:3], *fine[4:8:2], *declared), last))
+    candidates.append(_edges((*fine, *declared), last))
+    return list(dict.fromkeys(candidates))
 
 
 def _edges(lengths: Sequence[int], last: int) -> tuple[int, ...]:
@@ -105,8 +105,10 @@ def _edges(lengths: Sequence[int], last: int) -> tuple[int, ...]:
 def _quantiles(lengths: Sequence[int]) -> list[int]:
     """The quartiles and the 90th percentile, rounded up to whole steps."""
     ordered = sorted(lengths)
-    at = [ordered[min(len(ordered) - 1, int(len(ordered) * q))] for q in (0.25, 0.5, 0.75, 0.9)]
-    return [-(-length // BUCKET_STEP) * BUCKET_STEP for length in at]
+    quantiles = [
+        ordered[min(len(ordered) - 1, int(len(ordered) * q))] for q in (0.25, 0.5, 0.75, 0.9)
+    ]
+    return [-(-length // BUCKET_STEP) * BUCKET_STEP for length in quantiles]
 
 
 def _doubling(most: int) -> list[int]:

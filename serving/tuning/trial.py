@@ -1,4 +1,4 @@
-"""One setting measured beside the default, in turns."""
+"""One setting, measured beside the default in alternating passes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,18 +12,18 @@ from serving.tuning.closed_loop import Figures, Load, Pass
 from serving.tuning.search import Score
 from serving.tuning.setting import Setting
 from serving.tuning.trial_server import TrialServer
-from serving.tuning.workload import Answer, Questions, difference
+from serving.tuning.workload import Outputs, Workload, difference
 
-# Without a bound of the user's: as slow as the default may be at worst, and a little for noise.
+# If the user gives no bound: the default's own p99, and a little for noise.
 P99_SLACK = 1.1
 MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a setting. ``ratio`` is its throughput by the default's, both measured in turns,
-    and ``error`` the standard error of its logarithm over the pairs of passes; ``reason`` says why
-    a setting that was refused (wrong answers) or failed has no figures.
+    """The result of measuring a setting. ``ratio`` is its throughput divided by the default's, both
+    measured in alternation, and ``error`` the standard error of its logarithm over the pairs of
+    passes; ``reason`` says why a setting that was refused (wrong outputs) or failed has no figures.
     """
 
     setting: Setting
@@ -57,64 +57,68 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the trials of one search share. ``pass_s`` is the length of one pass."""
+    """What the trials of one search share. ``pass_s`` is the length of one pass in seconds."""
 
     trial_server: TrialServer
-    questions: Questions
-    answers: list[Answer]
+    workload: Workload
+    expected: list[Outputs]
     connections: int
     pass_s: float
 
     def run(self, setting: Setting, pairs: int) -> Trial:
-        """Load the setting and measure it against the default in ``pairs`` of passes. What Triton
-        refuses is a failed trial, not an error."""
+        """Load the setting and measure it against the default in ``pairs`` pairs of passes. A
+        setting that Triton refuses is a failed trial, not an error."""
         try:
-            self.trial_server.challenge(setting)
+            self.trial_server.load_trial(setting)
             model = self.trial_server.trial_name
-            given = self.questions.answers(self.trial_server.server.control, model)
+            outputs = self.workload.outputs(self.trial_server.server.control, model)
         except ServingError as error:
             if not self.trial_server.server.is_alive():
                 raise
             return Trial(setting, FAILED, str(error))
-        wrong = difference(given, self.answers, self.questions.tolerance)
-        if wrong:
-            return Trial(setting, REFUSED, wrong)
+        mismatch = difference(outputs, self.expected, self.workload.tolerance)
+        if mismatch:
+            return Trial(setting, REFUSED, mismatch)
         return self._measured(setting, pairs)
 
     def _measured(self, setting: Setting, pairs: int) -> Trial:
         loads = {
-            name: Load(self.questions.to(name), self.connections, self.pass_s)
+            name: Load(self.workload.requests_to(name), self.connections, self.pass_s)
             for name in (self.trial_server.name, self.trial_server.trial_name)
         }
         for load in loads.values():  # warm-up: connections, arenas, every shape
             closed_loop.run(self.trial_server.address, load)
         passes: dict[str, list[Pass]] = {name: [] for name in loads}
         for number in range(pairs):
-            # Who comes first alternates too.
+            # Which of the two comes first alternates, too.
             for name in list(loads)[:: -1 if number % 2 else 1]:
                 passes[name].append(closed_loop.run(self.trial_server.address, loads[name]))
-        return _judged(
+        return _evaluated(
             setting, passes[self.trial_server.name], passes[self.trial_server.trial_name]
         )
 
 
-def _judged(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Trial:
-    failed = next((each for each in tuned if each.errors or not each.latencies_ms), None)
+def _evaluated(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Trial:
+    failed = _first_failed(tuned)
     if failed:
         return Trial(setting, FAILED, f"requests failed: {failed.first_error or 'none answered'}")
-    broken = next((each for each in default if each.errors or not each.latencies_ms), None)
-    if broken:
+    failed = _first_failed(default)
+    if failed:
         raise ServingError(
-            "the pipeline as it is fails under this load, so there is nothing to compare with: "
-            f"{broken.first_error or 'no answer within a pass'}; try fewer --connections"
+            "the unchanged pipeline fails under this load, so there is nothing to compare with: "
+            f"{failed.first_error or 'no answer within a pass'}; try fewer --connections"
         )
     pairs = zip(tuned, default, strict=True)
-    logs = np.log([mine.rps / theirs.rps for mine, theirs in pairs])
+    logs = np.log([changed.rps / unchanged.rps for changed, unchanged in pairs])
     return Trial(
         setting,
         MEASURED,
         ratio=round(float(np.exp(np.mean(logs))), 4),
         error=round(float(np.std(logs, ddof=1) / np.sqrt(len(logs))), 4),
-        default=closed_loop.together(default),
-        tuned=closed_loop.together(tuned),
+        default=closed_loop.merged(default),
+        tuned=closed_loop.merged(tuned),
     )
+
+
+def _first_failed(passes: list[Pass]) -> Pass | None:
+    return next((done for done in passes if done.errors or not done.latencies_ms), None)

@@ -1,6 +1,6 @@
-"""The test stand: a scratch Triton that serves the pipeline as it is, and beside it, under other
-names, the setting on trial. Figures are taken in turns from the two, so that whatever else the
-machine does meets both; a model that nobody asks costs memory and no time.
+"""A scratch Triton that serves the unchanged pipeline and beside it, under other names, the setting
+on trial. The two are measured in alternation, so that whatever else the machine does affects both;
+a model without requests costs memory but no time.
 """
 
 import shutil
@@ -25,8 +25,8 @@ TRIAL_SUFFIX = ".trial"
 
 
 class TrialServer:
-    """``configs`` are those of the pipeline now, members first, each with the one version that is
-    served. Use it as a context manager."""
+    """``configs`` are the pipeline's current configs, members first, each with its one served
+    version. Use it as a context manager."""
 
     def __init__(self, repository: Path, name: str, work_dir: Path) -> None:
         self.name, self._repository = name, repository
@@ -58,7 +58,7 @@ class TrialServer:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -72,27 +72,27 @@ class TrialServer:
     def trial_name(self) -> str:
         return f"{self.name}{TRIAL_SUFFIX}"
 
-    def challenge(self, setting: Setting) -> None:
-        """Load the pipeline with this setting as ``trial_name``; ServingError when Triton refuses
-        it or runs something else."""
+    def load_trial(self, setting: Setting) -> None:
+        """Load the pipeline with this setting as ``trial_name``; ServingError if Triton refuses it
+        or runs another setting."""
         self._drop()
         names = {model: f"{model}{TRIAL_SUFFIX}" for model in self.configs}
-        moved = {model: (names[model], version) for model, version in self.versions.items()}
+        positions = {model: (names[model], version) for model, version in self.versions.items()}
         for model, config in applied(self.configs, setting).items():
-            own = repinned(config, moved)
-            own.name = names[model]
-            self._place(self.server.options.repository, model, own)
+            trial_config = repinned(config, positions)
+            trial_config.name = names[model]
+            self._place(self.server.options.repository, model, trial_config)
         self._loaded = [*reversed(names.values())]
         self.server.control.load(self.trial_name)
-        runs = setting_of({model: self._asked(model, names) for model in self.configs})
-        if runs != setting:
-            raise ServingError(f"Triton was told {setting.key} and runs {runs.key}")
+        actual = setting_of({model: self._served_config(model, names) for model in self.configs})
+        if actual != setting:
+            raise ServingError(f"Triton was given {setting.key} but runs {actual.key}")
 
-    def _asked(self, model: str, names: Mapping[str, str]) -> ModelConfig:
-        """The config that Triton says it serves the trial's model with, under the usual names."""
+    def _served_config(self, model: str, names: Mapping[str, str]) -> ModelConfig:
+        """The config that Triton serves the trial's model with, with the original model names."""
         config = self.server.control.config(names[model])
-        back = {names[each]: (each, version) for each, version in self.versions.items()}
-        return repinned(config, back) if pins(config) else config
+        originals = {names[name]: (name, version) for name, version in self.versions.items()}
+        return repinned(config, originals) if pins(config) else config
 
     def _drop(self) -> None:
         for model in self._loaded:
@@ -100,7 +100,7 @@ class TrialServer:
         self._loaded = []
 
     def _place(self, scratch: Path, model: str, config: ModelConfig) -> None:
-        """The model's folder under the config's name: its version linked, and the config."""
+        """Create the model's folder under the config's name: its version linked, and the config."""
         folder, version = scratch / config.name, str(self.versions[model])
         if not folder.is_dir():
             source = self._repository / model / version
@@ -117,7 +117,7 @@ class TrialServer:
 
 
 def _copy_labels(source: Path, folder: Path) -> None:
-    """The files beside the config: an output's labels."""
+    """Copy the files beside the config: an output's labels."""
     for path in source.iterdir():
         if path.is_file() and path.name != CONFIG_FILE:
             shutil.copyfile(path, folder / path.name)

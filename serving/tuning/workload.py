@@ -1,4 +1,4 @@
-"""The load: real requests of the pipeline, made once, and the answers that they get."""
+"""The workload: real requests to the pipeline, built once, and the outputs that they give."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -17,37 +17,38 @@ SEED = 20240229
 TIMEOUT_S = 60.0
 COMPARED = 64
 TOKEN_COUNT = "token_count"  # noqa: S105 - a tensor
-Answer = Mapping[str, list[Any]]
+Outputs = Mapping[str, list[Any]]  # of one request, by tensor name
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Requests to one model, by their order in ``bodies``. ``tolerance`` is the golden sample's."""
+class Workload:
+    """Requests to one model. ``tolerance`` is the golden sample's."""
 
     requests: Sequence[service_pb2.ModelInferRequest]
     tolerance: float
 
-    def to(self, model: str) -> list[bytes]:
-        """The requests, addressed to ``model`` and serialised."""
-        return [_addressed(each, model).SerializeToString() for each in self.requests]
+    def requests_to(self, model: str) -> list[bytes]:
+        """The requests, addressed to ``model`` and serialized."""
+        return [_addressed(request, model).SerializeToString() for request in self.requests]
 
-    def answers(self, control: TritonControl, model: str) -> list[Answer]:
-        """What ``model`` answers to the first of them; ServingError when it refuses one."""
+    def outputs(self, control: TritonControl, model: str) -> list[Outputs]:
+        """The outputs of ``model`` for the first ``COMPARED`` requests; ServingError if it refuses
+        one."""
         return [
-            _read(control.infer(_addressed(each, model), TIMEOUT_S))
-            for each in self.requests[:COMPARED]
+            _outputs_of(control.infer(_addressed(request, model), TIMEOUT_S))
+            for request in self.requests[:COMPARED]
         ]
 
 
-def questions(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Questions:
-    """The golden sample and each body (an endpoint schema request), shuffled; ServingError for a
-    pipeline without a golden sample or a body with an unknown field."""
+def from_samples(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Workload:
+    """The golden sample and each body (a request in the endpoint schema's form), shuffled;
+    ServingError for a pipeline without a golden sample or a body with an unknown field."""
     try:
         golden = sample_of(config)
     except GoldenError as error:
         raise ServingError(f"{config.name}: the golden sample {error}") from None
     if golden is None:
-        raise ServingError(f"{config.name} has no golden sample, so nothing can be asked")
+        raise ServingError(f"{config.name} has no golden sample, so there is no workload")
     fields = request_fields(config)
     requests = [infer_request(config.name, config, golden.tensors, golden.parameters)]
     for number, body in enumerate(bodies, 1):
@@ -59,51 +60,49 @@ def questions(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Quest
             )
         requests.append(infer_request(config.name, config, *bound(fields, body)))
     random.Random(SEED).shuffle(requests)  # noqa: S311 - an order, not a secret
-    return Questions(requests, golden.golden.tolerance)
+    return Workload(requests, golden.golden.tolerance)
 
 
-def accepted(control: TritonControl, model: str, asked: Questions) -> tuple[Questions, str]:
-    """Those that the model answers, and the first refusal ('' when there was none)."""
-    kept, refusal = [], ""
-    for request in asked.requests:
+def accepted(control: TritonControl, model: str, workload: Workload) -> tuple[Workload, str]:
+    """The requests that the model answers, and the first refusal ('' if there was none)."""
+    requests, refusal = [], ""
+    for request in workload.requests:
         try:
             control.infer(_addressed(request, model), TIMEOUT_S)
         except ServingError as error:
             refusal = refusal or str(error)
         else:
-            kept.append(request)
-    if not kept:
+            requests.append(request)
+    if not requests:
         raise ServingError(f"{model} answers none of the samples: {refusal}")
-    return replace(asked, requests=kept), refusal
+    return replace(workload, requests=requests), refusal
 
 
-def lengths(control: TritonControl, step: str, asked: Questions) -> list[int]:
-    """The length in tokens of each text, as the tokeniser step counts them."""
-    found = []
-    for request in asked.requests:
-        answer = _read(control.infer(_addressed(request, step), TIMEOUT_S))
-        found.append(int(max(answer[TOKEN_COUNT])))
-    return found
+def lengths(control: TritonControl, step: str, workload: Workload) -> list[int]:
+    """The length in tokens of each text, as the tokenizer step counts them."""
+    counts = []
+    for request in workload.requests:
+        outputs = _outputs_of(control.infer(_addressed(request, step), TIMEOUT_S))
+        counts.append(int(max(outputs[TOKEN_COUNT])))
+    return counts
 
 
-def difference(mine: Sequence[Answer], theirs: Sequence[Answer], tolerance: float) -> str:
-    """'' when the answers agree within ``tolerance``, else what does not."""
-    for number, (one, other) in enumerate(zip(mine, theirs, strict=True), 1):
-        for tensor, values in other.items():
-            if not agree(one.get(tensor, []), values, tolerance):
-                return f"answers differ from the default's in {tensor} (sample {number})"
+def difference(actual: Sequence[Outputs], expected: Sequence[Outputs], tolerance: float) -> str:
+    """'' if the outputs agree within ``tolerance``, else the first difference."""
+    for number, (outputs, references) in enumerate(zip(actual, expected, strict=True), 1):
+        for tensor, values in references.items():
+            if not agree(outputs.get(tensor, []), values, tolerance):
+                return f"outputs differ from the default's in {tensor} (sample {number})"
     return ""
 
 
 def _addressed(request: service_pb2.ModelInferRequest, model: str) -> service_pb2.ModelInferRequest:
-    own = service_pb2.ModelInferRequest()
-    own.CopyFrom(request)
-    own.model_name = model
-    return own
+    copy = service_pb2.ModelInferRequest()
+    copy.CopyFrom(request)
+    copy.model_name = model
+    return copy
 
 
-def _read(answer: Any) -> Answer:
-    raw = answer.raw_output_contents
-    return {
-        o.name: values_of(o.datatype, data) for o, data in zip(answer.outputs, raw, strict=True)
-    }
+def _outputs_of(response: Any) -> Outputs:
+    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+    return {output.name: values_of(output.datatype, raw) for output, raw in pairs}

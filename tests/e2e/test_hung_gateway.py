@@ -159,7 +159,7 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     wait_until(lambda: one.output.count("the gateway ended by itself") >= 1, HEAL_S, "notice")
     wait_until(lambda: _answers(one), HEAL_S, "service")
     assert _gateway(one) != gateway
-    for said in ("events are not recorded", "Triton's log is not kept", "publishers will not find"):
+    for said in ("events are not recorded", "Triton's log is not written", "publishers will not find"):
         assert one.output.count(said) == 1, one.output
     assert one.process.poll() is None
 

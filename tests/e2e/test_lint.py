@@ -42,7 +42,7 @@ def test_an_error_says_the_fix_and_exits_1(tmp_path):
     (tmp_path / "mine" / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
     run = _lint(tmp_path, str(tmp_path / "mine"))
     assert run.returncode == 1
-    assert "m/1: backend onnxruntime looks for model.onnx, and there is nothing" in run.stdout
+    assert "m/1: backend onnxruntime looks for model.onnx, but there is nothing" in run.stdout
     assert "put model.onnx there" in run.stdout
     found = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
     assert found[0]["code"] == "file-missing"

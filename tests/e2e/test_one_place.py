@@ -106,7 +106,7 @@ def test_what_is_routed_is_promoted_and_a_second_canary_is_refused(own):
     assert (
         "mood.v2 gets 50 % of the callers of mood, and one canary runs at a time" in second.stderr
     )
-    assert "tidegate canary mood --weight 0 ends it" in second.stderr
+    assert "tidegate canary mood --weight 0 stops it" in second.stderr
     assert _loaded(own) == {"mood.v2"}
     assert _routes(own) == {NAME: {"mood.v2": 50}}
     assert "version 2 serves everybody" in _done(own, "promote", NAME)
@@ -150,7 +150,7 @@ def test_no_grace_at_all_loses_no_request(own):
                 answer = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
                 answers[answer.status_code] += 1
 
-    threads = [threading.Thread(deployment=call) for _ in range(3)]
+    threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:

@@ -225,7 +225,7 @@ WRONG: dict[str, tuple[onnx.ModelProto, str, str]] = {
         "max_batch_size: 4\n"
         + tensor("input", "x", "FP32", "3")
         + tensor("output", "z", "FP32", "3"),
-        "tensor 'z': config.pbtxt lists it, the graph has ['y']",
+        "tensor 'z': config.pbtxt lists it, but the graph has ['y']",
     ),
     "wrong_type": (
         ROW,
@@ -533,7 +533,7 @@ def test_text_that_is_not_utf8_is_the_clients_fault(served: Served) -> None:
 def test_a_graph_that_does_not_batch_says_so(served: Served) -> None:
     error = _refusal(served, "flattening", x=np.ones((3, 2), np.float32))
     assert error.startswith("[StatusCode.INTERNAL]")
-    assert "model 'flattening' tensor 'y': the graph gave shape [6, 1] for 3 rows" in error
+    assert "model 'flattening' tensor 'y': the graph returned shape [6, 1] for 3 rows" in error
 
 
 def test_no_error_shows_a_path(served: Served) -> None:
@@ -565,7 +565,7 @@ def test_a_wrong_config_does_not_load(refusals: dict[str, str], name: str) -> No
 def test_doubtful_options_are_in_the_log(served: Served) -> None:
     log = served.log()
     assert "parameter 'intra_op_threads' is not an option" in log
-    assert "model 'two_instances': 2 instances with a thread for every core" in log
+    assert "model 'two_instances': 2 instances, each with a thread for every core" in log
     assert "tidegate.note" not in log
 
 

@@ -207,6 +207,6 @@ def test_what_the_linter_calls_an_error_ends_the_start_before_triton(tmp_path):
     running = launch(tmp_path, "echo_llm")
     assert running.process.wait(60) == 1
     assert "echo_llm/1: " in running.output
-    assert "looks for model.py, and there is nothing [file-missing]: put model.py" in running.output
+    assert "looks for model.py, but there is nothing [file-missing]: put model.py" in running.output
     assert "--no-lint" in running.output
     assert "starting Triton" not in running.output

@@ -43,7 +43,7 @@ def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
 def test_a_canary_that_makes_no_sense_is_refused(server):
     with online(server) as target:
         now = active_version(target.repository, NAME)
-        with pytest.raises(PublishFailed, match="serves already"):
+        with pytest.raises(PublishFailed, match="is already the active version"):
             canary.start(target, NAME, now)
         with pytest.raises(PublishFailed, match="has no version 99"):
             canary.start(target, NAME, 99)

@@ -1,10 +1,10 @@
-"""A publisher in a process of its own, to be killed: run as ``python -m``, never imported.
+"""A publisher in its own process, to be killed: run as ``python -m``, never imported.
 
     python -m tests.serving.killed_publisher WORK_DIR REPOSITORY STEP publish STAGED
     python -m tests.serving.killed_publisher WORK_DIR REPOSITORY STEP switch VERSION
 
-It kills itself with SIGKILL as it reaches STEP (a name of serving.publish_phase.PublishPhase, or -
-for none).
+It kills itself with SIGKILL when it reaches the phase STEP (a name of
+serving.publish_phase.PublishPhase, or - for none).
 """
 
 import os
@@ -21,18 +21,18 @@ from serving.versions import switch_to
 from tests.serving.small_pipeline import MODELS, NAME
 
 
-def main(work_dir: Path, repository: Path, fatal: str, verb: str, what: str) -> None:
-    def tell(step: PublishPhase, about: str) -> None:
-        os.write(1, f"{step.name}\n".encode())
-        if step.name == fatal:
+def main(work_dir: Path, repository: Path, fatal: str, verb: str, argument: str) -> None:
+    def tell(phase: PublishPhase, model: str) -> None:
+        os.write(1, f"{phase.name}\n".encode())
+        if phase.name == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with connected(servers_of(work_dir, repository)) as replicas:
         deployment = Deployment(repository, replicas, tell, grace_s=0.2)
         if verb == "publish":
-            publish(Path(what), repository, MODELS, deployment)
+            publish(Path(argument), repository, MODELS, deployment)
         else:
-            switch_to(deployment, NAME, int(what))
+            switch_to(deployment, NAME, int(argument))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A pipeline of two small Python models, staged in as many versions as a test wants.
+"""A pipeline of two small Python models, staged in as many versions as a test needs.
 
-``mood`` answers FP32 ``score``: its engine's number plus the input. The golden sample of a version
-says what that version answers, so a mix of two versions cannot pass.
+``mood`` outputs FP32 ``score``: its engine's number plus the input. A version's golden sample
+expects what that version outputs, so a mix of two versions cannot pass.
 """
 
 import itertools
@@ -19,7 +19,7 @@ MODELS = ["mood_pre", "mood_onnx", "mood"]
 X, MIDDLE, SCORE = (TensorSpec(name, "FP32", (1,)) for name in ("x", "middle", "score"))
 _count = itertools.count()
 
-# While the file SICK is younger than the process, it answers 100 too much.
+# While the file SICK is newer than the process, the output is 100 too high.
 STEP = """
 import os
 import time
@@ -35,8 +35,8 @@ class TritonPythonModel:
 
     def _answer(self, request):
         value = pb_utils.get_input_tensor_by_name(request, "{source}").as_numpy()
-        answer = pb_utils.Tensor("{target}", value + self._number(value))
-        return pb_utils.InferenceResponse([answer])
+        output = pb_utils.Tensor("{target}", value + self._number(value))
+        return pb_utils.InferenceResponse([output])
 
     def _number(self, value):
         sick = os.path.exists({sick!r}) and os.path.getmtime({sick!r}) > self.started
@@ -57,8 +57,8 @@ def step(ends: tuple[str, str], add: float, initialize: str = "pass", sick: str 
     return STEP.format(source=source, target=target, add=add, initialize=initialize, sick=sick)
 
 
-def pipeline(answer: float, card: str = "") -> Pipeline:
-    """Its golden sample says: 1 gives 1 + ``answer``."""
+def pipeline(add: float, card: str = "") -> Pipeline:
+    """Its golden sample expects 1 + ``add`` for the input 1."""
     endpoint_schema = EndpointSchema(
         ENDPOINT_SCHEMA.purpose,
         ENDPOINT_SCHEMA.request,
@@ -83,7 +83,7 @@ def pipeline(answer: float, card: str = "") -> Pipeline:
                 StepSpec("mood_onnx", 1, {"middle": "middle"}, {"score": "score"}),
             ),
             endpoint_schema=endpoint_schema,
-            golden=Golden({"x": 1}, {"score": [1 + answer]}, 0.01),
+            golden=Golden({"x": 1}, {"score": [1 + add]}, 0.01),
         ),
     )
 
@@ -96,7 +96,7 @@ def stage(
     sick: str = "",
 ) -> Path:
     """The folder with a staged version whose engine adds ``add``; ``initialize`` is a line of its
-    code that runs as it loads, ``sick`` the file that makes it answer wrongly."""
+    code that runs when it loads, ``sick`` the file that makes its output wrong."""
     staged = staging_folder(repository) / f"staged-{next(_count)}"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A Triton that serves the small pipeline, clients that call it without a pause, and publishers."""
+"""A Triton that serves the small pipeline, clients that call it continuously, and publishers."""
 
 import collections
 import contextlib
@@ -22,13 +22,13 @@ from tests.serving.small_pipeline import MODELS, NAME, stage
 
 
 class Caller:
-    """Clients that ask ``mood`` for 0 without a pause, and what they were answered."""
+    """Clients that continuously send 0 to ``mood``, and the answers that they get."""
 
     def __init__(self, address: str, clients: int = 3) -> None:
         self._address, self._stopped = address, threading.Event()
         self.answers: collections.Counter[float] = collections.Counter()
         self.errors: list[str] = []
-        self._threads = [threading.Thread(deployment=self._call) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
 
     def __enter__(self):
         for thread in self._threads:
@@ -75,7 +75,7 @@ def serving_small_pipeline(
 
 @contextlib.contextmanager
 def online(server, count=1, **options):
-    """A target with every server that announced itself for this repository."""
+    """A Deployment with every server that announced itself for this repository."""
     repository = server.options.repository
     with connected(servers_of(server.options.work_dir, repository)) as replicas:
         assert len(replicas) == count
@@ -84,7 +84,7 @@ def online(server, count=1, **options):
 
 @contextlib.contextmanager
 def under_load(server):
-    """Nothing that happens inside may cost a request."""
+    """No request may fail, whatever happens inside."""
     with Caller(server.control.address) as caller:
         wait_until(lambda: sum(caller.answers.values()) > 20, 20, "answers before")
         yield caller

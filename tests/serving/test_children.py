@@ -1,4 +1,4 @@
-"""Children: started whatever else this process does, and ended with it."""
+"""Child processes: started whatever else this process does, and ended with it."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ STARTS = 100
 
 @pytest.fixture
 def busy_with_grpc():
-    """Threads of this process that open connections and call, without a pause."""
+    """Threads of this process that continuously open connections and call."""
     echo = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("e", {"E": echo}),))
@@ -33,22 +33,22 @@ def busy_with_grpc():
                 assert channel.unary_unary("/e/E")(b"x", timeout=20) == b"x"
 
     with ThreadPoolExecutor(2) as pool:
-        calling = [pool.submit(call) for _ in range(2)]
+        calls = [pool.submit(call) for _ in range(2)]
         yield
         ended.set()
-    assert [each.result() for each in calling] == [None, None]
+    assert [future.result() for future in calls] == [None, None]
     server.stop(0).wait()
 
 
-def test_a_child_never_meets_grpcs_handlers_of_a_fork(busy_with_grpc, tmp_path):
-    """With them one in sixty was aborted before it was the command."""
+def test_a_child_never_runs_grpcs_fork_handlers(busy_with_grpc, tmp_path):
+    """With them, one child in sixty was aborted before it ran the command."""
     log = tmp_path / "log"
     codes = [children.start(["true"], log=log.open("ab")).wait(10) for _ in range(STARTS)]
     assert codes == [0] * STARTS
     assert log.read_text() == ""
 
 
-def test_it_is_the_command_itself_in_a_session_of_its_own():
+def test_a_child_is_the_command_itself_in_its_own_session():
     child = children.start(["sleep", "60"])
     wait_until(lambda: psutil.Process(child.pid).name() == "sleep", 10, "the command")
     assert os.getsid(child.pid) == child.pid
@@ -56,7 +56,7 @@ def test_it_is_the_command_itself_in_a_session_of_its_own():
     assert child.returncode == -signal.SIGTERM
 
 
-def test_it_ends_with_a_parent_that_is_killed():
+def test_a_child_ends_when_its_parent_is_killed():
     code = (
         "import sys, time; from serving import children; "
         "print(children.start(['sleep', '60']).pid, flush=True); time.sleep(60)"
@@ -71,14 +71,14 @@ def test_it_ends_with_a_parent_that_is_killed():
     wait_until(lambda: not child.is_running() or child.status() == "zombie", 10, "its end")
 
 
-def test_a_command_that_is_not_there(tmp_path):
+def test_a_command_that_does_not_exist(tmp_path):
     log = tmp_path / "log"
     assert children.start(["/no/such/program"], log=log.open("ab")).wait(10) == 1
     assert "/no/such/program cannot be run: No such file" in log.read_text()
 
 
 @pytest.mark.parametrize(
-    ("written", "code", "said"),
+    ("earlier_log", "code", "expected"),
     [
         ("before: Error\n", "import sys; sys.exit(3)", "exit code 3"),
         ("", "print('INFO a'); raise ValueError('the port')", "says: ValueError: the port"),
@@ -90,9 +90,9 @@ def test_a_command_that_is_not_there(tmp_path):
         ),
     ],
 )
-def test_why_a_child_ended_is_read_from_what_it_wrote_itself(tmp_path, written, code, said):
+def test_why_a_child_ended_is_read_from_what_it_wrote_itself(tmp_path, earlier_log, code, expected):
     log = tmp_path / "child.log"
-    log.write_text(written)
+    log.write_text(earlier_log)
     child = children.start([sys.executable, "-c", code], log=log.open("ab"))
     child.wait(30)
-    assert said in children.why_ended(child, log, len(written))
+    assert expected in children.why_ended(child, log, len(earlier_log))

@@ -1,4 +1,4 @@
-"""The configs beside the main one say how a model runs, and follow it in what it serves."""
+"""Config profiles say how a model runs, and are synced with the main config on what it serves."""
 
 import shutil
 
@@ -8,12 +8,12 @@ from modelspec.layout import staging_folder
 from modelspec.pbtxt import parse
 from serving.config_profiles import (
     TUNED,
-    followed,
     place_profile,
     profile_names,
     profile_path,
     read_profiles,
-    take_profile,
+    remove_profile,
+    synced_with,
 )
 from serving.deployment import Deployment
 from serving.errors import PublishFailed
@@ -53,7 +53,8 @@ def tuned(repository, model):
 
 
 def in_step(repository):
-    """Each config profile pins, lists and shows what its main config does."""
+    """Assert that each config profile pins, lists and declares what its main config does; returns
+    the version of each model."""
     for model in MODELS:
         main, profile = read_config(repository, model), tuned(repository, model)
         assert listed_versions(profile) == listed_versions(main)
@@ -65,7 +66,7 @@ def in_step(repository):
     return {model: max(listed_versions(tuned(repository, model)) or [1]) for model in MODELS}
 
 
-def test_a_publication_and_a_rollback_take_the_profiles_along(repository):
+def test_a_publication_and_a_rollback_sync_the_profiles(repository):
     assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 1, "mood": 1}
     publish(stage(repository, 5), repository, MODELS)
     assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 2, "mood": 2}
@@ -78,24 +79,24 @@ def test_a_publication_and_a_rollback_take_the_profiles_along(repository):
     "fatal",
     [PublishPhase.JOURNALLED, PublishPhase.LISTED, PublishPhase.PINNED, PublishPhase.RETIRED],
 )
-def test_a_publication_that_is_cut_off_leaves_them_in_step(repository, fatal):
+def test_an_interrupted_publication_leaves_them_synced(repository, fatal):
     class Cut(BaseException):
-        """As a kill: nothing is cleared up by what was cut off."""
+        """Like a kill: the interrupted publication clears up nothing."""
 
-    def cut(step, what):
-        if step == fatal:
+    def cut(phase, model):
+        if phase == fatal:
             raise Cut
 
     before = {model: tuned(repository, model) for model in MODELS}
     with pytest.raises(Cut):
         publish(stage(repository, 5), repository, MODELS, Deployment(repository, tell=cut))
     recover(Deployment(repository))
-    found = in_step(repository)
-    if found["mood_onnx"] == 1:
+    versions = in_step(repository)
+    if versions["mood_onnx"] == 1:
         assert {model: tuned(repository, model) for model in MODELS} == before
 
 
-def test_one_that_fell_behind_is_brought_into_step_first(repository):
+def test_a_profile_that_fell_behind_is_synced_first(repository):
     """Killed between the two renames, or a config corrected by hand."""
     publish(stage(repository, 5), repository, MODELS)
     config = with_versions(read_config(repository, "mood_onnx"), [1, 2])
@@ -105,14 +106,14 @@ def test_one_that_fell_behind_is_brought_into_step_first(repository):
     assert listed_versions(tuned(repository, "mood_onnx")) == [1, 2]
 
 
-def test_one_in_step_is_not_written_again(repository):
+def test_a_synced_profile_is_not_written_again(repository):
     path = profile_path(repository, "mood_onnx", TUNED)
     before = path.stat()
     recover(Deployment(repository))
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_profiles_that_were_staged_are_published_with_the_versions_that_are_given(repository):
+def test_staged_profiles_are_published_with_the_assigned_versions(repository):
     staged = stage(repository, 7)
     config = read_config(staged, "mood_onnx")
     config.instance_group[0].count = 9
@@ -125,7 +126,7 @@ def test_profiles_that_were_staged_are_published_with_the_versions_that_are_give
     assert profile_names(repository) == {"gpu": ["mood_onnx"], "tuned": sorted(MODELS)}
 
 
-def test_one_that_does_not_parse_keeps_nobody_from_publishing(repository):
+def test_a_profile_that_does_not_parse_does_not_stop_a_publication(repository):
     profile_path(repository, "mood_onnx", "gpu").write_text("max_batch_size: many")
     publish(stage(repository, 5), repository, MODELS)
     assert profile_path(repository, "mood_onnx", "gpu").read_text() == "max_batch_size: many"
@@ -136,10 +137,10 @@ def test_no_profile_takes_larger_batches_than_were_proved(repository):
     main = read_config(repository, "mood_onnx")
     profile = tuned(repository, "mood_onnx")
     profile.max_batch_size = 64
-    assert followed(main, profile).max_batch_size == main.max_batch_size == 8
+    assert synced_with(main, profile).max_batch_size == main.max_batch_size == 8
 
 
-def test_what_was_measured_elsewhere_is_not_brought(repository, tmp_path):
+def test_what_was_measured_elsewhere_is_not_imported(repository, tmp_path):
     config = read_config(repository, "mood_onnx")
     place_profile(repository, "mood_onnx", "gpu", config)
     other = tmp_path / "other" / "model_repository"
@@ -156,7 +157,7 @@ def _without_manifest(repository, tmp_path):
     return copy
 
 
-def test_taking_the_last_one_takes_the_folder(repository):
-    take_profile(repository, "mood_onnx", TUNED)
+def test_removing_the_last_profile_removes_the_folder(repository):
+    remove_profile(repository, "mood_onnx", TUNED)
     assert not (repository / "mood_onnx" / "configs").exists()
-    assert [path.name for path in staging_folder(repository).glob("config profile*")] == []
+    assert [path.name for path in staging_folder(repository).glob("file+*")] == []

@@ -1,4 +1,4 @@
-"""What a person reads of a search, and what a program does."""
+"""The report of a config search, for people and as JSON."""
 
 import dataclasses
 import json
@@ -35,12 +35,12 @@ RESULT = Result(
 )
 
 
-def said(result, written=(), committed=()):
+def lines_of(result, written=(), committed=()):
     return "\n".join(ConfigSearchReport(result, written, committed).lines())
 
 
-def test_the_claim_its_bound_its_noise_and_its_price_are_said():
-    text = said(RESULT, ["mood/configs/tuned.pbtxt"], ["mood_onnx"])
+def test_the_gain_its_bound_its_noise_and_its_cost_are_reported():
+    text = lines_of(RESULT, ["mood/configs/tuned.pbtxt"], ["mood_onnx"])
     for part in (
         "max batch: max_batch 64 -> 8: 1.00x -> 1.50x",
         "max_batch 64 -> 8: 1.50x (+-1 %)",
@@ -59,20 +59,16 @@ def test_the_claim_its_bound_its_noise_and_its_price_are_said():
 
 def test_a_search_that_found_nothing_says_so():
     nothing = dataclasses.replace(RESULT, winner=None)
-    assert "the default stays" in said(nothing)
+    assert "the default stays" in lines_of(nothing)
     early = dataclasses.replace(nothing, finals=[], is_complete=False)
-    assert "nothing was changed" in said(early) and "run it again" in said(early)
+    assert "nothing was changed" in lines_of(early) and "run it again" in lines_of(early)
 
 
-def test_a_program_reads_the_same():
-    found = json.loads(json.dumps(ConfigSearchReport(RESULT, (), ()).as_json()))
-    assert found["measurement"]["ratio"] == 1.5
-    assert found["measurement"]["p99_bound_ms"] == 22.0
-    assert found["moves"][0]["serving_parameter"] == "max batch"
-    assert [trial["status"] for trial in found["trials"]] == ["measured", "failed"]
-    assert (
-        ConfigSearchReport(dataclasses.replace(RESULT, winner=None), (), ()).as_json()[
-            "measurement"
-        ]
-        is None
-    )
+def test_the_json_has_the_same_content():
+    report = json.loads(json.dumps(ConfigSearchReport(RESULT, (), ()).as_json()))
+    assert report["measurement"]["ratio"] == 1.5
+    assert report["measurement"]["p99_bound_ms"] == 22.0
+    assert report["moves"][0]["serving_parameter"] == "max batch"
+    assert [trial["status"] for trial in report["trials"]] == ["measured", "failed"]
+    nothing = ConfigSearchReport(dataclasses.replace(RESULT, winner=None), (), ())
+    assert nothing.as_json()["measurement"] is None

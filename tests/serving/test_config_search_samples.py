@@ -1,4 +1,4 @@
-"""The inputs of a search: an endpoint schema's fields say what a file of samples means."""
+"""The inputs of a config search: an endpoint schema's fields say how to read a file of samples."""
 
 import base64
 import json
@@ -18,16 +18,16 @@ TABLE = {
 }
 
 
-def test_without_samples_the_conversions_own_are_asked():
+def test_without_a_file_the_conversions_samples_are_used():
     texts = bodies(TEXT, None)
     assert len(texts) > 100 and all(set(body) == {"text"} for body in texts)
     images = bodies(IMAGE, None)
     assert len(images) > 5
     assert all(base64.b64decode(body["image"]["b64"])[:1] for body in images)
-    assert bodies(TABLE, None) == []  # the golden sample is left
+    assert bodies(TABLE, None) == []  # only the golden sample
 
 
-def test_each_form_of_file_is_read(tmp_path):
+def test_each_file_format_is_read(tmp_path):
     lines, rows, table = tmp_path / "t.txt", tmp_path / "t.jsonl", tmp_path / "t.csv"
     lines.write_text("one\n\ntwo\n")
     assert bodies(TEXT, lines) == [{"text": "one"}, {"text": "two"}]
@@ -43,7 +43,7 @@ def test_each_form_of_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "fields", "what"),
+    ("name", "content", "fields", "message"),
     [
         ("a.jsonl", "{", TEXT, "line 1 is no JSON"),
         ("a.jsonl", "[1]", TEXT, "no object"),
@@ -54,12 +54,12 @@ def test_each_form_of_file_is_read(tmp_path):
         ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "give a .jsonl"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, name, content, fields, what):
+def test_a_file_that_does_not_fit_is_refused(tmp_path, name, content, fields, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(SourceRefused, match=what):
+    with pytest.raises(SourceRefused, match=message):
         bodies(fields, tmp_path / name)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(SourceMissing, match="no file"):
         bodies(TEXT, tmp_path / "nowhere.txt")

@@ -5,11 +5,11 @@ import threading
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 
-LOOKS = 300
+CALLS = 300
 
 
-def test_a_folder_that_goes_meanwhile_does_not_fail_the_index(tmp_path):
-    """Without a second try about one look in five fails here."""
+def test_a_folder_that_disappears_meanwhile_does_not_fail_the_index(tmp_path):
+    """Without a second try, about one call in five fails here."""
     repository, ended = tmp_path / "models", threading.Event()
     repository.mkdir()
 
@@ -25,7 +25,7 @@ def test_a_folder_that_goes_meanwhile_does_not_fail_the_index(tmp_path):
     with TritonServer(options) as server:
         thread.start()
         try:
-            for _ in range(LOOKS):
+            for _ in range(CALLS):
                 server.control.index(tries=20)
         finally:
             ended.set()

@@ -1,4 +1,4 @@
-"""The golden samples of our own pipelines can be asked as they travel in their configs."""
+"""The golden samples in the configs of our own pipelines can be used as probes."""
 
 import importlib
 
@@ -13,7 +13,7 @@ from tests.serving.small_pipeline import pipeline
 from tidegate.task_registry import KNOWN
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KNOWN.items() if kind])
+@pytest.mark.parametrize("name", [name for name, task in KNOWN.items() if task])
 def test_a_sample_fills_the_inputs_and_expects_outputs(name):
     config = to_proto(importlib.import_module(f"ensembles.{name}").PIPELINE.public)
     sample = sample_of(config)
@@ -31,17 +31,17 @@ def test_a_model_without_a_sample_has_none():
     assert sample_of(to_proto(pipeline(1).members[0])) is None
 
 
-def test_memory_that_is_too_small_says_the_numbers(tmp_path, monkeypatch):
+def test_too_little_memory_is_reported_with_the_numbers(tmp_path, monkeypatch):
     engine = pipeline(1).members[1]
     (tmp_path / "model.py").write_bytes(b"x" * 1024)
-    placed = PlannedVersion("mood_onnx", 2, to_proto(engine), tmp_path)
+    version = PlannedVersion("mood_onnx", 2, to_proto(engine), tmp_path)
     monkeypatch.setattr("serving.preflight.available_bytes", lambda: 100 * 2**20)
     with pytest.raises(PublishFailed, match=r"need about 340 MiB .* 100 MiB are available"):
-        require_memory([placed], [2**22 + 1])  # no such process
-    require_memory([placed], [])  # no server: nothing is loaded twice
+        require_memory([version], [2**22 + 1])  # no such process
+    require_memory([version], [])  # no server: nothing is loaded twice
 
 
-def test_a_container_s_limit_counts(tmp_path):
+def test_a_containers_memory_limit_counts(tmp_path):
     machine = available_bytes(tmp_path)
     assert machine > 2**20
     (tmp_path / "memory.max").write_text("max\n")

@@ -1,4 +1,4 @@
-"""A Triton or a model that hangs is ended and started again; one that is busy is left alone."""
+"""A Triton or a model that hangs is killed and restarted; a busy one is left alone."""
 
 import contextlib
 import threading
@@ -21,16 +21,16 @@ HEAL_S = 40.0
 
 
 class Watching:
-    """A watcher that is called as ``tidegate up`` calls it, and what it told."""
+    """A watcher that is called as ``tidegate up`` calls it, and its messages."""
 
     def __init__(self, server):
-        self.told = []
-        self.watcher = Watcher(server, [NAME], self.told.append)
+        self.messages = []
+        self.watcher = Watcher(server, [NAME], self.messages.append)
 
     def until(self, condition, timeout_s, what):
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}; {self.told}"
+            assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}; {self.messages}"
             self.watcher.check()
             time.sleep(0.1)
 
@@ -43,7 +43,7 @@ def short(monkeypatch):
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0.5)
     monkeypatch.setattr(health, "LATE_S", 1.0)
     monkeypatch.setattr(work, "STOPPED_S", 3.0)
-    monkeypatch.setattr(pulse, "STOPPED_S", 1e9)  # by what it answers, not by its state
+    monkeypatch.setattr(pulse, "STOPPED_S", 1e9)  # judged by its answers, not by its state
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def server(tmp_path):
 
 @pytest.fixture
 def watching(short, server):
-    found = Watching(server)
-    yield found
-    found.watcher.close()
+    watching = Watching(server)
+    yield watching
+    watching.watcher.close()
 
 
 def _answers(server) -> bool:
@@ -69,8 +69,8 @@ def test_a_triton_that_is_stopped_is_killed_and_started_again(server, watching):
     before = server.pid
     stubs = live_stubs(before)
     psutil.Process(before).suspend()
-    watching.until(lambda: "Triton is serving again" in watching.told, HEAL_S, "restart")
-    assert any("Triton hangs (no answer to" in line for line in watching.told)
+    watching.until(lambda: "Triton is serving again" in watching.messages, HEAL_S, "restart")
+    assert any("Triton hangs (no answer to" in line for line in watching.messages)
     assert server.pid != before
     assert _answers(server)
     assert not {stub.pid for stub in stubs} & {stub.pid for stub in live_stubs(server.pid)}
@@ -78,22 +78,24 @@ def test_a_triton_that_is_stopped_is_killed_and_started_again(server, watching):
     assert watching.watcher.events.counts["triton_restarted", ""] == 1
 
 
-def test_streams_alone_that_are_dead_are_a_death(server, watching, monkeypatch):
+def test_a_triton_with_dead_streams_only_counts_as_dead(server, watching, monkeypatch):
     watching.until(lambda: watching.watcher._pulse._judged == server.pid, 20, "a first look")
     monkeypatch.setattr(server.control, "answers_streams", lambda timeout_s: False)
-    watching.until(lambda: any("no answer to streams" in t for t in watching.told), 20, "notice")
+    watching.until(
+        lambda: any("no answer to streams" in t for t in watching.messages), 20, "notice"
+    )
     monkeypatch.undo()
-    watching.until(lambda: "Triton is serving again" in watching.told, HEAL_S, "restart")
+    watching.until(lambda: "Triton is serving again" in watching.messages, HEAL_S, "restart")
     assert _answers(server)
 
 
-def test_a_model_s_process_that_is_stopped_is_replaced(server, watching):
+def test_a_stopped_model_process_is_replaced(server, watching):
     watching.until(lambda: watching.watcher._pulse._judged == server.pid, 20, "a first look")
     pid = server.pid
     hung = [stub for stub in live_stubs(pid) if stub.model == "mood_onnx"]
     for stub in hung:
         psutil.Process(stub.pid).suspend()
-    watching.until(lambda: f"revived {NAME}" in watching.told, HEAL_S, "revival")
+    watching.until(lambda: f"revived {NAME}" in watching.messages, HEAL_S, "revival")
     assert server.pid == pid
     assert _answers(server)
     watching.until(lambda: not _stopped(hung), 25, "the end of what was stopped")
@@ -106,19 +108,20 @@ def test_a_model_that_is_only_busy_is_left_alone(short, tmp_path):
         served = len(_all_answers(server, 40, watching))
         assert served == 40
         watching.watcher.close()
-        quiet = [t for t in watching.told if "revived" in t or "answer" in t]
+        quiet = [t for t in watching.messages if "revived" in t or "answer" in t]
         assert not quiet
-        count = sum(each.inference_stats.success.count for each in server.control.statistics(NAME))
-        assert count >= 40  # its statistics are those of one life
+        versions = server.control.statistics(NAME)
+        count = sum(version.inference_stats.success.count for version in versions)
+        assert count >= 40  # the model was never reloaded
 
 
 def _stopped(stubs) -> list[int]:
-    found = []
+    pids = []
     for stub in stubs:
         with contextlib.suppress(psutil.NoSuchProcess):
             if psutil.Process(stub.pid).status() == psutil.STATUS_STOPPED:
-                found.append(stub.pid)
-    return found
+                pids.append(stub.pid)
+    return pids
 
 
 def _slow(repository, line):
@@ -127,7 +130,7 @@ def _slow(repository, line):
 
 
 def _all_answers(server, count, watching):
-    """As many at once, from clients of their own, while the watcher watches."""
+    """``count`` concurrent requests, each from its own client, while the watcher runs."""
     answers = []
 
     def call():
@@ -141,33 +144,33 @@ def _all_answers(server, count, watching):
     return answers
 
 
-def test_nothing_ends_the_watcher_and_its_heart_beats(server, watching, monkeypatch):
+def test_nothing_ends_the_watcher_and_it_keeps_its_heartbeat(server, watching, monkeypatch):
     def fail(self):
-        raise RuntimeError("told to fail")
+        raise RuntimeError("fail on purpose")
 
     monkeypatch.setattr(Watcher, "_look", fail)
     watching.watcher.check()
-    assert any("RuntimeError: told to fail" in line for line in watching.told)
+    assert any("RuntimeError: fail on purpose" in line for line in watching.messages)
     page = (server.options.work_dir / "watch.prom").read_text()
-    beat = float(page.rpartition("timestamp_seconds ")[2])
-    assert abs(time.time() - beat) < 10
+    heartbeat = float(page.rpartition("timestamp_seconds ")[2])
+    assert abs(time.time() - heartbeat) < 10
 
 
-def test_a_stalled_watcher_is_told(tmp_path, monkeypatch):
+def test_a_stalled_watcher_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(pulse, "STALLED_S", 0.1)
-    heard = []
-    looked = pulse.Pulse(None, lambda: None, lambda *found: heard.append(found))
-    looked.round_began = time.monotonic() - 1
-    looked._look_at_watcher()
-    assert heard[0][0] == "watcher_stalled"
+    events = []
+    stalled = pulse.Pulse(None, lambda: None, lambda *event: events.append(event))
+    stalled.round_began = time.monotonic() - 1
+    stalled._look_at_watcher()
+    assert events[0][0] == "watcher_stalled"
     assert Events(tmp_path).render()
 
 
 def test_a_golden_sample_that_cannot_be_used_is_a_fault_of_its_model(server):
     config = server.control.config(NAME)
-    found = []
+    faults = []
     for text in ("{", "{}", '{"request": {"x": 1}, "expect": {"score": [NaN]}, "tolerance": 0.1}'):
         config.parameters[GOLDEN_PARAMETER].string_value = text
-        found.append(fault(server.control, NAME, config))
-    assert all(each.startswith("has a golden sample that ") for each in found), found
-    assert len(set(found)) == 3
+        faults.append(fault(server.control, NAME, config))
+    assert all(text.startswith("has a golden sample that ") for text in faults), faults
+    assert len(set(faults)) == 3

@@ -1,4 +1,4 @@
-"""Finding Triton: PATH first, then the wheel; what is missing is named, with the way to get it."""
+"""Finding Triton: PATH first, then the wheel; the error names what is missing and how to get it."""
 
 import importlib.util
 import os
@@ -41,7 +41,7 @@ def _container(folder, *backends: str):
     return str(binary.parent)
 
 
-def test_a_server_on_path_wins_and_its_native_backend_is_not_covered_by_ours(tmp_path):
+def test_a_server_on_path_wins_and_its_native_backend_is_not_replaced_by_ours(tmp_path):
     path = _container(tmp_path / "triton", "python", "onnxruntime")
     installation = find_triton(search_path=path)
     assert installation.binary.parent.samefile(path)
@@ -63,13 +63,13 @@ def test_a_server_without_the_python_backend_is_named(tmp_path):
         find_triton(search_path=_container(tmp_path / "triton"))
 
 
-def test_no_server_at_all_says_how_to_get_one(monkeypatch):
+def test_without_a_server_the_error_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TritonMissing, match=r"pip install 'tidegate\[server\]'"):
         find_triton(search_path="/nonexistent")
 
 
-def test_regions_of_dead_owners_are_cleared_and_those_of_the_living_are_not(tmp_path, monkeypatch):
+def test_regions_of_dead_owners_are_removed_and_those_of_live_ones_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers, "FOLDER", tmp_path)
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -80,6 +80,6 @@ def test_regions_of_dead_owners_are_cleared_and_those_of_the_living_are_not(tmp_
     (tmp_path / "triton_python_backend_shm_region_1").touch()
     leftovers.remove_orphans(build)
     assert not list(build.iterdir())
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert len(left) == 3
-    assert left[1].startswith(f"tidegate_{os.getpid()}_")
+    remaining = sorted(path.name for path in tmp_path.iterdir())
+    assert len(remaining) == 3
+    assert remaining[1].startswith(f"tidegate_{os.getpid()}_")

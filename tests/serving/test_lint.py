@@ -1,4 +1,4 @@
-"""The linter on repositories as people write them by hand: each fault is found, with its place."""
+"""The linter on hand-written repositories: each fault is found, with its place."""
 
 import json
 import re
@@ -45,14 +45,14 @@ ensemble_scheduling { step [
 """
 
 
-def _graph(folder, batch="n", dims=("m",), kind=TensorProto.INT64) -> None:
+def _graph(folder, batch="n", dims=("m",), element_type=TensorProto.INT64) -> None:
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)]
-    ends = (
-        [value("input_ids", kind, [batch, *dims])],
+    values = (
+        [value("input_ids", element_type, [batch, *dims])],
         [value("logits", TensorProto.FLOAT, [batch, 3])],
     )
-    graph = helper.make_graph(nodes, "g", *ends)
+    graph = helper.make_graph(nodes, "g", *values)
     opsets = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, ir_version=9, opset_imports=opsets)
     onnx.save(model, folder / "model.onnx")
@@ -60,7 +60,7 @@ def _graph(folder, batch="n", dims=("m",), kind=TensorProto.INT64) -> None:
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository of three models without a parameter of ours, and without a fault."""
+    """A repository of three models without any tidegate parameters, and without faults."""
     root = tmp_path / "models"
     for name, text in (("step", STEP), ("engine", ENGINE), ("whole", WHOLE)):
         (root / name / "1").mkdir(parents=True)
@@ -71,10 +71,10 @@ def repository(tmp_path):
 
 
 def _codes(repository, **options) -> list[str]:
-    return [each.code for each in lint(repository, **{"cores": 2, **options})]
+    return [finding.code for finding in lint(repository, **{"cores": 2, **options})]
 
 
-def test_a_good_repository_by_hand_is_clean(repository):
+def test_a_good_hand_written_repository_is_clean(repository):
     assert lint(repository, cores=2) == []
 
 
@@ -90,7 +90,7 @@ def test_no_such_folder_is_an_error(tmp_path):
         lint(tmp_path / "nowhere")
 
 
-# One replacement in one config, and what is found.
+# One replacement in one config, and the expected finding.
 EDITS = [
     ("step", "max_batch_size: 8", "max_batch_size: many", "config-broken", "step/config.pbtxt"),
     ("step", 'backend: "python"', 'backend: "python" name: "stap"', "name-differs", "step/config"),
@@ -213,14 +213,14 @@ def test_a_fault_in_a_config_is_found_at_its_place(repository, model, old, new, 
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    found = [each for each in lint(repository, cores=2) if each.code == code]
-    assert found, _codes(repository)
-    assert place in found[0].place
-    assert found[0].message
-    assert found[0].fix
+    findings = [finding for finding in lint(repository, cores=2) if finding.code == code]
+    assert findings, _codes(repository)
+    assert place in findings[0].place
+    assert findings[0].message
+    assert findings[0].fix
 
 
-# Something done to the files, and what is found.
+# A change to the files, and the expected finding.
 FILES = [
     (lambda r: (r / "engine/1/model.onnx").unlink(), "file-missing"),
     (lambda r: (r / "engine/1/model.onnx").write_bytes(b"no model"), "graph-broken"),
@@ -265,7 +265,7 @@ GOLDEN = {"request": {"text": "hello"}, "expect": {"logits": [1]}, "tolerance": 
     ("endpoint_schema", "golden", "code"),
     [
         (ENDPOINT_SCHEMA, None, "golden-missing"),
-        (None, GOLDEN, "golden-without-endpoint schema"),
+        (None, GOLDEN, "golden-without-endpoint"),
         ("no JSON", GOLDEN, "endpoint-broken"),
         (ENDPOINT_SCHEMA, "no JSON", "golden-broken"),
         ({**ENDPOINT_SCHEMA, "response": {"x-tensor": "label"}}, GOLDEN, "endpoint-unbound"),
@@ -273,7 +273,9 @@ GOLDEN = {"request": {"text": "hello"}, "expect": {"logits": [1]}, "tolerance": 
         (ENDPOINT_SCHEMA, {**GOLDEN, "expect": {"label": [1]}}, "golden-unbound"),
     ],
 )
-def test_a_face_that_binds_to_nothing_is_found(repository, endpoint_schema, golden, code):
+def test_an_endpoint_schema_that_binds_to_nothing_is_found(
+    repository, endpoint_schema, golden, code
+):
     text = WHOLE
     for key, value in (("tidegate.endpoint", endpoint_schema), ("tidegate.golden", golden)):
         if value is not None:
@@ -285,19 +287,19 @@ def test_a_face_that_binds_to_nothing_is_found(repository, endpoint_schema, gold
 
 
 def test_a_step_that_leaves_its_tensors_to_triton_is_no_fault(repository):
-    """Triton completes the config from the model; what is not declared cannot be compared."""
+    """Triton completes the config from the model; undeclared tensors cannot be compared."""
     (repository / "engine" / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 8')
     assert _codes(repository) == []
 
 
-def test_a_step_without_a_batch_axis_may_be_a_part_of_an_ensemble_with_one(repository):
+def test_a_step_without_a_batch_axis_may_be_part_of_an_ensemble_with_one(repository):
     """Triton compares the dims with and without the axis, and loads and serves it."""
     path = repository / "step" / "config.pbtxt"
     path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 0"))
     assert _codes(repository) == []
 
 
-def test_a_file_is_told_from_a_folder_that_is_not_there(repository):
+def test_a_file_is_distinguished_from_a_missing_folder(repository):
     with pytest.raises(ServingError, match="is a file"):
         lint(repository / "step" / "config.pbtxt")
 
@@ -312,7 +314,7 @@ def test_a_field_is_refused_by_the_servers_that_do_not_know_it(repository):
     assert _codes(repository, triton=(2, 14)) == ["field-newer", "step-refused"]
 
 
-def test_sequence_models_as_nvidia_writes_them_are_no_fault(tmp_path):
+def test_nvidias_own_sequence_models_are_no_fault(tmp_path):
     """Their controls are inputs that only sequence_batching declares."""
     for case in graphs.CASES:
         if case.name in ("simple_sequence", "simple_dyna_sequence"):
@@ -326,19 +328,19 @@ def test_one_wrong_name_is_one_finding(repository):
     assert _codes(repository) == ["map-unknown"]
 
 
-def test_errors_come_first_and_models_that_are_built_on_demand_are_no_error(repository):
+def test_errors_come_first_and_models_built_on_demand_are_no_error(repository):
     (repository / "whole" / "1").rmdir()
     (repository / "notes").mkdir()
-    found = lint(repository, cores=2)
-    assert [each.severity for each in found] == [Severity.ERROR, Severity.WARNING]
-    found = lint(repository, cores=2, on_demand=["whole"])
-    assert [each.code for each in found] == ["stray-folder", "not-built"]
+    findings = lint(repository, cores=2)
+    assert [finding.severity for finding in findings] == [Severity.ERROR, Severity.WARNING]
+    findings = lint(repository, cores=2, on_demand=["whole"])
+    assert [finding.code for finding in findings] == ["stray-folder", "not-built"]
 
 
 def test_every_code_is_documented():
-    """And the page lists none that does not exist."""
+    """And the page lists no unknown code."""
     sources = "".join(path.read_text() for path in (ROOT / "serving" / "lint").glob("*.py"))
     codes = set(re.findall(r'(?:error|warning|info|say)\(\s*"([a-z-]+)"', sources))
     page = (ROOT / "docs" / "linting.md").read_text()
-    listed = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`|`(tampered|placeholder|cycle)`", page))
-    assert codes == {name for pair in listed for name in pair if name}
+    documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`|`(tampered|placeholder|cycle)`", page))
+    assert codes == {name for pair in documented for name in pair if name}

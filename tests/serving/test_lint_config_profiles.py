@@ -1,4 +1,4 @@
-"""The linter reads configs/NAME.pbtxt as a Triton with --model-config-name=NAME would."""
+"""The linter reads configs/NAME.pbtxt as a Triton with --model-config-name=NAME does."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def repository(tmp_path):
     return repository
 
 
-def vary(repository, model, change, name="gpu"):
+def add_profile(repository, model, change, name="gpu"):
     config = read_config(repository, model)
     change(config)
     folder = repository / model / "configs"
@@ -24,15 +24,15 @@ def vary(repository, model, change, name="gpu"):
     (folder / f"{name}.pbtxt").write_bytes(as_bytes(config))
 
 
-def found(repository):
-    return {(each.code, each.place) for each in lint(repository)}
+def findings(repository):
+    return {(finding.code, finding.place) for finding in lint(repository)}
 
 
-def test_a_profile_that_changes_nothing_has_nothing_to_say(repository):
-    before = found(repository)
-    vary(repository, "mood_onnx", lambda config: None)
-    vary(repository, NAME, lambda config: None)
-    assert found(repository) == before
+def test_a_profile_that_changes_nothing_adds_no_finding(repository):
+    before = findings(repository)
+    add_profile(repository, "mood_onnx", lambda config: None)
+    add_profile(repository, NAME, lambda config: None)
+    assert findings(repository) == before
 
 
 def _other_version(config):
@@ -55,29 +55,29 @@ def _too_many(config):
 @pytest.mark.parametrize(
     ("change", "code", "place"),
     [
-        (_other_version, "config profile-behind", "mood_onnx/configs/gpu.pbtxt"),
+        (_other_version, "config-profile-behind", "mood_onnx/configs/gpu.pbtxt"),
         (_smaller_batch, "batch-too-large", "mood/config.pbtxt:step 2 (mood_onnx)"),
         (_queue_policy, "queue-policy", "mood_onnx/configs/gpu.pbtxt"),
         (_too_many, "threads-unset", "mood_onnx/configs/gpu.pbtxt"),
     ],
 )
 def test_a_fault_of_a_profile_is_found(repository, change, code, place):
-    before = found(repository)
-    vary(repository, "mood_onnx", change)
-    new = found(repository) - before
+    before = findings(repository)
+    add_profile(repository, "mood_onnx", change)
+    new = findings(repository) - before
     assert (code, place) in new
     assert all(
-        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config profile-behind"
+        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config-profile-behind"
     )
 
 
 @pytest.mark.parametrize("model", ["mood_pre", "mood_onnx"])
 def test_a_profile_of_the_whole_pipeline_agrees_with_itself(repository, model):
-    for each in MODELS:
-        vary(repository, each, _smaller_batch)
-    assert "batch-too-large" not in {code for code, _ in found(repository)}
+    for name in MODELS:
+        add_profile(repository, name, _smaller_batch)
+    assert "batch-too-large" not in {code for code, _ in findings(repository)}
     (repository / model / "configs" / "gpu.pbtxt").unlink()
-    assert "batch-too-large" not in {code for code, _ in found(repository)}
+    assert "batch-too-large" not in {code for code, _ in findings(repository)}
 
 
 @pytest.mark.parametrize(("cores", "warns"), [(2, False), (1, True)])
@@ -88,6 +88,6 @@ def test_instances_that_were_measured_may_share_the_cores(repository, cores, war
         config.parameters["intra_op_thread_count"].string_value = "1"
         config.parameters[TUNED_PARAMETER].string_value = "{}"
 
-    vary(repository, "mood_onnx", four_threads, "tuned")
-    codes = {each.code for each in lint(repository, cores)}
+    add_profile(repository, "mood_onnx", four_threads, "tuned")
+    codes = {finding.code for finding in lint(repository, cores)}
     assert ("threads-over-cores" in codes) == warns

@@ -18,9 +18,10 @@ from tests.serving.lint_corpus.all import CASES, SHARED, write
 from tests.serving.lint_corpus.case import Case
 from tests.serving.lint_corpus.quick_backend import use_quick_backend
 
-# A model of our ONNX backend takes two seconds to load. What it refuses is decided by one piece of
-# code for both, so that Triton is asked about a few of these: that the linter asks it rightly.
-ASKED_OF_GRAPHS = {
+# A model of our ONNX backend takes two seconds to load. The linter and the backend decide with the
+# same code what to refuse, so Triton only loads a few of these: to check that the linter calls it
+# correctly.
+LOADED_GRAPHS = {
     "graph_no_config",
     "graph_no_backend",
     "graph_no_types",
@@ -44,79 +45,84 @@ ASKED_OF_GRAPHS = {
 }
 
 
-def test_the_names_are_different_and_the_asked_are_there():
+def test_the_names_are_unique_and_the_loaded_graphs_exist():
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names) > 500
-    assert {case.name for case in graphs.CASES} >= ASKED_OF_GRAPHS
+    assert {case.name for case in graphs.CASES} >= LOADED_GRAPHS
 
 
-def test_the_linter_says_what_triton_said(tmp_path):
-    """As it is written in the corpus, which the next test asks Triton about."""
+def test_the_linter_agrees_with_the_corpus(tmp_path):
+    """The next test checks that Triton agrees with the corpus, too."""
     repository = tmp_path / "models"
     write(repository)
-    said = _said_by_linter(repository)
-    wrong = [
-        (case, " ".join(each.code for each in said.get(case.name, ())) or "nothing")
+    findings = _lint_errors(repository)
+    mismatches = [
+        (case, " ".join(finding.code for finding in findings.get(case.name, ())) or "nothing")
         for case in CASES
-        if bool(said.get(case.name)) == case.loads
+        if bool(findings.get(case.name)) == case.loads
     ]
-    assert not wrong, _table(wrong, "the linter")
+    assert not mismatches, _table(mismatches, "the linter")
 
 
 @pytest.mark.timeout(600)
-def test_triton_says_what_is_written_in_the_corpus(tmp_path, monkeypatch):
+def test_triton_agrees_with_the_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(serving.control, "LOAD_TIMEOUT_S", 60.0)
     repository = tmp_path / "models"
     write(repository)
     use_quick_backend(repository)
-    asked = [case for case in CASES if not case.hangs and _is_asked(case)]
+    cases = [case for case in CASES if not case.hangs and _is_loaded(case)]
     options = LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))
     with TritonServer(options) as server:
         for shared in SHARED:
             server.control.load(shared)
         with ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(lambda case: _ask(server, case), asked))
+            refusals = list(pool.map(lambda case: _refusal(server, case), cases))
         reasons = _reasons(server.log_file)
-    wrong = [
-        (case, answer or "loads")
-        for case, answer in zip(asked, answers, strict=True)
-        if (answer == "") != case.loads
+    mismatches = [
+        (case, refusal or "loads")
+        for case, refusal in zip(cases, refusals, strict=True)
+        if (refusal == "") != case.loads
     ]
-    assert not wrong, _table([(case, reasons.get(case.name, why)) for case, why in wrong], "Triton")
+    assert not mismatches, _table(
+        [(case, reasons.get(case.name, reason)) for case, reason in mismatches], "Triton"
+    )
 
 
-def _is_asked(case: Case) -> bool:
-    return case not in graphs.CASES or case.name in ASKED_OF_GRAPHS
+def _is_loaded(case: Case) -> bool:
+    return case not in graphs.CASES or case.name in LOADED_GRAPHS
 
 
-def _ask(server: TritonServer, case: Case) -> str:
-    """Why Triton refuses the model; '' when it loads."""
-    assert server.is_alive(), f"Triton ended before {case.name} was asked about"
+def _refusal(server: TritonServer, case: Case) -> str:
+    """Why Triton refuses the model; '' if it loads."""
+    assert server.is_alive(), f"Triton ended before {case.name} was loaded"
     try:
         server.control.load(case.name)
     except ModelLoadFailed as refused:
-        assert server.is_alive(), f"Triton ended while {case.name} was asked about"
+        assert server.is_alive(), f"Triton ended while {case.name} was loaded"
         return str(refused)
     server.control.unload(case.name)
     return ""
 
 
 def _reasons(log: Path) -> Mapping[str, str]:
-    """Why models failed to poll: only the log says it."""
-    found = re.findall(
+    """Why models failed to poll; only the log says it."""
+    pairs = re.findall(
         r"Poll failed for model directory '([^']+)': (.*)", log.read_text(errors="replace")
     )
-    return dict(found)
+    return dict(pairs)
 
 
-def _said_by_linter(repository: Path) -> Mapping[str, list[Finding]]:
+def _lint_errors(repository: Path) -> Mapping[str, list[Finding]]:
     errors: dict[str, list[Finding]] = {}
-    for each in lint(repository, cores=2):
-        if each.severity is Severity.ERROR:
-            errors.setdefault(re.split("[/:]", each.place)[0], []).append(each)
+    for finding in lint(repository, cores=2):
+        if finding.severity is Severity.ERROR:
+            errors.setdefault(re.split("[/:]", finding.place)[0], []).append(finding)
     return errors
 
 
-def _table(wrong: Iterable[tuple[Case, str]], who: str) -> str:
-    rows = [f"{case.name:40} {'loads' if case.loads else 'refused':8} {why}" for case, why in wrong]
-    return "\n".join([f"\n{'model':40} {'corpus':8} {who}", *rows])
+def _table(mismatches: Iterable[tuple[Case, str]], source: str) -> str:
+    rows = [
+        f"{case.name:40} {'loads' if case.loads else 'refused':8} {reason}"
+        for case, reason in mismatches
+    ]
+    return "\n".join([f"\n{'model':40} {'corpus':8} {source}", *rows])

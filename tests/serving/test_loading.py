@@ -1,6 +1,6 @@
-"""A model that loads, or does not: Triton's own reason is told, and nothing is waited for in vain.
+"""A model that loads, or does not: Triton's own reason is reported, and nothing waits in vain.
 
-The server's home has every character in its path that a shell would take for something else.
+The path of the server's home contains every character that a shell would interpret.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ WARM_UP = (
     'model_warmup [{ name: "w" batch_size: 1 inputs { key: "x" value: '
     "{ data_type: TYPE_FP32 dims: [1] zero_data: true } } }]"
 )
-ENOUGH_S = 60  # far below the limit of loading
+ENOUGH_S = 60  # far below the load timeout
 
 
 def _add(server, name, initialize="pass", config=""):
@@ -47,17 +47,21 @@ def _add(server, name, initialize="pass", config=""):
         (folder / "1" / "model.py").write_text(MODEL.format(initialize=initialize))
 
 
+def _states(server, name):
+    return [model.state for model in server.control.index() if model.name == name]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """In a folder that no shell takes as it is; ``said`` is what it told."""
+    """In a folder whose path a shell would not take unquoted; ``messages`` is what it reported."""
     home = tmp_path_factory.mktemp("loading") / ODD
     repository = home / "model_repository"
     repository.mkdir(parents=True)
-    said = []
+    messages = []
     ports = Ports(*free_ports(3))
     options = LaunchOptions(repository, home / ".tidegate", ports)
-    server = TritonServer(options, tell=said.append)
-    server.said = said
+    server = TritonServer(options, tell=messages.append)
+    server.messages = messages
     server.start()
     yield server
     server.stop(gently=False)
@@ -65,13 +69,13 @@ def server(tmp_path_factory):
     assert not list(leftovers.FOLDER.glob(f"{server._prefix}*"))
 
 
-def test_a_home_with_odd_characters_is_served_from(server):
+def test_a_home_with_odd_characters_can_be_served(server):
     _add(server, "good")
     server.control.load("good")
-    assert [each.state for each in server.control.index() if each.name == "good"] == ["READY"]
+    assert _states(server, "good") == ["READY"]
 
 
-def test_a_config_that_is_refused_has_tritons_reason_and_the_log(server):
+def test_a_refused_config_is_reported_with_tritons_reason_and_the_log(server):
     _add(server, "refused", config="dynamic_batching { preferred_batch_size: [0] }")
     with pytest.raises(ModelLoadFailed) as failed:
         server.control.load("refused")
@@ -79,7 +83,7 @@ def test_a_config_that_is_refused_has_tritons_reason_and_the_log(server):
     assert f"(log: {server.log_file})" in str(failed.value)
 
 
-def test_what_takes_long_is_told_and_its_limit_can_be_set(server, monkeypatch):
+def test_a_slow_load_is_reported_and_its_limit_can_be_set(server, monkeypatch):
     monkeypatch.setattr(loading, "TELL_EVERY_S", 1.0)
     _add(server, "slow", "time.sleep(4)")
     with (
@@ -88,29 +92,29 @@ def test_what_takes_long_is_told_and_its_limit_can_be_set(server, monkeypatch):
     ):
         hurried.load("slow")
     server.control.load("slow")
-    assert any(line.strip().startswith("still loading slow (") for line in server.said)
+    assert any(line.strip().startswith("still loading slow (") for line in server.messages)
 
 
-def test_a_reload_that_hangs_is_bounded_by_what_loads_took_and_the_next_one_works(
+def test_a_reload_that_hangs_is_bounded_by_earlier_loads_and_the_next_one_works(
     server, tmp_path, monkeypatch
 ):
-    """Whoever waits for it is the watcher: nothing else is healed meanwhile."""
+    """The watcher waits for it, and heals nothing else meanwhile."""
     hang = tmp_path / "hang"
     line = f"time.sleep(3600 if os.path.exists({str(hang)!r}) else 0)"
     _add(server, "sleepy", line)
-    monkeypatch.setattr(control, "AGAIN_S", 3.0)
+    monkeypatch.setattr(control, "LEAST_RELOAD_S", 3.0)
     server.control.load("sleepy")
     before = live_stubs(server.pid)
     hang.touch()
     began = time.monotonic()
-    with pytest.raises(ModelLoadFailed, match=r"not loaded again within .* the next attempt has"):
+    with pytest.raises(ModelLoadFailed, match=r"not reloaded within .* the next attempt gets"):
         server.control.load("sleepy", afresh=True)
     assert time.monotonic() - began < ENOUGH_S
     assert server.control._bound_s("sleepy") > 3.0
     hang.unlink()
     wait_until(lambda: live_stubs(server.pid) <= before, 20, "the end of what hung")
     server.control.load("sleepy", afresh=True)
-    assert [each.state for each in server.control.index() if each.name == "sleepy"] == ["READY"]
+    assert _states(server, "sleepy") == ["READY"]
 
 
 def test_a_process_that_cannot_start_is_an_error_in_seconds(server):
@@ -124,71 +128,69 @@ def test_a_process_that_cannot_start_is_an_error_in_seconds(server):
 
 
 class Watching:
-    """A watcher that is called as ``tidegate up`` calls it, and what it told."""
+    """A watcher that is called as ``tidegate up`` calls it, and its messages."""
 
     def __init__(self, server, *models):
-        self.told = []
-        self.watcher = Watcher(server, models, self.told.append)
+        self.messages = []
+        self.watcher = Watcher(server, models, self.messages.append)
 
     def until(self, condition, what):
-        def is_so():
+        def check():
             self.watcher.check()
             return condition()
 
-        wait_until(is_so, ENOUGH_S, f"{what}: {self.told}")
+        wait_until(check, ENOUGH_S, f"{what}: {self.messages}")
 
-    def until_told(self, line):
-        self.until(lambda: line in self.told, line)
+    def until_message(self, line):
+        self.until(lambda: line in self.messages, line)
 
 
 @pytest.fixture
 def watching(server):
-    """``watching(models)``; nobody watches after the test."""
+    """``watching(models)`` starts a watcher; it is closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def watch_over(*models):
-            found = Watching(server, *models)
-            stack.callback(found.watcher.close)
-            return found
+            watching = Watching(server, *models)
+            stack.callback(watching.watcher.close)
+            return watching
 
         yield watch_over
 
 
-def _add_held(server, name, hold):
-    """A model that goes on loading for as long as the file ``hold`` is there."""
-    is_held = f"lambda: os.path.exists({str(hold)!r})"
-    _add(server, name, f"[time.sleep(0.05) for _ in iter({is_held}, False)]")
+def _add_blocked(server, name, block):
+    """A model that keeps loading for as long as the file ``block`` exists."""
+    is_blocked = f"lambda: os.path.exists({str(block)!r})"
+    _add(server, name, f"[time.sleep(0.05) for _ in iter({is_blocked}, False)]")
 
 
 def _processes(server, model):
-    return [each for each in live_stubs(server.pid) if each.model == model]
+    return [stub for stub in live_stubs(server.pid) if stub.model == model]
 
 
-def test_a_model_that_takes_long_to_load_keeps_no_other_from_being_healed(
-    server, watching, tmp_path
-):
-    hold = tmp_path / "hold"
-    _add_held(server, "long", hold)
+def test_a_slow_load_does_not_keep_other_models_from_being_healed(server, watching, tmp_path):
+    block = tmp_path / "hold"
+    _add_blocked(server, "long", block)
     _add(server, "other")
     for model in ("long", "other"):
         server.control.load(model)
-    hold.touch()
+    block.touch()
     seen = watching("long", "other")
     psutil.Process(_processes(server, "long")[0].pid).kill()
-    seen.until_told("a process of model long died; reviving it")
+    seen.until_message("a process of model long died; reviving it")
     psutil.Process(_processes(server, "other")[0].pid).kill()
-    seen.until_told("revived other")
-    assert "revived long" not in seen.told
-    hold.unlink()
-    seen.until_told("revived long")
+    seen.until_message("revived other")
+    assert "revived long" not in seen.messages
+    block.unlink()
+    seen.until_message("revived long")
     assert seen.watcher.events.counts["process_died", "long"] == 1
     assert not seen.watcher.events.counts["given_up", "long"]
 
 
-def test_a_model_that_the_machine_has_no_room_for_is_tried_for_as_long_as_that_lasts(
+def test_a_model_is_retried_for_as_long_as_the_machine_lacks_room_for_it(
     server, watching, tmp_path, monkeypatch
 ):
-    """Its shared memory, say: Triton tells of that as of a fault of the model."""
+    """For example for its shared memory: Triton reports that like a fault of the model."""
     monkeypatch.setattr(restart_backoff, "ATTEMPTS", 1)
     monkeypatch.setattr(watch, "LONGEST_PAUSE_S", 1.0)
     full = tmp_path / "full"
@@ -199,22 +201,22 @@ def test_a_model_that_the_machine_has_no_room_for_is_tried_for_as_long_as_that_l
     seen = watching("roomy")
     psutil.Process(_processes(server, "roomy")[0].pid).kill()
 
-    def is_told(part):
-        return any(part in line for line in seen.told)
+    def is_reported(part):
+        return any(part in line for line in seen.messages)
 
-    seen.until(lambda: is_told("roomy is not healed yet: "), "what it lacks")
+    seen.until(lambda: is_reported("roomy is not healed yet: "), "what it lacks")
     log = server.log_file.read_bytes()
     seen.until(
         lambda: server.log_file.read_bytes()[len(log) :].count(b"roomy") > 4, "more attempts"
     )
     full.unlink()
-    seen.until_told("revived roomy")
+    seen.until_message("revived roomy")
     assert not seen.watcher.events.counts["given_up", "roomy"]
-    assert sum("is not healed yet" in line for line in seen.told) == 1
+    assert sum("is not healed yet" in line for line in seen.messages) == 1
 
 
-def test_what_a_model_forks_is_no_process_of_its_own(server):
-    """It would stand for one that died, and be ended for it does nothing."""
+def test_a_process_that_a_model_forks_is_not_an_instance(server):
+    """It would count in place of a dead instance, and be ended because it does nothing."""
     _add(server, "forking", "os.fork() or time.sleep(600)")
     server.control.load("forking")
     (stub,) = _processes(server, "forking")
@@ -222,32 +224,29 @@ def test_what_a_model_forks_is_no_process_of_its_own(server):
     assert worker.cmdline() == psutil.Process(stub.pid).cmdline()
 
 
-def test_after_a_restart_a_model_that_takes_long_keeps_the_others_waiting_for_a_turn_only(
+def test_after_a_restart_the_others_wait_for_a_slow_model_for_a_limited_time(
     server, watching, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(watch, "LOAD_TURN_S", 1.0)
-    hold = tmp_path / "hold"
-    _add_held(server, "first", hold)
+    block = tmp_path / "hold"
+    _add_blocked(server, "first", block)
     _add(server, "second")
     for model in ("first", "second"):
         server.control.load(model)
 
-    def state(model):
-        return [each.state for each in server.control.index() if each.name == model]
-
-    hold.touch()
+    block.touch()
     seen = watching("first", "second")
     psutil.Process(server.pid).kill()
-    seen.until_told("Triton is serving again")
-    seen.until(lambda: state("second") == ["READY"], "the second")
-    assert state("first") != ["READY"]
-    hold.unlink()
-    seen.until_told("revived first")
-    assert state("first") == ["READY"]
+    seen.until_message("Triton is serving again")
+    seen.until(lambda: _states(server, "second") == ["READY"], "the second")
+    assert _states(server, "first") != ["READY"]
+    block.unlink()
+    seen.until_message("revived first")
+    assert _states(server, "first") == ["READY"]
 
 
-def test_a_load_that_ends_triton_says_so_and_names_the_warm_up(server):
-    """The last of these: nothing is served after it."""
+def test_a_load_that_crashes_triton_is_reported_with_the_warm_up(server):
+    """The last test of this module: nothing is served after it."""
     _add(server, "deadly", "os.kill(os.getppid(), 9)", config=WARM_UP)
     with pytest.raises(ModelLoadFailed, match="Triton itself ended while it loaded") as failed:
         server.control.load("deadly")

@@ -1,4 +1,4 @@
-"""A name alone makes nobody's model a canary or a candidate: what is not ours is never removed."""
+"""A name alone does not make a model a canary or a candidate: users' models are never removed."""
 
 import shutil
 
@@ -28,8 +28,8 @@ def deployment(tmp_path):
     return Deployment(repository, grace_s=0)
 
 
-def _somebodys(deployment, name):
-    """A public model of that name, as an older Tidegate took it."""
+def _add_users_model(deployment, name):
+    """A user's public model of that name, as an older Tidegate accepted it."""
     folder = deployment.repository / name
     shutil.copytree(deployment.repository / NAME, folder)
     config = read_config(deployment.repository, NAME)
@@ -38,25 +38,25 @@ def _somebodys(deployment, name):
     return folder
 
 
-def test_a_model_that_is_called_like_a_canary_is_not_removed(deployment):
-    folder = _somebodys(deployment, "mood.v1")
+def test_a_model_named_like_a_canary_is_not_removed(deployment):
+    folder = _add_users_model(deployment, "mood.v1")
     assert canary.canaries(deployment.repository, NAME) == []
-    with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
+    with pytest.raises(PublishFailed, match="a separate model and not a canary"):
         canary.stop(deployment, NAME, 1)
-    with pytest.raises(PublishFailed, match="a model of its own and not a canary"):
+    with pytest.raises(PublishFailed, match="a separate model and not a canary"):
         canary.start(deployment, NAME, 1)
     assert (folder / CONFIG_FILE).is_file()
 
 
-def test_a_canary_is_still_one(deployment):
+def test_a_real_canary_is_started_and_removed(deployment):
     assert canary.start(deployment, NAME, 1) == "mood.v1"
     assert canary.canaries(deployment.repository, NAME) == [1]
     canary.stop(deployment, NAME, 1)
     assert not is_published(deployment.repository, "mood.v1")
 
 
-def test_the_commands_leave_it(deployment, monkeypatch, tmp_path):
-    folder = _somebodys(deployment, "mood.v1")
+def test_the_commands_do_not_remove_it_either(deployment, monkeypatch, tmp_path):
+    folder = _add_users_model(deployment, "mood.v1")
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     for more in ([], ["--version", "1"]):
         run = CliRunner().invoke(canary_command, [NAME, "--weight", "0", "--grace", "0", *more])
@@ -64,18 +64,18 @@ def test_the_commands_leave_it(deployment, monkeypatch, tmp_path):
     assert folder.is_dir()
 
 
-def test_a_model_that_is_called_like_a_candidate_is_not_removed(deployment):
-    folder = _somebodys(deployment, "mood.candidate")
+def test_a_model_named_like_a_candidate_is_not_removed(deployment):
+    folder = _add_users_model(deployment, "mood.candidate")
     candidate.clear(deployment, NAME)
     assert folder.is_dir()
 
 
-def test_prune_leaves_a_member_that_clients_call(deployment):
+def test_prune_keeps_a_member_that_clients_call(deployment):
     config = read_config(deployment.repository, "mood_onnx")
     config.parameters.pop("tidegate.internal")
     (deployment.repository / "mood_onnx" / CONFIG_FILE).write_text(render(config))
-    gone, _ = prune(deployment, NAME, 1)
-    assert gone == ["mood/1"]
+    deleted, _ = prune(deployment, NAME, 1)
+    assert deleted == ["mood/1"]
     assert (deployment.repository / "mood_onnx" / "1").is_dir()
 
 
@@ -91,13 +91,13 @@ def test_such_a_name_is_refused_for_a_new_model(name, deployment, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mood.v", "mood.vi", "v2", "mood_v2", "mood.v2.1"])
-def test_others_are_not(name):
+def test_other_names_are_accepted(name):
     assert require_pipeline_name(name) == name
 
 
-def test_optimize_removes_no_folder_outside_of_its_own(tmp_path, monkeypatch):
+def test_optimize_removes_no_folder_outside_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     (tmp_path / "precious").mkdir()
-    asked = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "profiles"]
-    assert CliRunner().invoke(optimize_command, asked).exit_code == 2
+    arguments = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "profiles"]
+    assert CliRunner().invoke(optimize_command, arguments).exit_code == 2
     assert (tmp_path / "precious").is_dir()

@@ -1,4 +1,4 @@
-"""What gets on is left alone and what does not is ended, process by process, on a real Triton."""
+"""Processes that make progress are left alone, the others are ended, on a real Triton."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from tests.running import wait_until
 from tests.serving.small_pipeline import NAME
 from tests.serving.small_server import ask, serving_small_pipeline
 
-# The engine sleeps for the whole part of x in thousands of seconds, and without end from 10^6 on.
+# The engine sleeps for x milliseconds, and forever if x is 10^6 or more.
 SLEEPS = (
     "self._number = lambda value, n=self._number: "
     "([time.sleep(0.2) for _ in iter(int, 1)], n(value))[1] "
@@ -29,12 +29,12 @@ HEAL_S = 60.0
 
 
 class Watching:
-    """A watcher that looks without a pause, in a thread, and what it told."""
+    """A watcher that checks continuously, in a thread, and its messages."""
 
     def __init__(self, server) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self._server = server
-        self.watcher = Watcher(server, [NAME], self.told.append)
+        self.watcher = Watcher(server, [NAME], self.messages.append)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -47,17 +47,17 @@ class Watching:
         return self
 
     def __exit__(self, *error):
-        with contextlib.suppress(AssertionError):  # what was replaced ends, or the next test says
+        with contextlib.suppress(AssertionError):  # otherwise the next test reports it
             wait_until(lambda: len(_engines(self._server)) == 2, 20, "two processes")
         self._ended.set()
         self._thread.join()
         self.watcher.close()
 
-    def until_told(self, part: str, times: int = 1) -> None:
+    def until_message(self, part: str, times: int = 1) -> None:
         wait_until(
-            lambda: sum(part in line for line in self.told) >= times,
+            lambda: sum(part in line for line in self.messages) >= times,
             HEAL_S,
-            f"{part!r} in {self.told}",
+            f"{part!r} in {self.messages}",
         )
 
     def count(self, event: str, model: str = "mood_onnx") -> int:
@@ -87,16 +87,16 @@ def short(monkeypatch):
 
 @pytest.fixture
 def watching(server):
-    with Watching(server) as found:
-        yield found
+    with Watching(server) as watching:
+        yield watching
 
 
 def _engines(server):
-    return [each for each in live_stubs(server.pid) if each.model == "mood_onnx"]
+    return [stub for stub in live_stubs(server.pid) if stub.model == "mood_onnx"]
 
 
-class Asking(threading.Thread):
-    """One request, and what came of it."""
+class PendingRequest(threading.Thread):
+    """One request in its own thread, and its outcome."""
 
     def __init__(self, server, x: float) -> None:
         super().__init__(daemon=True)
@@ -115,7 +115,7 @@ class Asking(threading.Thread):
 
 def _working(server):
     """The engines that are in a request now."""
-    return [each for each in _engines(server) if _sleeps(each.pid)]
+    return [stub for stub in _engines(server) if _sleeps(stub.pid)]
 
 
 def _sleeps(pid: int) -> bool:
@@ -124,50 +124,48 @@ def _sleeps(pid: int) -> bool:
     return False
 
 
-def _right(server, count: int = 6) -> None:
-    """So many requests in a row are answered, by whichever process."""
+def _require_right_answers(server, count: int = 6) -> None:
+    """``count`` requests in a row get the right answer, from whichever process."""
     with grpc.InferenceServerClient(server.control.address) as client:
         assert [ask(client) for _ in range(count)] == [0] * count
 
 
-def test_one_of_two_processes_that_is_stopped_is_ended_and_replaced(server, watching):
+def test_a_stopped_process_is_ended_and_replaced(server, watching):
     victim = _engines(server)[0]
     psutil.Process(victim.pid).suspend()
-    watching.until_told("revived mood_onnx")
-    assert any(f"({victim.pid}) hangs: it has been stopped" in line for line in watching.told)
+    watching.until_message("revived mood_onnx")
+    assert any(f"({victim.pid}) hangs: it has been stopped" in line for line in watching.messages)
     assert watching.count("process_hung") == watching.count("healed") == 1
     assert victim not in _engines(server)
-    _right(server)
+    _require_right_answers(server)
 
 
-def test_one_of_two_instances_that_hangs_in_execute_is_ended_while_its_sibling_works(
-    server, watching
-):
+def test_an_instance_that_hangs_in_execute_is_ended_while_its_sibling_works(server, watching):
     wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
-    hung = Asking(server, 1e6)
+    hung = PendingRequest(server, 1e6)
     wait_until(lambda: _working(server), 10, "the hung request")
     (victim,) = _working(server)
-    _right(server)  # the sibling works
-    watching.until_told("revived mood_onnx")
+    _require_right_answers(server)  # the sibling works
+    watching.until_message("revived mood_onnx")
     assert any(
-        f"({victim.pid}) hangs: it has been in one request" in line for line in watching.told
+        f"({victim.pid}) hangs: it has been in one request" in line for line in watching.messages
     )
     assert watching.count("process_hung") == 1
     hung.join(10)
     assert hung.error
-    _right(server)
+    _require_right_answers(server)
 
 
 def test_a_long_request_outlives_the_death_of_its_sibling(server, watching):
-    """Its process is replaced, and ends when the request has its answer: not before."""
+    """Its process is replaced, and ends once the request has been answered, not before."""
     wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
-    long = Asking(server, 14_000)
+    long = PendingRequest(server, 14_000)
     wait_until(lambda: _working(server), 10, "the long request")
     (busy,) = _working(server)
-    watching.watcher._health._progress.longest_request_s = 30.0  # as one may rightly take here
-    idle = next(each for each in _engines(server) if each != busy)
+    watching.watcher._health._progress.longest_request_s = 30.0  # longer than this request
+    idle = next(stub for stub in _engines(server) if stub != busy)
     idle.end()
-    watching.until_told("revived mood_onnx")
+    watching.until_message("revived mood_onnx")
     assert busy in _engines(server)
     assert len(_engines(server)) == 3
     long.join(30)
@@ -178,18 +176,18 @@ def test_a_long_request_outlives_the_death_of_its_sibling(server, watching):
 
 
 def test_a_model_under_load_is_left_alone(server, watching):
-    """Ten times what it can take: no probe is answered in time, and nothing is reloaded."""
+    """Ten times the load it can take: no probe is answered in time, and nothing is reloaded."""
     wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
     before = set(_engines(server))
-    requests = [Asking(server, 300) for _ in range(80)]
+    requests = [PendingRequest(server, 300) for _ in range(80)]
     for request in requests:
         request.join(60)
     assert [request.answer for request in requests] == [300] * 80
     assert set(_engines(server)) == before
-    assert watching.told == []
+    assert watching.messages == []
 
 
-def test_a_death_that_could_not_be_acted_on_is_seen_again(server, monkeypatch):
+def test_a_death_that_could_not_be_handled_is_detected_again(server, monkeypatch):
     fails = threading.Event()
     fails.set()
     index = server.control.index
@@ -202,14 +200,14 @@ def test_a_death_that_could_not_be_acted_on_is_seen_again(server, monkeypatch):
     monkeypatch.setattr(server.control, "index", failing)
     with Watching(server) as watching:
         _engines(server)[0].end()
-        watching.until_told("not healed yet")
+        watching.until_message("not healed yet")
         fails.clear()
-        watching.until_told("revived mood_onnx")
-    _right(server)
+        watching.until_message("revived mood_onnx")
+    _require_right_answers(server)
 
 
 @pytest.mark.parametrize("broken", ["folder", "garbage", "full"])
-def test_events_that_cannot_be_recorded_stop_no_healing(server, monkeypatch, broken):
+def test_healing_goes_on_when_events_cannot_be_recorded(server, monkeypatch, broken):
     log = server.options.work_dir / "logs" / "events.jsonl"
     counters = server.options.work_dir / "watch.prom"
     for path in (log, counters):
@@ -222,27 +220,28 @@ def test_events_that_cannot_be_recorded_stop_no_healing(server, monkeypatch, bro
             path.symlink_to("/dev/full")
     if broken == "full":
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        monkeypatch.setattr(events, "atomic_write", lambda *given: (_ for _ in ()).throw(full))
+        monkeypatch.setattr(events, "atomic_write", lambda *_: (_ for _ in ()).throw(full))
     try:
         with Watching(server) as watching:
             wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
             _engines(server)[0].end()
-            watching.until_told("revived mood_onnx")
+            watching.until_message("revived mood_onnx")
             time.sleep(0.5)
-        said = [line for line in watching.told if "not recorded" in line]
-        assert len(said) == (0 if broken == "garbage" else 2), watching.told  # once for each file
+        warnings = [line for line in watching.messages if "not recorded" in line]
+        expected = 0 if broken == "garbage" else 2  # once per file
+        assert len(warnings) == expected, watching.messages
         if broken == "garbage":
             assert '"event": "healed", "model": "mood_onnx"' in log.read_text(errors="replace")
     finally:
         for path in (log, counters):
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-    _right(server)
+    _require_right_answers(server)
 
 
-def test_a_repository_that_may_only_be_read_is_healed_too(server, monkeypatch):
-    """Nothing of it can be touched, and nothing locked."""
+def test_a_read_only_repository_is_healed_too(server, monkeypatch):
+    """Its files can be neither touched nor locked."""
 
-    def refuse(*given, **named):
+    def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(watch.os, "utime", refuse)
@@ -250,12 +249,12 @@ def test_a_repository_that_may_only_be_read_is_healed_too(server, monkeypatch):
     with Watching(server) as watching:
         wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
         _engines(server)[0].end()
-        watching.until_told("revived mood_onnx")
+        watching.until_message("revived mood_onnx")
         wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes again")
-    _right(server)
+    _require_right_answers(server)
 
 
-def test_a_teller_that_fails_ends_nothing(server):
+def test_a_tell_callback_that_fails_stops_nothing(server):
     def tell(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -269,13 +268,13 @@ def test_a_teller_that_fails_ends_nothing(server):
             time.sleep(0.1)
     finally:
         watcher.close()
-    _right(server)
+    _require_right_answers(server)
 
 
 @pytest.mark.parametrize(("load_timeout_s", "is_hung"), [(300.0, True), (900.0, False)])
-def test_a_model_may_load_for_as_long_as_the_setting_says(load_timeout_s, is_hung):
-    """A process that has not talked, nor used the CPU, for ten minutes, while it loads."""
+def test_a_model_may_load_for_as_long_as_the_load_timeout(load_timeout_s, is_hung):
+    """A process that has neither talked nor used the CPU for ten minutes while it loads."""
     stub = Stub(1, "mood")
-    seen = progress._Seen(b"", moved=0.0, resting=None, cpu_s=0.0, looked=600.0, worked=0.0)
-    found = progress.Progress(30.0, load_timeout_s)._fault(stub, seen, now=600.0)
-    assert bool(found) is is_hung
+    seen = progress._Seen(b"", moved=0.0, idle_since=None, cpu_s=0.0, looked=600.0, worked=0.0)
+    fault = progress.Progress(30.0, load_timeout_s)._fault(stub, seen, now=600.0)
+    assert bool(fault) is is_hung

@@ -1,4 +1,4 @@
-"""Publishing: whole versions appear by a rename, and what fails leaves what was there."""
+"""Publishing: whole versions appear by one rename, and a failure leaves the old state."""
 
 import importlib
 import os
@@ -21,13 +21,13 @@ def repository(tmp_path):
     return tmp_path / "model_repository"
 
 
-def _made(folder: Path) -> Path:
+def _create(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _stage(repository, name: str, content: str, config: str = "max_batch_size: 0\n"):
-    staged = Path(tempfile.mkdtemp(dir=_made(staging_folder(repository))))
+    staged = Path(tempfile.mkdtemp(dir=_create(staging_folder(repository))))
     version = staged / name / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(content)
@@ -44,14 +44,14 @@ def test_a_staged_model_appears_whole(repository):
     assert not (staged / "m" / "1").exists()
 
 
-def test_nothing_but_models_lies_in_the_repository(repository):
-    """Triton lists every sub-folder as a model, dot-folders too."""
+def test_the_repository_contains_nothing_but_models(repository):
+    """To Triton every subfolder is a model, even one whose name starts with a dot."""
     publish(_stage(repository, "m", "one"), repository, ["m"])
     assert [path.name for path in repository.iterdir()] == ["m"]
     assert staging_folder(repository).parent == repository.parent
 
 
-def test_a_version_that_is_there_is_never_touched_again(repository):
+def test_a_published_version_is_never_touched_again(repository):
     publish(_stage(repository, "m", "one"), repository, ["m"])
     (repository / "m" / "1" / "left-over").touch()
     before = {path: path.stat().st_mtime_ns for path in (repository / "m" / "1").rglob("*")}
@@ -62,7 +62,7 @@ def test_a_version_that_is_there_is_never_touched_again(repository):
 
 
 def test_an_unchanged_config_is_not_written_again(repository):
-    """Triton reloads a model whose config file has changed, content or not."""
+    """Triton reloads a model whose config file was written, even with the same content."""
     publish(_stage(repository, "m", "one"), repository, ["m"])
     before = (repository / "m" / "config.pbtxt").stat()
     publish(_stage(repository, "m", "one"), repository, ["m"])
@@ -70,14 +70,14 @@ def test_an_unchanged_config_is_not_written_again(repository):
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_a_disk_that_refuses_is_told_plainly(repository, monkeypatch):
+def test_a_full_disk_is_reported_plainly(repository, monkeypatch):
     staged = _stage(repository, "m", "one")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PublishFailed, match=r"No space left on device.*Check the disk"):
+    with pytest.raises(PublishFailed, match=r"No space left on device.*Check disk space"):
         publish(staged, repository, ["m"])
     assert not is_published(repository, "m")
 
@@ -102,15 +102,15 @@ def test_version_folders_are_numbers_in_order(tmp_path):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository, name):
-    """Also where they lie already, as after a git checkout."""
+    """Even if they exist already, as after a git checkout."""
     pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
-    staged = _made(staging_folder(repository) / "try")
-    step = _made(repository.parent / "files") / "model.py"
+    staged = _create(staging_folder(repository) / "try")
+    step = _create(repository.parent / "files") / "model.py"
     step.write_text("x = 1\n")
     for spec in pipeline.models:
         stage_model(staged, spec, {} if spec.steps else {"model.py": step})
         config = render(to_proto(spec))
-        _made(repository / spec.name).joinpath("config.pbtxt").write_text(config)
+        _create(repository / spec.name).joinpath("config.pbtxt").write_text(config)
     assert publish(staged, repository, [spec.name for spec in pipeline.models]) == 1
     for spec in pipeline.models:
         config = (repository / spec.name / "config.pbtxt").read_text()
@@ -120,7 +120,7 @@ def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository,
 
 def test_a_publication_that_fails_leaves_a_checked_out_config_as_it_was(repository, monkeypatch):
     staged = _stage(repository, "m", "one")
-    _made(repository / "m").joinpath("config.pbtxt").write_text("# by hand\nmax_batch_size: 0\n")
+    _create(repository / "m").joinpath("config.pbtxt").write_text("# by hand\nmax_batch_size: 0\n")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""A sick model is treated with growing pauses, and given up."""
+"""An unhealthy model is restarted with growing pauses, and given up."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ class Clock:
         return self.now
 
 
-def test_pauses_grow_and_after_the_last_attempt_it_is_tried_seldom():
+def test_pauses_grow_and_after_the_last_attempt_it_is_tried_rarely():
     clock = Clock()
     backoff = RestartBackoff("m", mark=1)
     pauses = []
@@ -35,13 +35,13 @@ def test_pauses_grow_and_after_the_last_attempt_it_is_tried_seldom():
     clock.now = backoff.last_trouble + LATER_S - 1
     assert not backoff.is_due(clock)
     clock.now += 2
-    assert backoff.is_due(clock)  # what hindered may have passed
+    assert backoff.is_due(clock)  # the cause may have passed
     backoff.begin(clock)
     assert backoff.give_up()
     assert backoff.not_before - clock.now == LATER_S
 
 
-def test_one_that_was_well_for_long_is_well():
+def test_a_model_without_trouble_for_a_while_is_well():
     backoff = RestartBackoff("m", mark=1)
     backoff.begin(lambda: 1000.0)
     assert not backoff.is_well(lambda: 1000.0 + WELL_AFTER_S)
@@ -68,18 +68,18 @@ def test_a_model_with_an_odd_name_breaks_no_metric(tmp_path):
     )
 
 
-def test_the_heart_beats_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.events.BEAT_S", 0.0)
+def test_heartbeats_go_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.events.HEARTBEAT_S", 0.0)
     events, now = Events(tmp_path), time.time()
-    events.beat()
+    events.heartbeat()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
-    events.beat()
+    events.heartbeat()
     assert (
         f"heartbeat_timestamp_seconds {now - 3600:.3f}\n" in (tmp_path / "watch.prom").read_text()
     )
 
 
-def test_a_process_is_known_though_the_clock_is_set(monkeypatch):
+def test_a_process_is_recognized_after_the_clock_is_set(monkeypatch):
     name = ["bash", "-c", f"exec -a {NAME} sleep 60"]
     with subprocess.Popen(name) as process:
         wait_until(lambda: stub_of(psutil.Process(process.pid)), 20, "its start")

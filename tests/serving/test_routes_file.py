@@ -1,4 +1,4 @@
-"""Weights go into gateway.toml without touching a byte of what somebody wrote there."""
+"""Weights go into gateway.toml without touching a byte of what the user wrote there."""
 
 import tomllib
 
@@ -23,13 +23,13 @@ def path(tmp_path):
     return tmp_path / ".tidegate" / "gateway.toml"
 
 
-def test_a_missing_file_is_made_and_is_private(path):
+def test_a_missing_file_is_created_and_private(path):
     set_weights(path, "mood", {"mood.v7": 10})
     assert tomllib.loads(path.read_text()) == {"routes": {"mood": {"mood.v7": 10}}}
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_rest_of_the_file_stays_as_it_is(path):
+def test_the_rest_of_the_file_is_unchanged(path):
     path.parent.mkdir()
     path.write_text(WRITTEN)
     set_weights(path, "mood", {"mood.v7": 10})
@@ -41,7 +41,7 @@ def test_the_rest_of_the_file_stays_as_it_is(path):
 
 
 @pytest.mark.parametrize("header", ["[routes.mood]", '[routes."mood"]', "[ routes . 'mood' ] # x"])
-def test_a_table_that_is_there_is_replaced_however_its_name_is_written(path, header):
+def test_an_existing_table_is_replaced_however_its_name_is_written(path, header):
     path.parent.mkdir()
     path.write_text(f'{header}\n"mood.v1" = 1\n\n[audit]\nrecord = "off"\n')
     set_weights(path, "mood", {"mood.v7": 10})
@@ -52,7 +52,7 @@ def test_a_table_that_is_there_is_replaced_however_its_name_is_written(path, hea
 
 
 @pytest.mark.parametrize("text", ['routes = { mood = { "mood.v1" = 3 } }\n', "no toml ["])
-def test_what_it_cannot_change_it_leaves_and_says_so(path, text):
+def test_a_file_that_cannot_be_changed_is_left_alone_and_reported(path, text):
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ServingError, match=r"gateway\.toml"):
@@ -60,7 +60,7 @@ def test_what_it_cannot_change_it_leaves_and_says_so(path, text):
     assert path.read_text() == text
 
 
-def test_the_line_that_says_that_the_file_is_whole_stays_the_last(path):
+def test_the_end_marker_stays_the_last_line(path):
     path.parent.mkdir()
     path.write_text('[audit]\nrecord = "off"\n# end\n')
     set_weights(path, "mood", {"mood.v7": 10}, "request")

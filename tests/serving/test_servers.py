@@ -1,5 +1,4 @@
-"""Who serves a repository is found from every home, and nobody is taken for a server of it who is
-none."""
+"""The servers of a repository are found from every home, and nothing else is taken for one."""
 
 import os
 import shutil
@@ -28,17 +27,17 @@ def home(tmp_path):
 
 @pytest.fixture
 def server(repository, home):
-    """This very process, which lives."""
+    """This process, which is alive."""
     return Server.running(repository, "127.0.0.1:1", home / "triton.key", os.getpid(), home)
 
 
-def test_another_home_finds_it_by_whatever_path(repository, home, server, tmp_path):
+def test_another_home_finds_it_by_any_path(repository, home, server, tmp_path):
     assert announce(home, "a", server)
     link = tmp_path / "link"
     link.symlink_to(repository)
     for path in (repository, link):
         assert servers_of(tmp_path / "other", path) == [server]
-    assert servers_of(home, repository) == [server]  # once, though there are two records
+    assert servers_of(home, repository) == [server]  # once, although there are two records
     withdraw(home, "a", repository)
     assert servers_of(home, repository) == []
 
@@ -50,7 +49,7 @@ def test_a_copy_of_everything_has_no_server(repository, home, server, tmp_path):
     assert servers_of(tmp_path / "two" / ".tidegate", copied) == []
 
 
-def test_where_nothing_may_be_written_beside_it_its_own_home_finds_it(repository, home, server):
+def test_if_the_folder_beside_it_is_not_writable_its_own_home_finds_it(repository, home, server):
     staging_folder(repository).write_text("in the way")
     assert not announce(home, "a", server)
     assert servers_of(home, repository) == [server]
@@ -67,25 +66,27 @@ def test_a_repository_that_is_being_built_leaves_nothing_beside_it(repository, h
     assert [path.name for path in staging_folder(repository).iterdir()] == [scratch.name]
 
 
-def test_a_clock_that_is_set_ends_no_server(repository, home, server, monkeypatch):
+def test_setting_the_clock_does_not_lose_a_server(repository, home, server, monkeypatch):
     announce(home, "a", server)
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
     assert servers_of(home, repository) == [server]
 
 
-def test_one_that_has_ended_is_none_and_one_that_cannot_be_seen_may_be(repository, home, server):
+def test_a_server_that_has_ended_is_dropped_and_one_that_cannot_be_seen_is_kept(
+    repository, home, server
+):
     announce(home, "a", server)
     announce(home, "b", replace(server, started=server.started - 100))
     elsewhere = replace(server, pid_space="pid:[1]", started=0)
     announce(home, "c", elsewhere)
     assert servers_of(home, repository) == [server, elsewhere]
     announce(home, "d", server)
-    left = sorted(path.name for path in (home / "servers").iterdir())
-    assert left == ["a.json", "c.json", "d.json"]
+    records = sorted(path.name for path in (home / "servers").iterdir())
+    assert records == ["a.json", "c.json", "d.json"]
 
 
-def test_a_record_of_a_stranger_is_not_believed(repository, home, server, monkeypatch):
-    """It says to which address the content of which file is sent."""
+def test_another_users_record_is_not_trusted(repository, home, server, monkeypatch):
+    """A record decides to which address the content of which file is sent."""
     announce(home, "a", server)
     monkeypatch.setattr(servers, "_ROOT", -1)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -93,7 +94,7 @@ def test_a_record_of_a_stranger_is_not_believed(repository, home, server, monkey
     assert servers_of(home, repository) == []
 
 
-def test_a_key_that_cannot_be_read_is_told_before_anything_is_changed(server):
-    refused = pytest.raises(NotOurServer, match="cannot be told of anything; nothing was changed")
+def test_a_key_that_cannot_be_read_is_reported_before_anything_is_changed(server):
+    refused = pytest.raises(NotOurServer, match="cannot be updated; nothing was changed")
     with refused, connected([server]):
         pass

@@ -63,20 +63,20 @@ def test_a_changed_engine_gets_the_next_number_and_an_unchanged_step_keeps_its_o
     assert listed_versions(read_config(repository, NAME)) == [2]
 
 
-def test_what_is_there_already_is_not_published_again(repository):
+def test_an_unchanged_pipeline_is_not_published_again(repository):
     _publish(repository, 1, 2)
     before = _state(repository)
     assert _publish(repository, 2) == 2
     assert _state(repository) == before
 
 
-def test_going_back_to_an_engine_that_is_still_there_reuses_its_folder(repository):
+def test_publishing_an_old_engine_again_reuses_its_folder(repository):
     assert _publish(repository, 1, 2, 1) == 3
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
     assert version_folders(repository / "mood_onnx") == [1, 2]
 
 
-def test_an_engine_whose_tensors_changed_becomes_a_model_of_its_own(repository):
+def test_an_engine_whose_tensors_changed_becomes_a_separate_model(repository):
     """Triton has one config for all versions of a model: the old one would break."""
     _publish(repository, 1)
     staged = stage(repository, 2)
@@ -89,7 +89,7 @@ def test_an_engine_whose_tensors_changed_becomes_a_model_of_its_own(repository):
     assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 
-def test_other_knobs_keep_the_model(repository):
+def test_other_serving_parameters_keep_the_model(repository):
     _publish(repository, 1)
     staged = stage(repository, 1)
     config = staged / "mood_onnx" / "config.pbtxt"
@@ -110,16 +110,16 @@ def test_the_manifest_names_every_file_and_where_it_came_from(repository):
     proof["proofs"] = [{"checks": [{}, {}]}]
     (staged / "mood_onnx" / "1" / "proof.json").write_text(json.dumps(proof))
     publish(staged, repository, MODELS)
-    found = manifest.read(repository, NAME, 1)
-    assert found.members == {"mood_pre": 1, "mood_onnx": 1}
+    record = manifest.read(repository, NAME, 1)
+    assert record.members == {"mood_pre": 1, "mood_onnx": 1}
     assert {"mood_onnx/1/model.py", "mood_pre/1/model.py", "mood/1/config.pbtxt"} <= set(
-        found.files
+        record.files
     )
-    assert found.proof["mood_onnx"]["checks"] == 2
-    assert found.tools["t"] == "1"
-    assert len(found.git_commit.removesuffix("+changes")) == 40
-    assert manifest.summary(found) == "mood_onnx: 2 checks, held"
-    manifest.verify(repository, found)
+    assert record.proof["mood_onnx"]["checks"] == 2
+    assert record.tools["t"] == "1"
+    assert len(record.git_commit.removesuffix("+changes")) == 40
+    assert manifest.summary(record) == "mood_onnx: 2 checks, passed"
+    manifest.verify(repository, record)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_tampered_file_is_refused_with_its_name(repository, deployment, spoil,
     assert _state(repository) == before
 
 
-def test_rollback_goes_to_the_version_before_and_forth_again(repository, deployment):
+def test_rollback_goes_to_the_previous_version_and_back(repository, deployment):
     _publish(repository, 1, 2, 3)
     after = _state(repository)
     assert switch_to(deployment, NAME, None) == 2
@@ -159,19 +159,20 @@ def test_rollback_goes_to_the_version_before_and_forth_again(repository, deploym
     assert _state(repository) == after
 
 
-def test_versions_say_which_serves(repository, deployment):
+def test_versions_say_which_one_is_active(repository, deployment):
     _publish(repository, 1, 2)
     switch_to(deployment, NAME, 1)
-    found = versions(repository, NAME)
-    assert [(each.number, each.is_active) for each in found] == [(1, True), (2, False)]
-    assert found[1].members == {"mood_pre": 1, "mood_onnx": 2}
+    published = versions(repository, NAME)
+    numbers = [(version.number, version.is_active) for version in published]
+    assert numbers == [(1, True), (2, False)]
+    assert published[1].members == {"mood_pre": 1, "mood_onnx": 2}
 
 
 def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, deployment):
     _publish(repository, 1, 2, 3, 4)
     switch_to(deployment, NAME, 1)
-    gone, freed = prune(deployment, NAME, keep=1)
-    assert gone == ["mood/2", "mood/3", "mood_onnx/2", "mood_onnx/3"]
+    deleted, freed = prune(deployment, NAME, keep=1)
+    assert deleted == ["mood/2", "mood/3", "mood_onnx/2", "mood_onnx/3"]
     assert freed > 0
     assert version_folders(repository / "mood_onnx") == [1, 4]
     assert switch_to(deployment, NAME, 4) == 4
@@ -180,15 +181,15 @@ def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, de
     assert _publish(repository, 9) == 5
 
 
-def test_prune_keeps_what_a_server_serves_still(repository):
-    """One that a publication did not reach, or that nobody told of it."""
+def test_prune_keeps_what_a_server_still_serves(repository):
+    """A server that a publication did not reach."""
     _publish(repository, 0, 10, 20)
-    gone, _ = prune(Deployment(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
-    assert gone == ["mood/2", "mood_onnx/2"]
+    deleted, _ = prune(Deployment(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
+    assert deleted == ["mood/2", "mood_onnx/2"]
     assert version_folders(repository / NAME) == [1, 3]
 
 
-def test_a_pipeline_that_was_put_there_by_hand_is_adopted(repository, deployment):
+def test_the_pins_of_a_pipeline_that_was_put_there_by_hand_are_saved(repository, deployment):
     _publish(repository, 1)
     for name in ("manifest.json", "config.pbtxt"):
         (repository / NAME / "1" / name).unlink()
@@ -208,7 +209,7 @@ def test_two_publishers_do_not_collide(repository):
     assert publish(staged, repository, MODELS) == 1
 
 
-def test_a_full_disk_says_the_numbers(repository, monkeypatch):
+def test_a_full_disk_is_reported_with_the_numbers(repository, monkeypatch):
     staged = stage(repository, 1)
     monkeypatch.setattr("serving.preflight.DISK_MARGIN_BYTES", 1 << 60)
     with pytest.raises(PublishFailed, match=r"MiB free.*tidegate prune"):
@@ -217,7 +218,9 @@ def test_a_full_disk_says_the_numbers(repository, monkeypatch):
     assert list(staging_folder(repository).glob("journal*")) == []
 
 
-def test_what_a_killed_process_left_is_cleared_and_what_is_worked_on_is_not(repository, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_work_in_progress_is_not(
+    repository, tmp_path
+):
     _publish(repository, 1)
     staging = staging_folder(repository)
     dead = subprocess.Popen(["true"])
@@ -239,8 +242,8 @@ def test_what_a_killed_process_left_is_cleared_and_what_is_worked_on_is_not(repo
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"new": 1}', '{"pipeline": "mood", "new": []}', b"\xff\xfe", None]
 )
-def test_a_journal_that_cannot_be_read_is_put_aside_and_said(repository, text):
-    """None stands for a folder in its place. What serves is served, and the next publisher goes
+def test_a_journal_that_cannot_be_read_is_set_aside_and_reported(repository, text):
+    """None: a folder in its place. The active version is still served, and the next publisher goes
     on."""
     _publish(repository, 1)
     path = staging_folder(repository) / "journal-mood.json"
@@ -248,15 +251,15 @@ def test_a_journal_that_cannot_be_read_is_put_aside_and_said(repository, text):
         path.mkdir()
     else:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    told = []
-    clear_up(repository, tell=told.append)
-    assert len(told) == 1
-    assert "journal-mood.json cannot be read" in told[0]
+    messages = []
+    clear_up(repository, tell=messages.append)
+    assert len(messages) == 1
+    assert "journal-mood.json cannot be read" in messages[0]
     assert (path.with_name("broken-journal-mood.json")).exists()
     assert not path.exists()
     assert _publish(repository, 2) == 2
 
 
-def test_nothing_is_cleared_up_where_nothing_was_published(tmp_path):
+def test_nothing_is_cleared_up_if_nothing_was_published(tmp_path):
     clear_up(tmp_path / "model_repository")
     assert list(tmp_path.iterdir()) == []

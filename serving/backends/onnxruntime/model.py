@@ -1,10 +1,12 @@
-"""Triton backend "onnxruntime" over the onnxruntime package, where NVIDIA's native one is missing.
+"""Triton backend "onnxruntime" over the onnxruntime package, for where NVIDIA's native one is
+missing.
 
 Triton copies nothing in: this folder, with libtriton_python.so in ``python/`` beside it, *is* the
-backend. It serves the config that the native backend takes: see ort_session.py for the parameters,
+backend. It serves the same configs as the native backend: see ort_session.py for the parameters,
 ort_graph.py for how a config is completed and checked, ort_batch.py for how requests share a run.
 
-No ``__init__.py`` may stand here: a package called onnxruntime would shadow the real one.
+This folder must not contain an ``__init__.py``: a package called onnxruntime would shadow the real
+one.
 """
 
 import json
@@ -12,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Read when the library is loaded; else 1.31 keeps a device id and sends events to its maker.
+# Must be set before the import; otherwise 1.31 keeps a device id and sends telemetry.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -38,7 +40,7 @@ from ort_session import (
 
 try:
     import triton_python_backend_utils as pb_utils
-except ImportError:  # outside Triton: a unit test puts its own stand-in here
+except ImportError:  # outside Triton: unit tests set their own stand-in
     pb_utils = None
 
 # Asking whether a request was cancelled is a round trip to the server process: 45 us measured on
@@ -67,14 +69,14 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         jobs = [self._read(request) for request in requests]
-        answers = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
-        return [_respond(next(answers) if isinstance(job, Job) else job) for job in jobs]
+        results = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
+        return [_respond(next(results) if isinstance(job, Job) else job) for job in jobs]
 
     def finalize(self) -> None:
         del self._runner
 
     def _read(self, request: Any) -> Any:
-        """The request as a Job, or the TritonError that answers it."""
+        """The request as a Job, or the TritonError to answer it with."""
         if self._runner.last_run_s > ASK_CANCELLED_ABOVE_S and request.is_cancelled():
             return pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
@@ -87,13 +89,13 @@ class TritonPythonModel:
 def _complete(config: Config) -> None:
     drop_empty_reshape(config)
     if is_complete(config):
-        return  # as the native backend does: a full config is checked at load, and saves a session
+        return  # like the native backend: a full config is checked at load, which saves a session
     folder = find_version_folder(config)
     if folder is None:
         raise ModelRefused(
-            f"model '{config['name']}': config.pbtxt leaves inputs or outputs open, and no version "
-            f"to read them from was found: set {REPOSITORY_VARIABLE} to the model repository "
-            "before Triton starts, or write input and output out"
+            f"model '{config['name']}': config.pbtxt leaves inputs or outputs open, and there is "
+            f"no version to read them from: set {REPOSITORY_VARIABLE} to the model repository "
+            "before Triton starts, or write all inputs and outputs"
         )
     session = read_only_session(config, find_model_file(config, folder))
     complete_config(config, Graph.read(session))
@@ -117,25 +119,25 @@ def _open(args: dict[str, str]) -> Runner:
     runner = Runner(config, graph, session)
     if kind == "GPU":
         try:
-            runner.settle_sizes(config, new_session)
+            runner.fix_sizes(config, new_session)
         except BatchError as error:
             pb_utils.Logger.log_warn(f"not warmed up, the first requests will be slow: {error}")
     return runner
 
 
-def _respond(answer: Tensors | BatchError | Any) -> Any:
-    if isinstance(answer, BatchError):
-        answer = _triton_error(answer)
-    if isinstance(answer, pb_utils.TritonError):
-        return pb_utils.InferenceResponse(output_tensors=[], error=answer)
+def _respond(result: Tensors | BatchError | Any) -> Any:
+    if isinstance(result, BatchError):
+        result = _triton_error(result)
+    if isinstance(result, pb_utils.TritonError):
+        return pb_utils.InferenceResponse(output_tensors=[], error=result)
     return pb_utils.InferenceResponse(
-        output_tensors=[pb_utils.Tensor(name, array) for name, array in answer.items()]
+        output_tensors=[pb_utils.Tensor(name, array) for name, array in result.items()]
     )
 
 
 def _triton_error(error: BatchError) -> Any:
     if isinstance(error, InvalidInput):
         return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-    # With its cause, paths and all: the operator's log is where these belong.
+    # With its cause, including paths: those belong in the operator's log only.
     pb_utils.Logger.log_error(f"{error} ({error.__cause__!r})")
     return pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)

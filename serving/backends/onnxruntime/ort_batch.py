@@ -1,10 +1,11 @@
-"""Run requests through one session: merge what can be merged, split the answer, blame the guilty.
+"""Run requests through one session: merge what can be merged, split the outputs, and let only the
+request at fault fail.
 
     BatchError
       +- InvalidInput   the client's fault: a wrong rank, axis or value; carries the marker
       +- RunFailed      everything else
 
-Nothing here knows Triton, so it runs in a unit test as it is.
+Nothing here depends on Triton, so unit tests can run it.
 """
 
 import math
@@ -23,38 +24,38 @@ from ort_session import run_options
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
-# The gateway shows a client only texts with this marker, after cutting it off.
+# The gateway only shows clients messages with this marker, and strips it.
 MARKER = "[tidegate:invalid_input]"
 
-# A run after one of another size, in runs after one of its own: on an H200 above 100 for a
-# convolutional model, about 1 for others.
-DEAR_CHANGE = 3
+# A run after one of another size, relative to a run after one of the same size: on an H200 above
+# 100 for a convolutional model, about 1 for others.
+COSTLY_CHANGE = 3
 
-# ONNX Runtime also says InvalidArgument of options that the operator wrote.
+# ONNX Runtime also raises InvalidArgument for options that the operator wrote.
 BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
 
 
 class BatchError(Exception):
-    """One request has no answer."""
+    """One request failed."""
 
 
 class InvalidInput(BatchError):
-    """The client sent what the graph cannot take."""
+    """The client sent something that the graph cannot take."""
 
     def __init__(self, model: str, tensors: str, problem: str, advice: str) -> None:
         super().__init__(f"{MARKER} model '{model}' tensor {tensors}: {problem}; {advice}")
 
 
 class RunFailed(BatchError):
-    """ONNX Runtime failed, or gave an answer that cannot be split."""
+    """ONNX Runtime failed, or returned outputs that cannot be split."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one request feeds, in the graph's order, and which outputs it wants."""
+    """One request's feeds, in the graph's order, and the names of the outputs it requests."""
 
     feeds: Tensors
-    wanted: frozenset[str]
+    requested: frozenset[str]
     rows: int
 
     @property
@@ -63,7 +64,7 @@ class Job:
 
 
 class Runner:
-    """One session with the config it is served under."""
+    """One session with its model's config."""
 
     def __init__(self, config: Config, graph: Graph, session: Any) -> None:
         self._model: str = config["name"]
@@ -73,53 +74,54 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
-        self._sessions: dict[int, Any] = {}  # by rows of a run, ascending, where these are settled
-        self.last_run_s = math.inf  # until one has run, a run is taken to be long
+        self._sessions: dict[int, Any] = {}  # by rows per run, ascending, if sizes are fixed
+        self.last_run_s = math.inf  # before the first run, a run is assumed to be long
 
-    def settle_sizes(self, config: Config, another_session: Callable[[], Any]) -> None:
-        """Where a change of batch size is dear, run from now on 1, 4, 16 ... ``max_batch_size``
-        rows only, filled up with copies of the last row, each size in a session of its own.
+    def fix_sizes(self, config: Config, new_session: Callable[[], Any]) -> None:
+        """If a change of batch size is costly, from now on only run 1, 4, 16 ... ``max_batch_size``
+        rows, padded with copies of the last row, each size in a session of its own.
 
-        On a GPU, ONNX Runtime searches for convolution algorithms whenever the shape is not that of
-        the run before: 0.1 to 3 s for EfficientNet on an H200 (docs/gpu.md), with every request
-        waiting behind it. It is measured here, on zeros, which also warms each session up. Nothing
-        is done for strings, nor for shapes of any length, of which there are too many.
+        On a GPU, ONNX Runtime searches for convolution algorithms whenever the shape differs from
+        the previous run's: 0.1 to 3 s for EfficientNet on an H200 (docs/gpu.md), with every request
+        waiting behind it. The cost is measured here, on zeros, which also warms up each session.
+        Nothing is done for strings, nor for open dims, of which there are too many lengths.
 
-        Raises BatchError when the graph cannot take zeros.
+        Raises BatchError if the graph cannot take zeros.
         """
         tensors = [self._inputs[entry["name"]] for entry in config["input"]]
         dims = [model_dims(entry) for entry in config["input"]]
-        if any(-1 in each for each in dims) or any(each.dtype == np.object_ for each in tensors):
+        has_open_dims = any(-1 in shape for shape in dims)
+        if has_open_dims or any(tensor.dtype == np.object_ for tensor in tensors):
             return
 
         def seconds(rows: int) -> float:
-            shapes = [(rows, *each) if self._batched else tuple(each) for each in dims]
+            shapes = [(rows, *shape) if self._batched else tuple(shape) for shape in dims]
             feeds = {
                 tensor.name: np.zeros(shape, tensor.dtype)
                 for tensor, shape in zip(tensors, shapes, strict=True)
             }
             job = self.job(feeds, frozenset())
-            self._run_once(job.feeds, job.wanted, job.rows)
+            self._run_once(job.feeds, job.requested, job.rows)
             return self.last_run_s
 
-        most = config["max_batch_size"]
+        largest = config["max_batch_size"]
         seconds(1)
-        if most < 2:
+        if largest < 2:
             return
-        after_another = min((seconds(most), seconds(1))[1] for _ in range(2))
-        after_itself = min(seconds(1) for _ in range(2))
-        if after_another < DEAR_CHANGE * after_itself:
+        after_change = min((seconds(largest), seconds(1))[1] for _ in range(2))
+        unchanged = min(seconds(1) for _ in range(2))
+        if after_change < COSTLY_CHANGE * unchanged:
             return
         sizes = [1]
-        while sizes[-1] * 4 < most:
+        while sizes[-1] * 4 < largest:
             sizes.append(sizes[-1] * 4)
         self._sessions = {1: self._session}
-        for size in (*sizes[1:], most):
-            self._sessions[size] = another_session()
+        for size in (*sizes[1:], largest):
+            self._sessions[size] = new_session()
             seconds(size)
 
     def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
-        """A request as the graph takes it; InvalidInput when it cannot be taken."""
+        """A request as the graph takes it; InvalidInput if the graph cannot take it."""
         fitted = {
             name: self._fit(tensor, feeds[name])
             for name, tensor in self._inputs.items()
@@ -129,12 +131,12 @@ class Runner:
         return Job(fitted, requested & set(self._outputs) or frozenset(self._outputs), rows)
 
     def run(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
-        """An answer or an error for each job, in order."""
-        answers: dict[int, Tensors | BatchError] = {}
+        """The outputs of each job, or its error, in order."""
+        results: dict[int, Tensors | BatchError] = {}
         for group in self._groups(jobs):
             members = [jobs[index] for index in group]
-            answers.update(zip(group, self._run_group(members), strict=True))
-        return [answers[index] for index in range(len(jobs))]
+            results.update(zip(group, self._run_group(members), strict=True))
+        return [results[index] for index in range(len(jobs))]
 
     def _fit(self, tensor: GraphTensor, array: Array) -> Array:
         if tensor.name in self._padding:
@@ -143,18 +145,21 @@ class Runner:
             raise InvalidInput(
                 self._model,
                 f"'{tensor.name}'",
-                f"the shape is {list(array.shape)} and the graph takes {list(tensor.dims)}",
+                f"the shape is {list(array.shape)} but the graph takes {list(tensor.dims)}",
                 "send that shape (-1 is any length)",
             )
         return self._as_text(tensor.name, array) if array.dtype == np.object_ else array
 
     def _as_text(self, name: str, array: Array) -> Array:
-        # ONNX strings are UTF-8, and ONNX Runtime would take str(bytes) for the text.
+        # ONNX strings are UTF-8, and ONNX Runtime would use str(bytes) as the text.
         try:
             texts = [item.decode() if isinstance(item, bytes) else item for item in array.flat]
         except UnicodeDecodeError as error:
             raise InvalidInput(
-                self._model, f"'{name}'", f"a string is not UTF-8 ({error.reason})", "encode it so"
+                self._model,
+                f"'{name}'",
+                f"a string is not UTF-8 ({error.reason})",
+                "encode it as UTF-8",
             ) from None
         return np.array(texts, dtype=np.object_).reshape(array.shape)
 
@@ -174,32 +179,32 @@ class Runner:
         try:
             return self._run_merged(jobs)
         except BatchError:
-            # One bad request must not fail its neighbours: each gets its own verdict.
+            # One bad request must not fail the others: each is run alone.
             return [self._run_alone(job) for job in jobs]
 
     def _run_alone(self, job: Job) -> Tensors | BatchError:
         try:
-            return self._run_once(job.feeds, job.wanted, job.rows)
+            return self._run_once(job.feeds, job.requested, job.rows)
         except BatchError as error:
             return error
 
     def _run_merged(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
         feeds = {name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds}
-        wanted = frozenset[str]().union(*(job.wanted for job in jobs))
-        outputs = self._run_once(feeds, wanted, sum(job.rows for job in jobs))
-        answers, start = [], 0
+        requested = frozenset[str]().union(*(job.requested for job in jobs))
+        merged = self._run_once(feeds, requested, sum(job.rows for job in jobs))
+        results, start = [], 0
         for job in jobs:
             rows = slice(start, start + job.rows)
-            answers.append({name: outputs[name][rows] for name in job.wanted})
+            results.append({name: merged[name][rows] for name in job.requested})
             start += job.rows
-        return list(answers)
+        return list(results)
 
-    def _run_once(self, feeds: Tensors, wanted: frozenset[str], rows: int) -> Tensors:
-        names = [name for name in self._outputs if name in wanted]
-        filled = next((size for size in self._sessions if size >= rows), rows)
-        if filled > rows:
-            feeds = {name: _filled(array, filled) for name, array in feeds.items()}
-        session = self._sessions.get(filled, self._session)
+    def _run_once(self, feeds: Tensors, requested: frozenset[str], rows: int) -> Tensors:
+        names = [name for name in self._outputs if name in requested]
+        run_rows = next((size for size in self._sessions if size >= rows), rows)
+        if run_rows > rows:
+            feeds = {name: _padded(array, run_rows) for name, array in feeds.items()}
+        session = self._sessions.get(run_rows, self._session)
         started = time.perf_counter()
         try:
             arrays = session.run(names, feeds, self._options)
@@ -207,18 +212,19 @@ class Runner:
             raise self._explain(error, feeds) from error
         self.last_run_s = time.perf_counter() - started
         return {
-            name: self._checked(name, array, filled)[: rows if filled > rows else None]
+            name: self._checked(name, array, run_rows)[: rows if run_rows > rows else None]
             for name, array in zip(names, arrays, strict=True)
         }
 
     def _checked(self, name: str, array: Array | None, rows: int) -> Array:
-        """The output as the config shows it; RunFailed when its rows cannot be told apart."""
+        """The output as the config declares it; RunFailed if it cannot be split into rows."""
         if array is None:
-            raise RunFailed(f"model '{self._model}' tensor '{name}': the graph gave no value")
+            raise RunFailed(f"model '{self._model}' tensor '{name}': the graph returned no value")
         if self._batched and (array.ndim == 0 or array.shape[0] != rows):
             raise RunFailed(
-                f"model '{self._model}' tensor '{name}': the graph gave shape {list(array.shape)} "
-                f"for {rows} rows, so it does not batch; write max_batch_size: 0 in config.pbtxt"
+                f"model '{self._model}' tensor '{name}': the graph returned shape "
+                f"{list(array.shape)} for {rows} rows, so it does not batch; write "
+                "max_batch_size: 0 in config.pbtxt"
             )
         ones = self._padding.get(name, ())
         bare = array.ndim == (1 if self._batched else 0)
@@ -236,12 +242,12 @@ class Runner:
         return RunFailed(f"model '{self._model}': ONNX Runtime failed: {_reason(error)}")
 
 
-def _filled(array: Array, rows: int) -> Array:
+def _padded(array: Array, rows: int) -> Array:
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
 
 
 def _padding(config: Config, graph: Graph, batched: bool) -> dict[str, tuple[int, ...]]:
-    """For each tensor whose config shows axes of 1 that the graph lacks: those axes."""
+    """For each tensor whose config has axes of length 1 that the graph lacks: those axes."""
     sides = ((config["input"], graph.inputs | graph.defaults), (config["output"], graph.outputs))
     return {
         entry["name"]: (1,) * len(entry["dims"])
@@ -259,10 +265,10 @@ def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
 def _symbol_conflict(
     inputs: Mapping[str, GraphTensor], feeds: Tensors
 ) -> tuple[str, str, str] | None:
-    """Two inputs that give one named axis two lengths, such as ids and mask of unlike length.
+    """Two inputs with different lengths of one named axis, such as ids and mask of unequal length.
 
-    Asked only after a run has failed: exporters give one name to axes that may broadcast, and
-    then unlike lengths are right.
+    Only checked after a run has failed: exporters give one name to axes that may broadcast, and
+    then different lengths are valid.
     """
     seen: dict[str, tuple[str, int]] = {}
     for name, array in feeds.items():
@@ -277,7 +283,7 @@ def _symbol_conflict(
 
 
 def _reason(error: Exception) -> str:
-    """ONNX Runtime's own words without file names, which are nobody's business but ours."""
+    """ONNX Runtime's own message without file names, which clients must not see."""
     text = " ".join(str(error).split())
     node = re.search(r"while running (\w+) node", text)
     _, _, status = text.rpartition("Status Message: ")

@@ -1,12 +1,12 @@
-"""What an ONNX graph takes and gives, and whether a Triton config agrees with it.
+"""The inputs and outputs of an ONNX graph, and whether a Triton config agrees with them.
 
     graph = Graph.read(session)
     complete_config(config, graph)      # what auto_complete_config does
     check_config(config, graph, warn)   # raises ModelRefused, naming model and tensor
-    disagreements(config, graph, warn)  # all of them, for who only reads (`tidegate lint`)
+    disagreements(config, graph, warn)  # all of them, for read-only checks (`tidegate lint`)
 
 ``config`` is Triton's ModelConfig as JSON. The rules are those of NVIDIA's native ONNX Runtime
-backend, so that a config which loads here loads there.
+backend, so that a config that loads here loads there.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,11 @@ import numpy as np
 Config = dict[str, Any]
 Warn = Callable[[str], None]
 
-# What the native backend sets when a graph can batch and the config says nothing.
+# What the native backend sets if a graph can batch and the config does not set it.
 DEFAULT_MAX_BATCH_SIZE = 4
 
-# Triton's Python backend hands tensors over as numpy arrays, so bfloat16 and the 8- and 4-bit
-# floats, which numpy does not have, cannot be carried. Nor does the native backend take them.
+# Triton's Python backend passes tensors as numpy arrays, so it cannot carry bfloat16 and the 8- and
+# 4-bit floats, which numpy does not have. The native backend does not take them either.
 CONFIG_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
     "tensor(uint8)": "TYPE_UINT8",
@@ -48,20 +48,20 @@ class ModelRefused(Exception):
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One thing in which a config and its graph differ: of which ``kind``, where, and what to do.
+    """One difference between a config and its graph: its ``kind``, where it is, and what to do.
 
-    ``side`` is "input" or "output"; side and tensor are "" for what concerns the whole model."""
+    ``side`` is "input" or "output"; side and tensor are "" if it concerns the whole model."""
 
     kind: str
     side: str
     tensor: str
-    says: str
+    message: str
     fix: str
 
 
 @dataclass(frozen=True)
 class GraphTensor:
-    """An input or output. An axis is a length, the name of an open length, or None (open)."""
+    """An input or output. An axis is a length, the name of an open axis, or None (open)."""
 
     name: str
     onnx_type: str
@@ -73,12 +73,12 @@ class GraphTensor:
 
     @property
     def dtype(self) -> "np.dtype[Any]":
-        """Of its arrays; only of a type that Triton carries."""
+        """The dtype of its arrays; only for types that Triton can carry."""
         return np.dtype(NUMPY_NAMES.get(self.onnx_type, self.onnx_type[len("tensor(") : -1]))
 
     @property
     def config_type(self) -> str:
-        """The config's name for the element type; ModelRefused when Triton cannot carry it."""
+        """The config's name for the element type; ModelRefused if Triton cannot carry it."""
         if self.onnx_type in CONFIG_TYPES:
             return CONFIG_TYPES[self.onnx_type]
         if self.onnx_type.startswith("tensor("):
@@ -88,14 +88,14 @@ class GraphTensor:
             )
         raise ModelRefused(
             f"the graph says {self.onnx_type}, and Triton carries only tensors: export the model "
-            "without it (skl2onnx: options={'zipmap': False}), or list in config.pbtxt only the "
-            "outputs that are tensors"
+            "without it (skl2onnx: options={'zipmap': False}), or only list the outputs that are "
+            "tensors in config.pbtxt"
         )
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The tensors of a graph by name; ``defaults`` are inputs that an initialiser fills."""
+    """The tensors of a graph by name; ``defaults`` are inputs with an initializer."""
 
     inputs: dict[str, GraphTensor]
     defaults: dict[str, GraphTensor]
@@ -116,7 +116,7 @@ class Graph:
 
 
 def complete_config(config: Config, graph: Graph) -> None:
-    """Fill in what the user left open; what is written stays."""
+    """Fill in what the user left open; what is written is kept."""
     if config["max_batch_size"] == 0 and graph.can_batch and not _spells_batch_axis(config, graph):
         config["max_batch_size"] = DEFAULT_MAX_BATCH_SIZE
     batched = config["max_batch_size"] > 0
@@ -127,18 +127,18 @@ def complete_config(config: Config, graph: Graph) -> None:
 
 
 def is_complete(config: Config) -> bool:
-    """Whether the config says all there is to say about its tensors."""
+    """Whether the config declares all its tensors completely."""
     sides = (config.get("input"), config.get("output"))
     return all(side and all(map(_is_described, side)) for side in sides)
 
 
 def merge_unlike_shapes(config: Config) -> None:
-    """Let Triton's dynamic batcher put requests of unlike shape into one call of a GPU model.
+    """Let Triton's dynamic batcher put requests of different shapes into one call of a GPU model.
 
-    It merges only neighbours of equal shape, so that texts of two length buckets, coming in any
-    order, hardly share a run. Runner sorts the requests of a call by shape itself, and on a GPU a
-    run costs nearly the same at 1 row and at 64. On a CPU it costs 64 times as much, and the first
-    request of a call would wait for the last.
+    By default it only merges neighbors of equal shape, so texts of two length buckets, in random
+    order, hardly ever share a run. Runner groups the requests of a call by shape itself, and on a
+    GPU a run costs nearly the same with 1 row as with 64. On a CPU it costs 64 times as much, and
+    the first request of a call would wait for the last.
     """
     groups = config.get("instance_group", ())
     if "dynamic_batching" in config and any(group.get("kind") == "KIND_GPU" for group in groups):
@@ -147,11 +147,11 @@ def merge_unlike_shapes(config: Config) -> None:
 
 
 def drop_empty_reshape(config: Config) -> None:
-    """Take ``reshape { shape: [] }`` out; the backend itself adds and drops those axes of 1.
+    """Remove ``reshape { shape: [] }``; the backend itself adds and drops those axes of length 1.
 
-    Triton 2.51 dies with SIGSEGV when a client sends zero rows to a Python-based model whose
-    input has an empty reshape. Without it Triton refuses such a request, and clients see the
-    same shapes.
+    Triton 2.51 crashes with SIGSEGV when a client sends zero rows to a Python-based model whose
+    input has an empty reshape. Without it, Triton refuses such a request, and clients see the same
+    shapes.
     """
     for entry in (*config.get("input", ()), *config.get("output", ())):
         if "reshape" in entry and not entry["reshape"].get("shape") and _all_ones(entry["dims"]):
@@ -159,14 +159,16 @@ def drop_empty_reshape(config: Config) -> None:
 
 
 def check_config(config: Config, graph: Graph, warn: Warn) -> None:
-    """ModelRefused when the config and the graph disagree."""
-    for each in disagreements(config, graph, warn):
-        where = f" {each.side} tensor '{each.tensor}'" if each.side else ""
-        raise ModelRefused(f"model '{config['name']}'{where}: {each.says}: {each.fix}")
+    """ModelRefused, with the first disagreement, if the config and the graph disagree."""
+    for disagreement in disagreements(config, graph, warn):
+        side, tensor = disagreement.side, disagreement.tensor
+        where = f" {side} tensor '{tensor}'" if side else ""
+        message = f"{disagreement.message}: {disagreement.fix}"
+        raise ModelRefused(f"model '{config['name']}'{where}: {message}")
 
 
 def disagreements(config: Config, graph: Graph, warn: Warn) -> Iterator[Disagreement]:
-    """Everything in which a completed config and the graph differ, worst first."""
+    """All differences between a completed config and the graph, worst first."""
     yield from _unsupported(config)
     controls = set(_sequence_controls(config))
     written = {entry["name"] for entry in config["input"]} | controls
@@ -175,7 +177,7 @@ def disagreements(config: Config, graph: Graph, warn: Warn) -> Iterator[Disagree
             "undeclared",
             "input",
             name,
-            "the graph needs it and config.pbtxt does not list it",
+            "the graph needs it but config.pbtxt does not list it",
             "add it, or leave out all inputs and let auto-complete list them",
         )
     for entry in config["input"]:
@@ -186,9 +188,9 @@ def disagreements(config: Config, graph: Graph, warn: Warn) -> Iterator[Disagree
 
 
 def is_squeezed(entry: Config, tensor: GraphTensor, batched: bool) -> bool:
-    """Whether the config shows axes of 1 that the graph lacks: a scalar, or one value per row.
+    """Whether the config has axes of length 1 that the graph lacks: a scalar, or one value per row.
 
-    Triton wants at least one dim for each tensor, so rank 0 is written ``dims: [1]``.
+    Triton needs at least one dim per tensor, so rank 0 is written ``dims: [1]``.
     """
     is_bare = len(tensor.axes) == (1 if batched else 0)
     return is_bare and "reshape" not in entry and _all_ones(entry["dims"])
@@ -211,7 +213,7 @@ def _is_described(entry: Config) -> bool:
 
 
 def _spells_batch_axis(config: Config, graph: Graph) -> bool:
-    """Whether the user wrote dims of the graph's full rank, that is, wants no batch axis."""
+    """Whether the user wrote dims of the graph's full rank, which means no batch axis."""
     tensors = graph.inputs | graph.outputs
     entries = (*config.get("input", ()), *config.get("output", ()))
     known = [entry for entry in entries if entry.get("dims") and entry["name"] in tensors]
@@ -219,7 +221,7 @@ def _spells_batch_axis(config: Config, graph: Graph) -> bool:
 
 
 def _fill(config: Config, side: str, tensors: dict[str, GraphTensor], batched: bool) -> None:
-    # A side that the user began is only completed: an output that is not listed is not served.
+    # If the user listed some tensors, none are added: an output that is not listed is not served.
     entries = config.get(side) or [{"name": name} for name in tensors]
     for entry in entries:
         if entry["name"] in tensors and not _is_described(entry):
@@ -251,7 +253,7 @@ def _unsupported(config: Config) -> Iterator[Disagreement]:
                 "",
                 "",
                 f"config.pbtxt uses {field}, which Triton's Python backend does not offer",
-                "serve this model with the native ONNX Runtime backend, or take the field out",
+                "serve this model with the native ONNX Runtime backend, or remove the field",
             )
 
 
@@ -267,18 +269,18 @@ def _entry(
     name = entry["name"]
     tensor = tensors.get(name)
     if tensor is None:
-        says = f"config.pbtxt lists it, the graph has {sorted(tensors)}"
-        yield Disagreement("unknown", side, name, says, "correct the name")
+        message = f"config.pbtxt lists it, but the graph has {sorted(tensors)}"
+        yield Disagreement("unknown", side, name, message, "correct the name")
         return
     try:
         graph_type = tensor.config_type
     except ModelRefused as reason:
-        says, _, fix = str(reason).partition(": ")
-        yield Disagreement("type", side, name, says, fix)
+        message, _, fix = str(reason).partition(": ")
+        yield Disagreement("type", side, name, message, fix)
         return
     if entry["data_type"] != graph_type:
-        says = f"config.pbtxt says {entry['data_type']}, the graph says {graph_type}"
-        yield Disagreement("type", side, name, says, f"write data_type: {graph_type}")
+        message = f"config.pbtxt says {entry['data_type']}, the graph says {graph_type}"
+        yield Disagreement("type", side, name, message, f"write data_type: {graph_type}")
     yield from _dims(config, side, entry, tensor, warn)
 
 
@@ -287,7 +289,7 @@ def _dims(
 ) -> Iterator[Disagreement]:
     name, batched = tensor.name, config["max_batch_size"] > 0
     if not tensor.axes:
-        # ONNX Runtime tells a scalar and a tensor without a declared shape in the same words.
+        # ONNX Runtime describes a scalar and a tensor without a declared shape in the same way.
         if not _all_ones(entry["dims"]):
             where = _named(config, side, name)
             warn(f"{where}: the graph declares no shape, so dims {entry['dims']} are not checked")
@@ -312,7 +314,7 @@ def _dims(
 
 
 def model_dims(entry: Config) -> list[int]:
-    """The dims on the model's side: a reshape, where there is one, is what the graph gets."""
+    """The dims that the graph gets: those of the reshape, if there is one."""
     shape = entry["reshape"].get("shape", []) if "reshape" in entry else entry["dims"]
     return [int(dim) for dim in shape]
 
@@ -320,7 +322,7 @@ def model_dims(entry: Config) -> list[int]:
 def _agree(side: str, entry: Config, tensor: GraphTensor, batched: bool) -> bool:
     written = (-1, *model_dims(entry)) if batched else tuple(model_dims(entry))
     if side == "output":
-        # As strict as the native backend: an output is written as open as the graph leaves it.
+        # As strict as the native backend: an output's open dims must be exactly the graph's.
         return written == tensor.dims
     pairs = zip(written, tensor.dims, strict=False)
     return len(written) == len(tensor.dims) and all(axis in (-1, dim) for dim, axis in pairs)
@@ -332,6 +334,6 @@ def _optional(entry: Config, graph: Graph) -> Iterator[Disagreement]:
             "optional",
             "input",
             entry["name"],
-            "config.pbtxt says optional, and the graph has no default for it",
-            "take optional out, or give the graph an initialiser of that name",
+            "config.pbtxt says optional, but the graph has no default for it",
+            "remove optional, or give the graph an initializer of that name",
         )

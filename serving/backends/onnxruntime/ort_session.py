@@ -1,9 +1,9 @@
 """From a Triton config to an ONNX Runtime session: which file, which options, which provider.
 
-Parameters are those of NVIDIA's native backend. Threads: ``intra_op_thread_count`` absent or 0
-means, as there, one thread for each core *for each instance*; instances are processes, so with
-several of them write it out (cores / instances), or they fight for the cores. numpy's own pool
-never runs: nothing here calls BLAS.
+Parameters are those of NVIDIA's native backend. Threads: as there, ``intra_op_thread_count`` absent
+or 0 means one thread per core *per instance*; instances are processes, so set it (cores /
+instances) if there are several, or they compete for the cores. numpy's own pool never runs: nothing
+here calls BLAS.
 """
 
 import os
@@ -20,7 +20,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, OPENVINO = "TensorrtExecutionProvider", "OpenVINOExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
-# The native backend's reading of optimization.graph.level; absent or 0 is everything.
+# How the native backend interprets optimization.graph.level; absent or 0 enables everything.
 GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -30,8 +30,8 @@ GRAPH_LEVELS = {
 FLAGS = {"1": True, "true": True, "0": False, "false": False}
 EXECUTION_MODES = {"0": ort.ExecutionMode.ORT_SEQUENTIAL, "1": ort.ExecutionMode.ORT_PARALLEL}
 
-# Threads that spin while they wait take the core from Triton, from the other instances and from
-# every other model; ONNX Runtime's own default is to spin. The config can say "1" again.
+# Threads that spin while they wait take the core away from Triton, the other instances and every
+# other model; ONNX Runtime spins by default. The config can set "1" again.
 NO_SPINNING = {
     "session.intra_op.allow_spinning": "0",
     "session.inter_op.allow_spinning": "0",
@@ -42,7 +42,7 @@ CUDA_CHOICES = {
     "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
 }
 CUDA_PARAMETERS = {*CUDA_CHOICES, "gpu_mem_limit", "do_copy_in_default_stream"}
-# A parameter that begins like a native option and is none is probably misspelt.
+# A parameter that begins like a native option but is not one is probably misspelled.
 NATIVE_PREFIXES = (
     "intra_op", "inter_op", "execution_", "enable_mem", "memory.", "cudnn_", "gpu_mem", "arena_",
     "do_copy", "share_session", "optimization", "graph",
@@ -58,7 +58,7 @@ TENSORRT_PRECISIONS = {
     "BF16": {"trt_bf16_enable": "True"},
     "INT8": {"trt_int8_enable": "True"},
 }
-# Config files say 1 or true; the Python API of the TensorRT provider wants True.
+# Config files say 1 or true; the TensorRT provider's Python API expects True.
 TENSORRT_FLAGS = (
     "_enable", "_native_calibration_table", "_subgraphs", "_engine_build", "_fallback",
     "_force_timing_cache", "_build_log", "trt_dump_ep_context_model",
@@ -66,7 +66,7 @@ TENSORRT_FLAGS = (
 
 
 def find_model_file(config: Config, folder: Path) -> Path:
-    """The ONNX file in a version folder; ModelRefused when there is none."""
+    """The ONNX file in a version folder; ModelRefused if there is none."""
     file = folder / (config.get("default_model_filename") or DEFAULT_FILE)
     if file.is_dir():
         file = file / DEFAULT_FILE
@@ -79,7 +79,8 @@ def find_model_file(config: Config, folder: Path) -> Path:
 
 
 def find_version_folder(config: Config, environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The newest version that Triton will serve, or None when nobody said where models lie."""
+    """The folder of the newest version that Triton will serve; None if it cannot be found, for
+    example because the environment does not name the repository."""
     paths = filter(None, environment.get(REPOSITORY_VARIABLE, "").split(os.pathsep))
     models = [Path(path) / config["name"] for path in paths]
     model = next((folder for folder in models if folder.is_dir()), None)
@@ -92,13 +93,13 @@ def find_version_folder(config: Config, environment: Mapping[str, str] = os.envi
     }
     policy = config.get("version_policy", {})
     if "specific" in policy:
-        wanted = {int(version) for version in policy["specific"].get("versions", ())}
-        versions = {number: versions[number] for number in versions.keys() & wanted}
+        served = {int(version) for version in policy["specific"].get("versions", ())}
+        versions = {number: versions[number] for number in versions.keys() & served}
     return versions[max(versions)] if versions else None
 
 
 def open_session(config: Config, file: Path, providers: list[Provider], warn: Warn) -> Any:
-    """A session that runs where the config says; ModelRefused when it would run elsewhere."""
+    """A session that runs where the config says; ModelRefused if it would run elsewhere."""
     options = session_options(config, warn)
     for library in config.get("model_operations", {}).get("op_library_filename", ()):
         options.register_custom_ops_library(library)
@@ -113,7 +114,7 @@ def open_session(config: Config, file: Path, providers: list[Provider], warn: Wa
 
 
 def read_only_session(config: Config, file: Path) -> Any:
-    """A session for looking at the graph: nothing is optimised, no TensorRT engine is built."""
+    """A session for reading the graph: nothing is optimized, no TensorRT engine is built."""
     kinds = {group.get("kind") for group in config.get("instance_group", ())}
     gpu = "KIND_GPU" in kinds and CUDA in ort.get_available_providers()
     options = ort.SessionOptions()
@@ -134,13 +135,13 @@ def _load(config: Config, file: Path, options: Any, providers: list[Provider]) -
 
 
 def string_parameters(config: Config) -> dict[str, str]:
-    """The config's parameters as the native backend reads them: every value is a string."""
+    """The config's parameters as the native backend reads them: all values are strings."""
     parameters = config.get("parameters", {})
     return {name: value.get("string_value", "") for name, value in parameters.items()}
 
 
 def session_options(config: Config, warn: Warn) -> Any:
-    """ONNX Runtime's options for the config, with a warning for each parameter not understood."""
+    """ONNX Runtime's options for the config; warns of each unknown parameter."""
     parameters = string_parameters(config)
     options = ort.SessionOptions()
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
@@ -151,14 +152,14 @@ def session_options(config: Config, warn: Warn) -> Any:
     entries = {name: value for name, value in parameters.items() if name.startswith("session.")}
     for name, value in (NO_SPINNING | entries).items():
         options.add_session_config_entry(name, value)
-    for text in _doubts(config, parameters, options.intra_op_num_threads):
+    for text in _warnings(config, parameters, options.intra_op_num_threads):
         warn(f"model '{config['name']}': {text}")
     return options
 
 
 def run_options(config: Config) -> Any:
     options = ort.RunOptions()
-    # A run that fails is answered to its client; ONNX Runtime need not also print it.
+    # A failed run is reported to its client; ONNX Runtime need not print it too.
     options.log_severity_level = 4
     shrinkage = string_parameters(config).get(ARENA_SHRINKAGE)
     if shrinkage:
@@ -171,7 +172,7 @@ def _set(attribute: str, read: Callable[[str], Any]) -> Callable[[Any, str], Non
 
 
 def _thread_count(value: str) -> int:
-    # The native backend takes a negative count as "not said".
+    # The native backend treats a negative count as not set.
     return max(0, int(value))
 
 
@@ -196,7 +197,7 @@ def _apply(
         ) from None
 
 
-def _doubts(config: Config, parameters: Mapping[str, str], threads: int) -> Iterable[str]:
+def _warnings(config: Config, parameters: Mapping[str, str], threads: int) -> Iterable[str]:
     known = {*OPTIONS, *CUDA_PARAMETERS, ARENA_SHRINKAGE}
     for name in parameters.keys() - known:
         if name == "share_session_between_instances":
@@ -206,7 +207,7 @@ def _doubts(config: Config, parameters: Mapping[str, str], threads: int) -> Iter
     instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", ()))
     if threads == 0 and instances > 1:
         yield (
-            f"{instances} instances with a thread for every core each fight for the cores: write "
+            f"{instances} instances, each with a thread for every core, compete for the cores: set "
             "the parameter intra_op_thread_count (cores / instances)"
         )
 
@@ -214,61 +215,63 @@ def _doubts(config: Config, parameters: Mapping[str, str], threads: int) -> Iter
 def choose_providers(
     config: Config, kind: str, device_id: int, available: Iterable[str]
 ) -> list[Provider]:
-    """Where to run, best first. ``kind`` is CPU, GPU, AUTO or MODEL, as Triton says it."""
+    """Where to run, best first. ``kind`` is Triton's instance kind: CPU, GPU, AUTO or MODEL."""
     built_in = set(available)
     if kind == "GPU" and CUDA not in built_in:
         raise ModelRefused(
-            f"model '{config['name']}': instance_group says KIND_GPU, and this onnxruntime build "
+            f"model '{config['name']}': instance_group says KIND_GPU, but this onnxruntime build "
             f"has no {CUDA} (it has {', '.join(sorted(built_in))}): install onnxruntime-gpu, or "
             "write kind: KIND_CPU"
         )
     on_gpu = CUDA in built_in and kind in ("GPU", "AUTO")
     providers = _gpu_providers(config, device_id) if on_gpu else []
-    providers += [_cpu_accelerator(config, each) for each in _accelerators(config, "cpu")]
+    providers += [
+        _cpu_provider(config, accelerator) for accelerator in _accelerators(config, "cpu")
+    ]
     for name, _ in providers:
         if name not in built_in:
             raise ModelRefused(
                 f"model '{config['name']}': execution_accelerators ask for {name}, which this "
                 f"onnxruntime build lacks (it has {', '.join(sorted(built_in))}): install a build "
-                "with it, or take the accelerator out"
+                "with it, or remove the accelerator"
             )
     return [*providers, (CPU, {})]
 
 
-def _accelerators(config: Config, where: str) -> list[Config]:
+def _accelerators(config: Config, device: str) -> list[Config]:
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    return list(accelerators.get(f"{where}_execution_accelerator", ()))
+    return list(accelerators.get(f"{device}_execution_accelerator", ()))
 
 
 def _gpu_providers(config: Config, device_id: int) -> list[Provider]:
     device = {"device_id": str(device_id)}
     cuda, providers = device | _deprecated_cuda_options(config), []
-    for each in _accelerators(config, "gpu"):
-        parameters = each.get("parameters", {})
-        if each["name"] == "tensorrt":
+    for accelerator in _accelerators(config, "gpu"):
+        parameters = accelerator.get("parameters", {})
+        if accelerator["name"] == "tensorrt":
             providers.append((TENSORRT, device | tensorrt_options(config, parameters)))
-        elif each["name"] == "cuda":
+        elif accelerator["name"] == "cuda":
             cuda = cuda | parameters
         else:
-            raise _unknown_accelerator(config, each)
+            raise _unknown_accelerator(config, accelerator)
     return [*providers, (CUDA, cuda)]
 
 
-def _cpu_accelerator(config: Config, each: Config) -> Provider:
-    if each["name"] != "openvino":
-        raise _unknown_accelerator(config, each)
-    return OPENVINO, {"device_type": "CPU", **each.get("parameters", {})}
+def _cpu_provider(config: Config, accelerator: Config) -> Provider:
+    if accelerator["name"] != "openvino":
+        raise _unknown_accelerator(config, accelerator)
+    return OPENVINO, {"device_type": "CPU", **accelerator.get("parameters", {})}
 
 
-def _unknown_accelerator(config: Config, each: Config) -> ModelRefused:
+def _unknown_accelerator(config: Config, accelerator: Config) -> ModelRefused:
     return ModelRefused(
-        f"model '{config['name']}': unknown execution accelerator '{each['name']}': use tensorrt "
-        "or cuda on a GPU, openvino on a CPU"
+        f"model '{config['name']}': unknown execution accelerator '{accelerator['name']}': use "
+        "tensorrt or cuda on a GPU, openvino on a CPU"
     )
 
 
 def _deprecated_cuda_options(config: Config) -> dict[str, str]:
-    """CUDA options written as plain parameters, with the native backend's numbers for words."""
+    """CUDA options written as plain parameters, with the native backend's numbers translated."""
     options = {}
     for name, value in string_parameters(config).items():
         if name in CUDA_CHOICES and value not in CUDA_CHOICES[name]:
@@ -282,7 +285,7 @@ def _deprecated_cuda_options(config: Config) -> dict[str, str]:
 
 
 def tensorrt_options(config: Config, parameters: Mapping[str, str]) -> dict[str, str]:
-    """The native backend's accelerator parameters in ONNX Runtime's names."""
+    """The native backend's accelerator parameters under ONNX Runtime's names."""
     options: dict[str, str] = {}
     for key, value in parameters.items():
         name = TENSORRT_NAMES.get(key, key)

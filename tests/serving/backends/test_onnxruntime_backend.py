@@ -66,9 +66,9 @@ def session_of(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
-    *initialisers: onnx.TensorProto,
+    *initializers: onnx.TensorProto,
 ) -> Any:
-    graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initialisers))
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return ort.InferenceSession(model.SerializeToString(), providers=[CPU])
 
@@ -114,7 +114,7 @@ def parameters(**texts: str) -> dict[str, Any]:
 
 
 class Counting:
-    """A session that counts its runs, and keeps how many rows each had."""
+    """A session that counts its runs, and records the number of rows of each."""
 
     def __init__(self, session: Any) -> None:
         self.session, self.runs = session, 0
@@ -134,8 +134,10 @@ def runner(session: Any, **fields: Any) -> tuple[Runner, Counting]:
     return Runner(full, graph, counting), counting
 
 
-def job(to: Runner, *wanted: str, **feeds: Any) -> Job:
-    return to.job({name: np.asarray(array) for name, array in feeds.items()}, frozenset(wanted))
+def job(runner: Runner, *requested: str, **feeds: Any) -> Job:
+    return runner.job(
+        {name: np.asarray(array) for name, array in feeds.items()}, frozenset(requested)
+    )
 
 
 class TestCompleteConfig:
@@ -164,7 +166,7 @@ class TestCompleteConfig:
         assert full["input"][0]["dims"] == [1]
         assert "reshape" not in full["input"][0]
 
-    def test_what_is_written_stays(self) -> None:
+    def test_what_is_written_is_kept(self) -> None:
         written = entry("x", "TYPE_FP32", 7)
         full = config(max_batch_size=32, input=[written], sequence_batching={})
         complete_config(full, Graph.read(identity(FLOAT, "N", "L")))
@@ -270,16 +272,16 @@ class TestCheckConfig:
         with pytest.raises(ModelRefused, match=r"fixes the first axis.*write max_batch_size: 0"):
             check_config(full, Graph.read(identity(FLOAT, 8, 3)), pytest.fail)
 
-    def test_dims_of_an_undeclared_shape_are_doubted_aloud(self) -> None:
+    def test_dims_of_an_undeclared_shape_are_warned_of(self) -> None:
         tensors = (
             {"x": GraphTensor("x", "tensor(float)", ())},
             {"y": GraphTensor("y", "tensor(float)", ())},
         )
         full = config(input=[entry("x", "TYPE_FP32", 1)], output=[entry("y", "TYPE_FP32", 5)])
-        said: list[str] = []
-        check_config(full, Graph(tensors[0], {}, tensors[1]), said.append)
-        assert len(said) == 1
-        assert "output tensor 'y': the graph declares no shape" in said[0]
+        warnings: list[str] = []
+        check_config(full, Graph(tensors[0], {}, tensors[1]), warnings.append)
+        assert len(warnings) == 1
+        assert "output tensor 'y': the graph declares no shape" in warnings[0]
 
     def test_sequence_controls_count_as_inputs(self) -> None:
         control = {"sequence_batching": {"control_input": [{"name": "x"}]}}
@@ -293,14 +295,14 @@ class TestFiles:
         paths = os.pathsep.join([str(tmp_path / "empty"), str(tmp_path / "models")])
         environment = {"TIDEGATE_MODEL_REPOSITORY": paths}
 
-        def found(**policy: Any) -> str:
+        def version_of(**policy: Any) -> str:
             folder = find_version_folder(config(**policy), environment)
             return folder.name if folder else "none"
 
-        assert found() == "10"
-        assert found(version_policy={"latest": {"num_versions": 2}}) == "10"
-        assert found(version_policy={"specific": {"versions": ["2", 9]}}) == "9"
-        assert found(version_policy={"specific": {"versions": [7]}}) == "none"
+        assert version_of() == "10"
+        assert version_of(version_policy={"latest": {"num_versions": 2}}) == "10"
+        assert version_of(version_policy={"specific": {"versions": ["2", 9]}}) == "9"
+        assert version_of(version_policy={"specific": {"versions": [7]}}) == "none"
         assert find_version_folder(config(), {}) is None
 
     def test_the_file_may_have_another_name_or_be_a_folder(self, tmp_path: Path) -> None:
@@ -340,7 +342,7 @@ class TestSessionOptions:
             assert options.get_session_config_entry(name) == "0"
 
     def test_parameters(self) -> None:
-        given = {
+        values = {
             "intra_op_thread_count": "3",
             "inter_op_thread_count": "-1",
             "execution_mode": "1",
@@ -349,7 +351,7 @@ class TestSessionOptions:
             "session.intra_op.allow_spinning": "1",
             "tidegate.endpoint": "{}",
         }
-        options = session_options(parameters(**given), pytest.fail)
+        options = session_options(parameters(**values), pytest.fail)
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 0)
         assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
         assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
@@ -372,7 +374,7 @@ class TestSessionOptions:
         ("name", "text"),
         [("intra_op_thread_count", "two"), ("execution_mode", "2"), ("enable_mem_arena", "on")],
     )
-    def test_a_value_that_cannot_be_is_refused(self, name: str, text: str) -> None:
+    def test_an_invalid_value_is_refused(self, name: str, text: str) -> None:
         with pytest.raises(ModelRefused, match=f"parameter '{name}' cannot be '{text}'"):
             session_options(parameters(**{name: text}), pytest.fail)
 
@@ -380,15 +382,15 @@ class TestSessionOptions:
         "name", ["intra_op_threads", "enable_mem_arenas", "share_session_between_instances"]
     )
     def test_a_parameter_like_a_native_one_is_warned_of(self, name: str) -> None:
-        said: list[str] = []
-        session_options(parameters(**{name: "1"}), said.append)
-        assert len(said) == 1
-        assert f"model 'm': parameter '{name}'" in said[0]
+        warnings: list[str] = []
+        session_options(parameters(**{name: "1"}), warnings.append)
+        assert len(warnings) == 1
+        assert f"model 'm': parameter '{name}'" in warnings[0]
 
-    def test_instances_that_would_fight_for_the_cores_are_warned_of(self) -> None:
-        said: list[str] = []
-        session_options(config(instance_group=[{"count": 1}, {"count": 2}]), said.append)
-        assert "3 instances" in said[0]
+    def test_instances_that_would_compete_for_the_cores_are_warned_of(self) -> None:
+        warnings: list[str] = []
+        session_options(config(instance_group=[{"count": 1}, {"count": 2}]), warnings.append)
+        assert "3 instances" in warnings[0]
 
     def test_run_options(self) -> None:
         name = "memory.enable_memory_arena_shrinkage"
@@ -415,14 +417,14 @@ class TestProviders:
 
     @pytest.mark.parametrize("kind", ["GPU", "AUTO"])
     def test_gpu(self, kind: str) -> None:
-        chosen = choose_providers(config(), kind, 1, [CUDA, CPU])
-        assert chosen == [(CUDA, {"device_id": "1"}), (CPU, {})]
+        providers = choose_providers(config(), kind, 1, [CUDA, CPU])
+        assert providers == [(CUDA, {"device_id": "1"}), (CPU, {})]
 
-    def test_kind_cpu_stays_there(self) -> None:
+    def test_kind_cpu_stays_on_the_cpu(self) -> None:
         assert choose_providers(self.TRT, "CPU", 0, [TENSORRT, CUDA, CPU]) == [(CPU, {})]
 
     def test_gpu_without_cuda_is_refused(self) -> None:
-        with pytest.raises(ModelRefused, match="KIND_GPU, and this onnxruntime build has no CUDA"):
+        with pytest.raises(ModelRefused, match="KIND_GPU, but this onnxruntime build has no CUDA"):
             choose_providers(config(), "GPU", 0, [CPU])
 
     def test_accelerators(self) -> None:
@@ -435,22 +437,22 @@ class TestProviders:
         with pytest.raises(ModelRefused, match=f"ask for {TENSORRT}, which this onnxruntime build"):
             choose_providers(self.TRT, "GPU", 0, [CUDA, CPU])
 
-    @pytest.mark.parametrize(("where", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
-    def test_an_unknown_accelerator_is_refused(self, where: str, kind: str) -> None:
-        accelerators = {f"{where}_execution_accelerator": [{"name": "warp"}]}
-        odd = config(optimization={"execution_accelerators": accelerators})
+    @pytest.mark.parametrize(("device", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
+    def test_an_unknown_accelerator_is_refused(self, device: str, kind: str) -> None:
+        accelerators = {f"{device}_execution_accelerator": [{"name": "warp"}]}
+        invalid = config(optimization={"execution_accelerators": accelerators})
         with pytest.raises(ModelRefused, match="unknown execution accelerator 'warp'"):
-            choose_providers(odd, kind, 0, [CUDA, CPU])
+            choose_providers(invalid, kind, 0, [CUDA, CPU])
 
     def test_openvino_on_the_cpu(self) -> None:
         accelerators = {"cpu_execution_accelerator": [{"name": "openvino"}]}
-        given = config(optimization={"execution_accelerators": accelerators})
-        chosen = choose_providers(given, "CPU", 0, ["OpenVINOExecutionProvider", CPU])
-        assert chosen == [("OpenVINOExecutionProvider", {"device_type": "CPU"}), (CPU, {})]
+        full = config(optimization={"execution_accelerators": accelerators})
+        providers = choose_providers(full, "CPU", 0, ["OpenVINOExecutionProvider", CPU])
+        assert providers == [("OpenVINOExecutionProvider", {"device_type": "CPU"}), (CPU, {})]
 
     def test_deprecated_cuda_parameters(self) -> None:
-        given = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="5", arena_extend_strategy="0")
-        cuda, _ = choose_providers(given, "GPU", 0, [CUDA, CPU])
+        full = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="5", arena_extend_strategy="0")
+        cuda, _ = choose_providers(full, "GPU", 0, [CUDA, CPU])
         assert cuda[1] == {
             "device_id": "0",
             "cudnn_conv_algo_search": "HEURISTIC",
@@ -461,7 +463,7 @@ class TestProviders:
             choose_providers(parameters(cudnn_conv_algo_search="7"), "GPU", 0, [CUDA, CPU])
 
     def test_tensorrt_parameters(self) -> None:
-        given = {
+        values = {
             "precision_mode": "INT8",
             "max_workspace_size_bytes": "1073741824",
             "int8_use_native_calibration_table": "0",
@@ -469,7 +471,7 @@ class TestProviders:
             "trt_engine_cache_path": "cache",
             "trt_builder_optimization_level": "1",
         }
-        assert tensorrt_options(config(), given) == {
+        assert tensorrt_options(config(), values) == {
             "trt_int8_enable": "True",
             "trt_max_workspace_size": "1073741824",
             "trt_int8_use_native_calibration_table": "False",
@@ -477,120 +479,124 @@ class TestProviders:
             "trt_engine_cache_path": "cache",
             "trt_builder_optimization_level": "1",
         }
-        for odd in ({"precision_mode": "FP4"}, {"speed": "11"}):
+        for invalid in ({"precision_mode": "FP4"}, {"speed": "11"}):
             with pytest.raises(ModelRefused, match="the tensorrt accelerator does not know"):
-                tensorrt_options(config(), odd)
+                tensorrt_options(config(), invalid)
 
 
 class TestRunner:
-    def test_a_batch_is_one_run_and_each_gets_its_rows(self) -> None:
+    def test_a_batch_is_one_run_and_each_request_gets_its_rows(self) -> None:
         add, session = runner(addition())
         jobs = [
             job(add, a=np.full((rows, 2), rows, "f"), b=np.ones((rows, 2), "f"))
             for rows in (1, 3, 2)
         ]
-        answers = add.run(jobs)
+        results = add.run(jobs)
         assert session.runs == 1
-        for rows, answer in zip((1, 3, 2), answers, strict=True):
-            assert isinstance(answer, dict)
-            np.testing.assert_array_equal(answer["total"], np.full((rows, 2), rows + 1))
-            np.testing.assert_array_equal(answer["difference"], np.full((rows, 2), rows - 1))
+        for rows, outputs in zip((1, 3, 2), results, strict=True):
+            assert isinstance(outputs, dict)
+            np.testing.assert_array_equal(outputs["total"], np.full((rows, 2), rows + 1))
+            np.testing.assert_array_equal(outputs["difference"], np.full((rows, 2), rows - 1))
 
-    def test_each_gets_only_what_it_asked_for(self) -> None:
+    def test_each_request_gets_only_the_outputs_it_requested(self) -> None:
         add, session = runner(addition())
         one = np.ones((1, 2), "f")
-        wanted = [("total",), ("difference",), ()]
-        answers = add.run([job(add, *names, a=one, b=one) for names in wanted])
-        assert [set(answer) for answer in answers] == [  # type: ignore[arg-type]
+        requests = [("total",), ("difference",), ()]
+        results = add.run([job(add, *names, a=one, b=one) for names in requests])
+        assert [set(outputs) for outputs in results] == [  # type: ignore[arg-type]
             {"total"},
             {"difference"},
             {"total", "difference"},
         ]
         assert session.runs == 1
 
-    def test_unlike_shapes_run_apart_and_answers_keep_their_order(self) -> None:
+    def test_different_shapes_run_separately_and_results_keep_their_order(self) -> None:
         echo, session = runner(identity(FLOAT, "N", "L"))
         rows = [np.full((1, length), length, "f") for length in (2, 3, 2, 5)]
-        answers = echo.run([job(echo, x=row) for row in rows])
+        results = echo.run([job(echo, x=row) for row in rows])
         assert session.runs == 3
-        for row, answer in zip(rows, answers, strict=True):
-            np.testing.assert_array_equal(answer["y"], row)  # type: ignore[index]
+        for row, outputs in zip(rows, results, strict=True):
+            np.testing.assert_array_equal(outputs["y"], row)  # type: ignore[index]
 
     @staticmethod
     def _searching(session: Any) -> Callable[[], Counting]:
-        """Sessions that take 30 ms to run a shape other than the last, as CUDA's do."""
+        """Sessions that take 30 ms longer when the shape differs from the previous one, like
+        CUDA's."""
 
         class Searching(Counting):
             def __init__(self) -> None:
                 super().__init__(session)
 
             def run(self, names: Any, feeds: dict[str, Any], options: Any) -> Any:
-                answers = super().run(names, feeds, options)
+                outputs = super().run(names, feeds, options)
                 time.sleep(0.03 if self.rows[-2:-1] != self.rows[-1:] else 0)
-                return answers
+                return outputs
 
         return Searching
 
-    def _settled(self, most: int) -> tuple[Runner, list[Any]]:
+    def _with_fixed_sizes(self, max_batch_size: int) -> tuple[Runner, list[Any]]:
         session = addition()
-        full = config(max_batch_size=most, input=[_pair("a"), _pair("b")])
+        full = config(max_batch_size=max_batch_size, input=[_pair("a"), _pair("b")])
         graph, searching = Graph.read(session), self._searching(session)
         complete_config(full, graph)
-        opened = [searching()]
-        add = Runner(full, graph, opened[0])
+        sessions = [searching()]
+        add = Runner(full, graph, sessions[0])
 
-        def another() -> Any:
-            opened.append(searching())
-            return opened[-1]
+        def new_session() -> Any:
+            sessions.append(searching())
+            return sessions[-1]
 
-        add.settle_sizes(full, another)
-        return add, opened
+        add.fix_sizes(full, new_session)
+        return add, sessions
 
-    def test_a_batch_size_that_is_dear_to_change_to_has_a_session_of_its_own(self) -> None:
-        add, opened = self._settled(most=20)
-        assert [session.rows[-1] for session in opened] == [1, 4, 16, 20]
-        before = [session.runs for session in opened]
+    def test_a_batch_size_that_is_costly_to_change_to_has_its_own_session(self) -> None:
+        add, sessions = self._with_fixed_sizes(max_batch_size=20)
+        assert [session.rows[-1] for session in sessions] == [1, 4, 16, 20]
+        before = [session.runs for session in sessions]
         one = np.ones((1, 2), "f")
         for rows in (1, 3, 4, 5, 17):
             jobs = [job(add, "total", a=one * index, b=one) for index in range(rows)]
             totals = [answer["total"].tolist() for answer in add.run(jobs)]  # type: ignore[index]
             assert totals == [[[index + 1.0] * 2] for index in range(rows)]
-        assert [now.runs - then for now, then in zip(opened, before, strict=True)] == [1, 2, 1, 1]
-        assert [set(session.rows[1:]) for session in opened[1:]] == [{4}, {16}, {20}]
+        assert [
+            session.runs - runs_before
+            for session, runs_before in zip(sessions, before, strict=True)
+        ] == [1, 2, 1, 1]
+        assert [set(session.rows[1:]) for session in sessions[1:]] == [{4}, {16}, {20}]
         (answer,) = add.run([job(add, a=np.repeat(one, 3, axis=0), b=np.ones((3, 2), "f"))])
         assert answer["total"].shape == answer["difference"].shape == (3, 2)  # type: ignore[index]
 
-    def test_a_batch_size_that_costs_nothing_to_change_to_is_run_as_it_is(self) -> None:
+    def test_a_batch_size_that_costs_nothing_to_change_to_is_not_padded(self) -> None:
         add, session = runner(addition(), max_batch_size=64)
         full = config(max_batch_size=64, input=[_pair("a"), _pair("b")])
-        add.settle_sizes(full, lambda: pytest.fail("a second session"))
+        add.fix_sizes(full, lambda: pytest.fail("a second session"))
         add.run([job(add, a=np.ones((3, 2), "f"), b=np.ones((3, 2), "f"))])
         assert session.rows[-1] == 3
 
-    def test_sizes_of_a_graph_that_takes_any_length_are_left_open(self) -> None:
+    def test_sizes_of_a_graph_with_open_dims_are_not_fixed(self) -> None:
         echo, session = runner(identity(FLOAT, "N", "L"), max_batch_size=8)
-        given = config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)])
-        echo.settle_sizes(given, lambda: pytest.fail("a second session"))
+        full = config(max_batch_size=8, input=[entry("x", "TYPE_FP32", -1)])
+        echo.fix_sizes(full, lambda: pytest.fail("a second session"))
         assert session.runs == 0
 
-    def test_a_graph_that_cannot_take_zeros_says_so_and_is_run_as_it_is(self) -> None:
+    def test_a_graph_that_cannot_take_zeros_is_reported_and_not_padded(self) -> None:
         x, shape = value("x", FLOAT, "N", 4), value("shape", TensorProto.INT64, "N", 1)
         reshape = helper.make_node("Reshape", ["x", "flat"], ["y"])
         flat = helper.make_node("Squeeze", ["shape", "last"], ["flat"])
         last = numpy_helper.from_array(np.array([1], np.int64), "last")
-        odd, session = runner(
+        reshaping, session = runner(
             session_of([flat, reshape], [x, shape], [value("y", FLOAT, "N")], last),
             max_batch_size=2,
         )
         inputs = [entry("x", "TYPE_FP32", 4), entry("shape", "TYPE_INT64", 1)]
         with pytest.raises(BatchError):
-            odd.settle_sizes(
+            reshaping.fix_sizes(
                 config(max_batch_size=2, input=inputs), lambda: pytest.fail("a second session")
             )
-        odd.run([job(odd, x=np.ones((3, 4), "f"), shape=[[3], [2], [2]])])
+        reshaping.run([job(reshaping, x=np.ones((3, 4), "f"), shape=[[3], [2], [2]])])
         assert session.rows[-1] == 3
 
-    def test_without_a_batch_axis_each_runs_alone(self) -> None:
+    def test_without_a_batch_axis_each_request_runs_alone(self) -> None:
         echo, session = runner(identity(FLOAT, 1, 3))
         echo.run([job(echo, x=np.ones((1, 3), "f"))] * 3)
         assert session.runs == 3
@@ -600,27 +606,27 @@ class TestRunner:
         assert echo.run([]) == []
         assert session.runs == 0
 
-    def test_only_the_guilty_request_fails(self) -> None:
+    def test_only_the_request_at_fault_fails(self) -> None:
         find, session = runner(lookup())
-        answers = find.run([job(find, index=[[index]]) for index in (0, 7, 2)])
+        results = find.run([job(find, index=[[index]]) for index in (0, 7, 2)])
         assert session.runs == 4  # together, then one by one
-        assert float(answers[0]["y"][0, 0]) == 10  # type: ignore[index]
-        assert float(answers[2]["y"][0, 0]) == 30  # type: ignore[index]
-        guilty = answers[1]
-        assert isinstance(guilty, InvalidInput)
-        assert str(guilty).startswith(f"{MARKER} model 'm' tensor 'index': Gather: indices element")
-        assert str(guilty).endswith("; send values that the model takes")
+        assert float(results[0]["y"][0, 0]) == 10  # type: ignore[index]
+        assert float(results[2]["y"][0, 0]) == 30  # type: ignore[index]
+        error = results[1]
+        assert isinstance(error, InvalidInput)
+        assert str(error).startswith(f"{MARKER} model 'm' tensor 'index': Gather: indices element")
+        assert str(error).endswith("; send values that the model takes")
 
-    def test_inputs_that_share_an_axis_and_differ_in_it(self) -> None:
+    def test_inputs_with_different_lengths_of_a_shared_axis(self) -> None:
         add, _ = runner(addition())
         (error,) = add.run([job(add, a=np.ones((1, 2), "f"), b=np.ones((1, 3), "f"))])
         assert isinstance(error, InvalidInput)
         assert "tensor 'b': axis 'L' has length 3 here and 2 in 'a'; " in str(error)
 
-    def test_unlike_lengths_that_broadcast_are_right(self) -> None:
+    def test_different_lengths_that_broadcast_are_valid(self) -> None:
         add, _ = runner(addition())
-        (answer,) = add.run([job(add, a=np.ones((1, 1), "f"), b=np.ones((1, 3), "f"))])
-        np.testing.assert_array_equal(answer["total"], np.full((1, 3), 2))  # type: ignore[index]
+        (outputs,) = add.run([job(add, a=np.ones((1, 1), "f"), b=np.ones((1, 3), "f"))])
+        np.testing.assert_array_equal(outputs["total"], np.full((1, 3), 2))  # type: ignore[index]
 
     @pytest.mark.parametrize("shape", [(3,), (1, 4), (1, 3, 1)])
     def test_a_shape_that_the_graph_does_not_take(self, shape: tuple[int, ...]) -> None:
@@ -630,9 +636,9 @@ class TestRunner:
 
     def test_a_failure_of_the_runtime_names_no_path(self) -> None:
         def fail(*_: Any) -> None:
-            where = "/onnxruntime_src/core/add.h:563 Init() bad axis in '/encoder/layer/Add'"
+            status = "/onnxruntime_src/core/add.h:563 Init() bad axis in '/encoder/layer/Add'"
             raise RuntimeError(
-                f"Non-zero status code returned while running Add node. Status Message: {where}"
+                f"Non-zero status code returned while running Add node. Status Message: {status}"
             )
 
         session = identity(FLOAT, "N", 3)
@@ -642,7 +648,7 @@ class TestRunner:
         assert isinstance(error, RunFailed)
         assert str(error) == "model 'm': ONNX Runtime failed: Add: Init() bad axis in ''"
 
-    def test_an_answer_that_cannot_be_split(self) -> None:
+    def test_outputs_that_cannot_be_split(self) -> None:
         flatten, _ = runner(
             session_of(
                 [helper.make_node("Reshape", ["x", "shape"], ["y"])],
@@ -651,9 +657,9 @@ class TestRunner:
                 numpy_helper.from_array(np.array([-1, 1], np.int64), "shape"),
             )
         )
-        answers = flatten.run([job(flatten, x=np.ones((1, 2), "f"))] * 2)
-        assert [type(answer) for answer in answers] == [RunFailed, RunFailed]
-        assert "tensor 'y': the graph gave shape [2, 1] for 1 rows" in str(answers[0])
+        results = flatten.run([job(flatten, x=np.ones((1, 2), "f"))] * 2)
+        assert [type(result) for result in results] == [RunFailed, RunFailed]
+        assert "tensor 'y': the graph returned shape [2, 1] for 1 rows" in str(results[0])
 
     @pytest.mark.parametrize(
         ("axes", "shape"), [((), (1,)), (("N",), (3, 1))], ids=["scalar", "one value per row"]
@@ -663,25 +669,25 @@ class TestRunner:
     ) -> None:
         echo, _ = runner(identity(FLOAT, *axes))
         rows = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-        given = job(echo, x=rows)
-        assert given.feeds["x"].ndim == len(axes)
-        np.testing.assert_array_equal(echo.run([given])[0]["y"], rows)  # type: ignore[index]
+        request = job(echo, x=rows)
+        assert request.feeds["x"].ndim == len(axes)
+        np.testing.assert_array_equal(echo.run([request])[0]["y"], rows)  # type: ignore[index]
 
     def test_no_rows(self) -> None:
         echo, _ = runner(identity(FLOAT, "N", 3))
-        (answer,) = echo.run([job(echo, x=np.zeros((0, 3), "f"))])
-        assert answer["y"].shape == (0, 3)  # type: ignore[index]
+        (outputs,) = echo.run([job(echo, x=np.zeros((0, 3), "f"))])
+        assert outputs["y"].shape == (0, 3)  # type: ignore[index]
 
     def test_text(self) -> None:
         echo, session = runner(identity(TensorProto.STRING, "N", 1))
         texts = [np.array([["grüße".encode()]], object), np.array([[b"a\0b"]], object)]
-        answers = echo.run([job(echo, x=text) for text in texts])
+        results = echo.run([job(echo, x=text) for text in texts])
         assert session.runs == 1
-        assert [answer["y"].tolist() for answer in answers] == [[["grüße"]], [["a\0b"]]]  # type: ignore[index]
+        assert [outputs["y"].tolist() for outputs in results] == [[["grüße"]], [["a\0b"]]]  # type: ignore[index]
         with pytest.raises(InvalidInput, match="tensor 'x': a string is not UTF-8"):
             job(echo, x=np.array([[b"\xff"]], object))
 
-    def test_a_default_is_used_until_it_is_given(self) -> None:
+    def test_a_default_is_used_unless_the_input_is_sent(self) -> None:
         factor = numpy_helper.from_array(np.array([2], np.float32), "factor")
         session = session_of(
             [helper.make_node("Mul", ["x", "factor"], ["y"])],
@@ -697,7 +703,7 @@ class TestRunner:
         assert first["y"].tolist() == [2, 2]  # type: ignore[index]
         assert second["y"].tolist() == [5, 5]  # type: ignore[index]
 
-    def test_the_operators_mistake_is_not_the_clients(self) -> None:
+    def test_the_operators_mistake_is_not_blamed_on_the_client(self) -> None:
         name = "memory.enable_memory_arena_shrinkage"
         echo, _ = runner(identity(FLOAT, "N", 3), parameters={name: {"string_value": "gpu:7"}})
         (error,) = echo.run([job(echo, x=np.ones((1, 3), "f"))])
@@ -713,18 +719,18 @@ def _pair(name: str) -> dict[str, Any]:
     ("kind", "batching", "merged"),
     [("KIND_GPU", True, True), ("KIND_CPU", True, False), ("KIND_GPU", False, False)],
 )
-def test_only_a_batching_gpu_model_merges_unlike_shapes(
+def test_only_a_batching_gpu_model_merges_different_shapes(
     kind: str, batching: bool, merged: bool
 ) -> None:
-    given = config(input=[entry("x", "TYPE_FP32", -1)], instance_group=[{"kind": kind}])
+    full = config(input=[entry("x", "TYPE_FP32", -1)], instance_group=[{"kind": kind}])
     if batching:
-        given["dynamic_batching"] = {}
-    merge_unlike_shapes(given)
-    assert given["input"][0].get("allow_ragged_batch", False) is merged
+        full["dynamic_batching"] = {}
+    merge_unlike_shapes(full)
+    assert full["input"][0].get("allow_ragged_batch", False) is merged
 
 
 class StandIn:
-    """The few classes of triton_python_backend_utils that model.py touches."""
+    """The few classes of triton_python_backend_utils that model.py uses."""
 
     TritonModelException = type("TritonModelException", (Exception,), {})
 
@@ -752,7 +758,7 @@ class Request:
     def __init__(self, cancelled: bool = False, **arrays: Any) -> None:
         self.is_cancelled = lambda: cancelled
         self.requested_output_names = lambda: {"y"}
-        self.inputs = lambda: [StandIn.Tensor(*each) for each in arrays.items()]
+        self.inputs = lambda: [StandIn.Tensor(name, array) for name, array in arrays.items()]
 
 
 @pytest.fixture(name="backend")
@@ -803,20 +809,23 @@ class TestModel:
         self._save(tmp_path / "m" / "1")
         monkeypatch.setenv("TIDEGATE_MODEL_REPOSITORY", str(tmp_path))
         full = config()
-        given = SimpleNamespace(as_dict=lambda: full)
-        assert backend.TritonPythonModel.auto_complete_config(given) is given
+        triton_config = SimpleNamespace(as_dict=lambda: full)
+        assert backend.TritonPythonModel.auto_complete_config(triton_config) is triton_config
         assert full["max_batch_size"] == 4
 
         model = self._load(backend, full, tmp_path)
-        bad, left = Request(index=np.array([[9]])), Request(index=np.array([[0]]), cancelled=True)
-        good, odd = Request(index=np.array([[1]])), Request(index=np.array([1, 2]))
-        responses = model.execute([bad, left, good, odd])
+        bad, cancelled = (
+            Request(index=np.array([[9]])),
+            Request(index=np.array([[0]]), cancelled=True),
+        )
+        good, misshapen = Request(index=np.array([[1]])), Request(index=np.array([1, 2]))
+        responses = model.execute([bad, cancelled, good, misshapen])
         codes = [response.error and response.error.code for response in responses]
         error = StandIn.TritonError
         assert codes == [error.INVALID_ARG, error.CANCELLED, None, error.INVALID_ARG]
         assert responses[2].tensors["y"].tolist() == [[20]]
-        # Now that a run is known to be short, asking would cost more than running.
-        (response,) = model.execute([left])
+        # Now that runs are known to be short, checking for cancellation would cost more than a run.
+        (response,) = model.execute([cancelled])
         assert response.tensors["y"].tolist() == [[10]]
         model.finalize()
 
@@ -829,11 +838,12 @@ class TestModel:
         monkeypatch.setattr(backend, "choose_providers", lambda *_: [(CPU, {})])
         full = config(instance_group=[{"kind": "KIND_GPU"}])
         backend.TritonPythonModel.auto_complete_config(SimpleNamespace(as_dict=lambda: full))
-        assert [each["allow_ragged_batch"] for each in full["input"]] == [True]
+        assert [tensor["allow_ragged_batch"] for tensor in full["input"]] == [True]
         model = self._load(backend, full, tmp_path, kind="GPU")
         assert model._runner.last_run_s < 10  # infinite before the first
         responses = model.execute([Request(index=np.array([[row]])) for row in (2, 0, 1)])
-        assert [each.tensors["y"].tolist() for each in responses] == [[[30]], [[10]], [[20]]]
+        outputs = [response.tensors["y"].tolist() for response in responses]
+        assert outputs == [[[30]], [[10]], [[20]]]
 
     def test_a_failed_run_is_internal_and_logged(
         self, backend: ModuleType, capsys: pytest.CaptureFixture[str]
@@ -846,9 +856,9 @@ class TestModel:
         self, backend: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("TIDEGATE_MODEL_REPOSITORY", raising=False)
-        given = SimpleNamespace(as_dict=config)
+        triton_config = SimpleNamespace(as_dict=config)
         with pytest.raises(StandIn.TritonModelException, match="set TIDEGATE_MODEL_REPOSITORY"):
-            backend.TritonPythonModel.auto_complete_config(given)
+            backend.TritonPythonModel.auto_complete_config(triton_config)
 
     def test_a_full_config_is_left_alone(self, backend: ModuleType) -> None:
         full = config(input=[entry("x", "TYPE_FP32", 1)], output=[entry("y", "TYPE_FP32", 1)])

@@ -1,4 +1,4 @@
-"""Dynamic batching, sequences, and the tensors that batching makes."""
+"""Dynamic batching, sequences, and the tensors that batching creates."""
 
 from dataclasses import replace
 
@@ -323,7 +323,7 @@ CASES = [
     ),
     python("cache", True, add="response_cache { enable: true }"),
 ]
-# Triton 2.51 ends (a scheduler is destroyed before its threads were started) where it finds these.
+# Triton 2.51 crashes on these: a scheduler is destroyed before its threads were started.
 CASES = [
     replace(case, hangs=case.hangs or (case.name.startswith("state_initial") and not case.loads))
     for case in CASES

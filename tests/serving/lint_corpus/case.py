@@ -1,10 +1,10 @@
-"""One model of the corpus, and the models that the rest of the corpus is a variation of."""
+"""One model of the corpus, and the base models that the rest of the corpus varies."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A file of the repository: its content, or what makes it at a path.
+# A file of the repository: its content, or a function that creates it at a path.
 File = str | bytes | Callable[[Path], object]
 
 STUB = """
@@ -38,9 +38,9 @@ ensemble_scheduling { step [
 
 @dataclass(frozen=True)
 class Case:
-    """A model ``name`` with its ``files`` below NAME/ (one that ends in / is an empty folder);
-    ``others`` are whole models beside it. ``loads``: what Triton 2.51 says, and what the linter has
-    to say; ``hangs``: Triton never answers, or dies, and so is not asked."""
+    """A model ``name`` with its ``files`` below NAME/ (a path that ends in / is an empty folder);
+    ``others`` are whole models beside it. ``loads``: whether Triton 2.51 loads it, and the linter
+    must agree; ``hangs``: Triton would never answer, or crash, and so must not load it."""
 
     name: str
     loads: bool
@@ -66,7 +66,7 @@ def _write(path: Path, is_folder: bool, content: File) -> None:
 
 
 def edited(text: str, *edits: tuple[str, str], add: str = "") -> str:
-    """The text with the first place of each ``old`` replaced, and ``add`` behind it."""
+    """The text with the first occurrence of each ``old`` replaced, and ``add`` appended."""
     for old, new in edits:
         assert old in text, f"{old!r} is not in {text!r}"
         text = text.replace(old, new, 1)

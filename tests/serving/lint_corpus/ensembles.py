@@ -13,7 +13,7 @@ OPEN = ("dims: [ 3 ]", "dims: [ -1 ]")
 
 
 def shared() -> dict:
-    """Models that many ensembles have for a step: each is loaded once."""
+    """Models that many ensembles use as a step: each is loaded once."""
     out = '"y" data_type: TYPE_FP32 dims: [ 3 ]'
     return {
         "part": model(),
@@ -80,14 +80,14 @@ ONNX_STEP = {
     "1/model.onnx": identity(["n", 3]),
 }
 OPEN_ENDED = model((BIG, "max_batch_size: 4"), stub=tensors.COMPLETES)
-# The length differs, and the type.
+# Both length and type differ.
 WRONG_IN = IN.replace("[ 3 ]", "[ 4 ]").replace("FP32", "INT32")
 WRONG_OUT = OUT.replace("[ 3 ]", "[ 4 ]").replace("FP32", "INT32")
 
 
 def _unbatched(name: str, loads: bool, edit: tuple[str, str]) -> Case:
-    """The ensemble has no batch axis, nor has what its step's config says, which may complete it.
-    ``edit`` changes what the ensemble takes."""
+    """Neither the ensemble nor its step's config has a batch axis, but the step may complete its
+    config. ``edit`` changes the ensemble's inputs."""
     part = model((BIG, "max_batch_size: 0"), stub=tensors.COMPLETES)
     steps = [('"part"', f'"{name}.a"')] * 2
     return ensemble(
@@ -134,7 +134,7 @@ CASES = [
     ensemble("whole_output_twice_first_wrong", False, (OUT, WRONG_OUT + " }, { " + OUT)),
     ensemble("whole_input_twice_second_wrong", True, (IN, IN + " }, { " + WRONG_IN)),
     ensemble("whole_input_twice_first_wrong", False, (IN, WRONG_IN + " }, { " + IN)),
-    # What completes its config may get a batch axis, and stays what it is otherwise.
+    # A model that completes its config may add a batch axis, and nothing else changes.
     _unbatched("step_completing_other_type", False, ("TYPE_FP32", "TYPE_INT32")),
     _unbatched("step_completing_one_axis_more", True, ("dims: [ 3 ]", "dims: [ -1, 3 ]")),
     _unbatched("step_completing_two_axes_more", False, ("dims: [ 3 ]", "dims: [ -1, -1, 3 ]")),

@@ -14,8 +14,8 @@ def _files(name: str, loads: bool, hangs: bool = False, **files) -> Case:
     return Case(name, loads, files, hangs=hangs)
 
 
-def _backend(name: str, loads: bool, said: str, **files) -> Case:
-    return python(name, loads, (NAMED, said), **files)
+def _backend(name: str, loads: bool, fields: str, **files) -> Case:
+    return python(name, loads, (NAMED, fields), **files)
 
 
 def _policy(name: str, loads: bool, policy: str) -> Case:

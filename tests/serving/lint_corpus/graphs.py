@@ -55,7 +55,7 @@ def identity(
     default: bool = False,
     more: Sequence[str] = (),
 ) -> Callable[[Path], object]:
-    """y = x, with inputs that nothing reads (``more``), or x filled by an initialiser."""
+    """y = x, with inputs that nothing reads (``more``), or x filled by an initializer."""
 
     def write(path: Path) -> None:
         value = helper.make_tensor_value_info
@@ -94,7 +94,7 @@ def sequence(*controls: tuple[str, int]) -> Callable[[Path], object]:
 
 
 def summed(path: Path) -> None:
-    """y = the sum of each row of x: its shape stands nowhere, and can be inferred."""
+    """y = the sum of each row of x: its shape is not declared, but can be inferred."""
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=1)]
     graph = helper.make_graph(

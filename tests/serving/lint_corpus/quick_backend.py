@@ -1,4 +1,4 @@
-"""Triton's models of the corpus, with a backend that takes no process of its own."""
+"""The corpus's models for Triton, with a backend that needs no process of its own."""
 
 import shutil
 import subprocess
@@ -8,15 +8,20 @@ from tests.serving.lint_corpus.case import STUB
 
 SOURCE = Path(__file__).with_suffix(".c")
 PYTHON = b'backend: "python"'
-# What Triton's Python backend itself looks at.
-ITS_OWN = (b"runtime", b"EXECUTION_ENV_PATH", b"FORCE_CPU_ONLY_INPUT_TENSORS", b'filename: "m')
+# What only Triton's Python backend checks.
+PYTHON_BACKEND_FIELDS = (
+    b"runtime",
+    b"EXECUTION_ENV_PATH",
+    b"FORCE_CPU_ONLY_INPUT_TENSORS",
+    b'filename: "m',
+)
 
 
 def use_quick_backend(repository: Path) -> None:
     """Give the models whose stub does nothing a backend that does nothing either.
 
-    What Triton's core says of a config does not depend on the backend, and a Python model takes
-    half a second to load. Without a C compiler they stay as they are.
+    Triton's core judges a config independently of the backend, and a Python model takes half a
+    second to load. Without a C compiler the models are left unchanged.
     """
     compiler = shutil.which("cc")
     if compiler is None:
@@ -27,7 +32,7 @@ def use_quick_backend(repository: Path) -> None:
         config = model / "config.pbtxt"
         if config.is_file() and not config.is_symlink() and _does_nothing(model):
             content = config.read_bytes()
-            if PYTHON in content and not any(own in content for own in ITS_OWN):
+            if PYTHON in content and not any(field in content for field in PYTHON_BACKEND_FIELDS):
                 config.write_bytes(content.replace(PYTHON, b'backend: "quick"'))
                 shutil.copy(library, model)
 

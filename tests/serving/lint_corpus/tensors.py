@@ -1,4 +1,4 @@
-"""Names, types, dims, reshape, batching of inputs: what one tensor may say."""
+"""Names, types, dims, reshape, batching of inputs: what one tensor may declare."""
 
 from tests.serving.lint_corpus.case import STUB, Case, ensemble, python
 

@@ -10,18 +10,18 @@ import pytest
 
 from serving.errors import ServingError
 from serving.tuning import closed_loop
-from serving.tuning.closed_loop import INFER, Load, Pass, together
+from serving.tuning.closed_loop import INFER, Load, Pass, merged
 
 ANSWER_S = 0.02
 
 
 class Slow(grpc.GenericRpcHandler):
-    """Answers each request after 20 ms, the first ones once ``least`` are under way; refuses the
-    body "bad". Remembers what it saw, and how many were under way at a time."""
+    """Answers each request after 20 ms, the first ones once ``least`` are in flight; refuses the
+    body "bad". Records the requests, and how many were in flight at a time."""
 
     def __init__(self, least=1):
         self.bodies, self.peers, self.lock = [], set(), threading.Lock()
-        self.under_way, self.most, self.least = 0, 0, least
+        self.in_flight, self.most_in_flight, self.least = 0, 0, least
         self.enough = threading.Event()
 
     def service(self, details):
@@ -32,9 +32,9 @@ class Slow(grpc.GenericRpcHandler):
         with self.lock:
             self.bodies.append(body)
             self.peers.add(context.peer())
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-            if self.most >= self.least:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            if self.most_in_flight >= self.least:
                 self.enough.set()
         try:
             if body == b"bad":
@@ -44,7 +44,7 @@ class Slow(grpc.GenericRpcHandler):
             return b"x"
         finally:
             with self.lock:
-                self.under_way -= 1
+                self.in_flight -= 1
 
 
 @contextmanager
@@ -61,56 +61,56 @@ def serving(least=1):
 
 
 def _pass(address, requests, connections, is_enough):
-    """The first pass of 0.8, 4 and 20 s that saw enough: a busy machine needs longer ones."""
+    """The first pass of 0.8, 4 and 20 s that measured enough: a busy machine needs longer ones."""
     for seconds in (0.8, 4.0, 20.0):
-        found = closed_loop.run(address, Load(requests, connections, seconds))
-        if is_enough(found):
+        result = closed_loop.run(address, Load(requests, connections, seconds))
+        if is_enough(result):
             break
-    return found
+    return result
 
 
-def test_as_many_are_under_way_as_there_are_connections():
+def test_one_request_per_connection_is_in_flight():
     with serving(least=4) as (address, handler):
-        found = _pass(address, [b"a", b"b", b"c"], 4, lambda found: len(found.latencies_ms) > 8)
-    assert handler.most == 4
+        result = _pass(address, [b"a", b"b", b"c"], 4, lambda result: len(result.latencies_ms) > 8)
+    assert handler.most_in_flight == 4
     assert len(handler.peers) % 4 == 0  # of each pass
     assert set(handler.bodies) == {b"a", b"b", b"c"}
-    assert found.errors == 0
-    figures = together([found])
-    # A connection's answers are this far apart, and one may fall on each end of the pass.
-    assert figures.requests == len(found.latencies_ms) <= 4 * (found.seconds / ANSWER_S + 1)
-    assert figures.rps == round(figures.requests / found.seconds, 1)
+    assert result.errors == 0
+    figures = merged([result])
+    # A connection's answers are this far apart, and one may fall on either end of the pass.
+    assert figures.requests == len(result.latencies_ms) <= 4 * (result.seconds / ANSWER_S + 1)
+    assert figures.rps == round(figures.requests / result.seconds, 1)
     assert ANSWER_S * 1e3 <= figures.p50_ms <= figures.p95_ms <= figures.p99_ms
     assert figures.requests < len(handler.bodies)  # the lead-in
 
 
-def test_what_comes_before_a_pass_is_not_counted(monkeypatch):
-    """Every answer comes at once, in a lead-in of nearly all the time there is."""
+def test_the_lead_in_is_not_counted(monkeypatch):
+    """The lead-in is nearly the whole pass, and every answer comes at once."""
     monkeypatch.setattr(closed_loop, "LEAD_IN", 40.0)
     with serving() as (address, handler):
-        found = closed_loop.run(address, Load([b"a"], connections=1, seconds=0.05))
-    assert len(found.latencies_ms) <= 3 < 10 < len(handler.bodies)
+        result = closed_loop.run(address, Load([b"a"], connections=1, seconds=0.05))
+    assert len(result.latencies_ms) <= 3 < 10 < len(handler.bodies)
 
 
-def test_a_pass_in_which_nothing_was_answered_is_told():
+def test_a_pass_without_answers_is_an_error():
     with serving(least=2) as (address, handler):  # the one connection waits for another
-        releasing = threading.Timer(0.5, handler.enough.set)
-        releasing.start()
-        found = closed_loop.run(address, Load([b"a"], connections=1, seconds=0.1))
-    assert (found.latencies_ms, found.errors, found.rps) == ([], 0, 0.0)
+        timer = threading.Timer(0.5, handler.enough.set)
+        timer.start()
+        result = closed_loop.run(address, Load([b"a"], connections=1, seconds=0.1))
+    assert (result.latencies_ms, result.errors, result.rps) == ([], 0, 0.0)
     with pytest.raises(ServingError, match="no request was answered within a pass"):
-        together([Pass(1.0, [10.0]), found])
+        merged([Pass(1.0, [10.0]), result])
 
 
-def test_what_is_refused_is_counted_and_told():
+def test_refused_requests_are_counted_and_reported():
     with serving() as (address, _):
-        found = _pass(address, [b"bad", b"good"], 2, lambda found: found.errors)
-    assert found.errors > 0
-    assert found.first_error == "a bad body"
+        result = _pass(address, [b"bad", b"good"], 2, lambda result: result.errors)
+    assert result.errors > 0
+    assert result.first_error == "a bad body"
 
 
-def test_passes_are_put_together():
+def test_passes_are_merged():
     passes = [Pass(1.0, [10.0] * 100, generator_cores=0.1), Pass(1.0, [30.0] * 300)]
-    figures = together(passes)
+    figures = merged(passes)
     assert (figures.rps, figures.p50_ms, figures.requests) == (200.0, 30.0, 400)
     assert figures.generator_cores == pytest.approx(0.05)

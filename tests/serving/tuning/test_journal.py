@@ -1,4 +1,4 @@
-"""Trials outlast the process that made them, in the context that they were made in."""
+"""Trials outlive the process that measured them, in the context that they were measured in."""
 
 from serving.tuning.closed_loop import Figures
 from serving.tuning.journal import TRIALS_FILE, TrialLog, machine, tools
@@ -10,7 +10,7 @@ ONE = Trial(Setting(instances=1), FAILED, "no such file")
 TWO = Trial(Setting(2, 1, 8, 0, (8, 16), 1), MEASURED, "", 1.25, 0.01, FIGURES, FIGURES)
 
 
-def test_each_is_read_back_as_it_was(tmp_path):
+def test_trials_are_read_back_unchanged(tmp_path):
     log = TrialLog(tmp_path / "mood", {"files": "a"})
     assert log.trials() == []
     log.add(ONE)
@@ -28,7 +28,7 @@ def test_another_context_does_not_see_them(tmp_path):
     assert not (tmp_path / TRIALS_FILE).exists()
 
 
-def test_a_line_that_was_cut_off_is_not_counted(tmp_path):
+def test_a_truncated_line_is_not_counted(tmp_path):
     log = TrialLog(tmp_path, {})
     log.add(ONE)
     whole = (tmp_path / TRIALS_FILE).read_text()

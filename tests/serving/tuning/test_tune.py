@@ -1,5 +1,5 @@
-"""A real search of a small pipeline on a real Triton, with a budget of seconds; then a Triton that
-serves what it wrote."""
+"""A real search for a small pipeline on a real Triton, with a budget of seconds; then a Triton that
+serves the result."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from serving.tuning.tune import Job, tune
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online
 
-# Of 4 instances none starts, and a single one answers 77.
+# With 4 instances none starts, and a single one outputs 77.
 MOODY = (
     'import json; count = json.loads(args["model_config"])["instance_group"][0]["count"]; '
     "1 / (count != 4); "
@@ -39,7 +39,7 @@ class Searched:
     home: object
     job: Job
     result: object
-    said: list
+    messages: list
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def patched():
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, patched):
-    """The search, cut off after its first trial as by Ctrl-C, and run again."""
+    """The search, interrupted after its first trial as by Ctrl-C, and run again."""
     home = tmp_path_factory.mktemp("tuned")
     repository = home / "model_repository"
     publish(stage(repository, 1, initialize=MOODY), repository, MODELS)
     job = Job(repository, home / ".tidegate", NAME, BODIES, 240, p99_ms=10_000, connections=4)
-    said = []
-    # Enough for every trial on a slow machine, and fewer passes: the figures are not looked at.
+    messages = []
+    # Enough for every trial on a slow machine, with fewer passes: the figures do not matter.
     for limit, value in (
         ("TRIAL_PAIRS", 2),
         ("FINAL_PAIRS", (2, 2)),
@@ -66,35 +66,38 @@ def searched(tmp_path_factory, patched):
         patched.setattr(f"serving.tuning.tune.{limit}", value)
 
     def interrupt(text):
-        said.append(text)
+        messages.append(text)
         if " left of " in text:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tune(job, interrupt)
     _require_nothing_left(job)
-    return Searched(home, job, tune(job, said.append), said)
+    return Searched(home, job, tune(job, messages.append), messages)
 
 
 def _require_nothing_left(job):
-    processes = psutil.process_iter(["cmdline"])  # other tests' Tritons are none of ours
-    ours = [each for each in processes if str(job.work_dir) in " ".join(each.info["cmdline"] or ())]
-    assert ours == []
+    remaining = [
+        process
+        for process in psutil.process_iter(["cmdline"])  # other tests run Tritons, too
+        if str(job.work_dir) in " ".join(process.info["cmdline"] or ())
+    ]
+    assert remaining == []
     assert list(FOLDER.glob(f"tidegate_{psutil.Process().pid}_*")) == []
     assert list(staging_folder(job.repository).glob("tune*")) == []
 
 
-def test_a_search_goes_on_where_it_was_and_leaves_nothing_behind(searched):
-    assert "mood: 1 trials are known from before" in searched.said
+def test_a_search_resumes_where_it_was_and_leaves_nothing_behind(searched):
+    assert "mood: 1 trials are known from earlier runs" in searched.messages
     _require_nothing_left(searched.job)
-    tried = [trial.setting for trial in searched.result.trials]
-    assert len(set(tried)) == len(tried) > 2
+    settings = [trial.setting for trial in searched.result.trials]
+    assert len(set(settings)) == len(settings) > 2
 
 
-def test_what_fails_or_answers_wrongly_is_kept_and_not_measured(searched):
+def test_a_setting_that_fails_or_has_wrong_outputs_is_recorded_but_not_measured(searched):
     by_instances = {t.setting.instances: t for t in searched.result.trials}
     assert by_instances[1].status == REFUSED
-    assert "answers differ from the default's in score" in by_instances[1].reason
+    assert "outputs differ from the default's in score" in by_instances[1].reason
     assert by_instances[4].status == FAILED
     assert "ZeroDivisionError" in by_instances[4].reason
     for trial in (by_instances[1], by_instances[4]):
@@ -102,7 +105,7 @@ def test_what_fails_or_answers_wrongly_is_kept_and_not_measured(searched):
     assert searched.result.search.best.instances == 2
 
 
-def test_what_is_measured_is_measured_beside_the_default(searched):
+def test_each_setting_is_measured_beside_the_default(searched):
     measured = [trial for trial in searched.result.trials if trial.status == MEASURED]
     assert measured
     for trial in measured:
@@ -112,7 +115,7 @@ def test_what_is_measured_is_measured_beside_the_default(searched):
         assert Trial.from_dict(json.loads(json.dumps(trial.as_dict()))) == trial
 
 
-def test_a_bound_that_is_broken_takes_a_setting_out(searched):
+def test_a_setting_over_the_bound_is_ruled_out(searched):
     trial = next(trial for trial in searched.result.trials if trial.status == MEASURED)
     assert trial.score(trial.tuned.p99_ms + 1).ratio == trial.ratio
     assert trial.score(trial.tuned.p99_ms / 2) is None
@@ -143,20 +146,22 @@ def test_a_real_triton_serves_the_tuned_config(searched, written):
         served = {model: server.control.config(model) for model in MODELS}
     assert setting_of(served) == written.winner.setting
     for config in served.values():
-        told = json.loads(config.parameters[TUNED_PARAMETER].string_value)
-        assert told["ratio"] == 1.5 and told["tuned"]["p99_ms"] > 0
-        assert told["default_setting"] == setting_of(written_from(searched)).as_dict()
-        assert told["machine"]["cores"] >= 1 and "nvidia-pytriton" in told["tools"]
+        measurement = json.loads(config.parameters[TUNED_PARAMETER].string_value)
+        assert measurement["ratio"] == 1.5 and measurement["tuned"]["p99_ms"] > 0
+        assert measurement["default_setting"] == setting_of(main_configs(searched)).as_dict()
+        assert measurement["machine"]["cores"] >= 1 and "nvidia-pytriton" in measurement["tools"]
 
 
-def written_from(searched):
+def main_configs(searched):
     return {model: read_config(searched.job.repository, model) for model in MODELS}
 
 
-def test_the_knobs_are_committed_without_the_batch_size(searched, written, monkeypatch):
-    """A running server follows; when it does not answer as it should, all is as it was."""
+def test_the_serving_parameters_are_committed_without_the_batch_size(
+    searched, written, monkeypatch
+):
+    """A running server reloads; if it then fails its golden sample, everything is restored."""
     repository = searched.job.repository
-    before = written_from(searched)
+    before = main_configs(searched)
     options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
     with TritonServer(options) as server:
         server.control.load(NAME)
@@ -165,14 +170,14 @@ def test_the_knobs_are_committed_without_the_batch_size(searched, written, monke
                 patched.setattr(Replica, "require_golden", _wrong)
                 with pytest.raises(PublishFailed, match="wrongly"):
                     commit(deployment, written)
-            assert written_from(searched) == before
+            assert main_configs(searched) == before
             assert server.control.config("mood_onnx").instance_group[0].count == 2
             assert commit(deployment, written) == ["mood_onnx"]
         assert server.control.config("mood_onnx").instance_group[0].count == 3
-    now = written_from(searched)
-    assert now["mood_onnx"].instance_group[0].count == 3
-    assert {each.max_batch_size for each in now.values()} == {8}
-    assert {m: now[m] for m in ("mood_pre", NAME)} == {m: before[m] for m in ("mood_pre", NAME)}
+    after = main_configs(searched)
+    assert after["mood_onnx"].instance_group[0].count == 3
+    assert {config.max_batch_size for config in after.values()} == {8}
+    assert {m: after[m] for m in ("mood_pre", NAME)} == {m: before[m] for m in ("mood_pre", NAME)}
     publish(stage(repository, 1, initialize=f"{MOODY}; 1"), repository, MODELS)
     assert read_config(repository, "mood_onnx").instance_group[0].count == 3
 
@@ -181,17 +186,17 @@ def _wrong(replica, model, config):
     raise PublishFailed(f"{model} answers its golden sample wrongly")
 
 
-def test_it_says_when_another_engine_serves_than_was_measured(searched, written):
-    """After the last test, which published one."""
+def test_it_reports_that_another_engine_serves_than_was_measured(searched, written):
+    """The previous test published another engine."""
     repository = searched.job.repository
     measured = tuned_measurement(repository, NAME)
     assert is_of_another_engine(repository, NAME, measured)
     assert list(read_profiles(repository / "mood_onnx")) == [TUNED]
-    with pytest.raises(ServingError, match="published anew"):
+    with pytest.raises(ServingError, match="published again"):
         write_tuned(Deployment(repository), written)
 
 
-def test_what_cannot_be_tuned_is_told(searched):
+def test_what_cannot_be_tuned_is_refused(searched):
     job = dataclasses.replace(searched.job, name="nowhere")
     with pytest.raises(ServingError, match="convert it first"):
         tune(job, print)
