@@ -30,7 +30,7 @@ def command() -> None:
 def verify(as_json: bool, first: int) -> None:
     """Find lines that were changed, removed, moved or cut off, missing files, and decisions that
     could not be written. Exits 1 if there are any."""
-    from tidegate.audit_check import missing, verify_log
+    from tidegate import audit_check
 
     paths = Paths.current()
     if not paths.state.is_dir():
@@ -38,8 +38,8 @@ def verify(as_json: bool, first: int) -> None:
             f"there is no {paths.shown(paths.state)}: tidegate up creates it"
         )
     pepper = paths.pepper.read_bytes() if paths.pepper.exists() else b""
-    report = verify_log(paths.state, pepper)
-    if gap := missing(report, first):
+    report = audit_check.verify(paths.state, pepper)
+    if gap := audit_check.missing(report, first):
         report.gaps.insert(0, gap)
     if as_json:
         print_json({"intact": not report.faults, "complete": not report.gaps, **asdict(report)})

@@ -26,7 +26,7 @@ class Report:
     gaps: list[str] = field(default_factory=list)  # decisions that the log itself says it lacks
 
 
-def verify_log(folder: Path, pepper: bytes) -> Report:
+def verify(folder: Path, pepper: bytes) -> Report:
     """Check every line signed so far; the log may keep growing meanwhile."""
     with contextlib.ExitStack() as stack:
         with locked(folder):
@@ -77,7 +77,7 @@ class _Walk:
     def line(self, line: bytes, position: str) -> None:
         fields = _fields(line)
         if fields is None:
-            self._fault(f"line {self.expected} was changed: {position} is unreadable")
+            self._fault(f"line {self.expected} was changed: {position} cannot be read")
             self.expected, self.before = self.expected + 1, None
             return
         number, is_linked = fields["number"], fields["before"] == self.before

@@ -27,7 +27,7 @@ from tidegate.convert import ConvertOptions, run
 from tidegate.engines import is_on, on_engine, why_not_here
 from tidegate.paths import Paths
 from tidegate.pipelines import Built
-from tidegate.prove import Question, prove
+from tidegate.prove import ProveOptions, prove
 
 __all__ = ["machine"]
 BACKEND = '''
@@ -121,7 +121,7 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
     )
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]
-    assert len(lines) == 1 and "The ONNX engine stays served" in lines[0]
+    assert len(lines) == 1 and "The ONNX engine is served instead" in lines[0]
     assert _pins(paths.repository) == {"chances_onnx": 1}
     engine = paths.repository / "chances_onnx"
     gpu = parse((engine / "configs" / "gpu.pbtxt").read_text())
@@ -152,7 +152,7 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
     assert "## chances: served by Triton as tensorrt" in page
     assert is_on(repository, "chances", "tensorrt", said.append)
     assert not is_on(repository, "chances", "onnx", said.append)
-    proofs = prove(Question("chances", str(source)), paths, said.append)
+    proofs = prove(ProveOptions("chances", str(source)), paths, said.append)
     assert all(proof.passed for proof in proofs)
     assert [proof.subject for proof in proofs] == [
         "chances: the graph",
@@ -161,7 +161,7 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
     ]
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
     assert not is_on(repository, "chances", "tensorrt", said.append)
-    assert "must be built again: compute_capability 9.0, here 8.9" in said[-1]
+    assert "must be rebuilt: compute_capability 9.0, here 8.9" in said[-1]
 
 
 def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
@@ -182,4 +182,4 @@ def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):
     assert on_engine(built, "tensorrt", said.append) is built
     (line,) = said
     assert "no tensorrt backend: run in NVIDIA's container" in line
-    assert line.endswith("The ONNX engine stays served")
+    assert line.endswith("The ONNX engine is served instead")

@@ -218,10 +218,10 @@ def test_a_refusal_on_the_command_line_is_one_line_and_exit_code_1(models, tmp_p
         (["--name", "../escape"], "illegal model name"),
         (["--name", "chat"], "reserved"),
         (["--task", "no-such-task", "--name", "x"], "'no-such-task' is not one of"),
-        ([], "give --name"),
+        ([], "pass --name"),
         (["--name", "x", "--samples", "/nonexistent"], "does not exist"),
-        (["--name", "x", "--precision", "fp32,int4"], "choose each once from fp32, fp16"),
-        (["--name", "x", "--precision", "fp32,fp32"], "choose each once"),
+        (["--name", "x", "--precision", "fp32,int4"], "choose from fp32, fp16"),
+        (["--name", "x", "--precision", "fp32,fp32"], "each once"),
     ],
 )
 def test_a_wrong_command_line_is_refused_at_once(models, tmp_path, arguments, message):

@@ -220,4 +220,4 @@ def test_a_tagger_without_its_head_is_refused(tmp_path):
 
     folder = save_encoder("bert", tmp_path / "m")
     with pytest.raises(SourceRefused, match="lacks weights that this task needs"):
-        TokenClassification(ConversionRequest("x", str(folder))).facts()
+        TokenClassification(ConversionRequest("x", str(folder))).metadata()

@@ -107,7 +107,7 @@ def test_a_503_says_when_to_come_back(own):
 def test_a_killed_gateway_is_started_again(own):
     gateway = next(p for p in own.family() if "gateway" in p.cmdline())
     gateway.kill()
-    wait_until(lambda: "the gateway ended by itself" in own.output, 10, "notice")
+    wait_until(lambda: "the gateway ended unexpectedly" in own.output, 10, "notice")
 
     def answers() -> bool:
         try:

@@ -156,7 +156,7 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     wait_until(lambda: "Triton is serving again" in one.output, HEAL_S, "Triton")
     gateway = _gateway(one)
     gateway.kill()
-    wait_until(lambda: one.output.count("the gateway ended by itself") >= 1, HEAL_S, "notice")
+    wait_until(lambda: one.output.count("the gateway ended unexpectedly") >= 1, HEAL_S, "notice")
     wait_until(lambda: _answers(one), HEAL_S, "service")
     assert _gateway(one) != gateway
     for said in ("events are not recorded", "Triton's log is not kept", "publishers will not find"):
@@ -169,7 +169,7 @@ def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_repla
     parent.kill()
     wait_until(lambda: not any(each.is_running() for each in workers), HEAL_S, "their end")
     wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
-    before = two.output.count("the gateway ended by itself")
+    before = two.output.count("the gateway ended unexpectedly")
     assert before == 2  # once for each of the last two tests: the next one had the port
     triton = two.triton()
     os.kill(triton.pid, signal.SIGSTOP)

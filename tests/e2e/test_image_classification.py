@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from converters.image.photos import photo_file
 from tests.ensembles.images import bad_images, colours, encoded
 from tidegate.client import GatewayClient
-from tidegate.demo_photo import described, show_photo
+from tidegate.demo_photo import describe_photo, show_photo
 
 NAME = "image_classification"
 PATH = f"/v1/{NAME}"
@@ -195,7 +195,7 @@ def test_the_gateway_knows_no_task():
 def test_the_demo_shows_a_photo(stack):
     photo = show_photo(GatewayClient(stack.url, stack.key))
     assert photo.labels[0]["label"] == "espresso"
-    assert "95.1%  espresso" in described(photo)
+    assert "95.1%  espresso" in describe_photo(photo)
 
 
 def _blocks(language: str) -> list[str]:

@@ -34,7 +34,7 @@ def test_what_is_committed_has_no_error_built_or_not(tmp_path):
 def test_a_built_repository_is_clean(built):
     run = _lint(built, "--cores", "2")
     assert run.returncode == 0
-    assert run.stdout == "nothing to say: it is clean\n"
+    assert run.stdout == "no findings\n"
 
 
 def test_an_error_says_the_fix_and_exits_1(tmp_path):

@@ -35,7 +35,7 @@ def own(tmp_path_factory):
     switch_to(Deployment(repository), NAME, 1)
     begun = _run(home, "canary", NAME, "--version", "3", "--weight", "100")
     assert begun.returncode == 0, begun.stderr
-    assert "no server was told" in begun.stdout
+    assert "no server was notified" in begun.stdout
     running = launch(home, NAME, TIDEGATE_WORKERS="2")
     try:
         wait_ready(running, 120)
@@ -96,7 +96,7 @@ def test_a_canary_is_served_by_a_start_that_names_the_pipeline_only(own):
     shown = _done(own, "versions", NAME)
     assert "canary mood.v3: 100 % of the callers of mood" in shown
     assert f"server {own.grpc_address} serves 1\n" in shown
-    assert "mood.v3 is gone" in _done(own, "canary", NAME, "--weight", "0")
+    assert "mood.v3 was removed" in _done(own, "canary", NAME, "--weight", "0")
 
 
 def test_what_is_routed_is_promoted_and_a_second_canary_is_refused(own):
@@ -104,12 +104,13 @@ def test_what_is_routed_is_promoted_and_a_second_canary_is_refused(own):
     second = _run(own.home, "canary", NAME, "--version", "4", "--weight", "10")
     assert second.returncode == 1
     assert (
-        "mood.v2 gets 50 % of the callers of mood, and one canary runs at a time" in second.stderr
+        "mood.v2 gets 50 % of the callers of mood, and only one canary runs at a time"
+        in second.stderr
     )
     assert "tidegate canary mood --weight 0 ends it" in second.stderr
     assert _loaded(own) == {"mood.v2"}
     assert _routes(own) == {NAME: {"mood.v2": 50}}
-    assert "version 2 serves everybody" in _done(own, "promote", NAME)
+    assert "version 2 serves everyone" in _done(own, "promote", NAME)
     assert active_version(own.home / "model_repository", NAME) == 2
     assert _routes(own) == {}
     assert _loaded(own) == set()
@@ -121,9 +122,9 @@ def test_a_canary_that_nobody_is_sent_to_is_not_promoted_and_the_next_ends_it(ow
     (own.home / ".tidegate" / "gateway.toml").write_text("# by hand\n")
     refused = _run(own.home, "promote", NAME)
     assert refused.returncode == 1
-    assert "mood.v4 is loaded only" in refused.stderr
+    assert "mood.v4 is only loaded" in refused.stderr
     said = _done(own, "canary", NAME, "--version", "2", "--weight", "10")
-    assert "mood.v4 was loaded and nobody was sent there: it is gone" in said
+    assert "mood.v4 was loaded but got no traffic: it was removed" in said
     assert _loaded(own) == {"mood.v2"}
     _done(own, "canary", NAME, "--weight", "0")
 
@@ -150,7 +151,7 @@ def test_no_grace_at_all_loses_no_request(own):
                 answer = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
                 answers[answer.status_code] += 1
 
-    threads = [threading.Thread(deployment=call) for _ in range(3)]
+    threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
@@ -191,13 +192,13 @@ def test_what_is_only_on_the_disk_is_told_so_and_a_server_may_be_named(own, tmp_
     try:
         run = _run(tmp_path, "rollback", NAME, "--to", "2", **there)
         assert run.returncode == 0, run.stderr
-        assert "no server was told" in run.stdout
+        assert "no server was notified" in run.stdout
         assert "every server" not in run.stdout
         assert "version 2 is the active one" in run.stdout
-        assert "no server was found" in run.stdout
+        assert "no running server was found" in run.stdout
         assert _ask(own) == 30
         shown = _done(own, "versions", NAME)
-        assert f"server {own.grpc_address} serves 4, and 2 is active on the disk" in shown
+        assert f"server {own.grpc_address} serves 4, but 2 is active on disk" in shown
         key = {"TIDEGATE_TRITON_KEY_FILE": str(own.home / ".tidegate" / "triton.key")}
         named = ("publish", NAME, "--grace", "0", "--server", own.grpc_address)
         run = _run(tmp_path, *named, **there, **key)

@@ -86,7 +86,7 @@ def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own):
     (own.home / "up.log").write_text(before)
     assert code == 1
     assert len(said.strip().splitlines()) == 1
-    assert f"runs already (process {own.process.pid}, {own.url}, since 20" in said
+    assert f"{own.home} (process {own.process.pid}, {own.url}, since 20" in said
     assert _status(own)[0] == WELL
 
 
@@ -160,7 +160,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
     gateway.kill()
     wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30, "the workers' end")
     wait_until(lambda: _status(own)[0] == WELL, 90, "another gateway")
-    assert "the gateway ended by itself (killed by SIGKILL" in own.output
+    assert "the gateway ended unexpectedly (killed by SIGKILL" in own.output
     left = list((own.home / "tmp").glob("tidegate-metrics-*"))
     assert len(left) == 1
     assert left != folders
@@ -176,10 +176,10 @@ def test_a_gateway_comes_back_whatever_a_model_takes_its_time_for(own):
     try:
         own.stubs("echo_llm")[0].kill()
         wait_until(lambda: "still loading echo_llm" in own.output, 60, "a load that takes long")
-        told = own.output.count("the gateway ended by itself")
+        told = own.output.count("the gateway ended unexpectedly")
         gateway = _gateway(own)
         gateway.kill()
-        wait_until(lambda: own.output.count("the gateway ended by itself") > told, 20, "notice")
+        wait_until(lambda: own.output.count("the gateway ended unexpectedly") > told, 20, "notice")
         wait_until(lambda: _answers(own, "/healthz"), 60, "another gateway")
         assert "revived echo_llm" not in own.output
     finally:

@@ -11,7 +11,7 @@ from converters.text.samples import default_texts
 from tests.tiny_models import save_classifier
 from tidegate.cli import cli
 from tidegate.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
-from tidegate.optimize_candidates import said_of_original
+from tidegate.optimize_candidates import original_options
 from tidegate.paths import Paths
 from tidegate.published import engine_folder
 
@@ -87,7 +87,7 @@ def test_what_was_measured_is_kept(options, model, quick):
         (["nothing"], "there is no model 'nothing': give its original with --against"),
         (["text_embedding", "--budget", "soon"], "write 90s, 10m or 1h"),
         (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
-        (["text_embedding", "--against", "./other"], "needs no other --against"),
+        (["text_embedding", "--against", "./other"], "leave out --against"),
         (["mood", "--against", "no-such-folder"], "give --task"),
     ],
 )
@@ -105,8 +105,8 @@ def test_durations():
 
 
 def test_both_halves_unless_one_is_wished():
-    assert OptimizeOptions("mood").halves == BOTH
-    assert OptimizeOptions("mood", only="config").halves == ("config",)
+    assert OptimizeOptions("mood").parts == BOTH
+    assert OptimizeOptions("mood", only="config").parts == ("config",)
 
 
 def test_the_command_that_publishes(options, model):
@@ -119,12 +119,12 @@ def test_the_command_that_publishes(options, model):
     )
 
 
-def test_what_was_said_of_the_original_is_said_again(tmp_path):
+def test_what_was_source_options_is_said_again(tmp_path):
     """--preprocess of convert: optimize takes it, and its last line has it."""
     options = OptimizeOptions(
-        "things", "./vit", "image-classification", options={"preprocess": "half"}
+        "things", "./vit", "image-classification", source_options={"preprocess": "half"}
     )
-    said = said_of_original(options, Paths(tmp_path))
+    said = original_options(options, Paths(tmp_path))
     assert said == {"preprocess": "half"}
     line = convert_line(options, "w8", said)
     assert "--preprocess half --precision w8" in line

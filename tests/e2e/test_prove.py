@@ -165,7 +165,7 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     finally:
         labels.write_text(right)
     assert run.returncode == 1
-    assert "NOT the original's answers" in run.stdout
+    assert "NOT the original's outputs" in run.stdout
     assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)
 
 

@@ -78,7 +78,7 @@ def test_publish_versions_rollback_and_prune_under_load(own, other):
     listed = json.loads(own.tidegate("versions", NAME, "--json").stdout)
     assert [each["number"] for each in listed] == [2]
     assert listed[0]["manifest"]["note"] == "came without a manifest: a test"
-    assert own.tidegate("lint", "--cores", "8").stdout == "nothing to say: it is clean\n"
+    assert own.tidegate("lint", "--cores", "8").stdout == "no findings\n"
 
 
 def test_a_canary_is_weighted_and_promoted_and_no_client_notices(own, tmp_path):

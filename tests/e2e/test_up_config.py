@@ -66,4 +66,4 @@ def test_a_measurement_that_does_not_hold_any_more_is_told(home):
     measured that."""
     repository = home / "model_repository"
     publish(stage(repository, 3), repository, MODELS)
-    assert "of another engine or step than serves now" in tuned_line(repository, NAME)
+    assert "with a different engine or step than the active one" in tuned_line(repository, NAME)

@@ -28,7 +28,7 @@ class Caller:
         self._address, self._stopped = address, threading.Event()
         self.answers: collections.Counter[float] = collections.Counter()
         self.errors: list[str] = []
-        self._threads = [threading.Thread(deployment=self._call) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
 
     def __enter__(self):
         for thread in self._threads:

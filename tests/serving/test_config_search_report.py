@@ -49,7 +49,7 @@ def test_the_claim_its_bound_its_noise_and_its_price_are_said():
         "a copy of itself, the same way: 1.01x",
         "0.90 of 2 cores (a CPU)",
         "that is much",
-        "8 rows at most, not 64",
+        "at most 8 rows, not 64",
         'failed: {"instances":4}: out of memory',
         "written: mood/configs/tuned.pbtxt",
         "config.pbtxt of mood_onnx",

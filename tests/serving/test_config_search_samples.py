@@ -51,7 +51,7 @@ def test_each_form_of_file_is_read(tmp_path):
         ("a.csv", "city\nBonn\n", TABLE, "columns city"),
         ("a.csv", "age\nmany\n", TABLE, "could not convert"),
         ("a.csv", "age\n", TABLE, "has no row"),
-        ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "give a .jsonl"),
+        ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "pass a .jsonl"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, name, content, fields, what):
