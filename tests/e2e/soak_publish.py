@@ -50,7 +50,7 @@ def main() -> None:
 
 def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
     repository = server.options.repository
-    there = sorted(int(each.name) for each in (repository / NAME).glob("[0-9]*"))
+    there = sorted(int(path.name) for path in (repository / NAME).glob("[0-9]*"))
     verb = "publish" if len(there) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
     if verb == "publish":
         what = str(stage(repository, dice.randrange(1, 1000)))

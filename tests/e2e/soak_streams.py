@@ -34,8 +34,8 @@ def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
     )
     address = ("127.0.0.1", stack.gateway_port)
     sockets = [socket.create_connection(address, timeout=60) for _ in range(count)]
-    for each in sockets:
-        each.sendall(head.encode() + body)
+    for sock in sockets:
+        sock.sendall(head.encode() + body)
     return sockets
 
 
@@ -45,8 +45,8 @@ def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float)
     while (left := end - time.monotonic()) > 0:
         for each in select.select(sockets, [], [], left)[0]:
             each.recv(65536)
-    for each in sockets:
-        each.close()
+    for sock in sockets:
+        sock.close()
 
 
 def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> collections.Counter:
@@ -54,8 +54,8 @@ def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> co
     statuses: collections.Counter = collections.Counter()
     sockets = _asked(stack, text, at_once)
     try:
-        for each in sockets:
-            statuses[each.recv(100).split(b"\r\n")[0].decode()] += 1
+        for sock in sockets:
+            statuses[sock.recv(100).split(b"\r\n")[0].decode()] += 1
     finally:
         for each in sockets:
             each.close()

@@ -38,8 +38,8 @@ def _post(stack, headers: bytes, body: bytes, version: bytes = b"1.1") -> bytes:
     return _raw(stack, line + key + headers + b"\r\n" + body)
 
 
-def _statuses(answer: bytes) -> list[bytes]:
-    return [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+def _statuses(response: bytes) -> list[bytes]:
+    return [part[:3] for part in response.split(b"HTTP/1.1 ")[1:]]
 
 
 def test_the_request_without_its_tricks(echo):
@@ -74,9 +74,9 @@ def test_smuggling(echo, name):
     """One refusal, and nothing of what came is read as a second request."""
     headers, body = SMUGGLED[name]
     second = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    answer = _post(echo, headers, body + second)
-    assert _statuses(answer)[:1] == [b"400"]
-    assert b'"status":"ok"' not in answer
+    response = _post(echo, headers, body + second)
+    assert _statuses(response)[:1] == [b"400"]
+    assert b'"status":"ok"' not in response
 
 
 def test_codings_that_may_be_read_in_two_ways(echo):
@@ -97,9 +97,9 @@ def test_codings_that_may_be_read_in_two_ways(echo):
 )
 def test_a_header_that_decides_stands_once(echo, header):
     """A proxy before us may have gone by the other one."""
-    answer = _post(echo, header + b"\r\nConnection: close\r\n" + LENGTH, BODY)
-    assert _statuses(answer) == [b"400"]
-    assert b"stands twice" in answer
+    response = _post(echo, header + b"\r\nConnection: close\r\n" + LENGTH, BODY)
+    assert _statuses(response) == [b"400"]
+    assert b"stands twice" in response
 
 
 def test_an_identity_stands_once_in_grpc_too(echo):
@@ -188,6 +188,6 @@ def test_strings_are_counted_no_further_than_is_asked(echo, raw, shape):
     body, headers = _binary(raw, shape)
     path = f"{echo.url}/v2/models/echo_llm/infer"
     started = time.monotonic()
-    answer = httpx.post(path, content=body, headers={**echo.headers, **headers}, timeout=20)
-    assert answer.status_code == 400
+    response = httpx.post(path, content=body, headers={**echo.headers, **headers}, timeout=20)
+    assert response.status_code == 400
     assert time.monotonic() - started < 2

@@ -24,14 +24,14 @@ def trying(built):
 
 
 def _vector(running, key):
-    answer = httpx.post(
+    response = httpx.post(
         f"{running.url}/v1/{NAME}",
         json=TEXT,
         headers={"Authorization": f"Bearer {key}"},
         timeout=30,
     )
-    assert answer.status_code == 200, answer.text
-    return tuple(answer.json()["embedding"][:4])
+    assert response.status_code == 200, response.text
+    return tuple(response.json()["embedding"][:4])
 
 
 def test_callers_are_shared_out_and_stay_where_they_are(trying):

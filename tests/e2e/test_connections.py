@@ -103,8 +103,8 @@ def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
                 flood += [_open(port, begin) for _ in range(20)]  # it goes on
                 started = time.monotonic()
                 with httpx.Client(verify=_verify(tmp_path)) as new:
-                    answer = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
-                assert answer.status_code == 200
+                    response = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
+                assert response.status_code == 200
                 assert time.monotonic() - started < 4  # the machine is shared
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
@@ -116,13 +116,13 @@ def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
 def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, client, port):
-        idle, silent, answers = [], [], []
+        idle, silent, responses = [], [], []
         try:
             while len(idle) < SILENT:  # never more at once than have a place
                 idle += [_open(port, get) for _ in range(20)]
-                answers += [_answer(made) for made in idle[-20:]]
-            assert all(answer.startswith(b"HTTP/1.1 200 OK") for answer in answers)
-            said = [b"connection: close" in answer for answer in answers]
+                responses += [_answer(made) for made in idle[-20:]]
+            assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
+            said = [b"connection: close" in response for response in responses]
             assert not said[0]  # there was place
             assert sum(said) >= SILENT - DESCRIPTORS  # told that it is not kept, as it was scarce
             for _ in range(20):

@@ -74,13 +74,13 @@ def test_the_endpoint_gives_the_originals_answers(served, models, name):
 
     original = pipeline("text-classification", model=str(models / name), top_k=None, device="cpu")
     rows = [{"text": text} for text in TEXTS]
-    answer = served.post(f"/v1/mood_{name}", json={"inputs": rows})
-    assert answer.status_code == 200, answer.text
-    for mine, theirs in zip(answer.json()["outputs"], original(list(TEXTS)), strict=True):
-        wanted = {each["label"]: each["score"] for each in theirs}
+    response = served.post(f"/v1/mood_{name}", json={"inputs": rows})
+    assert response.status_code == 200, response.text
+    for mine, theirs in zip(response.json()["outputs"], original(list(TEXTS)), strict=True):
+        expected = {their["label"]: their["score"] for their in theirs}
         assert {each["label"] for each in mine["labels"]} == set(LABELS)
-        for each in mine["labels"]:
-            assert each["score"] == pytest.approx(wanted[each["label"]], abs=1e-4)
+        for label in mine["labels"]:
+            assert label["score"] == pytest.approx(expected[label["label"]], abs=1e-4)
         scores = [each["score"] for each in mine["labels"]]
         assert scores == sorted(scores, reverse=True)
 
@@ -96,8 +96,8 @@ def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
 def test_a_text_that_is_too_long_is_refused_or_cut(served):
     long = {"text": "parcel " * 100}
     assert served.post("/v1/mood_bert", json=long).status_code == 422
-    answer = served.post("/v1/mood_bert", json={**long, "truncate": True})
-    assert answer.json()["token_count"] == 64
+    response = served.post("/v1/mood_bert", json={**long, "truncate": True})
+    assert response.json()["token_count"] == 64
 
 
 def _copy(models, target):

@@ -69,15 +69,15 @@ def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
     original = pipeline("image-classification", model=str(models / MODELS[name]), device="cpu")
     for photo in sorted(photos.iterdir()):
         body = {"image": {"b64": base64.b64encode(photo.read_bytes()).decode()}}
-        answer = served.post(f"/v1/{name}", json=body)
-        assert answer.status_code == 200, answer.text
-        got, wanted = answer.json()["labels"], original(str(photo))
+        response = served.post(f"/v1/{name}", json=body)
+        assert response.status_code == 200, response.text
+        got, expected = response.json()["labels"], original(str(photo))
         assert sorted(each["label"] for each in got) == sorted(LABELS)
-        scores = [each["score"] for each in wanted]
+        scores = [each["score"] for each in expected]
         assert [each["score"] for each in got] == pytest.approx(scores, abs=1e-4)
-        assert got[0]["label"] == wanted[0]["label"]
+        assert got[0]["label"] == expected[0]["label"]
         by_form = served.post(f"/v1/{name}", files={"image": photo.read_bytes()})
-        assert by_form.json() == answer.json()
+        assert by_form.json() == response.json()
 
 
 def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
@@ -88,9 +88,9 @@ def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
 
 
 def test_a_bad_image_is_the_clients_error(served):
-    answer = served.post("/v1/shape", files={"image": b"this is no image"})
-    assert answer.status_code == 422
-    assert "is not a whole JPEG, PNG or WebP file" in answer.json()["detail"]
+    response = served.post("/v1/shape", files={"image": b"this is no image"})
+    assert response.status_code == 422
+    assert "is not a whole JPEG, PNG or WebP file" in response.json()["detail"]
 
 
 def _another_filter(repository):

@@ -61,8 +61,10 @@ def test_the_endpoint_gives_scikit_learns_answers(served, models):
     many = served.post("/v1/risk", json={"inputs": rows}).json()["outputs"]
     assert many[0] == one.json()
     for mine, theirs in zip(many, original.predict_proba(table), strict=True):
-        wanted = dict(zip(original.classes_, theirs, strict=True))
-        assert {each["label"]: each["score"] for each in mine["labels"]} == pytest.approx(wanted)
+        expected = dict(zip(original.classes_, theirs, strict=True))
+        assert {label["label"]: label["score"] for label in mine["labels"]} == pytest.approx(
+            expected
+        )
         assert mine["labels"][0]["score"] >= mine["labels"][1]["score"]
 
 
@@ -71,9 +73,9 @@ def test_the_regressor_answers_with_a_value(served):
 
     names = load_diabetes().feature_names
     row = dict(zip(names, map(float, DIABETES[0][0]), strict=True))
-    answer = served.post("/v1/progress", json=row)
-    assert answer.status_code == 200, answer.text
-    assert 20 < answer.json()["value"] < 350
+    response = served.post("/v1/progress", json=row)
+    assert response.status_code == 200, response.text
+    assert 20 < response.json()["value"] < 350
 
 
 def test_what_the_columns_do_not_take_is_refused(served):
@@ -109,11 +111,11 @@ def test_a_missing_number_is_nan_over_grpc_and_null_in_json(served, models):
         .assign(age=np.nan, **{"income (k€)": 30.0}, plan="plus", country=np.nan)
     )
     original = load_skops(models / "risk.skops")[0].predict_proba(row)[0]
-    wanted = pytest.approx(sorted(original, reverse=True))
-    assert result.as_numpy("score")[0] == wanted
+    expected = pytest.approx(sorted(original, reverse=True))
+    assert result.as_numpy("score")[0] == expected
     body = {"age": None, "income (k€)": 30.0, "plan": "plus", "country": ""}
-    answer = served.post("/v1/risk", json=body)
-    assert [each["score"] for each in answer.json()["labels"]] == wanted
+    response = served.post("/v1/risk", json=body)
+    assert [label["score"] for label in response.json()["labels"]] == expected
 
 
 def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):

@@ -58,14 +58,14 @@ def test_the_module_answers_over_rest_as_in_torch(served, net):
     rows = torch.linspace(-2, 2, 18).reshape(3, 6)
     ids = torch.tensor([[1, 2, 3], [9, 0, 5], [4, 4, 4]])
     body = [{"x": x.tolist(), "ids": i.tolist()} for x, i in zip(rows, ids, strict=True)]
-    answer = served.post("/v1/net", json={"inputs": body})
-    assert answer.status_code == 200, answer.text
+    response = served.post("/v1/net", json={"inputs": body})
+    assert response.status_code == 200, response.text
     with torch.inference_mode():
-        wanted = net(rows, ids)
-    for place, mine in enumerate(answer.json()["outputs"]):
-        assert mine["scores"] == pytest.approx(wanted["scores"][place].tolist(), abs=1e-5)
-        assert mine["embedding"] == pytest.approx(wanted["embedding"][place].tolist(), abs=1e-5)
-        assert mine["top"] == int(wanted["top"][place])
+        expected = net(rows, ids)
+    for place, mine in enumerate(response.json()["outputs"]):
+        assert mine["scores"] == pytest.approx(expected["scores"][place].tolist(), abs=1e-5)
+        assert mine["embedding"] == pytest.approx(expected["embedding"][place].tolist(), abs=1e-5)
+        assert mine["top"] == int(expected["top"][place])
 
 
 def test_the_module_answers_over_grpc_with_its_own_shapes(served, net):

@@ -58,9 +58,9 @@ def test_the_vectors_are_the_originals(served, models):
     from sentence_transformers import SentenceTransformer
 
     original = SentenceTransformer(str(models / "embedder"), device="cpu").encode(TEXTS)
-    answer = served.post("/v1/embedder", json={"inputs": [{"text": text} for text in TEXTS]})
-    assert answer.status_code == 200, answer.text
-    mine = np.array([row["embedding"] for row in answer.json()["outputs"]])
+    response = served.post("/v1/embedder", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert response.status_code == 200, response.text
+    mine = np.array([row["embedding"] for row in response.json()["outputs"]])
     assert np.abs(mine - original).max() < 1e-5
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key)
     given = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
@@ -73,9 +73,9 @@ def test_the_entities_are_the_originals(served, models):
     original = pipeline(
         "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
     )
-    answer = served.post("/v1/tagger", json={"inputs": [{"text": text} for text in TEXTS]})
-    assert answer.status_code == 200, answer.text
-    for text, mine in zip(TEXTS, answer.json()["outputs"], strict=True):
+    response = served.post("/v1/tagger", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert response.status_code == 200, response.text
+    for text, mine in zip(TEXTS, response.json()["outputs"], strict=True):
         theirs = original(text)
         assert [(e["start"], e["end"], e["label"]) for e in mine["entities"]] == [
             (e["start"], e["end"], e["entity_group"]) for e in theirs
@@ -94,11 +94,11 @@ def test_a_text_without_an_entity_has_none(served, models):
         "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
     )
     text = next(each for each in map(chr, range(33, 1000)) if not original(each))
-    answer = served.post("/v1/tagger", json={"text": text}).json()
-    assert answer["entities"] == []
+    response = served.post("/v1/tagger", json={"text": text}).json()
+    assert response["entities"] == []
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
     v2 = served.post("/v2/models/tagger/infer", json={"inputs": [tensor]}).json()
-    outputs = {each["name"]: each for each in v2["outputs"]}
+    outputs = {output["name"]: output for output in v2["outputs"]}
     assert outputs["count"]["data"] == [0]
     assert outputs["entity"]["shape"] == [1, 1]
 
@@ -107,8 +107,8 @@ def test_a_text_that_is_too_long_is_refused_or_cut(served):
     long = {"text": "parcel " * 200}
     for name in ("embedder", "tagger"):
         assert served.post(f"/v1/{name}", json=long).status_code == 422
-        answer = served.post(f"/v1/{name}", json={**long, "truncate": True})
-        assert answer.json()["token_count"] == 64
+        response = served.post(f"/v1/{name}", json={**long, "truncate": True})
+        assert response.json()["token_count"] == 64
 
 
 def test_they_are_documented_as_what_they_are(served):

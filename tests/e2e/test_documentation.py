@@ -34,10 +34,10 @@ def test_every_example_works(stack, document):
         examples = content.get("application/json", {}).get("examples", {"none": {"value": None}})
         assert content == {} or "application/json" in content
         for example in examples.values():
-            answer = httpx.request(
+            response = httpx.request(
                 method, stack.url + path, json=example["value"], headers=stack.headers, timeout=30
             )
-            assert answer.status_code == 200, f"{method} {path}: {answer.text[:300]}"
+            assert response.status_code == 200, f"{method} {path}: {response.text[:300]}"
             asked += 1
     assert asked > 15
 

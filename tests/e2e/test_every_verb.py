@@ -99,7 +99,7 @@ def test_the_list_of_verbs_is_whole():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_a_repository(verb):
-    options = {flag for each in VERBS[verb].params for flag in each.opts}
+    options = {flag for param in VERBS[verb].params for flag in param.opts}
     assert {"--json", "--repository"} <= options
 
 
@@ -205,7 +205,7 @@ def test_what_is_interrupted_says_so_with_a_code_of_its_own(tmp_path):
 
 def _wait_until_open(pid, path):
     def is_open():
-        return any(each.path == str(path) for each in psutil.Process(pid).open_files())
+        return any(open_file.path == str(path) for open_file in psutil.Process(pid).open_files())
 
     wait_until(is_open, 60, "the publisher's wait for the lock")
 
@@ -224,7 +224,7 @@ def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
     ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
     options = StackOptions(Paths(tmp_path), "::1", pipelines=("mood",), **ports)
     lines = _invitation(options).splitlines()
-    tried = [shlex.split(each)[2] for each in lines if each.strip().startswith("curl")]
+    tried = [shlex.split(line)[2] for line in lines if line.strip().startswith("curl")]
     assert tried == ["http://[::1]:1/v1/models"]
     assert any("curl -s 'http://[::1]:1/v1/models'" in each for each in lines)
     known = _invitation(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))

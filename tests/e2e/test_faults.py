@@ -39,12 +39,12 @@ class Load:
         with httpx.Client(headers=self._stack.headers, timeout=60) as client:
             while not self._stopped.is_set():
                 started = time.monotonic()
-                answer = client.post(
+                response = client.post(
                     f"{self._stack.url}/v1/text_embedding", json={"text": "Where is my parcel?"}
                 )
                 self.longest_s = max(self.longest_s, time.monotonic() - started)
-                self.statuses[answer.status_code] += 1
-                self.bodies[answer.status_code] = answer.text
+                self.statuses[response.status_code] += 1
+                self.bodies[response.status_code] = response.text
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def test_a_503_says_when_to_come_back(own):
     own.triton().kill()
 
     def refused() -> bool:
-        answer = own.post("/v1/text_embedding", json={"text": "hello"})
-        return answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        response = own.post("/v1/text_embedding", json={"text": "hello"})
+        return response.status_code == 503 and response.headers["retry-after"] == "1"
 
     wait_until(refused, 5, "a 503 with Retry-After")
     wait_until(lambda: httpx.get(f"{own.url}/readyz").status_code == 503, 5, "not ready")

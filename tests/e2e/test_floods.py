@@ -81,11 +81,11 @@ def _call(running, tenant, count, path=INFER, bodies=None):
         for place in range(count):
             body = bodies(place) if bodies else SMALL
             started = time.perf_counter()
-            answer = client.post(path, json=body)
+            response = client.post(path, json=body)
             took.append(time.perf_counter() - started)
-            if answer.status_code in (401, 403, 404):
+            if response.status_code in (401, 403, 404):
                 return None
-            assert answer.status_code == 200, answer.text
+            assert response.status_code == 200, response.text
     return sorted(took)[int(count * 0.99)]
 
 
@@ -318,9 +318,11 @@ def test_another_tenant_can_begin_sequences(stack):
 def test_memory_is_bounded(stack, flood):
     """One principal holds 128 MB of them at the most, and everything for a moment twice."""
     gateway = next(
-        each
-        for each in stack.family()
-        if "-m" in each.cmdline() and "gateway" in each.cmdline() and os.getpid() != each.pid
+        process
+        for process in stack.family()
+        if "-m" in process.cmdline()
+        and "gateway" in process.cmdline()
+        and os.getpid() != process.pid
     )
     before = gateway.memory_info().rss
     with flood(stack):

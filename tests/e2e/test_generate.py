@@ -42,9 +42,9 @@ def test_generate_answers_as_triton_does(echo, path, body):
     assert mine.json() == direct.json()
 
 
-def _events(answer: httpx.Response) -> list:
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    return [json.loads(line[6:]) for line in answer.text.splitlines() if line]
+def _events(response: httpx.Response) -> list:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(line[6:]) for line in response.text.splitlines() if line]
 
 
 @pytest.mark.parametrize("model", ["echo_llm", "identity_fp32"])
@@ -85,9 +85,9 @@ def test_a_stream_that_fails_says_so_without_the_models_words(echo):
     ],
 )
 def test_what_generate_refuses(echo, body, fault):
-    answer = echo.post(f"{ECHO}/generate", json=body)
-    assert answer.status_code == 400
-    assert fault in answer.json()["error"]
+    response = echo.post(f"{ECHO}/generate", json=body)
+    assert response.status_code == 400
+    assert fault in response.json()["error"]
 
 
 def test_parameters_reach_the_model_but_not_those_that_jump_the_queue(echo):

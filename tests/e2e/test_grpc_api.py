@@ -63,8 +63,8 @@ def _metadata(api, tenant: str = "all", *more):
 
 
 def _cancelled(client, api) -> float:
-    answer = client.infer("sleeper", [_input([0])], headers=api.headers())
-    return answer.as_numpy("y").item()
+    response = client.infer("sleeper", [_input([0])], headers=api.headers())
+    return response.as_numpy("y").item()
 
 
 def _answered(client, api) -> int:
@@ -93,22 +93,22 @@ def test_the_whole_of_a_stock_client(client, api):
 
 @pytest.mark.parametrize("values", [[], [1.5, -0.0, float("inf")], [0.5] * 100_000])
 def test_tensors_come_back_as_they_went(client, api, values):
-    answer = client.infer("echo", [_input(values, "FP32")], headers=api.headers())
-    assert answer.as_numpy("FP32_back").tolist() == values
+    response = client.infer("echo", [_input(values, "FP32")], headers=api.headers())
+    assert response.as_numpy("FP32_back").tolist() == values
 
 
 def test_text_and_several_tensors(client, api):
     tensors = [_input([b"", "Grüße".encode()], "STRING", "BYTES"), _input([2.0], "FP32")]
-    answer = client.infer("echo", tensors, request_id="mine", headers=api.headers())
-    assert answer.as_numpy("STRING_back").tolist() == [b"", "Grüße".encode()]
-    assert answer.as_numpy("FP32_back").tolist() == [2]
-    assert answer.get_response().id == "mine"
+    response = client.infer("echo", tensors, request_id="mine", headers=api.headers())
+    assert response.as_numpy("STRING_back").tolist() == [b"", "Grüße".encode()]
+    assert response.as_numpy("FP32_back").tolist() == [2]
+    assert response.get_response().id == "mine"
 
 
 async def test_the_asyncio_client(aio, api):
     calls = [aio.infer("echo", [_input([n], "FP32")], headers=api.headers()) for n in range(50)]
-    answers = await asyncio.gather(*calls)
-    assert [answer.as_numpy("FP32_back").item() for answer in answers] == list(range(50))
+    responses = await asyncio.gather(*calls)
+    assert [response.as_numpy("FP32_back").item() for response in responses] == list(range(50))
 
 
 def test_values_in_protobufs_own_fields(stub, api):
@@ -121,10 +121,10 @@ def test_values_in_protobufs_own_fields(stub, api):
         dtype = "BYTES" if name == "STRING" else name
         tensor = request.inputs.add(name=name, datatype=dtype, shape=[2])
         getattr(tensor.contents, field).extend(values)
-    answer = stub.ModelInfer(request, metadata=_metadata(api))
+    response = stub.ModelInfer(request, metadata=_metadata(api))
     raws = {
         output.name: raw
-        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     assert np.frombuffer(raws["INT8_back"], np.int8).tolist() == [-128, 127]
     assert raws["STRING_back"] == b"\1\0\0\0a\0\0\0\0"
@@ -231,7 +231,9 @@ def test_what_is_not_yours_is_not_there(client, api):
             texts.add(caught.value.message().partition(" (request")[0].replace(name, "*"))
         assert not client.is_model_ready(name, headers=some)
     assert len(texts) == 1
-    seen = {each.name for each in client.get_inference_statistics(headers=some).model_stats}
+    seen = {
+        model_stat.name for model_stat in client.get_inference_statistics(headers=some).model_stats
+    }
     assert seen == {"echo", "tally"}
 
 
@@ -351,7 +353,7 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
     ids = {}
     for step in range(3):
         for tenant in ("all", "some"):
-            answer = client.infer(
+            response = client.infer(
                 "tally",
                 [_input([[1 if tenant == "all" else 10]])],
                 sequence_id=42,
@@ -359,8 +361,8 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
                 sequence_end=step == 2,
                 headers=api.headers(tenant),
             )
-            assert answer.as_numpy("y").item() == (step + 1) * (1 if tenant == "all" else 10)
-            ids.setdefault(tenant, set()).add(answer.as_numpy("id").item())
+            assert response.as_numpy("y").item() == (step + 1) * (1 if tenant == "all" else 10)
+            ids.setdefault(tenant, set()).add(response.as_numpy("id").item())
     assert all(len(seen) == 1 for seen in ids.values())
     assert len({42}.union(*ids.values())) == 3
 
@@ -392,9 +394,9 @@ class Streaming:
 def test_a_decoupled_model_streams(api):
     with Streaming(api) as stream:
         stream.send("counter", [4], request_id="mine", enable_empty_final_response=True)
-        answers = [stream.next() for _ in range(5)]
-    assert [answer.as_numpy("y").item() for answer in answers[:4]] == [0, 1, 2, 3]
-    last = answers[4].get_response()
+        responses = [stream.next() for _ in range(5)]
+    assert [response.as_numpy("y").item() for response in responses[:4]] == [0, 1, 2, 3]
+    last = responses[4].get_response()
     assert last.parameters["triton_final_response"].bool_param
     assert last.id == "mine"
 
@@ -448,8 +450,8 @@ def test_limits_count_each_message_of_a_stream(triton, tmp_path):
     with RunningGrpcServer(triton, tmp_path / "own") as own, Streaming(own, "slow") as stream:
         for _ in range(3):
             stream.send("counter", [1])
-        answers = [stream.next() for _ in range(3)]
-        refused = [a for a in answers if isinstance(a, InferenceServerException)]
+        responses = [stream.next() for _ in range(3)]
+        refused = [a for a in responses if isinstance(a, InferenceServerException)]
         assert len(refused) == 1
         assert "quota_exceeded" in str(refused[0])
 

@@ -215,7 +215,7 @@ def _reflected(api, version: str, *questions, metadata=()):
     made = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     with grpc.insecure_channel(api.address) as channel:
-        asked = (made._request(**each).SerializeToString() for each in questions)
+        asked = (made._request(**question).SerializeToString() for question in questions)
         call = channel.stream_stream(path)(asked, metadata=metadata)
         return [made._response.FromString(each) for each in call]
 

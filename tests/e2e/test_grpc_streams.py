@@ -51,7 +51,7 @@ def api(triton, tmp_path_factory):
 @pytest.fixture
 def inflight(api):
     def read() -> int:
-        return sum(each.inflight for each in api.gateway.pool.replicas)
+        return sum(replica.inflight for replica in api.gateway.pool.replicas)
 
     wait_until(lambda: read() == 0, 5, "the permits of the test before come back")
     return read
@@ -133,13 +133,13 @@ def test_concurrency_counts_messages(api, inflight):
     with Streaming(api, "some") as stream:
         for n in range(10):
             stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
-        answers, refused = [], []
-        while len(answers) < 21:
+        responses, refused = [], []
+        while len(responses) < 21:
             found = stream.next()
-            (refused if isinstance(found, InferenceServerException) else answers).append(found)
+            (refused if isinstance(found, InferenceServerException) else responses).append(found)
         assert len(refused) == 9
         assert all("quota_exceeded" in str(each) for each in refused)
-        assert [each.as_numpy("y").item() for each in answers[:20]] == list(range(20))
+        assert [response.as_numpy("y").item() for response in responses[:20]] == list(range(20))
         # Its place is free again.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
@@ -247,18 +247,18 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
             (_message("sleeper", [-1]), "upstream_error", "INTERNAL"),
             (_message("nonsense", [1]), "not_found", "NOT_FOUND"),
         ):
-            (answer,) = _errors(api, [message])
-            assert answer.infer_response.parameters["tidegate_code"].string_param == code
-            assert answer.infer_response.id == "mine"
-            assert code in answer.error_message
-            assert "secret" not in answer.error_message
+            (response,) = _errors(api, [message])
+            assert response.infer_response.parameters["tidegate_code"].string_param == code
+            assert response.infer_response.id == "mine"
+            assert code in response.error_message
+            assert "secret" not in response.error_message
             if message.model_name != "counter":
                 with pytest.raises(grpc.RpcError) as caught:
                     stub.ModelInfer(message, metadata=_metadata(api))
                 assert caught.value.code().name == status
                 assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
     # What Triton said is for the operator, with the request and the message.
-    said = [each.getMessage() for each in caplog.records if "START flag" in each.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "START flag" in record.getMessage()]
     assert any("'mine'" in each for each in said)
     assert len(said) == 2  # the message's and the unary call's
 
@@ -369,7 +369,7 @@ def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
             assert "the rules have changed" in error.message()
             assert time.monotonic() - started < 2
         replicas = own.gateway.pool.replicas
-        wait_until(lambda: all(each.inflight == 0 for each in replicas), 3, "the permits")
+        wait_until(lambda: all(replica.inflight == 0 for replica in replicas), 3, "the permits")
 
 
 async def _call(function, *arguments):
@@ -424,9 +424,9 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
             with pytest.raises(InferenceServerException, match="read the answers"):
                 client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("all"))
             client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("some"))
-        answers = [answer.error_message for answer in call]
-        assert len(answers) == 5
-        assert any("read the answers" in text for text in answers) or not any(answers)
+        responses = [response.error_message for response in call]
+        assert len(responses) == 5
+        assert any("read the answers" in text for text in responses) or not any(responses)
         wait_until(lambda: held.total == 0, 3, "all was read")
 
 
@@ -471,17 +471,17 @@ def test_a_large_answer_gives_its_place_back_once_it_was_read(api, inflight):
     held = api.gateway.held
     with InferenceServerClient(api.address) as client:
         for _ in range(10):
-            answer = client.infer(
+            response = client.infer(
                 "echo", [_input([0.5] * 500_000, "FP32")], headers=api.headers("some")
             )
-            assert answer.as_numpy("FP32_back").size == 500_000
+            assert response.as_numpy("FP32_back").size == 500_000
     wait_until(lambda: held.total == 0, 3, "all was read")
 
 
 def test_a_half_closed_stream_is_answered_to_its_end(api):
     messages = [_message("counter", [3]), _message("sleeper", [0.3])]
-    answers = _errors(api, messages)
-    assert len(answers) == 4
+    responses = _errors(api, messages)
+    assert len(responses) == 4
     assert _errors(api, []) == []
 
 
@@ -507,8 +507,8 @@ async def test_many_messages_of_many_tasks(api, inflight):
                 seen.append(value)
         return seen
 
-    answers = await asyncio.gather(*map(one, range(4)))
-    for n, seen in enumerate(answers):
+    responses = await asyncio.gather(*map(one, range(4)))
+    for n, seen in enumerate(responses):
         assert seen == [n * 100 + m for m in range(10)]
 
 

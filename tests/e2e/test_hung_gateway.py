@@ -31,10 +31,10 @@ def _stack(home, *arguments: str) -> RunningStack:
 
 def _answers(stack: RunningStack) -> bool:
     try:
-        answer = httpx.get(f"{stack.url}/readyz", timeout=2)
+        response = httpx.get(f"{stack.url}/readyz", timeout=2)
     except httpx.TransportError:
         return False
-    return answer.status_code == 200
+    return response.status_code == 200
 
 
 def _gateway(stack: RunningStack) -> psutil.Process:
@@ -92,7 +92,7 @@ def test_a_gateway_that_is_stopped_is_started_again(one):
 
 def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_alone(two):
     """As many answers as questions, and no look at it finds it unready."""
-    engines = {each.pid for each in two.stubs("mood_onnx")}
+    engines = {stub.pid for stub in two.stubs("mood_onnx")}
     until = time.monotonic() + 15
     statuses: list[int] = []
 
@@ -136,7 +136,7 @@ def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
         lambda: _answers(two) and len(set(_workers(two)) - set(workers)) == 2, HEAL_S, "service"
     )
     assert not set(workers) & set(_workers(two))
-    assert not any(each.is_running() for each in workers)
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_folders_that_cannot_be_written_stop_no_healing(one):
@@ -167,7 +167,7 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
 def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_replaced(two):
     parent, workers = _gateway(two), _workers(two)
     parent.kill()
-    wait_until(lambda: not any(each.is_running() for each in workers), HEAL_S, "their end")
+    wait_until(lambda: not any(worker.is_running() for worker in workers), HEAL_S, "their end")
     wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
     before = two.output.count("the gateway ended unexpectedly")
     assert before == 2  # once for each of the last two tests: the next one had the port

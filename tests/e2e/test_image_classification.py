@@ -40,13 +40,13 @@ def _as_json(picture: bytes) -> dict:
     return {"image": {"b64": base64.b64encode(picture).decode()}}
 
 
-def _pairs(answer: dict) -> list[tuple[str, float]]:
-    return [(each["label"], each["score"]) for each in answer["labels"]]
+def _pairs(response: dict) -> list[tuple[str, float]]:
+    return [(label["label"], label["score"]) for label in response["labels"]]
 
 
 def _input(library, *pictures: bytes):
     tensor = library.InferInput("image", [len(pictures), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[each] for each in pictures], dtype=object))
+    tensor.set_data_from_numpy(np.array([[picture] for picture in pictures], dtype=object))
     return tensor
 
 
@@ -81,8 +81,8 @@ def test_every_door_gives_one_answer(stack):
 
 def test_several_images_in_one_request(stack):
     cat = photo_file("chelsea").read_bytes()
-    answer = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
-    first, second = (_pairs(output) for output in answer["outputs"])
+    response = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
+    first, second = (_pairs(output) for output in response["outputs"])
     assert first[0][0] == "espresso"
     assert "cat" in second[0][0]
 
@@ -95,9 +95,9 @@ def test_requests_are_batched(stack):
     with grpc_client.InferenceServerClient(stack.grpc_address) as client:
         before = counts()
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda _: _form(stack, COFFEE).json(), range(64)))
+            responses = list(pool.map(lambda _: _form(stack, COFFEE).json(), range(64)))
         after = counts()
-    assert {_pairs(answer)[0][0] for answer in answers} == {"espresso"}
+    assert {_pairs(response)[0][0] for response in responses} == {"espresso"}
     assert after[0] - before[0] >= 64
     assert after[1] - before[1] < after[0] - before[0]
 
@@ -106,12 +106,12 @@ def test_requests_are_batched(stack):
 def test_a_bad_image_is_the_clients_error(stack, name):
     picture, message = BAD[name]
     started = time.monotonic()
-    answer = _form(stack, picture)
+    response = _form(stack, picture)
     assert time.monotonic() - started < 2
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert message in answer.json()["detail"]
-    assert answer.json()["code"] == "invalid_request"
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert message in response.json()["detail"]
+    assert response.json()["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize("name", ["empty", "text called .jpg", "animated png", "bomb"])
@@ -131,9 +131,9 @@ def test_a_bad_image_is_refused_at_every_door(stack, name):
 def test_a_bad_image_fails_only_its_own_request(stack):
     pictures = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda picture: _form(stack, picture), pictures))
-    assert [answer.status_code for answer in answers] == [200, 422, 200, 422] * 6
-    assert {_pairs(a.json())[0][0] for a in answers if a.status_code == 200} == {"espresso"}
+        responses = list(pool.map(lambda picture: _form(stack, picture), pictures))
+    assert [response.status_code for response in responses] == [200, 422, 200, 422] * 6
+    assert {_pairs(a.json())[0][0] for a in responses if a.status_code == 200} == {"espresso"}
 
 
 def _resident_mb(processes: list[psutil.Process]) -> float:
@@ -164,14 +164,14 @@ def test_memory_stays_bounded(stack):
     ],
 )
 def test_a_request_that_does_not_fit_names_the_field(stack, options, message):
-    answer = stack.post(PATH, **options)
-    assert answer.status_code == 422
-    assert message in answer.json()["detail"]
+    response = stack.post(PATH, **options)
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
 
 
 def test_a_form_over_the_limit_is_refused(stack):
-    answer = _form(stack, bytes(33 << 20))
-    assert answer.status_code == 413
+    response = _form(stack, bytes(33 << 20))
+    assert response.status_code == 413
 
 
 def test_a_form_needs_a_key(stack):

@@ -244,8 +244,8 @@ class WatchedGateway:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("POST", path, body, {**self.headers, **headers})
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), answer.read()
+            response = connection.getresponse()
+            return response.status, dict(response.headers), response.read()
 
     def said(self, path, document):
         status, _, body = self.post(path, orjson.dumps(document))
@@ -269,18 +269,18 @@ def gateway(triton, tmp_path_factory):
 
 def test_a_thousand_rows_are_answered_one_by_one(gateway):
     rows = [{"text": "x" * (1 + place % 50)} for place in range(1024)]
-    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    status, response = gateway.said("/v1/one_text", {"inputs": rows})
     assert status == 200
-    assert [row["count"] for row in answer["outputs"]] == [len(row["text"]) for row in rows]
+    assert [row["count"] for row in response["outputs"]] == [len(row["text"]) for row in rows]
 
 
 def test_two_thousand_inputs_are_embedded(gateway):
     texts = ["x" * (1 + place % 50) for place in range(2048)]
-    status, answer = gateway.said("/v1/embeddings", {"model": "one_text", "input": texts})
+    status, response = gateway.said("/v1/embeddings", {"model": "one_text", "input": texts})
     assert status == 200
-    assert [row["embedding"][0] for row in answer["data"]] == [len(text) for text in texts]
-    assert [row["index"] for row in answer["data"]] == list(range(2048))
-    assert answer["usage"]["total_tokens"] == sum(map(len, texts))
+    assert [row["embedding"][0] for row in response["data"]] == [len(text) for text in texts]
+    assert [row["index"] for row in response["data"]] == list(range(2048))
+    assert response["usage"]["total_tokens"] == sum(map(len, texts))
 
 
 def test_one_request_takes_a_small_window_of_the_pool(gateway):
@@ -298,16 +298,16 @@ def test_one_request_takes_a_small_window_of_the_pool(gateway):
 
 def test_a_pool_that_is_smaller_than_the_window_serves_many_rows(triton, tmp_path):
     with WatchedGateway(triton, tmp_path / "home", max_inflight=2) as gateway:
-        status, answer = gateway.said("/v1/one_text", {"inputs": [{"text": "a"}] * 100})
-    assert status == 200, answer
+        status, response = gateway.said("/v1/one_text", {"inputs": [{"text": "a"}] * 100})
+    assert status == 200, response
 
 
 def test_the_first_failure_ends_the_others(gateway):
     rows = [{"text": "bad"}, *[{"text": "wait"}] * 1000]
     started = time.monotonic()
-    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    status, response = gateway.said("/v1/one_text", {"inputs": rows})
     assert time.monotonic() - started < 5
-    assert (status, answer["param"]) == (422, "inputs.0")
+    assert (status, response["param"]) == (422, "inputs.0")
 
 
 # --- which row -----------------------------------------------------------------------------
@@ -318,48 +318,48 @@ def test_a_text_is_named_as_the_caller_counts(gateway, model):
     rows = [{"text": "a"} for _ in range(130)]
     rows[100] = {"text": "bad"}
     rows[7] = {"text": "a", "truncate": True}  # goes in a batch of its own
-    status, answer = gateway.said(f"/v1/{model}", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.100")
-    assert answer["detail"] == "inputs.100: the text is bad: send a better one"
-    status, answer = gateway.said(
+    status, response = gateway.said(f"/v1/{model}", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.100")
+    assert response["detail"] == "inputs.100: the text is bad: send a better one"
+    status, response = gateway.said(
         "/v1/embeddings", {"model": model, "input": [row["text"] for row in rows]}
     )
-    assert (status, answer["error"]["param"]) == (400, "input.100")
-    assert answer["error"]["message"] == "input.100: the text is bad: send a better one"
+    assert (status, response["error"]["param"]) == (400, "input.100")
+    assert response["error"]["message"] == "input.100: the text is bad: send a better one"
 
 
 def test_a_row_that_was_sent_alone_needs_no_number(gateway):
-    status, answer = gateway.said("/v1/texts", {"text": "bad"})
-    assert (status, answer["detail"]) == (422, "the text is bad: send a better one")
-    status, answer = gateway.said("/v1/embeddings", {"model": "texts", "input": "bad"})
-    assert (status, answer["error"]["param"]) == (400, "input")
+    status, response = gateway.said("/v1/texts", {"text": "bad"})
+    assert (status, response["detail"]) == (422, "the text is bad: send a better one")
+    status, response = gateway.said("/v1/embeddings", {"model": "texts", "input": "bad"})
+    assert (status, response["error"]["param"]) == (400, "input")
 
 
 def test_rows_that_were_regrouped_by_shape_keep_their_numbers(gateway):
     rows = [{"x": [1.0] * (1 + place % 3)} for place in range(40)]
     rows[31] = {"x": [-1.0] * 2}
-    status, answer = gateway.said("/v1/sums", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.31")
-    assert answer["detail"] == "inputs.31: the first value is below 0"
+    status, response = gateway.said("/v1/sums", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.31")
+    assert response["detail"] == "inputs.31: the first value is below 0"
 
 
 def test_what_the_gateway_itself_refuses_names_the_row_too(gateway):
     rows = [{"x": [1.0, 2.0]} for _ in range(10)]
     rows[6] = {"x": [1.0, 1e39]}
-    status, answer = gateway.said("/v1/sums", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.6")
+    status, response = gateway.said("/v1/sums", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.6")
     files = [{"text": {"b64": "YQ=="}} for _ in range(5)]
     files[3] = {"text": {"b64": "!"}}
-    status, answer = gateway.said("/v1/scans", {"inputs": files})
-    assert (status, answer["param"]) == (422, "inputs.3.text")
+    status, response = gateway.said("/v1/scans", {"inputs": files})
+    assert (status, response["param"]) == (422, "inputs.3.text")
 
 
 def test_a_v2_caller_sees_its_own_row(gateway):
     texts = ["a", "b", "bad", "c"]
     tensor = {"name": "text", "shape": [4, 1], "datatype": "BYTES", "data": texts}
-    status, answer = gateway.said("/v2/models/texts/infer", {"inputs": [tensor]})
+    status, response = gateway.said("/v2/models/texts/infer", {"inputs": [tensor]})
     assert status == 400
-    assert answer["error"].startswith("row 2: the text is bad: send a better one")
+    assert response["error"].startswith("row 2: the text is bad: send a better one")
 
 
 # --- Triton's own odd requests ---------------------------------------------------------------
@@ -431,8 +431,8 @@ def test_null_is_as_good_as_absent(gateway):
 
 
 def test_v2_lists_its_models(gateway):
-    answer = httpx.get(gateway.url + "/v2/models", headers=gateway.headers)
-    assert answer.json() == {"models": sorted(MODELS)}
+    response = httpx.get(gateway.url + "/v2/models", headers=gateway.headers)
+    assert response.json() == {"models": sorted(MODELS)}
     unknown = httpx.get(gateway.url + "/v2/models/nobody", headers=gateway.headers)
     assert unknown.status_code == 404
     assert "GET /v2/models" in unknown.json()["error"]
@@ -449,9 +449,9 @@ def test_v2_lists_its_models(gateway):
     ],
 )
 def test_a_caller_who_may_only_read_is_told_of_which_model(gateway, path, body):
-    answer = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
-    assert answer.status_code == 403
-    assert "you may not infer with 'texts'" in answer.text
+    response = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
+    assert response.status_code == 403
+    assert "you may not infer with 'texts'" in response.text
     long = httpx.post(gateway.url + path, content=b" " * 100_000, headers=gateway.reader)
     assert long.status_code in (403, 413)
 
@@ -469,9 +469,9 @@ ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
 )
 def test_no_line_end_goes_raw_into_an_event(gateway, path, body):
     asked = body if path.startswith("/v2") else {"model": "echo_llm", **body}
-    with httpx.stream("POST", gateway.url + path, json=asked, headers=gateway.headers) as answer:
-        assert answer.status_code == 200, answer.read()
-        lines = [line for line in answer.iter_lines() if line]
+    with httpx.stream("POST", gateway.url + path, json=asked, headers=gateway.headers) as response:
+        assert response.status_code == 200, response.read()
+        lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
     texts = "".join(map(found_text, (line[6:] for line in lines)))
     for odd in ("\u2028", "\u2029", "\x85"):
@@ -603,10 +603,10 @@ def watched(gateway, path: str, body: bytes, content_type: str, right: set[int])
 
     def ask():
         gateway.longest = 0.0
-        status, _, answer = gateway.post(path, body, **{"Content-Type": content_type})
-        assert status in right, answer[:300]
+        status, _, response = gateway.post(path, body, **{"Content-Type": content_type})
+        assert status in right, response[:300]
         if status != 200:
-            assert len(answer) < 1000, answer
+            assert len(response) < 1000, response
         return gateway.longest
 
     grown = peak_bytes(ask)

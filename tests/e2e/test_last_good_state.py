@@ -105,7 +105,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_comes_back_with_the_last_
     main, workers = _main(running), _workers(running)
     main.kill()
     psutil.wait_procs(workers, timeout=30)
-    assert not [each for each in workers if each.is_running()]
+    assert not [worker for worker in workers if worker.is_running()]
     wait_until(lambda: "ended unexpectedly (killed by SIGKILL" in running.output, 20, "a reason")
     wait_until(lambda: _versions(running) == {VERSION}, 60, "the last good policy")
 

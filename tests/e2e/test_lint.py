@@ -113,7 +113,9 @@ def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
         if "ensemble_scheduling" not in config:
             (repository / name / "1" / "model.py").write_text(step(("x", "y"), 0))
     findings = lint(repository, cores=2)
-    faulty = {each.place.partition("/")[0] for each in findings if each.severity == "error"}
+    faulty = {
+        finding.place.partition("/")[0] for finding in findings if finding.severity == "error"
+    }
     with TritonServer(LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))) as server:
         refused = {name for name in TRITON if not _loads(server, name)}
     assert refused == {name for name, (_, loads) in TRITON.items() if not loads}

@@ -114,8 +114,8 @@ def test_a_stock_client(client, gateway):
     headers = gateway.headers()
     assert client.is_server_live(headers=headers)
     assert client.get_model_metadata("echo", headers=headers).name == "echo"
-    answer = client.infer("echo", [_input([1.5] * 1000, "FP32")], headers=headers)
-    assert answer.as_numpy("FP32_back").tolist() == [1.5] * 1000
+    response = client.infer("echo", [_input([1.5] * 1000, "FP32")], headers=headers)
+    assert response.as_numpy("FP32_back").tolist() == [1.5] * 1000
 
 
 def test_streaming(nginx, gateway):
@@ -126,7 +126,7 @@ def test_streaming(nginx, gateway):
         )
         client.async_stream_infer("counter", [_input([3])])
         wait_until(lambda: len(seen) == 3, 5, "three answers")
-    assert [answer.as_numpy("y").item() for answer in seen] == [0, 1, 2]
+    assert [response.as_numpy("y").item() for response in seen] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense"])
@@ -193,8 +193,8 @@ def test_a_message_over_the_limit(client, gateway):
 
 
 def _cancelled(client, gateway) -> float:
-    answer = client.infer("sleeper", [_input([0])], headers=gateway.headers())
-    return answer.as_numpy("y").item()
+    response = client.infer("sleeper", [_input([0])], headers=gateway.headers())
+    return response.as_numpy("y").item()
 
 
 def test_cancel_and_deadline_reach_triton(client, gateway):

@@ -74,9 +74,9 @@ def _routes(own):
 
 
 def _ask(own):
-    answer = own.client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["score"]
+    response = own.client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
+    assert response.status_code == 200, response.text
+    return response.json()["score"]
 
 
 def _loaded(own):
@@ -84,9 +84,9 @@ def _loaded(own):
     servers = servers_of(own.home / ".tidegate", own.home / "model_repository")
     with connected(servers) as (replica,):
         return {
-            each.name
-            for each in replica.control.index()
-            if each.state == "READY" and each.name.startswith(f"{NAME}.v")
+            entry.name
+            for entry in replica.control.index()
+            if entry.state == "READY" and entry.name.startswith(f"{NAME}.v")
         }
 
 
@@ -143,13 +143,13 @@ def test_a_weight_per_request_shares_out_one_caller(own):
 
 
 def test_no_grace_at_all_loses_no_request(own):
-    answers, stopped = collections.Counter(), threading.Event()
+    responses, stopped = collections.Counter(), threading.Event()
 
     def call():
         with httpx.Client(headers=own.headers, timeout=60) as client:
             while not stopped.is_set():
-                answer = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
-                answers[answer.status_code] += 1
+                response = client.post(f"{own.url}/v1/{NAME}", json={"x": 0})
+                responses[response.status_code] += 1
 
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
@@ -161,8 +161,8 @@ def test_no_grace_at_all_loses_no_request(own):
         stopped.set()
         for thread in threads:
             thread.join()
-    assert set(answers) == {200}
-    assert answers[200] > 20
+    assert set(responses) == {200}
+    assert responses[200] > 20
 
 
 def test_another_home_finds_the_server_and_its_gateway(own, tmp_path):

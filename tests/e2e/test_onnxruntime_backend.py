@@ -266,9 +266,9 @@ class Served:
     def infer(
         self, model: str, outputs: tuple[str, ...] = (), **tensors: np.ndarray[Any, Any]
     ) -> dict[str, Any]:
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
+        expected = [triton.InferRequestedOutput(name) for name in outputs]
         result = self.client.infer(
-            model, [_input(*each) for each in tensors.items()], outputs=wanted, client_timeout=10
+            model, [_input(*item) for item in tensors.items()], outputs=expected, client_timeout=10
         )
         names = [output.name for output in result.get_response().outputs]
         return {name: result.as_numpy(name) for name in names}
@@ -361,10 +361,10 @@ def test_every_type_is_completed_and_carried(served: Served) -> None:
         assert all(list(each.dims) == [2] for each in side)
 
     rows = {f"x_{name}": np.stack([row, row]) for name, (_, row) in ELEMENT_TYPES.items()}
-    answer = served.infer("all_types", **rows)
+    response = served.infer("all_types", **rows)
     for name, (_, row) in ELEMENT_TYPES.items():
-        np.testing.assert_array_equal(answer[f"y_{name}"], np.stack([row, row]))
-        assert answer[f"y_{name}"].dtype == row.dtype
+        np.testing.assert_array_equal(response[f"y_{name}"], np.stack([row, row]))
+        assert response[f"y_{name}"].dtype == row.dtype
 
 
 def test_metadata_shows_the_batch_axis(served: Served) -> None:

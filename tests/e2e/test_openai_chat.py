@@ -45,14 +45,14 @@ def _text(stream) -> tuple[str, str | None]:
 
 
 def test_an_answer_in_one(client):
-    answer = client.chat.completions.create(**_user(TEXT))
-    assert answer.object == "chat.completion"
-    assert answer.id.startswith("chatcmpl-")
-    assert answer.choices[0].message.role == "assistant"
-    assert answer.choices[0].message.content == TEXT
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage.completion_tokens == 4
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 4
+    response = client.chat.completions.create(**_user(TEXT))
+    assert response.object == "chat.completion"
+    assert response.id.startswith("chatcmpl-")
+    assert response.choices[0].message.role == "assistant"
+    assert response.choices[0].message.content == TEXT
+    assert response.choices[0].finish_reason == "stop"
+    assert response.usage.completion_tokens == 4
+    assert response.usage.total_tokens == response.usage.prompt_tokens + 4
 
 
 def test_an_answer_in_pieces(client):
@@ -100,11 +100,14 @@ def test_length_and_temperature_by_seed(client):
 @pytest.mark.parametrize("stop", ["is my", ["zzz", "s m"], " is"])
 def test_a_stop_text_is_kept_whether_or_not_the_model_does(client, told, stop):
     """Each lies across two tokens or begins one; a model that goes on is cut off and cancelled."""
-    wanted = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
+    expected = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
     call = _user(told + TEXT)
     whole = client.chat.completions.create(**call, stop=stop).choices[0]
-    assert (whole.message.content, whole.finish_reason) == (wanted, "stop")
-    assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (wanted, "stop")
+    assert (whole.message.content, whole.finish_reason) == (expected, "stop")
+    assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (
+        expected,
+        "stop",
+    )
 
 
 def test_what_is_not_served_is_said(client):
@@ -153,8 +156,8 @@ def test_a_client_that_leaves_stops_the_model(echo):
     post = httpx.stream(
         "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
     )
-    with post as answer:
-        next(answer.iter_lines())
+    with post as response:
+        next(response.iter_lines())
     left = time.monotonic()
     wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 5, "the cancel in Triton")
     assert time.monotonic() - left < 1
@@ -168,8 +171,8 @@ def test_a_client_that_does_not_read_fills_no_memory(echo):
     post = httpx.stream(
         "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
     )
-    with post as answer:
-        parts = answer.iter_raw()
+    with post as response:
+        parts = response.iter_raw()
         next(parts)
         wait_until(lambda: float(say(echo, "[made]")) > made + 300, 30, "the model's work")
         assert gateway.memory_info().rss - before < 20e6
@@ -217,9 +220,9 @@ def test_langchain(echo, stack):
     chat = ChatOpenAI(
         model="echo_llm", api_key=echo.key, base_url=f"{echo.url}/v1", temperature=0, max_retries=0
     )
-    answer = chat.invoke([("system", "Be brief."), ("user", TEXT)])
-    assert answer.content == TEXT
-    assert answer.usage_metadata["output_tokens"] == 4
+    response = chat.invoke([("system", "Be brief."), ("user", TEXT)])
+    assert response.content == TEXT
+    assert response.usage_metadata["output_tokens"] == 4
     pieces = list(chat.stream(TEXT))
     assert "".join(piece.content for piece in pieces) == TEXT
     assert len(pieces) > 4
@@ -241,26 +244,26 @@ def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypat
     url = f"{stack.url}/v1"
     with openai.OpenAI(api_key=stack.key, base_url=url, max_retries=0) as client:
         create = partial(client.embeddings.create, model="text_embedding")
-        wanted = [each.embedding for each in create(input=texts).data]
+        expected = [each.embedding for each in create(input=texts).data]
         encode = tiktoken.get_encoding("cl100k_base").encode
         ids = [encode(text) for text in texts]
-        answer = create(input=ids, encoding_format="float")
-        assert np.allclose([each.embedding for each in answer.data], wanted, atol=1e-6)
-        assert answer.usage == create(input=texts).usage  # the model's own count
-        assert np.allclose(create(input=ids[0]).data[0].embedding, wanted[0], atol=1e-6)
+        response = create(input=ids, encoding_format="float")
+        assert np.allclose([each.embedding for each in response.data], expected, atol=1e-6)
+        assert response.usage == create(input=texts).usage  # the model's own count
+        assert np.allclose(create(input=ids[0]).data[0].embedding, expected[0], atol=1e-6)
         for wrong in ([-1], [100_277], [[1], [2**40]], [1] * 9000):
             with pytest.raises(openai.BadRequestError, match=r"'input(\.\d+)?'.*token id"):
                 create(input=wrong)
     embeddings = OpenAIEmbeddings(model="text_embedding", api_key=stack.key, base_url=url)
-    assert np.allclose(embeddings.embed_documents(texts), wanted, atol=1e-6)
-    assert np.allclose(embeddings.embed_query(TEXT), wanted[0], atol=1e-6)
+    assert np.allclose(embeddings.embed_documents(texts), expected, atol=1e-6)
+    assert np.allclose(embeddings.embed_query(TEXT), expected[0], atol=1e-6)
 
 
 def test_a_prompt_of_token_ids(client):
-    answer = client.completions.create(
+    response = client.completions.create(
         model="echo_llm", prompt=[9241, 374, 856, 30409, 30], max_tokens=9
     )
-    assert answer.choices[0].text == TEXT
+    assert response.choices[0].text == TEXT
     with pytest.raises(openai.BadRequestError, match="'prompt': the token id 100277"):
         client.completions.create(model="echo_llm", prompt=[100_277])
 

@@ -134,8 +134,8 @@ def test_what_a_worker_had_under_way_ends_with_it_in_the_metrics(own):
     body = {"text_input": "[delay 1] a b c d e f g h i j"}
     calls = [threading.Thread(target=_posted, args=(own, body)) for _ in range(6)]
     before = _workers(own)
-    for each in calls:
-        each.start()
+    for call in calls:
+        call.start()
     try:
         wait_until(lambda: under_way() >= 1, 20, "requests under way")
         for pid in before:

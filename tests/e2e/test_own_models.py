@@ -108,9 +108,9 @@ def test_inputs_with_different_rows_are_refused(own):
         {"name": name, "shape": [rows, 2], "datatype": "INT64", "data": [0] * rows * 2}
         for name, rows in (("a", 1), ("b", 2))
     ]
-    answer = own.post("/v2/models/adder/infer", json={"inputs": tensors})
-    assert answer.status_code == 400
-    assert "different numbers of rows: [1, 2]" in answer.json()["error"]
+    response = own.post("/v2/models/adder/infer", json={"inputs": tensors})
+    assert response.status_code == 400
+    assert "different numbers of rows: [1, 2]" in response.json()["error"]
 
 
 def test_a_client_that_leaves_stops_the_work(own):
@@ -127,19 +127,19 @@ def test_a_client_that_leaves_stops_the_work(own):
 def test_the_requests_own_timeout_is_a_deadline(own):
     before = _cancelled(own)
     started = time.monotonic()
-    answer = _sleep(own, 10, timeout=300_000)
+    response = _sleep(own, 10, timeout=300_000)
     assert 0.25 < time.monotonic() - started < 2
-    assert answer.status_code == 504
-    assert "did not answer in time" in answer.json()["error"]
+    assert response.status_code == 504
+    assert "did not answer in time" in response.json()["error"]
     wait_until(lambda: _cancelled(own) == before + 1, 5, "the cancel in Triton")
 
 
 def test_a_model_that_fails_tells_the_client_nothing_of_its_insides(own):
-    answer = _sleep(own, -1)
-    assert answer.status_code == 502
-    assert "the model failed" in answer.json()["error"]
-    assert "secret" not in answer.text
-    assert "/root" not in answer.text
+    response = _sleep(own, -1)
+    assert response.status_code == 502
+    assert "the model failed" in response.json()["error"]
+    assert "secret" not in response.text
+    assert "/root" not in response.text
 
 
 def test_models_without_a_face_are_not_listed(own):

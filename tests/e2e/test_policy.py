@@ -106,8 +106,8 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
             named = foreign in path or (isinstance(body, dict) and body.get("model") == foreign)
             if not named:
                 continue
-            answer = _call(governed, who, method, path, json=body)
-            assert answer.status_code == 404, f"{who} {method} {path}: {answer.text}"
+            response = _call(governed, who, method, path, json=body)
+            assert response.status_code == 404, f"{who} {method} {path}: {response.text}"
             missing = re.sub(foreign, "no_such_model", path)
             other = (
                 {**body, "model": "no_such_model"}
@@ -116,7 +116,7 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
             )
             same = _call(governed, who, method, missing, json=other)
             assert same.status_code == 404
-            assert _without(answer.text, foreign) == _without(same.text, "no_such_model")
+            assert _without(response.text, foreign) == _without(same.text, "no_such_model")
             seen += 1
     assert seen > 15
 
@@ -179,16 +179,16 @@ def test_a_key_that_has_ended_is_a_bad_key(governed):
 
 
 def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
-    answers = [
+    responses = [
         _call(governed, "limited", "POST", "/v1/text_embedding", json=TEXT) for _ in range(4)
     ]
-    assert [each.status_code for each in answers] == [200, 200, 200, 429]
-    assert [each.headers["x-ratelimit-remaining-requests"] for each in answers[:3]] == [
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]
+    assert [each.headers["x-ratelimit-remaining-requests"] for each in responses[:3]] == [
         "2",
         "1",
         "0",
     ]
-    refused = answers[3]
+    refused = responses[3]
     assert int(refused.headers["retry-after"]) >= 1
     assert "ratelimit" in refused.headers and "ratelimit-policy" in refused.headers
     assert refused.json()["code"] == "quota_exceeded"

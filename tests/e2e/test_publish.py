@@ -18,11 +18,11 @@ def server(tmp_path_factory):
 
 
 def _versions(server, model: str) -> dict[str, str]:
-    return {each.version: each.state for each in server.control.index() if each.name == model}
+    return {entry.version: entry.state for entry in server.control.index() if entry.name == model}
 
 
 def test_publish_and_roll_back_under_load(server):
-    steps = {each for each in live_stubs(server.pid) if each.model == "mood_pre"}
+    steps = {live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_pre"}
     with under_load(server) as caller, online(server) as target:
         publish(stage(target.repository, 10), target.repository, MODELS, target)
         assert steps <= live_stubs(server.pid)  # an unchanged member is not loaded again

@@ -43,8 +43,8 @@ class Caller(threading.Thread):
     def run(self) -> None:
         with httpx.Client(headers=self._stack.headers, timeout=60) as client:
             while not self._stopped.is_set():
-                answer = client.post(f"{self._stack.url}/v1/{NAME}", json={"x": 0})
-                self.answers[answer.status_code, answer.text] += 1
+                response = client.post(f"{self._stack.url}/v1/{NAME}", json={"x": 0})
+                self.answers[response.status_code, response.text] += 1
 
     def __enter__(self):
         self.start()

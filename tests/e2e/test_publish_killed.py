@@ -62,9 +62,9 @@ def _require_settled(server, caller) -> None:
     left = {path.name for path in staging_folder(repository).iterdir()}
     assert left == {"lock", "servers"}  # where those that serve it are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
-    answer = float(source.partition("dtype.type(")[2].partition(" ")[0])
-    seen = caller.answers[answer]
-    wait_until(lambda: caller.answers[answer] > seen + 5, 10, f"the answer {answer}")
+    response = float(source.partition("dtype.type(")[2].partition(" ")[0])
+    seen = caller.answers[response]
+    wait_until(lambda: caller.answers[response] > seen + 5, 10, f"the answer {response}")
     wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
@@ -86,7 +86,11 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before = active_version(repository, NAME)
-    wanted = next(each for each in version_folders(repository / NAME) if each != before)
+    wanted = next(
+        version_folder
+        for version_folder in version_folders(repository / NAME)
+        if version_folder != before
+    )
     with under_load(server) as caller:
         _run(server, step, "switch", wanted)
         expected = before if step in BEFORE_THE_PIN else wanted

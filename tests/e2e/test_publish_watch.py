@@ -63,7 +63,9 @@ def test_publishing_and_rolling_back_alarm_nobody(server):
 def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch):
     monkeypatch.setattr(watch, "REST_S", 1.0)
     with watching(server) as (watcher, said):
-        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+        victim = next(
+            live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_onnx"
+        )
         psutil.Process(victim.pid).kill()
         wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
@@ -77,7 +79,9 @@ def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkey
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
     monkeypatch.setattr(health, "fault", lambda *asked: "")  # every golden answer is right
     with watching(server, "mood_onnx") as (watcher, said):
-        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+        victim = next(
+            live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_onnx"
+        )
         psutil.Process(victim.pid).kill()
         wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
@@ -108,7 +112,7 @@ def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, sick
         sick.touch()
         os.utime(sick, (time.time() + 10_000,) * 2)
         wait_until(lambda: any("cannot be healed" in line for line in said), 40, "the report")
-        before = {each.pid for each in live_stubs(server.pid)}
+        before = {live_stub.pid for live_stub in live_stubs(server.pid)}
         time.sleep(2)
         assert {each.pid for each in live_stubs(server.pid)} <= before  # none was started
         sick.unlink()

@@ -109,7 +109,7 @@ class Pair:
 
     @property
     def addresses(self) -> list[str]:
-        return [f"127.0.0.1:{each.ports.grpc}" for each in self.options]
+        return [f"127.0.0.1:{option.ports.grpc}" for option in self.options]
 
 
 class Running:
@@ -175,11 +175,11 @@ class Running:
         return httpx.get(url, headers=self.headers()).json()["replicas"]
 
     def health(self) -> list[str]:
-        return [each["health"] for each in self.replicas()]
+        return [replica["health"] for replica in self.replicas()]
 
     def models(self) -> list[int]:
         """How many each replica is known to have."""
-        return [len(each["models"]) for each in self.replicas()]
+        return [len(replica["models"]) for replica in self.replicas()]
 
     def is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
@@ -205,8 +205,8 @@ def pair(tmp_path_factory) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def gateway(pair) -> Iterator[Running]:
-    ports = [each.ports for each in pair.options]
-    running = Running(pair, [f"127.0.0.1:{each.grpc}/{each.http}" for each in ports])
+    ports = [option.ports for option in pair.options]
+    running = Running(pair, [f"127.0.0.1:{port.grpc}/{port.http}" for port in ports])
     try:
         wait_until(running.is_ready, 20, "the gateway is ready")
         yield running
@@ -221,9 +221,9 @@ def _both_are_there(pair, gateway) -> None:
     wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")
 
 
-def _value(answer: httpx.Response) -> float:
-    assert answer.status_code == 200, answer.text
-    return answer.json()["outputs"][0]["data"][0]
+def _value(response: httpx.Response) -> float:
+    assert response.status_code == 200, response.text
+    return response.json()["outputs"][0]["data"][0]
 
 
 @pytest.mark.parametrize("dead", [0, 1])
@@ -242,18 +242,18 @@ def test_a_killed_replica_is_not_asked(pair, gateway, dead):
     metrics = httpx.get(
         f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
     ).text
-    paths = [each["address"] for each in gateway.replicas()]
+    paths = [replica["address"] for replica in gateway.replicas()]
     for place, healthy in zip(paths, (dead != 0, dead != 1), strict=True):
         assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
 
 
 def _streams(gateway: Running) -> None:
     body = {"x": 3}
-    answer = gateway.client.post(
+    response = gateway.client.post(
         "/v2/models/counter/generate_stream", json=body, headers=gateway.headers()
     )
-    assert answer.status_code == 200, answer.text
-    assert answer.text.count("data: ") == 3, answer.text
+    assert response.status_code == 200, response.text
+    assert response.text.count("data: ") == 3, response.text
 
 
 def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
@@ -280,12 +280,12 @@ def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
 def test_one_that_is_started_again_is_asked_when_it_has_its_models(pair, gateway):
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    with _load(gateway, 2) as answers:
+    with _load(gateway, 2) as responses:
         pair.start(0)
         wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-        before = sum(answers.values())
-        wait_until(lambda: sum(answers.values()) > before + 50, 10, "more answers")
-    assert set(answers) == {200}
+        before = sum(responses.values())
+        wait_until(lambda: sum(responses.values()) > before + 50, 10, "more answers")
+    assert set(responses) == {200}
 
 
 def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
@@ -321,15 +321,15 @@ def _answers(running: Running) -> bool:
 def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     pair.signal(0, signal.SIGSTOP)
     try:
-        with _load(gateway, 4) as answers:
+        with _load(gateway, 4) as responses:
             wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
             assert gateway.replicas()[0]["reason"] == "does not answer"
-            before = collections.Counter(answers)
+            before = collections.Counter(responses)
             time.sleep(DEADLINE_S)
-            bad = {k: v for k, v in (answers - before).items() if k != 200}
+            bad = {k: v for k, v in (responses - before).items() if k != 200}
         # Those that it had when it was found end at their deadline; no others.
-        assert sum(bad.values()) <= 4, answers
-        assert answers[200] > 100
+        assert sum(bad.values()) <= 4, responses
+        assert responses[200] > 100
         assert [gateway.ask().status_code for _ in range(20)] == [200] * 20
         assert gateway.get("/v2/models/plain/config").status_code == 200
         assert gateway.is_ready()
@@ -358,8 +358,8 @@ def test_a_model_that_one_replica_has_is_asked_there(gateway):
 def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
     pair.kill(1)
     wait_until(lambda: gateway.health() == ["up", "down"], 5, "the second is down")
-    answer = gateway.ask(model="only_second")
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    response = gateway.ask(model="only_second")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_load_is_not_death(gateway):
@@ -381,10 +381,10 @@ def test_a_failing_model_does_not_shut_a_replica_out(gateway):
 
 def test_triton_s_reason_is_in_the_log_with_the_request_s_id(gateway):
     for x, words in ((-2, r"told to fail\nin two lines"), (-1, "raised at /root/model.bin")):
-        answer = gateway.ask(x)
-        assert answer.status_code == 502
-        assert "told" not in answer.text and "/root" not in answer.text
-        identifier = answer.headers["x-request-id"]
+        response = gateway.ask(x)
+        assert response.status_code == 502
+        assert "told" not in response.text and "/root" not in response.text
+        identifier = response.headers["x-request-id"]
         lines = [line for line in gateway.log.read_text().splitlines() if identifier in line]
         assert len(lines) == 1, lines
         assert words in lines[0]
@@ -396,10 +396,10 @@ def test_sequences_stay_whole_under_load(gateway):
         for identifier in range(1, 7):
             for x in range(1, 7):
                 for tenant, factor in (("one", 1), ("two", 10)):
-                    answer = gateway.step(
+                    response = gateway.step(
                         identifier, factor * x, tenant=tenant, start=x == 1, end=x == 6
                     )
-                    assert _value(answer) == factor * sum(range(x + 1))
+                    assert _value(response) == factor * sum(range(x + 1))
 
 
 def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
@@ -407,10 +407,10 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
     begun, identifiers = (601, 602), range(601, 605)
     for identifier in begun:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
-    answers: queue.Queue = queue.Queue()
+    responses: queue.Queue = queue.Queue()
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for x in range(1, 5):
             for identifier in identifiers:
                 if identifier in begun and x == 1:
@@ -426,7 +426,7 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
                 )
         found = {}
         for _ in range(4 * 4 - 2):
-            result, error = answers.get(timeout=10)
+            result, error = responses.get(timeout=10)
             assert error is None, error
             found[result.get_response().id] = result.as_numpy("y").item()
         client.stop_stream()
@@ -437,17 +437,19 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
 
 
 def test_a_stream_cannot_hold_every_slot_either(gateway):
-    answers: queue.Queue = queue.Queue()
+    responses: queue.Queue = queue.Queue()
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
     tensor.set_data_from_numpy(np.array([[1]], np.float32))
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for identifier in range(700, 740):
             client.async_stream_infer(
                 "tally", [tensor], sequence_id=identifier, sequence_start=True
             )
-        errors = [str(error) for _, error in (answers.get(timeout=10) for _ in range(40)) if error]
+        errors = [
+            str(error) for _, error in (responses.get(timeout=10) for _ in range(40)) if error
+        ]
         client.stop_stream()
     assert len(errors) == 40 - 2 * 8
     assert all("quota_exceeded" in each for each in errors), errors
@@ -459,24 +461,24 @@ def test_a_stream_cannot_hold_every_slot_either(gateway):
 def test_the_id_0_is_no_sequence(gateway):
     """Triton says so of a model that wants one; it never finds another's sequence."""
     assert _value(gateway.step(77, 3, start=True)) == 3
-    answer = gateway.step(0, 1)
-    assert answer.status_code == 400, answer.text
+    response = gateway.step(0, 1)
+    assert response.status_code == 400, response.text
     assert _value(gateway.step(77, 3, end=True)) == 6
 
 
 def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     identifiers = range(200, 208)
-    for each in identifiers:
-        assert _value(gateway.step(each, 1, start=True)) == 1
+    for identifier in identifiers:
+        assert _value(gateway.step(identifier, 1, start=True)) == 1
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    answers = {each: gateway.step(each, 2) for each in identifiers}
-    kept = [each for each, answer in answers.items() if answer.status_code == 200]
+    responses = {each: gateway.step(each, 2) for each in identifiers}
+    kept = [each for each, response in responses.items() if response.status_code == 200]
     lost = [each for each in identifiers if each not in kept]
-    assert all(_value(answers[each]) == 3 for each in kept)
+    assert all(_value(responses[each]) == 3 for each in kept)
     for each in lost:
-        assert answers[each].status_code == 502, answers[each].text
-        assert "start the sequence anew" in answers[each].json()["error"]
+        assert responses[each].status_code == 502, responses[each].text
+        assert "start the sequence anew" in responses[each].json()["error"]
     # Begun anew, it is somewhere else, and stays there when the first is back.
     for each in lost:
         assert _value(gateway.step(each, 10, start=True)) == 10
@@ -490,34 +492,34 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
 
 def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
     identifiers = range(300, 306)
-    for each in identifiers:
-        gateway.step(each, 1, start=True)
+    for identifier in identifiers:
+        gateway.step(identifier, 1, start=True)
     pair.kill(0)
     pair.start(0)
     wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-    answers = [gateway.step(each, 2, end=True) for each in identifiers]
-    for answer in answers:
-        if answer.status_code != 200:
-            assert answer.status_code == 400
-            assert "send sequence_start with its first request" in answer.json()["error"]
+    responses = [gateway.step(each, 2, end=True) for each in identifiers]
+    for response in responses:
+        if response.status_code != 200:
+            assert response.status_code == 400
+            assert "send sequence_start with its first request" in response.json()["error"]
         else:
-            assert _value(answer) == 3
+            assert _value(response) == 3
 
 
 def test_one_tenant_cannot_hold_every_slot(gateway):
     """tally has 16 slots on each server: a tenant has at most 8 of them."""
     refused = []
     for identifier in range(400, 440):
-        answer = gateway.step(identifier, 1, start=True)
-        if answer.status_code != 200:
-            assert answer.status_code == 429, answer.text
-            assert int(answer.headers["retry-after"]) >= 1
+        response = gateway.step(identifier, 1, start=True)
+        if response.status_code != 200:
+            assert response.status_code == 429, response.text
+            assert int(response.headers["retry-after"]) >= 1
             refused.append(identifier)
     assert len(refused) == 40 - 2 * 8
     for identifier in range(5):
-        answer = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
-        assert _value(answer) == 7
-    begun = [each for each in range(400, 440) if each not in refused]
+        response = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
+        assert _value(response) == 7
+    begun = [number for number in range(400, 440) if number not in refused]
     for identifier in begun:
         assert _value(gateway.step(identifier, 1, end=True)) == 2
     for identifier in begun:

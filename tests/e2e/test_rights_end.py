@@ -26,8 +26,8 @@ def _made(echo, name: str, *flags: str) -> dict[str, str]:
     return headers
 
 
-def _last_event(answer: httpx.Response) -> dict:
-    events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+def _last_event(response: httpx.Response) -> dict:
+    events = [line for line in response.iter_lines() if line.startswith("data: ")]
     return json.loads(events[-1].removeprefix("data: "))
 
 
@@ -37,9 +37,9 @@ def test_a_revoked_key_ends_its_stream(echo, path, text):
     name = f"rights-{path[1:3]}-{len(text)}"
     headers = _made(echo, name)
     body = _body(path, text)
-    with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as answer:
-        assert answer.status_code == 200
-        lines = answer.iter_lines()
+    with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
         next(lines)
         assert echo.tidegate("keys", "revoke", name).returncode == 0
         began = time.monotonic()
@@ -58,9 +58,9 @@ def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
     began = time.monotonic()
     revoking = threading.Timer(1.0, lambda: echo.tidegate("keys", "revoke", name))
     revoking.start()
-    answer = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
+    response = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
     revoking.join()
-    assert answer.status_code == 401
+    assert response.status_code == 401
     assert time.monotonic() - began < 1 + 3 + BOUND_S  # the verb itself takes a while
 
 
@@ -68,9 +68,9 @@ def test_a_key_that_expires_ends_its_stream(echo):
     headers = _made(echo, "rights-expires", "--expires", "6s")
     body = _body(CHAT, LONG)
     began = time.monotonic()
-    with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as answer:
-        assert answer.status_code == 200
-        fault = _last_event(answer)
+    with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as response:
+        assert response.status_code == 200
+        fault = _last_event(response)
     assert fault["error"]["code"] == "unauthenticated"
     assert time.monotonic() - began < 6 + BOUND_S
 

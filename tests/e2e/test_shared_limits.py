@@ -69,8 +69,8 @@ def _all_at_once(running, key, count):
 
     def ask(_):
         started = time.monotonic()
-        answer = httpx.post(running.url + URL, **options)
-        return answer.status_code, time.monotonic() - started
+        response = httpx.post(running.url + URL, **options)
+        return response.status_code, time.monotonic() - started
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(ask, range(count)))
@@ -91,8 +91,8 @@ def test_two_workers_count_together(shared):
     running, _ = shared
     for attempt in range(4):
         before = _illnesses(running)
-        answers = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
-        statuses = collections.Counter(status for status, _ in answers)
+        responses = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
+        statuses = collections.Counter(status for status, _ in responses)
         assert set(statuses) <= {200, 429}
         assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
         if _illnesses(running) == before:
@@ -106,10 +106,10 @@ def test_a_frozen_redis_costs_nobody_more_than_a_moment(shared):
     key = _key(running, "frozen")
     server.freeze()
     try:
-        answers = _all_at_once(running, key, 3 * AMOUNT)
+        responses = _all_at_once(running, key, 3 * AMOUNT)
     finally:
         server.thaw()
-    statuses = collections.Counter(status for status, _ in answers)
+    statuses = collections.Counter(status for status, _ in responses)
     assert set(statuses) <= {200, 429}
     assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
-    assert max(seconds for _, seconds in answers) < 5
+    assert max(seconds for _, seconds in responses) < 5

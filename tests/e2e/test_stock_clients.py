@@ -50,9 +50,9 @@ def test_tritonclient_http_json_both_ways(stack, direct):
     """No binary data at all: JSON in, JSON out."""
     tensor = triton_http.InferInput("text", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[TEXT]], dtype=object), binary_data=False)
-    wanted = [triton_http.InferRequestedOutput("sentence_embedding", binary_data=False)]
+    expected = [triton_http.InferRequestedOutput("sentence_embedding", binary_data=False)]
     with triton_http.InferenceServerClient(stack.url.removeprefix("http://")) as client:
-        result = client.infer("text_embedding", [tensor], outputs=wanted, headers=stack.headers)
+        result = client.infer("text_embedding", [tensor], outputs=expected, headers=stack.headers)
     assert np.allclose(result.as_numpy("sentence_embedding"), direct, atol=1e-5)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["sentence_embedding"]
 
@@ -91,10 +91,12 @@ def test_request_id_and_parameters_go_through(stack):
 
 def test_openai_client_embeds(stack, direct):
     client = openai.OpenAI(api_key=stack.key, base_url=f"{stack.url}/v1")
-    answer = client.embeddings.create(model="text_embedding", input=[TEXT, "I want my money back."])
-    assert np.allclose(answer.data[0].embedding, direct[0], atol=1e-5)
-    assert [item.index for item in answer.data] == [0, 1]
-    assert answer.usage.prompt_tokens == 7 + 8
+    response = client.embeddings.create(
+        model="text_embedding", input=[TEXT, "I want my money back."]
+    )
+    assert np.allclose(response.data[0].embedding, direct[0], atol=1e-5)
+    assert [item.index for item in response.data] == [0, 1]
+    assert response.usage.prompt_tokens == 7 + 8
     as_floats = client.embeddings.create(
         model="text_embedding", input=TEXT, encoding_format="float"
     )
@@ -139,9 +141,9 @@ def test_task_route_gives_the_same_vector(stack, direct):
 
 def test_more_rows_than_a_batch_takes_are_split(stack):
     rows = [{"text": f"parcel number {n}", "truncate": n % 2 == 0} for n in range(150)]
-    answer = stack.post("/v1/text_embedding", json={"inputs": rows})
-    assert answer.status_code == 200
-    assert len({tuple(row["embedding"][:4]) for row in answer.json()["outputs"]}) == 150
+    response = stack.post("/v1/text_embedding", json={"inputs": rows})
+    assert response.status_code == 200
+    assert len({tuple(row["embedding"][:4]) for row in response.json()["outputs"]}) == 150
 
 
 def test_what_clients_of_others_look_for(stack):

@@ -48,8 +48,8 @@ def _audited(echo, request_id: str) -> list[tuple[str, str, int]]:
 def test_a_stream_that_fails_in_the_middle(echo, path, text, status):
     before, mine = _counted(echo), f"fails-{path[1:3]}-{status}"
     headers = {**echo.headers, "x-request-id": mine}
-    answer = httpx.post(echo.url + path, json=_body(path, text), headers=headers)
-    assert answer.status_code == 200
+    response = httpx.post(echo.url + path, json=_body(path, text), headers=headers)
+    assert response.status_code == 200
     assert _counted(echo).get(status, 0) == before.get(status, 0) + 1
     wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", status)], 3, "its line")
 
@@ -59,9 +59,9 @@ def test_a_client_that_leaves_a_stream(echo, path):
     before, mine = _counted(echo), f"leaves-{path[1:3]}"
     headers = {**echo.headers, "x-request-id": mine}
     body = _body(path, "[repeat 2000] [delay 0.01] a")
-    with httpx.stream("POST", echo.url + path, json=body, headers=headers) as answer:
-        assert answer.status_code == 200
-        next(answer.iter_lines())
+    with httpx.stream("POST", echo.url + path, json=body, headers=headers) as response:
+        assert response.status_code == 200
+        next(response.iter_lines())
     wait_until(lambda: _counted(echo).get(499, 0) == before.get(499, 0) + 1, 3, "it is counted")
     assert _counted(echo).get(200, 0) == before.get(200, 0)
     wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", 499)], 3, "its line")
@@ -93,7 +93,7 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
         wait_until(lambda: len(seen) >= wanted, 5, "its answers")
         client.stop_stream(cancel_requests=leaves)
     wait_until(lambda: _counted(echo).get(status, 0) == before.get(status, 0) + 1, 3, "the count")
-    expected = [("echo_llm", "allow", each) for each in lines]
+    expected = [("echo_llm", "allow", line) for line in lines]
     wait_until(lambda: _audited(echo, mine) == expected, 3, "its lines")
 
 

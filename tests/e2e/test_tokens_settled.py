@@ -200,26 +200,26 @@ def _v2(*values, **more):
 
 
 def test_grpc_unary(api, client, spent):
-    answer = client.infer("counted", _x(600, 100), headers=api.headers())
-    assert answer.as_numpy("token_count").tolist() == [[600], [100]]
+    response = client.infer("counted", _x(600, 100), headers=api.headers())
+    assert response.as_numpy("token_count").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
 @pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
 def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
     """Who does not ask what it cost is not told, and pays."""
-    wanted = [InferRequestedOutput(name) for name in outputs]
-    answer = client.infer("counted", _x(600, 100), outputs=wanted, headers=api.headers())
-    assert sorted(output.name for output in answer.get_response().outputs) == sorted(outputs)
+    expected = [InferRequestedOutput(name) for name in outputs]
+    response = client.infer("counted", _x(600, 100), outputs=expected, headers=api.headers())
+    assert sorted(output.name for output in response.get_response().outputs) == sorted(outputs)
     if "y" in outputs:
-        assert answer.as_numpy("y").tolist() == [[600], [100]]
+        assert response.as_numpy("y").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
 def test_a_count_cannot_be_disguised(api, client, spent):
-    wanted = [InferRequestedOutput("token_count", class_count=1)]
+    expected = [InferRequestedOutput("token_count", class_count=1)]
     with pytest.raises(InferenceServerException, match="without classification"):
-        client.infer("counted", _x(600), outputs=wanted, headers=api.headers())
+        client.infer("counted", _x(600), outputs=expected, headers=api.headers())
     with pytest.raises(InvalidRequest, match="without classification"):
         output = {"name": "token_count", "parameters": {"classification": 1}}
         _ask(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
@@ -229,7 +229,7 @@ def test_a_count_cannot_be_disguised(api, client, spent):
 def test_v2_infer(api, spent):
     infer = V2Api(api.gateway).infer
     whole = json.loads(_ask(api, infer, "counted", _v2(5, 6, 7)))
-    assert [each["name"] for each in whole["outputs"]] == ["y", "token_count"]
+    assert [output["name"] for output in whole["outputs"]] == ["y", "token_count"]
     assert spent("counted") == 18
     some = json.loads(_ask(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
     assert [each["name"] for each in some["outputs"]] == ["y"]
@@ -254,13 +254,13 @@ def test_a_request_that_fails_costs_nothing(api, client, spent):
 
 
 def test_a_grpc_stream_is_settled_message_by_message(api, spent):
-    wanted = [InferRequestedOutput("y")]
+    expected = [InferRequestedOutput("y")]
     with Streaming(api) as stream:
         for x in (10, 200, 3000):
-            stream.send("counted", _x(x), outputs=wanted)
-            answer = stream.next()
-            assert [output.name for output in answer.get_response().outputs] == ["y"]
-            assert answer.as_numpy("y").tolist() == [[x]]
+            stream.send("counted", _x(x), outputs=expected)
+            response = stream.next()
+            assert [output.name for output in response.get_response().outputs] == ["y"]
+            assert response.as_numpy("y").tolist() == [[x]]
         # The first message's reservation is held with its place to the end of the stream.
         wait_until(lambda: 3200 < spent("counted") < 3300, 5, "all but the first are settled")
     wait_until(lambda: spent("counted") == 3210, 5, "the first one is settled")
@@ -272,7 +272,7 @@ def test_a_grpc_stream_of_a_decoupled_model(api, spent, wants_final):
         for x in (30, 600, 900):
             stream.send("pieces", _x(x, rows=False), enable_empty_final_response=wants_final)
             values = [stream.next() for _ in range(3 + wants_final)]
-            assert [each.as_numpy("token_count").tolist() for each in values[:3]] == [[x / 3]] * 3
+            assert [value.as_numpy("token_count").tolist() for value in values[:3]] == [[x / 3]] * 3
         wait_until(lambda: 1500 < spent("pieces") < 1600, 5, "all but the first are settled")
         assert stream.answers.empty()
     wait_until(lambda: spent("pieces") == 1530, 5, "the first one is settled")
@@ -288,8 +288,8 @@ def test_a_stream_that_is_left_pays_for_what_it_got(api, spent):
     wait_until(lambda: 0 < spent("echo_llm") < 20, 5, "what was said until then is settled")
 
 
-def _names(answer):
-    return [output.name for output in answer.get_response().outputs]
+def _names(response):
+    return [output.name for output in response.get_response().outputs]
 
 
 def _text(text: str, **flags) -> list[InferInput]:
@@ -306,7 +306,7 @@ def test_a_language_model_pays_under_v2_too(api, spent):
     """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
     events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
-    said = [json.loads(each[6:]) for each in events.decode().split("\n\n") if each]
+    said = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
     assert [sorted(each) for each in said] == [["model_name", "model_version", "text_output"]] * 3
     assert spent("echo_llm") == 5 + 3
     _ask(api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
@@ -331,8 +331,8 @@ def test_values_in_protobufs_own_fields(api, spent):
     tensor.contents.bool_contents.append(True)
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = list(stub.ModelStreamInfer(iter([request]), metadata=[*api.headers().items()]))
-    assert [len(each.infer_response.outputs) for each in answers] == [1, 1]
+        responses = list(stub.ModelStreamInfer(iter([request]), metadata=[*api.headers().items()]))
+    assert [len(response.infer_response.outputs) for response in responses] == [1, 1]
     assert spent("echo_llm") == 2 + 2
 
 
@@ -343,8 +343,8 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
     monkeypatch.setattr("gateway.api.grpc.response.AnswerParts.__init__", never)
     with RunningGrpcServer(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
         with InferenceServerClient(free.address) as client:
-            answer = client.infer("counted", _x(600), headers=free.headers())
-        assert answer.as_numpy("token_count").tolist() == [[600]]
+            response = client.infer("counted", _x(600), headers=free.headers())
+        assert response.as_numpy("token_count").tolist() == [[600]]
         with Streaming(free) as stream:
             stream.send("pieces", _x(30, rows=False))
             assert [stream.next().as_numpy("y").item() for _ in range(3)] == [30] * 3
@@ -392,7 +392,9 @@ def test_calls_that_end_at_any_stage_give_their_places_back(api, spent):
     assert set(ended) <= {"answered", "StatusCode.DEADLINE_EXCEEDED"}
     assert ended["StatusCode.DEADLINE_EXCEEDED"] > 0
     pool = api.gateway.pool
-    wait_until(lambda: not any(each.inflight for each in pool.replicas), 10, "every permit is back")
+    wait_until(
+        lambda: not any(replica.inflight for replica in pool.replicas), 10, "every permit is back"
+    )
 
 
 def test_work_that_never_reached_the_model_is_free(api, spent):

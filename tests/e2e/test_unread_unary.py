@@ -72,7 +72,7 @@ class Deaf:
 
     def call(self, path: str, *messages: bytes, is_last: bool = True) -> int:
         """The call's number; ``messages`` have to be small."""
-        body = b"".join(b"\0" + struct.pack(">I", len(each)) + each for each in messages)
+        body = b"".join(b"\0" + struct.pack(">I", len(message)) + message for message in messages)
         return self.begin(path, body, is_last=is_last)
 
     def begin(self, path: str, body: bytes, *, is_last: bool = False) -> int:
@@ -154,8 +154,8 @@ def _infer(api, size: int, tenant: str = "all") -> int:
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([size // 4], np.float32))
     with InferenceServerClient(api.address) as client:
-        answer = client.infer("zeros", [tensor], headers=api.headers(tenant))
-        return answer.as_numpy("y").nbytes
+        response = client.infer("zeros", [tensor], headers=api.headers(tenant))
+        return response.as_numpy("y").nbytes
 
 
 def _resident() -> int:
@@ -228,8 +228,8 @@ def test_whoever_reads_is_not_cut(api, caplog):
         asked = channel.unary_unary(INFER)
         metadata = tuple(api.headers().items())
         for size in (4, 70_000, 8 * MB, 4):
-            answer, call = asked.with_call(_asked(size), metadata=metadata)
-            assert len(answer) > size
+            response, call = asked.with_call(_asked(size), metadata=metadata)
+            assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
         time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
@@ -255,7 +255,7 @@ def test_calls_that_were_cut_are_forgotten(api, capfd):
 
     def calls() -> int:
         gc.collect()
-        return sum(1 for each in gc.get_objects() if type(each).__name__ == "RPCState")
+        return sum(1 for get_object in gc.get_objects() if type(get_object).__name__ == "RPCState")
 
     before = calls()
     for _ in range(4):
@@ -276,7 +276,7 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(contextlib.closing(Deaf(own))) for _ in range(2)]
             numbers = [
-                each.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for each in streams
+                stream.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for stream in streams
             ]
             # Of each stream 1 MiB waits, so it is not read on: most messages are under way.
             wait_until(lambda: _held(own) > 2 * MB, 10, "answers that wait for a reader")

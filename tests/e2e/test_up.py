@@ -44,8 +44,8 @@ def test_files_with_secrets_are_private(stack):
 def test_triton_is_bound_to_loopback_and_its_repository_is_closed(stack):
     for path in ("v2/repository/index", "v2/logging", "v2/systemsharedmemory/status"):
         method = "POST" if "repository" in path else "GET"
-        answer = httpx.request(method, f"http://{stack.http_address}/{path}")
-        assert answer.status_code == 403, path
+        response = httpx.request(method, f"http://{stack.http_address}/{path}")
+        assert response.status_code == 403, path
     addresses = {c.laddr.ip for c in stack.triton().net_connections() if c.status == "LISTEN"}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
