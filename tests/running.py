@@ -104,8 +104,8 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def copy_repository(home: Path) -> None:
-    """Copy the working tree's repository into ``home``, with what is already built. Tuned configs are
-    left out: tests serve the committed ones."""
+    """Copy the working tree's repository into ``home``, with what is already built. Tuned configs
+    are left out: tests serve the committed ones."""
     ignored = shutil.ignore_patterns("tuned.pbtxt")
     source, target = ROOT / "model_repository", home / "model_repository"
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
@@ -156,8 +156,8 @@ def stop(stack: RunningStack, number: int = signal.SIGTERM) -> int:
 
 @contextlib.contextmanager
 def policy_of(home: Path, text: str = "") -> Iterator[Path]:
-    """``home`` with this gateway.toml (none if ``text`` is empty); always without one afterwards, as
-    other tests start stacks there too."""
+    """``home`` with this gateway.toml (none if ``text`` is empty), and always without one
+    afterwards: other tests start stacks there too."""
     policy = home / ".tidegate" / "gateway.toml"
     try:
         if text:

@@ -50,15 +50,15 @@ def main() -> None:
 
 def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
     repository = server.options.repository
-    there = sorted(int(path.name) for path in (repository / NAME).glob("[0-9]*"))
-    verb = "publish" if len(there) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
+    versions = sorted(int(path.name) for path in (repository / NAME).glob("[0-9]*"))
+    verb = "publish" if len(versions) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
     if verb == "publish":
-        what = str(stage(repository, dice.randrange(1, 1000)))
+        argument = str(stage(repository, dice.randrange(1, 1000)))
     else:
-        what = str(dice.choice(there))
+        argument = str(dice.choice(versions))
     command = [sys.executable, "-m", "tests.serving.killed_publisher", server.options.work_dir]
     process = subprocess.Popen(
-        [*command, repository, "-", verb, what],
+        [*command, repository, "-", verb, argument],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -70,12 +70,12 @@ def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         counts["killed"] += 1
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode == 1:
         counts["refused"] += 1
-        sys.stderr.write(said[-600:])
+        sys.stderr.write(stderr[-600:])
     if verb == "publish":
-        shutil.rmtree(what)
+        shutil.rmtree(argument)
 
 
 def _report(server, caller: Caller, counts: dict[str, int]) -> None:

@@ -26,8 +26,8 @@ TEXT = "[delay 0.01][repeat 50] a b c"
 def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
     """Connections on each of which this was asked."""
     message = {"role": "user", "content": text}
-    asked = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
-    body = json.dumps(asked).encode()
+    request = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
+    body = json.dumps(request).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {stack.key}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -42,9 +42,9 @@ def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
 def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float) -> None:
     """Streams that are read for so long, and closed together."""
     sockets, end = _asked(stack, text, at_once), time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        for each in select.select(sockets, [], [], left)[0]:
-            each.recv(65536)
+    while (remaining_s := end - time.monotonic()) > 0:
+        for sock in select.select(sockets, [], [], remaining_s)[0]:
+            sock.recv(65536)
     for sock in sockets:
         sock.close()
 
@@ -57,8 +57,8 @@ def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> co
         for sock in sockets:
             statuses[sock.recv(100).split(b"\r\n")[0].decode()] += 1
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
     return statuses
 
 

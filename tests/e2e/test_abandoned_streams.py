@@ -28,9 +28,9 @@ def test_what_is_left_ends_in_seconds(echo):
     wait_until(lambda: _inflight(echo) == 0, 90, "nothing is under way")
     cancelled = int(say(echo, "[cancelled]"))
     abandon(echo, text, 20)
-    left = time.monotonic()
+    abandoned_at = time.monotonic()
     wait_until(lambda: int(say(echo, "[cancelled]")) == cancelled + 20, 15, "every cancel")
-    assert time.monotonic() - left < 10
+    assert time.monotonic() - abandoned_at < 10
 
 
 def test_a_model_that_never_pauses_is_heard_to_its_end(echo):

@@ -20,12 +20,12 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 def _raw(stack, data: bytes) -> bytes:
     """What comes back until the gateway closes the connection, or is silent for half a second."""
-    with socket.create_connection(("127.0.0.1", stack.gateway_port)) as made:
-        made.sendall(data)
-        made.settimeout(0.5)
+    with socket.create_connection(("127.0.0.1", stack.gateway_port)) as connection:
+        connection.sendall(data)
+        connection.settimeout(0.5)
         received = b""
         try:
-            while part := made.recv(65536):
+            while part := connection.recv(65536):
                 received += part
         except TimeoutError:
             pass
@@ -95,14 +95,14 @@ def test_codings_that_may_be_read_in_two_ways(echo):
         b"Inference-Header-Content-Length: 3\r\nInference-Header-Content-Length: %d" % len(BODY),
     ],
 )
-def test_a_header_that_decides_stands_once(echo, header):
+def test_a_decisive_header_is_sent_once(echo, header):
     """A proxy before us may have gone by the other one."""
     response = _post(echo, header + b"\r\nConnection: close\r\n" + LENGTH, BODY)
     assert _statuses(response) == [b"400"]
     assert b"stands twice" in response
 
 
-def test_an_identity_stands_once_in_grpc_too(echo):
+def test_an_identity_is_sent_once_in_grpc_too(echo):
     with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_api_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         both = [("authorization", f"Bearer {key}") for key in ("nonsense", echo.key)]

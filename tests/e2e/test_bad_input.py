@@ -277,11 +277,11 @@ def test_no_valid_key(stack, authorization):
 
 
 def test_a_revoked_key_is_refused_within_a_second(stack):
-    made = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
-    headers = {"Authorization": f"Bearer {made['key']}"}
+    created = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
+    headers = {"Authorization": f"Bearer {created['key']}"}
     url = f"{stack.url}/v1/models"
     assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 200)
-    assert stack.tidegate("keys", "revoke", made["id"]).returncode == 0
+    assert stack.tidegate("keys", "revoke", created["id"]).returncode == 0
     assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 401)
 
 

@@ -16,13 +16,13 @@ from tidegate.log_keeper import LogKeeper, rotate
     "words",
     ["up m", "status", "lint", "keys create a", "keys list", "audit verify", "rollback m"],
 )
-@pytest.mark.parametrize("what", ["files", "folders"])
+@pytest.mark.parametrize("failure", ["files", "folders"])
 def test_a_home_where_nothing_can_be_read_or_written(
-    tmp_path, monkeypatch, capsys, caplog, words, what
+    tmp_path, monkeypatch, capsys, caplog, words, failure
 ):
     """Where a folder belongs there is a file, and the other way about. (Tests may run as root, to
     whom no folder is closed.)"""
-    if what == "files":
+    if failure == "files":
         (tmp_path / ".tidegate").touch()
         (tmp_path / ".model_repository.staging").touch()
     else:
@@ -61,21 +61,21 @@ def test_a_fault_of_configs_that_are_not_served_refuses_nothing(tmp_path):
         require_loadable(repository, ["mood"], "gpu")
 
 
-def test_a_log_that_cannot_be_rotated_is_told_once_and_stays(tmp_path, monkeypatch):
-    logs, said = [tmp_path / "gateway.log", tmp_path / "triton.log"], []
+def test_a_log_that_cannot_be_rotated_is_reported_once_and_stays(tmp_path, monkeypatch):
+    logs, messages = [tmp_path / "gateway.log", tmp_path / "triton.log"], []
     for log in logs:
         log.write_bytes(b"x" * 100)
         log.with_name(f"{log.name}.1").mkdir()  # in the way, as a full disk is
     looked = []
     monkeypatch.setattr("tidegate.log_keeper.TROUBLE_S", 0.01)
     monkeypatch.setattr("tidegate.log_keeper.rotate", lambda *log: (looked.append(1), rotate(*log)))
-    keeper = LogKeeper(logs, 10, 1, said.append)
+    keeper = LogKeeper(logs, 10, 1, messages.append)
     keeper.start()
     try:
         wait_until(lambda: len(looked) >= 6, 20, "three looks at each")
     finally:
         keeper.stop()
     for log in logs:
-        assert sum(f"{log} cannot be rotated" in line for line in said) == 1
+        assert sum(f"{log} cannot be rotated" in line for line in messages) == 1
         assert log.read_bytes() == b"x" * 100
-    assert len(said) == 2
+    assert len(messages) == 2

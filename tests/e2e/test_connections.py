@@ -72,10 +72,10 @@ def _answers(client):
 
 def _open(port, begin):
     with contextlib.suppress(OSError):
-        made = socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
         if begin:
-            made.sendall(begin)
-        return made
+            connection.sendall(begin)
+        return connection
     return None
 
 
@@ -108,8 +108,8 @@ def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
                 assert time.monotonic() - started < 4  # the machine is shared
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, flood):
-                made.close()
+            for connection in filter(None, flood):
+                connection.close()
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()
 
 
@@ -120,36 +120,40 @@ def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
         try:
             while len(idle) < SILENT:  # never more at once than have a place
                 idle += [_open(port, get) for _ in range(20)]
-                responses += [_answer(made) for made in idle[-20:]]
+                responses += [_answer(connection) for connection in idle[-20:]]
             assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
-            said = [b"connection: close" in response for response in responses]
-            assert not said[0]  # there was place
-            assert sum(said) >= SILENT - DESCRIPTORS  # told that it is not kept, as it was scarce
+            closing = [b"connection: close" in response for response in responses]
+            assert not closing[0]  # there was place
+            assert (
+                sum(closing) >= SILENT - DESCRIPTORS
+            )  # told that it is not kept, as it was scarce
             for _ in range(20):
                 silent += [_open(port, b"") for _ in range(SILENT // 20)]
                 assert client.get("/healthz").status_code == 200
-            assert [_rest(made) for made in idle] == [b""] * SILENT  # closed to make place
+            assert [_rest(connection) for connection in idle] == [
+                b""
+            ] * SILENT  # closed to make place
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, idle + silent):
-                made.close()
+            for connection in filter(None, idle + silent):
+                connection.close()
 
 
-def _answer(made):
+def _answer(connection):
     """The answer on a connection, to the end of its body."""
-    made.settimeout(20)
+    connection.settimeout(20)
     received = b""
     while not received.endswith(b'{"status":"ok"}'):
-        more = made.recv(4096)
+        more = connection.recv(4096)
         assert more, received
         received += more
     return received
 
 
-def _rest(made):
+def _rest(connection):
     """What comes on a connection until it is closed."""
     with contextlib.suppress(ConnectionResetError):
-        return made.recv(4096)
+        return connection.recv(4096)
     return b""
 
 
@@ -165,8 +169,8 @@ def test_strangers_that_do_not_read_never_take_http_away(tmp_path):
                     assert new.get(f"{_url(port, tmp_path)}/healthz", timeout=5).status_code == 200
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, flood):
-                made.close()
+            for connection in filter(None, flood):
+                connection.close()
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()
 
 
@@ -184,15 +188,15 @@ def test_a_silent_client_of_tls_is_cut_in_time(tmp_path):
         "TIDEGATE_TLS_KEY_FILE": str(key),
     }
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (_, _, port):
-        with socket.create_connection(("127.0.0.1", port)) as made:
-            made.settimeout(15)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(15)
             started = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
-                assert made.recv(1000) == b""
+                assert connection.recv(1000) == b""
             assert 8 < time.monotonic() - started < 14
-        with socket.create_connection(("127.0.0.1", port)) as made:
-            made.settimeout(5)
-            made.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # not TLS
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(5)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # not TLS
             with contextlib.suppress(ConnectionResetError):
-                assert b"200 OK" not in made.recv(1000)
+                assert b"200 OK" not in connection.recv(1000)
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()

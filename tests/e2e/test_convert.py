@@ -123,8 +123,8 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, after):
     process.send_signal(number)
     process.communicate(timeout=40)
     assert process.returncode != 0
-    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
-    assert [p.name for p in left if p.name != "triton.key"] == []
+    leftovers = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
+    assert [p.name for p in leftovers if p.name != "triton.key"] == []
     assert not list(Path("/dev/shm").glob(f"tidegate_{process.pid}_*"))
 
 

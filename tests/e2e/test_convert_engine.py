@@ -100,7 +100,7 @@ def _plan_config_on_the_cpu(spec):
     return config
 
 
-def _wish(source, **more):
+def _options(source, **more):
     return ConvertOptions(str(source), name="chances", engine="tensorrt", **more)
 
 
@@ -130,15 +130,15 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
 
 
 def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gpu_box, tmp_path):
-    said = []
-    run(ConvertOptions(str(source), name="chances"), paths, said.append)
-    run(_wish(source), paths, said.append)
+    messages = []
+    run(ConvertOptions(str(source), name="chances"), paths, messages.append)
+    run(_options(source), paths, messages.append)
     repository = paths.repository
     assert _pins(repository) == {"chances_trt": 1}
     assert (repository / "chances_onnx" / "1" / "model.onnx").is_file()
     folder = repository / "chances_trt"
-    there = {path.name for path in (folder / "1").iterdir()}
-    assert there == {"model.plan", "model.plan.json", "model.onnx", "reproduce.sh"} | {
+    files = {path.name for path in (folder / "1").iterdir()}
+    assert files == {"model.plan", "model.plan.json", "model.onnx", "reproduce.sh"} | {
         "proof.json",
         "proof.md",
     }
@@ -150,9 +150,9 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
     page = (folder / "1" / "proof.md").read_text()
     assert "## chances: the TensorRT engine on NVIDIA H100" in page
     assert "## chances: served by Triton as tensorrt" in page
-    assert is_on(repository, "chances", "tensorrt", said.append)
-    assert not is_on(repository, "chances", "onnx", said.append)
-    proofs = prove(ProveOptions("chances", str(source)), paths, said.append)
+    assert is_on(repository, "chances", "tensorrt", messages.append)
+    assert not is_on(repository, "chances", "onnx", messages.append)
+    proofs = prove(ProveOptions("chances", str(source)), paths, messages.append)
     assert all(proof.passed for proof in proofs)
     assert [proof.subject for proof in proofs] == [
         "chances: the graph",
@@ -160,8 +160,8 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
         "chances: served by Triton as tensorrt",
     ]
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
-    assert not is_on(repository, "chances", "tensorrt", said.append)
-    assert "must be rebuilt: compute_capability 9.0, here 8.9" in said[-1]
+    assert not is_on(repository, "chances", "tensorrt", messages.append)
+    assert "must be rebuilt: compute_capability 9.0, here 8.9" in messages[-1]
 
 
 def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
@@ -170,16 +170,16 @@ def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
     assert wrong != BACKEND
     (gpu_box / "tensorrt" / "model.py").write_text(wrong)
     with pytest.raises(ProofFailed, match="served by Triton as tensorrt: FAIL"):
-        run(_wish(source), paths, str)
+        run(_options(source), paths, str)
     assert not list(paths.repository.glob("*"))
 
 
-def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):
+def test_a_triton_without_the_backend_is_reported(gpu_box):
     assert why_not_here() == ""
     shutil.rmtree(gpu_box / "tensorrt")
-    said = []
+    messages = []
     built = Built(PIPELINE, converted=object())
-    assert on_engine(built, "tensorrt", said.append) is built
-    (line,) = said
+    assert on_engine(built, "tensorrt", messages.append) is built
+    (line,) = messages
     assert "no tensorrt backend: run in NVIDIA's container" in line
     assert line.endswith("The ONNX engine is served instead")

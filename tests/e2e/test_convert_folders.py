@@ -56,7 +56,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(models, tmp_path_factory):
     """A stack that serves both."""
-    home = tmp_path_factory.mktemp("brought")
+    home = tmp_path_factory.mktemp("models")
     for name in ("bert", "roberta"):
         task = ("--task", "text-classification", "--name", f"mood_{name}")
         run = tidegate(home, "convert", str(models / name), *task)
@@ -77,11 +77,11 @@ def test_the_endpoint_gives_the_originals_answers(served, models, name):
     response = served.post(f"/v1/mood_{name}", json={"inputs": rows})
     assert response.status_code == 200, response.text
     for mine, theirs in zip(response.json()["outputs"], original(list(TEXTS)), strict=True):
-        expected = {their["label"]: their["score"] for their in theirs}
-        assert {each["label"] for each in mine["labels"]} == set(LABELS)
+        expected = {label["label"]: label["score"] for label in theirs}
+        assert {label["label"] for label in mine["labels"]} == set(LABELS)
         for label in mine["labels"]:
             assert label["score"] == pytest.approx(expected[label["label"]], abs=1e-4)
-        scores = [each["score"] for each in mine["labels"]]
+        scores = [label["score"] for label in mine["labels"]]
         assert scores == sorted(scores, reverse=True)
 
 

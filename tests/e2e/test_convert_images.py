@@ -71,11 +71,11 @@ def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
         body = {"image": {"b64": base64.b64encode(photo.read_bytes()).decode()}}
         response = served.post(f"/v1/{name}", json=body)
         assert response.status_code == 200, response.text
-        got, expected = response.json()["labels"], original(str(photo))
-        assert sorted(each["label"] for each in got) == sorted(LABELS)
-        scores = [each["score"] for each in expected]
-        assert [each["score"] for each in got] == pytest.approx(scores, abs=1e-4)
-        assert got[0]["label"] == expected[0]["label"]
+        actual, expected = response.json()["labels"], original(str(photo))
+        assert sorted(label["label"] for label in actual) == sorted(LABELS)
+        scores = [label["score"] for label in expected]
+        assert [label["score"] for label in actual] == pytest.approx(scores, abs=1e-4)
+        assert actual[0]["label"] == expected[0]["label"]
         by_form = served.post(f"/v1/{name}", files={"image": photo.read_bytes()})
         assert by_form.json() == response.json()
 
@@ -110,7 +110,11 @@ def _scaled(repository):
     path = repository / "shape_onnx" / "1" / "model.onnx"
     model = onnx.load(path)
     feeding = next(node for node in model.graph.node if "logits" in node.output)
-    weight = next(each for each in model.graph.initializer if each.name == feeding.input[1])
+    weight = next(
+        initializer
+        for initializer in model.graph.initializer
+        if initializer.name == feeding.input[1]
+    )
     scaled = (numpy_helper.to_array(weight) * 1.005).astype("float32")
     weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     onnx.save(model, path)

@@ -126,8 +126,8 @@ def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
         "batch invariance, served" in c["name"] for p in proof["proofs"] for c in p["checks"]
     )
     graph = onnx.load(engine / "model.onnx")
-    names = next(each for each in graph.graph.initializer if each.name.endswith("label_names"))
-    swapped = np.array([each.decode() for each in names.string_data][::-1], dtype=object)
+    names = next(item for item in graph.graph.initializer if item.name.endswith("label_names"))
+    swapped = np.array([item.decode() for item in names.string_data][::-1], dtype=object)
     names.CopyFrom(numpy_helper.from_array(swapped, names.name))
     whole = (engine / "model.onnx").read_bytes()
     onnx.save(graph, engine / "model.onnx")

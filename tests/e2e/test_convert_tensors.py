@@ -49,9 +49,9 @@ def served(sources, tmp_path_factory):
 @pytest.fixture
 def net(sources):
     """The module itself."""
-    made = {}
-    exec(compile((sources / "served_nets.py").read_text(), "served_nets", "exec"), made)  # noqa: S102
-    return made["Net"]().eval()
+    created = {}
+    exec(compile((sources / "served_nets.py").read_text(), "served_nets", "exec"), created)  # noqa: S102
+    return created["Net"]().eval()
 
 
 def test_the_module_answers_over_rest_as_in_torch(served, net):
@@ -62,10 +62,10 @@ def test_the_module_answers_over_rest_as_in_torch(served, net):
     assert response.status_code == 200, response.text
     with torch.inference_mode():
         expected = net(rows, ids)
-    for place, mine in enumerate(response.json()["outputs"]):
-        assert mine["scores"] == pytest.approx(expected["scores"][place].tolist(), abs=1e-5)
-        assert mine["embedding"] == pytest.approx(expected["embedding"][place].tolist(), abs=1e-5)
-        assert mine["top"] == int(expected["top"][place])
+    for index, output in enumerate(response.json()["outputs"]):
+        assert output["scores"] == pytest.approx(expected["scores"][index].tolist(), abs=1e-5)
+        assert output["embedding"] == pytest.approx(expected["embedding"][index].tolist(), abs=1e-5)
+        assert output["top"] == int(expected["top"][index])
 
 
 def test_the_module_answers_over_grpc_with_its_own_shapes(served, net):

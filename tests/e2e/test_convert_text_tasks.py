@@ -63,8 +63,8 @@ def test_the_vectors_are_the_originals(served, models):
     mine = np.array([row["embedding"] for row in response.json()["outputs"]])
     assert np.abs(mine - original).max() < 1e-5
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key)
-    given = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
-    assert np.abs(np.array([each.embedding for each in given.data]) - original).max() < 1e-5
+    embeddings = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
+    assert np.abs(np.array([item.embedding for item in embeddings.data]) - original).max() < 1e-5
 
 
 def test_the_entities_are_the_originals(served, models):
@@ -93,7 +93,7 @@ def test_a_text_without_an_entity_has_none(served, models):
     original = pipeline(
         "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
     )
-    text = next(each for each in map(chr, range(33, 1000)) if not original(each))
+    text = next(character for character in map(chr, range(33, 1000)) if not original(character))
     response = served.post("/v1/tagger", json={"text": text}).json()
     assert response["entities"] == []
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}

@@ -55,16 +55,16 @@ def _scores(response):
 def test_texts_are_read_as_scikit_learn_reads_them(served, models):
     for text in ASKED:
         expected = models["feelings"].predict_proba([text])[0]
-        got = _scores(served.post("/v1/feelings", json={"text": text}))
-        assert got == pytest.approx(dict(zip(["bad", "good"], expected, strict=True)), abs=1e-5)
+        actual = _scores(served.post("/v1/feelings", json={"text": text}))
+        assert actual == pytest.approx(dict(zip(["bad", "good"], expected, strict=True)), abs=1e-5)
 
 
 @pytest.mark.parametrize("plan", [None, "", "basic", "never seen"])
 def test_null_is_the_missing_category(served, models, plan):
     row = {"plan": plan, "age": 40.0}
     expected = models["churn"].predict_proba(pd.DataFrame({"plan": [plan], "age": [40.0]}))[0]
-    got = _scores(served.post("/v1/churn", json=row))
-    assert got == pytest.approx(dict(zip(["churn", "stay"], expected, strict=True)), abs=1e-5)
+    actual = _scores(served.post("/v1/churn", json=row))
+    assert actual == pytest.approx(dict(zip(["churn", "stay"], expected, strict=True)), abs=1e-5)
 
 
 def test_the_proof_says_what_the_samples_exercised(served):

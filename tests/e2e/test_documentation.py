@@ -28,7 +28,7 @@ def test_it_is_valid_openapi(document):
 
 
 def test_every_example_works(stack, document):
-    asked = 0
+    count = 0
     for method, path, operation in _operations(document):
         content = operation.get("requestBody", {}).get("content", {})
         examples = content.get("application/json", {}).get("examples", {"none": {"value": None}})
@@ -38,8 +38,8 @@ def test_every_example_works(stack, document):
                 method, stack.url + path, json=example["value"], headers=stack.headers, timeout=30
             )
             assert response.status_code == 200, f"{method} {path}: {response.text[:300]}"
-            asked += 1
-    assert asked > 15
+            count += 1
+    assert count > 15
 
 
 async def test_every_route_of_the_gateway_is_described(document):
@@ -178,6 +178,6 @@ def test_every_setting_is_documented_with_its_default():
     )
     for field in fields(Settings):
         default = getattr(Settings(), field.name)
-        shown = ",".join(default) if isinstance(default, tuple) else str(default)
-        shown = shown.lower() if isinstance(default, bool) else shown
-        assert rows[f"TIDEGATE_{field.name.upper()}"] == (f"`{shown}`" if shown else "(none)")
+        expected = ",".join(default) if isinstance(default, tuple) else str(default)
+        expected = expected.lower() if isinstance(default, bool) else expected
+        assert rows[f"TIDEGATE_{field.name.upper()}"] == (f"`{expected}`" if expected else "(none)")

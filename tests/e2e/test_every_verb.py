@@ -29,10 +29,10 @@ def _leaves(command, path=()):
     if not isinstance(command, click.Group):
         return {" ".join(path): command}
     context = click.Context(command)
-    found = {}
+    leaves = {}
     for name in command.list_commands(context):
-        found |= _leaves(command.get_command(context, name), (*path, name))
-    return found
+        leaves |= _leaves(command.get_command(context, name), (*path, name))
+    return leaves
 
 
 VERBS = _leaves(cli.cli)
@@ -153,8 +153,8 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     assert done("rollback", NAME) == [{**here, "version": 2, **nobody}]
     assert done("publish", NAME) == [{**here, "version": 2, **nobody}]
     tried = {"name": "mood.v3", "version": 3, "percent": 10, "per": "caller"}
-    begun = done("canary", NAME, "--weight", "10")
-    assert begun == {**here, "canaries": [tried], "gone": [], **nobody}
+    started = done("canary", NAME, "--weight", "10")
+    assert started == {**here, "canaries": [tried], "gone": [], **nobody}
     assert done("promote", NAME) == {**here, "version": 3, **nobody}
     done("canary", NAME, "--weight", "10", "--version", "1")
     ended = done("canary", NAME, "--weight", "0")
@@ -166,7 +166,7 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
         "no_answer_from": [],
         "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"],
     }
-    assert [each["number"] for each in done("versions", NAME)] == [3]
+    assert [version["number"] for version in done("versions", NAME)] == [3]
     assert done("lint") == []
 
 
@@ -223,15 +223,15 @@ def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
     """A shell would take the brackets of an IPv6 address for a pattern."""
     ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
     options = StackOptions(Paths(tmp_path), "::1", pipelines=("mood",), **ports)
-    lines = _invitation(options).splitlines()
+    lines = _startup_banner(options).splitlines()
     tried = [shlex.split(line)[2] for line in lines if line.strip().startswith("curl")]
     assert tried == ["http://[::1]:1/v1/models"]
-    assert any("curl -s 'http://[::1]:1/v1/models'" in each for each in lines)
-    known = _invitation(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
+    assert any("curl -s 'http://[::1]:1/v1/models'" in line for line in lines)
+    known = _startup_banner(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
     assert known.count("curl -s http://127.0.0.1:1/v1/") == 3
 
 
-def _invitation(options):
+def _startup_banner(options):
     stack = Stack(options, print)
     try:
         return stack.startup_banner()

@@ -48,7 +48,7 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def own(built):
+def own_stack(built):
     running = launch(built)
     wait_ready(running, 60)
     yield running
@@ -64,54 +64,56 @@ def _serves(stack: RunningStack) -> bool:
 
 
 @pytest.mark.parametrize("model", ["text_embedding_pre", "text_embedding_onnx"])
-def test_a_killed_model_process_is_revived(own, model):
-    told = own.output.count(f"revived {model}")
-    with Load(own) as load:
+def test_a_killed_model_process_is_revived(own_stack, model):
+    count_before = own_stack.output.count(f"revived {model}")
+    with Load(own_stack) as load:
         wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
-        own.stubs(model)[0].kill()
-        wait_until(lambda: own.output.count(f"revived {model}") > told, HEAL_S, "revival")
-        wait_until(lambda: _serves(own), HEAL_S, "service after the revival")
+        own_stack.stubs(model)[0].kill()
+        wait_until(
+            lambda: own_stack.output.count(f"revived {model}") > count_before, HEAL_S, "revival"
+        )
+        wait_until(lambda: _serves(own_stack), HEAL_S, "service after the revival")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
     assert "stub" not in str(load.bodies).lower()
     assert "/dev/shm" not in str(load.bodies)
 
 
-def test_a_killed_triton_is_started_again(own):
-    stubs = [stub for model in STEPS for stub in own.stubs(model)]
+def test_a_killed_triton_is_started_again(own_stack):
+    stubs = [stub for model in STEPS for stub in own_stack.stubs(model)]
     assert len(stubs) >= 3
-    with Load(own) as load:
+    with Load(own_stack) as load:
         wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
-        own.triton().kill()
+        own_stack.triton().kill()
         wait_until(lambda: load.statuses[503] > 0, 10, "a clear answer while it is down")
-        wait_until(lambda: "Triton is serving again" in own.output, HEAL_S, "restart")
-        wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+        wait_until(lambda: "Triton is serving again" in own_stack.output, HEAL_S, "restart")
+        wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
     # They would live on without their server, at 165 MB each.
     assert not [stub for stub in stubs if stub.is_running()]
 
 
-def test_a_503_says_when_to_come_back(own):
-    own.triton().kill()
+def test_a_503_says_when_to_come_back(own_stack):
+    own_stack.triton().kill()
 
     def refused() -> bool:
-        response = own.post("/v1/text_embedding", json={"text": "hello"})
+        response = own_stack.post("/v1/text_embedding", json={"text": "hello"})
         return response.status_code == 503 and response.headers["retry-after"] == "1"
 
     wait_until(refused, 5, "a 503 with Retry-After")
-    wait_until(lambda: httpx.get(f"{own.url}/readyz").status_code == 503, 5, "not ready")
-    wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 5, "not ready")
+    wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
 
 
-def test_a_killed_gateway_is_started_again(own):
-    gateway = next(p for p in own.family() if "gateway" in p.cmdline())
+def test_a_killed_gateway_is_started_again(own_stack):
+    gateway = next(p for p in own_stack.family() if "gateway" in p.cmdline())
     gateway.kill()
-    wait_until(lambda: "the gateway ended unexpectedly" in own.output, 10, "notice")
+    wait_until(lambda: "the gateway ended unexpectedly" in own_stack.output, 10, "notice")
 
     def answers() -> bool:
         try:
-            return _serves(own)
+            return _serves(own_stack)
         except httpx.TransportError:
             return False
 

@@ -65,8 +65,8 @@ def stack(tmp_path_factory):
 
 
 def _key(running, tenant):
-    made = running.tidegate("keys", "create", tenant, "--tenant", tenant, "--json")
-    return json.loads(made.stdout)["key"]
+    created = running.tidegate("keys", "create", tenant, "--tenant", tenant, "--json")
+    return json.loads(created.stdout)["key"]
 
 
 def _client(running, tenant):
@@ -76,17 +76,17 @@ def _client(running, tenant):
 
 def _call(running, tenant, count, path=INFER, bodies=None):
     """The p99 of so many calls, one after another; None when the tenant is not let in yet."""
-    took = []
+    durations = []
     with _client(running, tenant) as client:
-        for place in range(count):
-            body = bodies(place) if bodies else SMALL
+        for index in range(count):
+            body = bodies(index) if bodies else SMALL
             started = time.perf_counter()
             response = client.post(path, json=body)
-            took.append(time.perf_counter() - started)
+            durations.append(time.perf_counter() - started)
             if response.status_code in (401, 403, 404):
                 return None
             assert response.status_code == 200, response.text
-    return sorted(took)[int(count * 0.99)]
+    return sorted(durations)[int(count * 0.99)]
 
 
 def _unaffected(running, flood, call=_call):
@@ -239,19 +239,19 @@ def http2_pings(running):
     ping = b"\0\0\x08\x06\0\0\0\0\0" + b"12345678"
     ended = threading.Event()
 
-    def flood(made):
+    def flood(connections):
         while not ended.is_set():
             try:
-                made.send(ping * 500)
-                made.recv(1 << 20)
+                connections.send(ping * 500)
+                connections.recv(1 << 20)
             except BlockingIOError:
                 pass
             except OSError:
                 return
             time.sleep(0.02)
 
-    with _sockets(running, 20, preface, running.grpc_api_port) as made:
-        threads = [threading.Thread(target=flood, args=(each,)) for each in made]
+    with _sockets(running, 20, preface, running.grpc_api_port) as connections:
+        threads = [threading.Thread(target=flood, args=(connection,)) for connection in connections]
         for thread in threads:
             thread.start()
         try:
@@ -289,7 +289,7 @@ def _sequences(running, tenant, count):
         tenant,
         count,
         "/v2/models/tally/infer",
-        lambda place: _step(place + 1000, start=True, end=True),
+        lambda index: _step(index + 1000, start=True, end=True),
     )
 
 

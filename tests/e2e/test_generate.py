@@ -58,8 +58,8 @@ def test_generate_stream_answers_as_triton_does(echo, model):
 
 def test_a_stream_that_fails_says_so_without_the_models_words(echo):
     body = {"text_input": "[fail 3] a b c d", "stream": True}
-    *said, last = _events(echo.post(f"{ECHO}/generate_stream", json=body))
-    assert [each["text_output"] for each in said] == ["a", " b"]
+    *events, last = _events(echo.post(f"{ECHO}/generate_stream", json=body))
+    assert [event["text_output"] for event in events] == ["a", " b"]
     assert "the model failed" in last["error"]
     assert "secret" not in last["error"]
 
@@ -104,10 +104,10 @@ def test_the_requests_timeout_is_its_deadline(echo):
 
 
 @pytest.mark.parametrize("model", ["echo_llm", "identity_fp32", "identity_fp32/versions/{v}"])
-@pytest.mark.parametrize("what", ["config", "stats"])
-def test_config_and_stats_are_tritons_own(echo, model, what):
+@pytest.mark.parametrize("route", ["config", "stats"])
+def test_config_and_stats_are_tritons_own(echo, model, route):
     versions = echo.get("/v2/models/identity_fp32").json()["versions"]
-    path = f"/v2/models/{model.format(v=versions[0])}/{what}"
+    path = f"/v2/models/{model.format(v=versions[0])}/{route}"
     mine, direct = echo.get(path), _direct(echo, path)
     assert mine.status_code == 200
     assert mine.json() == direct.json()

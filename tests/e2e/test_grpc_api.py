@@ -35,8 +35,8 @@ def api(triton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(api):
-    with InferenceServerClient(api.address) as made:
-        yield made
+    with InferenceServerClient(api.address) as triton_client:
+        yield triton_client
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def stub(api):
 
 @pytest.fixture
 async def aio(api):
-    async with triton_aio.InferenceServerClient(api.address) as made:
-        yield made
+    async with triton_aio.InferenceServerClient(api.address) as client:
+        yield client
 
 
 def _input(value, name: str = "x", dtype: str = "FP32") -> InferInput:
@@ -68,8 +68,8 @@ def _cancelled(client, api) -> float:
 
 
 def _answered(client, api) -> int:
-    found = client.get_inference_statistics("echo", headers=api.headers()).model_stats
-    return found[0].inference_stats.success.count
+    statistics = client.get_inference_statistics("echo", headers=api.headers()).model_stats
+    return statistics[0].inference_stats.success.count
 
 
 def _status(call) -> str:
@@ -231,10 +231,8 @@ def test_what_is_not_yours_is_not_there(client, api):
             texts.add(caught.value.message().partition(" (request")[0].replace(name, "*"))
         assert not client.is_model_ready(name, headers=some)
     assert len(texts) == 1
-    seen = {
-        model_stat.name for model_stat in client.get_inference_statistics(headers=some).model_stats
-    }
-    assert seen == {"echo", "tally"}
+    names = {model.name for model in client.get_inference_statistics(headers=some).model_stats}
+    assert names == {"echo", "tally"}
 
 
 def test_who_may_only_read(client, api):
@@ -300,11 +298,11 @@ def test_limits_and_what_the_caller_reads_of_them(stub, api):
     request = service_pb2.ModelInferRequest(model_name="sleeper")
     request.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(0)
     metadata = _metadata(api, "slow", ("x-request-id", "mine"))
-    for left in (1, 0):
+    for remaining in (1, 0):
         _, call = stub.ModelInfer.with_call(request, metadata=metadata)
         limits = dict(call.initial_metadata())
         assert limits["ratelimit"].startswith('"tenant-requests-60s')
-        assert f";r={left};" in limits["ratelimit"]
+        assert f";r={remaining};" in limits["ratelimit"]
         assert dict(call.trailing_metadata())["x-request-id"] == "mine"
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request, metadata=metadata)
@@ -336,8 +334,8 @@ def test_deadlines(client, api, how):
     started = time.monotonic()
     call = lambda: client.infer("sleeper", [_input([9])], headers=api.headers(), **options[how])  # noqa: E731
     assert _status(call) == "DEADLINE_EXCEEDED"
-    took = time.monotonic() - started
-    assert 2.8 < took < 4.5 if how == "gateway" else 0.25 < took < 1.5
+    elapsed_s = time.monotonic() - started
+    assert 2.8 < elapsed_s < 4.5 if how == "gateway" else 0.25 < elapsed_s < 1.5
     wait_until(lambda: _cancelled(client, api) == before + 1, 2, "the cancel in Triton")
 
 
@@ -363,7 +361,7 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
             )
             assert response.as_numpy("y").item() == (step + 1) * (1 if tenant == "all" else 10)
             ids.setdefault(tenant, set()).add(response.as_numpy("id").item())
-    assert all(len(seen) == 1 for seen in ids.values())
+    assert all(len(tenant_ids) == 1 for tenant_ids in ids.values())
     assert len({42}.union(*ids.values())) == 3
 
 
@@ -415,11 +413,11 @@ async def test_streaming_with_the_asyncio_client(aio, api):
         for n in (2, 3):
             yield {"model_name": "counter", "inputs": [_input([n])]}
 
-    seen = []
+    values = []
     async for result, error in aio.stream_infer(requests(), headers=api.headers()):
         assert error is None
-        seen.append(result.as_numpy("y").item())
-    assert seen == [0, 1, 0, 1, 2]
+        values.append(result.as_numpy("y").item())
+    assert values == [0, 1, 0, 1, 2]
 
 
 def test_a_refused_message_does_not_end_the_stream(api):
@@ -447,7 +445,7 @@ def test_a_stream_that_wants_statuses_is_ended_by_an_error(api):
 
 
 def test_limits_count_each_message_of_a_stream(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own, Streaming(own, "slow") as stream:
+    with RunningGrpcServer(triton, tmp_path / "own") as server, Streaming(server, "slow") as stream:
         for _ in range(3):
             stream.send("counter", [1])
         responses = [stream.next() for _ in range(3)]
@@ -499,12 +497,12 @@ def test_a_slow_reader_slows_the_model_down(stub, api):
 
     call = stub.ModelStreamInfer(requests(), metadata=_metadata(api))
     next(call)
-    seen = [0]
+    read = [0]
 
     def stuck() -> bool:
         time.sleep(0.7)
-        seen.append(len(sent))
-        return seen[-1] == seen[-2]
+        read.append(len(sent))
+        return read[-1] == read[-2]
 
     wait_until(stuck, 10, "the client is held up")
     assert len(sent) < 200  # WINDOW, and what HTTP/2 has on its way
@@ -522,15 +520,15 @@ def test_health_needs_no_key(api):
 
 
 def test_every_decision_is_in_the_audit_log(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        with InferenceServerClient(own.address) as client:
-            client.infer("echo", [_input([1], "FP32")], headers=own.headers())
-            _status(lambda: client.infer("sleeper", [_input([0])], headers=own.headers("some")))
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        with InferenceServerClient(server.address) as client:
+            client.infer("echo", [_input([1], "FP32")], headers=server.headers())
+            _status(lambda: client.infer("sleeper", [_input([0])], headers=server.headers("some")))
             _status(lambda: client.is_server_live())
-        with Streaming(own) as stream:
+        with Streaming(server) as stream:
             stream.send("counter", [1])
             stream.next()
-    lines = [orjson.loads(line) for line in own.audit_log.read_bytes().splitlines()]
+    lines = [orjson.loads(line) for line in server.audit_log.read_bytes().splitlines()]
     fields = [(e["tenant"], e["action"], e["model"], e["decision"], e["status"]) for e in lines]
     assert fields == [
         ("all", "infer", "echo", "allow", 200),
@@ -540,24 +538,24 @@ def test_every_decision_is_in_the_audit_log(triton, tmp_path):
     ]
 
 
-async def test_what_is_under_way_may_end_when_the_door_closes(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        async with triton_aio.InferenceServerClient(own.address) as client:
+async def test_requests_in_flight_may_finish_when_the_server_stops(triton, tmp_path):
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        async with triton_aio.InferenceServerClient(server.address) as client:
             asking = asyncio.create_task(
-                client.infer("sleeper", [_input([0.7])], headers=own.headers())
+                client.infer("sleeper", [_input([0.7])], headers=server.headers())
             )
             await asyncio.sleep(0.2)
-            await asyncio.to_thread(own.run, own.api.stop(3))
+            await asyncio.to_thread(server.run, server.api.stop(3))
             assert (await asking).as_numpy("y") is not None
             with pytest.raises(InferenceServerException):
-                await client.infer("sleeper", [_input([0])], headers=own.headers())
+                await client.infer("sleeper", [_input([0])], headers=server.headers())
 
 
 def test_every_worker_serves_the_same_port(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        second = GrpcServer(own.gateway, own.port)
-        assert own.run(second.start()) == own.port
-        own.run(own.api.stop(1))
-        with InferenceServerClient(own.address) as client:
-            assert client.is_server_live(headers=own.headers())
-        own.run(second.stop(1))
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        second = GrpcServer(server.gateway, server.port)
+        assert server.run(second.start()) == server.port
+        server.run(server.api.stop(1))
+        with InferenceServerClient(server.address) as client:
+            assert client.is_server_live(headers=server.headers())
+        server.run(second.stop(1))

@@ -25,9 +25,12 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
-def _frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:
+def _frame(frame_type: int, flags: int, stream: int, data: bytes = b"") -> bytes:
     return (
-        struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+        struct.pack(">I", len(data))[1:]
+        + bytes([frame_type, flags])
+        + struct.pack(">I", stream)
+        + data
     )
 
 
@@ -81,14 +84,14 @@ class Sender(threading.Thread):
     def _send(self) -> None:
         self.raw.sendall(PREFACE + SETTINGS + _frame(1, 4, 1, _headers(self._path)))
         self.raw.sendall(_frame(0, 0, 1, b"\0" + struct.pack(">I", self._size)))
-        left = self._size - 10
-        while left and not self._stop_it.is_set():
-            part = min(self._window, self._stream_window, 16384, left)
+        remaining = self._size - 10
+        while remaining and not self._stop_it.is_set():
+            part = min(self._window, self._stream_window, 16384, remaining)
             if part > 0:
                 self.raw.sendall(_frame(0, 0, 1, bytes(part)))
                 self._window -= part
                 self._stream_window -= part
-                left -= part
+                remaining -= part
             elif not self._listen():
                 return
 
@@ -101,12 +104,12 @@ class Sender(threading.Thread):
                 break
             head, body = self._buffered[:9], self._buffered[9:end]
             self._buffered = self._buffered[end:]
-            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:9], "big")
-            if kind in (3, 7):  # RST_STREAM, GOAWAY
+            frame_type, flags, stream = head[3], head[4], int.from_bytes(head[5:9], "big")
+            if frame_type in (3, 7):  # RST_STREAM, GOAWAY
                 return False
-            if kind in (4, 6) and not flags & 1:  # SETTINGS, PING
-                self.raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
-            if kind == 8:  # WINDOW_UPDATE
+            if frame_type in (4, 6) and not flags & 1:  # SETTINGS, PING
+                self.raw.sendall(_frame(frame_type, 1, 0, body if frame_type == 6 else b""))
+            if frame_type == 8:  # WINDOW_UPDATE
                 more = int.from_bytes(body, "big")
                 self._window += more if stream == 0 else 0
                 self._stream_window += more if stream else 0
@@ -212,19 +215,19 @@ def test_watches_are_few_and_end(api, monkeypatch):
 
 def _reflected(api, version: str, *questions, metadata=()):
     """The answers, as plain messages."""
-    made = Reflection(set())
+    reflection = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     with grpc.insecure_channel(api.address) as channel:
-        asked = (made._request(**question).SerializeToString() for question in questions)
-        call = channel.stream_stream(path)(asked, metadata=metadata)
-        return [made._response.FromString(each) for each in call]
+        requests = (reflection._request(**question).SerializeToString() for question in questions)
+        call = channel.stream_stream(path)(requests, metadata=metadata)
+        return [reflection._response.FromString(message) for message in call]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_is_enough_to_call(api, version):
     """As grpcurl does it: list, find the service, make its messages, call it."""
     metadata = tuple(api.headers().items())
-    listed, found, health_file, method, missing = _reflected(
+    listed, file, health_file, method, missing = _reflected(
         api,
         version,
         {"list_services": "*"},
@@ -234,15 +237,15 @@ def test_reflection_is_enough_to_call(api, version):
         {"file_containing_symbol": "inference.NoSuchThing"},
         metadata=metadata,
     )
-    assert [each.name for each in listed.list_services_response.service] == [
+    assert [service.name for service in listed.list_services_response.service] == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
     ]
     assert missing.error_response.error_code == 5
-    assert method.file_descriptor_response == found.file_descriptor_response
-    files = found.file_descriptor_response.file_descriptor_proto
+    assert method.file_descriptor_response == file.file_descriptor_response
+    files = file.file_descriptor_response.file_descriptor_proto
     pool = descriptor_pool.DescriptorPool()
     for data in reversed([*files, *health_file.file_descriptor_response.file_descriptor_proto]):
         pool.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
@@ -272,19 +275,19 @@ def test_a_connection_that_says_nothing_ends(api, said):
         assert time.monotonic() - started < 11
 
 
-def test_a_flood_of_pings_is_told_to_calm_down(api):
+def test_a_flood_of_pings_gets_enhance_your_calm(api):
     with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.settimeout(5)
         raw.sendall(PREFACE + SETTINGS + _frame(4, 1, 0))
-        seen = b""
+        received = b""
         with contextlib.suppress(ConnectionError):
             for _ in range(10):
                 raw.sendall(_frame(6, 0, 0, os.urandom(8)))
                 time.sleep(0.02)
         with contextlib.suppress(ConnectionError):
-            while b"too_many_pings" not in seen and (data := raw.recv(65536)):
-                seen += data
-        assert b"too_many_pings" in seen
+            while b"too_many_pings" not in received and (data := raw.recv(65536)):
+                received += data
+        assert b"too_many_pings" in received
 
 
 def test_others_are_served_meanwhile(api):
@@ -308,10 +311,10 @@ def test_a_small_message_for_a_small_question(api):
 
 def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.api.grpc.server.MOST_CONNECTIONS", 20)
-    with RunningGrpcServer(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
+    with RunningGrpcServer(triton, tmp_path / "own") as server, contextlib.ExitStack() as stack:
         sockets = []
         for _ in range(60):
-            sockets.append(socket.create_connection(("127.0.0.1", own.port)))
+            sockets.append(socket.create_connection(("127.0.0.1", server.port)))
             stack.callback(sockets[-1].close)
 
         def closed() -> int:

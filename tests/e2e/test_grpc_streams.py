@@ -117,15 +117,15 @@ def test_a_refusal_of_silent_streams_says_what_to_do(api):
                 call = channel.stream_stream(STREAM)(iter(()), metadata=_metadata(api, "slow"))
                 with contextlib.suppress(grpc.RpcError):
                     next(call, None)
-                found.update(code=call.code(), text=call.details())
-                found.update(dict(call.trailing_metadata()))
+                error_info.update(code=call.code(), text=call.details())
+                error_info.update(dict(call.trailing_metadata()))
                 return call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-            found: dict = {}
+            error_info: dict = {}
             wait_until(refused, 5, "the cap")
-        assert "nothing is under way" in found["text"]
-        assert found["tidegate-code"] == "quota_exceeded"
-        assert found["retry-after"] == "1"
+        assert "nothing is under way" in error_info["text"]
+        assert error_info["tidegate-code"] == "quota_exceeded"
+        assert error_info["retry-after"] == "1"
 
 
 def test_concurrency_counts_messages(api, inflight):
@@ -135,10 +135,10 @@ def test_concurrency_counts_messages(api, inflight):
             stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
         responses, refused = [], []
         while len(responses) < 21:
-            found = stream.next()
-            (refused if isinstance(found, InferenceServerException) else responses).append(found)
+            result = stream.next()
+            (refused if isinstance(result, InferenceServerException) else responses).append(result)
         assert len(refused) == 9
-        assert all("quota_exceeded" in str(each) for each in refused)
+        assert all("quota_exceeded" in str(error) for error in refused)
         assert [response.as_numpy("y").item() for response in responses[:20]] == list(range(20))
         # Its place is free again.
         stream.send("counter", [1])
@@ -178,12 +178,12 @@ def test_answers_find_their_messages(api):
     ends a message only where it was asked for."""
     with Streaming(api) as stream:
         ids = ["", "same", "same", "x" * 300, "7", "0"]
-        for place, identifier in enumerate(ids):
+        for index, identifier in enumerate(ids):
             stream.send("counter", [2], request_id=identifier)
             for n in range(2):
-                found = stream.next()
-                assert found.as_numpy("y").item() == n, place
-                assert found.get_response().id == identifier
+                result = stream.next()
+                assert result.as_numpy("y").item() == n, index
+                assert result.get_response().id == identifier
         stream.send("counter", [0], request_id="last", enable_empty_final_response=True)
         stream.next()
         last = stream.next().get_response()
@@ -206,15 +206,15 @@ def test_answers_of_models_with_one_answer_keep_their_order(api):
 def test_decoupled_and_other_models_on_one_stream(api, triton, inflight, lockstep):
     """Triton 2.51 dies within a second of both on one stream of its own."""
     with Streaming(api) as stream:
-        seen = []
+        results = []
         for n in range(40):
             name, value = ("counter", 1) if n % 2 else ("sleeper", 0)
             stream.send(name, [value], request_id=str(n))
             if lockstep:
-                seen.append(stream.next().get_response().id)
-        while len(seen) < 40:
-            seen.append(stream.next().get_response().id)
-    assert seen == [str(n) for n in range(40)]
+                results.append(stream.next().get_response().id)
+        while len(results) < 40:
+            results.append(stream.next().get_response().id)
+    assert results == [str(n) for n in range(40)]
     assert triton.control.is_live()
 
 
@@ -231,8 +231,8 @@ def _message(model: str, value, **parameters):
     request.inputs.add(name="x", datatype="FP32", shape=array.shape)
     request.raw_input_contents.append(array.tobytes())
     for key, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[key], kind, value)
+        field = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(request.parameters[key], field, value)
     return request
 
 
@@ -258,9 +258,11 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
                 assert caught.value.code().name == status
                 assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
     # What Triton said is for the operator, with the request and the message.
-    said = [record.getMessage() for record in caplog.records if "START flag" in record.getMessage()]
-    assert any("'mine'" in each for each in said)
-    assert len(said) == 2  # the message's and the unary call's
+    warnings = [
+        record.getMessage() for record in caplog.records if "START flag" in record.getMessage()
+    ]
+    assert any("'mine'" in warning for warning in warnings)
+    assert len(warnings) == 2  # the message's and the unary call's
 
 
 @pytest.mark.parametrize(
@@ -311,17 +313,17 @@ def test_a_message_keeps_its_own_timeout(api, inflight):
 
 def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
     home = tmp_path / "own"
-    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as server, Streaming(server, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         rules = home / "gateway.toml"
         atomic_write(rules, POLICY.replace('"echo", "tally"', '"echo"'))
-        own.gateway.access_control.refresh()
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
         atomic_write(rules, f"{POLICY}{limit}# end\n")  # whole: it holds at once
-        own.gateway.access_control.refresh()
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         stream.send("tally", [[1]], sequence_id=6)
@@ -331,11 +333,11 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
 def test_a_revoked_key_ends_its_streams(triton, tmp_path):
     """At the next message; what waits is ended by ``AccessControl.watching``."""
     home = tmp_path / "own"
-    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as server, Streaming(server, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         (home / "keys.toml").unlink()
-        own.gateway.access_control.refresh()
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         error = stream.next()
         assert error.status() == "StatusCode.UNAUTHENTICATED"
@@ -352,23 +354,23 @@ def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
         watched.update(end=end, models=models, admissions=admissions, principal=context.principal)
         yield
 
-    with RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY) as own:
-        monkeypatch.setattr(own.gateway.access_control, "watching", watching)
-        with Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY) as server:
+        monkeypatch.setattr(server.gateway.access_control, "watching", watching)
+        with Streaming(server, "some") as stream:
             stream.send("sleeper", [3.0 if busy else 0.0])
             if not busy:
                 stream.next()
             wait_until(lambda: "end" in watched, 2, "the stream is watched")
-            wait_until(lambda: bool(own.run(_call(watched["models"]))) == busy, 2, "the message")
-            assert own.run(_call(watched["models"])) == ({"sleeper"} if busy else set())
-            assert len(own.run(_call(watched["admissions"]))) == busy
+            wait_until(lambda: bool(server.run(_call(watched["models"]))) == busy, 2, "the message")
+            assert server.run(_call(watched["models"])) == ({"sleeper"} if busy else set())
+            assert len(server.run(_call(watched["admissions"]))) == busy
             started = time.monotonic()
-            own.run(_call(watched["end"], Forbidden("the rules have changed")))
+            server.run(_call(watched["end"], Forbidden("the rules have changed")))
             error = stream.next()
             assert error.status() == "StatusCode.PERMISSION_DENIED"
             assert "the rules have changed" in error.message()
             assert time.monotonic() - started < 2
-        replicas = own.gateway.pool.replicas
+        replicas = server.gateway.pool.replicas
         wait_until(lambda: all(replica.inflight == 0 for replica in replicas), 3, "the permits")
 
 
@@ -379,13 +381,13 @@ async def _call(function, *arguments):
 def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
     with contextlib.ExitStack() as stack:
         triton = stack.enter_context(serving(tmp_path / "models"))
-        own = stack.enter_context(RunningGrpcServer(triton, tmp_path / "own"))
-        with Streaming(own) as quiet, Streaming(own) as stream:
+        server = stack.enter_context(RunningGrpcServer(triton, tmp_path / "own"))
+        with Streaming(server) as quiet, Streaming(server) as stream:
             quiet.send("counter", [1])
             quiet.next()
             for _ in range(3):
                 stream.send("sleeper", [3.0])
-            pool = own.gateway.pool
+            pool = server.gateway.pool
             wait_until(lambda: pool.replicas[0].inflight == 3, 3, "three under way")
             psutil.Process(triton.pid).kill()
             error = stream.next()
@@ -404,13 +406,13 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
     message.raw_input_contents.append(bytes(4_000_000))
     options = [("grpc.max_receive_message_length", -1)]
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(
+        server = stack.enter_context(
             RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY, caller_held_bytes=3_000_000)
         )
-        channel = stack.enter_context(grpc.insecure_channel(own.address, options))
+        channel = stack.enter_context(grpc.insecure_channel(server.address, options))
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(own, "all"))
-        held = own.gateway.held
+        call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(server, "all"))
+        held = server.gateway.held
 
         def waits() -> bool:
             sizes = []
@@ -420,10 +422,10 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
             return min(sizes) > 3_000_000
 
         wait_until(waits, 10, "an answer that waits")
-        with InferenceServerClient(own.address) as client:
+        with InferenceServerClient(server.address) as client:
             with pytest.raises(InferenceServerException, match="read the answers"):
-                client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("all"))
-            client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("some"))
+                client.infer("echo", [_input([1.0], "FP32")], headers=server.headers("all"))
+            client.infer("echo", [_input([1.0], "FP32")], headers=server.headers("some"))
         responses = [response.error_message for response in call]
         assert len(responses) == 5
         assert any("read the answers" in text for text in responses) or not any(responses)
@@ -455,9 +457,9 @@ def test_answers_that_are_not_read_hold_no_permits(api, inflight):
 
 
 def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as own:
-        channel, call = _unread(own, 5)
-        held = own.gateway.held
+    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as server:
+        channel, call = _unread(server, 5)
+        held = server.gateway.held
         wait_until(lambda: held.total, 5, "answers")
         wait_until(lambda: not held.total, 5, "the end")
         with pytest.raises(grpc.RpcError) as caught:
@@ -498,29 +500,29 @@ async def test_many_messages_of_many_tasks(api, inflight):
                     "request_id": f"{n}-{m}",
                 }
 
-        seen = []
+        values = []
         async with triton_aio.InferenceServerClient(api.address) as client:
             async for result, error in client.stream_infer(requests(), headers=api.headers()):
                 assert error is None
                 value = result.as_numpy("FP32_back").item()
                 assert result.get_response().id == f"{n}-{int(value) - n * 100}"
-                seen.append(value)
-        return seen
+                values.append(value)
+        return values
 
     responses = await asyncio.gather(*map(one, range(4)))
-    for n, seen in enumerate(responses):
-        assert seen == [n * 100 + m for m in range(10)]
+    for n, values in enumerate(responses):
+        assert values == [n * 100 + m for m in range(10)]
 
 
 def test_a_full_pool_refuses_a_message_not_the_stream(triton, tmp_path):
     with (
-        RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as own,
-        Streaming(own) as stream,
+        RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as server,
+        Streaming(server) as stream,
     ):
         stream.send("sleeper", [0.5])
         stream.send("sleeper", [0.0])
-        found = [stream.next(), stream.next()]
-        errors = [each for each in found if isinstance(each, InferenceServerException)]
+        results = [stream.next(), stream.next()]
+        errors = [result for result in results if isinstance(result, InferenceServerException)]
         assert len(errors) == 1
         assert NoCapacity.code in str(errors[0])
         stream.send("sleeper", [0.0])

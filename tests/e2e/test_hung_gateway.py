@@ -43,11 +43,11 @@ def _gateway(stack: RunningStack) -> psutil.Process:
 
 def _workers(stack: RunningStack) -> list[psutil.Process]:
     """Those of the gateway that runs now; [] while there is none."""
-    found = []
+    workers = []
     with contextlib.suppress(psutil.Error, StopIteration):
         children = _gateway(stack).children()
-        found += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
-    return found
+        workers += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
+    return workers
 
 
 def _events(stack: RunningStack) -> str:
@@ -111,7 +111,7 @@ def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_al
         time.sleep(0.5)
     assert set(statuses) == {200}
     assert {status for status, _ in looks} == {200}, set(looks)
-    assert {each.pid for each in two.stubs("mood_onnx")} == engines
+    assert {stub.pid for stub in two.stubs("mood_onnx")} == engines
     assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
 
 
@@ -159,8 +159,12 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     wait_until(lambda: one.output.count("the gateway ended unexpectedly") >= 1, HEAL_S, "notice")
     wait_until(lambda: _answers(one), HEAL_S, "service")
     assert _gateway(one) != gateway
-    for said in ("events are not recorded", "Triton's log is not kept", "publishers will not find"):
-        assert one.output.count(said) == 1, one.output
+    for message in (
+        "events are not recorded",
+        "Triton's log is not kept",
+        "publishers will not find",
+    ):
+        assert one.output.count(message) == 1, one.output
     assert one.process.poll() is None
 
 

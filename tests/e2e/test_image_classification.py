@@ -32,21 +32,21 @@ COFFEE = photo_file("coffee").read_bytes()
 ESPRESSO = 0.951
 
 
-def _form(stack, picture: bytes, name: str = "photo.jpg"):
-    return stack.post(PATH, files={"image": (name, picture)})
+def _form(stack, image: bytes, name: str = "photo.jpg"):
+    return stack.post(PATH, files={"image": (name, image)})
 
 
-def _as_json(picture: bytes) -> dict:
-    return {"image": {"b64": base64.b64encode(picture).decode()}}
+def _as_json(image: bytes) -> dict:
+    return {"image": {"b64": base64.b64encode(image).decode()}}
 
 
 def _pairs(response: dict) -> list[tuple[str, float]]:
     return [(label["label"], label["score"]) for label in response["labels"]]
 
 
-def _input(library, *pictures: bytes):
-    tensor = library.InferInput("image", [len(pictures), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[picture] for picture in pictures], dtype=object))
+def _input(library, *images: bytes):
+    tensor = library.InferInput("image", [len(images), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
     return tensor
 
 
@@ -55,17 +55,17 @@ def _named(result) -> list[tuple[str, float]]:
     return [(name.decode(), float(value)) for name, value in zip(label, score, strict=True)]
 
 
-def _v2(stack, *pictures: bytes):
+def _v2(stack, *images: bytes):
     with http_client.InferenceServerClient(stack.url.removeprefix("http://")) as client:
-        return client.infer(NAME, [_input(http_client, *pictures)], headers=stack.headers)
+        return client.infer(NAME, [_input(http_client, *images)], headers=stack.headers)
 
 
-def _grpc(stack, *pictures: bytes):
+def _grpc(stack, *images: bytes):
     with grpc_client.InferenceServerClient(stack.grpc_address) as client:
-        return client.infer(NAME, [_input(grpc_client, *pictures)])
+        return client.infer(NAME, [_input(grpc_client, *images)])
 
 
-def test_every_door_gives_one_answer(stack):
+def test_every_api_gives_the_same_answer(stack):
     by_form = _pairs(_form(stack, COFFEE, "coffee.png").json())
     assert by_form[0][0] == "espresso"
     assert by_form[0][1] == pytest.approx(ESPRESSO, abs=2e-3)
@@ -89,8 +89,8 @@ def test_several_images_in_one_request(stack):
 
 def test_requests_are_batched(stack):
     def counts() -> tuple[int, int]:
-        found = client.get_inference_statistics(f"{NAME}_onnx").model_stats[0]
-        return found.inference_count, found.execution_count
+        statistics = client.get_inference_statistics(f"{NAME}_onnx").model_stats[0]
+        return statistics.inference_count, statistics.execution_count
 
     with grpc_client.InferenceServerClient(stack.grpc_address) as client:
         before = counts()
@@ -104,9 +104,9 @@ def test_requests_are_batched(stack):
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_the_clients_error(stack, name):
-    picture, message = BAD[name]
+    image, message = BAD[name]
     started = time.monotonic()
-    response = _form(stack, picture)
+    response = _form(stack, image)
     assert time.monotonic() - started < 2
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
@@ -115,23 +115,23 @@ def test_a_bad_image_is_the_clients_error(stack, name):
 
 
 @pytest.mark.parametrize("name", ["empty", "text called .jpg", "animated png", "bomb"])
-def test_a_bad_image_is_refused_at_every_door(stack, name):
-    picture, message = BAD[name]
-    by_json = stack.post(PATH, json=_as_json(picture))
+def test_a_bad_image_is_refused_by_every_api(stack, name):
+    image, message = BAD[name]
+    by_json = stack.post(PATH, json=_as_json(image))
     assert by_json.status_code == 422
     assert message in by_json.json()["detail"]
     with pytest.raises(InferenceServerException, match=message) as by_v2:
-        _v2(stack, picture)
+        _v2(stack, image)
     assert by_v2.value.status() == "400"
     with pytest.raises(InferenceServerException, match=message) as by_grpc:
-        _grpc(stack, picture)
+        _grpc(stack, image)
     assert "INVALID_ARGUMENT" in by_grpc.value.status()
 
 
 def test_a_bad_image_fails_only_its_own_request(stack):
-    pictures = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
+    images = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
     with ThreadPoolExecutor(12) as pool:
-        responses = list(pool.map(lambda picture: _form(stack, picture), pictures))
+        responses = list(pool.map(lambda image: _form(stack, image), images))
     assert [response.status_code for response in responses] == [200, 422, 200, 422] * 6
     assert {_pairs(a.json())[0][0] for a in responses if a.status_code == 200} == {"espresso"}
 

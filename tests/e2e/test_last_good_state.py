@@ -60,13 +60,13 @@ def _workers(running):
 def _versions(running):
     """The policies in force that eight new connections find: the workers take them in turn."""
     url = f"http://127.0.0.1:{running.admin_port}/admin/policy"
-    found = set()
+    versions = set()
     for _ in range(8):
         try:
-            found.add(httpx.get(url, headers=running.headers, timeout=10).json().get("version"))
+            versions.add(httpx.get(url, headers=running.headers, timeout=10).json().get("version"))
         except httpx.HTTPError:
-            found.add("none")
-    return found
+            versions.add("none")
+    return versions
 
 
 def _answers(running):

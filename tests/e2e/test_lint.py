@@ -44,8 +44,8 @@ def test_an_error_says_the_fix_and_exits_1(tmp_path):
     assert run.returncode == 1
     assert "m/1: backend onnxruntime looks for model.onnx, and there is nothing" in run.stdout
     assert "put model.onnx there" in run.stdout
-    found = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
-    assert found[0]["code"] == "file-missing"
+    findings = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
+    assert findings[0]["code"] == "file-missing"
 
 
 def test_a_server_has_a_version(tmp_path):

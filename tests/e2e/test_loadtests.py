@@ -21,14 +21,14 @@ NAMES = (
 
 
 def start(stack: RunningStack, *arguments: str, **environ: str) -> subprocess.Popen[str]:
-    given = {
+    variables = {
         "TIDEGATE_URL": stack.url,
         "TIDEGATE_TRITON_GRPC_ADDRESS": stack.grpc_address,
         **environ,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "loadtests", *arguments],
-        env={**environment(stack.home), **given},
+        env={**environment(stack.home), **variables},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

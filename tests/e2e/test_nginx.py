@@ -93,8 +93,8 @@ def nginx(triton, gateway, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(nginx):
-    with InferenceServerClient(nginx) as made:
-        yield made
+    with InferenceServerClient(nginx) as triton_client:
+        yield triton_client
 
 
 def _input(value, name: str = "x") -> InferInput:
@@ -119,14 +119,14 @@ def test_a_stock_client(client, gateway):
 
 
 def test_streaming(nginx, gateway):
-    seen = []
+    values = []
     with InferenceServerClient(nginx) as client:
         client.start_stream(
-            lambda result, error: seen.append(error or result), headers=gateway.headers()
+            lambda result, error: values.append(error or result), headers=gateway.headers()
         )
         client.async_stream_infer("counter", [_input([3])])
-        wait_until(lambda: len(seen) == 3, 5, "three answers")
-    assert [response.as_numpy("y").item() for response in seen] == [0, 1, 2]
+        wait_until(lambda: len(values) == 3, 5, "three answers")
+    assert [response.as_numpy("y").item() for response in values] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense"])
@@ -182,9 +182,9 @@ def test_a_quota(nginx, gateway):
             call(b"", metadata=tuple(slow.items()))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "is used up" in caught.value.details()
-    told = dict((*caught.value.initial_metadata(), *caught.value.trailing_metadata()))
-    assert told["tidegate-code"] == "quota_exceeded"
-    assert 20 <= int(told["retry-after"]) <= 30
+    metadata = dict((*caught.value.initial_metadata(), *caught.value.trailing_metadata()))
+    assert metadata["tidegate-code"] == "quota_exceeded"
+    assert 20 <= int(metadata["retry-after"]) <= 30
 
 
 def test_a_message_over_the_limit(client, gateway):

@@ -69,8 +69,8 @@ def all_types() -> onnx.ModelProto:
     kinds = {name: element_type for name, (element_type, _) in ELEMENT_TYPES.items()}
     return model_of(
         [helper.make_node("Identity", [f"x_{name}"], [f"y_{name}"]) for name in kinds],
-        [value(f"x_{name}", kind, "N", 2) for name, kind in kinds.items()],
-        [value(f"y_{name}", kind, "N", 2) for name, kind in kinds.items()],
+        [value(f"x_{name}", dtype, "N", 2) for name, dtype in kinds.items()],
+        [value(f"y_{name}", dtype, "N", 2) for name, dtype in kinds.items()],
     )
 
 
@@ -117,11 +117,11 @@ def with_default() -> onnx.ModelProto:
 
 
 def sequence_output() -> onnx.ModelProto:
-    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["N"]))
+    sequence_type = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["N"]))
     return model_of(
         [helper.make_node("SequenceConstruct", ["x"], ["probabilities"])],
         [value("x", FLOAT, "N")],
-        [helper.make_value_info("probabilities", kind)],
+        [helper.make_value_info("probabilities", sequence_type)],
     )
 
 
@@ -135,8 +135,8 @@ def flattening() -> onnx.ModelProto:
     )
 
 
-def tensor(side: str, name: str, kind: str, dims: str, more: str = "") -> str:
-    return f'{side} [{{ name: "{name}" data_type: TYPE_{kind} dims: [{dims}] {more} }}]\n'
+def tensor(side: str, name: str, dtype: str, dims: str, extra: str = "") -> str:
+    return f'{side} [{{ name: "{name}" data_type: TYPE_{dtype} dims: [{dims}] {extra} }}]\n'
 
 
 def parameter(name: str, text: str) -> str:
@@ -285,9 +285,9 @@ class Served:
 
 
 def _input(name: str, array: np.ndarray[Any, Any]) -> triton.InferInput:
-    given = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    given.set_data_from_numpy(array)
-    return given
+    tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 def _add(repository: Path, name: str, graph: onnx.ModelProto, config: str) -> None:
@@ -356,9 +356,11 @@ def test_every_type_is_completed_and_carried(served: Served) -> None:
     config = served.config("all_types")
     assert (config.max_batch_size, config.HasField("dynamic_batching")) == (4, True)
     for side, sign in ((config.input, "x"), (config.output, "y")):
-        types = {each.name: triton.model_config_pb2.DataType.Name(each.data_type) for each in side}
+        types = {
+            tensor.name: triton.model_config_pb2.DataType.Name(tensor.data_type) for tensor in side
+        }
         assert types == {f"{sign}_{name}": f"TYPE_{name}" for name in ELEMENT_TYPES}
-        assert all(list(each.dims) == [2] for each in side)
+        assert all(list(tensor.dims) == [2] for tensor in side)
 
     rows = {f"x_{name}": np.stack([row, row]) for name, (_, row) in ELEMENT_TYPES.items()}
     response = served.infer("all_types", **rows)
@@ -369,7 +371,7 @@ def test_every_type_is_completed_and_carried(served: Served) -> None:
 
 def test_metadata_shows_the_batch_axis(served: Served) -> None:
     metadata = served.client.get_model_metadata("all_types")
-    assert {tuple(each.shape) for each in (*metadata.inputs, *metadata.outputs)} == {(-1, 2)}
+    assert {tuple(tensor.shape) for tensor in (*metadata.inputs, *metadata.outputs)} == {(-1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,7 @@ def test_completed_configs(
 ) -> None:
     config = served.config(model)
     assert config.max_batch_size == max_batch_size
-    assert [list(each.dims) for each in (*config.input, *config.output)] == [dims, dims]
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [dims, dims]
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ TEXT = "Where is my parcel?"
 
 @pytest.fixture
 def client(echo):
-    with openai.OpenAI(api_key=echo.key, base_url=f"{echo.url}/v1", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(api_key=echo.key, base_url=f"{echo.url}/v1", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def _user(text: str) -> dict:
@@ -69,10 +69,10 @@ def test_an_answer_in_pieces(client):
 async def test_the_asynchronous_client(echo):
     async with openai.AsyncOpenAI(api_key=echo.key, base_url=f"{echo.url}/v1") as client:
         stream = await client.chat.completions.create(**_user(TEXT), stream=True)
-        said = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
         async with client.chat.completions.stream(**_user(TEXT)) as events:
             final = await events.get_final_completion()
-    assert "".join(said) == final.choices[0].message.content == TEXT
+    assert "".join(pieces) == final.choices[0].message.content == TEXT
 
 
 def test_completions(client):
@@ -132,11 +132,11 @@ def test_a_failure_before_the_first_token_has_a_status(client):
 
 def test_a_failure_in_the_middle_is_an_error_event_and_no_end(client, echo):
     stream = client.chat.completions.create(**_user("[fail 3] " + TEXT), stream=True)
-    seen = []
+    chunks = []
     with pytest.raises(openai.APIError, match="the model failed"):
-        seen.extend(chunk.choices[0] for chunk in stream)
-    assert "".join(choice.delta.content or "" for choice in seen) == "Where is"
-    assert not any(choice.finish_reason for choice in seen)
+        chunks.extend(chunk.choices[0] for chunk in stream)
+    assert "".join(choice.delta.content or "" for choice in chunks) == "Where is"
+    assert not any(choice.finish_reason for choice in chunks)
     body = {**_user("[fail 3] " + TEXT), "stream": True}
     raw = echo.post("/v1/chat/completions", json=body)
     assert raw.status_code == 200
@@ -158,15 +158,15 @@ def test_a_client_that_leaves_stops_the_model(echo):
     )
     with post as response:
         next(response.iter_lines())
-    left = time.monotonic()
+    left_at = time.monotonic()
     wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 5, "the cancel in Triton")
-    assert time.monotonic() - left < 1
+    assert time.monotonic() - left_at < 1
 
 
 def test_a_client_that_does_not_read_fills_no_memory(echo):
     """30 MB are made for it; the gateway keeps what its sockets' buffers hold."""
     gateway = next(p for p in echo.family() if p.cmdline()[1:3] == ["-m", "gateway"])
-    made, before = float(say(echo, "[made]")), gateway.memory_info().rss
+    count, before = float(say(echo, "[made]")), gateway.memory_info().rss
     body = {**_user("[repeat 300] [delay 0] " + "x" * 100_000), "max_tokens": 300, "stream": True}
     post = httpx.stream(
         "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
@@ -174,7 +174,7 @@ def test_a_client_that_does_not_read_fills_no_memory(echo):
     with post as response:
         parts = response.iter_raw()
         next(parts)
-        wait_until(lambda: float(say(echo, "[made]")) > made + 300, 30, "the model's work")
+        wait_until(lambda: float(say(echo, "[made]")) > count + 300, 30, "the model's work")
         assert gateway.memory_info().rss - before < 20e6
         assert sum(map(len, parts)) > 29e6  # it reads after all, and gets everything
 
@@ -244,11 +244,11 @@ def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypat
     url = f"{stack.url}/v1"
     with openai.OpenAI(api_key=stack.key, base_url=url, max_retries=0) as client:
         create = partial(client.embeddings.create, model="text_embedding")
-        expected = [each.embedding for each in create(input=texts).data]
+        expected = [item.embedding for item in create(input=texts).data]
         encode = tiktoken.get_encoding("cl100k_base").encode
         ids = [encode(text) for text in texts]
         response = create(input=ids, encoding_format="float")
-        assert np.allclose([each.embedding for each in response.data], expected, atol=1e-6)
+        assert np.allclose([item.embedding for item in response.data], expected, atol=1e-6)
         assert response.usage == create(input=texts).usage  # the model's own count
         assert np.allclose(create(input=ids[0]).data[0].embedding, expected[0], atol=1e-6)
         for wrong in ([-1], [100_277], [[1], [2**40]], [1] * 9000):
@@ -320,11 +320,11 @@ def test_the_javascript_client(echo, node_folder, tmp_path):
         ["node", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout)
-    assert said["whole"] == said["text"] == TEXT
-    assert said["usage"]["completion_tokens"] == 4
-    assert "the model failed" in said["fault"]
-    assert said["refused"] == "BadRequestError"
+    output = json.loads(run.stdout)
+    assert output["whole"] == output["text"] == TEXT
+    assert output["usage"]["completion_tokens"] == 4
+    assert "the model failed" in output["fault"]
+    assert output["refused"] == "BadRequestError"
 
 
 def test_the_description_names_the_routes(echo):

@@ -46,39 +46,39 @@ def quick(monkeypatch):
 
 @pytest.mark.timeout(400)  # a conversion and two proofs beside whatever else the machine does
 def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, capsys):
-    paths, said = Paths(model), []
-    assert run(options, paths, said.append) == 0
+    paths, messages = Paths(model), []
+    assert run(options, paths, messages.append) == 0
     folder = model / ".tidegate" / "optimize" / "mood"
-    found = json.loads((folder / "optimize.json").read_text())
-    forms = {form["name"]: form for form in found["forms"]}
-    assert set(forms) == {
+    document = json.loads((folder / "optimize.json").read_text())
+    rows = {row["name"]: row for row in document["forms"]}
+    assert set(rows) == {
         *("original", "fp32", "w8", "int8-rows", "int8-dynamic"),
         *("fp32@disable", "fp32@basic", "fp32@extended"),
     }
-    for form in forms.values():
-        assert set(form["times"]) == {cell.name for cell in clocks.CELLS}
-        assert form["memory_mb"] > 0
-        assert form["why_not"] == ""
-    assert forms["original"]["ratios"]["rows8_threads1"] == 1
-    assert forms["fp32"]["accuracy"]["failed"] == []
-    assert forms["fp32"]["accuracy"]["closeness"]["agreement"] == 1
-    assert found["pick"] in ("fp32", "w8", "int8-rows")
+    for row in rows.values():
+        assert set(row["times"]) == {cell.name for cell in clocks.CELLS}
+        assert row["memory_mb"] > 0
+        assert row["why_not"] == ""
+    assert rows["original"]["ratios"]["rows8_threads1"] == 1
+    assert rows["fp32"]["accuracy"]["failed"] == []
+    assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
+    assert document["pick"] in ("fp32", "w8", "int8-rows")
     # The pick is what serves now, proved under its own tolerances.
     record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
-    assert (record.precision, record.passed) == (found["pick"], True)
-    shown = capsys.readouterr().out
-    assert f"{found['pick']} <- pick" in shown
+    assert (record.precision, record.passed) == (document["pick"], True)
+    output = capsys.readouterr().out
+    assert f"{document['pick']} <- pick" in output
     assert (folder / "optimize.png").stat().st_size > 10_000
     assert (folder / "optimize.svg").is_file()
-    assert any("pass 1 of" in line for line in said)
+    assert any("pass 1 of" in line for line in messages)
 
 
 def test_what_was_measured_is_kept(options, model, quick):
     """In the same folder as the test before: nothing is timed or compared again."""
-    said: list[str] = []
+    messages: list[str] = []
     again = OptimizeOptions(**{**vars(options), "publish": False})
-    assert run(again, Paths(model), said.append, as_json=True) == 0
-    assert not [line for line in said if "pass" in line or "comparing" in line]
+    assert run(again, Paths(model), messages.append, as_json=True) == 0
+    assert not [line for line in messages if "pass" in line or "comparing" in line]
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monk
 
 def test_durations():
     read = Duration().convert
-    assert [read(each, None, None) for each in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
+    assert [read(text, None, None) for text in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
 
 
-def test_both_halves_unless_one_is_wished():
+def test_both_parts_run_unless_one_is_selected():
     assert OptimizeOptions("mood").parts == BOTH
     assert OptimizeOptions("mood", only="config").parts == ("config",)
 
@@ -119,7 +119,7 @@ def test_the_command_that_publishes(options, model):
     )
 
 
-def test_what_was_source_options_is_said_again(tmp_path):
+def test_the_source_options_of_the_conversion_are_kept(tmp_path):
     """--preprocess of convert: optimize takes it, and its last line has it."""
     options = OptimizeOptions(
         "things", "./vit", "image-classification", source_options={"preprocess": "half"}

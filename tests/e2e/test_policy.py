@@ -72,8 +72,8 @@ def _key(running, name, *flags):
     return json.loads(run.stdout)["key"]
 
 
-def _call(running, who, method, path, **options):
-    headers = {"Authorization": f"Bearer {running.keys[who]}"} if who else {}
+def _call(running, tenant, method, path, **options):
+    headers = {"Authorization": f"Bearer {running.keys[tenant]}"} if tenant else {}
     return httpx.request(method, running.url + path, headers=headers, timeout=30, **options)
 
 
@@ -96,9 +96,9 @@ def operations(governed):
 
 def test_nobody_reaches_what_is_anothers(governed, operations):
     """Each operation that names a model answers the other tenant as if there were none."""
-    seen = 0
+    count = 0
     for method, path, body in operations:
-        for who, foreign in (
+        for tenant, foreign in (
             ("texts", "image_classification"),
             ("images", "text_embedding"),
             ("images", "identity_fp32"),
@@ -106,19 +106,19 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
             named = foreign in path or (isinstance(body, dict) and body.get("model") == foreign)
             if not named:
                 continue
-            response = _call(governed, who, method, path, json=body)
-            assert response.status_code == 404, f"{who} {method} {path}: {response.text}"
+            response = _call(governed, tenant, method, path, json=body)
+            assert response.status_code == 404, f"{tenant} {method} {path}: {response.text}"
             missing = re.sub(foreign, "no_such_model", path)
             other = (
                 {**body, "model": "no_such_model"}
                 if isinstance(body, dict) and "model" in body
                 else body
             )
-            same = _call(governed, who, method, missing, json=other)
+            same = _call(governed, tenant, method, missing, json=other)
             assert same.status_code == 404
             assert _without(response.text, foreign) == _without(same.text, "no_such_model")
-            seen += 1
-    assert seen > 15
+            count += 1
+    assert count > 15
 
 
 def _without(text, name):
@@ -134,17 +134,17 @@ def test_each_sees_what_is_theirs_in_every_list(governed):
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
 
 
-@pytest.mark.parametrize("what", ["config", "stats"])
-def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, what):
+@pytest.mark.parametrize("route", ["config", "stats"])
+def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, route):
     """``images`` has no glob for texts' models, and is told what it is told of any name."""
-    foreign, missing = (f"/v2/models/{name}/{what}" for name in ("text_embedding_pre", "nobody"))
+    foreign, missing = (f"/v2/models/{name}/{route}" for name in ("text_embedding_pre", "nobody"))
     assert _call(governed, "texts", "GET", foreign).status_code == 200
     refused = _call(governed, "images", "GET", foreign)
     assert refused.status_code == 404
     same = _call(governed, "images", "GET", missing).text
     assert _without(refused.text, "text_embedding_pre") == _without(same, "nobody")
     listed = _call(governed, "images", "GET", "/v2/models/stats").json()["model_stats"]
-    assert {each["name"] for each in listed} and all("image" in each["name"] for each in listed)
+    assert {stats["name"] for stats in listed} and all("image" in stats["name"] for stats in listed)
 
 
 def test_a_reader_may_look_but_not_call(governed):
@@ -183,7 +183,7 @@ def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
         _call(governed, "limited", "POST", "/v1/text_embedding", json=TEXT) for _ in range(4)
     ]
     assert [response.status_code for response in responses] == [200, 200, 200, 429]
-    assert [each.headers["x-ratelimit-remaining-requests"] for each in responses[:3]] == [
+    assert [response.headers["x-ratelimit-remaining-requests"] for response in responses[:3]] == [
         "2",
         "1",
         "0",
@@ -218,7 +218,7 @@ def _replace(path, text):
     path.with_suffix(".new").replace(path)
 
 
-def test_the_grpc_door_keeps_the_same_policy(governed):
+def test_the_grpc_api_enforces_the_same_policy(governed):
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -243,16 +243,16 @@ def test_the_grpc_door_keeps_the_same_policy(governed):
 def test_no_secret_is_in_any_log_metric_or_answer(governed):
     state = governed.home / ".tidegate"
     secrets = [*governed.keys.values(), governed.key, (state / "triton.key").read_text().strip()]
-    shown = [
+    outputs = [
         path.read_text(errors="replace") for path in (state / "logs").glob("*") if path.is_file()
     ]
-    shown += [path.read_text() for path in state.glob("audit*.log")]
-    shown.append(governed.output)
+    outputs += [path.read_text() for path in state.glob("audit*.log")]
+    outputs.append(governed.output)
     for path in ("/metrics", "/admin/policy", "/admin/models", "/admin/replicas"):
         url = f"http://127.0.0.1:{governed.admin_port}{path}"
-        shown.append(httpx.get(url, headers=governed.headers).text)
-    shown.append(_call(governed, "images", "POST", "/v1/text_embedding", json=TEXT).text)
-    text = "\n".join(shown)
+        outputs.append(httpx.get(url, headers=governed.headers).text)
+    outputs.append(_call(governed, "images", "POST", "/v1/text_embedding", json=TEXT).text)
+    text = "\n".join(outputs)
     assert len(text) > 5000
     assert "tidegate_requests_total" in text
     for secret in secrets:
@@ -268,7 +268,7 @@ def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
             for line in (governed.home / ".tidegate/audit.log").read_text().splitlines()
         ]
 
-    wait_until(lambda: any(each["decision"] == "deny" for each in lines()), 5, "the audit log")
+    wait_until(lambda: any(line["decision"] == "deny" for line in lines()), 5, "the audit log")
     denied = next(
         e for e in lines() if e["model"] == "image_classification" and e["tenant"] == "texts"
     )

@@ -32,10 +32,10 @@ def published(tmp_path_factory):
     source = save_classifier("bert", home / "bert")
     run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _said_nothing)
     task = TASKS["text-classification"].open_task(ConversionRequest("mood", str(source)))
-    asked = home / "asked"
-    asked.mkdir()
-    ask_original(task, asked, _said_nothing)
-    return home, task, reference_in(asked, "mood", task.name, "fp32")
+    answers = home / "asked"
+    answers.mkdir()
+    ask_original(task, answers, _said_nothing)
+    return home, task, reference_in(answers, "mood", task.name, "fp32")
 
 
 def _replace(path, old, new):
@@ -78,11 +78,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_step_is_found_from_outside(published, tmp_path, fault):
-    home, task, case = published
+    home, task, reference = published
     copy_pipeline(home / "model_repository", "mood", tmp_path / "repository")
     path, old, new = FAULTS[fault]
     _replace(tmp_path / "repository" / path, old, new)
-    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, case)
+    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, reference)
     failed = [check for check in proof.checks if not check.passed]
     assert failed, f"{fault}: nobody noticed"
     assert any(check.worst for check in failed)
@@ -120,9 +120,9 @@ def _ignore_the_mask(model):
     shape = onnx.helper.make_node("Mul", ["attention_mask", "zero"], ["zeros_like"])
     plus = onnx.helper.make_node("Add", ["zeros_like", "one"], ["ones_like"])
     for node in nodes:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name == "attention_mask":
-                node.input[place] = "all_ones"
+                node.input[index] = "all_ones"
     for name, value in (("zero", 0), ("one", 1)):
         model.graph.initializer.append(
             onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [], [value])
@@ -130,16 +130,16 @@ def _ignore_the_mask(model):
     model.graph.initializer.append(
         onnx.helper.make_tensor("always", onnx.TensorProto.BOOL, [], [True])
     )
-    for place, node in enumerate((shape, plus, ones)):
-        nodes.insert(place, node)
+    for index, node in enumerate((shape, plus, ones)):
+        nodes.insert(index, node)
 
 
 @pytest.mark.parametrize("change", [_scale_the_head, _ignore_the_mask])
 def test_a_fault_in_the_graph_is_found(published, tmp_path, change):
-    home, task, case = published
+    home, task, reference = published
     failed = [
         check
-        for check in prove_graph(task, _engine(home, tmp_path, change), case).checks
+        for check in prove_graph(task, _engine(home, tmp_path, change), reference).checks
         if not check.passed
     ]
     assert failed

@@ -19,8 +19,8 @@ def server(tmp_path_factory):
 
 
 def _answers(caller, number):
-    seen = caller.answers[number]
-    wait_until(lambda: caller.answers[number] > seen + 5, 10, f"the answer {number}")
+    count_before = caller.answers[number]
+    wait_until(lambda: caller.answers[number] > count_before + 5, 10, f"the answer {number}")
 
 
 def test_what_is_published_serves_with_the_tuned_config(server):

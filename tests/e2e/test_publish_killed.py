@@ -37,12 +37,12 @@ def server(tmp_path_factory):
         yield running
 
 
-def _run(server, step: PublishPhase, verb: str, what: object) -> None:
+def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
     """A publisher that dies at ``step``."""
     options = server.options
     module = [sys.executable, "-m", "tests.serving.killed_publisher"]
     run = subprocess.run(
-        [*module, options.work_dir, options.repository, step.name, verb, str(what)],
+        [*module, options.work_dir, options.repository, step.name, verb, str(argument)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -59,12 +59,12 @@ def _require_settled(server, caller) -> None:
     source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
     clear_up(repository, servers_of(server.options.work_dir, repository))
     assert active_members(repository, NAME)["mood_onnx"] == engine
-    left = {path.name for path in staging_folder(repository).iterdir()}
-    assert left == {"lock", "servers"}  # where those that serve it are listed
+    leftovers = {path.name for path in staging_folder(repository).iterdir()}
+    assert leftovers == {"lock", "servers"}  # where those that serve it are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
-    response = float(source.partition("dtype.type(")[2].partition(" ")[0])
-    seen = caller.answers[response]
-    wait_until(lambda: caller.answers[response] > seen + 5, 10, f"the answer {response}")
+    score = float(source.partition("dtype.type(")[2].partition(" ")[0])
+    count_before = caller.answers[score]
+    wait_until(lambda: caller.answers[score] > count_before + 5, 10, f"the answer {score}")
     wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
@@ -86,13 +86,9 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before = active_version(repository, NAME)
-    wanted = next(
-        version_folder
-        for version_folder in version_folders(repository / NAME)
-        if version_folder != before
-    )
+    other = next(version for version in version_folders(repository / NAME) if version != before)
     with under_load(server) as caller:
-        _run(server, step, "switch", wanted)
-        expected = before if step in BEFORE_THE_PIN else wanted
+        _run(server, step, "switch", other)
+        expected = before if step in BEFORE_THE_PIN else other
         assert active_version(repository, NAME) == expected
         _require_settled(server, caller)

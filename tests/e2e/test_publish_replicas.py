@@ -37,8 +37,8 @@ def second(first):
 
 
 def test_both_servers_announce_themselves(first, second):
-    found = servers_of(first.options.work_dir, first.options.repository)
-    assert {each.pid for each in found} == {first.pid, second.pid}
+    servers = servers_of(first.options.work_dir, first.options.repository)
+    assert {server.pid for server in servers} == {first.pid, second.pid}
 
 
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
@@ -49,8 +49,8 @@ def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
 
 
 def test_one_that_does_not_take_it_stops_the_rollout_which_can_be_finished_or_undone(first, second):
-    def lose_the_last(step: PublishPhase, what: str) -> None:
-        if step is PublishPhase.PINNED:
+    def lose_the_last(phase: PublishPhase, subject: str) -> None:
+        if phase is PublishPhase.PINNED:
             refuse.enter_context(_refusing(deployment.replicas[-1]))
 
     with contextlib.ExitStack() as refuse, online(first, count=2, tell=lose_the_last) as deployment:

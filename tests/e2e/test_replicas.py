@@ -163,8 +163,8 @@ class Running:
 
     def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
         """A request of a sequence."""
-        told = {f"sequence_{name}": value for name, value in flags.items()}
-        parameters = {"sequence_id": identifier, **told}
+        parameters = {f"sequence_{name}": value for name, value in flags.items()}
+        parameters["sequence_id"] = identifier
         return self.ask(x, "tally", tenant, client, parameters=parameters)
 
     def get(self, path: str) -> httpx.Response:
@@ -194,13 +194,13 @@ class Running:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    found = Pair(tmp_path_factory.mktemp("pair"))
+    replicas = Pair(tmp_path_factory.mktemp("pair"))
     try:
-        found.heal()
-        yield found
+        replicas.heal()
+        yield replicas
     finally:
         for index in (0, 1):
-            found.stop(index)
+            replicas.stop(index)
 
 
 @pytest.fixture(scope="module")
@@ -237,14 +237,14 @@ def test_a_killed_replica_is_not_asked(pair, gateway, dead):
     assert set(many) == {200}
     for path in ("", "/config", "/stats", "/ready"):
         assert gateway.get(f"/v2/models/plain{path}").status_code == 200
-    shown = gateway.replicas()[dead]
-    assert (shown["health"], shown["reason"]) == ("down", "cannot be reached")
+    replica = gateway.replicas()[dead]
+    assert (replica["health"], replica["reason"]) == ("down", "cannot be reached")
     metrics = httpx.get(
         f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
     ).text
-    paths = [replica["address"] for replica in gateway.replicas()]
-    for place, healthy in zip(paths, (dead != 0, dead != 1), strict=True):
-        assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
+    addresses = [replica["address"] for replica in gateway.replicas()]
+    for address, healthy in zip(addresses, (dead != 0, dead != 1), strict=True):
+        assert f'tidegate_replica_healthy{{replica="{address}"}} {float(healthy)}' in metrics
 
 
 def _streams(gateway: Running) -> None:
@@ -269,8 +269,8 @@ def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
         for _ in range(10):
-            found = client.infer("plain", [tensor], headers=headers)
-            assert found.as_numpy("y")[0] == 5
+            result = client.infer("plain", [tensor], headers=headers)
+            assert result.as_numpy("y")[0] == 5
         assert client.is_server_ready(headers=headers)
         assert client.get_model_config("plain", headers=headers).config.name == "plain"
         assert client.is_model_ready("plain", headers=headers)
@@ -303,11 +303,11 @@ def test_nobody_there_is_said_at_once_and_is_not_ready(pair, gateway):
     late = Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)])
     try:
         wait_until(lambda: late.process.poll() is None and _answers(late), 15, "it runs")
-        asked = time.monotonic()
+        started = time.monotonic()
         ready = late.client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
         assert late.get("/v2/health/ready").status_code == 503
-        assert time.monotonic() - asked < 2
+        assert time.monotonic() - started < 2
     finally:
         late.stop()
 
@@ -404,8 +404,8 @@ def test_sequences_stay_whole_under_load(gateway):
 
 def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
     """Four, interleaved, on one stream; begun there or over HTTP, they end over HTTP."""
-    begun, identifiers = (601, 602), range(601, 605)
-    for identifier in begun:
+    started, identifiers = (601, 602), range(601, 605)
+    for identifier in started:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
     responses: queue.Queue = queue.Queue()
     headers = {key.lower(): value for key, value in gateway.headers().items()}
@@ -413,7 +413,7 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
         client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for x in range(1, 5):
             for identifier in identifiers:
-                if identifier in begun and x == 1:
+                if identifier in started and x == 1:
                     continue
                 tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
                 tensor.set_data_from_numpy(np.array([[x]], np.float32))
@@ -424,15 +424,15 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
                     sequence_id=identifier,
                     sequence_start=x == 1,
                 )
-        found = {}
+        results = {}
         for _ in range(4 * 4 - 2):
             result, error = responses.get(timeout=10)
             assert error is None, error
-            found[result.get_response().id] = result.as_numpy("y").item()
+            results[result.get_response().id] = result.as_numpy("y").item()
         client.stop_stream()
     for identifier in identifiers:
         for x in range(2, 5):
-            assert found[f"{identifier}-{x}"] == sum(range(x + 1))
+            assert results[f"{identifier}-{x}"] == sum(range(x + 1))
         assert _value(gateway.step(identifier, 5, end=True)) == 15
 
 
@@ -452,7 +452,7 @@ def test_a_stream_cannot_hold_every_slot_either(gateway):
         ]
         client.stop_stream()
     assert len(errors) == 40 - 2 * 8
-    assert all("quota_exceeded" in each for each in errors), errors
+    assert all("quota_exceeded" in error for error in errors), errors
     assert _value(gateway.step(1, 7, tenant="two", start=True, end=True)) == 7
     for identifier in range(700, 740):
         gateway.step(identifier, 1, end=True)
@@ -472,22 +472,22 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
         assert _value(gateway.step(identifier, 1, start=True)) == 1
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    responses = {each: gateway.step(each, 2) for each in identifiers}
-    kept = [each for each, response in responses.items() if response.status_code == 200]
-    lost = [each for each in identifiers if each not in kept]
-    assert all(_value(responses[each]) == 3 for each in kept)
-    for each in lost:
-        assert responses[each].status_code == 502, responses[each].text
-        assert "start the sequence anew" in responses[each].json()["error"]
+    responses = {identifier: gateway.step(identifier, 2) for identifier in identifiers}
+    kept = [identifier for identifier, response in responses.items() if response.status_code == 200]
+    lost = [identifier for identifier in identifiers if identifier not in kept]
+    assert all(_value(responses[identifier]) == 3 for identifier in kept)
+    for identifier in lost:
+        assert responses[identifier].status_code == 502, responses[identifier].text
+        assert "start the sequence anew" in responses[identifier].json()["error"]
     # Begun anew, it is somewhere else, and stays there when the first is back.
-    for each in lost:
-        assert _value(gateway.step(each, 10, start=True)) == 10
+    for identifier in lost:
+        assert _value(gateway.step(identifier, 10, start=True)) == 10
     pair.start(0)
     wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-    for each in lost:
-        assert _value(gateway.step(each, 5)) == 15
-    for each in identifiers:
-        gateway.step(each, 0, end=True)
+    for identifier in lost:
+        assert _value(gateway.step(identifier, 5)) == 15
+    for identifier in identifiers:
+        gateway.step(identifier, 0, end=True)
 
 
 def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
@@ -497,7 +497,7 @@ def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
     pair.kill(0)
     pair.start(0)
     wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-    responses = [gateway.step(each, 2, end=True) for each in identifiers]
+    responses = [gateway.step(number, 2, end=True) for number in identifiers]
     for response in responses:
         if response.status_code != 200:
             assert response.status_code == 400
@@ -519,10 +519,10 @@ def test_one_tenant_cannot_hold_every_slot(gateway):
     for identifier in range(5):
         response = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
         assert _value(response) == 7
-    begun = [number for number in range(400, 440) if number not in refused]
-    for identifier in begun:
+    started = [number for number in range(400, 440) if number not in refused]
+    for identifier in started:
         assert _value(gateway.step(identifier, 1, end=True)) == 2
-    for identifier in begun:
+    for identifier in started:
         assert gateway.step(identifier, 1, start=True, end=True).status_code == 200
 
 

@@ -48,8 +48,8 @@ def shared(tmp_path_factory):
 
 def _key(running, name):
     """A new key, known to both workers."""
-    made = running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
-    headers = {"Authorization": f"Bearer {made}"}
+    key = running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
+    headers = {"Authorization": f"Bearer {key}"}
     wait_until(
         lambda: (
             {httpx.get(f"{running.url}/v2", headers=headers).status_code for _ in range(6)} == {200}
@@ -57,7 +57,7 @@ def _key(running, name):
         20,
         "the key",
     )
-    return made
+    return key
 
 
 def _all_at_once(running, key, count):
@@ -81,8 +81,8 @@ def _illnesses(running):
     log = running.home / ".tidegate" / "logs" / "gateway.log"
     lines = [line for line in log.read_text().splitlines() if "limits: Redis is ill" in line]
     if lines:
-        said = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
-        time.sleep(max(0.0, said + TELL_S + 1 - time.time()))
+        reported_at = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
+        time.sleep(max(0.0, reported_at + TELL_S + 1 - time.time()))
     return len(lines)
 
 

@@ -158,9 +158,9 @@ def test_what_clients_of_others_look_for(stack):
         assert http.get_server_metadata(headers=headers)["name"] == "triton"
         grpc_headers = {"authorization": headers["Authorization"]}
         assert grpc.get_server_metadata(headers=grpc_headers).name == "triton"
-        for client, given in ((http, headers), (grpc, grpc_headers)):
+        for client, client_headers in ((http, headers), (grpc, grpc_headers)):
             with pytest.raises(InferenceServerException) as caught:
-                client.get_model_metadata("wrong_model_name", headers=given)
+                client.get_model_metadata("wrong_model_name", headers=client_headers)
             assert caught.value.message().startswith("Request for unknown model")
         # perf_analyzer sends what stands behind the colon, with its blank.
         blank = {"authorization": f" {headers['Authorization']}"}
@@ -175,9 +175,9 @@ def test_what_perf_analyzer_asks_of_a_pipeline(stack):
     assert len(steps) == 2
     counted = stack.get("/v2/models/stats").json()["model_stats"]
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{stack.grpc_api_port}") as client:
-        found = client.get_inference_statistics(headers=headers).model_stats
-        assert {*steps, "text_embedding"} <= {each.name for each in found}
-        assert {each["name"] for each in counted} == {each.name for each in found}
+        statistics = client.get_inference_statistics(headers=headers).model_stats
+        assert {*steps, "text_embedding"} <= {model.name for model in statistics}
+        assert {model["name"] for model in counted} == {model.name for model in statistics}
         for step in steps:
             assert stack.get(f"/v2/models/{step}/config").json()["name"] == step
             assert client.get_model_config(step, headers=headers).config.name == step

@@ -27,18 +27,18 @@ def _body(path: str, text: str) -> dict:
 def _counted(echo) -> dict[int, int]:
     """Inferences by status, as /metrics has them."""
     text = httpx.get(f"http://127.0.0.1:{echo.admin_port}/metrics", headers=echo.headers).text
-    found = re.findall(
+    samples = re.findall(
         r'requests_total\{action="infer",model="echo_llm",status="(\d+)"} (\d+)', text
     )
-    return {int(status): int(count) for status, count in found}
+    return {int(status): int(count) for status, count in samples}
 
 
 def _audited(echo, request_id: str) -> list[tuple[str, str, int]]:
     lines = (echo.home / ".tidegate" / "audit.log").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    records = [json.loads(line) for line in lines]
     return [
         (line["model"], line["decision"], line["status"])
-        for line in found
+        for line in records
         if line["request_id"] == request_id
     ]
 
@@ -85,12 +85,12 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
         "x-request-id": mine,
         "triton_grpc_error": strict,
     }
-    seen = []
+    results = []
     with InferenceServerClient(f"127.0.0.1:{echo.grpc_api_port}") as client:
-        client.start_stream(lambda result, error: seen.append(error or result), headers=headers)
+        client.start_stream(lambda result, error: results.append(error or result), headers=headers)
         client.async_stream_infer("echo_llm", _inputs(text), enable_empty_final_response=True)
-        wanted = 1 if leaves or not text else 2
-        wait_until(lambda: len(seen) >= wanted, 5, "its answers")
+        count = 1 if leaves or not text else 2
+        wait_until(lambda: len(results) >= count, 5, "its answers")
         client.stop_stream(cancel_requests=leaves)
     wait_until(lambda: _counted(echo).get(status, 0) == before.get(status, 0) + 1, 3, "the count")
     expected = [("echo_llm", "allow", line) for line in lines]
@@ -99,10 +99,10 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
 
 def _inputs(text: str) -> list[InferInput]:
     """An empty text is an input of a wrong shape."""
-    given = {"text_input": [text.encode()] if text else [b"a", b"b"], "stream": [True]}
+    values = {"text_input": [text.encode()] if text else [b"a", b"b"], "stream": [True]}
     tensors = []
-    for name, value in given.items():
-        dtype, kind = ("BOOL", bool) if name == "stream" else ("BYTES", object)
+    for name, value in values.items():
+        dtype, numpy_dtype = ("BOOL", bool) if name == "stream" else ("BYTES", object)
         tensors.append(InferInput(name, [len(value)], dtype))
-        tensors[-1].set_data_from_numpy(np.array(value, dtype=kind))
+        tensors[-1].set_data_from_numpy(np.array(value, dtype=numpy_dtype))
     return tensors

@@ -73,38 +73,38 @@ def secured(tmp_path_factory):
     authority.sign("worker", uri="spiffe://acme/worker")
     forger = Authority(folder, "forger")
     forger.sign("foreign")
-    for kind in ("pem", "key"):  # what a stranger signed for the very same name
-        shutil.copy(folder / f"batch.{kind}", folder / f"kept.{kind}")
+    for extension in ("pem", "key"):  # what a stranger signed for the very same name
+        shutil.copy(folder / f"batch.{extension}", folder / f"kept.{extension}")
     forger.sign("batch")
-    for kind in ("pem", "key"):
-        (folder / f"batch.{kind}").rename(folder / f"forged.{kind}")
-        (folder / f"kept.{kind}").rename(folder / f"batch.{kind}")
+    for extension in ("pem", "key"):
+        (folder / f"batch.{extension}").rename(folder / f"forged.{extension}")
+        (folder / f"kept.{extension}").rename(folder / f"batch.{extension}")
     (folder / "gateway.toml").write_text(POLICY)
     _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
-    made = Secured(folder, key, *free_ports(4))
+    gateway = Secured(folder, key, *free_ports(4))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway"],
-            env={**os.environ, **_environment(made)},
+            env={**os.environ, **_environment(gateway)},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_until(lambda: _is_up(made, process), 20, "the gateway answers")
-        yield made
+        wait_until(lambda: _is_up(gateway, process), 20, "the gateway answers")
+        yield gateway
     finally:
         process.terminate()
         ended = process.wait(15)
     assert ended in (0, -signal.SIGTERM), (folder / "log").read_text()
 
 
-def _environment(made):
-    folder = made.folder
+def _environment(secured):
+    folder = secured.folder
     return {
-        "TIDEGATE_GATEWAY_PORT": str(made.http),
-        "TIDEGATE_GRPC_PORT": str(made.grpc),
-        "TIDEGATE_GRPC_CERTIFICATE_PORT": str(made.certificate),
-        "TIDEGATE_ADMIN_PORT": str(made.admin),
+        "TIDEGATE_GATEWAY_PORT": str(secured.http),
+        "TIDEGATE_GRPC_PORT": str(secured.grpc),
+        "TIDEGATE_GRPC_CERTIFICATE_PORT": str(secured.certificate),
+        "TIDEGATE_ADMIN_PORT": str(secured.admin),
         "TIDEGATE_REPLICAS": "127.0.0.1:1",
         "TIDEGATE_STATE_FOLDER": str(folder),
         "TIDEGATE_KEYS_FILE": str(folder / "keys.toml"),
@@ -116,16 +116,16 @@ def _environment(made):
     }
 
 
-def _is_up(made, process) -> bool:
-    assert process.poll() is None, (made.folder / "log").read_text()
+def _is_up(secured, process) -> bool:
+    assert process.poll() is None, (secured.folder / "log").read_text()
     try:
-        return made.get("/healthz").status_code == 200
+        return secured.get("/healthz").status_code == 200
     except httpx.TransportError:
         return False
 
 
 @pytest.mark.parametrize("who", ["batch", "worker"])
-def test_a_listed_certificate_is_let_in_at_both_doors(secured, who):
+def test_a_listed_certificate_is_accepted_by_both_apis(secured, who):
     assert secured.get(who=who).json()["name"] == "triton"
     assert secured.metadata(secured.certificate, who) == "triton"
 
@@ -162,7 +162,7 @@ def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
     assert secured.metadata(secured.certificate, "unlisted", **good) == "triton"
 
 
-def test_what_a_certificate_may_do_is_bounded_at_both_doors(secured):
+def test_a_certificates_rights_are_enforced_by_both_apis(secured):
     body = {"inputs": []}
     context = ssl.create_default_context(cafile=str(secured.folder / "ca.pem"))
     context.load_cert_chain(secured.folder / "batch.pem", secured.folder / "batch.key")
@@ -248,9 +248,9 @@ def test_a_start_with_bad_files_is_one_line(faulty, tmp_path, module):
         command, env=environment, capture_output=True, text=True, timeout=30, check=False
     )
     assert run.returncode != 0
-    said = run.stderr.strip().splitlines()
-    assert len(said) == 1, run.stderr
-    assert "other.key" in said[0]
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1, run.stderr
+    assert "other.key" in lines[0]
 
 
 def test_up_serves_tls(faulty, tmp_path):

@@ -119,7 +119,7 @@ def spent(api):
 
     def used(model: str) -> float:
         limits = api.gateway.access_control.policy.current.access.limits(principal, model)
-        (limit,) = (each for each in limits if each.kind == "tokens")
+        (limit,) = (entry for entry in limits if entry.kind == "tokens")
         bucket = bucket_of(limit, Subject("all", "k", model))
         return (limiter.local._tats.get(bucket, 0) - time.monotonic()) * limit.rate
 
@@ -131,8 +131,8 @@ def spent(api):
 
 @pytest.fixture
 def client(api):
-    with InferenceServerClient(api.address) as made:
-        yield made
+    with InferenceServerClient(api.address) as triton_client:
+        yield triton_client
 
 
 class Streaming:
@@ -208,8 +208,8 @@ def test_grpc_unary(api, client, spent):
 @pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
 def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
     """Who does not ask what it cost is not told, and pays."""
-    expected = [InferRequestedOutput(name) for name in outputs]
-    response = client.infer("counted", _x(600, 100), outputs=expected, headers=api.headers())
+    requested = [InferRequestedOutput(name) for name in outputs]
+    response = client.infer("counted", _x(600, 100), outputs=requested, headers=api.headers())
     assert sorted(output.name for output in response.get_response().outputs) == sorted(outputs)
     if "y" in outputs:
         assert response.as_numpy("y").tolist() == [[600], [100]]
@@ -217,9 +217,9 @@ def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
 
 
 def test_a_count_cannot_be_disguised(api, client, spent):
-    expected = [InferRequestedOutput("token_count", class_count=1)]
+    requested = [InferRequestedOutput("token_count", class_count=1)]
     with pytest.raises(InferenceServerException, match="without classification"):
-        client.infer("counted", _x(600), outputs=expected, headers=api.headers())
+        client.infer("counted", _x(600), outputs=requested, headers=api.headers())
     with pytest.raises(InvalidRequest, match="without classification"):
         output = {"name": "token_count", "parameters": {"classification": 1}}
         _ask(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
@@ -232,7 +232,7 @@ def test_v2_infer(api, spent):
     assert [output["name"] for output in whole["outputs"]] == ["y", "token_count"]
     assert spent("counted") == 18
     some = json.loads(_ask(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
-    assert [each["name"] for each in some["outputs"]] == ["y"]
+    assert [output["name"] for output in some["outputs"]] == ["y"]
     assert spent("counted") == 518
 
 
@@ -282,8 +282,8 @@ def test_a_stream_that_is_left_pays_for_what_it_got(api, spent):
     """``pieces`` waits for nobody, so the echo speaks slowly."""
     with Streaming(api) as stream:
         stream.send("echo_llm", _text("[repeat 50] [delay 0.05] a", stream=True))
-        seen = [stream.next() for _ in range(3)]
-        assert [name for each in seen for name in _names(each)] == ["text_output"] * 3
+        results = [stream.next() for _ in range(3)]
+        assert [name for result in results for name in _names(result)] == ["text_output"] * 3
         stream.client.stop_stream(cancel_requests=True)
     wait_until(lambda: 0 < spent("echo_llm") < 20, 5, "what was said until then is settled")
 
@@ -297,8 +297,8 @@ def _text(text: str, **flags) -> list[InferInput]:
     for name, value in {"text_input": text.encode(), **flags}.items():
         dtype = "BYTES" if name == "text_input" else "BOOL"
         tensors.append(InferInput(name, [1], dtype))
-        kind = object if dtype == "BYTES" else bool
-        tensors[-1].set_data_from_numpy(np.array([value], dtype=kind))
+        numpy_dtype = object if dtype == "BYTES" else bool
+        tensors[-1].set_data_from_numpy(np.array([value], dtype=numpy_dtype))
     return tensors
 
 
@@ -306,8 +306,10 @@ def test_a_language_model_pays_under_v2_too(api, spent):
     """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
     events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
-    said = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
-    assert [sorted(each) for each in said] == [["model_name", "model_version", "text_output"]] * 3
+    events = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
+    assert [sorted(event) for event in events] == [
+        ["model_name", "model_version", "text_output"]
+    ] * 3
     assert spent("echo_llm") == 5 + 3
     _ask(api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
     assert spent("echo_llm") == 5 + 3 + 5 + 1

@@ -87,8 +87,8 @@ class Deaf:
             (b"te", b"trailers"),
             (b"authorization", self._authorization),
         ]
-        said = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
-        self._raw.sendall(said + _frame(0, int(is_last), number, body))
+        headers_frame = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
+        self._raw.sendall(headers_frame + _frame(0, int(is_last), number, body))
         return number
 
     def _listen(self) -> None:
@@ -97,15 +97,17 @@ class Deaf:
             while part := self._raw.recv(65536):
                 buffered += part
                 while len(buffered) >= 9 + (size := int.from_bytes(buffered[:3], "big")):
-                    kind, flags = buffered[3], buffered[4]
+                    frame_type, flags = buffered[3], buffered[4]
                     number = int.from_bytes(buffered[5:9], "big")
                     body, buffered = buffered[9 : 9 + size], buffered[9 + size :]
-                    if kind == 0:
+                    if frame_type == 0:
                         self.received[number] = self.received.get(number, 0) + size
-                    elif kind == 1 and flags & 1:  # trailers
+                    elif frame_type == 1 and flags & 1:  # trailers
                         self.ended[number] = body
-                    elif kind in (4, 6) and not flags & 1:
-                        self._raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
+                    elif frame_type in (4, 6) and not flags & 1:
+                        self._raw.sendall(
+                            _frame(frame_type, 1, 0, body if frame_type == 6 else b"")
+                        )
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -130,16 +132,16 @@ def api(triton, tmp_path):
 
 @pytest.fixture
 def deaf(api):
-    made = Deaf(api)
-    yield made
-    made.close()
+    client = Deaf(api)
+    yield client
+    client.close()
 
 
 @pytest.fixture
 def deaf_of_some(api):
-    made = Deaf(api, "some")
-    yield made
-    made.close()
+    client = Deaf(api, "some")
+    yield client
+    client.close()
 
 
 def _asked(size: int) -> bytes:
@@ -210,30 +212,30 @@ def test_small_answers_behind_a_full_window_are_counted_and_cut(api, deaf):
 
 
 def test_too_many_unread_answers_are_refused(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as own:
-        with contextlib.closing(Deaf(own)) as deaf:
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as server:
+        with contextlib.closing(Deaf(server)) as deaf:
             deaf.call(INFER, _asked(900_000))
-            wait_until(lambda: _held(own) > 900_000, 5, "the answer")
+            wait_until(lambda: _held(server) > 900_000, 5, "the answer")
             with pytest.raises(InferenceServerException, match="read the answers"):
-                _infer(own, 200_000)  # it would be too much
-            assert _infer(own, 4) == 4
-            assert _infer(own, 200_000, "some") == 200_000  # another caller's
-        wait_until(lambda: _held(own) == 0, 3, "a client that left holds nothing")
+                _infer(server, 200_000)  # it would be too much
+            assert _infer(server, 4) == 4
+            assert _infer(server, 200_000, "some") == 200_000  # another caller's
+        wait_until(lambda: _held(server) == 0, 3, "a client that left holds nothing")
 
 
 def test_whoever_reads_is_not_cut(api, caplog):
     caplog.set_level("INFO", "gateway")
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(api.address, options) as channel:
-        asked = channel.unary_unary(INFER)
+        infer = channel.unary_unary(INFER)
         metadata = tuple(api.headers().items())
         for size in (4, 70_000, 8 * MB, 4):
-            response, call = asked.with_call(_asked(size), metadata=metadata)
+            response, call = infer.with_call(_asked(size), metadata=metadata)
             assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
         time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
-        assert len(asked(_asked(4), metadata=metadata)) > 4
+        assert len(infer(_asked(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
     wait_until(lambda: _held(api) == 0, 2, "what was held")
 
@@ -270,36 +272,36 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
     """Two streams of 20 messages held most of 40 permits until the patience was over."""
     with RunningGrpcServer(
         triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
-    ) as own:
-        replica = own.gateway.pool.replicas[0]
-        quiet = _p99(own)
+    ) as server:
+        replica = server.gateway.pool.replicas[0]
+        quiet = _p99(server)
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(contextlib.closing(Deaf(own))) for _ in range(2)]
+            streams = [stack.enter_context(contextlib.closing(Deaf(server))) for _ in range(2)]
             numbers = [
                 stream.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for stream in streams
             ]
             # Of each stream 1 MiB waits, so it is not read on: most messages are under way.
-            wait_until(lambda: _held(own) > 2 * MB, 10, "answers that wait for a reader")
+            wait_until(lambda: _held(server) > 2 * MB, 10, "answers that wait for a reader")
             wait_until(lambda: replica.inflight == 0, 5, "the permits")
-            assert _p99(own) < 2 * max(quiet, 0.1)
+            assert _p99(server) < 2 * max(quiet, 0.1)
             assert not any(
-                number in each.ended for each, number in zip(streams, numbers, strict=True)
+                number in stream.ended for stream, number in zip(streams, numbers, strict=True)
             )
         wait_until(lambda: replica.inflight == replica.aside == 0, 5, "the permits")
-        wait_until(lambda: _held(own) == 0, 3, "what was held")
+        wait_until(lambda: _held(server) == 0, 3, "what was held")
 
 
 def _p99(api, count: int = 100) -> float:
     """Of another tenant's calls, all of which are answered."""
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([1], np.float32))
-    took = []
+    durations = []
     with InferenceServerClient(api.address) as client:
         for _ in range(count):
             started = time.perf_counter()
             client.infer("zeros", [tensor], headers=api.headers("some"))
-            took.append(time.perf_counter() - started)
-    return sorted(took)[int(count * 0.99)]
+            durations.append(time.perf_counter() - started)
+    return sorted(durations)[int(count * 0.99)]
 
 
 @contextlib.asynccontextmanager
@@ -317,17 +319,17 @@ def test_unfinished_messages_are_no_more_than_a_caller_may_hold(api, deaf):
     for _ in range(most):
         deaf.begin(INFER, announced)
     with grpc.insecure_channel(api.address) as channel:
-        asked = channel.unary_unary(INFER)
+        call = channel.unary_unary(INFER)
         mine, other = (tuple(api.headers(name).items()) for name in ("all", "some"))
 
         def is_late() -> bool:
-            code = asked.future(_asked(4), metadata=mine, timeout=0.5).code()
+            code = call.future(_asked(4), metadata=mine, timeout=0.5).code()
             return code is grpc.StatusCode.DEADLINE_EXCEEDED
 
         wait_until(is_late, 10, "my messages wait")
-        asked(_asked(4), metadata=other, timeout=10)
+        call(_asked(4), metadata=other, timeout=10)
         deaf.close()
-        asked(_asked(4), metadata=mine, timeout=10)
+        call(_asked(4), metadata=mine, timeout=10)
 
 
 def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, deaf, monkeypatch):
@@ -363,12 +365,12 @@ def test_what_is_not_asked_for_stays_with_its_client(api, monkeypatch):
 
         calls = [channel.stream_unary(INFER).future(pieces(n), metadata=metadata) for n in range(4)]
         wait_until(lambda: all(sent), 5, "something of each")
-        seen = [0]
+        read = [0]
 
         def stuck() -> bool:
             time.sleep(0.3)
-            seen.append(sum(sent))
-            return seen[-1] == seen[-2]
+            read.append(sum(sent))
+            return read[-1] == read[-2]
 
         wait_until(stuck, 20, "the clients are held up")
         for call in calls:
