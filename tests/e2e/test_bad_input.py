@@ -1,4 +1,5 @@
-"""What attackers and tired users send: a right status, a message that helps, within a second."""
+"""Bad requests from attackers and tired users get the right status and a helpful message in a
+second."""
 
 import json
 import time
@@ -30,7 +31,7 @@ def _with(**changes) -> bytes:
 
 @pytest.fixture(autouse=True)
 def still_serving(stack):
-    """After every one of these the server answers the next caller."""
+    """After each of these tests the server still answers the next caller."""
     yield
     assert _ask(stack, INFER, _with()).status_code == 200
     assert _ask(stack, "/v1/text_embedding", b'{"text": "hello"}').status_code == 200
@@ -247,7 +248,7 @@ def test_a_body_over_the_limit(stack, path):
 
 
 def _chunks(body: bytes):
-    """Chunked: no Content-Length says how long it is."""
+    """A chunked body, without a Content-Length."""
     for start in range(0, len(body), 1 << 20):
         yield body[start : start + (1 << 20)]
 
@@ -295,7 +296,7 @@ def _within_a_second(condition) -> bool:
 
 
 def test_v2_output_that_json_cannot_carry(stack):
-    """NaN goes through as binary data; as JSON it is refused, and the way out is named."""
+    """NaN passes as binary data; as JSON it is refused with a hint to use binary data."""
     raw = np.array([1, np.nan, np.inf], dtype=np.float32).tobytes()
     entry = {**BINARY, "parameters": {"binary_data_size": 12}}
     for wants_binary, status in ((True, 200), (False, 400)):

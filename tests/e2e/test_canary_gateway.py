@@ -1,4 +1,4 @@
-"""A canary through the gateway: its share of the callers, sticky, then everybody, then nobody."""
+"""A canary through the gateway: its share of the callers, stickiness, promotion."""
 
 import httpx
 import pytest
@@ -11,7 +11,7 @@ TEXT = {"text": "Where is my parcel?"}
 
 @pytest.fixture(scope="module")
 def trying(built):
-    """A stack that serves version 1 (FP32) and has version 2 (W8) on the disk."""
+    """A stack that serves version 1 (FP32) and has version 2 (W8) on disk."""
     running = launch(built, NAME)
     try:
         wait_ready(running, 90)
@@ -34,7 +34,7 @@ def _vector(running, key):
     return tuple(response.json()["embedding"][:4])
 
 
-def test_callers_are_shared_out_and_stay_where_they_are(trying):
+def test_callers_are_split_and_stay_on_their_version(trying):
     keys = [
         trying.tidegate("keys", "create", f"app{n}").stdout.strip().splitlines()[-1]
         for n in range(8)
@@ -49,13 +49,13 @@ def test_callers_are_shared_out_and_stay_where_they_are(trying):
     first = [_vector(trying, key) for key in keys]
     again = [_vector(trying, key) for key in keys]
     assert first == again
-    assert len(set(first)) == 2, "all eight met the same version"
-    # It is no model of its own for clients.
+    assert len(set(first)) == 2, "all eight got the same version"
+    # To clients it is not a model of its own.
     assert canary not in trying.get("/v1/models").text
     assert trying.post(f"/v1/{canary}", json=TEXT).status_code == 404
     run = trying.tidegate("promote", NAME)
     assert run.returncode == 0, run.stderr
-    wait_until(lambda: len({_vector(trying, key) for key in keys}) == 1, 15, "everybody is moved")
+    wait_until(lambda: len({_vector(trying, key) for key in keys}) == 1, 15, "everyone is moved")
     assert _vector(trying, keys[0]) in set(first)
 
 

@@ -1,6 +1,6 @@
-"""Connections that say nothing, from fewer descriptors than there are of them.
+"""More silent connections than the gateway has file descriptors.
 
-``python -m gateway`` runs as in production; without a Triton: connections come before models.
+``python -m gateway`` runs as in production, but without a Triton: connections come before models.
 """
 
 import contextlib
@@ -95,12 +95,12 @@ def secured(request, tmp_path):
 @pytest.mark.parametrize(
     "begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"], ids=["silent", "half a head"]
 )
-def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
+def test_silent_connections_never_block_http(tmp_path, secured, begin):
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (process, _, port):
         flood = [_open(port, begin) for _ in range(SILENT)]
         try:
             for _ in range(20):
-                flood += [_open(port, begin) for _ in range(20)]  # it goes on
+                flood += [_open(port, begin) for _ in range(20)]  # the flood continues
                 started = time.monotonic()
                 with httpx.Client(verify=_verify(tmp_path)) as new:
                     response = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
@@ -113,26 +113,26 @@ def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()
 
 
-def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
+def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, client, port):
         idle, silent, responses = [], [], []
         try:
-            while len(idle) < SILENT:  # never more at once than have a place
+            while len(idle) < SILENT:  # never more at once than fit
                 idle += [_open(port, get) for _ in range(20)]
                 responses += [_answer(connection) for connection in idle[-20:]]
             assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
             closing = [b"connection: close" in response for response in responses]
-            assert not closing[0]  # there was place
+            assert not closing[0]  # descriptors were free
             assert (
                 sum(closing) >= SILENT - DESCRIPTORS
-            )  # told that it is not kept, as it was scarce
+            )  # closed by the gateway, as descriptors were scarce
             for _ in range(20):
                 silent += [_open(port, b"") for _ in range(SILENT // 20)]
                 assert client.get("/healthz").status_code == 200
             assert [_rest(connection) for connection in idle] == [
                 b""
-            ] * SILENT  # closed to make place
+            ] * SILENT  # closed to make room
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
             for connection in filter(None, idle + silent):
@@ -151,13 +151,13 @@ def _answer(connection):
 
 
 def _rest(connection):
-    """What comes on a connection until it is closed."""
+    """The bytes that arrive on a connection until it is closed."""
     with contextlib.suppress(ConnectionResetError):
         return connection.recv(4096)
     return b""
 
 
-def test_strangers_that_do_not_read_never_take_http_away(tmp_path):
+def test_clients_that_do_not_read_never_block_http(tmp_path):
     path = b"/static-offline-docs/swagger-ui-bundle.js"
     get = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, _, port):
@@ -180,7 +180,7 @@ def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
         assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
 
 
-def test_a_silent_client_of_tls_is_cut_in_time(tmp_path):
+def test_a_silent_tls_client_is_cut_off_in_time(tmp_path):
     authority = Authority(tmp_path)
     certificate, key = authority.sign("gateway")
     secured = {

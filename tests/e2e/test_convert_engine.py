@@ -1,9 +1,8 @@
-"""``tidegate convert --engine tensorrt``: where it cannot be, and the whole way where it can.
+"""``tidegate convert --engine tensorrt``: where it cannot work, and the whole path where it can.
 
-For the whole way this machine is given stand-ins of what it lacks: nvidia-smi, the package tensorrt
-(tests/converters/fake_trt.py says what for) and Triton's tensorrt backend, which is here a
-Python-based one. Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the
-publication are real.
+For the whole path this machine gets stand-ins for what it lacks: nvidia-smi, the tensorrt package
+(see tests/converters/fake_trt.py) and Triton's tensorrt backend, which here is a Python-based one.
+Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the publication are real.
 """
 
 import shutil
@@ -74,7 +73,7 @@ def paths(tmp_path, monkeypatch):
 
 @pytest.fixture
 def gpu_box(machine, tmp_path, monkeypatch):
-    """This process and its children see a GPU, a TensorRT and a Triton with its backend."""
+    """Make this process and its children see a GPU, TensorRT and a Triton with its backend."""
     import converters.trt_runner
 
     for name, value in child_environment(tmp_path).items():
@@ -93,7 +92,7 @@ def gpu_box(machine, tmp_path, monkeypatch):
 
 
 def _plan_config_on_the_cpu(spec):
-    """Triton counts the GPUs itself, and refuses KIND_GPU where there is none."""
+    """Triton counts the GPUs itself, and refuses KIND_GPU without one."""
     config = plan_config(spec)
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
     config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU
@@ -165,7 +164,7 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
 
 
 def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
-    """It held its proof in this process, and then Triton answers something else."""
+    """It passes its proof in this process, but Triton's answers differ."""
     wrong = BACKEND.replace("Tensor(o.name, a)", "Tensor(o.name, a * a.dtype.type(1.01))")
     assert wrong != BACKEND
     (gpu_box / "tensorrt" / "model.py").write_text(wrong)

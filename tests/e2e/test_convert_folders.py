@@ -1,4 +1,4 @@
-"""Models that nobody here has seen: converted, proved, served, and refused when they should be."""
+"""Unfamiliar models are converted, proved and served, or refused when they should be."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ TEXTS = (
 
 
 def _said_nothing(text: str) -> None:
-    """Progress is not what is tested here."""
+    """Ignore progress messages."""
 
 
 def _convert(home, source, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(models, tmp_path_factory):
-    """A stack that serves both."""
+    """A stack that serves both models."""
     home = tmp_path_factory.mktemp("models")
     for name in ("bert", "roberta"):
         task = ("--task", "text-classification", "--name", f"mood_{name}")
@@ -85,7 +85,7 @@ def test_the_endpoint_gives_the_originals_answers(served, models, name):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
+def test_it_is_listed_documented_and_ready_without_code(served):
     names = {model["id"] for model in served.get("/v1/models").json()["data"]}
     assert names == {"mood_bert", "mood_roberta"}
     document = served.get("/openapi.json").json()
@@ -241,7 +241,7 @@ def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
     run(options, Paths(tmp_path), _said_nothing)
     proof = json.loads((tmp_path / "model_repository/x_onnx/1/proof.json").read_text())
     assert proof["passed"] and len(proof["proofs"]) == 2
-    # The same again is there already; another model of this name is not let over it.
+    # The same model is already published; another one of this name may not replace it.
     before = (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns
     run(options, Paths(tmp_path), _said_nothing)
     with pytest.raises(ServingError, match="the name is taken"):
@@ -252,7 +252,7 @@ def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
 
 @pytest.mark.parametrize("seconds", [1.0, 4.0, 8.0, 13.0])
 def test_an_interrupt_leaves_nothing_half_written(models, tmp_path, seconds):
-    """Wherever it is by then: importing, exporting, asking, serving."""
+    """Whatever it is doing: importing, exporting, running the original, serving."""
     command = [sys.executable, "-m", "tidegate", "convert", str(models / "bert"), "--name", "mood"]
     process = subprocess.Popen(
         [*command, "--task", "text-classification"],

@@ -1,4 +1,4 @@
-"""Image classifiers that nobody here has seen: converted, proved, served, and faults found."""
+"""Unfamiliar image classifiers are converted, proved and served, and faults are found."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from tests.running import launch, stop, wait_ready
 from tests.tiny_image_models import LABELS, save_image_classifier
 
 PHOTOS = ("coffee", "rocket")
-# One crops and gives a softmax, the other squeezes and gives a sigmoid for each label.
+# One crops and ends in a softmax, the other stretches and ends in a sigmoid per label.
 MODELS = {"shape": "convnext", "marks": "vit"}
 
 
@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def home(models, photos, tmp_path_factory):
-    """A repository with both."""
+    """A home whose repository has both models."""
     folder = tmp_path_factory.mktemp("home")
     for name, model in MODELS.items():
         run = _convert(folder, models / model, name, photos)
@@ -80,7 +80,7 @@ def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
         assert by_form.json() == response.json()
 
 
-def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
+def test_it_is_listed_documented_and_ready_without_code(served):
     names = {model["id"] for model in served.get("/v1/models").json()["data"]}
     assert names == set(MODELS)
     operation = served.get("/openapi.json").json()["paths"]["/v1/marks"]["post"]
@@ -128,7 +128,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
-def test_prove_finds_what_was_changed_since(home, models, photos, tmp_path, fault):
+def test_prove_finds_later_changes(home, models, photos, tmp_path, fault):
     repository = home / "model_repository"
     target = tmp_path / "model_repository"
     shutil.copytree(repository, target)

@@ -1,4 +1,4 @@
-"""Models of tables, from a file to an endpoint: proved, served, and refused when they should be."""
+"""Tabular models, from a file to an endpoint: proved, served, or refused when they should be."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from tests.tiny_tabular_models import DIABETES, customer_pipeline, customers, sa
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A classifier of customers and a regressor of XGBoost's."""
+    """A customer classifier and an XGBoost regressor."""
     folder = tmp_path_factory.mktemp("tables")
     save(customer_pipeline(), folder / "risk.skops", customers())
     customers()[0].drop(columns="score").head(60).to_csv(folder / "risk.csv", index=False)
@@ -78,7 +78,7 @@ def test_the_regressor_answers_with_a_value(served):
     assert 20 < response.json()["value"] < 350
 
 
-def test_what_the_columns_do_not_take_is_refused(served):
+def test_values_that_do_not_fit_the_columns_are_refused(served):
     row = {"age": 40.0, "income (k€)": 30.0, "plan": "basic", "country": "DE"}
     assert served.post("/v1/risk", json=row).status_code == 200
     for wrong in (

@@ -15,7 +15,7 @@ from tests.running import environment, launch, stop, wait_ready
 
 
 def _tidegate(home, folder, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In ``folder``, where the user's module lies."""
+    """Run tidegate in ``folder``, which holds the user's module."""
     return subprocess.run(
         [sys.executable, "-m", "tidegate", *arguments],
         env=environment(home),
@@ -48,7 +48,7 @@ def served(sources, tmp_path_factory):
 
 @pytest.fixture
 def net(sources):
-    """The module itself."""
+    """The torch module itself."""
     created = {}
     exec(compile((sources / "served_nets.py").read_text(), "served_nets", "exec"), created)  # noqa: S102
     return created["Net"]().eval()
@@ -88,7 +88,7 @@ def test_a_row_of_another_length_is_refused(served):
     assert served.post("/v1/chances", json={"x": [0.0] * 4}).status_code == 200
 
 
-def test_what_is_served_is_the_very_graph(served, sources):
+def test_the_served_graph_is_the_users_file(served, sources):
     engine = served.home / "model_repository" / "chances_onnx" / "1" / "model.onnx"
     assert engine.read_bytes() == (sources / "probabilities.onnx").read_bytes()
 

@@ -1,4 +1,4 @@
-"""Embeddings and token classifiers nobody here has seen: converted, proved, served, refused."""
+"""Unfamiliar embedders and token classifiers are converted, proved and served, or refused."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def home(models, tmp_path_factory):
-    """A repository with both, converted in this process: the command's own tests are elsewhere."""
+    """A home with both, converted in this process: the command itself is tested elsewhere."""
     home = tmp_path_factory.mktemp("text-tasks")
     samples = models / "samples.txt"
     for name, task in (("embedder", "embedding"), ("tagger", "token-classification")):
@@ -87,7 +87,7 @@ def test_the_entities_are_the_originals(served, models):
 
 
 def test_a_text_without_an_entity_has_none(served, models):
-    """Over REST an empty list; over V2 one empty place, and the count says 0."""
+    """Over REST an empty list; over V2 one empty element, and a count of 0."""
     from transformers import pipeline
 
     original = pipeline(
@@ -191,7 +191,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_a_folder_that_cannot_be_carried_over_is_refused(models, tmp_path, spoil):
+def test_a_folder_that_cannot_be_converted_is_refused(models, tmp_path, spoil):
     from converters.errors import SourceRefused
     from converters.task import ConversionRequest
     from converters.text.embedding import Embedding

@@ -53,15 +53,17 @@ async def test_every_route_of_the_gateway_is_described(document):
         "/docs/docs.js",
         "/",
         "/static-offline-docs/{name}",
-        "/internal/decide",  # nginx asks it (docs/grpc.md)
+        "/internal/decide",  # called by nginx (docs/grpc.md)
     }
     routes = {route.path for route in create_app(Settings()).app.routes} - own_pages
     elsewhere = {"/v1/chat/completions", "/v1/completions"}  # tests/e2e/test_openai_chat.py
     assert routes - {"/v1/{endpoint}"} - elsewhere <= set(document["paths"])
-    assert "/v1/text_embedding" in document["paths"]  # the catch-all, as what it serves
+    assert (
+        "/v1/text_embedding" in document["paths"]
+    )  # the catch-all, described by the routes it serves
 
 
-def test_the_docs_page_needs_nothing_from_elsewhere(stack):
+def test_the_docs_page_loads_nothing_external(stack):
     page = httpx.get(f"{stack.url}/docs").text
     links = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert links
@@ -77,7 +79,7 @@ def test_only_health_and_documentation_need_no_key(stack, document):
 
 
 def _commands(language: str) -> list[str]:
-    """The code blocks of the README in a language."""
+    """The README's code blocks in one language."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
@@ -93,7 +95,7 @@ def _adapted(stack, command: str) -> str:
 
 @pytest.fixture
 def environment(stack):
-    """A folder for the README's commands: the stack's home, with an environment that is ours."""
+    """The environment of the README's commands, which run in the stack's home."""
     import os
     import sys
     from pathlib import Path
@@ -120,7 +122,7 @@ def environment(stack):
 
 def test_every_shell_command_of_the_readme_works(stack, environment):
     blocks = _commands("sh")
-    assert blocks[0].split()[:2] == ["make", "up"]  # what started this stack, and this test
+    assert blocks[0].split()[:2] == ["make", "up"]  # the ones that started this stack and this test
     assert "make test" in blocks[0]
     for block in blocks[1:]:
         run = subprocess.run(
@@ -135,7 +137,7 @@ def test_every_shell_command_of_the_readme_works(stack, environment):
         assert '"embedding"' in run.stdout
         assert "How near the sentences are" in run.stdout
         assert "tg_" in run.stdout
-        assert '"code"' not in run.stdout  # no problem+json among the answers
+        assert '"code"' not in run.stdout  # no problem+json among the responses
 
 
 def test_every_python_example_of_the_readme_works(stack, environment):

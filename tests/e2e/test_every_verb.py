@@ -1,5 +1,5 @@
-"""What holds for every verb: ``--json`` and ``--repository``, one document, the same exit codes,
-nothing left in the temporary folder."""
+"""Rules for every verb: ``--json`` and ``--repository``, one document, the same exit codes, nothing
+left in the temporary folder."""
 
 import json
 import os
@@ -36,8 +36,8 @@ def _leaves(command, path=()):
 
 
 VERBS = _leaves(cli.cli)
-# Each as it is called where there is nothing at all: no repository, no stack, no key. What it needs
-# is not there, so it says so, or finds nothing wrong in nothing.
+# Each verb in an empty home: no repository, no stack, no key. It says what is missing, or finds
+# nothing wrong.
 NOWHERE = {
     "up": (["nobody"], FAILED),
     "status": ([], NOTHING),
@@ -50,7 +50,7 @@ NOWHERE = {
     "canary": (["m", "--weight", "10"], FAILED),
     "promote": (["m"], FAILED),
     "lint": ([], FAILED),
-    "optimize": (["m"], WRONG_USAGE),  # its original is not given
+    "optimize": (["m"], WRONG_USAGE),  # its original is missing
     "keys create": (["a"], DONE),
     "keys list": ([], DONE),
     "keys rotate": (["b"], FAILED),
@@ -62,8 +62,8 @@ NOWHERE = {
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd):
-    """``call("status --json")`` in an empty home: the exit code, stdout, stderr. The temporary
-    folder is as it was after each."""
+    """``call("status --json")`` runs in an empty home and returns the exit code, stdout and stderr.
+    No call may leave anything in the temporary folder."""
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     for folder in (home, scratch):
         folder.mkdir()
@@ -93,7 +93,7 @@ def _ours():
     return {name: value for name, value in os.environ.items() if name.startswith("TIDEGATE_")}
 
 
-def test_the_list_of_verbs_is_whole():
+def test_the_list_of_verbs_is_complete():
     assert set(NOWHERE) == set(VERBS)
 
 
@@ -111,7 +111,7 @@ def test_a_wrong_command_line_is_2_and_writes_no_document(call, verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_where_there_is_nothing(call, verb):
+def test_in_an_empty_home(call, verb):
     arguments, expected = NOWHERE[verb]
     code, out, err = call(*verb.split(), *arguments, "--json")
     assert code == expected, out + err
@@ -132,7 +132,7 @@ def test_a_verb_of_a_stack_says_that_nothing_serves_the_repository(call, tmp_pat
 
 @pytest.mark.parametrize("address", ["::1:8001", "127.0.0.1", "localhost:0", "no.such.invalid:1"])
 @pytest.mark.parametrize("verb", ["publish", "rollback", "versions", "prune", "promote"])
-def test_a_server_that_is_no_address_is_a_wrong_command_line(call, verb, address):
+def test_an_invalid_server_address_is_wrong_usage(call, verb, address):
     code, out, err = call(verb, "m", "--server", address)
     assert (code, out) == (WRONG_USAGE, "")
     assert repr(address) in err
@@ -170,7 +170,7 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     assert done("lint") == []
 
 
-def test_what_is_interrupted_says_so_with_a_code_of_its_own(tmp_path):
+def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
     """SIGTERM while another publisher holds the repository."""
     repository = tmp_path / "model_repository"
     publish(stage(repository, 0), repository, MODELS)
@@ -210,7 +210,7 @@ def _wait_until_open(pid, path):
     wait_until(is_open, 60, "the publisher's wait for the lock")
 
 
-def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
+def test_a_triton_that_does_not_answer_is_not_reported_as_serving_nothing(capsys):
     running = Running(1, "/home", "/models", "http://[::1]:1", "", {"grpc": 1}, 1, ["mood"], [])
     silent = Report(running, triton="does not answer", pipelines={"mood": "ready"})
     _print(silent)
@@ -219,8 +219,8 @@ def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
     assert "mood: version none   ready" in capsys.readouterr().out
 
 
-def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
-    """A shell would take the brackets of an IPv6 address for a pattern."""
+def test_the_printed_commands_are_served_and_can_be_pasted(tmp_path):
+    """A shell would read the brackets of an IPv6 address as a pattern."""
     ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
     options = StackOptions(Paths(tmp_path), "::1", pipelines=("mood",), **ports)
     lines = _startup_banner(options).splitlines()

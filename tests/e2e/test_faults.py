@@ -1,4 +1,5 @@
-"""kill -9 of what the stack is made of, under load: errors are clear, and it heals by itself."""
+"""kill -9 of each process of the stack, under load: errors are clear, and the stack heals
+itself."""
 
 import collections
 import threading
@@ -16,7 +17,7 @@ STEPS = ("text_embedding_pre", "text_embedding_onnx")
 
 
 class Load:
-    """A few clients that call without a pause, and what they were answered."""
+    """A few clients that call back to back, and the statuses they got."""
 
     def __init__(self, stack: RunningStack, clients: int = 4) -> None:
         self._stack, self._stopped = stack, threading.Event()
@@ -56,7 +57,7 @@ def own_stack(built):
 
 
 def _serves(stack: RunningStack) -> bool:
-    """Twenty answers in a row, so that each instance has had its turn, and /readyz agrees."""
+    """Twenty good answers in a row, so that each instance was used, and /readyz agrees."""
     body = {"text": "hello"}
     return all(
         stack.post("/v1/text_embedding", json=body).status_code == 200 for _ in range(20)
@@ -90,7 +91,7 @@ def test_a_killed_triton_is_started_again(own_stack):
         wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
-    # They would live on without their server, at 165 MB each.
+    # They would outlive their server, at 165 MB each.
     assert not [stub for stub in stubs if stub.is_running()]
 
 

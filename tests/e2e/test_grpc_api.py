@@ -78,7 +78,7 @@ def _status(call) -> str:
     return caught.value.status().removeprefix("StatusCode.")
 
 
-def test_the_whole_of_a_stock_client(client, api):
+def test_every_method_of_a_stock_client(client, api):
     headers = api.headers()
     assert client.is_server_live(headers=headers)
     assert client.is_server_ready(headers=headers)
@@ -132,7 +132,7 @@ def test_values_in_protobufs_own_fields(stub, api):
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense", "Basic eDp5"])
-def test_without_an_identity_nothing_is_answered(stub, authorization):
+def test_every_method_needs_an_identity(stub, authorization):
     metadata = (("authorization", authorization),) if authorization else ()
     for name, method in SERVICE.methods_by_name.items():
         request = method.input_type._concrete_class()
@@ -154,7 +154,7 @@ def test_without_an_identity_nothing_is_answered(stub, authorization):
     [(None, "UNAUTHENTICATED", 0), ("all", "DEADLINE_EXCEEDED", 2.8)],
 )
 def test_a_message_that_does_not_come(api, tenant, code, at_least_s):
-    """A stranger's is not waited for, nor read: it would be held in memory."""
+    """Without an identity it is neither awaited nor read: it would be held in memory."""
     with grpc.insecure_channel(api.address) as channel:
         call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         ended = threading.Event()
@@ -190,7 +190,7 @@ def test_methods_that_are_not_offered(stub, api, name):
     assert f"{name} is not offered" in caught.value.details()
 
 
-def test_every_method_of_the_service_was_thought_of(stub):
+def test_every_method_of_the_service_is_decided(stub):
     offered = {
         "ServerLive",
         "ServerReady",
@@ -213,8 +213,8 @@ def test_an_unknown_method(api):
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_what_is_not_yours_is_not_there(client, api):
-    """Word for word: another tenant's model, an internal one, and one that does not exist."""
+def test_a_forbidden_model_looks_like_an_unknown_one(client, api):
+    """The same words for another tenant's model, an internal one, and one that does not exist."""
     some = api.headers("some")
     client.infer("echo", [_input([1], "FP32")], headers=some)
     texts = set()
@@ -235,14 +235,14 @@ def test_what_is_not_yours_is_not_there(client, api):
     assert names == {"echo", "tally"}
 
 
-def test_who_may_only_read(client, api):
+def test_a_read_only_caller(client, api):
     reader = api.headers("reader")
     assert client.get_model_metadata("echo", headers=reader).name == "echo"
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=reader)  # noqa: E731
     assert _status(infer) == "PERMISSION_DENIED"
 
 
-def test_what_the_firewall_refuses(client, stub, api):
+def test_the_firewall_refuses(client, stub, api):
     headers = api.headers()
     wrong = [
         ("sleeper", [_input([1, 2])]),
@@ -264,7 +264,7 @@ def test_what_the_firewall_refuses(client, stub, api):
     assert _status(memory) == "INVALID_ARGUMENT"
 
 
-def test_bytes_that_are_no_message(api):
+def test_bytes_that_are_not_a_message(api):
     with grpc.insecure_channel(api.address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for data in (b"\xff", b"\x3a\xff\xff\xff\xff\xff\xff", b"\x0a\x05ab", b"\x42\x01a", b""):
@@ -284,7 +284,7 @@ def test_a_message_over_the_limit(client, api):
 
 
 def test_a_compressed_message_is_refused(client, api):
-    """It could be a thousand times as large in our memory."""
+    """It could be a thousand times as large in memory."""
     call = lambda: client.infer(  # noqa: E731
         "echo",
         [_input([0.0] * 10_000, "FP32")],
@@ -294,7 +294,7 @@ def test_a_compressed_message_is_refused(client, api):
     assert _status(call) == "UNIMPLEMENTED"
 
 
-def test_limits_and_what_the_caller_reads_of_them(stub, api):
+def test_limits_and_their_headers(stub, api):
     request = service_pb2.ModelInferRequest(model_name="sleeper")
     request.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(0)
     metadata = _metadata(api, "slow", ("x-request-id", "mine"))
@@ -339,7 +339,7 @@ def test_deadlines(client, api, how):
     wait_until(lambda: _cancelled(client, api) == before + 1, 2, "the cancel in Triton")
 
 
-def test_a_model_that_fails_tells_nothing_of_its_insides(client, api):
+def test_a_failing_model_reveals_no_internals(client, api):
     with pytest.raises(InferenceServerException) as caught:
         client.infer("sleeper", [_input([-1])], headers=api.headers())
     assert caught.value.status() == "StatusCode.INTERNAL"
@@ -366,7 +366,7 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
 
 
 class Streaming:
-    """A stock streaming client and what it was told."""
+    """A stock streaming client and the results it got."""
 
     def __init__(self, api, tenant: str = "all", **options) -> None:
         self.answers: queue.Queue = queue.Queue()
@@ -431,7 +431,7 @@ def test_a_refused_message_does_not_end_the_stream(api):
         assert stream.next().as_numpy("y").item() == 0
 
 
-def test_a_stream_that_wants_statuses_is_ended_by_an_error(api):
+def test_a_stream_with_grpc_statuses_is_ended_by_an_error(api):
     for model, value, status in (
         ("nonsense", [1], "NOT_FOUND"),
         ("counter", [1, 2], "INVALID_ARGUMENT"),
@@ -484,7 +484,7 @@ def test_a_stream_may_be_longer_than_the_deadline(api):
 
 
 def test_a_slow_reader_slows_the_model_down(stub, api):
-    """What it has not read fills neither the gateway's memory nor Triton's."""
+    """Unread answers fill neither the gateway's memory nor Triton's."""
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=[200_000])
     message.raw_input_contents.append(bytes(800_000))
@@ -505,7 +505,7 @@ def test_a_slow_reader_slows_the_model_down(stub, api):
         return read[-1] == read[-2]
 
     wait_until(stuck, 10, "the client is held up")
-    assert len(sent) < 200  # WINDOW, and what HTTP/2 has on its way
+    assert len(sent) < 200  # WINDOW, plus what HTTP/2 has in flight
     call.cancel()
 
 

@@ -1,4 +1,4 @@
-"""What somebody without a key can do at the gRPC port: nearly nothing, and it costs nothing."""
+"""Without a key a client can do almost nothing at the gRPC port, and it costs nothing."""
 
 import contextlib
 import os
@@ -64,8 +64,8 @@ def api(triton, tmp_path_factory):
 
 
 class Sender(threading.Thread):
-    """A call with a message of ``size`` bytes that lacks its last ones, sent as HTTP/2's flow
-    control allows."""
+    """A call with a message of ``size`` bytes whose end is missing, sent as HTTP/2's flow control
+    allows."""
 
     def __init__(self, port: int, path: str, size: int, stop: threading.Event) -> None:
         super().__init__()
@@ -146,8 +146,8 @@ def _grown(before: int) -> int:
         "/no.such.Service/Method",
     ],
 )
-def test_strangers_hold_no_memory(api, path):
-    """20 messages of 31 MB that lack their last bytes took 1.2 GB through Health/Check."""
+def test_clients_without_a_key_hold_no_memory(api, path):
+    """20 unfinished messages of 31 MB once took 1.2 GB through Health/Check."""
     before = psutil.Process().memory_info().rss
     with unfinished(api, path, 12):
         most, ends = 0, time.monotonic() + 2.5
@@ -166,7 +166,7 @@ def test_a_check_whose_message_does_not_come_is_ended(api, monkeypatch):
         stop.set()
 
 
-def test_health_is_answered_while_strangers_keep_it_busy(api):
+def test_health_is_answered_under_unfinished_calls(api):
     with unfinished(api, CHECK, 6), grpc.insecure_channel(api.address) as channel:
         check = channel.unary_unary(CHECK)
         for _ in range(5):
@@ -180,11 +180,11 @@ def test_a_long_check_is_refused(api):
         def code() -> grpc.StatusCode:
             return channel.unary_unary(CHECK).future(bytes(1000)).code()
 
-        # Until those of the test before have gone, it is answered unread.
+        # Until the previous test's calls have ended, it is answered unread.
         wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 5, "the refusal")
 
 
-def test_watch_tells_the_status_and_its_changes(api, monkeypatch):
+def test_watch_reports_the_status_and_its_changes(api, monkeypatch):
     with grpc.insecure_channel(api.address) as channel:
         watch = channel.unary_stream(WATCH)
         unknown = watch(b"\n\x01x")
@@ -214,7 +214,7 @@ def test_watches_are_few_and_end(api, monkeypatch):
 
 
 def _reflected(api, version: str, *questions, metadata=()):
-    """The answers, as plain messages."""
+    """The reflection responses, as plain messages."""
     reflection = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     with grpc.insecure_channel(api.address) as channel:
@@ -225,7 +225,7 @@ def _reflected(api, version: str, *questions, metadata=()):
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_is_enough_to_call(api, version):
-    """As grpcurl does it: list, find the service, make its messages, call it."""
+    """As grpcurl does: list the services, find one, build its messages, call it."""
     metadata = tuple(api.headers().items())
     listed, file, health_file, method, missing = _reflected(
         api,
@@ -263,8 +263,8 @@ def test_reflection_needs_a_key(api):
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE, PREFACE[:5]])
-def test_a_connection_that_says_nothing_ends(api, said):
-    """Within ten seconds; it was a minute."""
+def test_a_silent_connection_is_ended(api, said):
+    """Within ten seconds; it used to be a minute."""
     with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.sendall(said)
         raw.settimeout(12)
@@ -298,8 +298,8 @@ def test_others_are_served_meanwhile(api):
             client.infer("echo", [_input([1.0], "FP32")], headers=api.headers())
 
 
-def test_a_small_message_for_a_small_question(api):
-    """30 MB for a model's name: every method but the two that infer has a bound of its own."""
+def test_a_small_request_has_a_small_bound(api):
+    """30 MB for a model's name: every method except the two that infer has its own bound."""
     with grpc.insecure_channel(api.address) as channel:
         for name in ("ModelMetadata", "ModelReady", "ServerLive", "RepositoryIndex"):
             call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")

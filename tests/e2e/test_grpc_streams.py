@@ -1,4 +1,4 @@
-"""What streams may hold, and for how long: against a real Triton, with stock clients."""
+"""The resources that streams may hold, and for how long: a real Triton, stock clients."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,8 @@ def inflight(api):
 
 @contextlib.contextmanager
 def silent_streams(api, tenant: str, count: int):
-    """``count`` streams without a message, on three connections; their statuses as they end."""
+    """``count`` streams without a message, on three connections; yields their statuses as they
+    end."""
     ended = threading.Event()
     codes: list[str] = []
     channels = [
@@ -92,7 +93,7 @@ def silent_streams(api, tenant: str, count: int):
 
 
 def test_silent_streams_hold_nothing_that_others_need(api, inflight):
-    """512 of them took every permit; beyond a cap they are refused."""
+    """512 of them once took every permit; beyond a cap they are refused."""
     with silent_streams(api, "some", 150) as codes:
         wait_until(lambda: len(codes) >= 150 - holdings.MAX_SILENT_STREAMS, 10, "the refusals")
         assert set(codes) == {"RESOURCE_EXHAUSTED"}
@@ -104,7 +105,7 @@ def test_silent_streams_hold_nothing_that_others_need(api, inflight):
         with Streaming(api) as stream:
             stream.send("counter", [1])
             assert stream.next().as_numpy("y").item() == 0
-        # They end, as any stream does on which nothing moves.
+        # They end, like any stream on which nothing moves.
         wait_until(lambda: len(codes) == 150, 12, "the end of the others")
         assert codes.count("DEADLINE_EXCEEDED") == holdings.MAX_SILENT_STREAMS
 
@@ -129,7 +130,7 @@ def test_a_refusal_of_silent_streams_says_what_to_do(api):
 
 
 def test_concurrency_counts_messages(api, inflight):
-    """Limit 1: ten generations on one stream were all let in."""
+    """With a limit of 1, ten generations on one stream were once all admitted."""
     with Streaming(api, "some") as stream:
         for n in range(10):
             stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
@@ -140,7 +141,7 @@ def test_concurrency_counts_messages(api, inflight):
         assert len(refused) == 9
         assert all("quota_exceeded" in str(error) for error in refused)
         assert [response.as_numpy("y").item() for response in responses[:20]] == list(range(20))
-        # Its place is free again.
+        # Its slot is free again.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
 
@@ -157,7 +158,7 @@ def test_permits_are_held_from_message_to_last_answer(api, inflight):
         for _ in range(30):
             stream.next()
         wait_until(lambda: inflight() == 0, 2, "both come back")
-        # The stream is still open, and works.
+        # The stream is still open and works.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
 
@@ -174,8 +175,8 @@ def test_a_stream_has_a_window_of_decoupled_messages_too(api, inflight):
 
 
 def test_answers_find_their_messages(api):
-    """The client's ids come back as they went: none, the same twice, and long ones; the flag that
-    ends a message only where it was asked for."""
+    """The client's ids come back unchanged: empty, repeated and long ones; the final flag only
+    where it was requested."""
     with Streaming(api) as stream:
         ids = ["", "same", "same", "x" * 300, "7", "0"]
         for index, identifier in enumerate(ids):
@@ -204,7 +205,7 @@ def test_answers_of_models_with_one_answer_keep_their_order(api):
 
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_decoupled_and_other_models_on_one_stream(api, triton, inflight, lockstep):
-    """Triton 2.51 dies within a second of both on one stream of its own."""
+    """Triton 2.51 itself dies within a second of both on one stream."""
     with Streaming(api) as stream:
         results = []
         for n in range(40):
@@ -219,7 +220,7 @@ def test_decoupled_and_other_models_on_one_stream(api, triton, inflight, lockste
 
 
 def _errors(api, messages, tenant: str = "all"):
-    """The raw answers to these messages."""
+    """The raw responses to these messages."""
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return list(stub.ModelStreamInfer(iter(messages), metadata=_metadata(api, tenant)))
@@ -237,7 +238,8 @@ def _message(model: str, value, **parameters):
 
 
 def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
-    """Triton's refusal of a sequence that was not started was 'the model failed: try again'."""
+    """Triton's refusal of a sequence that was not started was once 'the model failed: try
+    again'."""
     caplog.set_level(logging.INFO, "gateway")
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -257,7 +259,7 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
                     stub.ModelInfer(message, metadata=_metadata(api))
                 assert caught.value.code().name == status
                 assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
-    # What Triton said is for the operator, with the request and the message.
+    # Triton's message goes to the operator, with the ids of request and message.
     warnings = [
         record.getMessage() for record in caplog.records if "START flag" in record.getMessage()
     ]
@@ -287,7 +289,7 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
         ("", "upstream_error"),
     ],
 )  # fmt: skip
-def test_what_triton_says_has_a_code(text, code):
+def test_tritons_messages_map_to_codes(text, code):
     fault = fault_of(text)
     assert fault.code == code
     assert "/root" not in fault.message
@@ -296,7 +298,7 @@ def test_what_triton_says_has_a_code(text, code):
 
 
 def test_a_message_keeps_its_own_timeout(api, inflight):
-    """The client has its error in time; what Triton still works on holds its permit."""
+    """The client gets its error in time; work still running in Triton holds its permit."""
     with Streaming(api) as stream:
         started = time.monotonic()
         stream.client.async_stream_infer(
@@ -322,7 +324,7 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
-        atomic_write(rules, f"{POLICY}{limit}# end\n")  # whole: it holds at once
+        atomic_write(rules, f"{POLICY}{limit}# end\n")  # complete: it applies at once
         server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
@@ -331,7 +333,7 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
 
 
 def test_a_revoked_key_ends_its_streams(triton, tmp_path):
-    """At the next message; what waits is ended by ``AccessControl.watching``."""
+    """At the next message; a waiting stream is ended by ``AccessControl.watching``."""
     home = tmp_path / "own"
     with RunningGrpcServer(triton, home) as server, Streaming(server, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
@@ -393,14 +395,14 @@ def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
             error = stream.next()
             assert error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.INTERNAL")
             wait_until(lambda: pool.replicas[0].inflight == 0, 3, "the permits")
-            # A stream on which nothing was under way goes on; its next message finds no server.
+            # A stream with nothing in flight continues; its next message finds no server.
             assert quiet.answers.empty()
             quiet.send("counter", [1])
             assert quiet.next().status() == "StatusCode.UNAVAILABLE"
 
 
 def test_unread_answers_hold_their_place(triton, tmp_path):
-    """Of a stream and of unary calls: until they are read they count against their caller."""
+    """On a stream and of unary calls: until they are read they count against their caller."""
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=[1_000_000])
     message.raw_input_contents.append(bytes(4_000_000))
@@ -433,7 +435,7 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
 
 
 def _unread(api, count: int, tenant: str = "all"):
-    """A stream whose client reads nothing; its answers are of 200 kB."""
+    """A stream whose client reads nothing; its answers have 200 kB each."""
     array = np.full(50_000, 0.5, np.float32)
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=array.shape)
@@ -445,7 +447,7 @@ def _unread(api, count: int, tenant: str = "all"):
 
 
 def test_answers_that_are_not_read_hold_no_permits(api, inflight):
-    """40 streams that read nothing took all permits for 30 s."""
+    """40 streams that read nothing once took all permits for 30 s."""
     held = api.gateway.held
     streams = [_unread(api, 5) for _ in range(10)]
     wait_until(lambda: held.total > 10 * 300_000, 10, "the answers")
@@ -469,7 +471,7 @@ def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
 
 
 def test_a_large_answer_gives_its_place_back_once_it_was_read(api, inflight):
-    """Concurrency 1, one after the other: none finds the place of the one before still taken."""
+    """At concurrency 1, sequential calls never find the previous one's slot still taken."""
     held = api.gateway.held
     with InferenceServerClient(api.address) as client:
         for _ in range(10):
@@ -488,7 +490,7 @@ def test_a_half_closed_stream_is_answered_to_its_end(api):
 
 
 async def test_many_messages_of_many_tasks(api, inflight):
-    """Attribution under load: every answer goes to the message that asked for it."""
+    """Attribution under load: every answer goes to the message that requested it."""
     from tritonclient.grpc import aio as triton_aio
 
     async def one(n: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""A stack whose gateway hangs, in whole or in part, and one whose disk takes nothing any more."""
+"""A stack whose gateway hangs, wholly or partly, and one whose disk is not writable."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def _gateway(stack: RunningStack) -> psutil.Process:
 
 
 def _workers(stack: RunningStack) -> list[psutil.Process]:
-    """Those of the gateway that runs now; [] while there is none."""
+    """The worker ids of the running gateway; [] while there is none."""
     workers = []
     with contextlib.suppress(psutil.Error, StopIteration):
         children = _gateway(stack).children()
@@ -66,8 +66,8 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two workers, and a pipeline whose right golden answer takes longer than a round of probes:
-    that it starts at all says that ``up`` and the gateway wait for it."""
+    """Two workers, and a pipeline whose golden sample takes longer than a round of probes: that it
+    starts at all shows that ``up`` and the gateway wait for it."""
     home = tmp_path_factory.mktemp("two")
     repository = home / "model_repository"
     publish(stage(repository, 0, initialize=SLOW), repository, MODELS)
@@ -90,8 +90,8 @@ def test_a_gateway_that_is_stopped_is_started_again(one):
         assert f'"event": "{event}"' in _events(one)
 
 
-def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_alone(two):
-    """As many answers as questions, and no look at it finds it unready."""
+def test_a_slow_model_under_ten_times_its_capacity_is_served_and_left_alone(two):
+    """Every request is answered, and no check finds it unready."""
     engines = {stub.pid for stub in two.stubs("mood_onnx")}
     until = time.monotonic() + 15
     statuses: list[int] = []
@@ -140,8 +140,8 @@ def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
 
 
 def test_folders_that_cannot_be_written_stop_no_healing(one):
-    """The logs and counters are folders, the lists of servers files: Triton and the gateway start
-    again all the same, and it is said."""
+    """The logs and counters are folders, the lists of servers files: Triton and the gateway are
+    still restarted, and the problem is reported."""
     state = one.home / ".tidegate"
     logs = state / "logs"
     moved = [(logs / "events.jsonl"), (logs / "gateway.log"), (logs / "triton.log")]
@@ -174,7 +174,7 @@ def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_repla
     wait_until(lambda: not any(worker.is_running() for worker in workers), HEAL_S, "their end")
     wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
     before = two.output.count("the gateway ended unexpectedly")
-    assert before == 2  # once for each of the last two tests: the next one had the port
+    assert before == 2  # once for each of the last two tests: the successor had the port
     triton = two.triton()
     os.kill(triton.pid, signal.SIGSTOP)
     wait_until(lambda: "Triton hangs" in two.output, 60, "notice")

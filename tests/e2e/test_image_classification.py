@@ -1,4 +1,5 @@
-"""``image_classification`` through the running stack: one answer by every API, bad images."""
+"""``image_classification`` through the running stack: the same answer from every API, bad
+images."""
 
 import base64
 import json
@@ -28,7 +29,7 @@ PATH = f"/v1/{NAME}"
 PAGE = Path(__file__).parents[2] / "docs" / "image-classification.md"
 BAD = bad_images()
 COFFEE = photo_file("coffee").read_bytes()
-# The photo's best label is sure of itself; the rest share 5 %.
+# The photo's best label is confident; the rest share 5 %.
 ESPRESSO = 0.951
 
 
@@ -141,7 +142,7 @@ def _resident_mb(processes: list[psutil.Process]) -> float:
 
 
 def test_memory_stays_bounded(stack):
-    """Bombs take nothing; the largest image allowed is given back after it."""
+    """Bombs take nothing; the memory of the largest allowed image is released afterwards."""
     stubs = stack.stubs(f"{NAME}_pre")
     assert stubs
     before = _resident_mb(stubs)
@@ -203,14 +204,14 @@ def _blocks(language: str) -> list[str]:
 
 
 def _here(stack, text: str) -> str:
-    """The page's text with this stack's ports."""
+    """The page's code with this stack's ports."""
     moved = text.replace("http://127.0.0.1:8080", stack.url)
     return moved.replace("127.0.0.1:8001", stack.grpc_address)
 
 
 @pytest.fixture
 def folder(stack, tmp_path):
-    """Where the page's commands run: a photo, and the key where `up` puts it."""
+    """A folder for the page's commands: a photo, and the key where `up` puts it."""
     (tmp_path / "photo.jpg").write_bytes(COFFEE)
     (tmp_path / ".tidegate").symlink_to(stack.home / ".tidegate")
     return tmp_path

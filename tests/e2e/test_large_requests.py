@@ -1,5 +1,5 @@
-"""Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they take,
-and which row is to blame. The gateway runs in this process, so that its loop can be watched."""
+"""Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they cost,
+and which row is at fault. The gateway runs in this process, so that its event loop can be watched."""
 
 import asyncio
 import contextlib
@@ -33,8 +33,8 @@ class TritonPythonModel:
             pb_utils.Tensor(tensor.name() + "_back", tensor.as_numpy())
             for tensor in request.inputs()]) for request in requests]
 """
-# Counts bytes and gives a vector; what begins with "bad" is refused as our own steps refuse; "wait"
-# takes a while.
+# Counts bytes and returns a vector; text that starts with "bad" is refused as our own steps refuse
+# it; "wait" takes a while.
 TEXTS = """
 import time
 import numpy as np
@@ -58,7 +58,7 @@ class TritonPythonModel:
             pb_utils.Tensor("vector", np.repeat(counts, 384, 1).astype(np.float32)),
             pb_utils.Tensor("token_count", counts)])
 """
-# Gives the sum of each row of x.
+# Returns the sum of each row of x.
 SUMS = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -182,8 +182,8 @@ MODELS = {
 
 
 class WatchedGateway:
-    """A gateway whose loop is watched: ``longest`` is the most CPU that this process spent while it
-    could not come round."""
+    """A gateway whose event loop is watched: ``longest`` is the most CPU time (s) that this process
+    spent while the loop was blocked."""
 
     def __init__(self, triton, home, **settings):
         home.mkdir()
@@ -241,7 +241,7 @@ class WatchedGateway:
         self._thread.join(20)
 
     def post(self, path, body, **headers):
-        """Status, headers and body of the answer."""
+        """The status, headers and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("POST", path, body, {**self.headers, **headers})
@@ -318,7 +318,7 @@ def test_the_first_failure_ends_the_others(gateway):
 def test_a_text_is_named_as_the_caller_counts(gateway, model):
     rows = [{"text": "a"} for _ in range(130)]
     rows[100] = {"text": "bad"}
-    rows[7] = {"text": "a", "truncate": True}  # goes in a batch of its own
+    rows[7] = {"text": "a", "truncate": True}  # goes in its own batch
     status, response = gateway.post_json(f"/v1/{model}", {"inputs": rows})
     assert (status, response["param"]) == (422, "inputs.100")
     assert response["detail"] == "inputs.100: the text is bad: send a better one"
@@ -344,7 +344,7 @@ def test_rows_that_were_regrouped_by_shape_keep_their_numbers(gateway):
     assert response["detail"] == "inputs.31: the first value is below 0"
 
 
-def test_what_the_gateway_itself_refuses_names_the_row_too(gateway):
+def test_the_gateways_own_refusals_name_the_row_too(gateway):
     rows = [{"x": [1.0, 2.0]} for _ in range(10)]
     rows[6] = {"x": [1.0, 1e39]}
     status, response = gateway.post_json("/v1/sums", {"inputs": rows})
@@ -379,7 +379,7 @@ def test_a_raw_binary_request_is_answered_as_triton_answers_it(gateway, model):
         if status != 200:
             assert b"raw" in ours or b"bytes" in ours or b"elements" in ours, ours
             continue
-        # Triton leaves the header out where no bytes follow.
+        # Triton omits the header when no bytes follow.
         size = int(theirs.headers.get("Inference-Header-Content-Length", len(theirs.content)))
         length = int(response_headers["inference-header-content-length"])
         assert ours[length:] == theirs.content[size:]
@@ -396,7 +396,7 @@ def test_classification_is_refused_as_triton_refuses_it(gateway, value):
     theirs = httpx.post(gateway.triton_url + path, json=document)
     status, _, body = gateway.post(path, json.dumps(document))
     ours = orjson.loads(body)
-    # Triton says 500 of what JSON cannot be.
+    # Triton answers 500 where JSON cannot represent the value.
     assert (status, theirs.status_code) in ((200, 200), (400, 500), (400, 400)), ours
     if status == 200:
         assert ours["outputs"] == theirs.json()["outputs"]
@@ -405,7 +405,7 @@ def test_classification_is_refused_as_triton_refuses_it(gateway, value):
 # --- nulls, and lists ------------------------------------------------------------------------
 
 
-def test_null_is_as_good_as_absent(gateway):
+def test_null_is_the_same_as_absent(gateway):
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1], "parameters": None}
     output = {"name": "x_back", "parameters": None}
     for document in (
@@ -468,7 +468,7 @@ ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
         ("/v2/models/echo_llm/generate_stream", {"text_input": ODD, "stream": True}),
     ],
 )
-def test_no_line_end_goes_raw_into_an_event(gateway, path, body):
+def test_line_ends_are_escaped_in_events(gateway, path, body):
     request = body if path.startswith("/v2") else {"model": "echo_llm", **body}
     with httpx.stream(
         "POST", gateway.url + path, json=request, headers=gateway.headers
@@ -478,7 +478,7 @@ def test_no_line_end_goes_raw_into_an_event(gateway, path, body):
     assert all(line.startswith("data: ") for line in lines)
     texts = "".join(map(found_text, (line[6:] for line in lines)))
     for odd in ("\u2028", "\u2029", "\x85"):
-        assert odd in texts or odd in ODD.split()  # the echo splits at some of them
+        assert odd in texts or odd in ODD.split()  # the echo model splits at some of them
 
 
 def found_text(data: str) -> str:
@@ -516,7 +516,7 @@ EMBED = {"model": "texts"}
 JSON, MULTIPART = "application/json", "multipart/form-data; boundary=xx"
 V2_INPUT = b'{"inputs":[{"name":"x","shape":[%d],"datatype":"FP32","data":%s}]}'
 FLOATS = b"0.12345678901234567,"
-# An API's path, the rest of its body, and the field that is large.
+# An API's path, the rest of its body, and its large field.
 APIS = {
     "tasks": ("/v1/texts", {}, "inputs"),
     "a task": ("/v1/texts", {}, "text"),
@@ -539,7 +539,7 @@ def abusive(api: str, abuse: str, size: int = SIZE) -> bytes:
     return body_of(head, field, ABUSES[abuse](size))
 
 
-# path, body, Content-Type, the status that is right
+# path, body, Content-Type, the expected status
 LARGE = {
     "a form of many parts": lambda: ("/v1/scans", FORM * 90_000 + b"--xx--", MULTIPART, 422),
     "a form of dashes": lambda: (
@@ -602,7 +602,7 @@ LARGE = {
 
 
 def watched(gateway, path: str, body: bytes, content_type: str, right: set[int]) -> None:
-    """Asserts how long the loop was held up, and what the request took."""
+    """Assert how long the loop was blocked, and how long the request took."""
 
     def ask():
         gateway.longest = 0.0
@@ -620,21 +620,21 @@ def watched(gateway, path: str, body: bytes, content_type: str, right: set[int])
 
 
 @pytest.mark.parametrize("load", LARGE)
-def test_ten_megabytes_hold_nobody_up(gateway, load):
+def test_ten_megabytes_block_nobody(gateway, load):
     path, body, content_type, right = LARGE[load]()
-    # On a busy machine the stand-in for a language model may not be done in time.
+    # On a busy machine the fake language model may not finish in time.
     watched(gateway, path, body, content_type, {right, 504})
 
 
 @pytest.mark.parametrize("abuse", ABUSES)
 @pytest.mark.parametrize("api", APIS)
-def test_ten_megabytes_of_abuse_hold_nobody_up(gateway, api, abuse):
+def test_ten_megabytes_of_abuse_block_nobody(gateway, api, abuse):
     watched(gateway, APIS[api][0], abusive(api, abuse), JSON, {400, 422})
 
 
 @pytest.mark.parametrize("abuse", ABUSES)
 @pytest.mark.parametrize("api", APIS)
-def test_ten_times_the_body_takes_ten_times_as_long_at_most(gateway, api, abuse):
+def test_the_time_grows_at_most_linearly_with_the_body(gateway, api, abuse):
     def seconds(size: int) -> float:
         body, taken = abusive(api, abuse, size), []
         for _ in range(6):

@@ -1,5 +1,5 @@
-"""A gateway.toml that was refused is refused by every worker that comes later: the last good one
-serves, one worker's death ends no other, and ``up`` says why a gateway ended."""
+"""A refused gateway.toml is also refused by every later worker: the last good one stays in force,
+one worker's death ends no other, and ``up`` says why a gateway ended."""
 
 import hashlib
 import shutil
@@ -26,7 +26,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(home):
-    """Two workers; the good policy was in force, and a wrong one lies there now."""
+    """Two workers; the good policy was in force, and the file is invalid now."""
     running = launch(home, "identity_fp32", TIDEGATE_WORKERS="2")
     try:
         wait_ready(running, 90)
@@ -58,7 +58,7 @@ def _workers(running):
 
 
 def _versions(running):
-    """The policies in force that eight new connections find: the workers take them in turn."""
+    """The policy versions that eight new connections see: the workers take them in turn."""
     url = f"http://127.0.0.1:{running.admin_port}/admin/policy"
     versions = set()
     for _ in range(8):
@@ -110,7 +110,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_comes_back_with_the_last_
     wait_until(lambda: _versions(running) == {VERSION}, 60, "the last good policy")
 
 
-def test_after_a_start_of_everything_the_last_good_policy_serves_or_up_says_why_not(home, running):
+def test_after_a_full_restart_the_last_good_policy_serves_or_up_says_why_not(home, running):
     assert stop(running) == 0, running.output
     ports = [running.gateway_port, running.http_port, running.grpc_port, running.metrics_port]
     again = launch(home, "identity_fp32", ports=ports)

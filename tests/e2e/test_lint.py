@@ -22,7 +22,7 @@ def _lint(home, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_is_committed_has_no_error_built_or_not(tmp_path):
+def test_the_committed_repository_has_no_error_built_or_not(tmp_path):
     ignored = shutil.ignore_patterns("[0-9]*")
     shutil.copytree(ROOT / "model_repository", tmp_path / "model_repository", ignore=ignored)
     run = _lint(tmp_path)
@@ -37,7 +37,7 @@ def test_a_built_repository_is_clean(built):
     assert run.stdout == "no findings\n"
 
 
-def test_an_error_says_the_fix_and_exits_1(tmp_path):
+def test_an_error_names_the_fix_and_exits_1(tmp_path):
     (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
     (tmp_path / "mine" / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
     run = _lint(tmp_path, str(tmp_path / "mine"))
@@ -48,7 +48,7 @@ def test_an_error_says_the_fix_and_exits_1(tmp_path):
     assert findings[0]["code"] == "file-missing"
 
 
-def test_a_server_has_a_version(tmp_path):
+def test_the_server_version_must_be_valid(tmp_path):
     (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
     (tmp_path / "mine" / "m" / "1" / "model.py").touch()
     config = tmp_path / "mine" / "m" / "config.pbtxt"
@@ -62,7 +62,7 @@ def test_a_server_has_a_version(tmp_path):
     assert "such as 2.51" in run.stderr
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     run = _lint(tmp_path, str(tmp_path / "nowhere"))
     assert run.returncode == 1
     assert "there is no folder" in run.stderr
@@ -77,7 +77,7 @@ STEP = (
 WHOLE = MODEL.replace('backend: "python"', 'platform: "ensemble"')
 WHOLE += f"ensemble_scheduling {{ {STEP} }}"
 SPARE = STEP.replace('value: "y"', 'value: "spare"')
-# What 2.51 loads, and what it refuses: name -> (config, whether it loads).
+# Models that Triton 2.51 loads or refuses: name -> (config, whether it loads).
 TRITON = {
     "good": (MODEL, True),
     "dims_empty": (MODEL.replace(f"{X} dims: 1", X), False),
@@ -105,7 +105,7 @@ TRITON = {
 
 
 def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
-    """The linter and a real Triton, asked about the same models."""
+    """The linter and a real Triton judge the same models."""
     repository = tmp_path / "models"
     for name, (config, _) in TRITON.items():
         (repository / name / "1").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""deploy/nginx: Debian's nginx before a real Triton, with the gateway deciding."""
+"""deploy/nginx: Debian's nginx in front of a real Triton, with the gateway authorizing."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def _routes(gateway):
 
 
 class DecidingGateway(RunningGrpcServer):
-    """A gateway whose HTTP listener has the decision route only."""
+    """A gateway whose HTTP listener has only the decision route."""
 
     async def _open(self) -> None:
         await super()._open()
@@ -66,7 +66,7 @@ def gateway(triton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nginx(triton, gateway, tmp_path_factory):
-    """Where it listens."""
+    """nginx's address."""
     if not shutil.which("nginx"):
         subprocess.run(["apt-get", "install", "-y", "-qq", "nginx-light"], check=True, timeout=300)
     run = tmp_path_factory.mktemp("run")
@@ -137,15 +137,15 @@ def test_without_an_identity(client, authorization):
     assert _status(infer) == "UNAUTHENTICATED"
 
 
-def test_a_caller_of_some_models_only_is_refused(client, gateway):
-    """nginx does not see which model it is."""
+def test_a_caller_with_only_some_models_is_refused(client, gateway):
+    """nginx does not see which model is called."""
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=gateway.headers("some"))  # noqa: E731
     with pytest.raises(InferenceServerException, match="every model: use the gateway's gRPC port"):
         infer()
     assert _status(infer) == "PERMISSION_DENIED"
 
 
-def test_a_caller_who_may_only_read(client, gateway):
+def test_a_read_only_caller(client, gateway):
     reader = gateway.headers("reader")
     assert client.get_model_metadata("echo", headers=reader).name == "echo"
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=reader)  # noqa: E731
@@ -206,7 +206,7 @@ def test_cancel_and_deadline_reach_triton(client, gateway):
     wait_until(lambda: _cancelled(client, gateway) == before + 2, 2, "the cancel in Triton")
 
 
-def test_what_kills_triton_does_not_reach_it(client, gateway):
+def test_metadata_that_kills_triton_does_not_reach_it(client, gateway):
     """With triton_grpc_error, Triton 2.51 dies when a decoupled model fails."""
     errors = []
     with InferenceServerClient(client._channel._channel.target().decode()) as streaming:

@@ -1,5 +1,5 @@
-"""One place for one fact: what is routed is promoted, what runs is told whichever home asks, and
-``versions`` says what the servers serve."""
+"""One source for each fact: the routed canary is promoted, running servers are found from any home,
+and ``versions`` shows what the servers serve."""
 
 import collections
 import json
@@ -26,8 +26,8 @@ from tidegate.cli import cli
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory):
-    """A stack of two workers that serves version 1 of 4; version N adds 10 * (N - 1). It was told
-    to serve ``mood``, and there is a canary of version 3 for everybody from the start."""
+    """A stack of two workers that serves version 1 of 4; version N adds 10 * (N - 1). It was
+    started with ``mood``, with version 3 as a canary for everyone."""
     home = tmp_path_factory.mktemp("one_place")
     repository = home / "model_repository"
     for add in (0, 10, 20, 30):
@@ -53,7 +53,7 @@ class Run:
 
 
 def _run(home, *arguments, **variables):
-    """The command line in this process: a new one takes longer to start than what is tested."""
+    """Run the command line in this process: starting another takes longer than the test."""
     ours = {name: None for name in os.environ if name.startswith("TIDEGATE_")}
     result = CliRunner().invoke(
         cli, list(arguments), env={**ours, "TIDEGATE_HOME": str(home), **variables}
@@ -92,8 +92,8 @@ def _loaded(own_stack):
         }
 
 
-def test_a_canary_is_served_by_a_start_that_names_the_pipeline_only(own_stack):
-    wait_until(lambda: _ask(own_stack) == 20, 20, "the canary answers everybody")
+def test_a_start_that_names_only_the_pipeline_serves_its_canary(own_stack):
+    wait_until(lambda: _ask(own_stack) == 20, 20, "the canary answers everyone")
     assert _loaded(own_stack) == {"mood.v3"}
     output = _done(own_stack, "versions", NAME)
     assert "canary mood.v3: 100 % of the callers of mood" in output
@@ -101,7 +101,7 @@ def test_a_canary_is_served_by_a_start_that_names_the_pipeline_only(own_stack):
     assert "mood.v3 was removed" in _done(own_stack, "canary", NAME, "--weight", "0")
 
 
-def test_what_is_routed_is_promoted_and_a_second_canary_is_refused(own_stack):
+def test_the_routed_canary_is_promoted_and_a_second_one_is_refused(own_stack):
     _done(own_stack, "canary", NAME, "--version", "2", "--weight", "50")
     second = _run(own_stack.home, "canary", NAME, "--version", "4", "--weight", "10")
     assert second.returncode == 1
@@ -119,7 +119,7 @@ def test_what_is_routed_is_promoted_and_a_second_canary_is_refused(own_stack):
     _done(own_stack, "rollback", NAME, "--to", "1", "--grace", "0")
 
 
-def test_a_canary_that_nobody_is_sent_to_is_not_promoted_and_the_next_ends_it(own_stack):
+def test_an_unrouted_canary_is_not_promoted_and_the_next_one_replaces_it(own_stack):
     _done(own_stack, "canary", NAME, "--version", "4", "--weight", "10")
     (own_stack.home / ".tidegate" / "gateway.toml").write_text("# by hand\n")
     refused = _run(own_stack.home, "promote", NAME)
@@ -131,7 +131,7 @@ def test_a_canary_that_nobody_is_sent_to_is_not_promoted_and_the_next_ends_it(ow
     _done(own_stack, "canary", NAME, "--weight", "0")
 
 
-def test_a_weight_per_request_shares_out_one_caller(own_stack):
+def test_a_weight_per_request_splits_one_caller(own_stack):
     output = _done(
         own_stack, "canary", NAME, "--version", "2", "--weight", "50", "--per", "request"
     )
@@ -140,7 +140,7 @@ def test_a_weight_per_request_shares_out_one_caller(own_stack):
     scores = collections.Counter(_ask(own_stack) for _ in range(100))
     assert set(scores) == {0, 10}
     assert 25 < scores[10] < 75
-    # Another weight keeps what it is a part of, and ``caller`` is all or nothing for one key.
+    # Another weight keeps the unit, and ``caller`` is all or nothing for one key.
     assert "20 % of the requests" in _done(own_stack, "canary", NAME, "--weight", "20")
     _done(own_stack, "canary", NAME, "--weight", "50", "--per", "caller")
     wait_until(
@@ -148,7 +148,7 @@ def test_a_weight_per_request_shares_out_one_caller(own_stack):
     )
 
 
-def test_no_grace_at_all_loses_no_request(own_stack):
+def test_without_a_grace_period_no_request_is_lost(own_stack):
     responses, stopped = collections.Counter(), threading.Event()
 
     def call():
@@ -190,7 +190,7 @@ def test_another_home_finds_the_server_and_its_gateway(own_stack, tmp_path):
 
 
 def test_a_change_on_disk_only_is_reported_and_a_server_can_be_named(own_stack, tmp_path):
-    """As with a server in another container: no record of it can be seen."""
+    """As with a server in another container, whose record is not visible."""
     repository = own_stack.home / "model_repository"
     hidden = own_stack.home / ".model_repository.staging" / "servers"
     hidden.rename(hidden.with_name("lock-not"))

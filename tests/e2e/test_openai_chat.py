@@ -35,7 +35,7 @@ def _user(text: str) -> dict:
 
 
 def _text(stream) -> tuple[str, str | None]:
-    """All of a stream's text, and why it ended."""
+    """The whole text of a stream, and its finish reason."""
     text, reason = "", None
     for chunk in stream:
         for choice in chunk.choices:
@@ -44,7 +44,7 @@ def _text(stream) -> tuple[str, str | None]:
     return text, reason
 
 
-def test_an_answer_in_one(client):
+def test_a_complete_response(client):
     response = client.chat.completions.create(**_user(TEXT))
     assert response.object == "chat.completion"
     assert response.id.startswith("chatcmpl-")
@@ -55,7 +55,7 @@ def test_an_answer_in_one(client):
     assert response.usage.total_tokens == response.usage.prompt_tokens + 4
 
 
-def test_an_answer_in_pieces(client):
+def test_a_streamed_response(client):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(**_user(TEXT), **options))
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -98,8 +98,8 @@ def test_length_and_temperature_by_seed(client):
 
 @pytest.mark.parametrize("told", ["", "[overrun] "])
 @pytest.mark.parametrize("stop", ["is my", ["zzz", "s m"], " is"])
-def test_a_stop_text_is_kept_whether_or_not_the_model_does(client, told, stop):
-    """Each lies across two tokens or begins one; a model that goes on is cut off and cancelled."""
+def test_a_stop_text_is_enforced_whether_or_not_the_model_does(client, told, stop):
+    """Each spans two tokens or starts one; a model that continues is cut off and cancelled."""
     expected = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
     call = _user(told + TEXT)
     whole = client.chat.completions.create(**call, stop=stop).choices[0]
@@ -110,7 +110,7 @@ def test_a_stop_text_is_kept_whether_or_not_the_model_does(client, told, stop):
     )
 
 
-def test_what_is_not_served_is_said(client):
+def test_unsupported_parameters_are_refused(client):
     for extra in ({"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}):
         with pytest.raises(openai.BadRequestError, match="not supported") as error:
             client.chat.completions.create(**_user(TEXT), **extra)
@@ -164,7 +164,7 @@ def test_a_client_that_leaves_stops_the_model(echo):
 
 
 def test_a_client_that_does_not_read_fills_no_memory(echo):
-    """30 MB are made for it; the gateway keeps what its sockets' buffers hold."""
+    """30 MB are generated for it; the gateway only holds as much as the sockets' buffers."""
     gateway = next(p for p in echo.family() if p.cmdline()[1:3] == ["-m", "gateway"])
     count, before = float(say(echo, "[made]")), gateway.memory_info().rss
     body = {**_user("[repeat 300] [delay 0] " + "x" * 100_000), "max_tokens": 300, "stream": True}
@@ -176,7 +176,7 @@ def test_a_client_that_does_not_read_fills_no_memory(echo):
         next(parts)
         wait_until(lambda: float(say(echo, "[made]")) > count + 300, 30, "the model's work")
         assert gateway.memory_info().rss - before < 20e6
-        assert sum(map(len, parts)) > 29e6  # it reads after all, and gets everything
+        assert sum(map(len, parts)) > 29e6  # it reads in the end, and gets everything
 
 
 LIMITS = """
@@ -199,14 +199,14 @@ def _tokens_left(headers) -> int:
     return int(re.search(r'tokens[^,]*";r=(\d+)', headers["ratelimit"]).group(1))
 
 
-def test_limits_are_held_to_the_last_byte_and_settled_with_what_was_used(client, echo_policy):
+def test_limits_hold_to_the_last_byte_and_are_settled_with_the_actual_usage(client, echo_policy):
     echo_policy(LIMITS)
     raw = client.chat.completions.with_raw_response
     call = _user("[repeat 10] [delay 0.3] a b")
     with client.chat.completions.with_streaming_response.create(**call, stream=True) as first:
         assert first.headers["x-ratelimit-limit-tokens"] == "100000"
         reserved = _tokens_left(first.headers)
-        assert reserved < 99_000  # what the model may use, max_tokens by default
+        assert reserved < 99_000  # the most that the model may use: max_tokens by default
         lines = first.iter_lines()
         next(lines)
         with pytest.raises(openai.RateLimitError, match="at once"):
@@ -230,14 +230,14 @@ def test_langchain(echo, stack):
         model="text_embedding",
         api_key=stack.key,
         base_url=f"{stack.url}/v1",
-        check_embedding_ctx_length=False,  # else it sends OpenAI's token ids: see below
+        check_embedding_ctx_length=False,  # otherwise it sends OpenAI's token ids: see below
     )
     vectors = embeddings.embed_documents([TEXT, "I want my money back."])
     assert [len(vector) for vector in vectors] == [384, 384]
 
 
 def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypatch):
-    """LangChain as it is by default, and OpenAI's client with what OpenAI's tokenizer gives."""
+    """LangChain with its defaults, and OpenAI's client with the ids of OpenAI's tokenizer."""
     fill_cache(tmp_path)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     texts = [TEXT, "Grüße aus Köln 👩‍👩‍👧, I want my money back."]

@@ -1,4 +1,4 @@
-"""What an operator meets beside the requests: status, logs, a second stack, what is left behind."""
+"""What an operator sees besides requests: status, logs, a second stack, leftovers."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from tests.running import launch, stop, wait_ready, wait_until
 
 WELL, NOT_WELL, NOTHING = 0, 1, 3
 LOG_BYTES, OLDER = 64 * 1024, 2
-# time, level, the worker's process, and what it says
+# time, level, the worker's process, and the message
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) (\d+) (.+)")
 
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory):
-    """A stack of two workers, with short logs and a temporary folder of its own."""
+    """A stack of two workers, with short logs and its own temporary folder."""
     home = tmp_path_factory.mktemp("operation")
     add_models(home)
     (home / "tmp").mkdir()
@@ -48,11 +48,11 @@ def _gateway(stack):
 
 
 def _workers(stack):
-    """The processes of the gateway that serve."""
+    """The process ids of the gateway's workers."""
     return {p.pid for p in _gateway(stack).children() if "spawn_main" in " ".join(p.cmdline())}
 
 
-def test_the_status_of_what_runs(own_stack):
+def test_the_status_of_a_running_stack(own_stack):
     code, status = _status(own_stack)
     assert (code, status["state"]) == (WELL, "well")
     assert status["running"]["pid"] == own_stack.process.pid
@@ -66,7 +66,7 @@ def test_the_status_of_what_runs(own_stack):
     assert own_stack.key not in output
 
 
-def test_the_status_of_what_hangs_is_an_error(own_stack):
+def test_the_status_of_a_hung_stack_is_an_error(own_stack):
     triton = own_stack.triton()
     triton.send_signal(signal.SIGSTOP)
     try:
@@ -90,7 +90,7 @@ def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own_stack):
     assert _status(own_stack)[0] == WELL
 
 
-def test_every_worker_logs_alike_with_the_requests_id(own_stack):
+def test_every_worker_logs_in_the_same_format_with_the_request_id(own_stack):
     failed = own_stack.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
     assert failed.status_code == 502
     identifier = failed.headers["x-request-id"]
@@ -108,9 +108,9 @@ def test_every_worker_logs_alike_with_the_requests_id(own_stack):
     assert own_stack.key not in _log(own_stack).read_text()
 
 
-def test_logs_are_rotated_and_their_writers_go_on(own_stack):
+def test_logs_are_rotated_while_their_writers_continue(own_stack):
     log = _log(own_stack)
-    for _ in range(OLDER + 2):  # more often than files are kept
+    for _ in range(OLDER + 2):  # more rotations than files are kept
         with log.open("ab") as file:
             file.write((b"x" * 99 + b"\n") * (LOG_BYTES // 100 + 2))
         wait_until(lambda: log.stat().st_size < LOG_BYTES, 20, "rotation")
@@ -121,8 +121,8 @@ def test_logs_are_rotated_and_their_writers_go_on(own_stack):
     assert log.with_name("gateway.log.1").read_bytes().startswith(b"x" * 99)
 
 
-def test_what_a_worker_had_under_way_ends_with_it_in_the_metrics(own_stack):
-    """Its gauges would stay as they last were for ever."""
+def test_the_inflight_gauge_of_a_killed_worker_is_removed(own_stack):
+    """Otherwise its gauges would keep their last values forever."""
 
     def under_way():
         text = httpx.get(
@@ -168,8 +168,8 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own_stack):
     assert leftovers != folders
 
 
-def test_a_gateway_comes_back_whatever_a_model_takes_its_time_for(own_stack):
-    """The echo's process ends, and loads again for as long as ``hold`` is there."""
+def test_a_gateway_comes_back_while_a_model_is_slow_to_load(own_stack):
+    """The echo model's process ends, and loading it again takes as long as ``hold`` exists."""
     hold = own_stack.home / "hold"
     hold.touch()
     model = own_stack.home / "model_repository" / "echo_llm" / "1" / "model.py"
@@ -202,14 +202,14 @@ def _answers(stack, path):
         return False
 
 
-def test_a_stop_leaves_nothing_and_the_status_says_that_nothing_runs(own_stack):
-    """The last of these: the stack is gone after it."""
+def test_a_stop_leaves_nothing_and_the_status_says_so(own_stack):
+    """Must be last: it stops the stack."""
     assert stop(own_stack) == 0, own_stack.output
     assert list((own_stack.home / "tmp").iterdir()) == []
     assert _status(own_stack) == (NOTHING, {"state": "stopped", "home": str(own_stack.home)})
 
 
-def test_what_the_linter_calls_an_error_ends_the_start_before_triton(tmp_path):
+def test_a_lint_error_ends_the_start_before_triton(tmp_path):
     add_models(tmp_path)
     (tmp_path / "model_repository" / "echo_llm" / "1" / "model.py").unlink()
     running = launch(tmp_path, "echo_llm")

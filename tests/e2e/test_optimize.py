@@ -44,7 +44,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(timing, "PASSES", 1)
 
 
-@pytest.mark.timeout(400)  # a conversion and two proofs beside whatever else the machine does
+@pytest.mark.timeout(400)  # a conversion and two proofs on a busy machine
 def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, capsys):
     paths, messages = Paths(model), []
     assert run(options, paths, messages.append) == 0
@@ -63,7 +63,7 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, ca
     assert rows["fp32"]["accuracy"]["failed"] == []
     assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
     assert document["pick"] in ("fp32", "w8", "int8-rows")
-    # The pick is what serves now, proved under its own tolerances.
+    # The pick is active now, proved under its own tolerances.
     record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
     assert (record.precision, record.passed) == (document["pick"], True)
     output = capsys.readouterr().out
@@ -73,8 +73,8 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, ca
     assert any("pass 1 of" in line for line in messages)
 
 
-def test_what_was_measured_is_kept(options, model, quick):
-    """In the same folder as the test before: nothing is timed or compared again."""
+def test_measurements_are_cached(options, model, quick):
+    """In the same folder as the previous test: nothing is timed or compared again."""
     messages: list[str] = []
     again = OptimizeOptions(**{**vars(options), "publish": False})
     assert run(again, Paths(model), messages.append, as_json=True) == 0
@@ -91,7 +91,7 @@ def test_what_was_measured_is_kept(options, model, quick):
         (["mood", "--against", "no-such-folder"], "give --task"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monkeypatch):
+def test_invalid_options_are_a_usage_error(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     result = CliRunner().invoke(cli, ["optimize", "--only", "model", *arguments])
     assert result.exit_code == 2, result.output
@@ -120,7 +120,7 @@ def test_the_command_that_publishes(options, model):
 
 
 def test_the_source_options_of_the_conversion_are_kept(tmp_path):
-    """--preprocess of convert: optimize takes it, and its last line has it."""
+    """optimize accepts --preprocess of convert, and its last line repeats it."""
     options = OptimizeOptions(
         "things", "./vit", "image-classification", source_options={"preprocess": "half"}
     )

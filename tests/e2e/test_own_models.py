@@ -1,4 +1,4 @@
-"""Models that a user drops into the repository: served under /v2, cancelled, timed out, refused."""
+"""Models that a user adds to the repository: served under /v2, cancelled, timed out, refused."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from tritonclient import http as triton_http
 
 from tests.running import launch, stop, wait_ready, wait_until
 
-# Sleeps in small steps until INPUT0 seconds are over or the caller has gone, and counts both.
+# Sleeps in small steps until INPUT0 seconds are over or the caller has left, and counts the latter.
 SLEEPER = """
 import time
 import numpy as np
@@ -49,7 +49,7 @@ output { name: "OUTPUT0" data_type: TYPE_FP32 dims: 1 }
 
 
 def _add_onnx(folder) -> None:
-    """An ONNX file and nothing else: the backend completes the config from the graph."""
+    """Add only an ONNX file: the backend completes the config from the graph."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Add", ["a", "b"], ["sum"])],
@@ -134,7 +134,7 @@ def test_the_requests_own_timeout_is_a_deadline(own_stack):
     wait_until(lambda: _cancelled(own_stack) == before + 1, 5, "the cancel in Triton")
 
 
-def test_a_model_that_fails_tells_the_client_nothing_of_its_insides(own_stack):
+def test_a_failing_model_reveals_no_internals(own_stack):
     response = _sleep(own_stack, -1)
     assert response.status_code == 502
     assert "the model failed" in response.json()["error"]

@@ -1,4 +1,5 @@
-"""Two tenants, an operator and a stranger against every operation that the gateway describes."""
+"""Two tenants, an operator and a client without a key, at every operation in the API's
+description."""
 
 import contextlib
 import json
@@ -34,7 +35,7 @@ TEXT = {"text": "Where is my parcel?"}
 
 @pytest.fixture(scope="module")
 def governed(built):
-    """A stack with that policy; ``keys`` are those of its callers."""
+    """A stack with ``POLICY``; ``keys`` has a key for each caller."""
     with policy_of(built) as policy, contextlib.ExitStack() as started:
         running = launch(built)
         started.callback(_ended_well, running)
@@ -55,7 +56,7 @@ def governed(built):
         wait_until(
             lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
         )
-        # What it gives more than no policy: a role that nobody had.
+        # What it grants beyond no policy: a role that nobody had.
         wait_until(
             lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 10, "roles"
         )
@@ -90,12 +91,12 @@ def _operations(document):
 
 @pytest.fixture(scope="module")
 def operations(governed):
-    """Everything that the operator may see."""
+    """All operations that the operator may see."""
     return list(_operations(governed.get("/openapi.json").json()))
 
 
-def test_nobody_reaches_what_is_anothers(governed, operations):
-    """Each operation that names a model answers the other tenant as if there were none."""
+def test_no_tenant_reaches_anothers_models(governed, operations):
+    """Each operation on a model answers the other tenant as if the model did not exist."""
     count = 0
     for method, path, body in operations:
         for tenant, foreign in (
@@ -122,11 +123,12 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
 
 
 def _without(text, name):
-    """The answer without what differs between any two: the name asked for and the request's id."""
+    """The response text without the parts that always differ: the model's name and the request
+    id."""
     return re.sub(r"[0-9a-f]{16}", "ID", text.replace(name, "NAME"))
 
 
-def test_each_sees_what_is_theirs_in_every_list(governed):
+def test_every_list_shows_only_the_callers_models(governed):
     listed = {m["id"] for m in _call(governed, "texts", "GET", "/v1/models").json()["data"]}
     assert listed == {"text_embedding"}
     described = _call(governed, "images", "GET", "/openapi.json").json()["paths"]
@@ -135,8 +137,8 @@ def test_each_sees_what_is_theirs_in_every_list(governed):
 
 
 @pytest.mark.parametrize("route", ["config", "stats"])
-def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, route):
-    """``images`` has no glob for texts' models, and is told what it is told of any name."""
+def test_a_pipelines_steps_are_visible_to_its_callers_only(governed, route):
+    """``images`` has no glob for the text models, and gets the same answer as for any name."""
     foreign, missing = (f"/v2/models/{name}/{route}" for name in ("text_embedding_pre", "nobody"))
     assert _call(governed, "texts", "GET", foreign).status_code == 200
     refused = _call(governed, "images", "GET", foreign)
@@ -147,29 +149,29 @@ def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, route):
     assert {stats["name"] for stats in listed} and all("image" in stats["name"] for stats in listed)
 
 
-def test_a_reader_may_look_but_not_call(governed):
+def test_a_reader_may_read_but_not_infer(governed):
     assert _call(governed, "reader", "GET", "/v2/models/text_embedding").status_code == 200
     assert _call(governed, "reader", "POST", "/v1/text_embedding", json=TEXT).status_code == 403
 
 
 @pytest.mark.parametrize("who", ["stranger", "texts", "images", "reader"])
 @pytest.mark.parametrize("path", ["/metrics", "/admin/policy", "/admin/replicas", "/admin/models"])
-def test_the_operators_listener_is_the_operators(governed, who, path):
+def test_the_admin_listener_is_for_the_operator_only(governed, who, path):
     url = f"http://127.0.0.1:{governed.admin_port}{path}"
     headers = {"Authorization": f"Bearer {governed.keys[who]}"}
     assert httpx.get(url).status_code == 401
     assert httpx.get(url, headers=headers).status_code == 403
     assert httpx.get(url, headers=governed.headers).status_code == 200
-    # And it is nowhere else.
+    # And these routes exist nowhere else.
     assert governed.get(path).status_code == 404
 
 
-def test_documentation_is_not_open_once_there_are_tenants(governed):
+def test_documentation_needs_a_key_once_there_are_tenants(governed):
     assert httpx.get(f"{governed.url}/openapi.json").status_code == 401
     assert httpx.get(f"{governed.url}/healthz").status_code == 200
 
 
-def test_a_key_that_has_ended_is_a_bad_key(governed):
+def test_an_expired_key_is_refused(governed):
     wait_until(
         lambda: _call(governed, "expired", "GET", "/v1/models").status_code == 401, 5, "expiry"
     )
@@ -178,7 +180,7 @@ def test_a_key_that_has_ended_is_a_bad_key(governed):
     assert _without(bad.text, "nonsense") == _without(ended.text, "nonsense")
 
 
-def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
+def test_a_limit_is_in_every_response_and_enforced(governed):
     responses = [
         _call(governed, "limited", "POST", "/v1/text_embedding", json=TEXT) for _ in range(4)
     ]
@@ -192,12 +194,12 @@ def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
     assert int(refused.headers["retry-after"]) >= 1
     assert "ratelimit" in refused.headers and "ratelimit-policy" in refused.headers
     assert refused.json()["code"] == "quota_exceeded"
-    # Others are not concerned, and neither is looking.
+    # Other callers are not affected, and neither is reading.
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
     assert _call(governed, "limited", "GET", "/v1/models").status_code == 200
 
 
-def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
+def test_an_invalid_policy_changes_nothing_and_its_line_is_named(governed):
     policy = governed.home / ".tidegate" / "gateway.toml"
     right = policy.read_text()
     log = governed.home / ".tidegate" / "logs" / "gateway.log"
@@ -213,7 +215,7 @@ def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
 
 
 def _replace(path, text):
-    """At once: what stands in a half-written file may be a policy too."""
+    """Replace it atomically: a half-written file may be a valid policy too."""
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").replace(path)
 
@@ -257,11 +259,11 @@ def test_no_secret_is_in_any_log_metric_or_answer(governed):
     assert "tidegate_requests_total" in text
     for secret in secrets:
         assert len(secret) > 20
-        # Of an API key (tg_ID_SECRET_CHECKSUM) the id may be shown, the rest may not.
+        # The id of an API key (tg_ID_SECRET_CHECKSUM) may be shown, the rest may not.
         assert (secret.split("_")[2] if secret.startswith("tg_") else secret) not in text
 
 
-def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
+def test_decisions_are_in_an_audit_log_that_verifies(governed):
     def lines():
         return [
             json.loads(line)
@@ -277,7 +279,7 @@ def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_gateway_does_not_start_with_a_policy_that_is_wrong(tmp_path):
+def test_a_gateway_does_not_start_with_an_invalid_policy(tmp_path):
     (tmp_path / "gateway.toml").write_text("[tenants.a]\nmodels = ['*']\nmodls = []\n")
     run = subprocess.run(
         [sys.executable, "-m", "gateway"],

@@ -1,4 +1,4 @@
-"""``tidegate prove`` finds what was done to a published pipeline, in its steps or its graph."""
+"""``tidegate prove`` finds changes to a published pipeline, in its steps or its graph."""
 
 import json
 import re
@@ -22,12 +22,12 @@ from tidegate.task_registry import TASKS
 
 
 def _said_nothing(text: str) -> None:
-    """Progress is not what is tested here."""
+    """Ignore progress messages."""
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A home with the pipeline ``mood``, and the case of its original."""
+    """A home with the pipeline ``mood``, its task and the reference of its original."""
     home = tmp_path_factory.mktemp("published")
     source = save_classifier("bert", home / "bert")
     run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _said_nothing)
@@ -77,7 +77,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_a_step_is_found_from_outside(published, tmp_path, fault):
+def test_a_fault_in_a_step_is_found_through_triton(published, tmp_path, fault):
     home, task, reference = published
     copy_pipeline(home / "model_repository", "mood", tmp_path / "repository")
     path, old, new = FAULTS[fault]
@@ -96,7 +96,7 @@ def _engine(home, tmp_path, change):
 
 
 def _scale_the_head(model):
-    """The last bias, bent a little."""
+    """Change the last bias slightly."""
     vectors = {i.name for i in model.graph.initializer if len(i.dims) == 1}
     biased = [node for node in model.graph.node if node.input and node.input[-1] in vectors]
     _change(
@@ -114,7 +114,7 @@ def _change(model, name, change):
 
 
 def _ignore_the_mask(model):
-    """Every position counts: what reads the mask reads ones instead."""
+    """Make every position count: readers of the mask read ones instead."""
     nodes = model.graph.node
     ones = onnx.helper.make_node("Where", ["always", "ones_like", "ones_like"], ["all_ones"])
     shape = onnx.helper.make_node("Mul", ["attention_mask", "zero"], ["zeros_like"])
@@ -146,7 +146,7 @@ def test_a_fault_in_the_graph_is_found(published, tmp_path, change):
     assert any("original" in check.worst or check.worst for check in failed)
 
 
-def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
+def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
     home, _, _ = published
     command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
     run = subprocess.run(
@@ -169,8 +169,8 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)
 
 
-def test_a_graph_that_is_not_the_one_that_was_proved_is_named(tmp_path):
-    """However little it changes: 8 bits may round off more than many faults do."""
+def test_a_graph_other_than_the_proved_one_is_reported(tmp_path):
+    """However small the change: 8 bits may round off more than many faults do."""
     from converters.cache import files_sha256
     from tidegate.prove import SAME_ENGINE, _same_engine
 

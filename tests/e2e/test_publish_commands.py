@@ -1,4 +1,4 @@
-"""The verbs on a running stack, as an operator types them: no client notices."""
+"""The verbs on a running stack, as an operator types them, without any failed request."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from tests.serving.small_pipeline import MODELS, NAME, stage
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory):
-    """A stack that serves the small pipeline: nothing has to be converted."""
+    """A stack that serves the small pipeline, so that nothing has to be converted."""
     home = tmp_path_factory.mktemp("own")
     repository = home / "model_repository"
     publish(stage(repository, 0), repository, MODELS)
@@ -28,12 +28,12 @@ def own_stack(tmp_path_factory):
 
 @pytest.fixture
 def other(tmp_path):
-    """Another version, as another machine would send it."""
+    """Another version, as a different machine would deliver it."""
     return stage(tmp_path / "elsewhere", 10)
 
 
 class Caller(threading.Thread):
-    """Calls through the gateway without a pause."""
+    """A client that calls through the gateway back to back."""
 
     def __init__(self, stack) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ def test_publish_versions_rollback_and_prune_under_load(own_stack, other):
     assert own_stack.tidegate("lint", "--cores", "8").stdout == "no findings\n"
 
 
-def test_a_canary_is_weighted_and_promoted_and_no_client_notices(own_stack, tmp_path):
-    quick = ("--grace", "1.5")  # the gateway reads its file again within a second
+def test_a_canary_is_weighted_and_promoted_without_a_failed_request(own_stack, tmp_path):
+    quick = ("--grace", "1.5")  # the gateway rereads its file within a second
     other, policy = stage(tmp_path / "elsewhere", 20), own_stack.home / ".tidegate" / "gateway.toml"
     accept = ("--accept-no-manifest", "a test")
     assert own_stack.tidegate("publish", str(other), *accept, "--grace", "0").returncode == 0

@@ -1,4 +1,5 @@
-"""kill -9 of the publisher at every step, under load: the old state or the new, no request lost."""
+"""kill -9 of the publisher in every phase, under load: the old state or the new, no request
+lost."""
 
 import shutil
 import signal
@@ -21,7 +22,7 @@ BEFORE_THE_PIN = [
     for step in PublishPhase
     if list(PublishPhase).index(step) < list(PublishPhase).index(PublishPhase.PINNED)
 ]
-# A rollback takes the same way; its own steps are fewer.
+# A rollback goes through fewer of the same phases.
 SWITCH_STEPS = [
     PublishPhase.JOURNALLED,
     PublishPhase.LISTED,
@@ -38,7 +39,7 @@ def server(tmp_path_factory):
 
 
 def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
-    """A publisher that dies at ``step``."""
+    """Run a publisher that dies in phase ``step``."""
     options = server.options
     module = [sys.executable, "-m", "tests.serving.killed_publisher"]
     run = subprocess.run(
@@ -53,14 +54,14 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
 
 
 def _require_settled(server, caller) -> None:
-    """What serves is what the repository says, and nothing lies about."""
+    """The active version is served, and no files are left behind."""
     repository = server.options.repository
     engine = active_members(repository, NAME)["mood_onnx"]
     source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
     clear_up(repository, servers_of(server.options.work_dir, repository))
     assert active_members(repository, NAME)["mood_onnx"] == engine
     leftovers = {path.name for path in staging_folder(repository).iterdir()}
-    assert leftovers == {"lock", "servers"}  # where those that serve it are listed
+    assert leftovers == {"lock", "servers"}  # where its servers are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
     score = float(source.partition("dtype.type(")[2].partition(" ")[0])
     count_before = caller.answers[score]

@@ -1,4 +1,4 @@
-"""The watcher beside a real Triton: it heals what can be healed, and leaves alone what is right."""
+"""The watcher beside a real Triton: it heals what it can, and leaves healthy models alone."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def quick(monkeypatch):
 
 @contextlib.contextmanager
 def watching(server, *models):
-    """A watcher that looks without a pause, and what it said."""
+    """A watcher that checks continuously, and its messages."""
     messages: list[str] = []
     watcher, stopped = Watcher(server, [NAME, *models], messages.append), threading.Event()
 
@@ -49,8 +49,8 @@ def watching(server, *models):
         thread.join()
 
 
-def test_publishing_and_rolling_back_alarm_nobody(server):
-    """Old versions lose their processes, and that is right."""
+def test_publishing_and_rolling_back_raise_no_alarm(server):
+    """Old versions lose their processes, as they should."""
     with watching(server) as (watcher, messages), under_load(server), online(server) as target:
         publish(stage(target.repository, 1), target.repository, MODELS, target)
         switch_to(target, NAME, 1)
@@ -71,11 +71,11 @@ def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch)
     assert watcher.events.counts["healed", "mood_onnx"] == 1
 
 
-def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkeypatch):
-    """Every probe passes, the one that follows the death at once among them."""
+def test_a_dead_process_is_noticed_without_a_failing_golden_sample(server, monkeypatch):
+    """Every probe passes, including the one right after the death."""
     monkeypatch.setattr(watch, "REST_S", 1.0)
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
-    monkeypatch.setattr(health, "fault", lambda *arguments: "")  # every golden answer is right
+    monkeypatch.setattr(health, "fault", lambda *arguments: "")  # every golden sample passes
     with watching(server, "mood_onnx") as (watcher, messages):
         victim = next(stub for stub in live_stubs(server.pid) if stub.model == "mood_onnx")
         psutil.Process(victim.pid).kill()
@@ -86,7 +86,7 @@ def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkey
 
 @pytest.fixture
 def unhealthy(server, tmp_path):
-    """A file that makes the published engine answer wrongly if it is younger than the engine."""
+    """A file that makes the published engine answer wrongly while it is newer than the engine."""
     path = tmp_path / "sick"
     with online(server) as target:
         publish(stage(target.repository, 7, sick=str(path)), target.repository, MODELS, target)
@@ -94,7 +94,7 @@ def unhealthy(server, tmp_path):
         switch_to(target, NAME, None)
 
 
-def test_a_model_that_answers_wrongly_is_loaded_afresh(server, unhealthy):
+def test_a_model_that_answers_wrongly_is_reloaded(server, unhealthy):
     with watching(server) as (watcher, messages):
         unhealthy.touch()
         wait_until(lambda: f"revived {NAME}" in messages, 20, "healing")

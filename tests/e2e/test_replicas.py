@@ -1,4 +1,5 @@
-"""Two real Tritons behind one gateway: one is killed, hangs, comes back; sequences stay whole."""
+"""Two real Tritons behind one gateway: one is killed, hangs or comes back; sequences stay
+intact."""
 
 import collections
 import contextlib
@@ -45,7 +46,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
 """
 SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
-# A server that starts on a busy machine takes a while: sequences must not become idle meanwhile.
+# A server is slow to start on a busy machine: sequences must not become idle meanwhile.
 LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
 MODELS = {
     "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
@@ -66,7 +67,7 @@ DEADLINE_S = 4
 
 
 class Pair:
-    """Two Tritons of one repository. ``first`` and ``second`` can be killed and started again."""
+    """Two Tritons on one repository, which can be killed and started again."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.work = home, home / ".tidegate"
@@ -152,7 +153,7 @@ class Running:
         return {"Authorization": f"Bearer {self.keys[tenant]}"}
 
     def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
-        """A V2 infer of one number."""
+        """A V2 inference with one number."""
         shape = [1, 1] if model == "tally" else [1]
         tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
         return (client or self.client).post(
@@ -162,7 +163,7 @@ class Running:
         )
 
     def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
-        """A request of a sequence."""
+        """One request of a sequence."""
         parameters = {f"sequence_{name}": value for name, value in flags.items()}
         parameters["sequence_id"] = identifier
         return self.ask(x, "tally", tenant, client, parameters=parameters)
@@ -178,7 +179,7 @@ class Running:
         return [replica["health"] for replica in self.replicas()]
 
     def models(self) -> list[int]:
-        """How many each replica is known to have."""
+        """The number of models known for each replica."""
         return [len(replica["models"]) for replica in self.replicas()]
 
     def is_ready(self) -> bool:
@@ -227,7 +228,7 @@ def _value(response: httpx.Response) -> float:
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_killed_replica_is_not_asked(pair, gateway, dead):
+def test_a_killed_replica_gets_no_requests(pair, gateway, dead):
     assert gateway.ask().status_code == 200
     pair.kill(dead)
     statuses = [gateway.ask(client=None).status_code for _ in range(30)]
@@ -256,10 +257,11 @@ def _streams(gateway: Running) -> None:
     assert response.text.count("data: ") == 3, response.text
 
 
-def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
-    """HTTP/1.1 to Triton, streams, gRPC; where the killed server's children keep its sockets."""
+def test_every_api_avoids_a_dead_replica(pair, gateway):
+    """HTTP/1.1 to Triton, streams and gRPC, although the killed server's children keep its
+    sockets."""
     assert gateway.ask(model="short").status_code == 200
-    pair.signal(0, signal.SIGKILL)  # its children live on
+    pair.signal(0, signal.SIGKILL)  # its children survive
     statuses = [gateway.ask(model="short").status_code for _ in range(30)]
     assert statuses.count(200) >= 29, statuses
     for _ in range(10):
@@ -277,7 +279,7 @@ def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
     pair.stop(0)
 
 
-def test_one_that_is_started_again_is_asked_when_it_has_its_models(pair, gateway):
+def test_a_restarted_replica_is_used_once_it_has_its_models(pair, gateway):
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
     with _load(gateway, 2) as responses:
@@ -299,7 +301,7 @@ def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
         late.stop()
 
 
-def test_nobody_there_is_said_at_once_and_is_not_ready(pair, gateway):
+def test_without_replicas_requests_fail_at_once_and_nothing_is_ready(pair, gateway):
     late = Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)])
     try:
         wait_until(lambda: late.process.poll() is None and _answers(late), 15, "it runs")
@@ -327,7 +329,7 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
             before = collections.Counter(responses)
             time.sleep(DEADLINE_S)
             bad = {k: v for k, v in (responses - before).items() if k != 200}
-        # Those that it had when it was found end at their deadline; no others.
+        # Only the requests it had when it was found end at their deadline.
         assert sum(bad.values()) <= 4, responses
         assert responses[200] > 100
         assert [gateway.ask().status_code for _ in range(20)] == [200] * 20
@@ -338,7 +340,7 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     wait_until(lambda: gateway.health() == ["up", "up"], 8, "it is back")
 
 
-def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
+def test_every_api_avoids_a_hung_replica(pair, gateway):
     pair.signal(0, signal.SIGSTOP)
     try:
         wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
@@ -349,7 +351,7 @@ def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
         pair.signal(0, signal.SIGCONT)
 
 
-def test_a_model_that_one_replica_has_is_asked_there(gateway):
+def test_a_model_on_one_replica_is_called_there(gateway):
     assert {gateway.ask(model="only_second").status_code for _ in range(30)} == {200}
     for path in ("", "/config", "/stats", "/ready"):
         assert gateway.get(f"/v2/models/only_second{path}").status_code == 200
@@ -363,7 +365,7 @@ def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
 
 
 def test_load_is_not_death(gateway):
-    """Requests of 3 s on every instance: the checks go on, and the replicas with them."""
+    """Requests of 3 s on every instance: the checks continue, and the replicas stay up."""
     with _load(gateway, 8, x=1003):
         end = time.monotonic() + 5
         while time.monotonic() < end:
@@ -372,14 +374,14 @@ def test_load_is_not_death(gateway):
 
 
 def test_a_failing_model_does_not_shut_a_replica_out(gateway):
-    """A request can be made to fail: that must not take a server from the others."""
+    """Anyone can make a request fail: that must not take a server away from others."""
     for _ in range(20):
         assert gateway.ask(-2).status_code == 502
     assert gateway.health() == ["up", "up"]
     assert {gateway.ask().status_code for _ in range(20)} == {200}
 
 
-def test_triton_s_reason_is_in_the_log_with_the_request_s_id(gateway):
+def test_tritons_reason_is_in_the_log_with_the_request_id(gateway):
     for x, words in ((-2, r"told to fail\nin two lines"), (-1, "raised at /root/model.bin")):
         response = gateway.ask(x)
         assert response.status_code == 502
@@ -390,8 +392,8 @@ def test_triton_s_reason_is_in_the_log_with_the_request_s_id(gateway):
         assert words in lines[0]
 
 
-def test_sequences_stay_whole_under_load(gateway):
-    """Each sums up 1 to 6; two tenants have the same ids."""
+def test_sequences_stay_intact_under_load(gateway):
+    """Each sums up 1 to 6; two tenants use the same ids."""
     with _load(gateway, 3):
         for identifier in range(1, 7):
             for x in range(1, 7):
@@ -403,7 +405,7 @@ def test_sequences_stay_whole_under_load(gateway):
 
 
 def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
-    """Four, interleaved, on one stream; begun there or over HTTP, they end over HTTP."""
+    """Four, interleaved, on one stream; started there or over HTTP, they end over HTTP."""
     started, identifiers = (601, 602), range(601, 605)
     for identifier in started:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
@@ -459,7 +461,7 @@ def test_a_stream_cannot_hold_every_slot_either(gateway):
 
 
 def test_the_id_0_is_no_sequence(gateway):
-    """Triton says so of a model that wants one; it never finds another's sequence."""
+    """Triton refuses it for a sequence model; it never matches another's sequence."""
     assert _value(gateway.step(77, 3, start=True)) == 3
     response = gateway.step(0, 1)
     assert response.status_code == 400, response.text
@@ -479,7 +481,7 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     for identifier in lost:
         assert responses[identifier].status_code == 502, responses[identifier].text
         assert "start the sequence anew" in responses[identifier].json()["error"]
-    # Begun anew, it is somewhere else, and stays there when the first is back.
+    # Started anew, it is on the other replica, and stays there when the first is back.
     for identifier in lost:
         assert _value(gateway.step(identifier, 10, start=True)) == 10
     pair.start(0)
@@ -490,7 +492,7 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
         gateway.step(identifier, 0, end=True)
 
 
-def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
+def test_a_sequence_whose_server_was_restarted_is_lost_too(pair, gateway):
     identifiers = range(300, 306)
     for identifier in identifiers:
         gateway.step(identifier, 1, start=True)
@@ -528,7 +530,7 @@ def test_one_tenant_cannot_hold_every_slot(gateway):
 
 @contextlib.contextmanager
 def _load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
-    """So many clients that ask without a pause; what they were answered, by status."""
+    """``clients`` that call back to back; yields the count of responses by status."""
     statuses: collections.Counter[int] = collections.Counter()
     stopped, lock = threading.Event(), threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Streams of a real stack end, with the right error, soon after the right to them has ended."""
+"""Streams of a real stack end, with the right error, soon after the caller's rights have ended."""
 
 import json
 import threading
@@ -11,8 +11,10 @@ from tests.e2e.test_stream_outcomes import CHAT, GENERATE, _audited, _body
 from tests.running import wait_until
 
 LONG = "[repeat 100000] [delay 0.02] a"
-SILENT = "[repeat 3] [delay 8] a b c"  # nothing moves on it for longer than a right may outlive
-BOUND_S = 2.5  # two seconds, and the way there
+SILENT = (
+    "[repeat 3] [delay 8] a b c"  # nothing moves on it for longer than a revoked right may last
+)
+BOUND_S = 2.5  # two seconds, plus latency
 
 
 def _made(echo, name: str, *flags: str) -> dict[str, str]:
@@ -61,7 +63,7 @@ def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
     response = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
     revoking.join()
     assert response.status_code == 401
-    assert time.monotonic() - began < 1 + 3 + BOUND_S  # the verb itself takes a while
+    assert time.monotonic() - began < 1 + 3 + BOUND_S  # the command itself takes a while
 
 
 def test_a_key_that_expires_ends_its_stream(echo):
@@ -92,4 +94,4 @@ def test_a_lowered_limit_ends_the_youngest_stream(echo, echo_policy):
             *_, last = [line for line in lines if line.startswith("data: ")]
             assert time.monotonic() - began < BOUND_S
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "quota_exceeded"
-        next(first)  # it goes on
+        next(first)  # it continues

@@ -29,7 +29,7 @@ URL = "/v2/models/identity_fp32/infer"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Two workers, one Redis, and that policy."""
+    """Two workers, one Redis, and ``POLICY``."""
     home = tmp_path_factory.mktemp("shared")
     add_models(home)
     server = RedisServer()
@@ -61,10 +61,10 @@ def _key(running, name):
 
 
 def _all_at_once(running, key, count):
-    """(status, seconds) of so many requests, eight at a time, each on a connection of its own: the
+    """(status, seconds) of ``count`` requests, eight at a time, each on its own connection: the
     kernel spreads them over the workers."""
     headers = {"Authorization": f"Bearer {key}"}
-    verify = ssl.create_default_context()  # made once: it takes longer than the request
+    verify = ssl.create_default_context()  # created once: it takes longer than the request
     options = {"json": VALUES, "headers": headers, "verify": verify, "timeout": 20}
 
     def ask(_):
@@ -77,7 +77,7 @@ def _all_at_once(running, key, count):
 
 
 def _illnesses(running):
-    """How often the workers' log says that Redis was ill, once it would say so again."""
+    """How often the workers' log reports that Redis is down, once it would report again."""
     log = running.home / ".tidegate" / "logs" / "gateway.log"
     lines = [line for line in log.read_text().splitlines() if "limits: Redis is ill" in line]
     if lines:
@@ -87,7 +87,7 @@ def _illnesses(running):
 
 
 def test_two_workers_count_together(shared):
-    """Exactly, unless Redis was late: then as bounded as docs/limits.md has it, and asked again."""
+    """Exactly, unless Redis was late: then within the bound in docs/limits.md, and retried."""
     running, _ = shared
     for attempt in range(4):
         before = _illnesses(running)
@@ -100,8 +100,8 @@ def test_two_workers_count_together(shared):
     assert statuses == {200: AMOUNT, 429: 2 * AMOUNT}
 
 
-def test_a_frozen_redis_costs_nobody_more_than_a_moment(shared):
-    """Each worker gives out its half: never a hang, never more than the bound of docs/limits.md."""
+def test_a_frozen_redis_delays_nobody_for_long(shared):
+    """Each worker grants its half: never a hang, never more than the bound in docs/limits.md."""
     running, server = shared
     key = _key(running, "frozen")
     server.freeze()

@@ -20,7 +20,7 @@ def _text_input(module, texts):
 
 @pytest.fixture(scope="module")
 def direct(stack: RunningStack) -> np.ndarray:
-    """The vector as Triton's own gRPC port gives it."""
+    """The vector from Triton's own gRPC port."""
     with triton_grpc.InferenceServerClient(stack.grpc_address) as client:
         result = client.infer("text_embedding", [_text_input(triton_grpc, [TEXT])])
     return result.as_numpy("sentence_embedding")
@@ -146,8 +146,8 @@ def test_more_rows_than_a_batch_takes_are_split(stack):
     assert len({tuple(row["embedding"][:4]) for row in response.json()["outputs"]}) == 150
 
 
-def test_what_clients_of_others_look_for(stack):
-    """KServe's client reads bodies of health routes; NVIDIA's examples a name and words."""
+def test_third_party_clients_find_what_they_look_for(stack):
+    """KServe's client reads the bodies of health routes; NVIDIA's examples the server's name."""
     assert stack.get("/v2/health/live").json() == {"live": True}
     assert stack.get("/v2/health/ready").json() == {"ready": True}
     address, headers = f"127.0.0.1:{stack.grpc_api_port}", stack.headers
@@ -162,13 +162,13 @@ def test_what_clients_of_others_look_for(stack):
             with pytest.raises(InferenceServerException) as caught:
                 client.get_model_metadata("wrong_model_name", headers=client_headers)
             assert caught.value.message().startswith("Request for unknown model")
-        # perf_analyzer sends what stands behind the colon, with its blank.
+        # perf_analyzer sends what follows the colon, including the blank.
         blank = {"authorization": f" {headers['Authorization']}"}
         assert grpc.is_server_live(headers=blank)
 
 
-def test_what_perf_analyzer_asks_of_a_pipeline(stack):
-    """It follows the pipeline's config to its steps, and asks for the counts of all at once."""
+def test_the_requests_of_perf_analyzer_for_a_pipeline(stack):
+    """It follows the pipeline's config to its steps, and requests the statistics of all at once."""
     headers = {"authorization": stack.headers["Authorization"]}
     config = stack.get("/v2/models/text_embedding/config").json()
     steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
@@ -181,6 +181,6 @@ def test_what_perf_analyzer_asks_of_a_pipeline(stack):
         for step in steps:
             assert stack.get(f"/v2/models/{step}/config").json()["name"] == step
             assert client.get_model_config(step, headers=headers).config.name == step
-            # Looked at, never called.
+            # Readable, but not callable.
             assert stack.post(f"/v2/models/{step}/infer", json={}).status_code == 404
             assert not client.is_model_ready(step, headers=headers)

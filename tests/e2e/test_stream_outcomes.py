@@ -1,4 +1,4 @@
-"""How a stream really ended is what metrics and audit say of it, whatever status it began with."""
+"""Metrics and audit log record how a stream really ended, whatever status it started with."""
 
 import json
 import re
@@ -15,7 +15,7 @@ CHAT, GENERATE = "/v1/chat/completions", "/v2/models/echo_llm/generate_stream"
 
 def _body(path: str, text: str) -> dict:
     if path == GENERATE:
-        most = json.dumps({"max_tokens": 1_000_000})  # by itself it says 16, as vLLM's backend
+        most = json.dumps({"max_tokens": 1_000_000})  # by default it says 16, like vLLM's backend
         return {"text_input": text, "stream": True, "sampling_parameters": most}
     return {
         "model": "echo_llm",
@@ -25,7 +25,7 @@ def _body(path: str, text: str) -> dict:
 
 
 def _counted(echo) -> dict[int, int]:
-    """Inferences by status, as /metrics has them."""
+    """Inferences by status, from /metrics."""
     text = httpx.get(f"http://127.0.0.1:{echo.admin_port}/metrics", headers=echo.headers).text
     samples = re.findall(
         r'requests_total\{action="infer",model="echo_llm",status="(\d+)"} (\d+)', text
@@ -74,11 +74,11 @@ def test_a_client_that_leaves_a_stream(echo, path):
         ("[fail 2] a b c", False, 502, [200, 502]),
         ("[repeat 2000] [delay 0.01] a", True, 499, [200, 499]),
         ("a b", False, 200, [200]),
-        ("", False, 400, [400]),  # refused before it is let in
+        ("", False, 400, [400]),  # refused before it is admitted
     ],
 )
 def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
-    """A message has a line when it is let in, and another one if it ends badly."""
+    """A message has one line when it is admitted, and another if it ends badly."""
     before, mine = _counted(echo), f"grpc-{status}-{strict}"
     headers = {
         "authorization": f"Bearer {echo.key}",
@@ -98,7 +98,7 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
 
 
 def _inputs(text: str) -> list[InferInput]:
-    """An empty text is an input of a wrong shape."""
+    """The inputs of a message; without ``text``, one with the wrong shape."""
     values = {"text_input": [text.encode()] if text else [b"a", b"b"], "stream": [True]}
     tensors = []
     for name, value in values.items():

@@ -1,6 +1,6 @@
-"""The gateway ends TLS itself: certificates, keys and strangers at both APIs.
+"""The gateway terminates TLS itself: certificates, keys and unknown clients at both APIs.
 
-``python -m gateway`` runs as in production; without a Triton: who is let in is decided before.
+``python -m gateway`` runs as in production, but without a Triton: admission is decided before it.
 """
 
 import os
@@ -36,7 +36,7 @@ roles = ["admin"]
 
 @dataclass
 class Secured:
-    """A gateway with TLS, and the files of those who call it."""
+    """A gateway with TLS, and its clients' files."""
 
     folder: Path
     key: str
@@ -73,7 +73,7 @@ def secured(tmp_path_factory):
     authority.sign("worker", uri="spiffe://acme/worker")
     forger = Authority(folder, "forger")
     forger.sign("foreign")
-    for extension in ("pem", "key"):  # what a stranger signed for the very same name
+    for extension in ("pem", "key"):  # signed by another authority for the same name
         shutil.copy(folder / f"batch.{extension}", folder / f"kept.{extension}")
     forger.sign("batch")
     for extension in ("pem", "key"):
@@ -143,18 +143,18 @@ def test_a_certificate_of_another_authority(secured, who):
     assert secured.metadata(secured.certificate, who) == "UNAVAILABLE"
 
 
-def test_a_certificate_that_is_not_listed_is_nobodys(secured):
+def test_an_unlisted_certificate_is_refused(secured):
     assert secured.get(who="unlisted").status_code == 401
     assert secured.metadata(secured.certificate, "unlisted") == "UNAUTHENTICATED"
 
 
-def test_a_key_instead(secured):
+def test_a_key_instead_of_a_certificate(secured):
     good = {"authorization": f"Bearer {secured.key}"}
     assert secured.get(**good).status_code == 200
     assert secured.metadata(secured.grpc, **good) == "triton"
 
 
-def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
+def test_a_key_takes_precedence_over_a_certificate(secured):
     bad = {"authorization": "Bearer nonsense"}
     assert secured.get(who="batch", **bad).status_code == 401
     assert secured.metadata(secured.certificate, "batch", **bad) == "UNAUTHENTICATED"
@@ -174,13 +174,13 @@ def test_a_certificates_rights_are_enforced_by_both_apis(secured):
 
 
 @pytest.mark.parametrize("port", ["http", "admin", "grpc", "certificate"])
-def test_nothing_speaks_plain_text(secured, port):
+def test_plain_text_is_refused(secured, port):
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{getattr(secured, port)}/healthz", timeout=5)
 
 
 def test_a_header_names_nobody(secured):
-    """What only a trusted proxy may say."""
+    """Only a trusted proxy may set it."""
     header = {"x-client-cert-subject": "CN=operator,O=Acme"}
     assert secured.get(**header).status_code == 401
     assert secured.metadata(secured.grpc, **header) == "UNAUTHENTICATED"
@@ -210,7 +210,7 @@ def faulty(tmp_path_factory):
         ("server.pem", "server.key", "missing.pem", "TLS_CLIENT_CA_FILE=.*cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(faulty, certificate, key, authority, words):
+def test_an_unusable_file_is_named(faulty, certificate, key, authority, words):
     settings = Settings(
         tls_certificate_file=str(faulty / certificate),
         tls_key_file=str(faulty / key),
@@ -254,7 +254,7 @@ def test_a_start_with_bad_files_is_one_line(faulty, tmp_path, module):
 
 
 def test_up_serves_tls(faulty, tmp_path):
-    """``up`` finds its own gateway ready, whatever name the certificate has."""
+    """``up`` finds its own gateway ready, whatever the name in the certificate."""
     from tests.echoing import add_models
     from tests.running import launch, stop, wait_ready
 

@@ -1,4 +1,4 @@
-"""A limit of tokens is settled with what the model counted, whichever API was used."""
+"""A token limit is settled with the model's own count, whichever API was used."""
 
 import asyncio
 import collections
@@ -29,7 +29,7 @@ from tests.echoing import MODELS as ECHO
 from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
 
-# Each row's x is its number of tokens; a negative one is an error.
+# Each row's x is its number of tokens; a negative x is an error.
 COUNTED = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -47,7 +47,7 @@ class TritonPythonModel:
 """
 SLEEP = """__import__("time").sleep(2.0)
         if x.min()"""
-# Three answers; each says a third of x.
+# Three answers; each counts a third of x.
 PIECES = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -80,7 +80,7 @@ MODELS = {
         (ECHO / "echo_llm" / "config.pbtxt").read_text().replace(HEAD, ""),
     ),
 }
-# So slow that nothing comes back while a test runs.
+# So slow that nothing is refilled while a test runs.
 POLICY = """
 [tenants.all]
 models = ["*"]
@@ -125,8 +125,8 @@ def spent(api):
 
     before = {model: max(0.0, used(model)) for model in MODELS}
     yield lambda model: round(used(model) - before[model], 1)
-    # A client whose deadline has passed does not wait for the gateway to notice that.
-    wait_until(lambda: not limiter.local._held, 10, "every place is given back")
+    # A client whose deadline has passed does not wait for the gateway to notice.
+    wait_until(lambda: not limiter.local._held, 10, "every slot is released")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def client(api):
 
 
 class Streaming:
-    """A stock streaming client and what it was told."""
+    """A stock streaming client and the results it got."""
 
     def __init__(self, api) -> None:
         self.answers: queue.Queue = queue.Queue()
@@ -166,7 +166,7 @@ def _x(*values, rows: bool = True) -> list[InferInput]:
 
 
 def _ask(api, handler, model, body):
-    """The reply of an HTTP API's handler."""
+    """The body that an HTTP API's handler sends."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
     async def ask():
@@ -182,7 +182,7 @@ def _ask(api, handler, model, body):
         async def send(message):
             sent.append(message.get("body", b""))
 
-        # As ``Endpoint`` does: the admission ends with the answer.
+        # As in ``Endpoint``: the admission ends with the response.
         try:
             await (await handler(context)).send(send)
         except BaseException as error:
@@ -207,7 +207,7 @@ def test_grpc_unary(api, client, spent):
 
 @pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
 def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
-    """Who does not ask what it cost is not told, and pays."""
+    """A caller that does not request the count still pays."""
     requested = [InferRequestedOutput(name) for name in outputs]
     response = client.infer("counted", _x(600, 100), outputs=requested, headers=api.headers())
     assert sorted(output.name for output in response.get_response().outputs) == sorted(outputs)
@@ -261,7 +261,7 @@ def test_a_grpc_stream_is_settled_message_by_message(api, spent):
             response = stream.next()
             assert [output.name for output in response.get_response().outputs] == ["y"]
             assert response.as_numpy("y").tolist() == [[x]]
-        # The first message's reservation is held with its place to the end of the stream.
+        # The first message's reservation and slot are held to the end of the stream.
         wait_until(lambda: 3200 < spent("counted") < 3300, 5, "all but the first are settled")
     wait_until(lambda: spent("counted") == 3210, 5, "the first one is settled")
 
@@ -279,7 +279,7 @@ def test_a_grpc_stream_of_a_decoupled_model(api, spent, wants_final):
 
 
 def test_a_stream_that_is_left_pays_for_what_it_got(api, spent):
-    """``pieces`` waits for nobody, so the echo speaks slowly."""
+    """``pieces`` never waits, so the slow echo model is used."""
     with Streaming(api) as stream:
         stream.send("echo_llm", _text("[repeat 50] [delay 0.05] a", stream=True))
         results = [stream.next() for _ in range(3)]
@@ -303,7 +303,7 @@ def _text(text: str, **flags) -> list[InferInput]:
 
 
 def test_a_language_model_pays_under_v2_too(api, spent):
-    """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
+    """V2 does not bypass the limit of the OpenAI routes: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
     events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
     events = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
@@ -353,12 +353,12 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
 
 
 def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
-    """The model worked all the same: what was reserved is what it costs, at every API."""
+    """The model worked anyway: it costs what was reserved, at every API."""
     body = _v2(*range(1, 9), parameters={"timeout": 1_000_000})
     reserved = len(json.dumps(body).encode()) / 4
     with pytest.raises(DeadlineExceeded):
         _ask(api, V2Api(api.gateway).infer, "slow", body)
-    assert spent("slow") == pytest.approx(reserved, abs=0.5)  # it leaks as time goes
+    assert spent("slow") == pytest.approx(reserved, abs=0.5)  # the bucket drains over time
     body = {"x": 7, "parameters": {"timeout": 1_000_000}}
     with pytest.raises(DeadlineExceeded):
         _ask(api, GenerateApi(api.gateway).generate, "slow", body)
@@ -373,9 +373,9 @@ def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
     assert spent("slow") > before + 5  # the reservation
 
 
-def test_calls_that_end_at_any_stage_give_their_places_back(api, spent):
-    """Deadlines from nothing to more than an answer takes: each ends another step of the call. The
-    places are looked at by ``spent``."""
+def test_calls_that_end_at_any_stage_release_their_slots(api, spent):
+    """Deadlines from zero to longer than an answer takes: each ends a different step of the call.
+    ``spent`` checks that the slots are free."""
     ended = collections.Counter()
 
     def call(number):

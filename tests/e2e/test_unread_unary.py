@@ -1,4 +1,4 @@
-"""Clients that take nothing of their answers, and say so by HTTP/2's flow control."""
+"""Clients that do not read their answers, as HTTP/2's flow control shows."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 MB = 1024 * 1024
-# Answers with x zeros.
+# Returns x zeros.
 ZEROS = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -57,8 +57,8 @@ CANCELLED = _field(b"grpc-status", b"1")
 
 
 class Deaf:
-    """A connection that answers pings and settings, and never gives room for more than HTTP/2's
-    first 65,535 bytes of answers. ``ended`` holds the calls, by number, that have a status."""
+    """A connection that answers pings and settings, but never opens the window beyond HTTP/2's
+    first 65,535 bytes of answers. ``ended`` has the numbers of the calls that got a status."""
 
     def __init__(self, api, tenant: str = "all") -> None:
         self._raw = socket.create_connection(("127.0.0.1", api.port))
@@ -71,12 +71,13 @@ class Deaf:
         self._listening.start()
 
     def call(self, path: str, *messages: bytes, is_last: bool = True) -> int:
-        """The call's number; ``messages`` have to be small."""
+        """Send a whole call and return its number; ``messages`` have to be small."""
         body = b"".join(b"\0" + struct.pack(">I", len(message)) + message for message in messages)
         return self.begin(path, body, is_last=is_last)
 
     def begin(self, path: str, body: bytes, *, is_last: bool = False) -> int:
-        """The number of a call that sends ``body``: the frames of messages, or parts of them."""
+        """Start a call that sends ``body`` (frames of messages, or parts of them); returns its
+        number."""
         number, self._next = self._next, self._next + 2
         pairs = [
             (b":method", b"POST"),
@@ -145,7 +146,7 @@ def deaf_of_some(api):
 
 
 def _asked(size: int) -> bytes:
-    """For an answer of ``size`` bytes."""
+    """A request for an answer of ``size`` bytes."""
     message = service_pb2.ModelInferRequest(model_name="zeros")
     message.inputs.add(name="x", datatype="FP32", shape=[1])
     message.raw_input_contents.append(np.array([size // 4], np.float32).tobytes())
@@ -168,17 +169,17 @@ def _held(api) -> int:
     return api.gateway.held.total
 
 
-def test_an_answer_that_nobody_reads_is_cut(api, deaf_of_some):
-    """It was kept for as long as its client liked, with its place in the limits."""
+def test_an_unread_answer_is_cut_off(api, deaf_of_some):
+    """It used to be held for as long as its client liked, with its slot in the limits."""
     _before, started = psutil.Process().memory_info().rss, time.monotonic()
     deaf = deaf_of_some
     number = deaf.call(INFER, _asked(64 * MB))
     wait_until(lambda: _held(api) > 64 * MB, 10, "the answer")
     with pytest.raises(InferenceServerException, match="is used up"):
-        _infer(api, 4, "some")  # its place is taken
+        _infer(api, 4, "some")  # its slot is taken
     assert number not in deaf.ended
     most = _resident()
-    # 64 MB have the patience four times more.
+    # 64 MB get four times the patience.
     wait_until(lambda: number in deaf.ended, 15, "the end")
     assert time.monotonic() - started > 5 * PATIENCE_S
     assert CANCELLED in deaf.ended[number]
@@ -186,7 +187,7 @@ def test_an_answer_that_nobody_reads_is_cut(api, deaf_of_some):
     wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 100 * MB, 5, "the answer's memory, gRPC's copy too")
     wait_until(lambda: _works(api), 3, "the place in the limits")
-    # The connection lives, and another call on it is answered as far as it has room.
+    # The connection lives on, and another call on it is answered as far as the window allows.
     deaf.call(INFER, _asked(4))
     wait_until(lambda: _held(api) > 0, 3, "the next one")
 
@@ -198,7 +199,7 @@ def _works(api) -> bool:
 
 
 def test_small_answers_behind_a_full_window_are_counted_and_cut(api, deaf):
-    """Each is what HTTP/2 takes at once, if there is room: a connection has it once."""
+    """Each fits HTTP/2's first window, which a connection has only once."""
     first = deaf.call(INFER, _asked(60_000))
     wait_until(lambda: deaf.received.get(first, 0) > 60_000, 5, "the first is taken")
     numbers = []
@@ -217,13 +218,13 @@ def test_too_many_unread_answers_are_refused(triton, tmp_path):
             deaf.call(INFER, _asked(900_000))
             wait_until(lambda: _held(server) > 900_000, 5, "the answer")
             with pytest.raises(InferenceServerException, match="read the answers"):
-                _infer(server, 200_000)  # it would be too much
+                _infer(server, 200_000)  # it would be over the limit
             assert _infer(server, 4) == 4
             assert _infer(server, 200_000, "some") == 200_000  # another caller's
         wait_until(lambda: _held(server) == 0, 3, "a client that left holds nothing")
 
 
-def test_whoever_reads_is_not_cut(api, caplog):
+def test_a_client_that_reads_is_not_cut_off(api, caplog):
     caplog.set_level("INFO", "gateway")
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(api.address, options) as channel:
@@ -234,7 +235,7 @@ def test_whoever_reads_is_not_cut(api, caplog):
             assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
-        time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
+        time.sleep(PATIENCE_S + 0.5)  # and finished calls are not checked again
         assert len(infer(_asked(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
     wait_until(lambda: _held(api) == 0, 2, "what was held")
@@ -252,8 +253,8 @@ def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, deaf
     wait_until(lambda: most - _resident() > 80 * MB, 5, "the answer's memory, gRPC's copy too")
 
 
-def test_calls_that_were_cut_are_forgotten(api, capfd):
-    """By gRPC too, and without a word of its own."""
+def test_calls_that_were_cut_off_are_forgotten(api, capfd):
+    """By gRPC too, and without an error message of its own."""
 
     def calls() -> int:
         gc.collect()
@@ -269,7 +270,7 @@ def test_calls_that_were_cut_are_forgotten(api, capfd):
 
 
 def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
-    """Two streams of 20 messages held most of 40 permits until the patience was over."""
+    """Two streams of 20 messages once held most of 40 permits until the patience was over."""
     with RunningGrpcServer(
         triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
     ) as server:
@@ -280,7 +281,7 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
             numbers = [
                 stream.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for stream in streams
             ]
-            # Of each stream 1 MiB waits, so it is not read on: most messages are under way.
+            # 1 MiB of each stream waits, so reading stops: most messages are in flight.
             wait_until(lambda: _held(server) > 2 * MB, 10, "answers that wait for a reader")
             wait_until(lambda: replica.inflight == 0, 5, "the permits")
             assert _p99(server) < 2 * max(quiet, 0.1)
@@ -292,7 +293,7 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
 
 
 def _p99(api, count: int = 100) -> float:
-    """Of another tenant's calls, all of which are answered."""
+    """The p99 (s) of another tenant's calls, all of which are answered."""
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([1], np.float32))
     durations = []
@@ -310,8 +311,8 @@ async def _wait_for_ever(holdings, caller):
     yield
 
 
-def test_unfinished_messages_are_no_more_than_a_caller_may_hold(api, deaf):
-    """Each of them may be as large as the body limit: further ones wait with their sender."""
+def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, deaf):
+    """Each may be as large as the body limit: further ones wait at their sender."""
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     assert most < MAX_ARRIVING
@@ -333,22 +334,22 @@ def test_unfinished_messages_are_no_more_than_a_caller_may_hold(api, deaf):
 
 
 def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, deaf, monkeypatch):
-    """Its messages are as large as any until they are here; those that do not come are given up."""
+    """Its messages may be as large as any while they arrive; those that do not arrive time out."""
     monkeypatch.setattr("gateway.api.grpc.server.REFLECTION_S", 1.0)
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
         deaf.begin(REFLECT, announced)
-    question = deaf.call(REFLECT, b"\x3a\0")  # which services there are
+    question = deaf.call(REFLECT, b"\x3a\0")  # the list of services
     time.sleep(0.5)
     assert not deaf.ended and question not in deaf.received
     wait_until(lambda: len(deaf.ended) == most + 1, 10, "the others are given up")
     assert deaf.received[question]
 
 
-def test_what_is_not_asked_for_stays_with_its_client(api, monkeypatch):
-    """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
+def test_uploads_that_are_not_read_stay_at_their_client(api, monkeypatch):
+    """After some fast uploads each stream once took 64 MB, whether or not it was read."""
     options = [("grpc.max_send_message_length", -1)]
     metadata = tuple(api.headers().items())
     with grpc.insecure_channel(api.address, options) as channel:

@@ -33,7 +33,7 @@ def home(tmp_path_factory):
     return home
 
 
-def test_what_was_tuned_is_served_and_said(home):
+def test_a_tuned_config_is_served_and_reported(home):
     running = launch(home, NAME)
     try:
         wait_ready(running)
@@ -50,7 +50,7 @@ def test_what_was_tuned_is_served_and_said(home):
     assert f"tuned: {line}\n" in versions
 
 
-def test_it_can_be_turned_off_and_nothing_else_is_guessed(home, tmp_path):
+def test_it_can_be_turned_off_and_other_profiles_are_never_chosen_by_auto(home, tmp_path):
     messages = []
     repository = home / "model_repository"
     assert config_name(repository, "default", messages.append) is None
@@ -62,8 +62,8 @@ def test_it_can_be_turned_off_and_nothing_else_is_guessed(home, tmp_path):
 
 
 def test_an_outdated_measurement_is_reported(home):
-    """Another engine was published: it is served with these serving parameters, and nobody
-    measured that."""
+    """Another engine was published: it is served with these serving parameters, which were not
+    measured for it."""
     repository = home / "model_repository"
     publish(stage(repository, 3), repository, MODELS)
     assert "with a different engine or step than the active one" in tuned_line(repository, NAME)
