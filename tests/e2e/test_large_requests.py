@@ -1,5 +1,5 @@
-"""Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they cost,
-and which row is at fault. The gateway runs in this process, so that its event loop can be watched."""
+"""Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they take,
+and which row is at fault. The gateway runs in this process, so that its loop can be watched."""
 
 import asyncio
 import contextlib
