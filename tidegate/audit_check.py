@@ -51,10 +51,8 @@ def missing(report: Report, first: int) -> str:
         return ""
     return (
         f"lines {first} to {report.first - 1} are missing: the files that held them "
-        "(audit.NUMBER.log "
-        f"with a number below {report.first}, or an earlier audit.log) are gone; if you removed "
-        "them "
-        f"yourself, pass --first {report.first}"
+        f"(audit.NUMBER.log with a number below {report.first}, or an earlier audit.log) are gone; "
+        f"if you removed them yourself, pass --first {report.first}"
     )
 
 

@@ -81,8 +81,7 @@ class Claim:
         owner = f" (process {other.pid}, {other.url}, since {other.since})" if other else ""
         raise ServingError(
             f"a stack is already running in {self._path.parent.parent}{owner}: stop it, or give "
-            "this one "
-            "a home of its own with TIDEGATE_HOME (TIDEGATE_REPOSITORY may name the same "
+            "this one a home of its own with TIDEGATE_HOME (TIDEGATE_REPOSITORY may name the same "
             "repository)"
         )
 

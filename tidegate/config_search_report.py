@@ -61,8 +61,7 @@ def _table(result: "Result", winner: "Trial") -> Iterator[str]:
             yield _row(name, figures)
     yield (
         f"  {winner.ratio:.2f}x the default at {connections} connections, measured in alternation; "
-        "bound: "
-        f"p99 <= {bound:.0f} ms ({source})"
+        f"bound: p99 <= {bound:.0f} ms ({source})"
     )
     if result.control and result.control.tuned:
         yield f"  the default against a copy of itself, the same way: {result.control.ratio:.2f}x"
@@ -72,8 +71,7 @@ def _table(result: "Result", winner: "Trial") -> Iterator[str]:
         yield "  that is a lot: without it the server would be faster than these figures"
     if winner.setting.max_batch != result.context["default"].get("max_batch"):
         yield (
-            f"  a request straight to Triton may now have at most {winner.setting.max_batch} "
-            "rows, "
+            f"  a request straight to Triton may now have at most {winner.setting.max_batch} rows, "
             f"not {result.context['default']['max_batch']} (the gateway splits larger ones)"
         )
     yield "  the gain depends on the inputs: pass your own with --samples"

@@ -125,8 +125,7 @@ def _only(fields: Fields, path: Path, fits: Any, what: str) -> str:
     if len(names) != 1:
         raise SourceRefused(
             f"{path} holds one {what} per sample, but the pipeline's fields are "
-            f"{', '.join(fields)}: "
-            "pass a .jsonl file with one request per line"
+            f"{', '.join(fields)}: pass a .jsonl file with one request per line"
         )
     return names[0]
 

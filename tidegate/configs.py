@@ -51,6 +51,5 @@ def tuned_line(repository: Path, name: str) -> str:
     doubt = f", {' and '.join(doubts)}: tidegate optimize {name} measures again" if doubts else ""
     return (
         f"{name} {measurement['ratio']:.2f}x the default at {measurement['connections']} "
-        "connections, "
-        f"measured {measurement['made_at'][:10]}{doubt}"
+        f"connections, measured {measurement['made_at'][:10]}{doubt}"
     )

@@ -192,8 +192,7 @@ def _name(options: ConvertOptions) -> str:
     if options.name is None:
         raise click.UsageError(
             f"there is no known pipeline {options.source!r} (known: {', '.join(KNOWN)}); for a "
-            "model "
-            "of your own pass --name, and --task unless the path implies it"
+            "model of your own pass --name, and --task unless the path implies it"
         )
     if options.name in KNOWN:
         raise click.UsageError(

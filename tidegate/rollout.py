@@ -111,8 +111,7 @@ def outcome(deployment: "Deployment", paths: Paths, name: str, version: int) -> 
     else:
         message = (
             f"{name}: version {version} is the active one in {repository}; no running server was "
-            "found "
-            "for it: the next start serves it (name one elsewhere with --server HOST:PORT)"
+            "found for it: the next start serves it (name one elsewhere with --server HOST:PORT)"
         )
     if deployment.silent:
         message += (

@@ -282,8 +282,7 @@ def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
     if weights:
         return (
             f"{folder} holds weights ({weights.name}) but no config.json, which says what they "
-            "belong "
-            "to: copy it, and the tokenizer, from where the model was trained"
+            "belong to: copy it, and the tokenizer, from where the model was trained"
         )
     for file in files:
         if file.suffix.lower() in OTHER_FORMATS:

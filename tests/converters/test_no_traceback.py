@@ -389,7 +389,7 @@ FILES = {
     "m.caffemodel": (_file("m.caffemodel"), "ONNX"),
     "m.weights": (_file("m.weights"), "ONNX"),
     "state dict": (_state_dict, "package.module:function"),
-    "safetensors": (_safetensors, "give the folder"),
+    "safetensors": (_safetensors, "pass the folder"),
     "folder of safetensors": (_folder_of_safetensors, "config.json"),
     "folder of a state dict": (_folder_of_a_state_dict, "package.module:function"),
     "SavedModel": (_saved_model, "ONNX"),

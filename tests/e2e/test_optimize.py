@@ -88,7 +88,7 @@ def test_measurements_are_cached(options, model, quick):
         (["text_embedding", "--budget", "soon"], "write 90s, 10m or 1h"),
         (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
         (["text_embedding", "--against", "./other"], "leave out --against"),
-        (["mood", "--against", "no-such-folder"], "give --task"),
+        (["mood", "--against", "no-such-folder"], "pass --task"),
     ],
 )
 def test_invalid_options_are_a_usage_error(arguments, message, tmp_path, monkeypatch):
