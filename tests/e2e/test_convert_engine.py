@@ -46,15 +46,15 @@ class TritonPythonModel:
         numbers = [str(n) for n in range(len(json.loads(head)))]
         assert config["instance_group"][0]["profile"] == numbers
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.names = [each["name"] for each in config["input"]]
+        self.names = [tensor["name"] for tensor in config["input"]]
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        return [self.infer(request) for request in requests]
 
-    def answer(self, request):
+    def infer(self, request):
         feed = {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.names}
-        answers = zip(self.session.get_outputs(), self.session.run(None, feed))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(o.name, a) for o, a in answers])
+        outputs = zip(self.session.get_outputs(), self.session.run(None, feed))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(o.name, a) for o, a in outputs])
 '''
 
 

@@ -116,7 +116,7 @@ def test_in_an_empty_home(call, verb):
     code, out, err = call(*verb.split(), *arguments, "--json")
     assert code == expected, out + err
     assert "Traceback" not in err
-    assert "not foreseen" not in err
+    assert "This is a bug" not in err
     if out:
         json.loads(out)  # one document and nothing else
     else:
