@@ -23,7 +23,7 @@ BEGUN = "HTTP/1.1 200 OK"
 TEXT = "[delay 0.01][repeat 50] a b c"
 
 
-def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
+def _open_streams(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
     """``count`` connections, each with a chat request for ``text`` sent."""
     message = {"role": "user", "content": text}
     request = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
@@ -41,7 +41,7 @@ def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
 
 def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float) -> None:
     """Read ``at_once`` streams for ``seconds``, then close them together."""
-    sockets, end = _asked(stack, text, at_once), time.monotonic() + seconds
+    sockets, end = _open_streams(stack, text, at_once), time.monotonic() + seconds
     while (remaining_s := end - time.monotonic()) > 0:
         for sock in select.select(sockets, [], [], remaining_s)[0]:
             sock.recv(65536)
@@ -52,7 +52,7 @@ def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float)
 def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> collections.Counter:
     """One round; returns the status lines, counted."""
     statuses: collections.Counter = collections.Counter()
-    sockets = _asked(stack, text, at_once)
+    sockets = _open_streams(stack, text, at_once)
     try:
         for sock in sockets:
             statuses[sock.recv(100).split(b"\r\n")[0].decode()] += 1

@@ -10,7 +10,7 @@ TEXT = {"text": "Where is my parcel?"}
 
 
 @pytest.fixture(scope="module")
-def trying(built):
+def stack_with_two_versions(built):
     """A stack that serves version 1 (FP32) and has version 2 (W8) on disk."""
     running = launch(built, NAME)
     try:
@@ -34,29 +34,42 @@ def _vector(running, key):
     return tuple(response.json()["embedding"][:4])
 
 
-def test_callers_are_split_and_stay_on_their_version(trying):
+def test_callers_are_split_and_stay_on_their_version(stack_with_two_versions):
     keys = [
-        trying.tidegate("keys", "create", f"app{n}").stdout.strip().splitlines()[-1]
+        stack_with_two_versions.tidegate("keys", "create", f"app{n}")
+        .stdout.strip()
+        .splitlines()[-1]
         for n in range(8)
     ]
-    wait_until(lambda: trying.tidegate("versions", NAME).returncode == 0, 10, "versions")
-    run = trying.tidegate("canary", NAME, "--weight", "50")
+    wait_until(
+        lambda: stack_with_two_versions.tidegate("versions", NAME).returncode == 0, 10, "versions"
+    )
+    run = stack_with_two_versions.tidegate("canary", NAME, "--weight", "50")
     assert run.returncode == 0, run.stderr
     canary = f"{NAME}.v2"
     wait_until(
-        lambda: canary in trying.get("/v1/models").text or _is_routed(trying, keys), 15, "the route"
+        lambda: (
+            canary in stack_with_two_versions.get("/v1/models").text
+            or _is_routed(stack_with_two_versions, keys)
+        ),
+        15,
+        "the route",
     )
-    first = [_vector(trying, key) for key in keys]
-    again = [_vector(trying, key) for key in keys]
+    first = [_vector(stack_with_two_versions, key) for key in keys]
+    again = [_vector(stack_with_two_versions, key) for key in keys]
     assert first == again
     assert len(set(first)) == 2, "all eight got the same version"
     # To clients it is not a model of its own.
-    assert canary not in trying.get("/v1/models").text
-    assert trying.post(f"/v1/{canary}", json=TEXT).status_code == 404
-    run = trying.tidegate("promote", NAME)
+    assert canary not in stack_with_two_versions.get("/v1/models").text
+    assert stack_with_two_versions.post(f"/v1/{canary}", json=TEXT).status_code == 404
+    run = stack_with_two_versions.tidegate("promote", NAME)
     assert run.returncode == 0, run.stderr
-    wait_until(lambda: len({_vector(trying, key) for key in keys}) == 1, 15, "everyone is moved")
-    assert _vector(trying, keys[0]) in set(first)
+    wait_until(
+        lambda: len({_vector(stack_with_two_versions, key) for key in keys}) == 1,
+        15,
+        "everyone is moved",
+    )
+    assert _vector(stack_with_two_versions, keys[0]) in set(first)
 
 
 def _is_routed(running, keys):

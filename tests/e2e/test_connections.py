@@ -47,7 +47,7 @@ def _gateway(folder, limits, **variables):
         )
     try:
         with httpx.Client(base_url=_url(port, folder), verify=_verify(folder)) as client:
-            wait_until(lambda: _answers(client), 30, "the gateway")
+            wait_until(lambda: _is_answering(client), 30, "the gateway")
             yield process, client, port
     finally:
         process.send_signal(signal.SIGTERM)
@@ -63,7 +63,7 @@ def _verify(folder):
     return ssl.create_default_context(cafile=str(authority)) if authority.exists() else True
 
 
-def _answers(client):
+def _is_answering(client):
     try:
         return client.get("/healthz").status_code == 200
     except httpx.TransportError:
@@ -120,7 +120,7 @@ def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
         try:
             while len(idle) < SILENT:  # never more at once than fit
                 idle += [_open(port, get) for _ in range(20)]
-                responses += [_answer(connection) for connection in idle[-20:]]
+                responses += [_read_answer(connection) for connection in idle[-20:]]
             assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
             closing = [b"connection: close" in response for response in responses]
             assert not closing[0]  # descriptors were free
@@ -130,7 +130,7 @@ def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
             for _ in range(20):
                 silent += [_open(port, b"") for _ in range(SILENT // 20)]
                 assert client.get("/healthz").status_code == 200
-            assert [_rest(connection) for connection in idle] == [
+            assert [_read_rest(connection) for connection in idle] == [
                 b""
             ] * SILENT  # closed to make room
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
@@ -139,7 +139,7 @@ def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
                 connection.close()
 
 
-def _answer(connection):
+def _read_answer(connection):
     """The answer on a connection, to the end of its body."""
     connection.settimeout(20)
     received = b""
@@ -150,7 +150,7 @@ def _answer(connection):
     return received
 
 
-def _rest(connection):
+def _read_rest(connection):
     """The bytes that arrive on a connection until it is closed."""
     with contextlib.suppress(ConnectionResetError):
         return connection.recv(4096)

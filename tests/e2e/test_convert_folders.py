@@ -30,7 +30,7 @@ TEXTS = (
 )
 
 
-def _said_nothing(text: str) -> None:
+def _ignore_progress(text: str) -> None:
     """Ignore progress messages."""
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_is_broken_or_unsafe_is_refused(models, tmp_path, spoil):
     spoil(folder)
     options = ConvertOptions(str(folder), "text-classification", "mood", force=True)
     with pytest.raises(ConversionError) as refusal:
-        run(options, Paths(tmp_path), _said_nothing)
+        run(options, Paths(tmp_path), _ignore_progress)
     assert REFUSED[spoil] in str(refusal.value)
     assert not (tmp_path / "model_repository").exists()
     assert not Path("/tmp/tidegate-was-here").exists()
@@ -236,17 +236,17 @@ def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
     for content, message in ((b"\n  \n", "holds no sample"), (b"\xff\xfe\x00", "not UTF-8")):
         samples.write_bytes(content)
         with pytest.raises(ConversionError, match=message):
-            run(options, Paths(tmp_path), _said_nothing)
+            run(options, Paths(tmp_path), _ignore_progress)
     samples.write_text("\n".join(TEXTS))
-    run(options, Paths(tmp_path), _said_nothing)
+    run(options, Paths(tmp_path), _ignore_progress)
     proof = json.loads((tmp_path / "model_repository/x_onnx/1/proof.json").read_text())
     assert proof["passed"] and len(proof["proofs"]) == 2
     # The same model is already published; another one of this name may not replace it.
     before = (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns
-    run(options, Paths(tmp_path), _said_nothing)
+    run(options, Paths(tmp_path), _ignore_progress)
     with pytest.raises(ServingError, match="the name is taken"):
         other = replace(options, source=str(models / "roberta"))
-        run(other, Paths(tmp_path), _said_nothing)
+        run(other, Paths(tmp_path), _ignore_progress)
     assert (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns == before
 
 

@@ -113,31 +113,31 @@ def _head(running, path, length, more=b""):
 @contextlib.contextmanager
 def _sockets(running, count, begin, port=0):
     """``count`` connections, on each of which ``begin`` was sent as far as it was accepted."""
-    made = [
+    connections = [
         socket.create_connection(("127.0.0.1", port or running.gateway_port)) for _ in range(count)
     ]
     try:
-        pending = dict.fromkeys(made, memoryview(begin))
+        pending = dict.fromkeys(connections, memoryview(begin))
         end = time.monotonic() + 4
-        for each in made:
-            each.setblocking(False)
+        for connection in connections:
+            connection.setblocking(False)
         while pending and time.monotonic() < end:
-            for each, rest in list(pending.items()):
+            for connection, rest in list(pending.items()):
                 try:
-                    sent = each.send(rest[: 256 * 1024]) if rest else 0
+                    sent = connection.send(rest[: 256 * 1024]) if rest else 0
                 except BlockingIOError:
                     continue
                 except OSError:
                     sent = len(rest)  # refused and closed
                 if sent == len(rest):
-                    del pending[each]
+                    del pending[connection]
                 else:
-                    pending[each] = rest[sent:]
+                    pending[connection] = rest[sent:]
             time.sleep(0.002)
-        yield made
+        yield connections
     finally:
-        for each in made:
-            each.close()
+        for connection in connections:
+            connection.close()
 
 
 @contextlib.contextmanager

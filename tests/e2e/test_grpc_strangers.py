@@ -213,7 +213,7 @@ def test_watches_are_few_and_end(api, monkeypatch):
     assert codes.count(grpc.StatusCode.UNAVAILABLE) == health.WATCHES_FROM_ONE
 
 
-def _reflected(api, version: str, *questions, metadata=()):
+def _reflect(api, version: str, *questions, metadata=()):
     """The reflection responses, as plain messages."""
     reflection = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
@@ -227,7 +227,7 @@ def _reflected(api, version: str, *questions, metadata=()):
 def test_reflection_is_enough_to_call(api, version):
     """As grpcurl does: list the services, find one, build its messages, call it."""
     metadata = tuple(api.headers().items())
-    listed, file, health_file, method, missing = _reflected(
+    listed, file, health_file, method, missing = _reflect(
         api,
         version,
         {"list_services": "*"},
@@ -258,7 +258,7 @@ def test_reflection_is_enough_to_call(api, version):
 
 def test_reflection_needs_a_key(api):
     with pytest.raises(grpc.RpcError) as caught:
-        _reflected(api, "v1", {"list_services": "*"})
+        _reflect(api, "v1", {"list_services": "*"})
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

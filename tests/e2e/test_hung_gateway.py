@@ -29,7 +29,7 @@ def _stack(home, *arguments: str) -> RunningStack:
     return launch(home, "identity_fp32", *arguments)
 
 
-def _answers(stack: RunningStack) -> bool:
+def _is_answering(stack: RunningStack) -> bool:
     try:
         response = httpx.get(f"{stack.url}/readyz", timeout=2)
     except httpx.TransportError:
@@ -84,7 +84,7 @@ def test_a_gateway_that_is_stopped_is_started_again(one):
     before = _gateway(one)
     before.suspend()
     wait_until(lambda: f"the gateway hangs (process {before.pid}" in one.output, HEAL_S, "notice")
-    wait_until(lambda: _answers(one), HEAL_S, "service")
+    wait_until(lambda: _is_answering(one), HEAL_S, "service")
     assert _gateway(one) != before
     for event in ("gateway_hung", "gateway_died", "gateway_restarted"):
         assert f'"event": "{event}"' in _events(one)
@@ -125,7 +125,7 @@ def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(tw
     wait_until(lambda: '"gateway_hung"' in _events(two), 10, "the event")
     assert _gateway(two) == parent
     assert workers[1] in _workers(two)
-    assert all(_answers(two) for _ in range(10))
+    assert all(_is_answering(two) for _ in range(10))
 
 
 def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
@@ -133,7 +133,9 @@ def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
     parent.suspend()
     wait_until(lambda: f"the gateway hangs (process {parent.pid}" in two.output, HEAL_S, "notice")
     wait_until(
-        lambda: _answers(two) and len(set(_workers(two)) - set(workers)) == 2, HEAL_S, "service"
+        lambda: _is_answering(two) and len(set(_workers(two)) - set(workers)) == 2,
+        HEAL_S,
+        "service",
     )
     assert not set(workers) & set(_workers(two))
     assert not any(worker.is_running() for worker in workers)
@@ -157,7 +159,7 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     gateway = _gateway(one)
     gateway.kill()
     wait_until(lambda: one.output.count("the gateway ended unexpectedly") >= 1, HEAL_S, "notice")
-    wait_until(lambda: _answers(one), HEAL_S, "service")
+    wait_until(lambda: _is_answering(one), HEAL_S, "service")
     assert _gateway(one) != gateway
     for message in (
         "events are not recorded",
@@ -172,12 +174,12 @@ def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_repla
     parent, workers = _gateway(two), _workers(two)
     parent.kill()
     wait_until(lambda: not any(worker.is_running() for worker in workers), HEAL_S, "their end")
-    wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
+    wait_until(lambda: _is_answering(two) and len(_workers(two)) == 2, HEAL_S, "service")
     before = two.output.count("the gateway ended unexpectedly")
     assert before == 2  # once for each of the last two tests: the successor had the port
     triton = two.triton()
     os.kill(triton.pid, signal.SIGSTOP)
     wait_until(lambda: "Triton hangs" in two.output, 60, "notice")
     wait_until(lambda: "Triton is serving again" in two.output, HEAL_S, "restart")
-    wait_until(lambda: _answers(two), HEAL_S, "service")
+    wait_until(lambda: _is_answering(two), HEAL_S, "service")
     assert '"triton_hung"' in _events(two)

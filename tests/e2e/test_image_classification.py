@@ -203,7 +203,7 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def _here(stack, text: str) -> str:
+def _with_this_stacks_ports(stack, text: str) -> str:
     """The page's code with this stack's ports."""
     moved = text.replace("http://127.0.0.1:8080", stack.url)
     return moved.replace("127.0.0.1:8001", stack.grpc_address)
@@ -222,7 +222,7 @@ def test_the_pages_commands_work(stack, folder):
     assert len(commands) >= 2
     for command in commands:
         run = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", _here(stack, command)],
+            ["bash", "-euo", "pipefail", "-c", _with_this_stacks_ports(stack, command)],
             capture_output=True,
             text=True,
             cwd=folder,
@@ -237,7 +237,7 @@ def test_the_pages_programs_work(stack, folder):
     assert programs
     for program in programs:
         run = subprocess.run(
-            [sys.executable, "-c", _here(stack, program)],
+            [sys.executable, "-c", _with_this_stacks_ports(stack, program)],
             capture_output=True,
             text=True,
             cwd=folder,

@@ -476,12 +476,12 @@ def test_line_ends_are_escaped_in_events(gateway, path, body):
         assert response.status_code == 200, response.read()
         lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
-    texts = "".join(map(found_text, (line[6:] for line in lines)))
+    texts = "".join(map(text_of, (line[6:] for line in lines)))
     for odd in ("\u2028", "\u2029", "\x85"):
         assert odd in texts or odd in ODD.split()  # the echo model splits at some of them
 
 
-def found_text(data: str) -> str:
+def text_of(data: str) -> str:
     if data == "[DONE]":
         return ""
     document = json.loads(data)

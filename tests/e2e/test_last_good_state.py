@@ -69,7 +69,7 @@ def _versions(running):
     return versions
 
 
-def _answers(running):
+def _status(running):
     return running.get("/v2/models/identity_fp32").status_code
 
 
@@ -81,7 +81,7 @@ def test_the_death_of_a_worker_ends_no_other_and_its_replacement_serves_the_last
     wait_until(lambda: _versions(running) == {VERSION}, 20, "the last good policy")
     assert second in _workers(running)
     assert len(_workers(running)) == 2
-    assert _answers(running) == 200
+    assert _status(running) == 200
 
 
 def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
@@ -93,7 +93,7 @@ def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
         first.kill()
         wait_until(lambda: "cannot start (see above)" in _log(running.home), 30, "a failed start")
         assert second.is_running()
-        assert _answers(running) == 200
+        assert _status(running) == 200
     finally:
         kept.write_bytes(data)
     wait_until(lambda: len(_workers(running)) == 2, 20, "the next attempt")

@@ -75,7 +75,7 @@ def _routes(own_stack):
     )
 
 
-def _ask(own_stack):
+def _score(own_stack):
     response = own_stack.client.post(f"{own_stack.url}/v1/{NAME}", json={"x": 0})
     assert response.status_code == 200, response.text
     return response.json()["score"]
@@ -93,7 +93,7 @@ def _loaded(own_stack):
 
 
 def test_a_start_that_names_only_the_pipeline_serves_its_canary(own_stack):
-    wait_until(lambda: _ask(own_stack) == 20, 20, "the canary answers everyone")
+    wait_until(lambda: _score(own_stack) == 20, 20, "the canary answers everyone")
     assert _loaded(own_stack) == {"mood.v3"}
     output = _done(own_stack, "versions", NAME)
     assert "canary mood.v3: 100 % of the callers of mood" in output
@@ -136,15 +136,17 @@ def test_a_weight_per_request_splits_one_caller(own_stack):
         own_stack, "canary", NAME, "--version", "2", "--weight", "50", "--per", "request"
     )
     assert "mood.v2 gets 50 % of the requests of mood" in output
-    wait_until(lambda: len({_ask(own_stack) for _ in range(8)}) == 2, 20, "both answer one caller")
-    scores = collections.Counter(_ask(own_stack) for _ in range(100))
+    wait_until(
+        lambda: len({_score(own_stack) for _ in range(8)}) == 2, 20, "both answer one caller"
+    )
+    scores = collections.Counter(_score(own_stack) for _ in range(100))
     assert set(scores) == {0, 10}
     assert 25 < scores[10] < 75
     # Another weight keeps the unit, and ``caller`` is all or nothing for one key.
     assert "20 % of the requests" in _done(own_stack, "canary", NAME, "--weight", "20")
     _done(own_stack, "canary", NAME, "--weight", "50", "--per", "caller")
     wait_until(
-        lambda: len({_ask(own_stack) for _ in range(20)}) == 1, 20, "one version for one caller"
+        lambda: len({_score(own_stack) for _ in range(20)}) == 1, 20, "one version for one caller"
     )
 
 
@@ -176,11 +178,11 @@ def test_another_home_finds_the_server_and_its_gateway(own_stack, tmp_path):
     run = _run(tmp_path, "rollback", NAME, "--to", "3", "--grace", "0", **environment)
     assert run.returncode == 0, run.stderr
     assert f"served by {own_stack.grpc_address}" in run.stdout
-    assert _ask(own_stack) == 20
+    assert _score(own_stack) == 20
     run = _run(tmp_path, "canary", NAME, "--version", "4", "--weight", "100", **environment)
     assert run.returncode == 0, run.stderr
     assert _routes(own_stack) == {NAME: {"mood.v4": 100}}
-    wait_until(lambda: _ask(own_stack) == 30, 20, "the canary of another home")
+    wait_until(lambda: _score(own_stack) == 30, 20, "the canary of another home")
     assert _run(tmp_path, "promote", NAME, **environment).returncode == 0
     assert _routes(own_stack) == {}
     versions = json.loads(_run(tmp_path, "versions", NAME, "--json", **environment).stdout)
@@ -202,7 +204,7 @@ def test_a_change_on_disk_only_is_reported_and_a_server_can_be_named(own_stack, 
         assert "every server" not in run.stdout
         assert "version 2 is the active one" in run.stdout
         assert "no running server was found" in run.stdout
-        assert _ask(own_stack) == 30
+        assert _score(own_stack) == 30
         output = _done(own_stack, "versions", NAME)
         assert f"server {own_stack.grpc_address} serves 4, but 2 is active on disk" in output
         key = {"TIDEGATE_TRITON_KEY_FILE": str(own_stack.home / ".tidegate" / "triton.key")}
@@ -210,7 +212,7 @@ def test_a_change_on_disk_only_is_reported_and_a_server_can_be_named(own_stack, 
         run = _run(tmp_path, *named, **environment, **key)
         assert run.returncode == 0, run.stderr
         assert "mood: version 2 serves from" in run.stdout
-        assert _ask(own_stack) == 10
+        assert _score(own_stack) == 10
         nobody = _run(tmp_path, "publish", NAME, "--server", "127.0.0.1:1", **environment, **key)
         assert nobody.returncode == 1
         assert "no Triton answers at 127.0.0.1:1" in nobody.stderr

@@ -134,7 +134,7 @@ def test_the_inflight_gauge_of_a_killed_worker_is_removed(own_stack):
         return sum(map(float, values))
 
     body = {"text_input": "[delay 1] a b c d e f g h i j"}
-    calls = [threading.Thread(target=_posted, args=(own_stack, body)) for _ in range(6)]
+    calls = [threading.Thread(target=_post_until_killed, args=(own_stack, body)) for _ in range(6)]
     before = _workers(own_stack)
     for call in calls:
         call.start()
@@ -150,7 +150,7 @@ def test_the_inflight_gauge_of_a_killed_worker_is_removed(own_stack):
     wait_until(lambda: under_way() == 0, 20, "nothing under way")
 
 
-def _posted(stack, body):
+def _post_until_killed(stack, body):
     with contextlib.suppress(httpx.TransportError):
         stack.post("/v2/models/echo_llm/generate", json=body)
 
@@ -188,14 +188,14 @@ def test_a_gateway_comes_back_while_a_model_is_slow_to_load(own_stack):
             20,
             "notice",
         )
-        wait_until(lambda: _answers(own_stack, "/healthz"), 60, "another gateway")
+        wait_until(lambda: _is_answering(own_stack, "/healthz"), 60, "another gateway")
         assert "revived echo_llm" not in own_stack.output
     finally:
         hold.unlink()
     wait_until(lambda: _status(own_stack)[0] == WELL, 90, "well again")
 
 
-def _answers(stack, path):
+def _is_answering(stack, path):
     try:
         return stack.get(path).status_code == 200
     except httpx.TransportError:

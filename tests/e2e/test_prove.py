@@ -21,7 +21,7 @@ from tidegate.scratch import proved_through_triton
 from tidegate.task_registry import TASKS
 
 
-def _said_nothing(text: str) -> None:
+def _ignore_progress(text: str) -> None:
     """Ignore progress messages."""
 
 
@@ -30,11 +30,11 @@ def published(tmp_path_factory):
     """A home with the pipeline ``mood``, its task and the reference of its original."""
     home = tmp_path_factory.mktemp("published")
     source = save_classifier("bert", home / "bert")
-    run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _said_nothing)
+    run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _ignore_progress)
     task = TASKS["text-classification"].open_task(ConversionRequest("mood", str(source)))
     answers = home / "asked"
     answers.mkdir()
-    ask_original(task, answers, _said_nothing)
+    ask_original(task, answers, _ignore_progress)
     return home, task, reference_in(answers, "mood", task.name, "fp32")
 
 

@@ -53,7 +53,7 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
     assert run.stdout.split()[-1] == step.name
 
 
-def _require_settled(server, caller) -> None:
+def _require_consistent(server, caller) -> None:
     """The active version is served, and no files are left behind."""
     repository = server.options.repository
     engine = active_members(repository, NAME)["mood_onnx"]
@@ -79,7 +79,7 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
         is_new = active_version(repository, NAME) != before
         assert is_new == (step not in BEFORE_THE_PIN)
         shutil.rmtree(staged)
-        _require_settled(server, caller)
+        _require_consistent(server, caller)
     assert (version_folders(repository / NAME) == folders) != is_new
 
 
@@ -92,4 +92,4 @@ def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
         _run(server, step, "switch", other)
         expected = before if step in BEFORE_THE_PIN else other
         assert active_version(repository, NAME) == expected
-        _require_settled(server, caller)
+        _require_consistent(server, caller)

@@ -216,7 +216,7 @@ def gateway(pair) -> Iterator[Running]:
 
 
 @pytest.fixture(autouse=True)
-def _both_are_there(pair, gateway) -> None:
+def _both_are_up(pair, gateway) -> None:
     pair.heal()
     wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
     wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")

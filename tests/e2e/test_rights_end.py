@@ -17,7 +17,7 @@ SILENT = (
 BOUND_S = 2.5  # two seconds, plus latency
 
 
-def _made(echo, name: str, *flags: str) -> dict[str, str]:
+def _create_key(echo, name: str, *flags: str) -> dict[str, str]:
     run = echo.tidegate("keys", "create", name, *flags, "--json")
     assert run.returncode == 0, run.stderr
     key = json.loads(run.stdout)["key"]
@@ -37,7 +37,7 @@ def _last_event(response: httpx.Response) -> dict:
 @pytest.mark.parametrize("path", [CHAT, GENERATE])
 def test_a_revoked_key_ends_its_stream(echo, path, text):
     name = f"rights-{path[1:3]}-{len(text)}"
-    headers = _made(echo, name)
+    headers = _create_key(echo, name)
     body = _body(path, text)
     with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as response:
         assert response.status_code == 200
@@ -55,7 +55,7 @@ def test_a_revoked_key_ends_its_stream(echo, path, text):
 
 def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
     name = "rights-whole"
-    headers = _made(echo, name)
+    headers = _create_key(echo, name)
     body = {**_body(CHAT, LONG), "stream": False}
     began = time.monotonic()
     revoking = threading.Timer(1.0, lambda: echo.tidegate("keys", "revoke", name))
@@ -67,7 +67,7 @@ def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
 
 
 def test_a_key_that_expires_ends_its_stream(echo):
-    headers = _made(echo, "rights-expires", "--expires", "6s")
+    headers = _create_key(echo, "rights-expires", "--expires", "6s")
     body = _body(CHAT, LONG)
     began = time.monotonic()
     with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as response:
@@ -79,7 +79,7 @@ def test_a_key_that_expires_ends_its_stream(echo):
 
 def test_a_lowered_limit_ends_the_youngest_stream(echo, echo_policy):
     limit = '[[limits]]\nscope = "key"\nkind = "concurrency"\namount = {}\n'
-    headers = _made(echo, "rights-limits")
+    headers = _create_key(echo, "rights-limits")
     echo_policy(limit.format(2))
     body = _body(CHAT, LONG)
     options = {"json": body, "headers": headers, "timeout": 30}

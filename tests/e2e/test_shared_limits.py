@@ -76,7 +76,7 @@ def _all_at_once(running, key, count):
         return list(pool.map(ask, range(count)))
 
 
-def _illnesses(running):
+def _outage_reports(running):
     """How often the workers' log reports that Redis is down, once it would report again."""
     log = running.home / ".tidegate" / "logs" / "gateway.log"
     lines = [line for line in log.read_text().splitlines() if "limits: Redis is ill" in line]
@@ -90,12 +90,12 @@ def test_two_workers_count_together(shared):
     """Exactly, unless Redis was late: then within the bound in docs/limits.md, and retried."""
     running, _ = shared
     for attempt in range(4):
-        before = _illnesses(running)
+        before = _outage_reports(running)
         responses = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
         statuses = collections.Counter(status for status, _ in responses)
         assert set(statuses) <= {200, 429}
         assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
-        if _illnesses(running) == before:
+        if _outage_reports(running) == before:
             break
     assert statuses == {200: AMOUNT, 429: 2 * AMOUNT}
 

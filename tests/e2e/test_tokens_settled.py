@@ -165,7 +165,7 @@ def _x(*values, rows: bool = True) -> list[InferInput]:
     return [tensor]
 
 
-def _ask(api, handler, model, body):
+def _call_handler(api, handler, model, body):
     """The body that an HTTP API's handler sends."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
@@ -222,24 +222,24 @@ def test_a_count_cannot_be_disguised(api, client, spent):
         client.infer("counted", _x(600), outputs=requested, headers=api.headers())
     with pytest.raises(InvalidRequest, match="without classification"):
         output = {"name": "token_count", "parameters": {"classification": 1}}
-        _ask(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
+        _call_handler(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
     assert spent("counted") == 0
 
 
 def test_v2_infer(api, spent):
     infer = V2Api(api.gateway).infer
-    whole = json.loads(_ask(api, infer, "counted", _v2(5, 6, 7)))
+    whole = json.loads(_call_handler(api, infer, "counted", _v2(5, 6, 7)))
     assert [output["name"] for output in whole["outputs"]] == ["y", "token_count"]
     assert spent("counted") == 18
-    some = json.loads(_ask(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
+    some = json.loads(_call_handler(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
     assert [output["name"] for output in some["outputs"]] == ["y"]
     assert spent("counted") == 518
 
 
 def test_v2_generate(api, spent):
-    _ask(api, GenerateApi(api.gateway).generate, "counted", {"x": 41})
+    _call_handler(api, GenerateApi(api.gateway).generate, "counted", {"x": 41})
     assert spent("counted") == 41
-    _ask(api, GenerateApi(api.gateway).generate_stream, "pieces", {"x": 300})
+    _call_handler(api, GenerateApi(api.gateway).generate_stream, "pieces", {"x": 300})
     assert spent("pieces") == 300
 
 
@@ -305,18 +305,20 @@ def _text(text: str, **flags) -> list[InferInput]:
 def test_a_language_model_pays_under_v2_too(api, spent):
     """V2 does not bypass the limit of the OpenAI routes: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
-    events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
+    events = _call_handler(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
     events = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
     assert [sorted(event) for event in events] == [
         ["model_name", "model_version", "text_output"]
     ] * 3
     assert spent("echo_llm") == 5 + 3
-    _ask(api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
+    _call_handler(
+        api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"}
+    )
     assert spent("echo_llm") == 5 + 3 + 5 + 1
     for hidden in ("return_num_output_tokens", "return_num_input_tokens"):
         with pytest.raises(InvalidRequest, match="leave"):
             refused = {"text_input": "word", hidden: False}
-            _ask(api, GenerateApi(api.gateway).generate, "echo_llm", refused)
+            _call_handler(api, GenerateApi(api.gateway).generate, "echo_llm", refused)
     with Streaming(api) as stream:
         stream.send("echo_llm", _text("word", return_num_output_tokens=False))
         assert "leave" in str(stream.next())
@@ -357,11 +359,11 @@ def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
     body = _v2(*range(1, 9), parameters={"timeout": 1_000_000})
     reserved = len(json.dumps(body).encode()) / 4
     with pytest.raises(DeadlineExceeded):
-        _ask(api, V2Api(api.gateway).infer, "slow", body)
+        _call_handler(api, V2Api(api.gateway).infer, "slow", body)
     assert spent("slow") == pytest.approx(reserved, abs=0.5)  # the bucket drains over time
     body = {"x": 7, "parameters": {"timeout": 1_000_000}}
     with pytest.raises(DeadlineExceeded):
-        _ask(api, GenerateApi(api.gateway).generate, "slow", body)
+        _call_handler(api, GenerateApi(api.gateway).generate, "slow", body)
     generated = len(json.dumps(body).encode()) / 4
     assert spent("slow") == pytest.approx(reserved + generated, abs=0.5)
     before = spent("slow")
@@ -404,7 +406,7 @@ def test_work_that_never_reached_the_model_is_free(api, spent):
     most, pool._max_inflight = pool._max_inflight, 0
     try:
         with pytest.raises(NoCapacity):
-            _ask(api, V2Api(api.gateway).infer, "slow", _v2(5))
+            _call_handler(api, V2Api(api.gateway).infer, "slow", _v2(5))
     finally:
         pool._max_inflight = most
     assert spent("slow") == 0

@@ -56,7 +56,7 @@ PATIENCE_S = 1.0
 CANCELLED = _field(b"grpc-status", b"1")
 
 
-class Deaf:
+class NonReader:
     """A connection that answers pings and settings, but never opens the window beyond HTTP/2's
     first 65,535 bytes of answers. ``ended`` has the numbers of the calls that got a status."""
 
@@ -132,20 +132,20 @@ def api(triton, tmp_path):
 
 
 @pytest.fixture
-def deaf(api):
-    client = Deaf(api)
+def non_reader(api):
+    client = NonReader(api)
     yield client
     client.close()
 
 
 @pytest.fixture
-def deaf_of_some(api):
-    client = Deaf(api, "some")
+def non_reader_of_some(api):
+    client = NonReader(api, "some")
     yield client
     client.close()
 
 
-def _asked(size: int) -> bytes:
+def _request(size: int) -> bytes:
     """A request for an answer of ``size`` bytes."""
     message = service_pb2.ModelInferRequest(model_name="zeros")
     message.inputs.add(name="x", datatype="FP32", shape=[1])
@@ -169,53 +169,53 @@ def _held(api) -> int:
     return api.gateway.held.total
 
 
-def test_an_unread_answer_is_cut_off(api, deaf_of_some):
+def test_an_unread_answer_is_cut_off(api, non_reader_of_some):
     """It used to be held for as long as its client liked, with its slot in the limits."""
     _before, started = psutil.Process().memory_info().rss, time.monotonic()
-    deaf = deaf_of_some
-    number = deaf.call(INFER, _asked(64 * MB))
+    non_reader = non_reader_of_some
+    number = non_reader.call(INFER, _request(64 * MB))
     wait_until(lambda: _held(api) > 64 * MB, 10, "the answer")
     with pytest.raises(InferenceServerException, match="is used up"):
         _infer(api, 4, "some")  # its slot is taken
-    assert number not in deaf.ended
+    assert number not in non_reader.ended
     most = _resident()
     # 64 MB get four times the patience.
-    wait_until(lambda: number in deaf.ended, 15, "the end")
+    wait_until(lambda: number in non_reader.ended, 15, "the end")
     assert time.monotonic() - started > 5 * PATIENCE_S
-    assert CANCELLED in deaf.ended[number]
-    assert deaf.received[number] == 65535
+    assert CANCELLED in non_reader.ended[number]
+    assert non_reader.received[number] == 65535
     wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 100 * MB, 5, "the answer's memory, gRPC's copy too")
-    wait_until(lambda: _works(api), 3, "the place in the limits")
+    wait_until(lambda: _succeeds(api), 3, "the place in the limits")
     # The connection lives on, and another call on it is answered as far as the window allows.
-    deaf.call(INFER, _asked(4))
+    non_reader.call(INFER, _request(4))
     wait_until(lambda: _held(api) > 0, 3, "the next one")
 
 
-def _works(api) -> bool:
+def _succeeds(api) -> bool:
     with contextlib.suppress(InferenceServerException):
         return _infer(api, 4, "some") == 4
     return False
 
 
-def test_small_answers_behind_a_full_window_are_counted_and_cut(api, deaf):
+def test_small_answers_behind_a_full_window_are_counted_and_cut(api, non_reader):
     """Each fits HTTP/2's first window, which a connection has only once."""
-    first = deaf.call(INFER, _asked(60_000))
-    wait_until(lambda: deaf.received.get(first, 0) > 60_000, 5, "the first is taken")
+    first = non_reader.call(INFER, _request(60_000))
+    wait_until(lambda: non_reader.received.get(first, 0) > 60_000, 5, "the first is taken")
     numbers = []
     for n in range(20):
-        numbers.append(deaf.call(INFER, _asked(32_000)))
+        numbers.append(non_reader.call(INFER, _request(32_000)))
         wait_until(lambda n=n: _held(api) > 32_000 * (n + 1), 5, "one more that waits")
-    wait_until(lambda: all(number in deaf.ended for number in numbers), 10, "the end of all")
-    assert all(CANCELLED in deaf.ended[number] for number in numbers)
-    assert CANCELLED not in deaf.ended[first]
+    wait_until(lambda: all(number in non_reader.ended for number in numbers), 10, "the end of all")
+    assert all(CANCELLED in non_reader.ended[number] for number in numbers)
+    assert CANCELLED not in non_reader.ended[first]
     wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
 def test_too_many_unread_answers_are_refused(triton, tmp_path):
     with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as server:
-        with contextlib.closing(Deaf(server)) as deaf:
-            deaf.call(INFER, _asked(900_000))
+        with contextlib.closing(NonReader(server)) as non_reader:
+            non_reader.call(INFER, _request(900_000))
             wait_until(lambda: _held(server) > 900_000, 5, "the answer")
             with pytest.raises(InferenceServerException, match="read the answers"):
                 _infer(server, 200_000)  # it would be over the limit
@@ -231,24 +231,24 @@ def test_a_client_that_reads_is_not_cut_off(api, caplog):
         infer = channel.unary_unary(INFER)
         metadata = tuple(api.headers().items())
         for size in (4, 70_000, 8 * MB, 4):
-            response, call = infer.with_call(_asked(size), metadata=metadata)
+            response, call = infer.with_call(_request(size), metadata=metadata)
             assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
         time.sleep(PATIENCE_S + 0.5)  # and finished calls are not checked again
-        assert len(infer(_asked(4), metadata=metadata)) > 4
+        assert len(infer(_request(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
     wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
-def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, deaf):
+def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, non_reader):
     """Its status waits behind the answer: gRPC kept both, and the gateway counted neither."""
-    number = deaf.call(STREAM, _asked(48 * MB), is_last=False)
+    number = non_reader.call(STREAM, _request(48 * MB), is_last=False)
     wait_until(lambda: _held(api) > 48 * MB, 10, "the answer")
-    wait_until(lambda: deaf.received.get(number) == 65535, 5, "what there is room for")
+    wait_until(lambda: non_reader.received.get(number) == 65535, 5, "what there is room for")
     most = _resident()
-    wait_until(lambda: number in deaf.ended, 10, "the end")
-    assert CANCELLED in deaf.ended[number]
+    wait_until(lambda: number in non_reader.ended, 10, "the end")
+    assert CANCELLED in non_reader.ended[number]
     wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 80 * MB, 5, "the answer's memory, gRPC's copy too")
 
@@ -262,9 +262,11 @@ def test_calls_that_were_cut_off_are_forgotten(api, capfd):
 
     before = calls()
     for _ in range(4):
-        with contextlib.closing(Deaf(api)) as deaf:
-            first = deaf.call(INFER, _asked(70_000))
-            wait_until(lambda deaf=deaf, first=first: first in deaf.ended, 10, "the end")
+        with contextlib.closing(NonReader(api)) as non_reader:
+            first = non_reader.call(INFER, _request(70_000))
+            wait_until(
+                lambda non_reader=non_reader, first=first: first in non_reader.ended, 10, "the end"
+            )
     assert calls() < before + 4
     assert "Error" not in capfd.readouterr().err
 
@@ -277,9 +279,9 @@ def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
         replica = server.gateway.pool.replicas[0]
         quiet = _p99(server)
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(contextlib.closing(Deaf(server))) for _ in range(2)]
+            streams = [stack.enter_context(contextlib.closing(NonReader(server))) for _ in range(2)]
             numbers = [
-                stream.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for stream in streams
+                stream.call(STREAM, *[_request(400_000)] * 20, is_last=False) for stream in streams
             ]
             # 1 MiB of each stream waits, so reading stops: most messages are in flight.
             wait_until(lambda: _held(server) > 2 * MB, 10, "answers that wait for a reader")
@@ -311,41 +313,41 @@ async def _wait_for_ever(holdings, caller):
     yield
 
 
-def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, deaf):
+def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, non_reader):
     """Each may be as large as the body limit: further ones wait at their sender."""
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     assert most < MAX_ARRIVING
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
-        deaf.begin(INFER, announced)
+        non_reader.begin(INFER, announced)
     with grpc.insecure_channel(api.address) as channel:
         call = channel.unary_unary(INFER)
         mine, other = (tuple(api.headers(name).items()) for name in ("all", "some"))
 
         def is_late() -> bool:
-            code = call.future(_asked(4), metadata=mine, timeout=0.5).code()
+            code = call.future(_request(4), metadata=mine, timeout=0.5).code()
             return code is grpc.StatusCode.DEADLINE_EXCEEDED
 
         wait_until(is_late, 10, "my messages wait")
-        call(_asked(4), metadata=other, timeout=10)
-        deaf.close()
-        call(_asked(4), metadata=mine, timeout=10)
+        call(_request(4), metadata=other, timeout=10)
+        non_reader.close()
+        call(_request(4), metadata=mine, timeout=10)
 
 
-def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, deaf, monkeypatch):
+def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, non_reader, monkeypatch):
     """Its messages may be as large as any while they arrive; those that do not arrive time out."""
     monkeypatch.setattr("gateway.api.grpc.server.REFLECTION_S", 1.0)
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
-        deaf.begin(REFLECT, announced)
-    question = deaf.call(REFLECT, b"\x3a\0")  # the list of services
+        non_reader.begin(REFLECT, announced)
+    question = non_reader.call(REFLECT, b"\x3a\0")  # the list of services
     time.sleep(0.5)
-    assert not deaf.ended and question not in deaf.received
-    wait_until(lambda: len(deaf.ended) == most + 1, 10, "the others are given up")
-    assert deaf.received[question]
+    assert not non_reader.ended and question not in non_reader.received
+    wait_until(lambda: len(non_reader.ended) == most + 1, 10, "the others are given up")
+    assert non_reader.received[question]
 
 
 def test_uploads_that_are_not_read_stay_at_their_client(api, monkeypatch):
