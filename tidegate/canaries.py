@@ -24,7 +24,7 @@ def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in files)) or [paths.policy]
 
 
-def beside_pipelines(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
+def companion_models(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
     """The models to serve along with these pipelines: their canaries, and every other model that
     their callers are routed to."""
     models: list[str] = []

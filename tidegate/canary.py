@@ -62,7 +62,7 @@ def command(
 
     interrupt_on_sigterm()
     paths = Paths.current()
-    path = rollout.one(paths, repository)
+    path = rollout.selected_repository(paths, repository)
     with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
         canaries = Canaries(path, name, policies(paths, rollout.running(paths, path)))
         if weight == 0:

@@ -41,16 +41,16 @@ def command(
 
     interrupt_on_sigterm()
     paths = Paths.current()
-    path = rollout.one(paths, repository)
+    path = rollout.selected_repository(paths, repository)
     require_published(path, name)
-    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as target:
+    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
         canaries = Canaries(path, name, policies(paths, rollout.running(paths, path)))
         number = canaries.routed_version(version)
-        promote(target, name, number)
-        canaries.end(target)
+        promote(deployment, name, number)
+        canaries.end(deployment)
         if as_json:
-            print_json(rollout.document(target, name, number))
-        elif target.replicas and not target.silent:
+            print_json(rollout.document(deployment, name, number))
+        elif deployment.replicas and not deployment.silent:
             click.echo(f"{name}: version {number} serves everyone")
         else:
-            click.echo(rollout.outcome(target, paths, name, number))
+            click.echo(rollout.outcome(deployment, paths, name, number))

@@ -39,9 +39,9 @@ def command(
     from serving.versions import prune
 
     paths = Paths.current()
-    path = rollout.one(paths, repository)
-    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as target:
-        deleted, freed_bytes = prune(target, name, keep)
+    path = rollout.selected_repository(paths, repository)
+    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as deployment:
+        deleted, freed_bytes = prune(deployment, name, keep)
     if as_json:
         print_json(
             {
@@ -49,13 +49,13 @@ def command(
                 "repository": str(path),
                 "deleted": deleted,
                 "freed_bytes": freed_bytes,
-                "no_answer_from": list(target.silent),
+                "no_answer_from": list(deployment.silent),
             }
         )
         return
     click.echo(f"{name}: deleted {', '.join(deleted) or 'nothing'} ({freed_bytes / MIB:,.1f} MiB)")
-    if target.silent and deleted:
+    if deployment.silent and deleted:
         click.echo(
-            f"  {', '.join(target.silent)} did not answer: if it serves a deleted version, it "
+            f"  {', '.join(deployment.silent)} did not answer: if it serves a deleted version, it "
             f"cannot load it again; when it answers, run tidegate publish {name}"
         )

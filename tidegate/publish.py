@@ -53,20 +53,20 @@ def command(
     interrupt_on_sigterm()
     paths = Paths.current()
     documents = []
-    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
+    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
         if Path(what).is_dir():
             from serving.import_pipeline import import_pipeline
 
-            pipeline, version = import_pipeline(Path(what).resolve(), target, name, accepted)
+            pipeline, version = import_pipeline(Path(what).resolve(), deployment, name, accepted)
         else:
             from serving.repository import active_version
             from serving.versions import require_published, switch_to
 
-            require_published(target.repository, what)
-            active = active_version(target.repository, what)
-            pipeline, version = what, switch_to(target, what, active)
-        documents.append(rollout.document(target, pipeline, version))
+            require_published(deployment.repository, what)
+            active = active_version(deployment.repository, what)
+            pipeline, version = what, switch_to(deployment, what, active)
+        documents.append(rollout.document(deployment, pipeline, version))
         if not as_json:
-            click.echo(rollout.outcome(target, paths, pipeline, version))
+            click.echo(rollout.outcome(deployment, paths, pipeline, version))
     if as_json:
         print_json(documents)

@@ -46,10 +46,10 @@ def command(
     interrupt_on_sigterm()
     paths = Paths.current()
     documents = []
-    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
-        number = switch_to(target, name, version)
-        documents.append(rollout.document(target, name, number))
+    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
+        number = switch_to(deployment, name, version)
+        documents.append(rollout.document(deployment, name, number))
         if not as_json:
-            click.echo(rollout.outcome(target, paths, name, number))
+            click.echo(rollout.outcome(deployment, paths, name, number))
     if as_json:
         print_json(documents)

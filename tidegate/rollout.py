@@ -105,12 +105,12 @@ def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
 
 def outcome(deployment: "Deployment", paths: Paths, name: str, version: int) -> str:
     """The last line of a verb that moved the pin: who serves the version now."""
-    repository = f"{paths.shown(deployment.repository)}/"
+    where = f"{paths.shown(deployment.repository)}/"
     if deployment.replicas:
-        message = f"{name}: version {version} serves from {repository}"
+        message = f"{name}: version {version} serves from {where}"
     else:
         message = (
-            f"{name}: version {version} is the active one in {repository}; no running server was "
+            f"{name}: version {version} is the active one in {where}; no running server was "
             "found for it: the next start serves it (name one elsewhere with --server HOST:PORT)"
         )
     if deployment.silent:
@@ -132,17 +132,17 @@ def document(deployment: "Deployment", name: str, version: int) -> dict[str, Any
     }
 
 
-def chosen(paths: Paths, repositories: tuple[Path, ...]) -> list[Path]:
-    return [path.resolve() for path in repositories] or [paths.repository]
+def selected_repositories(paths: Paths, requested: tuple[Path, ...]) -> list[Path]:
+    return [path.resolve() for path in requested] or [paths.repository]
 
 
-def one(paths: Paths, repository: Path | None) -> Path:
-    return repository.resolve() if repository else paths.repository
+def selected_repository(paths: Paths, requested: Path | None) -> Path:
+    return requested.resolve() if requested else paths.repository
 
 
-def each(
+def deployments(
     paths: Paths,
-    given: tuple[Path, ...],
+    requested: tuple[Path, ...],
     grace_s: float,
     addresses: Sequence[str] = (),
     *,
@@ -152,7 +152,7 @@ def each(
     it stay changed, and the error names those that are not."""
     from serving.errors import RolloutStopped, ServingError
 
-    repositories = chosen(paths, given)
+    repositories = selected_repositories(paths, requested)
     if addresses and len(repositories) > 1:
         raise click.UsageError(
             "--server does not name a repository: pass exactly one --repository with it"

@@ -32,7 +32,7 @@ from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
 from serving.watch import Watcher
-from tidegate.canaries import beside_pipelines
+from tidegate.canaries import companion_models
 from tidegate.claim import Claim, Running
 from tidegate.configs import AUTO, DEFAULT, config_name
 from tidegate.faults import require_loadable
@@ -336,7 +336,7 @@ class Stack:
         """The models to load by name: pipelines, and models that a user put into the repository."""
         if self.options.pipelines:
             paths = self.options.paths
-            companions = beside_pipelines(paths.repository, paths.policy, self.options.pipelines)
+            companions = companion_models(paths.repository, paths.policy, self.options.pipelines)
             return list(dict.fromkeys([*self.options.pipelines, *companions, "identity_fp32"]))
         from serving.repository import top_models
 

@@ -35,7 +35,7 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
     from tidegate.configs import tuned_line
 
     paths = Paths.current()
-    path = rollout.one(paths, repository)
+    path = rollout.selected_repository(paths, repository)
     published = versions(path, name)
     servers = rollout.running(paths, path, addresses)
     served = {server.address: _served(server, name) for server in servers}
