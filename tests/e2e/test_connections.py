@@ -124,15 +124,13 @@ def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
             assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
             closing = [b"connection: close" in response for response in responses]
             assert not closing[0]  # descriptors were free
-            assert (
-                sum(closing) >= SILENT - DESCRIPTORS
-            )  # closed by the gateway, as descriptors were scarce
+            # Closed by the gateway, as descriptors were scarce.
+            assert sum(closing) >= SILENT - DESCRIPTORS
             for _ in range(20):
                 silent += [_open(port, b"") for _ in range(SILENT // 20)]
                 assert client.get("/healthz").status_code == 200
-            assert [_read_rest(connection) for connection in idle] == [
-                b""
-            ] * SILENT  # closed to make room
+            rests = [_read_rest(connection) for connection in idle]
+            assert rests == [b""] * SILENT  # closed to make room
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
             for connection in filter(None, idle + silent):
