@@ -58,15 +58,14 @@ def cli() -> None:
     """Put trained models into a Triton repository, prove each conversion, serve behind one gateway.
 
     \b
-    tidegate up                          convert what is missing, serve it, print how to call it
+    tidegate up                          convert missing pipelines, serve, print how to call them
     tidegate status                      what is running here, its health, and its logs
     tidegate convert text_embedding      convert one model, prove it, publish it
     tidegate prove NAME --against SOURCE does the published model still match the original?
     tidegate optimize NAME               measure its candidates here, pick one, tune its config
     tidegate publish FOLDER              check and serve a pipeline built elsewhere
-    tidegate rollback NAME               back to the version before; tidegate versions NAME lists
-    all
-    tidegate canary NAME --weight 10     part of the traffic to another version; then promote NAME
+    tidegate rollback NAME               back to the version before (see tidegate versions NAME)
+    tidegate canary NAME --weight 10     part of the traffic to another version, then promote
     tidegate prune NAME --keep 3         delete old versions
     tidegate lint                        check the whole repository without a server
     tidegate keys create my-app          create an API key
