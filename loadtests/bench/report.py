@@ -85,8 +85,8 @@ def _row(row: Row) -> str:
     figures, (low, high) = row.figures, row.spread
     times = " | ".join(f"{value:.2f}" for value in (figures.p50_ms, figures.p95_ms, figures.p99_ms))
     return (
-        f"| {row.name} | {row.setting} | {figures.rps:,.0figures} | {row.ratio:.2f} "
-        f"| {low:.2f}-{high:.2figures} | {times} |"
+        f"| {row.name} | {row.setting} | {figures.rps:,.0f} | {row.ratio:.2f} "
+        f"| {low:.2f}-{high:.2f} | {times} |"
     )
 
 
