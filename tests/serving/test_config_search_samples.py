@@ -45,8 +45,8 @@ def test_each_form_of_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "fields", "what"),
     [
-        ("a.jsonl", "{", TEXT, "line 1 is no JSON"),
-        ("a.jsonl", "[1]", TEXT, "no object"),
+        ("a.jsonl", "{", TEXT, "line 1 is not JSON"),
+        ("a.jsonl", "[1]", TEXT, "not an object"),
         ("a.jsonl", "", TEXT, "is empty"),
         ("a.csv", "city\nBonn\n", TABLE, "columns city"),
         ("a.csv", "age\nmany\n", TABLE, "could not convert"),
