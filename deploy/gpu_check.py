@@ -1,14 +1,14 @@
-"""What a machine's GPU makes of the two known models, in one JSON with hardware and versions.
+"""Check and measure the two known models on this machine's GPU; writes one JSON report.
 
     python deploy/gpu_check.py --json out.json             on a GPU box, from a checkout
-    python deploy/gpu_check.py --install --json out.json   the same where nothing is installed yet
-    python deploy/gpu_check.py --cpu --json out.json       the very same path on a CPU
+    python deploy/gpu_check.py --install --json out.json   the same if nothing is installed yet
+    python deploy/gpu_check.py --cpu --json out.json       the same path on a CPU
 
-Starts a real Triton with ``configs/gpu.pbtxt`` (ONNX Runtime on CUDA; where that build of ONNX
-Runtime has no CUDA: torch on CUDA), serves MiniLM and EfficientNet in FP32 and FP16, compares with
-the proved FP32 graph on the CPU, and measures rows/s at each batch size through gRPC and in this
-process. Builds TensorRT engines of both where the package is there. What was measured is in the
-JSON also when something fails; exit code 0 all held, 1 something failed, 2 no GPU.
+Starts a real Triton with ``configs/gpu.pbtxt`` (ONNX Runtime on CUDA; torch on CUDA if the
+installed ONNX Runtime has no CUDA), serves MiniLM and EfficientNet in FP32 and FP16, compares them
+with the proved FP32 graph on the CPU, and measures rows/s at each batch size through gRPC and in
+this process. Builds TensorRT engines of both if TensorRT is installed. The JSON, with hardware and
+versions, is written even if something fails. Exit codes: 0 all held, 1 something failed, 2 no GPU.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from deploy.gpu_checks import machine  # noqa: E402 - found there; the others need packages
+from deploy.gpu_checks import machine  # noqa: E402 - from this checkout; the others need packages
 
 MODELS = ("text_embedding", "image_classification")
 PRECISIONS = ("fp32", "fp16")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-# A box with a GPU, from nothing: the build of ONNX Runtime for CUDA in place of the other.
+# From scratch on a GPU machine: the CUDA build of ONNX Runtime replaces the CPU build.
 INSTALL = (
     ("install", "-q", "-c", "constraints.txt", "-e", ".[convert,server]"),
     ("uninstall", "-q", "-y", "onnxruntime"),
@@ -49,16 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
         install(options.install)
         report |= machine.surroundings(options.cpu)
         check(options, report)
-        report["passed"] = all(each["passed"] for each in parities(report))
+        report["passed"] = all(parity["passed"] for parity in parities(report))
     except ImportError as error:
         report["error"] = f"{error}: run with --install, or make .venv/.up and .venv/bin/python"
     except KeyboardInterrupt:
         report["error"] = "stopped"
-    except Exception as error:  # whatever it is, what was measured is kept
+    except Exception as error:  # whatever fails, the measurements so far are saved
         report["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"
     finally:
-        for each in report["engines"]:
-            each.pop("files")  # of a folder that is gone
+        for engine in report["engines"]:
+            engine.pop("files")  # of a folder that no longer exists
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     verdict = "all held" if report["passed"] else report["error"] or "parity did not hold"
     say(f"{options.json}: {verdict}")
@@ -66,19 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parities(report: Report) -> list[dict[str, Any]]:
-    """Every comparison that was made: of what was served, and of the plans."""
-    made = [*report["engines"], *report["tensorrt"].values()]
-    return [each["parity"] for each in made if isinstance(each, dict)]
+    """All comparisons: of the served engines and of the TensorRT plans."""
+    checked = [*report["engines"], *report["tensorrt"].values()]
+    return [entry["parity"] for entry in checked if isinstance(entry, dict)]
 
 
-def install(wanted: bool) -> None:
-    """Everything that is needed, into the Python that runs this: give it an environment."""
-    for each in INSTALL if wanted else ():
-        subprocess.run([sys.executable, "-m", "pip", *each], check=True, cwd=ROOT)
+def install(enabled: bool) -> None:
+    """Install all dependencies into the running Python, which should be a virtual environment."""
+    for arguments in INSTALL if enabled else ():
+        subprocess.run([sys.executable, "-m", "pip", *arguments], check=True, cwd=ROOT)
 
 
 def check(options: argparse.Namespace, report: Report) -> None:
-    """Fill in the report, measurement by measurement."""
+    """Fill in the report, one measurement at a time."""
     from deploy.gpu_checks import measured, plans, served
 
     runs_on = options.engine or served.chosen_engine(options.cpu)
@@ -102,7 +102,7 @@ def say(text: str) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
+    return tuple(int(number) for number in text.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,14 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--json", type=Path, required=True, metavar="FILE", help="where the report goes")
-    add("--cpu", action="store_true", help="the same path on the CPU")
-    add("--install", action="store_true", help="pip install what is needed first")
-    add("--engine", choices=("onnxruntime", "torch"), help="default: what has CUDA")
+    add("--json", type=Path, required=True, metavar="FILE", help="file for the report")
+    add("--cpu", action="store_true", help="take the same path on the CPU")
+    add("--install", action="store_true", help="pip install the dependencies first")
+    add("--engine", choices=("onnxruntime", "torch"), help="default: the one with CUDA")
     add("--models", nargs="+", choices=MODELS, default=MODELS)
     add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    add("--batches", type=_numbers, default=BATCHES, help="1,2,4,8,16,32,64")
-    add("--seconds", type=float, default=3.0, help="for each figure")
+    add("--batches", type=_numbers, default=BATCHES, help="default: 1,2,4,8,16,32,64")
+    add("--seconds", type=float, default=3.0, help="per figure")
     return parser
 
 

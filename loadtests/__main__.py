@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 PORT = click.IntRange(1, 65535)
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 USER_CLASSES = {"rest": "RestUser", "grpc": "TritonUser"}
-# Requests under way at the end are waited for until they time out (locustfile.py: 35 s): to drop
+# At the end Locust waits for requests in flight until they time out (locustfile.py: 35 s): dropping
 # them would drop the slowest, and a server that hangs would pass.
 STOP_S = 40
 
@@ -44,7 +44,7 @@ class Options:
 
 
 def locust_arguments(options: Options) -> list[str]:
-    """Locust's command line. The key is not in it: other users of the machine can read that."""
+    """Locust's command line, without the key: other users of the machine can read it."""
     arguments = ["-f", str(LOCUSTFILE), "--host", options.url]
     arguments += ["--grpc-address", options.grpc_address]
     arguments += ["--users", str(options.users), "--spawn-rate", str(options.spawn_rate)]
@@ -61,7 +61,7 @@ def locust_arguments(options: Options) -> list[str]:
 
 
 def check(options: Options) -> None:
-    """CannotStart or CorpusMissing when the run could not mean anything."""
+    """Raises CannotStart or CorpusMissing when the run would be meaningless."""
     if importlib.util.find_spec("locust") is None:
         raise CannotStart("Locust is not installed: pip install 'tidegate[load]'")
     real_texts()
@@ -77,20 +77,20 @@ def check(options: Options) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _run_time(context: click.Context, parameter: click.Parameter, given: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[smh]?", given):
-        raise click.BadParameter("give seconds, or for example 90s, 5m, 1h")
-    return given
+def _run_time(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[smh]?", value):
+        raise click.BadParameter("pass seconds, or for example 90s, 5m, 1h")
+    return value
 
 
-def _flag(name: str, default: Any, what: str, **more: Any) -> Callable[[F], F]:
+def _flag(name: str, default: Any, description: str, **options: Any) -> Callable[[F], F]:
     """An option whose help shows its default and its environment variable."""
-    more |= {"show_default": default is not None, "show_envvar": "envvar" in more}
-    return click.option(f"--{name}", default=default, help=what, **more)
+    options |= {"show_default": default is not None, "show_envvar": "envvar" in options}
+    return click.option(f"--{name}", default=default, help=description, **options)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--headless", is_flag=True, help="No UI: run at once, print the table, exit.")
+@click.option("--headless", is_flag=True, help="No UI: run at once, print the results, exit.")
 @_flag("url", "http://127.0.0.1:8080", "The gateway.", envvar="TIDEGATE_URL")
 @_flag(
     "grpc-address",
@@ -98,11 +98,13 @@ def _flag(name: str, default: Any, what: str, **more: Any) -> Callable[[F], F]:
     "Triton's gRPC port.",
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
 )
-@_flag("only", None, "One kind of user; both without it.", type=click.Choice(list(USER_CLASSES)))
-@_flag("users", 16, "Users at the same time, half of each kind.", type=click.IntRange(1))
-@_flag("spawn-rate", 8.0, "Users started a second.", type=click.FloatRange(0, min_open=True))
+@_flag(
+    "only", None, "Only this kind of user. Default: both.", type=click.Choice(list(USER_CLASSES))
+)
+@_flag("users", 16, "Concurrent users, half of each kind.", type=click.IntRange(1))
+@_flag("spawn-rate", 8.0, "Users started per second.", type=click.FloatRange(0, min_open=True))
 @_flag("run-time", "15s", "How long a headless run lasts: 90s, 5m, 1h.", callback=_run_time)
-@_flag("max-p99-ms", None, "Fail when a route's p99 is over this.", type=click.FloatRange(0))
+@_flag("max-p99-ms", None, "Fail if a route's p99 exceeds this.", type=click.FloatRange(0))
 @_flag("json", None, "Write the figures to this file.", type=click.Path(path_type=Path))
 @_flag("ui-port", 8089, "Locust's UI.", type=PORT, envvar="TIDEGATE_LOCUST_PORT")
 def command(**flags: Any) -> None:
@@ -116,8 +118,8 @@ def command(**flags: Any) -> None:
     python -m loadtests --headless --only rest --users 4 --run-time 1m --max-p99-ms 250
 
     \b
-    Exit codes: 0 passed; 1 a request failed, a kind of user made none, or a p99 was over its
-    limit; 2 could not start.
+    Exit codes: 0 passed; 1 a request failed, one kind of user made none, or a p99 exceeded
+    its limit; 2 could not start.
     """
     options = Options(**{**flags, "url": flags["url"].rstrip("/")})
     try:

@@ -1,4 +1,4 @@
-"""What an answer must be to count: a load test that only counts would praise a broken server."""
+"""Checks of the answers: a load test that only counts them would praise a broken server."""
 
 import base64
 import json
@@ -10,26 +10,26 @@ import numpy as np
 
 DIMENSIONS = 384
 NORM_TOLERANCE = 1e-3
-# The same text's vectors differ by rounding alone (dot product 0.99999); different texts that
-# changed places in a batch are far below this, and dynamic INT8 stays above it.
+# Vectors of the same text differ only by rounding (dot product 0.99999); texts swapped within a
+# batch are far below this, and dynamic INT8 stays above it.
 SAME_TEXT = 0.97
 Reader = Callable[[Any], list[Any]]
 
 
 class WrongAnswer(Exception):
-    """The answer does not count. Its message is the same for the same fault: Locust groups by it,
-    so it never holds a request id."""
+    """The answer is wrong. The same fault always has the same message, because Locust groups by it;
+    so it never contains a request id."""
 
 
 class AnswerBook:
-    """Remembers the first vector of each text: whichever API and batch the text goes through
-    later, it must get that vector again. So an answer that went to the wrong caller is noticed."""
+    """Remembers the first vector of each text: through whichever API and batch the text is sent
+    later, it must get that vector again. This detects answers that go to the wrong caller."""
 
     def __init__(self) -> None:
         self._first: dict[str, np.ndarray] = {}
 
     def check(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """WrongAnswer unless there is one good vector a text, in the texts' order."""
+        """Raises WrongAnswer unless there is one valid vector per text, in the texts' order."""
         if vectors.shape != (len(texts), DIMENSIONS):
             raise WrongAnswer(f"vectors of shape {vectors.shape} for {len(texts)} texts")
         norms = np.linalg.norm(vectors, axis=1)
@@ -37,17 +37,17 @@ class AnswerBook:
             raise WrongAnswer("a vector is not of unit length")
         for text, vector in zip(texts, vectors, strict=True):
             if float(vector @ self._first.setdefault(text, vector)) < SAME_TEXT:
-                raise WrongAnswer("a text got another vector than before")
+                raise WrongAnswer("a text got a different vector than before")
 
 
 def read(status: int, content: bytes | None, reader: Reader) -> np.ndarray:
-    """The vectors in an HTTP answer; WrongAnswer says what there is instead."""
+    """The vectors in an HTTP answer, FP32 [n, 384]; raises WrongAnswer if it has none."""
     if status != 200:
         raise WrongAnswer(f"HTTP {status}: {_error_text(content)}" if status else "no HTTP answer")
     try:
         return np.asarray(reader(json.loads(content or b"")), dtype=np.float32)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise WrongAnswer(f"an answer of another shape ({type(error).__name__})") from error
+        raise WrongAnswer(f"an answer of a different shape ({type(error).__name__})") from error
 
 
 def task_rows(body: Any) -> list[Any]:
@@ -62,7 +62,7 @@ def openai_rows(body: Any) -> list[Any]:
 
 
 def v2_rows(body: Any) -> list[Any]:
-    (output,) = body["outputs"]  # we ask for one
+    (output,) = body["outputs"]  # we request one
     return [
         np.asarray(output["data"]).reshape(output["shape"])[row]
         for row in range(output["shape"][0])
@@ -70,7 +70,7 @@ def v2_rows(body: Any) -> list[Any]:
 
 
 def _error_text(content: bytes | None) -> str:
-    """The message inside whichever API's error this is, without its request id."""
+    """The message in an error of any of the APIs, without its request id."""
     try:
         body = json.loads(content or b"")
         error = body.get("detail") or body.get("error")

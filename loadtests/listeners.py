@@ -1,4 +1,4 @@
-"""What Locust calls while it runs: our options, the record of requests, the verdict at the end."""
+"""Locust's event listeners: our options, the record of requests, the verdict at the end."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ LAUNCH: dict[str, str | None] = {}
 
 
 def register() -> None:
-    """Have Locust call what is below."""
-    hooks: Any = events  # its add_listener has no types
+    """Register the listeners below with Locust."""
+    hooks: Any = events  # its add_listener is untyped
     hooks.init_command_line_parser.add_listener(add_options)
     hooks.init.add_listener(prepare)
     hooks.test_start.add_listener(forget_last_run)
@@ -34,19 +34,19 @@ def add_options(parser: Any) -> None:
         default="127.0.0.1:8001",
         env_var="TIDEGATE_TRITON_GRPC_ADDRESS",
         include_in_web_ui=False,
-        help="Where Triton listens for gRPC",
+        help="Triton's gRPC address",
     )
     parser.add_argument("--max-p99-ms", type=float, include_in_web_ui=False)
     parser.add_argument("--summary-file", include_in_web_ui=False)
 
 
 def prepare(environment: Any, **_: Any) -> None:
-    """Before the UI can be reached, and before the first user."""
+    """Runs before the UI is reachable, and before the first user starts."""
     LAUNCH["host"] = environment.host
-    # gevent's clock stands at the time before our imports: --run-time would be short by them.
+    # gevent's clock still shows the time before our imports, which would shorten --run-time.
     gevent.get_hub().loop.update_now()
-    # Ctrl-C, handled by the loop as SIGTERM is. Python would raise KeyboardInterrupt in whichever
-    # user runs; one that holds a lock of gRPC's never gives it back, and Locust never ends.
+    # Let the loop handle Ctrl-C like SIGTERM. Python would raise KeyboardInterrupt in whichever
+    # user is running; if that one holds a gRPC lock, it is never released and Locust never ends.
     gevent.signal_handler(signal.SIGINT, os.kill, os.getpid(), signal.SIGTERM)
     # `make load HEADLESS=1 > report.txt` should hold the report; Locust prints it to stderr.
     for handler in logging.getLogger("locust.stats_logger").handlers:
@@ -55,8 +55,8 @@ def prepare(environment: Any, **_: Any) -> None:
 
 
 def require_launch_host(host: str | None) -> None:
-    """The API key goes only where the command line said: the UI takes a new host from any web
-    page that the operator's browser has open (it has no CSRF token)."""
+    """Send the API key only to the host on the command line: the UI accepts a new host from any
+    web page that the operator's browser has open (it has no CSRF token)."""
     if host != LAUNCH.get("host"):
         raise CannotStart(f"the API key is not sent to {host}: start again with --url {host}")
 
@@ -78,7 +78,7 @@ def record_crash(exception: BaseException, **_: Any) -> None:
 
 def decide(environment: Any, **_: Any) -> None:
     """Set the exit code; Locust prints its tables after this."""
-    environment.runner.stop()  # after Ctrl-C users are still at it
+    environment.runner.stop()  # after Ctrl-C users are still running
     demand = _demand(environment)
     environment.process_exit_code = 1 if faults(RECORD, demand) else 0
     environment.events.quit.add_listener(lambda **_: _report(environment, demand))
@@ -94,7 +94,7 @@ def _report(environment: Any, demand: Demand) -> None:
 
 
 def _demand(environment: Any) -> Demand:
-    """In the UI a person chooses what runs, so nothing is missing there."""
+    """In the UI the operator chooses which users run, so none can be missing there."""
     options = environment.parsed_options
     users = environment.user_classes if options.headless else []
     return Demand(tuple(sorted(user.kind for user in users)), options.max_p99_ms)

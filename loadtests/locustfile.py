@@ -1,6 +1,6 @@
-"""Locust's users: one speaks REST to the gateway, one gRPC straight to Triton.
+"""Locust's users: one calls the gateway over REST, one calls Triton directly over gRPC.
 
-``python -m loadtests`` starts Locust with this file. Alone it works too:
+``python -m loadtests`` starts Locust with this file. It also works on its own:
 
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8080
 """
@@ -33,7 +33,7 @@ BOOK = AnswerBook()
 
 
 class RestUser(FastHttpUser):
-    """An application behind the gateway: it asks again as soon as it has its answer."""
+    """An application behind the gateway: it sends the next request as soon as it has an answer."""
 
     kind = "rest"
     connection_timeout = network_timeout = TIMEOUT_S
@@ -45,23 +45,23 @@ class RestUser(FastHttpUser):
     @task(3)
     def task_route(self) -> None:
         text = next(TEXTS)
-        self._ask(f"/v1/{PIPELINE}", {"text": text}, [text], task_rows)
+        self._send(f"/v1/{PIPELINE}", {"text": text}, [text], task_rows)
 
     @task(1)
     def openai_route(self) -> None:
         texts = list(islice(TEXTS, OPENAI_BATCH))
         body = {"model": PIPELINE, "input": texts, "encoding_format": "base64"}
-        self._ask("/v1/embeddings", body, texts, openai_rows)
+        self._send("/v1/embeddings", body, texts, openai_rows)
 
     @task(1)
     def v2_route(self) -> None:
         text = next(TEXTS)
         tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
         body = {"inputs": [tensor], "outputs": [{"name": VECTOR}]}
-        self._ask(f"/v2/models/{PIPELINE}/infer", body, [text], v2_rows)
+        self._send(f"/v2/models/{PIPELINE}/infer", body, [text], v2_rows)
 
-    def _ask(self, route: str, body: dict[str, Any], texts: list[str], reader: Reader) -> None:
-        """Send and check; the clock stops before the check."""
+    def _send(self, route: str, body: dict[str, Any], texts: list[str], reader: Reader) -> None:
+        """Send a request and check the answer; the check is not timed."""
         name = route if len(texts) == 1 else f"{route} ({len(texts)} texts)"
         with self.client.post(
             route, json=body, headers=self.headers, name=name, catch_response=True
@@ -73,18 +73,18 @@ class RestUser(FastHttpUser):
 
 
 class TritonClient(InferenceServerClient):  # type: ignore[misc]  # tritonclient ships no types
-    """A client that the end of the process closes; until then the next user takes it over.
+    """A client that is closed by the end of the process; until then the next user reuses it.
 
-    Stock, it closes its channel again when it is collected. Under gevent (grpcio 1.85) such a close
-    was seen to wait for ever on gRPC's own lock, in ``gevent_decrement_channel_count``, and Locust
-    with it.
+    The stock client closes its channel again when it is garbage-collected. Under gevent (grpcio
+    1.85) such a close was seen to wait forever on gRPC's own lock, in
+    ``gevent_decrement_channel_count``, and Locust with it.
     """
 
     idle: ClassVar[list["TritonClient"]] = []
 
     @classmethod
     def take(cls, address: str) -> "TritonClient":
-        # A connection of its own, as another process would have: channels share one otherwise.
+        # Its own connection, as a separate process would have: otherwise channels share one.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         return cls.idle.pop() if cls.idle else cls(address, channel_args=options)
 
@@ -93,7 +93,8 @@ class TritonClient(InferenceServerClient):  # type: ignore[misc]  # tritonclient
 
 
 class TritonUser(User):
-    """A latency-sensitive client: stock ``tritonclient``, nothing between it and the server."""
+    """A latency-sensitive client: stock ``tritonclient``, with nothing between it and the
+    server."""
 
     kind = "grpc"
 
@@ -109,14 +110,14 @@ class TritonUser(User):
         tensor = InferInput("text", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
         started = time.perf_counter()
-        answer = self._call(tensor)
+        response = self._call(tensor)
         response_ms = (time.perf_counter() - started) * 1e3
         self.environment.events.request.fire(
             request_type="gRPC",
             name=f"ModelInfer {PIPELINE}",
             response_time=response_ms,
-            response_length=_size_bytes(answer),
-            exception=_fault(text, answer),
+            response_length=_size_bytes(response),
+            exception=_fault(text, response),
             context={},
         )
 
@@ -128,17 +129,17 @@ class TritonUser(User):
             return error
 
 
-def _size_bytes(answer: InferResult | InferenceServerException) -> int:
-    failed = isinstance(answer, InferenceServerException)
-    return 0 if failed else int(answer.get_response().ByteSize())
+def _size_bytes(response: InferResult | InferenceServerException) -> int:
+    failed = isinstance(response, InferenceServerException)
+    return 0 if failed else int(response.get_response().ByteSize())
 
 
-def _fault(text: str, answer: InferResult | InferenceServerException) -> Exception | None:
-    """Why the answer does not count, or None."""
-    if isinstance(answer, InferenceServerException):
-        return WrongAnswer(f"{answer.status()}: {str(answer.message())[:160]}")
+def _fault(text: str, response: InferResult | InferenceServerException) -> Exception | None:
+    """Why the answer is wrong, or None."""
+    if isinstance(response, InferenceServerException):
+        return WrongAnswer(f"{response.status()}: {str(response.message())[:160]}")
     try:
-        BOOK.check([text], answer.as_numpy(VECTOR))
+        BOOK.check([text], response.as_numpy(VECTOR))
     except WrongAnswer as fault:
         return fault
     return None

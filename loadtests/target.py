@@ -1,6 +1,6 @@
-"""What is tested, and whether it is there: asked before Locust starts, answered in one line.
+"""Checks that the stack is there before Locust starts; a problem is reported in one line.
 
-Locust would start all the same, and call a stack that is not running 100 % failures.
+Locust itself would start anyway, and report 100 % failures if the stack is not running.
 """
 
 import http.client
@@ -17,11 +17,11 @@ CHECK_TIMEOUT_S = 10.0
 
 
 class CannotStart(Exception):
-    """There is nothing to test, or no way in; the message says what to do."""
+    """The stack is missing or not accessible; the message says what to do."""
 
 
 def find_key(environ: Mapping[str, str]) -> str:
-    """TIDEGATE_API_KEY, else the key that ``make up`` made; CannotStart when there is neither."""
+    """TIDEGATE_API_KEY, else the key that ``make up`` created; CannotStart without either."""
     if environ.get("TIDEGATE_API_KEY"):
         return environ["TIDEGATE_API_KEY"].strip()
     file = Path(environ.get("TIDEGATE_HOME", ".")) / ".tidegate" / "dev.key"
@@ -30,14 +30,14 @@ def find_key(environ: Mapping[str, str]) -> str:
     except OSError:
         raise CannotStart(
             f"there is no API key in TIDEGATE_API_KEY or {file}: run `make up` first, "
-            "or make one with `tidegate keys create NAME`"
+            "or create one with `tidegate keys create NAME`"
         ) from None
 
 
 def check_gateway(url: str, key: str) -> None:
-    """CannotStart unless the gateway is ready, takes the key, and serves the pipeline."""
+    """Raises CannotStart unless the gateway is ready, accepts the key and serves the pipeline."""
     if not url.startswith(("http://", "https://")):
-        raise CannotStart(f"{url!r} is not an address: give http://HOST:PORT")
+        raise CannotStart(f"{url!r} is not a URL: pass http://HOST:PORT")
     status, _ = _get(f"{url}/readyz", "")
     if status != 200:
         raise CannotStart(f"the stack at {url} is not ready (HTTP {status}): run `make up`")
@@ -45,14 +45,16 @@ def check_gateway(url: str, key: str) -> None:
     if status in (401, 403):
         raise CannotStart(
             f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY to a valid "
-            "one (`tidegate keys create NAME` makes one), or TIDEGATE_HOME to the stack's folder"
+            "one (`tidegate keys create NAME` creates one), or TIDEGATE_HOME to the stack's folder"
         )
     if status != 200 or PIPELINE not in _model_ids(body):
-        raise CannotStart(f"{url} does not serve {PIPELINE}: run `make up`, or see its /v1/models")
+        raise CannotStart(
+            f"{url} does not serve {PIPELINE}: run `make up`, or check its /v1/models"
+        )
 
 
 def check_triton(address: str) -> None:
-    """CannotStart unless Triton's gRPC port says that the pipeline is ready."""
+    """Raises CannotStart unless Triton reports over gRPC that the pipeline is ready."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
@@ -63,14 +65,14 @@ def check_triton(address: str) -> None:
     except InferenceServerException as error:
         raise CannotStart(
             f"no Triton answers gRPC at {address} ({error.status()}): run `make up`, "
-            "or say where it is with --grpc-address"
+            "or pass its address with --grpc-address"
         ) from error
     if not ready:
         raise CannotStart(f"Triton at {address} does not serve {PIPELINE}")
 
 
 def check_ui_port(port: int) -> None:
-    """CannotStart when something listens there: Locust would end in a traceback."""
+    """Raises CannotStart if the port is in use: Locust would end in a traceback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -83,20 +85,20 @@ def check_ui_port(port: int) -> None:
 
 
 def _get(url: str, key: str) -> tuple[int, bytes]:
-    """Status and body, whatever the status; never through a proxy."""
+    """The status and body of any HTTP response; never through a proxy."""
     request = urllib.request.Request(url)  # noqa: S310 (check_gateway takes http and https only)
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
-            return answer.status, answer.read()
+        with opener.open(request, timeout=CHECK_TIMEOUT_S) as response:
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        why = getattr(error, "reason", None) or type(error).__name__
-        raise CannotStart(f"no gateway answers at {url} ({why}): run `make up`") from error
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise CannotStart(f"no gateway answers at {url} ({reason}): run `make up`") from error
 
 
 def _model_ids(body: bytes) -> set[str]:

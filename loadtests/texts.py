@@ -1,7 +1,7 @@
 """Real texts to send: English dialogue from the package ``chatterbot-corpus`` (BSD licence).
 
-Read where pip installed it. 1,898 distinct texts, as long as people write them: half have at most
-6 words, one in ten has more than 15, and some are paragraphs and code.
+Read from where pip installed it. 1,898 distinct texts of natural length: half have at most 6
+words, one in ten has more than 15, and some are paragraphs and code.
 """
 
 import importlib.util
@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# The model reads 256 tokens, and the corpus's code has 2.6 characters a token: three texts are too
-# long. They would be refused, rightly, and counted as failures.
+# The model reads 256 tokens, and the corpus's code has 2.6 characters per token: three texts are
+# too long. They would rightly be refused, and counted as failures.
 LIMIT_CHARACTERS = 600
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -20,24 +20,24 @@ class CorpusMissing(Exception):
 
 
 def real_texts() -> list[str]:
-    """Every distinct English text of the corpus that the model can read whole."""
+    """Every distinct English text of the corpus that fits the model."""
     files = sorted((_corpus_folder() / "english").glob("*.yml"))
     texts = dict.fromkeys(text for file in files for text in _lines(file))
     return [text for text in texts if len(text) <= LIMIT_CHARACTERS]
 
 
 def endless(texts: Sequence[str]) -> Iterator[str]:
-    """Every text once before any comes again, neighbours from different topics; no randomness,
-    so that two runs send the same."""
+    """Every text once before any repeats, with neighbours from different topics; deterministic,
+    so that two runs send the same texts."""
     step = _step(len(texts))
-    place = 0
+    index = 0
     while True:
-        yield texts[place]
-        place = (place + step) % len(texts)
+        yield texts[index]
+        index = (index + step) % len(texts)
 
 
 def _step(count: int) -> int:
-    """A stride that visits all of ``count`` places and spreads any stretch of them evenly."""
+    """A stride that visits all ``count`` indices and spreads any stretch of them evenly."""
     step = max(1, round(count * _GOLDEN))
     while math.gcd(step, count) != 1:
         step += 1

@@ -1,7 +1,7 @@
-"""Measurements -> figures -> pass or fail. No Locust in here: it is arithmetic, and unit-tested.
+"""Measurements -> figures -> pass or fail. No Locust in here: pure arithmetic, with unit tests.
 
-Locust rounds the times it keeps (147 ms becomes 150), which could carry a p99 over or under its
-limit, so the exact ones are kept here.
+Locust rounds the times it stores (147 ms becomes 150), which could move a p99 across its limit, so
+the exact ones are stored here.
 """
 
 import json
@@ -18,7 +18,8 @@ BUSY_CLIENT = 0.8
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run must do to pass: requests of each kind, and p99 of each route under the limit."""
+    """What a run needs to pass: requests of each kind, and the p99 of each route under the
+    limit."""
 
     kinds: tuple[str, ...]
     max_p99_ms: float | None = None
@@ -26,7 +27,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class RouteFigures:
-    """One row. The percentiles are of the good answers; a quick refusal must not flatter them."""
+    """One row. Percentiles cover good answers only: a quick refusal must not flatter them."""
 
     kind: str
     name: str
@@ -45,7 +46,7 @@ class _Route:
 
 
 class Record:
-    """Every request of a run, exactly. Written from one thread (gevent's), so without a lock."""
+    """Every request of a run, with its exact time. One thread (gevent's) writes, so no lock."""
 
     def __init__(self) -> None:
         self.restart()
@@ -66,7 +67,7 @@ class Record:
         self.cpu_s = time.process_time() - self._cpu_started
 
     def crash(self, error: BaseException) -> None:
-        """A user broke off with an exception: our own bug, or the environment's."""
+        """Record a user that crashed: a bug of ours, or of the environment."""
         self.crashes[f"{type(error).__name__}: {error}"] += 1
 
     def figures(self) -> list[RouteFigures]:
@@ -81,12 +82,12 @@ class Record:
 
     @property
     def client_cpu(self) -> float:
-        """How much of one core Locust itself used: near 1 it is what limits the run."""
+        """The share of one core that Locust itself used: near 1, Locust limits the run."""
         return self.cpu_s / self.elapsed_s if self.elapsed_s else 0.0
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Nearest rank: a time that was really measured; None without any."""
+    """The nearest-rank percentile, so an actual measurement; None without any."""
     if not ordered:
         return None
     return round(ordered[max(1, math.ceil(share * len(ordered))) - 1], 3)
@@ -95,10 +96,14 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 def faults(record: Record, demand: Demand) -> list[str]:
     """Why the run fails; empty when it passes."""
     rows = record.figures()
-    asked = {row.kind for row in rows}
-    missing = [f"no {kind} user made a request" for kind in demand.kinds if kind not in asked]
-    failed = [f"{r.name}: {r.failures} of {r.requests} requests failed" for r in rows if r.failures]
-    crashed = [f"{count} x a user broke off: {why}" for why, count in record.crashes.items()]
+    active = {row.kind for row in rows}
+    missing = [f"no {kind} user made a request" for kind in demand.kinds if kind not in active]
+    failed = [
+        f"{row.name}: {row.failures} of {row.requests} requests failed"
+        for row in rows
+        if row.failures
+    ]
+    crashed = [f"{count} x a user crashed: {error}" for error, count in record.crashes.items()]
     return [*missing, *failed, *crashed, *_too_slow(rows, demand.max_p99_ms)]
 
 
@@ -113,10 +118,10 @@ def _too_slow(rows: Sequence[RouteFigures], limit_ms: float | None) -> list[str]
 
 
 def as_json(record: Record, demand: Demand) -> str:
-    found = faults(record, demand)
+    failures = faults(record, demand)
     document: dict[str, Any] = {
-        "passed": not found,
-        "faults": found,
+        "passed": not failures,
+        "faults": failures,
         "elapsed_s": round(record.elapsed_s, 3),
         "client_cpu": round(record.client_cpu, 3),
         "max_p99_ms": demand.max_p99_ms,
@@ -126,16 +131,16 @@ def as_json(record: Record, demand: Demand) -> str:
 
 
 def as_text(record: Record, demand: Demand) -> str:
-    """The last lines that an operator reads."""
-    rows, found = record.figures(), faults(record, demand)
-    lines = [f"FAIL: {fault}" for fault in found]
-    if not found:
+    """The last lines of the output, for the operator."""
+    rows, failures = record.figures(), faults(record, demand)
+    lines = [f"FAIL: {fault}" for fault in failures]
+    if not failures:
         total = sum(row.requests for row in rows)
         limit = "" if demand.max_p99_ms is None else f", p99 at most {demand.max_p99_ms:g} ms"
         lines = [f"PASS: {total} requests in {record.elapsed_s:.1f} s, no failures{limit}"]
     if record.client_cpu > BUSY_CLIENT:
         lines.append(
             f"Locust itself used {record.client_cpu:.0%} of a core: it limits these figures, "
-            "and its own waiting is in them (docs/load-testing.md)"
+            "which include its own waiting (docs/load-testing.md)"
         )
     return "\n".join(lines) + "\n"

@@ -1,5 +1,5 @@
-"""``tidegate ARGUMENTS...`` in this process, for tests of what a verb does and says: a process of
-its own imports torch and transformers first, which takes longer than most verbs."""
+"""``tidegate ARGUMENTS...`` in this process, for tests of what a verb does and prints: a separate
+process would first import torch and transformers, which takes longer than most verbs."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from tidegate.cli import main
 
 
 def tidegate(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a process of its own would be run in ``home`` and would end."""
+    """Run the command line as a separate process would run in ``home``; returns its outcome."""
     stdout, stderr = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     code = 0
@@ -28,7 +28,7 @@ def tidegate(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             contextlib.redirect_stderr(stderr),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # a command shows none of most kinds
+            warnings.simplefilter("ignore")  # a command does not show most warnings
             main()
     except SystemExit as ended:
         assert ended.code is None or isinstance(ended.code, int), ended.code
@@ -36,5 +36,5 @@ def tidegate(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    said = (stdout.getvalue(), stderr.getvalue())
-    return subprocess.CompletedProcess(arguments, code, *said)
+    output = (stdout.getvalue(), stderr.getvalue())
+    return subprocess.CompletedProcess(arguments, code, *output)

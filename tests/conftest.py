@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# Before anything imports ONNX Runtime: tests send nothing to anybody either.
+# Before anything imports ONNX Runtime: tests send no telemetry either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before anything imports torch: two workers share two cores (``converters.offline`` says why).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -30,19 +30,19 @@ from tests.running import (
 )
 from tests.scheduling import TOGETHER, StackInARow, file_of
 
-# What ends the stack, while it runs.
-ENDS_STACK = pytest.StashKey[Callable[[], None]]()
+# The function that stops the stack, while it runs.
+STOP_STACK = pytest.StashKey[Callable[[], None]]()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackInARow | None:
-    """For ``--dist loadfile``, which is what ``make test`` says."""
+    """For ``--dist loadfile``, which ``make test`` uses."""
     return StackInARow(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tells a worker how the tests are distributed."""
+    """Tell a worker how the tests are distributed."""
     node.workerinput["in_a_row"] = node.config.getoption("dist") == "loadfile"
 
 
@@ -56,17 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """The stack ends with the last of the files that use it, where they run in a row."""
+    """Stop the stack after the last of the files that use it, if they run in a row."""
     yield
-    stack_goes_on = nextitem is None or file_of(nextitem.nodeid) in TOGETHER
+    is_needed = nextitem is None or file_of(nextitem.nodeid) in TOGETHER
     in_a_row = getattr(item.config, "workerinput", {}).get("in_a_row", True)
-    if ENDS_STACK in item.config.stash and in_a_row and not stack_goes_on:
-        item.config.stash[ENDS_STACK]()
+    if STOP_STACK in item.config.stash and in_a_row and not is_needed:
+        item.config.stash[STOP_STACK]()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def oracles() -> Iterator[None]:
-    """What this process converts asks its originals through ``tests.oracles``."""
+    """Conversions in this process run their originals through ``tests.oracles``."""
     oracles = Oracles()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(converters.original, "subprocess", oracles)
@@ -89,19 +89,19 @@ def stack(
             stop(running)
             raise
 
-    def end() -> None:
-        del pytestconfig.stash[ENDS_STACK]
+    def stop_stack() -> None:
+        del pytestconfig.stash[STOP_STACK]
         assert stop(running) == 0, running.output
 
-    pytestconfig.stash[ENDS_STACK] = end
+    pytestconfig.stash[STOP_STACK] = stop_stack
     yield running
-    if ENDS_STACK in pytestconfig.stash:
-        end()
+    if STOP_STACK in pytestconfig.stash:
+        stop_stack()
 
 
 @contextlib.contextmanager
 def _one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The first of several pytest workers converts; the others then find it in the cache."""
+    """The first of several pytest workers converts; the others find the results in the cache."""
     lock = tmp_path_factory.getbasetemp().parent / "stack.lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -110,7 +110,7 @@ def _one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose models are built, for tests that start and break a stack of their own."""
+    """A home with built models, for tests that start and break a stack of their own."""
     home: Path = tmp_path_factory.mktemp("built")
     shutil.copytree(stack.home / "model_repository", home / "model_repository")
     return home
@@ -118,14 +118,14 @@ def built(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A stack that serves the echoing language model, and nothing that takes long to load."""
+    """A stack that serves the echoing language model and nothing that is slow to load."""
     with echoing(tmp_path_factory.mktemp("echo")) as running:
         yield running
 
 
 @pytest.fixture
 def echo_policy(echo: RunningStack) -> Iterator[Callable[[str], None]]:
-    """``echo_policy(text)`` puts rules in force in ``echo``; none are left after the test."""
+    """``echo_policy(text)`` puts rules into force in ``echo``; none remain after the test."""
     with policy_of(echo.home):
         try:
             yield partial(put_policy, echo)

@@ -1,4 +1,4 @@
-"""A stack with the echoing language model, and how to reach it."""
+"""A stack with the echoing language model, and a call to it."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ MODELS = Path(__file__).parent / "models"
 
 
 def add_models(home: Path) -> None:
-    """The echo and the identity, into a scratch repository."""
+    """Add the echo and the identity model to a scratch repository."""
     models = home / "model_repository"
     shutil.copytree(ROOT / "model_repository" / "identity_fp32", models / "identity_fp32")
     (models / "echo_llm" / "1").mkdir(parents=True)
@@ -31,6 +31,6 @@ def echoing(home: Path) -> Iterator[RunningStack]:
 
 
 def say(stack: RunningStack, command: str) -> str:
-    """What the model says to a command, such as ``[cancelled]``."""
+    """The model's reply to a command, such as ``[cancelled]``."""
     body = {"text_input": command, "exclude_input_in_output": True}
     return stack.post("/v2/models/echo_llm/generate", json=body).json()["text_output"]

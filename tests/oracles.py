@@ -1,10 +1,10 @@
 """The oracles of the tests' own conversions, forked from a process that has their libraries loaded:
-importing torch and transformers takes ten times as long as a tiny model's answers.
+importing torch and transformers takes ten times as long as running a tiny model.
 
-Each is asked in a process of its own all the same, by the same module with the same arguments. What
-the command line converts in the tests starts them as a user's does.
+Each still runs in a process of its own, as the same module with the same arguments. Conversions
+that the tests start through the command line start them as a user's would.
 
-    python -m tests.oracles < REQUESTS > ANSWERS    a JSON document a line
+    python -m tests.oracles < REQUESTS > RESPONSES    one JSON document per line
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from pathlib import Path
 
 from converters.offline import OFFLINE
 
-ANSWER_S = 600.0  # for a hang: the longest takes a minute on a busy machine
+ANSWER_S = 600.0  # only for a hang: the longest takes a minute on a busy machine
 _TEXTS = ("torch", "transformers.pipelines", "transformers.modeling_utils")
-# What a module needs is loaded when it is asked for first. None of it computes on being imported:
-# a process with threads at work must not be forked.
+# A module's libraries are loaded at its first use. None of them computes when imported: a process
+# with running threads must not be forked.
 LIBRARIES = {
     "converters.text.classification_oracle": _TEXTS,
     "converters.text.entity_oracle": _TEXTS,
@@ -38,13 +38,13 @@ LIBRARIES = {
 
 
 class Oracles:
-    """Stands for the module ``subprocess`` in ``converters.original``."""
+    """Replaces the module ``subprocess`` in ``converters.original``."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
 
     def run(self, command: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
-        """As ``subprocess.run`` does: ``command`` is ``python -m MODULE ARGUMENTS...``."""
+        """Like ``subprocess.run``: ``command`` is ``python -m MODULE ARGUMENTS...``."""
         python, flag, module, *arguments = command
         if (python, flag) != (sys.executable, "-m") or module not in LIBRARIES:
             return subprocess.run(command, **options)
@@ -60,8 +60,8 @@ class Oracles:
         finally:
             overdue.cancel()
         assert line, f"the oracles' process ended, or {module} did not answer in {ANSWER_S:.0f} s"
-        answer = json.loads(line)
-        return subprocess.CompletedProcess(command, answer["returncode"], "", answer["stderr"])
+        response = json.loads(line)
+        return subprocess.CompletedProcess(command, response["returncode"], "", response["stderr"])
 
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None:
@@ -84,30 +84,30 @@ class Oracles:
 
 
 def main() -> None:
-    # Libraries print; the answers go where nothing else does.
-    answers = os.fdopen(os.dup(1), "w")
+    # Libraries print to stdout, so the responses get a descriptor of their own.
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
         for name in LIBRARIES[request["module"]]:
             importlib.import_module(name)
-        with tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+") as output:
             child = os.fork()
             if child == 0:
-                _become(request, said.fileno())
+                _become(request, output.fileno())
             _, status = os.waitpid(child, 0)
-            said.seek(0)
-            answer = {"returncode": os.waitstatus_to_exitcode(status), "stderr": said.read()}
-        answers.write(f"{json.dumps(answer)}\n")
-        answers.flush()
+            output.seek(0)
+            response = {"returncode": os.waitstatus_to_exitcode(status), "stderr": output.read()}
+        responses.write(f"{json.dumps(response)}\n")
+        responses.flush()
 
 
-def _become(request: dict, said: int) -> None:
-    """``python -m MODULE ARGUMENTS...`` in its folder; does not return."""
+def _become(request: dict, output: int) -> None:
+    """Run ``python -m MODULE ARGUMENTS...`` in its folder; does not return."""
     code = 1
     try:
         for stream in (1, 2):
-            os.dup2(said, stream)
+            os.dup2(output, stream)
         with contextlib.suppress(OSError):
             sys.stdin.close()
         os.chdir(request["cwd"])

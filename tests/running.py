@@ -1,4 +1,4 @@
-"""Start a whole stack (``tidegate up``) in a scratch folder, on free ports, and end it again."""
+"""Start a whole stack (``tidegate up``) in a scratch folder, on free ports, and stop it again."""
 
 import contextlib
 import hashlib
@@ -68,7 +68,8 @@ class RunningStack:
         return httpx.get(self.url + path, headers=self.headers, timeout=30, **options)
 
     def tidegate(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command line in this stack's home; ten minutes bound a hang, not a conversion."""
+        """Run the command line in this stack's home; ten minutes are for a hang, not a
+        conversion."""
         return subprocess.run(
             [sys.executable, "-m", "tidegate", *arguments],
             env={**environment(self.home), "TIDEGATE_URL": self.url},
@@ -83,28 +84,28 @@ class RunningStack:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def triton(self) -> psutil.Process:
-        return next(p for p in self.family() if p.name() == "tritonserver")
+        return next(process for process in self.family() if process.name() == "tritonserver")
 
     def stubs(self, model: str) -> list[psutil.Process]:
         """The Python processes of one model."""
         return [
-            p
-            for p in self.family()
-            if p.status() != psutil.STATUS_ZOMBIE
-            and "python_backend_stub" in p.name() + " ".join(p.cmdline()[:1])
-            and f"/{model}/" in " ".join(p.cmdline())
+            process
+            for process in self.family()
+            if process.status() != psutil.STATUS_ZOMBIE
+            and "python_backend_stub" in process.name() + " ".join(process.cmdline()[:1])
+            and f"/{model}/" in " ".join(process.cmdline())
         ]
 
 
 def environment(home: Path) -> dict[str, str]:
     """This process's environment without Tidegate's own variables."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")}
-    return {**kept, "TIDEGATE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")}
+    return {**inherited, "TIDEGATE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
 def copy_repository(home: Path) -> None:
-    """The repository as it is in the working tree: what is built there need not be built again.
-    What was tuned there is left out: tests serve what is committed."""
+    """Copy the working tree's repository into ``home``, with what is already built. Tuned configs
+    are left out: tests serve the committed ones."""
     ignored = shutil.ignore_patterns("tuned.pbtxt")
     source, target = ROOT / "model_repository", home / "model_repository"
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
@@ -155,8 +156,8 @@ def stop(stack: RunningStack, number: int = signal.SIGTERM) -> int:
 
 @contextlib.contextmanager
 def policy_of(home: Path, text: str = "") -> Iterator[Path]:
-    """``home`` with this gateway.toml (none, if there is no text), and without one afterwards,
-    whatever happens meanwhile: other tests start stacks there too."""
+    """``home`` with this gateway.toml (none if ``text`` is empty), and always without one
+    afterwards: other tests start stacks there too."""
     policy = home / ".tidegate" / "gateway.toml"
     try:
         if text:
@@ -168,9 +169,9 @@ def policy_of(home: Path, text: str = "") -> Iterator[Path]:
 
 
 def put_policy(stack: RunningStack, text: str) -> None:
-    """Replace the gateway.toml of a stack of one worker; returns once it is in force."""
+    """Replace the gateway.toml of a one-worker stack; returns once it is in force."""
     policy = stack.home / ".tidegate" / "gateway.toml"
-    data = f"{text}\n# end\n".encode()  # known to be whole: what it gives more holds at once
+    data = f"{text}\n# end\n".encode()  # known to be complete: wider rights apply at once
     policy.with_suffix(".new").write_bytes(data)
     policy.with_suffix(".new").replace(policy)
     version = hashlib.sha256(data).hexdigest()[:12]
@@ -183,7 +184,7 @@ def put_policy(stack: RunningStack, text: str) -> None:
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> None:
-    """Poll ``condition`` until it is true; fail saying ``what`` did not happen."""
+    """Poll ``condition`` until it is true; fail with ``what`` if it does not happen in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"

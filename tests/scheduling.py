@@ -1,5 +1,5 @@
-"""The files that use the stack of the whole run (the fixture ``stack``) go to one pytest worker, in
-a row: it is started once, and ended after its last user instead of beside all other tests."""
+"""The files that use the shared stack (the fixture ``stack``) go to one pytest worker, in a row: it
+is started once, and stopped after its last user instead of running beside all other tests."""
 
 from xdist.scheduler.loadfile import LoadFileScheduling
 
@@ -32,7 +32,7 @@ def file_of(nodeid: str) -> str:
 
 
 class StackInARow(LoadFileScheduling):
-    """A file goes to one worker, and the files ``TOGETHER`` do too."""
+    """Each file goes to one worker, and all files in ``TOGETHER`` go to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)

@@ -1,4 +1,4 @@
-"""``tidegate audit``: check that nobody changed the log of who did what."""
+"""``tidegate audit``: check that nobody has tampered with the audit log."""
 
 import sys
 from dataclasses import asdict
@@ -25,24 +25,24 @@ def command() -> None:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="The first line that should be here: you took older files away yourself.",
+    help="The first line to expect, if you removed older files yourself.",
 )
 def verify(as_json: bool, first: int) -> None:
-    """Find a line that was changed, removed, moved or cut off, files that are missing, and
-    decisions that could not be written. Exit code 1 if there is one."""
-    from tidegate.audit_check import missing
-    from tidegate.audit_check import verify as checked
+    """Find lines that were changed, removed, moved or cut off, missing files, and decisions that
+    could not be written. Exits 1 if there are any."""
+    from tidegate import audit_check
 
     paths = Paths.current()
     if not paths.state.is_dir():
-        raise click.ClickException(f"there is no {paths.shown(paths.state)}: tidegate up makes it")
+        raise click.ClickException(
+            f"there is no {paths.shown(paths.state)}: tidegate up creates it"
+        )
     pepper = paths.pepper.read_bytes() if paths.pepper.exists() else b""
-    report = checked(paths.state, pepper)
-    if lacking := missing(report, first):
-        report.gaps.insert(0, lacking)
+    report = audit_check.verify(paths.state, pepper)
+    if gap := audit_check.missing(report, first):
+        report.gaps.insert(0, gap)
     if as_json:
-        found = {"intact": not report.faults, "complete": not report.gaps, **asdict(report)}
-        print_json(found)
+        print_json({"intact": not report.faults, "complete": not report.gaps, **asdict(report)})
     else:
         for fault in [*report.faults, *report.gaps]:
             click.secho(fault, fg="red")

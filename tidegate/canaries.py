@@ -1,6 +1,6 @@
-"""The canary of a pipeline, from both places that know of it: the repository, where it is a
+"""The canary of a pipeline, in the two places that define it: the repository, where it is a
 pipeline of its own, and ``[routes]`` in the ``gateway.toml`` of each stack that serves the
-repository, which says who is sent there."""
+repository, which decides who is sent to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
-    """The ``gateway.toml`` of each home that serves the repository now; without any, our own."""
-    found = [Path(each.work_dir) / paths.policy.name for each in servers if each.work_dir]
-    return list(dict.fromkeys(path.resolve() for path in found)) or [paths.policy]
+    """The ``gateway.toml`` of each home that serves the repository now; if none does, our own."""
+    files = [Path(server.work_dir) / paths.policy.name for server in servers if server.work_dir]
+    return list(dict.fromkeys(path.resolve() for path in files)) or [paths.policy]
 
 
-def beside_pipelines(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
-    """What is to be served with these pipelines: their canaries, and whatever else their callers
-    are sent to."""
-    found: list[str] = []
+def companion_models(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
+    """The models to serve along with these pipelines: their canaries, and every other model that
+    their callers are routed to."""
+    models: list[str] = []
     for name in names:
         try:
             routed = list(read_route(policy, name).routed)
-        except (OSError, ServingError):  # the gateway says what is wrong with the file
+        except (OSError, ServingError):  # the gateway reports what is wrong with the file
             routed = []
-        loaded = [canary_name(name, each) for each in canaries(repository, name)]
-        found += [*loaded, *(each for each in routed if is_published(repository, each))]
-    return found
+        loaded = [canary_name(name, version) for version in canaries(repository, name)]
+        models += [*loaded, *(model for model in routed if is_published(repository, model))]
+    return models
 
 
 @dataclass(frozen=True)
@@ -47,77 +47,88 @@ class Canaries:
     policies: Sequence[Path]
 
     def route(self) -> Route:
-        """What all the files say; ServingError if they differ."""
-        found = [read_route(path, self.name) for path in self.policies]
-        if any(each != found[0] for each in found):
+        """The route that all the files agree on; ServingError if they differ."""
+        routes = [read_route(path, self.name) for path in self.policies]
+        if any(route != routes[0] for route in routes):
             files = ", ".join(map(str, self.policies))
             raise ServingError(
-                f"these differ in [routes.{self.name}], make them equal first: {files}"
+                f"these files differ in [routes.{self.name}]; make them agree first: {files}"
             )
-        return found[0]
+        return routes[0]
 
     def loaded(self) -> dict[str, int]:
-        """The canaries in the repository: their names, and the version of each."""
-        return {canary_name(self.name, each): each for each in canaries(self.repository, self.name)}
+        """The canaries in the repository: name -> version."""
+        return {
+            canary_name(self.name, version): version
+            for version in canaries(self.repository, self.name)
+        }
 
     def routed(self) -> dict[str, int]:
-        """Those of them that get anything: their names, and the version of each."""
+        """The loaded canaries that get traffic: name -> version."""
         loaded = self.loaded()
         return {name: loaded[name] for name in self.route().routed if name in loaded}
 
     def begin(
         self, deployment: "Deployment", version: int, percent: int, per: Per | None
     ) -> list[str]:
-        """Serve the version as the canary, and send it that many percent; the names of canaries
-        that nobody was sent to and that are gone now. PublishFailed while another one runs."""
+        """Serve the version as the canary and route ``percent`` to it.
+
+        Returns the names of the canaries that had no traffic and were removed. Raises
+        PublishFailed while another canary is running.
+        """
         route, canary = self.route(), canary_name(self.name, version)
         for other, share in route.routed.items():
             if other != canary and not self._is_stale(other):
                 raise PublishFailed(self._refusal(other, share, route.per))
-        gone = self._clear(deployment, set(self.loaded()) - {canary})
-        was_there = canary in self.loaded()
+        removed = self._clear(deployment, set(self.loaded()) - {canary})
+        was_loaded = canary in self.loaded()
         start(deployment, self.name, version)
         try:
             self._put({canary: percent}, per or route.per)
         except (OSError, ServingError):
-            if not was_there:
+            if not was_loaded:
                 stop(deployment, self.name, version)
             raise
         self._wait()
-        return gone
+        return removed
 
-    def end(self, deployment: "Deployment", wanted: set[str] | None = None) -> list[str]:
-        """Send nobody to these canaries (to all of them, without), and take them away: their
-        names. What else is routed stays."""
+    def end(self, deployment: "Deployment", names: set[str] | None = None) -> list[str]:
+        """Stop routing to these canaries (default: all) and unload them.
+
+        Returns their names. Other routes stay as they are.
+        """
         route = self.route()
-        going = set(self.loaded()) if wanted is None else wanted
-        left = {
+        ending = set(self.loaded()) if names is None else names
+        remaining = {
             name: percent
             for name, percent in route.weights.items()
-            if name not in going and not self._is_stale(name)
+            if name not in ending and not self._is_stale(name)
         }
-        if left != route.weights:
-            self._put(left, route.per)
+        if remaining != route.weights:
+            self._put(remaining, route.per)
             self._wait()
-        return sorted({*self._clear(deployment, going), *set(route.weights) - set(left)})
+        return sorted({*self._clear(deployment, ending), *set(route.weights) - set(remaining)})
 
-    def the_routed(self, version: int | None) -> int:
-        """The version of the canary that gets a share; PublishFailed if that is not one."""
+    def routed_version(self, version: int | None) -> int:
+        """The version of the one canary that gets traffic; PublishFailed unless there is exactly
+        one."""
         routed = self.routed()
         if version is not None:
             if version not in routed.values():
-                raise PublishFailed(f"{self._what_runs()}: version {version} is not being tried")
+                raise PublishFailed(
+                    f"{self._what_runs()}: version {version} is not a running canary"
+                )
             return version
         if len(routed) == 1:
             return next(iter(routed.values()))
         if routed:
-            raise PublishFailed(f"{self._what_runs()}: say which with --version")
+            raise PublishFailed(f"{self._what_runs()}: choose one with --version")
         raise PublishFailed(self._none())
 
     def _is_stale(self, model: str) -> bool:
-        """Whether it is routed for nothing: a canary that is no more in the repository."""
-        is_called_so = model.removeprefix(f"{self.name}.v").isdecimal()
-        return is_called_so and not is_published(self.repository, model)
+        """Whether it is a canary that is no longer in the repository, so that its route is dead."""
+        is_canary_name = model.removeprefix(f"{self.name}.v").isdecimal()
+        return is_canary_name and not is_published(self.repository, model)
 
     def _clear(self, deployment: "Deployment", names: set[str]) -> list[str]:
         loaded = self.loaded()
@@ -134,37 +145,39 @@ class Canaries:
             wait_until_taken(path)
 
     def _refusal(self, other: str, share: int, per: Per) -> str:
-        runs = f"{other} gets {share_of(share, per, self.name)}, and one canary runs at a time"
+        runs = f"{other} gets {share_of(share, per, self.name)}, and only one canary runs at a time"
         if other not in self.loaded():
-            where = ", ".join(map(str, self.policies))
-            return f"{runs}: {other} is none of `tidegate canary`; take it out of {where} first"
+            files = ", ".join(map(str, self.policies))
+            return (
+                f"{runs}: {other} was not made by `tidegate canary`; remove it from {files} first"
+            )
         return (
-            f"{runs}: tidegate promote {self.name} lets everybody have it, tidegate canary "
+            f"{runs}: tidegate promote {self.name} sends everyone there, tidegate canary "
             f"{self.name} --weight 0 ends it"
         )
 
     def _what_runs(self) -> str:
         route = self.route()
         shares = [
-            f"{each} gets {share_of(route.routed[each], route.per, self.name)}"
-            for each in self.routed()
+            f"{canary} gets {share_of(route.routed[canary], route.per, self.name)}"
+            for canary in self.routed()
         ]
         return "; ".join(shares) or self._none()
 
     def _none(self) -> str:
-        begin = f"tidegate canary {self.name} --weight 10"
+        command = f"tidegate canary {self.name} --weight 10"
         if loaded := self.loaded():
-            there = ", ".join(loaded)
+            canaries = ", ".join(loaded)
             return (
-                f"{self.name} has no canary that anybody is sent to ({there} is loaded only): "
-                f"{begin} sends some, tidegate canary {self.name} --weight 0 ends it"
+                f"{self.name} has no canary that gets traffic ({canaries} is only loaded): "
+                f"{command} sends it some, tidegate canary {self.name} --weight 0 ends it"
             )
         others = ", ".join(self.route().routed)
-        also = f" (gateway.toml sends some to {others}, which is none)" if others else ""
-        return f"{self.name} has no canary{also}: {begin} makes one"
+        detail = f" (gateway.toml routes to {others}, which is not a canary)" if others else ""
+        return f"{self.name} has no canary{detail}: {command} starts one"
 
 
 def share_of(percent: int, per: Per, name: str) -> str:
-    """``10 % of the callers of mood``: what a weight is a part of."""
-    what = "callers" if per == PER else "requests"
-    return f"{percent} % of the {what} of {name}"
+    """A weight in words, such as ``10 % of the callers of mood``."""
+    unit = "callers" if per == PER else "requests"
+    return f"{percent} % of the {unit} of {name}"

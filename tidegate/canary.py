@@ -1,4 +1,4 @@
-"""``tidegate canary NAME``: a part of the load to another version."""
+"""``tidegate canary NAME``: send part of the traffic to another version."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 @click.command("canary")
 @click.argument("name")
-@click.option("--version", type=click.IntRange(1), help="Default: the newest that does not serve.")
+@click.option("--version", type=click.IntRange(1), help="Default: the newest that is not active.")
 @click.option(
     "--weight", type=click.IntRange(0, 100), required=True, help="Percent; 0 ends the canary."
 )
 @click.option(
     "--per",
     type=click.Choice(["caller", "request"]),
-    help="Percent of what. caller (the default): whoever calls, by key, token or certificate, "
-    "meets the same version every time; an application with one key gets all or nothing. request: "
-    "each request is drawn by itself. Without it, a canary that runs keeps what it has.",
+    help="What --weight is a percentage of. caller (the default): a caller, by key, token or "
+    "certificate, always gets the same version, so an application with one key gets all or "
+    "nothing. request: each request is assigned on its own. If omitted, a running canary keeps its "
+    "setting.",
 )
 @rollout.repository
 @rollout.servers
@@ -42,11 +43,11 @@ def command(
     grace_s: float,
     as_json: bool,
 ) -> None:
-    """Send a part of the callers of NAME, or of its requests, to another of its versions.
+    """Send part of the callers of NAME, or of its requests, to another of its versions.
 
-    The version is served beside NAME as NAME.v7 and asked its golden sample; then its weight goes
-    into the gateway.toml of each stack that serves the repository. There is one canary at a time.
-    `tidegate promote NAME` ends it by moving everybody there.
+    The version is served beside NAME as NAME.v7 and its golden sample is checked; then its weight
+    is written to the gateway.toml of each stack that serves the repository. One canary runs at a
+    time. `tidegate promote NAME` ends it by moving everyone to it.
 
     --json: pipeline, repository, canaries (name, version, percent, per), gone, served_by and
     no_answer_from.
@@ -61,49 +62,48 @@ def command(
 
     interrupt_on_sigterm()
     paths = Paths.current()
-    path = rollout.one(paths, repository)
+    path = rollout.selected_repository(paths, repository)
     with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
-        found = Canaries(path, name, policies(paths, rollout.running(paths, path)))
+        canaries = Canaries(path, name, policies(paths, rollout.running(paths, path)))
         if weight == 0:
-            gone = _ended(found, deployment, version)
+            removed = _end(canaries, deployment, version)
         else:
-            number = version or _default(found)
-            gone = found.begin(deployment, number, weight, per)
+            number = version or _default(canaries)
+            removed = canaries.begin(deployment, number, weight, per)
         if as_json:
-            print_json(_document(found, deployment, gone))
+            print_json(_document(canaries, deployment, removed))
             return
         if weight == 0:
-            left = found.routed()
-            rest = f"{', '.join(left)} stays" if left else f"{name} serves everybody"
-            click.echo(f"{', '.join(gone)} is gone: {rest}{_not_told(deployment)}")
+            routed = canaries.routed()
+            remainder = f"{', '.join(routed)} stays" if routed else f"{name} serves everyone"
+            click.echo(f"{', '.join(removed)} was removed: {remainder}{_pending(deployment)}")
             return
-        for each in gone:
-            click.echo(f"{each} was loaded and nobody was sent there: it is gone")
-        share = share_of(weight, found.route().per, name)
-        click.echo(f"{canary_name(name, number)} gets {share}{_not_told(deployment)}")
+        for canary in removed:
+            click.echo(f"{canary} was loaded but got no traffic: it was removed")
+        share = share_of(weight, canaries.route().per, name)
+        click.echo(f"{canary_name(name, number)} gets {share}{_pending(deployment)}")
 
 
-def _not_told(deployment: "Deployment") -> str:
-    """Of which servers what was said does not hold yet."""
+def _pending(deployment: "Deployment") -> str:
+    """Which servers the change has not reached yet, as the end of a message; '' if it has all."""
     if deployment.silent:
         return (
-            f". {', '.join(deployment.silent)} did not answer and was not told: "
-            "run the same command "
-            "again when it does"
+            f". {', '.join(deployment.silent)} did not answer and was not changed: run the same "
+            "command again when it does"
         )
     if not deployment.replicas:
         return (
-            " from the next start on: no server was found that runs on the repository (for one "
-            "that runs elsewhere give --server HOST:PORT)"
+            " from the next start on: no running server was found for this repository (name one "
+            "elsewhere with --server HOST:PORT)"
         )
     return ""
 
 
-def _document(found: "Canaries", deployment: "Deployment", gone: list[str]) -> dict[str, Any]:
-    route = found.route()
+def _document(canaries: "Canaries", deployment: "Deployment", removed: list[str]) -> dict[str, Any]:
+    route = canaries.route()
     return {
-        "pipeline": found.name,
-        "repository": str(found.repository),
+        "pipeline": canaries.name,
+        "repository": str(canaries.repository),
         "canaries": [
             {
                 "name": name,
@@ -111,33 +111,35 @@ def _document(found: "Canaries", deployment: "Deployment", gone: list[str]) -> d
                 "percent": route.routed.get(name, 0),
                 "per": route.per,
             }
-            for name, version in found.loaded().items()
+            for name, version in canaries.loaded().items()
         ],
-        "gone": gone,
+        "gone": removed,
         "served_by": [replica.address for replica in deployment.replicas],
         "no_answer_from": list(deployment.silent),
     }
 
 
-def _ended(found: "Canaries", deployment: "Deployment", version: int | None) -> list[str]:
+def _end(canaries: "Canaries", deployment: "Deployment", version: int | None) -> list[str]:
     from serving.canary import canary_name
     from serving.errors import PublishFailed
 
-    wanted = None if version is None else {canary_name(found.name, version)}
-    if wanted and not wanted & set(found.loaded()):
-        raise PublishFailed(f"{found.name} has no canary of version {version}")
-    if not (gone := found.end(deployment, wanted)):
-        raise PublishFailed(f"{found.name} has no canary")
-    return gone
+    names = None if version is None else {canary_name(canaries.name, version)}
+    if names and not names & set(canaries.loaded()):
+        raise PublishFailed(f"{canaries.name} has no canary of version {version}")
+    if not (removed := canaries.end(deployment, names)):
+        raise PublishFailed(f"{canaries.name} has no canary")
+    return removed
 
 
-def _default(found: "Canaries") -> int:
-    """The canary that runs, or the newest version that does not serve."""
+def _default(canaries: "Canaries") -> int:
+    """The running canary's version, or the newest version that is not active."""
     from serving.errors import PublishFailed
     from serving.versions import versions
 
-    there = list(found.routed().values()) or list(found.loaded().values())
-    there = there or [v.number for v in versions(found.repository, found.name) if not v.is_active]
-    if not there:
-        raise PublishFailed(f"{found.name} has no other version")
-    return there[-1]
+    candidates = list(canaries.routed().values()) or list(canaries.loaded().values())
+    candidates = candidates or [
+        v.number for v in versions(canaries.repository, canaries.name) if not v.is_active
+    ]
+    if not candidates:
+        raise PublishFailed(f"{canaries.name} has no other version")
+    return candidates[-1]

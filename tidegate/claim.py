@@ -1,6 +1,6 @@
-"""One stack a home: who runs there is in ``.tidegate/up.json``, which that process holds a lock on.
+"""One stack per home: the running one is described in ``.tidegate/up.json``, which it keeps locked.
 
-The lock ends with the process, however that ends, so what a killed stack left misleads nobody.
+The lock ends with the process, however it ends, so a file left by a killed stack misleads nobody.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from serving.servers import servers_of
 from tidegate.paths import Paths
 
 FILE = "up.json"
-# A reader holds the lock for a moment only.
+# A reader holds the lock only for a moment.
 TRIES, PAUSE_S = 20, 0.1
 
 
 @dataclass
 class Running:
-    """A stack that runs, or is starting. Times are ISO 8601 in UTC; ``logs`` are files."""
+    """A stack that is running or starting. Times are ISO 8601 in UTC; ``logs`` are file paths."""
 
     pid: int
     home: str
@@ -41,14 +41,14 @@ class Running:
 
 
 class NothingRuns(ServingError):
-    """No stack runs where one was asked for."""
+    """No stack is running where one is needed."""
 
 
 class Claim:
-    """A home that this process has for itself; ``close`` gives it back."""
+    """This process's exclusive claim on a home; ``close`` releases it."""
 
     def __init__(self, state: Path, running: Running) -> None:
-        """ServingError when another stack runs there."""
+        """Raises ServingError when another stack is running there."""
         state.mkdir(parents=True, exist_ok=True)
         self._path = state / FILE
         self._file = self._path.open("a+", encoding="utf-8")
@@ -61,7 +61,7 @@ class Claim:
         self.write()
 
     def write(self) -> None:
-        """Let readers see how ``running`` is now."""
+        """Write ``running`` as it is now, for readers."""
         self._file.seek(0)
         self._file.truncate()
         self._file.write(json.dumps(asdict(self.running), indent=2))
@@ -78,15 +78,16 @@ class Claim:
                 return
             time.sleep(PAUSE_S)
         other = _read(self._file)
-        who = f" (process {other.pid}, {other.url}, since {other.since})" if other else ""
+        owner = f" (process {other.pid}, {other.url}, since {other.since})" if other else ""
         raise ServingError(
-            f"a stack of {self._path.parent.parent} runs already{who}: stop it, or give this one a "
-            "home of its own with TIDEGATE_HOME (TIDEGATE_REPOSITORY may name the same repository)"
+            f"a stack is already running in {self._path.parent.parent}{owner}: stop it, or give "
+            "this one a home of its own with TIDEGATE_HOME (TIDEGATE_REPOSITORY may name the same "
+            "repository)"
         )
 
 
 def running_in(state: Path) -> Running | None:
-    """The stack that runs in this home; None when none does."""
+    """The stack that is running in this home, or None."""
     try:
         file = (state / FILE).open(encoding="utf-8")
     except FileNotFoundError:
@@ -100,7 +101,10 @@ def running_in(state: Path) -> Running | None:
 
 
 def home_serving(paths: Paths, repository: Path) -> Path:
-    """The home of the one stack that serves the repository; NothingRuns when there is none."""
+    """The home of the one stack that serves the repository.
+
+    Raises NothingRuns when there is none, ServingError when there are several.
+    """
     homes = homes_serving(paths, repository)
     if not homes:
         raise NothingRuns(f"no stack was found that serves {repository}")
@@ -113,16 +117,18 @@ def home_serving(paths: Paths, repository: Path) -> Path:
 
 
 def homes_serving(paths: Paths, repository: Path) -> list[Path]:
-    """The homes of the stacks that serve the repository now, as far as they can be found."""
-    states = {Path(each.work_dir) for each in servers_of(paths.state, repository) if each.work_dir}
+    """The homes of the stacks known to serve the repository now."""
+    states = {
+        Path(server.work_dir) for server in servers_of(paths.state, repository) if server.work_dir
+    }
     return sorted(state.parent for state in states)
 
 
 def _read(file: IO[str]) -> Running | None:
-    for _ in range(TRIES):  # it may be just being written
+    for _ in range(TRIES):  # it may be half-written
         file.seek(0)
         with contextlib.suppress(ValueError, TypeError):
-            found: dict[str, Any] = json.loads(file.read())
-            return Running(**found)
+            fields: dict[str, Any] = json.loads(file.read())
+            return Running(**fields)
         time.sleep(PAUSE_S)
     return None

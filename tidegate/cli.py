@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 TRACEBACK = "TIDEGATE_TRACEBACK"
-# Exit codes of every verb; docs/operating.md says them too.
+# Exit codes of every verb; docs/operating.md lists them too.
 DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = 0, 1, 2, 3, 130
 VERBS = {
     "up": "tidegate.up",
@@ -55,31 +55,30 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidegate")
 def cli() -> None:
-    """Trained models into a Triton repository, each conversion proved, behind one governed gateway.
+    """Put trained models into a Triton repository, prove each conversion, serve behind one gateway.
 
     \b
-    tidegate up                          convert what is missing, serve it, print how to call it
-    tidegate status                      what runs here, how it is, where the logs are
-    tidegate convert text_embedding      one model, proved and published
-    tidegate prove NAME --against SOURCE is what is published still what was trained?
-    tidegate optimize NAME               its forms measured on this machine, one picked, serving
-    parameters tuned
-    tidegate publish FOLDER              a pipeline made elsewhere, checked and served
-    tidegate rollback NAME               back to the version before; tidegate versions NAME lists
-    tidegate canary NAME --weight 10     a part of the load to another version; then promote NAME
-    tidegate prune NAME --keep 3         old versions off the disk
-    tidegate lint                        the whole repository, checked without a server
-    tidegate keys create my-app          an API key
-    tidegate demo                        real sentences through the running stack
+    tidegate up                          convert missing pipelines, serve, print how to call them
+    tidegate status                      what is running here, its health, and its logs
+    tidegate convert text_embedding      convert one model, prove it, publish it
+    tidegate prove NAME --against SOURCE does the published model still match the original?
+    tidegate optimize NAME               measure its candidates here, pick one, tune its config
+    tidegate publish FOLDER              check and serve a pipeline built elsewhere
+    tidegate rollback NAME               back to the version before (see tidegate versions NAME)
+    tidegate canary NAME --weight 10     part of the traffic to another version, then promote
+    tidegate prune NAME --keep 3         delete old versions
+    tidegate lint                        check the whole repository without a server
+    tidegate keys create my-app          create an API key
+    tidegate demo                        send real sentences through the running stack
 
-    Each takes --json (one document on stdout) and --repository. Exit codes: 0 done; 1 refused or
-    failed, or what was checked is not well; 2 a wrong command line; 3 there is nothing: no stack
-    runs there, no form could be picked; 130 stopped by Ctrl-C or SIGTERM.
+    Each takes --json (one document on stdout) and --repository. Exit codes: 0 done; 1 refused,
+    failed, or a check did not hold; 2 wrong usage; 3 nothing there: no stack is running, or no
+    candidate could be picked; 130 stopped by Ctrl-C or SIGTERM.
     """
 
 
 def main() -> None:
-    """Run the command line; a foreseen failure is one line on stderr and exit code 1 or 3."""
+    """Run the command line; an expected failure is one line on stderr and exit code 1 or 3."""
     try:
         cli.main(prog_name="tidegate")
     except click.exceptions.Exit:
@@ -102,23 +101,23 @@ def main() -> None:
 
 
 def _unforeseen(error: Exception) -> str:
-    """What went wrong where nobody expected it: one line, with what to do."""
+    """One line for an unexpected error, with what to do."""
     if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
         return f"no connection: {error or type(error).__name__}. Is what it calls running?"
     if isinstance(error, OSError):
         return (
-            f"a file could not be read or written: {error}{_where(error)}. Make room, or give "
-            "rights, and run the same command again"
+            f"a file could not be read or written: {error}{_where(error)}. Free some space or fix "
+            "the permissions, and run the same command again"
         )
-    said = " ".join(str(error).split())[:300] or "no reason"
+    detail = " ".join(str(error).split())[:300] or "no reason"
     return (
-        f"{type(error).__name__}: {said}. Nothing was published. This was not foreseen: set "
+        f"{type(error).__name__}: {detail}. Nothing was published. This is a bug: set "
         f"{TRACEBACK}=1 to see where it happened, and report it"
     )
 
 
 def _where(error: OSError) -> str:
-    """A disk that is full names no file."""
+    """The folders to look at when the disk is full: that error names no file."""
     if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     from tidegate.paths import Paths

@@ -1,4 +1,4 @@
-"""A small client of the gateway, for the verbs that talk to a running stack."""
+"""A small gateway client for the verbs that talk to a running stack."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
 
 @dataclass(frozen=True)
-class Answer:
+class GatewayResponse:
     """``timing`` is the Server-Timing header: milliseconds in the gateway and upstream of it."""
 
     body: Any
@@ -31,7 +31,8 @@ class GatewayClient:
 
     @classmethod
     def at(cls, url: str) -> "GatewayClient":
-        """With the key in TIDEGATE_API_KEY, else the dev key; ServingError if there is neither."""
+        """A client with the key in TIDEGATE_API_KEY, else the dev key; ServingError without
+        either."""
         key = os.environ.get("TIDEGATE_API_KEY", "")
         if not key:
             path = Paths.current().dev_key
@@ -40,8 +41,8 @@ class GatewayClient:
             key = path.read_text().strip()
         return cls(url.rstrip("/"), key)
 
-    def call(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
-        """POST to a task endpoint; ServingError says what the gateway answered."""
+    def call(self, endpoint: str, body: Mapping[str, Any]) -> GatewayResponse:
+        """POST to a task endpoint; ServingError carries the gateway's reason."""
         request = urllib.request.Request(  # noqa: S310 - the user's own gateway
             f"{self.url}/v1/{endpoint}",
             json.dumps(body).encode(),
@@ -50,7 +51,8 @@ class GatewayClient:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
                 timing = _TIMING.findall(response.headers.get("server-timing", ""))
-                return Answer(json.load(response), {name: float(ms) for name, ms in timing})
+                durations = {name: float(ms) for name, ms in timing}
+                return GatewayResponse(json.load(response), durations)
         except urllib.error.HTTPError as error:
             problem = json.loads(error.read() or b"{}")
             raise ServingError(f"the gateway refused: {problem.get('detail', error)}") from error

@@ -17,8 +17,8 @@ DEFAULT_BUDGET_S = 600.0
 
 @dataclass(frozen=True)
 class ConfigSearchOptions:
-    """What was asked for: ``p99_ms`` None holds the default config's own p99 (and a tenth);
-    ``commit`` writes the serving parameters into the main config too."""
+    """``p99_ms`` None holds the default config's own p99 plus 10 %; ``commit`` also writes the
+    serving parameters into the main config."""
 
     name: str
     budget_s: float
@@ -31,14 +31,14 @@ class ConfigSearchOptions:
 
 @dataclass(frozen=True)
 class ConfigSearchReport:
-    """``written`` and ``committed`` are paths by the repository, and models."""
+    """``written`` are files, relative to the repository; ``committed`` are models."""
 
     result: "Result"
     written: Sequence[str]
     committed: Sequence[str]
 
     def as_json(self) -> dict[str, Any]:
-        """What was measured, and what came of it, in plain JSON types."""
+        """The measurements and their outcome, in plain JSON types."""
         from serving.tuning.outcome import measurement
 
         result, winner = self.result, self.result.winner
@@ -67,7 +67,7 @@ class ConfigSearchReport:
         }
 
     def lines(self) -> list[str]:
-        """The report for a person."""
+        """The report as lines of text."""
         from tidegate.config_search_report import lines
 
         return lines(self)
@@ -76,34 +76,34 @@ class ConfigSearchReport:
 def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchReport:
     """Search within the budget, measure the best once more, write ``configs/tuned.pbtxt``.
 
-    Raises ServingError or ConversionError. Ctrl-C keeps the trials that were finished: the same
-    options goes on from there.
+    Raises ServingError or ConversionError. Ctrl-C keeps the finished trials: the same
+    options resume from there.
     """
     from serving.golden import request_fields
     from serving.repository import read_config
-    from serving.tuning import tune as searching
+    from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
     from tidegate.config_search_samples import bodies
     from tidegate.rollout import deployment
 
     repository = paths.repository
-    searching.require_pipeline(repository, options.name)
+    search.require_pipeline(repository, options.name)
     fields = request_fields(read_config(repository, options.name))
-    asked = {
+    job_options = {
         key: value for key, value in asdict(options).items() if key not in ("samples", "commit")
     }
-    job = searching.Job(repository, paths.state, bodies=bodies(fields, options.samples), **asked)
-    result = searching.tune(job, say)
-    with deployment(paths, repository) as where:
-        written = write_tuned(where, result)
-        committed = commit(where, result) if options.commit else []
+    job = search.Job(repository, paths.state, bodies=bodies(fields, options.samples), **job_options)
+    result = search.tune(job, say)
+    with deployment(paths, repository) as target:
+        written = write_tuned(target, result)
+        committed = commit(target, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)
 
 
 def main() -> None:
     import click
 
-    from tidegate.convert import clock
+    from tidegate.convert import progress
     from tidegate.signals import interrupt_on_sigterm
 
     @click.command("serving_parameters")
@@ -116,7 +116,7 @@ def main() -> None:
     @click.option("--commit", is_flag=True)
     def command(**options: Any) -> None:
         interrupt_on_sigterm()
-        for line in tune(ConfigSearchOptions(**options), Paths.current(), clock()).lines():
+        for line in tune(ConfigSearchOptions(**options), Paths.current(), progress()).lines():
             click.echo(line)
 
     command()

@@ -1,4 +1,4 @@
-"""What a search of serving parameters found, in lines for a person."""
+"""The report of a config search, as lines of text."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,39 +11,39 @@ if TYPE_CHECKING:
     from serving.tuning.tune import Result
     from tidegate.config_search import ConfigSearchReport
 
-# A client that takes more than this of the machine's cores is a part of what was measured.
+# A load generator that takes a larger share of the machine's cores distorts the measurement.
 GENERATOR_SHARE = 0.25
 
 
 def lines(report: "ConfigSearchReport") -> list[str]:
-    return [*_found(report.result), *_written(report)]
+    return [*_outcome(report.result), *_written(report)]
 
 
-def _found(result: "Result") -> Iterator[str]:
-    counts = f"{len(result.trials)} settings tried" + (
-        "" if result.is_complete else "; the budget ended the search, run it again to go on"
+def _outcome(result: "Result") -> Iterator[str]:
+    summary = f"{len(result.trials)} settings tried" + (
+        "" if result.is_complete else "; the budget ended the search: run it again to resume"
     )
-    yield f"{result.name}: {counts} ({result.seconds:.0f} s)"
+    yield f"{result.name}: {summary} ({result.seconds:.0f} s)"
     for move in result.search.moves:
-        what = move.after.changes(move.before)
+        changes = move.after.changes(move.before)
         yield (
-            f"  {move.serving_parameter}: {what}: {move.ratio_before:.2f}x -> "
+            f"  {move.serving_parameter}: {changes}: {move.ratio_before:.2f}x -> "
             f"{move.ratio_after:.2f}x"
         )
     if result.finals:
-        yield "  once more, each against the default:"
+        yield "  finalists, each measured again against the default:"
     for trial in result.finals:
-        late = "" if trial.score(result.p99_ms) else ", over the bound"
+        verdict = "" if trial.score(result.p99_ms) else ", over the bound"
         default = Setting.from_dict(result.context["default"])
         yield (
             f"    {trial.setting.changes(default)}: {trial.ratio:.2f}x "
-            f"(+-{100 * trial.error:.0f} %){late}"
+            f"(+-{100 * trial.error:.0f} %){verdict}"
         )
     failed = [trial for trial in result.trials if trial.tuned is None]
     for trial in failed:
         yield f"  {trial.status}: {trial.setting.key}: {trial.reason}"
     if not (result.finals or result.is_complete):
-        yield "  the budget ended before anything could be said: nothing was changed"
+        yield "  the budget ended before there was a result: nothing was changed"
         return
     if result.winner is None:
         yield "  no setting is faster than the default within the bound: the default stays"
@@ -54,27 +54,27 @@ def _found(result: "Result") -> Iterator[str]:
 def _table(result: "Result", winner: "Trial") -> Iterator[str]:
     connections, machine = result.context["connections"], result.context["machine"]
     bound = winner.bound_ms(result.p99_ms)
-    whose = "--p99-ms" if result.p99_ms else "the default's own p99 and a tenth"
+    source = "--p99-ms" if result.p99_ms else "the default's own p99 plus 10 %"
     yield f"  {'':10}{'requests/s':>11}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
     for name, figures in (("default", winner.default), ("tuned", winner.tuned)):
         if figures:
             yield _row(name, figures)
     yield (
-        f"  {winner.ratio:.2f}x the default at {connections} connections, in turns with it; bound: "
-        f"p99 <= {bound:.0f} ms ({whose})"
+        f"  {winner.ratio:.2f}x the default at {connections} connections, measured in alternation; "
+        f"bound: p99 <= {bound:.0f} ms ({source})"
     )
     if result.control and result.control.tuned:
         yield f"  the default against a copy of itself, the same way: {result.control.ratio:.2f}x"
     cores = winner.tuned.generator_cores if winner.tuned else 0.0
     yield f"  the load generator took {cores:.2f} of {machine['cores']} cores ({machine['cpu']})"
     if cores > GENERATOR_SHARE * machine["cores"]:
-        yield "  that is much: the server alone would be faster than these figures say"
+        yield "  that is a lot: without it the server would be faster than these figures"
     if winner.setting.max_batch != result.context["default"].get("max_batch"):
         yield (
-            f"  a request straight to Triton may now have {winner.setting.max_batch} rows at most, "
+            f"  a request straight to Triton may now have at most {winner.setting.max_batch} rows, "
             f"not {result.context['default']['max_batch']} (the gateway splits larger ones)"
         )
-    yield "  the gain depends on the inputs: give your own with --samples"
+    yield "  the gain depends on the inputs: pass your own with --samples"
 
 
 def _row(name: str, figures: "Figures") -> str:

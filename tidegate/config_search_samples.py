@@ -1,5 +1,5 @@
-"""Real inputs of a pipeline, as requests of its endpoint schema: the user's, or the conversions'
-own."""
+"""Real inputs for a pipeline, as requests that fit its endpoint schema: the user's own, or the
+samples that conversions use."""
 
 import base64
 import csv
@@ -16,15 +16,16 @@ Fields = Mapping[str, Mapping[str, Any]]
 
 
 def bodies(fields: Fields, samples: Path | None) -> list[Body]:
-    """At most ``SAMPLE_LIMIT`` requests for an endpoint schema with these fields; [] when no
-    samples are given
-    and none are known for such an endpoint schema (the golden sample is left). SourceMissing or
-    SourceRefused says what is wrong with a file."""
-    return _given(fields, samples)[:SAMPLE_LIMIT] if samples else _known(fields)
+    """At most ``SAMPLE_LIMIT`` requests for an endpoint schema with these fields.
+
+    Returns [] when there are no samples and none are known for such a schema (the golden sample
+    remains). Raises SourceMissing or SourceRefused for an unusable file.
+    """
+    return _from_path(fields, samples)[:SAMPLE_LIMIT] if samples else _builtin(fields)
 
 
-def _known(fields: Fields) -> list[Body]:
-    """The conversions' texts or photos, where the endpoint schema takes just one such input."""
+def _builtin(fields: Fields) -> list[Body]:
+    """The conversions' texts or photos, if the endpoint schema takes exactly one such input."""
     tensors = {name: schema for name, schema in fields.items() if "x-tensor" in schema}
     if len(tensors) != 1:
         return []
@@ -40,14 +41,14 @@ def _known(fields: Fields) -> list[Body]:
     return []
 
 
-def _given(fields: Fields, path: Path) -> list[Body]:
+def _from_path(fields: Fields, path: Path) -> list[Body]:
     if path.is_dir():
         name = _only(fields, path, lambda schema: bool(schema.get("x-bytes")), "bytes")
-        files = sorted(each for each in path.iterdir() if each.is_file())
-        images: list[Body] = [{name: _b64(each.read_bytes())} for each in files]
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        images: list[Body] = [{name: _b64(file.read_bytes())} for file in files]
         return images or _refuse(path, "is empty")
     if not path.is_file():
-        raise SourceMissing(f"there is no file {path}: give one with samples")
+        raise SourceMissing(f"there is no file {path}: pass one that holds samples")
     if path.suffix == ".jsonl":
         return _objects(path)
     if path.suffix == ".csv":
@@ -61,18 +62,20 @@ def _given(fields: Fields, path: Path) -> list[Body]:
 
 
 def _objects(path: Path) -> list[Body]:
-    found: list[Body] = []
+    requests: list[Body] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             body = json.loads(line)
         except ValueError as error:
-            raise SourceRefused(f"{path}, line {number} is no JSON: {error}") from error
+            raise SourceRefused(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(body, dict):
-            raise SourceRefused(f"{path}, line {number} is no object: write one request a line")
-        found.append(body)
-    return found or _refuse(path, "is empty")
+            raise SourceRefused(
+                f"{path}, line {number} is not an object: write one request per line"
+            )
+        requests.append(body)
+    return requests or _refuse(path, "is empty")
 
 
 def _rows(fields: Fields, path: Path) -> list[Body]:
@@ -80,12 +83,17 @@ def _rows(fields: Fields, path: Path) -> list[Body]:
         rows = list(csv.DictReader(file))
     if rows and not set(rows[0]) <= set(fields):
         unknown = ", ".join(sorted(set(rows[0]) - set(fields)))
-        raise SourceRefused(f"{path} has the columns {unknown}; there are {', '.join(fields)}")
+        raise SourceRefused(
+            f"{path} has the unknown columns {unknown}; the fields are {', '.join(fields)}"
+        )
     try:
-        found: list[Body] = [{k: _cell(fields[k], v or "") for k, v in row.items()} for row in rows]
+        requests: list[Body] = [
+            {column: _cell(fields[column], cell or "") for column, cell in row.items()}
+            for row in rows
+        ]
     except ValueError as error:
         raise SourceRefused(f"{path}: {error}") from error
-    return found or _refuse(path, "has no row")
+    return requests or _refuse(path, "has no rows")
 
 
 def _cell(schema: Mapping[str, Any], text: str) -> Any:
@@ -96,7 +104,7 @@ def _cell(schema: Mapping[str, Any], text: str) -> Any:
 
 
 def _arrays(fields: Fields, path: Path) -> list[Body]:
-    """One request for each row of the arrays, which are named as the tensors."""
+    """One request per row of the arrays, which are named after the tensors."""
     import numpy as np
 
     names = {schema["x-tensor"]: name for name, schema in fields.items() if "x-tensor" in schema}
@@ -112,14 +120,14 @@ def _arrays(fields: Fields, path: Path) -> list[Body]:
 
 
 def _only(fields: Fields, path: Path, fits: Any, what: str) -> str:
-    """The one field of a kind."""
-    found = [name for name, schema in fields.items() if "x-tensor" in schema and fits(schema)]
-    if len(found) != 1:
+    """The name of the one field that ``fits``."""
+    names = [name for name, schema in fields.items() if "x-tensor" in schema and fits(schema)]
+    if len(names) != 1:
         raise SourceRefused(
-            f"{path} holds one {what} a sample, and the pipeline's fields are {', '.join(fields)}: "
-            "give a .jsonl with a request on each line"
+            f"{path} holds one {what} per sample, but the pipeline's fields are "
+            f"{', '.join(fields)}: pass a .jsonl file with one request per line"
         )
-    return found[0]
+    return names[0]
 
 
 def _b64(data: bytes) -> dict[str, str]:
@@ -127,4 +135,4 @@ def _b64(data: bytes) -> dict[str, str]:
 
 
 def _refuse(path: Path, why: str) -> list[Any]:
-    raise SourceRefused(f"{path} {why}: give some samples")
+    raise SourceRefused(f"{path} {why}: add some samples")

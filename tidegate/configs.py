@@ -1,4 +1,4 @@
-"""Which configs a Triton reads: the main ones, or ``configs/NAME.pbtxt`` where a model has one."""
+"""Which configs Triton reads: the main ones, or ``configs/NAME.pbtxt`` where a model has one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,41 +12,44 @@ from serving.tuning.outcome import is_of_another_engine, tuned_measurement
 AUTO, DEFAULT = "auto", "default"
 
 
-def config_name(repository: Path, wanted: str, say: Callable[[str], None]) -> str | None:
-    """The name for ``--model-config-name``; None for the main configs. ``auto`` is ``tuned`` where
-    something was tuned. ServingError when no model has the configs that are wanted."""
+def config_name(repository: Path, requested: str, say: Callable[[str], None]) -> str | None:
+    """The name for ``--model-config-name``; None for the main configs.
+
+    ``auto`` means ``tuned`` where something was tuned. Raises ServingError when no model has the
+    requested config profile.
+    """
     names = profile_names(repository)
-    if wanted == DEFAULT or (wanted == AUTO and TUNED not in names):
+    if requested == DEFAULT or (requested == AUTO and TUNED not in names):
         return None
-    name = TUNED if wanted == AUTO else wanted
+    name = TUNED if requested == AUTO else requested
     if name not in names:
-        there = ", ".join([DEFAULT, *sorted(names)])
-        raise ServingError(f"no model has configs/{name}.pbtxt: choose --config from {there}")
-    what = "; ".join(tuned_lines(repository)) if name == TUNED else ""
-    models = what or f"of {', '.join(names[name])}"
+        available = ", ".join([DEFAULT, *sorted(names)])
+        raise ServingError(f"no model has configs/{name}.pbtxt: choose --config from {available}")
+    measurements = "; ".join(tuned_lines(repository)) if name == TUNED else ""
+    models = measurements or f"of {', '.join(names[name])}"
     say(f"configs {name}: {models} (--config default turns them off)")
     return name
 
 
 def tuned_lines(repository: Path) -> Iterator[str]:
-    """A line on each pipeline that was tuned."""
+    """One line per tuned pipeline."""
     for name in top_models(repository):
         if is_published(repository, name) and (line := tuned_line(repository, name)):
             yield line
 
 
 def tuned_line(repository: Path, name: str) -> str:
-    """What was measured of a pipeline, and whether it still holds; '' where nothing was."""
-    measured = tuned_measurement(repository, name)
-    if not measured:
+    """The measurement of a tuned pipeline, and whether it still holds; '' if it was not tuned."""
+    measurement = tuned_measurement(repository, name)
+    if not measurement:
         return ""
     doubts = []
-    if is_of_another_engine(repository, name, measured):
-        doubts.append("of another engine or step than serves now")
-    if measured["machine"] != machine():
+    if is_of_another_engine(repository, name, measurement):
+        doubts.append("with a different engine or step than the active one")
+    if measurement["machine"] != machine():
         doubts.append("on another machine")
     doubt = f", {' and '.join(doubts)}: tidegate optimize {name} measures again" if doubts else ""
     return (
-        f"{name} {measured['ratio']:.2f}x the default at {measured['connections']} connections, "
-        f"measured {measured['made_at'][:10]}{doubt}"
+        f"{name} {measurement['ratio']:.2f}x the default at {measurement['connections']} "
+        f"connections, measured {measurement['made_at'][:10]}{doubt}"
     )

@@ -1,4 +1,4 @@
-"""``tidegate convert SOURCE``: one model converted, proved and published."""
+"""``tidegate convert SOURCE``: convert, prove and publish one model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 IDENTITY = "identity_fp32"
-# Flags that say of the original what its files do not.
-SAID = ("missing", "iteration_range", "preprocess", "base")
+# Flags with what the original's files do not say.
+SOURCE_OPTIONS = ("missing", "iteration_range", "preprocess", "base")
 
-EXAMPLES = "\n    ".join(f"tidegate convert {kind.example}" for kind in TASKS.values())
+EXAMPLES = "\n    ".join(f"tidegate convert {task.example}" for task in TASKS.values())
 HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 
     SOURCE is a known pipeline ({", ".join(KNOWN)}), or the path of a model
-    with --name and, where the path does not say it, --task. Needs no running Triton. Exits 0 only
-    if the proof held; else nothing is published.
+    with --name and, unless the path implies it, --task. Needs no running Triton. Exits 0 only if
+    the proof held; otherwise nothing is published.
 
     \b
     tidegate convert text_embedding
@@ -38,25 +38,25 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @click.command("convert", help=HELP)
 @click.argument("source")
 @click.option("--task", type=click.Choice(list(TASKS)), help="What the model does.")
-@click.option("--name", help="What the pipeline is to be called: POST /v1/NAME.")
+@click.option("--name", help="The name of the pipeline: POST /v1/NAME.")
 @click.option(
     "--samples",
     type=click.Path(exists=True, path_type=Path),
-    help="Real inputs to prove it on (docs/converting.md: which form for which task).",
+    help="Real inputs to prove it on (docs/converting.md lists the file format for each task).",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, w8, int8, int8-rows or int8-dynamic; of several, with commas, the first is "
-    "served and the others are proved.",
+    help="fp32, fp16, w8, int8, int8-rows or int8-dynamic; of a comma-separated list, the first is "
+    "served and the others are only proved.",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
     default="onnx",
     show_default=True,
-    help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin that.",
+    help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin it.",
 )
 @click.option(
     "--accept-proof-failure",
@@ -68,47 +68,47 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @click.option(
     "--missing",
     metavar="NUMBER",
-    help="XGBoost: the number that stands for a missing one (missing=), which its file does not "
-    "hold. Default: NaN.",
+    help="XGBoost: the number that marks a missing value (missing=), which its file does not "
+    "record. Default: NaN.",
 )
 @click.option(
     "--iteration-range",
     metavar="RANGE",
-    help="XGBoost: the rounds of trees that answer: all, best or BEGIN:END. Default: as "
-    "XGBClassifier and XGBRegressor do, best after early stopping.",
+    help="XGBoost: the boosting rounds to predict with: all, best or BEGIN:END. Default: as in "
+    "XGBClassifier and XGBRegressor, best after early stopping.",
 )
 @click.option(
     "--preprocess",
     metavar="PRESET",
-    help="Pictures without a preprocessor_config.json: imagenet, imagenet-bicubic, half or clip, "
-    "with a side (imagenet:384) where it is not the model's own.",
+    help="Image models without a preprocessor_config.json: imagenet, imagenet-bicubic, half or "
+    "clip, with a size (imagenet:384) if it is not the model's own.",
 )
 @click.option(
     "--base",
     metavar="FOLDER",
-    help="LoRA adapters: what it is merged into. Default: what adapter_config.json names.",
+    help="LoRA adapters: the base model to merge into. Default: the one in adapter_config.json.",
 )
-@click.option("--force", is_flag=True, help="Replace what is published under this name.")
+@click.option("--force", is_flag=True, help="Replace the pipeline published under this name.")
 @repository_option
 @json_option
 def command(as_json: bool, **arguments: Any) -> None:
-    arguments["source_options"] = said_of_the_original(arguments)
+    arguments["source_options"] = source_options(arguments)
     arguments["precisions"] = tuple(arguments.pop("precision").split(","))
     options = ConvertOptions(**arguments)
-    interrupt_on_sigterm()  # so that what is half-built is cleared up
+    interrupt_on_sigterm()  # so that half-built files are removed
     paths = Paths.current()
-    done = run(options, paths, clock(err=as_json))
+    result = run(options, paths, progress(err=as_json))
     if as_json:
-        print_json(_document(done, paths))
+        print_json(_document(result, paths))
         return
-    for line in done.lines(paths):
+    for line in result.lines(paths):
         click.echo(line)
 
 
 @dataclass(frozen=True)
-class Done:
-    """What was converted: the records of all precisions, the served one first; none of an identity.
-    ``is_new`` is False where just this was published already."""
+class ConvertResult:
+    """The records of all precisions, the served one first; none for an identity model.
+    ``is_new`` is False if exactly this was already published."""
 
     name: str
     is_new: bool
@@ -118,19 +118,19 @@ class Done:
         if not self.is_new:
             where = paths.shown(paths.repository)
             return [f"{self.name}: already in {where}/ (--force builds it again)"]
-        return [_line(each) for each in self.records]
+        return [_line(record) for record in self.records]
 
 
-def said_of_the_original(arguments: dict[str, Any]) -> dict[str, str]:
-    """``ConversionRequest.source_options``: what was said on the command line, taken out of
-    ``arguments``."""
-    said = {name: arguments.pop(name, None) for name in SAID}
-    return {name: value for name, value in said.items() if value is not None}
+def source_options(arguments: dict[str, Any]) -> dict[str, str]:
+    """The ``ConversionRequest.options`` among the command line's ``arguments``, removed from
+    them."""
+    values = {name: arguments.pop(name, None) for name in SOURCE_OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What was asked for on the command line."""
+    """The command line's arguments."""
 
     source: str
     task: str | None = None
@@ -147,54 +147,52 @@ class ConvertOptions:
         return self.source in KNOWN and self.task is None and self.name in (None, self.source)
 
 
-def run(options: ConvertOptions, paths: Paths, say: Say) -> Done:
-    """Convert, prove and publish what is wished; click.UsageError when the options makes no
-    sense."""
+def run(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
+    """Convert, prove and publish; click.UsageError when the options make no sense."""
     from tidegate.pipelines import Built, release
 
     if options.is_known and not options.force and _is_current(options, paths.repository, say):
-        return _already(options.source, paths)
+        return _already_published(options.source, paths)
     if options.source == IDENTITY and options.is_known:
         from ensembles.identity_fp32 import PIPELINE
 
         release(Built(PIPELINE), paths.repository, paths.state, say)
-        return Done(IDENTITY, is_new=True)
+        return ConvertResult(IDENTITY, is_new=True)
     return _convert(options, paths, say)
 
 
-def _convert(options: ConvertOptions, paths: Paths, say: Say) -> Done:
+def _convert(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
     from converters.conversion import ConversionOptions
     from converters.task import ConversionRequest
     from tidegate.pipelines import build, release
 
-    name, kind = _name(options), _kind(options)
+    name, registered = _name(options), _registered_task(options)
     require_precisions(options.precisions)
-    task = kind.open_task(
+    task = registered.open_task(
         ConversionRequest(name, options.source, options.samples, options.source_options)
     )
-    if not options.is_known and _is_there(task, options, paths, say):
-        return _already(name, paths)
+    if not options.is_known and _is_published(task, options, paths, say):
+        return _already_published(name, paths)
     served, *others = (
-        build(kind, task, ConversionOptions(precision, options.accepted), say)
+        build(registered, task, ConversionOptions(precision, options.accepted), say)
         for precision in options.precisions
     )
     served = on_engine(served, options.engine, say)
     record = release(served, paths.repository, paths.state, say)
-    found = [record, *(other.converted.record for other in others if other.converted)]
-    return Done(name, is_new=True, records=tuple(each for each in found if each))
+    records = [record, *(other.converted.record for other in others if other.converted)]
+    return ConvertResult(name, is_new=True, records=tuple(filter(None, records)))
 
 
 def _name(options: ConvertOptions) -> str:
-    """The pipeline's name; a usage error when it is missing, illegal or one of ours."""
+    """The pipeline's name; a usage error when it is missing, invalid or one of ours."""
     from modelspec.layout import require_pipeline_name
 
     if options.is_known:
         return options.source
     if options.name is None:
         raise click.UsageError(
-            f"there is no known pipeline {options.source!r} (known: "
-            f"{', '.join(KNOWN)}); for a model "
-            "of your own give --name, and --task if the path does not say it"
+            f"there is no known pipeline {options.source!r} (known: {', '.join(KNOWN)}); for a "
+            "model of your own pass --name, and --task unless the path implies it"
         )
     if options.name in KNOWN:
         raise click.UsageError(
@@ -206,7 +204,7 @@ def _name(options: ConvertOptions) -> str:
         raise click.UsageError(str(error)) from error
 
 
-def _kind(options: ConvertOptions) -> RegisteredTask:
+def _registered_task(options: ConvertOptions) -> RegisteredTask:
     known = KNOWN.get(options.source) if options.is_known else None
     if known:
         return known
@@ -220,32 +218,32 @@ def _kind(options: ConvertOptions) -> RegisteredTask:
     task = options.task or task_of(options.source, options.source_options)
     if task is None:
         raise click.UsageError(
-            f"{options.source} does not say what the model does: give --task ({', '.join(TASKS)})"
+            f"{options.source} does not say what the model does: pass --task ({', '.join(TASKS)})"
         )
     return TASKS[task]
 
 
-def _is_there(task: "Task", options: ConvertOptions, paths: Paths, say: Say) -> bool:
-    """Whether just this is published already; ServingError when the name is another's."""
+def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say) -> bool:
+    """Whether exactly this is already published; PublishFailed when the name is taken."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
-    from tidegate.published import names_in_the_way, published_record
+    from tidegate.published import conflicting_models, published_record
 
-    taken = names_in_the_way(paths.repository, task.request.name)
-    if options.force or not taken:
+    conflicts = conflicting_models(paths.repository, task.request.name)
+    if options.force or not conflicts:
         return False
     record = published_record(paths.repository, task.request.name)
-    wanted = (task.name, options.precisions[0], source_sha256(task))
-    if record and (record.task, record.precision, record.source_sha256) == wanted:
+    expected = (task.name, options.precisions[0], source_sha256(task))
+    if record and (record.task, record.precision, record.source_sha256) == expected:
         return is_on(paths.repository, task.request.name, options.engine, say)
     raise PublishFailed(
-        f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(taken)}. Give "
+        f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(conflicts)}. Give "
         "another --name, or --force to replace it"
     )
 
 
 def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
-    """Whether the known pipeline is there, in the precision and on the engine that are wished."""
+    """Whether the known pipeline is published in the requested precision and on the engine."""
     from tidegate.pipelines import is_current
     from tidegate.published import published_record
 
@@ -254,17 +252,17 @@ def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
     record = published_record(repository, options.source)
     if record is None:
         return True
-    same = record.precision == options.precisions[0]
-    return same and is_on(repository, options.source, options.engine, say)
+    is_same_precision = record.precision == options.precisions[0]
+    return is_same_precision and is_on(repository, options.source, options.engine, say)
 
 
 def require_precisions(precisions: Sequence[str]) -> None:
     from converters.precision import PRECISIONS
 
-    wrong = [each for each in precisions if each not in PRECISIONS]
-    if wrong or len(set(precisions)) < len(precisions):
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown or len(set(precisions)) < len(precisions):
         raise click.UsageError(
-            f"--precision {','.join(precisions)}: choose each once from {', '.join(PRECISIONS)}"
+            f"--precision {','.join(precisions)}: choose from {', '.join(PRECISIONS)}, each once"
         )
 
 
@@ -275,41 +273,41 @@ def _line(record: "Record") -> str:
 
 
 def _counts(record: "Record") -> tuple[int, int]:
-    """How many checks there were, and how many failed."""
+    """The number of checks, and of failed ones."""
     checks = [check for proof in record.proofs for check in proof.checks]
     return len(checks), sum(not check.passed for check in checks)
 
 
-def _already(name: str, paths: Paths) -> Done:
+def _already_published(name: str, paths: Paths) -> ConvertResult:
     from tidegate.published import published_record
 
     record = published_record(paths.repository, name)
-    return Done(name, is_new=False, records=(record,) if record else ())
+    return ConvertResult(name, is_new=False, records=(record,) if record else ())
 
 
-def _document(done: Done, paths: Paths) -> dict[str, Any]:
+def _document(result: ConvertResult, paths: Paths) -> dict[str, Any]:
     from serving.repository import active_version
 
     return {
-        "pipeline": done.name,
-        "version": active_version(paths.repository, done.name),
+        "pipeline": result.name,
+        "version": active_version(paths.repository, result.name),
         "repository": str(paths.repository),
-        "is_new": done.is_new,
+        "is_new": result.is_new,
         "proofs": [
             {
-                "precision": each.precision,
-                "task": each.task,
-                "grade": each.grade,
-                "checks": _counts(each)[0],
-                "failed": _counts(each)[1],
-                "accepted": each.accepted,
+                "precision": record.precision,
+                "task": record.task,
+                "grade": record.grade,
+                "checks": _counts(record)[0],
+                "failed": _counts(record)[1],
+                "accepted": record.accepted,
             }
-            for each in done.records
+            for record in result.records
         ],
     }
 
 
-def clock(*, err: bool = False) -> Say:
-    """Says each step with the seconds since the start; with ``err`` on stderr."""
+def progress(*, err: bool = False) -> Say:
+    """A function that prints each step with the seconds since the start; on stderr with ``err``."""
     started = time.monotonic()
     return lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}", err=err)

@@ -9,13 +9,13 @@ import numpy as np
 
 from tidegate.claim import running_in
 from tidegate.client import GatewayClient
-from tidegate.demo_photo import Photo, described, show_photo
+from tidegate.demo_photo import Photo, describe_photo, show_photo
 from tidegate.paths import Address, Paths, json_option, print_json, stack_option
 from tidegate.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
 STEPS = ("text_embedding_pre", "text_embedding_onnx")
-# Two pairs that mean the same in other words, and one sentence that belongs to neither.
+# Two pairs of paraphrases, and one sentence that matches neither.
 SENTENCES = (
     "Where is my parcel?",
     "When will my order be delivered?",
@@ -23,13 +23,13 @@ SENTENCES = (
     "How do I get a refund?",
     "The cat sleeps in the sun.",
 )
-ROUNDS = 5  # the first answers of a cold server would be all that is seen otherwise
+ROUNDS = 5  # a single round would only show a cold server
 
 
 @dataclass(frozen=True)
 class Result:
     """``similarity`` is cosine [n, n]. Times are milliseconds, the mean of one request: gateway
-    and upstream add up to what the gateway saw, steps are Triton's own count within upstream."""
+    and upstream add up to the time in the gateway; steps are counted by Triton, within upstream."""
 
     sentences: Sequence[str]
     similarity: list[list[float]]
@@ -46,17 +46,17 @@ class Result:
     "--url",
     envvar="TIDEGATE_URL",
     show_envvar=True,
-    help="The gateway. Default: that of the stack that runs here, else http://127.0.0.1:8080.",
+    help="The gateway. Default: that of the stack running here, else http://127.0.0.1:8080.",
 )
 @click.option(
     "--triton",
     type=Address(),
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
     show_envvar=True,
-    help="Triton's gRPC port. Default: that of the stack that runs here, else 127.0.0.1:8001.",
+    help="Triton's gRPC address. Default: that of the stack running here, else 127.0.0.1:8001.",
 )
 def command(as_json: bool, url: str | None, triton: str | None) -> None:
-    """Real sentences: how near they are, and where the time went; a real photo: what is on it.
+    """Embed real sentences, show where the time went, and classify a real photo.
 
     Needs a running stack (`make up`).
 
@@ -73,23 +73,25 @@ def command(as_json: bool, url: str | None, triton: str | None) -> None:
     else:
         click.echo(_similarities(result))
         click.echo(_times(result))
-        click.echo(described(result.photo))
+        click.echo(describe_photo(result.photo))
 
 
 def run(client: GatewayClient, triton: str) -> Result:
-    """Ask ROUNDS times for every sentence; ServingError when the stack does not answer."""
+    """Embed every sentence ROUNDS times; ServingError when the stack does not answer."""
     with measured(triton, STEPS) as steps:
-        answers = [
+        responses = [
             client.call(ENDPOINT, {"text": sentence})
             for _ in range(ROUNDS)
             for sentence in SENTENCES
         ]
-    vectors = np.array([a.body["embedding"] for a in answers[: len(SENTENCES)]], dtype=np.float32)
+    vectors = np.array(
+        [response.body["embedding"] for response in responses[: len(SENTENCES)]], dtype=np.float32
+    )
     return Result(
         SENTENCES,
         [[round(float(value), 4) for value in row] for row in vectors @ vectors.T],
-        _mean([answer.timing["gateway"] for answer in answers]),
-        _mean([answer.timing["upstream"] for answer in answers]),
+        _mean([response.timing["gateway"] for response in responses]),
+        _mean([response.timing["upstream"] for response in responses]),
         steps,
         show_photo(client),
     )
@@ -97,9 +99,9 @@ def run(client: GatewayClient, triton: str) -> Result:
 
 def _similarities(result: Result) -> str:
     lines = [click.style("How near the sentences are (1 = the same meaning)", bold=True)]
-    for number, (sentence, row) in enumerate(zip(result.sentences, result.similarity, strict=True)):
-        cells = "".join(_cell(value, number == other) for other, value in enumerate(row))
-        lines.append(f"  {number + 1} {sentence:<34}{cells}")
+    for index, (sentence, row) in enumerate(zip(result.sentences, result.similarity, strict=True)):
+        cells = "".join(_cell(value, index == column) for column, value in enumerate(row))
+        lines.append(f"  {index + 1} {sentence:<34}{cells}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The photograph in ``tidegate demo``: a real photo through the stack, and what is on it."""
+"""The photo in ``tidegate demo``: a real photo through the stack, and what is in it."""
 
 import base64
 from dataclasses import dataclass
@@ -14,26 +14,28 @@ PHOTO = "coffee"
 
 @dataclass(frozen=True)
 class Photo:
-    """``labels`` are the likeliest classes, ``{"label", "score"}`` each, the best first."""
+    """``labels`` are the likeliest classes, best first: ``{"label": ..., "score": ...}`` each."""
 
     file: str
     labels: list[dict[str, Any]]
 
 
 def show_photo(client: GatewayClient) -> Photo:
-    """What the model sees on the photo.
+    """What the model sees in the photo.
 
-    ServingError says what the gateway answered, SourceMissing that the photo is not installed.
+    Raises ServingError with the gateway's reason, SourceMissing if the photo is not installed.
     """
     from converters.image.photos import photo_file
 
     file = photo_file(PHOTO)
-    picture = base64.b64encode(file.read_bytes()).decode()
-    return Photo(file.name, client.call(ENDPOINT, {"image": {"b64": picture}}).body["labels"])
+    image = base64.b64encode(file.read_bytes()).decode()
+    return Photo(file.name, client.call(ENDPOINT, {"image": {"b64": image}}).body["labels"])
 
 
-def described(photo: Photo) -> str:
-    """The photo's labels as lines for a person."""
-    title = f"What is on {photo.file}, a photograph from scikit-image"
+def describe_photo(photo: Photo) -> str:
+    """The photo's labels, as lines of text."""
+    title = f"What is in {photo.file}, a photo from scikit-image"
     lines = ["", click.style(title, bold=True)]
-    return "\n".join([*lines, *(f"  {e['score']:6.1%}  {e['label']}" for e in photo.labels)])
+    return "\n".join(
+        [*lines, *(f"  {label['score']:6.1%}  {label['label']}" for label in photo.labels)]
+    )

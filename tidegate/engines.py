@@ -22,13 +22,13 @@ Say = Callable[[str], None]
 
 
 def on_engine(built: "Built", engine: str, say: Say) -> "Built":
-    """``built`` on the engine that is wished; as it is, and the reason said, where this machine
-    cannot have that. Raises ConversionError when the engine is built and fails its proof."""
+    """``built`` on the requested engine; unchanged, and the reason reported, where this machine
+    cannot build it. Raises ConversionError when the engine is built but fails its proof."""
     if engine != TENSORRT or built.converted is None:
         return built
     reason = why_not_here()
     if reason:
-        say(f"{reason}. The ONNX engine stays served")
+        say(f"{reason}. The ONNX engine is served instead")
         return built
     from converters.engine import build_engine
 
@@ -37,27 +37,27 @@ def on_engine(built: "Built", engine: str, say: Say) -> "Built":
 
 
 def why_not_here() -> str:
-    """What is missing for TensorRT on this machine, in one line; "" when nothing is."""
-    from converters.engine import why_not_here as nothing_to_build_with
+    """Why TensorRT is not available on this machine, in one line; "" when it is."""
+    from converters import engine
 
-    reason = nothing_to_build_with()
+    reason = engine.why_not_here()
     if not reason and not (find_triton().backends / TENSORRT).is_dir():
         reason = (
             "this Triton has no tensorrt backend: run in NVIDIA's container (nvcr.io/nvidia/"
-            "tritonserver), whose tritonserver is taken when it is on PATH (docs/gpu.md)"
+            "tritonserver), whose tritonserver is used when it is on PATH (docs/gpu.md)"
         )
     return reason
 
 
 def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
-    """Whether what is published runs on this engine; a plan of another machine does not count, and
-    where there can be none, whatever is published is left as it is."""
+    """Whether the published pipeline runs on this engine. A plan of another machine does not count;
+    where no plan can be built, whatever is published counts."""
     has_plan = any(model.startswith(f"{name}_trt") for model in pinned(repository, name))
     if engine != TENSORRT:
         return not has_plan
     reason = why_not_here()
     if reason:
-        say(f"{reason}. What is published stays served")
+        say(f"{reason}. The published pipeline stays as it is")
         return True
     if not has_plan:
         return False
@@ -65,17 +65,17 @@ def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
 
     reason = why_not_of_here(engine_folder(repository, name))
     if reason:
-        say(f"{name}: the engine must be built again: {reason}")
+        say(f"{name}: the engine must be rebuilt: {reason}")
     return not reason
 
 
 def proved_profiles(repository: Path, name: str, say: Say) -> list[str | None]:
-    """The config profiles of the configs under which what is published can be proved on this
-    machine: the main one, and that of its plan. The reason is said where a plan cannot."""
+    """The config profiles with which the published pipeline can be proved on this machine: None for
+    the main config, and that of its plan. Reports the reason where a plan cannot be proved."""
     if not (engine_folder(repository, name) / PLAN_FILE).is_file():
         return [None]
     reason = why_not_here()
     if reason:
-        say(f"{reason}. The plan is not proved, only the graph beside it")
+        say(f"{reason}. Only the graph is proved, not the plan beside it")
         return [None]
     return [None, TENSORRT]

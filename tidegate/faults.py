@@ -1,4 +1,4 @@
-"""What the linter says of the models that are about to be served."""
+"""The linter's errors in the models that are about to be served."""
 
 import re
 from collections.abc import Iterable
@@ -13,33 +13,37 @@ if TYPE_CHECKING:
     from serving.lint.finding import Finding
 
 SHOWN = 5
-_VARIANT = re.compile(r"\(with the configs '([^']*)'\)\Z|^[^/]+/configs/([^/]+)\.pbtxt")
+_PROFILE = re.compile(r"\(with the configs '([^']*)'\)\Z|^[^/]+/configs/([^/]+)\.pbtxt")
 
 
 def require_loadable(repository: Path, models: Iterable[str], config: str) -> None:
-    """ServingError names the errors of these models and of what they are made of. ``config`` is the
-    config profile of the configs that is served, where a model has it."""
+    """Raises ServingError with the lint errors of these models and their members. ``config`` is the
+    config profile that is served, for the models that have it."""
     from serving.lint.check import lint
 
     served = with_members(repository, models)
-    found = [
-        each
-        for each in lint(repository)
-        if each.severity == "error"
-        and each.code != "step-refused"  # the step's own errors are here, of its served configs
-        and re.split("[/:]", each.place)[0] in served
-        and _profile(each) in (None, config)
+    errors = [
+        finding
+        for finding in lint(repository)
+        if finding.severity == "error"
+        and finding.code
+        != "step-refused"  # the step's own errors are listed, for the configs it serves
+        and re.split("[/:]", finding.place)[0] in served
+        and _profile(finding) in (None, config)
     ]
-    if not found:
+    if not errors:
         return
-    lines = [f"  {each.place}: {each.message} [{each.code}]: {each.fix}" for each in found[:SHOWN]]
-    if len(found) > SHOWN:
-        lines.append(f"  and {len(found) - SHOWN} more")
+    lines = [
+        f"  {finding.place}: {finding.message} [{finding.code}]: {finding.fix}"
+        for finding in errors[:SHOWN]
+    ]
+    if len(errors) > SHOWN:
+        lines.append(f"  and {len(errors) - SHOWN} more")
     raise ServingError(
         "\n".join(
             [
-                "Triton or the gateway would refuse what is to be served (tidegate lint shows all;"
-                " --no-lint tries it all the same):",
+                "Triton or the gateway would refuse these models (tidegate lint shows all errors;"
+                " --no-lint tries anyway):",
                 *lines,
             ]
         )
@@ -47,22 +51,22 @@ def require_loadable(repository: Path, models: Iterable[str], config: str) -> No
 
 
 def with_members(repository: Path, models: Iterable[str]) -> set[str]:
-    """The models and, of pipelines, what they are made of, pipelines in pipelines too."""
-    found: set[str] = set()
-    waiting = list(models)
-    while waiting:
-        model = waiting.pop()
-        if model in found:
+    """The models and, for pipelines, their members, including those of nested pipelines."""
+    members: set[str] = set()
+    pending = list(models)
+    while pending:
+        model = pending.pop()
+        if model in members:
             continue
-        found.add(model)
+        members.add(model)
         try:
-            waiting.extend(pins(read_config(repository, model)))
+            pending.extend(pins(read_config(repository, model)))
         except (ServingError, OSError):
-            continue  # the linter says it
-    return found
+            continue  # the linter reports it
+    return members
 
 
 def _profile(finding: "Finding") -> str | None:
-    """The config profile of the configs that a finding is about; None: it holds for all."""
-    match = _VARIANT.search(finding.message) or _VARIANT.search(finding.place)
+    """The config profile that a finding is about; None if it is about all of them."""
+    match = _PROFILE.search(finding.message) or _PROFILE.search(finding.place)
     return (match[1] or match[2]) if match else None

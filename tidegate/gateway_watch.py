@@ -1,7 +1,7 @@
-"""Whether each process of the gateway gets on, judged by its signs of life (``gateway.heartbeat``).
+"""Watches the heartbeats of the gateway's processes (``gateway.heartbeat``).
 
-A worker that is stopped or whose event loop hangs is killed, and it alone: with several workers the
-gateway's parent starts another, with one ``tidegate up`` does.
+Only the worker that is stopped or whose event loop hangs is killed: with several workers the
+gateway's parent starts another, with a single one ``tidegate up`` does.
 """
 
 import os
@@ -17,33 +17,35 @@ import psutil
 from gateway.heartbeat import READY
 
 LOOK_EVERY_S = 1.0
-STOPPED_S = 3.0  # a process is stopped (SIGSTOP): sooner than uvicorn, which says nothing, kills it
+STOPPED_S = 3.0  # a process is stopped (SIGSTOP): sooner than uvicorn, which kills it silently
 SILENT_S = 20.0  # a worker's event loop has not turned
-START_S = 120.0  # a worker may take so long until its first sign of life
-_WORKER = "multiprocessing.spawn"  # in the command lines of several workers; one is the gateway
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: put on a datagram by the kernel
+START_S = 120.0  # how long a worker may take until its first heartbeat
+_WORKER = (
+    "multiprocessing.spawn"  # in the workers' command lines; a single one is the gateway itself
+)
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: attached to a datagram by the kernel
 
 
 class GatewayWatch:
-    """A thread of its own: nothing that is healed meanwhile keeps a worker from being found."""
+    """Runs in its own thread, so that healing something else never delays finding a hung worker."""
 
     def __init__(
         self, pid: Callable[[], int | None], workers: int, tell: Callable[[str, str], None]
     ) -> None:
-        """``pid`` gives the gateway's process, or None; ``tell(event, detail)`` is called in the
-        thread."""
+        """``pid`` returns the gateway's process id, or None; ``tell(event, detail)`` is called from
+        the thread."""
         self.name = f"tidegate-{os.getpid()}-{secrets.token_hex(8)}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(b"\0" + self.name.encode())
         self._socket.settimeout(LOOK_EVERY_S / 4)
         self._pid, self._workers, self._tell = pid, workers, tell
-        # process -> looks since its last sign of life, or since it was first seen
-        self._quiet: dict[psutil.Process, int] = {}
-        self._has_beaten: set[int] = set()
-        self._has_been_ready: set[int] = set()
+        # process -> looks since its last heartbeat, or since it was first seen
+        self._silent_looks: dict[psutil.Process, int] = {}
+        self._seen_alive: set[int] = set()
+        self._seen_ready: set[int] = set()
         self._parent: psutil.Process | None = None
-        self._stopped: dict[psutil.Process, int] = {}
+        self._stopped_looks: dict[psutil.Process, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
 
@@ -58,75 +60,83 @@ class GatewayWatch:
 
     def is_started(self) -> bool:
         """Whether every worker has been ready."""
-        return len(self._has_been_ready) >= self._workers
+        return len(self._seen_ready) >= self._workers
 
     def family(self) -> list[psutil.Process]:
-        """The gateway's processes as they were last seen; they may have ended."""
-        return list(self._quiet)
+        """The gateway's processes when last seen; they may have ended."""
+        return list(self._silent_looks)
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            beaten = self._listen(time.monotonic() + LOOK_EVERY_S)
+            alive = self._listen(time.monotonic() + LOOK_EVERY_S)
             try:
-                self._look(beaten)
+                self._look(alive)
             except Exception as error:  # nothing may end this thread
                 self._tell("gateway_watch_failed", f"{type(error).__name__}: {error}")
 
     def _listen(self, until: float) -> set[int]:
-        """The processes of which a sign of life comes until then."""
-        beaten: set[int] = set()
+        """The ids of the processes that send a heartbeat before ``until``."""
+        alive: set[int] = set()
         while time.monotonic() < until and not self._ended.is_set():
             try:
-                said, extra, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+                message, ancillary, _, _ = self._socket.recvmsg(
+                    64, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
             except OSError:  # none for a while
                 continue
             senders = {
                 _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
-                for level, kind, data in extra
-                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS
+                for level, type_, data in ancillary
+                if level == socket.SOL_SOCKET and type_ == socket.SCM_CREDENTIALS
             }
-            beaten |= senders
-            self._has_been_ready |= senders if said == READY else set()
-        return beaten
+            alive |= senders
+            self._seen_ready |= senders if message == READY else set()
+        return alive
 
-    def _look(self, beaten: set[int]) -> None:
+    def _look(self, alive: set[int]) -> None:
         family = _family(self._pid())
         if not family:
-            return  # its workers may live on without it: they stay known
-        gone = [each for each in self._quiet if each not in family]
-        self._quiet = {each: self._quiet.get(each, -1) + 1 for each in family}
-        self._stopped = {each: n for each, n in self._stopped.items() if each in family}
-        self._has_beaten = {pid for pid in self._has_beaten | beaten if psutil.pid_exists(pid)}
-        parent = next((each for each in family if each.pid == self._pid()), None)
-        self._has_been_ready &= {each.pid for each in family}
+            return  # its workers may outlive it: keep them
+        gone = [process for process in self._silent_looks if process not in family]
+        self._silent_looks = {
+            process: self._silent_looks.get(process, -1) + 1 for process in family
+        }
+        self._stopped_looks = {
+            process: looks for process, looks in self._stopped_looks.items() if process in family
+        }
+        self._seen_alive = {pid for pid in self._seen_alive | alive if psutil.pid_exists(pid)}
+        parent = next((process for process in family if process.pid == self._pid()), None)
+        self._seen_ready &= {process.pid for process in family}
         is_same, self._parent = parent is not None and parent == self._parent, parent
-        for each in gone:
-            if is_same:  # else all of them went
-                self._tell("gateway_worker_died", f"process {each.pid}")
+        for process in gone:
+            if is_same:  # otherwise all of them ended
+                self._tell("gateway_worker_died", f"process {process.pid}")
         for process in family:
-            if process.pid in beaten:
-                self._quiet[process] = 0
-            why = self._fault(process)
-            if why:
-                self._end(process, why)
+            if process.pid in alive:
+                self._silent_looks[process] = 0
+            fault = self._fault(process)
+            if fault:
+                self._end(process, fault)
 
     def _fault(self, process: psutil.Process) -> str:
         try:
             is_stopped = process.status() == psutil.STATUS_STOPPED
         except psutil.Error:
             return ""
-        stopped = self._stopped[process] = self._stopped.get(process, -1) + 1 if is_stopped else -1
+        stopped = self._stopped_looks[process] = (
+            self._stopped_looks.get(process, -1) + 1 if is_stopped else -1
+        )
         if stopped * LOOK_EVERY_S >= STOPPED_S:
             return f"it has been stopped for {stopped * LOOK_EVERY_S:.0f} s"
         if self._workers > 1 and process.pid == self._pid():
-            return ""  # it serves nobody itself
-        quiet_s = self._quiet[process] * LOOK_EVERY_S
-        bound_s = SILENT_S if process.pid in self._has_beaten else START_S
+            return ""  # it serves no requests itself
+        quiet_s = self._silent_looks[process] * LOOK_EVERY_S
+        bound_s = SILENT_S if process.pid in self._seen_alive else START_S
         return f"no sign of life for {quiet_s:.0f} s" if quiet_s >= bound_s else ""
 
-    def _end(self, process: psutil.Process, why: str) -> None:
+    def _end(self, process: psutil.Process, fault: str) -> None:
         try:
-            self._tell("gateway_hung", f"process {process.pid}: {why}")
+            self._tell("gateway_hung", f"process {process.pid}: {fault}")
             process.kill()
         except psutil.Error:
             return
@@ -138,15 +148,17 @@ def _family(pid: int | None) -> list[psutil.Process]:
         if pid is None:
             return []
         gateway = psutil.Process(pid)
-        found = [gateway] if gateway.status() != psutil.STATUS_ZOMBIE else []
-        return found + [each for each in gateway.children() if _is_worker(each)]
+        processes = [gateway] if gateway.status() != psutil.STATUS_ZOMBIE else []
+        return processes + [child for child in gateway.children() if _is_worker(child)]
     except psutil.Error:
         return []
 
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        words = process.cmdline()
-        return process.status() != psutil.STATUS_ZOMBIE and any(_WORKER in each for each in words)
+        arguments = process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and any(
+            _WORKER in argument for argument in arguments
+        )
     except psutil.Error:
         return False

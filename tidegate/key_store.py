@@ -33,11 +33,11 @@ class KeyStore:
     def create(
         self, name: str, grant: Grant = USER, lifetime: timedelta | None = None
     ) -> tuple[KeyRecord, str]:
-        """A new key; this is the only time that it exists in clear."""
+        """Create a key and return it; it never exists in clear again. ValueError for a bad name."""
         if not name or len(name) > 64 or not name.isprintable():
             raise ValueError("a key's name has 1 to 64 printable characters")
         with self._locked():
-            record, key = self._new(name, grant, _in(lifetime) if lifetime else "")
+            record, key = self._new(name, grant, _time_in(lifetime) if lifetime else "")
             self._write({**self._read(), record.key_id: record})
         return record, key
 
@@ -45,52 +45,56 @@ class KeyStore:
         return list(self._read().values())
 
     def rotate(self, id_or_name: str, overlap: timedelta) -> tuple[KeyRecord, str, list[KeyRecord]]:
-        """A new key with the old one's rights and length of life; the old ones end after overlap.
+        """Create a key with the old one's rights and lifetime; the old ones end after ``overlap``.
 
-        Answers with the new record, its key and the old records. UnknownKey if there is no valid
-        key of this id or name; ValueError if there are several with different rights.
+        Returns the new record, its key and the old records. Raises UnknownKey if no valid key has
+        this id or name, ValueError if several have it with different rights.
         """
         with self._locked():
-            old = [r for r in self._found(id_or_name) if r.ends > datetime.now(UTC).timestamp()]
+            old = [
+                record
+                for record in self._matching(id_or_name)
+                if record.ends > datetime.now(UTC).timestamp()
+            ]
             if not old:
                 raise _unknown(id_or_name)
             last = max(old, key=lambda record: record.created)
             if any(record.principal.grant != last.principal.grant for record in old):
                 raise ValueError(f"the keys called {id_or_name!r} differ: rotate each by its id")
-            record, key = self._new(last.name, last.principal.grant, _same_life(last))
-            ends = _in(overlap)
-            ended = [replace(each, expires=min(each.expires or ends, ends)) for each in old]
-            self._write({**self._read(), **{each.key_id: each for each in [*ended, record]}})
+            record, key = self._new(last.name, last.principal.grant, _same_lifetime(last))
+            ends = _time_in(overlap)
+            ended = [replace(record, expires=min(record.expires or ends, ends)) for record in old]
+            self._write({**self._read(), **{record.key_id: record for record in [*ended, record]}})
         return record, key, ended
 
     def revoke(self, id_or_name: str) -> list[KeyRecord]:
-        """Revoke the key with this id, or all keys of this name; UnknownKey if there is none."""
+        """Revoke the key with this id, or all keys of this name; UnknownKey if there are none."""
         with self._locked():
-            revoked = [replace(each, revoked=_in()) for each in self._found(id_or_name)]
-            self._write({**self._read(), **{each.key_id: each for each in revoked}})
+            revoked = [replace(record, revoked=_time_in()) for record in self._matching(id_or_name)]
+            self._write({**self._read(), **{record.key_id: record for record in revoked}})
         return revoked
 
-    def _found(self, id_or_name: str) -> list[KeyRecord]:
-        found = [
+    def _matching(self, id_or_name: str) -> list[KeyRecord]:
+        records = [
             record
             for record in self._read().values()
             if id_or_name in (record.key_id, record.name) and not record.revoked
         ]
-        if not found:
+        if not records:
             raise _unknown(id_or_name)
-        return found
+        return records
 
     def _new(self, name: str, grant: Grant, expires: str) -> tuple[KeyRecord, str]:
         key_id, key = generate_key()
         hashed = key_hash(self._pepper(), key)
-        return KeyRecord(key_id, name, hashed, _in(), "", expires, *grant), key
+        return KeyRecord(key_id, name, hashed, _time_in(), "", expires, *grant), key
 
     def _read(self) -> dict[str, KeyRecord]:
         return parse_records(self._keys_file.read_text()) if self._keys_file.exists() else {}
 
     def _write(self, records: dict[str, KeyRecord]) -> None:
         tables = {
-            key_id: {k: v for k, v in asdict(record).items() if k != "key_id"}
+            key_id: {field: value for field, value in asdict(record).items() if field != "key_id"}
             for key_id, record in records.items()
         }
         write_private(self._keys_file, tomli_w.dumps({"keys": tables}).encode())
@@ -113,14 +117,14 @@ def _unknown(id_or_name: str) -> UnknownKey:
     return UnknownKey(f"no valid key has the id or name {id_or_name!r}: see `tidegate keys list`")
 
 
-def _same_life(record: KeyRecord) -> str:
-    """When a key made now ends if it lives as long as this one was made to."""
+def _same_lifetime(record: KeyRecord) -> str:
+    """The expiry of a key created now with the same lifetime as this one; '' for none."""
     if not record.expires:
         return ""
-    return _in(datetime.fromisoformat(record.expires) - datetime.fromisoformat(record.created))
+    return _time_in(datetime.fromisoformat(record.expires) - datetime.fromisoformat(record.created))
 
 
-def _in(delay: timedelta = timedelta()) -> str:
+def _time_in(delay: timedelta = timedelta()) -> str:
     return (datetime.now(UTC) + delay).isoformat(timespec="seconds")
 
 
@@ -132,7 +136,7 @@ def generate_key() -> tuple[str, str]:
 
 
 def state_of(record: KeyRecord) -> str:
-    """What ``tidegate keys list`` shows."""
+    """The state that ``tidegate keys list`` shows."""
     if record.revoked:
         return f"revoked {record.revoked}"
     if not record.expires:
@@ -153,5 +157,5 @@ def _checksum(body: str) -> str:
 
 
 def has_good_checksum(key: str) -> bool:
-    """Whether this could be one of our keys: what a secret scanner asks."""
+    """Whether this could be one of our keys, as a secret scanner would check."""
     return bool(KEY_FORM.match(key)) and _checksum(key[:-7]) == key[-6:]

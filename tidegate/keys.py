@@ -24,8 +24,8 @@ class Duration(click.ParamType[timedelta]):
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        found = re.fullmatch(r"(\d{1,10})([smhd])", value)
-        seconds = int(found[1]) * SECONDS[found[2]] if found else LONGEST_S
+        match = re.fullmatch(r"(\d{1,10})([smhd])", value)
+        seconds = int(match[1]) * SECONDS[match[2]] if match else LONGEST_S
         if seconds >= LONGEST_S:
             self.fail(f"{value!r} is not a duration: write 90s, 15m, 24h or 30d", param, ctx)
         return timedelta(seconds=seconds)
@@ -33,7 +33,7 @@ class Duration(click.ParamType[timedelta]):
 
 @click.group("keys")
 def command() -> None:
-    """API keys. Only their HMAC is stored: a key is shown once, when it is made.
+    """API keys. Only their HMAC is stored: a key is shown once, when it is created.
 
     \b
     tidegate keys create my-app
@@ -46,17 +46,21 @@ def command() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--tenant", default="default", show_default=True, help="As in gateway.toml.")
+@click.option("--tenant", default="default", show_default=True, help="A tenant of gateway.toml.")
 @click.option("--role", "roles", multiple=True, default=["user"], show_default=True)
-@click.option("--models", multiple=True, default=["*"], help="Only these (globs). [default: all]")
+@click.option(
+    "--models", multiple=True, default=["*"], help="Models (globs) that it may use. [default: all]"
+)
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     type=click.Choice(["read", "infer", "admin"]),
-    help="Only this, of what the role allows. [default: all of it]",
+    help="Restrict the role to this. [default: everything the role allows]",
 )
-@click.option("--expires", type=Duration(), help="Valid for so long: 24h, 30d. [default: for ever]")
+@click.option(
+    "--expires", type=Duration(), help="How long it is valid: 24h, 30d. [default: forever]"
+)
 @json_option
 @stack_option
 def create(
@@ -68,7 +72,7 @@ def create(
     expires: timedelta | None,
     as_json: bool,
 ) -> None:
-    """Make a key called NAME and print it, this once."""
+    """Create a key called NAME and print it, this once."""
     from gateway.identity.principal import ACTIONS, Grant
 
     grant = Grant(tenant, roles, models, scopes or ACTIONS)
@@ -77,22 +81,22 @@ def create(
         record, key = _store().create(name, grant, expires)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _print_made(record.key_id, name, key, as_json)
+    _print_new_key(record.key_id, name, key, as_json)
 
 
 @command.command("list")
 @json_option
 @stack_option
 def list_(as_json: bool) -> None:
-    """Show every key: its id, name, rights, and whether it is valid."""
+    """Show every key: its id, name, rights and state."""
     from tidegate.key_store import state_of
 
     records = _store().records()
     if as_json:
-        shown = [{**asdict(each), "state": state_of(each)} for each in records]
-        for each in shown:
-            del each["hmac"]
-        print_json(shown)
+        documents = [{**asdict(record), "state": state_of(record)} for record in records]
+        for record in documents:
+            del record["hmac"]
+        print_json(documents)
         return
     for key in records:
         rights = f"{key.tenant}/{','.join(key.roles)}"
@@ -108,7 +112,7 @@ def list_(as_json: bool) -> None:
 @json_option
 @stack_option
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
-    """Make a new key with the same rights; the old one ends after the overlap."""
+    """Create a new key with the same rights; the old one ends after the overlap."""
     from tidegate.key_store import UnknownKey
 
     try:
@@ -117,7 +121,7 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
         raise click.ClickException(str(error.args[0])) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _print_made(record.key_id, record.name, key, as_json)
+    _print_new_key(record.key_id, record.name, key, as_json)
     for old in ended:
         click.echo(f"{old.key_id} ({old.name}) ends {old.expires}", err=True)
 
@@ -135,13 +139,13 @@ def revoke(id_or_name: str, as_json: bool) -> None:
     except UnknownKey as error:
         raise click.ClickException(str(error.args[0])) from error
     if as_json:
-        print_json([{"id": each.key_id, "name": each.name} for each in revoked])
+        print_json([{"id": record.key_id, "name": record.name} for record in revoked])
         return
     for record in revoked:
         click.echo(f"revoked {record.key_id} ({record.name})")
 
 
-def _print_made(key_id: str, name: str, key: str, as_json: bool) -> None:
+def _print_new_key(key_id: str, name: str, key: str, as_json: bool) -> None:
     if as_json:
         print_json({"id": key_id, "name": name, "key": key})
     else:
@@ -149,7 +153,7 @@ def _print_made(key_id: str, name: str, key: str, as_json: bool) -> None:
 
 
 def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
-    """A key may be made before gateway.toml knows its tenant; a typing error should be seen."""
+    """Warn of a typo; a key may also be created before gateway.toml has its tenant."""
     from gateway.policy.reload import PolicyFile
 
     policy = PolicyFile(Paths.current().state / "gateway.toml")
@@ -159,7 +163,7 @@ def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
         click.echo(f"warning: {error}", err=True)
         return
     for fault in policy.current.rules.unknown(tenant, roles):
-        click.echo(f"warning: {fault}: the key may do nothing until it is there", err=True)
+        click.echo(f"warning: {fault}: the key has no rights until it is defined", err=True)
 
 
 def _store() -> "KeyStore":

@@ -1,4 +1,4 @@
-"""``tidegate lint``: a whole repository checked without a server."""
+"""``tidegate lint``: check a whole repository without a server."""
 
 import re
 import sys
@@ -22,13 +22,15 @@ COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 def _version(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
-    """2.63, 2.63.0; a container's release (25.11) is another number."""
+    """Parse 2.63 or 2.63.0; a container's release (25.11) is a different number."""
     if value is None:
         return None
-    found = re.fullmatch(r"v?(2)\.(\d{1,3})(?:\.\d+)?", value.strip())
-    if found is None:
-        raise click.BadParameter("write the server's own version, such as 2.51 (container 24.10)")
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"v?(2)\.(\d{1,3})(?:\.\d+)?", value.strip())
+    if match is None:
+        raise click.BadParameter(
+            "pass the server's own version, such as 2.51 (for container 24.10)"
+        )
+    return int(match[1]), int(match[2])
 
 
 @click.command("lint")
@@ -42,15 +44,15 @@ def _version(
     "--triton",
     metavar="VERSION",
     callback=_version,
-    help="Version of the server that will serve it, such as 2.63. Default: 2.51, the wheel's.",
+    help="Version of the server that will serve it, such as 2.63. Default: 2.51, as in the wheel.",
 )
 def command(
     repository: Path | None, as_json: bool, cores: int | None, triton: tuple[int, int] | None
 ) -> None:
     """Check a model repository (default: model_repository/) without starting a server.
 
-    Works on any Triton repository, written by hand or not. Each finding says what to do. Exits 1
-    if there is an error; warnings and infos do not fail.
+    Works on any Triton repository, hand-written or not. Each finding says what to do. Exits 1 if
+    there is an error; warnings and infos do not count.
 
     \b
     tidegate lint
@@ -61,19 +63,21 @@ def command(
 
     paths = Paths.current()
     on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
-    found = lint(repository or paths.repository, cores or 0, on_demand, triton or TRITON)
+    findings = lint(repository or paths.repository, cores or 0, on_demand, triton or TRITON)
     if as_json:
-        print_json([asdict(each) for each in found])
+        print_json([asdict(finding) for finding in findings])
     else:
-        _print(found)
-    sys.exit(1 if any(each.severity == "error" for each in found) else 0)
+        _print(findings)
+    sys.exit(1 if any(finding.severity == "error" for finding in findings) else 0)
 
 
-def _print(found: list["Finding"]) -> None:
-    for each in found:
-        head = click.style(f"{each.severity.value:7}", fg=COLOURS[each.severity.value])
-        click.echo(f"{head} {each.place}: {each.message} [{each.code}]")
-        click.echo(f"        {each.fix}")
-    counts = Counter(each.severity.value for each in found)
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in COLOURS if counts[kind])
-    click.echo(said or "nothing to say: it is clean")
+def _print(findings: list["Finding"]) -> None:
+    for finding in findings:
+        head = click.style(f"{finding.severity.value:7}", fg=COLOURS[finding.severity.value])
+        click.echo(f"{head} {finding.place}: {finding.message} [{finding.code}]")
+        click.echo(f"        {finding.fix}")
+    counts = Counter(finding.severity.value for finding in findings)
+    summary = ", ".join(
+        f"{counts[severity]} {severity}" for severity in COLOURS if counts[severity]
+    )
+    click.echo(summary or "no findings")

@@ -1,8 +1,8 @@
-"""Keep log files from growing for ever, those of programs that know nothing of it too.
+"""Rotates log files by size, including those of programs that do not take part in it.
 
-A file that is too long is copied to ``NAME.1`` (what was there becomes ``NAME.2``, and so on) and
-emptied. Its writers append, so they go on at its beginning, whoever they are: Triton, its models'
-processes, the gateway's workers.
+A file that is too long is copied to ``NAME.1`` (the previous one becomes ``NAME.2``, and so on) and
+truncated. Its writers append, so they continue at its beginning: Triton, its models' processes,
+the gateway's workers.
 """
 
 import os
@@ -16,15 +16,20 @@ TROUBLE_S = 60.0
 
 
 class LogKeeper:
-    """``start`` it, and ``stop`` it. ``limit_bytes`` is how long a file becomes, about; ``kept`` is
-    how many older ones stay; what cannot be done is told by ``tell``, once."""
+    """``limit_bytes`` is the approximate size at which a file is rotated, ``backups`` the number of
+    older files to keep; a failure is reported through ``tell``, once."""
 
     def __init__(
-        self, logs: Sequence[Path], limit_bytes: int, kept: int, tell: Callable[[str], None]
+        self, logs: Sequence[Path], limit_bytes: int, backups: int, tell: Callable[[str], None]
     ) -> None:
-        self._logs, self._limit_bytes, self._kept, self._tell = logs, limit_bytes, kept, tell
+        self._logs, self._limit_bytes, self._backups, self._report = (
+            logs,
+            limit_bytes,
+            backups,
+            tell,
+        )
         self._ended = threading.Event()
-        self._told: dict[Path, str] = {}  # why the file could not be rotated the last time
+        self._reported: dict[Path, str] = {}  # why the file could not be rotated last time
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
     def start(self) -> None:
@@ -42,29 +47,29 @@ class LogKeeper:
             for log in self._logs:
                 try:
                     if log.is_file() and log.stat().st_size > self._limit_bytes:
-                        rotate(log, self._kept)
-                        self._told.pop(log, None)
+                        rotate(log, self._backups)
+                        self._reported.pop(log, None)
                 except OSError as error:
                     pause_s = TROUBLE_S
-                    self._say(log, error.strerror or str(error))
+                    self._report_once(log, error.strerror or str(error))
 
-    def _say(self, log: Path, why: str) -> None:
-        if self._told.get(log) != why:
-            self._told[log] = why
-            self._tell(f"{log} cannot be rotated: {why}")
+    def _report_once(self, log: Path, reason: str) -> None:
+        if self._reported.get(log) != reason:
+            self._reported[log] = reason
+            self._report(f"{log} cannot be rotated: {reason}")
 
 
-def rotate(log: Path, kept: int) -> None:
-    """Move what is in the file into ``NAME.1``. What is written in the instant between the end of
-    the copy and the emptying is lost."""
-    for number in range(kept, 0, -1):
+def rotate(log: Path, backups: int) -> None:
+    """Move the file's contents into ``NAME.1``. Whatever is written between the end of the copy and
+    the truncation is lost."""
+    for number in range(backups, 0, -1):
         older = _older(log, number)
-        if number == kept:
+        if number == backups:
             older.unlink(missing_ok=True)
         elif older.exists():
             older.replace(_older(log, number + 1))
     with log.open("r+b") as file:
-        if kept:
+        if backups:
             copy = _older(log, 1)
             try:
                 with copy.open("xb") as target:

@@ -1,4 +1,4 @@
-"""``tidegate optimize NAME``: which form of a model to serve here, and with which serving
+"""``tidegate optimize NAME``: which candidate of a model to serve here, and with which serving
 parameters."""
 
 import re
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import clock, said_of_the_original
+from tidegate.convert import progress, source_options
 from tidegate.paths import Paths, json_option, print_json, repository_option
 from tidegate.signals import interrupt_on_sigterm
 from tidegate.task_registry import KNOWN, NOTHING, TASKS
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 BOTH = ("model", "config")
-# Of the budget, when both halves are run: serving parameters are searched through a server, which
-# is slower.
+# The model's share of the budget when both parts run: the config is searched through a server,
+# which is slower.
 MODEL_SHARE = 0.4
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
-CLOSING_S = 10.0  # what ending the trial server and writing takes after the last trial
-# A trial server, and the setting as it is measured once, take as long.
+CLOSING_S = 10.0  # to stop the trial server and write the results after the last trial
+# As long as it takes to start a trial server and measure the default once.
 CONFIG_SEARCH_AT_LEAST_S = 40.0
-OUT_OF_REACH = 3  # the exit code when nothing may be picked
+OUT_OF_REACH = 3  # the exit code when no candidate may be picked
 
 
 class Duration(click.ParamType):
@@ -40,10 +40,10 @@ class Duration(click.ParamType):
     ) -> float:
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if not found or float(found[1]) <= 0:
-            self.fail(f"{value!r} is no duration: write 90s, 10m or 1h", param, ctx)
-        return float(found[1]) * UNITS_S[found[2]]
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a duration: write 90s, 10m or 1h", param, ctx)
+        return float(match[1]) * UNITS_S[match[2]]
 
 
 class Shares(click.ParamType):
@@ -63,7 +63,7 @@ class Shares(click.ParamType):
 
 @dataclass(frozen=True)
 class OptimizeOptions:
-    """What was asked for on the command line."""
+    """The command line's arguments."""
 
     name: str
     source: str | None = None
@@ -85,79 +85,96 @@ class OptimizeOptions:
     fresh: bool = False
 
     @property
-    def halves(self) -> tuple[str, ...]:
+    def parts(self) -> tuple[str, ...]:
         return (self.only,) if self.only else BOTH
 
 
 @click.command("optimize")
 @click.argument("name")
-@click.option("--against", "source", help="The original of a model you brought, as convert had it.")
-@click.option("--task", type=click.Choice(list(TASKS)), help="If the repository does not say it.")
+@click.option(
+    "--against", "source", help="The original of a model of your own, as passed to convert."
+)
+@click.option(
+    "--task", type=click.Choice(list(TASKS)), help="If the repository does not record it."
+)
 @click.option(
     "--samples",
     type=click.Path(exists=True, path_type=Path),
-    help="Real inputs to calibrate, compare and load with. Default: the task's own set.",
+    help="Real inputs for calibration, comparison and load. Default: the task's own set.",
 )
-@click.option("--preprocess", metavar="PRESET", help="As convert had it, where it had it.")
-@click.option("--base", metavar="FOLDER", help="As convert had it, where it had it.")
-@click.option("--only", type=click.Choice(BOTH), help="One half alone. Default: both.")
+@click.option("--preprocess", metavar="PRESET", help="As passed to convert, if it was.")
+@click.option("--base", metavar="FOLDER", help="As passed to convert, if it was.")
+@click.option("--only", type=click.Choice(BOTH), help="Only this part. Default: both.")
 @click.option("--budget", "budget_s", type=Duration(), default="10m", show_default=True)
-@click.option("--precisions", default="", help="Which to measure, with commas. Default: all.")
-@click.option("--prune", type=Shares(), help="Also pruned: heads=0.25,channels=0.25.")
-@click.option("--allow-batch-dependent", is_flag=True, help="int8-dynamic may be picked too.")
-@click.option("--accept-accuracy-cost", is_flag=True, help="A pruned model may be picked too.")
-@click.option("--min-cosine", type=float, default=0.0, help="Pick none whose lowest is below.")
-@click.option("--min-agreement", type=float, default=0.0, help="Pick none that agrees less.")
-@click.option("--p99-ms", type=float, help="Config: the p99 to hold. Default: today's and a tenth.")
+@click.option(
+    "--precisions", default="", help="The precisions to measure, comma-separated. Default: all."
+)
+@click.option(
+    "--prune", type=Shares(), help="Also measure a pruned model: heads=0.25,channels=0.25."
+)
+@click.option("--allow-batch-dependent", is_flag=True, help="Allow int8-dynamic to be picked.")
+@click.option("--accept-accuracy-cost", is_flag=True, help="Allow a pruned model to be picked.")
+@click.option(
+    "--min-cosine", type=float, default=0.0, help="The lowest cosine that a pick may have."
+)
+@click.option(
+    "--min-agreement", type=float, default=0.0, help="The lowest agreement that a pick may have."
+)
+@click.option(
+    "--p99-ms", type=float, help="Config: the p99 to hold. Default: the current one plus 10 %."
+)
 @click.option("--connections", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--commit", is_flag=True, help="Config: write them into the main config too.")
+@click.option("--commit", is_flag=True, help="Config: also write the result into the main config.")
 @click.option("--publish", is_flag=True, help="Publish the pick, as convert --precision does.")
-@click.option("--fresh", is_flag=True, help="Measure all anew, whatever was kept.")
+@click.option("--fresh", is_flag=True, help="Measure everything again; ignore saved results.")
 @repository_option
 @json_option
 def command(as_json: bool, precisions: str, **arguments: Any) -> None:
     """Measure every candidate for NAME on this machine, pick one, then search its config.
 
-    Forms: the original eagerly, FP32, FP16, 8-bit ones, graph levels, and pruned ones if asked
-    for. Kept in .tidegate/optimize/NAME/: the same command goes on where it was stopped. With both
-    halves the choice of the model gets 40 % of the budget and the serving parameters what is left.
-    Exits 3 if nothing could be picked.
+    Candidates: the original in eager mode, FP32, FP16, 8-bit, graph optimization levels, and
+    pruned ones on request. Results are saved in .tidegate/optimize/NAME/: the same command resumes
+    where it was stopped. When both parts run, the model gets 40 % of the budget and the config
+    search the rest. Exits 3 if no candidate could be picked.
 
     \b
     tidegate optimize text_embedding --only model
     tidegate optimize mood --against ./my-model --task text-classification --samples texts.txt
     """
     interrupt_on_sigterm()
-    arguments["source_options"] = said_of_the_original(arguments)
+    arguments["source_options"] = source_options(arguments)
     options = OptimizeOptions(precisions=tuple(filter(None, precisions.split(","))), **arguments)
-    sys.exit(run(options, Paths.current(), _silent if as_json else clock(), as_json))
+    sys.exit(run(options, Paths.current(), _silent if as_json else progress(), as_json))
 
 
 def run(options: OptimizeOptions, paths: Paths, say: Say, as_json: bool = False) -> int:
-    """Both halves, or the one that is wished; the exit code."""
+    """Run the selected parts; returns the exit code."""
     documents: dict[str, Any] = {}
-    code, left_s = 0, options.budget_s
-    if "model" in options.halves:
-        share = MODEL_SHARE if "config" in options.halves else 1.0
+    code, remaining_s = 0, options.budget_s
+    if "model" in options.parts:
+        share = MODEL_SHARE if "config" in options.parts else 1.0
         say(
-            f"{options.name}: the choice of the model has "
-            f"{share * options.budget_s:.0f} s of the budget"
+            f"{options.name}: choosing the model, with {share * options.budget_s:.0f} s of the "
+            "budget"
         )
-        found, spent_s = _choose_model(options, share * options.budget_s, paths, say)
-        documents["model"] = found.to_dict() if found else None
-        code, left_s = (OUT_OF_REACH if found and not found.chosen else 0), left_s - spent_s
-        if found and not as_json:
-            _show(options, found, paths)
+        findings, spent_s = _choose_model(options, share * options.budget_s, paths, say)
+        documents["model"] = findings.to_dict() if findings else None
+        code, remaining_s = (
+            (OUT_OF_REACH if findings and not findings.chosen else 0),
+            remaining_s - spent_s,
+        )
+        if findings and not as_json:
+            _show(options, findings, paths)
     if (
-        "config" in options.halves
-        and left_s < CONFIG_SEARCH_AT_LEAST_S
-        and "model" in options.halves
+        "config" in options.parts
+        and remaining_s < CONFIG_SEARCH_AT_LEAST_S
+        and "model" in options.parts
     ):
-        say(f"{options.name}: the config was not searched: {left_s:.0f} s of the budget are left")
+        say(f"{options.name}: no config search: only {remaining_s:.0f} s of the budget are left")
         documents["config"] = None
-    elif "config" in options.halves:
-        say(f"{options.name}: the config search has {left_s:.0f} s of the budget")
-        report = _search_config(options, max(1.0, left_s - CLOSING_S), paths, say)
+    elif "config" in options.parts:
+        say(f"{options.name}: searching the config, with {remaining_s:.0f} s of the budget")
+        report = _search_config(options, max(1.0, remaining_s - CLOSING_S), paths, say)
         documents["config"] = report.as_json()
         if not as_json:
             click.echo("\n".join(report.lines()))
@@ -169,28 +186,28 @@ def run(options: OptimizeOptions, paths: Paths, say: Say, as_json: bool = False)
 def _choose_model(
     options: OptimizeOptions, budget_s: float, paths: Paths, say: Say
 ) -> tuple["Findings | None", float]:
-    """The findings, saved and drawn, and the seconds they took; None where there is one form."""
+    """The findings, saved and plotted, and the seconds they took; None if there is no choice."""
     from converters.optimize.budget import Budget
     from converters.optimize.chart import draw
     from tidegate.optimize_candidates import find, keep_pruned
 
     budget = Budget(budget_s, hard_s=max(1.0, options.budget_s - CLOSING_S))
-    found = find(options, budget, paths, say)
-    if found is None:
-        say(f"{options.name}: tables and trees have one form, fp32: nothing to choose")
+    findings = find(options, budget, paths, say)
+    if findings is None:
+        say(f"{options.name}: tabular models exist in fp32 only: nothing to choose")
         return None, budget.spent
     folder = paths.state / "optimize" / options.name
-    saved = [found.save(folder), *draw(found, folder), *keep_pruned(found, folder)]
+    saved = [findings.save(folder), *draw(findings, folder), *keep_pruned(findings, folder)]
     say("written: " + ", ".join(paths.shown(path) for path in saved))
-    if options.publish and found.chosen:
-        _publish(options, found, paths, say)
-    return found, budget.spent
+    if options.publish and findings.chosen:
+        _publish(options, findings, paths, say)
+    return findings, budget.spent
 
 
 def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say: Say) -> Any:
     from tidegate.config_search import ConfigSearchOptions, tune
 
-    asked = ConfigSearchOptions(
+    search_options = ConfigSearchOptions(
         name=options.name,
         budget_s=budget_s,
         p99_ms=options.p99_ms,
@@ -199,55 +216,55 @@ def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say:
         fresh=options.fresh,
         commit=options.commit,
     )
-    return tune(asked, paths, say)
+    return tune(search_options, paths, say)
 
 
-def _show(options: OptimizeOptions, found: "Findings", paths: Paths) -> None:
+def _show(options: OptimizeOptions, findings: "Findings", paths: Paths) -> None:
     from converters.optimize.table import lines
-    from tidegate.optimize_candidates import said_of_original
+    from tidegate.optimize_candidates import original_options
 
-    click.echo("\n".join(lines(found)))
-    chosen = found.chosen
+    click.echo("\n".join(lines(findings)))
+    chosen = findings.chosen
     if chosen and chosen.candidate.pruned:
         folder = paths.shown(paths.state / "optimize" / options.name)
         click.echo(
-            f"a pruned graph is served as tensors only: {folder}/{chosen.candidate.name}.onnx"
+            f"a pruned graph can only be served as tensors: {folder}/{chosen.candidate.name}.onnx"
         )
     elif chosen and not options.publish:
-        said = said_of_original(options, paths)
-        click.echo(f"to serve it: {convert_line(options, chosen.candidate.precision, said)}")
+        extra = original_options(options, paths)
+        click.echo(f"to serve it: {convert_line(options, chosen.candidate.precision, extra)}")
 
 
 def convert_line(
-    options: OptimizeOptions, precision: str, said: Mapping[str, str] = NOTHING
+    options: OptimizeOptions, precision: str, source_options: Mapping[str, str] = NOTHING
 ) -> str:
-    """The command that publishes this form of an original of which that was ``said``."""
+    """The command that publishes this precision of an original with these ``source_options``."""
     known = options.name in KNOWN
-    parts = ["tidegate convert", options.name if known else str(options.source)]
+    words = ["tidegate convert", options.name if known else str(options.source)]
     if not known:
-        parts += ["--name", options.name]
+        words += ["--name", options.name]
     if options.task and not known:
-        parts += ["--task", options.task]
+        words += ["--task", options.task]
     if options.samples:
-        parts += ["--samples", str(options.samples)]
-    for name, value in said.items():
-        parts += [f"--{name.replace('_', '-')}", value]
-    return " ".join([*parts, "--precision", precision, "--force"])
+        words += ["--samples", str(options.samples)]
+    for name, value in source_options.items():
+        words += [f"--{name.replace('_', '-')}", value]
+    return " ".join([*words, "--precision", precision, "--force"])
 
 
-def _publish(options: OptimizeOptions, found: "Findings", paths: Paths, say: Say) -> None:
-    """By the same way as ``tidegate convert NAME --precision X``."""
+def _publish(options: OptimizeOptions, findings: "Findings", paths: Paths, say: Say) -> None:
+    """Publish the pick as ``tidegate convert NAME --precision X`` would."""
     from tidegate.convert import ConvertOptions
     from tidegate.convert import run as convert
-    from tidegate.optimize_candidates import said_of_original
+    from tidegate.optimize_candidates import original_options
 
-    chosen = found.chosen
+    chosen = findings.chosen
     if chosen is None or chosen.candidate.pruned:
-        say("not published: convert publishes no pruned graph under its original's task")
+        say("not published: convert does not publish a pruned graph under its original's task")
         return
     known = options.name in KNOWN
-    ordered = ConvertOptions(
-        source_options=said_of_original(options, paths),
+    convert_options = ConvertOptions(
+        source_options=original_options(options, paths),
         source=options.name if known else str(options.source),
         task=None if known else options.task,
         name=None if known else options.name,
@@ -255,9 +272,9 @@ def _publish(options: OptimizeOptions, found: "Findings", paths: Paths, say: Say
         precisions=(chosen.candidate.precision,),
         force=True,
     )
-    for line in convert(ordered, paths, say).lines(paths):
+    for line in convert(convert_options, paths, say).lines(paths):
         say(line)
 
 
 def _silent(text: str) -> None:
-    """JSON goes to stdout alone."""
+    """Report nothing: with --json, stdout holds one document."""

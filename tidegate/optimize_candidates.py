@@ -1,4 +1,4 @@
-"""The candidates' half of ``tidegate optimize``: from what was asked to the findings."""
+"""The model part of ``tidegate optimize``: from the options to the findings."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import click
 
 from modelspec.layout import require_model_name
 from tidegate.paths import Paths
-from tidegate.task_registry import KNOWN, TASKS, RegisteredTask, kind_of, task_of
+from tidegate.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
 
 if TYPE_CHECKING:
     from converters.cache import Say
@@ -21,29 +21,31 @@ if TYPE_CHECKING:
 def find(
     options: "OptimizeOptions", budget: "Budget", paths: Paths, say: "Say"
 ) -> "Findings | None":
-    """Measure every form; None for a model that has only one. Raises ConversionError, and
-    click.UsageError for a name that nothing is known of."""
+    """Measure every candidate; None for a model that has only one. Raises ConversionError, and
+    click.UsageError for an unknown name."""
     from converters.optimize.findings import Findings, this_machine
     from converters.optimize.kept import Kept
     from converters.optimize.measuring import Subject, measure
     from converters.task import ConversionRequest
 
     try:
-        require_model_name(options.name)  # it becomes a folder's, which --fresh removes
+        require_model_name(options.name)  # it names a folder, which --fresh removes
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    kind, source = _kind(options, paths), options.source or options.name
+    registered, source = _registered_task(options, paths), options.source or options.name
     folder = paths.state / "optimize" / options.name
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    if _only_fp32(kind):
+    if _only_fp32(registered):
         return None
     machine = this_machine()
     kept = Kept(folder / "measured", f"{machine['processor']} {machine['cores']}")
     request = ConversionRequest(
-        options.name, source, options.samples, said_of_original(options, paths)
+        options.name, source, options.samples, original_options(options, paths)
     )
-    subject = Subject(request, kind.open_task, kind.task, options.precisions, options.prune)
+    subject = Subject(
+        request, registered.open_task, registered.task, options.precisions, options.prune
+    )
     measured = measure(subject, kept, budget, say)
     return Findings(
         name=options.name,
@@ -56,9 +58,9 @@ def find(
     )
 
 
-def keep_pruned(found: "Findings", folder: Path) -> list[Path]:
-    """The pick's graph in ``folder`` if it is pruned: no other command makes it."""
-    chosen = found.chosen
+def keep_pruned(findings: "Findings", folder: Path) -> list[Path]:
+    """Copy the pick's graph to ``folder`` if it is pruned: no other command can build it."""
+    chosen = findings.chosen
     if chosen is None or not chosen.candidate.pruned or chosen.engine is None:
         return []
     return [Path(shutil.copyfile(chosen.engine, folder / f"{chosen.candidate.name}.onnx"))]
@@ -75,37 +77,44 @@ def _allowed(options: "OptimizeOptions") -> Any:
     )
 
 
-def _kind(options: "OptimizeOptions", paths: Paths) -> RegisteredTask:
-    """What the model is; a usage error says what is missing."""
+def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask:
+    """The model's task; a usage error says what is missing."""
     from tidegate.published import published_record
 
     known = KNOWN.get(options.name)
     if known and options.source in (None, options.name):
         return known
     if options.name in KNOWN:
-        raise click.UsageError(f"{options.name} is a known pipeline: it needs no other --against")
+        raise click.UsageError(f"{options.name} is a known pipeline: leave out --against")
     record = published_record(paths.repository, options.name)
     if options.source is None:
-        what = f"{options.name} was brought" if record else f"there is no model {options.name!r}"
-        names = ", ".join(name for name, kind in KNOWN.items() if kind)
-        raise click.UsageError(f"{what}: give its original with --against (known by name: {names})")
-    kind = kind_of(
+        problem = (
+            f"{options.name} is a model of your own"
+            if record
+            else f"there is no model {options.name!r}"
+        )
+        names = ", ".join(name for name, task in KNOWN.items() if task)
+        raise click.UsageError(
+            f"{problem}: give its original with --against (known by name: {names})"
+        )
+    registered = registered_task(
         "", options.task or (record.task if record else "") or task_of(options.source) or ""
     )
-    if kind is None:
+    if registered is None:
         raise click.UsageError(
-            f"{options.source} does not say its task: give --task ({', '.join(TASKS)})"
+            f"{options.source} does not say what the model does: pass --task ({', '.join(TASKS)})"
         )
-    return kind
+    return registered
 
 
-def said_of_original(options: "OptimizeOptions", paths: Paths) -> Mapping[str, str]:
-    """What the original's files do not say: as it was said when it was converted, and now."""
+def original_options(options: "OptimizeOptions", paths: Paths) -> Mapping[str, str]:
+    """The original's source options: those it was converted with, overridden by those passed
+    now."""
     from tidegate.published import published_record
 
     record = published_record(paths.repository, options.name)
     return {**(record.options if record else {}), **options.source_options}
 
 
-def _only_fp32(kind: RegisteredTask) -> bool:
-    return bool(kind.precisions() == ("fp32",))
+def _only_fp32(registered: RegisteredTask) -> bool:
+    return bool(registered.precisions() == ("fp32",))

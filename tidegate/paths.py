@@ -1,6 +1,6 @@
-"""Where the command line finds things, and the ports that it uses.
+"""The folders and files of the command line, and the options that choose them.
 
-Everything is relative to the project folder: ``TIDEGATE_HOME``, else the current folder.
+Everything is relative to the home folder: ``TIDEGATE_HOME``, else the current folder.
 """
 
 import json
@@ -16,7 +16,7 @@ from modelspec.address import host_and_port, joined, resolved
 
 @dataclass(frozen=True)
 class Paths:
-    """The project folder and what Tidegate keeps in it."""
+    """The home folder and what Tidegate keeps in it."""
 
     home: Path
 
@@ -53,7 +53,7 @@ class Paths:
         return self.state / "triton.key"
 
     def shown(self, path: Path) -> str:
-        """The path as a user standing in the project folder would write it."""
+        """The path as a user would write it from the home folder."""
         return str(path.relative_to(self.home)) if path.is_relative_to(self.home) else str(path)
 
 
@@ -68,10 +68,10 @@ class Address(click.ParamType):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         try:
-            # One server has one address here, however its machine is called.
+            # One server has one address here, whatever its host is called.
             return joined(resolved(host)[1], port)
         except (OSError, UnicodeError):
-            self.fail(f"{value!r}: no machine of the name {host!r} is known", param, ctx)
+            self.fail(f"{value!r}: the host {host!r} cannot be resolved", param, ctx)
 
 
 def _set_repository(context: click.Context, option: click.Parameter, value: Path | None) -> None:
@@ -88,17 +88,17 @@ def _set_stack(context: click.Context, option: click.Parameter, value: Path | No
 
 
 def _set(context: click.Context, **variables: str) -> None:
-    """For as long as the verb runs, in the environment: what it starts reads it too."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Set environment variables while the verb runs, for it and for the processes it starts."""
+    previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
 
-    def put_back() -> None:
-        for name, value in before.items():
+    def restore() -> None:
+        for name, value in previous.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 
-    context.call_on_close(put_back)
+    context.call_on_close(restore)
 
 
 repository_option = click.option(
@@ -115,17 +115,17 @@ stack_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     expose_value=False,
     callback=_set_stack,
-    help="Of the stack that serves this repository, whichever home it runs from. Default: of this "
-    "home (TIDEGATE_HOME, else this folder).",
+    help="Use the stack that serves this repository, whichever home it runs from. Default: the "
+    "stack of this home (TIDEGATE_HOME, else this folder).",
 )
 json_option = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON document; what is under way is told on stderr.",
+    help="Print one JSON document; progress goes to stderr.",
 )
 
 
 def print_json(document: Any) -> None:
-    """The one document that a verb with ``--json`` writes to stdout."""
+    """Print the one document that a verb with ``--json`` writes to stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

@@ -33,15 +33,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A pipeline and, unless it has nothing to convert, the conversion that it serves; with a
-    ``plan``, its engine is that."""
+    """A pipeline and the conversion that it serves, unless there is nothing to convert; with a
+    ``plan``, that is its engine."""
 
     pipeline: Pipeline
     converted: "Converted | None" = None
     plan: "Engine | None" = None
 
     def files(self, spec: ModelSpec) -> Mapping[str, Path]:
-        """What belongs into the version folder of this member."""
+        """The files for the version folder of this member: name -> source."""
         files = {STEP_FILE: step_file(spec.step)} if spec.step else {}
         if self.converted is None:
             return files
@@ -53,18 +53,20 @@ class Built:
         return {**files, **self.converted.step_files(part)}
 
 
-def build(kind: RegisteredTask, task: "Task", variant: "ConversionOptions", say: Say) -> Built:
-    """Converted and proved, not yet published; raises ConversionError."""
+def build(
+    registered: RegisteredTask, task: "Task", options: "ConversionOptions", say: Say
+) -> Built:
+    """Convert and prove, without publishing; raises ConversionError."""
     from converters.conversion import convert
     from converters.errors import ConversionError
 
-    converted = convert(task, variant, say)
+    converted = convert(task, options, say)
     reference, record = converted.reference, converted.record
     card = {**task.card(), "precision": record.precision, "batching": record.grade}
     if record.accepted:
         card["accepted_proof_failure"] = record.accepted
     try:
-        pipeline = kind.declaration()(
+        pipeline = registered.declaration()(
             reference.name, reference.metadata, task.golden(reference), card
         )
     except ValueError as error:
@@ -84,21 +86,21 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
         for spec in built.pipeline.models:
             stage_model(staged, spec, built.files(spec))
         if built.converted:
-            say(f"{name}: proving it again through a scratch Triton, from what a client sends")
+            say(f"{name}: proving it again through a scratch Triton, from a client's request")
             record = _proved(staged, work_dir, built)
         servers = servers_of(work_dir, repository)
         with connected(servers) as replicas:
             models = [spec.name for spec in built.pipeline.models]
             version = publish(staged, repository, models, Deployment(repository, replicas))
             answering = {replica.address for replica in replicas}
-    for silent in {each.address for each in servers} - answering:
+    for silent in {server.address for server in servers} - answering:
         say(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
     say(f"{name}: published into {repository.name}/ as version {version}")
     return record
 
 
 def is_current(name: str, repository: Path) -> bool:
-    """Whether the known pipeline is in the repository, with the steps that this code has."""
+    """Whether the known pipeline is in the repository, with the current steps."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
     if is_published(repository, name) and f"{name}_trt" in pinned(repository, name):
         pipeline = with_plan(pipeline)
@@ -109,7 +111,7 @@ def is_current(name: str, repository: Path) -> bool:
 
 
 def step_file(step: str) -> Path:
-    """The source of a step; it stands once in git and is copied into the repository."""
+    """The source of a step: one file in git, copied into the repository."""
     import ensembles.steps
 
     return Path(ensembles.steps.__path__[0]) / f"{step}.py"
@@ -125,15 +127,15 @@ def _is_same(published: Path, source: Path) -> bool:
 
 
 def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":
-    """The record with the proof through Triton added, written beside the staged engine; None where
+    """The record with the proof through Triton added, saved beside the staged engine; None if
     nothing was converted. A plan is proved as it will be served, and so is the graph beside it."""
     if built.converted is None:
         return None
     converted, plan = built.converted, built.plan
     record = plan.record if plan else converted.record
-    for variant in (None, TENSORRT) if plan else (None,):
+    for profile in (None, TENSORRT) if plan else (None,):
         proof = proved_through_triton(
-            staged, work_dir, converted.task, converted.reference, variant
+            staged, work_dir, converted.task, converted.reference, profile
         )
         record = record.add(proof)
         record.require()

@@ -1,4 +1,4 @@
-"""``tidegate promote NAME``: the canary becomes what everybody gets."""
+"""``tidegate promote NAME``: make the canary's version the active one."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tidegate.signals import interrupt_on_sigterm
 @click.command("promote")
 @click.argument("name")
 @click.option(
-    "--version", type=click.IntRange(1), help="Which, where gateway.toml routes to several."
+    "--version", type=click.IntRange(1), help="The version, if gateway.toml routes to several."
 )
 @rollout.repository
 @rollout.servers
@@ -26,9 +26,9 @@ def command(
     grace_s: float,
     as_json: bool,
 ) -> None:
-    """Let the pipeline NAME serve its canary's version, and end the canary.
+    """Serve the canary's version of the pipeline NAME to everyone, and end the canary.
 
-    The canary is the one that callers are sent to now ([routes] in gateway.toml).
+    The canary is the version that callers are routed to now ([routes] in gateway.toml).
 
     --json: its pipeline, version, repository, served_by, no_answer_from.
 
@@ -41,16 +41,16 @@ def command(
 
     interrupt_on_sigterm()
     paths = Paths.current()
-    path = rollout.one(paths, repository)
+    path = rollout.selected_repository(paths, repository)
     require_published(path, name)
-    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as target:
-        found = Canaries(path, name, policies(paths, rollout.running(paths, path)))
-        number = found.the_routed(version)
-        promote(target, name, number)
-        found.end(target)
+    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
+        canaries = Canaries(path, name, policies(paths, rollout.running(paths, path)))
+        number = canaries.routed_version(version)
+        promote(deployment, name, number)
+        canaries.end(deployment)
         if as_json:
-            print_json(rollout.document(target, name, number))
-        elif target.replicas and not target.silent:
-            click.echo(f"{name}: version {number} serves everybody")
+            print_json(rollout.document(deployment, name, number))
+        elif deployment.replicas and not deployment.silent:
+            click.echo(f"{name}: version {number} serves everyone")
         else:
-            click.echo(rollout.outcome(target, paths, name, number))
+            click.echo(rollout.outcome(deployment, paths, name, number))

@@ -1,4 +1,4 @@
-"""``tidegate prune NAME``: old versions off the disk."""
+"""``tidegate prune NAME``: delete old versions."""
 
 from pathlib import Path
 
@@ -12,7 +12,9 @@ MIB = 1024 * 1024
 
 @click.command("prune")
 @click.argument("name")
-@click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="How many.")
+@click.option(
+    "--keep", type=click.IntRange(1), default=3, show_default=True, help="How many versions."
+)
 @rollout.repository
 @rollout.servers
 @json_option
@@ -23,10 +25,10 @@ def command(
     addresses: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Delete all but the newest versions of the pipeline NAME, and what only they needed.
+    """Delete all but the newest versions of the pipeline NAME, and whatever only they needed.
 
-    The active version is never deleted, nor one that a running server serves, nor a member's
-    version that another pipeline pins.
+    Never deleted: the active version, one that a running server serves, and a member's version
+    that another pipeline pins.
 
     --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes,
     no_answer_from.
@@ -37,23 +39,23 @@ def command(
     from serving.versions import prune
 
     paths = Paths.current()
-    path = rollout.one(paths, repository)
-    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as target:
-        gone, freed = prune(target, name, keep)
+    path = rollout.selected_repository(paths, repository)
+    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as deployment:
+        deleted, freed_bytes = prune(deployment, name, keep)
     if as_json:
         print_json(
             {
                 "pipeline": name,
                 "repository": str(path),
-                "deleted": gone,
-                "freed_bytes": freed,
-                "no_answer_from": list(target.silent),
+                "deleted": deleted,
+                "freed_bytes": freed_bytes,
+                "no_answer_from": list(deployment.silent),
             }
         )
         return
-    click.echo(f"{name}: deleted {', '.join(gone) or 'nothing'} ({freed / MIB:,.1f} MiB)")
-    if target.silent and gone:
+    click.echo(f"{name}: deleted {', '.join(deleted) or 'nothing'} ({freed_bytes / MIB:,.1f} MiB)")
+    if deployment.silent and deleted:
         click.echo(
-            f"  {', '.join(target.silent)} did not answer: if it serves a version that is gone, it "
+            f"  {', '.join(deployment.silent)} did not answer: if it serves a deleted version, it "
             f"cannot load it again; when it answers, run tidegate publish {name}"
         )

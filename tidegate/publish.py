@@ -1,4 +1,5 @@
-"""``tidegate publish``: a pipeline made elsewhere, or the active version on every server."""
+"""``tidegate publish``: publish a pipeline built elsewhere, or bring servers to the active
+version."""
 
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from tidegate.signals import interrupt_on_sigterm
 
 @click.command("publish")
 @click.argument("what")
-@click.option("--name", default="", help="The pipeline in the folder, if it holds several.")
+@click.option("--name", default="", help="The pipeline to publish, if the folder holds several.")
 @click.option(
     "--accept-no-manifest",
     "accepted",
     metavar="REASON",
     default="",
-    help="Take a folder that no manifest vouches for; the reason is kept.",
+    help="Accept a folder without a manifest; the reason is recorded.",
 )
 @rollout.repositories
 @rollout.servers
@@ -32,15 +33,15 @@ def command(
     grace_s: float,
     as_json: bool,
 ) -> None:
-    """Publish a pipeline that was made elsewhere, beside the version that serves.
+    """Publish a pipeline that was built elsewhere, beside the active version.
 
     WHAT is a folder with the pipeline and its members, such as a copy of model_repository/NAME*.
-    Its manifest is checked; new versions are loaded beside the old ones and asked the golden
-    sample; then the pin moves. No request fails. Needs no running Triton: those that run on the
-    repository are found, whichever home they run from, and the last line says who serves it.
+    Its manifest is checked; the new versions are loaded beside the old ones and must answer the
+    golden sample; then the pin moves. No request fails. Needs no running Triton: servers running
+    on the repository are found, whichever home they run from, and the last line names them.
 
     With the NAME of a published pipeline, every server is brought to its active version: this
-    finishes a publication that stopped half-way.
+    completes a publication that was interrupted.
 
     --json: a list with, for each repository, pipeline, version, repository, served_by and
     no_answer_from.
@@ -51,21 +52,21 @@ def command(
     """
     interrupt_on_sigterm()
     paths = Paths.current()
-    done = []
-    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
+    documents = []
+    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
         if Path(what).is_dir():
             from serving.import_pipeline import import_pipeline
 
-            found, version = import_pipeline(Path(what).resolve(), target, name, accepted)
+            pipeline, version = import_pipeline(Path(what).resolve(), deployment, name, accepted)
         else:
             from serving.repository import active_version
             from serving.versions import require_published, switch_to
 
-            require_published(target.repository, what)
-            now = active_version(target.repository, what)
-            found, version = what, switch_to(target, what, now)
-        done.append(rollout.document(target, found, version))
+            require_published(deployment.repository, what)
+            active = active_version(deployment.repository, what)
+            pipeline, version = what, switch_to(deployment, what, active)
+        documents.append(rollout.document(deployment, pipeline, version))
         if not as_json:
-            click.echo(rollout.outcome(target, paths, found, version))
+            click.echo(rollout.outcome(deployment, paths, pipeline, version))
     if as_json:
-        print_json(done)
+        print_json(documents)

@@ -1,4 +1,4 @@
-"""What is in the repository under a name, and how it got there."""
+"""What is published in the repository under a name."""
 
 import shutil
 from pathlib import Path
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 PARTS = ("", "_pre", "_onnx", "_trt", "_post")
 
 
-def names_in_the_way(repository: Path, name: str) -> list[str]:
+def conflicting_models(repository: Path, name: str) -> list[str]:
     """The models that a pipeline of this name would replace."""
     return [f"{name}{part}" for part in PARTS if (repository / f"{name}{part}").exists()]
 
 
 def pinned(repository: Path, name: str) -> dict[str, int]:
-    """The members of the pipeline and the version that it pins of each; ServingError when the
+    """The members of the pipeline and the version of each that it pins; ServingError when the
     repository has no such pipeline."""
     if not is_published(repository, name):
         raise ServingError(f"there is no model {name!r} in {repository}: convert one first")
@@ -39,7 +39,7 @@ def engine_folder(repository: Path, name: str) -> Path:
 
 
 def published_record(repository: Path, name: str) -> "Record | None":
-    """The record beside the pipeline's engine; None when there is none that can be read."""
+    """The record beside the pipeline's engine; None when there is no readable one."""
     from converters.cache import PROOF_FILE
     from converters.record import Record
 
@@ -50,6 +50,6 @@ def published_record(repository: Path, name: str) -> "Record | None":
 
 
 def copy_pipeline(repository: Path, name: str, target: Path) -> None:
-    """The pipeline and its members, copied as they are."""
+    """Copy the pipeline and its members as they are."""
     for model in (name, *pinned(repository, name)):
         shutil.copytree(repository / model, target / model)

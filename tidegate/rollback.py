@@ -12,7 +12,10 @@ from tidegate.signals import interrupt_on_sigterm
 @click.command("rollback")
 @click.argument("name")
 @click.option(
-    "--to", "version", type=click.IntRange(1), help="Which version. Default: the one before."
+    "--to",
+    "version",
+    type=click.IntRange(1),
+    help="The version. Default: the one before the active one.",
 )
 @rollout.repositories
 @rollout.servers
@@ -28,7 +31,7 @@ def command(
 ) -> None:
     """Serve an earlier version of the pipeline NAME again (or, with --to, a later one).
 
-    Its files are checked against its manifest and it is asked its golden sample before the pin
+    Its files are checked against its manifest, and it must answer its golden sample, before the pin
     moves. No request fails. Works with Triton up or down.
 
     --json: a list with, for each repository, pipeline, version, repository, served_by and
@@ -42,11 +45,11 @@ def command(
 
     interrupt_on_sigterm()
     paths = Paths.current()
-    done = []
-    for target in rollout.each(paths, repositories, grace_s, addresses, as_json=as_json):
-        number = switch_to(target, name, version)
-        done.append(rollout.document(target, name, number))
+    documents = []
+    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
+        number = switch_to(deployment, name, version)
+        documents.append(rollout.document(deployment, name, number))
         if not as_json:
-            click.echo(rollout.outcome(target, paths, name, number))
+            click.echo(rollout.outcome(deployment, paths, name, number))
     if as_json:
-        print_json(done)
+        print_json(documents)

@@ -1,4 +1,4 @@
-"""What the verbs that change a repository share: its servers, and a line for each step."""
+"""Shared by the verbs that change a repository: its servers, and a line for each phase."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import clock
+from tidegate.convert import progress
 from tidegate.paths import Address, Paths
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ repositories = click.option(
     "repositories",
     multiple=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="The repository; several are taken one after the other. Default: model_repository/.",
+    help="The repository; several are changed one after the other. Default: model_repository/.",
 )
 grace = click.option(
     "--grace",
@@ -29,7 +29,7 @@ grace = click.option(
     default=2.0,
     show_default=True,
     help="Seconds that the old version stays loaded after the change; a canary stays until the "
-    "gateways send nobody there, and 2 s at least.",
+    "gateways no longer route to it, and for at least 2 s.",
 )
 
 servers = click.option(
@@ -37,7 +37,7 @@ servers = click.option(
     "addresses",
     multiple=True,
     type=Address(),
-    help="A Triton (gRPC) that serves the repository and is not found by itself: on another "
+    help="A Triton (gRPC) that serves the repository but is not found automatically: on another "
     "machine, or in another container. Its key is read from TIDEGATE_TRITON_KEY_FILE, else "
     ".tidegate/triton.key.",
 )
@@ -58,70 +58,71 @@ def deployment(
     *,
     as_json: bool = False,
 ) -> Iterator["Deployment"]:
-    """The repository with every server on it that runs now, and those at ``addresses``; their
-    steps are told as they come, on stderr where stdout has JSON."""
+    """The repository with every server that runs on it now, and those at ``addresses``. Phases are
+    printed as they complete, to stderr if stdout holds JSON. PublishFailed if one of those does not
+    answer."""
     from serving.deployment import Deployment
     from serving.errors import PublishFailed
     from serving.publish_phase import PublishPhase
     from serving.replica import connected
 
-    say = clock(err=as_json)
-    found = running(paths, repository, addresses)
-    with connected(found) as replicas:
+    say = progress(err=as_json)
+    known = running(paths, repository, addresses)
+    with connected(known) as replicas:
         answering = {replica.address for replica in replicas}
-        silent = [each.address for each in found if each.address not in answering]
-        missing = [each for each in addresses if each in silent]
+        silent = [server.address for server in known if server.address not in answering]
+        missing = [address for address in addresses if address in silent]
         if missing:
             raise PublishFailed(
                 f"no Triton answers at {missing[0]} (gRPC): nothing was changed. Check the address "
-                "given with --server"
+                "passed with --server"
             )
 
-        def tell(step: PublishPhase, what: str) -> None:
-            is_served = step is PublishPhase.SERVED
-            say(f"{what}: {_who_serves(answering, silent) if is_served else step.value}")
+        def tell(phase: PublishPhase, subject: str) -> None:
+            is_served = phase is PublishPhase.SERVED
+            say(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
 
         yield Deployment(repository, replicas, tell, grace_s, silent)
 
 
 def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
-    """The servers that run on the repository, and those that were named."""
+    """The servers that run on the repository, and those at ``addresses``."""
     from serving.servers import Server, servers_of
 
-    found = servers_of(paths.state, repository)
-    known = {each.address for each in found}
+    registered = servers_of(paths.state, repository)
+    registered_addresses = {server.address for server in registered}
     key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(paths.triton_key))
-    more = [each for each in dict.fromkeys(addresses) if each not in known]
-    return [*found, *(Server(str(repository), address, key) for address in more)]
+    others = [
+        address for address in dict.fromkeys(addresses) if address not in registered_addresses
+    ]
+    return [*registered, *(Server(str(repository), address, key) for address in others)]
 
 
 def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
-    reported = f"served by {', '.join(sorted(answering))}" if answering else "no server was told"
-    return f"{reported}; no answer from {', '.join(silent)}" if silent else reported
+    summary = f"served by {', '.join(sorted(answering))}" if answering else "no server was notified"
+    return f"{summary}; no answer from {', '.join(silent)}" if silent else summary
 
 
 def outcome(deployment: "Deployment", paths: Paths, name: str, version: int) -> str:
-    """What a verb that moved the pin says at its end: who serves the version now."""
+    """The last line of a verb that moved the pin: who serves the version now."""
     where = f"{paths.shown(deployment.repository)}/"
     if deployment.replicas:
-        done = f"{name}: version {version} serves from {where}"
+        message = f"{name}: version {version} serves from {where}"
     else:
-        done = (
-            f"{name}: version {version} is the active one in {where}; no server was found that "
-            "runs on it: the next start serves it (for one that runs elsewhere give --server "
-            "HOST:PORT)"
+        message = (
+            f"{name}: version {version} is the active one in {where}; no running server was "
+            "found for it: the next start serves it (name one elsewhere with --server HOST:PORT)"
         )
     if deployment.silent:
-        done += (
-            f". {', '.join(deployment.silent)} did not answer and may serve "
-            "another version: when it "
-            f"answers, run tidegate publish {name}"
+        message += (
+            f". {', '.join(deployment.silent)} did not answer and may serve another version: when "
+            f"it answers, run tidegate publish {name}"
         )
-    return done
+    return message
 
 
 def document(deployment: "Deployment", name: str, version: int) -> dict[str, Any]:
-    """The same for a program: who took the version, and who did not answer."""
+    """The same as JSON: which servers took the version, and which did not answer."""
     return {
         "pipeline": name,
         "version": version,
@@ -131,39 +132,41 @@ def document(deployment: "Deployment", name: str, version: int) -> dict[str, Any
     }
 
 
-def chosen(paths: Paths, given: tuple[Path, ...]) -> list[Path]:
-    return [path.resolve() for path in given] or [paths.repository]
+def selected_repositories(paths: Paths, requested: tuple[Path, ...]) -> list[Path]:
+    return [path.resolve() for path in requested] or [paths.repository]
 
 
-def one(paths: Paths, given: Path | None) -> Path:
-    return given.resolve() if given else paths.repository
+def selected_repository(paths: Paths, requested: Path | None) -> Path:
+    return requested.resolve() if requested else paths.repository
 
 
-def each(
+def deployments(
     paths: Paths,
-    given: tuple[Path, ...],
+    requested: tuple[Path, ...],
     grace_s: float,
     addresses: Sequence[str] = (),
     *,
     as_json: bool = False,
 ) -> Iterator["Deployment"]:
-    """A target for each repository in turn. The first that fails ends the verb: the ones before it
-    are changed, and the line on stderr says which are not."""
+    """A deployment for each repository in turn. The first that fails ends the verb: the ones before
+    it stay changed, and the error names those that are not."""
     from serving.errors import RolloutStopped, ServingError
 
-    repositories = chosen(paths, given)
+    repositories = selected_repositories(paths, requested)
     if addresses and len(repositories) > 1:
-        raise click.UsageError("--server says no repository: give one --repository with it")
-    for done, path in enumerate(repositories):
+        raise click.UsageError(
+            "--server does not name a repository: pass exactly one --repository with it"
+        )
+    for count, path in enumerate(repositories):
         try:
-            with deployment(paths, path, grace_s, addresses, as_json=as_json) as found:
-                yield found
+            with deployment(paths, path, grace_s, addresses, as_json=as_json) as current:
+                yield current
         except ServingError as error:
-            if not done:
+            if not count:
                 raise
-            left = ", ".join(paths.shown(each) for each in repositories[done:])
-            changed = ", ".join(paths.shown(each) for each in repositories[:done])
+            unchanged = ", ".join(paths.shown(path) for path in repositories[count:])
+            changed = ", ".join(paths.shown(path) for path in repositories[:count])
             raise RolloutStopped(
-                f"{error}. Changed: {changed}; not changed: {left}. To finish, run this again with "
-                "--repository for each that is left; to undo, roll back the ones that are changed"
+                f"{error}. Changed: {changed}; not changed: {unchanged}. To finish, run this again "
+                "with --repository for each unchanged one; to undo, roll back the changed ones"
             ) from error

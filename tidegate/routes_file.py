@@ -1,5 +1,5 @@
-"""The weights in ``gateway.toml``: one table is changed, every other byte stays as somebody wrote
-it. The gateway reads the file again within a second."""
+"""The weights in ``gateway.toml``: one table is changed, every other byte stays as it was
+written. The gateway rereads the file within a second."""
 
 import re
 import time
@@ -13,32 +13,33 @@ from modelspec.layout import atomic_write
 from serving.errors import ServingError
 
 _HEADER = re.compile(r"^\s*\[")
-END = "# end"  # as the last line it tells a gateway that the file is whole
+END = "# end"  # as the last line, it tells a gateway that the file is complete
 _END = re.compile(rf"^{END}\s*\Z", re.MULTILINE)
 
 
 Per = Literal["caller", "request"]
 PER: Per = "caller"
-# One that is stopped or hangs is killed within 20 s, and what takes its place reads the file.
+# A worker that is stopped or hangs is killed within 20 s, and its successor reads the file.
 TAKEN_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Route:
-    """``[routes.PIPELINE]``: percent by the names of other pipelines, of callers or of requests."""
+    """``[routes.PIPELINE]``: percent, of callers or of requests, by the name of another
+    pipeline."""
 
     weights: dict[str, int] = field(default_factory=dict)
     per: Per = PER
 
     @property
     def routed(self) -> dict[str, int]:
-        """Those to which anything is sent."""
+        """The weights above 0."""
         return {name: percent for name, percent in self.weights.items() if percent > 0}
 
 
 def read_route(path: Path, pipeline: str) -> Route:
-    """What the file says of the pipeline, and an empty route where it says nothing. ServingError if
-    it is not what a gateway takes."""
+    """The pipeline's route in the file; empty if it has none. ServingError if a gateway would
+    refuse the file."""
     text = _text(path)
     table = _parsed(path, text).get("routes", {}).get(pipeline, {})
     _require_taken(path, text)
@@ -47,47 +48,49 @@ def read_route(path: Path, pipeline: str) -> Route:
 
 
 def wait_until_taken(path: Path) -> None:
-    """Return when every worker of every gateway that follows this file has it in force; at once
-    where none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
+    """Return when every worker of every gateway that follows this file has applied it; at once if
+    none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
     from gateway.policy.taken import in_force, version_of
 
-    wanted = version_of(path.read_bytes())
+    expected = version_of(path.read_bytes())
     deadline = time.monotonic() + TAKEN_TIMEOUT_S
     while True:
         workers = in_force(path.parent, path)
-        late = sorted(process for process, version in workers if version != wanted)
+        late = sorted(process for process, version in workers if version != expected)
         if not late:
             return
         if time.monotonic() > deadline:
             raise ServingError(
                 f"{len(late)} of {len(workers)} workers of the gateway (process "
-                f"{', '.join(map(str, late))}) have not taken {path} in {TAKEN_TIMEOUT_S:.0f} s, "
-                "and send callers where they did before; nothing was unloaded. See "
+                f"{', '.join(map(str, late))}) have not applied {path} within "
+                f"{TAKEN_TIMEOUT_S:.0f} s, "
+                "and still route by the old weights; nothing was unloaded. See "
                 f"{path.parent / 'logs' / 'gateway.log'}, and run the same command again"
             )
         time.sleep(0.1)
 
 
 def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per = PER) -> None:
-    """Make ``[routes.PIPELINE]`` hold these weights (percent); with none, the table goes.
+    """Make ``[routes.PIPELINE]`` hold these weights (percent); remove the table if there are none.
 
-    ServingError, and an unchanged file, if it is not TOML, says the routes in another form, or is
-    not what a gateway takes.
+    Raises ServingError, and leaves the file unchanged, if it is not TOML, writes the routes in
+    another form, or would be refused by a gateway.
     """
     text = _text(path)
     before = _parsed(path, text)
     changed = _without(text.splitlines(keepends=True), pipeline)
-    end = _END.search(text)
+    has_end = _END.search(text)
     changed = _END.sub("", changed)
     block = _block(pipeline, weights, per)
     if weights:
         changed = changed.rstrip() + ("\n\n" if changed.strip() else "") + block
-    if end:
+    if has_end:
         changed = f"{changed.rstrip()}\n{END}\n".lstrip()
-    if _parsed(path, changed) != _wanted(before, pipeline, weights, per):
+    if _parsed(path, changed) != _with_weights(before, pipeline, weights, per):
         raise ServingError(
-            f"{path} says [routes.{pipeline}] in a form that is not changed here: write this "
-            f"yourself and run the command again:\n{block or '(no table for it)'}"
+            f"{path} writes [routes.{pipeline}] in a form that this command does not change: edit "
+            "it "
+            f"to read as follows and run the command again:\n{block or '(no table for it)'}"
         )
     _require_taken(path, changed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +98,15 @@ def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per 
 
 
 def _require_taken(path: Path, text: str) -> None:
-    """ServingError for what a gateway refuses: it would go on with what it had before."""
+    """ServingError for a policy that a gateway refuses: it would keep its previous one."""
     from gateway.policy.gateway_toml import PolicyError, parse_rules
 
     try:
         parse_rules(text, str(path))
     except PolicyError as error:
-        raise ServingError(f"no gateway takes this, and it was not changed: {error}") from error
+        raise ServingError(
+            f"a gateway would refuse this, so it was not changed: {error}"
+        ) from error
 
 
 def _text(path: Path) -> str:
@@ -119,17 +124,17 @@ def _block(pipeline: str, weights: Mapping[str, int], per: Per) -> str:
 
 def _without(lines: list[str], pipeline: str) -> str:
     """The text without the pipeline's table."""
-    own = re.compile(rf"""^\s*\[\s*routes\s*\.\s*["']?{re.escape(pipeline)}["']?\s*\]""")
-    kept, inside = [], False
+    header = re.compile(rf"""^\s*\[\s*routes\s*\.\s*["']?{re.escape(pipeline)}["']?\s*\]""")
+    remaining, is_inside = [], False
     for line in lines:
         if _HEADER.match(line):
-            inside = bool(own.match(line))
-        if not inside:
-            kept.append(line)
-    return "".join(kept)
+            is_inside = bool(header.match(line))
+        if not is_inside:
+            remaining.append(line)
+    return "".join(remaining)
 
 
-def _wanted(
+def _with_weights(
     before: Mapping[str, Any], pipeline: str, weights: Mapping[str, int], per: Per
 ) -> dict[str, Any]:
     routes = {key: value for key, value in before.get("routes", {}).items() if key != pipeline}

@@ -1,4 +1,4 @@
-"""A Triton of our own for as long as a proof takes, on free ports, loopback only."""
+"""A temporary Triton for a proof, on free ports, loopback only."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,8 @@ def proved_through_triton(
     reference: "Reference",
     profile: str | None = None,
 ) -> "Proof":
-    """The task's checks of the pipeline ``reference.name``, served from ``repository``, passed or
-    not. ``profile`` is the hardware config profile of the configs that is served (None:
-    ``config.pbtxt``).
+    """The task's checks, passed or not, of the pipeline ``reference.name`` served from
+    ``repository``. ``profile`` is the config profile to serve (None: ``config.pbtxt``).
 
     Raises ServingError when it cannot be served at all.
     """

@@ -1,4 +1,4 @@
-"""SIGTERM ends a verb as Ctrl-C does: everything on the way out is cleared up."""
+"""SIGTERM ends a verb as Ctrl-C does, so that everything is cleaned up on the way out."""
 
 import signal
 from types import FrameType
@@ -6,7 +6,7 @@ from types import FrameType
 
 def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
-    # A shell starts what runs in its background with SIGINT ignored; who sends one means it.
+    # A shell starts background jobs with SIGINT ignored; a SIGINT that is sent is meant.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -32,7 +32,7 @@ from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
 from serving.watch import Watcher
-from tidegate.canaries import beside_pipelines
+from tidegate.canaries import companion_models
 from tidegate.claim import Claim, Running
 from tidegate.configs import AUTO, DEFAULT, config_name
 from tidegate.faults import require_loadable
@@ -42,7 +42,7 @@ from tidegate.paths import Paths
 from tidegate.pipelines import is_current
 from tidegate.task_registry import KNOWN
 
-# A gateway starts, and asks each model its golden sample for the first time.
+# For the gateway to start and probe each model's golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
 GATEWAY_STOP_S = 15.0
 GATEWAY_LOOK_S = 0.3
@@ -73,23 +73,27 @@ class StackOptions:
 
 
 class Stack:
-    """``start``, then ``check`` often, then ``stop``; each raises ServingError with what to do."""
+    """Call ``start``, then ``check`` often, then ``stop``; each raises ServingError with what to
+    do."""
 
     def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
-        self.options, self._say = options, say
+        self.options = options
+        self._say = say
         self._server: TritonServer | None = None
         self._watcher: Watcher | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
-        self._gateway_watch = GatewayWatch(self._gateway_pid, options.workers, self._hear)
+        self._gateway_watch = GatewayWatch(
+            self._gateway_pid, options.workers, self._on_gateway_event
+        )
         self._converter: subprocess.Popen[bytes] | None = None
         self._claim: Claim | None = None
         self._log_keeper: LogKeeper | None = None
         self._deadline_s = 0.0  # of a request to the gateway
-        self._gateway_began = 0  # where its log (bytes) begins to be this gateway's
+        self._gateway_log_start = 0  # the offset (bytes) at which this gateway's log begins
         self._stopping = threading.Event()
-        # A thread of its own: the gateway comes back whatever Triton or a model takes its time for.
-        self._gateway_care = threading.Thread(
-            target=self._care_for_gateway, name="gateway-care", daemon=True
+        # In its own thread, so that the gateway comes back even while Triton or a model takes long.
+        self._gateway_keeper = threading.Thread(
+            target=self._keep_gateway_running, name="gateway-keeper", daemon=True
         )
 
     @property
@@ -97,7 +101,7 @@ class Stack:
         return f"{self._scheme}://{self._reached_at(self.options.gateway_port)}"
 
     def _reached_at(self, port: int) -> str:
-        """Where a listener of the gateway is reached from this machine."""
+        """HOST:PORT at which this machine reaches a listener of the gateway."""
         return joined(reached_at(self.options.host), port)
 
     @property
@@ -114,17 +118,17 @@ class Stack:
         self._clear_up()
         missing = self._missing()
         if options.lint:
-            ready = [name for name in self._wanted() if name not in missing]
+            ready = [name for name in self._models() if name not in missing]
             require_loadable(repository, ready, TUNED if options.config == AUTO else options.config)
         self._convert(missing)
         self._make_dev_key()
-        chosen = config_name(repository, options.config, self._say)
+        config = config_name(repository, options.config, self._say)
         self._server = TritonServer(
             LaunchOptions(
                 repository,
                 options.paths.state,
                 options.triton,
-                config_name=chosen,
+                config_name=config,
                 load_timeout_s=options.load_timeout,
             ),
             tell=self._say,
@@ -144,19 +148,19 @@ class Stack:
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
-        self._gateway_care.start()
-        self._tell_status(chosen or DEFAULT)
+        self._gateway_keeper.start()
+        self._record_ready(config or DEFAULT)
         self._warn_of_policy()
 
     def _claim_home(self) -> None:
-        """ServingError when another stack runs there. A disk that is full stops nothing."""
+        """ServingError when another stack is running there. A full disk does not stop the start."""
         try:
             self._claim = Claim(self.options.paths.state, self._running())
         except OSError as error:
             self._say(f"tidegate status will not know of this stack: {error}")
 
-    def _tell_status(self, config: str) -> None:
-        """From now on ``tidegate status`` looks whether it is well."""
+    def _record_ready(self, config: str) -> None:
+        """From now on ``tidegate status`` reports whether the stack is healthy."""
         if self._claim:
             self._claim.running.is_ready, self._claim.running.config = True, config
             try:
@@ -165,47 +169,49 @@ class Stack:
                 self._say(f"tidegate status will not know that this stack is ready: {error}")
 
     def _clear_up(self) -> None:
-        """What a killed publisher left is no fault of the models."""
+        """Clean up after a killed publisher, so that its leftovers are not blamed on the models."""
         paths = self.options.paths
         try:
             clear_up(paths.repository, servers_of(paths.state, paths.repository), self._say)
         except (ServingError, OSError) as error:
-            self._say(f"what a killed publisher left was not cleared up: {error}")
+            self._say(f"the leftovers of a killed publisher were not cleaned up: {error}")
 
     def _warn_of_policy(self) -> None:
-        """A gateway.toml that is wrong keeps nobody from serving by the last good one: say so."""
+        """Say so if gateway.toml is invalid: the gateway then serves by the last good policy."""
         with contextlib.suppress(OSError), self._log_file.open("rb") as log:
-            log.seek(self._gateway_began)
+            log.seek(self._gateway_log_start)
             for line in log.read().decode(errors="replace").splitlines():
                 if line.endswith("the last good policy is in force instead"):
                     self._say(line)
 
     def check(self) -> None:
-        """Heal what has died of Triton and its models."""
+        """Heal whatever has died of Triton and its models."""
         if self._watcher:
             self._watcher.check()
 
-    def _care_for_gateway(self) -> None:
-        """In a thread of its own, which lives as long as the stack: the gateway ends with the
-        thread that started it."""
+    def _keep_gateway_running(self) -> None:
+        """Runs in a thread that lives as long as the stack: the gateway ends with the thread that
+        started it."""
         while not self._stopping.wait(GATEWAY_LOOK_S):
             try:
                 self._revive_gateway()
             except Exception as error:  # nothing may end this thread
-                self._say(f"the gateway is not started again yet: {type(error).__name__}: {error}")
+                self._say(
+                    f"the gateway could not be restarted yet: {type(error).__name__}: {error}"
+                )
                 self._stopping.wait(GATEWAY_PAUSE_S)
 
     def _revive_gateway(self) -> None:
         if self._gateway is None or self._gateway.poll() is None:
             return
-        why = self._why()
-        self._say(f"the gateway ended by itself ({why}); starting it again")
-        self._note("gateway_died", why)
-        # Workers outlive a parent that was killed, and hold its ports.
+        reason = self._end_reason()
+        self._say(f"the gateway ended unexpectedly ({reason}); restarting it")
+        self._note("gateway_died", reason)
+        # Workers outlive a killed parent and hold its ports.
         for process in self._gateway_watch.family():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        if self._stopping.wait(GATEWAY_PAUSE_S):  # no tight loop when it cannot start
+        if self._stopping.wait(GATEWAY_PAUSE_S):  # no tight loop if it cannot start
             return
         self._start_gateway(restarted=True)
         self._note("gateway_restarted")
@@ -213,11 +219,11 @@ class Stack:
     def _gateway_pid(self) -> int | None:
         return self._gateway.pid if self._gateway and self._gateway.poll() is None else None
 
-    def _hear(self, event: str, detail: str) -> None:
-        """From the thread that watches the gateway."""
+    def _on_gateway_event(self, event: str, detail: str) -> None:
+        """Called from the thread that watches the gateway."""
         lines = {
             "gateway_hung": f"the gateway hangs ({detail}); killing that process",
-            "gateway_worker_died": f"a worker of the gateway ended ({detail}); another is started",
+            "gateway_worker_died": f"a gateway worker ended ({detail}); another is started",
         }
         self._say(lines.get(event, f"{event}: {detail}"))
         self._note(event, detail)
@@ -228,8 +234,8 @@ class Stack:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._gateway_care.is_alive():
-            self._gateway_care.join()
+        if self._gateway_keeper.is_alive():
+            self._gateway_keeper.join()
         self._gateway_watch.stop()
         if self._watcher:
             self._watcher.close()
@@ -239,7 +245,7 @@ class Stack:
         if self._gateway:
             from gateway.shared_metrics import clear_left
 
-            clear_left()  # of a gateway that had to be killed
+            clear_left()  # from a gateway that had to be killed
         if self._server:
             self._server.stop()
         if self._log_keeper:
@@ -248,18 +254,18 @@ class Stack:
             self._claim.close()
 
     def running(self) -> Running:
-        """What runs, as ``tidegate status`` is told."""
+        """The running stack, as ``tidegate status`` reports it."""
         return self._claim.running if self._claim else self._running()
 
     def startup_banner(self) -> str:
-        """What is where, and lines that work when pasted."""
+        """Where everything is, and commands that work when pasted."""
         paths, triton = self.options.paths, self.options.triton
         admin = self._running().admin
         key = paths.shown(paths.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
         models, texts, openai = (
-            f"  curl -s {shlex.quote(f'{self.url}/v1/{each}')} {header}"
-            for each in ("models", "text_embedding", "embeddings")
+            f"  curl -s {shlex.quote(f'{self.url}/v1/{route}')} {header}"
+            for route in ("models", "text_embedding", "embeddings")
         )
         calls = (
             f"""{texts} -d '{{"text": "Where is my parcel?"}}'""",
@@ -277,13 +283,13 @@ class Stack:
                 f"  API key   {key}",
                 "Try:",
                 models,
-                *(calls if "text_embedding" in self._wanted() else ()),
+                *(calls if "text_embedding" in self._models() else ()),
                 "Stop with Ctrl-C.",
             ]
         )
 
     def _endpoints(self) -> list[Endpoint]:
-        """Where anything of the stack will listen."""
+        """All the addresses that the stack will listen on."""
         options = self.options
         ports = {
             "gateway-port": options.gateway_port,
@@ -291,8 +297,10 @@ class Stack:
             "grpc-certificate-port": options.grpc_certificate_port,
             "admin-port": options.admin_port,
         }
-        ours = [Endpoint(flag, options.host, port) for flag, port in ports.items() if port]
-        return [*ours, *options.triton.endpoints("127.0.0.1")]
+        gateway_endpoints = [
+            Endpoint(flag, options.host, port) for flag, port in ports.items() if port
+        ]
+        return [*gateway_endpoints, *options.triton.endpoints("127.0.0.1")]
 
     def _running(self) -> Running:
         options, paths = self.options, self.options.paths
@@ -305,13 +313,13 @@ class Stack:
             admin=f"{self._scheme}://{self._reached_at(options.admin_port)}",
             triton=asdict(options.triton),
             workers=options.workers,
-            models=self._wanted(),
+            models=self._models(),
             logs=[str(logs / name) for name in ("gateway.log", "triton.log", "events.jsonl")],
             certificate_file=options.tls_certificate_file,
         )
 
     def _check_settings(self) -> None:
-        """What would stop the gateway is said before anything is started."""
+        """Refuse settings that would stop the gateway before anything is started."""
         from gateway.settings import Settings, SettingsError
 
         try:
@@ -324,36 +332,36 @@ class Stack:
         except SettingsError as error:
             raise ServingError(str(error)) from None
 
-    def _wanted(self) -> list[str]:
-        """The models to load by name: pipelines, and what a user has put into the repository."""
+    def _models(self) -> list[str]:
+        """The models to load by name: pipelines, and models that a user put into the repository."""
         if self.options.pipelines:
             paths = self.options.paths
-            beside = beside_pipelines(paths.repository, paths.policy, self.options.pipelines)
-            return list(dict.fromkeys([*self.options.pipelines, *beside, "identity_fp32"]))
+            companions = companion_models(paths.repository, paths.policy, self.options.pipelines)
+            return list(dict.fromkeys([*self.options.pipelines, *companions, "identity_fp32"]))
         from serving.repository import top_models
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.paths.repository)]))
 
     def _missing(self) -> list[str]:
-        """The known pipelines that must be converted first; ServingError for what nobody knows."""
+        """The known pipelines that must be converted first; ServingError for an unknown name."""
         repository = self.options.paths.repository
         missing = []
-        for name in self._wanted():
+        for name in self._models():
             if is_current(name, repository) if name in KNOWN else is_published(repository, name):
                 continue
             if name not in KNOWN:
                 raise ServingError(
                     f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
-                    f"this name: known are {', '.join(KNOWN)}"
+                    f"that name: known are {', '.join(KNOWN)}"
                 )
             missing.append(name)
         return missing
 
     def _convert(self, names: Sequence[str]) -> None:
-        """Each in a process of its own: torch's memory is given back, and Ctrl-C ends it."""
+        """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
             self._say(f"converting {name} ...")
-            # stdout is for one document, where that was asked for.
+            # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
             self._converter = start([sys.executable, "-m", "tidegate", "convert", name], log=log)
             if self._converter.wait() != 0:
@@ -373,46 +381,48 @@ class Stack:
         write_private(paths.dev_key, key.encode())
 
     def _load(self, server: TritonServer) -> list[str]:
-        models = self._wanted()
+        models = self._models()
         for model in models:
             try:
                 server.control.load(model)
             except ServingError:
-                server.stop(gently=False)  # nothing is served yet, and it may hang
+                server.stop(gently=False)  # nothing is served yet, and the server may hang
                 raise
             self._say(f"  loaded {model}")
         return models
 
     def _start_gateway(self, *, restarted: bool = False) -> None:
-        """One that is started again goes on with the policy that was in force; at our own start
-        the file is taken as it is."""
+        """Start the gateway. A restarted one keeps the policy that was in force; at the first start
+        it reads the file as it is."""
         environment = {
             **self._environment(),
             "TIDEGATE_RESTARTED": "1" if restarted else "0",
             SOCKET: self._gateway_watch.name,
         }
-        log = self._log_file
-        self._gateway_began = log.stat().st_size if log.exists() else 0
+        log_file = self._log_file
+        self._gateway_log_start = log_file.stat().st_size if log_file.exists() else 0
         self._gateway = start(
-            [sys.executable, "-m", "gateway"], environment=environment, log=self._log()
+            [sys.executable, "-m", "gateway"], environment=environment, log=self._open_log()
         )
 
-    def _why(self) -> str:
+    def _end_reason(self) -> str:
         return (
-            why_ended(self._gateway, self._log_file, self._gateway_began) if self._gateway else ""
+            why_ended(self._gateway, self._log_file, self._gateway_log_start)
+            if self._gateway
+            else ""
         )
 
     @property
     def _log_file(self) -> Path:
         return self.options.paths.state / "logs" / "gateway.log"
 
-    def _log(self) -> IO[bytes]:
+    def _open_log(self) -> IO[bytes]:
         path = self._log_file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("ab")
         except OSError as error:
-            self._say(f"the gateway's log is not kept: {error}")
+            self._say(f"the gateway's log cannot be written: {error}")
             return Path(os.devnull).open("ab")
 
     def _environment(self) -> dict[str, str]:
@@ -434,28 +444,30 @@ class Stack:
             "TIDEGATE_PEPPER_FILE": str(options.paths.pepper),
             "TIDEGATE_POLICY_FILE": str(options.paths.policy),
             "TIDEGATE_STATE_FOLDER": str(options.paths.state),
-            "TIDEGATE_PIPELINES": ",".join(self._wanted()),
+            "TIDEGATE_PIPELINES": ",".join(self._models()),
         }
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        ready, answer = False, "it did not answer"
+        ready, status = False, "it did not answer"
         while time.monotonic() < deadline:
             if self._gateway and self._gateway.poll() is not None:
-                raise ServingError(f"the gateway ended ({self._why()}); log: {self._log_file}")
-            ready, answer = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
+                raise ServingError(
+                    f"the gateway ended ({self._end_reason()}); log: {self._log_file}"
+                )
+            ready, status = ask(f"{self.url}/readyz", self.options.tls_certificate_file)
             if ready and self._gateway_watch.is_started():
                 return
             time.sleep(0.1)
         if ready:
-            answer = f"not all of its {self.options.workers} workers are"
-        raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
+            status = f"not all of its {self.options.workers} workers are"
+        raise ServingError(f"not ready after {READY_TIMEOUT_S:.0f} s: {status}")
 
 
 def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
-    """Whether the gateway answers 200 there, and what it answers."""
+    """Whether the gateway answers 200 at ``url``, and its response body (or the error)."""
     context = None
-    if certificate_file:  # our own gateway is known by its very certificate, whatever name it has
+    if certificate_file:  # our own gateway is trusted by its certificate, whatever the name in it
         context = ssl.create_default_context(cafile=certificate_file)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -1,4 +1,4 @@
-"""``tidegate status``: what runs in this home, since when, how it is, and where the logs are."""
+"""``tidegate status``: what is running in this home, since when, its health, and its logs."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ WELL, NOT_WELL, NOTHING = 0, 1, 3
 
 @dataclass
 class Report:
-    """What was found. ``watcher`` (the process of ``tidegate up``), ``gateway`` and ``triton`` are
-    '' when well, else what is wrong; ``pipelines`` is what the gateway says of each, ``versions``
-    what Triton serves of each model that is called by name."""
+    """``watcher`` (the process of ``tidegate up``), ``gateway`` and ``triton`` are '' if healthy,
+    otherwise the problem; ``pipelines`` is the gateway's status of each pipeline, ``versions`` the
+    versions that Triton serves of each public model."""
 
     running: "Running"
     watcher: str = ""
@@ -49,14 +49,15 @@ class Report:
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Of the stack that serves this repository, whichever home it runs from. Default: of this "
-    "home.",
+    help="Show the stack that serves this repository, whichever home it runs from. Default: the "
+    "stack of this home.",
 )
 def command(as_json: bool, repository: Path | None) -> None:
-    """Show what runs in this home (TIDEGATE_HOME, else this folder): the gateway, Triton, the
+    """Show what is running in this home (TIDEGATE_HOME, else this folder): the gateway, Triton, the
     pipelines with the versions that are served, since when, and where the logs are.
 
-    Exit codes: 0 all is well; 1 it runs and is not well, or is still starting; 3 nothing runs here.
+    Exit codes: 0 all is well; 1 it runs but is not well, or is still starting; 3 nothing is
+    running.
 
     \b
     tidegate status
@@ -69,9 +70,9 @@ def command(as_json: bool, repository: Path | None) -> None:
         paths = Paths(home_serving(paths, repository.resolve()))
     running = running_in(paths.state)
     if running is None:
-        _say_nothing_runs(paths, as_json=as_json)
+        _print_nothing_runs(paths, as_json=as_json)
         sys.exit(NOTHING)
-    report = _look(paths, running)
+    report = _check(paths, running)
     if as_json:
         print_json({"state": report.state, **asdict(report)})
     else:
@@ -79,51 +80,51 @@ def command(as_json: bool, repository: Path | None) -> None:
     sys.exit(WELL if report.is_well else NOT_WELL)
 
 
-def _say_nothing_runs(paths: Paths, *, as_json: bool) -> None:
-    """Nothing runs in this home; its repository may be served from another one all the same."""
+def _print_nothing_runs(paths: Paths, *, as_json: bool) -> None:
+    """Say that nothing runs in this home, and from which homes its repository is served instead."""
     from tidegate.claim import homes_serving
 
     others = [str(home) for home in homes_serving(paths, paths.repository)]
     if as_json:
-        shown = {"state": "stopped", "home": str(paths.home)}
-        print_json({**shown, "served_from": others} if others else shown)
+        document = {"state": "stopped", "home": str(paths.home)}
+        print_json({**document, "served_from": others} if others else document)
         return
-    click.echo(f"nothing runs in {paths.home}: tidegate up starts it")
+    click.echo(f"nothing is running in {paths.home}: tidegate up starts it")
     for home in others:
-        how = f"TIDEGATE_HOME={shlex.quote(home)} tidegate status"
+        hint = f"TIDEGATE_HOME={shlex.quote(home)} tidegate status"
         if home == str(paths.home):
-            how = "a Triton runs there all the same, and no process that looks after it is known"
-        click.echo(f"  {paths.repository} is served from {home}: {how}")
+            hint = "a Triton is running there, but no process that looks after it is known"
+        click.echo(f"  {paths.repository} is served from {home}: {hint}")
 
 
-def _look(paths: Paths, running: "Running") -> Report:
+def _check(paths: Paths, running: "Running") -> Report:
     from tidegate.stack import ask
 
     report = Report(running, _stopped(running.pid))
     key = paths.dev_key.read_text().strip() if paths.dev_key.is_file() else ""
-    ready, answer = ask(f"{running.url}/readyz", running.certificate_file, key)
+    ready, body = ask(f"{running.url}/readyz", running.certificate_file, key)
     try:
-        reported: dict[str, Any] = json.loads(answer)
+        document: dict[str, Any] = json.loads(body)
     except ValueError:
-        report.gateway = f"does not answer ({answer})"
+        report.gateway = f"does not answer ({body})"
     else:
         report.gateway = "" if ready else "is not ready"
-        report.pipelines = reported.get("pipelines", {})
-    _look_at_triton(paths, report)
+        report.pipelines = document.get("pipelines", {})
+    _check_triton(paths, report)
     return report
 
 
 def _stopped(pid: int) -> str:
-    """Whether the process is stopped; '' else, and of one that cannot be seen from here."""
+    """The problem if the process is stopped; '' if not, or if it cannot be seen from here."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
         if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
-            return f"is stopped, and heals nothing: kill -CONT {pid}"
+            return f"is stopped and heals nothing: kill -CONT {pid}"
     return ""
 
 
-def _look_at_triton(paths: Paths, report: Report) -> None:
+def _check_triton(paths: Paths, report: Report) -> None:
     from serving.control import TritonControl, read_key
     from serving.errors import ServingError
     from serving.replica import READY
@@ -136,20 +137,20 @@ def _look_at_triton(paths: Paths, report: Report) -> None:
     except ServingError as error:
         report.triton = str(error).removeprefix(f"Triton at 127.0.0.1:{running.triton['grpc']} ")
         return
-    found: dict[str, list[int]] = {name: [] for name in running.models}
-    for each in index:
-        if each.state == READY and (each.name in found or each.name in report.pipelines):
-            found.setdefault(each.name, []).append(int(each.version))
-    report.versions = found
-    lacking = [name for name, versions in found.items() if not versions]
-    if lacking and running.is_ready:
-        report.triton = f"does not serve {', '.join(lacking)}"
+    versions: dict[str, list[int]] = {name: [] for name in running.models}
+    for entry in index:
+        if entry.state == READY and (entry.name in versions or entry.name in report.pipelines):
+            versions.setdefault(entry.name, []).append(int(entry.version))
+    report.versions = versions
+    missing = [name for name, loaded in versions.items() if not loaded]
+    if missing and running.is_ready:
+        report.triton = f"does not serve {', '.join(missing)}"
 
 
 def _print(report: Report) -> None:
     running = report.running
-    well = "green" if report.is_well else "red"
-    click.echo(f"{click.style(report.state, fg=well)}, since {running.since} ({_age(running)})")
+    colour = "green" if report.is_well else "red"
+    click.echo(f"{click.style(report.state, fg=colour)}, since {running.since} ({_age(running)})")
     workers = f"{running.workers} gateway worker(s)"
     click.echo(f"  process     {running.pid}, {workers}   {report.watcher}".rstrip())
     click.echo(f"  gateway     {running.url}   {report.gateway or 'ready'}")
@@ -158,9 +159,9 @@ def _print(report: Report) -> None:
     click.echo(f"  Triton      {ports}   {report.triton or 'answers'}")
     click.echo(f"  repository  {running.repository} (configs: {running.config})")
     for name in sorted({*report.versions, *report.pipelines}):
-        found = report.versions.get(name)
+        numbers = report.versions.get(name)
         versions = (
-            ", ".join(map(str, sorted(found))) or "none" if found is not None else "not known"
+            ", ".join(map(str, sorted(numbers))) or "none" if numbers is not None else "not known"
         )
         click.echo(f"  {name}: version {versions}   {report.pipelines.get(name, '')}".rstrip())
     for log in running.logs:

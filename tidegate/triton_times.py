@@ -1,4 +1,4 @@
-"""What Triton says of its own time: queue and compute a request, step by step."""
+"""Triton's own timing: queue and compute time per request, step by step."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ TIMEOUT_S = 5
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Milliseconds a request, the mean; ``batch`` is the mean number of rows in an execution."""
+    """Mean milliseconds per request; ``batch`` is the mean number of rows per execution."""
 
     queue_ms: float
     compute_ms: float
@@ -24,7 +24,7 @@ class StepTimes:
 
 @contextlib.contextmanager
 def measured(address: str, models: Sequence[str]) -> Iterator[dict[str, StepTimes]]:
-    """A dict that is filled when the block ends, with the times of what was run in it."""
+    """A dict that is filled when the block ends, with the times of the requests made in it."""
     times: dict[str, StepTimes] = {}
     with grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -43,15 +43,15 @@ def _counters(stub: Any, address: str, model: str) -> list[int]:
         raise ServingError(f"no Triton answers at {address}: start it with `make up`") from error
     rows = [
         (
-            s.inference_stats.success.count,
-            s.inference_stats.queue.ns,
-            s.inference_stats.compute_input.ns
-            + s.inference_stats.compute_infer.ns
-            + s.inference_stats.compute_output.ns,
-            s.inference_count,
-            s.execution_count,
+            version.inference_stats.success.count,
+            version.inference_stats.queue.ns,
+            version.inference_stats.compute_input.ns
+            + version.inference_stats.compute_infer.ns
+            + version.inference_stats.compute_output.ns,
+            version.inference_count,
+            version.execution_count,
         )
-        for s in stats
+        for version in stats
     ]
     return [sum(column) for column in zip(*rows, strict=True)]
 

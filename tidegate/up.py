@@ -1,4 +1,4 @@
-"""``tidegate up``: convert what is missing, start Triton and the gateway, keep them running."""
+"""``tidegate up``: convert missing pipelines, start Triton and the gateway, keep them running."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ FAILED_S = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
+def _port(flag: str, default: int, description: str) -> Callable[[F], F]:
     variable = f"TIDEGATE_{flag.upper().replace('-', '_')}"
     return click.option(
         f"--{flag}",
@@ -28,14 +28,19 @@ def _port(flag: str, default: int, what: str) -> Callable[[F], F]:
         envvar=variable,
         show_default=True,
         show_envvar=True,
-        help=what,
+        help=description,
     )
 
 
-def _file(flag: str, what: str) -> Callable[[F], F]:
+def _file(flag: str, description: str) -> Callable[[F], F]:
     variable = f"TIDEGATE_{flag.upper().replace('-', '_')}"
     return click.option(
-        f"--{flag}", type=click.Path(), default="", envvar=variable, show_envvar=True, help=what
+        f"--{flag}",
+        type=click.Path(),
+        default="",
+        envvar=variable,
+        show_envvar=True,
+        help=description,
     )
 
 
@@ -47,7 +52,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_HOST",
     show_default=True,
     show_envvar=True,
-    help="Address that the gateway listens on.",
+    help="Address the gateway listens on.",
 )
 @_port("gateway-port", 8080, "The gateway.")
 @_port("grpc-port", 8081, "The gateway's gRPC API.")
@@ -58,11 +63,11 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_GRPC_CERTIFICATE_PORT",
     show_default=True,
     show_envvar=True,
-    help="The gRPC API for clients with a certificate (0: none).",
+    help="The gRPC API for clients with a certificate (0: off).",
 )
 @_file("tls-certificate-file", "Certificate of the gateway (PEM, with its chain): TLS everywhere.")
 @_file("tls-key-file", "Its key.")
-@_file("tls-client-ca-file", "Authorities whose client certificates are believed.")
+@_file("tls-client-ca-file", "Certificate authorities trusted for client certificates.")
 @_port("admin-port", 8082, "The operator's listener: /metrics and /admin.")
 @_port("triton-http-port", 8000, "Triton, HTTP.")
 @_port("triton-grpc-port", 8001, "Triton, gRPC.")
@@ -74,7 +79,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_WORKERS",
     show_default=True,
     show_envvar=True,
-    help="Processes of the gateway.",
+    help="Number of gateway processes.",
 )
 @click.option(
     "--config",
@@ -91,7 +96,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_LINT",
     show_default=True,
     show_envvar=True,
-    help="Refuse at once what `tidegate lint` calls an error, of the models that are served.",
+    help="Refuse to start if `tidegate lint` finds an error in a model to be served.",
 )
 @click.option(
     "--load-timeout",
@@ -100,7 +105,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_LOAD_TIMEOUT_S",
     show_default=True,
     show_envvar=True,
-    help="Seconds that one model may take to load.",
+    help="Seconds that a model may take to load.",
 )
 @click.option(
     "--log-bytes",
@@ -109,7 +114,7 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_LOG_BYTES",
     show_default=True,
     show_envvar=True,
-    help="Length at which gateway.log and triton.log are rotated.",
+    help="Size (bytes) at which gateway.log and triton.log are rotated.",
 )
 @click.option(
     "--log-files",
@@ -118,17 +123,17 @@ def _file(flag: str, what: str) -> Callable[[F], F]:
     envvar="TIDEGATE_LOG_FILES",
     show_default=True,
     show_envvar=True,
-    help="Older files of each that are kept.",
+    help="Number of rotated files to keep of each.",
 )
 @repository_option
 @json_option
 def command(as_json: bool, **options: Any) -> None:
-    """Convert what is missing, start Triton and the gateway, and serve until Ctrl-C.
+    """Convert missing pipelines, start Triton and the gateway, and serve until Ctrl-C.
 
-    PIPELINES are those to serve; without any, all known ones and every model in model_repository/.
+    PIPELINES are the ones to serve. Default: all known ones and every model in model_repository/.
 
-    --json: once it serves, one line on stdout, what `tidegate status --json` shows as `running`;
-    the rest on stderr.
+    --json: once everything is served, prints one line on stdout: the `running` object of
+    `tidegate status --json`. Everything else goes to stderr.
 
     \b
     tidegate up
@@ -137,23 +142,25 @@ def command(as_json: bool, **options: Any) -> None:
     from serving.events import telling
     from serving.ports import Ports
 
-    triton = Ports(*(options.pop(f"triton_{each}_port") for each in ("http", "grpc", "metrics")))
+    triton = Ports(
+        *(options.pop(f"triton_{protocol}_port") for protocol in ("http", "grpc", "metrics"))
+    )
     say = telling(partial(click.echo, err=as_json))
-    made = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
-    _serve(Stack(made, say), say, as_json=as_json)
+    stack_options = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
+    _serve(Stack(stack_options, say), say, as_json=as_json)
 
 
 def _check(stack: Stack, say: Callable[[str], None]) -> None:
-    """Nothing that goes wrong in one round may end the watching."""
+    """One check; a failure must not end the watching."""
     try:
         stack.check()
     except Exception as error:
-        say(f"the stack could not be looked after: {type(error).__name__}: {error}")
+        say(f"the stack could not be checked: {type(error).__name__}: {error}")
         time.sleep(FAILED_S)
 
 
 def _serve(stack: Stack, say: Callable[[str], None], *, as_json: bool) -> None:
-    """Run the stack until a signal; whatever happens, nothing of it is left running."""
+    """Run the stack until a signal; whatever happens, none of it is left running."""
     interrupt_on_sigterm()
     try:
         stack.start()
@@ -164,7 +171,7 @@ def _serve(stack: Stack, say: Callable[[str], None], *, as_json: bool) -> None:
     except KeyboardInterrupt:
         say("stopping ...")
     finally:
-        # A second Ctrl-C must not leave half of it behind; stopping is bounded in time.
+        # A second Ctrl-C must not leave half of it running; stopping is bounded in time.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()

@@ -1,4 +1,4 @@
-"""``tidegate versions NAME``: what can be rolled back to, what is tried, and who serves what."""
+"""``tidegate versions NAME``: the published versions, the canary, and who serves which."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @rollout.repository
 @rollout.servers
 def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[str, ...]) -> None:
-    """List the published versions of the pipeline NAME; * marks the one that is active on the disk.
+    """List the published versions of the pipeline NAME; * marks the active one on disk.
 
-    Below: the canary and its share, and the version that each running server serves.
+    Below them: the canary and its share, and the version that each running server serves.
 
     \b
     tidegate versions text_embedding
@@ -35,45 +35,46 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
     from tidegate.configs import tuned_line
 
     paths = Paths.current()
-    path = rollout.one(paths, repository)
-    found = versions(path, name)
+    path = rollout.selected_repository(paths, repository)
+    published = versions(path, name)
     servers = rollout.running(paths, path, addresses)
-    served = {each.address: _served(each, name) for each in servers}
-    tried = Canaries(path, name, policies(paths, servers))
-    route, fault = _route(tried)
+    served = {server.address: _served(server, name) for server in servers}
+    canaries = Canaries(path, name, policies(paths, servers))
+    route, fault = _route(canaries)
     if as_json:
-        loaded = {version: canary for canary, version in tried.loaded().items()}
-        shown = [
+        loaded = {version: canary for canary, version in canaries.loaded().items()}
+        documents = [
             {
-                **asdict(each),
-                "canary": _share(route, loaded.get(each.number)),
-                "served_by": _by(served, each),
+                **asdict(version),
+                "canary": _share(route, loaded.get(version.number)),
+                "served_by": _servers_of(served, version),
             }
-            for each in found
+            for version in published
         ]
-        print_json(shown)
+        print_json(documents)
         return
-    for each in found:
-        click.echo(_line(each))
+    for version in published:
+        click.echo(_line(version))
     if tuned := tuned_line(path, name):
         click.echo(f"  tuned: {tuned}")
-    active = next((each.number for each in found if each.is_active), 0)
-    for line in (*_canary_lines(tried, route, fault), *_server_lines(served, name, active)):
+    active = next((version.number for version in published if version.is_active), 0)
+    for line in (*_canary_lines(canaries, route, fault), *_server_lines(served, name, active)):
         click.echo(line)
 
 
-def _line(each: "Version") -> str:
+def _line(version: "Version") -> str:
     from serving.manifest import summary
 
-    members = " ".join(f"{model}/{version}" for model, version in each.members.items())
-    mark = "*" if each.is_active else " "
-    if each.manifest is None:
-        return f"{mark} {each.number}  put there by hand, no manifest  {members}"
-    return f"{mark} {each.number}  {each.manifest.made_at}  {members}  {summary(each.manifest)}"
+    members = " ".join(f"{model}/{number}" for model, number in version.members.items())
+    mark = "*" if version.is_active else " "
+    if version.manifest is None:
+        return f"{mark} {version.number}  added by hand, no manifest  {members}"
+    manifest = version.manifest
+    return f"{mark} {version.number}  {manifest.made_at}  {members}  {summary(manifest)}"
 
 
 def _served(server: "Server", name: str) -> list[int] | str:
-    """The versions of the pipeline that the server has loaded, or why that is not known."""
+    """The versions of the pipeline that the server has loaded, or why they are unknown."""
     from serving.errors import ServingError
     from serving.replica import connected
 
@@ -81,66 +82,66 @@ def _served(server: "Server", name: str) -> list[int] | str:
         with connected([server]) as replicas:
             return replicas[0].served(name) if replicas else "does not answer"
     except ServingError as error:
-        return f"cannot be asked: {error}"
+        return f"cannot be queried: {error}"
 
 
-def _by(served: dict[str, list[int] | str], version: "Version") -> list[str]:
+def _servers_of(served: dict[str, list[int] | str], version: "Version") -> list[str]:
     return [
         address
-        for address, found in served.items()
-        if isinstance(found, list) and version.number in found
+        for address, numbers in served.items()
+        if isinstance(numbers, list) and version.number in numbers
     ]
 
 
-def _route(tried: "Canaries") -> tuple["Route | None", str]:
-    """What gateway.toml says, or None and why that is not known."""
+def _route(canaries: "Canaries") -> tuple["Route | None", str]:
+    """The route in gateway.toml, or None and why it is unknown."""
     from serving.errors import ServingError
 
     try:
-        return tried.route(), ""
+        return canaries.route(), ""
     except (ServingError, OSError) as error:
         return None, str(error)
 
 
 def _share(route: "Route | None", canary: str | None) -> dict[str, object] | None:
-    """A canary's share; its percent is None where that is not known."""
+    """A canary's share; its percent is None if unknown."""
     if canary is None:
         return None
     percent = route.routed.get(canary, 0) if route else None
     return {"name": canary, "percent": percent, "per": route.per if route else None}
 
 
-def _canary_lines(tried: "Canaries", route: "Route | None", fault: str) -> Iterator[str]:
+def _canary_lines(canaries: "Canaries", route: "Route | None", fault: str) -> Iterator[str]:
     from tidegate.canaries import share_of
 
-    loaded = tried.loaded()
+    loaded = canaries.loaded()
     if route is None:
-        yield f"  who is sent to {', '.join(loaded) or 'a canary'} is not known: {fault}"
+        yield f"  the share of {', '.join(loaded) or 'a canary'} is unknown: {fault}"
         return
     for canary in loaded:
-        share = share_of(route.routed.get(canary, 0), route.per, tried.name)
+        share = share_of(route.routed.get(canary, 0), route.per, canaries.name)
         yield f"  canary {canary}: {share}"
-    for other, percent in route.routed.items():
-        if other not in loaded:
-            share = share_of(percent, route.per, tried.name)
-            yield f"  gateway.toml sends {share} to {other}, which is no canary in this repository"
+    for model, percent in route.routed.items():
+        if model not in loaded:
+            share = share_of(percent, route.per, canaries.name)
+            yield (
+                f"  gateway.toml sends {share} to {model}, which is not a canary in this repository"
+            )
 
 
 def _server_lines(served: dict[str, list[int] | str], name: str, active: int) -> Sequence[str]:
     if not served:
-        return [
-            "  no server was found that runs on this repository (elsewhere: --server HOST:PORT)"
-        ]
+        return ["  no running server was found for this repository (elsewhere: --server HOST:PORT)"]
     lines = []
-    for address, found in served.items():
-        if isinstance(found, str):
-            lines.append(f"  server {address} {found}")
-        elif found == [active]:
+    for address, versions in served.items():
+        if isinstance(versions, str):
+            lines.append(f"  server {address} {versions}")
+        elif versions == [active]:
             lines.append(f"  server {address} serves {active}")
         else:
-            what = ", ".join(map(str, found)) or f"no version of {name}"
+            summary = ", ".join(map(str, versions)) or f"no version of {name}"
             lines.append(
-                f"  server {address} serves {what}, and {active} is active on the disk: tidegate "
-                f"publish {name} brings it there"
+                f"  server {address} serves {summary}, but {active} is active on disk: tidegate "
+                f"publish {name} brings it up to date"
             )
     return lines

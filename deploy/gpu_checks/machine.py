@@ -1,4 +1,4 @@
-"""Which hardware and which versions a report was made with."""
+"""The hardware and package versions of a report."""
 
 import os
 import platform
@@ -23,18 +23,18 @@ FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
 def gpus() -> list[dict[str, str]]:
-    """What nvidia-smi shows; [] without it or without a GPU."""
+    """The GPUs that nvidia-smi shows; [] without it or without a GPU."""
     command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"]
-    rows = [line.split(", ") for line in _said(command).splitlines()]
+    rows = [line.split(", ") for line in _output(command).splitlines()]
     return [dict(zip(FIELDS, row, strict=True)) for row in rows if len(row) == len(FIELDS)]
 
 
 def surroundings(cpu: bool) -> dict[str, Any]:
-    """``cpu_only`` says that no figure of the report is a GPU's."""
+    """The head of the report. ``cpu_only`` means that none of its figures was measured on a GPU."""
     commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     return {
         "cpu_only": cpu,
-        "made_at": _said(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"]).strip(),
+        "made_at": _output(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"]).strip(),
         "hardware": {
             "gpus": gpus(),
             "cpu": _cpu_name(),
@@ -44,7 +44,7 @@ def surroundings(cpu: bool) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "system": platform.platform(),
-            "git_commit": _said(commit).strip(),
+            "git_commit": _output(commit).strip(),
             **dict(filter(None, map(_installed, PACKAGES))),
         },
     }
@@ -63,7 +63,7 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _said(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

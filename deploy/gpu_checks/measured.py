@@ -1,4 +1,4 @@
-"""Parity and throughput of one engine, served and not."""
+"""Parity and throughput of one engine, served and in process."""
 
 import itertools
 import sys
@@ -28,38 +28,45 @@ def measure(engine: dict[str, Any], address: str, options: Any) -> None:
         engine["rows_per_s"] = []
         for batch in options.batches:
             rows = feed(engine["model"], batch)
-            through = throughput(ask, rows, options.seconds, CONNECTIONS)
-            alone = throughput(local, rows, options.seconds, 1)
-            figures = {"batch": batch, "grpc": round(through, 1), "in_process": round(alone, 1)}
-            engine["rows_per_s"].append({**figures, "share": round(through / alone, 3)})
+            grpc_rate = throughput(ask, rows, options.seconds, CONNECTIONS)
+            local_rate = throughput(local, rows, options.seconds, 1)
+            figures = {
+                "batch": batch,
+                "grpc": round(grpc_rate, 1),
+                "in_process": round(local_rate, 1),
+            }
+            engine["rows_per_s"].append({**figures, "share": round(grpc_rate / local_rate, 3)})
             sys.stderr.write(f"{engine['served_as']}: {engine['rows_per_s'][-1]}\n")
 
 
 def parity(engine: dict[str, Any], ask: Ask) -> dict[str, Any]:
-    """The answers against those of the proved FP32 graph in ONNX Runtime on the CPU, within the
-    tolerances of this task and precision."""
+    """Compare the answers with those of the proved FP32 graph in ONNX Runtime on the CPU, within
+    the tolerances of this task and precision."""
     from converters.runner import onnx_runner
     from converters.tolerance import tolerance
 
     rows = feed(engine["model"], PARITY_ROWS)
     reference = onnx_runner(Path(engine["files"]["reference"])).run(None, rows)[0]
-    got, wanted = as_scored(engine["model"], ask(rows)), as_scored(engine["model"], reference)
-    allowed = tolerance(TASKS[engine["model"]], engine["precision"])
-    difference = float(np.abs(got - wanted).max()) if got.shape == wanted.shape else None
-    cosine = float((unit(got) * unit(wanted)).sum(axis=1).min()) if difference is not None else None
-    held = difference is not None and difference <= allowed.difference
-    held = held and cosine is not None and cosine >= allowed.cosine
+    actual, expected = as_scored(engine["model"], ask(rows)), as_scored(engine["model"], reference)
+    bounds = tolerance(TASKS[engine["model"]], engine["precision"])
+    difference = float(np.abs(actual - expected).max()) if actual.shape == expected.shape else None
+    cosine = (
+        float((unit(actual) * unit(expected)).sum(axis=1).min()) if difference is not None else None
+    )
+    held = difference is not None and difference <= bounds.difference
+    held = held and cosine is not None and cosine >= bounds.cosine
     return {
         "passed": bool(held),
         "difference": difference,
-        "difference_at_most": allowed.difference,
+        "difference_at_most": bounds.difference,
         "cosine": cosine,
-        "cosine_at_least": allowed.cosine,
+        "cosine_at_least": bounds.cosine,
     }
 
 
 def as_scored(name: str, answers: np.ndarray) -> np.ndarray:
-    """FP64, what the tolerances are about: vectors as they are, logits as probabilities."""
+    """The values that the tolerances apply to, FP64: vectors as they are, logits as
+    probabilities."""
     values = answers.astype(np.float64)
     if name == "text_embedding":
         return values
@@ -71,23 +78,23 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def throughput(ask: Ask, rows: dict[str, np.ndarray], seconds: float, askers: int) -> float:
-    """Rows/s with so many asking without a pause, the first few answers left out."""
+def throughput(ask: Ask, rows: dict[str, np.ndarray], seconds: float, clients: int) -> float:
+    """Rows/s with ``clients`` threads sending back to back, after a warm-up."""
     batch = len(next(iter(rows.values())))
     for _ in range(WARM_UP):
         ask(rows)
     started = time.perf_counter()
     end = started + seconds
 
-    def keep_asking(_: int) -> int:
+    def send_until_end(_: int) -> int:
         for count in itertools.count(1):
             ask(rows)
             if time.perf_counter() >= end:
                 return count
         return 0
 
-    with ThreadPoolExecutor(askers) as pool:
-        batches = sum(pool.map(keep_asking, range(askers)))
+    with ThreadPoolExecutor(clients) as pool:
+        batches = sum(pool.map(send_until_end, range(clients)))
     return batches * batch / (time.perf_counter() - started)
 
 
@@ -100,7 +107,7 @@ def server_version(address: str) -> str:
 
 @contextmanager
 def served_by(address: str, model: str) -> Iterator[Ask]:
-    """The model behind Triton's gRPC API."""
+    """A function that infers with the model through Triton's gRPC API."""
     import tritonclient.grpc as grpc
     from tritonclient.utils import np_to_triton_dtype
 
@@ -117,28 +124,28 @@ def served_by(address: str, model: str) -> Iterator[Ask]:
 
 
 def in_process(engine: dict[str, Any], cpu: bool) -> Ask:
-    """The same engine in this process, on the same device, without a server."""
+    """A function that runs the same engine in this process, on the same device."""
     if engine["runs_on"] == "torch":
         return _torch(Path(engine["files"]["served"]) / "model.pt", "cpu" if cpu else "cuda")
     import onnxruntime
 
-    wanted: list[Any] = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if not cpu:
-        wanted.insert(0, (CUDA, {"use_tf32": "0"}))
-    session = onnxruntime.InferenceSession(engine["files"]["onnx"], providers=wanted)
+        providers.insert(0, (CUDA, {"use_tf32": "0"}))
+    session = onnxruntime.InferenceSession(engine["files"]["onnx"], providers=providers)
     if not cpu and CUDA not in session.get_providers():
-        raise RuntimeError("CUDA did not start in ONNX Runtime: its own message above says why")
+        raise RuntimeError("CUDA did not start in ONNX Runtime: see its own message above")
     return lambda rows: np.asarray(session.run(None, rows)[0])
 
 
-def _torch(file: Path, where: str) -> Ask:
+def _torch(file: Path, device: str) -> Ask:
     import torch
 
-    module: Any = torch.jit.load(str(file), map_location=where)  # type: ignore[no-untyped-call]
+    module: Any = torch.jit.load(str(file), map_location=device)  # type: ignore[no-untyped-call]
 
     def ask(rows: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
-            given = module(*(torch.from_numpy(each).to(where) for each in rows.values()))
-        return np.asarray(given.float().cpu().numpy())
+            output = module(*(torch.from_numpy(array).to(device) for array in rows.values()))
+        return np.asarray(output.float().cpu().numpy())
 
     return ask

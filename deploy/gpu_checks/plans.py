@@ -1,4 +1,4 @@
-"""TensorRT engines of what was checked, where the package is there."""
+"""TensorRT engines of the checked models, if TensorRT is installed."""
 
 import subprocess
 import sys
@@ -11,16 +11,16 @@ from deploy.gpu_checks.served import LARGEST_BATCH, TOKENS, feed
 
 
 def build_all(work: Path, engines: list[dict[str, Any]], options: Any) -> dict[str, Any]:
-    """An engine of each; ``missing`` says in one line why there is none. RuntimeError when one
-    cannot be built."""
+    """One TensorRT plan per engine, by its name; or only ``missing``, why there is no TensorRT.
+    Raises RuntimeError when a plan cannot be built."""
     from converters.trt.available import missing
 
     reason = missing()
     if reason:
         return {"missing": reason}
     return {
-        each["served_as"]: _plan(work / f"plan-{each['served_as']}", each, options)
-        for each in engines
+        engine["served_as"]: _plan(work / f"plan-{engine['served_as']}", engine, options)
+        for engine in engines
     }
 
 
@@ -32,7 +32,7 @@ def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     run = subprocess.run(command, check=False)
     if run.returncode:
-        raise RuntimeError(f"onnx2trt could not build {engine['served_as']}: see its lines above")
+        raise RuntimeError(f"onnx2trt could not build {engine['served_as']}: see its output above")
     built_in_s = round(time.perf_counter() - started, 1)
     from converters.trt_runner import TrtRunner
 
@@ -47,4 +47,4 @@ def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
 
 def _rows_per_s(runner: Any, engine: dict[str, Any], batch: int, seconds: float) -> float:
     rows = feed(engine["model"], batch)
-    return throughput(lambda fed: runner.run(None, fed)[0], rows, seconds, 1)
+    return throughput(lambda batch_rows: runner.run(None, batch_rows)[0], rows, seconds, 1)

@@ -1,4 +1,4 @@
-"""The models of a check, each staged in one precision under a name of its own, and their Triton."""
+"""The models of a check, each staged in one precision under its own name, and their Triton."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CUDA = "CUDAExecutionProvider"
 LARGEST_BATCH = 64
 TOKENS = 32
-# Served by Triton's own Python backend: the traced module, where the config says.
+# Serves the traced module in Triton's own Python backend, on the device of the config.
 TORCH_STEP = """
 import json
 import torch
@@ -27,26 +27,27 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         threads = config["parameters"]["intra_op_thread_count"]["string_value"]
         torch.set_num_threads(int(threads))
-        self.where = "cuda" if "GPU" in args["model_instance_kind"] else "cpu"
+        self.device = "cuda" if "GPU" in args["model_instance_kind"] else "cpu"
         file = f"{args['model_repository']}/{args['model_version']}/model.pt"
-        self.module = torch.jit.load(file, map_location=self.where).eval()
-        self.names = [each["name"] for each in config["input"]]
-        self.output = config["output"][0]["name"]
+        self.module = torch.jit.load(file, map_location=self.device).eval()
+        self.names = [tensor["name"] for tensor in config["input"]]
+        self.output_name = config["output"][0]["name"]
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        return [self.infer(request) for request in requests]
 
-    def answer(self, request):
-        arrays = [pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.names]
+    def infer(self, request):
+        tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in self.names]
+        arrays = [tensor.as_numpy() for tensor in tensors]
         with torch.inference_mode():
-            given = self.module(*(torch.from_numpy(each).to(self.where) for each in arrays))
-        tensor = pb_utils.Tensor(self.output, given.float().cpu().numpy())
+            output = self.module(*(torch.from_numpy(array).to(self.device) for array in arrays))
+        tensor = pb_utils.Tensor(self.output_name, output.float().cpu().numpy())
         return pb_utils.InferenceResponse([tensor])
 """
 
 
 def chosen_engine(cpu: bool) -> str:
-    """onnxruntime, unless that has no CUDA where torch has it."""
+    """onnxruntime, or torch if only torch has CUDA. RuntimeError if neither has it."""
     import onnxruntime
 
     if cpu or CUDA in onnxruntime.get_available_providers():
@@ -59,7 +60,8 @@ def chosen_engine(cpu: bool) -> str:
 
 
 def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[str, Any]:
-    """Write ``what`` (model and precision) into ``work/repository``; its part of the report."""
+    """Write ``what`` (model and precision) to ``work/repository``; returns its part of the
+    report."""
     from converters.precision import write_precision
 
     name, precision = what
@@ -86,7 +88,7 @@ def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[st
 
 
 def published_graph(name: str) -> Path:
-    """The newest FP32 graph of the repository, converted and proved first where there is none."""
+    """The newest FP32 graph in the repository; converts and proves one first if there is none."""
     repository = Path(os.environ.get("TIDEGATE_REPOSITORY", ROOT / "model_repository"))
     pattern = f"{name}_onnx/[0-9]*/model.onnx"
     if not list(repository.glob(pattern)):
@@ -99,7 +101,7 @@ def configs(engine: Path, served_as: str, runs_on: str) -> dict[str, str]:
     """The published engine's own configs, renamed, for batches up to the largest measured."""
     from modelspec.pbtxt import parse, render
 
-    found = {}
+    texts = {}
     for path in ("config.pbtxt", "configs/gpu.pbtxt"):
         config = parse((engine / path).read_text(encoding="utf-8"))
         config.name, config.max_batch_size = served_as, LARGEST_BATCH
@@ -107,30 +109,31 @@ def configs(engine: Path, served_as: str, runs_on: str) -> dict[str, str]:
         if runs_on == "torch":
             config.backend = "python"
             config.ClearField("optimization")
-        found[path] = render(config)
-    return found
+        texts[path] = render(config)
+    return texts
 
 
 def trace(name: str, precision: str, target: Path, cpu: bool) -> None:
-    """The original itself as TorchScript, traced where it will run."""
+    """Save the original as TorchScript, traced on the device it will run on."""
     import torch
 
     from converters.task import ConversionRequest
     from tidegate.task_registry import KNOWN, TASKS
 
-    where = "cpu" if cpu else "cuda"
-    kind = KNOWN[name] or TASKS["tensors"]
-    module = kind.open_task(ConversionRequest(name, name)).module.to(where)
-    example = tuple(torch.from_numpy(each).to(where) for each in feed(name, 2).values())
-    half = torch.autocast(where, torch.float16, enabled=precision == "fp16")
+    device = "cpu" if cpu else "cuda"
+    task = KNOWN[name] or TASKS["tensors"]
+    module = task.open_task(ConversionRequest(name, name)).module.to(device)
+    example = tuple(torch.from_numpy(array).to(device) for array in feed(name, 2).values())
+    half = torch.autocast(device, torch.float16, enabled=precision == "fp16")
     with torch.inference_mode(), half, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parts that are fixed: parity is measured on other rows
+        # About constants in the trace: parity is measured on other rows.
+        warnings.simplefilter("ignore")
         traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         traced.save(str(target))
 
 
 def feed(name: str, rows: int) -> dict[str, np.ndarray]:
-    """Made-up rows, the same for every engine."""
+    """Generated rows, the same for every engine."""
     generator = np.random.default_rng(7)
     if name == "text_embedding":
         ids = generator.integers(1000, 20000, (rows, TOKENS))
@@ -140,8 +143,7 @@ def feed(name: str, rows: int) -> dict[str, np.ndarray]:
 
 @contextmanager
 def triton(work: Path, profile: str | None) -> Iterator[Any]:
-    """A Triton on ``work/repository``, on free ports, with this hardware config profile of the
-    configs."""
+    """A Triton on ``work/repository``, on free ports, with this config profile."""
     from serving.launch import LaunchOptions, TritonServer
     from serving.ports import Ports, free_ports
 

@@ -1,4 +1,4 @@
-"""The figures of a report as the Markdown of docs/gpu.md.
+"""Print the figures of a report as the Markdown in docs/gpu.md.
 
 python -m deploy.gpu_checks.table out.json
 """
@@ -13,21 +13,23 @@ HEAD = "| model | parity: difference, cosine | batch | gRPC, rows/s | in process
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
-    """What it ran on, then a line for each figure."""
+    """The machine, then a line for each figure."""
     hardware, versions = report["hardware"], report["versions"]
-    where = ", ".join(gpu["name"] for gpu in hardware["gpus"]) or "**no GPU**"
-    yield f"{report['made_at']}: {report['runs_on']}, {where}, {hardware['cpu']}"
+    gpus = ", ".join(gpu["name"] for gpu in hardware["gpus"]) or "**no GPU**"
+    yield f"{report['made_at']}: {report['runs_on']}, {gpus}, {hardware['cpu']}"
     yield f"({hardware['cores']} cores); Triton {versions['tritonserver']},"
     yield f"ONNX Runtime {versions.get('onnxruntime-gpu') or versions.get('onnxruntime')};"
     yield f"`python deploy/gpu_check.py {' '.join(report['command'])}`"
     yield f"\n{HEAD}\n|{'---|' * HEAD.count(' | ')}---|"
     for engine in report["engines"]:
         parity = engine.get("parity", {"difference": None, "cosine": None})
-        said = f"{engine['served_as']} | {_short(parity['difference'])}, {_short(parity['cosine'])}"
+        cells = (
+            f"{engine['served_as']} | {_short(parity['difference'])}, {_short(parity['cosine'])}"
+        )
         for row in engine.get("rows_per_s", ()):
             figures = (row["batch"], row["grpc"], row["in_process"], row["share"])
-            yield f"| {said} | {' | '.join(map(str, figures))} |"
-            said = " | "
+            yield f"| {cells} | {' | '.join(map(str, figures))} |"
+            cells = " | "
     yield f"\nTensorRT: {report.get('tensorrt', {}).get('missing') or report.get('tensorrt')}"
     if report["error"]:
         yield f"\n**It failed:** {report['error']}"
@@ -38,5 +40,5 @@ def _short(number: float | None) -> str:
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    sys.stdout.write("\n".join(lines(found)) + "\n")
+    document = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sys.stdout.write("\n".join(lines(document)) + "\n")

@@ -1,4 +1,4 @@
-"""``python -m loadtests.bench``: measure, print the tables, save them, judge the floors."""
+"""``python -m loadtests.bench``: measure, print the tables, save them, check the floors."""
 
 import shutil
 import sys
@@ -32,8 +32,10 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", type=click.Choice(list(CASES)), default="ours")
-@click.option("--rounds", default=Effort.rounds, show_default=True, help="Passes of each.")
-@click.option("--seconds", default=Effort.seconds, show_default=True, help="Length of a pass.")
+@click.option(
+    "--rounds", default=Effort.rounds, show_default=True, help="Passes of each contender."
+)
+@click.option("--seconds", default=Effort.seconds, show_default=True, help="Length of each pass.")
 @click.option("--only", help="One of the tables: identity, task_route, text_embedding, ...")
 @click.option(
     "--perf-analyzer",
@@ -41,7 +43,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     default=lambda: shutil.which("perf_analyzer"),
     help="Triton's own load generator.  [default: the one on PATH, if any]",
 )
-@click.option("--no-floors", is_flag=True, help="Exit 0 though a floor was missed.")
+@click.option("--no-floors", is_flag=True, help="Exit 0 even if a floor was missed.")
 @click.option(
     "--repository",
     default=REPOSITORY,
@@ -49,9 +51,9 @@ CASES: dict[str, tuple[Case, ...]] = {
     help="The models to serve.",
 )
 def command(what: str, only: str | None, no_floors: bool, repository: Path, **effort: Any) -> None:
-    """Measure our own stack (``ours``), or it against its peers (``peers``).
+    """Measure our own stack (``ours``), or compare it with its peers (``peers``).
 
-    Exit codes: 0 every floor held; 1 one was missed; 2 it could not be measured.
+    Exit codes: 0 every floor held; 1 one was missed; 2 the measurement failed.
     """
     try:
         cases = _chosen(CASES[what], only)
@@ -67,22 +69,22 @@ def command(what: str, only: str | None, no_floors: bool, repository: Path, **ef
 
 
 def _chosen(cases: tuple[Case, ...], only: str | None) -> tuple[Case, ...]:
-    found = tuple(case for case in cases if only in (None, case.__name__))
-    if not found:
+    chosen = tuple(case for case in cases if only in (None, case.__name__))
+    if not chosen:
         known = ", ".join(case.__name__ for case in cases)
-        raise BenchError(f"there is no table {only!r}: there are {known}")
-    return found
+        raise BenchError(f"there is no table {only!r}: choose from {known}")
+    return chosen
 
 
 def _measure(cases: tuple[Case, ...], repository: Path, effort: Effort) -> list[Section]:
     require_wrk()
     click.echo("starting the stack ...", err=True)
     with running(repository) as stack:
-        found = []
+        sections = []
         for case in cases:
             click.echo(f"measuring {case.__name__} ...", err=True)
-            found.append(case(stack, effort))
-    return found
+            sections.append(case(stack, effort))
+    return sections
 
 
 if __name__ == "__main__":

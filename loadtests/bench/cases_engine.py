@@ -1,4 +1,4 @@
-"""What Triton and its Python backends add: to the model alone, and to a request."""
+"""The overhead of Triton and its Python backends: over the bare model, and per request."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from loadtests.bench.wrk import Figures, run
 
 IN_PROCESS_FLOOR = 0.85
 CONNECTIONS = 32
-# threads, texts in a run
+# threads, texts per run
 IN_PROCESS = ((1, 1), (2, 1), (1, 8), (2, 8))
 MODULE = "loadtests.bench.in_process"
 
@@ -39,12 +39,15 @@ def text_embedding(stack: BenchStack, effort: Effort) -> Section:
         "text_embedding (FP32) through Triton against the same model in process",
         rows(rounds, best, f"{CONNECTIONS} connections or none"),
         [Floor(f"Triton over {best}", rounds.ratio(ours.name, best), IN_PROCESS_FLOOR)],
-        ["In process there is no request, so no latency; 8 texts of like length out of each 32."],
+        [
+            "In process there is no request, so no latency; 8 texts of similar length out of each "
+            "32."
+        ],
     )
 
 
 def backend_overhead(stack: BenchStack, effort: Effort) -> Section:
-    """One connection, so that nothing batches: the difference of the medians is a request's."""
+    """One connection, so that nothing is batched: the difference of the medians is per request."""
     python, onnx = (
         identity_json(name, stack.triton, model)
         for name, model in (
@@ -53,12 +56,12 @@ def backend_overhead(stack: BenchStack, effort: Effort) -> Section:
         )
     )
     rounds = alternate(
-        {each.name: wrk_pass(each, 1, effort.seconds) for each in (python, onnx)},
+        {target.name: wrk_pass(target, 1, effort.seconds) for target in (python, onnx)},
         effort.rounds,
     )
     added_us = (rounds.median(onnx.name).p50_ms - rounds.median(python.name).p50_ms) * 1e3
     note = (
-        f"The backend adds {added_us:.0f} us to a request (p50, ONNX Runtime's own run included)."
+        f"The backend adds {added_us:.0f} us to a request (p50, including ONNX Runtime's own run)."
     )
     return Section(
         "The Python-based onnxruntime backend over identity_fp32",

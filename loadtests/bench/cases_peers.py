@@ -1,4 +1,4 @@
-"""Against other ways to serve the same model file with the same tokeniser under the same load."""
+"""Other ways to serve the same model file with the same tokeniser, under the same load."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OURS, DIRECT = "Tidegate, task route", "Tidegate, Triton direct"
 
 @dataclass(frozen=True)
 class Peer:
-    """``file`` in ``peers/`` is run by the Python of its own environment."""
+    """``file`` in ``peers/`` runs in the Python of its own environment."""
 
     name: str
     file: str
@@ -46,22 +46,24 @@ PEERS = (
 
 
 def peers(stack: BenchStack, effort: Effort) -> Section:
-    """All servers run at once, and each is idle while another is asked."""
+    """All servers run at once, but only one of them is under load at a time."""
     with ExitStack() as open_servers:
         targets = [embedding_task(OURS, stack), embedding_v2(DIRECT, stack.triton)]
         targets += [open_servers.enter_context(_serving(peer, stack)) for peer in PEERS]
         for target in targets:
             run(target, CONNECTIONS[-1], 2)  # warm
-        found, floors = [], []
+        table, floors = [], []
         for connections in CONNECTIONS:
-            passes = {each.name: wrk_pass(each, connections, effort.seconds) for each in targets}
+            passes = {
+                target.name: wrk_pass(target, connections, effort.seconds) for target in targets
+            }
             rounds = alternate(passes, effort.rounds)
-            found += rows(rounds, OURS, f"{connections} connections")
+            table += rows(rounds, OURS, f"{connections} connections")
         for peer in PEERS:
-            ahead = rounds.ratio(OURS, peer.name)
-            floors.append(Floor(f"ahead of {peer.name} at {CONNECTIONS[-1]}", ahead, 1.0))
+            ratio = rounds.ratio(OURS, peer.name)
+            floors.append(Floor(f"ahead of {peer.name} at {CONNECTIONS[-1]}", ratio, 1.0))
     note = "Each ratio is over our own task route, key check on; 1 text a request, FP32."
-    return Section("Against peers: real texts in, vectors out as JSON", found, floors, [note])
+    return Section("Against peers: real texts in, vectors out as JSON", table, floors, [note])
 
 
 @contextmanager

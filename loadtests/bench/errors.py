@@ -1,8 +1,8 @@
 """What can stop a benchmark.
 
-BenchError    the message says what failed and what to do; a missed floor is not one
+BenchError    its message says what failed and what to do; a missed floor is not an error
 """
 
 
 class BenchError(RuntimeError):
-    """Nothing was measured, or what was measured means nothing."""
+    """Nothing was measured, or the measurement is meaningless."""

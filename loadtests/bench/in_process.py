@@ -1,7 +1,7 @@
 """The same model without a server: ``python -m loadtests.bench.in_process OPTIONS`` -> JSON.
 
-Run as a process of its own, so that nothing of an earlier setting is left. Prints texts a second:
-tokenised one by one, padded to the longest of the batch, the answers thrown away.
+Run in its own process, so that nothing carries over from an earlier setting. Prints texts per
+second: tokenised one by one, padded to the longest of the batch, the answers discarded.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def feeds(tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def rate(run: Any, batches: Iterator[Sequence[str]], seconds: float) -> float:
-    """Texts a second, over about ``seconds``."""
+    """Texts per second, over about ``seconds``."""
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         texts = next(batches)
@@ -47,7 +47,7 @@ def rate(run: Any, batches: Iterator[Sequence[str]], seconds: float) -> float:
 
 
 def endless_batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """What a program could do for 32 callers: of each 32 texts, those of like length together."""
+    """Batches as a program could form them for 32 callers: texts of similar length together."""
     source = cycle(texts)
     while True:
         window = list(islice(source, CALLERS))
@@ -71,8 +71,8 @@ def main() -> None:
         engine.run(["sentence_embedding"], feeds(tokenizer, texts))
 
     rate(run, batches, 0.5)  # warm
-    found = rate(run, batches, options.seconds)
-    print(json.dumps({"rps": found}))  # noqa: T201 (what the caller reads)
+    rps = rate(run, batches, options.seconds)
+    print(json.dumps({"rps": rps}))  # noqa: T201 (the caller reads it)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was measured on: without it a figure means nothing."""
+"""The machine of a measurement: without it a figure means nothing."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ PACKAGES = ("nvidia-pytriton", "onnxruntime", "fastapi", "uvicorn", "grpcio")
 
 
 def describe(root: Path) -> dict[str, str]:
-    """Words for the head of the report; ``load`` is the machine's own, before we added to it."""
+    """The header of the report; ``load`` is the machine's load before the benchmark."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(root),
@@ -33,9 +33,9 @@ def cpu_model(cpuinfo: str) -> str:
 
 def commit(root: Path) -> str:
     """The short hash, with ``+changes`` when the working tree differs from it."""
-    found = _git(root, "rev-parse", "--short", "HEAD")
+    revision = _git(root, "rev-parse", "--short", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return f"{found or 'unknown'}{'+changes' if changed else ''}"
+    return f"{revision or 'unknown'}{'+changes' if changed else ''}"
 
 
 def _git(root: Path, *arguments: str) -> str:

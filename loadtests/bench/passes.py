@@ -1,7 +1,7 @@
 """Alternating passes, their medians, and ratios.
 
-Machines drift, and neighbours come and go: contenders are run in turn, each round's ratio is made
-of passes that were seconds apart, and the median of the rounds is what counts.
+Machines drift, and neighbours come and go: contenders run in turn, each round's ratio compares
+passes that were seconds apart, and the median of the rounds counts.
 """
 
 import statistics
@@ -23,23 +23,23 @@ class Rounds:
         passes = self.figures[name]
         return Figures(
             **{
-                each.name: statistics.median(getattr(figures, each.name) for figures in passes)
-                for each in fields(Figures)
+                metric.name: statistics.median(getattr(figures, metric.name) for figures in passes)
+                for metric in fields(Figures)
             }
         )
 
     def ratio(self, name: str, reference: str) -> float:
-        """Throughput over the reference's, the median of the rounds."""
+        """Throughput relative to the reference's: the median of the rounds."""
         return statistics.median(self._ratios(name, reference))
 
     def spread(self, name: str, reference: str) -> tuple[float, float]:
-        """The lowest and the highest of the rounds' ratios: how far to trust the median."""
+        """The lowest and the highest of the rounds' ratios, to judge the median by."""
         ratios = self._ratios(name, reference)
         return min(ratios), max(ratios)
 
     def _ratios(self, name: str, reference: str) -> list[float]:
         pairs = zip(self.figures[name], self.figures[reference], strict=True)
-        return [mine.rps / other.rps for mine, other in pairs]
+        return [own.rps / other.rps for own, other in pairs]
 
 
 def alternate(contenders: Mapping[str, Pass], rounds: int) -> Rounds:

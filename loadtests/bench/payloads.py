@@ -1,4 +1,4 @@
-"""What is sent: the same content for each way to ask."""
+"""The requests: the same content for each API."""
 
 import json
 import struct
@@ -9,7 +9,7 @@ from loadtests.bench.wrk import Target
 from loadtests.texts import endless, real_texts
 
 VALUES = tuple(float(number) for number in range(16))
-TEXTS = 512  # enough that no cache helps, and the same ones for everybody
+TEXTS = 512  # too many for a cache to help, and the same ones for every contender
 JSON = {"Content-Type": "application/json"}
 
 
@@ -18,14 +18,14 @@ def texts() -> list[str]:
 
 
 def identity_json(name: str, base: str, model: str, key: str = "") -> Target:
-    """Sixteen FP32 values, V2 JSON both ways; with ``key`` through the gateway."""
+    """Sixteen FP32 values, V2 JSON in both directions; with ``key`` through the gateway."""
     tensor = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
     body = json.dumps({"inputs": [tensor]}).encode()
     return Target(name, _infer(base, model), JSON | _authorization(key), [body])
 
 
 def identity_binary(name: str, base: str, model: str, key: str = "") -> Target:
-    """The same values by V2's binary extension, both ways."""
+    """The same values in V2's binary extension, in both directions."""
     raw = struct.pack("<16f", *VALUES)
     tensor = {
         "name": "INPUT0",
@@ -40,7 +40,7 @@ def identity_binary(name: str, base: str, model: str, key: str = "") -> Target:
 
 
 def embedding_v2(name: str, base: str, key: str = "") -> Target:
-    """One text a request, V2 JSON; the vector comes back as JSON too."""
+    """One text per request, V2 JSON; the vector comes back as JSON too."""
     bodies = [json.dumps(_text_request(text)).encode() for text in texts()]
     return Target(name, _infer(base, EMBEDDING), JSON | _authorization(key), bodies)
 

@@ -1,4 +1,4 @@
-"""Start a server of our own, wait until it answers, and end it by its id."""
+"""Start a server, wait until it answers, and end it by its process id."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ STOP_S = 40.0
 
 @dataclass(frozen=True)
 class Server:
-    """A child in a session of its own, so that its workers end with it."""
+    """A child process in its own session, so that its workers end with it."""
 
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
-        """Return when ``url`` answers 200; BenchError with the log's end when it does not."""
+        """Return when ``url`` answers 200; BenchError with the end of the log if it does not."""
         deadline = time.monotonic() + timeout_s
         while not answers(url):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -36,7 +36,7 @@ class Server:
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
     def stop(self) -> None:
-        """Ask it to stop, then end what is left of its session."""
+        """Terminate it, then kill whatever is left of its session."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -51,7 +51,7 @@ class Server:
 
 
 def start(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Server:
-    """Start it; what it prints goes to ``log``."""
+    """Start ``command``; its output goes to ``log``."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -73,12 +73,12 @@ def answers(url: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
+    """Distinct ports that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()

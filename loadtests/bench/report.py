@@ -12,7 +12,7 @@ from loadtests.bench.wrk import Figures
 
 @dataclass(frozen=True)
 class Row:
-    """``ratio`` is the throughput over the reference's (1 for the reference itself)."""
+    """``ratio`` is the throughput relative to the reference's (1 for the reference itself)."""
 
     name: str
     setting: str
@@ -23,7 +23,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Floor:
-    """What a ratio must reach."""
+    """The minimum that a ratio must reach."""
 
     what: str
     found: float
@@ -82,10 +82,10 @@ def _section(section: Section) -> list[str]:
 
 
 def _row(row: Row) -> str:
-    f, (low, high) = row.figures, row.spread
-    times = " | ".join(f"{value:.2f}" for value in (f.p50_ms, f.p95_ms, f.p99_ms))
+    figures, (low, high) = row.figures, row.spread
+    times = " | ".join(f"{value:.2f}" for value in (figures.p50_ms, figures.p95_ms, figures.p99_ms))
     return (
-        f"| {row.name} | {row.setting} | {f.rps:,.0f} | {row.ratio:.2f} "
+        f"| {row.name} | {row.setting} | {figures.rps:,.0f} | {row.ratio:.2f} "
         f"| {low:.2f}-{high:.2f} | {times} |"
     )
 
@@ -96,7 +96,7 @@ def _floor(floor: Floor) -> str:
 
 
 def save(folder: Path, name: str, machine: Mapping[str, Any], sections: Sequence[Section]) -> Path:
-    """Write ``NAME.md`` and ``NAME.json``; returns the latter."""
+    """Write ``NAME.md`` and ``NAME.json``; returns the latter's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown(machine, sections) + "\n", encoding="utf-8")
     document = {"machine": dict(machine), "sections": [_plain(section) for section in sections]}

@@ -15,4 +15,4 @@ class Effort:
 
     rounds: int = 4
     seconds: int = 2
-    perf_analyzer: str | None = None  # the program, where there is one
+    perf_analyzer: str | None = None  # the program's path, if it is installed

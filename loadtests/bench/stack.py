@@ -1,7 +1,7 @@
-"""Our own stack, for the length of a benchmark: ``tidegate up`` in a scratch home, on free ports.
+"""Our own stack for the duration of a benchmark: ``tidegate up`` in a scratch home, on free ports.
 
 One model is added to the copy of the repository: a graph that returns its input, served by the
-``onnxruntime`` backend, to weigh that backend against ``identity_fp32``.
+``onnxruntime`` backend, to compare that backend with ``identity_fp32``.
 """
 
 import shutil
@@ -30,7 +30,7 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class BenchStack:
-    """Where the two APIs are. ``repository`` is the scratch copy."""
+    """The URLs of the gateway and Triton, and the API key. ``repository`` is the scratch copy."""
 
     gateway: str
     triton: str
@@ -56,19 +56,19 @@ def newest(model: Path) -> Path:
 
 @contextmanager
 def running(repository: Path) -> Iterator[BenchStack]:
-    """The stack, with one gateway worker, over a copy of ``repository``; ended on the way out."""
+    """The stack, with one gateway worker, over a copy of ``repository``; stopped on exit."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home_name:
         home = Path(home_name)
-        copied = home / "model_repository"
-        shutil.copytree(repository, copied)
-        _add_identity(copied)
+        copy = home / "model_repository"
+        shutil.copytree(repository, copy)
+        _add_identity(copy)
         ports = free_ports(len(_FLAGS))
         server = start("tidegate up", _command(ports), _environment(home), home / "up.log")
         try:
             server.wait_ready(f"http://127.0.0.1:{ports[0]}/readyz", START_S)
             key = (home / ".tidegate" / "dev.key").read_text(encoding="utf-8").strip()
             yield BenchStack(
-                f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", key, copied
+                f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", key, copy
             )
         finally:
             server.stop()

@@ -1,6 +1,6 @@
-"""Run ``wrk``, a compiled load generator, and read what it measured.
+"""Run ``wrk``, a compiled load generator, and read its measurements.
 
-The bodies go to it in a file and the headers in its environment: other users of the machine can
+It gets the bodies in a file and the headers in its environment: other users of the machine can
 read a command line, and an API key is among the headers.
 """
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Target:
-    """One way to ask the same thing. Each body is sent in turn."""
+    """One URL to load. The bodies are sent in turn."""
 
     name: str
     url: str
@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Figures:
-    """One pass, or the median of several. Latencies are of all answers; times in milliseconds."""
+    """One pass, or the median of several. Latencies cover all answers; times in milliseconds."""
 
     rps: float
     p50_ms: float
@@ -46,7 +46,7 @@ def require_wrk() -> None:
 
 
 def run(target: Target, connections: int, seconds: int) -> Figures:
-    """One pass from one thread; BenchError when anything was answered with an error."""
+    """One pass from one thread; BenchError if any request failed."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s"]
     with _bodies(target.bodies) as file:
         result = subprocess.run(
@@ -65,22 +65,20 @@ def run(target: Target, connections: int, seconds: int) -> Figures:
 def parse(name: str, output: str) -> Figures:
     """The figures in wrk's output, which ends with the script's line of JSON."""
     try:
-        found = json.loads(output.strip().splitlines()[-1])
+        figures = json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
+        raise BenchError(f"wrk's output for {name} is not readable: {output[-300:]!r}") from None
+    failed = figures["refused"] + figures["broken"]
+    if failed or not figures["requests"]:
         raise BenchError(
-            f"wrk said nothing of {name} that can be read: {output[-300:]!r}"
-        ) from None
-    failed = found["refused"] + found["broken"]
-    if failed or not found["requests"]:
-        raise BenchError(
-            f"{name}: {failed} of {found['requests']} requests failed "
-            f"({found['refused']} refused, {found['broken']} without an answer)"
+            f"{name}: {failed} of {figures['requests']} requests failed "
+            f"({figures['refused']} refused, {figures['broken']} without an answer)"
         )
     return Figures(
-        rps=found["requests"] / found["duration_us"] * 1e6,
-        p50_ms=found["p50_us"] / 1e3,
-        p95_ms=found["p95_us"] / 1e3,
-        p99_ms=found["p99_us"] / 1e3,
+        rps=figures["requests"] / figures["duration_us"] * 1e6,
+        p50_ms=figures["p50_us"] / 1e3,
+        p95_ms=figures["p95_us"] / 1e3,
+        p99_ms=figures["p99_us"] / 1e3,
     )
 
 

@@ -1,1 +1,1 @@
-"""Clients that others wrote, against the running stack: each in an environment of its own."""
+"""Third-party clients against the running stack, each in its own environment."""

@@ -1,4 +1,4 @@
-"""``python -m loadtests.clients``: a table of what others' clients made of the gateway."""
+"""``python -m loadtests.clients``: a table of third-party clients' calls to the gateway."""
 
 import os
 import sys
@@ -19,19 +19,19 @@ FOLDER = Path(".venv-clients")
     "--kserve-python",
     type=click.Path(path_type=Path),
     default=FOLDER / "kserve/bin/python",
-    help="A Python with the package kserve.",
+    help="A Python with the kserve package.",
 )
 @click.option(
     "--perf-analyzer",
     type=click.Path(path_type=Path),
     default=FOLDER / "perf_analyzer/bin/perf_analyzer",
-    help="NVIDIA's program.",
+    help="NVIDIA's perf_analyzer.",
 )
 def command(url: str, grpc_address: str, kserve_python: Path, perf_analyzer: Path) -> None:
     """Run KServe's client and NVIDIA's perf_analyzer against the running stack.
 
     `make clients` installs both. The key is TIDEGATE_API_KEY, else the dev key. Exit codes: 0 all
-    went well; 1 something did not; 2 could not start.
+    calls succeeded; 1 one failed; 2 could not start.
     """
     try:
         target = Target(url.rstrip("/"), grpc_address, find_key(os.environ), kserve_python,
@@ -39,19 +39,19 @@ def command(url: str, grpc_address: str, kserve_python: Path, perf_analyzer: Pat
         check_gateway(target.url, target.key)
         for program in (kserve_python, perf_analyzer):
             if not program.exists():
-                raise CannotStart(f"there is no {program}: run `make clients`, which installs it")
+                raise CannotStart(f"there is no {program}: run `make clients` to install it")
     except CannotStart as error:
         click.secho(f"loadtests.clients: {error}", fg="red", err=True)
         sys.exit(2)
-    sys.exit(_shown(target))
+    sys.exit(_run(target))
 
 
-def _shown(target: Target) -> int:
+def _run(target: Target) -> int:
     failed = 0
     for outcome in (*kserve(target), *perf_analyzer(target)):
         click.echo(_line(outcome))
         failed += bool(outcome.fault)
-    click.echo("all went well" if not failed else f"{failed} went wrong")
+    click.echo("all calls succeeded" if not failed else f"{failed} failed")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What each client is asked to do, and what became of it."""
+"""The calls of each client, and their outcomes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).with_name("kserve_calls.py")
 TIMEOUT_S = 120
 _THROUGHPUT = re.compile(r"throughput: ([\d.]+) infer/sec")
-# (model, what perf_analyzer must be told of its inputs, and more)
+# (protocol, model, perf_analyzer's flags for its inputs and mode)
 RUNS = (
     ("http", "identity_fp32", ("--shape", "INPUT0:16")),
     ("http", "text_embedding", ("--string-data", "hello")),
@@ -23,7 +23,7 @@ RUNS = (
 
 @dataclass(frozen=True)
 class Target:
-    """The stack, and the programs that call it."""
+    """The stack, and the clients that call it."""
 
     url: str
     grpc_address: str
@@ -36,7 +36,7 @@ class Target:
 class Outcome:
     client: str
     what: str
-    fault: str  # '' when it went well
+    fault: str  # '' if it succeeded
     note: str = ""
 
 
@@ -53,33 +53,33 @@ def kserve(target: Target) -> Iterator[Outcome]:
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     yield from (Outcome(**line) for line in lines)
     if run.returncode != 0 or not lines:
-        yield Outcome("KServe", "the whole", _last_words(run))
+        yield Outcome("KServe", "all calls", _failure(run))
 
 
 def perf_analyzer(target: Target) -> Iterator[Outcome]:
-    """NVIDIA's load generator for a second each: it must measure, with no failed request."""
+    """NVIDIA's load generator, one second per run: it must measure without a failed request."""
     addresses = {"http": target.url.partition("://")[2], "grpc": target.grpc_address}
-    for api, model, more in RUNS:
+    for api, model, flags in RUNS:
         command = [
             *(str(target.perf_analyzer), "-m", model, "-i", api, "-u", addresses[api]),
             # The key is on the command line: there is no other way.
             *("-H", f"authorization: Bearer {target.key}", "--concurrency-range", "2"),
             *("--measurement-interval", "1000", "--max-trials", "3"),
-            *("--stability-percentage", "999", *more),
+            *("--stability-percentage", "999", *flags),
         ]
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
-        found = _THROUGHPUT.search(run.stdout)
-        streams = ", stream" if "--streaming" in more else ""
+        throughput = _THROUGHPUT.search(run.stdout)
+        streams = ", stream" if "--streaming" in flags else ""
         yield Outcome(
             f"perf_analyzer -i {api}",
             f"{model}{streams}",
-            "" if run.returncode == 0 and found else _last_words(run),
-            f"{found[1]} infer/s" if found else "",
+            "" if run.returncode == 0 and throughput else _failure(run),
+            f"{throughput[1]} infer/s" if throughput else "",
         )
 
 
-def _last_words(run: subprocess.CompletedProcess[str]) -> str:
-    said = (run.stderr.strip() or run.stdout.strip())[-300:]
-    return f"ended with {run.returncode}: {said}"
+def _failure(run: subprocess.CompletedProcess[str]) -> str:
+    output = (run.stderr.strip() or run.stdout.strip())[-300:]
+    return f"ended with {run.returncode}: {output}"

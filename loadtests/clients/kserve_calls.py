@@ -32,18 +32,18 @@ def _text() -> InferRequest:
     return InferRequest(TEXT, [tensor])
 
 
-def _echoed(answer: Any) -> bool:
-    values = answer.outputs[0].as_numpy().reshape(-1).tolist()
-    return bool(answer.id == "mine" and values == list(range(16)))
+def _echoed(response: Any) -> bool:
+    values = response.outputs[0].as_numpy().reshape(-1).tolist()
+    return bool(response.id == "mine" and values == list(range(16)))
 
 
-def _embedded(answer: Any) -> bool:
-    vectors = {each.name: each.as_numpy() for each in answer.outputs}
+def _embedded(response: Any) -> bool:
+    vectors = {output.name: output.as_numpy() for output in response.outputs}
     return bool(vectors["sentence_embedding"].shape == (1, 384))
 
 
 class Rest:
-    """The calls by name: each gives what is right, or raises."""
+    """The calls by name: each returns whether the response is right, or raises."""
 
     def __init__(self, url: str, key: str) -> None:
         self._client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", retries=0))
@@ -63,11 +63,13 @@ class Rest:
 
     @property
     def _headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._key}"}  # a new one: the client writes into it
+        return {
+            "authorization": f"Bearer {self._key}"
+        }  # a new dict each time: the client modifies it
 
-    async def _infer(self, request: InferRequest, right: Callable[[Any], bool]) -> bool:
+    async def _infer(self, request: InferRequest, is_right: Callable[[Any], bool]) -> bool:
         name = request.model_name
-        return right(
+        return is_right(
             await self._client.infer(self._url, request, model_name=name, headers=self._headers)
         )
 
@@ -96,8 +98,8 @@ class Grpc:
             "a model that is not there": self._missing,
         }
 
-    async def _infer(self, request: InferRequest, right: Callable[[Any], bool]) -> bool:
-        return right(await self._client.infer(request, headers=self._metadata))
+    async def _infer(self, request: InferRequest, is_right: Callable[[Any], bool]) -> bool:
+        return is_right(await self._client.infer(request, headers=self._metadata))
 
     async def _missing(self) -> bool:
         return not await self._client.is_model_ready(MISSING, headers=self._metadata)
@@ -106,7 +108,7 @@ class Grpc:
 async def _run(api: str, calls: dict[str, Call]) -> None:
     for name, call in calls.items():
         try:
-            fault = "" if await call() is True else "another answer"
+            fault = "" if await call() is True else "wrong response"
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
         sys.stdout.write(json.dumps({"client": f"KServe {api}", "what": name, "fault": fault}))

@@ -15,7 +15,7 @@ from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 from tidegate.key_store import KeyStore
 
-# Gives its inputs back, whatever they are.
+# Returns its inputs, whatever they are.
 ECHO = """
 import triton_python_backend_utils as pb_utils
 
@@ -25,7 +25,7 @@ class TritonPythonModel:
             pb_utils.Tensor(tensor.name() + "_back", tensor.as_numpy())
             for tensor in request.inputs()]) for request in requests]
 """
-# Sleeps in small steps until x seconds are over or the caller has gone, and counts both.
+# Sleeps in small steps until x seconds are over or the caller has left, and counts the latter.
 SLEEPER = """
 import time
 import numpy as np
@@ -51,8 +51,8 @@ class TritonPythonModel:
         answer = np.array([self.cancelled], dtype=np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", answer)])
 """
-# Answers 0, 1, 2, ... x - 1, every 20 ms, until its caller has gone; a negative x is an error, and
-# 0 is how many callers had gone.
+# Answers 0, 1, 2, ... x - 1, every 20 ms, until its caller has left; a negative x is an error, and
+# x = 0 returns how many callers have left.
 COUNTER = """
 import time
 import numpy as np
@@ -84,7 +84,7 @@ class TritonPythonModel:
     def _answer(self, n):
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([n], np.float32))])
 """
-# Adds up a sequence's inputs; answers with the sum and with the id that Triton was told.
+# Adds up a sequence's inputs; returns the sum and the sequence id that Triton got.
 TALLY = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -156,7 +156,7 @@ tenants = ["slow"]
 
 @contextlib.contextmanager
 def serving(home: Path, models: Mapping[str, tuple[str, str]] = MODELS) -> Iterator[TritonServer]:
-    """A Triton with these models loaded, each its code and its config."""
+    """A Triton with these models loaded: name -> (code, config)."""
     repository = home / "model_repository"
     for name, (code, config) in models.items():
         (repository / name / "1").mkdir(parents=True)
@@ -227,7 +227,8 @@ class RunningGrpcServer:
         self.port = await self.api.start()
 
     async def _follow(self) -> None:
-        """What the background does for the replicas; keys, rules and probes stay as they are."""
+        """Refresh the replicas as the background task does; keys, rules and probes stay as they
+        are."""
         while True:
             await asyncio.sleep(0.5)
             await self._background.check_replicas()

@@ -2,7 +2,7 @@
 
     python -m tests.e2e.soak_publish --minutes 30
 
-It ends with 1 if a request failed or the repository was ever neither the old state nor the new.
+Exits 1 if a request failed or the repository was ever in neither the old nor the new state.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import Caller, serving_small_pipeline
 
-LONGEST_S = 4.0  # about what a whole publication takes here
+LONGEST_S = 4.0  # about as long as a whole publication takes here
 VERSIONS_KEPT = 6
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    dice = random.Random(options.seed)  # noqa: S311 - a soak that can be repeated
+    dice = random.Random(options.seed)  # noqa: S311 - a repeatable soak
     with (
         tempfile.TemporaryDirectory() as home,
         serving_small_pipeline(Path(home)) as server,
@@ -43,22 +43,22 @@ def main() -> None:
             _round(server, dice, counts)
             if sum(counts.values()) % 20 < 2:
                 _report(server, caller, counts)
-        wait_until(server.control.is_ready, 60, "readiness after the last one")
+        wait_until(server.control.is_ready, 60, "readiness after the last round")
         _report(server, caller, counts)
     sys.exit(1 if caller.errors else 0)
 
 
 def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
     repository = server.options.repository
-    there = sorted(int(each.name) for each in (repository / NAME).glob("[0-9]*"))
-    verb = "publish" if len(there) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
+    versions = sorted(int(path.name) for path in (repository / NAME).glob("[0-9]*"))
+    verb = "publish" if len(versions) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
     if verb == "publish":
-        what = str(stage(repository, dice.randrange(1, 1000)))
+        argument = str(stage(repository, dice.randrange(1, 1000)))
     else:
-        what = str(dice.choice(there))
+        argument = str(dice.choice(versions))
     command = [sys.executable, "-m", "tests.serving.killed_publisher", server.options.work_dir]
     process = subprocess.Popen(
-        [*command, repository, "-", verb, what],
+        [*command, repository, "-", verb, argument],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -70,12 +70,12 @@ def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         counts["killed"] += 1
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode == 1:
         counts["refused"] += 1
-        sys.stderr.write(said[-600:])
+        sys.stderr.write(stderr[-600:])
     if verb == "publish":
-        shutil.rmtree(what)
+        shutil.rmtree(argument)
 
 
 def _report(server, caller: Caller, counts: dict[str, int]) -> None:

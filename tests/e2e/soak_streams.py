@@ -1,8 +1,8 @@
-"""Streams that their clients leave: ``python -m tests.e2e.soak_streams [STREAMS]`` (5,000).
+"""Streams that their clients abandon: ``python -m tests.e2e.soak_streams [STREAMS]`` (5,000).
 
-Rounds of 100 chat streams, closed together after their first bytes, until so many had begun: those
-that find the gateway full of what is still ending are refused and do not count. Triton must live
-through all of them: 2.51 dies when a cancel meets a stream's last answers
+Rounds of 100 chat streams, closed together after their first bytes, until STREAMS have started:
+those refused because the gateway is still ending earlier ones do not count. Triton must survive all
+of them: 2.51 dies when a cancel meets a stream's last answers
 (gateway/upstream/stream_call.py).
 """
 
@@ -23,47 +23,47 @@ BEGUN = "HTTP/1.1 200 OK"
 TEXT = "[delay 0.01][repeat 50] a b c"
 
 
-def _asked(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
-    """Connections on each of which this was asked."""
+def _open_streams(stack: RunningStack, text: str, count: int) -> list[socket.socket]:
+    """``count`` connections, each with a chat request for ``text`` sent."""
     message = {"role": "user", "content": text}
-    asked = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
-    body = json.dumps(asked).encode()
+    request = {"model": "echo_llm", "stream": True, "max_tokens": 100000, "messages": [message]}
+    body = json.dumps(request).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {stack.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     address = ("127.0.0.1", stack.gateway_port)
     sockets = [socket.create_connection(address, timeout=60) for _ in range(count)]
-    for each in sockets:
-        each.sendall(head.encode() + body)
+    for sock in sockets:
+        sock.sendall(head.encode() + body)
     return sockets
 
 
 def read_and_leave(stack: RunningStack, text: str, at_once: int, seconds: float) -> None:
-    """Streams that are read for so long, and closed together."""
-    sockets, end = _asked(stack, text, at_once), time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        for each in select.select(sockets, [], [], left)[0]:
-            each.recv(65536)
-    for each in sockets:
-        each.close()
+    """Read ``at_once`` streams for ``seconds``, then close them together."""
+    sockets, end = _open_streams(stack, text, at_once), time.monotonic() + seconds
+    while (remaining_s := end - time.monotonic()) > 0:
+        for sock in select.select(sockets, [], [], remaining_s)[0]:
+            sock.recv(65536)
+    for sock in sockets:
+        sock.close()
 
 
 def abandon(stack: RunningStack, text: str = TEXT, at_once: int = AT_ONCE) -> collections.Counter:
-    """One round; the status lines that came."""
+    """One round; returns the status lines, counted."""
     statuses: collections.Counter = collections.Counter()
-    sockets = _asked(stack, text, at_once)
+    sockets = _open_streams(stack, text, at_once)
     try:
-        for each in sockets:
-            statuses[each.recv(100).split(b"\r\n")[0].decode()] += 1
+        for sock in sockets:
+            statuses[sock.recv(100).split(b"\r\n")[0].decode()] += 1
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
     return statuses
 
 
 def soak(stack: RunningStack, streams: int, **options) -> collections.Counter:
-    """Abandon so many that had begun; AssertionError when Triton does not live through it."""
+    """Abandon ``streams`` started streams; AssertionError unless Triton survives."""
     process, statuses = stack.triton(), collections.Counter()
     while statuses[BEGUN] < streams:
         statuses += abandon(stack, **options)
@@ -76,7 +76,7 @@ def soak(stack: RunningStack, streams: int, **options) -> collections.Counter:
 
 
 def assert_still_answers(stack: RunningStack) -> None:
-    """Once what was left is ended: until then it may hold every permit, and a 503 says so."""
+    """Wait until the abandoned streams have ended: until then they may hold every permit (503)."""
     body = {"text_input": "still here", "exclude_input_in_output": True}
     url = "/v2/models/echo_llm/generate"
     wait_until(lambda: stack.post(url, json=body).status_code == 200, 60, "an answer")

@@ -1,4 +1,5 @@
-"""Clients that leave their streams, a hundred at once, do not end Triton; it soon works no more."""
+"""A hundred clients that abandon their streams at once do not end Triton, and their work soon
+ends."""
 
 import time
 
@@ -9,9 +10,9 @@ from tests.echoing import say
 from tests.running import wait_until
 
 
-def test_triton_lives_through_streams_that_are_left(echo):
+def test_triton_survives_abandoned_streams(echo):
     statuses = soak(echo, 400)
-    # What is left is still work: it holds its permits, and a full replica says so.
+    # Abandoned streams still hold their permits for a while, and a full replica answers 503.
     assert set(statuses) <= {"HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"}
     assert statuses["HTTP/1.1 200 OK"] >= 400
 
@@ -22,19 +23,19 @@ def _inflight(echo) -> int:
     return sum(replica["inflight"] for replica in replicas)
 
 
-def test_what_is_left_ends_in_seconds(echo):
+def test_abandoned_work_ends_in_seconds(echo):
     text = "[delay 0.05][repeat 500] a b c"  # 75 s
-    # Those of the test before are still being ended, and would be counted among these.
+    # The previous test's streams are still ending, and would be counted here.
     wait_until(lambda: _inflight(echo) == 0, 90, "nothing is under way")
     cancelled = int(say(echo, "[cancelled]"))
     abandon(echo, text, 20)
-    left = time.monotonic()
+    abandoned_at = time.monotonic()
     wait_until(lambda: int(say(echo, "[cancelled]")) == cancelled + 20, 15, "every cancel")
-    assert time.monotonic() - left < 10
+    assert time.monotonic() - abandoned_at < 10
 
 
-def test_a_model_that_never_pauses_is_heard_to_its_end(echo):
-    """It is in the midst of an answer whenever it would be cancelled."""
+def test_a_model_that_never_pauses_is_read_to_its_end(echo):
+    """It is always in the middle of an answer when it would be cancelled."""
     triton = echo.triton()
     for _ in range(3):
         read_and_leave(echo, "[delay 0][repeat 1500] a b c d", 20, 1.0)

@@ -19,13 +19,13 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 
 def _raw(stack, data: bytes) -> bytes:
-    """What comes back until the gateway closes the connection, or is silent for half a second."""
-    with socket.create_connection(("127.0.0.1", stack.gateway_port)) as made:
-        made.sendall(data)
-        made.settimeout(0.5)
+    """The bytes received until the gateway closes the connection or is silent for half a second."""
+    with socket.create_connection(("127.0.0.1", stack.gateway_port)) as connection:
+        connection.sendall(data)
+        connection.settimeout(0.5)
         received = b""
         try:
-            while part := made.recv(65536):
+            while part := connection.recv(65536):
                 received += part
         except TimeoutError:
             pass
@@ -38,11 +38,11 @@ def _post(stack, headers: bytes, body: bytes, version: bytes = b"1.1") -> bytes:
     return _raw(stack, line + key + headers + b"\r\n" + body)
 
 
-def _statuses(answer: bytes) -> list[bytes]:
-    return [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+def _statuses(response: bytes) -> list[bytes]:
+    return [part[:3] for part in response.split(b"HTTP/1.1 ")[1:]]
 
 
-def test_the_request_without_its_tricks(echo):
+def test_the_honest_request(echo):
     assert _statuses(_post(echo, LENGTH, BODY)) == [b"200"]
     assert _statuses(_post(echo, b"Transfer-Encoding: chunked\r\n", CHUNKED)) == [b"200"]
 
@@ -71,16 +71,16 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("name", SMUGGLED)
 def test_smuggling(echo, name):
-    """One refusal, and nothing of what came is read as a second request."""
+    """One refusal, and none of the rest is read as a second request."""
     headers, body = SMUGGLED[name]
     second = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    answer = _post(echo, headers, body + second)
-    assert _statuses(answer)[:1] == [b"400"]
-    assert b'"status":"ok"' not in answer
+    response = _post(echo, headers, body + second)
+    assert _statuses(response)[:1] == [b"400"]
+    assert b'"status":"ok"' not in response
 
 
-def test_codings_that_may_be_read_in_two_ways(echo):
-    """Their framing is clear to us, and might not be to a proxy."""
+def test_ambiguous_codings(echo):
+    """Their framing is clear to us, but may not be to a proxy."""
     coded = b"Connection: close\r\nTransfer-Encoding: gzip, chunked\r\n"
     assert _statuses(_post(echo, coded, CHUNKED)) == [b"400"]
     assert _statuses(_post(echo, TE, CHUNKED, b"1.0")) == [b"400"]
@@ -95,14 +95,14 @@ def test_codings_that_may_be_read_in_two_ways(echo):
         b"Inference-Header-Content-Length: 3\r\nInference-Header-Content-Length: %d" % len(BODY),
     ],
 )
-def test_a_header_that_decides_stands_once(echo, header):
-    """A proxy before us may have gone by the other one."""
-    answer = _post(echo, header + b"\r\nConnection: close\r\n" + LENGTH, BODY)
-    assert _statuses(answer) == [b"400"]
-    assert b"stands twice" in answer
+def test_a_decisive_header_is_sent_once(echo, header):
+    """A proxy in front of us may have used the other one."""
+    response = _post(echo, header + b"\r\nConnection: close\r\n" + LENGTH, BODY)
+    assert _statuses(response) == [b"400"]
+    assert b"stands twice" in response
 
 
-def test_an_identity_stands_once_in_grpc_too(echo):
+def test_an_identity_is_sent_once_in_grpc_too(echo):
     with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_api_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         both = [("authorization", f"Bearer {key}") for key in ("nonsense", echo.key)]
@@ -184,10 +184,10 @@ def test_documents(echo, name, path):
         (bytes(4 * 5_000_000), [5_000_000]),
     ],
 )
-def test_strings_are_counted_no_further_than_is_asked(echo, raw, shape):
+def test_strings_are_not_counted_beyond_the_shape(echo, raw, shape):
     body, headers = _binary(raw, shape)
     path = f"{echo.url}/v2/models/echo_llm/infer"
     started = time.monotonic()
-    answer = httpx.post(path, content=body, headers={**echo.headers, **headers}, timeout=20)
-    assert answer.status_code == 400
+    response = httpx.post(path, content=body, headers={**echo.headers, **headers}, timeout=20)
+    assert response.status_code == 400
     assert time.monotonic() - started < 2

@@ -1,4 +1,5 @@
-"""What attackers and tired users send: a right status, a message that helps, within a second."""
+"""Bad requests from attackers and tired users get the right status and a helpful message in a
+second."""
 
 import json
 import time
@@ -11,14 +12,16 @@ INFER = "/v2/models/identity_fp32/infer"
 GOOD = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}
 
 
-def _ask(stack, path: str, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+def _post_quickly(
+    stack, path: str, body: bytes, headers: dict[str, str] | None = None
+) -> httpx.Response:
     started = time.monotonic()
-    answer = stack_post(stack, path, body, headers or {})
+    response = _post(stack, path, body, headers or {})
     assert time.monotonic() - started < 1
-    return answer
+    return response
 
 
-def stack_post(stack, path, body, headers):
+def _post(stack, path, body, headers):
     return httpx.post(
         stack.url + path, content=body, headers={**stack.headers, **headers}, timeout=10
     )
@@ -30,10 +33,10 @@ def _with(**changes) -> bytes:
 
 @pytest.fixture(autouse=True)
 def still_serving(stack):
-    """After every one of these the server answers the next caller."""
+    """After each of these tests the server still answers the next caller."""
     yield
-    assert _ask(stack, INFER, _with()).status_code == 200
-    assert _ask(stack, "/v1/text_embedding", b'{"text": "hello"}').status_code == 200
+    assert _post_quickly(stack, INFER, _with()).status_code == 200
+    assert _post_quickly(stack, "/v1/text_embedding", b'{"text": "hello"}').status_code == 200
 
 
 V2_CASES = {
@@ -97,10 +100,10 @@ V2_CASES = {
 @pytest.mark.parametrize("case", V2_CASES)
 def test_v2_refuses(stack, case):
     body, message = V2_CASES[case]
-    answer = _ask(stack, INFER, body)
-    assert answer.status_code == 400, answer.text
-    assert list(answer.json()) == ["error"]
-    assert message in answer.json()["error"]
+    response = _post_quickly(stack, INFER, body)
+    assert response.status_code == 400, response.text
+    assert list(response.json()) == ["error"]
+    assert message in response.json()["error"]
 
 
 BINARY = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32"}
@@ -134,9 +137,9 @@ BINARY_CASES = {
 @pytest.mark.parametrize("case", BINARY_CASES)
 def test_v2_binary_refuses(stack, case):
     body, headers, message = BINARY_CASES[case]
-    answer = _ask(stack, INFER, body, headers)
-    assert answer.status_code == 400, answer.text
-    assert message in answer.json()["error"]
+    response = _post_quickly(stack, INFER, body, headers)
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -149,14 +152,14 @@ def test_v2_refuses_strings_that_are_cut_off(stack, raw):
     header = json.dumps(
         {"inputs": [{**entry, "parameters": {"binary_data_size": len(raw)}}]}
     ).encode()
-    answer = _ask(
+    response = _post_quickly(
         stack,
         "/v2/models/text_embedding/infer",
         header + raw,
         {"Inference-Header-Content-Length": str(len(header))},
     )
-    assert answer.status_code == 400
-    assert "cut off" in answer.json()["error"]
+    assert response.status_code == 400
+    assert "cut off" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +176,11 @@ def test_v2_refuses_strings_that_are_cut_off(stack, raw):
 )
 def test_v2_refuses_texts(stack, text, message):
     entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    answer = _ask(
+    response = _post_quickly(
         stack, "/v2/models/text_embedding/infer", json.dumps({"inputs": [entry]}).encode()
     )
-    assert answer.status_code == 400, answer.text
-    assert message in answer.json()["error"]
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]
 
 
 TASK_CASES = {
@@ -201,13 +204,13 @@ TASK_CASES = {
 @pytest.mark.parametrize("case", TASK_CASES)
 def test_task_refuses_with_a_problem(stack, case):
     body, param = TASK_CASES[case]
-    answer = _ask(stack, "/v1/text_embedding", json.dumps(body).encode())
-    problem = answer.json()
-    assert answer.status_code == 422, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = _post_quickly(stack, "/v1/text_embedding", json.dumps(body).encode())
+    problem = response.json()
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
     assert problem["code"] == "invalid_request"
     assert problem["status"] == 422
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == response.headers["x-request-id"]
     assert problem.get("param", "") == param
     assert len(problem["detail"]) < 500
 
@@ -232,31 +235,31 @@ def test_task_refuses_with_a_problem(stack, case):
     ],
 )
 def test_unknown_paths(stack, path, status):
-    answer = _ask(stack, path, _with())
-    assert answer.status_code == status, answer.text
-    assert len(answer.text) < 600
+    response = _post_quickly(stack, path, _with())
+    assert response.status_code == status, response.text
+    assert len(response.text) < 600
 
 
 @pytest.mark.parametrize("path", [INFER, "/v1/text_embedding", "/v1/embeddings"])
 def test_a_body_over_the_limit(stack, path):
     body = b'{"text": "' + b"x" * (33 * 1024 * 1024) + b'"}'
     for content in (body, _chunks(body)):
-        answer = stack_post(stack, path, content, {})
-        assert answer.status_code == 413, answer.text
-        assert "33554432 bytes" in answer.text
+        response = _post(stack, path, content, {})
+        assert response.status_code == 413, response.text
+        assert "33554432 bytes" in response.text
 
 
 def _chunks(body: bytes):
-    """Chunked: no Content-Length says how long it is."""
+    """A chunked body, without a Content-Length."""
     for start in range(0, len(body), 1 << 20):
         yield body[start : start + (1 << 20)]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
 def test_compressed_bodies_are_refused(stack, encoding):
-    answer = _ask(stack, INFER, b"\x1f\x8b", {"Content-Encoding": encoding})
-    assert answer.status_code == 400
-    assert "uncompressed" in answer.json()["error"]
+    response = _post_quickly(stack, INFER, b"\x1f\x8b", {"Content-Encoding": encoding})
+    assert response.status_code == 400
+    assert "uncompressed" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -265,23 +268,23 @@ def test_compressed_bodies_are_refused(stack, encoding):
 )
 def test_no_valid_key(stack, authorization):
     headers = {} if authorization is None else {"Authorization": authorization.encode()}
-    answers = [
+    responses = [
         httpx.post(stack.url + path, content=b"not even JSON", headers=headers)
         for path in (INFER, "/v1/text_embedding", "/v1/embeddings", "/v1/nothing")
     ]
-    assert {answer.status_code for answer in answers} == {401}
-    assert "error" in answers[0].json()
-    assert answers[1].json()["code"] == "unauthenticated"
-    assert answers[2].json()["error"]["type"] == "authentication_error"
-    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+    assert {response.status_code for response in responses} == {401}
+    assert "error" in responses[0].json()
+    assert responses[1].json()["code"] == "unauthenticated"
+    assert responses[2].json()["error"]["type"] == "authentication_error"
+    assert {response.headers["www-authenticate"] for response in responses} == {"Bearer"}
 
 
 def test_a_revoked_key_is_refused_within_a_second(stack):
-    made = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
-    headers = {"Authorization": f"Bearer {made['key']}"}
+    created = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
+    headers = {"Authorization": f"Bearer {created['key']}"}
     url = f"{stack.url}/v1/models"
     assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 200)
-    assert stack.tidegate("keys", "revoke", made["id"]).returncode == 0
+    assert stack.tidegate("keys", "revoke", created["id"]).returncode == 0
     assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 401)
 
 
@@ -295,15 +298,15 @@ def _within_a_second(condition) -> bool:
 
 
 def test_v2_output_that_json_cannot_carry(stack):
-    """NaN goes through as binary data; as JSON it is refused, and the way out is named."""
+    """NaN passes as binary data; as JSON it is refused with a hint to use binary data."""
     raw = np.array([1, np.nan, np.inf], dtype=np.float32).tobytes()
     entry = {**BINARY, "parameters": {"binary_data_size": 12}}
     for wants_binary, status in ((True, 200), (False, 400)):
         header = json.dumps(
             {"inputs": [entry], "parameters": {"binary_data_output": wants_binary}}
         ).encode()
-        answer = _ask(
+        response = _post_quickly(
             stack, INFER, header + raw, {"Inference-Header-Content-Length": str(len(header))}
         )
-        assert answer.status_code == status
-        assert answer.content.endswith(raw) if wants_binary else "binary_data" in answer.text
+        assert response.status_code == status
+        assert response.content.endswith(raw) if wants_binary else "binary_data" in response.text

@@ -1,4 +1,4 @@
-"""A canary through the gateway: its share of the callers, sticky, then everybody, then nobody."""
+"""A canary through the gateway: its share of the callers, stickiness, promotion."""
 
 import httpx
 import pytest
@@ -10,8 +10,8 @@ TEXT = {"text": "Where is my parcel?"}
 
 
 @pytest.fixture(scope="module")
-def trying(built):
-    """A stack that serves version 1 (FP32) and has version 2 (W8) on the disk."""
+def stack_with_two_versions(built):
+    """A stack that serves version 1 (FP32) and has version 2 (W8) on disk."""
     running = launch(built, NAME)
     try:
         wait_ready(running, 90)
@@ -24,39 +24,52 @@ def trying(built):
 
 
 def _vector(running, key):
-    answer = httpx.post(
+    response = httpx.post(
         f"{running.url}/v1/{NAME}",
         json=TEXT,
         headers={"Authorization": f"Bearer {key}"},
         timeout=30,
     )
-    assert answer.status_code == 200, answer.text
-    return tuple(answer.json()["embedding"][:4])
+    assert response.status_code == 200, response.text
+    return tuple(response.json()["embedding"][:4])
 
 
-def test_callers_are_shared_out_and_stay_where_they_are(trying):
+def test_callers_are_split_and_stay_on_their_version(stack_with_two_versions):
     keys = [
-        trying.tidegate("keys", "create", f"app{n}").stdout.strip().splitlines()[-1]
+        stack_with_two_versions.tidegate("keys", "create", f"app{n}")
+        .stdout.strip()
+        .splitlines()[-1]
         for n in range(8)
     ]
-    wait_until(lambda: trying.tidegate("versions", NAME).returncode == 0, 10, "versions")
-    run = trying.tidegate("canary", NAME, "--weight", "50")
+    wait_until(
+        lambda: stack_with_two_versions.tidegate("versions", NAME).returncode == 0, 10, "versions"
+    )
+    run = stack_with_two_versions.tidegate("canary", NAME, "--weight", "50")
     assert run.returncode == 0, run.stderr
     canary = f"{NAME}.v2"
     wait_until(
-        lambda: canary in trying.get("/v1/models").text or _is_routed(trying, keys), 15, "the route"
+        lambda: (
+            canary in stack_with_two_versions.get("/v1/models").text
+            or _is_routed(stack_with_two_versions, keys)
+        ),
+        15,
+        "the route",
     )
-    first = [_vector(trying, key) for key in keys]
-    again = [_vector(trying, key) for key in keys]
+    first = [_vector(stack_with_two_versions, key) for key in keys]
+    again = [_vector(stack_with_two_versions, key) for key in keys]
     assert first == again
-    assert len(set(first)) == 2, "all eight met the same version"
-    # It is no model of its own for clients.
-    assert canary not in trying.get("/v1/models").text
-    assert trying.post(f"/v1/{canary}", json=TEXT).status_code == 404
-    run = trying.tidegate("promote", NAME)
+    assert len(set(first)) == 2, "all eight got the same version"
+    # To clients it is not a model of its own.
+    assert canary not in stack_with_two_versions.get("/v1/models").text
+    assert stack_with_two_versions.post(f"/v1/{canary}", json=TEXT).status_code == 404
+    run = stack_with_two_versions.tidegate("promote", NAME)
     assert run.returncode == 0, run.stderr
-    wait_until(lambda: len({_vector(trying, key) for key in keys}) == 1, 15, "everybody is moved")
-    assert _vector(trying, keys[0]) in set(first)
+    wait_until(
+        lambda: len({_vector(stack_with_two_versions, key) for key in keys}) == 1,
+        15,
+        "everyone is moved",
+    )
+    assert _vector(stack_with_two_versions, keys[0]) in set(first)
 
 
 def _is_routed(running, keys):

@@ -1,4 +1,4 @@
-"""No fault of a file is a traceback, whichever verb meets it; only what is served is linted."""
+"""No verb prints a traceback for a bad file; only models to be served are linted at the start."""
 
 import sys
 
@@ -16,13 +16,13 @@ from tidegate.log_keeper import LogKeeper, rotate
     "words",
     ["up m", "status", "lint", "keys create a", "keys list", "audit verify", "rollback m"],
 )
-@pytest.mark.parametrize("what", ["files", "folders"])
-def test_a_home_where_nothing_can_be_read_or_written(
-    tmp_path, monkeypatch, capsys, caplog, words, what
+@pytest.mark.parametrize("failure", ["files", "folders"])
+def test_an_unusable_home_is_reported_in_one_line(
+    tmp_path, monkeypatch, capsys, caplog, words, failure
 ):
-    """Where a folder belongs there is a file, and the other way about. (Tests may run as root, to
-    whom no folder is closed.)"""
-    if what == "files":
+    """Files stand in for folders and folders for files. (Tests may run as root, who may read
+    everything.)"""
+    if failure == "files":
         (tmp_path / ".tidegate").touch()
         (tmp_path / ".model_repository.staging").touch()
     else:
@@ -36,12 +36,12 @@ def test_a_home_where_nothing_can_be_read_or_written(
         cli.main()
     written = capsys.readouterr().err
     assert "Traceback" not in written
-    assert "This was not foreseen" not in written
+    assert "This is a bug" not in written
     assert ended.value.code in (0, 1), written
     assert ended.value.code == 0 or written.count("\n") <= 1
 
 
-def test_only_faults_of_what_is_served_refuse_it(tmp_path):
+def test_only_errors_in_served_models_refuse_a_start(tmp_path):
     repository = tmp_path / "model_repository"
     stage(repository, 0).rename(repository)
     (repository / "mood_onnx" / "1" / "model.py").unlink()
@@ -50,7 +50,7 @@ def test_only_faults_of_what_is_served_refuse_it(tmp_path):
         require_loadable(repository, ["mood"], "default")
 
 
-def test_a_fault_of_configs_that_are_not_served_refuses_nothing(tmp_path):
+def test_an_error_in_another_config_profile_refuses_nothing(tmp_path):
     repository = tmp_path / "model_repository"
     stage(repository, 0).rename(repository)
     configs = repository / "mood_pre" / "configs"
@@ -61,21 +61,21 @@ def test_a_fault_of_configs_that_are_not_served_refuses_nothing(tmp_path):
         require_loadable(repository, ["mood"], "gpu")
 
 
-def test_a_log_that_cannot_be_rotated_is_told_once_and_stays(tmp_path, monkeypatch):
-    logs, said = [tmp_path / "gateway.log", tmp_path / "triton.log"], []
+def test_a_log_that_cannot_be_rotated_is_reported_once_and_stays(tmp_path, monkeypatch):
+    logs, messages = [tmp_path / "gateway.log", tmp_path / "triton.log"], []
     for log in logs:
         log.write_bytes(b"x" * 100)
-        log.with_name(f"{log.name}.1").mkdir()  # in the way, as a full disk is
+        log.with_name(f"{log.name}.1").mkdir()  # blocks the rotation, as a full disk would
     looked = []
     monkeypatch.setattr("tidegate.log_keeper.TROUBLE_S", 0.01)
     monkeypatch.setattr("tidegate.log_keeper.rotate", lambda *log: (looked.append(1), rotate(*log)))
-    keeper = LogKeeper(logs, 10, 1, said.append)
+    keeper = LogKeeper(logs, 10, 1, messages.append)
     keeper.start()
     try:
         wait_until(lambda: len(looked) >= 6, 20, "three looks at each")
     finally:
         keeper.stop()
     for log in logs:
-        assert sum(f"{log} cannot be rotated" in line for line in said) == 1
+        assert sum(f"{log} cannot be rotated" in line for line in messages) == 1
         assert log.read_bytes() == b"x" * 100
-    assert len(said) == 2
+    assert len(messages) == 2

@@ -19,23 +19,23 @@ def demo(stack, monkeypatch):
     return run
 
 
-def test_demo_shows_what_is_near_where_the_time_went_and_what_is_on_the_photo(demo):
+def test_demo_shows_similarities_times_and_the_photos_label(demo):
     run = demo()
     assert run.returncode == 0, run.stderr
     assert "Where is my parcel?" in run.stdout
     assert "text_embedding_onnx: compute" in run.stdout
     assert "espresso" in run.stdout
-    assert "\x1b[" not in run.stdout  # colour is for terminals
+    assert "\x1b[" not in run.stdout  # colour only on terminals
 
 
 def test_demo_as_json_adds_up(demo):
     result = json.loads(demo("--json").stdout)
     similarity = result["similarity"]
-    assert [row[place] for place, row in enumerate(similarity)] == pytest.approx([1] * 5, abs=1e-3)
+    assert [row[index] for index, row in enumerate(similarity)] == pytest.approx([1] * 5, abs=1e-3)
     parcel_order, parcel_cat = similarity[0][1], similarity[0][4]
     assert parcel_order > parcel_cat + 0.2
     inside = sum(s["queue_ms"] + s["compute_ms"] for s in result["steps"].values())
-    # Triton's means count the golden samples too, which queue behind the demo's own requests.
+    # Triton's means include the golden samples, which queue behind the demo's own requests.
     assert 0 < inside < 1.5 * result["upstream_ms"]
     assert 0 < result["gateway_ms"] < result["upstream_ms"]
     assert result["photo"]["labels"][0]["label"] == "espresso"
@@ -67,22 +67,22 @@ def test_demo_with_a_key_that_is_refused_says_so(stack, monkeypatch):
     assert "no valid API key" in run.stderr
 
 
-def test_keys_are_made_listed_and_revoked(tmp_path):
+def test_keys_are_created_listed_and_revoked(tmp_path):
     key = _run(tmp_path, "keys", "create", "my app").stdout.strip()
     assert key.startswith("tg_")
-    made = json.loads(_run(tmp_path, "keys", "create", "other", "--json").stdout)
+    created = json.loads(_run(tmp_path, "keys", "create", "other", "--json").stdout)
     listed = json.loads(_run(tmp_path, "keys", "list", "--json").stdout)
     assert [(record["name"], record["revoked"]) for record in listed] == [
         ("my app", ""),
         ("other", ""),
     ]
-    assert listed[1]["key_id"] == made["id"]
+    assert listed[1]["key_id"] == created["id"]
     assert "hmac" not in str(listed)
     assert _run(tmp_path, "keys", "revoke", "my app").returncode == 0
-    shown = _run(tmp_path, "keys", "list").stdout.splitlines()
-    assert "revoked" in shown[0]
-    assert shown[1].endswith("valid")
-    assert key not in str(shown)
+    lines = _run(tmp_path, "keys", "list").stdout.splitlines()
+    assert "revoked" in lines[0]
+    assert lines[1].endswith("valid")
+    assert key not in str(lines)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Connections that say nothing, from fewer descriptors than there are of them.
+"""More silent connections than the gateway has file descriptors.
 
-``python -m gateway`` runs as in production; without a Triton: connections come before models.
+``python -m gateway`` runs as in production, but without a Triton: connections come before models.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def _gateway(folder, limits, **variables):
         )
     try:
         with httpx.Client(base_url=_url(port, folder), verify=_verify(folder)) as client:
-            wait_until(lambda: _answers(client), 30, "the gateway")
+            wait_until(lambda: _is_answering(client), 30, "the gateway")
             yield process, client, port
     finally:
         process.send_signal(signal.SIGTERM)
@@ -63,7 +63,7 @@ def _verify(folder):
     return ssl.create_default_context(cafile=str(authority)) if authority.exists() else True
 
 
-def _answers(client):
+def _is_answering(client):
     try:
         return client.get("/healthz").status_code == 200
     except httpx.TransportError:
@@ -72,10 +72,10 @@ def _answers(client):
 
 def _open(port, begin):
     with contextlib.suppress(OSError):
-        made = socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
         if begin:
-            made.sendall(begin)
-        return made
+            connection.sendall(begin)
+        return connection
     return None
 
 
@@ -95,65 +95,67 @@ def secured(request, tmp_path):
 @pytest.mark.parametrize(
     "begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"], ids=["silent", "half a head"]
 )
-def test_silent_connections_never_take_http_away(tmp_path, secured, begin):
+def test_silent_connections_never_block_http(tmp_path, secured, begin):
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (process, _, port):
         flood = [_open(port, begin) for _ in range(SILENT)]
         try:
             for _ in range(20):
-                flood += [_open(port, begin) for _ in range(20)]  # it goes on
+                flood += [_open(port, begin) for _ in range(20)]  # the flood continues
                 started = time.monotonic()
                 with httpx.Client(verify=_verify(tmp_path)) as new:
-                    answer = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
-                assert answer.status_code == 200
+                    response = new.get(f"{_url(port, tmp_path)}/healthz", timeout=5)
+                assert response.status_code == 200
                 assert time.monotonic() - started < 4  # the machine is shared
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, flood):
-                made.close()
+            for connection in filter(None, flood):
+                connection.close()
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()
 
 
-def test_idle_connections_give_way_and_busy_ones_do_not(tmp_path):
+def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path):
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, client, port):
-        idle, silent, answers = [], [], []
+        idle, silent, responses = [], [], []
         try:
-            while len(idle) < SILENT:  # never more at once than have a place
+            while len(idle) < SILENT:  # never more at once than fit
                 idle += [_open(port, get) for _ in range(20)]
-                answers += [_answer(made) for made in idle[-20:]]
-            assert all(answer.startswith(b"HTTP/1.1 200 OK") for answer in answers)
-            said = [b"connection: close" in answer for answer in answers]
-            assert not said[0]  # there was place
-            assert sum(said) >= SILENT - DESCRIPTORS  # told that it is not kept, as it was scarce
+                responses += [_read_answer(connection) for connection in idle[-20:]]
+            assert all(response.startswith(b"HTTP/1.1 200 OK") for response in responses)
+            closing = [b"connection: close" in response for response in responses]
+            assert not closing[0]  # descriptors were free
+            # Closed by the gateway, as descriptors were scarce.
+            assert sum(closing) >= SILENT - DESCRIPTORS
             for _ in range(20):
                 silent += [_open(port, b"") for _ in range(SILENT // 20)]
                 assert client.get("/healthz").status_code == 200
-            assert [_rest(made) for made in idle] == [b""] * SILENT  # closed to make place
+            rests = [_read_rest(connection) for connection in idle]
+            assert rests == [b""] * SILENT  # closed to make room
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, idle + silent):
-                made.close()
+            for connection in filter(None, idle + silent):
+                connection.close()
 
 
-def _answer(made):
+def _read_answer(connection):
     """The answer on a connection, to the end of its body."""
-    made.settimeout(20)
+    connection.settimeout(20)
     received = b""
     while not received.endswith(b'{"status":"ok"}'):
-        more = made.recv(4096)
+        more = connection.recv(4096)
         assert more, received
         received += more
     return received
 
 
-def _rest(made):
-    """What comes on a connection until it is closed."""
+def _read_rest(connection):
+    """The bytes that arrive on a connection until it is closed."""
     with contextlib.suppress(ConnectionResetError):
-        return made.recv(4096)
+        return connection.recv(4096)
     return b""
 
 
-def test_strangers_that_do_not_read_never_take_http_away(tmp_path):
+def test_clients_that_do_not_read_never_block_http(tmp_path):
     path = b"/static-offline-docs/swagger-ui-bundle.js"
     get = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS)) as (process, _, port):
@@ -165,8 +167,8 @@ def test_strangers_that_do_not_read_never_take_http_away(tmp_path):
                     assert new.get(f"{_url(port, tmp_path)}/healthz", timeout=5).status_code == 200
             assert psutil.Process(process.pid).num_fds() < DESCRIPTORS - 16
         finally:
-            for made in filter(None, flood):
-                made.close()
+            for connection in filter(None, flood):
+                connection.close()
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()
 
 
@@ -176,7 +178,7 @@ def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
         assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
 
 
-def test_a_silent_client_of_tls_is_cut_in_time(tmp_path):
+def test_a_silent_tls_client_is_cut_off_in_time(tmp_path):
     authority = Authority(tmp_path)
     certificate, key = authority.sign("gateway")
     secured = {
@@ -184,15 +186,15 @@ def test_a_silent_client_of_tls_is_cut_in_time(tmp_path):
         "TIDEGATE_TLS_KEY_FILE": str(key),
     }
     with _gateway(tmp_path, (DESCRIPTORS, DESCRIPTORS), **secured) as (_, _, port):
-        with socket.create_connection(("127.0.0.1", port)) as made:
-            made.settimeout(15)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(15)
             started = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
-                assert made.recv(1000) == b""
+                assert connection.recv(1000) == b""
             assert 8 < time.monotonic() - started < 14
-        with socket.create_connection(("127.0.0.1", port)) as made:
-            made.settimeout(5)
-            made.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # not TLS
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(5)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # not TLS
             with contextlib.suppress(ConnectionResetError):
-                assert b"200 OK" not in made.recv(1000)
+                assert b"200 OK" not in connection.recv(1000)
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()

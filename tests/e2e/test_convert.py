@@ -1,4 +1,4 @@
-"""`tidegate convert`, as a user runs it: what it says, what it leaves, and what it refuses."""
+"""`tidegate convert`, as a user runs it: what it prints, leaves behind and refuses."""
 
 import signal
 import subprocess
@@ -53,8 +53,8 @@ def test_help_shows_a_line_that_works():
     assert "tidegate convert text_embedding" in run.stdout
 
 
-def test_a_step_that_was_tampered_with_does_not_pass_the_proof(stack, tmp_path):
-    """A fault planted in the tokeniser step: only the proof through Triton can see it."""
+def test_a_tampered_step_fails_the_proof(stack, tmp_path):
+    """A fault in the tokeniser step, which only the proof through Triton can find."""
     planted = tmp_path / "planted.py"
     planted.write_text(
         "import tidegate.pipelines as b\n"
@@ -104,10 +104,10 @@ def test_a_missing_weights_package_is_named(tmp_path):
     ],
 )
 def test_a_signal_leaves_nothing_half_written(tmp_path, number, after):
-    """At three moments of a cold conversion."""
+    """At three points of a cold conversion."""
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     if after == "scratch Triton":
-        cache = {}  # from the warm cache: the moment comes at once
+        cache = {}  # from the warm cache: this point comes at once
     process = subprocess.Popen(
         [sys.executable, "-m", "tidegate", "convert", "text_embedding"],
         env={**environment(tmp_path), "ORT_DISABLE_TELEMETRY": "", **cache},
@@ -123,8 +123,8 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, after):
     process.send_signal(number)
     process.communicate(timeout=40)
     assert process.returncode != 0
-    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
-    assert [p.name for p in left if p.name != "triton.key"] == []
+    leftovers = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
+    assert [p.name for p in leftovers if p.name != "triton.key"] == []
     assert not list(Path("/dev/shm").glob(f"tidegate_{process.pid}_*"))
 
 
@@ -136,6 +136,6 @@ def test_a_step_that_is_older_than_the_code_is_published_again(tmp_path):
     published.write_text(current + "# from an older checkout\n")
     run = _convert(tmp_path, "identity_fp32")
     assert "published into model_repository/" in run.stdout
-    # As a version of its own: nothing is changed in place.
+    # As a new version: nothing is changed in place.
     assert (folder / "2" / "model.py").read_text() == current
     assert "already in" in _convert(tmp_path, "identity_fp32").stdout

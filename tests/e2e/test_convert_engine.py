@@ -1,9 +1,8 @@
-"""``tidegate convert --engine tensorrt``: where it cannot be, and the whole way where it can.
+"""``tidegate convert --engine tensorrt``: where it cannot work, and the whole path where it can.
 
-For the whole way this machine is given stand-ins of what it lacks: nvidia-smi, the package tensorrt
-(tests/converters/fake_trt.py says what for) and Triton's tensorrt backend, which is here a
-Python-based one. Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the
-publication are real.
+For the whole path this machine gets stand-ins for what it lacks: nvidia-smi, the tensorrt package
+(see tests/converters/fake_trt.py) and Triton's tensorrt backend, which here is a Python-based one.
+Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the publication are real.
 """
 
 import shutil
@@ -27,7 +26,7 @@ from tidegate.convert import ConvertOptions, run
 from tidegate.engines import is_on, on_engine, why_not_here
 from tidegate.paths import Paths
 from tidegate.pipelines import Built
-from tidegate.prove import Question, prove
+from tidegate.prove import ProveOptions, prove
 
 __all__ = ["machine"]
 BACKEND = '''
@@ -47,15 +46,15 @@ class TritonPythonModel:
         numbers = [str(n) for n in range(len(json.loads(head)))]
         assert config["instance_group"][0]["profile"] == numbers
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.names = [each["name"] for each in config["input"]]
+        self.names = [tensor["name"] for tensor in config["input"]]
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        return [self.infer(request) for request in requests]
 
-    def answer(self, request):
+    def infer(self, request):
         feed = {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.names}
-        answers = zip(self.session.get_outputs(), self.session.run(None, feed))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(o.name, a) for o, a in answers])
+        outputs = zip(self.session.get_outputs(), self.session.run(None, feed))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(o.name, a) for o, a in outputs])
 '''
 
 
@@ -74,7 +73,7 @@ def paths(tmp_path, monkeypatch):
 
 @pytest.fixture
 def gpu_box(machine, tmp_path, monkeypatch):
-    """This process and its children see a GPU, a TensorRT and a Triton with its backend."""
+    """Make this process and its children see a GPU, TensorRT and a Triton with its backend."""
     import converters.trt_runner
 
     for name, value in child_environment(tmp_path).items():
@@ -93,14 +92,14 @@ def gpu_box(machine, tmp_path, monkeypatch):
 
 
 def _plan_config_on_the_cpu(spec):
-    """Triton counts the GPUs itself, and refuses KIND_GPU where there is none."""
+    """Triton counts the GPUs itself, and refuses KIND_GPU without one."""
     config = plan_config(spec)
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
     config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_CPU
     return config
 
 
-def _wish(source, **more):
+def _options(source, **more):
     return ConvertOptions(str(source), name="chances", engine="tensorrt", **more)
 
 
@@ -121,7 +120,7 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
     )
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]
-    assert len(lines) == 1 and "The ONNX engine stays served" in lines[0]
+    assert len(lines) == 1 and "The ONNX engine is served instead" in lines[0]
     assert _pins(paths.repository) == {"chances_onnx": 1}
     engine = paths.repository / "chances_onnx"
     gpu = parse((engine / "configs" / "gpu.pbtxt").read_text())
@@ -130,15 +129,15 @@ def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source,
 
 
 def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gpu_box, tmp_path):
-    said = []
-    run(ConvertOptions(str(source), name="chances"), paths, said.append)
-    run(_wish(source), paths, said.append)
+    messages = []
+    run(ConvertOptions(str(source), name="chances"), paths, messages.append)
+    run(_options(source), paths, messages.append)
     repository = paths.repository
     assert _pins(repository) == {"chances_trt": 1}
     assert (repository / "chances_onnx" / "1" / "model.onnx").is_file()
     folder = repository / "chances_trt"
-    there = {path.name for path in (folder / "1").iterdir()}
-    assert there == {"model.plan", "model.plan.json", "model.onnx", "reproduce.sh"} | {
+    files = {path.name for path in (folder / "1").iterdir()}
+    assert files == {"model.plan", "model.plan.json", "model.onnx", "reproduce.sh"} | {
         "proof.json",
         "proof.md",
     }
@@ -150,9 +149,9 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
     page = (folder / "1" / "proof.md").read_text()
     assert "## chances: the TensorRT engine on NVIDIA H100" in page
     assert "## chances: served by Triton as tensorrt" in page
-    assert is_on(repository, "chances", "tensorrt", said.append)
-    assert not is_on(repository, "chances", "onnx", said.append)
-    proofs = prove(Question("chances", str(source)), paths, said.append)
+    assert is_on(repository, "chances", "tensorrt", messages.append)
+    assert not is_on(repository, "chances", "onnx", messages.append)
+    proofs = prove(ProveOptions("chances", str(source)), paths, messages.append)
     assert all(proof.passed for proof in proofs)
     assert [proof.subject for proof in proofs] == [
         "chances: the graph",
@@ -160,26 +159,26 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
         "chances: served by Triton as tensorrt",
     ]
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
-    assert not is_on(repository, "chances", "tensorrt", said.append)
-    assert "must be built again: compute_capability 9.0, here 8.9" in said[-1]
+    assert not is_on(repository, "chances", "tensorrt", messages.append)
+    assert "must be rebuilt: compute_capability 9.0, here 8.9" in messages[-1]
 
 
 def test_a_plan_that_fails_in_triton_is_not_pinned(source, paths, gpu_box):
-    """It held its proof in this process, and then Triton answers something else."""
+    """It passes its proof in this process, but Triton's answers differ."""
     wrong = BACKEND.replace("Tensor(o.name, a)", "Tensor(o.name, a * a.dtype.type(1.01))")
     assert wrong != BACKEND
     (gpu_box / "tensorrt" / "model.py").write_text(wrong)
     with pytest.raises(ProofFailed, match="served by Triton as tensorrt: FAIL"):
-        run(_wish(source), paths, str)
+        run(_options(source), paths, str)
     assert not list(paths.repository.glob("*"))
 
 
-def test_a_triton_without_the_backend_is_said_to_lack_it(gpu_box):
+def test_a_triton_without_the_backend_is_reported(gpu_box):
     assert why_not_here() == ""
     shutil.rmtree(gpu_box / "tensorrt")
-    said = []
+    messages = []
     built = Built(PIPELINE, converted=object())
-    assert on_engine(built, "tensorrt", said.append) is built
-    (line,) = said
+    assert on_engine(built, "tensorrt", messages.append) is built
+    (line,) = messages
     assert "no tensorrt backend: run in NVIDIA's container" in line
-    assert line.endswith("The ONNX engine stays served")
+    assert line.endswith("The ONNX engine is served instead")

@@ -1,4 +1,4 @@
-"""Models that nobody here has seen: converted, proved, served, and refused when they should be."""
+"""Unfamiliar models are converted, proved and served, or refused when they should be."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ TEXTS = (
 )
 
 
-def _said_nothing(text: str) -> None:
-    """Progress is not what is tested here."""
+def _ignore_progress(text: str) -> None:
+    """Ignore progress messages."""
 
 
 def _convert(home, source, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,8 +55,8 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(models, tmp_path_factory):
-    """A stack that serves both."""
-    home = tmp_path_factory.mktemp("brought")
+    """A stack that serves both models."""
+    home = tmp_path_factory.mktemp("models")
     for name in ("bert", "roberta"):
         task = ("--task", "text-classification", "--name", f"mood_{name}")
         run = tidegate(home, "convert", str(models / name), *task)
@@ -74,18 +74,18 @@ def test_the_endpoint_gives_the_originals_answers(served, models, name):
 
     original = pipeline("text-classification", model=str(models / name), top_k=None, device="cpu")
     rows = [{"text": text} for text in TEXTS]
-    answer = served.post(f"/v1/mood_{name}", json={"inputs": rows})
-    assert answer.status_code == 200, answer.text
-    for mine, theirs in zip(answer.json()["outputs"], original(list(TEXTS)), strict=True):
-        wanted = {each["label"]: each["score"] for each in theirs}
-        assert {each["label"] for each in mine["labels"]} == set(LABELS)
-        for each in mine["labels"]:
-            assert each["score"] == pytest.approx(wanted[each["label"]], abs=1e-4)
-        scores = [each["score"] for each in mine["labels"]]
+    response = served.post(f"/v1/mood_{name}", json={"inputs": rows})
+    assert response.status_code == 200, response.text
+    for mine, theirs in zip(response.json()["outputs"], original(list(TEXTS)), strict=True):
+        expected = {label["label"]: label["score"] for label in theirs}
+        assert {label["label"] for label in mine["labels"]} == set(LABELS)
+        for label in mine["labels"]:
+            assert label["score"] == pytest.approx(expected[label["label"]], abs=1e-4)
+        scores = [label["score"] for label in mine["labels"]]
         assert scores == sorted(scores, reverse=True)
 
 
-def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
+def test_it_is_listed_documented_and_ready_without_code(served):
     names = {model["id"] for model in served.get("/v1/models").json()["data"]}
     assert names == {"mood_bert", "mood_roberta"}
     document = served.get("/openapi.json").json()
@@ -96,8 +96,8 @@ def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
 def test_a_text_that_is_too_long_is_refused_or_cut(served):
     long = {"text": "parcel " * 100}
     assert served.post("/v1/mood_bert", json=long).status_code == 422
-    answer = served.post("/v1/mood_bert", json={**long, "truncate": True})
-    assert answer.json()["token_count"] == 64
+    response = served.post("/v1/mood_bert", json={**long, "truncate": True})
+    assert response.json()["token_count"] == 64
 
 
 def _copy(models, target):
@@ -197,7 +197,7 @@ def test_a_folder_that_is_broken_or_unsafe_is_refused(models, tmp_path, spoil):
     spoil(folder)
     options = ConvertOptions(str(folder), "text-classification", "mood", force=True)
     with pytest.raises(ConversionError) as refusal:
-        run(options, Paths(tmp_path), _said_nothing)
+        run(options, Paths(tmp_path), _ignore_progress)
     assert REFUSED[spoil] in str(refusal.value)
     assert not (tmp_path / "model_repository").exists()
     assert not Path("/tmp/tidegate-was-here").exists()
@@ -218,10 +218,10 @@ def test_a_refusal_on_the_command_line_is_one_line_and_exit_code_1(models, tmp_p
         (["--name", "../escape"], "illegal model name"),
         (["--name", "chat"], "reserved"),
         (["--task", "no-such-task", "--name", "x"], "'no-such-task' is not one of"),
-        ([], "give --name"),
+        ([], "pass --name"),
         (["--name", "x", "--samples", "/nonexistent"], "does not exist"),
-        (["--name", "x", "--precision", "fp32,int4"], "choose each once from fp32, fp16"),
-        (["--name", "x", "--precision", "fp32,fp32"], "choose each once"),
+        (["--name", "x", "--precision", "fp32,int4"], "choose from fp32, fp16"),
+        (["--name", "x", "--precision", "fp32,fp32"], "each once"),
     ],
 )
 def test_a_wrong_command_line_is_refused_at_once(models, tmp_path, arguments, message):
@@ -236,23 +236,23 @@ def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
     for content, message in ((b"\n  \n", "holds no sample"), (b"\xff\xfe\x00", "not UTF-8")):
         samples.write_bytes(content)
         with pytest.raises(ConversionError, match=message):
-            run(options, Paths(tmp_path), _said_nothing)
+            run(options, Paths(tmp_path), _ignore_progress)
     samples.write_text("\n".join(TEXTS))
-    run(options, Paths(tmp_path), _said_nothing)
+    run(options, Paths(tmp_path), _ignore_progress)
     proof = json.loads((tmp_path / "model_repository/x_onnx/1/proof.json").read_text())
     assert proof["passed"] and len(proof["proofs"]) == 2
-    # The same again is there already; another model of this name is not let over it.
+    # The same model is already published; another one of this name may not replace it.
     before = (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns
-    run(options, Paths(tmp_path), _said_nothing)
+    run(options, Paths(tmp_path), _ignore_progress)
     with pytest.raises(ServingError, match="the name is taken"):
         other = replace(options, source=str(models / "roberta"))
-        run(other, Paths(tmp_path), _said_nothing)
+        run(other, Paths(tmp_path), _ignore_progress)
     assert (tmp_path / "model_repository/x_onnx/1/proof.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("seconds", [1.0, 4.0, 8.0, 13.0])
 def test_an_interrupt_leaves_nothing_half_written(models, tmp_path, seconds):
-    """Wherever it is by then: importing, exporting, asking, serving."""
+    """Whatever it is doing: importing, exporting, running the original, serving."""
     command = [sys.executable, "-m", "tidegate", "convert", str(models / "bert"), "--name", "mood"]
     process = subprocess.Popen(
         [*command, "--task", "text-classification"],

@@ -1,4 +1,4 @@
-"""Image classifiers that nobody here has seen: converted, proved, served, and faults found."""
+"""Unfamiliar image classifiers are converted, proved and served, and faults are found."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from tests.running import launch, stop, wait_ready
 from tests.tiny_image_models import LABELS, save_image_classifier
 
 PHOTOS = ("coffee", "rocket")
-# One crops and gives a softmax, the other squeezes and gives a sigmoid for each label.
+# One crops and ends in a softmax, the other stretches and ends in a sigmoid per label.
 MODELS = {"shape": "convnext", "marks": "vit"}
 
 
@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def home(models, photos, tmp_path_factory):
-    """A repository with both."""
+    """A home whose repository has both models."""
     folder = tmp_path_factory.mktemp("home")
     for name, model in MODELS.items():
         run = _convert(folder, models / model, name, photos)
@@ -69,18 +69,18 @@ def test_the_endpoint_gives_the_originals_answers(served, models, photos, name):
     original = pipeline("image-classification", model=str(models / MODELS[name]), device="cpu")
     for photo in sorted(photos.iterdir()):
         body = {"image": {"b64": base64.b64encode(photo.read_bytes()).decode()}}
-        answer = served.post(f"/v1/{name}", json=body)
-        assert answer.status_code == 200, answer.text
-        got, wanted = answer.json()["labels"], original(str(photo))
-        assert sorted(each["label"] for each in got) == sorted(LABELS)
-        scores = [each["score"] for each in wanted]
-        assert [each["score"] for each in got] == pytest.approx(scores, abs=1e-4)
-        assert got[0]["label"] == wanted[0]["label"]
+        response = served.post(f"/v1/{name}", json=body)
+        assert response.status_code == 200, response.text
+        actual, expected = response.json()["labels"], original(str(photo))
+        assert sorted(label["label"] for label in actual) == sorted(LABELS)
+        scores = [label["score"] for label in expected]
+        assert [label["score"] for label in actual] == pytest.approx(scores, abs=1e-4)
+        assert actual[0]["label"] == expected[0]["label"]
         by_form = served.post(f"/v1/{name}", files={"image": photo.read_bytes()})
-        assert by_form.json() == answer.json()
+        assert by_form.json() == response.json()
 
 
-def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
+def test_it_is_listed_documented_and_ready_without_code(served):
     names = {model["id"] for model in served.get("/v1/models").json()["data"]}
     assert names == set(MODELS)
     operation = served.get("/openapi.json").json()["paths"]["/v1/marks"]["post"]
@@ -88,9 +88,9 @@ def test_it_is_listed_documented_and_ready_without_a_line_of_code(served):
 
 
 def test_a_bad_image_is_the_clients_error(served):
-    answer = served.post("/v1/shape", files={"image": b"this is no image"})
-    assert answer.status_code == 422
-    assert "is not a whole JPEG, PNG or WebP file" in answer.json()["detail"]
+    response = served.post("/v1/shape", files={"image": b"this is no image"})
+    assert response.status_code == 422
+    assert "is not a whole JPEG, PNG or WebP file" in response.json()["detail"]
 
 
 def _another_filter(repository):
@@ -110,7 +110,11 @@ def _scaled(repository):
     path = repository / "shape_onnx" / "1" / "model.onnx"
     model = onnx.load(path)
     feeding = next(node for node in model.graph.node if "logits" in node.output)
-    weight = next(each for each in model.graph.initializer if each.name == feeding.input[1])
+    weight = next(
+        initializer
+        for initializer in model.graph.initializer
+        if initializer.name == feeding.input[1]
+    )
     scaled = (numpy_helper.to_array(weight) * 1.005).astype("float32")
     weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     onnx.save(model, path)
@@ -124,7 +128,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
-def test_prove_finds_what_was_changed_since(home, models, photos, tmp_path, fault):
+def test_prove_finds_later_changes(home, models, photos, tmp_path, fault):
     repository = home / "model_repository"
     target = tmp_path / "model_repository"
     shutil.copytree(repository, target)

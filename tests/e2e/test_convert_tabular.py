@@ -1,4 +1,4 @@
-"""Models of tables, from a file to an endpoint: proved, served, and refused when they should be."""
+"""Tabular models, from a file to an endpoint: proved, served, or refused when they should be."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from tests.tiny_tabular_models import DIABETES, customer_pipeline, customers, sa
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A classifier of customers and a regressor of XGBoost's."""
+    """A customer classifier and an XGBoost regressor."""
     folder = tmp_path_factory.mktemp("tables")
     save(customer_pipeline(), folder / "risk.skops", customers())
     customers()[0].drop(columns="score").head(60).to_csv(folder / "risk.csv", index=False)
@@ -61,8 +61,10 @@ def test_the_endpoint_gives_scikit_learns_answers(served, models):
     many = served.post("/v1/risk", json={"inputs": rows}).json()["outputs"]
     assert many[0] == one.json()
     for mine, theirs in zip(many, original.predict_proba(table), strict=True):
-        wanted = dict(zip(original.classes_, theirs, strict=True))
-        assert {each["label"]: each["score"] for each in mine["labels"]} == pytest.approx(wanted)
+        expected = dict(zip(original.classes_, theirs, strict=True))
+        assert {label["label"]: label["score"] for label in mine["labels"]} == pytest.approx(
+            expected
+        )
         assert mine["labels"][0]["score"] >= mine["labels"][1]["score"]
 
 
@@ -71,12 +73,12 @@ def test_the_regressor_answers_with_a_value(served):
 
     names = load_diabetes().feature_names
     row = dict(zip(names, map(float, DIABETES[0][0]), strict=True))
-    answer = served.post("/v1/progress", json=row)
-    assert answer.status_code == 200, answer.text
-    assert 20 < answer.json()["value"] < 350
+    response = served.post("/v1/progress", json=row)
+    assert response.status_code == 200, response.text
+    assert 20 < response.json()["value"] < 350
 
 
-def test_what_the_columns_do_not_take_is_refused(served):
+def test_values_that_do_not_fit_the_columns_are_refused(served):
     row = {"age": 40.0, "income (k€)": 30.0, "plan": "basic", "country": "DE"}
     assert served.post("/v1/risk", json=row).status_code == 200
     for wrong in (
@@ -109,11 +111,11 @@ def test_a_missing_number_is_nan_over_grpc_and_null_in_json(served, models):
         .assign(age=np.nan, **{"income (k€)": 30.0}, plan="plus", country=np.nan)
     )
     original = load_skops(models / "risk.skops")[0].predict_proba(row)[0]
-    wanted = pytest.approx(sorted(original, reverse=True))
-    assert result.as_numpy("score")[0] == wanted
+    expected = pytest.approx(sorted(original, reverse=True))
+    assert result.as_numpy("score")[0] == expected
     body = {"age": None, "income (k€)": 30.0, "plan": "plus", "country": ""}
-    answer = served.post("/v1/risk", json=body)
-    assert [each["score"] for each in answer.json()["labels"]] == wanted
+    response = served.post("/v1/risk", json=body)
+    assert [label["score"] for label in response.json()["labels"]] == expected
 
 
 def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
@@ -124,8 +126,8 @@ def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):
         "batch invariance, served" in c["name"] for p in proof["proofs"] for c in p["checks"]
     )
     graph = onnx.load(engine / "model.onnx")
-    names = next(each for each in graph.graph.initializer if each.name.endswith("label_names"))
-    swapped = np.array([each.decode() for each in names.string_data][::-1], dtype=object)
+    names = next(item for item in graph.graph.initializer if item.name.endswith("label_names"))
+    swapped = np.array([item.decode() for item in names.string_data][::-1], dtype=object)
     names.CopyFrom(numpy_helper.from_array(swapped, names.name))
     whole = (engine / "model.onnx").read_bytes()
     onnx.save(graph, engine / "model.onnx")

@@ -15,7 +15,7 @@ from tests.running import environment, launch, stop, wait_ready
 
 
 def _tidegate(home, folder, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In ``folder``, where the user's module lies."""
+    """Run tidegate in ``folder``, which holds the user's module."""
     return subprocess.run(
         [sys.executable, "-m", "tidegate", *arguments],
         env=environment(home),
@@ -48,24 +48,24 @@ def served(sources, tmp_path_factory):
 
 @pytest.fixture
 def net(sources):
-    """The module itself."""
-    made = {}
-    exec(compile((sources / "served_nets.py").read_text(), "served_nets", "exec"), made)  # noqa: S102
-    return made["Net"]().eval()
+    """The torch module itself."""
+    created = {}
+    exec(compile((sources / "served_nets.py").read_text(), "served_nets", "exec"), created)  # noqa: S102
+    return created["Net"]().eval()
 
 
 def test_the_module_answers_over_rest_as_in_torch(served, net):
     rows = torch.linspace(-2, 2, 18).reshape(3, 6)
     ids = torch.tensor([[1, 2, 3], [9, 0, 5], [4, 4, 4]])
     body = [{"x": x.tolist(), "ids": i.tolist()} for x, i in zip(rows, ids, strict=True)]
-    answer = served.post("/v1/net", json={"inputs": body})
-    assert answer.status_code == 200, answer.text
+    response = served.post("/v1/net", json={"inputs": body})
+    assert response.status_code == 200, response.text
     with torch.inference_mode():
-        wanted = net(rows, ids)
-    for place, mine in enumerate(answer.json()["outputs"]):
-        assert mine["scores"] == pytest.approx(wanted["scores"][place].tolist(), abs=1e-5)
-        assert mine["embedding"] == pytest.approx(wanted["embedding"][place].tolist(), abs=1e-5)
-        assert mine["top"] == int(wanted["top"][place])
+        expected = net(rows, ids)
+    for index, output in enumerate(response.json()["outputs"]):
+        assert output["scores"] == pytest.approx(expected["scores"][index].tolist(), abs=1e-5)
+        assert output["embedding"] == pytest.approx(expected["embedding"][index].tolist(), abs=1e-5)
+        assert output["top"] == int(expected["top"][index])
 
 
 def test_the_module_answers_over_grpc_with_its_own_shapes(served, net):
@@ -88,7 +88,7 @@ def test_a_row_of_another_length_is_refused(served):
     assert served.post("/v1/chances", json={"x": [0.0] * 4}).status_code == 200
 
 
-def test_what_is_served_is_the_very_graph(served, sources):
+def test_the_served_graph_is_the_users_file(served, sources):
     engine = served.home / "model_repository" / "chances_onnx" / "1" / "model.onnx"
     assert engine.read_bytes() == (sources / "probabilities.onnx").read_bytes()
 

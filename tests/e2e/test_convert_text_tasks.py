@@ -1,4 +1,4 @@
-"""Embeddings and token classifiers nobody here has seen: converted, proved, served, refused."""
+"""Unfamiliar embedders and token classifiers are converted, proved and served, or refused."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def home(models, tmp_path_factory):
-    """A repository with both, converted in this process: the command's own tests are elsewhere."""
+    """A home with both, converted in this process: the command itself is tested elsewhere."""
     home = tmp_path_factory.mktemp("text-tasks")
     samples = models / "samples.txt"
     for name, task in (("embedder", "embedding"), ("tagger", "token-classification")):
@@ -58,13 +58,13 @@ def test_the_vectors_are_the_originals(served, models):
     from sentence_transformers import SentenceTransformer
 
     original = SentenceTransformer(str(models / "embedder"), device="cpu").encode(TEXTS)
-    answer = served.post("/v1/embedder", json={"inputs": [{"text": text} for text in TEXTS]})
-    assert answer.status_code == 200, answer.text
-    mine = np.array([row["embedding"] for row in answer.json()["outputs"]])
+    response = served.post("/v1/embedder", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert response.status_code == 200, response.text
+    mine = np.array([row["embedding"] for row in response.json()["outputs"]])
     assert np.abs(mine - original).max() < 1e-5
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key)
-    given = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
-    assert np.abs(np.array([each.embedding for each in given.data]) - original).max() < 1e-5
+    embeddings = client.embeddings.create(model="embedder", input=TEXTS, encoding_format="float")
+    assert np.abs(np.array([item.embedding for item in embeddings.data]) - original).max() < 1e-5
 
 
 def test_the_entities_are_the_originals(served, models):
@@ -73,9 +73,9 @@ def test_the_entities_are_the_originals(served, models):
     original = pipeline(
         "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
     )
-    answer = served.post("/v1/tagger", json={"inputs": [{"text": text} for text in TEXTS]})
-    assert answer.status_code == 200, answer.text
-    for text, mine in zip(TEXTS, answer.json()["outputs"], strict=True):
+    response = served.post("/v1/tagger", json={"inputs": [{"text": text} for text in TEXTS]})
+    assert response.status_code == 200, response.text
+    for text, mine in zip(TEXTS, response.json()["outputs"], strict=True):
         theirs = original(text)
         assert [(e["start"], e["end"], e["label"]) for e in mine["entities"]] == [
             (e["start"], e["end"], e["entity_group"]) for e in theirs
@@ -87,18 +87,18 @@ def test_the_entities_are_the_originals(served, models):
 
 
 def test_a_text_without_an_entity_has_none(served, models):
-    """Over REST an empty list; over V2 one empty place, and the count says 0."""
+    """Over REST an empty list; over V2 one empty element, and a count of 0."""
     from transformers import pipeline
 
     original = pipeline(
         "token-classification", str(models / "tagger"), aggregation_strategy="simple", device="cpu"
     )
-    text = next(each for each in map(chr, range(33, 1000)) if not original(each))
-    answer = served.post("/v1/tagger", json={"text": text}).json()
-    assert answer["entities"] == []
+    text = next(character for character in map(chr, range(33, 1000)) if not original(character))
+    response = served.post("/v1/tagger", json={"text": text}).json()
+    assert response["entities"] == []
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
     v2 = served.post("/v2/models/tagger/infer", json={"inputs": [tensor]}).json()
-    outputs = {each["name"]: each for each in v2["outputs"]}
+    outputs = {output["name"]: output for output in v2["outputs"]}
     assert outputs["count"]["data"] == [0]
     assert outputs["entity"]["shape"] == [1, 1]
 
@@ -107,8 +107,8 @@ def test_a_text_that_is_too_long_is_refused_or_cut(served):
     long = {"text": "parcel " * 200}
     for name in ("embedder", "tagger"):
         assert served.post(f"/v1/{name}", json=long).status_code == 422
-        answer = served.post(f"/v1/{name}", json={**long, "truncate": True})
-        assert answer.json()["token_count"] == 64
+        response = served.post(f"/v1/{name}", json={**long, "truncate": True})
+        assert response.json()["token_count"] == 64
 
 
 def test_they_are_documented_as_what_they_are(served):
@@ -191,7 +191,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_a_folder_that_cannot_be_carried_over_is_refused(models, tmp_path, spoil):
+def test_a_folder_that_cannot_be_converted_is_refused(models, tmp_path, spoil):
     from converters.errors import SourceRefused
     from converters.task import ConversionRequest
     from converters.text.embedding import Embedding
@@ -220,4 +220,4 @@ def test_a_tagger_without_its_head_is_refused(tmp_path):
 
     folder = save_encoder("bert", tmp_path / "m")
     with pytest.raises(SourceRefused, match="lacks weights that this task needs"):
-        TokenClassification(ConversionRequest("x", str(folder))).facts()
+        TokenClassification(ConversionRequest("x", str(folder))).metadata()

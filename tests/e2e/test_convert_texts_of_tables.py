@@ -47,24 +47,24 @@ def served(models, tmp_path_factory):
     assert stop(running) == 0
 
 
-def _scores(answer):
-    assert answer.status_code == 200, answer.text
-    return {each["label"]: each["score"] for each in answer.json()["labels"]}
+def _scores(response):
+    assert response.status_code == 200, response.text
+    return {label["label"]: label["score"] for label in response.json()["labels"]}
 
 
 def test_texts_are_read_as_scikit_learn_reads_them(served, models):
     for text in ASKED:
-        wanted = models["feelings"].predict_proba([text])[0]
-        got = _scores(served.post("/v1/feelings", json={"text": text}))
-        assert got == pytest.approx(dict(zip(["bad", "good"], wanted, strict=True)), abs=1e-5)
+        expected = models["feelings"].predict_proba([text])[0]
+        actual = _scores(served.post("/v1/feelings", json={"text": text}))
+        assert actual == pytest.approx(dict(zip(["bad", "good"], expected, strict=True)), abs=1e-5)
 
 
 @pytest.mark.parametrize("plan", [None, "", "basic", "never seen"])
 def test_null_is_the_missing_category(served, models, plan):
     row = {"plan": plan, "age": 40.0}
-    wanted = models["churn"].predict_proba(pd.DataFrame({"plan": [plan], "age": [40.0]}))[0]
-    got = _scores(served.post("/v1/churn", json=row))
-    assert got == pytest.approx(dict(zip(["churn", "stay"], wanted, strict=True)), abs=1e-5)
+    expected = models["churn"].predict_proba(pd.DataFrame({"plan": [plan], "age": [40.0]}))[0]
+    actual = _scores(served.post("/v1/churn", json=row))
+    assert actual == pytest.approx(dict(zip(["churn", "stay"], expected, strict=True)), abs=1e-5)
 
 
 def test_the_proof_says_what_the_samples_exercised(served):

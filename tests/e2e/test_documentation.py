@@ -28,18 +28,18 @@ def test_it_is_valid_openapi(document):
 
 
 def test_every_example_works(stack, document):
-    asked = 0
+    count = 0
     for method, path, operation in _operations(document):
         content = operation.get("requestBody", {}).get("content", {})
         examples = content.get("application/json", {}).get("examples", {"none": {"value": None}})
         assert content == {} or "application/json" in content
         for example in examples.values():
-            answer = httpx.request(
+            response = httpx.request(
                 method, stack.url + path, json=example["value"], headers=stack.headers, timeout=30
             )
-            assert answer.status_code == 200, f"{method} {path}: {answer.text[:300]}"
-            asked += 1
-    assert asked > 15
+            assert response.status_code == 200, f"{method} {path}: {response.text[:300]}"
+            count += 1
+    assert count > 15
 
 
 async def test_every_route_of_the_gateway_is_described(document):
@@ -53,15 +53,17 @@ async def test_every_route_of_the_gateway_is_described(document):
         "/docs/docs.js",
         "/",
         "/static-offline-docs/{name}",
-        "/internal/decide",  # nginx asks it (docs/grpc.md)
+        "/internal/decide",  # called by nginx (docs/grpc.md)
     }
     routes = {route.path for route in create_app(Settings()).app.routes} - own_pages
     elsewhere = {"/v1/chat/completions", "/v1/completions"}  # tests/e2e/test_openai_chat.py
     assert routes - {"/v1/{endpoint}"} - elsewhere <= set(document["paths"])
-    assert "/v1/text_embedding" in document["paths"]  # the catch-all, as what it serves
+    assert (
+        "/v1/text_embedding" in document["paths"]
+    )  # the catch-all, described by the routes it serves
 
 
-def test_the_docs_page_needs_nothing_from_elsewhere(stack):
+def test_the_docs_page_loads_nothing_external(stack):
     page = httpx.get(f"{stack.url}/docs").text
     links = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert links
@@ -77,7 +79,7 @@ def test_only_health_and_documentation_need_no_key(stack, document):
 
 
 def _commands(language: str) -> list[str]:
-    """The code blocks of the README in a language."""
+    """The README's code blocks in one language."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
@@ -93,7 +95,7 @@ def _adapted(stack, command: str) -> str:
 
 @pytest.fixture
 def environment(stack):
-    """A folder for the README's commands: the stack's home, with an environment that is ours."""
+    """The environment of the README's commands, which run in the stack's home."""
     import os
     import sys
     from pathlib import Path
@@ -120,7 +122,7 @@ def environment(stack):
 
 def test_every_shell_command_of_the_readme_works(stack, environment):
     blocks = _commands("sh")
-    assert blocks[0].split()[:2] == ["make", "up"]  # what started this stack, and this test
+    assert blocks[0].split()[:2] == ["make", "up"]  # the ones that started this stack and this test
     assert "make test" in blocks[0]
     for block in blocks[1:]:
         run = subprocess.run(
@@ -135,7 +137,7 @@ def test_every_shell_command_of_the_readme_works(stack, environment):
         assert '"embedding"' in run.stdout
         assert "How near the sentences are" in run.stdout
         assert "tg_" in run.stdout
-        assert '"code"' not in run.stdout  # no problem+json among the answers
+        assert '"code"' not in run.stdout  # no problem+json among the responses
 
 
 def test_every_python_example_of_the_readme_works(stack, environment):
@@ -178,6 +180,6 @@ def test_every_setting_is_documented_with_its_default():
     )
     for field in fields(Settings):
         default = getattr(Settings(), field.name)
-        shown = ",".join(default) if isinstance(default, tuple) else str(default)
-        shown = shown.lower() if isinstance(default, bool) else shown
-        assert rows[f"TIDEGATE_{field.name.upper()}"] == (f"`{shown}`" if shown else "(none)")
+        expected = ",".join(default) if isinstance(default, tuple) else str(default)
+        expected = expected.lower() if isinstance(default, bool) else expected
+        assert rows[f"TIDEGATE_{field.name.upper()}"] == (f"`{expected}`" if expected else "(none)")

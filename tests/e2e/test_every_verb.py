@@ -1,5 +1,5 @@
-"""What holds for every verb: ``--json`` and ``--repository``, one document, the same exit codes,
-nothing left in the temporary folder."""
+"""Rules for every verb: ``--json`` and ``--repository``, one document, the same exit codes, nothing
+left in the temporary folder."""
 
 import json
 import os
@@ -29,15 +29,15 @@ def _leaves(command, path=()):
     if not isinstance(command, click.Group):
         return {" ".join(path): command}
     context = click.Context(command)
-    found = {}
+    leaves = {}
     for name in command.list_commands(context):
-        found |= _leaves(command.get_command(context, name), (*path, name))
-    return found
+        leaves |= _leaves(command.get_command(context, name), (*path, name))
+    return leaves
 
 
 VERBS = _leaves(cli.cli)
-# Each as it is called where there is nothing at all: no repository, no stack, no key. What it needs
-# is not there, so it says so, or finds nothing wrong in nothing.
+# Each verb in an empty home: no repository, no stack, no key. It says what is missing, or finds
+# nothing wrong.
 NOWHERE = {
     "up": (["nobody"], FAILED),
     "status": ([], NOTHING),
@@ -50,7 +50,7 @@ NOWHERE = {
     "canary": (["m", "--weight", "10"], FAILED),
     "promote": (["m"], FAILED),
     "lint": ([], FAILED),
-    "optimize": (["m"], WRONG_USAGE),  # its original is not given
+    "optimize": (["m"], WRONG_USAGE),  # its original is missing
     "keys create": (["a"], DONE),
     "keys list": ([], DONE),
     "keys rotate": (["b"], FAILED),
@@ -62,8 +62,8 @@ NOWHERE = {
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd):
-    """``call("status --json")`` in an empty home: the exit code, stdout, stderr. The temporary
-    folder is as it was after each."""
+    """``call("status --json")`` runs in an empty home and returns the exit code, stdout and stderr.
+    No call may leave anything in the temporary folder."""
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     for folder in (home, scratch):
         folder.mkdir()
@@ -93,13 +93,13 @@ def _ours():
     return {name: value for name, value in os.environ.items() if name.startswith("TIDEGATE_")}
 
 
-def test_the_list_of_verbs_is_whole():
+def test_the_list_of_verbs_is_complete():
     assert set(NOWHERE) == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_a_repository(verb):
-    options = {flag for each in VERBS[verb].params for flag in each.opts}
+    options = {flag for param in VERBS[verb].params for flag in param.opts}
     assert {"--json", "--repository"} <= options
 
 
@@ -111,12 +111,12 @@ def test_a_wrong_command_line_is_2_and_writes_no_document(call, verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_where_there_is_nothing(call, verb):
+def test_in_an_empty_home(call, verb):
     arguments, expected = NOWHERE[verb]
     code, out, err = call(*verb.split(), *arguments, "--json")
     assert code == expected, out + err
     assert "Traceback" not in err
-    assert "not foreseen" not in err
+    assert "This is a bug" not in err
     if out:
         json.loads(out)  # one document and nothing else
     else:
@@ -132,7 +132,7 @@ def test_a_verb_of_a_stack_says_that_nothing_serves_the_repository(call, tmp_pat
 
 @pytest.mark.parametrize("address", ["::1:8001", "127.0.0.1", "localhost:0", "no.such.invalid:1"])
 @pytest.mark.parametrize("verb", ["publish", "rollback", "versions", "prune", "promote"])
-def test_a_server_that_is_no_address_is_a_wrong_command_line(call, verb, address):
+def test_an_invalid_server_address_is_wrong_usage(call, verb, address):
     code, out, err = call(verb, "m", "--server", address)
     assert (code, out) == (WRONG_USAGE, "")
     assert repr(address) in err
@@ -153,8 +153,8 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     assert done("rollback", NAME) == [{**here, "version": 2, **nobody}]
     assert done("publish", NAME) == [{**here, "version": 2, **nobody}]
     tried = {"name": "mood.v3", "version": 3, "percent": 10, "per": "caller"}
-    begun = done("canary", NAME, "--weight", "10")
-    assert begun == {**here, "canaries": [tried], "gone": [], **nobody}
+    started = done("canary", NAME, "--weight", "10")
+    assert started == {**here, "canaries": [tried], "gone": [], **nobody}
     assert done("promote", NAME) == {**here, "version": 3, **nobody}
     done("canary", NAME, "--weight", "10", "--version", "1")
     ended = done("canary", NAME, "--weight", "0")
@@ -166,11 +166,11 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
         "no_answer_from": [],
         "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"],
     }
-    assert [each["number"] for each in done("versions", NAME)] == [3]
+    assert [version["number"] for version in done("versions", NAME)] == [3]
     assert done("lint") == []
 
 
-def test_what_is_interrupted_says_so_with_a_code_of_its_own(tmp_path):
+def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
     """SIGTERM while another publisher holds the repository."""
     repository = tmp_path / "model_repository"
     publish(stage(repository, 0), repository, MODELS)
@@ -205,12 +205,12 @@ def test_what_is_interrupted_says_so_with_a_code_of_its_own(tmp_path):
 
 def _wait_until_open(pid, path):
     def is_open():
-        return any(each.path == str(path) for each in psutil.Process(pid).open_files())
+        return any(open_file.path == str(path) for open_file in psutil.Process(pid).open_files())
 
     wait_until(is_open, 60, "the publisher's wait for the lock")
 
 
-def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
+def test_a_triton_that_does_not_answer_is_not_reported_as_serving_nothing(capsys):
     running = Running(1, "/home", "/models", "http://[::1]:1", "", {"grpc": 1}, 1, ["mood"], [])
     silent = Report(running, triton="does not answer", pipelines={"mood": "ready"})
     _print(silent)
@@ -219,19 +219,19 @@ def test_a_triton_that_does_not_answer_is_not_said_to_serve_nothing(capsys):
     assert "mood: version none   ready" in capsys.readouterr().out
 
 
-def test_what_is_printed_to_try_is_served_and_can_be_pasted(tmp_path):
-    """A shell would take the brackets of an IPv6 address for a pattern."""
+def test_the_printed_commands_are_served_and_can_be_pasted(tmp_path):
+    """A shell would read the brackets of an IPv6 address as a pattern."""
     ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
     options = StackOptions(Paths(tmp_path), "::1", pipelines=("mood",), **ports)
-    lines = _invitation(options).splitlines()
-    tried = [shlex.split(each)[2] for each in lines if each.strip().startswith("curl")]
+    lines = _startup_banner(options).splitlines()
+    tried = [shlex.split(line)[2] for line in lines if line.strip().startswith("curl")]
     assert tried == ["http://[::1]:1/v1/models"]
-    assert any("curl -s 'http://[::1]:1/v1/models'" in each for each in lines)
-    known = _invitation(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
+    assert any("curl -s 'http://[::1]:1/v1/models'" in line for line in lines)
+    known = _startup_banner(replace(options, host="127.0.0.1", pipelines=("text_embedding",)))
     assert known.count("curl -s http://127.0.0.1:1/v1/") == 3
 
 
-def _invitation(options):
+def _startup_banner(options):
     stack = Stack(options, print)
     try:
         return stack.startup_banner()

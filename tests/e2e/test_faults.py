@@ -1,4 +1,5 @@
-"""kill -9 of what the stack is made of, under load: errors are clear, and it heals by itself."""
+"""kill -9 of each process of the stack, under load: errors are clear, and the stack heals
+itself."""
 
 import collections
 import threading
@@ -16,7 +17,7 @@ STEPS = ("text_embedding_pre", "text_embedding_onnx")
 
 
 class Load:
-    """A few clients that call without a pause, and what they were answered."""
+    """A few clients that call back to back, and the statuses they got."""
 
     def __init__(self, stack: RunningStack, clients: int = 4) -> None:
         self._stack, self._stopped = stack, threading.Event()
@@ -39,16 +40,16 @@ class Load:
         with httpx.Client(headers=self._stack.headers, timeout=60) as client:
             while not self._stopped.is_set():
                 started = time.monotonic()
-                answer = client.post(
+                response = client.post(
                     f"{self._stack.url}/v1/text_embedding", json={"text": "Where is my parcel?"}
                 )
                 self.longest_s = max(self.longest_s, time.monotonic() - started)
-                self.statuses[answer.status_code] += 1
-                self.bodies[answer.status_code] = answer.text
+                self.statuses[response.status_code] += 1
+                self.bodies[response.status_code] = response.text
 
 
 @pytest.fixture(scope="module")
-def own(built):
+def own_stack(built):
     running = launch(built)
     wait_ready(running, 60)
     yield running
@@ -56,7 +57,7 @@ def own(built):
 
 
 def _serves(stack: RunningStack) -> bool:
-    """Twenty answers in a row, so that each instance has had its turn, and /readyz agrees."""
+    """Twenty good answers in a row, so that each instance was used, and /readyz agrees."""
     body = {"text": "hello"}
     return all(
         stack.post("/v1/text_embedding", json=body).status_code == 200 for _ in range(20)
@@ -64,54 +65,56 @@ def _serves(stack: RunningStack) -> bool:
 
 
 @pytest.mark.parametrize("model", ["text_embedding_pre", "text_embedding_onnx"])
-def test_a_killed_model_process_is_revived(own, model):
-    told = own.output.count(f"revived {model}")
-    with Load(own) as load:
+def test_a_killed_model_process_is_revived(own_stack, model):
+    count_before = own_stack.output.count(f"revived {model}")
+    with Load(own_stack) as load:
         wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
-        own.stubs(model)[0].kill()
-        wait_until(lambda: own.output.count(f"revived {model}") > told, HEAL_S, "revival")
-        wait_until(lambda: _serves(own), HEAL_S, "service after the revival")
+        own_stack.stubs(model)[0].kill()
+        wait_until(
+            lambda: own_stack.output.count(f"revived {model}") > count_before, HEAL_S, "revival"
+        )
+        wait_until(lambda: _serves(own_stack), HEAL_S, "service after the revival")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
     assert "stub" not in str(load.bodies).lower()
     assert "/dev/shm" not in str(load.bodies)
 
 
-def test_a_killed_triton_is_started_again(own):
-    stubs = [stub for model in STEPS for stub in own.stubs(model)]
+def test_a_killed_triton_is_started_again(own_stack):
+    stubs = [stub for model in STEPS for stub in own_stack.stubs(model)]
     assert len(stubs) >= 3
-    with Load(own) as load:
+    with Load(own_stack) as load:
         wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
-        own.triton().kill()
+        own_stack.triton().kill()
         wait_until(lambda: load.statuses[503] > 0, 10, "a clear answer while it is down")
-        wait_until(lambda: "Triton is serving again" in own.output, HEAL_S, "restart")
-        wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+        wait_until(lambda: "Triton is serving again" in own_stack.output, HEAL_S, "restart")
+        wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
     assert set(load.statuses) <= {200, 502, 503}, load.bodies
     assert load.longest_s < LONGEST_S
-    # They would live on without their server, at 165 MB each.
+    # They would outlive their server, at 165 MB each.
     assert not [stub for stub in stubs if stub.is_running()]
 
 
-def test_a_503_says_when_to_come_back(own):
-    own.triton().kill()
+def test_a_503_says_when_to_come_back(own_stack):
+    own_stack.triton().kill()
 
     def refused() -> bool:
-        answer = own.post("/v1/text_embedding", json={"text": "hello"})
-        return answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        response = own_stack.post("/v1/text_embedding", json={"text": "hello"})
+        return response.status_code == 503 and response.headers["retry-after"] == "1"
 
     wait_until(refused, 5, "a 503 with Retry-After")
-    wait_until(lambda: httpx.get(f"{own.url}/readyz").status_code == 503, 5, "not ready")
-    wait_until(lambda: _serves(own), HEAL_S, "service after the restart")
+    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 5, "not ready")
+    wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
 
 
-def test_a_killed_gateway_is_started_again(own):
-    gateway = next(p for p in own.family() if "gateway" in p.cmdline())
+def test_a_killed_gateway_is_started_again(own_stack):
+    gateway = next(p for p in own_stack.family() if "gateway" in p.cmdline())
     gateway.kill()
-    wait_until(lambda: "the gateway ended by itself" in own.output, 10, "notice")
+    wait_until(lambda: "the gateway ended unexpectedly" in own_stack.output, 10, "notice")
 
     def answers() -> bool:
         try:
-            return _serves(own)
+            return _serves(own_stack)
         except httpx.TransportError:
             return False
 

@@ -1,7 +1,7 @@
-"""What one tenant can hold, held many times over: another tenant does not notice.
+"""One tenant floods every resource it can hold, and another tenant does not notice.
 
-One resource at a time. Two tenants on one gateway; ``a`` is limited to 16 requests at a time and
-floods, ``b`` calls a small model before, meanwhile and after.
+One resource at a time. Two tenants on one gateway: ``a`` is limited to 16 concurrent requests and
+floods, ``b`` calls a small model before, during and after.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ tenants = ["a"]
 INFER = "/v2/models/identity_fp32/infer"
 SMALL = {"inputs": [{"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 CALLS = 150
-# Below it the noise is more than what a flood does: another pytest worker has the second core. On a
-# quiet machine give 0.02, which is what the claim "within twice" is checked with.
+# Below this, noise exceeds the effect of a flood: another pytest worker uses the second core. On a
+# quiet machine use 0.02, with which the claim "within twice" is checked.
 FLOOR_S = float(os.environ.get("FLOOD_FLOOR_S", "0.1"))
 MB = 1024 * 1024
 
@@ -65,8 +65,8 @@ def stack(tmp_path_factory):
 
 
 def _key(running, tenant):
-    made = running.tidegate("keys", "create", tenant, "--tenant", tenant, "--json")
-    return json.loads(made.stdout)["key"]
+    created = running.tidegate("keys", "create", tenant, "--tenant", tenant, "--json")
+    return json.loads(created.stdout)["key"]
 
 
 def _client(running, tenant):
@@ -75,22 +75,22 @@ def _client(running, tenant):
 
 
 def _call(running, tenant, count, path=INFER, bodies=None):
-    """The p99 of so many calls, one after another; None when the tenant is not let in yet."""
-    took = []
+    """The p99 (s) of ``count`` sequential calls; None while the tenant is not admitted yet."""
+    durations = []
     with _client(running, tenant) as client:
-        for place in range(count):
-            body = bodies(place) if bodies else SMALL
+        for index in range(count):
+            body = bodies(index) if bodies else SMALL
             started = time.perf_counter()
-            answer = client.post(path, json=body)
-            took.append(time.perf_counter() - started)
-            if answer.status_code in (401, 403, 404):
+            response = client.post(path, json=body)
+            durations.append(time.perf_counter() - started)
+            if response.status_code in (401, 403, 404):
                 return None
-            assert answer.status_code == 200, answer.text
-    return sorted(took)[int(count * 0.99)]
+            assert response.status_code == 200, response.text
+    return sorted(durations)[int(count * 0.99)]
 
 
 def _unaffected(running, flood, call=_call):
-    """One retry: the machine is shared, and a flood that takes something does so both times."""
+    """Retries once: the machine is shared, and a harmful flood would show both times."""
     for attempt in (1, 2):
         before = call(running, "b", CALLS)
         with flood(running):
@@ -112,32 +112,32 @@ def _head(running, path, length, more=b""):
 
 @contextlib.contextmanager
 def _sockets(running, count, begin, port=0):
-    """So many connections on each of which ``begin`` was sent, as far as that was taken."""
-    made = [
+    """``count`` connections, on each of which ``begin`` was sent as far as it was accepted."""
+    connections = [
         socket.create_connection(("127.0.0.1", port or running.gateway_port)) for _ in range(count)
     ]
     try:
-        pending = dict.fromkeys(made, memoryview(begin))
+        pending = dict.fromkeys(connections, memoryview(begin))
         end = time.monotonic() + 4
-        for each in made:
-            each.setblocking(False)
+        for connection in connections:
+            connection.setblocking(False)
         while pending and time.monotonic() < end:
-            for each, rest in list(pending.items()):
+            for connection, rest in list(pending.items()):
                 try:
-                    sent = each.send(rest[: 256 * 1024]) if rest else 0
+                    sent = connection.send(rest[: 256 * 1024]) if rest else 0
                 except BlockingIOError:
                     continue
                 except OSError:
                     sent = len(rest)  # refused and closed
                 if sent == len(rest):
-                    del pending[each]
+                    del pending[connection]
                 else:
-                    pending[each] = rest[sent:]
+                    pending[connection] = rest[sent:]
             time.sleep(0.002)
-        yield made
+        yield connections
     finally:
-        for each in made:
-            each.close()
+        for connection in connections:
+            connection.close()
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def idle_connections(running):
 
 @contextlib.contextmanager
 def pipelined_requests(running):
-    """Sent ahead of answers that nobody reads."""
+    """Pipelined requests whose answers nobody reads."""
     one = _head(running, INFER, 0) + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with _sockets(running, 20, one * 3000):
         yield
@@ -168,7 +168,7 @@ def unfinished_bodies(running):
 
 @contextlib.contextmanager
 def unread_answers(running):
-    """4 MB asked for and not read, on 40 connections."""
+    """4 MB requested and not read, on 40 connections."""
     raw = bytes(4 * MB)
     tensor = {
         "name": "INPUT0",
@@ -180,7 +180,7 @@ def unread_answers(running):
     more = b"Inference-Header-Content-Length: %d\r\n" % len(head)
     body = head + raw
     with _sockets(running, 40, _head(running, INFER, len(body), more) + body):
-        time.sleep(2)  # until they are answered: what that takes is work, which the limits bound
+        time.sleep(2)  # until they are answered: that is work, which the limits bound
         yield
 
 
@@ -198,7 +198,7 @@ def unread_streams(running):
     )
     begin = _head(running, "/v1/chat/completions", len(body)) + body
     with _sockets(running, 40, begin):
-        time.sleep(5)  # until nothing fits into the connections' buffers any more
+        time.sleep(5)  # until the connections' buffers are full
         yield
 
 
@@ -234,24 +234,24 @@ def silent_grpc_streams(running):
 
 @contextlib.contextmanager
 def http2_pings(running):
-    """As many as the connection takes, of a stranger."""
+    """As many pings as the connection takes, without a key."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 0)[1:] + b"\4\0\0\0\0\0"
     ping = b"\0\0\x08\x06\0\0\0\0\0" + b"12345678"
     ended = threading.Event()
 
-    def flood(made):
+    def flood(connections):
         while not ended.is_set():
             try:
-                made.send(ping * 500)
-                made.recv(1 << 20)
+                connections.send(ping * 500)
+                connections.recv(1 << 20)
             except BlockingIOError:
                 pass
             except OSError:
                 return
             time.sleep(0.02)
 
-    with _sockets(running, 20, preface, running.grpc_api_port) as made:
-        threads = [threading.Thread(target=flood, args=(each,)) for each in made]
+    with _sockets(running, 20, preface, running.grpc_api_port) as connections:
+        threads = [threading.Thread(target=flood, args=(connection,)) for connection in connections]
         for thread in threads:
             thread.start()
         try:
@@ -271,7 +271,7 @@ def _step(sequence, start=False, end=False):
 
 @contextlib.contextmanager
 def open_sequences(running):
-    """Begun and never ended; what is refused was not begun."""
+    """Sequences that are started and never ended; refused ones were not started."""
     with _client(running, "a") as client:
         for sequence in range(1, 17):
             with contextlib.suppress(httpx.TimeoutException):
@@ -289,7 +289,7 @@ def _sequences(running, tenant, count):
         tenant,
         count,
         "/v2/models/tally/infer",
-        lambda place: _step(place + 1000, start=True, end=True),
+        lambda index: _step(index + 1000, start=True, end=True),
     )
 
 
@@ -310,17 +310,19 @@ def test_another_tenant_does_not_notice(stack, flood):
     _unaffected(stack, flood)
 
 
-def test_another_tenant_can_begin_sequences(stack):
+def test_another_tenant_can_start_sequences(stack):
     _unaffected(stack, open_sequences, _sequences)
 
 
 @pytest.mark.parametrize("flood", [unfinished_bodies, unread_answers])
 def test_memory_is_bounded(stack, flood):
-    """One principal holds 128 MB of them at the most, and everything for a moment twice."""
+    """One principal holds at most 128 MB, and everything twice for a moment."""
     gateway = next(
-        each
-        for each in stack.family()
-        if "-m" in each.cmdline() and "gateway" in each.cmdline() and os.getpid() != each.pid
+        process
+        for process in stack.family()
+        if "-m" in process.cmdline()
+        and "gateway" in process.cmdline()
+        and os.getpid() != process.pid
     )
     before = gateway.memory_info().rss
     with flood(stack):
@@ -330,4 +332,4 @@ def test_memory_is_bounded(stack, flood):
             time.sleep(0.1)
     assert most < 400 * MB, f"{most / MB:.0f} MB"
     assert psutil.pid_exists(gateway.pid)
-    assert _call(stack, "a", 20) is not None  # and what was held is given back
+    assert _call(stack, "a", 20) is not None  # and the memory is given back

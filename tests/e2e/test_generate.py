@@ -1,4 +1,4 @@
-"""V2 generate, config and stats, each beside what Triton's own HTTP API answers."""
+"""V2 generate, config and stats, each compared with Triton's own HTTP API."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ ECHO = "/v2/models/echo_llm"
 
 
 def _direct(echo, path: str, body=None) -> httpx.Response:
-    """The same question to Triton itself."""
+    """The same request to Triton itself."""
     url = f"http://{echo.http_address}{path}"
     return httpx.post(url, json=body, timeout=30) if body else httpx.get(url, timeout=30)
 
@@ -42,9 +42,9 @@ def test_generate_answers_as_triton_does(echo, path, body):
     assert mine.json() == direct.json()
 
 
-def _events(answer: httpx.Response) -> list:
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    return [json.loads(line[6:]) for line in answer.text.splitlines() if line]
+def _events(response: httpx.Response) -> list:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(line[6:]) for line in response.text.splitlines() if line]
 
 
 @pytest.mark.parametrize("model", ["echo_llm", "identity_fp32"])
@@ -56,10 +56,10 @@ def test_generate_stream_answers_as_triton_does(echo, model):
     assert len(_events(mine)) == (3 if model == "echo_llm" else 1)
 
 
-def test_a_stream_that_fails_says_so_without_the_models_words(echo):
+def test_a_failing_stream_hides_the_models_message(echo):
     body = {"text_input": "[fail 3] a b c d", "stream": True}
-    *said, last = _events(echo.post(f"{ECHO}/generate_stream", json=body))
-    assert [each["text_output"] for each in said] == ["a", " b"]
+    *events, last = _events(echo.post(f"{ECHO}/generate_stream", json=body))
+    assert [event["text_output"] for event in events] == ["a", " b"]
     assert "the model failed" in last["error"]
     assert "secret" not in last["error"]
 
@@ -84,14 +84,14 @@ def test_a_stream_that_fails_says_so_without_the_models_words(echo):
         ({"text_input": "a b", "stream": True}, "use generate_stream"),
     ],
 )
-def test_what_generate_refuses(echo, body, fault):
-    answer = echo.post(f"{ECHO}/generate", json=body)
-    assert answer.status_code == 400
-    assert fault in answer.json()["error"]
+def test_generate_refuses(echo, body, fault):
+    response = echo.post(f"{ECHO}/generate", json=body)
+    assert response.status_code == 400
+    assert fault in response.json()["error"]
 
 
-def test_parameters_reach_the_model_but_not_those_that_jump_the_queue(echo):
-    """The model reads them as its sampling parameters; Triton would refuse priority's type."""
+def test_parameters_reach_the_model_except_priority(echo):
+    """The model reads them as its sampling parameters; Triton would refuse the type of priority."""
     parameters = {"max_tokens": 2, "priority": "1", "triton_x": True}
     body = {"text_input": "a b c", "exclude_input_in_output": True, "parameters": parameters}
     assert echo.post(f"{ECHO}/generate", json=body).json()["text_output"] == "a b"
@@ -104,24 +104,24 @@ def test_the_requests_timeout_is_its_deadline(echo):
 
 
 @pytest.mark.parametrize("model", ["echo_llm", "identity_fp32", "identity_fp32/versions/{v}"])
-@pytest.mark.parametrize("what", ["config", "stats"])
-def test_config_and_stats_are_tritons_own(echo, model, what):
+@pytest.mark.parametrize("route", ["config", "stats"])
+def test_config_and_stats_are_tritons_own(echo, model, route):
     versions = echo.get("/v2/models/identity_fp32").json()["versions"]
-    path = f"/v2/models/{model.format(v=versions[0])}/{what}"
+    path = f"/v2/models/{model.format(v=versions[0])}/{route}"
     mine, direct = echo.get(path), _direct(echo, path)
     assert mine.status_code == 200
     assert mine.json() == direct.json()
 
 
-def test_models_that_are_not_there(echo):
+def test_unknown_models(echo):
     for path in ("config", "stats"):
         assert echo.get(f"/v2/models/nobody/{path}").status_code == 404
         assert echo.get(f"/v2/models/echo_llm/versions/9/{path}").status_code == 404
     assert echo.post("/v2/models/nobody/generate", json={}).status_code == 404
 
 
-def test_what_perf_analyzer_asks_over_http(echo):
-    """Its requests in its order, by the client library that it is made of."""
+def test_the_requests_of_perf_analyzer_over_http(echo):
+    """Its requests in its order, through the client library it is built on."""
     headers, model = echo.headers, "identity_fp32"
     with triton_http.InferenceServerClient(echo.url.removeprefix("http://")) as client:
         assert client.is_server_live(headers=headers)
@@ -182,7 +182,7 @@ async def _answer(gateway: Gateway, text: str) -> bytes:
     return b"".join(sent)
 
 
-async def test_a_model_that_falls_silent_is_given_up(impatient):
+async def test_a_model_that_falls_silent_times_out(impatient):
     """The deadline bounds each wait, not the whole answer."""
     steady = await _answer(impatient, "[delay 0.1] one two three four five six seven eight nine")
     assert b"[DONE]" in steady
@@ -203,7 +203,7 @@ async def test_a_stream_holds_its_permit_to_the_end(impatient):
     assert b"[DONE]" in await _answer(impatient, "now there is room")
 
 
-async def test_generate_of_several_answers_ends_them(impatient):
+async def test_generate_refuses_several_answers_and_cancels_them(impatient):
     api = GenerateApi(impatient)
     body = {"text_input": "[delay 0.01] " + "a " * 16, "stream": True}
     with pytest.raises(InvalidRequest, match="several responses"):
@@ -212,12 +212,12 @@ async def test_generate_of_several_answers_ends_them(impatient):
 
 
 async def test_a_model_that_dies_in_the_middle(echo, impatient):
-    """Triton tells nobody: it is the silence that is noticed. The watcher brings the model back."""
+    """Triton does not report it: the silence is what is noticed. The watcher restarts the model."""
     cut = await _answer(impatient, "[die 3] one two three four five")
     assert b'"content":" two"' in cut
     assert b'"deadline_exceeded"' in cut
     assert b"[DONE]" not in cut
-    # Asked of the dead one, it would take the deadline: half a second is enough of the living.
+    # The dead model would take the whole deadline; for a live one half a second is enough.
     body = {"text_input": "a", "parameters": {"timeout": 500_000}}
     wait_until(
         lambda: echo.post(f"{ECHO}/generate", json=body).status_code == 200, 30, "its return"

@@ -35,8 +35,8 @@ def api(triton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(api):
-    with InferenceServerClient(api.address) as made:
-        yield made
+    with InferenceServerClient(api.address) as triton_client:
+        yield triton_client
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def stub(api):
 
 @pytest.fixture
 async def aio(api):
-    async with triton_aio.InferenceServerClient(api.address) as made:
-        yield made
+    async with triton_aio.InferenceServerClient(api.address) as client:
+        yield client
 
 
 def _input(value, name: str = "x", dtype: str = "FP32") -> InferInput:
@@ -63,13 +63,13 @@ def _metadata(api, tenant: str = "all", *more):
 
 
 def _cancelled(client, api) -> float:
-    answer = client.infer("sleeper", [_input([0])], headers=api.headers())
-    return answer.as_numpy("y").item()
+    response = client.infer("sleeper", [_input([0])], headers=api.headers())
+    return response.as_numpy("y").item()
 
 
 def _answered(client, api) -> int:
-    found = client.get_inference_statistics("echo", headers=api.headers()).model_stats
-    return found[0].inference_stats.success.count
+    statistics = client.get_inference_statistics("echo", headers=api.headers()).model_stats
+    return statistics[0].inference_stats.success.count
 
 
 def _status(call) -> str:
@@ -78,7 +78,7 @@ def _status(call) -> str:
     return caught.value.status().removeprefix("StatusCode.")
 
 
-def test_the_whole_of_a_stock_client(client, api):
+def test_every_method_of_a_stock_client(client, api):
     headers = api.headers()
     assert client.is_server_live(headers=headers)
     assert client.is_server_ready(headers=headers)
@@ -93,22 +93,22 @@ def test_the_whole_of_a_stock_client(client, api):
 
 @pytest.mark.parametrize("values", [[], [1.5, -0.0, float("inf")], [0.5] * 100_000])
 def test_tensors_come_back_as_they_went(client, api, values):
-    answer = client.infer("echo", [_input(values, "FP32")], headers=api.headers())
-    assert answer.as_numpy("FP32_back").tolist() == values
+    response = client.infer("echo", [_input(values, "FP32")], headers=api.headers())
+    assert response.as_numpy("FP32_back").tolist() == values
 
 
 def test_text_and_several_tensors(client, api):
     tensors = [_input([b"", "Grüße".encode()], "STRING", "BYTES"), _input([2.0], "FP32")]
-    answer = client.infer("echo", tensors, request_id="mine", headers=api.headers())
-    assert answer.as_numpy("STRING_back").tolist() == [b"", "Grüße".encode()]
-    assert answer.as_numpy("FP32_back").tolist() == [2]
-    assert answer.get_response().id == "mine"
+    response = client.infer("echo", tensors, request_id="mine", headers=api.headers())
+    assert response.as_numpy("STRING_back").tolist() == [b"", "Grüße".encode()]
+    assert response.as_numpy("FP32_back").tolist() == [2]
+    assert response.get_response().id == "mine"
 
 
 async def test_the_asyncio_client(aio, api):
     calls = [aio.infer("echo", [_input([n], "FP32")], headers=api.headers()) for n in range(50)]
-    answers = await asyncio.gather(*calls)
-    assert [answer.as_numpy("FP32_back").item() for answer in answers] == list(range(50))
+    responses = await asyncio.gather(*calls)
+    assert [response.as_numpy("FP32_back").item() for response in responses] == list(range(50))
 
 
 def test_values_in_protobufs_own_fields(stub, api):
@@ -121,10 +121,10 @@ def test_values_in_protobufs_own_fields(stub, api):
         dtype = "BYTES" if name == "STRING" else name
         tensor = request.inputs.add(name=name, datatype=dtype, shape=[2])
         getattr(tensor.contents, field).extend(values)
-    answer = stub.ModelInfer(request, metadata=_metadata(api))
+    response = stub.ModelInfer(request, metadata=_metadata(api))
     raws = {
         output.name: raw
-        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     assert np.frombuffer(raws["INT8_back"], np.int8).tolist() == [-128, 127]
     assert raws["STRING_back"] == b"\1\0\0\0a\0\0\0\0"
@@ -132,7 +132,7 @@ def test_values_in_protobufs_own_fields(stub, api):
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense", "Basic eDp5"])
-def test_without_an_identity_nothing_is_answered(stub, authorization):
+def test_every_method_needs_an_identity(stub, authorization):
     metadata = (("authorization", authorization),) if authorization else ()
     for name, method in SERVICE.methods_by_name.items():
         request = method.input_type._concrete_class()
@@ -154,7 +154,7 @@ def test_without_an_identity_nothing_is_answered(stub, authorization):
     [(None, "UNAUTHENTICATED", 0), ("all", "DEADLINE_EXCEEDED", 2.8)],
 )
 def test_a_message_that_does_not_come(api, tenant, code, at_least_s):
-    """A stranger's is not waited for, nor read: it would be held in memory."""
+    """Without an identity it is neither awaited nor read: it would be held in memory."""
     with grpc.insecure_channel(api.address) as channel:
         call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         ended = threading.Event()
@@ -190,7 +190,7 @@ def test_methods_that_are_not_offered(stub, api, name):
     assert f"{name} is not offered" in caught.value.details()
 
 
-def test_every_method_of_the_service_was_thought_of(stub):
+def test_every_method_of_the_service_is_decided(stub):
     offered = {
         "ServerLive",
         "ServerReady",
@@ -213,8 +213,8 @@ def test_an_unknown_method(api):
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_what_is_not_yours_is_not_there(client, api):
-    """Word for word: another tenant's model, an internal one, and one that does not exist."""
+def test_a_forbidden_model_looks_like_an_unknown_one(client, api):
+    """The same words for another tenant's model, an internal one, and one that does not exist."""
     some = api.headers("some")
     client.infer("echo", [_input([1], "FP32")], headers=some)
     texts = set()
@@ -231,18 +231,18 @@ def test_what_is_not_yours_is_not_there(client, api):
             texts.add(caught.value.message().partition(" (request")[0].replace(name, "*"))
         assert not client.is_model_ready(name, headers=some)
     assert len(texts) == 1
-    seen = {each.name for each in client.get_inference_statistics(headers=some).model_stats}
-    assert seen == {"echo", "tally"}
+    names = {model.name for model in client.get_inference_statistics(headers=some).model_stats}
+    assert names == {"echo", "tally"}
 
 
-def test_who_may_only_read(client, api):
+def test_a_read_only_caller(client, api):
     reader = api.headers("reader")
     assert client.get_model_metadata("echo", headers=reader).name == "echo"
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=reader)  # noqa: E731
     assert _status(infer) == "PERMISSION_DENIED"
 
 
-def test_what_the_firewall_refuses(client, stub, api):
+def test_the_firewall_refuses(client, stub, api):
     headers = api.headers()
     wrong = [
         ("sleeper", [_input([1, 2])]),
@@ -264,7 +264,7 @@ def test_what_the_firewall_refuses(client, stub, api):
     assert _status(memory) == "INVALID_ARGUMENT"
 
 
-def test_bytes_that_are_no_message(api):
+def test_bytes_that_are_not_a_message(api):
     with grpc.insecure_channel(api.address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for data in (b"\xff", b"\x3a\xff\xff\xff\xff\xff\xff", b"\x0a\x05ab", b"\x42\x01a", b""):
@@ -284,7 +284,7 @@ def test_a_message_over_the_limit(client, api):
 
 
 def test_a_compressed_message_is_refused(client, api):
-    """It could be a thousand times as large in our memory."""
+    """It could be a thousand times as large in memory."""
     call = lambda: client.infer(  # noqa: E731
         "echo",
         [_input([0.0] * 10_000, "FP32")],
@@ -294,15 +294,15 @@ def test_a_compressed_message_is_refused(client, api):
     assert _status(call) == "UNIMPLEMENTED"
 
 
-def test_limits_and_what_the_caller_reads_of_them(stub, api):
+def test_limits_and_their_headers(stub, api):
     request = service_pb2.ModelInferRequest(model_name="sleeper")
     request.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(0)
     metadata = _metadata(api, "slow", ("x-request-id", "mine"))
-    for left in (1, 0):
+    for remaining in (1, 0):
         _, call = stub.ModelInfer.with_call(request, metadata=metadata)
         limits = dict(call.initial_metadata())
         assert limits["ratelimit"].startswith('"tenant-requests-60s')
-        assert f";r={left};" in limits["ratelimit"]
+        assert f";r={remaining};" in limits["ratelimit"]
         assert dict(call.trailing_metadata())["x-request-id"] == "mine"
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request, metadata=metadata)
@@ -334,12 +334,12 @@ def test_deadlines(client, api, how):
     started = time.monotonic()
     call = lambda: client.infer("sleeper", [_input([9])], headers=api.headers(), **options[how])  # noqa: E731
     assert _status(call) == "DEADLINE_EXCEEDED"
-    took = time.monotonic() - started
-    assert 2.8 < took < 4.5 if how == "gateway" else 0.25 < took < 1.5
+    elapsed_s = time.monotonic() - started
+    assert 2.8 < elapsed_s < 4.5 if how == "gateway" else 0.25 < elapsed_s < 1.5
     wait_until(lambda: _cancelled(client, api) == before + 1, 2, "the cancel in Triton")
 
 
-def test_a_model_that_fails_tells_nothing_of_its_insides(client, api):
+def test_a_failing_model_reveals_no_internals(client, api):
     with pytest.raises(InferenceServerException) as caught:
         client.infer("sleeper", [_input([-1])], headers=api.headers())
     assert caught.value.status() == "StatusCode.INTERNAL"
@@ -351,7 +351,7 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
     ids = {}
     for step in range(3):
         for tenant in ("all", "some"):
-            answer = client.infer(
+            response = client.infer(
                 "tally",
                 [_input([[1 if tenant == "all" else 10]])],
                 sequence_id=42,
@@ -359,14 +359,14 @@ def test_sequences_of_two_tenants_with_one_id(client, api):
                 sequence_end=step == 2,
                 headers=api.headers(tenant),
             )
-            assert answer.as_numpy("y").item() == (step + 1) * (1 if tenant == "all" else 10)
-            ids.setdefault(tenant, set()).add(answer.as_numpy("id").item())
-    assert all(len(seen) == 1 for seen in ids.values())
+            assert response.as_numpy("y").item() == (step + 1) * (1 if tenant == "all" else 10)
+            ids.setdefault(tenant, set()).add(response.as_numpy("id").item())
+    assert all(len(tenant_ids) == 1 for tenant_ids in ids.values())
     assert len({42}.union(*ids.values())) == 3
 
 
 class Streaming:
-    """A stock streaming client and what it was told."""
+    """A stock streaming client and the results it got."""
 
     def __init__(self, api, tenant: str = "all", **options) -> None:
         self.answers: queue.Queue = queue.Queue()
@@ -392,9 +392,9 @@ class Streaming:
 def test_a_decoupled_model_streams(api):
     with Streaming(api) as stream:
         stream.send("counter", [4], request_id="mine", enable_empty_final_response=True)
-        answers = [stream.next() for _ in range(5)]
-    assert [answer.as_numpy("y").item() for answer in answers[:4]] == [0, 1, 2, 3]
-    last = answers[4].get_response()
+        responses = [stream.next() for _ in range(5)]
+    assert [response.as_numpy("y").item() for response in responses[:4]] == [0, 1, 2, 3]
+    last = responses[4].get_response()
     assert last.parameters["triton_final_response"].bool_param
     assert last.id == "mine"
 
@@ -413,11 +413,11 @@ async def test_streaming_with_the_asyncio_client(aio, api):
         for n in (2, 3):
             yield {"model_name": "counter", "inputs": [_input([n])]}
 
-    seen = []
+    values = []
     async for result, error in aio.stream_infer(requests(), headers=api.headers()):
         assert error is None
-        seen.append(result.as_numpy("y").item())
-    assert seen == [0, 1, 0, 1, 2]
+        values.append(result.as_numpy("y").item())
+    assert values == [0, 1, 0, 1, 2]
 
 
 def test_a_refused_message_does_not_end_the_stream(api):
@@ -431,7 +431,7 @@ def test_a_refused_message_does_not_end_the_stream(api):
         assert stream.next().as_numpy("y").item() == 0
 
 
-def test_a_stream_that_wants_statuses_is_ended_by_an_error(api):
+def test_a_stream_with_grpc_statuses_is_ended_by_an_error(api):
     for model, value, status in (
         ("nonsense", [1], "NOT_FOUND"),
         ("counter", [1, 2], "INVALID_ARGUMENT"),
@@ -445,11 +445,11 @@ def test_a_stream_that_wants_statuses_is_ended_by_an_error(api):
 
 
 def test_limits_count_each_message_of_a_stream(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own, Streaming(own, "slow") as stream:
+    with RunningGrpcServer(triton, tmp_path / "own") as server, Streaming(server, "slow") as stream:
         for _ in range(3):
             stream.send("counter", [1])
-        answers = [stream.next() for _ in range(3)]
-        refused = [a for a in answers if isinstance(a, InferenceServerException)]
+        responses = [stream.next() for _ in range(3)]
+        refused = [a for a in responses if isinstance(a, InferenceServerException)]
         assert len(refused) == 1
         assert "quota_exceeded" in str(refused[0])
 
@@ -484,7 +484,7 @@ def test_a_stream_may_be_longer_than_the_deadline(api):
 
 
 def test_a_slow_reader_slows_the_model_down(stub, api):
-    """What it has not read fills neither the gateway's memory nor Triton's."""
+    """Unread answers fill neither the gateway's memory nor Triton's."""
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=[200_000])
     message.raw_input_contents.append(bytes(800_000))
@@ -497,15 +497,15 @@ def test_a_slow_reader_slows_the_model_down(stub, api):
 
     call = stub.ModelStreamInfer(requests(), metadata=_metadata(api))
     next(call)
-    seen = [0]
+    read = [0]
 
     def stuck() -> bool:
         time.sleep(0.7)
-        seen.append(len(sent))
-        return seen[-1] == seen[-2]
+        read.append(len(sent))
+        return read[-1] == read[-2]
 
     wait_until(stuck, 10, "the client is held up")
-    assert len(sent) < 200  # WINDOW, and what HTTP/2 has on its way
+    assert len(sent) < 200  # WINDOW, plus what HTTP/2 has in flight
     call.cancel()
 
 
@@ -520,15 +520,15 @@ def test_health_needs_no_key(api):
 
 
 def test_every_decision_is_in_the_audit_log(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        with InferenceServerClient(own.address) as client:
-            client.infer("echo", [_input([1], "FP32")], headers=own.headers())
-            _status(lambda: client.infer("sleeper", [_input([0])], headers=own.headers("some")))
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        with InferenceServerClient(server.address) as client:
+            client.infer("echo", [_input([1], "FP32")], headers=server.headers())
+            _status(lambda: client.infer("sleeper", [_input([0])], headers=server.headers("some")))
             _status(lambda: client.is_server_live())
-        with Streaming(own) as stream:
+        with Streaming(server) as stream:
             stream.send("counter", [1])
             stream.next()
-    lines = [orjson.loads(line) for line in own.audit_log.read_bytes().splitlines()]
+    lines = [orjson.loads(line) for line in server.audit_log.read_bytes().splitlines()]
     fields = [(e["tenant"], e["action"], e["model"], e["decision"], e["status"]) for e in lines]
     assert fields == [
         ("all", "infer", "echo", "allow", 200),
@@ -538,24 +538,24 @@ def test_every_decision_is_in_the_audit_log(triton, tmp_path):
     ]
 
 
-async def test_what_is_under_way_may_end_when_the_door_closes(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        async with triton_aio.InferenceServerClient(own.address) as client:
+async def test_requests_in_flight_may_finish_when_the_server_stops(triton, tmp_path):
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        async with triton_aio.InferenceServerClient(server.address) as client:
             asking = asyncio.create_task(
-                client.infer("sleeper", [_input([0.7])], headers=own.headers())
+                client.infer("sleeper", [_input([0.7])], headers=server.headers())
             )
             await asyncio.sleep(0.2)
-            await asyncio.to_thread(own.run, own.api.stop(3))
+            await asyncio.to_thread(server.run, server.api.stop(3))
             assert (await asking).as_numpy("y") is not None
             with pytest.raises(InferenceServerException):
-                await client.infer("sleeper", [_input([0])], headers=own.headers())
+                await client.infer("sleeper", [_input([0])], headers=server.headers())
 
 
 def test_every_worker_serves_the_same_port(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own") as own:
-        second = GrpcServer(own.gateway, own.port)
-        assert own.run(second.start()) == own.port
-        own.run(own.api.stop(1))
-        with InferenceServerClient(own.address) as client:
-            assert client.is_server_live(headers=own.headers())
-        own.run(second.stop(1))
+    with RunningGrpcServer(triton, tmp_path / "own") as server:
+        second = GrpcServer(server.gateway, server.port)
+        assert server.run(second.start()) == server.port
+        server.run(server.api.stop(1))
+        with InferenceServerClient(server.address) as client:
+            assert client.is_server_live(headers=server.headers())
+        server.run(second.stop(1))

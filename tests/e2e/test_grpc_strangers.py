@@ -1,4 +1,4 @@
-"""What somebody without a key can do at the gRPC port: nearly nothing, and it costs nothing."""
+"""Without a key a client can do almost nothing at the gRPC port, and it costs nothing."""
 
 import contextlib
 import os
@@ -25,9 +25,12 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
-def _frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:
+def _frame(frame_type: int, flags: int, stream: int, data: bytes = b"") -> bytes:
     return (
-        struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+        struct.pack(">I", len(data))[1:]
+        + bytes([frame_type, flags])
+        + struct.pack(">I", stream)
+        + data
     )
 
 
@@ -61,8 +64,8 @@ def api(triton, tmp_path_factory):
 
 
 class Sender(threading.Thread):
-    """A call with a message of ``size`` bytes that lacks its last ones, sent as HTTP/2's flow
-    control allows."""
+    """A call with a message of ``size`` bytes whose end is missing, sent as HTTP/2's flow control
+    allows."""
 
     def __init__(self, port: int, path: str, size: int, stop: threading.Event) -> None:
         super().__init__()
@@ -81,14 +84,14 @@ class Sender(threading.Thread):
     def _send(self) -> None:
         self.raw.sendall(PREFACE + SETTINGS + _frame(1, 4, 1, _headers(self._path)))
         self.raw.sendall(_frame(0, 0, 1, b"\0" + struct.pack(">I", self._size)))
-        left = self._size - 10
-        while left and not self._stop_it.is_set():
-            part = min(self._window, self._stream_window, 16384, left)
+        remaining = self._size - 10
+        while remaining and not self._stop_it.is_set():
+            part = min(self._window, self._stream_window, 16384, remaining)
             if part > 0:
                 self.raw.sendall(_frame(0, 0, 1, bytes(part)))
                 self._window -= part
                 self._stream_window -= part
-                left -= part
+                remaining -= part
             elif not self._listen():
                 return
 
@@ -101,12 +104,12 @@ class Sender(threading.Thread):
                 break
             head, body = self._buffered[:9], self._buffered[9:end]
             self._buffered = self._buffered[end:]
-            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:9], "big")
-            if kind in (3, 7):  # RST_STREAM, GOAWAY
+            frame_type, flags, stream = head[3], head[4], int.from_bytes(head[5:9], "big")
+            if frame_type in (3, 7):  # RST_STREAM, GOAWAY
                 return False
-            if kind in (4, 6) and not flags & 1:  # SETTINGS, PING
-                self.raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
-            if kind == 8:  # WINDOW_UPDATE
+            if frame_type in (4, 6) and not flags & 1:  # SETTINGS, PING
+                self.raw.sendall(_frame(frame_type, 1, 0, body if frame_type == 6 else b""))
+            if frame_type == 8:  # WINDOW_UPDATE
                 more = int.from_bytes(body, "big")
                 self._window += more if stream == 0 else 0
                 self._stream_window += more if stream else 0
@@ -143,8 +146,8 @@ def _grown(before: int) -> int:
         "/no.such.Service/Method",
     ],
 )
-def test_strangers_hold_no_memory(api, path):
-    """20 messages of 31 MB that lack their last bytes took 1.2 GB through Health/Check."""
+def test_clients_without_a_key_hold_no_memory(api, path):
+    """20 unfinished messages of 31 MB once took 1.2 GB through Health/Check."""
     before = psutil.Process().memory_info().rss
     with unfinished(api, path, 12):
         most, ends = 0, time.monotonic() + 2.5
@@ -163,7 +166,7 @@ def test_a_check_whose_message_does_not_come_is_ended(api, monkeypatch):
         stop.set()
 
 
-def test_health_is_answered_while_strangers_keep_it_busy(api):
+def test_health_is_answered_under_unfinished_calls(api):
     with unfinished(api, CHECK, 6), grpc.insecure_channel(api.address) as channel:
         check = channel.unary_unary(CHECK)
         for _ in range(5):
@@ -177,11 +180,11 @@ def test_a_long_check_is_refused(api):
         def code() -> grpc.StatusCode:
             return channel.unary_unary(CHECK).future(bytes(1000)).code()
 
-        # Until those of the test before have gone, it is answered unread.
+        # Until the previous test's calls have ended, it is answered unread.
         wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 5, "the refusal")
 
 
-def test_watch_tells_the_status_and_its_changes(api, monkeypatch):
+def test_watch_reports_the_status_and_its_changes(api, monkeypatch):
     with grpc.insecure_channel(api.address) as channel:
         watch = channel.unary_stream(WATCH)
         unknown = watch(b"\n\x01x")
@@ -210,21 +213,21 @@ def test_watches_are_few_and_end(api, monkeypatch):
     assert codes.count(grpc.StatusCode.UNAVAILABLE) == health.WATCHES_FROM_ONE
 
 
-def _reflected(api, version: str, *questions, metadata=()):
-    """The answers, as plain messages."""
-    made = Reflection(set())
+def _reflect(api, version: str, *questions, metadata=()):
+    """The reflection responses, as plain messages."""
+    reflection = Reflection(set())
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     with grpc.insecure_channel(api.address) as channel:
-        asked = (made._request(**each).SerializeToString() for each in questions)
-        call = channel.stream_stream(path)(asked, metadata=metadata)
-        return [made._response.FromString(each) for each in call]
+        requests = (reflection._request(**question).SerializeToString() for question in questions)
+        call = channel.stream_stream(path)(requests, metadata=metadata)
+        return [reflection._response.FromString(message) for message in call]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_is_enough_to_call(api, version):
-    """As grpcurl does it: list, find the service, make its messages, call it."""
+    """As grpcurl does: list the services, find one, build its messages, call it."""
     metadata = tuple(api.headers().items())
-    listed, found, health_file, method, missing = _reflected(
+    listed, file, health_file, method, missing = _reflect(
         api,
         version,
         {"list_services": "*"},
@@ -234,15 +237,15 @@ def test_reflection_is_enough_to_call(api, version):
         {"file_containing_symbol": "inference.NoSuchThing"},
         metadata=metadata,
     )
-    assert [each.name for each in listed.list_services_response.service] == [
+    assert [service.name for service in listed.list_services_response.service] == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
     ]
     assert missing.error_response.error_code == 5
-    assert method.file_descriptor_response == found.file_descriptor_response
-    files = found.file_descriptor_response.file_descriptor_proto
+    assert method.file_descriptor_response == file.file_descriptor_response
+    files = file.file_descriptor_response.file_descriptor_proto
     pool = descriptor_pool.DescriptorPool()
     for data in reversed([*files, *health_file.file_descriptor_response.file_descriptor_proto]):
         pool.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
@@ -255,13 +258,13 @@ def test_reflection_is_enough_to_call(api, version):
 
 def test_reflection_needs_a_key(api):
     with pytest.raises(grpc.RpcError) as caught:
-        _reflected(api, "v1", {"list_services": "*"})
+        _reflect(api, "v1", {"list_services": "*"})
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE, PREFACE[:5]])
-def test_a_connection_that_says_nothing_ends(api, said):
-    """Within ten seconds; it was a minute."""
+def test_a_silent_connection_is_ended(api, said):
+    """Within ten seconds; it used to be a minute."""
     with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.sendall(said)
         raw.settimeout(12)
@@ -272,19 +275,19 @@ def test_a_connection_that_says_nothing_ends(api, said):
         assert time.monotonic() - started < 11
 
 
-def test_a_flood_of_pings_is_told_to_calm_down(api):
+def test_a_flood_of_pings_gets_enhance_your_calm(api):
     with socket.create_connection(("127.0.0.1", api.port)) as raw:
         raw.settimeout(5)
         raw.sendall(PREFACE + SETTINGS + _frame(4, 1, 0))
-        seen = b""
+        received = b""
         with contextlib.suppress(ConnectionError):
             for _ in range(10):
                 raw.sendall(_frame(6, 0, 0, os.urandom(8)))
                 time.sleep(0.02)
         with contextlib.suppress(ConnectionError):
-            while b"too_many_pings" not in seen and (data := raw.recv(65536)):
-                seen += data
-        assert b"too_many_pings" in seen
+            while b"too_many_pings" not in received and (data := raw.recv(65536)):
+                received += data
+        assert b"too_many_pings" in received
 
 
 def test_others_are_served_meanwhile(api):
@@ -295,8 +298,8 @@ def test_others_are_served_meanwhile(api):
             client.infer("echo", [_input([1.0], "FP32")], headers=api.headers())
 
 
-def test_a_small_message_for_a_small_question(api):
-    """30 MB for a model's name: every method but the two that infer has a bound of its own."""
+def test_a_small_request_has_a_small_bound(api):
+    """30 MB for a model's name: every method except the two that infer has its own bound."""
     with grpc.insecure_channel(api.address) as channel:
         for name in ("ModelMetadata", "ModelReady", "ServerLive", "RepositoryIndex"):
             call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
@@ -308,10 +311,10 @@ def test_a_small_message_for_a_small_question(api):
 
 def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.api.grpc.server.MOST_CONNECTIONS", 20)
-    with RunningGrpcServer(triton, tmp_path / "own") as own, contextlib.ExitStack() as stack:
+    with RunningGrpcServer(triton, tmp_path / "own") as server, contextlib.ExitStack() as stack:
         sockets = []
         for _ in range(60):
-            sockets.append(socket.create_connection(("127.0.0.1", own.port)))
+            sockets.append(socket.create_connection(("127.0.0.1", server.port)))
             stack.callback(sockets[-1].close)
 
         def closed() -> int:

@@ -1,4 +1,4 @@
-"""What streams may hold, and for how long: against a real Triton, with stock clients."""
+"""The resources that streams may hold, and for how long: a real Triton, stock clients."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ def api(triton, tmp_path_factory):
 @pytest.fixture
 def inflight(api):
     def read() -> int:
-        return sum(each.inflight for each in api.gateway.pool.replicas)
+        return sum(replica.inflight for replica in api.gateway.pool.replicas)
 
     wait_until(lambda: read() == 0, 5, "the permits of the test before come back")
     return read
@@ -59,7 +59,8 @@ def inflight(api):
 
 @contextlib.contextmanager
 def silent_streams(api, tenant: str, count: int):
-    """``count`` streams without a message, on three connections; their statuses as they end."""
+    """``count`` streams without a message, on three connections; yields their statuses as they
+    end."""
     ended = threading.Event()
     codes: list[str] = []
     channels = [
@@ -92,7 +93,7 @@ def silent_streams(api, tenant: str, count: int):
 
 
 def test_silent_streams_hold_nothing_that_others_need(api, inflight):
-    """512 of them took every permit; beyond a cap they are refused."""
+    """512 of them once took every permit; beyond a cap they are refused."""
     with silent_streams(api, "some", 150) as codes:
         wait_until(lambda: len(codes) >= 150 - holdings.MAX_SILENT_STREAMS, 10, "the refusals")
         assert set(codes) == {"RESOURCE_EXHAUSTED"}
@@ -104,7 +105,7 @@ def test_silent_streams_hold_nothing_that_others_need(api, inflight):
         with Streaming(api) as stream:
             stream.send("counter", [1])
             assert stream.next().as_numpy("y").item() == 0
-        # They end, as any stream does on which nothing moves.
+        # They end, like any stream on which nothing moves.
         wait_until(lambda: len(codes) == 150, 12, "the end of the others")
         assert codes.count("DEADLINE_EXCEEDED") == holdings.MAX_SILENT_STREAMS
 
@@ -117,30 +118,30 @@ def test_a_refusal_of_silent_streams_says_what_to_do(api):
                 call = channel.stream_stream(STREAM)(iter(()), metadata=_metadata(api, "slow"))
                 with contextlib.suppress(grpc.RpcError):
                     next(call, None)
-                found.update(code=call.code(), text=call.details())
-                found.update(dict(call.trailing_metadata()))
+                error_info.update(code=call.code(), text=call.details())
+                error_info.update(dict(call.trailing_metadata()))
                 return call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-            found: dict = {}
+            error_info: dict = {}
             wait_until(refused, 5, "the cap")
-        assert "nothing is under way" in found["text"]
-        assert found["tidegate-code"] == "quota_exceeded"
-        assert found["retry-after"] == "1"
+        assert "nothing is under way" in error_info["text"]
+        assert error_info["tidegate-code"] == "quota_exceeded"
+        assert error_info["retry-after"] == "1"
 
 
 def test_concurrency_counts_messages(api, inflight):
-    """Limit 1: ten generations on one stream were all let in."""
+    """With a limit of 1, ten generations on one stream were once all admitted."""
     with Streaming(api, "some") as stream:
         for n in range(10):
             stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
-        answers, refused = [], []
-        while len(answers) < 21:
-            found = stream.next()
-            (refused if isinstance(found, InferenceServerException) else answers).append(found)
+        responses, refused = [], []
+        while len(responses) < 21:
+            result = stream.next()
+            (refused if isinstance(result, InferenceServerException) else responses).append(result)
         assert len(refused) == 9
-        assert all("quota_exceeded" in str(each) for each in refused)
-        assert [each.as_numpy("y").item() for each in answers[:20]] == list(range(20))
-        # Its place is free again.
+        assert all("quota_exceeded" in str(error) for error in refused)
+        assert [response.as_numpy("y").item() for response in responses[:20]] == list(range(20))
+        # Its slot is free again.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
 
@@ -157,7 +158,7 @@ def test_permits_are_held_from_message_to_last_answer(api, inflight):
         for _ in range(30):
             stream.next()
         wait_until(lambda: inflight() == 0, 2, "both come back")
-        # The stream is still open, and works.
+        # The stream is still open and works.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
 
@@ -174,16 +175,16 @@ def test_a_stream_has_a_window_of_decoupled_messages_too(api, inflight):
 
 
 def test_answers_find_their_messages(api):
-    """The client's ids come back as they went: none, the same twice, and long ones; the flag that
-    ends a message only where it was asked for."""
+    """The client's ids come back unchanged: empty, repeated and long ones; the final flag only
+    where it was requested."""
     with Streaming(api) as stream:
         ids = ["", "same", "same", "x" * 300, "7", "0"]
-        for place, identifier in enumerate(ids):
+        for index, identifier in enumerate(ids):
             stream.send("counter", [2], request_id=identifier)
             for n in range(2):
-                found = stream.next()
-                assert found.as_numpy("y").item() == n, place
-                assert found.get_response().id == identifier
+                result = stream.next()
+                assert result.as_numpy("y").item() == n, index
+                assert result.get_response().id == identifier
         stream.send("counter", [0], request_id="last", enable_empty_final_response=True)
         stream.next()
         last = stream.next().get_response()
@@ -204,22 +205,22 @@ def test_answers_of_models_with_one_answer_keep_their_order(api):
 
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_decoupled_and_other_models_on_one_stream(api, triton, inflight, lockstep):
-    """Triton 2.51 dies within a second of both on one stream of its own."""
+    """Triton 2.51 itself dies within a second of both on one stream."""
     with Streaming(api) as stream:
-        seen = []
+        results = []
         for n in range(40):
             name, value = ("counter", 1) if n % 2 else ("sleeper", 0)
             stream.send(name, [value], request_id=str(n))
             if lockstep:
-                seen.append(stream.next().get_response().id)
-        while len(seen) < 40:
-            seen.append(stream.next().get_response().id)
-    assert seen == [str(n) for n in range(40)]
+                results.append(stream.next().get_response().id)
+        while len(results) < 40:
+            results.append(stream.next().get_response().id)
+    assert results == [str(n) for n in range(40)]
     assert triton.control.is_live()
 
 
 def _errors(api, messages, tenant: str = "all"):
-    """The raw answers to these messages."""
+    """The raw responses to these messages."""
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return list(stub.ModelStreamInfer(iter(messages), metadata=_metadata(api, tenant)))
@@ -231,13 +232,14 @@ def _message(model: str, value, **parameters):
     request.inputs.add(name="x", datatype="FP32", shape=array.shape)
     request.raw_input_contents.append(array.tobytes())
     for key, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[key], kind, value)
+        field = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(request.parameters[key], field, value)
     return request
 
 
 def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
-    """Triton's refusal of a sequence that was not started was 'the model failed: try again'."""
+    """Triton's refusal of a sequence that was not started was once 'the model failed: try
+    again'."""
     caplog.set_level(logging.INFO, "gateway")
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -247,20 +249,22 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
             (_message("sleeper", [-1]), "upstream_error", "INTERNAL"),
             (_message("nonsense", [1]), "not_found", "NOT_FOUND"),
         ):
-            (answer,) = _errors(api, [message])
-            assert answer.infer_response.parameters["tidegate_code"].string_param == code
-            assert answer.infer_response.id == "mine"
-            assert code in answer.error_message
-            assert "secret" not in answer.error_message
+            (response,) = _errors(api, [message])
+            assert response.infer_response.parameters["tidegate_code"].string_param == code
+            assert response.infer_response.id == "mine"
+            assert code in response.error_message
+            assert "secret" not in response.error_message
             if message.model_name != "counter":
                 with pytest.raises(grpc.RpcError) as caught:
                     stub.ModelInfer(message, metadata=_metadata(api))
                 assert caught.value.code().name == status
                 assert dict(caught.value.trailing_metadata())["tidegate-code"] == code
-    # What Triton said is for the operator, with the request and the message.
-    said = [each.getMessage() for each in caplog.records if "START flag" in each.getMessage()]
-    assert any("'mine'" in each for each in said)
-    assert len(said) == 2  # the message's and the unary call's
+    # Triton's message goes to the operator, with the ids of request and message.
+    warnings = [
+        record.getMessage() for record in caplog.records if "START flag" in record.getMessage()
+    ]
+    assert any("'mine'" in warning for warning in warnings)
+    assert len(warnings) == 2  # the message's and the unary call's
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,7 @@ def test_a_stream_gives_the_codes_of_unary_calls(api, caplog):
         ("", "upstream_error"),
     ],
 )  # fmt: skip
-def test_what_triton_says_has_a_code(text, code):
+def test_tritons_messages_map_to_codes(text, code):
     fault = fault_of(text)
     assert fault.code == code
     assert "/root" not in fault.message
@@ -294,7 +298,7 @@ def test_what_triton_says_has_a_code(text, code):
 
 
 def test_a_message_keeps_its_own_timeout(api, inflight):
-    """The client has its error in time; what Triton still works on holds its permit."""
+    """The client gets its error in time; work still running in Triton holds its permit."""
     with Streaming(api) as stream:
         started = time.monotonic()
         stream.client.async_stream_infer(
@@ -311,17 +315,17 @@ def test_a_message_keeps_its_own_timeout(api, inflight):
 
 def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
     home = tmp_path / "own"
-    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as server, Streaming(server, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         rules = home / "gateway.toml"
         atomic_write(rules, POLICY.replace('"echo", "tally"', '"echo"'))
-        own.gateway.access_control.refresh()
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         assert "not_found" in str(stream.next())
         limit = '[[limits]]\nscope = "tenant"\nkind = "requests"\namount = 1\nwindow_s = 3600\n'
-        atomic_write(rules, f"{POLICY}{limit}# end\n")  # whole: it holds at once
-        own.gateway.access_control.refresh()
+        atomic_write(rules, f"{POLICY}{limit}# end\n")  # complete: it applies at once
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=6, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         stream.send("tally", [[1]], sequence_id=6)
@@ -329,13 +333,13 @@ def test_rules_that_change_reach_an_open_stream(triton, tmp_path):
 
 
 def test_a_revoked_key_ends_its_streams(triton, tmp_path):
-    """At the next message; what waits is ended by ``AccessControl.watching``."""
+    """At the next message; a waiting stream is ended by ``AccessControl.watching``."""
     home = tmp_path / "own"
-    with RunningGrpcServer(triton, home) as own, Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, home) as server, Streaming(server, "some") as stream:
         stream.send("tally", [[1]], sequence_id=5, sequence_start=True)
         assert stream.next().as_numpy("y").item() == 1
         (home / "keys.toml").unlink()
-        own.gateway.access_control.refresh()
+        server.gateway.access_control.refresh()
         stream.send("tally", [[1]], sequence_id=5)
         error = stream.next()
         assert error.status() == "StatusCode.UNAUTHENTICATED"
@@ -352,24 +356,24 @@ def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
         watched.update(end=end, models=models, admissions=admissions, principal=context.principal)
         yield
 
-    with RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY) as own:
-        monkeypatch.setattr(own.gateway.access_control, "watching", watching)
-        with Streaming(own, "some") as stream:
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY) as server:
+        monkeypatch.setattr(server.gateway.access_control, "watching", watching)
+        with Streaming(server, "some") as stream:
             stream.send("sleeper", [3.0 if busy else 0.0])
             if not busy:
                 stream.next()
             wait_until(lambda: "end" in watched, 2, "the stream is watched")
-            wait_until(lambda: bool(own.run(_call(watched["models"]))) == busy, 2, "the message")
-            assert own.run(_call(watched["models"])) == ({"sleeper"} if busy else set())
-            assert len(own.run(_call(watched["admissions"]))) == busy
+            wait_until(lambda: bool(server.run(_call(watched["models"]))) == busy, 2, "the message")
+            assert server.run(_call(watched["models"])) == ({"sleeper"} if busy else set())
+            assert len(server.run(_call(watched["admissions"]))) == busy
             started = time.monotonic()
-            own.run(_call(watched["end"], Forbidden("the rules have changed")))
+            server.run(_call(watched["end"], Forbidden("the rules have changed")))
             error = stream.next()
             assert error.status() == "StatusCode.PERMISSION_DENIED"
             assert "the rules have changed" in error.message()
             assert time.monotonic() - started < 2
-        replicas = own.gateway.pool.replicas
-        wait_until(lambda: all(each.inflight == 0 for each in replicas), 3, "the permits")
+        replicas = server.gateway.pool.replicas
+        wait_until(lambda: all(replica.inflight == 0 for replica in replicas), 3, "the permits")
 
 
 async def _call(function, *arguments):
@@ -379,38 +383,38 @@ async def _call(function, *arguments):
 def test_a_server_that_goes_releases_what_was_under_way(tmp_path):
     with contextlib.ExitStack() as stack:
         triton = stack.enter_context(serving(tmp_path / "models"))
-        own = stack.enter_context(RunningGrpcServer(triton, tmp_path / "own"))
-        with Streaming(own) as quiet, Streaming(own) as stream:
+        server = stack.enter_context(RunningGrpcServer(triton, tmp_path / "own"))
+        with Streaming(server) as quiet, Streaming(server) as stream:
             quiet.send("counter", [1])
             quiet.next()
             for _ in range(3):
                 stream.send("sleeper", [3.0])
-            pool = own.gateway.pool
+            pool = server.gateway.pool
             wait_until(lambda: pool.replicas[0].inflight == 3, 3, "three under way")
             psutil.Process(triton.pid).kill()
             error = stream.next()
             assert error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.INTERNAL")
             wait_until(lambda: pool.replicas[0].inflight == 0, 3, "the permits")
-            # A stream on which nothing was under way goes on; its next message finds no server.
+            # A stream with nothing in flight continues; its next message finds no server.
             assert quiet.answers.empty()
             quiet.send("counter", [1])
             assert quiet.next().status() == "StatusCode.UNAVAILABLE"
 
 
 def test_unread_answers_hold_their_place(triton, tmp_path):
-    """Of a stream and of unary calls: until they are read they count against their caller."""
+    """On a stream and of unary calls: until they are read they count against their caller."""
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=[1_000_000])
     message.raw_input_contents.append(bytes(4_000_000))
     options = [("grpc.max_receive_message_length", -1)]
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(
+        server = stack.enter_context(
             RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY, caller_held_bytes=3_000_000)
         )
-        channel = stack.enter_context(grpc.insecure_channel(own.address, options))
+        channel = stack.enter_context(grpc.insecure_channel(server.address, options))
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(own, "all"))
-        held = own.gateway.held
+        call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(server, "all"))
+        held = server.gateway.held
 
         def waits() -> bool:
             sizes = []
@@ -420,18 +424,18 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
             return min(sizes) > 3_000_000
 
         wait_until(waits, 10, "an answer that waits")
-        with InferenceServerClient(own.address) as client:
+        with InferenceServerClient(server.address) as client:
             with pytest.raises(InferenceServerException, match="read the answers"):
-                client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("all"))
-            client.infer("echo", [_input([1.0], "FP32")], headers=own.headers("some"))
-        answers = [answer.error_message for answer in call]
-        assert len(answers) == 5
-        assert any("read the answers" in text for text in answers) or not any(answers)
+                client.infer("echo", [_input([1.0], "FP32")], headers=server.headers("all"))
+            client.infer("echo", [_input([1.0], "FP32")], headers=server.headers("some"))
+        responses = [response.error_message for response in call]
+        assert len(responses) == 5
+        assert any("read the answers" in text for text in responses) or not any(responses)
         wait_until(lambda: held.total == 0, 3, "all was read")
 
 
 def _unread(api, count: int, tenant: str = "all"):
-    """A stream whose client reads nothing; its answers are of 200 kB."""
+    """A stream whose client reads nothing; its answers have 200 kB each."""
     array = np.full(50_000, 0.5, np.float32)
     message = service_pb2.ModelInferRequest(model_name="echo")
     message.inputs.add(name="FP32", datatype="FP32", shape=array.shape)
@@ -443,7 +447,7 @@ def _unread(api, count: int, tenant: str = "all"):
 
 
 def test_answers_that_are_not_read_hold_no_permits(api, inflight):
-    """40 streams that read nothing took all permits for 30 s."""
+    """40 streams that read nothing once took all permits for 30 s."""
     held = api.gateway.held
     streams = [_unread(api, 5) for _ in range(10)]
     wait_until(lambda: held.total > 10 * 300_000, 10, "the answers")
@@ -455,9 +459,9 @@ def test_answers_that_are_not_read_hold_no_permits(api, inflight):
 
 
 def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as own:
-        channel, call = _unread(own, 5)
-        held = own.gateway.held
+    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as server:
+        channel, call = _unread(server, 5)
+        held = server.gateway.held
         wait_until(lambda: held.total, 5, "answers")
         wait_until(lambda: not held.total, 5, "the end")
         with pytest.raises(grpc.RpcError) as caught:
@@ -467,26 +471,26 @@ def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
 
 
 def test_a_large_answer_gives_its_place_back_once_it_was_read(api, inflight):
-    """Concurrency 1, one after the other: none finds the place of the one before still taken."""
+    """At concurrency 1, sequential calls never find the previous one's slot still taken."""
     held = api.gateway.held
     with InferenceServerClient(api.address) as client:
         for _ in range(10):
-            answer = client.infer(
+            response = client.infer(
                 "echo", [_input([0.5] * 500_000, "FP32")], headers=api.headers("some")
             )
-            assert answer.as_numpy("FP32_back").size == 500_000
+            assert response.as_numpy("FP32_back").size == 500_000
     wait_until(lambda: held.total == 0, 3, "all was read")
 
 
 def test_a_half_closed_stream_is_answered_to_its_end(api):
     messages = [_message("counter", [3]), _message("sleeper", [0.3])]
-    answers = _errors(api, messages)
-    assert len(answers) == 4
+    responses = _errors(api, messages)
+    assert len(responses) == 4
     assert _errors(api, []) == []
 
 
 async def test_many_messages_of_many_tasks(api, inflight):
-    """Attribution under load: every answer goes to the message that asked for it."""
+    """Attribution under load: every answer goes to the message that requested it."""
     from tritonclient.grpc import aio as triton_aio
 
     async def one(n: int) -> list[float]:
@@ -498,29 +502,29 @@ async def test_many_messages_of_many_tasks(api, inflight):
                     "request_id": f"{n}-{m}",
                 }
 
-        seen = []
+        values = []
         async with triton_aio.InferenceServerClient(api.address) as client:
             async for result, error in client.stream_infer(requests(), headers=api.headers()):
                 assert error is None
                 value = result.as_numpy("FP32_back").item()
                 assert result.get_response().id == f"{n}-{int(value) - n * 100}"
-                seen.append(value)
-        return seen
+                values.append(value)
+        return values
 
-    answers = await asyncio.gather(*map(one, range(4)))
-    for n, seen in enumerate(answers):
-        assert seen == [n * 100 + m for m in range(10)]
+    responses = await asyncio.gather(*map(one, range(4)))
+    for n, values in enumerate(responses):
+        assert values == [n * 100 + m for m in range(10)]
 
 
 def test_a_full_pool_refuses_a_message_not_the_stream(triton, tmp_path):
     with (
-        RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as own,
-        Streaming(own) as stream,
+        RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as server,
+        Streaming(server) as stream,
     ):
         stream.send("sleeper", [0.5])
         stream.send("sleeper", [0.0])
-        found = [stream.next(), stream.next()]
-        errors = [each for each in found if isinstance(each, InferenceServerException)]
+        results = [stream.next(), stream.next()]
+        errors = [result for result in results if isinstance(result, InferenceServerException)]
         assert len(errors) == 1
         assert NoCapacity.code in str(errors[0])
         stream.send("sleeper", [0.0])

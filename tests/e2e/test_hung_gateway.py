@@ -1,4 +1,4 @@
-"""A stack whose gateway hangs, in whole or in part, and one whose disk takes nothing any more."""
+"""A stack whose gateway hangs, wholly or partly, and one whose disk is not writable."""
 
 import contextlib
 import os
@@ -29,12 +29,12 @@ def _stack(home, *arguments: str) -> RunningStack:
     return launch(home, "identity_fp32", *arguments)
 
 
-def _answers(stack: RunningStack) -> bool:
+def _is_answering(stack: RunningStack) -> bool:
     try:
-        answer = httpx.get(f"{stack.url}/readyz", timeout=2)
+        response = httpx.get(f"{stack.url}/readyz", timeout=2)
     except httpx.TransportError:
         return False
-    return answer.status_code == 200
+    return response.status_code == 200
 
 
 def _gateway(stack: RunningStack) -> psutil.Process:
@@ -42,12 +42,12 @@ def _gateway(stack: RunningStack) -> psutil.Process:
 
 
 def _workers(stack: RunningStack) -> list[psutil.Process]:
-    """Those of the gateway that runs now; [] while there is none."""
-    found = []
+    """The worker ids of the running gateway; [] while there is none."""
+    workers = []
     with contextlib.suppress(psutil.Error, StopIteration):
         children = _gateway(stack).children()
-        found += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
-    return found
+        workers += [p for p in children if any("multiprocessing.spawn" in w for w in p.cmdline())]
+    return workers
 
 
 def _events(stack: RunningStack) -> str:
@@ -66,8 +66,8 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two workers, and a pipeline whose right golden answer takes longer than a round of probes:
-    that it starts at all says that ``up`` and the gateway wait for it."""
+    """Two workers, and a pipeline whose golden sample takes longer than a round of probes: that it
+    starts at all shows that ``up`` and the gateway wait for it."""
     home = tmp_path_factory.mktemp("two")
     repository = home / "model_repository"
     publish(stage(repository, 0, initialize=SLOW), repository, MODELS)
@@ -84,15 +84,15 @@ def test_a_gateway_that_is_stopped_is_started_again(one):
     before = _gateway(one)
     before.suspend()
     wait_until(lambda: f"the gateway hangs (process {before.pid}" in one.output, HEAL_S, "notice")
-    wait_until(lambda: _answers(one), HEAL_S, "service")
+    wait_until(lambda: _is_answering(one), HEAL_S, "service")
     assert _gateway(one) != before
     for event in ("gateway_hung", "gateway_died", "gateway_restarted"):
         assert f'"event": "{event}"' in _events(one)
 
 
-def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_alone(two):
-    """As many answers as questions, and no look at it finds it unready."""
-    engines = {each.pid for each in two.stubs("mood_onnx")}
+def test_a_slow_model_under_ten_times_its_capacity_is_served_and_left_alone(two):
+    """Every request is answered, and no check finds it unready."""
+    engines = {stub.pid for stub in two.stubs("mood_onnx")}
     until = time.monotonic() + 15
     statuses: list[int] = []
 
@@ -111,7 +111,7 @@ def test_a_slow_model_that_is_asked_for_ten_times_too_much_is_served_and_left_al
         time.sleep(0.5)
     assert set(statuses) == {200}
     assert {status for status, _ in looks} == {200}, set(looks)
-    assert {each.pid for each in two.stubs("mood_onnx")} == engines
+    assert {stub.pid for stub in two.stubs("mood_onnx")} == engines
     assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
 
 
@@ -125,7 +125,7 @@ def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(tw
     wait_until(lambda: '"gateway_hung"' in _events(two), 10, "the event")
     assert _gateway(two) == parent
     assert workers[1] in _workers(two)
-    assert all(_answers(two) for _ in range(10))
+    assert all(_is_answering(two) for _ in range(10))
 
 
 def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
@@ -133,15 +133,17 @@ def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
     parent.suspend()
     wait_until(lambda: f"the gateway hangs (process {parent.pid}" in two.output, HEAL_S, "notice")
     wait_until(
-        lambda: _answers(two) and len(set(_workers(two)) - set(workers)) == 2, HEAL_S, "service"
+        lambda: _is_answering(two) and len(set(_workers(two)) - set(workers)) == 2,
+        HEAL_S,
+        "service",
     )
     assert not set(workers) & set(_workers(two))
-    assert not any(each.is_running() for each in workers)
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_folders_that_cannot_be_written_stop_no_healing(one):
-    """The logs and counters are folders, the lists of servers files: Triton and the gateway start
-    again all the same, and it is said."""
+    """The logs and counters are folders, the lists of servers files: Triton and the gateway are
+    still restarted, and the problem is reported."""
     state = one.home / ".tidegate"
     logs = state / "logs"
     moved = [(logs / "events.jsonl"), (logs / "gateway.log"), (logs / "triton.log")]
@@ -156,24 +158,28 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     wait_until(lambda: "Triton is serving again" in one.output, HEAL_S, "Triton")
     gateway = _gateway(one)
     gateway.kill()
-    wait_until(lambda: one.output.count("the gateway ended by itself") >= 1, HEAL_S, "notice")
-    wait_until(lambda: _answers(one), HEAL_S, "service")
+    wait_until(lambda: one.output.count("the gateway ended unexpectedly") >= 1, HEAL_S, "notice")
+    wait_until(lambda: _is_answering(one), HEAL_S, "service")
     assert _gateway(one) != gateway
-    for said in ("events are not recorded", "Triton's log is not written", "publishers will not find"):
-        assert one.output.count(said) == 1, one.output
+    for message in (
+        "events are not recorded",
+        "Triton's log is not kept",
+        "publishers will not find",
+    ):
+        assert one.output.count(message) == 1, one.output
     assert one.process.poll() is None
 
 
 def test_workers_whose_parent_was_killed_make_room_and_a_stopped_triton_is_replaced(two):
     parent, workers = _gateway(two), _workers(two)
     parent.kill()
-    wait_until(lambda: not any(each.is_running() for each in workers), HEAL_S, "their end")
-    wait_until(lambda: _answers(two) and len(_workers(two)) == 2, HEAL_S, "service")
-    before = two.output.count("the gateway ended by itself")
-    assert before == 2  # once for each of the last two tests: the next one had the port
+    wait_until(lambda: not any(worker.is_running() for worker in workers), HEAL_S, "their end")
+    wait_until(lambda: _is_answering(two) and len(_workers(two)) == 2, HEAL_S, "service")
+    before = two.output.count("the gateway ended unexpectedly")
+    assert before == 2  # once for each of the last two tests: the successor had the port
     triton = two.triton()
     os.kill(triton.pid, signal.SIGSTOP)
     wait_until(lambda: "Triton hangs" in two.output, 60, "notice")
     wait_until(lambda: "Triton is serving again" in two.output, HEAL_S, "restart")
-    wait_until(lambda: _answers(two), HEAL_S, "service")
+    wait_until(lambda: _is_answering(two), HEAL_S, "service")
     assert '"triton_hung"' in _events(two)

@@ -1,4 +1,5 @@
-"""``image_classification`` through the running stack: one answer by every API, bad images."""
+"""``image_classification`` through the running stack: the same answer from every API, bad
+images."""
 
 import base64
 import json
@@ -21,32 +22,32 @@ from tritonclient.utils import InferenceServerException
 from converters.image.photos import photo_file
 from tests.ensembles.images import bad_images, colours, encoded
 from tidegate.client import GatewayClient
-from tidegate.demo_photo import described, show_photo
+from tidegate.demo_photo import describe_photo, show_photo
 
 NAME = "image_classification"
 PATH = f"/v1/{NAME}"
 PAGE = Path(__file__).parents[2] / "docs" / "image-classification.md"
 BAD = bad_images()
 COFFEE = photo_file("coffee").read_bytes()
-# The photo's best label is sure of itself; the rest share 5 %.
+# The photo's best label is confident; the rest share 5 %.
 ESPRESSO = 0.951
 
 
-def _form(stack, picture: bytes, name: str = "photo.jpg"):
-    return stack.post(PATH, files={"image": (name, picture)})
+def _form(stack, image: bytes, name: str = "photo.jpg"):
+    return stack.post(PATH, files={"image": (name, image)})
 
 
-def _as_json(picture: bytes) -> dict:
-    return {"image": {"b64": base64.b64encode(picture).decode()}}
+def _as_json(image: bytes) -> dict:
+    return {"image": {"b64": base64.b64encode(image).decode()}}
 
 
-def _pairs(answer: dict) -> list[tuple[str, float]]:
-    return [(each["label"], each["score"]) for each in answer["labels"]]
+def _pairs(response: dict) -> list[tuple[str, float]]:
+    return [(label["label"], label["score"]) for label in response["labels"]]
 
 
-def _input(library, *pictures: bytes):
-    tensor = library.InferInput("image", [len(pictures), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[each] for each in pictures], dtype=object))
+def _input(library, *images: bytes):
+    tensor = library.InferInput("image", [len(images), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
     return tensor
 
 
@@ -55,17 +56,17 @@ def _named(result) -> list[tuple[str, float]]:
     return [(name.decode(), float(value)) for name, value in zip(label, score, strict=True)]
 
 
-def _v2(stack, *pictures: bytes):
+def _v2(stack, *images: bytes):
     with http_client.InferenceServerClient(stack.url.removeprefix("http://")) as client:
-        return client.infer(NAME, [_input(http_client, *pictures)], headers=stack.headers)
+        return client.infer(NAME, [_input(http_client, *images)], headers=stack.headers)
 
 
-def _grpc(stack, *pictures: bytes):
+def _grpc(stack, *images: bytes):
     with grpc_client.InferenceServerClient(stack.grpc_address) as client:
-        return client.infer(NAME, [_input(grpc_client, *pictures)])
+        return client.infer(NAME, [_input(grpc_client, *images)])
 
 
-def test_every_door_gives_one_answer(stack):
+def test_every_api_gives_the_same_answer(stack):
     by_form = _pairs(_form(stack, COFFEE, "coffee.png").json())
     assert by_form[0][0] == "espresso"
     assert by_form[0][1] == pytest.approx(ESPRESSO, abs=2e-3)
@@ -81,59 +82,59 @@ def test_every_door_gives_one_answer(stack):
 
 def test_several_images_in_one_request(stack):
     cat = photo_file("chelsea").read_bytes()
-    answer = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
-    first, second = (_pairs(output) for output in answer["outputs"])
+    response = stack.post(PATH, json={"inputs": [_as_json(COFFEE), _as_json(cat)]}).json()
+    first, second = (_pairs(output) for output in response["outputs"])
     assert first[0][0] == "espresso"
     assert "cat" in second[0][0]
 
 
 def test_requests_are_batched(stack):
     def counts() -> tuple[int, int]:
-        found = client.get_inference_statistics(f"{NAME}_onnx").model_stats[0]
-        return found.inference_count, found.execution_count
+        statistics = client.get_inference_statistics(f"{NAME}_onnx").model_stats[0]
+        return statistics.inference_count, statistics.execution_count
 
     with grpc_client.InferenceServerClient(stack.grpc_address) as client:
         before = counts()
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda _: _form(stack, COFFEE).json(), range(64)))
+            responses = list(pool.map(lambda _: _form(stack, COFFEE).json(), range(64)))
         after = counts()
-    assert {_pairs(answer)[0][0] for answer in answers} == {"espresso"}
+    assert {_pairs(response)[0][0] for response in responses} == {"espresso"}
     assert after[0] - before[0] >= 64
     assert after[1] - before[1] < after[0] - before[0]
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_the_clients_error(stack, name):
-    picture, message = BAD[name]
+    image, message = BAD[name]
     started = time.monotonic()
-    answer = _form(stack, picture)
+    response = _form(stack, image)
     assert time.monotonic() - started < 2
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert message in answer.json()["detail"]
-    assert answer.json()["code"] == "invalid_request"
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert message in response.json()["detail"]
+    assert response.json()["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize("name", ["empty", "text called .jpg", "animated png", "bomb"])
-def test_a_bad_image_is_refused_at_every_door(stack, name):
-    picture, message = BAD[name]
-    by_json = stack.post(PATH, json=_as_json(picture))
+def test_a_bad_image_is_refused_by_every_api(stack, name):
+    image, message = BAD[name]
+    by_json = stack.post(PATH, json=_as_json(image))
     assert by_json.status_code == 422
     assert message in by_json.json()["detail"]
     with pytest.raises(InferenceServerException, match=message) as by_v2:
-        _v2(stack, picture)
+        _v2(stack, image)
     assert by_v2.value.status() == "400"
     with pytest.raises(InferenceServerException, match=message) as by_grpc:
-        _grpc(stack, picture)
+        _grpc(stack, image)
     assert "INVALID_ARGUMENT" in by_grpc.value.status()
 
 
 def test_a_bad_image_fails_only_its_own_request(stack):
-    pictures = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
+    images = [COFFEE, BAD["truncated jpeg"][0], COFFEE, b""] * 6
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda picture: _form(stack, picture), pictures))
-    assert [answer.status_code for answer in answers] == [200, 422, 200, 422] * 6
-    assert {_pairs(a.json())[0][0] for a in answers if a.status_code == 200} == {"espresso"}
+        responses = list(pool.map(lambda image: _form(stack, image), images))
+    assert [response.status_code for response in responses] == [200, 422, 200, 422] * 6
+    assert {_pairs(a.json())[0][0] for a in responses if a.status_code == 200} == {"espresso"}
 
 
 def _resident_mb(processes: list[psutil.Process]) -> float:
@@ -141,7 +142,7 @@ def _resident_mb(processes: list[psutil.Process]) -> float:
 
 
 def test_memory_stays_bounded(stack):
-    """Bombs take nothing; the largest image allowed is given back after it."""
+    """Bombs take nothing; the memory of the largest allowed image is released afterwards."""
     stubs = stack.stubs(f"{NAME}_pre")
     assert stubs
     before = _resident_mb(stubs)
@@ -164,14 +165,14 @@ def test_memory_stays_bounded(stack):
     ],
 )
 def test_a_request_that_does_not_fit_names_the_field(stack, options, message):
-    answer = stack.post(PATH, **options)
-    assert answer.status_code == 422
-    assert message in answer.json()["detail"]
+    response = stack.post(PATH, **options)
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
 
 
 def test_a_form_over_the_limit_is_refused(stack):
-    answer = _form(stack, bytes(33 << 20))
-    assert answer.status_code == 413
+    response = _form(stack, bytes(33 << 20))
+    assert response.status_code == 413
 
 
 def test_a_form_needs_a_key(stack):
@@ -195,22 +196,22 @@ def test_the_gateway_knows_no_task():
 def test_the_demo_shows_a_photo(stack):
     photo = show_photo(GatewayClient(stack.url, stack.key))
     assert photo.labels[0]["label"] == "espresso"
-    assert "95.1%  espresso" in described(photo)
+    assert "95.1%  espresso" in describe_photo(photo)
 
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def _here(stack, text: str) -> str:
-    """The page's text with this stack's ports."""
+def _with_this_stacks_ports(stack, text: str) -> str:
+    """The page's code with this stack's ports."""
     moved = text.replace("http://127.0.0.1:8080", stack.url)
     return moved.replace("127.0.0.1:8001", stack.grpc_address)
 
 
 @pytest.fixture
 def folder(stack, tmp_path):
-    """Where the page's commands run: a photo, and the key where `up` puts it."""
+    """A folder for the page's commands: a photo, and the key where `up` puts it."""
     (tmp_path / "photo.jpg").write_bytes(COFFEE)
     (tmp_path / ".tidegate").symlink_to(stack.home / ".tidegate")
     return tmp_path
@@ -221,7 +222,7 @@ def test_the_pages_commands_work(stack, folder):
     assert len(commands) >= 2
     for command in commands:
         run = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", _here(stack, command)],
+            ["bash", "-euo", "pipefail", "-c", _with_this_stacks_ports(stack, command)],
             capture_output=True,
             text=True,
             cwd=folder,
@@ -236,7 +237,7 @@ def test_the_pages_programs_work(stack, folder):
     assert programs
     for program in programs:
         run = subprocess.run(
-            [sys.executable, "-c", _here(stack, program)],
+            [sys.executable, "-c", _with_this_stacks_ports(stack, program)],
             capture_output=True,
             text=True,
             cwd=folder,

@@ -1,5 +1,5 @@
 """Large and odd requests at every HTTP API, on a real Triton: who waits for whom, what they take,
-and which row is to blame. The gateway runs in this process, so that its loop can be watched."""
+and which row is at fault. The gateway runs in this process, so that its loop can be watched."""
 
 import asyncio
 import contextlib
@@ -33,8 +33,8 @@ class TritonPythonModel:
             pb_utils.Tensor(tensor.name() + "_back", tensor.as_numpy())
             for tensor in request.inputs()]) for request in requests]
 """
-# Counts bytes and gives a vector; what begins with "bad" is refused as our own steps refuse; "wait"
-# takes a while.
+# Counts bytes and returns a vector; text that starts with "bad" is refused as our own steps refuse
+# it; "wait" takes a while.
 TEXTS = """
 import time
 import numpy as np
@@ -58,7 +58,7 @@ class TritonPythonModel:
             pb_utils.Tensor("vector", np.repeat(counts, 384, 1).astype(np.float32)),
             pb_utils.Tensor("token_count", counts)])
 """
-# Gives the sum of each row of x.
+# Returns the sum of each row of x.
 SUMS = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -121,7 +121,7 @@ FILE_SCHEMA = {
 }
 
 
-def faced(endpoint_schema: dict) -> str:
+def with_endpoint(endpoint_schema: dict) -> str:
     text = json.dumps(endpoint_schema).replace('"', '\\"')
     return f'parameters {{ key: "tidegate.endpoint" value {{ string_value: "{text}" }} }}\n'
 
@@ -131,7 +131,8 @@ def text_config(rows: int, endpoint_schema: dict) -> str:
         f"max_batch_size: {rows}\n"
         'input { name: "text" data_type: TYPE_STRING dims: 1 }\n'
         'output { name: "vector" data_type: TYPE_FP32 dims: 384 }\n'
-        'output { name: "token_count" data_type: TYPE_INT32 dims: 1 }\n' + faced(endpoint_schema)
+        'output { name: "token_count" data_type: TYPE_INT32 dims: 1 }\n'
+        + with_endpoint(endpoint_schema)
     )
 
 
@@ -169,7 +170,7 @@ MODELS = {
     "sums": (
         SUMS,
         'max_batch_size: 4\ninput { name: "x" data_type: TYPE_FP32 dims: -1 }\n'
-        'output { name: "sum" data_type: TYPE_FP32 dims: 1 }\n' + faced(SUM_SCHEMA),
+        'output { name: "sum" data_type: TYPE_FP32 dims: 1 }\n' + with_endpoint(SUM_SCHEMA),
     ),
     "classes": (ECHO, echo_config("FP32", "4")),
     "echo_llm": (
@@ -181,8 +182,8 @@ MODELS = {
 
 
 class WatchedGateway:
-    """A gateway whose loop is watched: ``longest`` is the most CPU that this process spent while it
-    could not come round."""
+    """A gateway whose event loop is watched: ``longest`` is the most CPU time (s) that this process
+    spent while the loop was blocked."""
 
     def __init__(self, triton, home, **settings):
         home.mkdir()
@@ -240,14 +241,14 @@ class WatchedGateway:
         self._thread.join(20)
 
     def post(self, path, body, **headers):
-        """Status, headers and body of the answer."""
+        """The status, headers and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("POST", path, body, {**self.headers, **headers})
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), answer.read()
+            response = connection.getresponse()
+            return response.status, dict(response.headers), response.read()
 
-    def said(self, path, document):
+    def post_json(self, path, document):
         status, _, body = self.post(path, orjson.dumps(document))
         return status, orjson.loads(body)
 
@@ -268,46 +269,46 @@ def gateway(triton, tmp_path_factory):
 
 
 def test_a_thousand_rows_are_answered_one_by_one(gateway):
-    rows = [{"text": "x" * (1 + place % 50)} for place in range(1024)]
-    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    rows = [{"text": "x" * (1 + index % 50)} for index in range(1024)]
+    status, response = gateway.post_json("/v1/one_text", {"inputs": rows})
     assert status == 200
-    assert [row["count"] for row in answer["outputs"]] == [len(row["text"]) for row in rows]
+    assert [row["count"] for row in response["outputs"]] == [len(row["text"]) for row in rows]
 
 
 def test_two_thousand_inputs_are_embedded(gateway):
-    texts = ["x" * (1 + place % 50) for place in range(2048)]
-    status, answer = gateway.said("/v1/embeddings", {"model": "one_text", "input": texts})
+    texts = ["x" * (1 + index % 50) for index in range(2048)]
+    status, response = gateway.post_json("/v1/embeddings", {"model": "one_text", "input": texts})
     assert status == 200
-    assert [row["embedding"][0] for row in answer["data"]] == [len(text) for text in texts]
-    assert [row["index"] for row in answer["data"]] == list(range(2048))
-    assert answer["usage"]["total_tokens"] == sum(map(len, texts))
+    assert [row["embedding"][0] for row in response["data"]] == [len(text) for text in texts]
+    assert [row["index"] for row in response["data"]] == list(range(2048))
+    assert response["usage"]["total_tokens"] == sum(map(len, texts))
 
 
 def test_one_request_takes_a_small_window_of_the_pool(gateway):
     rows = [{"text": "wait"}] * 60
     replica = gateway.gateway.pool.replicas[0]
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(gateway.said, "/v1/one_text", {"inputs": rows})
+        pending = pool.submit(gateway.post_json, "/v1/one_text", {"inputs": rows})
         most = 0
-        while not asked.done():
+        while not pending.done():
             most = max(most, replica.inflight)
             time.sleep(0.001)
-        assert asked.result()[0] == 200
+        assert pending.result()[0] == 200
     assert 2 <= most <= 8
 
 
 def test_a_pool_that_is_smaller_than_the_window_serves_many_rows(triton, tmp_path):
     with WatchedGateway(triton, tmp_path / "home", max_inflight=2) as gateway:
-        status, answer = gateway.said("/v1/one_text", {"inputs": [{"text": "a"}] * 100})
-    assert status == 200, answer
+        status, response = gateway.post_json("/v1/one_text", {"inputs": [{"text": "a"}] * 100})
+    assert status == 200, response
 
 
 def test_the_first_failure_ends_the_others(gateway):
     rows = [{"text": "bad"}, *[{"text": "wait"}] * 1000]
     started = time.monotonic()
-    status, answer = gateway.said("/v1/one_text", {"inputs": rows})
+    status, response = gateway.post_json("/v1/one_text", {"inputs": rows})
     assert time.monotonic() - started < 5
-    assert (status, answer["param"]) == (422, "inputs.0")
+    assert (status, response["param"]) == (422, "inputs.0")
 
 
 # --- which row -----------------------------------------------------------------------------
@@ -317,49 +318,49 @@ def test_the_first_failure_ends_the_others(gateway):
 def test_a_text_is_named_as_the_caller_counts(gateway, model):
     rows = [{"text": "a"} for _ in range(130)]
     rows[100] = {"text": "bad"}
-    rows[7] = {"text": "a", "truncate": True}  # goes in a batch of its own
-    status, answer = gateway.said(f"/v1/{model}", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.100")
-    assert answer["detail"] == "inputs.100: the text is bad: send a better one"
-    status, answer = gateway.said(
+    rows[7] = {"text": "a", "truncate": True}  # goes in its own batch
+    status, response = gateway.post_json(f"/v1/{model}", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.100")
+    assert response["detail"] == "inputs.100: the text is bad: send a better one"
+    status, response = gateway.post_json(
         "/v1/embeddings", {"model": model, "input": [row["text"] for row in rows]}
     )
-    assert (status, answer["error"]["param"]) == (400, "input.100")
-    assert answer["error"]["message"] == "input.100: the text is bad: send a better one"
+    assert (status, response["error"]["param"]) == (400, "input.100")
+    assert response["error"]["message"] == "input.100: the text is bad: send a better one"
 
 
 def test_a_row_that_was_sent_alone_needs_no_number(gateway):
-    status, answer = gateway.said("/v1/texts", {"text": "bad"})
-    assert (status, answer["detail"]) == (422, "the text is bad: send a better one")
-    status, answer = gateway.said("/v1/embeddings", {"model": "texts", "input": "bad"})
-    assert (status, answer["error"]["param"]) == (400, "input")
+    status, response = gateway.post_json("/v1/texts", {"text": "bad"})
+    assert (status, response["detail"]) == (422, "the text is bad: send a better one")
+    status, response = gateway.post_json("/v1/embeddings", {"model": "texts", "input": "bad"})
+    assert (status, response["error"]["param"]) == (400, "input")
 
 
 def test_rows_that_were_regrouped_by_shape_keep_their_numbers(gateway):
-    rows = [{"x": [1.0] * (1 + place % 3)} for place in range(40)]
+    rows = [{"x": [1.0] * (1 + index % 3)} for index in range(40)]
     rows[31] = {"x": [-1.0] * 2}
-    status, answer = gateway.said("/v1/sums", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.31")
-    assert answer["detail"] == "inputs.31: the first value is below 0"
+    status, response = gateway.post_json("/v1/sums", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.31")
+    assert response["detail"] == "inputs.31: the first value is below 0"
 
 
-def test_what_the_gateway_itself_refuses_names_the_row_too(gateway):
+def test_the_gateways_own_refusals_name_the_row_too(gateway):
     rows = [{"x": [1.0, 2.0]} for _ in range(10)]
     rows[6] = {"x": [1.0, 1e39]}
-    status, answer = gateway.said("/v1/sums", {"inputs": rows})
-    assert (status, answer["param"]) == (422, "inputs.6")
+    status, response = gateway.post_json("/v1/sums", {"inputs": rows})
+    assert (status, response["param"]) == (422, "inputs.6")
     files = [{"text": {"b64": "YQ=="}} for _ in range(5)]
     files[3] = {"text": {"b64": "!"}}
-    status, answer = gateway.said("/v1/scans", {"inputs": files})
-    assert (status, answer["param"]) == (422, "inputs.3.text")
+    status, response = gateway.post_json("/v1/scans", {"inputs": files})
+    assert (status, response["param"]) == (422, "inputs.3.text")
 
 
 def test_a_v2_caller_sees_its_own_row(gateway):
     texts = ["a", "b", "bad", "c"]
     tensor = {"name": "text", "shape": [4, 1], "datatype": "BYTES", "data": texts}
-    status, answer = gateway.said("/v2/models/texts/infer", {"inputs": [tensor]})
+    status, response = gateway.post_json("/v2/models/texts/infer", {"inputs": [tensor]})
     assert status == 400
-    assert answer["error"].startswith("row 2: the text is bad: send a better one")
+    assert response["error"].startswith("row 2: the text is bad: send a better one")
 
 
 # --- Triton's own odd requests ---------------------------------------------------------------
@@ -373,17 +374,17 @@ def test_a_raw_binary_request_is_answered_as_triton_answers_it(gateway, model):
     headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
     for body in BODIES:
         theirs = httpx.post(gateway.triton_url + path, content=body, headers=headers)
-        status, found, ours = gateway.post(path, body, **headers)
+        status, response_headers, ours = gateway.post(path, body, **headers)
         assert status == theirs.status_code, (body, ours, theirs.content)
         if status != 200:
             assert b"raw" in ours or b"bytes" in ours or b"elements" in ours, ours
             continue
-        # Triton leaves the header out where no bytes follow.
+        # Triton omits the header when no bytes follow.
         size = int(theirs.headers.get("Inference-Header-Content-Length", len(theirs.content)))
-        length = int(found["inference-header-content-length"])
+        length = int(response_headers["inference-header-content-length"])
         assert ours[length:] == theirs.content[size:]
-        mine, other = orjson.loads(ours[:length]), orjson.loads(theirs.content[:size])
-        assert mine["outputs"] == other["outputs"]
+        ours_json, theirs_json = orjson.loads(ours[:length]), orjson.loads(theirs.content[:size])
+        assert ours_json["outputs"] == theirs_json["outputs"]
 
 
 @pytest.mark.parametrize("value", ["2", True, False, 0, -1, 1.5, 2**64, [], {}, 1, 3, 9, 10**9])
@@ -395,7 +396,7 @@ def test_classification_is_refused_as_triton_refuses_it(gateway, value):
     theirs = httpx.post(gateway.triton_url + path, json=document)
     status, _, body = gateway.post(path, json.dumps(document))
     ours = orjson.loads(body)
-    # Triton says 500 of what JSON cannot be.
+    # Triton answers 500 where JSON cannot represent the value.
     assert (status, theirs.status_code) in ((200, 200), (400, 500), (400, 400)), ours
     if status == 200:
         assert ours["outputs"] == theirs.json()["outputs"]
@@ -404,35 +405,35 @@ def test_classification_is_refused_as_triton_refuses_it(gateway, value):
 # --- nulls, and lists ------------------------------------------------------------------------
 
 
-def test_null_is_as_good_as_absent(gateway):
+def test_null_is_the_same_as_absent(gateway):
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1], "parameters": None}
     output = {"name": "x_back", "parameters": None}
     for document in (
         {"inputs": [tensor], "id": None, "parameters": None, "outputs": None},
         {"inputs": [tensor], "outputs": [output], "parameters": {"a": None, "timeout": None}},
     ):
-        assert gateway.said("/v2/models/raw_FP32/infer", document)[0] == 200
+        assert gateway.post_json("/v2/models/raw_FP32/infer", document)[0] == 200
     document = {"x": [1, 2], "z": None, "id": None, "parameters": None}
-    assert gateway.said("/v2/models/raw_optional/generate", document)[0] == 200
-    assert gateway.said("/v1/texts", {"text": "a", "truncate": None})[0] == 200
+    assert gateway.post_json("/v2/models/raw_optional/generate", document)[0] == 200
+    assert gateway.post_json("/v1/texts", {"text": "a", "truncate": None})[0] == 200
     embed = {"model": "texts", "input": "a", "encoding_format": None, "dimensions": None}
-    assert gateway.said("/v1/embeddings", {**embed, "user": None})[0] == 200
+    assert gateway.post_json("/v1/embeddings", {**embed, "user": None})[0] == 200
     optional = ("stop", "stream", "stream_options", "max_tokens", "temperature", "user", "seed")
     nothing = dict.fromkeys((*optional, "tools", "n", "logit_bias", "response_format"))
     turn = {"role": "user", "content": "hello", "name": None, "tool_calls": None}
-    for path, asked in (
+    for path, body in (
         ("/v1/chat/completions", {"messages": [turn]}),
         ("/v1/completions", {"prompt": "hello", "echo": None, "suffix": None}),
     ):
-        assert gateway.said(path, {"model": "echo_llm", **asked, **nothing})[0] == 200
+        assert gateway.post_json(path, {"model": "echo_llm", **body, **nothing})[0] == 200
     streamed = {"stream": True, "stream_options": {"include_usage": None}}
     body = {"model": "echo_llm", "messages": [turn], **streamed}
     assert gateway.post("/v1/chat/completions", orjson.dumps(body))[0] == 200
 
 
 def test_v2_lists_its_models(gateway):
-    answer = httpx.get(gateway.url + "/v2/models", headers=gateway.headers)
-    assert answer.json() == {"models": sorted(MODELS)}
+    response = httpx.get(gateway.url + "/v2/models", headers=gateway.headers)
+    assert response.json() == {"models": sorted(MODELS)}
     unknown = httpx.get(gateway.url + "/v2/models/nobody", headers=gateway.headers)
     assert unknown.status_code == 404
     assert "GET /v2/models" in unknown.json()["error"]
@@ -448,10 +449,10 @@ def test_v2_lists_its_models(gateway):
         ("/v2/models/texts/infer", {}),
     ],
 )
-def test_a_caller_who_may_only_read_is_told_of_which_model(gateway, path, body):
-    answer = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
-    assert answer.status_code == 403
-    assert "you may not infer with 'texts'" in answer.text
+def test_a_caller_who_may_only_read_learns_which_model(gateway, path, body):
+    response = httpx.post(gateway.url + path, json=body, headers=gateway.reader)
+    assert response.status_code == 403
+    assert "you may not infer with 'texts'" in response.text
     long = httpx.post(gateway.url + path, content=b" " * 100_000, headers=gateway.reader)
     assert long.status_code in (403, 413)
 
@@ -467,18 +468,20 @@ ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
         ("/v2/models/echo_llm/generate_stream", {"text_input": ODD, "stream": True}),
     ],
 )
-def test_no_line_end_goes_raw_into_an_event(gateway, path, body):
-    asked = body if path.startswith("/v2") else {"model": "echo_llm", **body}
-    with httpx.stream("POST", gateway.url + path, json=asked, headers=gateway.headers) as answer:
-        assert answer.status_code == 200, answer.read()
-        lines = [line for line in answer.iter_lines() if line]
+def test_line_ends_are_escaped_in_events(gateway, path, body):
+    request = body if path.startswith("/v2") else {"model": "echo_llm", **body}
+    with httpx.stream(
+        "POST", gateway.url + path, json=request, headers=gateway.headers
+    ) as response:
+        assert response.status_code == 200, response.read()
+        lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
-    texts = "".join(map(found_text, (line[6:] for line in lines)))
+    texts = "".join(map(text_of, (line[6:] for line in lines)))
     for odd in ("\u2028", "\u2029", "\x85"):
-        assert odd in texts or odd in ODD.split()  # the echo splits at some of them
+        assert odd in texts or odd in ODD.split()  # the echo model splits at some of them
 
 
-def found_text(data: str) -> str:
+def text_of(data: str) -> str:
     if data == "[DONE]":
         return ""
     document = json.loads(data)
@@ -513,7 +516,7 @@ EMBED = {"model": "texts"}
 JSON, MULTIPART = "application/json", "multipart/form-data; boundary=xx"
 V2_INPUT = b'{"inputs":[{"name":"x","shape":[%d],"datatype":"FP32","data":%s}]}'
 FLOATS = b"0.12345678901234567,"
-# An API's path, the rest of its body, and the field that is large.
+# An API's path, the rest of its body, and its large field.
 APIS = {
     "tasks": ("/v1/texts", {}, "inputs"),
     "a task": ("/v1/texts", {}, "text"),
@@ -536,7 +539,7 @@ def abusive(api: str, abuse: str, size: int = SIZE) -> bytes:
     return body_of(head, field, ABUSES[abuse](size))
 
 
-# path, body, Content-Type, the status that is right
+# path, body, Content-Type, the expected status
 LARGE = {
     "a form of many parts": lambda: ("/v1/scans", FORM * 90_000 + b"--xx--", MULTIPART, 422),
     "a form of dashes": lambda: (
@@ -599,14 +602,14 @@ LARGE = {
 
 
 def watched(gateway, path: str, body: bytes, content_type: str, right: set[int]) -> None:
-    """Asserts how long the loop was held up, and what the request took."""
+    """Assert how long the loop was blocked, and how long the request took."""
 
     def ask():
         gateway.longest = 0.0
-        status, _, answer = gateway.post(path, body, **{"Content-Type": content_type})
-        assert status in right, answer[:300]
+        status, _, response = gateway.post(path, body, **{"Content-Type": content_type})
+        assert status in right, response[:300]
         if status != 200:
-            assert len(answer) < 1000, answer
+            assert len(response) < 1000, response
         return gateway.longest
 
     grown = peak_bytes(ask)
@@ -616,22 +619,22 @@ def watched(gateway, path: str, body: bytes, content_type: str, right: set[int])
     assert grown < 10 * len(body)
 
 
-@pytest.mark.parametrize("what", LARGE)
-def test_ten_megabytes_hold_nobody_up(gateway, what):
-    path, body, content_type, right = LARGE[what]()
-    # On a busy machine the stand-in for a language model may not be done in time.
+@pytest.mark.parametrize("load", LARGE)
+def test_ten_megabytes_block_nobody(gateway, load):
+    path, body, content_type, right = LARGE[load]()
+    # On a busy machine the fake language model may not finish in time.
     watched(gateway, path, body, content_type, {right, 504})
 
 
 @pytest.mark.parametrize("abuse", ABUSES)
 @pytest.mark.parametrize("api", APIS)
-def test_ten_megabytes_of_abuse_hold_nobody_up(gateway, api, abuse):
+def test_ten_megabytes_of_abuse_block_nobody(gateway, api, abuse):
     watched(gateway, APIS[api][0], abusive(api, abuse), JSON, {400, 422})
 
 
 @pytest.mark.parametrize("abuse", ABUSES)
 @pytest.mark.parametrize("api", APIS)
-def test_ten_times_the_body_takes_ten_times_as_long_at_most(gateway, api, abuse):
+def test_the_time_grows_at_most_linearly_with_the_body(gateway, api, abuse):
     def seconds(size: int) -> float:
         body, taken = abusive(api, abuse, size), []
         for _ in range(6):

@@ -1,5 +1,5 @@
-"""A gateway.toml that was refused is refused by every worker that comes later: the last good one
-serves, one worker's death ends no other, and ``up`` says why a gateway ended."""
+"""A refused gateway.toml is also refused by every later worker: the last good one stays in force,
+one worker's death ends no other, and ``up`` says why a gateway ended."""
 
 import hashlib
 import shutil
@@ -26,7 +26,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(home):
-    """Two workers; the good policy was in force, and a wrong one lies there now."""
+    """Two workers; the good policy was in force, and the file is invalid now."""
     running = launch(home, "identity_fp32", TIDEGATE_WORKERS="2")
     try:
         wait_ready(running, 90)
@@ -58,18 +58,18 @@ def _workers(running):
 
 
 def _versions(running):
-    """The policies in force that eight new connections find: the workers take them in turn."""
+    """The policy versions that eight new connections see: the workers take them in turn."""
     url = f"http://127.0.0.1:{running.admin_port}/admin/policy"
-    found = set()
+    versions = set()
     for _ in range(8):
         try:
-            found.add(httpx.get(url, headers=running.headers, timeout=10).json().get("version"))
+            versions.add(httpx.get(url, headers=running.headers, timeout=10).json().get("version"))
         except httpx.HTTPError:
-            found.add("none")
-    return found
+            versions.add("none")
+    return versions
 
 
-def _answers(running):
+def _status(running):
     return running.get("/v2/models/identity_fp32").status_code
 
 
@@ -81,7 +81,7 @@ def test_the_death_of_a_worker_ends_no_other_and_its_replacement_serves_the_last
     wait_until(lambda: _versions(running) == {VERSION}, 20, "the last good policy")
     assert second in _workers(running)
     assert len(_workers(running)) == 2
-    assert _answers(running) == 200
+    assert _status(running) == 200
 
 
 def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
@@ -93,7 +93,7 @@ def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
         first.kill()
         wait_until(lambda: "cannot start (see above)" in _log(running.home), 30, "a failed start")
         assert second.is_running()
-        assert _answers(running) == 200
+        assert _status(running) == 200
     finally:
         kept.write_bytes(data)
     wait_until(lambda: len(_workers(running)) == 2, 20, "the next attempt")
@@ -105,12 +105,12 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_comes_back_with_the_last_
     main, workers = _main(running), _workers(running)
     main.kill()
     psutil.wait_procs(workers, timeout=30)
-    assert not [each for each in workers if each.is_running()]
-    wait_until(lambda: "ended by itself (killed by SIGKILL" in running.output, 20, "a reason")
+    assert not [worker for worker in workers if worker.is_running()]
+    wait_until(lambda: "ended unexpectedly (killed by SIGKILL" in running.output, 20, "a reason")
     wait_until(lambda: _versions(running) == {VERSION}, 60, "the last good policy")
 
 
-def test_after_a_start_of_everything_the_last_good_policy_serves_or_up_says_why_not(home, running):
+def test_after_a_full_restart_the_last_good_policy_serves_or_up_says_why_not(home, running):
     assert stop(running) == 0, running.output
     ports = [running.gateway_port, running.http_port, running.grpc_port, running.metrics_port]
     again = launch(home, "identity_fp32", ports=ports)

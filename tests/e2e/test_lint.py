@@ -22,7 +22,7 @@ def _lint(home, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_is_committed_has_no_error_built_or_not(tmp_path):
+def test_the_committed_repository_has_no_error_built_or_not(tmp_path):
     ignored = shutil.ignore_patterns("[0-9]*")
     shutil.copytree(ROOT / "model_repository", tmp_path / "model_repository", ignore=ignored)
     run = _lint(tmp_path)
@@ -34,21 +34,21 @@ def test_what_is_committed_has_no_error_built_or_not(tmp_path):
 def test_a_built_repository_is_clean(built):
     run = _lint(built, "--cores", "2")
     assert run.returncode == 0
-    assert run.stdout == "nothing to say: it is clean\n"
+    assert run.stdout == "no findings\n"
 
 
-def test_an_error_says_the_fix_and_exits_1(tmp_path):
+def test_an_error_names_the_fix_and_exits_1(tmp_path):
     (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
     (tmp_path / "mine" / "m" / "config.pbtxt").write_text('backend: "onnxruntime"')
     run = _lint(tmp_path, str(tmp_path / "mine"))
     assert run.returncode == 1
     assert "m/1: backend onnxruntime looks for model.onnx, but there is nothing" in run.stdout
     assert "put model.onnx there" in run.stdout
-    found = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
-    assert found[0]["code"] == "file-missing"
+    findings = json.loads(_lint(tmp_path, str(tmp_path / "mine"), "--json").stdout)
+    assert findings[0]["code"] == "file-missing"
 
 
-def test_a_server_has_a_version(tmp_path):
+def test_the_server_version_must_be_valid(tmp_path):
     (tmp_path / "mine" / "m" / "1").mkdir(parents=True)
     (tmp_path / "mine" / "m" / "1" / "model.py").touch()
     config = tmp_path / "mine" / "m" / "config.pbtxt"
@@ -62,7 +62,7 @@ def test_a_server_has_a_version(tmp_path):
     assert "such as 2.51" in run.stderr
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     run = _lint(tmp_path, str(tmp_path / "nowhere"))
     assert run.returncode == 1
     assert "there is no folder" in run.stderr
@@ -77,7 +77,7 @@ STEP = (
 WHOLE = MODEL.replace('backend: "python"', 'platform: "ensemble"')
 WHOLE += f"ensemble_scheduling {{ {STEP} }}"
 SPARE = STEP.replace('value: "y"', 'value: "spare"')
-# What 2.51 loads, and what it refuses: name -> (config, whether it loads).
+# Models that Triton 2.51 loads or refuses: name -> (config, whether it loads).
 TRITON = {
     "good": (MODEL, True),
     "dims_empty": (MODEL.replace(f"{X} dims: 1", X), False),
@@ -105,7 +105,7 @@ TRITON = {
 
 
 def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
-    """The linter and a real Triton, asked about the same models."""
+    """The linter and a real Triton judge the same models."""
     repository = tmp_path / "models"
     for name, (config, _) in TRITON.items():
         (repository / name / "1").mkdir(parents=True)
@@ -113,7 +113,9 @@ def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
         if "ensemble_scheduling" not in config:
             (repository / name / "1" / "model.py").write_text(step(("x", "y"), 0))
     findings = lint(repository, cores=2)
-    faulty = {each.place.partition("/")[0] for each in findings if each.severity == "error"}
+    faulty = {
+        finding.place.partition("/")[0] for finding in findings if finding.severity == "error"
+    }
     with TritonServer(LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))) as server:
         refused = {name for name in TRITON if not _loads(server, name)}
     assert refused == {name for name, (_, loads) in TRITON.items() if not loads}

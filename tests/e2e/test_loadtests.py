@@ -21,14 +21,14 @@ NAMES = (
 
 
 def start(stack: RunningStack, *arguments: str, **environ: str) -> subprocess.Popen[str]:
-    given = {
+    variables = {
         "TIDEGATE_URL": stack.url,
         "TIDEGATE_TRITON_GRPC_ADDRESS": stack.grpc_address,
         **environ,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "loadtests", *arguments],
-        env={**environment(stack.home), **given},
+        env={**environment(stack.home), **variables},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,7 +37,7 @@ def start(stack: RunningStack, *arguments: str, **environ: str) -> subprocess.Po
 
 
 def run(stack: RunningStack, *arguments: str, **environ: str) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of a headless run."""
+    """The exit code, stdout and stderr of a headless run."""
     with start(stack, "--headless", *arguments, **environ) as process:
         output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
@@ -59,7 +59,7 @@ def test_headless_prints_its_table_and_passes(stack, tmp_path):
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
 
 
-def test_only_one_kind_and_a_p99_limit_that_is_read(stack):
+def test_one_kind_of_user_and_an_enforced_p99_limit(stack):
     arguments = ("--only=grpc", "--users=1", "--run-time=2", "--max-p99-ms=0.01")
     code, output, errors = run(stack, *arguments)
     assert code == 1, output + errors
@@ -92,7 +92,7 @@ def test_a_key_revoked_in_the_middle_fails_the_run(stack):
     arguments = ("--headless", "--only=rest", "--users=2", "--run-time=6")
     with start(stack, *arguments, TIDEGATE_API_KEY=key) as process:
         line = next(line for line in process.stderr if "All users spawned" in line)
-        time.sleep(1)  # some requests must have been answered
+        time.sleep(1)  # some requests must be answered first
         stack.tidegate("keys", "revoke", "load-test")
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, line + output + errors
@@ -102,7 +102,7 @@ def test_a_key_revoked_in_the_middle_fails_the_run(stack):
 
 
 class UI:
-    """Locust's UI, as a browser speaks to it."""
+    """Locust's UI, called as a browser would."""
 
     def __init__(self, stack: RunningStack) -> None:
         (port,) = free_ports(1)

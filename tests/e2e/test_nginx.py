@@ -1,4 +1,4 @@
-"""deploy/nginx: Debian's nginx before a real Triton, with the gateway deciding."""
+"""deploy/nginx: Debian's nginx in front of a real Triton, with the gateway authorizing."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def _routes(gateway):
 
 
 class DecidingGateway(RunningGrpcServer):
-    """A gateway whose HTTP listener has the decision route only."""
+    """A gateway whose HTTP listener has only the decision route."""
 
     async def _open(self) -> None:
         await super()._open()
@@ -66,7 +66,7 @@ def gateway(triton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nginx(triton, gateway, tmp_path_factory):
-    """Where it listens."""
+    """nginx's address."""
     if not shutil.which("nginx"):
         subprocess.run(["apt-get", "install", "-y", "-qq", "nginx-light"], check=True, timeout=300)
     run = tmp_path_factory.mktemp("run")
@@ -93,8 +93,8 @@ def nginx(triton, gateway, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(nginx):
-    with InferenceServerClient(nginx) as made:
-        yield made
+    with InferenceServerClient(nginx) as triton_client:
+        yield triton_client
 
 
 def _input(value, name: str = "x") -> InferInput:
@@ -114,19 +114,19 @@ def test_a_stock_client(client, gateway):
     headers = gateway.headers()
     assert client.is_server_live(headers=headers)
     assert client.get_model_metadata("echo", headers=headers).name == "echo"
-    answer = client.infer("echo", [_input([1.5] * 1000, "FP32")], headers=headers)
-    assert answer.as_numpy("FP32_back").tolist() == [1.5] * 1000
+    response = client.infer("echo", [_input([1.5] * 1000, "FP32")], headers=headers)
+    assert response.as_numpy("FP32_back").tolist() == [1.5] * 1000
 
 
 def test_streaming(nginx, gateway):
-    seen = []
+    values = []
     with InferenceServerClient(nginx) as client:
         client.start_stream(
-            lambda result, error: seen.append(error or result), headers=gateway.headers()
+            lambda result, error: values.append(error or result), headers=gateway.headers()
         )
         client.async_stream_infer("counter", [_input([3])])
-        wait_until(lambda: len(seen) == 3, 5, "three answers")
-    assert [answer.as_numpy("y").item() for answer in seen] == [0, 1, 2]
+        wait_until(lambda: len(values) == 3, 5, "three answers")
+    assert [response.as_numpy("y").item() for response in values] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nonsense"])
@@ -137,15 +137,15 @@ def test_without_an_identity(client, authorization):
     assert _status(infer) == "UNAUTHENTICATED"
 
 
-def test_a_caller_of_some_models_only_is_refused(client, gateway):
-    """nginx does not see which model it is."""
+def test_a_caller_with_only_some_models_is_refused(client, gateway):
+    """nginx does not see which model is called."""
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=gateway.headers("some"))  # noqa: E731
     with pytest.raises(InferenceServerException, match="every model: use the gateway's gRPC port"):
         infer()
     assert _status(infer) == "PERMISSION_DENIED"
 
 
-def test_a_caller_who_may_only_read(client, gateway):
+def test_a_read_only_caller(client, gateway):
     reader = gateway.headers("reader")
     assert client.get_model_metadata("echo", headers=reader).name == "echo"
     infer = lambda: client.infer("echo", [_input([1], "FP32")], headers=reader)  # noqa: E731
@@ -182,9 +182,9 @@ def test_a_quota(nginx, gateway):
             call(b"", metadata=tuple(slow.items()))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "is used up" in caught.value.details()
-    told = dict((*caught.value.initial_metadata(), *caught.value.trailing_metadata()))
-    assert told["tidegate-code"] == "quota_exceeded"
-    assert 20 <= int(told["retry-after"]) <= 30
+    metadata = dict((*caught.value.initial_metadata(), *caught.value.trailing_metadata()))
+    assert metadata["tidegate-code"] == "quota_exceeded"
+    assert 20 <= int(metadata["retry-after"]) <= 30
 
 
 def test_a_message_over_the_limit(client, gateway):
@@ -193,8 +193,8 @@ def test_a_message_over_the_limit(client, gateway):
 
 
 def _cancelled(client, gateway) -> float:
-    answer = client.infer("sleeper", [_input([0])], headers=gateway.headers())
-    return answer.as_numpy("y").item()
+    response = client.infer("sleeper", [_input([0])], headers=gateway.headers())
+    return response.as_numpy("y").item()
 
 
 def test_cancel_and_deadline_reach_triton(client, gateway):
@@ -206,7 +206,7 @@ def test_cancel_and_deadline_reach_triton(client, gateway):
     wait_until(lambda: _cancelled(client, gateway) == before + 2, 2, "the cancel in Triton")
 
 
-def test_what_kills_triton_does_not_reach_it(client, gateway):
+def test_metadata_that_kills_triton_does_not_reach_it(client, gateway):
     """With triton_grpc_error, Triton 2.51 dies when a decoupled model fails."""
     errors = []
     with InferenceServerClient(client._channel._channel.target().decode()) as streaming:

@@ -65,12 +65,12 @@ def identity(element_type: int = FLOAT, *shape: int | str) -> onnx.ModelProto:
 
 
 def all_types() -> onnx.ModelProto:
-    """One graph with an input and an output of every type, so that one load tries them all."""
+    """One graph with an input and an output of every type, so that one load tests them all."""
     kinds = {name: element_type for name, (element_type, _) in ELEMENT_TYPES.items()}
     return model_of(
         [helper.make_node("Identity", [f"x_{name}"], [f"y_{name}"]) for name in kinds],
-        [value(f"x_{name}", kind, "N", 2) for name, kind in kinds.items()],
-        [value(f"y_{name}", kind, "N", 2) for name, kind in kinds.items()],
+        [value(f"x_{name}", dtype, "N", 2) for name, dtype in kinds.items()],
+        [value(f"y_{name}", dtype, "N", 2) for name, dtype in kinds.items()],
     )
 
 
@@ -85,7 +85,7 @@ def two_inputs() -> onnx.ModelProto:
 
 
 def lookup() -> onnx.ModelProto:
-    """Fails on an index of 3 or more."""
+    """A lookup that fails on an index of 3 or more."""
     return model_of(
         [helper.make_node("Gather", ["table", "index"], ["y"])],
         [value("index", INT64, "N", 1)],
@@ -95,7 +95,7 @@ def lookup() -> onnx.ModelProto:
 
 
 def heavy(steps_count: int = 8) -> onnx.ModelProto:
-    """Work enough that requests queue up behind each other."""
+    """Enough work that requests queue up."""
     weights = numpy_helper.from_array(np.full((1024, 1024), 1 / 1024, np.float32), "w")
     steps = [f"h{number}" for number in range(steps_count)]
     nodes = [
@@ -117,16 +117,16 @@ def with_default() -> onnx.ModelProto:
 
 
 def sequence_output() -> onnx.ModelProto:
-    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["N"]))
+    sequence_type = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["N"]))
     return model_of(
         [helper.make_node("SequenceConstruct", ["x"], ["probabilities"])],
         [value("x", FLOAT, "N")],
-        [helper.make_value_info("probabilities", kind)],
+        [helper.make_value_info("probabilities", sequence_type)],
     )
 
 
 def flattening() -> onnx.ModelProto:
-    """Says that its first axis is the batch, and gives two rows for each."""
+    """Declares its first axis as the batch, but returns two rows for each."""
     return model_of(
         [helper.make_node("Reshape", ["x", "shape"], ["y"])],
         [value("x", FLOAT, "N", 2)],
@@ -135,8 +135,8 @@ def flattening() -> onnx.ModelProto:
     )
 
 
-def tensor(side: str, name: str, kind: str, dims: str, more: str = "") -> str:
-    return f'{side} [{{ name: "{name}" data_type: TYPE_{kind} dims: [{dims}] {more} }}]\n'
+def tensor(side: str, name: str, dtype: str, dims: str, extra: str = "") -> str:
+    return f'{side} [{{ name: "{name}" data_type: TYPE_{dtype} dims: [{dims}] {extra} }}]\n'
 
 
 def parameter(name: str, text: str) -> str:
@@ -158,7 +158,7 @@ OPTIONS = "".join(
 )
 ROW = identity(FLOAT, "N", 3)
 
-# name -> (graph, config): what must serve.
+# name -> (graph, config) that must load.
 GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
     "all_types": (all_types(), ""),
     "open_shape": (identity(FLOAT, "N", "L"), "max_batch_size: 8\ndynamic_batching {}\n"),
@@ -200,7 +200,7 @@ GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
         + "".join(tensor("input", n, "FP32", "-1", "allow_ragged_batch: true") for n in "ab"),
     ),
     "heavy": (heavy(), "max_batch_size: 16\ndynamic_batching {}\n" + OPTIONS),
-    # Written out, so that auto-complete adds no dynamic batcher, which drops some by itself.
+    # Explicit, so that auto-complete adds no dynamic batcher, which drops some requests itself.
     "slow": (
         heavy(100),
         "max_batch_size: 16\n"
@@ -213,7 +213,7 @@ GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
     "two_instances": (ROW, "instance_group [{ kind: KIND_CPU count: 2 }]\n"),
 }
 
-# name -> (graph, config, what the error must say): what must not load.
+# name -> (graph, config, expected error) that must not load.
 WRONG: dict[str, tuple[onnx.ModelProto, str, str]] = {
     "wrong_name": (
         ROW,
@@ -266,9 +266,9 @@ class Served:
     def infer(
         self, model: str, outputs: tuple[str, ...] = (), **tensors: np.ndarray[Any, Any]
     ) -> dict[str, Any]:
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
+        expected = [triton.InferRequestedOutput(name) for name in outputs]
         result = self.client.infer(
-            model, [_input(*each) for each in tensors.items()], outputs=wanted, client_timeout=10
+            model, [_input(*item) for item in tensors.items()], outputs=expected, client_timeout=10
         )
         names = [output.name for output in result.get_response().outputs]
         return {name: result.as_numpy(name) for name in names}
@@ -285,9 +285,9 @@ class Served:
 
 
 def _input(name: str, array: np.ndarray[Any, Any]) -> triton.InferInput:
-    given = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    given.set_data_from_numpy(array)
-    return given
+    tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 def _add(repository: Path, name: str, graph: onnx.ModelProto, config: str) -> None:
@@ -311,7 +311,7 @@ def _add_external(repository: Path) -> None:
 
 
 def _add_versions(repository: Path) -> None:
-    """Three versions of unlike widths, of which the policy serves the second."""
+    """Three versions of different widths, of which the version policy serves the second."""
     _add(
         repository,
         "versions",
@@ -340,7 +340,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         triton.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client,
         ThreadPoolExecutor(4) as pool,
     ):
-        # Several at once: a load is mostly a Python process that imports.
+        # Several at once: a load is mostly a Python process importing.
         list(pool.map(server.control.load, (*GOOD, "external", "versions")))
         yield Served(server, client)
     assert not list(Path("/dev/shm").glob(f"{server._prefix}*"))
@@ -356,20 +356,22 @@ def test_every_type_is_completed_and_carried(served: Served) -> None:
     config = served.config("all_types")
     assert (config.max_batch_size, config.HasField("dynamic_batching")) == (4, True)
     for side, sign in ((config.input, "x"), (config.output, "y")):
-        types = {each.name: triton.model_config_pb2.DataType.Name(each.data_type) for each in side}
+        types = {
+            tensor.name: triton.model_config_pb2.DataType.Name(tensor.data_type) for tensor in side
+        }
         assert types == {f"{sign}_{name}": f"TYPE_{name}" for name in ELEMENT_TYPES}
-        assert all(list(each.dims) == [2] for each in side)
+        assert all(list(tensor.dims) == [2] for tensor in side)
 
     rows = {f"x_{name}": np.stack([row, row]) for name, (_, row) in ELEMENT_TYPES.items()}
-    answer = served.infer("all_types", **rows)
+    response = served.infer("all_types", **rows)
     for name, (_, row) in ELEMENT_TYPES.items():
-        np.testing.assert_array_equal(answer[f"y_{name}"], np.stack([row, row]))
-        assert answer[f"y_{name}"].dtype == row.dtype
+        np.testing.assert_array_equal(response[f"y_{name}"], np.stack([row, row]))
+        assert response[f"y_{name}"].dtype == row.dtype
 
 
 def test_metadata_shows_the_batch_axis(served: Served) -> None:
     metadata = served.client.get_model_metadata("all_types")
-    assert {tuple(each.shape) for each in (*metadata.inputs, *metadata.outputs)} == {(-1, 2)}
+    assert {tuple(tensor.shape) for tensor in (*metadata.inputs, *metadata.outputs)} == {(-1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,7 @@ def test_completed_configs(
 ) -> None:
     config = served.config(model)
     assert config.max_batch_size == max_batch_size
-    assert [list(each.dims) for each in (*config.input, *config.output)] == [dims, dims]
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [dims, dims]
 
 
 @pytest.mark.parametrize(
@@ -407,15 +409,13 @@ def test_completed_configs(
         ("two_instances", (4, 3)),
     ],
 )
-def test_identity_gives_back_what_it_got(
-    served: Served, model: str, shape: tuple[int, ...]
-) -> None:
+def test_identity_returns_its_input(served: Served, model: str, shape: tuple[int, ...]) -> None:
     rows = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     np.testing.assert_array_equal(served.infer(model, x=rows)["y"], rows)
 
 
 def test_zero_rows_are_refused_and_the_server_lives(served: Served) -> None:
-    """Triton 2.51 would die of these, had auto-complete left the empty reshape in."""
+    """Triton 2.51 would die of these if auto-complete had left the empty reshape in."""
     for model in ("per_row", "bare_reshape"):
         assert "byte size mismatch" in _refusal(served, model, x=np.zeros((0, 1), np.float32))
     assert served.server.is_alive()
@@ -432,7 +432,7 @@ def test_optional_input_falls_back_on_the_initialiser(served: Served) -> None:
     np.testing.assert_array_equal(served.infer("with_default", x=x, factor=factor)["y"], x * 10)
 
 
-def test_only_requested_outputs_are_given(served: Served) -> None:
+def test_only_requested_outputs_are_returned(served: Served) -> None:
     a = np.ones((1, 3), np.float32)
     assert served.infer("two_inputs", a=a, b=a).keys() == {"total", "difference"}
     assert served.infer("two_inputs", ("difference",), a=a, b=a).keys() == {"difference"}
@@ -455,7 +455,7 @@ def test_a_dynamic_batch_is_one_execution(served: Served) -> None:
     )
     assert inferences == 320
     assert executions < 0.8 * inferences
-    # Hundreds on two slow cores: a floor that only a stall or a serial path falls below.
+    # Hundreds on two slow cores: only a stall or a serial path falls below this floor.
     assert per_second > 50
 
 
@@ -479,7 +479,7 @@ def test_a_bad_request_in_a_merged_batch_fails_alone(served: Served) -> None:
     assert "idx=7" in bad
 
 
-def test_unlike_shapes_in_one_batch_each_get_their_answer(served: Served) -> None:
+def test_different_shapes_in_one_batch_each_get_their_answer(served: Served) -> None:
     def ask(length: int) -> Any:
         a = np.full((1, length), length, np.float32)
         return served.infer("mixed_shapes", a=a, b=a)["total"].tolist()
@@ -489,7 +489,7 @@ def test_unlike_shapes_in_one_batch_each_get_their_answer(served: Served) -> Non
     assert served.counts("mixed_shapes")[1] - before == 1
 
 
-def test_what_its_client_gave_up_is_not_run(served: Served) -> None:
+def test_a_cancelled_request_is_not_run(served: Served) -> None:
     def compute_ns() -> int:
         stats = served.client.get_inference_statistics("slow").model_stats[0]
         return int(stats.inference_stats.compute_infer.ns)
@@ -501,7 +501,7 @@ def test_what_its_client_gave_up_is_not_run(served: Served) -> None:
         served.infer("slow", x=rows)
     one_run_ns = (compute_ns() - idle) / 3
 
-    # Triton's own counts do not tell: it books a request answered with CANCELLED as a success.
+    # Triton's own counts do not help: a request answered with CANCELLED counts as a success.
     before = compute_ns()
     calls = [served.client.async_infer("slow", [_input("x", rows)], _ignore) for _ in range(60)]
     for call in calls[10:]:
@@ -511,10 +511,10 @@ def test_what_its_client_gave_up_is_not_run(served: Served) -> None:
 
 
 def _ignore(result: object, error: object) -> None:
-    """A client that does not look."""
+    """A callback that ignores the result."""
 
 
-def test_inputs_of_unlike_length_are_the_clients_fault(served: Served) -> None:
+def test_inputs_of_different_lengths_are_the_clients_fault(served: Served) -> None:
     error = _refusal(served, "two_inputs", a=np.zeros((1, 3), "f"), b=np.zeros((1, 4), "f"))
     assert error.startswith("[StatusCode.INVALID_ARGUMENT]")
     assert (
@@ -536,7 +536,7 @@ def test_a_graph_that_does_not_batch_says_so(served: Served) -> None:
     assert "model 'flattening' tensor 'y': the graph returned shape [6, 1] for 3 rows" in error
 
 
-def test_no_error_shows_a_path(served: Served) -> None:
+def test_no_error_reveals_a_path(served: Served) -> None:
     errors = [
         _refusal(served, "lookup", index=np.array([[9]])),
         _refusal(served, "two_inputs", a=np.zeros((1, 3), "f"), b=np.zeros((1, 4), "f")),
@@ -546,7 +546,7 @@ def test_no_error_shows_a_path(served: Served) -> None:
 
 @pytest.fixture(scope="module")
 def refusals(served: Served) -> dict[str, str]:
-    """What Triton says of each wrong model; all at once, since each takes more than a second."""
+    """Triton's error for each invalid model; loaded all at once, since each takes over a second."""
 
     def refusal(name: str) -> str:
         with pytest.raises(ModelLoadFailed) as caught:

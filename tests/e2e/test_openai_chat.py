@@ -26,8 +26,8 @@ TEXT = "Where is my parcel?"
 
 @pytest.fixture
 def client(echo):
-    with openai.OpenAI(api_key=echo.key, base_url=f"{echo.url}/v1", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(api_key=echo.key, base_url=f"{echo.url}/v1", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def _user(text: str) -> dict:
@@ -35,7 +35,7 @@ def _user(text: str) -> dict:
 
 
 def _text(stream) -> tuple[str, str | None]:
-    """All of a stream's text, and why it ended."""
+    """The whole text of a stream, and its finish reason."""
     text, reason = "", None
     for chunk in stream:
         for choice in chunk.choices:
@@ -44,18 +44,18 @@ def _text(stream) -> tuple[str, str | None]:
     return text, reason
 
 
-def test_an_answer_in_one(client):
-    answer = client.chat.completions.create(**_user(TEXT))
-    assert answer.object == "chat.completion"
-    assert answer.id.startswith("chatcmpl-")
-    assert answer.choices[0].message.role == "assistant"
-    assert answer.choices[0].message.content == TEXT
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage.completion_tokens == 4
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 4
+def test_a_complete_response(client):
+    response = client.chat.completions.create(**_user(TEXT))
+    assert response.object == "chat.completion"
+    assert response.id.startswith("chatcmpl-")
+    assert response.choices[0].message.role == "assistant"
+    assert response.choices[0].message.content == TEXT
+    assert response.choices[0].finish_reason == "stop"
+    assert response.usage.completion_tokens == 4
+    assert response.usage.total_tokens == response.usage.prompt_tokens + 4
 
 
-def test_an_answer_in_pieces(client):
+def test_a_streamed_response(client):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(**_user(TEXT), **options))
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -69,10 +69,10 @@ def test_an_answer_in_pieces(client):
 async def test_the_asynchronous_client(echo):
     async with openai.AsyncOpenAI(api_key=echo.key, base_url=f"{echo.url}/v1") as client:
         stream = await client.chat.completions.create(**_user(TEXT), stream=True)
-        said = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
         async with client.chat.completions.stream(**_user(TEXT)) as events:
             final = await events.get_final_completion()
-    assert "".join(said) == final.choices[0].message.content == TEXT
+    assert "".join(pieces) == final.choices[0].message.content == TEXT
 
 
 def test_completions(client):
@@ -98,16 +98,19 @@ def test_length_and_temperature_by_seed(client):
 
 @pytest.mark.parametrize("told", ["", "[overrun] "])
 @pytest.mark.parametrize("stop", ["is my", ["zzz", "s m"], " is"])
-def test_a_stop_text_is_kept_whether_or_not_the_model_does(client, told, stop):
-    """Each lies across two tokens or begins one; a model that goes on is cut off and cancelled."""
-    wanted = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
+def test_a_stop_text_is_enforced_whether_or_not_the_model_does(client, told, stop):
+    """Each spans two tokens or starts one; a model that continues is cut off and cancelled."""
+    expected = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
     call = _user(told + TEXT)
     whole = client.chat.completions.create(**call, stop=stop).choices[0]
-    assert (whole.message.content, whole.finish_reason) == (wanted, "stop")
-    assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (wanted, "stop")
+    assert (whole.message.content, whole.finish_reason) == (expected, "stop")
+    assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (
+        expected,
+        "stop",
+    )
 
 
-def test_what_is_not_served_is_said(client):
+def test_unsupported_parameters_are_refused(client):
     for extra in ({"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}):
         with pytest.raises(openai.BadRequestError, match="not supported") as error:
             client.chat.completions.create(**_user(TEXT), **extra)
@@ -129,11 +132,11 @@ def test_a_failure_before_the_first_token_has_a_status(client):
 
 def test_a_failure_in_the_middle_is_an_error_event_and_no_end(client, echo):
     stream = client.chat.completions.create(**_user("[fail 3] " + TEXT), stream=True)
-    seen = []
+    chunks = []
     with pytest.raises(openai.APIError, match="the model failed"):
-        seen.extend(chunk.choices[0] for chunk in stream)
-    assert "".join(choice.delta.content or "" for choice in seen) == "Where is"
-    assert not any(choice.finish_reason for choice in seen)
+        chunks.extend(chunk.choices[0] for chunk in stream)
+    assert "".join(choice.delta.content or "" for choice in chunks) == "Where is"
+    assert not any(choice.finish_reason for choice in chunks)
     body = {**_user("[fail 3] " + TEXT), "stream": True}
     raw = echo.post("/v1/chat/completions", json=body)
     assert raw.status_code == 200
@@ -153,27 +156,27 @@ def test_a_client_that_leaves_stops_the_model(echo):
     post = httpx.stream(
         "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
     )
-    with post as answer:
-        next(answer.iter_lines())
-    left = time.monotonic()
+    with post as response:
+        next(response.iter_lines())
+    left_at = time.monotonic()
     wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 5, "the cancel in Triton")
-    assert time.monotonic() - left < 1
+    assert time.monotonic() - left_at < 1
 
 
 def test_a_client_that_does_not_read_fills_no_memory(echo):
-    """30 MB are made for it; the gateway keeps what its sockets' buffers hold."""
+    """30 MB are generated for it; the gateway only holds as much as the sockets' buffers."""
     gateway = next(p for p in echo.family() if p.cmdline()[1:3] == ["-m", "gateway"])
-    made, before = float(say(echo, "[made]")), gateway.memory_info().rss
+    count, before = float(say(echo, "[made]")), gateway.memory_info().rss
     body = {**_user("[repeat 300] [delay 0] " + "x" * 100_000), "max_tokens": 300, "stream": True}
     post = httpx.stream(
         "POST", f"{echo.url}/v1/chat/completions", json=body, headers=echo.headers, timeout=10
     )
-    with post as answer:
-        parts = answer.iter_raw()
+    with post as response:
+        parts = response.iter_raw()
         next(parts)
-        wait_until(lambda: float(say(echo, "[made]")) > made + 300, 30, "the model's work")
+        wait_until(lambda: float(say(echo, "[made]")) > count + 300, 30, "the model's work")
         assert gateway.memory_info().rss - before < 20e6
-        assert sum(map(len, parts)) > 29e6  # it reads after all, and gets everything
+        assert sum(map(len, parts)) > 29e6  # it reads in the end, and gets everything
 
 
 LIMITS = """
@@ -196,14 +199,14 @@ def _tokens_left(headers) -> int:
     return int(re.search(r'tokens[^,]*";r=(\d+)', headers["ratelimit"]).group(1))
 
 
-def test_limits_are_held_to_the_last_byte_and_settled_with_what_was_used(client, echo_policy):
+def test_limits_hold_to_the_last_byte_and_are_settled_with_the_actual_usage(client, echo_policy):
     echo_policy(LIMITS)
     raw = client.chat.completions.with_raw_response
     call = _user("[repeat 10] [delay 0.3] a b")
     with client.chat.completions.with_streaming_response.create(**call, stream=True) as first:
         assert first.headers["x-ratelimit-limit-tokens"] == "100000"
         reserved = _tokens_left(first.headers)
-        assert reserved < 99_000  # what the model may use, max_tokens by default
+        assert reserved < 99_000  # the most that the model may use: max_tokens by default
         lines = first.iter_lines()
         next(lines)
         with pytest.raises(openai.RateLimitError, match="at once"):
@@ -217,9 +220,9 @@ def test_langchain(echo, stack):
     chat = ChatOpenAI(
         model="echo_llm", api_key=echo.key, base_url=f"{echo.url}/v1", temperature=0, max_retries=0
     )
-    answer = chat.invoke([("system", "Be brief."), ("user", TEXT)])
-    assert answer.content == TEXT
-    assert answer.usage_metadata["output_tokens"] == 4
+    response = chat.invoke([("system", "Be brief."), ("user", TEXT)])
+    assert response.content == TEXT
+    assert response.usage_metadata["output_tokens"] == 4
     pieces = list(chat.stream(TEXT))
     assert "".join(piece.content for piece in pieces) == TEXT
     assert len(pieces) > 4
@@ -227,40 +230,40 @@ def test_langchain(echo, stack):
         model="text_embedding",
         api_key=stack.key,
         base_url=f"{stack.url}/v1",
-        check_embedding_ctx_length=False,  # else it sends OpenAI's token ids: see below
+        check_embedding_ctx_length=False,  # otherwise it sends OpenAI's token ids: see below
     )
     vectors = embeddings.embed_documents([TEXT, "I want my money back."])
     assert [len(vector) for vector in vectors] == [384, 384]
 
 
 def test_token_arrays_give_the_vectors_of_their_texts(stack, tmp_path, monkeypatch):
-    """LangChain as it is by default, and OpenAI's client with what OpenAI's tokenizer gives."""
+    """LangChain with its defaults, and OpenAI's client with the ids of OpenAI's tokenizer."""
     fill_cache(tmp_path)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     texts = [TEXT, "Grüße aus Köln 👩‍👩‍👧, I want my money back."]
     url = f"{stack.url}/v1"
     with openai.OpenAI(api_key=stack.key, base_url=url, max_retries=0) as client:
         create = partial(client.embeddings.create, model="text_embedding")
-        wanted = [each.embedding for each in create(input=texts).data]
+        expected = [item.embedding for item in create(input=texts).data]
         encode = tiktoken.get_encoding("cl100k_base").encode
         ids = [encode(text) for text in texts]
-        answer = create(input=ids, encoding_format="float")
-        assert np.allclose([each.embedding for each in answer.data], wanted, atol=1e-6)
-        assert answer.usage == create(input=texts).usage  # the model's own count
-        assert np.allclose(create(input=ids[0]).data[0].embedding, wanted[0], atol=1e-6)
+        response = create(input=ids, encoding_format="float")
+        assert np.allclose([item.embedding for item in response.data], expected, atol=1e-6)
+        assert response.usage == create(input=texts).usage  # the model's own count
+        assert np.allclose(create(input=ids[0]).data[0].embedding, expected[0], atol=1e-6)
         for wrong in ([-1], [100_277], [[1], [2**40]], [1] * 9000):
             with pytest.raises(openai.BadRequestError, match=r"'input(\.\d+)?'.*token id"):
                 create(input=wrong)
     embeddings = OpenAIEmbeddings(model="text_embedding", api_key=stack.key, base_url=url)
-    assert np.allclose(embeddings.embed_documents(texts), wanted, atol=1e-6)
-    assert np.allclose(embeddings.embed_query(TEXT), wanted[0], atol=1e-6)
+    assert np.allclose(embeddings.embed_documents(texts), expected, atol=1e-6)
+    assert np.allclose(embeddings.embed_query(TEXT), expected[0], atol=1e-6)
 
 
 def test_a_prompt_of_token_ids(client):
-    answer = client.completions.create(
+    response = client.completions.create(
         model="echo_llm", prompt=[9241, 374, 856, 30409, 30], max_tokens=9
     )
-    assert answer.choices[0].text == TEXT
+    assert response.choices[0].text == TEXT
     with pytest.raises(openai.BadRequestError, match="'prompt': the token id 100277"):
         client.completions.create(model="echo_llm", prompt=[100_277])
 
@@ -317,11 +320,11 @@ def test_the_javascript_client(echo, node_folder, tmp_path):
         ["node", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout)
-    assert said["whole"] == said["text"] == TEXT
-    assert said["usage"]["completion_tokens"] == 4
-    assert "the model failed" in said["fault"]
-    assert said["refused"] == "BadRequestError"
+    output = json.loads(run.stdout)
+    assert output["whole"] == output["text"] == TEXT
+    assert output["usage"]["completion_tokens"] == 4
+    assert "the model failed" in output["fault"]
+    assert output["refused"] == "BadRequestError"
 
 
 def test_the_description_names_the_routes(echo):

@@ -1,4 +1,4 @@
-"""What an operator meets beside the requests: status, logs, a second stack, what is left behind."""
+"""What an operator sees besides requests: status, logs, a second stack, leftovers."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from tests.running import launch, stop, wait_ready, wait_until
 
 WELL, NOT_WELL, NOTHING = 0, 1, 3
 LOG_BYTES, OLDER = 64 * 1024, 2
-# time, level, the worker's process, and what it says
+# time, level, the worker's process, and the message
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) (\d+) (.+)")
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """A stack of two workers, with short logs and a temporary folder of its own."""
+def own_stack(tmp_path_factory):
+    """A stack of two workers, with short logs and its own temporary folder."""
     home = tmp_path_factory.mktemp("operation")
     add_models(home)
     (home / "tmp").mkdir()
@@ -48,160 +48,168 @@ def _gateway(stack):
 
 
 def _workers(stack):
-    """The processes of the gateway that serve."""
+    """The process ids of the gateway's workers."""
     return {p.pid for p in _gateway(stack).children() if "spawn_main" in " ".join(p.cmdline())}
 
 
-def test_the_status_of_what_runs(own):
-    code, status = _status(own)
+def test_the_status_of_a_running_stack(own_stack):
+    code, status = _status(own_stack)
     assert (code, status["state"]) == (WELL, "well")
-    assert status["running"]["pid"] == own.process.pid
-    assert status["running"]["url"] == own.url
+    assert status["running"]["pid"] == own_stack.process.pid
+    assert status["running"]["url"] == own_stack.url
     assert status["versions"] == {"echo_llm": [1], "identity_fp32": [1]}
     assert status["pipelines"]["echo_llm"] == "unproved"
-    assert str(_log(own)) in status["running"]["logs"]
-    shown = own.tidegate("status").stdout
-    assert shown.startswith("well, since 20")
-    assert "echo_llm: version 1" in shown
-    assert own.key not in shown
+    assert str(_log(own_stack)) in status["running"]["logs"]
+    output = own_stack.tidegate("status").stdout
+    assert output.startswith("well, since 20")
+    assert "echo_llm: version 1" in output
+    assert own_stack.key not in output
 
 
-def test_the_status_of_what_hangs_is_an_error(own):
-    triton = own.triton()
+def test_the_status_of_a_hung_stack_is_an_error(own_stack):
+    triton = own_stack.triton()
     triton.send_signal(signal.SIGSTOP)
     try:
-        code, status = _status(own)
+        code, status = _status(own_stack)
     finally:
         triton.send_signal(signal.SIGCONT)
     assert (code, status["state"]) == (NOT_WELL, "not well")
     assert "not answer" in status["triton"]
-    wait_until(lambda: _status(own)[0] == WELL, 60, "well again")
+    wait_until(lambda: _status(own_stack)[0] == WELL, 60, "well again")
 
 
-def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own):
-    before = own.output
-    second = launch(own.home, "echo_llm")
+def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own_stack):
+    before = own_stack.output
+    second = launch(own_stack.home, "echo_llm")
     code = second.process.wait(60)
-    said = second.output
-    (own.home / "up.log").write_text(before)
+    output = second.output
+    (own_stack.home / "up.log").write_text(before)
     assert code == 1
-    assert len(said.strip().splitlines()) == 1
-    assert f"runs already (process {own.process.pid}, {own.url}, since 20" in said
-    assert _status(own)[0] == WELL
+    assert len(output.strip().splitlines()) == 1
+    assert f"{own_stack.home} (process {own_stack.process.pid}, {own_stack.url}, since 20" in output
+    assert _status(own_stack)[0] == WELL
 
 
-def test_every_worker_logs_alike_with_the_requests_id(own):
-    failed = own.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
+def test_every_worker_logs_in_the_same_format_with_the_request_id(own_stack):
+    failed = own_stack.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
     assert failed.status_code == 502
     identifier = failed.headers["x-request-id"]
-    wait_until(lambda: identifier in _log(own).read_text(), 10, "the line")
-    lines = [LINE.fullmatch(line) for line in _log(own).read_text().splitlines()]
+    wait_until(lambda: identifier in _log(own_stack).read_text(), 10, "the line")
+    lines = [LINE.fullmatch(line) for line in _log(own_stack).read_text().splitlines()]
     assert lines
     assert all(lines)
-    workers = _workers(own)
+    workers = _workers(own_stack)
     assert len(workers) == 2
     assert workers <= {int(line[2]) for line in lines if line[1] == "INFO"}
     (mine,) = [line for line in lines if identifier in line[0]]
     assert mine[1] == "WARNING"
     assert int(mine[2]) in workers
     assert mine[3].startswith(f"{identifier} upstream ")
-    assert own.key not in _log(own).read_text()
+    assert own_stack.key not in _log(own_stack).read_text()
 
 
-def test_logs_are_rotated_and_their_writers_go_on(own):
-    log = _log(own)
-    for _ in range(OLDER + 2):  # more often than files are kept
+def test_logs_are_rotated_while_their_writers_continue(own_stack):
+    log = _log(own_stack)
+    for _ in range(OLDER + 2):  # more rotations than files are kept
         with log.open("ab") as file:
             file.write((b"x" * 99 + b"\n") * (LOG_BYTES // 100 + 2))
         wait_until(lambda: log.stat().st_size < LOG_BYTES, 20, "rotation")
-    failed = own.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
+    failed = own_stack.post("/v2/models/echo_llm/generate", json={"text_input": "[fail]"})
     wait_until(lambda: failed.headers["x-request-id"] in log.read_text(), 10, "the line")
     older = sorted(path.name for path in log.parent.glob("gateway.log.*"))
     assert older == [f"gateway.log.{number + 1}" for number in range(OLDER)]
     assert log.with_name("gateway.log.1").read_bytes().startswith(b"x" * 99)
 
 
-def test_what_a_worker_had_under_way_ends_with_it_in_the_metrics(own):
-    """Its gauges would stay as they last were for ever."""
+def test_the_inflight_gauge_of_a_killed_worker_is_removed(own_stack):
+    """Otherwise its gauges would keep their last values forever."""
 
     def under_way():
         text = httpx.get(
-            f"http://127.0.0.1:{own.admin_port}/metrics", headers=own.headers, timeout=30
+            f"http://127.0.0.1:{own_stack.admin_port}/metrics",
+            headers=own_stack.headers,
+            timeout=30,
         ).text
-        found = re.findall(r"^tidegate_replica_inflight{.*} ([\d.]+)$", text, re.MULTILINE)
-        return sum(map(float, found))
+        values = re.findall(r"^tidegate_replica_inflight{.*} ([\d.]+)$", text, re.MULTILINE)
+        return sum(map(float, values))
 
     body = {"text_input": "[delay 1] a b c d e f g h i j"}
-    calls = [threading.Thread(target=_posted, args=(own, body)) for _ in range(6)]
-    before = _workers(own)
-    for each in calls:
-        each.start()
+    calls = [threading.Thread(target=_post_until_killed, args=(own_stack, body)) for _ in range(6)]
+    before = _workers(own_stack)
+    for call in calls:
+        call.start()
     try:
         wait_until(lambda: under_way() >= 1, 20, "requests under way")
         for pid in before:
             psutil.Process(pid).kill()
     finally:
-        for each in calls:
-            each.join()
+        for call in calls:
+            call.join()
     wait_until(lambda: not any(map(psutil.pid_exists, before)), 60, "their ends")
-    wait_until(lambda: _status(own)[0] == WELL, 90, "well again")
+    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "well again")
     wait_until(lambda: under_way() == 0, 20, "nothing under way")
 
 
-def _posted(stack, body):
+def _post_until_killed(stack, body):
     with contextlib.suppress(httpx.TransportError):
         stack.post("/v2/models/echo_llm/generate", json=body)
 
 
-def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own):
-    folders = list((own.home / "tmp").glob("tidegate-metrics-*"))
+def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own_stack):
+    folders = list((own_stack.home / "tmp").glob("tidegate-metrics-*"))
     assert len(folders) == 1
-    gateway, workers = _gateway(own), _workers(own)
+    gateway, workers = _gateway(own_stack), _workers(own_stack)
     gateway.kill()
     wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30, "the workers' end")
-    wait_until(lambda: _status(own)[0] == WELL, 90, "another gateway")
-    assert "the gateway ended by itself (killed by SIGKILL" in own.output
-    left = list((own.home / "tmp").glob("tidegate-metrics-*"))
-    assert len(left) == 1
-    assert left != folders
+    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "another gateway")
+    assert "the gateway ended unexpectedly (killed by SIGKILL" in own_stack.output
+    leftovers = list((own_stack.home / "tmp").glob("tidegate-metrics-*"))
+    assert len(leftovers) == 1
+    assert leftovers != folders
 
 
-def test_a_gateway_comes_back_whatever_a_model_takes_its_time_for(own):
-    """The echo's process ends, and loads again for as long as ``hold`` is there."""
-    hold = own.home / "hold"
+def test_a_gateway_comes_back_while_a_model_is_slow_to_load(own_stack):
+    """The echo model's process ends, and loading it again takes as long as ``hold`` exists."""
+    hold = own_stack.home / "hold"
     hold.touch()
-    model = own.home / "model_repository" / "echo_llm" / "1" / "model.py"
+    model = own_stack.home / "model_repository" / "echo_llm" / "1" / "model.py"
     waits = f"while os.path.exists({str(hold)!r}):\n            time.sleep(0.05)\n        "
     model.write_text(model.read_text().replace("self.made =", f"{waits}self.made =", 1))
     try:
-        own.stubs("echo_llm")[0].kill()
-        wait_until(lambda: "still loading echo_llm" in own.output, 60, "a load that takes long")
-        told = own.output.count("the gateway ended by itself")
-        gateway = _gateway(own)
+        own_stack.stubs("echo_llm")[0].kill()
+        wait_until(
+            lambda: "still loading echo_llm" in own_stack.output, 60, "a load that takes long"
+        )
+        count_before = own_stack.output.count("the gateway ended unexpectedly")
+        gateway = _gateway(own_stack)
         gateway.kill()
-        wait_until(lambda: own.output.count("the gateway ended by itself") > told, 20, "notice")
-        wait_until(lambda: _answers(own, "/healthz"), 60, "another gateway")
-        assert "revived echo_llm" not in own.output
+        wait_until(
+            lambda: own_stack.output.count("the gateway ended unexpectedly") > count_before,
+            20,
+            "notice",
+        )
+        wait_until(lambda: _is_answering(own_stack, "/healthz"), 60, "another gateway")
+        assert "revived echo_llm" not in own_stack.output
     finally:
         hold.unlink()
-    wait_until(lambda: _status(own)[0] == WELL, 90, "well again")
+    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "well again")
 
 
-def _answers(stack, path):
+def _is_answering(stack, path):
     try:
         return stack.get(path).status_code == 200
     except httpx.TransportError:
         return False
 
 
-def test_a_stop_leaves_nothing_and_the_status_says_that_nothing_runs(own):
-    """The last of these: the stack is gone after it."""
-    assert stop(own) == 0, own.output
-    assert list((own.home / "tmp").iterdir()) == []
-    assert _status(own) == (NOTHING, {"state": "stopped", "home": str(own.home)})
+def test_a_stop_leaves_nothing_and_the_status_says_so(own_stack):
+    """Must be last: it stops the stack."""
+    assert stop(own_stack) == 0, own_stack.output
+    assert list((own_stack.home / "tmp").iterdir()) == []
+    assert _status(own_stack) == (NOTHING, {"state": "stopped", "home": str(own_stack.home)})
 
 
-def test_what_the_linter_calls_an_error_ends_the_start_before_triton(tmp_path):
+def test_a_lint_error_ends_the_start_before_triton(tmp_path):
     add_models(tmp_path)
     (tmp_path / "model_repository" / "echo_llm" / "1" / "model.py").unlink()
     running = launch(tmp_path, "echo_llm")

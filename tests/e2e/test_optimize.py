@@ -11,7 +11,7 @@ from converters.text.samples import default_texts
 from tests.tiny_models import save_classifier
 from tidegate.cli import cli
 from tidegate.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
-from tidegate.optimize_candidates import said_of_original
+from tidegate.optimize_candidates import original_options
 from tidegate.paths import Paths
 from tidegate.published import engine_folder
 
@@ -44,41 +44,41 @@ def quick(monkeypatch):
     monkeypatch.setattr(timing, "PASSES", 1)
 
 
-@pytest.mark.timeout(400)  # a conversion and two proofs beside whatever else the machine does
+@pytest.mark.timeout(400)  # a conversion and two proofs on a busy machine
 def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, capsys):
-    paths, said = Paths(model), []
-    assert run(options, paths, said.append) == 0
+    paths, messages = Paths(model), []
+    assert run(options, paths, messages.append) == 0
     folder = model / ".tidegate" / "optimize" / "mood"
-    found = json.loads((folder / "optimize.json").read_text())
-    forms = {form["name"]: form for form in found["forms"]}
-    assert set(forms) == {
+    document = json.loads((folder / "optimize.json").read_text())
+    rows = {row["name"]: row for row in document["forms"]}
+    assert set(rows) == {
         *("original", "fp32", "w8", "int8-rows", "int8-dynamic"),
         *("fp32@disable", "fp32@basic", "fp32@extended"),
     }
-    for form in forms.values():
-        assert set(form["times"]) == {cell.name for cell in clocks.CELLS}
-        assert form["memory_mb"] > 0
-        assert form["why_not"] == ""
-    assert forms["original"]["ratios"]["rows8_threads1"] == 1
-    assert forms["fp32"]["accuracy"]["failed"] == []
-    assert forms["fp32"]["accuracy"]["closeness"]["agreement"] == 1
-    assert found["pick"] in ("fp32", "w8", "int8-rows")
-    # The pick is what serves now, proved under its own tolerances.
+    for row in rows.values():
+        assert set(row["times"]) == {cell.name for cell in clocks.CELLS}
+        assert row["memory_mb"] > 0
+        assert row["why_not"] == ""
+    assert rows["original"]["ratios"]["rows8_threads1"] == 1
+    assert rows["fp32"]["accuracy"]["failed"] == []
+    assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
+    assert document["pick"] in ("fp32", "w8", "int8-rows")
+    # The pick is active now, proved under its own tolerances.
     record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
-    assert (record.precision, record.passed) == (found["pick"], True)
-    shown = capsys.readouterr().out
-    assert f"{found['pick']} <- pick" in shown
+    assert (record.precision, record.passed) == (document["pick"], True)
+    output = capsys.readouterr().out
+    assert f"{document['pick']} <- pick" in output
     assert (folder / "optimize.png").stat().st_size > 10_000
     assert (folder / "optimize.svg").is_file()
-    assert any("pass 1 of" in line for line in said)
+    assert any("pass 1 of" in line for line in messages)
 
 
-def test_what_was_measured_is_kept(options, model, quick):
-    """In the same folder as the test before: nothing is timed or compared again."""
-    said: list[str] = []
+def test_measurements_are_cached(options, model, quick):
+    """In the same folder as the previous test: nothing is timed or compared again."""
+    messages: list[str] = []
     again = OptimizeOptions(**{**vars(options), "publish": False})
-    assert run(again, Paths(model), said.append, as_json=True) == 0
-    assert not [line for line in said if "pass" in line or "comparing" in line]
+    assert run(again, Paths(model), messages.append, as_json=True) == 0
+    assert not [line for line in messages if "pass" in line or "comparing" in line]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_what_was_measured_is_kept(options, model, quick):
         (["nothing"], "there is no model 'nothing': give its original with --against"),
         (["text_embedding", "--budget", "soon"], "write 90s, 10m or 1h"),
         (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
-        (["text_embedding", "--against", "./other"], "needs no other --against"),
-        (["mood", "--against", "no-such-folder"], "give --task"),
+        (["text_embedding", "--against", "./other"], "leave out --against"),
+        (["mood", "--against", "no-such-folder"], "pass --task"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monkeypatch):
+def test_invalid_options_are_a_usage_error(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     result = CliRunner().invoke(cli, ["optimize", "--only", "model", *arguments])
     assert result.exit_code == 2, result.output
@@ -101,12 +101,12 @@ def test_what_makes_no_sense_is_a_usage_error(arguments, message, tmp_path, monk
 
 def test_durations():
     read = Duration().convert
-    assert [read(each, None, None) for each in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
+    assert [read(text, None, None) for text in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
 
 
-def test_both_halves_unless_one_is_wished():
-    assert OptimizeOptions("mood").halves == BOTH
-    assert OptimizeOptions("mood", only="config").halves == ("config",)
+def test_both_parts_run_unless_one_is_selected():
+    assert OptimizeOptions("mood").parts == BOTH
+    assert OptimizeOptions("mood", only="config").parts == ("config",)
 
 
 def test_the_command_that_publishes(options, model):
@@ -119,12 +119,12 @@ def test_the_command_that_publishes(options, model):
     )
 
 
-def test_what_was_said_of_the_original_is_said_again(tmp_path):
-    """--preprocess of convert: optimize takes it, and its last line has it."""
+def test_the_source_options_of_the_conversion_are_kept(tmp_path):
+    """optimize accepts --preprocess of convert, and its last line repeats it."""
     options = OptimizeOptions(
-        "things", "./vit", "image-classification", options={"preprocess": "half"}
+        "things", "./vit", "image-classification", source_options={"preprocess": "half"}
     )
-    said = said_of_original(options, Paths(tmp_path))
+    said = original_options(options, Paths(tmp_path))
     assert said == {"preprocess": "half"}
     line = convert_line(options, "w8", said)
     assert "--preprocess half --precision w8" in line

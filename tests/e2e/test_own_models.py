@@ -1,4 +1,4 @@
-"""Models that a user drops into the repository: served under /v2, cancelled, timed out, refused."""
+"""Models that a user adds to the repository: served under /v2, cancelled, timed out, refused."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from tritonclient import http as triton_http
 
 from tests.running import launch, stop, wait_ready, wait_until
 
-# Sleeps in small steps until INPUT0 seconds are over or the caller has gone, and counts both.
+# Sleeps in small steps until INPUT0 seconds are over or the caller has left, and counts the latter.
 SLEEPER = """
 import time
 import numpy as np
@@ -49,7 +49,7 @@ output { name: "OUTPUT0" data_type: TYPE_FP32 dims: 1 }
 
 
 def _add_onnx(folder) -> None:
-    """An ONNX file and nothing else: the backend completes the config from the graph."""
+    """Add only an ONNX file: the backend completes the config from the graph."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Add", ["a", "b"], ["sum"])],
@@ -64,7 +64,7 @@ def _add_onnx(folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(built, tmp_path_factory):
+def own_stack(built, tmp_path_factory):
     home = tmp_path_factory.mktemp("own")
     shutil.copytree(built / "model_repository", home / "model_repository")
     sleeper = home / "model_repository" / "sleeper"
@@ -91,58 +91,58 @@ def _cancelled(stack) -> float:
     return _sleep(stack, 0).json()["outputs"][0]["data"][0]
 
 
-def test_an_onnx_file_is_served_as_it_is(own):
-    with triton_http.InferenceServerClient(own.url.removeprefix("http://")) as client:
-        metadata = client.get_model_metadata("adder", headers=own.headers)
+def test_an_onnx_file_is_served_as_it_is(own_stack):
+    with triton_http.InferenceServerClient(own_stack.url.removeprefix("http://")) as client:
+        metadata = client.get_model_metadata("adder", headers=own_stack.headers)
         assert metadata["inputs"][0] == {"name": "a", "datatype": "INT64", "shape": [-1, 2]}
         tensors = []
         for name in ("a", "b"):
             tensors.append(triton_http.InferInput(name, [3, 2], "INT64"))
             tensors[-1].set_data_from_numpy(np.arange(6, dtype=np.int64).reshape(3, 2))
-        result = client.infer("adder", tensors, headers=own.headers)
+        result = client.infer("adder", tensors, headers=own_stack.headers)
     assert result.as_numpy("sum").tolist() == [[0, 2], [4, 6], [8, 10]]
 
 
-def test_inputs_with_different_rows_are_refused(own):
+def test_inputs_with_different_rows_are_refused(own_stack):
     tensors = [
         {"name": name, "shape": [rows, 2], "datatype": "INT64", "data": [0] * rows * 2}
         for name, rows in (("a", 1), ("b", 2))
     ]
-    answer = own.post("/v2/models/adder/infer", json={"inputs": tensors})
-    assert answer.status_code == 400
-    assert "different numbers of rows: [1, 2]" in answer.json()["error"]
+    response = own_stack.post("/v2/models/adder/infer", json={"inputs": tensors})
+    assert response.status_code == 400
+    assert "different numbers of rows: [1, 2]" in response.json()["error"]
 
 
-def test_a_client_that_leaves_stops_the_work(own):
-    before = _cancelled(own)
-    connection = http.client.HTTPConnection("127.0.0.1", own.gateway_port)
-    connection.request("POST", "/v2/models/sleeper/infer", _body(10), own.headers)
+def test_a_client_that_leaves_stops_the_work(own_stack):
+    before = _cancelled(own_stack)
+    connection = http.client.HTTPConnection("127.0.0.1", own_stack.gateway_port)
+    connection.request("POST", "/v2/models/sleeper/infer", _body(10), own_stack.headers)
     time.sleep(0.3)
     connection.close()
     started = time.monotonic()
-    wait_until(lambda: _cancelled(own) == before + 1, 5, "the cancel in Triton")
+    wait_until(lambda: _cancelled(own_stack) == before + 1, 5, "the cancel in Triton")
     assert time.monotonic() - started < 2
 
 
-def test_the_requests_own_timeout_is_a_deadline(own):
-    before = _cancelled(own)
+def test_the_requests_own_timeout_is_a_deadline(own_stack):
+    before = _cancelled(own_stack)
     started = time.monotonic()
-    answer = _sleep(own, 10, timeout=300_000)
+    response = _sleep(own_stack, 10, timeout=300_000)
     assert 0.25 < time.monotonic() - started < 2
-    assert answer.status_code == 504
-    assert "did not answer in time" in answer.json()["error"]
-    wait_until(lambda: _cancelled(own) == before + 1, 5, "the cancel in Triton")
+    assert response.status_code == 504
+    assert "did not answer in time" in response.json()["error"]
+    wait_until(lambda: _cancelled(own_stack) == before + 1, 5, "the cancel in Triton")
 
 
-def test_a_model_that_fails_tells_the_client_nothing_of_its_insides(own):
-    answer = _sleep(own, -1)
-    assert answer.status_code == 502
-    assert "the model failed" in answer.json()["error"]
-    assert "secret" not in answer.text
-    assert "/root" not in answer.text
+def test_a_failing_model_reveals_no_internals(own_stack):
+    response = _sleep(own_stack, -1)
+    assert response.status_code == 502
+    assert "the model failed" in response.json()["error"]
+    assert "secret" not in response.text
+    assert "/root" not in response.text
 
 
-def test_models_without_a_face_are_not_listed(own):
-    names = [model["id"] for model in own.get("/v1/models").json()["data"]]
+def test_models_without_an_endpoint_schema_are_not_listed(own_stack):
+    names = [model["id"] for model in own_stack.get("/v1/models").json()["data"]]
     assert not {"sleeper", "adder"} & set(names)
-    assert own.post("/v1/sleeper", json={}).status_code == 404
+    assert own_stack.post("/v1/sleeper", json={}).status_code == 404

@@ -1,4 +1,5 @@
-"""Two tenants, an operator and a stranger against every operation that the gateway describes."""
+"""Two tenants, an operator and a client without a key, at every operation in the API's
+description."""
 
 import contextlib
 import json
@@ -34,7 +35,7 @@ TEXT = {"text": "Where is my parcel?"}
 
 @pytest.fixture(scope="module")
 def governed(built):
-    """A stack with that policy; ``keys`` are those of its callers."""
+    """A stack with ``POLICY``; ``keys`` has a key for each caller."""
     with policy_of(built) as policy, contextlib.ExitStack() as started:
         running = launch(built)
         started.callback(_ended_well, running)
@@ -55,7 +56,7 @@ def governed(built):
         wait_until(
             lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
         )
-        # What it gives more than no policy: a role that nobody had.
+        # What it grants beyond no policy: a role that nobody had.
         wait_until(
             lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 10, "roles"
         )
@@ -72,8 +73,8 @@ def _key(running, name, *flags):
     return json.loads(run.stdout)["key"]
 
 
-def _call(running, who, method, path, **options):
-    headers = {"Authorization": f"Bearer {running.keys[who]}"} if who else {}
+def _call(running, tenant, method, path, **options):
+    headers = {"Authorization": f"Bearer {running.keys[tenant]}"} if tenant else {}
     return httpx.request(method, running.url + path, headers=headers, timeout=30, **options)
 
 
@@ -90,15 +91,15 @@ def _operations(document):
 
 @pytest.fixture(scope="module")
 def operations(governed):
-    """Everything that the operator may see."""
+    """All operations that the operator may see."""
     return list(_operations(governed.get("/openapi.json").json()))
 
 
-def test_nobody_reaches_what_is_anothers(governed, operations):
-    """Each operation that names a model answers the other tenant as if there were none."""
-    seen = 0
+def test_no_tenant_reaches_anothers_models(governed, operations):
+    """Each operation on a model answers the other tenant as if the model did not exist."""
+    count = 0
     for method, path, body in operations:
-        for who, foreign in (
+        for tenant, foreign in (
             ("texts", "image_classification"),
             ("images", "text_embedding"),
             ("images", "identity_fp32"),
@@ -106,27 +107,28 @@ def test_nobody_reaches_what_is_anothers(governed, operations):
             named = foreign in path or (isinstance(body, dict) and body.get("model") == foreign)
             if not named:
                 continue
-            answer = _call(governed, who, method, path, json=body)
-            assert answer.status_code == 404, f"{who} {method} {path}: {answer.text}"
+            response = _call(governed, tenant, method, path, json=body)
+            assert response.status_code == 404, f"{tenant} {method} {path}: {response.text}"
             missing = re.sub(foreign, "no_such_model", path)
             other = (
                 {**body, "model": "no_such_model"}
                 if isinstance(body, dict) and "model" in body
                 else body
             )
-            same = _call(governed, who, method, missing, json=other)
+            same = _call(governed, tenant, method, missing, json=other)
             assert same.status_code == 404
-            assert _without(answer.text, foreign) == _without(same.text, "no_such_model")
-            seen += 1
-    assert seen > 15
+            assert _without(response.text, foreign) == _without(same.text, "no_such_model")
+            count += 1
+    assert count > 15
 
 
 def _without(text, name):
-    """The answer without what differs between any two: the name asked for and the request's id."""
+    """The response text without the parts that always differ: the model's name and the request
+    id."""
     return re.sub(r"[0-9a-f]{16}", "ID", text.replace(name, "NAME"))
 
 
-def test_each_sees_what_is_theirs_in_every_list(governed):
+def test_every_list_shows_only_the_callers_models(governed):
     listed = {m["id"] for m in _call(governed, "texts", "GET", "/v1/models").json()["data"]}
     assert listed == {"text_embedding"}
     described = _call(governed, "images", "GET", "/openapi.json").json()["paths"]
@@ -134,42 +136,42 @@ def test_each_sees_what_is_theirs_in_every_list(governed):
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
 
 
-@pytest.mark.parametrize("what", ["config", "stats"])
-def test_a_pipelines_steps_are_read_by_whom_the_pipeline_is(governed, what):
-    """``images`` has no glob for texts' models, and is told what it is told of any name."""
-    foreign, missing = (f"/v2/models/{name}/{what}" for name in ("text_embedding_pre", "nobody"))
+@pytest.mark.parametrize("route", ["config", "stats"])
+def test_a_pipelines_steps_are_visible_to_its_callers_only(governed, route):
+    """``images`` has no glob for the text models, and gets the same answer as for any name."""
+    foreign, missing = (f"/v2/models/{name}/{route}" for name in ("text_embedding_pre", "nobody"))
     assert _call(governed, "texts", "GET", foreign).status_code == 200
     refused = _call(governed, "images", "GET", foreign)
     assert refused.status_code == 404
     same = _call(governed, "images", "GET", missing).text
     assert _without(refused.text, "text_embedding_pre") == _without(same, "nobody")
     listed = _call(governed, "images", "GET", "/v2/models/stats").json()["model_stats"]
-    assert {each["name"] for each in listed} and all("image" in each["name"] for each in listed)
+    assert {stats["name"] for stats in listed} and all("image" in stats["name"] for stats in listed)
 
 
-def test_a_reader_may_look_but_not_call(governed):
+def test_a_reader_may_read_but_not_infer(governed):
     assert _call(governed, "reader", "GET", "/v2/models/text_embedding").status_code == 200
     assert _call(governed, "reader", "POST", "/v1/text_embedding", json=TEXT).status_code == 403
 
 
 @pytest.mark.parametrize("who", ["stranger", "texts", "images", "reader"])
 @pytest.mark.parametrize("path", ["/metrics", "/admin/policy", "/admin/replicas", "/admin/models"])
-def test_the_operators_listener_is_the_operators(governed, who, path):
+def test_the_admin_listener_is_for_the_operator_only(governed, who, path):
     url = f"http://127.0.0.1:{governed.admin_port}{path}"
     headers = {"Authorization": f"Bearer {governed.keys[who]}"}
     assert httpx.get(url).status_code == 401
     assert httpx.get(url, headers=headers).status_code == 403
     assert httpx.get(url, headers=governed.headers).status_code == 200
-    # And it is nowhere else.
+    # And these routes exist nowhere else.
     assert governed.get(path).status_code == 404
 
 
-def test_documentation_is_not_open_once_there_are_tenants(governed):
+def test_documentation_needs_a_key_once_there_are_tenants(governed):
     assert httpx.get(f"{governed.url}/openapi.json").status_code == 401
     assert httpx.get(f"{governed.url}/healthz").status_code == 200
 
 
-def test_a_key_that_has_ended_is_a_bad_key(governed):
+def test_an_expired_key_is_refused(governed):
     wait_until(
         lambda: _call(governed, "expired", "GET", "/v1/models").status_code == 401, 5, "expiry"
     )
@@ -178,26 +180,26 @@ def test_a_key_that_has_ended_is_a_bad_key(governed):
     assert _without(bad.text, "nonsense") == _without(ended.text, "nonsense")
 
 
-def test_a_limit_is_said_on_every_answer_and_then_holds(governed):
-    answers = [
+def test_a_limit_is_in_every_response_and_enforced(governed):
+    responses = [
         _call(governed, "limited", "POST", "/v1/text_embedding", json=TEXT) for _ in range(4)
     ]
-    assert [each.status_code for each in answers] == [200, 200, 200, 429]
-    assert [each.headers["x-ratelimit-remaining-requests"] for each in answers[:3]] == [
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]
+    assert [response.headers["x-ratelimit-remaining-requests"] for response in responses[:3]] == [
         "2",
         "1",
         "0",
     ]
-    refused = answers[3]
+    refused = responses[3]
     assert int(refused.headers["retry-after"]) >= 1
     assert "ratelimit" in refused.headers and "ratelimit-policy" in refused.headers
     assert refused.json()["code"] == "quota_exceeded"
-    # Others are not concerned, and neither is looking.
+    # Other callers are not affected, and neither is reading.
     assert _call(governed, "texts", "POST", "/v1/text_embedding", json=TEXT).status_code == 200
     assert _call(governed, "limited", "GET", "/v1/models").status_code == 200
 
 
-def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
+def test_an_invalid_policy_changes_nothing_and_its_line_is_named(governed):
     policy = governed.home / ".tidegate" / "gateway.toml"
     right = policy.read_text()
     log = governed.home / ".tidegate" / "logs" / "gateway.log"
@@ -213,12 +215,12 @@ def test_a_policy_that_is_wrong_changes_nothing_and_says_which_line(governed):
 
 
 def _replace(path, text):
-    """At once: what stands in a half-written file may be a policy too."""
+    """Replace it atomically: a half-written file may be a valid policy too."""
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").replace(path)
 
 
-def test_the_grpc_door_keeps_the_same_policy(governed):
+def test_the_grpc_api_enforces_the_same_policy(governed):
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -243,32 +245,32 @@ def test_the_grpc_door_keeps_the_same_policy(governed):
 def test_no_secret_is_in_any_log_metric_or_answer(governed):
     state = governed.home / ".tidegate"
     secrets = [*governed.keys.values(), governed.key, (state / "triton.key").read_text().strip()]
-    shown = [
+    outputs = [
         path.read_text(errors="replace") for path in (state / "logs").glob("*") if path.is_file()
     ]
-    shown += [path.read_text() for path in state.glob("audit*.log")]
-    shown.append(governed.output)
+    outputs += [path.read_text() for path in state.glob("audit*.log")]
+    outputs.append(governed.output)
     for path in ("/metrics", "/admin/policy", "/admin/models", "/admin/replicas"):
         url = f"http://127.0.0.1:{governed.admin_port}{path}"
-        shown.append(httpx.get(url, headers=governed.headers).text)
-    shown.append(_call(governed, "images", "POST", "/v1/text_embedding", json=TEXT).text)
-    text = "\n".join(shown)
+        outputs.append(httpx.get(url, headers=governed.headers).text)
+    outputs.append(_call(governed, "images", "POST", "/v1/text_embedding", json=TEXT).text)
+    text = "\n".join(outputs)
     assert len(text) > 5000
     assert "tidegate_requests_total" in text
     for secret in secrets:
         assert len(secret) > 20
-        # Of an API key (tg_ID_SECRET_CHECKSUM) the id may be shown, the rest may not.
+        # The id of an API key (tg_ID_SECRET_CHECKSUM) may be shown, the rest may not.
         assert (secret.split("_")[2] if secret.startswith("tg_") else secret) not in text
 
 
-def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
+def test_decisions_are_in_an_audit_log_that_verifies(governed):
     def lines():
         return [
             json.loads(line)
             for line in (governed.home / ".tidegate/audit.log").read_text().splitlines()
         ]
 
-    wait_until(lambda: any(each["decision"] == "deny" for each in lines()), 5, "the audit log")
+    wait_until(lambda: any(line["decision"] == "deny" for line in lines()), 5, "the audit log")
     denied = next(
         e for e in lines() if e["model"] == "image_classification" and e["tenant"] == "texts"
     )
@@ -277,7 +279,7 @@ def test_what_was_decided_is_in_an_audit_log_that_verifies(governed):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_gateway_does_not_start_with_a_policy_that_is_wrong(tmp_path):
+def test_a_gateway_does_not_start_with_an_invalid_policy(tmp_path):
     (tmp_path / "gateway.toml").write_text("[tenants.a]\nmodels = ['*']\nmodls = []\n")
     run = subprocess.run(
         [sys.executable, "-m", "gateway"],

@@ -1,4 +1,4 @@
-"""``tidegate prove`` finds what was done to a published pipeline, in its steps or its graph."""
+"""``tidegate prove`` finds changes to a published pipeline, in its steps or its graph."""
 
 import json
 import re
@@ -21,21 +21,21 @@ from tidegate.scratch import proved_through_triton
 from tidegate.task_registry import TASKS
 
 
-def _said_nothing(text: str) -> None:
-    """Progress is not what is tested here."""
+def _ignore_progress(text: str) -> None:
+    """Ignore progress messages."""
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A home with the pipeline ``mood``, and the case of its original."""
+    """A home with the pipeline ``mood``, its task and the reference of its original."""
     home = tmp_path_factory.mktemp("published")
     source = save_classifier("bert", home / "bert")
-    run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _said_nothing)
+    run(ConvertOptions(str(source), "text-classification", "mood"), Paths(home), _ignore_progress)
     task = TASKS["text-classification"].open_task(ConversionRequest("mood", str(source)))
-    asked = home / "asked"
-    asked.mkdir()
-    ask_original(task, asked, _said_nothing)
-    return home, task, reference_in(asked, "mood", task.name, "fp32")
+    answers = home / "asked"
+    answers.mkdir()
+    ask_original(task, answers, _ignore_progress)
+    return home, task, reference_in(answers, "mood", task.name, "fp32")
 
 
 def _replace(path, old, new):
@@ -77,12 +77,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_a_step_is_found_from_outside(published, tmp_path, fault):
-    home, task, case = published
+def test_a_fault_in_a_step_is_found_through_triton(published, tmp_path, fault):
+    home, task, reference = published
     copy_pipeline(home / "model_repository", "mood", tmp_path / "repository")
     path, old, new = FAULTS[fault]
     _replace(tmp_path / "repository" / path, old, new)
-    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, case)
+    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, reference)
     failed = [check for check in proof.checks if not check.passed]
     assert failed, f"{fault}: nobody noticed"
     assert any(check.worst for check in failed)
@@ -96,7 +96,7 @@ def _engine(home, tmp_path, change):
 
 
 def _scale_the_head(model):
-    """The last bias, bent a little."""
+    """Change the last bias slightly."""
     vectors = {i.name for i in model.graph.initializer if len(i.dims) == 1}
     biased = [node for node in model.graph.node if node.input and node.input[-1] in vectors]
     _change(
@@ -114,15 +114,15 @@ def _change(model, name, change):
 
 
 def _ignore_the_mask(model):
-    """Every position counts: what reads the mask reads ones instead."""
+    """Make every position count: readers of the mask read ones instead."""
     nodes = model.graph.node
     ones = onnx.helper.make_node("Where", ["always", "ones_like", "ones_like"], ["all_ones"])
     shape = onnx.helper.make_node("Mul", ["attention_mask", "zero"], ["zeros_like"])
     plus = onnx.helper.make_node("Add", ["zeros_like", "one"], ["ones_like"])
     for node in nodes:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name == "attention_mask":
-                node.input[place] = "all_ones"
+                node.input[index] = "all_ones"
     for name, value in (("zero", 0), ("one", 1)):
         model.graph.initializer.append(
             onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [], [value])
@@ -130,23 +130,23 @@ def _ignore_the_mask(model):
     model.graph.initializer.append(
         onnx.helper.make_tensor("always", onnx.TensorProto.BOOL, [], [True])
     )
-    for place, node in enumerate((shape, plus, ones)):
-        nodes.insert(place, node)
+    for index, node in enumerate((shape, plus, ones)):
+        nodes.insert(index, node)
 
 
 @pytest.mark.parametrize("change", [_scale_the_head, _ignore_the_mask])
 def test_a_fault_in_the_graph_is_found(published, tmp_path, change):
-    home, task, case = published
+    home, task, reference = published
     failed = [
         check
-        for check in prove_graph(task, _engine(home, tmp_path, change), case).checks
+        for check in prove_graph(task, _engine(home, tmp_path, change), reference).checks
         if not check.passed
     ]
     assert failed
     assert any("original" in check.worst or check.worst for check in failed)
 
 
-def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
+def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
     home, _, _ = published
     command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
     run = subprocess.run(
@@ -165,12 +165,12 @@ def test_the_verb_says_yes_and_no_and_changes_nothing(published, tmp_path):
     finally:
         labels.write_text(right)
     assert run.returncode == 1
-    assert "NOT the original's answers" in run.stdout
+    assert "NOT the original's outputs" in run.stdout
     assert re.search(r"FAIL parity: largest difference.*worst: '.*original", run.stdout)
 
 
-def test_a_graph_that_is_not_the_one_that_was_proved_is_named(tmp_path):
-    """However little it changes: 8 bits may round off more than many faults do."""
+def test_a_graph_other_than_the_proved_one_is_reported(tmp_path):
+    """However small the change: 8 bits may round off more than many faults do."""
     from converters.cache import files_sha256
     from tidegate.prove import SAME_ENGINE, _same_engine
 

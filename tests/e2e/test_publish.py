@@ -18,14 +18,14 @@ def server(tmp_path_factory):
 
 
 def _versions(server, model: str) -> dict[str, str]:
-    return {each.version: each.state for each in server.control.index() if each.name == model}
+    return {entry.version: entry.state for entry in server.control.index() if entry.name == model}
 
 
 def test_publish_and_roll_back_under_load(server):
-    steps = {each for each in live_stubs(server.pid) if each.model == "mood_pre"}
+    steps = {live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_pre"}
     with under_load(server) as caller, online(server) as target:
         publish(stage(target.repository, 10), target.repository, MODELS, target)
-        assert steps <= live_stubs(server.pid)  # an unchanged member is not loaded again
+        assert steps <= live_stubs(server.pid)  # an unchanged member is not reloaded
         wait_until(lambda: caller.answers[10] > 20, 10, "answers of the new version")
         assert _versions(server, "mood_pre") == {"1": "READY"}
         switch_to(target, NAME, None)
@@ -56,7 +56,7 @@ def test_old_versions_are_unloaded_and_stay_on_disk(server):
     ],
     ids=["does not load", "answers wrongly"],
 )
-def test_what_is_wrong_is_not_published_and_readiness_recovers(server, options, error, message):
+def test_a_wrong_version_is_not_published_and_readiness_recovers(server, options, error, message):
     with under_load(server), online(server) as target:
         serving = _state(target.repository)
         with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""A canary beside the pipeline: other pins, the same engines, and it goes without a trace."""
+"""A canary beside the pipeline: other pins, the same engines, and it leaves no trace."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
             assert ask(client, NAME) == 0
         assert set(caller.answers) == {0}
         assert canary.canaries(repository, NAME) == [2]
-        assert "mood.v2" in top_models(repository)  # so it is loaded again after a restart
+        assert "mood.v2" in top_models(repository)  # so it is reloaded after a restart
         canary.promote(target, NAME, 2)
         assert prune(target, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
         canary.stop(target, NAME, 2)
@@ -40,7 +40,7 @@ def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
 
 
-def test_a_canary_that_makes_no_sense_is_refused(server):
+def test_an_invalid_canary_is_refused(server):
     with online(server) as target:
         now = active_version(target.repository, NAME)
         with pytest.raises(PublishFailed, match="is already the active version"):

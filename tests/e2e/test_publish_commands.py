@@ -1,4 +1,4 @@
-"""The verbs on a running stack, as an operator types them: no client notices."""
+"""The verbs on a running stack, as an operator types them, without any failed request."""
 
 import collections
 import json
@@ -15,8 +15,8 @@ from tests.serving.small_pipeline import MODELS, NAME, stage
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """A stack that serves the small pipeline: nothing has to be converted."""
+def own_stack(tmp_path_factory):
+    """A stack that serves the small pipeline, so that nothing has to be converted."""
     home = tmp_path_factory.mktemp("own")
     repository = home / "model_repository"
     publish(stage(repository, 0), repository, MODELS)
@@ -28,12 +28,12 @@ def own(tmp_path_factory):
 
 @pytest.fixture
 def other(tmp_path):
-    """Another version, as another machine would send it."""
+    """Another version, as a different machine would deliver it."""
     return stage(tmp_path / "elsewhere", 10)
 
 
 class Caller(threading.Thread):
-    """Calls through the gateway without a pause."""
+    """A client that calls through the gateway back to back."""
 
     def __init__(self, stack) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class Caller(threading.Thread):
     def run(self) -> None:
         with httpx.Client(headers=self._stack.headers, timeout=60) as client:
             while not self._stopped.is_set():
-                answer = client.post(f"{self._stack.url}/v1/{NAME}", json={"x": 0})
-                self.answers[answer.status_code, answer.text] += 1
+                response = client.post(f"{self._stack.url}/v1/{NAME}", json={"x": 0})
+                self.answers[response.status_code, response.text] += 1
 
     def __enter__(self):
         self.start()
@@ -55,49 +55,49 @@ class Caller(threading.Thread):
         self.join()
 
 
-def test_publish_versions_rollback_and_prune_under_load(own, other):
+def test_publish_versions_rollback_and_prune_under_load(own_stack, other):
     quick = ("--grace", "0.2")
-    with Caller(own) as caller:
-        run = own.tidegate("publish", str(other), "--accept-no-manifest", "a test", *quick)
+    with Caller(own_stack) as caller:
+        run = own_stack.tidegate("publish", str(other), "--accept-no-manifest", "a test", *quick)
         assert run.returncode == 0, run.stderr
         assert "mood: version 2 serves from model_repository/" in run.stdout
         assert "the candidate answers its golden sample" in run.stdout
-        assert own.tidegate("rollback", NAME, *quick).returncode == 0
-        shown = own.tidegate("versions", NAME).stdout.splitlines()
-        assert [line[:3] for line in shown[:2]] == ["* 1", "  2"]
-        assert shown[2:] == [f"  server {own.grpc_address} serves 1"]
-        assert "mood_pre/1 mood_onnx/2" in shown[1]
-        assert own.tidegate("rollback", NAME, "--to", "2", *quick).returncode == 0
-        assert own.tidegate("publish", NAME, *quick).returncode == 0
-        pruned = own.tidegate("prune", NAME, "--keep", "1")
+        assert own_stack.tidegate("rollback", NAME, *quick).returncode == 0
+        lines = own_stack.tidegate("versions", NAME).stdout.splitlines()
+        assert [line[:3] for line in lines[:2]] == ["* 1", "  2"]
+        assert lines[2:] == [f"  server {own_stack.grpc_address} serves 1"]
+        assert "mood_pre/1 mood_onnx/2" in lines[1]
+        assert own_stack.tidegate("rollback", NAME, "--to", "2", *quick).returncode == 0
+        assert own_stack.tidegate("publish", NAME, *quick).returncode == 0
+        pruned = own_stack.tidegate("prune", NAME, "--keep", "1")
         assert "deleted mood/1, mood_onnx/1" in pruned.stdout
     assert sum(caller.answers.values()) > 100
     assert {status for status, _ in caller.answers} == {200}
     assert len(caller.answers) == 2  # the old version's answer and the new one's
-    assert "died" not in own.output
-    listed = json.loads(own.tidegate("versions", NAME, "--json").stdout)
-    assert [each["number"] for each in listed] == [2]
+    assert "died" not in own_stack.output
+    listed = json.loads(own_stack.tidegate("versions", NAME, "--json").stdout)
+    assert [version["number"] for version in listed] == [2]
     assert listed[0]["manifest"]["note"] == "came without a manifest: a test"
-    assert own.tidegate("lint", "--cores", "8").stdout == "nothing to say: it is clean\n"
+    assert own_stack.tidegate("lint", "--cores", "8").stdout == "no findings\n"
 
 
-def test_a_canary_is_weighted_and_promoted_and_no_client_notices(own, tmp_path):
-    quick = ("--grace", "1.5")  # the gateway reads its file again within a second
-    other, policy = stage(tmp_path / "elsewhere", 20), own.home / ".tidegate" / "gateway.toml"
+def test_a_canary_is_weighted_and_promoted_without_a_failed_request(own_stack, tmp_path):
+    quick = ("--grace", "1.5")  # the gateway rereads its file within a second
+    other, policy = stage(tmp_path / "elsewhere", 20), own_stack.home / ".tidegate" / "gateway.toml"
     accept = ("--accept-no-manifest", "a test")
-    assert own.tidegate("publish", str(other), *accept, "--grace", "0").returncode == 0
-    newest = json.loads(own.tidegate("versions", NAME, "--json").stdout)[-1]["number"]
-    assert own.tidegate("rollback", NAME, "--grace", "0").returncode == 0
-    with Caller(own) as caller:
-        run = own.tidegate("canary", NAME, "--weight", "10", *quick)
+    assert own_stack.tidegate("publish", str(other), *accept, "--grace", "0").returncode == 0
+    newest = json.loads(own_stack.tidegate("versions", NAME, "--json").stdout)[-1]["number"]
+    assert own_stack.tidegate("rollback", NAME, "--grace", "0").returncode == 0
+    with Caller(own_stack) as caller:
+        run = own_stack.tidegate("canary", NAME, "--weight", "10", *quick)
         assert run.returncode == 0, run.stderr
         assert tomllib.loads(policy.read_text())["routes"] == {NAME: {f"{NAME}.v{newest}": 10}}
         time.sleep(2)
-        assert own.tidegate("promote", NAME, *quick).returncode == 0
+        assert own_stack.tidegate("promote", NAME, *quick).returncode == 0
         assert "routes" not in tomllib.loads(policy.read_text())
     assert {status for status, _ in caller.answers} == {200}
-    assert not (own.home / "model_repository" / f"{NAME}.v{newest}").exists()
-    assert own.tidegate("promote", NAME).stderr.count("has no canary") == 1
+    assert not (own_stack.home / "model_repository" / f"{NAME}.v{newest}").exists()
+    assert own_stack.tidegate("promote", NAME).stderr.count("has no canary") == 1
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_canary_is_weighted_and_promoted_and_no_client_notices(own, tmp_path):
         (["prune", "nobody"], "there is no model 'nobody'"),
     ],
 )
-def test_mistakes_are_one_line(own, arguments, message):
-    run = own.tidegate(*arguments)
+def test_mistakes_are_one_line(own_stack, arguments, message):
+    run = own_stack.tidegate(*arguments)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert message in run.stderr

@@ -1,4 +1,4 @@
-"""A Triton that was started with --model-config-name serves what is published, under load."""
+"""A Triton started with --model-config-name serves newly published versions, under load."""
 
 import pytest
 
@@ -19,11 +19,11 @@ def server(tmp_path_factory):
 
 
 def _answers(caller, number):
-    seen = caller.answers[number]
-    wait_until(lambda: caller.answers[number] > seen + 5, 10, f"the answer {number}")
+    count_before = caller.answers[number]
+    wait_until(lambda: caller.answers[number] > count_before + 5, 10, f"the answer {number}")
 
 
-def test_what_is_published_serves_with_the_tuned_config(server):
+def test_a_published_version_serves_with_the_tuned_config(server):
     repository, control = server.options.repository, server.control
     assert control.config(NAME).max_batch_size == 4
     assert control.config("mood_onnx").instance_group[0].count == 3

@@ -1,4 +1,5 @@
-"""kill -9 of the publisher at every step, under load: the old state or the new, no request lost."""
+"""kill -9 of the publisher in every phase, under load: the old state or the new, no request
+lost."""
 
 import shutil
 import signal
@@ -21,7 +22,7 @@ BEFORE_THE_PIN = [
     for step in PublishPhase
     if list(PublishPhase).index(step) < list(PublishPhase).index(PublishPhase.PINNED)
 ]
-# A rollback takes the same way; its own steps are fewer.
+# A rollback goes through fewer of the same phases.
 SWITCH_STEPS = [
     PublishPhase.JOURNALLED,
     PublishPhase.LISTED,
@@ -37,12 +38,12 @@ def server(tmp_path_factory):
         yield running
 
 
-def _run(server, step: PublishPhase, verb: str, what: object) -> None:
-    """A publisher that dies at ``step``."""
+def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
+    """Run a publisher that dies in phase ``step``."""
     options = server.options
     module = [sys.executable, "-m", "tests.serving.killed_publisher"]
     run = subprocess.run(
-        [*module, options.work_dir, options.repository, step.name, verb, str(what)],
+        [*module, options.work_dir, options.repository, step.name, verb, str(argument)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -52,19 +53,19 @@ def _run(server, step: PublishPhase, verb: str, what: object) -> None:
     assert run.stdout.split()[-1] == step.name
 
 
-def _require_settled(server, caller) -> None:
-    """What serves is what the repository says, and nothing lies about."""
+def _require_consistent(server, caller) -> None:
+    """The active version is served, and no files are left behind."""
     repository = server.options.repository
     engine = active_members(repository, NAME)["mood_onnx"]
     source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
     clear_up(repository, servers_of(server.options.work_dir, repository))
     assert active_members(repository, NAME)["mood_onnx"] == engine
-    left = {path.name for path in staging_folder(repository).iterdir()}
-    assert left == {"lock", "servers"}  # where those that serve it are listed
+    leftovers = {path.name for path in staging_folder(repository).iterdir()}
+    assert leftovers == {"lock", "servers"}  # where its servers are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
-    answer = float(source.partition("dtype.type(")[2].partition(" ")[0])
-    seen = caller.answers[answer]
-    wait_until(lambda: caller.answers[answer] > seen + 5, 10, f"the answer {answer}")
+    score = float(source.partition("dtype.type(")[2].partition(" ")[0])
+    count_before = caller.answers[score]
+    wait_until(lambda: caller.answers[score] > count_before + 5, 10, f"the answer {score}")
     wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
@@ -78,7 +79,7 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
         is_new = active_version(repository, NAME) != before
         assert is_new == (step not in BEFORE_THE_PIN)
         shutil.rmtree(staged)
-        _require_settled(server, caller)
+        _require_consistent(server, caller)
     assert (version_folders(repository / NAME) == folders) != is_new
 
 
@@ -86,9 +87,9 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before = active_version(repository, NAME)
-    wanted = next(each for each in version_folders(repository / NAME) if each != before)
+    other = next(version for version in version_folders(repository / NAME) if version != before)
     with under_load(server) as caller:
-        _run(server, step, "switch", wanted)
-        expected = before if step in BEFORE_THE_PIN else wanted
+        _run(server, step, "switch", other)
+        expected = before if step in BEFORE_THE_PIN else other
         assert active_version(repository, NAME) == expected
-        _require_settled(server, caller)
+        _require_consistent(server, caller)

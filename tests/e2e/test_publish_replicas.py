@@ -1,4 +1,4 @@
-"""Two Tritons: on one repository, and on two; a publication rolls over them one by one."""
+"""Two Tritons, on one repository and on two; a publication reaches them one by one."""
 
 import contextlib
 import shutil
@@ -28,7 +28,7 @@ def first(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def second(first):
-    """Another server of the first one's repository."""
+    """A second server on the first one's repository."""
     options = first.options
     ports = Ports(*free_ports(3))
     with TritonServer(LaunchOptions(options.repository, options.work_dir, ports)) as running:
@@ -36,9 +36,9 @@ def second(first):
         yield running
 
 
-def test_both_servers_announce_themselves(first, second):
-    found = servers_of(first.options.work_dir, first.options.repository)
-    assert {each.pid for each in found} == {first.pid, second.pid}
+def test_both_servers_are_registered(first, second):
+    servers = servers_of(first.options.work_dir, first.options.repository)
+    assert {server.pid for server in servers} == {first.pid, second.pid}
 
 
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
@@ -48,9 +48,9 @@ def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
     assert set(two.answers) == {0, 10}
 
 
-def test_one_that_does_not_take_it_stops_the_rollout_which_can_be_finished_or_undone(first, second):
-    def lose_the_last(step: PublishPhase, what: str) -> None:
-        if step is PublishPhase.PINNED:
+def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(first, second):
+    def lose_the_last(phase: PublishPhase, subject: str) -> None:
+        if phase is PublishPhase.PINNED:
             refuse.enter_context(_refusing(deployment.replicas[-1]))
 
     with contextlib.ExitStack() as refuse, online(first, count=2, tell=lose_the_last) as deployment:
@@ -74,7 +74,7 @@ def test_one_that_does_not_take_it_stops_the_rollout_which_can_be_finished_or_un
 
 @contextlib.contextmanager
 def _refusing(replica):
-    """A server that cannot be told anything: its control is gone."""
+    """A server that cannot be controlled any more."""
     load = replica.control.load
 
     def refuse(model: str) -> None:
@@ -88,7 +88,7 @@ def _refusing(replica):
 
 
 def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_path):
-    """As a copy of model_repository/NAME* does, from the machine that converted it."""
+    """As a copy of model_repository/NAME* from the machine that converted it."""
     folder = tmp_path / "elsewhere"
     shutil.copytree(first.options.repository, folder)
     with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as caller:
@@ -102,7 +102,7 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
     assert active_version(server.options.repository, NAME) == 2
 
 
-def test_a_folder_that_nobody_vouches_for_is_refused_unless_somebody_says_why(tmp_path):
+def test_a_folder_without_a_manifest_is_refused_unless_a_reason_is_given(tmp_path):
     repository = tmp_path / "model_repository"
     staged = stage(repository, 1)
     for source in staged.glob("*.py"):

@@ -1,4 +1,4 @@
-"""The watcher beside a real Triton: it heals what can be healed, and leaves alone what is right."""
+"""The watcher beside a real Triton: it heals what it can, and leaves healthy models alone."""
 
 import contextlib
 import os
@@ -32,9 +32,9 @@ def quick(monkeypatch):
 
 @contextlib.contextmanager
 def watching(server, *models):
-    """A watcher that looks without a pause, and what it said."""
-    said: list[str] = []
-    watcher, stopped = Watcher(server, [NAME, *models], said.append), threading.Event()
+    """A watcher that checks continuously, and its messages."""
+    messages: list[str] = []
+    watcher, stopped = Watcher(server, [NAME, *models], messages.append), threading.Event()
 
     def look() -> None:
         while not stopped.wait(0.05):
@@ -43,50 +43,50 @@ def watching(server, *models):
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        yield watcher, said
+        yield watcher, messages
     finally:
         stopped.set()
         thread.join()
 
 
-def test_publishing_and_rolling_back_alarm_nobody(server):
-    """Old versions lose their processes, and that is right."""
-    with watching(server) as (watcher, said), under_load(server), online(server) as target:
+def test_publishing_and_rolling_back_raise_no_alarm(server):
+    """Old versions lose their processes, as they should."""
+    with watching(server) as (watcher, messages), under_load(server), online(server) as target:
         publish(stage(target.repository, 1), target.repository, MODELS, target)
         switch_to(target, NAME, 1)
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "the old version unloaded")
         time.sleep(1)
-    assert said == []
+    assert messages == []
     assert not watcher.events.counts
 
 
 def test_a_dead_process_is_revived_and_its_old_siblings_end(server, monkeypatch):
     monkeypatch.setattr(watch, "REST_S", 1.0)
-    with watching(server) as (watcher, said):
-        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+    with watching(server) as (watcher, messages):
+        victim = next(stub for stub in live_stubs(server.pid) if stub.model == "mood_onnx")
         psutil.Process(victim.pid).kill()
-        wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
+        wait_until(lambda: "revived mood_onnx" in messages, 20, "revival")
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
     assert watcher.events.counts["process_died", "mood_onnx"] == 1
     assert watcher.events.counts["healed", "mood_onnx"] == 1
 
 
-def test_a_process_is_missed_where_no_golden_sample_would_show_it(server, monkeypatch):
-    """Every probe passes, the one that follows the death at once among them."""
+def test_a_dead_process_is_noticed_without_a_failing_golden_sample(server, monkeypatch):
+    """Every probe passes, including the one right after the death."""
     monkeypatch.setattr(watch, "REST_S", 1.0)
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0)
-    monkeypatch.setattr(health, "fault", lambda *asked: "")  # every golden answer is right
-    with watching(server, "mood_onnx") as (watcher, said):
-        victim = next(each for each in live_stubs(server.pid) if each.model == "mood_onnx")
+    monkeypatch.setattr(health, "fault", lambda *arguments: "")  # every golden sample passes
+    with watching(server, "mood_onnx") as (watcher, messages):
+        victim = next(stub for stub in live_stubs(server.pid) if stub.model == "mood_onnx")
         psutil.Process(victim.pid).kill()
-        wait_until(lambda: "revived mood_onnx" in said, 20, "revival")
+        wait_until(lambda: "revived mood_onnx" in messages, 20, "revival")
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "every process")
     assert ("recovered", "mood_onnx") not in watcher.events.counts
 
 
 @pytest.fixture
-def sick(server, tmp_path):
-    """A file that makes the published engine answer wrongly if it is younger than the engine."""
+def unhealthy(server, tmp_path):
+    """A file that makes the published engine answer wrongly while it is newer than the engine."""
     path = tmp_path / "sick"
     with online(server) as target:
         publish(stage(target.repository, 7, sick=str(path)), target.repository, MODELS, target)
@@ -94,24 +94,24 @@ def sick(server, tmp_path):
         switch_to(target, NAME, None)
 
 
-def test_a_model_that_answers_wrongly_is_loaded_afresh(server, sick):
-    with watching(server) as (watcher, said):
-        sick.touch()
-        wait_until(lambda: f"revived {NAME}" in said, 20, "healing")
-    assert "answers its golden sample wrongly in score" in said[0]
+def test_a_model_that_answers_wrongly_is_reloaded(server, unhealthy):
+    with watching(server) as (watcher, messages):
+        unhealthy.touch()
+        wait_until(lambda: f"revived {NAME}" in messages, 20, "healing")
+    assert "answers its golden sample wrongly in score" in messages[0]
     assert watcher.events.counts["healed", NAME] == 1
 
 
-def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, sick, monkeypatch):
+def test_what_cannot_be_healed_is_reported_once_and_then_left_alone(server, unhealthy, monkeypatch):
     monkeypatch.setattr(restart_backoff, "ATTEMPTS", 2)
-    with watching(server) as (watcher, said):
-        sick.touch()
-        os.utime(sick, (time.time() + 10_000,) * 2)
-        wait_until(lambda: any("cannot be healed" in line for line in said), 40, "the report")
-        before = {each.pid for each in live_stubs(server.pid)}
+    with watching(server) as (watcher, messages):
+        unhealthy.touch()
+        os.utime(unhealthy, (time.time() + 10_000,) * 2)
+        wait_until(lambda: any("cannot be healed" in line for line in messages), 40, "the report")
+        before = {stub.pid for stub in live_stubs(server.pid)}
         time.sleep(2)
-        assert {each.pid for each in live_stubs(server.pid)} <= before  # none was started
-        sick.unlink()
+        assert {stub.pid for stub in live_stubs(server.pid)} <= before  # none was started
+        unhealthy.unlink()
         wait_until(lambda: watcher.events.counts["recovered", NAME] == 1, 10, "recovery")
-    assert sum("cannot be healed, 2 attempts failed" in line for line in said) == 1
+    assert sum("cannot be healed, 2 attempts failed" in line for line in messages) == 1
     assert watcher.events.counts["given_up", NAME] == 1

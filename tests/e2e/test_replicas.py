@@ -1,4 +1,5 @@
-"""Two real Tritons behind one gateway: one is killed, hangs, comes back; sequences stay whole."""
+"""Two real Tritons behind one gateway: one is killed, hangs or comes back; sequences stay
+intact."""
 
 import collections
 import contextlib
@@ -45,7 +46,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
 """
 SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
-# A server that starts on a busy machine takes a while: sequences must not become idle meanwhile.
+# A server is slow to start on a busy machine: sequences must not become idle meanwhile.
 LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
 MODELS = {
     "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
@@ -66,7 +67,7 @@ DEADLINE_S = 4
 
 
 class Pair:
-    """Two Tritons of one repository. ``first`` and ``second`` can be killed and started again."""
+    """Two Tritons on one repository, which can be killed and started again."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.work = home, home / ".tidegate"
@@ -109,7 +110,7 @@ class Pair:
 
     @property
     def addresses(self) -> list[str]:
-        return [f"127.0.0.1:{each.ports.grpc}" for each in self.options]
+        return [f"127.0.0.1:{option.ports.grpc}" for option in self.options]
 
 
 class Running:
@@ -152,7 +153,7 @@ class Running:
         return {"Authorization": f"Bearer {self.keys[tenant]}"}
 
     def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
-        """A V2 infer of one number."""
+        """A V2 inference with one number."""
         shape = [1, 1] if model == "tally" else [1]
         tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
         return (client or self.client).post(
@@ -162,9 +163,9 @@ class Running:
         )
 
     def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
-        """A request of a sequence."""
-        told = {f"sequence_{name}": value for name, value in flags.items()}
-        parameters = {"sequence_id": identifier, **told}
+        """One request of a sequence."""
+        parameters = {f"sequence_{name}": value for name, value in flags.items()}
+        parameters["sequence_id"] = identifier
         return self.ask(x, "tally", tenant, client, parameters=parameters)
 
     def get(self, path: str) -> httpx.Response:
@@ -175,11 +176,11 @@ class Running:
         return httpx.get(url, headers=self.headers()).json()["replicas"]
 
     def health(self) -> list[str]:
-        return [each["health"] for each in self.replicas()]
+        return [replica["health"] for replica in self.replicas()]
 
     def models(self) -> list[int]:
-        """How many each replica is known to have."""
-        return [len(each["models"]) for each in self.replicas()]
+        """The number of models known for each replica."""
+        return [len(replica["models"]) for replica in self.replicas()]
 
     def is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
@@ -194,19 +195,19 @@ class Running:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    found = Pair(tmp_path_factory.mktemp("pair"))
+    replicas = Pair(tmp_path_factory.mktemp("pair"))
     try:
-        found.heal()
-        yield found
+        replicas.heal()
+        yield replicas
     finally:
         for index in (0, 1):
-            found.stop(index)
+            replicas.stop(index)
 
 
 @pytest.fixture(scope="module")
 def gateway(pair) -> Iterator[Running]:
-    ports = [each.ports for each in pair.options]
-    running = Running(pair, [f"127.0.0.1:{each.grpc}/{each.http}" for each in ports])
+    ports = [option.ports for option in pair.options]
+    running = Running(pair, [f"127.0.0.1:{port.grpc}/{port.http}" for port in ports])
     try:
         wait_until(running.is_ready, 20, "the gateway is ready")
         yield running
@@ -215,19 +216,19 @@ def gateway(pair) -> Iterator[Running]:
 
 
 @pytest.fixture(autouse=True)
-def _both_are_there(pair, gateway) -> None:
+def _both_are_up(pair, gateway) -> None:
     pair.heal()
     wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
     wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")
 
 
-def _value(answer: httpx.Response) -> float:
-    assert answer.status_code == 200, answer.text
-    return answer.json()["outputs"][0]["data"][0]
+def _value(response: httpx.Response) -> float:
+    assert response.status_code == 200, response.text
+    return response.json()["outputs"][0]["data"][0]
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_killed_replica_is_not_asked(pair, gateway, dead):
+def test_a_killed_replica_gets_no_requests(pair, gateway, dead):
     assert gateway.ask().status_code == 200
     pair.kill(dead)
     statuses = [gateway.ask(client=None).status_code for _ in range(30)]
@@ -237,29 +238,30 @@ def test_a_killed_replica_is_not_asked(pair, gateway, dead):
     assert set(many) == {200}
     for path in ("", "/config", "/stats", "/ready"):
         assert gateway.get(f"/v2/models/plain{path}").status_code == 200
-    shown = gateway.replicas()[dead]
-    assert (shown["health"], shown["reason"]) == ("down", "cannot be reached")
+    replica = gateway.replicas()[dead]
+    assert (replica["health"], replica["reason"]) == ("down", "cannot be reached")
     metrics = httpx.get(
         f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
     ).text
-    paths = [each["address"] for each in gateway.replicas()]
-    for place, healthy in zip(paths, (dead != 0, dead != 1), strict=True):
-        assert f'tidegate_replica_healthy{{replica="{place}"}} {float(healthy)}' in metrics
+    addresses = [replica["address"] for replica in gateway.replicas()]
+    for address, healthy in zip(addresses, (dead != 0, dead != 1), strict=True):
+        assert f'tidegate_replica_healthy{{replica="{address}"}} {float(healthy)}' in metrics
 
 
 def _streams(gateway: Running) -> None:
     body = {"x": 3}
-    answer = gateway.client.post(
+    response = gateway.client.post(
         "/v2/models/counter/generate_stream", json=body, headers=gateway.headers()
     )
-    assert answer.status_code == 200, answer.text
-    assert answer.text.count("data: ") == 3, answer.text
+    assert response.status_code == 200, response.text
+    assert response.text.count("data: ") == 3, response.text
 
 
-def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
-    """HTTP/1.1 to Triton, streams, gRPC; where the killed server's children keep its sockets."""
+def test_every_api_avoids_a_dead_replica(pair, gateway):
+    """HTTP/1.1 to Triton, streams and gRPC, although the killed server's children keep its
+    sockets."""
     assert gateway.ask(model="short").status_code == 200
-    pair.signal(0, signal.SIGKILL)  # its children live on
+    pair.signal(0, signal.SIGKILL)  # its children survive
     statuses = [gateway.ask(model="short").status_code for _ in range(30)]
     assert statuses.count(200) >= 29, statuses
     for _ in range(10):
@@ -269,23 +271,23 @@ def test_every_way_to_a_model_goes_round_a_dead_replica(pair, gateway):
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
         for _ in range(10):
-            found = client.infer("plain", [tensor], headers=headers)
-            assert found.as_numpy("y")[0] == 5
+            result = client.infer("plain", [tensor], headers=headers)
+            assert result.as_numpy("y")[0] == 5
         assert client.is_server_ready(headers=headers)
         assert client.get_model_config("plain", headers=headers).config.name == "plain"
         assert client.is_model_ready("plain", headers=headers)
     pair.stop(0)
 
 
-def test_one_that_is_started_again_is_asked_when_it_has_its_models(pair, gateway):
+def test_a_restarted_replica_is_used_once_it_has_its_models(pair, gateway):
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    with _load(gateway, 2) as answers:
+    with _load(gateway, 2) as responses:
         pair.start(0)
         wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-        before = sum(answers.values())
-        wait_until(lambda: sum(answers.values()) > before + 50, 10, "more answers")
-    assert set(answers) == {200}
+        before = sum(responses.values())
+        wait_until(lambda: sum(responses.values()) > before + 50, 10, "more answers")
+    assert set(responses) == {200}
 
 
 def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
@@ -299,15 +301,15 @@ def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
         late.stop()
 
 
-def test_nobody_there_is_said_at_once_and_is_not_ready(pair, gateway):
+def test_without_replicas_requests_fail_at_once_and_nothing_is_ready(pair, gateway):
     late = Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)])
     try:
         wait_until(lambda: late.process.poll() is None and _answers(late), 15, "it runs")
-        asked = time.monotonic()
+        started = time.monotonic()
         ready = late.client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
         assert late.get("/v2/health/ready").status_code == 503
-        assert time.monotonic() - asked < 2
+        assert time.monotonic() - started < 2
     finally:
         late.stop()
 
@@ -321,15 +323,15 @@ def _answers(running: Running) -> bool:
 def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     pair.signal(0, signal.SIGSTOP)
     try:
-        with _load(gateway, 4) as answers:
+        with _load(gateway, 4) as responses:
             wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
-            assert gateway.replicas()[0]["reason"] == "does not respond"
-            before = collections.Counter(answers)
+            assert gateway.replicas()[0]["reason"] == "does not answer"
+            before = collections.Counter(responses)
             time.sleep(DEADLINE_S)
-            bad = {k: v for k, v in (answers - before).items() if k != 200}
-        # Those that it had when it was found end at their deadline; no others.
-        assert sum(bad.values()) <= 4, answers
-        assert answers[200] > 100
+            bad = {k: v for k, v in (responses - before).items() if k != 200}
+        # Only the requests it had when it was found end at their deadline.
+        assert sum(bad.values()) <= 4, responses
+        assert responses[200] > 100
         assert [gateway.ask().status_code for _ in range(20)] == [200] * 20
         assert gateway.get("/v2/models/plain/config").status_code == 200
         assert gateway.is_ready()
@@ -338,7 +340,7 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     wait_until(lambda: gateway.health() == ["up", "up"], 8, "it is back")
 
 
-def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
+def test_every_api_avoids_a_hung_replica(pair, gateway):
     pair.signal(0, signal.SIGSTOP)
     try:
         wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
@@ -349,7 +351,7 @@ def test_every_way_to_a_model_goes_round_one_that_hangs(pair, gateway):
         pair.signal(0, signal.SIGCONT)
 
 
-def test_a_model_that_one_replica_has_is_asked_there(gateway):
+def test_a_model_on_one_replica_is_called_there(gateway):
     assert {gateway.ask(model="only_second").status_code for _ in range(30)} == {200}
     for path in ("", "/config", "/stats", "/ready"):
         assert gateway.get(f"/v2/models/only_second{path}").status_code == 200
@@ -358,12 +360,12 @@ def test_a_model_that_one_replica_has_is_asked_there(gateway):
 def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
     pair.kill(1)
     wait_until(lambda: gateway.health() == ["up", "down"], 5, "the second is down")
-    answer = gateway.ask(model="only_second")
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    response = gateway.ask(model="only_second")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_load_is_not_death(gateway):
-    """Requests of 3 s on every instance: the checks go on, and the replicas with them."""
+    """Requests of 3 s on every instance: the checks continue, and the replicas stay up."""
     with _load(gateway, 8, x=1003):
         end = time.monotonic() + 5
         while time.monotonic() < end:
@@ -372,48 +374,48 @@ def test_load_is_not_death(gateway):
 
 
 def test_a_failing_model_does_not_shut_a_replica_out(gateway):
-    """A request can be made to fail: that must not take a server from the others."""
+    """Anyone can make a request fail: that must not take a server away from others."""
     for _ in range(20):
         assert gateway.ask(-2).status_code == 502
     assert gateway.health() == ["up", "up"]
     assert {gateway.ask().status_code for _ in range(20)} == {200}
 
 
-def test_triton_s_reason_is_in_the_log_with_the_request_s_id(gateway):
+def test_tritons_reason_is_in_the_log_with_the_request_id(gateway):
     for x, words in ((-2, r"told to fail\nin two lines"), (-1, "raised at /root/model.bin")):
-        answer = gateway.ask(x)
-        assert answer.status_code == 502
-        assert "told" not in answer.text and "/root" not in answer.text
-        identifier = answer.headers["x-request-id"]
+        response = gateway.ask(x)
+        assert response.status_code == 502
+        assert "told" not in response.text and "/root" not in response.text
+        identifier = response.headers["x-request-id"]
         lines = [line for line in gateway.log.read_text().splitlines() if identifier in line]
         assert len(lines) == 1, lines
         assert words in lines[0]
 
 
-def test_sequences_stay_whole_under_load(gateway):
-    """Each sums up 1 to 6; two tenants have the same ids."""
+def test_sequences_stay_intact_under_load(gateway):
+    """Each sums up 1 to 6; two tenants use the same ids."""
     with _load(gateway, 3):
         for identifier in range(1, 7):
             for x in range(1, 7):
                 for tenant, factor in (("one", 1), ("two", 10)):
-                    answer = gateway.step(
+                    response = gateway.step(
                         identifier, factor * x, tenant=tenant, start=x == 1, end=x == 6
                     )
-                    assert _value(answer) == factor * sum(range(x + 1))
+                    assert _value(response) == factor * sum(range(x + 1))
 
 
 def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
-    """Four, interleaved, on one stream; begun there or over HTTP, they end over HTTP."""
-    begun, identifiers = (601, 602), range(601, 605)
-    for identifier in begun:
+    """Four, interleaved, on one stream; started there or over HTTP, they end over HTTP."""
+    started, identifiers = (601, 602), range(601, 605)
+    for identifier in started:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
-    answers: queue.Queue = queue.Queue()
+    responses: queue.Queue = queue.Queue()
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for x in range(1, 5):
             for identifier in identifiers:
-                if identifier in begun and x == 1:
+                if identifier in started and x == 1:
                     continue
                 tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
                 tensor.set_data_from_numpy(np.array([[x]], np.float32))
@@ -424,109 +426,111 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
                     sequence_id=identifier,
                     sequence_start=x == 1,
                 )
-        found = {}
+        results = {}
         for _ in range(4 * 4 - 2):
-            result, error = answers.get(timeout=10)
+            result, error = responses.get(timeout=10)
             assert error is None, error
-            found[result.get_response().id] = result.as_numpy("y").item()
+            results[result.get_response().id] = result.as_numpy("y").item()
         client.stop_stream()
     for identifier in identifiers:
         for x in range(2, 5):
-            assert found[f"{identifier}-{x}"] == sum(range(x + 1))
+            assert results[f"{identifier}-{x}"] == sum(range(x + 1))
         assert _value(gateway.step(identifier, 5, end=True)) == 15
 
 
 def test_a_stream_cannot_hold_every_slot_either(gateway):
-    answers: queue.Queue = queue.Queue()
+    responses: queue.Queue = queue.Queue()
     headers = {key.lower(): value for key, value in gateway.headers().items()}
     tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
     tensor.set_data_from_numpy(np.array([[1]], np.float32))
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for identifier in range(700, 740):
             client.async_stream_infer(
                 "tally", [tensor], sequence_id=identifier, sequence_start=True
             )
-        errors = [str(error) for _, error in (answers.get(timeout=10) for _ in range(40)) if error]
+        errors = [
+            str(error) for _, error in (responses.get(timeout=10) for _ in range(40)) if error
+        ]
         client.stop_stream()
     assert len(errors) == 40 - 2 * 8
-    assert all("quota_exceeded" in each for each in errors), errors
+    assert all("quota_exceeded" in error for error in errors), errors
     assert _value(gateway.step(1, 7, tenant="two", start=True, end=True)) == 7
     for identifier in range(700, 740):
         gateway.step(identifier, 1, end=True)
 
 
 def test_the_id_0_is_no_sequence(gateway):
-    """Triton says so of a model that wants one; it never finds another's sequence."""
+    """Triton refuses it for a sequence model; it never matches another's sequence."""
     assert _value(gateway.step(77, 3, start=True)) == 3
-    answer = gateway.step(0, 1)
-    assert answer.status_code == 400, answer.text
+    response = gateway.step(0, 1)
+    assert response.status_code == 400, response.text
     assert _value(gateway.step(77, 3, end=True)) == 6
 
 
 def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     identifiers = range(200, 208)
-    for each in identifiers:
-        assert _value(gateway.step(each, 1, start=True)) == 1
+    for identifier in identifiers:
+        assert _value(gateway.step(identifier, 1, start=True)) == 1
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    answers = {each: gateway.step(each, 2) for each in identifiers}
-    kept = [each for each, answer in answers.items() if answer.status_code == 200]
-    lost = [each for each in identifiers if each not in kept]
-    assert all(_value(answers[each]) == 3 for each in kept)
-    for each in lost:
-        assert answers[each].status_code == 502, answers[each].text
-        assert "start the sequence again" in answers[each].json()["error"]
-    # Begun anew, it is somewhere else, and stays there when the first is back.
-    for each in lost:
-        assert _value(gateway.step(each, 10, start=True)) == 10
+    responses = {identifier: gateway.step(identifier, 2) for identifier in identifiers}
+    kept = [identifier for identifier, response in responses.items() if response.status_code == 200]
+    lost = [identifier for identifier in identifiers if identifier not in kept]
+    assert all(_value(responses[identifier]) == 3 for identifier in kept)
+    for identifier in lost:
+        assert responses[identifier].status_code == 502, responses[identifier].text
+        assert "start the sequence anew" in responses[identifier].json()["error"]
+    # Started anew, it is on the other replica, and stays there when the first is back.
+    for identifier in lost:
+        assert _value(gateway.step(identifier, 10, start=True)) == 10
     pair.start(0)
     wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-    for each in lost:
-        assert _value(gateway.step(each, 5)) == 15
-    for each in identifiers:
-        gateway.step(each, 0, end=True)
+    for identifier in lost:
+        assert _value(gateway.step(identifier, 5)) == 15
+    for identifier in identifiers:
+        gateway.step(identifier, 0, end=True)
 
 
-def test_a_sequence_whose_server_was_started_again_is_lost_too(pair, gateway):
+def test_a_sequence_whose_server_was_restarted_is_lost_too(pair, gateway):
     identifiers = range(300, 306)
-    for each in identifiers:
-        gateway.step(each, 1, start=True)
+    for identifier in identifiers:
+        gateway.step(identifier, 1, start=True)
     pair.kill(0)
     pair.start(0)
     wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
-    answers = [gateway.step(each, 2, end=True) for each in identifiers]
-    for answer in answers:
-        if answer.status_code != 200:
-            assert answer.status_code == 400
-            assert "send sequence_start with its first request" in answer.json()["error"]
+    responses = [gateway.step(number, 2, end=True) for number in identifiers]
+    for response in responses:
+        if response.status_code != 200:
+            assert response.status_code == 400
+            assert "send sequence_start with its first request" in response.json()["error"]
         else:
-            assert _value(answer) == 3
+            assert _value(response) == 3
 
 
 def test_one_tenant_cannot_hold_every_slot(gateway):
     """tally has 16 slots on each server: a tenant has at most 8 of them."""
     refused = []
     for identifier in range(400, 440):
-        answer = gateway.step(identifier, 1, start=True)
-        if answer.status_code != 200:
-            assert answer.status_code == 429, answer.text
-            assert int(answer.headers["retry-after"]) >= 1
+        response = gateway.step(identifier, 1, start=True)
+        if response.status_code != 200:
+            assert response.status_code == 429, response.text
+            assert int(response.headers["retry-after"]) >= 1
             refused.append(identifier)
     assert len(refused) == 40 - 2 * 8
     for identifier in range(5):
-        answer = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
-        assert _value(answer) == 7
-    begun = [each for each in range(400, 440) if each not in refused]
-    for identifier in begun:
+        response = gateway.step(500 + identifier, 7, tenant="two", start=True, end=True)
+        assert _value(response) == 7
+    started = [number for number in range(400, 440) if number not in refused]
+    for identifier in started:
         assert _value(gateway.step(identifier, 1, end=True)) == 2
-    for identifier in begun:
+    for identifier in started:
         assert gateway.step(identifier, 1, start=True, end=True).status_code == 200
 
 
 @contextlib.contextmanager
 def _load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
-    """So many clients that ask without a pause; what they were answered, by status."""
+    """``clients`` that call back to back; yields the count of responses by status."""
     statuses: collections.Counter[int] = collections.Counter()
     stopped, lock = threading.Event(), threading.Lock()
 

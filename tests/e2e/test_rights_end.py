@@ -1,4 +1,4 @@
-"""Streams of a real stack end, with the right error, soon after the right to them has ended."""
+"""Streams of a real stack end, with the right error, soon after the caller's rights have ended."""
 
 import json
 import threading
@@ -11,11 +11,13 @@ from tests.e2e.test_stream_outcomes import CHAT, GENERATE, _audited, _body
 from tests.running import wait_until
 
 LONG = "[repeat 100000] [delay 0.02] a"
-SILENT = "[repeat 3] [delay 8] a b c"  # nothing moves on it for longer than a right may outlive
-BOUND_S = 2.5  # two seconds, and the way there
+SILENT = (
+    "[repeat 3] [delay 8] a b c"  # nothing moves on it for longer than a revoked right may last
+)
+BOUND_S = 2.5  # two seconds, plus latency
 
 
-def _made(echo, name: str, *flags: str) -> dict[str, str]:
+def _create_key(echo, name: str, *flags: str) -> dict[str, str]:
     run = echo.tidegate("keys", "create", name, *flags, "--json")
     assert run.returncode == 0, run.stderr
     key = json.loads(run.stdout)["key"]
@@ -26,8 +28,8 @@ def _made(echo, name: str, *flags: str) -> dict[str, str]:
     return headers
 
 
-def _last_event(answer: httpx.Response) -> dict:
-    events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+def _last_event(response: httpx.Response) -> dict:
+    events = [line for line in response.iter_lines() if line.startswith("data: ")]
     return json.loads(events[-1].removeprefix("data: "))
 
 
@@ -35,11 +37,11 @@ def _last_event(answer: httpx.Response) -> dict:
 @pytest.mark.parametrize("path", [CHAT, GENERATE])
 def test_a_revoked_key_ends_its_stream(echo, path, text):
     name = f"rights-{path[1:3]}-{len(text)}"
-    headers = _made(echo, name)
+    headers = _create_key(echo, name)
     body = _body(path, text)
-    with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as answer:
-        assert answer.status_code == 200
-        lines = answer.iter_lines()
+    with httpx.stream("POST", echo.url + path, json=body, headers=headers, timeout=30) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
         next(lines)
         assert echo.tidegate("keys", "revoke", name).returncode == 0
         began = time.monotonic()
@@ -53,31 +55,31 @@ def test_a_revoked_key_ends_its_stream(echo, path, text):
 
 def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
     name = "rights-whole"
-    headers = _made(echo, name)
+    headers = _create_key(echo, name)
     body = {**_body(CHAT, LONG), "stream": False}
     began = time.monotonic()
     revoking = threading.Timer(1.0, lambda: echo.tidegate("keys", "revoke", name))
     revoking.start()
-    answer = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
+    response = httpx.post(echo.url + CHAT, json=body, headers=headers, timeout=30)
     revoking.join()
-    assert answer.status_code == 401
-    assert time.monotonic() - began < 1 + 3 + BOUND_S  # the verb itself takes a while
+    assert response.status_code == 401
+    assert time.monotonic() - began < 1 + 3 + BOUND_S  # the command itself takes a while
 
 
 def test_a_key_that_expires_ends_its_stream(echo):
-    headers = _made(echo, "rights-expires", "--expires", "6s")
+    headers = _create_key(echo, "rights-expires", "--expires", "6s")
     body = _body(CHAT, LONG)
     began = time.monotonic()
-    with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as answer:
-        assert answer.status_code == 200
-        fault = _last_event(answer)
+    with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as response:
+        assert response.status_code == 200
+        fault = _last_event(response)
     assert fault["error"]["code"] == "unauthenticated"
     assert time.monotonic() - began < 6 + BOUND_S
 
 
 def test_a_lowered_limit_ends_the_youngest_stream(echo, echo_policy):
     limit = '[[limits]]\nscope = "key"\nkind = "concurrency"\namount = {}\n'
-    headers = _made(echo, "rights-limits")
+    headers = _create_key(echo, "rights-limits")
     echo_policy(limit.format(2))
     body = _body(CHAT, LONG)
     options = {"json": body, "headers": headers, "timeout": 30}
@@ -92,4 +94,4 @@ def test_a_lowered_limit_ends_the_youngest_stream(echo, echo_policy):
             *_, last = [line for line in lines if line.startswith("data: ")]
             assert time.monotonic() - began < BOUND_S
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "quota_exceeded"
-        next(first)  # it goes on
+        next(first)  # it continues

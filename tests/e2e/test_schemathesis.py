@@ -1,4 +1,4 @@
-"""Whatever fits the API's description, and much that does not, is never answered with a 500."""
+"""No request, whether or not it fits the API's description, is answered with a 500."""
 
 import re
 import subprocess

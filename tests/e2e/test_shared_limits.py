@@ -29,7 +29,7 @@ URL = "/v2/models/identity_fp32/infer"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Two workers, one Redis, and that policy."""
+    """Two workers, one Redis, and ``POLICY``."""
     home = tmp_path_factory.mktemp("shared")
     add_models(home)
     server = RedisServer()
@@ -48,8 +48,8 @@ def shared(tmp_path_factory):
 
 def _key(running, name):
     """A new key, known to both workers."""
-    made = running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
-    headers = {"Authorization": f"Bearer {made}"}
+    key = running.tidegate("keys", "create", name).stdout.strip().splitlines()[-1]
+    headers = {"Authorization": f"Bearer {key}"}
     wait_until(
         lambda: (
             {httpx.get(f"{running.url}/v2", headers=headers).status_code for _ in range(6)} == {200}
@@ -57,59 +57,59 @@ def _key(running, name):
         20,
         "the key",
     )
-    return made
+    return key
 
 
 def _all_at_once(running, key, count):
-    """(status, seconds) of so many requests, eight at a time, each on a connection of its own: the
+    """(status, seconds) of ``count`` requests, eight at a time, each on its own connection: the
     kernel spreads them over the workers."""
     headers = {"Authorization": f"Bearer {key}"}
-    verify = ssl.create_default_context()  # made once: it takes longer than the request
+    verify = ssl.create_default_context()  # created once: it takes longer than the request
     options = {"json": VALUES, "headers": headers, "verify": verify, "timeout": 20}
 
     def ask(_):
         started = time.monotonic()
-        answer = httpx.post(running.url + URL, **options)
-        return answer.status_code, time.monotonic() - started
+        response = httpx.post(running.url + URL, **options)
+        return response.status_code, time.monotonic() - started
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(ask, range(count)))
 
 
-def _illnesses(running):
-    """How often the workers' log says that Redis was ill, once it would say so again."""
+def _outage_reports(running):
+    """How often the workers' log reports that Redis is down, once it would report again."""
     log = running.home / ".tidegate" / "logs" / "gateway.log"
     lines = [line for line in log.read_text().splitlines() if "limits: Redis is unavailable" in line]
     if lines:
-        said = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
-        time.sleep(max(0.0, said + TELL_S + 1 - time.time()))
+        reported_at = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
+        time.sleep(max(0.0, reported_at + TELL_S + 1 - time.time()))
     return len(lines)
 
 
 def test_two_workers_count_together(shared):
-    """Exactly, unless Redis was late: then as bounded as docs/limits.md has it, and asked again."""
+    """Exactly, unless Redis was late: then within the bound in docs/limits.md, and retried."""
     running, _ = shared
     for attempt in range(4):
-        before = _illnesses(running)
-        answers = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
-        statuses = collections.Counter(status for status, _ in answers)
+        before = _outage_reports(running)
+        responses = _all_at_once(running, _key(running, f"together-{attempt}"), 3 * AMOUNT)
+        statuses = collections.Counter(status for status, _ in responses)
         assert set(statuses) <= {200, 429}
         assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
-        if _illnesses(running) == before:
+        if _outage_reports(running) == before:
             break
     assert statuses == {200: AMOUNT, 429: 2 * AMOUNT}
 
 
-def test_a_frozen_redis_costs_nobody_more_than_a_moment(shared):
-    """Each worker gives out its half: never a hang, never more than the bound of docs/limits.md."""
+def test_a_frozen_redis_delays_nobody_for_long(shared):
+    """Each worker grants its half: never a hang, never more than the bound in docs/limits.md."""
     running, server = shared
     key = _key(running, "frozen")
     server.freeze()
     try:
-        answers = _all_at_once(running, key, 3 * AMOUNT)
+        responses = _all_at_once(running, key, 3 * AMOUNT)
     finally:
         server.thaw()
-    statuses = collections.Counter(status for status, _ in answers)
+    statuses = collections.Counter(status for status, _ in responses)
     assert set(statuses) <= {200, 429}
     assert AMOUNT // 2 <= statuses[200] <= 2 * AMOUNT + 2
-    assert max(seconds for _, seconds in answers) < 5
+    assert max(seconds for _, seconds in responses) < 5

@@ -20,7 +20,7 @@ def _text_input(module, texts):
 
 @pytest.fixture(scope="module")
 def direct(stack: RunningStack) -> np.ndarray:
-    """The vector as Triton's own gRPC port gives it."""
+    """The vector from Triton's own gRPC port."""
     with triton_grpc.InferenceServerClient(stack.grpc_address) as client:
         result = client.infer("text_embedding", [_text_input(triton_grpc, [TEXT])])
     return result.as_numpy("sentence_embedding")
@@ -50,9 +50,9 @@ def test_tritonclient_http_json_both_ways(stack, direct):
     """No binary data at all: JSON in, JSON out."""
     tensor = triton_http.InferInput("text", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[TEXT]], dtype=object), binary_data=False)
-    wanted = [triton_http.InferRequestedOutput("sentence_embedding", binary_data=False)]
+    expected = [triton_http.InferRequestedOutput("sentence_embedding", binary_data=False)]
     with triton_http.InferenceServerClient(stack.url.removeprefix("http://")) as client:
-        result = client.infer("text_embedding", [tensor], outputs=wanted, headers=stack.headers)
+        result = client.infer("text_embedding", [tensor], outputs=expected, headers=stack.headers)
     assert np.allclose(result.as_numpy("sentence_embedding"), direct, atol=1e-5)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["sentence_embedding"]
 
@@ -91,10 +91,12 @@ def test_request_id_and_parameters_go_through(stack):
 
 def test_openai_client_embeds(stack, direct):
     client = openai.OpenAI(api_key=stack.key, base_url=f"{stack.url}/v1")
-    answer = client.embeddings.create(model="text_embedding", input=[TEXT, "I want my money back."])
-    assert np.allclose(answer.data[0].embedding, direct[0], atol=1e-5)
-    assert [item.index for item in answer.data] == [0, 1]
-    assert answer.usage.prompt_tokens == 7 + 8
+    response = client.embeddings.create(
+        model="text_embedding", input=[TEXT, "I want my money back."]
+    )
+    assert np.allclose(response.data[0].embedding, direct[0], atol=1e-5)
+    assert [item.index for item in response.data] == [0, 1]
+    assert response.usage.prompt_tokens == 7 + 8
     as_floats = client.embeddings.create(
         model="text_embedding", input=TEXT, encoding_format="float"
     )
@@ -139,13 +141,13 @@ def test_task_route_gives_the_same_vector(stack, direct):
 
 def test_more_rows_than_a_batch_takes_are_split(stack):
     rows = [{"text": f"parcel number {n}", "truncate": n % 2 == 0} for n in range(150)]
-    answer = stack.post("/v1/text_embedding", json={"inputs": rows})
-    assert answer.status_code == 200
-    assert len({tuple(row["embedding"][:4]) for row in answer.json()["outputs"]}) == 150
+    response = stack.post("/v1/text_embedding", json={"inputs": rows})
+    assert response.status_code == 200
+    assert len({tuple(row["embedding"][:4]) for row in response.json()["outputs"]}) == 150
 
 
-def test_what_clients_of_others_look_for(stack):
-    """KServe's client reads bodies of health routes; NVIDIA's examples a name and words."""
+def test_third_party_clients_find_what_they_look_for(stack):
+    """KServe's client reads the bodies of health routes; NVIDIA's examples the server's name."""
     assert stack.get("/v2/health/live").json() == {"live": True}
     assert stack.get("/v2/health/ready").json() == {"ready": True}
     address, headers = f"127.0.0.1:{stack.grpc_api_port}", stack.headers
@@ -156,29 +158,29 @@ def test_what_clients_of_others_look_for(stack):
         assert http.get_server_metadata(headers=headers)["name"] == "triton"
         grpc_headers = {"authorization": headers["Authorization"]}
         assert grpc.get_server_metadata(headers=grpc_headers).name == "triton"
-        for client, given in ((http, headers), (grpc, grpc_headers)):
+        for client, client_headers in ((http, headers), (grpc, grpc_headers)):
             with pytest.raises(InferenceServerException) as caught:
-                client.get_model_metadata("wrong_model_name", headers=given)
+                client.get_model_metadata("wrong_model_name", headers=client_headers)
             assert caught.value.message().startswith("Request for unknown model")
-        # perf_analyzer sends what stands behind the colon, with its blank.
+        # perf_analyzer sends what follows the colon, including the blank.
         blank = {"authorization": f" {headers['Authorization']}"}
         assert grpc.is_server_live(headers=blank)
 
 
-def test_what_perf_analyzer_asks_of_a_pipeline(stack):
-    """It follows the pipeline's config to its steps, and asks for the counts of all at once."""
+def test_the_requests_of_perf_analyzer_for_a_pipeline(stack):
+    """It follows the pipeline's config to its steps, and requests the statistics of all at once."""
     headers = {"authorization": stack.headers["Authorization"]}
     config = stack.get("/v2/models/text_embedding/config").json()
     steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
     assert len(steps) == 2
     counted = stack.get("/v2/models/stats").json()["model_stats"]
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{stack.grpc_api_port}") as client:
-        found = client.get_inference_statistics(headers=headers).model_stats
-        assert {*steps, "text_embedding"} <= {each.name for each in found}
-        assert {each["name"] for each in counted} == {each.name for each in found}
+        statistics = client.get_inference_statistics(headers=headers).model_stats
+        assert {*steps, "text_embedding"} <= {model.name for model in statistics}
+        assert {model["name"] for model in counted} == {model.name for model in statistics}
         for step in steps:
             assert stack.get(f"/v2/models/{step}/config").json()["name"] == step
             assert client.get_model_config(step, headers=headers).config.name == step
-            # Looked at, never called.
+            # Readable, but not callable.
             assert stack.post(f"/v2/models/{step}/infer", json={}).status_code == 404
             assert not client.is_model_ready(step, headers=headers)

@@ -1,6 +1,6 @@
-"""The gateway ends TLS itself: certificates, keys and strangers at both APIs.
+"""The gateway terminates TLS itself: certificates, keys and unknown clients at both APIs.
 
-``python -m gateway`` runs as in production; without a Triton: who is let in is decided before.
+``python -m gateway`` runs as in production, but without a Triton: admission is decided before it.
 """
 
 import os
@@ -36,7 +36,7 @@ roles = ["admin"]
 
 @dataclass
 class Secured:
-    """A gateway with TLS, and the files of those who call it."""
+    """A gateway with TLS, and its clients' files."""
 
     folder: Path
     key: str
@@ -73,38 +73,38 @@ def secured(tmp_path_factory):
     authority.sign("worker", uri="spiffe://acme/worker")
     forger = Authority(folder, "forger")
     forger.sign("foreign")
-    for kind in ("pem", "key"):  # what a stranger signed for the very same name
-        shutil.copy(folder / f"batch.{kind}", folder / f"kept.{kind}")
+    for extension in ("pem", "key"):  # signed by another authority for the same name
+        shutil.copy(folder / f"batch.{extension}", folder / f"kept.{extension}")
     forger.sign("batch")
-    for kind in ("pem", "key"):
-        (folder / f"batch.{kind}").rename(folder / f"forged.{kind}")
-        (folder / f"kept.{kind}").rename(folder / f"batch.{kind}")
+    for extension in ("pem", "key"):
+        (folder / f"batch.{extension}").rename(folder / f"forged.{extension}")
+        (folder / f"kept.{extension}").rename(folder / f"batch.{extension}")
     (folder / "gateway.toml").write_text(POLICY)
     _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
-    made = Secured(folder, key, *free_ports(4))
+    gateway = Secured(folder, key, *free_ports(4))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway"],
-            env={**os.environ, **_environment(made)},
+            env={**os.environ, **_environment(gateway)},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_until(lambda: _is_up(made, process), 20, "the gateway answers")
-        yield made
+        wait_until(lambda: _is_up(gateway, process), 20, "the gateway answers")
+        yield gateway
     finally:
         process.terminate()
         ended = process.wait(15)
     assert ended in (0, -signal.SIGTERM), (folder / "log").read_text()
 
 
-def _environment(made):
-    folder = made.folder
+def _environment(secured):
+    folder = secured.folder
     return {
-        "TIDEGATE_GATEWAY_PORT": str(made.http),
-        "TIDEGATE_GRPC_PORT": str(made.grpc),
-        "TIDEGATE_GRPC_CERTIFICATE_PORT": str(made.certificate),
-        "TIDEGATE_ADMIN_PORT": str(made.admin),
+        "TIDEGATE_GATEWAY_PORT": str(secured.http),
+        "TIDEGATE_GRPC_PORT": str(secured.grpc),
+        "TIDEGATE_GRPC_CERTIFICATE_PORT": str(secured.certificate),
+        "TIDEGATE_ADMIN_PORT": str(secured.admin),
         "TIDEGATE_REPLICAS": "127.0.0.1:1",
         "TIDEGATE_STATE_FOLDER": str(folder),
         "TIDEGATE_KEYS_FILE": str(folder / "keys.toml"),
@@ -116,16 +116,16 @@ def _environment(made):
     }
 
 
-def _is_up(made, process) -> bool:
-    assert process.poll() is None, (made.folder / "log").read_text()
+def _is_up(secured, process) -> bool:
+    assert process.poll() is None, (secured.folder / "log").read_text()
     try:
-        return made.get("/healthz").status_code == 200
+        return secured.get("/healthz").status_code == 200
     except httpx.TransportError:
         return False
 
 
 @pytest.mark.parametrize("who", ["batch", "worker"])
-def test_a_listed_certificate_is_let_in_at_both_doors(secured, who):
+def test_a_listed_certificate_is_accepted_by_both_apis(secured, who):
     assert secured.get(who=who).json()["name"] == "triton"
     assert secured.metadata(secured.certificate, who) == "triton"
 
@@ -143,18 +143,18 @@ def test_a_certificate_of_another_authority(secured, who):
     assert secured.metadata(secured.certificate, who) == "UNAVAILABLE"
 
 
-def test_a_certificate_that_is_not_listed_is_nobodys(secured):
+def test_an_unlisted_certificate_is_refused(secured):
     assert secured.get(who="unlisted").status_code == 401
     assert secured.metadata(secured.certificate, "unlisted") == "UNAUTHENTICATED"
 
 
-def test_a_key_instead(secured):
+def test_a_key_instead_of_a_certificate(secured):
     good = {"authorization": f"Bearer {secured.key}"}
     assert secured.get(**good).status_code == 200
     assert secured.metadata(secured.grpc, **good) == "triton"
 
 
-def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
+def test_a_key_takes_precedence_over_a_certificate(secured):
     bad = {"authorization": "Bearer nonsense"}
     assert secured.get(who="batch", **bad).status_code == 401
     assert secured.metadata(secured.certificate, "batch", **bad) == "UNAUTHENTICATED"
@@ -162,7 +162,7 @@ def test_a_key_decides_alone_where_there_is_a_certificate_too(secured):
     assert secured.metadata(secured.certificate, "unlisted", **good) == "triton"
 
 
-def test_what_a_certificate_may_do_is_bounded_at_both_doors(secured):
+def test_a_certificates_rights_are_enforced_by_both_apis(secured):
     body = {"inputs": []}
     context = ssl.create_default_context(cafile=str(secured.folder / "ca.pem"))
     context.load_cert_chain(secured.folder / "batch.pem", secured.folder / "batch.key")
@@ -174,13 +174,13 @@ def test_what_a_certificate_may_do_is_bounded_at_both_doors(secured):
 
 
 @pytest.mark.parametrize("port", ["http", "admin", "grpc", "certificate"])
-def test_nothing_speaks_plain_text(secured, port):
+def test_plain_text_is_refused(secured, port):
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{getattr(secured, port)}/healthz", timeout=5)
 
 
 def test_a_header_names_nobody(secured):
-    """What only a trusted proxy may say."""
+    """Only a trusted proxy may set it."""
     header = {"x-client-cert-subject": "CN=operator,O=Acme"}
     assert secured.get(**header).status_code == 401
     assert secured.metadata(secured.grpc, **header) == "UNAUTHENTICATED"
@@ -210,7 +210,7 @@ def faulty(tmp_path_factory):
         ("server.pem", "server.key", "missing.pem", "TLS_CLIENT_CA_FILE=.*cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(faulty, certificate, key, authority, words):
+def test_an_unusable_file_is_named(faulty, certificate, key, authority, words):
     settings = Settings(
         tls_certificate_file=str(faulty / certificate),
         tls_key_file=str(faulty / key),
@@ -248,13 +248,13 @@ def test_a_start_with_bad_files_is_one_line(faulty, tmp_path, module):
         command, env=environment, capture_output=True, text=True, timeout=30, check=False
     )
     assert run.returncode != 0
-    said = run.stderr.strip().splitlines()
-    assert len(said) == 1, run.stderr
-    assert "other.key" in said[0]
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1, run.stderr
+    assert "other.key" in lines[0]
 
 
 def test_up_serves_tls(faulty, tmp_path):
-    """``up`` finds its own gateway ready, whatever name the certificate has."""
+    """``up`` finds its own gateway ready, whatever the name in the certificate."""
     from tests.echoing import add_models
     from tests.running import launch, stop, wait_ready
 

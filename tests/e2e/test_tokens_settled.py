@@ -1,4 +1,4 @@
-"""A limit of tokens is settled with what the model counted, whichever API was used."""
+"""A token limit is settled with the model's own count, whichever API was used."""
 
 import asyncio
 import collections
@@ -29,7 +29,7 @@ from tests.echoing import MODELS as ECHO
 from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
 
-# Each row's x is its number of tokens; a negative one is an error.
+# Each row's x is its number of tokens; a negative x is an error.
 COUNTED = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -47,7 +47,7 @@ class TritonPythonModel:
 """
 SLEEP = """__import__("time").sleep(2.0)
         if x.min()"""
-# Three answers; each says a third of x.
+# Three answers; each counts a third of x.
 PIECES = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -80,7 +80,7 @@ MODELS = {
         (ECHO / "echo_llm" / "config.pbtxt").read_text().replace(HEAD, ""),
     ),
 }
-# So slow that nothing comes back while a test runs.
+# So slow that nothing is refilled while a test runs.
 POLICY = """
 [tenants.all]
 models = ["*"]
@@ -119,24 +119,24 @@ def spent(api):
 
     def used(model: str) -> float:
         limits = api.gateway.access_control.policy.current.access.limits(principal, model)
-        (limit,) = (each for each in limits if each.kind == "tokens")
+        (limit,) = (entry for entry in limits if entry.kind == "tokens")
         bucket = bucket_of(limit, Subject("all", "k", model))
         return (limiter.local._tats.get(bucket, 0) - time.monotonic()) * limit.rate
 
     before = {model: max(0.0, used(model)) for model in MODELS}
     yield lambda model: round(used(model) - before[model], 1)
-    # A client whose deadline has passed does not wait for the gateway to notice that.
-    wait_until(lambda: not limiter.local._held, 10, "every place is given back")
+    # A client whose deadline has passed does not wait for the gateway to notice.
+    wait_until(lambda: not limiter.local._held, 10, "every slot is released")
 
 
 @pytest.fixture
 def client(api):
-    with InferenceServerClient(api.address) as made:
-        yield made
+    with InferenceServerClient(api.address) as triton_client:
+        yield triton_client
 
 
 class Streaming:
-    """A stock streaming client and what it was told."""
+    """A stock streaming client and the results it got."""
 
     def __init__(self, api) -> None:
         self.answers: queue.Queue = queue.Queue()
@@ -165,8 +165,8 @@ def _x(*values, rows: bool = True) -> list[InferInput]:
     return [tensor]
 
 
-def _ask(api, handler, model, body):
-    """The reply of an HTTP API's handler."""
+def _call_handler(api, handler, model, body):
+    """The body that an HTTP API's handler sends."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
     async def ask():
@@ -182,7 +182,7 @@ def _ask(api, handler, model, body):
         async def send(message):
             sent.append(message.get("body", b""))
 
-        # As ``Endpoint`` does: the admission ends with the answer.
+        # As in ``Endpoint``: the admission ends with the response.
         try:
             await (await handler(context)).send(send)
         except BaseException as error:
@@ -200,46 +200,46 @@ def _v2(*values, **more):
 
 
 def test_grpc_unary(api, client, spent):
-    answer = client.infer("counted", _x(600, 100), headers=api.headers())
-    assert answer.as_numpy("token_count").tolist() == [[600], [100]]
+    response = client.infer("counted", _x(600, 100), headers=api.headers())
+    assert response.as_numpy("token_count").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
 @pytest.mark.parametrize("outputs", [["y"], ["token_count"], ["token_count", "y"]])
 def test_grpc_unary_of_some_outputs(api, client, spent, outputs):
-    """Who does not ask what it cost is not told, and pays."""
-    wanted = [InferRequestedOutput(name) for name in outputs]
-    answer = client.infer("counted", _x(600, 100), outputs=wanted, headers=api.headers())
-    assert sorted(output.name for output in answer.get_response().outputs) == sorted(outputs)
+    """A caller that does not request the count still pays."""
+    requested = [InferRequestedOutput(name) for name in outputs]
+    response = client.infer("counted", _x(600, 100), outputs=requested, headers=api.headers())
+    assert sorted(output.name for output in response.get_response().outputs) == sorted(outputs)
     if "y" in outputs:
-        assert answer.as_numpy("y").tolist() == [[600], [100]]
+        assert response.as_numpy("y").tolist() == [[600], [100]]
     assert spent("counted") == 700
 
 
 def test_a_count_cannot_be_disguised(api, client, spent):
-    wanted = [InferRequestedOutput("token_count", class_count=1)]
+    requested = [InferRequestedOutput("token_count", class_count=1)]
     with pytest.raises(InferenceServerException, match="without classification"):
-        client.infer("counted", _x(600), outputs=wanted, headers=api.headers())
+        client.infer("counted", _x(600), outputs=requested, headers=api.headers())
     with pytest.raises(InvalidRequest, match="without classification"):
         output = {"name": "token_count", "parameters": {"classification": 1}}
-        _ask(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
+        _call_handler(api, V2Api(api.gateway).infer, "counted", _v2(600, outputs=[output]))
     assert spent("counted") == 0
 
 
 def test_v2_infer(api, spent):
     infer = V2Api(api.gateway).infer
-    whole = json.loads(_ask(api, infer, "counted", _v2(5, 6, 7)))
-    assert [each["name"] for each in whole["outputs"]] == ["y", "token_count"]
+    whole = json.loads(_call_handler(api, infer, "counted", _v2(5, 6, 7)))
+    assert [output["name"] for output in whole["outputs"]] == ["y", "token_count"]
     assert spent("counted") == 18
-    some = json.loads(_ask(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
-    assert [each["name"] for each in some["outputs"]] == ["y"]
+    some = json.loads(_call_handler(api, infer, "counted", _v2(500, outputs=[{"name": "y"}])))
+    assert [output["name"] for output in some["outputs"]] == ["y"]
     assert spent("counted") == 518
 
 
 def test_v2_generate(api, spent):
-    _ask(api, GenerateApi(api.gateway).generate, "counted", {"x": 41})
+    _call_handler(api, GenerateApi(api.gateway).generate, "counted", {"x": 41})
     assert spent("counted") == 41
-    _ask(api, GenerateApi(api.gateway).generate_stream, "pieces", {"x": 300})
+    _call_handler(api, GenerateApi(api.gateway).generate_stream, "pieces", {"x": 300})
     assert spent("pieces") == 300
 
 
@@ -254,14 +254,14 @@ def test_a_request_that_fails_costs_nothing(api, client, spent):
 
 
 def test_a_grpc_stream_is_settled_message_by_message(api, spent):
-    wanted = [InferRequestedOutput("y")]
+    expected = [InferRequestedOutput("y")]
     with Streaming(api) as stream:
         for x in (10, 200, 3000):
-            stream.send("counted", _x(x), outputs=wanted)
-            answer = stream.next()
-            assert [output.name for output in answer.get_response().outputs] == ["y"]
-            assert answer.as_numpy("y").tolist() == [[x]]
-        # The first message's reservation is held with its place to the end of the stream.
+            stream.send("counted", _x(x), outputs=expected)
+            response = stream.next()
+            assert [output.name for output in response.get_response().outputs] == ["y"]
+            assert response.as_numpy("y").tolist() == [[x]]
+        # The first message's reservation and slot are held to the end of the stream.
         wait_until(lambda: 3200 < spent("counted") < 3300, 5, "all but the first are settled")
     wait_until(lambda: spent("counted") == 3210, 5, "the first one is settled")
 
@@ -272,24 +272,24 @@ def test_a_grpc_stream_of_a_decoupled_model(api, spent, wants_final):
         for x in (30, 600, 900):
             stream.send("pieces", _x(x, rows=False), enable_empty_final_response=wants_final)
             values = [stream.next() for _ in range(3 + wants_final)]
-            assert [each.as_numpy("token_count").tolist() for each in values[:3]] == [[x / 3]] * 3
+            assert [value.as_numpy("token_count").tolist() for value in values[:3]] == [[x / 3]] * 3
         wait_until(lambda: 1500 < spent("pieces") < 1600, 5, "all but the first are settled")
         assert stream.answers.empty()
     wait_until(lambda: spent("pieces") == 1530, 5, "the first one is settled")
 
 
 def test_a_stream_that_is_left_pays_for_what_it_got(api, spent):
-    """``pieces`` waits for nobody, so the echo speaks slowly."""
+    """``pieces`` never waits, so the slow echo model is used."""
     with Streaming(api) as stream:
         stream.send("echo_llm", _text("[repeat 50] [delay 0.05] a", stream=True))
-        seen = [stream.next() for _ in range(3)]
-        assert [name for each in seen for name in _names(each)] == ["text_output"] * 3
+        results = [stream.next() for _ in range(3)]
+        assert [name for result in results for name in _names(result)] == ["text_output"] * 3
         stream.client.stop_stream(cancel_requests=True)
     wait_until(lambda: 0 < spent("echo_llm") < 20, 5, "what was said until then is settled")
 
 
-def _names(answer):
-    return [output.name for output in answer.get_response().outputs]
+def _names(response):
+    return [output.name for output in response.get_response().outputs]
 
 
 def _text(text: str, **flags) -> list[InferInput]:
@@ -297,24 +297,28 @@ def _text(text: str, **flags) -> list[InferInput]:
     for name, value in {"text_input": text.encode(), **flags}.items():
         dtype = "BYTES" if name == "text_input" else "BOOL"
         tensors.append(InferInput(name, [1], dtype))
-        kind = object if dtype == "BYTES" else bool
-        tensors[-1].set_data_from_numpy(np.array([value], dtype=kind))
+        numpy_dtype = object if dtype == "BYTES" else bool
+        tensors[-1].set_data_from_numpy(np.array([value], dtype=numpy_dtype))
     return tensors
 
 
 def test_a_language_model_pays_under_v2_too(api, spent):
-    """No way around the limit that its OpenAI routes have: 5 words in and 3 out, then 5 and 1."""
+    """V2 does not bypass the limit of the OpenAI routes: 5 words in and 3 out, then 5 and 1."""
     body = {"text_input": "[repeat 3] [delay 0] word", "stream": True}
-    events = _ask(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
-    said = [json.loads(each[6:]) for each in events.decode().split("\n\n") if each]
-    assert [sorted(each) for each in said] == [["model_name", "model_version", "text_output"]] * 3
+    events = _call_handler(api, GenerateApi(api.gateway).generate_stream, "echo_llm", body)
+    events = [json.loads(part[6:]) for part in events.decode().split("\n\n") if part]
+    assert [sorted(event) for event in events] == [
+        ["model_name", "model_version", "text_output"]
+    ] * 3
     assert spent("echo_llm") == 5 + 3
-    _ask(api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"})
+    _call_handler(
+        api, GenerateApi(api.gateway).generate, "echo_llm", {"text_input": "[x 1] [y 2] word"}
+    )
     assert spent("echo_llm") == 5 + 3 + 5 + 1
     for hidden in ("return_num_output_tokens", "return_num_input_tokens"):
         with pytest.raises(InvalidRequest, match="leave"):
             refused = {"text_input": "word", hidden: False}
-            _ask(api, GenerateApi(api.gateway).generate, "echo_llm", refused)
+            _call_handler(api, GenerateApi(api.gateway).generate, "echo_llm", refused)
     with Streaming(api) as stream:
         stream.send("echo_llm", _text("word", return_num_output_tokens=False))
         assert "leave" in str(stream.next())
@@ -331,8 +335,8 @@ def test_values_in_protobufs_own_fields(api, spent):
     tensor.contents.bool_contents.append(True)
     with grpc.insecure_channel(api.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = list(stub.ModelStreamInfer(iter([request]), metadata=[*api.headers().items()]))
-    assert [len(each.infer_response.outputs) for each in answers] == [1, 1]
+        responses = list(stub.ModelStreamInfer(iter([request]), metadata=[*api.headers().items()]))
+    assert [len(response.infer_response.outputs) for response in responses] == [1, 1]
     assert spent("echo_llm") == 2 + 2
 
 
@@ -343,23 +347,23 @@ def test_where_no_limit_binds_the_answers_are_passed_on_unread(triton, tmp_path,
     monkeypatch.setattr("gateway.api.grpc.response.ResponseParts.__init__", never)
     with RunningGrpcServer(triton, tmp_path / "own", '[tenants.all]\nmodels = ["*"]\n') as free:
         with InferenceServerClient(free.address) as client:
-            answer = client.infer("counted", _x(600), headers=free.headers())
-        assert answer.as_numpy("token_count").tolist() == [[600]]
+            response = client.infer("counted", _x(600), headers=free.headers())
+        assert response.as_numpy("token_count").tolist() == [[600]]
         with Streaming(free) as stream:
             stream.send("pieces", _x(30, rows=False))
             assert [stream.next().as_numpy("y").item() for _ in range(3)] == [30] * 3
 
 
 def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
-    """The model worked all the same: what was reserved is what it costs, at every API."""
+    """The model worked anyway: it costs what was reserved, at every API."""
     body = _v2(*range(1, 9), parameters={"timeout": 1_000_000})
     reserved = len(json.dumps(body).encode()) / 4
     with pytest.raises(DeadlineExceeded):
-        _ask(api, V2Api(api.gateway).infer, "slow", body)
-    assert spent("slow") == pytest.approx(reserved, abs=0.5)  # it leaks as time goes
+        _call_handler(api, V2Api(api.gateway).infer, "slow", body)
+    assert spent("slow") == pytest.approx(reserved, abs=0.5)  # the bucket drains over time
     body = {"x": 7, "parameters": {"timeout": 1_000_000}}
     with pytest.raises(DeadlineExceeded):
-        _ask(api, GenerateApi(api.gateway).generate, "slow", body)
+        _call_handler(api, GenerateApi(api.gateway).generate, "slow", body)
     generated = len(json.dumps(body).encode()) / 4
     assert spent("slow") == pytest.approx(reserved + generated, abs=0.5)
     before = spent("slow")
@@ -371,9 +375,9 @@ def test_work_that_its_own_deadline_ended_is_not_free(api, client, spent):
     assert spent("slow") > before + 5  # the reservation
 
 
-def test_calls_that_end_at_any_stage_give_their_places_back(api, spent):
-    """Deadlines from nothing to more than an answer takes: each ends another step of the call. The
-    places are looked at by ``spent``."""
+def test_calls_that_end_at_any_stage_release_their_slots(api, spent):
+    """Deadlines from zero to longer than an answer takes: each ends a different step of the call.
+    ``spent`` checks that the slots are free."""
     ended = collections.Counter()
 
     def call(number):
@@ -392,7 +396,9 @@ def test_calls_that_end_at_any_stage_give_their_places_back(api, spent):
     assert set(ended) <= {"answered", "StatusCode.DEADLINE_EXCEEDED"}
     assert ended["StatusCode.DEADLINE_EXCEEDED"] > 0
     pool = api.gateway.pool
-    wait_until(lambda: not any(each.inflight for each in pool.replicas), 10, "every permit is back")
+    wait_until(
+        lambda: not any(replica.inflight for replica in pool.replicas), 10, "every permit is back"
+    )
 
 
 def test_work_that_never_reached_the_model_is_free(api, spent):
@@ -400,7 +406,7 @@ def test_work_that_never_reached_the_model_is_free(api, spent):
     most, pool._max_inflight = pool._max_inflight, 0
     try:
         with pytest.raises(NoCapacity):
-            _ask(api, V2Api(api.gateway).infer, "slow", _v2(5))
+            _call_handler(api, V2Api(api.gateway).infer, "slow", _v2(5))
     finally:
         pool._max_inflight = most
     assert spent("slow") == 0

@@ -1,4 +1,4 @@
-"""Clients that take nothing of their answers, and say so by HTTP/2's flow control."""
+"""Clients that do not read their answers, as HTTP/2's flow control shows."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 MB = 1024 * 1024
-# Answers with x zeros.
+# Returns x zeros.
 ZEROS = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -56,9 +56,9 @@ PATIENCE_S = 1.0
 CANCELLED = _field(b"grpc-status", b"1")
 
 
-class Deaf:
-    """A connection that answers pings and settings, and never gives room for more than HTTP/2's
-    first 65,535 bytes of answers. ``ended`` holds the calls, by number, that have a status."""
+class NonReader:
+    """A connection that answers pings and settings, but never opens the window beyond HTTP/2's
+    first 65,535 bytes of answers. ``ended`` has the numbers of the calls that got a status."""
 
     def __init__(self, api, tenant: str = "all") -> None:
         self._raw = socket.create_connection(("127.0.0.1", api.port))
@@ -71,12 +71,13 @@ class Deaf:
         self._listening.start()
 
     def call(self, path: str, *messages: bytes, is_last: bool = True) -> int:
-        """The call's number; ``messages`` have to be small."""
-        body = b"".join(b"\0" + struct.pack(">I", len(each)) + each for each in messages)
+        """Send a whole call and return its number; ``messages`` have to be small."""
+        body = b"".join(b"\0" + struct.pack(">I", len(message)) + message for message in messages)
         return self.begin(path, body, is_last=is_last)
 
     def begin(self, path: str, body: bytes, *, is_last: bool = False) -> int:
-        """The number of a call that sends ``body``: the frames of messages, or parts of them."""
+        """Start a call that sends ``body`` (frames of messages, or parts of them); returns its
+        number."""
         number, self._next = self._next, self._next + 2
         pairs = [
             (b":method", b"POST"),
@@ -87,8 +88,8 @@ class Deaf:
             (b"te", b"trailers"),
             (b"authorization", self._authorization),
         ]
-        said = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
-        self._raw.sendall(said + _frame(0, int(is_last), number, body))
+        headers_frame = _frame(1, 4, number, b"".join(_field(*pair) for pair in pairs))
+        self._raw.sendall(headers_frame + _frame(0, int(is_last), number, body))
         return number
 
     def _listen(self) -> None:
@@ -97,15 +98,17 @@ class Deaf:
             while part := self._raw.recv(65536):
                 buffered += part
                 while len(buffered) >= 9 + (size := int.from_bytes(buffered[:3], "big")):
-                    kind, flags = buffered[3], buffered[4]
+                    frame_type, flags = buffered[3], buffered[4]
                     number = int.from_bytes(buffered[5:9], "big")
                     body, buffered = buffered[9 : 9 + size], buffered[9 + size :]
-                    if kind == 0:
+                    if frame_type == 0:
                         self.received[number] = self.received.get(number, 0) + size
-                    elif kind == 1 and flags & 1:  # trailers
+                    elif frame_type == 1 and flags & 1:  # trailers
                         self.ended[number] = body
-                    elif kind in (4, 6) and not flags & 1:
-                        self._raw.sendall(_frame(kind, 1, 0, body if kind == 6 else b""))
+                    elif frame_type in (4, 6) and not flags & 1:
+                        self._raw.sendall(
+                            _frame(frame_type, 1, 0, body if frame_type == 6 else b"")
+                        )
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -129,21 +132,21 @@ def api(triton, tmp_path):
 
 
 @pytest.fixture
-def deaf(api):
-    made = Deaf(api)
-    yield made
-    made.close()
+def non_reader(api):
+    client = NonReader(api)
+    yield client
+    client.close()
 
 
 @pytest.fixture
-def deaf_of_some(api):
-    made = Deaf(api, "some")
-    yield made
-    made.close()
+def non_reader_of_some(api):
+    client = NonReader(api, "some")
+    yield client
+    client.close()
 
 
-def _asked(size: int) -> bytes:
-    """For an answer of ``size`` bytes."""
+def _request(size: int) -> bytes:
+    """A request for an answer of ``size`` bytes."""
     message = service_pb2.ModelInferRequest(model_name="zeros")
     message.inputs.add(name="x", datatype="FP32", shape=[1])
     message.raw_input_contents.append(np.array([size // 4], np.float32).tobytes())
@@ -154,8 +157,8 @@ def _infer(api, size: int, tenant: str = "all") -> int:
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([size // 4], np.float32))
     with InferenceServerClient(api.address) as client:
-        answer = client.infer("zeros", [tensor], headers=api.headers(tenant))
-        return answer.as_numpy("y").nbytes
+        response = client.infer("zeros", [tensor], headers=api.headers(tenant))
+        return response.as_numpy("y").nbytes
 
 
 def _resident() -> int:
@@ -166,140 +169,142 @@ def _held(api) -> int:
     return api.gateway.held.total
 
 
-def test_an_answer_that_nobody_reads_is_cut(api, deaf_of_some):
-    """It was kept for as long as its client liked, with its place in the limits."""
+def test_an_unread_answer_is_cut_off(api, non_reader_of_some):
+    """It used to be held for as long as its client liked, with its slot in the limits."""
     _before, started = psutil.Process().memory_info().rss, time.monotonic()
-    deaf = deaf_of_some
-    number = deaf.call(INFER, _asked(64 * MB))
+    non_reader = non_reader_of_some
+    number = non_reader.call(INFER, _request(64 * MB))
     wait_until(lambda: _held(api) > 64 * MB, 10, "the answer")
     with pytest.raises(InferenceServerException, match="is used up"):
-        _infer(api, 4, "some")  # its place is taken
-    assert number not in deaf.ended
+        _infer(api, 4, "some")  # its slot is taken
+    assert number not in non_reader.ended
     most = _resident()
-    # 64 MB have the patience four times more.
-    wait_until(lambda: number in deaf.ended, 15, "the end")
+    # 64 MB get four times the patience.
+    wait_until(lambda: number in non_reader.ended, 15, "the end")
     assert time.monotonic() - started > 5 * PATIENCE_S
-    assert CANCELLED in deaf.ended[number]
-    assert deaf.received[number] == 65535
+    assert CANCELLED in non_reader.ended[number]
+    assert non_reader.received[number] == 65535
     wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 100 * MB, 5, "the answer's memory, gRPC's copy too")
-    wait_until(lambda: _works(api), 3, "the place in the limits")
-    # The connection lives, and another call on it is answered as far as it has room.
-    deaf.call(INFER, _asked(4))
+    wait_until(lambda: _succeeds(api), 3, "the place in the limits")
+    # The connection lives on, and another call on it is answered as far as the window allows.
+    non_reader.call(INFER, _request(4))
     wait_until(lambda: _held(api) > 0, 3, "the next one")
 
 
-def _works(api) -> bool:
+def _succeeds(api) -> bool:
     with contextlib.suppress(InferenceServerException):
         return _infer(api, 4, "some") == 4
     return False
 
 
-def test_small_answers_behind_a_full_window_are_counted_and_cut(api, deaf):
-    """Each is what HTTP/2 takes at once, if there is room: a connection has it once."""
-    first = deaf.call(INFER, _asked(60_000))
-    wait_until(lambda: deaf.received.get(first, 0) > 60_000, 5, "the first is taken")
+def test_small_answers_behind_a_full_window_are_counted_and_cut(api, non_reader):
+    """Each fits HTTP/2's first window, which a connection has only once."""
+    first = non_reader.call(INFER, _request(60_000))
+    wait_until(lambda: non_reader.received.get(first, 0) > 60_000, 5, "the first is taken")
     numbers = []
     for n in range(20):
-        numbers.append(deaf.call(INFER, _asked(32_000)))
+        numbers.append(non_reader.call(INFER, _request(32_000)))
         wait_until(lambda n=n: _held(api) > 32_000 * (n + 1), 5, "one more that waits")
-    wait_until(lambda: all(number in deaf.ended for number in numbers), 10, "the end of all")
-    assert all(CANCELLED in deaf.ended[number] for number in numbers)
-    assert CANCELLED not in deaf.ended[first]
+    wait_until(lambda: all(number in non_reader.ended for number in numbers), 10, "the end of all")
+    assert all(CANCELLED in non_reader.ended[number] for number in numbers)
+    assert CANCELLED not in non_reader.ended[first]
     wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
 def test_too_many_unread_answers_are_refused(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as own:
-        with contextlib.closing(Deaf(own)) as deaf:
-            deaf.call(INFER, _asked(900_000))
-            wait_until(lambda: _held(own) > 900_000, 5, "the answer")
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as server:
+        with contextlib.closing(NonReader(server)) as non_reader:
+            non_reader.call(INFER, _request(900_000))
+            wait_until(lambda: _held(server) > 900_000, 5, "the answer")
             with pytest.raises(InferenceServerException, match="read the answers"):
-                _infer(own, 200_000)  # it would be too much
-            assert _infer(own, 4) == 4
-            assert _infer(own, 200_000, "some") == 200_000  # another caller's
-        wait_until(lambda: _held(own) == 0, 3, "a client that left holds nothing")
+                _infer(server, 200_000)  # it would be over the limit
+            assert _infer(server, 4) == 4
+            assert _infer(server, 200_000, "some") == 200_000  # another caller's
+        wait_until(lambda: _held(server) == 0, 3, "a client that left holds nothing")
 
 
-def test_whoever_reads_is_not_cut(api, caplog):
+def test_a_client_that_reads_is_not_cut_off(api, caplog):
     caplog.set_level("INFO", "gateway")
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(api.address, options) as channel:
-        asked = channel.unary_unary(INFER)
+        infer = channel.unary_unary(INFER)
         metadata = tuple(api.headers().items())
         for size in (4, 70_000, 8 * MB, 4):
-            answer, call = asked.with_call(_asked(size), metadata=metadata)
-            assert len(answer) > size
+            response, call = infer.with_call(_request(size), metadata=metadata)
+            assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
-        time.sleep(PATIENCE_S + 0.5)  # and what is over is not looked at again
-        assert len(asked(_asked(4), metadata=metadata)) > 4
+        time.sleep(PATIENCE_S + 0.5)  # and finished calls are not checked again
+        assert len(infer(_request(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
     wait_until(lambda: _held(api) == 0, 2, "what was held")
 
 
-def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, deaf):
+def test_a_stream_whose_first_answer_is_not_read_leaves_nothing_behind(api, non_reader):
     """Its status waits behind the answer: gRPC kept both, and the gateway counted neither."""
-    number = deaf.call(STREAM, _asked(48 * MB), is_last=False)
+    number = non_reader.call(STREAM, _request(48 * MB), is_last=False)
     wait_until(lambda: _held(api) > 48 * MB, 10, "the answer")
-    wait_until(lambda: deaf.received.get(number) == 65535, 5, "what there is room for")
+    wait_until(lambda: non_reader.received.get(number) == 65535, 5, "what there is room for")
     most = _resident()
-    wait_until(lambda: number in deaf.ended, 10, "the end")
-    assert CANCELLED in deaf.ended[number]
+    wait_until(lambda: number in non_reader.ended, 10, "the end")
+    assert CANCELLED in non_reader.ended[number]
     wait_until(lambda: _held(api) == 0, 2, "what was held")
     wait_until(lambda: most - _resident() > 80 * MB, 5, "the answer's memory, gRPC's copy too")
 
 
-def test_calls_that_were_cut_are_forgotten(api, capfd):
-    """By gRPC too, and without a word of its own."""
+def test_calls_that_were_cut_off_are_forgotten(api, capfd):
+    """By gRPC too, and without an error message of its own."""
 
     def calls() -> int:
         gc.collect()
-        return sum(1 for each in gc.get_objects() if type(each).__name__ == "RPCState")
+        return sum(1 for get_object in gc.get_objects() if type(get_object).__name__ == "RPCState")
 
     before = calls()
     for _ in range(4):
-        with contextlib.closing(Deaf(api)) as deaf:
-            first = deaf.call(INFER, _asked(70_000))
-            wait_until(lambda deaf=deaf, first=first: first in deaf.ended, 10, "the end")
+        with contextlib.closing(NonReader(api)) as non_reader:
+            first = non_reader.call(INFER, _request(70_000))
+            wait_until(
+                lambda non_reader=non_reader, first=first: first in non_reader.ended, 10, "the end"
+            )
     assert calls() < before + 4
     assert "Error" not in capfd.readouterr().err
 
 
 def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
-    """Two streams of 20 messages held most of 40 permits until the patience was over."""
+    """Two streams of 20 messages once held most of 40 permits until the patience was over."""
     with RunningGrpcServer(
         triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
-    ) as own:
-        replica = own.gateway.pool.replicas[0]
-        quiet = _p99(own)
+    ) as server:
+        replica = server.gateway.pool.replicas[0]
+        quiet = _p99(server)
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(contextlib.closing(Deaf(own))) for _ in range(2)]
+            streams = [stack.enter_context(contextlib.closing(NonReader(server))) for _ in range(2)]
             numbers = [
-                each.call(STREAM, *[_asked(400_000)] * 20, is_last=False) for each in streams
+                stream.call(STREAM, *[_request(400_000)] * 20, is_last=False) for stream in streams
             ]
-            # Of each stream 1 MiB waits, so it is not read on: most messages are under way.
-            wait_until(lambda: _held(own) > 2 * MB, 10, "answers that wait for a reader")
+            # 1 MiB of each stream waits, so reading stops: most messages are in flight.
+            wait_until(lambda: _held(server) > 2 * MB, 10, "answers that wait for a reader")
             wait_until(lambda: replica.inflight == 0, 5, "the permits")
-            assert _p99(own) < 2 * max(quiet, 0.1)
+            assert _p99(server) < 2 * max(quiet, 0.1)
             assert not any(
-                number in each.ended for each, number in zip(streams, numbers, strict=True)
+                number in stream.ended for stream, number in zip(streams, numbers, strict=True)
             )
         wait_until(lambda: replica.inflight == replica.aside == 0, 5, "the permits")
-        wait_until(lambda: _held(own) == 0, 3, "what was held")
+        wait_until(lambda: _held(server) == 0, 3, "what was held")
 
 
 def _p99(api, count: int = 100) -> float:
-    """Of another tenant's calls, all of which are answered."""
+    """The p99 (s) of another tenant's calls, all of which are answered."""
     tensor = InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([1], np.float32))
-    took = []
+    durations = []
     with InferenceServerClient(api.address) as client:
         for _ in range(count):
             started = time.perf_counter()
             client.infer("zeros", [tensor], headers=api.headers("some"))
-            took.append(time.perf_counter() - started)
-    return sorted(took)[int(count * 0.99)]
+            durations.append(time.perf_counter() - started)
+    return sorted(durations)[int(count * 0.99)]
 
 
 @contextlib.asynccontextmanager
@@ -308,45 +313,45 @@ async def _wait_for_ever(holdings, caller):
     yield
 
 
-def test_unfinished_messages_are_no_more_than_a_caller_may_hold(api, deaf):
-    """Each of them may be as large as the body limit: further ones wait with their sender."""
+def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, non_reader):
+    """Each may be as large as the body limit: further ones wait at their sender."""
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     assert most < MAX_ARRIVING
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
-        deaf.begin(INFER, announced)
+        non_reader.begin(INFER, announced)
     with grpc.insecure_channel(api.address) as channel:
-        asked = channel.unary_unary(INFER)
+        call = channel.unary_unary(INFER)
         mine, other = (tuple(api.headers(name).items()) for name in ("all", "some"))
 
         def is_late() -> bool:
-            code = asked.future(_asked(4), metadata=mine, timeout=0.5).code()
+            code = call.future(_request(4), metadata=mine, timeout=0.5).code()
             return code is grpc.StatusCode.DEADLINE_EXCEEDED
 
         wait_until(is_late, 10, "my messages wait")
-        asked(_asked(4), metadata=other, timeout=10)
-        deaf.close()
-        asked(_asked(4), metadata=mine, timeout=10)
+        call(_request(4), metadata=other, timeout=10)
+        non_reader.close()
+        call(_request(4), metadata=mine, timeout=10)
 
 
-def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, deaf, monkeypatch):
-    """Its messages are as large as any until they are here; those that do not come are given up."""
+def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, non_reader, monkeypatch):
+    """Its messages may be as large as any while they arrive; those that do not arrive time out."""
     monkeypatch.setattr("gateway.api.grpc.server.REFLECTION_S", 1.0)
     settings = api.gateway.settings
     most = settings.caller_held_bytes // settings.body_limit_bytes
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
-        deaf.begin(REFLECT, announced)
-    question = deaf.call(REFLECT, b"\x3a\0")  # which services there are
+        non_reader.begin(REFLECT, announced)
+    question = non_reader.call(REFLECT, b"\x3a\0")  # the list of services
     time.sleep(0.5)
-    assert not deaf.ended and question not in deaf.received
-    wait_until(lambda: len(deaf.ended) == most + 1, 10, "the others are given up")
-    assert deaf.received[question]
+    assert not non_reader.ended and question not in non_reader.received
+    wait_until(lambda: len(non_reader.ended) == most + 1, 10, "the others are given up")
+    assert non_reader.received[question]
 
 
-def test_what_is_not_asked_for_stays_with_its_client(api, monkeypatch):
-    """After some fast uploads each stream took 64 MB, whether anybody read it or not."""
+def test_uploads_that_are_not_read_stay_at_their_client(api, monkeypatch):
+    """After some fast uploads each stream once took 64 MB, whether or not it was read."""
     options = [("grpc.max_send_message_length", -1)]
     metadata = tuple(api.headers().items())
     with grpc.insecure_channel(api.address, options) as channel:
@@ -363,12 +368,12 @@ def test_what_is_not_asked_for_stays_with_its_client(api, monkeypatch):
 
         calls = [channel.stream_unary(INFER).future(pieces(n), metadata=metadata) for n in range(4)]
         wait_until(lambda: all(sent), 5, "something of each")
-        seen = [0]
+        read = [0]
 
         def stuck() -> bool:
             time.sleep(0.3)
-            seen.append(sum(sent))
-            return seen[-1] == seen[-2]
+            read.append(sum(sent))
+            return read[-1] == read[-2]
 
         wait_until(stuck, 20, "the clients are held up")
         for call in calls:

@@ -1,4 +1,4 @@
-"""`tidegate up`: what a user sees, and that nothing is left behind however it ends."""
+"""`tidegate up`: what a user sees, and that it leaves nothing behind however it ends."""
 
 import re
 import shutil
@@ -44,8 +44,8 @@ def test_files_with_secrets_are_private(stack):
 def test_triton_is_bound_to_loopback_and_its_repository_is_closed(stack):
     for path in ("v2/repository/index", "v2/logging", "v2/systemsharedmemory/status"):
         method = "POST" if "repository" in path else "GET"
-        answer = httpx.request(method, f"http://{stack.http_address}/{path}")
-        assert answer.status_code == 403, path
+        response = httpx.request(method, f"http://{stack.http_address}/{path}")
+        assert response.status_code == 403, path
     addresses = {c.laddr.ip for c in stack.triton().net_connections() if c.status == "LISTEN"}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
@@ -65,7 +65,7 @@ def test_a_second_start_takes_seconds_and_a_signal_leaves_nothing(built, number)
     assert not _regions(running.process.pid)
 
 
-def test_kill_9_of_the_command_leaves_no_process_and_the_next_start_clears_up(built):
+def test_kill_9_of_the_command_leaves_no_process_and_the_next_start_cleans_up(built):
     running = launch(built)
     wait_ready(running, 60)
     family = running.family()
@@ -130,7 +130,7 @@ def test_a_config_that_does_not_parse(built, tmp_path):
     assert "config.pbtxt does not parse" in running.output
 
 
-def test_a_pipeline_that_nobody_knows(built):
+def test_an_unknown_pipeline(built):
     running = launch(built, "no_such_pipeline")
     assert running.process.wait(60) == 1
     assert "no model 'no_such_pipeline'" in running.output

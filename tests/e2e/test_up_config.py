@@ -23,17 +23,17 @@ def home(tmp_path_factory):
     repository = home / "model_repository"
     publish(stage(repository, 0), repository, MODELS)
     files = engine_files(repository, dict.fromkeys(MODELS, 1))
-    told = {"ratio": 1.5, "connections": 32, "made_at": "2026-11-25T08:00:00+00:00"}
+    measurement = {"ratio": 1.5, "connections": 32, "made_at": "2026-11-25T08:00:00+00:00"}
     for model in MODELS:
         config = read_config(repository, model)
         config.max_batch_size = 4
-        text = json.dumps({**told, "machine": machine(), "files": files})
+        text = json.dumps({**measurement, "machine": machine(), "files": files})
         config.parameters[TUNED_PARAMETER].string_value = text
         place_profile(repository, model, "tuned", config)
     return home
 
 
-def test_what_was_tuned_is_served_and_said(home):
+def test_a_tuned_config_is_served_and_reported(home):
     running = launch(home, NAME)
     try:
         wait_ready(running)
@@ -50,20 +50,20 @@ def test_what_was_tuned_is_served_and_said(home):
     assert f"tuned: {line}\n" in versions
 
 
-def test_it_can_be_turned_off_and_nothing_else_is_guessed(home, tmp_path):
-    said = []
+def test_it_can_be_turned_off_and_other_profiles_are_never_chosen_by_auto(home, tmp_path):
+    messages = []
     repository = home / "model_repository"
-    assert config_name(repository, "default", said.append) is None
-    assert config_name(tmp_path, "auto", said.append) is None
-    assert said == []
-    assert config_name(repository, "tuned", said.append) == "tuned"
+    assert config_name(repository, "default", messages.append) is None
+    assert config_name(tmp_path, "auto", messages.append) is None
+    assert messages == []
+    assert config_name(repository, "tuned", messages.append) == "tuned"
     with pytest.raises(ServingError, match=r"no model has configs/gpu\.pbtxt: .*default, tuned"):
-        config_name(repository, "gpu", said.append)
+        config_name(repository, "gpu", messages.append)
 
 
-def test_a_measurement_that_does_not_hold_any_more_is_told(home):
-    """Another engine was published: it is served with these serving parameters, and nobody
-    measured that."""
+def test_an_outdated_measurement_is_reported(home):
+    """Another engine was published: it is served with these serving parameters, which were not
+    measured for it."""
     repository = home / "model_repository"
     publish(stage(repository, 3), repository, MODELS)
-    assert "of another engine or step than serves now" in tuned_line(repository, NAME)
+    assert "with a different engine or step than the active one" in tuned_line(repository, NAME)

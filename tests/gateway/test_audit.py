@@ -91,7 +91,7 @@ def test_a_changed_number_is_named(tmp_path, lines):
     good, write = lines
     good[9] = good[9].replace(b'"number":10', b'"number":77')
     write(good)
-    assert _faults(tmp_path)[0] == "line 10 was changed: it says that it is line 77"
+    assert _faults(tmp_path)[0] == "line 10 was changed: it is numbered 77"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_a_changed_number_is_named(tmp_path, lines):
         ([*range(19)], ["lines 20 to 20 were cut off"]),
         ([*range(12)], ["lines 13 to 20 were cut off"]),
         ([], ["lines 1 to 20 were cut off"]),
-        ([*range(8), 9, 8, *range(10, 20)], ["line 9 was moved: it stands after line 10"]),
-        ([*range(10), 9, *range(10, 20)], ["line 10 stands twice, or its number was changed"]),
+        ([*range(8), 9, 8, *range(10, 20)], ["line 9 was moved: it comes after line 10"]),
+        ([*range(10), 9, *range(10, 20)], ["line 10 appears twice, or its number was changed"]),
     ],
 )
 def test_lines_removed_moved_doubled_and_cut_off_are_named(tmp_path, lines, kept, messages):
@@ -466,6 +466,6 @@ def test_the_verb_reports_older_files_that_are_missing(tmp_path, monkeypatch):
     first = verify(state, PEPPER).first
     run = _verb(tmp_path, "verify")
     assert run.returncode == 1
-    assert f"lines 1 to {first - 1} are missing: what held them, audit.NUMBER.log" in run.stdout
+    assert f"lines 1 to {first - 1} are missing: the files that held them" in run.stdout
     assert _verb(tmp_path, "verify", "--first", str(first)).returncode == 0
     assert _verb(tmp_path, "verify", "--first", str(first - 1)).returncode == 1

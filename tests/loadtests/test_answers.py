@@ -1,4 +1,4 @@
-"""An answer that is wrong in any way does not count, and the same fault has the same message."""
+"""A wrong answer is refused, and the same fault always has the same message."""
 
 import base64
 import json
@@ -9,9 +9,9 @@ import pytest
 from loadtests.answers import AnswerBook, WrongAnswer, openai_rows, read, task_rows, v2_rows
 
 
-def unit(place: int) -> np.ndarray:
+def unit(index: int) -> np.ndarray:
     vector = np.zeros(384, dtype=np.float32)
-    vector[place] = 1
+    vector[index] = 1
     return vector
 
 
@@ -23,7 +23,7 @@ def base64_entry(index: int) -> dict:
     return {"index": index, "embedding": base64.b64encode(unit(index).tobytes()).decode()}
 
 
-def test_each_door_is_read():
+def test_the_answers_of_each_api_are_read():
     pair = np.array([unit(0), unit(1)])
     task = content({"embedding": unit(0).tolist(), "token_count": 4})
     openai = content({"data": [base64_entry(0), base64_entry(1)]})
@@ -45,8 +45,8 @@ def test_each_door_is_read():
         (content({"data": [{"index": 0, "embedding": "not base64"}]}), openai_rows),
     ],
 )
-def test_another_shape_does_not_count(body, reader):
-    with pytest.raises(WrongAnswer, match="another shape"):
+def test_an_answer_of_a_different_shape_is_refused(body, reader):
+    with pytest.raises(WrongAnswer, match="different shape"):
         read(200, body, reader)
 
 
@@ -58,14 +58,14 @@ def test_another_shape_does_not_count(body, reader):
         {"error": "no key (request abc)"},
     ],
 )
-def test_the_error_of_each_door_is_quoted_without_its_request_id(body):
+def test_the_error_of_each_api_is_quoted_without_its_request_id(body):
     with pytest.raises(WrongAnswer) as caught:
         read(401, content(body), task_rows)
     assert str(caught.value) == "HTTP 401: no key"
 
 
 @pytest.mark.parametrize("body", [b"", None, b"<html>", b"[1]", b'{"error": {}}'])
-def test_an_error_that_is_not_ours_is_said_to_be_so(body):
+def test_an_error_that_is_not_the_gateways_is_named_as_such(body):
     with pytest.raises(WrongAnswer, match=r"HTTP 502: \(not one of the gateway's errors\)"):
         read(502, body, task_rows)
 
@@ -84,14 +84,14 @@ def test_no_answer_at_all():
         (np.array([unit(0) * np.nan]), "unit length"),
     ],
 )
-def test_a_wrong_vector_does_not_count(vectors, fault):
+def test_a_wrong_vector_is_refused(vectors, fault):
     with pytest.raises(WrongAnswer, match=fault):
         AnswerBook().check(["one text"], vectors)
 
 
-def test_texts_that_changed_places_in_a_batch_are_noticed():
+def test_answers_swapped_within_a_batch_are_noticed():
     book = AnswerBook()
     book.check(["a", "b"], np.array([unit(0), unit(1)]))
     book.check(["b"], np.array([unit(1)]))
-    with pytest.raises(WrongAnswer, match="another vector than before"):
+    with pytest.raises(WrongAnswer, match="a different vector than before"):
         book.check(["a", "b"], np.array([unit(1), unit(0)]))

@@ -1,4 +1,4 @@
-"""Contenders run in turn, ratios are made of neighbouring passes, medians count."""
+"""Contenders run in turn, ratios compare neighbouring passes, medians count."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_every_other_round_runs_in_reverse():
     }
 
 
-def test_a_ratio_is_made_within_a_round():
+def test_a_ratio_compares_passes_of_one_round():
     """The machine halves in the second round and recovers: the ratio does not move."""
     rounds = Rounds(
         {
@@ -38,6 +38,6 @@ def test_a_ratio_is_made_within_a_round():
     assert rounds.ratio("direct", "direct") == 1
 
 
-def test_the_median_is_of_each_figure_by_itself():
+def test_each_figure_has_its_own_median():
     rounds = Rounds({"a": [_figures(1, 9.0), _figures(3, 7.0), _figures(2, 8.0)]})
     assert rounds.median("a") == Figures(2, 8.0, 2.0, 3.0)

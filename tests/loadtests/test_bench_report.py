@@ -1,4 +1,4 @@
-"""The report prints each floor and whether it held, and keeps everything as JSON."""
+"""The report prints each floor and whether it held, and saves everything as JSON."""
 
 import json
 
@@ -17,11 +17,11 @@ SECTION = Section(
 )
 
 
-def test_a_floor_that_is_just_reached_is_held():
+def test_a_floor_that_is_just_reached_holds():
     assert [floor.what for floor in missed([SECTION])] == ["ours at 8"]
 
 
-def test_the_table_can_be_read():
+def test_the_markdown_has_the_table_and_the_floors():
     text = markdown({"cpu": "a fast one", "cores": "2"}, [SECTION])
     assert text.startswith("cpu: a fast one, cores: 2\n")
     row = "| ours | 8 connections | 250 | 0.25 | 0.25-0.25 | 4.00 | 5.00 | 6.00 |"
@@ -30,7 +30,7 @@ def test_the_table_can_be_read():
     assert "- floor held: direct at 8: 1.00, wanted 1.00" in text
 
 
-def test_what_is_saved_has_every_figure(tmp_path):
+def test_the_saved_json_has_every_figure(tmp_path):
     file = save(tmp_path / "results", "ours", {"cores": "2"}, [SECTION])
     document = json.loads(file.read_text())
     assert document["machine"] == {"cores": "2"}

@@ -24,13 +24,13 @@ HEADLESS = Options(
 
 
 def started(monkeypatch, *arguments: str, environ: dict[str, str] | None = None) -> list[str]:
-    """The command line that would take this process's place."""
-    became: list[list[str]] = []
+    """The command line that would replace this process."""
+    commands: list[list[str]] = []
     monkeypatch.setattr(loadtests, "check", lambda options: None)
-    monkeypatch.setattr(loadtests.os, "execv", lambda path, argv: became.append(argv))
+    monkeypatch.setattr(loadtests.os, "execv", lambda path, argv: commands.append(argv))
     result = CliRunner(env=environ or {}).invoke(command, arguments)
     assert result.exit_code == 0, result.output
-    return became[0]
+    return commands[0]
 
 
 def value(arguments: list[str], flag: str) -> str:
@@ -53,21 +53,21 @@ def test_the_ui_is_bound_to_loopback(monkeypatch):
 
 
 def test_every_flag_reaches_locust(monkeypatch):
-    given = "--headless --only grpc --users 3 --spawn-rate 2 --run-time 4 --max-p99-ms 250"
-    arguments = started(monkeypatch, *given.split(), "--json", "out.json")
-    for flag, wanted in (
+    flags = "--headless --only grpc --users 3 --spawn-rate 2 --run-time 4 --max-p99-ms 250"
+    arguments = started(monkeypatch, *flags.split(), "--json", "out.json")
+    for flag, expected in (
         ("--users", "3"),
         ("--spawn-rate", "2.0"),
         ("--run-time", "4"),
         ("--max-p99-ms", "250.0"),
         ("--summary-file", "out.json"),
     ):
-        assert value(arguments, flag) == wanted
+        assert value(arguments, flag) == expected
     assert arguments[-1] == "TritonUser"
     assert "RestUser" not in arguments
 
 
-def test_the_environment_says_where(monkeypatch):
+def test_addresses_come_from_the_environment(monkeypatch):
     environ = {
         "TIDEGATE_URL": "http://127.0.0.1:9090/",
         "TIDEGATE_TRITON_GRPC_ADDRESS": "127.0.0.1:9001",
@@ -78,32 +78,32 @@ def test_the_environment_says_where(monkeypatch):
     assert value(arguments, "--host") == "http://127.0.0.1:9090"
     assert value(arguments, "--grpc-address") == "127.0.0.1:9001"
     assert value(arguments, "--web-port") == "9089"
-    assert "tg_secret" not in " ".join(arguments)  # anybody can read a command line
+    assert "tg_secret" not in " ".join(arguments)  # any user can read a command line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["--run-time", "soon"], "give seconds, or for example 90s"),
+        (["--run-time", "soon"], "pass seconds, or for example 90s"),
         (["--only", "soap"], "'rest', 'grpc'"),
         (["--users", "0"], "x>=1"),
         (["--headless", "--users", "1"], "--users 1 is too few for rest and grpc"),
-        (["--headless", "--only", "rest", "--url", "nowhere"], "give http://HOST:PORT"),
+        (["--headless", "--only", "rest", "--url", "nowhere"], "pass http://HOST:PORT"),
     ],
 )
-def test_what_cannot_run_is_refused(arguments, words):
+def test_what_cannot_run_is_refused(arguments, message):
     result = CliRunner(env={"TIDEGATE_API_KEY": "tg_x"}).invoke(command, arguments)
     assert result.exit_code == 2
-    assert words in result.output
+    assert message in result.output
 
 
-def test_without_locust_the_way_to_it_is_named(monkeypatch):
+def test_without_locust_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(loadtests.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CannotStart, match=r"pip install 'tidegate\[load\]'"):
         loadtests.check(HEADLESS)
 
 
-def test_the_folder_of_the_json_file_is_made(monkeypatch, tmp_path):
+def test_the_folder_of_the_json_file_is_created(monkeypatch, tmp_path):
     for name in ("check_gateway", "check_triton", "find_key"):
         monkeypatch.setattr(loadtests, name, lambda *_: "")
     target = tmp_path / "new" / "figures.json"

@@ -1,4 +1,4 @@
-"""What is missing is said in one line, before Locust starts."""
+"""A missing stack is reported in one line, before Locust starts."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ MODELS = {"data": [{"id": "text_embedding"}]}
 
 @pytest.fixture
 def gateway():
-    """Answers what the test has put into ``answers``: path -> (status, body)."""
+    """A fake gateway that responds from ``answers``: path -> (status, body)."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -48,14 +48,14 @@ def dead_port():
         return server.server_port
 
 
-def test_a_ready_gateway_is_asked_with_the_key(gateway):
+def test_a_ready_gateway_is_called_with_the_key(gateway):
     url, _, seen = gateway
     check_gateway(url, "tg_x")
     assert seen == {"/readyz": None, "/v1/models": "Bearer tg_x"}
 
 
 @pytest.mark.parametrize(
-    ("path", "answer", "words"),
+    ("path", "response", "message"),
     [
         ("/readyz", (503, {}), "is not ready .HTTP 503.: run `make up`"),
         ("/v1/models", (401, {}), "refuses the API key .HTTP 401.: set TIDEGATE_API_KEY"),
@@ -65,14 +65,14 @@ def test_a_ready_gateway_is_asked_with_the_key(gateway):
         ("/v1/models", (200, ["?"]), "does not serve text_embedding"),
     ],
 )
-def test_what_is_wrong_with_a_gateway_is_said(gateway, path, answer, words):
+def test_the_problem_with_a_gateway_is_named(gateway, path, response, message):
     url, answers, _ = gateway
-    answers[path] = answer
-    with pytest.raises(CannotStart, match=words):
+    answers[path] = response
+    with pytest.raises(CannotStart, match=message):
         check_gateway(url, "tg_x")
 
 
-def test_nothing_there(dead_port):
+def test_nothing_listens(dead_port):
     with pytest.raises(CannotStart, match=r"Connection refused.*make up"):
         check_gateway(f"http://127.0.0.1:{dead_port}", "tg_x")
     with pytest.raises(CannotStart, match=r"no Triton answers gRPC at .*make up"):
@@ -80,8 +80,8 @@ def test_nothing_there(dead_port):
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "file:///etc/passwd", ""])
-def test_an_address_must_be_one(url):
-    with pytest.raises(CannotStart, match="give http://HOST:PORT"):
+def test_the_url_must_be_one(url):
+    with pytest.raises(CannotStart, match="pass http://HOST:PORT"):
         check_gateway(url, "tg_x")
 
 
@@ -91,7 +91,7 @@ def test_a_taken_ui_port(gateway, dead_port):
     check_ui_port(dead_port)
 
 
-def test_the_key_comes_from_the_environment_or_the_stacks_folder(tmp_path):
+def test_the_key_comes_from_the_environment_or_the_home(tmp_path):
     home = {"TIDEGATE_HOME": str(tmp_path)}
     with pytest.raises(CannotStart, match=r"dev\.key: run `make up` first"):
         find_key(home)

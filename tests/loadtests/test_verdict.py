@@ -13,18 +13,18 @@ BOTH = Demand(("grpc", "rest"))
 
 @pytest.fixture
 def record():
-    """100 good answers a kind, of 1 to 100 ms."""
-    made = Record()
+    """100 good answers per kind of user, of 1 to 100 ms."""
+    filled = Record()
     for kind, name in (("rest", "/v1/x"), ("grpc", "ModelInfer x")):
         for ms in range(1, 101):
-            made.add(kind, name, float(ms), failed=False)
-    made.elapsed_s, made.cpu_s = 10.0, 1.0
-    return made
+            filled.add(kind, name, float(ms), failed=False)
+    filled.elapsed_s, filled.cpu_s = 10.0, 1.0
+    return filled
 
 
-@pytest.mark.parametrize(("share", "wanted"), [(0.5, 50), (0.95, 95), (0.99, 99), (1, 100)])
-def test_a_percentile_is_a_time_that_was_measured(share, wanted):
-    assert percentile([float(ms) for ms in range(1, 101)], share) == wanted
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.95, 95), (0.99, 99), (1, 100)])
+def test_a_percentile_is_a_time_that_was_measured(share, expected):
+    assert percentile([float(ms) for ms in range(1, 101)], share) == expected
 
 
 def test_a_percentile_of_few():
@@ -59,7 +59,7 @@ def test_one_failure_fails_the_run_and_is_not_in_the_percentiles(record):
     assert as_text(record, BOTH).startswith("FAIL: ")
 
 
-def test_a_kind_of_user_that_asked_nothing_fails_the_run(record):
+def test_a_kind_of_user_without_requests_fails_the_run(record):
     assert faults(Record(), BOTH) == [
         "no grpc user made a request",
         "no rest user made a request",
@@ -67,13 +67,13 @@ def test_a_kind_of_user_that_asked_nothing_fails_the_run(record):
     assert faults(record, Demand(("rest", "stream"))) == ["no stream user made a request"]
 
 
-def test_a_user_that_broke_off_fails_the_run(record):
+def test_a_user_that_crashed_fails_the_run(record):
     record.crash(ValueError("oops"))
     record.crash(ValueError("oops"))
-    assert faults(record, BOTH) == ["2 x a user broke off: ValueError: oops"]
+    assert faults(record, BOTH) == ["2 x a user crashed: ValueError: oops"]
 
 
-def test_the_p99_limit_is_kept_exactly(record):
+def test_the_p99_limit_is_exact(record):
     assert faults(record, Demand(BOTH.kinds, 99.0)) == []
     assert "p99 at most 99 ms" in as_text(record, Demand(BOTH.kinds, 99.0))
     assert faults(record, Demand(BOTH.kinds, 98.9)) == [
@@ -89,12 +89,12 @@ def test_only_failures_have_no_percentile_and_no_p99_fault():
     assert faults(record, Demand(("rest",), 10.0)) == ["/v1/x: 1 of 1 requests failed"]
 
 
-def test_a_busy_client_is_told(record):
+def test_a_busy_client_is_reported(record):
     record.cpu_s = 9.5
     assert "Locust itself used 95% of a core" in as_text(record, BOTH)
 
 
-def test_a_restart_forgets(record):
+def test_a_restart_clears_the_record(record):
     record.crash(ValueError())
     record.restart()
     assert record.figures() == []
@@ -103,7 +103,7 @@ def test_a_restart_forgets(record):
 
 
 def test_only_the_files_that_locust_loads_import_it():
-    """``import locust`` patches the standard library, so it must not come along by accident."""
+    """``import locust`` patches the standard library, so it must not be imported by accident."""
     code = (
         "import sys, loadtests.__main__, loadtests.answers, loadtests.verdict\n"
         "sys.exit(bool({'locust', 'gevent'} & set(sys.modules)))"

@@ -45,13 +45,13 @@ def test_each_file_format_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "fields", "message"),
     [
-        ("a.jsonl", "{", TEXT, "line 1 is no JSON"),
-        ("a.jsonl", "[1]", TEXT, "no object"),
+        ("a.jsonl", "{", TEXT, "line 1 is not JSON"),
+        ("a.jsonl", "[1]", TEXT, "not an object"),
         ("a.jsonl", "", TEXT, "is empty"),
         ("a.csv", "city\nBonn\n", TABLE, "columns city"),
         ("a.csv", "age\nmany\n", TABLE, "could not convert"),
         ("a.csv", "age\n", TABLE, "has no row"),
-        ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "give a .jsonl"),
+        ("a.txt", "one\n", {**TABLE, "street": TABLE["town"]}, "pass a .jsonl"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, name, content, fields, message):

@@ -73,8 +73,8 @@ def test_the_end_marker_stays_the_last_line(path):
 def test_a_file_that_a_gateway_would_refuse_is_not_written(path):
     path.parent.mkdir()
     path.write_text('[audit]\nrecord = "of"\n')
-    with pytest.raises(ServingError, match=r"no gateway takes this.*line 2"):
+    with pytest.raises(ServingError, match=r"a gateway would refuse this.*line 2"):
         set_weights(path, "mood", {"mood.v7": 10})
-    with pytest.raises(ServingError, match="no gateway takes this"):
+    with pytest.raises(ServingError, match="a gateway would refuse this"):
         read_route(path, "mood")
     assert path.read_text() == '[audit]\nrecord = "of"\n'

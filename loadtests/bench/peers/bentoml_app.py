@@ -1,5 +1,5 @@
-"""BentoML with adaptive batching. A batchable endpoint takes a list, of one text here."""
-# Its packages are in an environment of its own, where mypy does not look.
+"""BentoML with adaptive batching. A batchable endpoint takes a list; here, of one text."""
+# Its packages are in a separate environment, which mypy does not check.
 # mypy: disable-error-code="import-not-found, untyped-decorator, no-any-return"
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import bentoml
 from minilm import PORT, PROCESSES, MiniLM
 
-# Above it BentoML refuses; we want to see how fast it is, not how it sheds load.
+# Above this BentoML refuses requests; we measure its speed, not how it sheds load.
 LATENCY_MS = 60_000
 
 

@@ -1,5 +1,5 @@
-"""FastAPI + ONNX Runtime: a plain endpoint, run in a thread of the pool."""
-# Its packages are in an environment of its own, where mypy does not look.
+"""FastAPI + ONNX Runtime: a plain endpoint, run in the thread pool."""
+# Its packages are in a separate environment, which mypy does not check.
 # mypy: disable-error-code="import-not-found"
 
 import uvicorn
@@ -20,7 +20,7 @@ class Response(BaseModel):
 
 
 @app.post("/embed")
-def answer(request: Request) -> Response:
+def embed_text(request: Request) -> Response:
     return Response(embedding=embed([request.text])[0])
 
 

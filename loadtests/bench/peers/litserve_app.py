@@ -1,5 +1,5 @@
-"""LitServe with its batching on."""
-# Its packages are in an environment of its own, where mypy does not look.
+"""LitServe with its batching turned on."""
+# Its packages are in a separate environment, which mypy does not check.
 # mypy: disable-error-code="import-not-found, misc, no-any-return"
 
 from typing import Any

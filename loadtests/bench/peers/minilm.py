@@ -1,4 +1,4 @@
-"""What every peer serves: text -> ids -> the same model.onnx -> a vector. One thread a process."""
+"""What every peer serves: text -> ids -> the same model.onnx -> vector. One thread per process."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-PROCESSES = 2  # each peer gets as many as our engine has instances
+PROCESSES = 2  # as many for each peer as our engine has instances
 PORT = int(os.environ.get("BENCH_PORT", "0"))
 
 
 class MiniLM:
-    """Pads to the longest of the batch: with no other requests to merge with, that is cheapest."""
+    """Pads to the longest of the batch, which is cheapest with no other requests to merge with."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
