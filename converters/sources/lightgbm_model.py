@@ -184,9 +184,9 @@ class _TreeBuilder:
         if "split_feature" not in node:
             if "leaf_coeff" in node:
                 raise SourceRefused(
-                    f"{self.path} has lines in its leaves (linear_tree): ONNX's trees have one "
-                    "number in each, and a graph of lines would not be LightGBM's: train without "
-                    "linear_tree"
+                    f"{self.path} has linear models in its leaves (linear_tree), and ONNX's trees "
+                    "hold one number in each, so the graph would not match LightGBM: train it "
+                    "without linear_tree"
                 )
             self.rows[index][5] = self.leaves[int(node.get("leaf_index", 0))]
             return index

@@ -27,10 +27,8 @@ _LAYER = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)
 _REPLACED_MODULE = re.compile(r"\.(modules_to_save|base_layer|original_module)(\.default)?")
 # The files beside the weights that define tokenization, labels and pooling.
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
-_MODULE_FILES = (
-    "*/*.json",
-    "*/*.safetensors",
-)  # sentence-transformers' modules, each in its folder
+# sentence-transformers' modules, each in its folder.
+_MODULE_FILES = ("*/*.json", "*/*.safetensors")
 Weights = Mapping[str, torch.Tensor]
 
 

@@ -150,7 +150,7 @@ def _number_values(
     away = (*LARGE, centre + 40 * spread, centre - 40 * spread) if far else ()
     for value in (centre, *away):
         yield FAR_LABEL, float(value)
-    chosen = _evenly([("", float(each)) for each in thresholds], MAX_THRESHOLDS)
+    chosen = _evenly([("", float(threshold)) for threshold in thresholds], MAX_THRESHOLDS)
     with np.errstate(over="ignore"):
         for _, threshold in chosen:
             number = np.float32(threshold) if single else np.float64(threshold)

@@ -55,7 +55,7 @@ def scores_by_label(
         for index, value in zip(positions, values, strict=True):
             if index >= 0:
                 ordered[row, index] = value
-    return ordered, at_most("rows without every label, likeliest first", invalid, 0)
+    return ordered, at_most("rows without all labels in order, likeliest first", invalid, 0)
 
 
 class TableGraph:

@@ -165,18 +165,28 @@ def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
     them."""
     source, dtype = _joined_input(scope, operator, container), onnx.TensorProto.DOUBLE
     centres = np.asarray(operator.raw_operator.cluster_centers_, np.float64)
-    keys = ("wide", "own", "product", "twice", "first", "square", "positive", "distance", "minus")
+    keys = (
+        "wide",
+        "length",
+        "product",
+        "twice",
+        "first",
+        "square",
+        "positive",
+        "distance",
+        "minus",
+    )
     name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
     centre_columns = _constant(scope, container, centres.T, dtype, centres.T.shape)
-    lengths = _constant(scope, container, (centres**2).sum(axis=1), dtype, (1, len(centres)))
+    centre_lengths = _constant(scope, container, (centres**2).sum(axis=1), dtype, (1, len(centres)))
     two, zero = (_constant(scope, container, [number], dtype) for number in (-2.0, 0.0))
     container.add_node("Cast", [source], [name["wide"]], to=dtype)
-    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["own"]], keepdims=1)
+    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["length"]], keepdims=1)
     container.add_node("MatMul", [name["wide"], centre_columns], [name["product"]])
     container.add_node("Mul", [name["product"], two], [name["twice"]])
-    container.add_node("Add", [name["twice"], name["own"]], [name["first"]])
-    container.add_node("Add", [name["first"], lengths], [name["square"]])
+    container.add_node("Add", [name["twice"], name["length"]], [name["first"]])
+    container.add_node("Add", [name["first"], centre_lengths], [name["square"]])
     container.add_node("Max", [name["square"], zero], [name["positive"]])
     container.add_node("Sqrt", [name["positive"]], [name["distance"]])
     container.add_node("Neg", [name["distance"]], [name["minus"]])
@@ -298,7 +308,7 @@ def _add_label(scope: Any, operator: Any, container: Any, answer: str) -> None:
     classes = np.asarray(operator.raw_operator.classes_)
     is_text = classes.dtype.kind in "OUS"
     labels = [str(label).encode() if is_text else int(label) for label in classes]
-    index = scope.get_unique_variable_name("place")
+    index = scope.get_unique_variable_name("index")
     names = _constant(
         scope, container, labels, onnx.TensorProto.STRING if is_text else onnx.TensorProto.INT64
     )
@@ -610,7 +620,7 @@ def _index_of_text(
 ) -> str:
     positions = {str(category): index for index, category in enumerate(column.known, start=1)}
     positions[MISSING] = len(column.known) + 1
-    index = str(scope.get_unique_variable_name("place"))
+    index = str(scope.get_unique_variable_name("index"))
     _add_lookup(scope, container, source, index, positions, 0)
     return index
 
@@ -622,7 +632,7 @@ def _index_of_number(
     from skl2onnx.common.data_types import guess_proto_type
 
     dtype, count = int(guess_proto_type(variable.type)), len(column.known)
-    names = [scope.get_unique_variable_name("place") for _ in range(6)]
+    names = [scope.get_unique_variable_name("index") for _ in range(6)]
     same, matches, weighted, index, is_nan, result = map(str, names)
     known = [float(category) for category in column.known]
     known_name = _constant(scope, container, known, dtype, (1, count))

@@ -143,7 +143,7 @@ def test_the_base_is_said(home):
     with pytest.raises(ConversionError, match=r"hf download somebody/mood-base.*--base"):
         _opened(adapter)
     assert _opened(adapter, base=str(home / "base")).metadata()["labels"]
-    with pytest.raises(ConversionError, match="is no LoRA adapter: leave --base out"):
+    with pytest.raises(ConversionError, match="is not a LoRA adapter: omit --base"):
         _opened(home / "base", base=str(home / "base"))
 
 

@@ -273,7 +273,7 @@ GRAPHS = {
     _optional: "Triton carries only tensors",
     _broken_int8: "ONNX Runtime",
     _wrong_rank: "fails on a sample",
-    _no_onnx: "no ONNX file",
+    _no_onnx: "not an ONNX file",
     _empty: "is empty: copy it again",
     _loop: "batch",
 }
@@ -659,7 +659,7 @@ OTHERS = {
         _folder_with(config_dot_json='{"model_type": "model2vec"}', model_dot_safetensors="x"),
         "model2vec",
     ),
-    "a list in skops": (_list_in_skops, "no estimator"),
+    "a list in skops": (_list_in_skops, "not an estimator"),
     "nesting without end": (_file("m.json", b"[" * 100_000), "not an XGBoost model"),
 }
 

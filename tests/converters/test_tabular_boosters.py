@@ -134,7 +134,7 @@ def test_an_estimator_alone_keeps_what_its_own_file_does_not(tmp_path, mark):
     assert failed(task, reference) == []
     got = served(reference, numbered(fresh, ["f0", "f1"]))
     assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
-    assert any(f"takes {mark} for a missing number" in note for note in task.exercised(reference))
+    assert any(f"reads {mark} as a missing number" in note for note in task.exercised(reference))
 
 
 def test_lightgbm_stops_early_in_a_pipeline(tmp_path):

@@ -269,7 +269,7 @@ def _write_missing(folder):
 
 REFUSED = {
     _write_pickle: "skops.io.dump",
-    _write_cut_off: "cut off",
+    _write_cut_off: "truncated",
     _write_bomb: "zip bomb",
     _write_strange_type: "_Own",
     _write_function: "numpy.testing.rundocs",
@@ -277,8 +277,8 @@ REFUSED = {
     _write_no_scores: "CalibratedClassifierCV",
     _write_regressor: "tabular-regression",
     _write_unfitted: "never fitted",
-    _write_cut_off_xgboost: "cut off",
-    _write_cut_off_lightgbm: "cut off",
+    _write_cut_off_xgboost: "truncated",
+    _write_cut_off_lightgbm: "truncated",
     _write_linear_trees: "linear_tree",
     _write_missing: "there is no file",
 }
@@ -335,7 +335,7 @@ CSV = {
     "age,income (k€),plan,country\n1,2,basic,DE\n1,x,basic,DE\n": "line 3: 'income (k€)' is 'x'",
     "age,income (k€),plan,country\n1,2,basic\n": "line 2: 3 values",
     "age,income (k€),plan,country\n": "no row",
-    "age,income (k€),plan,country\n1,inf,basic,DE\n": "takes no such value",
+    "age,income (k€),plan,country\n1,inf,basic,DE\n": "does not accept there",
 }
 
 

@@ -176,7 +176,7 @@ def test_missing_is_for_xgboost_alone(tmp_path):
     lightgbm.train({"verbose": -1}, lightgbm.Dataset(ROWS, VALUES), 3).save_model(
         tmp_path / "m.txt"
     )
-    with pytest.raises(SourceRefused, match="LightGBM, which knows no --missing"):
+    with pytest.raises(SourceRefused, match="LightGBM model, which does not take --missing"):
         opened(tmp_path / "m.txt", {"missing": "-999"})
 
 

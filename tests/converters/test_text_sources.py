@@ -49,10 +49,10 @@ def test_scores_are_made_as_transformers_makes_them(tmp_path, config, function):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("a", "b\nc", "d"), "label 1 .* one line"),
-        (("a", "b\u2028c", "d"), "label 1 .* one line"),
-        (("a", "", "d"), "label 1 .* one line"),
-        (("a", "b", "a"), "two labels .* have one name"),
+        (("a", "b\nc", "d"), "label 1 .* one-line"),
+        (("a", "b\u2028c", "d"), "label 1 .* one-line"),
+        (("a", "", "d"), "label 1 .* one-line"),
+        (("a", "b", "a"), "two labels .* have the same name"),
     ],
 )
 def test_labels_that_an_answer_could_not_tell_apart_are_refused(tmp_path, labels, message):
@@ -74,7 +74,7 @@ def test_labels_that_are_not_numbered_are_refused(tmp_path, id2label):
 
 
 def test_a_decoder_must_know_its_padding(tmp_path):
-    with pytest.raises(SourceRefused, match=r"cannot answer two texts at once .* pad_token_id"):
+    with pytest.raises(SourceRefused, match=r"cannot process two texts at once .* pad_token_id"):
         _classifier(tmp_path / "a", "gpt2").metadata()
     metadata = _classifier(tmp_path / "b", "gpt2", pad_token_id=1).metadata()
     assert (metadata["pad_id"], metadata["buckets"][-1]) == (1, 64)
