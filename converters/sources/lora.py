@@ -88,37 +88,37 @@ def apply(
     layers: Mapping[str, Mapping[str, torch.Tensor]],
     replacements: Weights,
     settings: Mapping[str, Any],
-    what: str,
+    adapter_name: str,
 ) -> None:
     """Change the weights of ``model`` in place: ``layers`` are A [r, in] and B [out, r] by module
-    name, ``replacements`` whole weights by weight name. SourceRefused, which names ``what``, if
+    name, ``replacements`` whole weights by weight name. SourceRefused, which names the adapter, if
     they do not fit."""
     modules, state = dict(model.named_modules()), model.state_dict()
     with torch.no_grad():
         for name, pair in layers.items():
             if set(pair) != {"A", "B"} or name not in modules:
-                raise _does_not_fit(what, name)
+                raise _does_not_fit(adapter_name, name)
             scale = _scale(name, int(pair["A"].shape[0]), settings)
             weight = getattr(modules[name], "weight", None)
             delta = _delta(modules[name], pair["A"].float(), pair["B"].float())
             if delta is None or weight is None or delta.shape != weight.shape:
-                raise _does_not_fit(what, name)
+                raise _does_not_fit(adapter_name, name)
             weight += scale * delta
         for name, values in replacements.items():
             if name not in state:
-                raise _does_not_fit(what, name)
+                raise _does_not_fit(adapter_name, name)
             if state[name].shape != values.shape:
                 raise SourceRefused(
-                    f"{what} replaces {name} {tuple(state[name].shape)} with "
+                    f"{adapter_name} replaces {name} {tuple(state[name].shape)} with "
                     f"{tuple(values.shape)}: if it has other labels than its base, put a "
                     "config.json with them (num_labels, id2label) beside the adapter"
                 )
             state[name].copy_(values)
 
 
-def _does_not_fit(what: str, name: str) -> SourceRefused:
+def _does_not_fit(adapter_name: str, name: str) -> SourceRefused:
     return SourceRefused(
-        f"{what} changes {name}, which its base does not have in that shape: give the base that it "
+        f"{adapter_name} changes {name}, which its base does not have in that shape: give the base that it "
         "was trained on (--base) and the --task, or merge it with peft (merge_and_unload)"
     )
 

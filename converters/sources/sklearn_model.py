@@ -44,8 +44,8 @@ class SklearnModel(TabularModel):
         self.path = path
         self.estimator, self.remarks = load_skops(path)
         self.kind = _kind(path, self.estimator)
-        # The estimator that predicts, without its wrappers; ``_back`` leads from its output to the
-        # target.
+        # The estimator that predicts, without its wrappers; ``_target_transform`` leads from
+        # its output to the target.
         self.inner, self._target_transform = without_target(path, self.estimator)
         if type(self.last).__name__ == "IsolationForest":
             self._target_transform = None, (1.0, -float(self.last.offset_))
@@ -151,18 +151,20 @@ class SklearnModel(TabularModel):
 
     def forest(self, table: Table) -> Forest | None:
         try:
-            trees = tree_sum(self.last)
+            tree_model = tree_sum(self.last)
         except (AttributeError, SourceRefused):
             return None
         is_alone = self.inner is self.last
         rows = self._last_input(table)
         dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
         with np.errstate(over="ignore"):
-            numbers = dense.astype(np.float32 if trees.narrow else np.float64).astype(np.float64)
+            numbers = dense.astype(np.float32 if tree_model.narrow else np.float64).astype(
+                np.float64
+            )
         zero_is_missing = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
-        missing = (*trees.missing, 0.0) if zero_is_missing else trees.missing
+        missing = (*tree_model.missing, 0.0) if zero_is_missing else tree_model.missing
         numbers[np.isin(numbers, missing)] = np.nan
-        return Forest(trees.trees, numbers, is_alone)
+        return Forest(tree_model.trees, numbers, is_alone)
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """The numbers that the boosters read as missing."""
@@ -260,14 +262,14 @@ def _kind(path: Path, estimator: Any) -> str:
         kind = "clusters"
     else:
         raise SourceRefused(f"{path} holds a {name}, {_why_not_served(estimator)}")
-    if name != "IsotonicRegression" and not _is_fitted(path, estimator):
-        raise SourceRefused(
-            f"{path} holds a {name} that was never fitted: fit it and save it again"
-        )
     if name == "IsotonicRegression":
         raise SourceRefused(
             f"{path} holds an {name}, which takes a single number instead of columns: train a "
             "HistGradientBoostingRegressor(monotonic_cst=[1]) on that column"
+        )
+    if not _is_fitted(path, estimator):
+        raise SourceRefused(
+            f"{path} holds a {name} that was never fitted: fit it and save it again"
         )
     if kind == "classifier" and not (
         hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")

@@ -31,13 +31,11 @@ def ask_library(
     """
     predicted = _predict(model, options, rows, work_dir / "rows")
     answers = predicted["answers"]
-    sample = np.unique(np.linspace(0, len(rows) - 1, min(REPEATED_ROWS, len(rows))).astype(int))[
-        ::-1
-    ]
+    count = min(REPEATED_ROWS, len(rows))
+    sample = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))[::-1]
     repeated = _predict(model, options, rows.rows(sample), work_dir / "again")["answers"]
-    differs = (np.abs(repeated - answers[sample]) > 1e-9 * (1 + np.abs(answers[sample]))).any(
-        axis=1
-    )
+    limit = 1e-9 * (1 + np.abs(answers[sample]))
+    differs = (np.abs(repeated - answers[sample]) > limit).any(axis=1)
     if differs.any():
         index = int(np.flatnonzero(differs)[0])
         raise SourceRefused(

@@ -49,9 +49,9 @@ def scores_by_label(
     invalid = 0
     for row, (words, values) in enumerate(zip(names, scores, strict=True)):
         positions = [index_of.get(_text(word), -1) for word in words]
-        invalid += sorted(positions) != list(range(len(labels))) or bool(
-            np.any(np.diff(values) > 0)
-        )
+        is_complete = sorted(positions) == list(range(len(labels)))
+        is_sorted = not np.any(np.diff(values) > 0)
+        invalid += not (is_complete and is_sorted)
         for index, value in zip(positions, values, strict=True):
             if index >= 0:
                 ordered[row, index] = value

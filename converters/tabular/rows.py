@@ -101,12 +101,10 @@ def boundary_rows(explored: ExploredModel, rows: Table, rng: np.random.Generator
     segments = list(_jumping_segments(explored, rows, rng)) if explored.model.steps else []
     if not segments:
         return rows.rows(slice(0, 0))
-    start = rows.rows([segment[0] for segment in segments])
-    names = [segment[1] for segment in segments]
-    low = np.array(
-        [rows.columns[name][segment[0]] for segment, name in zip(segments, names, strict=True)]
-    )
-    high = np.array([segment[2] for segment in segments])
+    start = rows.rows([row for row, _, _ in segments])
+    names = [name for _, name, _ in segments]
+    low = np.array([rows.columns[name][row] for row, name, _ in segments])
+    high = np.array([number for _, _, number in segments])
     low, high = _bisect(explored.model, _Segments(start, names), low, high)
     return _rows_around(explored.model, _Segments(start, names), low, high)
 
@@ -129,10 +127,11 @@ def _with_thresholds(column: Column, thresholds: np.ndarray | None) -> Column:
     if thresholds is None or not len(thresholds) or column.centre is not None:
         return column
     # No squares: a LightGBM model's training data may reach 1e300.
-    spread = float(np.abs(thresholds - np.median(thresholds)).max()) / 2 or max(
-        abs(float(thresholds[0])) / 4, 1e-3
-    )
-    return replace(column, centre=float(np.median(thresholds)), spread=spread)
+    centre = float(np.median(thresholds))
+    spread = float(np.abs(thresholds - centre).max()) / 2
+    if spread == 0:
+        spread = max(abs(float(thresholds[0])) / 4, 1e-3)
+    return replace(column, centre=centre, spread=spread)
 
 
 def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
@@ -144,11 +143,9 @@ def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
     numbers = np.concatenate([[centre], centre + MAGNITUDES, centre - MAGNITUDES])
     answers = answers_of(model, _with_column(start, column.name, numbers))
     movement = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
-    is_enough = (
-        movement[1:] >= 0.2 * movement.max()
-        if movement.max() > 0
-        else np.ones(len(numbers) - 1, bool)
-    )
+    is_enough = np.ones(len(numbers) - 1, bool)
+    if movement.max() > 0:
+        is_enough = movement[1:] >= 0.2 * movement.max()
     return replace(column, centre=centre, spread=float(np.tile(MAGNITUDES, 2)[is_enough].min()))
 
 
@@ -175,10 +172,9 @@ def _random_numbers(
     spread = column.spread or 1.0
     numbers = (column.centre or 0.0) + 1.5 * spread * rng.standard_normal(count)
     if thresholds is not None and len(thresholds):
-        # Half of them near a threshold, so that models with many trees are exercised.
-        near = rng.choice(thresholds, count) + spread * rng.standard_normal(count) / max(
-            4, len(thresholds)
-        )
+        # Half of them between two thresholds, which exercises trees with many thresholds.
+        near = rng.choice(thresholds, count)
+        near = near + spread * rng.standard_normal(count) / max(4, len(thresholds))
         numbers = np.where(rng.random(count) < 0.5, near, numbers)
     return np.asarray(np.where(missing, np.nan, numbers))
 
@@ -202,14 +198,14 @@ def _jumping_segments(
 ) -> Iterator[tuple[int, str, float]]:
     """Yield (row, column, another row's number) where moving the column to that number changes the
     prediction."""
-    names_of_numbers = [
+    number_columns = [
         column.name for column in explored.columns if not column.is_text and not column.values
     ]
-    if not names_of_numbers:
+    if not number_columns:
         return
     attempts = 8 * MAX_SEGMENTS
     rows_from, rows_to = rng.integers(len(rows), size=(2, attempts))
-    names = [str(name) for name in rng.choice(np.array(names_of_numbers, dtype=np.str_), attempts)]
+    names = [str(name) for name in rng.choice(np.array(number_columns, dtype=np.str_), attempts)]
     numbers = np.array([rows.columns[name][row] for name, row in zip(names, rows_to, strict=True)])
     current = np.array(
         [rows.columns[name][row] for name, row in zip(names, rows_from, strict=True)]
@@ -233,9 +229,9 @@ def _bisect(
     for _ in range(STEPS):
         middle = low + (high - low) / 2
         at_middle = answers_of(model, segments.at(middle))
-        in_first_half = np.abs(at_middle - at_low).max(axis=1) >= np.abs(at_high - at_middle).max(
-            axis=1
-        )
+        first_change = np.abs(at_middle - at_low).max(axis=1)
+        second_change = np.abs(at_high - at_middle).max(axis=1)
+        in_first_half = first_change >= second_change
         high, low = np.where(in_first_half, middle, high), np.where(in_first_half, low, middle)
         at_high = np.where(in_first_half[:, None], at_middle, at_high)
         at_low = np.where(in_first_half[:, None], at_low, at_middle)
@@ -246,10 +242,8 @@ def _rows_around(
     model: TabularModel, segments: _Segments, low: np.ndarray, high: np.ndarray
 ) -> Table:
     """The rows of the segments that end in a jump; a smooth prediction has none."""
-    gap = np.abs(answers_of(model, segments.at(low)) - answers_of(model, segments.at(high))).max(
-        axis=1
-    )
-    jumps = np.flatnonzero(gap > 1e-9)
+    change = answers_of(model, segments.at(low)) - answers_of(model, segments.at(high))
+    jumps = np.flatnonzero(np.abs(change).max(axis=1) > 1e-9)
     with np.errstate(over="ignore"):  # beyond FP32 there are no FP32 neighbours
         narrow = low.astype(np.float32)
         below = np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64)

@@ -116,7 +116,7 @@ def _convert_trees(
     tree_model = tree_sum(operator.raw_operator)
     source = scope.get_unique_variable_name("trees")
     container.add_node("Identity", [_joined_input(scope, operator, container)], [source])
-    parts = tree_parts(
+    subgraph = tree_parts(
         tree_model.trees,
         tree_model.start,
         tree_model.link,
@@ -124,9 +124,9 @@ def _convert_trees(
         source=source,
         missing=(*tree_model.missing, *extra_missing),
     )
-    for name, value in parts.constants.items():
+    for name, value in subgraph.constants.items():
         container.add_initializer(name, onnx.TensorProto.DOUBLE, value.shape, value.ravel())
-    for part in parts.parts:
+    for part in subgraph.parts:
         versions = {"op_domain": part.domain, "op_version": ML_OPSET} if part.domain else {}
         name = scope.get_unique_operator_name(part.operator)
         container.add_node(
@@ -137,7 +137,7 @@ def _convert_trees(
             **versions,
             **part.attributes,
         )
-    target, answer = operator.outputs[-1], parts.parts[-1].output
+    target, answer = operator.outputs[-1], subgraph.parts[-1].output
     container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
     if len(operator.outputs) > 1:
         _add_label(scope, operator, container, answer)

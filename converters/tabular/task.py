@@ -133,13 +133,12 @@ class TabularTask(Task):
         """The samples, or rows generated from the model; then rows that exercise its parts, and
         rows where its prediction jumps. Constructed rows that the library refuses are left out."""
         rng = np.random.default_rng(SEED)
+        failure = f"{self.request.source}: no rows could be generated"
         remedy = "give real rows with --samples rows.csv"
         with (
             threadpool_limits(1),
             warnings.catch_warnings(),
-            no_traceback(
-                SourceRefused, (f"{self.request.source}: no rows could be generated"), remedy
-            ),
+            no_traceback(SourceRefused, failure, remedy),
         ):
             warnings.simplefilter("ignore")
             rows = self.samples or self._generated_rows(rng)
@@ -202,12 +201,11 @@ class TabularTask(Task):
         """The first row without a missing value, which every client can express in JSON."""
         table, answers = reference_table(reference), reference.answers["answers"]
         row = next((index for index in range(len(table)) if _is_complete(table, index)), 0)
+        magnitude = max(1.0, float(np.abs(answers[row]).max()))
         return Golden(
             request=request_of(table, row),
             expect=_expected_response(answers[row], reference.metadata["labels"]),
-            tolerance=10
-            * reference.tolerance.difference
-            * max(1.0, float(np.abs(answers[row]).max())),
+            tolerance=10 * reference.tolerance.difference * magnitude,
         )
 
     def card(self) -> dict[str, Any]:
@@ -224,10 +222,13 @@ class TabularTask(Task):
             answers, predicted = self.model.answer(self.rows), self.model.decide(self.rows)
         chosen = answers[np.arange(len(answers)), predicted]
         count = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
+        if not count:
+            return list(self.model.remarks)
         remark = (
-            f"predict() chose another label than the likeliest in {count} of {len(answers)} rows"
+            "the library's own predict() chose another label than the likeliest in "
+            f"{count} of {len(answers)} rows"
         )
-        return [*self.model.remarks, *([f"the library's own {remark}"] if count else [])]
+        return [*self.model.remarks, remark]
 
 
 class TabularClassification(TabularTask):
