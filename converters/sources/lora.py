@@ -118,8 +118,8 @@ def apply(
 
 def _does_not_fit(adapter_name: str, name: str) -> SourceRefused:
     return SourceRefused(
-        f"{adapter_name} changes {name}, which its base does not have in that shape: give the base that it "
-        "was trained on (--base) and the --task, or merge it with peft (merge_and_unload)"
+        f"{adapter_name} changes {name}, which its base does not have in that shape: give the base "
+        "that it was trained on (--base) and the --task, or merge it with peft (merge_and_unload)"
     )
 
 

@@ -1,7 +1,7 @@
 """XGBoost's and LightGBM's own estimators inside a scikit-learn pipeline.
 
-Each is written in its library's format and read back, so that the same code reads it as reads a
-file of its own. What no such file holds (``missing``, the best iteration) comes from the estimator.
+Each is written in its library's format and read back, so that the same code reads it and a
+standalone file. What no such file holds (``missing``, the best iteration) comes from the estimator.
 """
 
 import tempfile
