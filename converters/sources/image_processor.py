@@ -1,11 +1,11 @@
-"""The image preprocessing of a Hugging Face folder, as the operations of the step ``decode_image``.
+"""The image preprocessing of a Hugging Face folder, as operations of the step ``decode_image``.
 
-``transformers``' own processor is opened for its settings, so that defaults, old forms of a key and
-the class itself are understood as the original understands them. Whatever has no equal among the
-operations is refused by name: a preprocessing that is nearly right is wrong.
+``transformers``' own processor is loaded for its settings, so that defaults, old forms of a key and
+the class itself mean what they mean to the original. Anything that has no equivalent among the
+operations is refused by name: preprocessing that is nearly right is wrong.
 
-It is always asked for its PIL form, on which this project runs and which needs no torchvision. The
-other form resizes on tensors, and differs from it by a few grey levels at edges.
+It is always loaded with its PIL backend, which this project uses and which needs no torchvision.
+The other backend resizes tensors, and differs by a few grey levels at edges.
 """
 
 from typing import Any
@@ -41,56 +41,56 @@ def open_processor(folder: HuggingFaceFolder) -> Any:
     """transformers' own image processor for this folder; SourceMissing or SourceRefused."""
     if "architecture" in folder.config and "pretrained_cfg" in folder.config:
         raise SourceRefused(
-            f"{folder.path} is a timm model, whose preprocessing is code of timm's and no file: "
+            f"{folder.path} is a timm model, whose preprocessing is timm's code and not a file: "
             "write a function that returns timm.create_model(..., checkpoint_path=...) and an "
             "example, and give package.module:function (pixels in, logits out; docs/tensors.md)"
         )
     present = [name for name in FILES if (folder.path / name).is_file()]
     if not present:
         raise SourceMissing(
-            f"{folder.path} has no {FILES[0]}, and without it nobody knows what the model sees of "
-            "an image: copy it from where the model was trained, write it with "
-            "AutoImageProcessor.save_pretrained(), or say it with --preprocess (imagenet, "
+            f"{folder.path} has no {FILES[0]}, and without it nobody knows how the model sees an "
+            "image: copy it from where the model was trained, write it with "
+            "AutoImageProcessor.save_pretrained(), or choose a preset with --preprocess (imagenet, "
             "imagenet-bicubic, half or clip; docs/image-classification.md)"
         )
     for name in present:
         if "auto_map" in folder.document(name):
             raise SourceRefused(
-                f"{folder.path}/{name} wants to run code of its own (auto_map), which is never "
-                "done: use a model whose image processor transformers knows"
+                f"{folder.path}/{name} would run its own code (auto_map), which is never allowed: "
+                "use a model whose image processor transformers knows"
             )
     import transformers
 
-    reader: Any = transformers.AutoImageProcessor
+    processor_class: Any = transformers.AutoImageProcessor
     try:
-        return reader.from_pretrained(
+        return processor_class.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except Exception as error:  # transformers raises many kinds; all mean: not loadable
+    except Exception as error:  # transformers raises many types; all mean: not loadable
         reason = " ".join(str(error).split())[:300]
-        named = [folder.document(name).get("image_processor_type") for name in present]
+        classes = [folder.document(name).get("image_processor_type") for name in present]
         raise SourceRefused(
             f"transformers cannot load the image processor of {folder.path}, "
-            f"{next(filter(None, named), 'whose class is not said')} ({reason}): "
+            f"{next(filter(None, classes), 'which names no class')} ({reason}): "
             "it must be one that this version of transformers knows"
         ) from error
 
 
 def require_no_processor(folder: HuggingFaceFolder) -> None:
-    """SourceRefused when the folder says itself how its model sees an image."""
+    """Raise SourceRefused if the folder already says how its model sees an image."""
     present = [name for name in FILES if (folder.path / name).is_file()]
     if present:
         raise SourceRefused(
-            f"{folder.path} has {present[0]}, which says how the model sees an image: leave "
-            "--preprocess out, or take the file out if it is wrong"
+            f"{folder.path} has {present[0]}, which says how the model sees an image: omit "
+            "--preprocess, or remove the file if it is wrong"
         )
 
 
 def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
     """``preprocess.json`` for the step: ``height``, ``width`` and ``operations``, and ``channels``
-    where the model sees grey.
+    for a greyscale model.
 
-    SourceRefused names the class or the key that the step cannot do exactly.
+    SourceRefused names the class or the key that the step cannot reproduce exactly.
     """
     name = type(processor).__name__
     rule = RULES.get(name.removesuffix("Pil"))
@@ -101,7 +101,7 @@ def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
         _require_colours(processor, channels)
         operations = rule(processor)
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise refused(processor, f"its settings make no sense ({error})") from error
+        raise refused(processor, f"its settings are invalid ({error})") from error
     height, width = _final_size(processor, operations)
     document = {"height": height, "width": width, "operations": operations}
     if channels == GREY:
@@ -110,48 +110,53 @@ def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
 
 
 def _require_plain(processor: Any) -> None:
-    """SourceRefused unless the class does just what transformers' general PIL processor does."""
+    """Raise SourceRefused unless the class does exactly what transformers' general PIL processor
+    does."""
     from transformers.image_processing_backends import PilBackend
 
-    kind = type(processor)
-    if not issubclass(kind, PilBackend):
-        raise refused(processor, "its class is none of transformers' PIL processors")
-    own = [each for each in _METHODS if getattr(kind, each) is not getattr(PilBackend, each)]
-    if own:
-        raise refused(processor, f"its class has its own {', '.join(own)}")
+    processor_class = type(processor)
+    if not issubclass(processor_class, PilBackend):
+        raise refused(processor, "its class is not one of transformers' PIL processors")
+    overridden = [
+        name for name in _METHODS if getattr(processor_class, name) is not getattr(PilBackend, name)
+    ]
+    if overridden:
+        raise refused(processor, f"its class overrides {', '.join(overridden)}")
     if getattr(processor, "pad_size", None) is not None:
         raise refused(processor, "pad_size is set")
 
 
 def _require_colours(processor: Any, channels: int) -> None:
-    """Mean and deviation: one number, or one for each channel; and then one for each channel."""
+    """Require one number, or one for each channel, as mean and deviation; expand it to one for each
+    channel."""
     if channels == GREY and getattr(processor, "do_convert_rgb", False):
         raise refused(
             processor,
-            "it makes every image RGB (do_convert_rgb), and the model sees one channel: set "
+            "it converts every image to RGB (do_convert_rgb), and the model takes one channel: set "
             "do_convert_rgb to false",
         )
     for key in ("image_mean", "image_std"):
         values = getattr(processor, key, None)
-        each = per_channel(values, channels)
-        if processor.do_normalize and len(each) != channels:
-            wanted = "one number, of grey" if channels == GREY else f"{channels} numbers"
-            raise refused(processor, f"{key} has not {wanted}")
+        numbers = per_channel(values, channels)
+        if processor.do_normalize and len(numbers) != channels:
+            expected = "one number, for grey" if channels == GREY else f"{channels} numbers"
+            raise refused(processor, f"{key} does not have {expected}")
         if isinstance(values, int | float):
-            setattr(processor, key, each)
+            setattr(processor, key, numbers)
     if processor.do_normalize and 0 in per_channel(processor.image_std):
         raise refused(processor, "image_std is 0")
 
 
 def _final_size(processor: Any, operations: list[Operation]) -> tuple[int, int]:
-    """What the operations end with, the same for every image; SourceRefused if it is not."""
-    sizing = [each for each in operations if each["op"].startswith(("resize", "crop"))]
+    """The size that the operations produce, the same for every image; SourceRefused if it is
+    not."""
+    sizing = [step for step in operations if step["op"].startswith(("resize", "crop"))]
     last = sizing[-1] if sizing else {}
     if last.get("op") not in ("resize", "crop"):
         raise refused(
             processor,
-            "images would keep sizes of their own, for want of do_center_crop or of a size with "
-            "height and width",
+            "images would keep different sizes, because there is neither do_center_crop nor a size "
+            "with height and width",
         )
     height, width = last["height"], last["width"]
     if not (0 < height <= SIDE_LIMIT and 0 < width <= SIDE_LIMIT):

@@ -1,7 +1,7 @@
 """What each of transformers' image processors does, as operations of the step ``decode_image``.
 
-One function a class, each read from the class's own code (transformers 5) and compared with it,
-image by image, in tests/converters/test_image_processors.py.
+One function per class, each written from the class's own code (transformers 5) and compared with
+it, image by image, in tests/converters/test_image_processors.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,27 +11,28 @@ from converters.errors import SourceRefused
 
 # EfficientNet-B7 has 600. The pixels of one batch then take 70 MB in shared memory.
 SIDE_LIMIT = 640
-# A file holds colours or grey: other channels (infrared, depth) are in none.
+# A file holds RGB or grey: no image file has other channels (infrared, depth).
 COLOURS, GREY = 3, 1
-# ConvNeXt crops below this edge and squeezes from it on.
-CONVNEXT_SQUEEZES_FROM = 384
+# Below this edge ConvNeXt crops; from it on it stretches.
+CONVNEXT_STRETCHES_FROM = 384
 FILTERS = range(6)  # Pillow's numbers: nearest, Lanczos, bilinear, bicubic, box, Hamming
 
 Operation = dict[str, Any]
 
 
 def refused(processor: Any, reason: str) -> SourceRefused:
-    """The error for settings that have no equal among the operations."""
-    known = ", ".join(sorted(RULES))
+    """The error for settings that have no equivalent among the operations."""
+    supported = ", ".join(sorted(RULES))
     return SourceRefused(
-        f"the preprocessing of {type(processor).__name__} cannot be carried over exactly: "
-        f"{reason}. What can be: the plain processors (ViT, DeiT, CLIP, BiT, ...) and {known}, "
-        f"with a fixed size of at most {SIDE_LIMIT}"
+        f"the preprocessing of {type(processor).__name__} cannot be reproduced exactly: {reason}. "
+        f"Supported are the plain processors (ViT, DeiT, CLIP, BiT, ...) and {supported}, with a "
+        f"fixed size of at most {SIDE_LIMIT}"
     )
 
 
 def per_channel(values: Any, channels: int = COLOURS) -> list[float]:
-    """A number for each channel, of one for all or of a list; [] where there is none."""
+    """One number for each channel, from a single number or a list; [] for None. ValueError if they
+    are not numbers."""
     if isinstance(values, list | tuple):
         try:
             return [float(value) for value in values]
@@ -41,7 +42,7 @@ def per_channel(values: Any, channels: int = COLOURS) -> list[float]:
 
 
 def plain(processor: Any) -> list[Operation]:
-    """What a class does that has no method of its own."""
+    """The operations of a class that overrides nothing."""
     return [*_resize(processor), *_center_crop(processor), *_values(processor)]
 
 
@@ -100,41 +101,44 @@ def _normalize(processor: Any) -> list[Operation]:
 
 
 def _convnext(processor: Any) -> list[Operation]:
-    """Below 384: the shorter side to edge / crop_pct, then the middle; from 384 on: to a square."""
-    resized: list[Operation] = []
+    """Below 384, resize the shorter side to edge / crop_pct and crop the middle; from 384 on,
+    stretch to a square."""
+    sizing: list[Operation] = []
     if processor.do_resize:
         edge = processor.size.shortest_edge
         if not edge:
             raise refused(processor, f"size is {dict(processor.size)}, without shortest_edge")
-        resized = [_resize_to(processor, edge, edge)]
-        if edge < CONVNEXT_SQUEEZES_FROM:
-            shorter = _resize_shorter(processor, int(edge / processor.crop_pct))
-            resized = [shorter, {"op": "crop", "height": edge, "width": edge}]
-    return [*resized, *_center_crop(processor), *_values(processor)]
+        sizing = [_resize_to(processor, edge, edge)]
+        if edge < CONVNEXT_STRETCHES_FROM:
+            resize = _resize_shorter(processor, int(edge / processor.crop_pct))
+            sizing = [resize, {"op": "crop", "height": edge, "width": edge}]
+    return [*sizing, *_center_crop(processor), *_values(processor)]
 
 
 def _poolformer(processor: Any) -> list[Operation]:
-    """Everything is resized to 1 / crop_pct of what is asked for."""
-    size, part = processor.size, processor.crop_pct
-    resized = _resize(processor)
-    if resized and part:
+    """Resize everything to 1 / crop_pct of the configured size."""
+    size, crop_pct = processor.size, processor.crop_pct
+    sizing = _resize(processor)
+    if sizing and crop_pct:
         edge = size.shortest_edge or (size.height if size.height == size.width else None)
         if edge:
-            resized = [_resize_shorter(processor, int(edge / part))]
+            sizing = [_resize_shorter(processor, int(edge / crop_pct))]
         else:
-            resized = [_resize_to(processor, int(size.height / part), int(size.width / part))]
-    return [*resized, *_center_crop(processor), *_values(processor)]
+            sizing = [
+                _resize_to(processor, int(size.height / crop_pct), int(size.width / crop_pct))
+            ]
+    return [*sizing, *_center_crop(processor), *_values(processor)]
 
 
 def _levit(processor: Any) -> list[Operation]:
-    resized = _resize(processor)
-    if resized and processor.size.shortest_edge:
-        resized = [_resize_shorter(processor, int((256 / 224) * processor.size.shortest_edge))]
-    return [*resized, *_center_crop(processor), *_values(processor)]
+    sizing = _resize(processor)
+    if sizing and processor.size.shortest_edge:
+        sizing = [_resize_shorter(processor, int((256 / 224) * processor.size.shortest_edge))]
+    return [*sizing, *_center_crop(processor), *_values(processor)]
 
 
 def _efficientnet(processor: Any) -> list[Operation]:
-    """``include_top`` divides by the deviation once more."""
+    """``include_top`` divides by the standard deviation a second time."""
     offset = -1.0 if processor.rescale_offset else 0.0
     values = [*_rescale(processor, offset), *_normalize(processor)]
     if processor.include_top:
@@ -150,12 +154,12 @@ def _mobilevit(processor: Any) -> list[Operation]:
 
 
 def _perceiver(processor: Any) -> list[Operation]:
-    """Crops before it resizes, by the share that ``size`` is of ``crop_size``."""
+    """Crop before resizing, by the ratio of ``size`` to ``crop_size``."""
     cropped: list[Operation] = []
     if processor.do_center_crop:
-        size, whole = processor.size, processor.crop_size
-        parts = {"height": size.height / whole.height, "width": size.width / whole.width}
-        cropped = [{"op": "crop_part", **parts}]
+        size, crop_size = processor.size, processor.crop_size
+        ratios = {"height": size.height / crop_size.height, "width": size.width / crop_size.width}
+        cropped = [{"op": "crop_part", **ratios}]
     return [*cropped, *_resize(processor), *_values(processor)]
 
 
@@ -163,7 +167,7 @@ def _uncropped(processor: Any) -> list[Operation]:
     return [*_resize(processor), *_values(processor)]
 
 
-# Classes with methods of their own; of the others the general processor's are tried.
+# Classes that override methods; any other class is tried with the general processor's rule.
 RULES: Mapping[str, Callable[[Any], list[Operation]]] = {
     "BeitImageProcessor": plain,
     "ConvNextImageProcessor": _convnext,

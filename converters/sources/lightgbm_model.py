@@ -53,33 +53,34 @@ class LightgbmModel(TabularModel):
         objective, *settings = str(self._dump.get("objective", "")).split() or [""]
         if objective not in LINKS or "sqrt" in settings:
             raise SourceRefused(
-                f"{path} was trained for {' '.join([objective, *settings]) or 'nothing it says'}, "
-                f"and what is served is a classifier or a regressor: {', '.join(LINKS)}"
+                f"{path} was trained for "
+                f"{' '.join([objective, *settings]) or 'no declared objective'}, and only a "
+                f"classifier or a regressor can be served: {', '.join(LINKS)}"
             )
         self.link = LINKS[objective]
         # ``binary sigmoid:1``: the slope of the link.
-        slopes = [each.partition(":")[2] for each in settings if each.startswith("sigmoid:")]
+        slopes = [entry.partition(":")[2] for entry in settings if entry.startswith("sigmoid:")]
         self.slope = float(slopes[0]) if slopes else 1.0
         names = [str(name) for name in self._dump["feature_names"]]
-        # A category that is not in a split's set goes to the right, and so does a missing one.
+        # A category outside a split's set goes to the right, and so does a missing one.
         self.categories = CategorySplits(len(names), inside=YES, missing=NO, floors=False)
         self.trees = tuple(self._trees())
         self.codes = self._pandas_categories(names)
-        self.columns = tuple(self._column(place, name) for place, name in enumerate(names))
+        self.columns = tuple(self._column(index, name) for index, name in enumerate(names))
         if self.codes:
             self.order = tuple(names)
         classes = int(self._dump["num_class"])
-        counts = {"sigmoid": 2, "softmax": classes, "sigmoid each": classes}
-        count = counts.get(self.link, 0)
-        self.labels = tuple(map(str, range(count)))
+        label_counts = {"sigmoid": 2, "softmax": classes, "sigmoid each": classes}
+        label_count = label_counts.get(self.link, 0)
+        self.labels = tuple(map(str, range(label_count)))
 
     def answer(self, table: Table) -> np.ndarray:
-        values = np.asarray(
-            self.booster.predict(self._asked(table), num_threads=1), dtype=np.float64
+        predicted = np.asarray(
+            self.booster.predict(self._library_rows(table), num_threads=1), dtype=np.float64
         )
-        values = values.reshape(len(table), -1)
-        both = [1 - values, values] if self.link == "sigmoid" else [values]
-        answer: np.ndarray = np.hstack(both)
+        predicted = predicted.reshape(len(table), -1)
+        columns = [1 - predicted, predicted] if self.link == "sigmoid" else [predicted]
+        answer: np.ndarray = np.hstack(columns)
         return answer
 
     def decide(self, table: Table) -> np.ndarray:
@@ -98,73 +99,77 @@ class LightgbmModel(TabularModel):
         return with_coded_inputs(graph, self.columns, self.codes) if self.order else graph
 
     def start(self) -> np.ndarray:
-        """What the trees are added to, FP64 [raw scores]: nothing, it is in them."""
+        """What the trees are added to, FP64 [raw scores]: zeros, because the trees include it."""
         return np.zeros(int(self._dump["num_tree_per_iteration"]))
 
     def thresholds(self) -> Mapping[str, np.ndarray]:
-        found = thresholds_by_feature(self.trees, len(self.columns))
-        return {column.name: each for column, each in zip(self.columns, found, strict=True)}
+        thresholds = thresholds_by_feature(self.trees, len(self.columns))
+        names = (column.name for column in self.columns)
+        return dict(zip(names, thresholds, strict=True))
 
     def forest(self, table: Table) -> Forest:
         numbers = self.categories.numbers(coded(table, self.columns, self.codes))
         return Forest(self.trees, numbers, direct=not self.categories)
 
-    def _column(self, place: int, name: str) -> Column:
-        if place not in self.codes:
-            known = self._dump["feature_infos"].get(name, {}).get("values", ())
-            return Column(name, values=tuple(sorted(float(each) for each in known if each >= 0)))
-        known = self.codes[place]
-        if all(isinstance(each, str) for each in known):
-            return Column(name, is_text=True, categories=tuple(map(str, known)))
-        return Column(name, values=tuple(map(float, known)))
+    def _column(self, index: int, name: str) -> Column:
+        if index not in self.codes:
+            categories = self._dump["feature_infos"].get(name, {}).get("values", ())
+            return Column(
+                name, values=tuple(sorted(float(value) for value in categories if value >= 0))
+            )
+        categories = self.codes[index]
+        if all(isinstance(category, str) for category in categories):
+            return Column(name, is_text=True, categories=tuple(map(str, categories)))
+        return Column(name, values=tuple(map(float, categories)))
 
     def _pandas_categories(self, names: Sequence[str]) -> dict[int, list[Any]]:
-        """The categories of each column of pandas' type ``category``, by its place: the file has
-        them in the order of those columns, and does not say which they are."""
-        held = self._dump.get("pandas_categorical") or []
+        """The categories of each column of pandas' type ``category``, by the column's index: the
+        file lists them in the order of those columns, and does not say which columns these are."""
+        category_lists = self._dump.get("pandas_categorical") or []
         infos = self._dump["feature_infos"]
-        found = [place for place, name in enumerate(names) if infos.get(name, {}).get("values")]
-        if held and len(held) != len(found):
+        indices = [index for index, name in enumerate(names) if infos.get(name, {}).get("values")]
+        if category_lists and len(category_lists) != len(indices):
             raise SourceRefused(
-                f"{self.path} was trained on {len(held)} columns of pandas' type category, and "
-                f"{len(found)} are known as such (ordered or constant ones are not): make the "
-                "others numbers, and train again"
+                f"{self.path} was trained on {len(category_lists)} columns of pandas' type "
+                f"category, and {len(indices)} are known as such (ordered or constant ones are "
+                "not): convert the others to numbers, and train again"
             )
-        for known in held:
-            kinds = {isinstance(each, str) for each in known}
-            if len(kinds) > 1 or any(isinstance(each, bool) for each in known):
+        for categories in category_lists:
+            are_texts = {isinstance(category, str) for category in categories}
+            if len(are_texts) > 1 or any(isinstance(category, bool) for category in categories):
                 raise SourceRefused(
-                    f"{self.path} has a column with categories of several types, or true and "
-                    "false: make them texts, and train again"
+                    f"{self.path} has a column whose categories are of several types, or booleans: "
+                    "convert them to text, and train again"
                 )
-        return dict(zip(found, held, strict=True)) if held else {}
+        return dict(zip(indices, category_lists, strict=True)) if category_lists else {}
 
-    def _asked(self, table: Table) -> Any:
-        """What its user gives it: a DataFrame where columns are of the type category."""
+    def _library_rows(self, table: Table) -> Any:
+        """The rows as a user passes them: a DataFrame if columns are of the type ``category``."""
         if not self.codes:
             return np.stack([table.columns[column.name] for column in self.columns], axis=1)
         return category_frame(table, self.columns, self.codes)
 
     def _trees(self) -> Iterator[Tree]:
         targets, trees = int(self._dump["num_tree_per_iteration"]), self._dump["tree_info"]
-        # A random forest's answer is the mean; in a sum of K targets each has its own trees.
+        # A random forest predicts the mean; in a sum of K targets each target has its own trees.
         weight = targets / len(trees) if self._dump.get("average_output") else 1.0
         for index, tree in enumerate(trees):
-            growing = _Growing(self.path, *self._numbers[index], self.categories)
-            growing.add(tree["tree_structure"])
-            yield growing.tree(index % targets, weight * self.slope)
+            builder = _TreeBuilder(self.path, *self._numbers[index], self.categories)
+            builder.add(tree["tree_structure"])
+            yield builder.tree(index % targets, weight * self.slope)
 
 
-def _beside_zero(threshold: float) -> float:
-    """LightGBM reads every number of at most ``ZERO`` as 0 before it compares."""
+def _effective_threshold(threshold: float) -> float:
+    """The threshold as LightGBM applies it: it reads every number up to ``ZERO`` as 0 before it
+    compares."""
     if -ZERO <= threshold < 0:
         return float(np.nextafter(-ZERO, -np.inf))
     return ZERO if 0 <= threshold < ZERO else threshold
 
 
 @dataclass
-class _Growing:
-    """A tree of dictionaries as it becomes one of arrays."""
+class _TreeBuilder:
+    """Turns a tree of dictionaries into one of arrays."""
 
     path: Path
     thresholds: Sequence[float]
@@ -173,43 +178,43 @@ class _Growing:
     rows: list[list[Any]] = field(default_factory=list)
 
     def add(self, node: Mapping[str, Any]) -> int:
-        """The place of this node, its children added after it."""
-        place = len(self.rows)
+        """Add this node and its children after it; return its index."""
+        index = len(self.rows)
         self.rows.append([0, 0.0, -1, -1, False, 0.0])
         if "split_feature" not in node:
             if "leaf_coeff" in node:
                 raise SourceRefused(
-                    f"{self.path} has lines in its leaves (linear_tree): ONNX's trees have one "
-                    "number in each, and a graph of lines would not be LightGBM's: train without "
-                    "linear_tree"
+                    f"{self.path} has linear models in its leaves (linear_tree), and ONNX's trees "
+                    "hold one number in each, so the graph would not match LightGBM: train it "
+                    "without linear_tree"
                 )
-            self.rows[place][5] = self.leaves[int(node.get("leaf_index", 0))]
-            return place
+            self.rows[index][5] = self.leaves[int(node.get("leaf_index", 0))]
+            return index
         self._check(node)
         if node["decision_type"] == "==":
-            codes = [int(each) for each in str(node["threshold"]).split("||")]
-            self.rows[place][0] = self.categories.feature(int(node["split_feature"]), codes)
-            self.rows[place][2] = self.add(node["left_child"])
-            self.rows[place][3] = self.add(node["right_child"])
-            return place
-        threshold = _beside_zero(self.thresholds[int(node["split_index"])])
-        # Without missing values in training LightGBM reads NaN as 0.
+            codes = [int(code) for code in str(node["threshold"]).split("||")]
+            self.rows[index][0] = self.categories.feature(int(node["split_feature"]), codes)
+            self.rows[index][2] = self.add(node["left_child"])
+            self.rows[index][3] = self.add(node["right_child"])
+            return index
+        threshold = _effective_threshold(self.thresholds[int(node["split_index"])])
+        # If training met no missing values, LightGBM reads NaN as 0.
         is_nan = node["missing_type"] == "NaN"
         missing = bool(node["default_left"]) if is_nan else threshold >= 0
-        self.rows[place][:2] = [int(node["split_feature"]), threshold]
-        self.rows[place][2] = self.add(node["left_child"])
-        self.rows[place][3] = self.add(node["right_child"])
-        self.rows[place][4] = missing
-        return place
+        self.rows[index][:2] = [int(node["split_feature"]), threshold]
+        self.rows[index][2] = self.add(node["left_child"])
+        self.rows[index][3] = self.add(node["right_child"])
+        self.rows[index][4] = missing
+        return index
 
     def _check(self, node: Mapping[str, Any]) -> None:
         if node["decision_type"] not in ("<=", "=="):
             raise SourceRefused(
-                f"{self.path} decides by {node['decision_type']!r}, which is not known here: save "
-                "it again with the version of this environment"
+                f"{self.path} decides by {node['decision_type']!r}, which is not supported: save "
+                "it again with this environment's version of LightGBM"
             )
         if node["missing_type"] == "Zero":
-            raise SourceRefused(f"{self.path} was trained with zero_as_missing: train without it")
+            raise SourceRefused(f"{self.path} was trained with zero_as_missing: train it without")
 
     def tree(self, target: int, weight: float) -> Tree:
         feature, threshold, yes, no, missing, value = zip(*self.rows, strict=True)
@@ -226,17 +231,18 @@ class _Growing:
 
 
 def _written_numbers(path: Path) -> list[tuple[list[float], list[float]]]:
-    """Each tree's thresholds and leaves as the file has them: the dump cuts off beyond 1e300."""
-    found: list[tuple[list[float], list[float]]] = []
+    """Each tree's thresholds and leaves as the file has them: dump_model loses numbers beyond
+    1e300."""
+    trees: list[tuple[list[float], list[float]]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition("=")
         if key == "Tree":
-            found.append(([], []))
-        elif found and key in ("threshold", "leaf_value"):
-            found[-1][key == "leaf_value"].extend(map(float, value.split()))
+            trees.append(([], []))
+        elif trees and key in ("threshold", "leaf_value"):
+            trees[-1][key == "leaf_value"].extend(map(float, value.split()))
         elif line == "end of trees":
             break
-    return found
+    return trees
 
 
 def _open(path: Path) -> Any:
@@ -244,12 +250,12 @@ def _open(path: Path) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-        # Its own parser reads a file that is cut off as far as it goes, without a word.
+        # LightGBM's own parser silently reads as much of a truncated file as there is.
         if not text.startswith("tree\n") or "\nend of trees\n" not in text:
-            raise ValueError("it does not begin with 'tree' and end its trees")
+            raise ValueError("it has no 'tree' at its beginning or no 'end of trees'")
         return lightgbm.Booster(model_str=text)
     except (ValueError, lightgbm.basic.LightGBMError) as error:
         raise SourceRefused(
-            f"{path} is no LightGBM model, or it is cut off ({error}): save it again with "
+            f"{path} is not a LightGBM model, or it is truncated ({error}): save it again with "
             "booster_.save_model('model.txt')"
         ) from error

@@ -1,7 +1,7 @@
-"""A LoRA adapter merged into its base: W + B·A·alpha/r for each layer that it adapts, and whatever
-it was trained to put in the place of a layer (a new head). Needs no peft.
+"""A LoRA adapter merged into its base: W + B·A·alpha/r for each layer that it adapts, plus the
+layers that it replaces (a new head). Needs no peft.
 
-The merged folder is kept in the cache, and is a model like any other.
+The merged folder is cached, and is a model like any other.
 """
 
 import json
@@ -22,49 +22,50 @@ from converters.sources.adapter import ADAPTER, FILES, base_of, is_adapter, sett
 from converters.sources.huggingface import HuggingFaceFolder, check_weights
 from converters.task import ConversionRequest
 
-BASE = "base"  # the option that says where the base is
+BASE = "base"  # the option with the base model's folder
 _LAYER = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
-_IN_PLACE = re.compile(r"\.(modules_to_save|base_layer|original_module)(\.default)?")
-# Beside the weights: what says how a text is cut, what the labels are, how vectors are pooled.
-_SMALL = ("*.json", "*.txt", "*.model")
-_MODULES = ("*/*.json", "*/*.safetensors")  # of sentence-transformers, each in its folder
+_REPLACED_MODULE = re.compile(r"\.(modules_to_save|base_layer|original_module)(\.default)?")
+# The files beside the weights that define tokenization, labels and pooling.
+_SMALL_FILES = ("*.json", "*.txt", "*.model")
+# sentence-transformers' modules, each in its folder.
+_MODULE_FILES = ("*/*.json", "*/*.safetensors")
 Weights = Mapping[str, torch.Tensor]
 
 
-def merged_order(order: ConversionRequest, auto_class: str) -> ConversionRequest:
-    """The order on the merged model where its source is an adapter, else the order as it is.
+def merged_order(request: ConversionRequest, auto_class: str) -> ConversionRequest:
+    """The request with the merged model as its source if the source is an adapter, else the request
+    unchanged.
 
-    ``auto_class`` is transformers' for the task. SourceRefused when a base is said for a source
-    that is no adapter, and when the two do not fit.
+    ``auto_class`` is transformers' class for the task. SourceRefused if a base is given for a
+    source that is not an adapter, and if adapter and base do not fit.
     """
-    adapter, said = Path(order.source), order.options.get(BASE, "")
+    adapter, base_option = Path(request.source), request.options.get(BASE, "")
     if not (adapter.is_dir() and is_adapter(adapter)):
-        if said:
-            raise SourceRefused(f"{order.source} is no LoRA adapter: leave --base out")
-        return order
+        if base_option:
+            raise SourceRefused(f"{request.source} is not a LoRA adapter: omit --base")
+        return request
     if not auto_class:
         raise SourceRefused(
-            f"{adapter} holds a LoRA adapter of a transformers model: give the --task that such a "
-            "model is converted for"
+            f"{adapter} holds a LoRA adapter of a transformers model: give the --task of that model"
         )
-    base = base_of(adapter, said)
-    if base is None:  # ``why_not_adapter`` has said so before
-        raise SourceRefused(f"the base of {adapter} is not here: say where with --base")
-    decides = [*HuggingFaceFolder.open(base).files(), *_small(adapter), _weights_file(adapter)]
-    key = content_key(json.dumps(["lora", adapter.name, auto_class, files_sha256(decides)]))
+    base = base_of(adapter, base_option)
+    if base is None:  # ``why_not_adapter`` has refused this already
+        raise SourceRefused(f"the base of {adapter} is not here: give its folder with --base")
+    inputs = [*HuggingFaceFolder.open(base).files(), *_small_files(adapter), _weights_file(adapter)]
+    key = content_key(json.dumps(["lora", adapter.name, auto_class, files_sha256(inputs)]))
     folder = conversion(
-        order.name, key, f"{adapter.name}/config.json",
+        request.name, key, f"{adapter.name}/config.json",
         lambda target: _merge(adapter, base, auto_class, target / adapter.name),
     )  # fmt: skip
-    return replace(order, source=str(folder / adapter.name))
+    return replace(request, source=str(folder / adapter.name))
 
 
 def _merge(adapter: Path, base: Path, auto_class: str, target: Path) -> None:
     import transformers
 
     target.mkdir()
-    for source in (base, adapter):  # the adapter's own tokenizer and labels come first
-        for file in _small(source):
+    for source in (base, adapter):  # the adapter's tokenizer and labels override the base's
+        for file in _small_files(source):
             copy = target / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
@@ -73,10 +74,10 @@ def _merge(adapter: Path, base: Path, auto_class: str, target: Path) -> None:
         config = HuggingFaceFolder(adapter, {}).document("config.json")
     for file in HuggingFaceFolder.open(base).weights():
         (target / file.name).symlink_to(file.resolve())
-    layers, in_place = _read(adapter)
-    kind = getattr(transformers, auto_class)
-    model = HuggingFaceFolder(target, config).model(kind, replaced=tuple(in_place))
-    apply(model, layers, in_place, settings_of(adapter), str(adapter))
+    layers, replacements = _read(adapter)
+    model_class = getattr(transformers, auto_class)
+    model = HuggingFaceFolder(target, config).model(model_class, replaced=tuple(replacements))
+    apply(model, layers, replacements, settings_of(adapter), str(adapter))
     for file in [*target.glob("*.safetensors*"), *target.glob("*.bin*")]:
         file.unlink()
     model.save_pretrained(target)  # type: ignore[operator]
@@ -85,53 +86,53 @@ def _merge(adapter: Path, base: Path, auto_class: str, target: Path) -> None:
 def apply(
     model: torch.nn.Module,
     layers: Mapping[str, Mapping[str, torch.Tensor]],
-    in_place: Weights,
+    replacements: Weights,
     settings: Mapping[str, Any],
-    what: str,
+    adapter_name: str,
 ) -> None:
-    """Change the weights of ``model``: ``layers`` are A [r, in] and B [out, r] by a module's name,
-    ``in_place`` whole weights by theirs. SourceRefused, which names ``what``, when they do not
-    fit."""
+    """Change the weights of ``model`` in place: ``layers`` are A [r, in] and B [out, r] by module
+    name, ``replacements`` whole weights by weight name. SourceRefused, which names the adapter, if
+    they do not fit."""
     modules, state = dict(model.named_modules()), model.state_dict()
     with torch.no_grad():
         for name, pair in layers.items():
             if set(pair) != {"A", "B"} or name not in modules:
-                raise _does_not_fit(what, name)
-            scaled = _scale(name, int(pair["A"].shape[0]), settings)
+                raise _does_not_fit(adapter_name, name)
+            scale = _scale(name, int(pair["A"].shape[0]), settings)
             weight = getattr(modules[name], "weight", None)
             delta = _delta(modules[name], pair["A"].float(), pair["B"].float())
             if delta is None or weight is None or delta.shape != weight.shape:
-                raise _does_not_fit(what, name)
-            weight += scaled * delta
-        for name, values in in_place.items():
+                raise _does_not_fit(adapter_name, name)
+            weight += scale * delta
+        for name, values in replacements.items():
             if name not in state:
-                raise _does_not_fit(what, name)
+                raise _does_not_fit(adapter_name, name)
             if state[name].shape != values.shape:
                 raise SourceRefused(
-                    f"{what} puts {name} {tuple(values.shape)} in the place of "
-                    f"{tuple(state[name].shape)}: where it has other labels than its base, put a "
+                    f"{adapter_name} replaces {name} {tuple(state[name].shape)} with "
+                    f"{tuple(values.shape)}: if it has other labels than its base, put a "
                     "config.json with them (num_labels, id2label) beside the adapter"
                 )
             state[name].copy_(values)
 
 
-def _does_not_fit(what: str, name: str) -> SourceRefused:
+def _does_not_fit(adapter_name: str, name: str) -> SourceRefused:
     return SourceRefused(
-        f"{what} changes {name}, which its base does not have in that form: give the base that it "
-        "was trained on (--base) and the --task, or merge it with peft (merge_and_unload)"
+        f"{adapter_name} changes {name}, which its base does not have in that shape: give the base "
+        "that it was trained on (--base) and the --task, or merge it with peft (merge_and_unload)"
     )
 
 
 def _scale(name: str, rank: int, settings: Mapping[str, Any]) -> float:
     patterns = dict(settings.get("alpha_pattern") or {})
-    found = next((each for each in patterns if re.match(rf"(.*\.)?({each})$", name)), None)
-    alpha = float(patterns[found] if found else settings.get("lora_alpha", rank))
+    pattern = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+    alpha = float(patterns[pattern] if pattern else settings.get("lora_alpha", rank))
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _delta(module: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
-    """B·A as the module holds its weight; None for one of which that is not known, or that the two
-    do not fit."""
+    """B·A in the layout of the module's weight; None for a module type without a known layout, or
+    if A and B do not fit."""
     from transformers.pytorch_utils import Conv1D
 
     try:
@@ -147,36 +148,40 @@ def _delta(module: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None
 
 
 def _read(adapter: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """A and B of each layer, and the weights that are put in the place of the base's."""
+    """A and B of each layer, and the weights that replace the base's."""
     file = _weights_file(adapter)
     check_weights(file)
     is_safe = file.suffix == ".safetensors"
-    held = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+    tensors = (
+        load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+    )
     layers: dict[str, dict[str, torch.Tensor]] = {}
-    in_place = {}
-    for key, values in held.items():
+    replacements = {}
+    for key, values in tensors.items():
         name = str(key).removeprefix("base_model.model.")
-        found = _LAYER.fullmatch(name)
-        if found:
-            layers.setdefault(found[1], {})[found[2]] = values
+        match = _LAYER.fullmatch(name)
+        if match:
+            layers.setdefault(match[1], {})[match[2]] = values
         elif "lora_" in name or "trainable_tokens" in name:
             raise SourceRefused(
                 f"{file} holds {key}, which is more than A and B: merge it with peft "
                 "(merge_and_unload) and give the result"
             )
         else:
-            in_place[_IN_PLACE.sub("", name)] = values.float()
-    if not layers and not in_place:
+            replacements[_REPLACED_MODULE.sub("", name)] = values.float()
+    if not layers and not replacements:
         raise SourceRefused(f"{file} holds no weights: copy the adapter again")
-    return layers, in_place
+    return layers, replacements
 
 
 def _weights_file(adapter: Path) -> Path:
     return next(adapter / name for name in FILES if (adapter / name).is_file())
 
 
-def _small(folder: Path) -> list[Path]:
-    patterns = (*_SMALL, *_MODULES) if (folder / "modules.json").is_file() else _SMALL
-    found = {file for each in patterns for file in folder.glob(each) if file.is_file()}
-    left_out = (ADAPTER, "model.safetensors.index.json", "trainer_state.json")
-    return sorted(each for each in found if each.name not in left_out)
+def _small_files(folder: Path) -> list[Path]:
+    patterns = (
+        (*_SMALL_FILES, *_MODULE_FILES) if (folder / "modules.json").is_file() else _SMALL_FILES
+    )
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    excluded = (ADAPTER, "model.safetensors.index.json", "trainer_state.json")
+    return sorted(file for file in files if file.name not in excluded)

@@ -1,12 +1,13 @@
-"""Every parameter of each library that a user's call has, and what becomes of it here.
+"""Every parameter that each library's users can pass, and what happens to it here.
 
 A test compares these tables with the libraries' own signatures: a release with a new parameter
-fails it, until somebody has said here what the parameter does to a prediction.
+fails the test until somebody records here what the parameter does to a prediction.
 
-applied   it is in the file, or its default is what the original is asked with
-asked     no file holds it: the user says it (``ConversionRequest.options``), and proof.md records
-it refused   it changes a prediction and is not converted; the message says so
-training  it decides what was trained, and nothing of what the trained model answers
+applied   it is in the file, or the original is called with its default
+asked     no file holds it: the user gives it (``ConversionRequest.options``), and proof.md records
+          it
+refused   it changes a prediction and is not converted; the message says so
+training  it decides what is learned, and does not affect what the trained model predicts
 """
 
 from collections.abc import Mapping
@@ -21,14 +22,14 @@ def _all(verdict: str, names: str) -> dict[str, str]:
 # XGBClassifier, XGBRegressor, XGBRanker and the random forests: get_params().
 XGBOOST_PARAMETERS: Verdicts = {
     **_all("asked", "missing"),
-    # early_stopping_rounds leaves best_iteration in the file; objective, booster, base_score and
-    # num_parallel_tree are in it too.
+    # early_stopping_rounds leaves best_iteration in the file, which also holds objective, booster,
+    # base_score and num_parallel_tree.
     **_all(
         "applied", "early_stopping_rounds objective booster base_score num_parallel_tree device"
     ),
-    # Which columns hold categories is in the file; of pandas' ones their names are too.
+    # The file says which columns hold categories, and for pandas' categories also their names.
     **_all("applied", "enable_categorical feature_types"),
-    **_all("refused", "multi_strategy"),  # several answers a row
+    **_all("refused", "multi_strategy"),  # several values per row
     **_all(
         "training",
         "callbacks colsample_bylevel colsample_bynode colsample_bytree eval_metric feature_weights "
@@ -38,15 +39,15 @@ XGBOOST_PARAMETERS: Verdicts = {
         "sampling_method scale_pos_weight subsample tree_method validate_parameters verbosity",
     ),
 }
-# predict, predict_proba of those; Booster.predict and DMatrix, which native files are asked with.
+# predict and predict_proba of those; Booster.predict and DMatrix, which native files use.
 XGBOOST_CALL: Verdicts = {
     **_all("asked", "iteration_range missing"),
-    # X, data: the rows, by name where the file has names. The others at their defaults.
+    # X, data: the rows, by name if the file has names. The others at their defaults.
     **_all(
         "applied", "X data validate_features feature_names nthread silent training strict_shape"
     ),
     **_all("applied", "data_split_mode feature_types enable_categorical"),
-    # Another kind of answer, or something beside the row that decides it.
+    # Another kind of output, or an input beside the row.
     **_all(
         "refused",
         "output_margin base_margin pred_leaf pred_contribs approx_contribs pred_interactions",
@@ -65,23 +66,23 @@ LIGHTGBM_PARAMETERS: Verdicts = {
         "reg_lambda subsample subsample_for_bin subsample_freq",
     ),
 }
-# Their predict and predict_proba, and Booster.predict. save_model itself keeps the best iteration.
+# Their predict and predict_proba, and Booster.predict. save_model itself saves the best iteration.
 LIGHTGBM_CALL: Verdicts = {
     **_all("applied", "X data start_iteration num_iteration validate_features data_has_header"),
     **_all("refused", "raw_score pred_leaf pred_contrib kwargs"),
 }
-# scikit-learn's own code runs them, in the pipeline's step.
+# scikit-learn's own code runs these, in the pipeline's step.
 VECTORIZER_PARAMETERS: Verdicts = {
     **_all(
         "applied",
         "alternate_sign analyzer binary dtype lowercase n_features ngram_range norm smooth_idf "
         "stop_words strip_accents sublinear_tf token_pattern use_idf vocabulary",
     ),
-    # A function of the user's; a name of a file. Bytes are never sent, so their encoding is moot.
+    # A user's function; a file name. Bytes are never sent, so their encoding is moot.
     **_all("refused", "preprocessor tokenizer input"),
     **_all("training", "max_df max_features min_df decode_error encoding"),
 }
-# Encoders of categories are asked what they give for each (``sklearn_encoders``).
+# Category encoders are sampled: each category's encoding is computed (``sklearn_encoders``).
 ENCODER_PARAMETERS: Verdicts = {
     **_all(
         "applied",
@@ -107,7 +108,7 @@ ISOLATION_PARAMETERS: Verdicts = {
     **_all("applied", "n_estimators max_samples max_features contamination"),
     **_all("training", "bootstrap n_jobs random_state verbose warm_start"),
 }
-# The centres are all that answers.
+# Only the centres determine the prediction.
 CENTRES_PARAMETERS: Verdicts = {
     **_all("applied", "n_clusters"),
     **_all(

@@ -1,8 +1,7 @@
-"""XGBoost's and LightGBM's own estimators where a scikit-learn pipeline holds them.
+"""XGBoost's and LightGBM's own estimators inside a scikit-learn pipeline.
 
-Each is written in its library's format and read back, so that what stands in the pipeline is read
-by the same code as a file of its own. What no such file holds (``missing``, the best iteration) the
-estimator says itself.
+Each is written in its library's format and read back, so that the same code reads it and a
+standalone file. What no such file holds (``missing``, the best iteration) comes from the estimator.
 """
 
 import tempfile
@@ -16,7 +15,7 @@ from converters.sources.xgboost_model import XgboostModel
 
 XGBOOST = ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor")
 LIGHTGBM = ("LGBMClassifier", "LGBMRegressor", "LGBMRanker")
-# What a file of such a model holds beside scikit-learn's types.
+# The types that a file with such a model holds beside scikit-learn's.
 TRUSTED = {
     "xgboost.core.Booster",
     "lightgbm.basic.Booster",
@@ -28,14 +27,17 @@ TRUSTED = {
 
 
 def is_booster(model: Any) -> bool:
-    """Whether it is one of their estimators."""
-    kind = type(model)
-    return f"{kind.__module__}.{kind.__name__}" in TRUSTED and kind.__name__ != "Booster"
+    """Whether the model is one of these libraries' estimators."""
+    model_class = type(model)
+    return (
+        f"{model_class.__module__}.{model_class.__name__}" in TRUSTED
+        and model_class.__name__ != "Booster"
+    )
 
 
 def booster_model(model: Any) -> XgboostModel | LightgbmModel:
-    """The fitted estimator as its library's own file holds it; SourceRefused for what is not
-    converted in such a file either."""
+    """The fitted estimator, read from its library's own file format; SourceRefused for what is not
+    converted from such a file either."""
     name = type(model).__name__
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / (f"{name}.ubj" if name in XGBOOST else f"{name}.txt")
@@ -50,7 +52,7 @@ def booster_model(model: Any) -> XgboostModel | LightgbmModel:
 
 
 def boosters_in(model: Any) -> Iterator[Any]:
-    """Each that is a model or stands in a pipeline of it, at any depth of pipelines."""
+    """Yield the model if it is a booster, and each booster in its pipelines, at any depth."""
     if is_booster(model):
         yield model
     for _, step in getattr(model, "steps", ()):
@@ -58,7 +60,7 @@ def boosters_in(model: Any) -> Iterator[Any]:
 
 
 def booster_classes() -> Iterator[tuple[type, bool]]:
-    """The classes that are installed, and whether each is a classifier."""
+    """Yield the classes of the installed libraries, and whether each is a classifier."""
     for package, names in (("xgboost", XGBOOST), ("lightgbm", LIGHTGBM)):
         try:
             library = __import__(package)

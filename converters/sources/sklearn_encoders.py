@@ -1,7 +1,7 @@
-"""What a fitted encoder of categories gives for each of them, asked of the encoder itself.
+"""What a fitted category encoder gives for each category, as the encoder itself computes it.
 
-Nothing of its options (drop, rare categories, what is unknown, what is missing) is read here: each
-category, one that it does not know and a missing one are transformed, and what comes is a table.
+None of its options (drop, rare categories, unknown and missing ones) is read here: each category,
+an unknown one and a missing one are transformed, and the results form a table.
 """
 
 import warnings
@@ -20,7 +20,7 @@ UNKNOWN = "\ufdd1 never seen"
 @dataclass(frozen=True)
 class EncoderColumn:
     """``known`` are the categories, without a missing one. ``rows`` FP64 [len(known) + 2, width] is
-    what the encoder gives: first for an unknown one, then for each of ``known``, last for a
+    what the encoder gives: first for an unknown category, then for each of ``known``, last for a
     missing one; NaN where it refuses."""
 
     known: tuple[Any, ...]
@@ -28,68 +28,69 @@ class EncoderColumn:
 
 
 def encoder_columns(encoder: Any) -> list[EncoderColumn]:
-    """A column for each that a fitted OneHotEncoder, OrdinalEncoder or TargetEncoder takes."""
+    """An EncoderColumn for each column of a fitted OneHotEncoder, OrdinalEncoder or
+    TargetEncoder."""
     return list(_columns(encoder))
 
 
 def _columns(encoder: Any) -> Iterator[EncoderColumn]:
-    categories = [list(each) for each in encoder.categories_]
-    first = [each[0] for each in categories]
-    kinds = [_kind_of(each) for each in categories]
+    categories = [list(column) for column in encoder.categories_]
+    first = [column[0] for column in categories]
+    dtypes = [_dtype_of(column) for column in categories]
     start = 0
-    for place, held in enumerate(categories):
-        known = tuple(each for each in held if not is_missing(each))
-        gone = next((each for each in held if is_missing(each)), np.nan)
-        width = _width(encoder, place)
+    for position, column_categories in enumerate(categories):
+        known = tuple(value for value in column_categories if not is_missing(value))
+        missing = next((value for value in column_categories if is_missing(value)), np.nan)
+        width = _width(encoder, position)
         rows = []
-        for value in (_unknown(known), *known, gone):
-            row = [*first[:place], value, *first[place + 1 :]]
-            encoded = _encoded(encoder, row, kinds)
-            whole = np.full(width, np.nan) if encoded is None else encoded[start : start + width]
-            rows.append(whole)
+        for value in (_unknown(known), *known, missing):
+            row = [*first[:position], value, *first[position + 1 :]]
+            encoded = _encoded(encoder, row, dtypes)
+            cells = np.full(width, np.nan) if encoded is None else encoded[start : start + width]
+            rows.append(cells)
         start += width
         yield EncoderColumn(known, np.array(rows))
 
 
-def _width(encoder: Any, place: int) -> int:
+def _width(encoder: Any, position: int) -> int:
     if hasattr(encoder, "_n_features_outs"):
-        return int(encoder._n_features_outs[place])
+        return int(encoder._n_features_outs[position])
     if getattr(encoder, "target_type_", "") == "multiclass":
         raise SourceRefused(
-            "a TargetEncoder of more than two classes has no converter: encode the column with a "
+            "a TargetEncoder for more than two classes has no converter: encode the column with a "
             "OneHotEncoder"
         )
     return 1
 
 
 def _unknown(known: tuple[Any, ...]) -> Any:
-    if all(isinstance(each, str) for each in known):
+    if all(isinstance(category, str) for category in known):
         return UNKNOWN
-    return max(float(each) for each in known) + 1
+    return max(float(category) for category in known) + 1
 
 
-def _kind_of(categories: list[Any]) -> type:
-    """The type of a column that has these."""
-    is_text = any(isinstance(each, str) or each is None for each in categories)
+def _dtype_of(categories: list[Any]) -> type:
+    """The NumPy type of a column with these categories."""
+    is_text = any(isinstance(value, str) or value is None for value in categories)
     return object if is_text else np.float64
 
 
-def _encoded(encoder: Any, row: list[Any], kinds: list[type]) -> np.ndarray | None:
-    """The encoder's numbers for one row; None where it refuses it."""
+def _encoded(encoder: Any, row: list[Any], dtypes: list[type]) -> np.ndarray | None:
+    """The encoder's output for one row; None if it refuses the row."""
     import pandas as pd
 
     names = getattr(encoder, "feature_names_in_", None)
     if names is None:
-        asked: Any = np.array([row], dtype=object)
-        if object not in kinds:
-            asked = asked.astype(np.float64)
+        rows: Any = np.array([row], dtype=object)
+        if object not in dtypes:
+            rows = rows.astype(np.float64)
     else:
-        cells = zip(names, row, kinds, strict=True)
-        asked = pd.DataFrame({name: np.array([value], kind) for name, value, kind in cells})
+        cells = zip(names, row, dtypes, strict=True)
+        rows = pd.DataFrame({name: np.array([value], dtype) for name, value, dtype in cells})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            encoded = encoder.transform(asked)
+            encoded = encoder.transform(rows)
         except (ValueError, TypeError):
             return None
     dense = encoded.toarray() if hasattr(encoded, "toarray") else np.asarray(encoded)

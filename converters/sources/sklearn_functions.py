@@ -1,10 +1,10 @@
-"""numpy's functions of one number that a FunctionTransformer or a target's transform may hold."""
+"""NumPy's unary functions that a FunctionTransformer or a target's transform may hold."""
 
 from typing import Any
 
 import numpy as np
 
-# Each is operators in turn, with the constant that is their second input, if any.
+# Each is a sequence of operators, with the constant that is the second input, if any.
 FUNCTIONS: dict[str, tuple[tuple[str, float | None], ...]] = {
     "log": (("Log", None),),
     "log1p": (("Add", 1.0), ("Log", None)),
@@ -26,8 +26,8 @@ Part = tuple[str, list[str], str, float | None]
 
 
 def function_parts(function: Any, source: str, target: str) -> list[Part] | None:
-    """(operator, inputs, output, constant) from ``source`` to ``target``; none for the identity,
-    None for a function that has no converter."""
+    """(operator, inputs, output, constant) from ``source`` to ``target``; [] for the identity, None
+    for a function that has no converter."""
     if function is None:
         return []
     name = getattr(function, "__name__", "")
@@ -35,9 +35,9 @@ def function_parts(function: Any, source: str, target: str) -> list[Part] | None
         return None
     parts: list[Part] = []
     steps = FUNCTIONS[name]
-    for place, (operator, number) in enumerate(steps):
-        output = target if place == len(steps) - 1 else f"{target}_{place}"
+    for index, (operator, constant) in enumerate(steps):
+        output = target if index == len(steps) - 1 else f"{target}_{index}"
         inputs = [source, source] if name == "square" else [source]
-        parts.append((operator, inputs, output, number))
+        parts.append((operator, inputs, output, constant))
         source = output
     return parts

@@ -1,5 +1,5 @@
-"""A scikit-learn classifier or regressor, a search for outliers or for clusters, or a Pipeline that
-ends in one, from a skops file."""
+"""A scikit-learn classifier, regressor, outlier detector or clusterer, or a Pipeline that ends in
+one, from a skops file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,15 +23,15 @@ from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tr
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
 from converters.tabular.table import MISSING, Column, Table, ordinary_row
-from converters.tabular.vectorizers import vocabulary_note, written
+from converters.tabular.vectorizers import vectorizer_document, vocabulary_note
 
 KIND_REMARKS = {
     "outliers": (
-        "the value is decision_function: the lower, the stranger; below 0 it is an outlier, and "
-        "predict() says -1",
+        "the value is decision_function: the lower, the more abnormal; below 0 it is an outlier, "
+        "and predict() gives -1",
     ),
     "clusters": (
-        "labels are the numbers of the clusters. Scores are predict_proba, or, where it has none "
+        "labels are the cluster numbers. Scores are predict_proba, or, for a model without it "
         "(KMeans), minus the distance to the cluster's centre (transform)",
     ),
 }
@@ -44,38 +44,39 @@ class SklearnModel(TabularModel):
         self.path = path
         self.estimator, self.remarks = load_skops(path)
         self.kind = _kind(path, self.estimator)
-        # What answers, without what stands around it; ``_back`` leads to the target.
-        self.inner, self._back = without_target(path, self.estimator)
+        # The estimator that predicts, without its wrappers; ``_target_transform`` leads from
+        # its output to the target.
+        self.inner, self._target_transform = without_target(path, self.estimator)
         if type(self.last).__name__ == "IsolationForest":
-            self._back = None, (1.0, -float(self.last.offset_))
+            self._target_transform = None, (1.0, -float(self.last.offset_))
         self._trained = columns_of(self.inner)
-        # Texts and numbers cannot lie in one tensor, and a ColumnTransformer asks for names.
+        # One tensor cannot hold both texts and numbers, and a ColumnTransformer selects by name.
         has_text = any(column.is_text for column in self._trained)
         self.by_name = takes_columns_by_name(self.inner) or has_text
         if self.by_name:
             self.order = tuple(column.name for column in self._trained)
-        # (its column, vectorizer) for each that reads texts, and whether anything else reads those.
+        # (column, vectorizer) for each vectorizer of texts.
         self.vectorizers = vectorizers_of(self.inner)
         for _, vectorizer in self.vectorizers:
-            written(vectorizer)
+            vectorizer_document(vectorizer)
         self.only_texts = not hasattr(self.inner, "n_features_in_")
         ignored = ignored_columns(self.inner)
-        self.columns = tuple(c for c in self._trained if c.name not in ignored)
+        self.columns = tuple(column for column in self._trained if column.name not in ignored)
         self.steps = has_jumps(self.inner)
         self.labels = ()
         if self.kind == "classifier":
             self.labels = _labels(path, self.estimator)
         if self.kind == "clusters":
-            self.labels = tuple(map(str, range(_clusters(self.last))))
-            # A distance is what is left of three squares.
+            self.labels = tuple(map(str, range(_cluster_count(self.last))))
+            # A distance is computed from three squares, whose rounding dominates for far numbers.
             self.far = hasattr(self.last, "predict_proba")
         self.remarks = (*self.remarks, *KIND_REMARKS.get(self.kind, ()))
         self.margins = self.kind == "classifier" and not hasattr(self.estimator, "predict_proba")
         if self.margins:
-            said = (
-                "scores are margins (decision_function), not probabilities; of two labels -d and d"
+            remark = (
+                "scores are margins (decision_function), not probabilities; -d and d for two labels"
             )
-            self.remarks = (*self.remarks, said)
+            self.remarks = (*self.remarks, remark)
         self.boosters = list(boosters_in(self.inner))
         self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
 
@@ -98,14 +99,14 @@ class SklearnModel(TabularModel):
         values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
         if values.ndim > 1 and values.shape[1] > 1:
             raise SourceRefused(
-                f"{self.path} predicts {values.shape[1]} values a row: train one model for each"
+                f"{self.path} predicts {values.shape[1]} values per row: train one model for each"
             )
         return values.reshape(len(table), 1)
 
     def decide(self, table: Table) -> np.ndarray:
-        order = {label: index for index, label in enumerate(self.labels)}
+        index_of = {label: index for index, label in enumerate(self.labels)}
         predicted = self.estimator.predict(self._frame(table))
-        return np.array([order[str(each)] for each in predicted], dtype=np.int64)
+        return np.array([index_of[str(label)] for label in predicted], dtype=np.int64)
 
     def graph(self) -> onnx.ModelProto:
         from converters.tabular.sklearn2onnx import convert_estimator
@@ -120,11 +121,11 @@ class SklearnModel(TabularModel):
             vectorizers,
             zero_missing=self._gives_sparse_rows(),
         )
-        # Of two classes ONNX Runtime's support vectors give d and -d.
-        turned = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
-        if turned and len(self.labels) == 2:
+        # For two classes ONNX Runtime's support vectors give d and -d.
+        is_negated = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
+        if is_negated and len(self.labels) == 2:
             return with_target(graph, (np.negative, (1.0, 0.0)))
-        return with_target(graph, self._back)
+        return with_target(graph, self._target_transform)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:
         return self.vectorizers
@@ -144,96 +145,112 @@ class SklearnModel(TabularModel):
     def thresholds(self) -> Mapping[str, np.ndarray]:
         if self.inner is not self.last:
             return edges_of(self.inner)
-        found = estimator_thresholds(self.last, len(self._trained))
-        return {column.name: each for column, each in zip(self._trained, found, strict=True)}
+        thresholds = estimator_thresholds(self.last, len(self._trained))
+        names = (column.name for column in self._trained)
+        return dict(zip(names, thresholds, strict=True))
 
     def forest(self, table: Table) -> Forest | None:
         try:
-            form = tree_sum(self.last)
+            tree_model = tree_sum(self.last)
         except (AttributeError, SourceRefused):
             return None
-        direct = self.inner is self.last
-        rows = self._before_last(table)
+        is_alone = self.inner is self.last
+        rows = self._last_input(table)
         dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
         with np.errstate(over="ignore"):
-            numbers = dense.astype(np.float32 if form.narrow else np.float64).astype(np.float64)
-        sparse = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
-        numbers[np.isin(numbers, (*form.missing, *((0.0,) if sparse else ())))] = np.nan
-        return Forest(form.trees, numbers, direct)
+            numbers = dense.astype(np.float32 if tree_model.narrow else np.float64).astype(
+                np.float64
+            )
+        zero_is_missing = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
+        missing = (*tree_model.missing, 0.0) if zero_is_missing else tree_model.missing
+        numbers[np.isin(numbers, missing)] = np.nan
+        return Forest(tree_model.trees, numbers, is_alone)
 
     def marks(self) -> Mapping[str, Sequence[float]]:
-        """The numbers that boosters take for missing ones."""
-        found = [float(getattr(each, "missing", np.nan)) for each in self.boosters]
-        held = tuple(number for number in dict.fromkeys(found) if not np.isnan(number))
-        return {column.name: held for column in self._trained if held and not column.is_text}
+        """The numbers that the boosters read as missing."""
+        numbers = [float(getattr(booster, "missing", np.nan)) for booster in self.boosters]
+        distinct = tuple(number for number in dict.fromkeys(numbers) if not np.isnan(number))
+        return {
+            column.name: distinct for column in self._trained if distinct and not column.is_text
+        }
 
-    def _before_last(self, table: Table) -> Any:
-        """What the last estimator is given for these rows."""
+    def _last_input(self, table: Table) -> Any:
+        """The last estimator's input for these rows."""
         rows, model = self._frame(table), self.inner
         while hasattr(model, "steps"):
-            before, model = model[:-1], model.steps[-1][1]
-            rows = before.transform(rows) if len(before) else rows
+            preprocessing, model = model[:-1], model.steps[-1][1]
+            rows = preprocessing.transform(rows) if len(preprocessing) else rows
         return rows
 
     def _gives_sparse_rows(self) -> bool:
-        """Whether what comes before a booster gives it sparse rows."""
+        """Whether the steps before a booster give it sparse rows."""
         if not self.boosters or self.inner is self.last:
             return False
-        return hasattr(self._before_last(ordinary_row(self.columns)), "toarray")
+        return hasattr(self._last_input(ordinary_row(self.columns)), "toarray")
 
     def _frame(self, table: Table) -> Any:
-        """The rows as the model was trained on them: a DataFrame if it knows its columns' names."""
+        """The rows in the form that the model was trained on: a DataFrame if it knows its columns'
+        names."""
         if self.only_texts:
             return [str(text) for text in table.columns[self._trained[0].name]]
-        filled = {c.name: table.columns.get(c.name, _blank(c, len(table))) for c in self._trained}
+        values_by_name = {
+            column.name: table.columns.get(column.name, _blank(column, len(table)))
+            for column in self._trained
+        }
         if not hasattr(self.inner, "feature_names_in_"):
             if any(column.is_text for column in self._trained):
-                held = [_objects(c, filled[c.name]) for c in self._trained]
-                return np.stack(held, axis=1)
-            return np.stack(list(filled.values()), axis=1)
+                columns = [
+                    _objects(column, values_by_name[column.name]) for column in self._trained
+                ]
+                return np.stack(columns, axis=1)
+            return np.stack(list(values_by_name.values()), axis=1)
         try:
             import pandas as pd
         except ImportError:
             raise SourceMissing(
                 f"{self.path} was trained on named columns, which needs pandas: pip install pandas"
             ) from None
-        as_objects = {c.name: _objects(c, filled[c.name]) for c in self._trained if c.is_text}
-        return pd.DataFrame({**filled, **as_objects})
+        texts = {
+            column.name: _objects(column, values_by_name[column.name])
+            for column in self._trained
+            if column.is_text
+        }
+        return pd.DataFrame({**values_by_name, **texts})
 
 
 def _booster_remark(model: Any) -> str:
     name = type(model).__name__
     if name not in XGBOOST:
-        return f"the {name} in it answers with its best iteration, as its predict() does"
+        return f"its {name} predicts with its best iteration, as its predict() does"
     return (
-        f"the {name} in it takes {model.missing} for a missing number (its own missing=), and "
-        "answers with its best iteration where training stopped early"
+        f"its {name} reads {model.missing} as a missing number (its own missing=), and predicts "
+        "with its best iteration if training stopped early"
     )
 
 
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
-    """Python objects; what is missing is None or NaN, as it was in training."""
-    held = values.astype(object)
-    gone = values == MISSING
+    """The values as Python objects; a missing one is None or NaN, as in training."""
+    objects = values.astype(object)
+    is_missing = values == MISSING
     if column.blank_missing:
-        gone |= values == ""
-    held[gone] = None if column.none else np.nan
-    return held
+        is_missing |= values == ""
+    objects[is_missing] = None if column.none else np.nan
+    return objects
 
 
 def _blank(column: Column, rows: int) -> np.ndarray:
-    """What stands in a column that the model drops."""
+    """Values for a column that the model drops."""
     return np.full(rows, "") if column.is_text else np.zeros(rows)
 
 
 def _kind(path: Path, estimator: Any) -> str:
     from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
-    what = type(estimator).__name__
+    name = type(estimator).__name__
     if not hasattr(estimator, "get_params"):
         raise SourceRefused(
-            f"{path} holds a {what} and no estimator: save the fitted Pipeline or model itself "
-            "with skops.io.dump(model, 'model.skops')"
+            f"{path} holds a {name}, which is not an estimator: save the fitted Pipeline or model "
+            "itself with skops.io.dump(model, 'model.skops')"
         )
     if is_regressor(estimator):
         kind = "regressor"
@@ -241,39 +258,39 @@ def _kind(path: Path, estimator: Any) -> str:
         kind = "classifier"
     elif is_outlier_detector(estimator):
         kind = "outliers"
-    elif _clusters(_last(estimator)):
+    elif _cluster_count(_last(estimator)):
         kind = "clusters"
     else:
-        raise SourceRefused(f"{path} holds a {what}, {_why_no_kind(estimator)}")
-    if what != "IsotonicRegression" and not _is_fitted(path, estimator):
+        raise SourceRefused(f"{path} holds a {name}, {_why_not_served(estimator)}")
+    if name == "IsotonicRegression":
         raise SourceRefused(
-            f"{path} holds a {what} that was never fitted: fit it and save it again"
+            f"{path} holds an {name}, which takes a single number instead of columns: train a "
+            "HistGradientBoostingRegressor(monotonic_cst=[1]) on that column"
         )
-    if what == "IsotonicRegression":
+    if not _is_fitted(path, estimator):
         raise SourceRefused(
-            f"{path} holds an {what}, which takes one number and no columns: train a "
-            "HistGradientBoostingRegressor(monotonic_cst=[1]) on the one column"
+            f"{path} holds a {name} that was never fitted: fit it and save it again"
         )
     if kind == "classifier" and not (
         hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
     ):
         raise SourceRefused(
-            f"{path} holds a {what} with neither predict_proba nor decision_function, so its "
-            "answers have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
+            f"{path} holds a {name} with neither predict_proba nor decision_function, so its "
+            "predictions have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
         )
     if kind == "outliers" and not hasattr(estimator, "decision_function"):
         raise SourceRefused(
-            f"{path} holds a {what} that judges the rows of its training alone: train it with "
-            "novelty=True, or take an IsolationForest"
+            f"{path} holds a {name} that only judges its training rows: train it with "
+            "novelty=True, or use an IsolationForest"
         )
     return kind
 
 
-def _why_no_kind(estimator: Any) -> str:
-    """Why it is none of the kinds that are served, and what to do."""
+def _why_not_served(estimator: Any) -> str:
+    """Say why the estimator is of none of the kinds that are served, and what to do."""
     if hasattr(estimator, "predict"):
         return (
-            "whose answer has no scores and is no number to predict: take a classifier, a "
+            "whose prediction is neither a number nor a label with scores: use a classifier, a "
             "regressor, a KMeans, a GaussianMixture or an IsolationForest"
         )
     if hasattr(estimator, "transform"):
@@ -282,19 +299,20 @@ def _why_no_kind(estimator: Any) -> str:
             "classifier or a regressor"
         )
     return (
-        "which has no predict(), and so no answer for a new row: take a classifier, a regressor, a "
-        "KMeans or an IsolationForest"
+        "which has no predict(), and so no prediction for a new row: use a classifier, a "
+        "regressor, a KMeans or an IsolationForest"
     )
 
 
-def _clusters(model: Any) -> int:
-    """How many clusters it parts rows into, each with a score; 0 where it does no such thing."""
+def _cluster_count(model: Any) -> int:
+    """How many clusters the model assigns rows to, with a score for each; 0 if it is not such a
+    model."""
     centres = getattr(model, "cluster_centers_", None)
     if centres is not None and hasattr(model, "transform"):
         return len(centres)
     if type(model).__name__ in ("GaussianMixture", "BayesianGaussianMixture"):
         return int(model.n_components)
-    # Not fitted: for its own message.
+    # An unfitted model: it gets its own message later.
     return 1 if type(model).__name__ in ("KMeans", "MiniBatchKMeans", "BisectingKMeans") else 0
 
 
@@ -309,7 +327,7 @@ def _is_fitted(path: Path, estimator: Any) -> bool:
     from sklearn.utils.validation import check_is_fitted
 
     try:
-        check_is_fitted(_last(estimator))  # a Pipeline's own check asks its last step alone
+        check_is_fitted(_last(estimator))  # a Pipeline's own check looks at its last step alone
     except NotFittedError:
         return False
     inner, _ = without_target(path, estimator)
@@ -319,8 +337,11 @@ def _is_fitted(path: Path, estimator: Any) -> bool:
 def _labels(path: Path, estimator: Any) -> tuple[str, ...]:
     classes = estimator.classes_
     if isinstance(classes, list) or np.ndim(classes) != 1:
-        raise SourceRefused(f"{path} decides several things at once: train one model for each")
-    labels = tuple(str(each) for each in classes)
+        raise SourceRefused(f"{path} predicts several labels per row: train one model for each")
+    labels = tuple(str(name) for name in classes)
     if len(set(labels)) < len(labels):
-        raise SourceRefused(f"{path} has two classes that are written alike: {', '.join(labels)}")
+        raise SourceRefused(
+            f"{path} has two classes that are written alike ({', '.join(labels)}): rename one, and "
+            "train again"
+        )
     return labels

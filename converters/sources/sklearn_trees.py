@@ -1,4 +1,5 @@
-"""scikit-learn's fitted trees as ``Tree``s, with the sums and links that make them an answer."""
+"""scikit-learn's fitted trees as ``Tree``s, with the sums and links that turn them into a
+prediction."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from converters.tabular.trees2onnx import Tree, thresholds_by_feature
 
 @dataclass(frozen=True)
 class TreeSum:
-    """``link(start + sum of trees)``, the link as ``tree_parts`` has it. ``narrow``: the library
-    rounds its inputs to FP32 before it compares them. ``missing`` are numbers that it reads as
-    NaN."""
+    """``link(start + sum of trees)``, with the link as in ``tree_parts``. ``narrow``: the library
+    rounds its inputs to FP32 before it compares them. ``missing`` are numbers that it reads as NaN.
+    """
 
     trees: Sequence[Tree]
     start: np.ndarray
@@ -26,22 +27,23 @@ class TreeSum:
 
 
 def tree_sum(model: Any) -> TreeSum:
-    """A fitted tree model as a sum; SourceRefused for what has no such form."""
+    """A fitted tree model as a sum; SourceRefused for a model that cannot be written as one."""
     if is_booster(model):
-        return _booster(model)
+        return _booster_sum(model)
     if hasattr(model, "_predictors"):
-        return _histogram(model)
+        return _histogram_sum(model)
     if hasattr(model, "_raw_predict_init"):
-        return _boosting(model)
+        return _boosting_sum(model)
     if type(model).__name__ == "IsolationForest":
-        return _isolation(model)
+        return _isolation_sum(model)
     members = list(getattr(model, "estimators_", [model]))
     trees = [_tree(member.tree_, 1 / len(members), model) for member in members]
     return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
 
 
 def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
-    """Where the trees of a final estimator part each feature; empty where it has no trees."""
+    """The numbers at which the trees of a final estimator split each feature, FP64 [k] each; empty
+    without trees."""
     try:
         trees = tree_sum(model).trees
     except (AttributeError, SourceRefused):
@@ -50,8 +52,8 @@ def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
 
 
 def has_jumps(model: Any, depth: int = 6) -> bool:
-    """Whether there is a tree anywhere in a fitted model: in a pipeline, a bag, a calibration; or a
-    step that cuts numbers into bins, whose answer jumps as a tree's does."""
+    """Whether the output jumps where a number passes a threshold: there is a tree somewhere in the
+    fitted model (in a pipeline, a bag, a calibration), or a step that bins numbers."""
     if hasattr(model, "tree_") or hasattr(model, "_predictors") or is_booster(model):
         return True
     if type(model).__name__ in ("KBinsDiscretizer", "Binarizer"):
@@ -59,33 +61,33 @@ def has_jumps(model: Any, depth: int = 6) -> bool:
     if depth == 0 or isinstance(model, str | bytes):
         return False
     if isinstance(model, list | tuple | np.ndarray):
-        return any(has_jumps(each, depth - 1) for each in list(model)[:64])
+        return any(has_jumps(item, depth - 1) for item in list(model)[:64])
     if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "__dict__"):
         return False
-    return any(has_jumps(each, depth - 1) for each in vars(model).values())
+    return any(has_jumps(attribute, depth - 1) for attribute in vars(model).values())
 
 
-def _booster(model: Any) -> TreeSum:
-    opened = booster_model(model)
-    if not opened.trees:
+def _booster_sum(model: Any) -> TreeSum:
+    booster = booster_model(model)
+    if not booster.trees:
         raise SourceRefused(
             f"a {type(model).__name__} without trees (gblinear) is not converted inside a "
             "pipeline: use scikit-learn's own linear model there"
         )
-    if not isinstance(opened, XgboostModel):
-        return TreeSum(opened.trees, opened.start(), opened.link, narrow=False)
-    gone = () if np.isnan(opened.missing) else (opened.missing,)
-    return TreeSum(opened.trees, opened.start(), opened.link, narrow=True, missing=gone)
+    if not isinstance(booster, XgboostModel):
+        return TreeSum(booster.trees, booster.start(), booster.link, narrow=False)
+    missing = () if np.isnan(booster.missing) else (booster.missing,)
+    return TreeSum(booster.trees, booster.start(), booster.link, narrow=True, missing=missing)
 
 
 def _tree(tree: Any, weight: float, model: Any) -> Tree:
     value = tree.value[:, 0, :].astype(np.float64)
     if hasattr(model, "classes_"):
         value = value / value.sum(axis=1, keepdims=True)
-    return _compiled(tree, value * weight, 0)
+    return _to_tree(tree, value * weight, 0)
 
 
-def _compiled(tree: Any, value: np.ndarray, target: int) -> Tree:
+def _to_tree(tree: Any, value: np.ndarray, target: int) -> Tree:
     return Tree(
         feature=tree.feature,
         threshold=tree.threshold,
@@ -98,12 +100,12 @@ def _compiled(tree: Any, value: np.ndarray, target: int) -> Tree:
     )
 
 
-def _isolation(model: Any) -> TreeSum:
-    """``score_samples``: minus 2 to the power of minus the mean depth, in units of that which a
-    tree of random splits has."""
+def _isolation_sum(model: Any) -> TreeSum:
+    """``score_samples``: minus 2 to the power of minus the mean depth, in units of the mean depth
+    of a random tree."""
     from sklearn.ensemble._iforest import _average_path_length
 
-    usual = len(model.estimators_) * _average_path_length([model._max_samples])[0]
+    random_depth = len(model.estimators_) * _average_path_length([model._max_samples])[0]
     parts = zip(
         model.estimators_,
         model.estimators_features_,
@@ -112,30 +114,30 @@ def _isolation(model: Any) -> TreeSum:
         strict=True,
     )
     trees = []
-    for member, features, lengths, more in parts:
-        depth = np.asarray(lengths, np.float64) + more - 1.0
-        power = -np.log(2) * (depth / usual if usual else np.ones_like(depth))
-        tree = _compiled(member.tree_, power[:, None], 0)
-        chosen = np.where(tree.leaves, 0, np.asarray(features)[np.maximum(tree.feature, 0)])
-        trees.append(replace(tree, feature=chosen))
+    for member, features, lengths, extra in parts:
+        depth = np.asarray(lengths, np.float64) + extra - 1.0
+        power = -np.log(2) * (depth / random_depth if random_depth else np.ones_like(depth))
+        tree = _to_tree(member.tree_, power[:, None], 0)
+        feature = np.where(tree.leaves, 0, np.asarray(features)[np.maximum(tree.feature, 0)])
+        trees.append(replace(tree, feature=feature))
     return TreeSum(trees, np.zeros(1), "minus exp", narrow=True)
 
 
-def _boosting(model: Any) -> TreeSum:
+def _boosting_sum(model: Any) -> TreeSum:
     if model.init not in (None, "zero"):
         raise SourceRefused(
             f"a {type(model).__name__} that starts from another estimator (init=) has no "
             "converter: train it with init=None"
         )
     trees = [
-        _compiled(each.tree_, each.tree_.value[:, 0, :] * model.learning_rate, target)
+        _to_tree(member.tree_, member.tree_.value[:, 0, :] * model.learning_rate, target)
         for stage in model.estimators_
-        for target, each in enumerate(stage)
+        for target, member in enumerate(stage)
     ]
     start = np.zeros(model.estimators_.shape[1])
     if model.init is None:
-        anywhere = np.zeros((1, model.n_features_in_), dtype=np.float32)
-        start = np.asarray(model._raw_predict_init(anywhere), dtype=np.float64).ravel()
+        any_row = np.zeros((1, model.n_features_in_), dtype=np.float32)
+        start = np.asarray(model._raw_predict_init(any_row), dtype=np.float64).ravel()
     return TreeSum(trees, start, _boosting_link(model), narrow=True)
 
 
@@ -147,11 +149,11 @@ def _boosting_link(model: Any) -> str:
     return "sigmoid" if len(model.classes_) == 2 else "softmax"
 
 
-def _histogram(model: Any) -> TreeSum:
+def _histogram_sum(model: Any) -> TreeSum:
     if getattr(model, "is_categorical_", None) is not None:
         raise SourceRefused(
             f"a {type(model).__name__} with categorical_features has no converter: one-hot encode "
-            "those columns, or train it with LightGBM"
+            "those columns, or train with LightGBM"
         )
     trees = [
         _histogram_tree(predictor.nodes, target)
@@ -183,7 +185,7 @@ def _histogram_link(model: Any) -> str:
 
 
 def tree_models() -> Iterator[tuple[type, bool]]:
-    """The classes that ``tree_sum`` takes, and whether each is a classifier."""
+    """Yield the classes that ``tree_sum`` accepts, and whether each is a classifier."""
     from sklearn import ensemble, tree
 
     for stem in ("DecisionTree", "ExtraTree"):

@@ -1,4 +1,4 @@
-"""A skops file, opened without running anything that it holds."""
+"""A skops file, loaded without running any code that it names."""
 
 import contextlib
 import importlib
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from converters.errors import SourceRefused
-from converters.sources.sklearn_boosters import TRUSTED as BOOSTERS
-from converters.sources.sklearn_bounds import first_lie
+from converters.sources.sklearn_boosters import TRUSTED as BOOSTER_CLASSES
+from converters.sources.sklearn_bounds import first_invalid_part
 
-# Whole libraries, but only their classes: a function that a file names is called with its data.
+# Whole libraries, but only their classes: a function that a file names is called with the file's
+# data.
 TRUSTED = ("sklearn.", "scipy.", "numpy.")
-# Functions of theirs that common estimators keep beside their data. They compute and do no more.
+# Functions of these libraries that common estimators store with their data. They only compute.
 FUNCTIONS = {
     *(
         f"sklearn.feature_selection._univariate_selection.{name}"
@@ -32,21 +33,23 @@ FUNCTIONS = {
     "scipy.special._ufuncs.expit",
     "scipy.special._ufuncs.logit",
 }
-_ADAPTER = "sklearn.externals.array_api_compat.torch"
+_TORCH_ADAPTER = "sklearn.externals.array_api_compat.torch"
 SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
 
 
 def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """The object in the file, and what scikit-learn warns of it; SourceRefused when it is broken or
-    needs types that are not scikit-learn's, scipy's or numpy's own."""
-    with _torch_left_out():
+    """The object in the file, and scikit-learn's warnings about it; SourceRefused if the file is
+    damaged or needs types other than those of scikit-learn, scipy, numpy, XGBoost and LightGBM."""
+    with _without_torch():
         import skops.io
 
     _check_schema(path)
     try:
         unknown = skops.io.get_untrusted_types(file=path)
-    except Exception as error:  # whatever a broken file makes it raise
-        raise SourceRefused(f"{path} is no model that skops can read: {_short(error)}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise SourceRefused(
+            f"{path} is not a model that skops can read: {_one_line(error)}"
+        ) from error
     refused = [name for name in unknown if not _is_library_class(name)]
     if refused:
         raise SourceRefused(
@@ -59,28 +62,28 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
         try:
             loaded = skops.io.load(path, trusted=unknown)
         except Exception as error:
-            raise SourceRefused(_why(path, error)) from error
-    lie = first_lie(loaded)
-    if lie:
+            raise SourceRefused(_load_failure(path, error)) from error
+    invalid_part = first_invalid_part(loaded)
+    if invalid_part:
         raise SourceRefused(
-            f"{path} is damaged or made to do harm: a {lie} in it points outside itself. Save the "
-            "model again from where it was trained"
+            f"{path} is damaged or malicious: a {invalid_part} in it points outside itself. Save "
+            "the model again from where it was trained"
         )
-    return loaded, tuple(dict.fromkeys(_short(each.message) for each in caught))
+    return loaded, tuple(dict.fromkeys(_one_line(warning.message) for warning in caught))
 
 
 @contextlib.contextmanager
-def _torch_left_out() -> Iterator[None]:
-    """skops asks scikit-learn for all its estimators, which imports every package of it: the
-    adapter for torch's arrays too, and so torch, seconds in each process that opens a file."""
-    if _ADAPTER in sys.modules:
+def _without_torch() -> Iterator[None]:
+    """skops asks scikit-learn for all its estimators, which imports all its packages, including the
+    adapter for torch's arrays and so torch: seconds in each process that opens a file."""
+    if _TORCH_ADAPTER in sys.modules:
         yield
         return
-    sys.modules[_ADAPTER] = None  # type: ignore[assignment] # Python's own sign for "not found"
+    sys.modules[_TORCH_ADAPTER] = None  # type: ignore[assignment] # Python's marker for "not found"
     try:
         yield
     finally:
-        del sys.modules[_ADAPTER]
+        del sys.modules[_TORCH_ADAPTER]
 
 
 def _check_schema(path: Path) -> None:
@@ -92,15 +95,15 @@ def _check_schema(path: Path) -> None:
             json.loads(archive.read(SCHEMA))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, RecursionError) as error:
         raise SourceRefused(
-            f"{path} is cut off, or no skops file ({_short(error)}): save the model again with "
-            "skops.io.dump"
+            f"{path} is truncated, or not a skops file ({_one_line(error)}): save the model again "
+            "with skops.io.dump"
         ) from error
     if broken:
         raise SourceRefused(f"{path} is damaged at {broken!r}: copy it again")
 
 
 def _is_library_class(name: str) -> bool:
-    if name in FUNCTIONS or name in BOOSTERS:
+    if name in FUNCTIONS or name in BOOSTER_CLASSES:
         return True
     if not name.startswith(TRUSTED):
         return False
@@ -111,15 +114,16 @@ def _is_library_class(name: str) -> bool:
         return False
 
 
-def _why(path: Path, error: Exception) -> str:
-    """The reason, with the versions: a model of another one often fails in odd ways."""
+def _load_failure(path: Path, error: Exception) -> str:
+    """The reason, with scikit-learn's version: a model saved with another version often fails in
+    odd ways."""
     import sklearn
 
     return (
-        f"{path} cannot be loaded with scikit-learn {sklearn.__version__} ({_short(error)}): it "
+        f"{path} cannot be loaded with scikit-learn {sklearn.__version__} ({_one_line(error)}): it "
         "was probably saved with another version; save it again with this one, or install that one"
     )
 
 
-def _short(error: object) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""What a model of plain tensors must be able to do, wherever it comes from."""
+"""The interface of a model of plain tensors, wherever it comes from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from converters.errors import SourceRefused
 
-# Rows of one shape: each input's array [n, *dims].
+# Rows of the same shape: each input's array [n, *dims].
 Group = Mapping[str, np.ndarray]
 
 NUMPY_TYPES: Mapping[str, type] = {
@@ -32,8 +32,9 @@ NUMPY_TYPES: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output. ``dims`` leave the batch axis out; -1 is an axis of any length, and axes
-    of one name in ``axes`` have one length. ``flat``: the graph has no axis but the batch's."""
+    """An input or output. ``dims`` exclude the batch axis; -1 is an axis of any length, and axes
+    with the same name in ``axes`` have the same length. ``flat``: the graph has no axis besides the
+    batch's."""
 
     name: str
     dtype: str
@@ -43,23 +44,24 @@ class TensorInfo:
 
     @property
     def public_dims(self) -> tuple[int, ...]:
-        """As Triton shows it, which wants an axis beside the batch's."""
+        """The dims as Triton declares them, which needs an axis besides the batch's."""
         return self.dims or (1,)
 
     def metadata(self) -> dict[str, Any]:
-        """What the pipeline is declared with."""
+        """The fields as the pipeline's declaration holds them."""
         return {**asdict(self), "dims": list(self.dims), "axes": list(self.axes)}
 
     @classmethod
     def from_facts(cls, metadata: Mapping[str, Any]) -> "TensorInfo":
-        """What ``metadata`` gave."""
+        """The inverse of ``metadata``."""
         return cls(**{**metadata, "dims": tuple(metadata["dims"]), "axes": tuple(metadata["axes"])})
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What an oracle said: for each group each output's array, and which oracle it was; ``noise``
-    is what FP32 rounds off of each element of each output FP32 (``closeness.noise_of``)."""
+    """The original's outputs: for each group each output's array, and the ``oracle`` that computed
+    them; ``noise`` is the FP32 rounding error of each element of each FP32 output
+    (``closeness.noise_of``)."""
 
     outputs: Sequence[Group]
     oracle: str
@@ -67,59 +69,59 @@ class ReferenceOutputs:
 
 
 class TensorSource(ABC):
-    """A model opened and checked: SourceMissing or SourceRefused said what was wrong."""
+    """A model loaded and checked: SourceMissing or SourceRefused says what is wrong."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files that decide its answers."""
+        """The files that determine its outputs."""
 
     def settings(self) -> str:
-        """Whatever else does."""
+        """Anything else that determines them."""
         return ""
 
     @abstractmethod
     def example(self) -> Group | None:
-        """Inputs that its author gave, if any."""
+        """Example inputs from its author, if any."""
 
     def computes_in_half(self) -> bool:
-        """Whether the graph computes in FP16 as it is, whatever its inputs and outputs are."""
+        """Whether the graph itself computes in FP16, whatever its inputs and outputs are."""
         return False
 
     def ids(self) -> Mapping[str, np.ndarray]:
-        """For each input whose whole numbers have a limit (the rows of an embedding, categories):
-        how many there are, as ``converters.tensors.ids.id_counts`` gives them."""
+        """For each integer input with a limit (the rows of an embedding, categories): the limit, as
+        ``converters.tensors.ids.id_counts`` gives it."""
         return {}
 
     def eager(self) -> Callable[[Group], object] | None:
-        """The original in its own framework; None where ONNX is all that it is."""
+        """The original in its own framework; None if it exists only in ONNX."""
         return None
 
     @abstractmethod
     def write(self, target: Path) -> None:
-        """Write the graph, one file."""
+        """Write the graph as one file."""
 
     @abstractmethod
     def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-        """The original's answers, one row at a time, in a process of its own."""
+        """The original's outputs, computed one row at a time in a separate process."""
 
 
-def require_servable(ports: Sequence[TensorInfo], side: str) -> None:
-    """SourceRefused for tensors that no REST client could send or read."""
-    for port in ports:
-        if side == "input" and port.dtype == "FP16":
+def require_servable(tensors: Sequence[TensorInfo], side: str) -> None:
+    """Raise SourceRefused for tensors that no REST client could send or read."""
+    for tensor in tensors:
+        if side == "input" and tensor.dtype == "FP16":
             raise SourceRefused(
-                f"input {port.name!r} is FP16, which JSON clients cannot send: cast it inside the "
-                "model, from FP32"
+                f"input {tensor.name!r} is FP16, which JSON clients cannot send: cast it inside "
+                "the model, from FP32"
             )
-        if side == "input" and port.dims.count(-1) > 1:
+        if side == "input" and tensor.dims.count(-1) > 1:
             raise SourceRefused(
-                f"input {port.name!r} has {port.dims.count(-1)} axes of any length beside the "
+                f"input {tensor.name!r} has {tensor.dims.count(-1)} axes of any length besides the "
                 "batch: fix all but one when you export it"
             )
-        if any(dim == 0 for dim in port.dims):
+        if any(dim == 0 for dim in tensor.dims):
             raise SourceRefused(
-                f"{side} {port.name!r} has an axis of length 0: export it otherwise"
+                f"{side} {tensor.name!r} has an axis of length 0: export the model without it"
             )

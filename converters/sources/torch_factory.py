@@ -1,6 +1,6 @@
-"""``package.module:factory``: the user's own code that makes a torch module and example inputs.
+"""``package.module:factory``: the user's own code that builds a torch module and example inputs.
 
-That code is run: it is what the user asked for by naming it.
+That code is run, because the user asks for it by naming it.
 """
 
 import hashlib
@@ -30,7 +30,15 @@ V2_TYPES = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
-OURS = ("tidegate", "converters", "ensembles", "modelspec", "serving", "gateway", "loadtests")
+TIDEGATE_PACKAGES = (
+    "tidegate",
+    "converters",
+    "ensembles",
+    "modelspec",
+    "serving",
+    "gateway",
+    "loadtests",
+)
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -39,16 +47,16 @@ class TorchFactory(TensorSource):
         self.source = source
         factory, self._file = find_factory(source)
         self.module, self._example = made_by(source, factory)
-        self._answers = answered(source, self.module, self._example)
-        self.inputs = tuple(_port(source, *each) for each in self._example.items())
-        taken = set(self._example)
+        self._outputs = run_example(source, self.module, self._example)
+        self.inputs = tuple(_tensor_info(source, *item) for item in self._example.items())
+        input_names = set(self._example)
         self.outputs = tuple(
-            _port(source, f"{name}_out" if name in taken else name, tensor)
-            for name, tensor in self._answers.items()
+            _tensor_info(source, f"{name}_out" if name in input_names else name, tensor)
+            for name, tensor in self._outputs.items()
         )
 
     def files(self) -> list[Path]:
-        """The factory's file, and those beside and below it that it imported."""
+        """The factory's file, and the imported files in and below its folder."""
         return own_files(self._file)
 
     def settings(self) -> str:
@@ -59,13 +67,15 @@ class TorchFactory(TensorSource):
 
     @cached_property
     def _ids(self) -> Mapping[str, np.ndarray]:
-        return id_counts(self.eager(), {name: each[:1] for name, each in self.example().items()})
+        return id_counts(self.eager(), {name: rows[:1] for name, rows in self.example().items()})
 
     def ids(self) -> Mapping[str, np.ndarray]:
         return self._ids
 
     def eager(self) -> Callable[[Group], object]:
-        return lambda feed: self.module(**{n: torch.from_numpy(v) for n, v in feed.items()})
+        return lambda feed: self.module(
+            **{name: torch.from_numpy(values) for name, values in feed.items()}
+        )
 
     def write(self, target: Path) -> None:
         from converters.tensors.module2onnx import export_module
@@ -75,19 +85,19 @@ class TorchFactory(TensorSource):
     def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
         from converters.tensors.torch_oracle import ask_module
 
-        names = [port.name for port in self.outputs]
-        reported, weights = ask_module(self.source, names, groups, folder)
-        if weights != self.settings():
+        names = [output.name for output in self.outputs]
+        reference, digest = ask_module(self.source, names, groups, folder)
+        if digest != self.settings():
             raise SourceRefused(
-                f"{self.source} makes another model each time it is called (random weights?): load "
-                "trained weights, or seed it"
+                f"{self.source} builds a different model each time it is called (random weights?): "
+                "load trained weights, or seed it"
             )
-        return reported
+        return reference
 
 
 def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
-    """The callable that ``source`` names, and its file; the current folder is looked in first, as
-    ``python -m`` does."""
+    """The callable that ``source`` names, and its file; the current folder is searched first, as
+    ``python -m`` does. SourceMissing or SourceRefused if there is none."""
     module_name, _, attribute = source.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -101,7 +111,9 @@ def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
             "run this where it can be imported"
         ) from error
     except (Exception, SystemExit) as error:
-        raise SourceRefused(f"{source}: importing {module_name} fails: {_said(error)}") from error
+        raise SourceRefused(
+            f"{source}: importing {module_name} fails: {_one_line(error)}"
+        ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise SourceMissing(
@@ -111,73 +123,82 @@ def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
 
 
 def own_files(file: Path) -> list[Path]:
-    """``file``, and what is loaded now from its folder, but for Tidegate itself."""
-    folder, found = file.resolve().parent, {file.resolve()}
+    """``file``, and the loaded modules in and below its folder, without Tidegate's own."""
+    folder, files = file.resolve().parent, {file.resolve()}
     for name, module in list(sys.modules.items()):
         source = getattr(module, "__file__", None)
-        if source and name.partition(".")[0] not in OURS and source.endswith(".py"):
-            found.add(Path(source).resolve())
-    # torch.ops and torch.classes call themselves files that are not there.
-    return sorted(path for path in found if path.is_relative_to(folder) and path.is_file())
+        if source and name.partition(".")[0] not in TIDEGATE_PACKAGES and source.endswith(".py"):
+            files.add(Path(source).resolve())
+    # torch.ops and torch.classes have a __file__ that does not exist.
+    return sorted(path for path in files if path.is_relative_to(folder) and path.is_file())
 
 
 def made_by(source: str, factory: Callable[[], Any]) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module in evaluation mode, and its example inputs by name, at least two rows each."""
+    """The module in evaluation mode, and its example inputs by name, at least two rows each.
+    SourceRefused says what is wrong with what the factory returns."""
     try:
-        made = factory()
+        result = factory()
     except (Exception, SystemExit) as error:
-        raise SourceRefused(f"{source} fails: {_said(error)}") from error
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], torch.nn.Module):
+        raise SourceRefused(f"{source} fails: {_one_line(error)}") from error
+    if (
+        not isinstance(result, tuple)
+        or len(result) != 2
+        or not isinstance(result[0], torch.nn.Module)
+    ):
         raise SourceRefused(
-            f"{source} returns {type(made).__name__}: return (module, example_inputs), a "
+            f"{source} returns {type(result).__name__}: return (module, example_inputs), a "
             "torch.nn.Module and a tuple or dict of tensors"
         )
-    module, inputs = made
+    module, inputs = result
     _require_plain(source, module)
-    named = _named_inputs(source, module, inputs)
-    for name, tensor in named.items():
+    tensors = _named_inputs(source, module, inputs)
+    for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
-            raise SourceRefused(f"{source}: input {name!r} is a {type(tensor).__name__}, no tensor")
+            raise SourceRefused(
+                f"{source}: input {name!r} is a {type(tensor).__name__}, not a tensor"
+            )
         if tensor.ndim == 0:
-            raise SourceRefused(f"{source}: input {name!r} has no axis: the first is the batch")
-    rows = {len(tensor) for tensor in named.values()}
+            raise SourceRefused(
+                f"{source}: input {name!r} has no axis: the first must be the batch"
+            )
+    rows = {len(tensor) for tensor in tensors.values()}
     if len(rows) != 1 or rows == {0}:
-        sizes = {name: list(tensor.shape) for name, tensor in named.items()}
+        sizes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise SourceRefused(
-            f"{source}: the first axis of every input is the batch, and theirs differ or are "
-            f"empty: {sizes}"
+            f"{source}: the first axis of every input is the batch, and these differ or are empty: "
+            f"{sizes}"
         )
-    # A size of one would be baked into the graph as a constant.
-    grown = {
-        n: t.cpu() if len(t) > 1 else t.cpu().repeat(2, *[1] * (t.ndim - 1))
-        for n, t in named.items()
+    # The export would bake a batch of one into the graph as a constant.
+    batches = {
+        name: tensor.cpu() if len(tensor) > 1 else tensor.cpu().repeat(2, *[1] * (tensor.ndim - 1))
+        for name, tensor in tensors.items()
     }
-    return module.cpu().eval(), grown
+    return module.cpu().eval(), batches
 
 
 def _require_plain(source: str, module: torch.nn.Module) -> None:
-    """SourceRefused for modules that cannot be exported or compared, with what to do."""
-    if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
+    """Raise SourceRefused for a module that cannot be exported or compared."""
+    if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
         raise SourceRefused(
             f"{source} returns TorchScript (torch.jit.script or trace), which torch.onnx.export no "
-            "longer takes: return the torch.nn.Module that it was made from"
+            "longer accepts: return the torch.nn.Module that it was made from"
         )
     weights = [*module.named_parameters(), *module.named_buffers()]
-    for name, each in weights:
-        if each.is_meta:
+    for name, weight in weights:
+        if weight.is_meta:
             raise SourceRefused(
                 f"{source}: {name} is on the meta device, which holds no weights: make the module "
                 "on the CPU and load its weights"
             )
-        if each.dtype in (torch.bfloat16, torch.float16) or each.is_complex():
+        if weight.dtype in (torch.bfloat16, torch.float16) or weight.is_complex():
             raise SourceRefused(
-                f"{source}: {name} is {each.dtype}, and ONNX Runtime computes few operators in it "
-                "on a CPU: return module.float(), and choose --precision fp16 for half the size"
+                f"{source}: {name} is {weight.dtype}, in which ONNX Runtime computes few operators "
+                "on a CPU: return module.float(), and use --precision fp16 for half the size"
             )
-        if each.is_quantized or each.layout != torch.strided:
+        if weight.is_quantized or weight.layout != torch.strided:
             raise SourceRefused(
                 f"{source}: {name} is quantised or sparse, which cannot be exported: return the "
-                "FP32 module, and choose --precision int8"
+                "FP32 module, and use --precision int8"
             )
 
 
@@ -186,54 +207,59 @@ def _named_inputs(source: str, module: torch.nn.Module, inputs: Any) -> dict[str
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError) as error:
         raise SourceRefused(
-            f"{source}: forward() does not say what it takes: write it in Python"
+            f"{source}: forward() has no readable signature: write it in Python"
         ) from error
-    taken = [
+    arguments = [
         name
-        for name, each in parameters.items()
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if isinstance(inputs, Mapping) and inputs:
-        strange = [name for name in inputs if name not in taken]
-        if strange:
-            raise SourceRefused(f"{source}: forward() has no argument {strange[0]!r}: {taken}")
-        return {str(name): inputs[name] for name in taken if name in inputs}
-    if isinstance(inputs, tuple | list) and 0 < len(inputs) <= len(taken):
-        return dict(zip(taken, inputs, strict=False))
+        unknown = [name for name in inputs if name not in arguments]
+        if unknown:
+            raise SourceRefused(
+                f"{source}: forward() has no argument {unknown[0]!r}; it takes {arguments}"
+            )
+        return {str(name): inputs[name] for name in arguments if name in inputs}
+    if isinstance(inputs, tuple | list) and 0 < len(inputs) <= len(arguments):
+        return dict(zip(arguments, inputs, strict=False))
     raise SourceRefused(
-        f"{source}: the example inputs are {type(inputs).__name__}, and forward() takes {taken}: "
-        "give a tuple or a dict of tensors for it"
+        f"{source}: the example inputs are {type(inputs).__name__}, and forward() takes "
+        f"{arguments}: give a tuple or a dict of tensors for it"
     )
 
 
-def answered(source: str, module: torch.nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """The module's answer by name: a dict's own names, else ``output`` or ``output_0``, ..."""
+def run_example(source: str, module: torch.nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """The module's outputs for its example, by name: a dict's own names, else ``output`` or
+    ``output_0``, ... SourceRefused if it does not run on other batch sizes too."""
     try:
         with torch.inference_mode():
-            answer = module(**inputs)
+            result = module(**inputs)
     except Exception as error:
-        raise SourceRefused(f"{source}: the module fails on its example: {_said(error)}") from error
-    named = named_outputs(answer)
+        raise SourceRefused(
+            f"{source}: the module fails on its example: {_one_line(error)}"
+        ) from error
+    outputs = named_outputs(result)
     rows = len(next(iter(inputs.values())))
-    _require_rows(source, named, rows)
+    _require_batch_axis(source, outputs, rows)
     for size in (1, 3):
-        some = {name: torch.cat([tensor, tensor])[:size] for name, tensor in inputs.items()}
+        batch = {name: torch.cat([tensor, tensor])[:size] for name, tensor in inputs.items()}
         try:
             with torch.inference_mode():
-                _require_rows(source, named_outputs(module(**some)), size)
+                _require_batch_axis(source, named_outputs(module(**batch)), size)
         except SourceRefused:
             raise
         except Exception as error:  # batch norm without statistics raises ValueError for one row
             raise SourceRefused(
-                f"{source}: the module takes {rows} rows and not {size} (it computes with the "
+                f"{source}: the module runs on {rows} rows but not on {size} (it depends on the "
                 "batch: its size as a number, or batch norm that keeps no running statistics): "
-                f"{_said(error)}"
+                f"{_one_line(error)}"
             ) from error
-    return named
+    return outputs
 
 
-def _require_rows(source: str, named: Mapping[str, Any], rows: int) -> None:
-    for name, tensor in named.items():
+def _require_batch_axis(source: str, outputs: Mapping[str, Any], rows: int) -> None:
+    for name, tensor in outputs.items():
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != rows:
             shape = (
                 list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
@@ -244,18 +270,18 @@ def _require_rows(source: str, named: Mapping[str, Any], rows: int) -> None:
             )
 
 
-def named_outputs(answer: Any) -> dict[str, Any]:
-    """A module's answer by name."""
-    if isinstance(answer, Mapping):
-        return {str(name): value for name, value in answer.items()}
-    if isinstance(answer, tuple | list):
-        fields = getattr(answer, "_fields", [f"output_{i}" for i in range(len(answer))])
-        return dict(zip(fields, answer, strict=True))
-    return {"output": answer}
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """A module's outputs by name."""
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        fields = getattr(outputs, "_fields", [f"output_{i}" for i in range(len(outputs))])
+        return dict(zip(fields, outputs, strict=True))
+    return {"output": outputs}
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
-    """SHA-256 over the module's form and every weight and buffer."""
+    """SHA-256 over the module's structure and every weight and buffer."""
     digest = hashlib.sha256(repr(module).encode())
     for name, value in module.state_dict().items():
         digest.update(name.encode())
@@ -265,14 +291,15 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _port(source: str, name: str, tensor: torch.Tensor) -> TensorInfo:
+def _tensor_info(source: str, name: str, tensor: torch.Tensor) -> TensorInfo:
     if tensor.dtype not in V2_TYPES:
         raise SourceRefused(
-            f"{source}: {name!r} is {tensor.dtype}, which cannot be served: cast it inside"
+            f"{source}: {name!r} is {tensor.dtype}, which cannot be served: cast it inside the "
+            "module"
         )
     dims = tuple(map(int, tensor.shape[1:]))
     return TensorInfo(name, V2_TYPES[tensor.dtype], dims, flat=not dims)
 
 
-def _said(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""What the library that trained a model answers, row by row, in a process of its own.
+"""What the library that trained a model predicts, row by row, in a separate process.
 
 python -m converters.tabular.oracle MODEL OPTIONS ROWS.npz ANSWERS.npz
 """
@@ -16,67 +16,69 @@ from converters.original import ask, fp32_noise
 from converters.sources.tabular_model import TabularModel, open_model
 from converters.tabular.table import Table
 
-# So many of the rows are asked again, from the last to the first.
-AGAIN = 48
+# The number of rows that are predicted again, from the last to the first.
+REPEATED_ROWS = 48
 
 
 def ask_library(
     model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
 ) -> dict[str, np.ndarray]:
-    """The library's ``answers`` FP64 [n, labels] or [n, 1], asked about one row at a time, and
-    their ``answers_noise``.
+    """The library's ``answers`` FP64 [n, labels] or [n, 1], predicted one row at a time, and their
+    ``answers_noise``.
 
-    A share of the rows is asked again, backwards, in a fresh process: SourceRefused where an answer
-    depends on what was asked before it.
+    A sample of the rows is predicted again, backwards, in a fresh process: SourceRefused if a
+    prediction depends on the rows before it.
     """
-    reported = _asked(model, options, rows, work_dir / "rows")
-    answers = reported["answers"]
-    share = np.unique(np.linspace(0, len(rows) - 1, min(AGAIN, len(rows))).astype(int))[::-1]
-    again = _asked(model, options, rows.rows(share), work_dir / "again")["answers"]
-    apart = (np.abs(again - answers[share]) > 1e-9 * (1 + np.abs(answers[share]))).any(axis=1)
-    if apart.any():
-        place = int(np.flatnonzero(apart)[0])
+    predicted = _predict(model, options, rows, work_dir / "rows")
+    answers = predicted["answers"]
+    count = min(REPEATED_ROWS, len(rows))
+    sample = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))[::-1]
+    repeated = _predict(model, options, rows.rows(sample), work_dir / "again")["answers"]
+    limit = 1e-9 * (1 + np.abs(answers[sample]))
+    differs = (np.abs(repeated - answers[sample]) > limit).any(axis=1)
+    if differs.any():
+        index = int(np.flatnonzero(differs)[0])
         raise SourceRefused(
-            f"{model} gives another answer when it is asked in another order: "
-            f"{rows.labels[share[place]]} got {answers[share[place]].tolist()} and, asked anew, "
-            f"{again[place].tolist()}. Such a model has no answer to prove: fix its random_state, "
-            "or what it remembers of earlier rows"
+            f"{model} predicts differently in another order: {rows.labels[sample[index]]} got "
+            f"{answers[sample[index]].tolist()} and, predicted again, {repeated[index].tolist()}. "
+            "Such a model has no prediction to prove: fix its random_state, or remove its memory "
+            "of earlier rows"
         )
-    return reported
+    return predicted
 
 
-def _asked(
+def _predict(
     model: Path, options: Mapping[str, str], rows: Table, stem: Path
 ) -> dict[str, np.ndarray]:
-    questions, answers = stem.with_suffix(".npz"), stem.with_suffix(".answers.npz")
-    np.savez(questions, **rows.arrays())
-    said = json.dumps(dict(options))
-    return ask("converters.tabular.oracle", model, said, questions, answers=answers)
+    rows_file, answers_file = stem.with_suffix(".npz"), stem.with_suffix(".answers.npz")
+    np.savez(rows_file, **rows.arrays())
+    arguments = (model, json.dumps(dict(options)), rows_file)
+    return ask("converters.tabular.oracle", *arguments, answers=answers_file)
 
 
-def main(model: str, said: str, questions: str, answers: str) -> None:
+def main(model: str, options: str, rows_file: str, answers_file: str) -> None:
     from threadpoolctl import threadpool_limits
 
     warnings.simplefilter("ignore")
-    with np.load(questions) as stored:
+    with np.load(rows_file) as stored:
         table = Table.from_arrays(stored)
-    opened, found = open_model(Path(model), json.loads(said)), []
+    library_model, answers = open_model(Path(model), json.loads(options)), []
     with threadpool_limits(1):
         for row in range(len(table)):
-            one = table.rows(slice(row, row + 1))
+            single = table.rows(slice(row, row + 1))
             try:
-                found.append(opened.answer(one)[0])
-            except Exception as error:  # whatever the library raises of a row
+                answers.append(library_model.answer(single)[0])
+            except Exception as error:  # the library can raise anything
                 sys.exit(f"it refuses {table.labels[row]}: {' '.join(str(error).split())[:300]}")
-    reported = np.stack(found)
-    np.savez(answers, answers=reported, **noise_of_answers(opened, table, reported))
+    predicted = np.stack(answers)
+    np.savez(answers_file, answers=predicted, **noise_of_answers(library_model, table, predicted))
 
 
 def noise_of_answers(
     model: TabularModel, table: Table, answers: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What FP32 rounds off of the library's ``answers`` [n, ...] to these rows, where it computes
-    in that: ``answers_noise``."""
+    """The FP32 rounding error of the library's ``answers`` [n, ...] to these rows, if it computes
+    in FP32: ``answers_noise``."""
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         precise = model.exact(table.rows(np.array(positions)))

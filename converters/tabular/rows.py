@@ -1,8 +1,8 @@
-"""Rows to ask a model about where no user gave any, and rows at its very thresholds.
+"""Rows for a model when the user gives none, and rows at the model's thresholds.
 
 A conversion of trees goes wrong at a threshold: a number between it and its rounding falls on the
-other side. So pairs of neighbouring numbers between which the library's own answer changes are
-found by bisection, whatever stands before the trees.
+other side. So bisection finds pairs of neighbouring numbers between which the library's own
+prediction changes, whatever precedes the trees.
 """
 
 from collections.abc import Iterator
@@ -15,99 +15,102 @@ from converters.errors import SourceRefused
 from converters.sources.tabular_model import TabularModel
 from converters.tabular.table import MISSING, Column, Table, ordinary_row
 
-ROWS, LINES = 80, 24
-# Doubles between two numbers are halved away in fewer than 64 steps from any two of one size.
+ROWS, MAX_SEGMENTS = 80, 24
+# Bisecting two doubles of similar size down to neighbours takes fewer than 64 steps.
 STEPS = 80
-MOST_ANSWER = 1e30
-# Where a model says nothing of a column: the magnitudes at which its answer is looked for.
+MAX_ANSWER = 1e30
+# The magnitudes at which to look for the prediction's sensitivity to a column that the model says
+# nothing about.
 MAGNITUDES = np.array([0.01, 0.1, 1, 10, 100, 1e3, 1e4])
 
 
 @dataclass(frozen=True)
-class Explored:
-    """A model whose every column has a centre, a spread and a say about missing values."""
+class ExploredModel:
+    """A model with each column's centre and spread, and whether it accepts missing values."""
 
     model: TabularModel
     columns: tuple[Column, ...]
 
 
-def explore(model: TabularModel) -> Explored:
-    """Ask the model what it does not say of its columns."""
+def explore(model: TabularModel) -> ExploredModel:
+    """Find out by predictions what the model does not say about its columns."""
     thresholds = model.thresholds()
-    columns = [_with_thresholds(each, thresholds.get(each.name)) for each in model.columns]
+    columns = [_with_thresholds(column, thresholds.get(column.name)) for column in model.columns]
     start = ordinary_row(columns)
     columns = [_with_spread(model, column, start) for column in columns]
-    return Explored(model, tuple(_with_missing(model, column, start) for column in columns))
+    return ExploredModel(model, tuple(_with_missing(model, column, start) for column in columns))
 
 
 def answers_of(model: TabularModel, rows: Table) -> np.ndarray:
-    """The library's answers FP64 [n, width]; NaN in a row that it refuses."""
+    """The library's predictions FP64 [n, width]; NaN for a row that it refuses."""
     if not len(rows):
         return np.empty((0, max(1, len(model.labels))))
     try:
         return model.answer(rows)
     except SourceRefused:
         raise
-    except Exception:  # whatever a library raises of a row that it does not take
-        width, found = max(1, len(model.labels)), []
-        for place in range(len(rows)):
+    except Exception:  # a library can raise anything for a row that it does not accept
+        width, answers = max(1, len(model.labels)), []
+        for index in range(len(rows)):
             try:
-                found.append(model.answer(rows.rows(slice(place, place + 1)))[0])
+                answers.append(model.answer(rows.rows(slice(index, index + 1)))[0])
             except Exception:
-                found.append(np.full(width, np.nan))
-        return np.stack(found)
+                answers.append(np.full(width, np.nan))
+        return np.stack(answers)
 
 
-def answered(model: TabularModel, rows: Table) -> tuple[Table, Table]:
-    """The rows that the library answers, and those that it refuses or answers with NaN, or with
-    what is beyond every use and nearly beyond FP32 (an exponential of a made-up number)."""
+def partition_by_answer(model: TabularModel, rows: Table) -> tuple[Table, Table]:
+    """The rows that the library predicts, and those that it refuses or for which it gives NaN or a
+    number that is beyond any use and nearly beyond FP32 (an exponential of a generated number)."""
     answers = answers_of(model, rows)
-    size = np.abs(answers)
-    fits = np.isfinite(answers) & (size < MOST_ANSWER)
+    magnitude = np.abs(answers)
+    is_usable = np.isfinite(answers) & (magnitude < MAX_ANSWER)
     if not model.labels:
-        fits &= (size == 0) | (size > 1 / MOST_ANSWER)
-    finite = fits.all(axis=1)
-    return rows.rows(np.flatnonzero(finite)), rows.rows(np.flatnonzero(~finite))
+        is_usable &= (magnitude == 0) | (magnitude > 1 / MAX_ANSWER)
+    row_is_usable = is_usable.all(axis=1)
+    return rows.rows(np.flatnonzero(row_is_usable)), rows.rows(np.flatnonzero(~row_is_usable))
 
 
-def positive_rows(explored: Explored, rows: Table) -> Table:
-    """The rows with every number above 0: some steps (a logarithm, Box-Cox) take no others."""
-    least = {column.name: 1e-3 * (column.spread or 1.0) for column in explored.columns}
+def positive_rows(explored: ExploredModel, rows: Table) -> Table:
+    """The rows with every number made positive: some steps (a logarithm, Box-Cox) accept no
+    others."""
+    minimum = {column.name: 1e-3 * (column.spread or 1.0) for column in explored.columns}
     columns = {
-        name: values if values.dtype.kind == "U" else np.abs(values) + least[name]
+        name: values if values.dtype.kind == "U" else np.abs(values) + minimum[name]
         for name, values in rows.columns.items()
     }
     return Table(columns, rows.labels)
 
 
-def generated_rows(explored: Explored, rng: np.random.Generator, count: int = ROWS) -> Table:
-    """``count`` rows drawn around each column's centre, from its thresholds and its categories."""
+def generated_rows(explored: ExploredModel, rng: np.random.Generator, count: int = ROWS) -> Table:
+    """``count`` random rows around each column's centre, near its thresholds and from its
+    categories."""
     thresholds = explored.model.thresholds()
-    drawn = {
-        column.name: _drawn(column, thresholds.get(column.name), rng, count)
+    columns = {
+        column.name: _random_numbers(column, thresholds.get(column.name), rng, count)
         for column in explored.columns
     }
     labels = [f"generated row {index}" for index in range(count)]
-    return Table(drawn, labels)
+    return Table(columns, labels)
 
 
-def boundary_rows(explored: Explored, rows: Table, rng: np.random.Generator) -> Table:
-    """Up to ``LINES`` places where the answer jumps along one column between two of ``rows``; four
-    rows each: the neighbouring FP64 numbers, and the FP32 ones around them. May have no row."""
-    # Nearest neighbours jump too, but where two distances are equal: no two libraries agree there.
-    lines = list(_lines(explored, rows, rng)) if explored.model.steps else []
-    if not lines:
+def boundary_rows(explored: ExploredModel, rows: Table, rng: np.random.Generator) -> Table:
+    """Up to ``MAX_SEGMENTS`` places where the prediction jumps along one column between two rows;
+    four rows each: the neighbouring FP64 numbers, and the FP32 ones around them. May be empty."""
+    # Nearest neighbours also jump, but where two distances tie, and there no two libraries agree.
+    segments = list(_jumping_segments(explored, rows, rng)) if explored.model.steps else []
+    if not segments:
         return rows.rows(slice(0, 0))
-    start = rows.rows([line[0] for line in lines])
-    names = [line[1] for line in lines]
-    low = np.array([rows.columns[name][line[0]] for line, name in zip(lines, names, strict=True)])
-    high = np.array([line[2] for line in lines])
-    low, high = _bisect(explored.model, _Lines(start, names), low, high)
-    return _around(explored.model, _Lines(start, names), low, high)
+    start = rows.rows([row for row, _, _ in segments])
+    names = [name for _, name, _ in segments]
+    low = np.array([rows.columns[name][row] for row, name, _ in segments])
+    high = np.array([number for _, _, number in segments])
+    low, high = _bisect(explored.model, _Segments(start, names), low, high)
+    return _rows_around(explored.model, _Segments(start, names), low, high)
 
 
 @dataclass(frozen=True)
-class _Lines:
+class _Segments:
     """Row i of ``start`` with another number in the column ``names[i]``."""
 
     start: Table
@@ -120,62 +123,67 @@ class _Lines:
         return Table(columns, self.start.labels)
 
 
-def _with_thresholds(column: Column, found: np.ndarray | None) -> Column:
-    if found is None or not len(found) or column.centre is not None:
+def _with_thresholds(column: Column, thresholds: np.ndarray | None) -> Column:
+    if thresholds is None or not len(thresholds) or column.centre is not None:
         return column
-    # No squares: what a LightGBM model is trained on may be 1e300.
-    spread = float(np.abs(found - np.median(found)).max()) / 2 or max(
-        abs(float(found[0])) / 4, 1e-3
-    )
-    return replace(column, centre=float(np.median(found)), spread=spread)
+    # No squares: a LightGBM model's training data may reach 1e300.
+    centre = float(np.median(thresholds))
+    spread = float(np.abs(thresholds - centre).max()) / 2
+    if spread == 0:
+        spread = max(abs(float(thresholds[0])) / 4, 1e-3)
+    return replace(column, centre=centre, spread=spread)
 
 
 def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
-    """The smallest magnitude at which the answer has moved by a fifth of what it ever moves."""
+    """Set the spread to the smallest magnitude that moves the prediction by a fifth of its largest
+    move."""
     if column.is_text or column.values or column.spread:
         return column
     centre = column.centre or 0.0
     numbers = np.concatenate([[centre], centre + MAGNITUDES, centre - MAGNITUDES])
-    answers = answers_of(model, _repeated(start, column.name, numbers))
-    moved = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
-    enough = moved[1:] >= 0.2 * moved.max() if moved.max() > 0 else np.ones(len(numbers) - 1, bool)
-    return replace(column, centre=centre, spread=float(np.tile(MAGNITUDES, 2)[enough].min()))
+    answers = answers_of(model, _with_column(start, column.name, numbers))
+    movement = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
+    is_enough = np.ones(len(numbers) - 1, bool)
+    if movement.max() > 0:
+        is_enough = movement[1:] >= 0.2 * movement.max()
+    return replace(column, centre=centre, spread=float(np.tile(MAGNITUDES, 2)[is_enough].min()))
 
 
 def _with_missing(model: TabularModel, column: Column, start: Table) -> Column:
-    """Whether the library answers to a missing value, and not with a NaN of its own."""
-    gone = np.array([MISSING]) if column.is_text else np.array([np.nan])
-    answer = answers_of(model, _repeated(start, column.name, gone))
+    """Set whether the library accepts a missing value, and does not return NaN for it."""
+    missing = np.array([MISSING]) if column.is_text else np.array([np.nan])
+    answer = answers_of(model, _with_column(start, column.name, missing))
     return replace(column, nullable=bool(np.isfinite(answer).all()))
 
 
-def _repeated(start: Table, name: str, numbers: np.ndarray) -> Table:
+def _with_column(start: Table, name: str, numbers: np.ndarray) -> Table:
     rows = start.rows(np.zeros(len(numbers), dtype=int))
     return Table({**rows.columns, name: numbers}, rows.labels)
 
 
-def _drawn(
-    column: Column, found: np.ndarray | None, rng: np.random.Generator, count: int
+def _random_numbers(
+    column: Column, thresholds: np.ndarray | None, rng: np.random.Generator, count: int
 ) -> np.ndarray:
     if column.is_text:
-        return _texts(column, rng, count)
+        return _random_texts(column, rng, count)
     missing = rng.random(count) < (0.04 if column.nullable else 0.0)
     if column.values:
         return np.where(missing, np.nan, rng.choice(np.array(column.values), count))
     spread = column.spread or 1.0
     numbers = (column.centre or 0.0) + 1.5 * spread * rng.standard_normal(count)
-    if found is not None and len(found):
-        # Half of them between two thresholds, where trees with many of them have their say.
-        near = rng.choice(found, count) + spread * rng.standard_normal(count) / max(4, len(found))
+    if thresholds is not None and len(thresholds):
+        # Half of them between two thresholds, which exercises trees with many thresholds.
+        near = rng.choice(thresholds, count)
+        near = near + spread * rng.standard_normal(count) / max(4, len(thresholds))
         numbers = np.where(rng.random(count) < 0.5, near, numbers)
     return np.asarray(np.where(missing, np.nan, numbers))
 
 
-def _texts(column: Column, rng: np.random.Generator, count: int) -> np.ndarray:
+def _random_texts(column: Column, rng: np.random.Generator, count: int) -> np.ndarray:
     known = list(column.words or column.categories) or ["a", "b", "some words in a row"]
     texts = rng.choice(np.array(known, dtype=np.str_), count)
     if column.words:
-        # Some words of the vocabulary a text.
+        # A few words of the vocabulary per text.
         lengths = rng.integers(1, 9, count)
         texts = np.array([" ".join(rng.choice(known, length)) for length in lengths], np.str_)
     if column.open:
@@ -185,48 +193,57 @@ def _texts(column: Column, rng: np.random.Generator, count: int) -> np.ndarray:
     return np.where(rng.random(count) < 0.05, MISSING, texts) if column.nullable else texts
 
 
-def _lines(
-    explored: Explored, rows: Table, rng: np.random.Generator
+def _jumping_segments(
+    explored: ExploredModel, rows: Table, rng: np.random.Generator
 ) -> Iterator[tuple[int, str, float]]:
-    """(row, column, another row's number), where moving there changes the answer."""
-    free = [c.name for c in explored.columns if not c.is_text and not c.values]
-    if not free:
+    """Yield (row, column, another row's number) where moving the column to that number changes the
+    prediction."""
+    number_columns = [
+        column.name for column in explored.columns if not column.is_text and not column.values
+    ]
+    if not number_columns:
         return
-    tries = 8 * LINES
-    chosen, other = rng.integers(len(rows), size=(2, tries))
-    names = [str(name) for name in rng.choice(np.array(free, dtype=np.str_), tries)]
-    numbers = np.array([rows.columns[n][i] for n, i in zip(names, other, strict=True)])
-    here = np.array([rows.columns[n][i] for n, i in zip(names, chosen, strict=True)])
-    usable = np.isfinite(numbers) & np.isfinite(here) & (numbers != here)
-    numbers = np.where(usable, numbers, here)
-    start = rows.rows(chosen)
+    attempts = 8 * MAX_SEGMENTS
+    rows_from, rows_to = rng.integers(len(rows), size=(2, attempts))
+    names = [str(name) for name in rng.choice(np.array(number_columns, dtype=np.str_), attempts)]
+    numbers = np.array([rows.columns[name][row] for name, row in zip(names, rows_to, strict=True)])
+    current = np.array(
+        [rows.columns[name][row] for name, row in zip(names, rows_from, strict=True)]
+    )
+    usable = np.isfinite(numbers) & np.isfinite(current) & (numbers != current)
+    numbers = np.where(usable, numbers, current)
+    start = rows.rows(rows_from)
     before = answers_of(explored.model, start)
-    after = answers_of(explored.model, _Lines(start, names).at(numbers))
-    # A row that it refuses has NaN here, which is no move.
-    moved = usable & (np.abs(after - before).max(axis=1) > 0)
-    for place in np.flatnonzero(moved)[:LINES]:
-        yield int(chosen[place]), names[place], float(numbers[place])
+    after = answers_of(explored.model, _Segments(start, names).at(numbers))
+    # A refused row has NaN here, which does not count as a jump.
+    has_jump = usable & (np.abs(after - before).max(axis=1) > 0)
+    for index in np.flatnonzero(has_jump)[:MAX_SEGMENTS]:
+        yield int(rows_from[index]), names[index], float(numbers[index])
 
 
 def _bisect(
-    model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray
+    model: TabularModel, segments: _Segments, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Halve each line towards its larger change until its ends are neighbours."""
-    at_low, at_high = answers_of(model, lines.at(low)), answers_of(model, lines.at(high))
+    """Halve each segment towards its larger change until its ends are neighbours."""
+    at_low, at_high = answers_of(model, segments.at(low)), answers_of(model, segments.at(high))
     for _ in range(STEPS):
         middle = low + (high - low) / 2
-        between = answers_of(model, lines.at(middle))
-        first = np.abs(between - at_low).max(axis=1) >= np.abs(at_high - between).max(axis=1)
-        high, low = np.where(first, middle, high), np.where(first, low, middle)
-        at_high = np.where(first[:, None], between, at_high)
-        at_low = np.where(first[:, None], at_low, between)
+        at_middle = answers_of(model, segments.at(middle))
+        first_change = np.abs(at_middle - at_low).max(axis=1)
+        second_change = np.abs(at_high - at_middle).max(axis=1)
+        in_first_half = first_change >= second_change
+        high, low = np.where(in_first_half, middle, high), np.where(in_first_half, low, middle)
+        at_high = np.where(in_first_half[:, None], at_middle, at_high)
+        at_low = np.where(in_first_half[:, None], at_low, at_middle)
     return low, high
 
 
-def _around(model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarray) -> Table:
-    """The rows of those lines that end in a jump; a smooth answer has none."""
-    gap = np.abs(answers_of(model, lines.at(low)) - answers_of(model, lines.at(high))).max(axis=1)
-    jumps = np.flatnonzero(gap > 1e-9)
+def _rows_around(
+    model: TabularModel, segments: _Segments, low: np.ndarray, high: np.ndarray
+) -> Table:
+    """The rows of the segments that end in a jump; a smooth prediction has none."""
+    change = answers_of(model, segments.at(low)) - answers_of(model, segments.at(high))
+    jumps = np.flatnonzero(np.abs(change).max(axis=1) > 1e-9)
     with np.errstate(over="ignore"):  # beyond FP32 there are no FP32 neighbours
         narrow = low.astype(np.float32)
         below = np.nextafter(narrow, np.float32(-np.inf)).astype(np.float64)
@@ -239,9 +256,11 @@ def _around(model: TabularModel, lines: _Lines, low: np.ndarray, high: np.ndarra
         ("below", below),
         ("above", above),
     ]
-    table = lines.start.rows(slice(0, 0))
-    for word, numbers in ends:
-        rows = lines.at(numbers).rows(jumps)
-        labels = [f"{word} a threshold of {lines.names[i]!r} ({numbers[i]!r})" for i in jumps]
+    table = segments.start.rows(slice(0, 0))
+    for position, numbers in ends:
+        rows = segments.at(numbers).rows(jumps)
+        labels = [
+            f"{position} a threshold of {segments.names[i]!r} ({numbers[i]!r})" for i in jumps
+        ]
         table = table.join(Table(rows.columns, labels))
     return table

@@ -1,4 +1,4 @@
-"""Prove what Triton serves of a model on tables: rows over gRPC, against the original."""
+"""Prove what Triton serves of a tabular model: rows over gRPC, against the original."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from tritonclient import grpc as triton
 
 from converters.proof import Check
 from converters.relative import largest_relative
-from converters.tabular.proof import case_table, column_feeds, parity, scores_by_label
+from converters.tabular.proof import column_feeds, parity, reference_table, scores_by_label
 from converters.tabular.table import Table
 from converters.task import Reference
 
@@ -17,31 +17,33 @@ BATCH = 16
 
 
 def served_checks(address: str, reference: Reference) -> list[Check]:
-    """Checks of the pipeline at ``address``: one row a request, and in batches of sixteen."""
-    table = case_table(reference)
+    """Check the pipeline at ``address``: one row per request, and in batches of sixteen."""
+    table = reference_table(reference)
     with triton.InferenceServerClient(address) as client:
-        alone = _all(client, reference, table, 1)
-        together = _all(client, reference, table, BATCH)
+        alone = _infer_all(client, reference, table, 1)
+        together = _infer_all(client, reference, table, BATCH)
     limit, labels = reference.tolerance.invariance, reference.metadata["labels"]
-    first, second = (
+    alone_numbers, together_numbers = (
         scores_by_label(outputs[0], outputs[1], labels)[0] if labels else outputs[0]
         for outputs in (alone, together)
     )
     return [
         *parity(alone, table, reference),
-        largest_relative("batch invariance, served", second, first, limit, table.labels),
+        largest_relative(
+            "batch invariance, served", together_numbers, alone_numbers, limit, table.labels
+        ),
     ]
 
 
-def _all(
+def _infer_all(
     client: triton.InferenceServerClient, reference: Reference, table: Table, batch: int
 ) -> list[np.ndarray]:
-    """The pipeline's outputs for every row, asked about ``batch`` rows at a time."""
-    each = [
+    """The pipeline's outputs for every row, ``batch`` rows per request."""
+    responses = [
         _infer(client, reference.name, reference.metadata, table.rows(slice(start, start + batch)))
         for start in range(0, len(table), batch)
     ]
-    return [np.concatenate(outputs) for outputs in zip(*each, strict=True)]
+    return [np.concatenate(outputs) for outputs in zip(*responses, strict=True)]
 
 
 def _infer(

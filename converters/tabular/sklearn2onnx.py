@@ -1,6 +1,6 @@
 """scikit-learn -> ONNX, in FP64, as scikit-learn itself computes.
 
-skl2onnx converts everything but what converters.tabular.sklearn_exact has.
+skl2onnx converts everything except what converters.tabular.sklearn_exact replaces.
 """
 
 import re
@@ -28,20 +28,21 @@ def convert_estimator(
     *,
     zero_missing: bool = False,
 ) -> onnx.ModelProto:
-    """The graph of a ``classifier`` (its probabilities) or a ``regressor``.
+    """The graph of a fitted estimator. ``kind`` is ``classifier`` (the graph gives its
+    probabilities), ``regressor``, ``outliers`` or ``clusters``.
 
-    One input for each of ``columns``, or, where they are None, one of all ``width``. Each of
-    ``vectorizers`` is a node ``VECTORIZE`` with its place, for ``public_graph`` to replace.
-    ``zero_missing``: as ``register_exact`` has it.
-    SourceRefused names an estimator that has no converter.
+    It has one input for each of ``columns``, or, if they are None, one of all ``width``. Each of
+    ``vectorizers`` becomes a node ``VECTORIZE`` with its index, which ``public_graph`` replaces.
+    ``zero_missing``: see ``register_exact``. ExportFailed or SourceRefused names an estimator that
+    has no converter.
     """
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     register_exact(zero_missing=zero_missing)
     register_vectorizers(vectorizers)
-    _flatten_nothing(estimator)
+    _disable_flatten_transform(estimator)
     reasons = []
-    # Some of ONNX Runtime's operators (support vectors, AdaBoost's) know FP32 only.
+    # Some of ONNX Runtime's operators (support vectors, AdaBoost) support FP32 only.
     for number in (DoubleTensorType, FloatTensorType):
         try:
             graph = _converted(estimator, columns, width, kind, number)
@@ -50,21 +51,22 @@ def convert_estimator(
             return graph
         except SourceRefused:
             raise
-        except Exception as error:  # skl2onnx and ONNX Runtime raise many kinds
+        except Exception as error:  # skl2onnx and ONNX Runtime raise many types
             reasons.append(_reason(error))
     raise ExportFailed(
-        f"{type(estimator).__name__} cannot be converted to ONNX{_named(estimator)}: {reasons[-1]}"
+        f"{type(estimator).__name__} cannot be converted to ONNX{_step_names(estimator)}: "
+        f"{reasons[-1]}"
     )
 
 
 def _reason(error: Exception) -> str:
-    """In words that say what to do, where skl2onnx's own speak of its insides."""
-    said = " ".join(str(error).split())
-    unknown = NO_CONVERTER.search(said)
-    if unknown:
-        name = unknown[1].rpartition(".")[2]
-        return f"{name} has no converter; train with another estimator or step in its place"
-    return said[:200]
+    """The reason with a remedy, where skl2onnx's own message is about its internals."""
+    message = " ".join(str(error).split())
+    match = NO_CONVERTER.search(message)
+    if match:
+        name = match[1].rpartition(".")[2]
+        return f"{name} has no converter; train with another estimator or step instead"
+    return message[:200]
 
 
 def _converted(
@@ -75,7 +77,10 @@ def _converted(
 
     types = [(ALL, number([None, width]))] if columns is None else None
     if columns is not None:
-        types = [(c.name, (StringTensorType if c.is_text else number)([None, 1])) for c in columns]
+        types = [
+            (column.name, (StringTensorType if column.is_text else number)([None, 1]))
+            for column in columns
+        ]
     options = {id(estimator): {"zipmap": False}} if kind == "classifier" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,17 +90,17 @@ def _converted(
             options=options,
             target_opset={"": OPSET, ML_DOMAIN: ML_OPSET},
         )
-    # A classifier gives the label and then the probabilities; the label is made anew.
+    # A classifier's outputs are the label and the probabilities; the label is computed later.
     del graph.graph.output[:-1]
     return graph
 
 
-def _flatten_nothing(estimator: Any) -> None:
-    """skl2onnx wants a VotingClassifier without this option, which only its transform() heeds."""
+def _disable_flatten_transform(estimator: Any) -> None:
+    """skl2onnx requires a VotingClassifier without this option, which only transform() uses."""
     steps = [step for _, step in getattr(estimator, "steps", [])]
-    for each in (estimator, *steps):
-        if hasattr(each, "flatten_transform"):
-            each.flatten_transform = False
+    for part in (estimator, *steps):
+        if hasattr(part, "flatten_transform"):
+            part.flatten_transform = False
 
 
 def _require_loadable(graph: onnx.ModelProto) -> None:
@@ -106,7 +111,7 @@ def _require_loadable(graph: onnx.ModelProto) -> None:
     ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _named(estimator: Any) -> str:
-    """The estimators in it, from the outside in."""
+def _step_names(estimator: Any) -> str:
+    """The names of the estimator's steps in parentheses, or ""."""
     steps = [type(step).__name__ for _, step in getattr(estimator, "steps", [])]
     return f" (its steps: {', '.join(steps)})" if steps else ""

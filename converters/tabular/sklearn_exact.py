@@ -1,9 +1,9 @@
-"""Converters in the place of skl2onnx's own: exactly scikit-learn's arithmetic, in its order.
+"""Converters that replace skl2onnx's own: exactly scikit-learn's arithmetic, in its order.
 
-skl2onnx's trees and SimpleImputer know FP32 only, and its MinMaxScaler rounds in another order:
-each sends a row that lies near a threshold to the other side. Its encoders know neither a missing
-category nor rare ones. Each function is a converter as
-skl2onnx wants it: ``(scope, operator, container)``.
+skl2onnx's trees and SimpleImputer support FP32 only, and its MinMaxScaler rounds in another order:
+each sends a row near a threshold to the other side. Its encoders support neither missing nor rare
+categories. Each function is a converter with skl2onnx's signature: ``(scope, operator,
+container)``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ ML_DOMAIN = "ai.onnx.ml"
 
 
 def register_exact(*, zero_missing: bool = False) -> None:
-    """Make skl2onnx use these. ``zero_missing``: boosters are given sparse rows, and XGBoost takes
-    what such a row leaves out, which is 0, for a missing number."""
+    """Make skl2onnx use these converters. ``zero_missing``: boosters are given sparse rows, in
+    which XGBoost reads the omitted values, which are 0, as missing."""
     from skl2onnx import _parse, update_registered_converter
     from skl2onnx.common.shape_calculator import (
         calculate_linear_classifier_output_shapes,
@@ -51,7 +51,7 @@ def register_exact(*, zero_missing: bool = False) -> None:
         TargetEncoder,
     )
 
-    # Texts and numbers side by side cannot be merged into one tensor.
+    # skl2onnx cannot merge adjacent text and number columns into one tensor.
     _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
     flags = {
         "zipmap": [True, False, "columns"],
@@ -69,7 +69,7 @@ def register_exact(*, zero_missing: bool = False) -> None:
             classifier if classifies else regressor,
             _trees_converter(zero),
             options=flags if classifies else None,
-            parser=_one_answer if model is IsolationForest else None,
+            parser=_single_output_parser if model is IsolationForest else None,
         )
     for model in (cluster.KMeans, cluster.MiniBatchKMeans, cluster.BisectingKMeans):
         update_registered_converter(
@@ -77,7 +77,7 @@ def register_exact(*, zero_missing: bool = False) -> None:
             f"Sklearn{model.__name__}",
             _distances_shape,
             _convert_centres,
-            parser=_one_answer,
+            parser=_single_output_parser,
         )
     for model in linear_classifiers():
         update_registered_converter(
@@ -99,34 +99,34 @@ def register_exact(*, zero_missing: bool = False) -> None:
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
 
 
-def _trees_converter(more_missing: tuple[float, ...]) -> Any:
-    """A converter whose trees take these numbers too for missing ones."""
+def _trees_converter(extra_missing: tuple[float, ...]) -> Any:
+    """A converter whose trees also read these numbers as missing."""
 
     def convert(scope: Any, operator: Any, container: Any) -> None:
-        _convert_trees(scope, operator, container, more_missing)
+        _convert_trees(scope, operator, container, extra_missing)
 
     return convert
 
 
 def _convert_trees(
-    scope: Any, operator: Any, container: Any, more_missing: tuple[float, ...]
+    scope: Any, operator: Any, container: Any, extra_missing: tuple[float, ...]
 ) -> None:
     from skl2onnx.common.data_types import guess_proto_type
 
-    form = tree_sum(operator.raw_operator)
+    tree_model = tree_sum(operator.raw_operator)
     source = scope.get_unique_variable_name("trees")
-    container.add_node("Identity", [_joined(scope, operator, container)], [source])
-    made = tree_parts(
-        form.trees,
-        form.start,
-        form.link,
-        narrow=form.narrow,
+    container.add_node("Identity", [_joined_input(scope, operator, container)], [source])
+    subgraph = tree_parts(
+        tree_model.trees,
+        tree_model.start,
+        tree_model.link,
+        narrow=tree_model.narrow,
         source=source,
-        missing=(*form.missing, *more_missing),
+        missing=(*tree_model.missing, *extra_missing),
     )
-    for name, value in made.constants.items():
+    for name, value in subgraph.constants.items():
         container.add_initializer(name, onnx.TensorProto.DOUBLE, value.shape, value.ravel())
-    for part in made.parts:
+    for part in subgraph.parts:
         versions = {"op_domain": part.domain, "op_version": ML_OPSET} if part.domain else {}
         name = scope.get_unique_operator_name(part.operator)
         container.add_node(
@@ -137,21 +137,21 @@ def _convert_trees(
             **versions,
             **part.attributes,
         )
-    target, answer = operator.outputs[-1], made.parts[-1].output
+    target, answer = operator.outputs[-1], subgraph.parts[-1].output
     container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
     if len(operator.outputs) > 1:
         _add_label(scope, operator, container, answer)
 
 
-def _one_answer(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    """skl2onnx itself gives these a label too, in an order of its own."""
+def _single_output_parser(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """A parser for one output; skl2onnx's own adds a label, in its own order."""
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     operator = scope.declare_local_operator(f"Sklearn{type(model).__name__}", model)
     operator.inputs = inputs
-    single = any(isinstance(each.type, FloatTensorType) for each in inputs)
-    kind = FloatTensorType if single else DoubleTensorType
-    operator.outputs.append(scope.declare_local_variable("answer", kind()))
+    is_fp32 = any(isinstance(variable.type, FloatTensorType) for variable in inputs)
+    tensor_type = FloatTensorType if is_fp32 else DoubleTensorType
+    operator.outputs.append(scope.declare_local_variable("answer", tensor_type()))
     return operator.outputs
 
 
@@ -161,34 +161,46 @@ def _distances_shape(operator: Any) -> None:
 
 
 def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
-    """Minus the distances to the centres: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn has them."""
-    source, kind = _joined(scope, operator, container), onnx.TensorProto.DOUBLE
+    """Minus the distances to the centres: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn computes
+    them."""
+    source, dtype = _joined_input(scope, operator, container), onnx.TensorProto.DOUBLE
     centres = np.asarray(operator.raw_operator.cluster_centers_, np.float64)
-    named = ("wide", "own", "product", "twice", "first", "square", "positive", "distance", "minus")
-    name = {key: str(scope.get_unique_variable_name(key)) for key in named}
+    keys = (
+        "wide",
+        "length",
+        "product",
+        "twice",
+        "first",
+        "square",
+        "positive",
+        "distance",
+        "minus",
+    )
+    name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
-    held = _constant(scope, container, centres.T, kind, centres.T.shape)
-    lengths = _constant(scope, container, (centres**2).sum(axis=1), kind, (1, len(centres)))
-    two, zero = (_constant(scope, container, [number], kind) for number in (-2.0, 0.0))
-    container.add_node("Cast", [source], [name["wide"]], to=kind)
-    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["own"]], keepdims=1)
-    container.add_node("MatMul", [name["wide"], held], [name["product"]])
+    centre_columns = _constant(scope, container, centres.T, dtype, centres.T.shape)
+    centre_lengths = _constant(scope, container, (centres**2).sum(axis=1), dtype, (1, len(centres)))
+    two, zero = (_constant(scope, container, [number], dtype) for number in (-2.0, 0.0))
+    container.add_node("Cast", [source], [name["wide"]], to=dtype)
+    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["length"]], keepdims=1)
+    container.add_node("MatMul", [name["wide"], centre_columns], [name["product"]])
     container.add_node("Mul", [name["product"], two], [name["twice"]])
-    container.add_node("Add", [name["twice"], name["own"]], [name["first"]])
-    container.add_node("Add", [name["first"], lengths], [name["square"]])
+    container.add_node("Add", [name["twice"], name["length"]], [name["first"]])
+    container.add_node("Add", [name["first"], centre_lengths], [name["square"]])
     container.add_node("Max", [name["square"], zero], [name["positive"]])
     container.add_node("Sqrt", [name["positive"]], [name["distance"]])
     container.add_node("Neg", [name["distance"]], [name["minus"]])
     target = operator.outputs[0]
-    container.add_node("Cast", [name["minus"]], [target.full_name], to=_proto(target, kind))
+    container.add_node("Cast", [name["minus"]], [target.full_name], to=_output_dtype(target, dtype))
 
 
 def register_vectorizers(vectorizers: Sequence[Any]) -> None:
-    """Make skl2onnx write a ``VECTORIZE`` node, with its place among these, for each of them."""
+    """Make skl2onnx write a ``VECTORIZE`` node, with its index among ``vectorizers``, for each of
+    them."""
     from skl2onnx import update_registered_converter
     from skl2onnx.common.data_types import DoubleTensorType
 
-    positions = {id(each): place for place, each in enumerate(vectorizers)}
+    indices = {id(vectorizer): index for index, vectorizer in enumerate(vectorizers)}
 
     def shape(operator: Any) -> None:
         rows = operator.inputs[0].get_first_dimension()
@@ -202,15 +214,17 @@ def register_vectorizers(vectorizers: Sequence[Any]) -> None:
             name=scope.get_unique_operator_name(VECTORIZE),
             op_domain=TIDEGATE_DOMAIN,
             op_version=1,
-            place=positions[id(operator.raw_operator)],
+            index=indices[id(operator.raw_operator)],
         )
 
-    for kind in {type(each) for each in vectorizers}:
-        update_registered_converter(kind, f"Sklearn{kind.__name__}", shape, convert)
+    for vectorizer_class in {type(vectorizer) for vectorizer in vectorizers}:
+        update_registered_converter(
+            vectorizer_class, f"Sklearn{vectorizer_class.__name__}", shape, convert
+        )
 
 
 def linear_classifiers() -> Iterator[type]:
-    """The classifiers that are ``x @ coef_ + intercept_`` and a link."""
+    """Yield the classifiers that are ``x @ coef_ + intercept_`` and a link."""
     from sklearn import linear_model, svm
 
     names = (
@@ -227,15 +241,17 @@ def linear_classifiers() -> Iterator[type]:
 
 
 def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
-    """Scores, or margins where the estimator has no scores ([n, classes]; of two, -d and d)."""
-    model, source = operator.raw_operator, _joined(scope, operator, container)
-    kind = _number(operator)
-    if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-        kind, given = onnx.TensorProto.DOUBLE, source
+    """Scores, or margins if the estimator has no scores ([n, classes]; for two, -d and d)."""
+    model, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype = _input_dtype(operator)
+    if dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        dtype, raw_source = onnx.TensorProto.DOUBLE, source
         source = scope.get_unique_variable_name("numbers")
-        container.add_node("Cast", [given], [source], to=kind)
+        container.add_node("Cast", [raw_source], [source], to=dtype)
     weights = np.asarray(model.coef_, np.float64).T
-    weights = weights.reshape(len(weights), -1)  # a RidgeClassifier of two may have one axis
+    weights = weights.reshape(
+        len(weights), -1
+    )  # a RidgeClassifier for two classes may have one axis
     start = np.ravel(np.asarray(model.intercept_, np.float64))
     bias = np.broadcast_to(start, weights.shape[1:])
     if weights.shape[1] == 1:
@@ -244,10 +260,10 @@ def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
     names = {
         key: scope.get_unique_variable_name(key) for key in ("product", "margin", "odds", "sum")
     }
-    held = _constant(scope, container, weights, kind, weights.shape)
-    container.add_node("MatMul", [source, held], [names["product"]])
-    begin = _constant(scope, container, bias, kind)
-    container.add_node("Add", [names["product"], begin], [names["margin"]])
+    weights_name = _constant(scope, container, weights, dtype, weights.shape)
+    container.add_node("MatMul", [source, weights_name], [names["product"]])
+    bias_name = _constant(scope, container, bias, dtype)
+    container.add_node("Add", [names["product"], bias_name], [names["margin"]])
     answer = scope.get_unique_variable_name("answer")
     match _linear_link(model):
         case "margin":
@@ -263,7 +279,7 @@ def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
             container.add_node("Div", [names["odds"], names["sum"]], [answer])
     target = operator.outputs[-1]
     container.add_node(
-        "Cast", [answer], [target.full_name], to=_proto(target, onnx.TensorProto.DOUBLE)
+        "Cast", [answer], [target.full_name], to=_output_dtype(target, onnx.TensorProto.DOUBLE)
     )
     if len(operator.outputs) > 1:
         _add_label(scope, operator, container, answer)
@@ -276,149 +292,157 @@ def _linear_link(model: Any) -> str:
         raise NotImplementedError(f"{type(model).__name__}(loss={model.loss!r}) has no converter")
     if len(model.classes_) == 2:
         return "sigmoid"
-    apart = (
+    one_vs_rest = (
         getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
     )
-    return "one against the rest" if apart or hasattr(model, "loss") else "softmax"
+    return "one against the rest" if one_vs_rest or hasattr(model, "loss") else "softmax"
 
 
-def _proto(variable: Any, otherwise: int) -> int:
+def _output_dtype(variable: Any, default: int) -> int:
     from skl2onnx.common.data_types import guess_proto_type
 
-    return int(guess_proto_type(variable.type) or otherwise)
+    return int(guess_proto_type(variable.type) or default)
 
 
 def _add_label(scope: Any, operator: Any, container: Any, answer: str) -> None:
     classes = np.asarray(operator.raw_operator.classes_)
     is_text = classes.dtype.kind in "OUS"
-    held = [str(each).encode() if is_text else int(each) for each in classes]
-    place = scope.get_unique_variable_name("place")
+    labels = [str(label).encode() if is_text else int(label) for label in classes]
+    index = scope.get_unique_variable_name("index")
     names = _constant(
-        scope, container, held, onnx.TensorProto.STRING if is_text else onnx.TensorProto.INT64
+        scope, container, labels, onnx.TensorProto.STRING if is_text else onnx.TensorProto.INT64
     )
-    container.add_node("ArgMax", [answer], [place], axis=1, keepdims=0)
-    container.add_node("Gather", [names, place], [operator.outputs[0].full_name])
+    container.add_node("ArgMax", [answer], [index], axis=1, keepdims=0)
+    container.add_node("Gather", [names, index], [operator.outputs[0].full_name])
 
 
 def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
-    """``x * scale_ + min_``, as transform() has it."""
-    scaler, source = operator.raw_operator, _joined(scope, operator, container)
-    kind, target = _number(operator), operator.outputs[0].full_name
+    """``x * scale_ + min_``, as transform() computes it."""
+    scaler, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
     scaled = scope.get_unique_variable_name("scaled")
-    container.add_node("Mul", [source, _constant(scope, container, scaler.scale_, kind)], [scaled])
-    least = _constant(scope, container, scaler.min_, kind)
+    container.add_node("Mul", [source, _constant(scope, container, scaler.scale_, dtype)], [scaled])
+    minimum = _constant(scope, container, scaler.min_, dtype)
     if not scaler.clip:
-        container.add_node("Add", [scaled, least], [target])
+        container.add_node("Add", [scaled, minimum], [target])
         return
     moved = scope.get_unique_variable_name("moved")
-    container.add_node("Add", [scaled, least], [moved])
-    ends = [_constant(scope, container, end, kind, ()) for end in scaler.feature_range]
+    container.add_node("Add", [scaled, minimum], [moved])
+    ends = [_constant(scope, container, end, dtype, ()) for end in scaler.feature_range]
     container.add_node("Clip", [moved, *ends], [target])
 
 
 def _binned_shape(operator: Any) -> None:
     bins = operator.raw_operator.n_bins_
     width = len(bins) if operator.raw_operator.encode == "ordinal" else int(np.sum(bins))
-    kind, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
-    operator.outputs[0].type = kind([rows, width])
+    tensor_type, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = tensor_type([rows, width])
 
 
 def _convert_bins(scope: Any, operator: Any, container: Any) -> None:
-    """The bin is how many inner edges the number reaches, all in FP64."""
-    part, kind, wide = operator.raw_operator, _number(operator), onnx.TensorProto.DOUBLE
-    source, parts = _joined(scope, operator, container), []
-    if part.dtype == np.float32:
+    """The bin is the number of inner edges that the number reaches, all in FP64."""
+    discretizer, dtype, double = (
+        operator.raw_operator,
+        _input_dtype(operator),
+        onnx.TensorProto.DOUBLE,
+    )
+    source, columns = _joined_input(scope, operator, container), []
+    if discretizer.dtype == np.float32:
         narrow = str(scope.get_unique_variable_name("narrow"))
         container.add_node("Cast", [source], [narrow], to=onnx.TensorProto.FLOAT)
         source = narrow
     numbers = str(scope.get_unique_variable_name("numbers"))
-    container.add_node("Cast", [source], [numbers], to=wide)
+    container.add_node("Cast", [source], [numbers], to=double)
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
-    for place, edges in enumerate(part.bin_edges_):
-        named = ("column", "reached", "ones", "bin", "same", "encoded")
-        name = {key: str(scope.get_unique_variable_name(key)) for key in named}
-        at = _constant(scope, container, [place], onnx.TensorProto.INT64)
-        # One more that nothing reaches: a column of one bin has no inner edge.
+    for index, edges in enumerate(discretizer.bin_edges_):
+        keys = ("column", "reached", "ones", "bin", "same", "encoded")
+        name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
+        index_name = _constant(scope, container, [index], onnx.TensorProto.INT64)
+        # One more edge that nothing reaches: a column of one bin has no inner edge.
         inner = [*map(float, edges[1:-1]), np.inf]
-        held = _constant(scope, container, inner, wide, (1, len(inner)))
-        container.add_node("Gather", [numbers, at], [name["column"]], axis=1)
-        container.add_node("GreaterOrEqual", [name["column"], held], [name["reached"]])
-        container.add_node("Cast", [name["reached"]], [name["ones"]], to=kind)
+        edges_name = _constant(scope, container, inner, double, (1, len(inner)))
+        container.add_node("Gather", [numbers, index_name], [name["column"]], axis=1)
+        container.add_node("GreaterOrEqual", [name["column"], edges_name], [name["reached"]])
+        container.add_node("Cast", [name["reached"]], [name["ones"]], to=dtype)
         container.add_node("ReduceSum", [name["ones"], axes], [name["bin"]], keepdims=1)
-        if part.encode == "ordinal":
-            parts.append(name["bin"])
+        if discretizer.encode == "ordinal":
+            columns.append(name["bin"])
             continue
-        count = int(part.n_bins_[place])
-        each = _constant(scope, container, list(map(float, range(count))), kind, (1, count))
-        container.add_node("Equal", [name["bin"], each], [name["same"]])
-        container.add_node("Cast", [name["same"]], [name["encoded"]], to=kind)
-        parts.append(name["encoded"])
-    container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)
+        count = int(discretizer.n_bins_[index])
+        bin_numbers = _constant(scope, container, list(map(float, range(count))), dtype, (1, count))
+        container.add_node("Equal", [name["bin"], bin_numbers], [name["same"]])
+        container.add_node("Cast", [name["same"]], [name["encoded"]], to=dtype)
+        columns.append(name["encoded"])
+    container.add_node("Concat", columns, [operator.outputs[0].full_name], axis=1)
 
 
 def _polynomial_shape(operator: Any) -> None:
-    kind, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
-    operator.outputs[0].type = kind([rows, int(operator.raw_operator.n_output_features_)])
+    tensor_type, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = tensor_type([rows, int(operator.raw_operator.n_output_features_)])
 
 
 def _convert_polynomial(scope: Any, operator: Any, container: Any) -> None:
-    """Each output is a product of columns: as many factors as the degree, the rest of them 1."""
-    part, kind, source = (
+    """Each output is a product of columns: as many factors as the degree, padded with 1."""
+    polynomial, dtype, source = (
         operator.raw_operator,
-        _number(operator),
-        _joined(scope, operator, container),
+        _input_dtype(operator),
+        _joined_input(scope, operator, container),
     )
-    columns = int(part.n_features_in_)
-    factors = [np.repeat(np.arange(columns), powers) for powers in part.powers_]
-    degree = max(1, *(len(each) for each in factors))
-    positions = np.array([[*each, *[columns] * (degree - len(each))] for each in factors])
-    names = [str(scope.get_unique_variable_name(key)) for key in ("first", "gone", "one", "more")]
-    first, gone, one, more = names
+    columns = int(polynomial.n_features_in_)
+    factors = [np.repeat(np.arange(columns), powers) for powers in polynomial.powers_]
+    degree = max(1, *(len(row) for row in factors))
+    positions = np.array([[*row, *[columns] * (degree - len(row))] for row in factors])
+    names = [
+        str(scope.get_unique_variable_name(key)) for key in ("first", "is_nan", "one", "extended")
+    ]
+    first, is_nan, one, extended = names
     origin = _constant(scope, container, [0], onnx.TensorProto.INT64)
-    plus = _constant(scope, container, [1.0], kind)
-    # 1 in every row, whatever stands there.
+    one_constant = _constant(scope, container, [1.0], dtype)
+    # 1 in every row, whatever the first column holds.
     container.add_node("Gather", [source, origin], [first], axis=1)
-    container.add_node("IsNaN", [first], [gone])
-    container.add_node("Where", [gone, plus, plus], [one])
-    container.add_node("Concat", [source, one], [more], axis=1)
+    container.add_node("IsNaN", [first], [is_nan])
+    container.add_node("Where", [is_nan, one_constant, one_constant], [one])
+    container.add_node("Concat", [source, one], [extended], axis=1)
     product = ""
-    for place in range(degree):
-        at = _constant(scope, container, positions[:, place].tolist(), onnx.TensorProto.INT64)
+    for factor_index in range(degree):
+        position = _constant(
+            scope, container, positions[:, factor_index].tolist(), onnx.TensorProto.INT64
+        )
         factor = str(scope.get_unique_variable_name("factor"))
-        container.add_node("Gather", [more, at], [factor], axis=1)
+        container.add_node("Gather", [extended, position], [factor], axis=1)
         if not product:
             product = factor
             continue
-        grown = str(scope.get_unique_variable_name("product"))
-        container.add_node("Mul", [product, factor], [grown])
-        product = grown
+        next_product = str(scope.get_unique_variable_name("product"))
+        container.add_node("Mul", [product, factor], [next_product])
+        product = next_product
     container.add_node("Identity", [product], [operator.outputs[0].full_name])
 
 
 def _convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
-    source, kind = _joined(scope, operator, container), _number(operator)
-    numbers, over = (str(scope.get_unique_variable_name(key)) for key in ("numbers", "over"))
-    wide = onnx.TensorProto.DOUBLE
-    threshold = _constant(scope, container, [float(operator.raw_operator.threshold)], wide)
-    container.add_node("Cast", [source], [numbers], to=wide)
-    container.add_node("Greater", [numbers, threshold], [over])
-    container.add_node("Cast", [over], [operator.outputs[0].full_name], to=kind)
+    source, dtype = _joined_input(scope, operator, container), _input_dtype(operator)
+    numbers, is_over = (str(scope.get_unique_variable_name(key)) for key in ("numbers", "over"))
+    double = onnx.TensorProto.DOUBLE
+    threshold = _constant(scope, container, [float(operator.raw_operator.threshold)], double)
+    container.add_node("Cast", [source], [numbers], to=double)
+    container.add_node("Greater", [numbers, threshold], [is_over])
+    container.add_node("Cast", [is_over], [operator.outputs[0].full_name], to=dtype)
 
 
 def _same_shape(operator: Any) -> None:
-    kind = type(operator.inputs[0].type)
+    tensor_type = type(operator.inputs[0].type)
     rows = operator.inputs[0].get_first_dimension()
-    operator.outputs[0].type = kind([rows, int(operator.raw_operator.n_features_in_)])
+    operator.outputs[0].type = tensor_type([rows, int(operator.raw_operator.n_features_in_)])
 
 
 def _convert_normalizer(scope: Any, operator: Any, container: Any) -> None:
-    source = _joined(scope, operator, container)
+    source = _joined_input(scope, operator, container)
     _add_norm(scope, operator, container, source, operator.raw_operator.norm)
 
 
 def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str | None) -> None:
-    """Rows divided by their norm, where it is not 0, into the operator's output."""
-    kind, target = _number(operator), operator.outputs[0].full_name
+    """Write rows divided by their norm, where it is not 0, to the operator's output."""
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
     if norm is None:
         container.add_node("Identity", [source], [target])
         return
@@ -426,9 +450,9 @@ def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str 
     size, length, is_zero, safe = map(str, names)
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
     container.add_node("Abs", [source], [size])
-    reduce = {"l1": "ReduceSum", "l2": "ReduceL2", "max": "ReduceMax"}[norm]
-    container.add_node(reduce, [size, axes], [length], keepdims=1)
-    zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
+    reduction = {"l1": "ReduceSum", "l2": "ReduceL2", "max": "ReduceMax"}[norm]
+    container.add_node(reduction, [size, axes], [length], keepdims=1)
+    zero, one = (_constant(scope, container, [number], dtype) for number in (0.0, 1.0))
     container.add_node("Equal", [length, zero], [is_zero])
     container.add_node("Where", [is_zero, one, length], [safe])
     container.add_node("Div", [source, safe], [target])
@@ -436,87 +460,90 @@ def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str 
 
 def _function_shape(operator: Any) -> None:
     first = operator.inputs[0]
-    width = sum(each.type.shape[1] or 0 for each in operator.inputs) or None
+    width = sum(variable.type.shape[1] or 0 for variable in operator.inputs) or None
     operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
 
 
 def _convert_function(scope: Any, operator: Any, container: Any) -> None:
-    function, source = operator.raw_operator.func, _joined(scope, operator, container)
-    kind, target = _number(operator), operator.outputs[0].full_name
-    made = function_parts(function, source, target)
-    if made is None:
+    function, source = operator.raw_operator.func, _joined_input(scope, operator, container)
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
+    parts = function_parts(function, source, target)
+    if parts is None:
         raise NotImplementedError(
-            f"FunctionTransformer({getattr(function, '__name__', function)}) has no converter: "
-            f"there are {', '.join(sorted(FUNCTIONS))}, and none at all"
+            f"FunctionTransformer({getattr(function, '__name__', function)}) has no converter: use "
+            f"{', '.join(sorted(FUNCTIONS))}, or no function"
         )
-    if source != target and not made:
+    if source != target and not parts:
         container.add_node("Identity", [source], [target])
-    for name, inputs, output, number in made:
-        more = [] if number is None else [_constant(scope, container, [number], kind)]
-        container.add_node(name, [*inputs, *more], [output])
+    for operator_name, inputs, output, constant in parts:
+        extra_inputs = [] if constant is None else [_constant(scope, container, [constant], dtype)]
+        container.add_node(operator_name, [*inputs, *extra_inputs], [output])
 
 
 def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
-    part, source = operator.raw_operator, _joined(scope, operator, container)
-    kind = _number(operator)
-    if part.sublinear_tf:
+    transformer, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype = _input_dtype(operator)
+    if transformer.sublinear_tf:
         names = [scope.get_unique_variable_name("tf") for _ in range(5)]
-        held, safe, logs, more, grown = map(str, names)
-        zero, one = (_constant(scope, container, [number], kind) for number in (0.0, 1.0))
-        container.add_node("Greater", [source, zero], [held])
-        container.add_node("Where", [held, source, one], [safe])
-        container.add_node("Log", [safe], [logs])
-        container.add_node("Add", [logs, one], [more])
-        container.add_node("Where", [held, more, zero], [grown])
-        source = grown
-    if part.use_idf:
-        weighed = str(scope.get_unique_variable_name("tfidf"))
-        idf = _constant(scope, container, np.asarray(part.idf_, np.float64), kind)
-        container.add_node("Mul", [source, idf], [weighed])
-        source = weighed
-    _add_norm(scope, operator, container, source, part.norm)
+        is_positive, positive, logs, shifted, scaled = map(str, names)
+        zero, one = (_constant(scope, container, [number], dtype) for number in (0.0, 1.0))
+        container.add_node("Greater", [source, zero], [is_positive])
+        container.add_node("Where", [is_positive, source, one], [positive])
+        container.add_node("Log", [positive], [logs])
+        container.add_node("Add", [logs, one], [shifted])
+        container.add_node("Where", [is_positive, shifted, zero], [scaled])
+        source = scaled
+    if transformer.use_idf:
+        weighted = str(scope.get_unique_variable_name("tfidf"))
+        idf = _constant(scope, container, np.asarray(transformer.idf_, np.float64), dtype)
+        container.add_node("Mul", [source, idf], [weighted])
+        source = weighted
+    _add_norm(scope, operator, container, source, transformer.norm)
 
 
 def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
-    """What is missing becomes ``statistics_``; in a text column the empty text is missing."""
-    imputer, source = operator.raw_operator, _joined(scope, operator, container)
+    """Replace missing values with ``statistics_``; in a text column the empty text is missing."""
+    imputer, source = operator.raw_operator, _joined_input(scope, operator, container)
     statistics = np.asarray(imputer.statistics_)
-    gone, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
-    whole, indicator = target, imputer.indicator_
+    missing_name, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
+    final, indicator = target, imputer.indicator_
     if indicator is not None:
         target = scope.get_unique_variable_name("filled")
-    mark = imputer.missing_values
-    # A constant of numbers is kept as objects.
-    of_texts = any(isinstance(each, str) for each in statistics)
+    missing_value = imputer.missing_values
+    # A numeric constant is stored as objects.
+    of_texts = any(isinstance(value, str) for value in statistics)
     if of_texts:
-        keys = ["", MISSING] if is_missing(mark) else [str(mark)]
-        _add_lookup(scope, container, source, gone, dict.fromkeys(keys, 1), 0)
-        flags, gone = gone, scope.get_unique_variable_name("is_missing")
-        container.add_node("Cast", [flags], [gone], to=onnx.TensorProto.BOOL)
-        texts = [str(each).encode() for each in statistics]
+        keys = ["", MISSING] if is_missing(missing_value) else [str(missing_value)]
+        _add_lookup(scope, container, source, missing_name, dict.fromkeys(keys, 1), 0)
+        flags, missing_name = missing_name, scope.get_unique_variable_name("is_missing")
+        container.add_node("Cast", [flags], [missing_name], to=onnx.TensorProto.BOOL)
+        texts = [str(text).encode() for text in statistics]
         fill = _constant(scope, container, texts, onnx.TensorProto.STRING)
     else:
-        kind, held = _number(operator), statistics.astype(np.float64)
-        fill = _constant(scope, container, held, kind)
-        if not np.isfinite(held).all():
+        dtype, numbers = _input_dtype(operator), statistics.astype(np.float64)
+        fill = _constant(scope, container, numbers, dtype)
+        if not np.isfinite(numbers).all():
             raise NotImplementedError("a SimpleImputer that drops empty columns has no converter")
-        if is_missing(mark):
-            container.add_node("IsNaN", [source], [gone])
+        if is_missing(missing_value):
+            container.add_node("IsNaN", [source], [missing_name])
         else:
-            value = _constant(scope, container, [float(mark)], kind)
-            container.add_node("Equal", [source, value], [gone])
-    container.add_node("Where", [gone, fill, source], [target])
+            value = _constant(scope, container, [float(missing_value)], dtype)
+            container.add_node("Equal", [source, value], [missing_name])
+    container.add_node("Where", [missing_name, fill, source], [target])
     if indicator is None:
         return
     if of_texts:
-        raise NotImplementedError("SimpleImputer(add_indicator=True) of texts has no converter")
-    ones, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
-    chosen = _constant(
-        scope, container, [int(each) for each in indicator.features_], onnx.TensorProto.INT64
+        raise NotImplementedError("SimpleImputer(add_indicator=True) for texts has no converter")
+    flag_numbers, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
+    flag_positions = _constant(
+        scope,
+        container,
+        [int(position) for position in indicator.features_],
+        onnx.TensorProto.INT64,
     )
-    container.add_node("Cast", [gone], [ones], to=_number(operator))
-    container.add_node("Gather", [ones, chosen], [flagged], axis=1)
-    container.add_node("Concat", [target, flagged], [whole], axis=1)
+    container.add_node("Cast", [missing_name], [flag_numbers], to=_input_dtype(operator))
+    container.add_node("Gather", [flag_numbers, flag_positions], [flagged], axis=1)
+    container.add_node("Concat", [target, flagged], [final], axis=1)
 
 
 def _imputed_shape(operator: Any) -> None:
@@ -532,9 +559,10 @@ def _add_lookup(
     source: str,
     target: str,
     positions: Mapping[str, int],
-    otherwise: int,
+    default: int,
 ) -> None:
-    """Texts [...] -> INT64 of the same shape."""
+    """Look texts [...] up in ``positions``: INT64 of the same shape, ``default`` for an unknown
+    one."""
     container.add_node(
         "LabelEncoder",
         [source],
@@ -542,7 +570,7 @@ def _add_lookup(
         name=scope.get_unique_operator_name("LabelEncoder"),
         keys_strings=list(positions),
         values_int64s=list(positions.values()),
-        default_int64=otherwise,
+        default_int64=default,
         op_domain=ML_DOMAIN,
         op_version=2,
     )
@@ -551,79 +579,79 @@ def _add_lookup(
 def _encoded_shape(operator: Any) -> None:
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    kinds = [type(each.type) for each in operator.inputs]
-    kind = FloatTensorType if FloatTensorType in kinds else DoubleTensorType
-    width = sum(each.rows.shape[1] for each in encoder_columns(operator.raw_operator))
-    operator.outputs[0].type = kind([operator.inputs[0].get_first_dimension(), width])
+    types = [type(variable.type) for variable in operator.inputs]
+    tensor_type = FloatTensorType if FloatTensorType in types else DoubleTensorType
+    width = sum(column.rows.shape[1] for column in encoder_columns(operator.raw_operator))
+    operator.outputs[0].type = tensor_type([operator.inputs[0].get_first_dimension(), width])
 
 
 def _convert_encoder(scope: Any, operator: Any, container: Any) -> None:
-    """Each column's value is looked up among its categories, and what the encoder itself gives for
-    that category is read from a table: every option of the encoder is in it."""
+    """Look each column's value up among its categories, and read the encoder's own output for that
+    category from a table, which covers all of the encoder's options."""
     from skl2onnx.common.data_types import StringTensorType, guess_proto_type
 
     columns = encoder_columns(operator.raw_operator)
-    known, kind = iter(columns), guess_proto_type(operator.outputs[0].type)
+    remaining, dtype = iter(columns), guess_proto_type(operator.outputs[0].type)
     parts: list[str] = []
-    for each in operator.inputs:
-        # One input holds all; of several, each says its width.
-        width = len(columns) if len(operator.inputs) == 1 else each.type.shape[1]
-        for place in range(width):
-            column = next(known)
-            source = each.full_name
+    for variable in operator.inputs:
+        # A single input holds all columns; of several, each declares its width.
+        width = len(columns) if len(operator.inputs) == 1 else variable.type.shape[1]
+        for position in range(width):
+            column = next(remaining)
+            source = variable.full_name
             if width > 1:
-                at = _constant(scope, container, [place], onnx.TensorProto.INT64)
+                position_name = _constant(scope, container, [position], onnx.TensorProto.INT64)
                 source = scope.get_unique_variable_name("column")
-                container.add_node("Gather", [each.full_name, at], [source], axis=1)
-            is_text = isinstance(each.type, StringTensorType)
-            find = _place_of_text if is_text else _place_of_number
-            index = find(scope, container, source, column, each)
-            rows = _constant(scope, container, column.rows, kind, column.rows.shape)
-            found = scope.get_unique_variable_name("encoded")
-            container.add_node("Gather", [rows, index], [found], axis=0)
+                container.add_node("Gather", [variable.full_name, position_name], [source], axis=1)
+            is_text = isinstance(variable.type, StringTensorType)
+            add_index = _index_of_text if is_text else _index_of_number
+            index = add_index(scope, container, source, column, variable)
+            rows = _constant(scope, container, column.rows, dtype, column.rows.shape)
+            encoded = scope.get_unique_variable_name("encoded")
+            container.add_node("Gather", [rows, index], [encoded], axis=0)
             flat = _constant(scope, container, [-1, column.rows.shape[1]], onnx.TensorProto.INT64)
             parts.append(scope.get_unique_variable_name("encoded_flat"))
-            container.add_node("Reshape", [found, flat], [parts[-1]])
+            container.add_node("Reshape", [encoded, flat], [parts[-1]])
     container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)
 
 
-def _place_of_text(
+def _index_of_text(
     scope: Any, container: Any, source: str, column: EncoderColumn, _variable: Any
 ) -> str:
-    positions = {str(each): place + 1 for place, each in enumerate(column.known)}
+    positions = {str(category): index for index, category in enumerate(column.known, start=1)}
     positions[MISSING] = len(column.known) + 1
-    index = str(scope.get_unique_variable_name("place"))
+    index = str(scope.get_unique_variable_name("index"))
     _add_lookup(scope, container, source, index, positions, 0)
     return index
 
 
-def _place_of_number(
+def _index_of_number(
     scope: Any, container: Any, source: str, column: EncoderColumn, variable: Any
 ) -> str:
-    """1 and on for what is known, 0 for another number, the last for NaN."""
+    """1, 2, ... for a known number, 0 for another, the last for NaN."""
     from skl2onnx.common.data_types import guess_proto_type
 
-    kind, count = int(guess_proto_type(variable.type)), len(column.known)
-    names = [scope.get_unique_variable_name("place") for _ in range(6)]
-    same, ones, weighed, index, nan, place = map(str, names)
-    known = [float(each) for each in column.known]
-    held = _constant(scope, container, known, kind, (1, count))
-    container.add_node("Equal", [source, held], [same])
-    container.add_node("Cast", [same], [ones], to=onnx.TensorProto.INT64)
+    dtype, count = int(guess_proto_type(variable.type)), len(column.known)
+    names = [scope.get_unique_variable_name("index") for _ in range(6)]
+    same, matches, weighted, index, is_nan, result = map(str, names)
+    known = [float(category) for category in column.known]
+    known_name = _constant(scope, container, known, dtype, (1, count))
+    container.add_node("Equal", [source, known_name], [same])
+    container.add_node("Cast", [same], [matches], to=onnx.TensorProto.INT64)
     numbers = _constant(
         scope, container, list(range(1, count + 1)), onnx.TensorProto.INT64, (1, count)
     )
-    container.add_node("Mul", [ones, numbers], [weighed])
+    container.add_node("Mul", [matches, numbers], [weighted])
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
-    container.add_node("ReduceSum", [weighed, axes], [index], keepdims=1)
-    container.add_node("IsNaN", [source], [nan])
+    container.add_node("ReduceSum", [weighted, axes], [index], keepdims=1)
+    container.add_node("IsNaN", [source], [is_nan])
     last = _constant(scope, container, [count + 1], onnx.TensorProto.INT64)
-    container.add_node("Where", [nan, last, index], [place])
-    return place
+    container.add_node("Where", [is_nan, last, index], [result])
+    return result
 
 
-def _joined(scope: Any, operator: Any, container: Any) -> str:
-    """The operator's one input; several are joined first."""
+def _joined_input(scope: Any, operator: Any, container: Any) -> str:
+    """The operator's one input; several are concatenated first."""
     from skl2onnx.operator_converters.common import concatenate_variables
 
     if len(operator.inputs) > 1:
@@ -631,16 +659,16 @@ def _joined(scope: Any, operator: Any, container: Any) -> str:
     return str(operator.inputs[0].full_name)
 
 
-def _number(operator: Any) -> int:
+def _input_dtype(operator: Any) -> int:
     from skl2onnx.common.data_types import guess_proto_type
 
     return int(guess_proto_type(operator.inputs[0].type))
 
 
 def _constant(
-    scope: Any, container: Any, values: Any, kind: int, shape: tuple[int, ...] | None = None
+    scope: Any, container: Any, values: Any, dtype: int, shape: tuple[int, ...] | None = None
 ) -> str:
     name = str(scope.get_unique_variable_name("constant"))
     flat = list(np.ravel(values)) if not isinstance(values, list) else values
-    container.add_initializer(name, kind, [len(flat)] if shape is None else list(shape), flat)
+    container.add_initializer(name, dtype, [len(flat)] if shape is None else list(shape), flat)
     return name

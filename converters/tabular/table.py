@@ -13,17 +13,18 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.text.sample_files import SAMPLE_LIMIT
 
 CSV_LIMIT_BYTES = 256 * 1024 * 1024
-# A missing text on the wire and in a Table: a code point that Unicode keeps out of texts for ever.
+# A missing text on the wire and in a Table: a code point that Unicode permanently excludes from
+# text.
 MISSING = "\ufdd0"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a model takes. ``categories`` are the texts that it knows; ``open``: it takes
-    others too. ``nullable``: it takes a value that is missing (NaN, or the text ``MISSING``);
-    ``blank_missing``: the empty text is missing too; ``none``: what is missing was None in training
-    and not NaN. ``centre`` and ``spread`` say where the numbers lie that the model was trained on,
-    as far as the model itself says it. ``words`` are what a vectorizer knows of free texts."""
+    """A column that a model takes. ``categories`` are the texts that it knows; ``open``: it accepts
+    others too. ``nullable``: it accepts a missing value (NaN, or the text ``MISSING``);
+    ``blank_missing``: the empty text counts as missing too; ``none``: a missing value was None in
+    training, not NaN. ``centre`` and ``spread`` describe the numbers that the model was trained on,
+    as far as the model itself says. ``words`` are the words that a vectorizer knows."""
 
     name: str
     is_text: bool = False
@@ -35,17 +36,18 @@ class Column:
     words: tuple[str, ...] = ()
     centre: float | None = None
     spread: float | None = None
-    values: tuple[float, ...] = ()  # the numbers that an encoder knows, where there are such
+    values: tuple[float, ...] = ()  # the numbers that an encoder knows, if any
 
     def metadata(self) -> dict[str, Any]:
-        """What the pipeline is declared with."""
-        kept = ("name", "is_text", "categories", "open", "nullable", "blank_missing", "values")
-        return {key: value for key, value in asdict(self).items() if key in kept}
+        """The fields that the pipeline's declaration holds."""
+        fields = ("name", "is_text", "categories", "open", "nullable", "blank_missing", "values")
+        return {key: value for key, value in asdict(self).items() if key in fields}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a table: for each column FP64 [n] or text [n]. ``labels`` say whence each row is."""
+    """Rows of a table: for each column FP64 [n] or text [n]. ``labels`` say where each row comes
+    from."""
 
     columns: Mapping[str, np.ndarray]
     labels: Sequence[str]
@@ -53,13 +55,13 @@ class Table:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: Any) -> "Table":
-        """The rows at these places, as a slice or an index array."""
-        picked = {name: values[chosen] for name, values in self.columns.items()}
-        return Table(picked, list(np.array(self.labels, dtype=np.str_)[chosen]))
+    def rows(self, selection: Any) -> "Table":
+        """The rows that a slice or an index array selects."""
+        columns = {name: values[selection] for name, values in self.columns.items()}
+        return Table(columns, list(np.array(self.labels, dtype=np.str_)[selection]))
 
     def join(self, other: "Table") -> "Table":
-        """These rows and then the other's."""
+        """These rows followed by the other's."""
         columns = {
             name: np.concatenate([values, other.columns[name]])
             for name, values in self.columns.items()
@@ -67,35 +69,36 @@ class Table:
         return Table(columns, [*self.labels, *other.labels])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As an ``.npz`` holds it: any text may be a column's name, so they are numbered."""
+        """The arrays of an ``.npz``; columns are numbered, because any text may be a column's
+        name."""
         numbered = {f"column{i}": values for i, values in enumerate(self.columns.values())}
         names = np.array(list(self.columns), dtype=np.str_)
         return {**numbered, "names": names, "rows": np.array(self.labels, dtype=np.str_)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Table":
-        """What ``arrays`` gave."""
+        """The inverse of ``arrays``."""
         names = [str(name) for name in arrays["names"]]
         columns = {name: arrays[f"column{i}"] for i, name in enumerate(names)}
         return cls(columns, [str(row) for row in arrays["rows"]])
 
 
 def ordinary_row(columns: Sequence[Column]) -> Table:
-    """One ordinary row."""
-    held: dict[str, np.ndarray] = {}
+    """A table with one ordinary row."""
+    values: dict[str, np.ndarray] = {}
     for column in columns:
         if column.is_text:
-            held[column.name] = np.array([column.categories[0] if column.categories else "a"])
+            values[column.name] = np.array([column.categories[0] if column.categories else "a"])
         else:
             number = column.values[0] if column.values else column.centre or 0.0
-            held[column.name] = np.array([number], dtype=np.float64)
-    return Table(held, ["one row"])
+            values[column.name] = np.array([number], dtype=np.float64)
+    return Table(values, ["one row"])
 
 
 def read_csv(path: Path, columns: Sequence[Column]) -> Table:
-    """The first ``SAMPLE_LIMIT`` rows of a CSV file whose header names just these columns.
+    """The first ``SAMPLE_LIMIT`` rows of a CSV file whose header names exactly these columns.
 
-    SourceMissing or SourceRefused names the column, and the line where there is one.
+    SourceMissing or SourceRefused names the column, and the line if there is one.
     """
     if not path.is_file():
         raise SourceMissing(f"there is no file {path}: give a CSV file with a header")
@@ -107,53 +110,53 @@ def read_csv(path: Path, columns: Sequence[Column]) -> Table:
             header = next(lines, [])
             body = [(lines.line_num, row) for row in lines if row][:SAMPLE_LIMIT]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceRefused(f"{path} is no CSV file in UTF-8 ({error})") from error
+        raise SourceRefused(f"{path} is not a CSV file in UTF-8 ({error})") from error
     _check_header(path, [name.strip() for name in header], columns)
     if not body:
-        raise SourceRefused(f"{path} has a header and no row: give some samples")
+        raise SourceRefused(f"{path} has a header but no row: add some samples")
     return _table(path, [name.strip() for name in header], body, columns)
 
 
 def _check_header(path: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
-    wanted = [column.name for column in columns]
-    missing = [name for name in wanted if name not in header]
-    extra = [name for name in header if name not in wanted]
-    if len(missing) == len(wanted):
+    expected = [column.name for column in columns]
+    missing = [name for name in expected if name not in header]
+    extra = [name for name in header if name not in expected]
+    if len(missing) == len(expected):
         raise SourceRefused(
-            f"{path} has no header: its first line must name the columns ({_some(wanted)})"
+            f"{path} has no header: its first line must name the columns ({_some(expected)})"
         )
     if missing:
         raise SourceRefused(f"{path} lacks the column {_some(missing)}: add it")
     if extra:
         raise SourceRefused(
-            f"{path} has the column {_some(extra)}, which the model does not take: take it out"
+            f"{path} has the column {_some(extra)}, which the model does not take: remove it"
         )
     if len(set(header)) < len(header):
         raise SourceRefused(f"{path} names a column twice: name each once")
 
 
 def _table(
-    path: Path, header: Sequence[str], body: list[tuple[int, list[str]]], columns: Sequence[Column]
+    path: Path, header: Sequence[str], lines: list[tuple[int, list[str]]], columns: Sequence[Column]
 ) -> Table:
-    for line, row in body:
+    for line, row in lines:
         if len(row) != len(header):
             raise SourceRefused(
-                f"{path} line {line}: {len(row)} values, and the header names {len(header)} columns"
+                f"{path} line {line}: {len(row)} values, but the header names {len(header)} columns"
             )
     positions = {name: index for index, name in enumerate(header)}
-    read = {}
+    values_by_name = {}
     for column in columns:
-        texts = [(line, row[positions[column.name]]) for line, row in body]
-        read[column.name] = (
+        texts = [(line, row[positions[column.name]]) for line, row in lines]
+        values_by_name[column.name] = (
             np.array([_text(column, text) for _, text in texts], dtype=np.str_)
             if column.is_text
-            else np.array([_number(path, column, *each) for each in texts])
+            else np.array([_number(path, column, line, text) for line, text in texts])
         )
-    return Table(read, [f"line {line} of {path.name}" for line, _ in body])
+    return Table(values_by_name, [f"line {line} of {path.name}" for line, _ in lines])
 
 
 def _text(column: Column, text: str) -> str:
-    """An empty field is a missing value, as pandas reads it, unless "" is a category."""
+    """An empty field is a missing value, as in pandas, unless "" is a category."""
     return MISSING if not text and column.nullable and "" not in column.categories else text
 
 
@@ -164,7 +167,7 @@ def _number(path: Path, column: Column, line: int, text: str) -> float:
     except ValueError:
         raise SourceRefused(f"{where} {text[:40]!r}, and the model takes a number there") from None
     if math.isinf(number) or (math.isnan(number) and not column.nullable):
-        raise SourceRefused(f"{where} {text or 'empty'}, and the model takes no such value there")
+        raise SourceRefused(f"{where} {text or 'empty'}, which the model does not accept there")
     return number
 
 

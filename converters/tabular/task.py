@@ -1,5 +1,5 @@
-"""The tasks ``tabular-classification`` and ``tabular-regression``: a row of named columns -> an
-answer."""
+"""The tasks ``tabular-classification`` and ``tabular-regression``: a row of named columns -> a
+prediction."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,8 +20,14 @@ from converters.sources.tabular_model import TabularModel, open_model
 from converters.tabular.constructed import constructed_rows, exercised
 from converters.tabular.graph import Shape, public_graph, tensor_name
 from converters.tabular.oracle import ask_library
-from converters.tabular.proof import TableGraph, case_table, column_feeds, graph_checks
-from converters.tabular.rows import answered, boundary_rows, explore, generated_rows, positive_rows
+from converters.tabular.proof import TableGraph, column_feeds, graph_checks, reference_table
+from converters.tabular.rows import (
+    boundary_rows,
+    explore,
+    generated_rows,
+    partition_by_answer,
+    positive_rows,
+)
 from converters.tabular.served import served_checks
 from converters.tabular.table import MISSING, Table, read_csv
 from converters.tabular.vectorizers import FILE, size_of, write
@@ -29,14 +35,14 @@ from converters.task import ConversionRequest, Feed, Reference, Task
 from modelspec.golden import Golden
 
 SEED = 20240229
-TRIED = 400  # rows that a new graph is tried on, before the original is asked
-# A tie, whichever way it is rounded, is no disagreement.
+TRIAL_ROWS = 400  # rows that a new graph is run on before the original is
+# A tie is not a disagreement, whichever way it is rounded.
 DECISION_GAP = 1e-6
 PACKAGES = ("scikit-learn", "skl2onnx", "skops")
 
 
 class TabularTask(Task):
-    """Answers: the rows (``Table.arrays``) and what ``ask_library`` returns."""
+    """The original's outputs are the rows (``Table.arrays``) and the result of ``ask_library``."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     options: ClassVar[tuple[str, ...]] = ("missing", "iteration_range")
@@ -47,12 +53,12 @@ class TabularTask(Task):
         super().__init__(request)
         self.model: TabularModel = open_model(Path(request.source), request.options)
         _require_task(self, self.model)
-        # Many small questions: threads only wait for one another.
-        refused = f"{request.source} does not answer made-up rows"
+        # Many small predictions: threads would only wait for one another.
+        failure = f"{request.source} does not predict generated rows"
         with (
             threadpool_limits(1),
             warnings.catch_warnings(),
-            no_traceback(SourceRefused, refused, "try it in Python with rows of its own"),
+            no_traceback(SourceRefused, failure, "try it in Python with your own rows"),
         ):
             warnings.simplefilter("ignore")
             self.explored = explore(self.model)
@@ -67,24 +73,32 @@ class TabularTask(Task):
 
     def metadata(self) -> dict[str, Any]:
         columns = [
-            {**c.metadata(), "tensor": tensor_name(c.name), "direct": self.model.direct(c)}
-            for c in self.explored.columns
+            {
+                **column.metadata(),
+                "tensor": tensor_name(column.name),
+                "direct": self.model.direct(column),
+            }
+            for column in self.explored.columns
         ]
         return {
             "columns": [
-                {**each, "categories": list(each["categories"]), "values": list(each["values"])}
-                for each in columns
+                {
+                    **column,
+                    "categories": list(column["categories"]),
+                    "values": list(column["values"]),
+                }
+                for column in columns
             ],
             "number": self.model.number,
             "labels": list(self.model.labels),
             "texts": [
                 {
                     "tensor": tensor_name(name),
-                    "ids": f"terms{place}_ids",
-                    "values": f"terms{place}_values",
+                    "ids": f"terms{index}_ids",
+                    "values": f"terms{index}_values",
                     "size": size_of(vectorizer),
                 }
-                for place, (name, vectorizer) in enumerate(self.model.text_parts())
+                for index, (name, vectorizer) in enumerate(self.model.text_parts())
             ],
         }
 
@@ -102,93 +116,96 @@ class TabularTask(Task):
             self.model.order,
             metadata["texts"],
         )
-        todo = "export it to ONNX yourself, and convert that with --task tensors"
-        with no_traceback(ExportFailed, f"{self.request.source} has no graph", todo):
+        remedy = "export it to ONNX yourself, and convert that with --task tensors"
+        with no_traceback(ExportFailed, f"{self.request.source} has no graph", remedy):
             onnx.save(public_graph(self.model.graph(), shape), target)
             session = onnx_runner(target)
         if metadata["texts"]:
             return  # its terms come from the pipeline's step
-        failed = f"{self.request.source}: its graph fails on rows that the library answers"
+        failure = f"{self.request.source}: its graph fails on rows that the library predicts"
         outputs = ["label", "score"] if metadata["labels"] else ["value"]
-        todo = "train with another estimator or step in its place"
-        with no_traceback(ExportFailed, failed, todo):
-            session.run(outputs, column_feeds(self.rows.rows(slice(0, TRIED)), metadata))
+        remedy = "train with another estimator or step instead"
+        with no_traceback(ExportFailed, failure, remedy):
+            session.run(outputs, column_feeds(self.rows.rows(slice(0, TRIAL_ROWS)), metadata))
 
     @cached_property
     def rows(self) -> Table:
-        """The samples, or rows generated from what the model itself holds; then rows made to touch
-        what it is made of, and rows at the places where its answer jumps. Those of them that the
-        library refuses are left out."""
-        generator = np.random.default_rng(SEED)
-        todo = "give real rows with --samples rows.csv"
+        """The samples, or rows generated from the model; then rows that exercise its parts, and
+        rows where its prediction jumps. Constructed rows that the library refuses are left out."""
+        rng = np.random.default_rng(SEED)
+        failure = f"{self.request.source}: no rows could be generated"
+        remedy = "give real rows with --samples rows.csv"
         with (
             threadpool_limits(1),
             warnings.catch_warnings(),
-            no_traceback(SourceRefused, f"{self.request.source}: no rows could be made", todo),
+            no_traceback(SourceRefused, failure, remedy),
         ):
             warnings.simplefilter("ignore")
-            rows = self.samples or self._drawn(generator)
-            made = constructed_rows(self.explored, rows, generator)
-            made = made.join(boundary_rows(self.explored, rows, generator))
-            return rows.join(answered(self.model, made)[0])
+            rows = self.samples or self._generated_rows(rng)
+            constructed = constructed_rows(self.explored, rows, rng)
+            constructed = constructed.join(boundary_rows(self.explored, rows, rng))
+            return rows.join(partition_by_answer(self.model, constructed)[0])
 
-    def _drawn(self, generator: np.random.Generator) -> Table:
-        drawn = generated_rows(self.explored, generator)
-        kept, refused = answered(self.model, drawn)
-        if len(kept) < len(drawn) / 2:
-            kept = kept.join(answered(self.model, positive_rows(self.explored, refused))[0])
-        if len(kept):
-            return kept
-        reason = "it answers with NaN"
+    def _generated_rows(self, rng: np.random.Generator) -> Table:
+        generated = generated_rows(self.explored, rng)
+        usable, refused = partition_by_answer(self.model, generated)
+        if len(usable) < len(generated) / 2:
+            usable = usable.join(
+                partition_by_answer(self.model, positive_rows(self.explored, refused))[0]
+            )
+        if len(usable):
+            return usable
+        reason = "it predicts NaN"
         try:
             self.model.answer(refused.rows(slice(0, 1)))
-        except Exception as error:  # whatever the library raises of a row
+        except Exception as error:  # the library can raise anything for a row
             reason = " ".join(str(error).split())[:200]
         raise SourceRefused(
-            f"{self.request.source} refuses every row that was made up ({reason}): give real ones "
-            "with --samples rows.csv"
+            f"{self.request.source} refuses every generated row ({reason}): give real ones with "
+            "--samples rows.csv"
         )
 
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
         for remark in self.remarks:
             say(f"{self.request.name}: {remark}")
-        rows, given = self.rows, len(self.samples or ())
+        rows, sample_count = self.rows, len(self.samples or ())
         say(
-            f"{self.request.name}: {given or 'no'} rows of samples, {len(rows) - given} generated "
-            "from the model's own thresholds and categories"
+            f"{self.request.name}: {sample_count or 'no'} sample rows, {len(rows) - sample_count} "
+            "generated from the model's own thresholds and categories"
         )
-        reported = ask_library(Path(self.request.source), self.request.options, rows, folder)
-        return {**rows.arrays(), **reported}
+        predicted = ask_library(Path(self.request.source), self.request.options, rows, folder)
+        return {**rows.arrays(), **predicted}
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
         graph = TableGraph(reference.folder / "model.onnx", reference)
-        table = case_table(reference)
+        table = reference_table(reference)
         for row in range(len(table)):
             yield graph.feed(table.rows(slice(row, row + 1)))
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        return graph_checks(TableGraph(engine, reference, runner), case_table(reference), reference)
+        return graph_checks(
+            TableGraph(engine, reference, runner), reference_table(reference), reference
+        )
 
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
         return served_checks(address, reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        table = case_table(reference)
-        found = exercised(self.explored, table, reference.answers["answers"])
-        return [*super().exercised(reference), *self.remarks, *found]
+        table = reference_table(reference)
+        notes = exercised(self.explored, table, reference.answers["answers"])
+        return [*super().exercised(reference), *self.remarks, *notes]
 
     def golden(self, reference: Reference) -> Golden:
-        """The first row without a missing value: what JSON can say in every client."""
-        table, answers = case_table(reference), reference.answers["answers"]
-        row = next((i for i in range(len(table)) if _is_whole(table, i)), 0)
+        """The first row without a missing value, which every client can express in JSON."""
+        table, answers = reference_table(reference), reference.answers["answers"]
+        row = next((index for index in range(len(table)) if _is_complete(table, index)), 0)
+        magnitude = max(1.0, float(np.abs(answers[row]).max()))
         return Golden(
             request=request_of(table, row),
-            expect=_expected(answers[row], reference.metadata["labels"]),
-            tolerance=10
-            * reference.tolerance.difference
-            * max(1.0, float(np.abs(answers[row]).max())),
+            expect=_expected_response(answers[row], reference.metadata["labels"]),
+            tolerance=10 * reference.tolerance.difference * magnitude,
         )
 
     def card(self) -> dict[str, Any]:
@@ -197,16 +214,21 @@ class TabularTask(Task):
 
     @cached_property
     def remarks(self) -> list[str]:
-        """What a user should hear: another version, or a predict() that is not the likeliest
+        """What a user should know: another version, or a predict() that is not the likeliest
         label."""
         if not self.classifies:
             return list(self.model.remarks)
         with threadpool_limits(1):
-            answers, decided = self.model.answer(self.rows), self.model.decide(self.rows)
-        chosen = answers[np.arange(len(answers)), decided]
-        other = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
-        said = f"predict() chose another label than the likeliest in {other} of {len(answers)} rows"
-        return [*self.model.remarks, *([f"the library's own {said}"] if other else [])]
+            answers, predicted = self.model.answer(self.rows), self.model.decide(self.rows)
+        chosen = answers[np.arange(len(answers)), predicted]
+        count = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
+        if not count:
+            return list(self.model.remarks)
+        remark = (
+            "the library's own predict() chose another label than the likeliest in "
+            f"{count} of {len(answers)} rows"
+        )
+        return [*self.model.remarks, remark]
 
 
 class TabularClassification(TabularTask):
@@ -220,34 +242,34 @@ class TabularRegression(TabularTask):
 
 
 def request_of(table: Table, row: int) -> dict[str, Any]:
-    """A row as a client writes it; None where a number is missing, which JSON cannot say."""
-    return {name: _plain(values[row]) for name, values in table.columns.items()}
+    """A row as a client sends it; None for a missing value, since JSON has no NaN."""
+    return {name: _json_value(values[row]) for name, values in table.columns.items()}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, str):
         return None if value == MISSING else str(value)
     return None if np.isnan(value) else float(value)
 
 
-def _is_whole(table: Table, row: int) -> bool:
+def _is_complete(table: Table, row: int) -> bool:
     return None not in request_of(table, row).values()
 
 
-def _expected(answer: np.ndarray, labels: list[str]) -> dict[str, list[Any]]:
+def _expected_response(answer: np.ndarray, labels: list[str]) -> dict[str, list[Any]]:
     if not labels:
         return {"value": [float(answer[0])]}
-    best = int(answer.argmax())
-    return {"label": [labels[best]], "score": [float(answer[best])]}
+    likeliest = int(answer.argmax())
+    return {"label": [labels[likeliest]], "score": [float(answer[likeliest])]}
 
 
 def _require_task(task: TabularTask, model: TabularModel) -> None:
     if task.classifies == bool(model.labels):
         return
-    found, wanted = (
+    estimator, task_kind = (
         ("classifier", "classification") if model.labels else ("regressor", "regression")
     )
     raise SourceRefused(
-        f"{task.request.source} holds a {found}: give --task tabular-{wanted} "
-        f"instead of {task.name}"
+        f"{task.request.source} holds a {estimator}: use --task tabular-{task_kind} instead of "
+        f"{task.name}"
     )

@@ -1,4 +1,4 @@
-"""Texts made from a vectorizer's own vocabulary, and of what vectorizers differ in."""
+"""Sample texts built from a vectorizer's own vocabulary, and texts on which vectorizers differ."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-# Whatever the vocabulary: case, accents, one letter, punctuation, other scripts, digits, marks.
+# For any vocabulary: case, accents, single letters, punctuation, other scripts, digits, marks.
 PLAIN = (
     "I am a cat, e.g. x-ray 7 UP!",
     "ÄPFEL äpfel Straße STRASSE naïve café CAFÉ résumé",
@@ -21,44 +21,44 @@ PLAIN = (
     "!!! ... ???",
     " ",
 )
-BETWEEN = (" a ", ", ", " the ", "-", " я ", "\n", "_", " 1 ")
+SEPARATORS = (" a ", ", ", " the ", "-", " я ", "\n", "_", " 1 ")
 T = TypeVar("T")
 
 
-def sample_texts(words: Sequence[str], rng: np.random.Generator, most: int) -> Iterator[str]:
-    """At most ``most`` texts: each word of the vocabulary that there is room for, the ones that are
-    not ASCII and the shortest first, in texts of one to many words, cased and accented anew."""
+def sample_texts(words: Sequence[str], rng: np.random.Generator, max_texts: int) -> Iterator[str]:
+    """Yield at most ``max_texts`` texts: as many words of the vocabulary as fit, non-ASCII and
+    short ones first, in texts of one to many words, with case and accents varied."""
     yield from PLAIN
     if not words:
         return
-    odd = [word for word in words if not word.isascii() or len(word) < 2 or " " in word]
-    rest = [word for word in words if word.isascii() and len(word) > 1 and " " not in word]
-    room = max(3, most - len(PLAIN) - 28)
-    few = [*_spread(odd, room // 3, rng), *_spread(rest, room // 3, rng)]
-    for index, word in enumerate(few):
-        yield _dressed(word, index)
-    # What stands between two words of a phrase is seen in n-grams alone.
+    unusual = [word for word in words if not word.isascii() or len(word) < 2 or " " in word]
+    usual = [word for word in words if word.isascii() and len(word) > 1 and " " not in word]
+    limit = max(3, max_texts - len(PLAIN) - 28)
+    singles = [*_sampled(unusual, limit // 3, rng), *_sampled(usual, limit // 3, rng)]
+    for index, word in enumerate(singles):
+        yield _altered(word, index)
+    # Only n-grams depend on what separates two words of a phrase.
     phrases = [word.split() for word in words if " " in word.strip()]
-    for index, parts in enumerate(_spread(phrases, 16, rng)):
-        yield BETWEEN[index % len(BETWEEN)].join(parts)
+    for index, parts in enumerate(_sampled(phrases, 16, rng)):
+        yield SEPARATORS[index % len(SEPARATORS)].join(parts)
     for _ in range(6):
         chosen = rng.choice(np.array(words, dtype=np.str_), 5)
         yield " ".join(map(str, chosen))
         yield ", ".join(map(str, chosen)) + " the a of I."
-    left = [word for word in words if word not in set(few)]
-    size = max(12, -(-len(left) // max(1, room - len(few))))
-    for start in range(0, min(len(left), size * max(0, room - len(few))), size):
-        yield " ".join(left[start : start + size])
+    remaining = [word for word in words if word not in set(singles)]
+    size = max(12, -(-len(remaining) // max(1, limit - len(singles))))
+    for start in range(0, min(len(remaining), size * max(0, limit - len(singles))), size):
+        yield " ".join(remaining[start : start + size])
 
 
-def _spread(words: Sequence[T], most: int, rng: np.random.Generator) -> list[T]:
-    if len(words) <= most:
+def _sampled(words: Sequence[T], limit: int, rng: np.random.Generator) -> list[T]:
+    if len(words) <= limit:
         return list(words)
-    positions = np.sort(rng.choice(len(words), most, replace=False))
-    return [words[place] for place in positions]
+    positions = np.sort(rng.choice(len(words), limit, replace=False))
+    return [words[index] for index in positions]
 
 
-def _dressed(word: str, index: int) -> str:
+def _altered(word: str, index: int) -> str:
     match index % 5:
         case 0:
             return word

@@ -12,8 +12,8 @@ from converters.tabular.trees2onnx import ML_DOMAIN, Tree, tree_attributes
 
 
 @dataclass(frozen=True)
-class Part:
-    """One node to be: ``constants`` are named arrays that it reads beside ``inputs``."""
+class NodeSpec:
+    """A future node: ``inputs`` may name tensors or the constants of its ``TreeParts``."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -24,20 +24,22 @@ class Part:
 
 @dataclass(frozen=True)
 class TreeParts:
-    """Nodes and constants that turn numbers [n, features] into an answer FP64 [n, width]."""
+    """Nodes and constants that compute an output FP64 [n, width] from numbers [n, features]."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[NodeSpec, ...]
     constants: dict[str, np.ndarray]
 
     def nodes(self) -> list[onnx.NodeProto]:
-        """As ONNX."""
+        """The parts as ONNX nodes."""
         return [
-            helper.make_node(p.operator, p.inputs, [p.output], domain=p.domain, **p.attributes)
-            for p in self.parts
+            helper.make_node(
+                part.operator, part.inputs, [part.output], domain=part.domain, **part.attributes
+            )
+            for part in self.parts
         ]
 
     def initializers(self) -> list[onnx.TensorProto]:
-        """As ONNX."""
+        """The constants as ONNX initializers."""
         return [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
 
 
@@ -52,103 +54,110 @@ def tree_parts(
 ) -> TreeParts:
     """``link(start + sum)``, from ``source`` of any float type to ``{source}_answer`` FP64.
 
-    ``narrow`` rounds to FP32 first, as the library does; ``missing`` are then read as NaN. A
-    link of one column of raw scores to two of probabilities is ``sigmoid``.
+    ``narrow`` first rounds to FP32, as the library does; the numbers in ``missing`` are then read
+    as NaN. The link ``sigmoid`` turns one column of raw scores into two of probabilities.
     """
     numbers, constants = _numbers(source, missing, narrow=narrow)
-    total = Part(
+    total = NodeSpec(
         "TreeEnsembleRegressor",
         (numbers[-1].output,),
         f"{source}_sum",
         tree_attributes(trees, len(start)),
         ML_DOMAIN,
     )
-    wide = Part("Cast", (total.output,), f"{source}_sum64", {"to": TensorProto.DOUBLE})
-    linked, more = _started(source, wide.output, start, link)
-    return TreeParts((*numbers, total, wide, *linked), constants | more)
+    wide = NodeSpec("Cast", (total.output,), f"{source}_sum64", {"to": TensorProto.DOUBLE})
+    linked, link_constants = _add_start(source, wide.output, start, link)
+    return TreeParts((*numbers, total, wide, *linked), constants | link_constants)
 
 
 def linear_parts(
     weights: np.ndarray, start: np.ndarray, link: str, *, source: str, missing: Sequence[float] = ()
 ) -> TreeParts:
-    """``link(start + source @ weights)``, NaN and ``missing`` counting as 0, numbers rounded to
-    FP32 first: from ``source`` of any float type to ``{source}_answer`` FP64."""
+    """``link(start + source @ weights)``, with numbers first rounded to FP32 and NaN and
+    ``missing`` counting as 0: from ``source`` of any float type to ``{source}_answer`` FP64."""
     numbers, constants = _numbers(source, missing, narrow=True)
-    read = numbers[-1].output
-    gone, zero, kept = f"{source}_gone", f"{source}_zero", f"{source}_kept"
+    number = numbers[-1].output
+    is_nan, zero, filled = f"{source}_is_nan", f"{source}_zero", f"{source}_filled"
     parts = [
-        Part("IsNaN", (read,), gone, {}),
-        Part("Where", (gone, zero, read), kept, {}),
-        Part("MatMul", (kept, f"{source}_weights"), f"{source}_sum64", {}),
+        NodeSpec("IsNaN", (number,), is_nan, {}),
+        NodeSpec("Where", (is_nan, zero, number), filled, {}),
+        NodeSpec("MatMul", (filled, f"{source}_weights"), f"{source}_sum64", {}),
     ]
     constants |= {zero: np.array(0.0), f"{source}_weights": weights}
-    linked, more = _started(source, f"{source}_sum64", start, link)
-    return TreeParts((*numbers, *parts, *linked), constants | more)
+    linked, link_constants = _add_start(source, f"{source}_sum64", start, link)
+    return TreeParts((*numbers, *parts, *linked), constants | link_constants)
 
 
 def _numbers(
     source: str, missing: Sequence[float], *, narrow: bool
-) -> tuple[list[Part], dict[str, np.ndarray]]:
-    """The numbers as FP64, as the library reads them."""
-    rounded, wide, names = f"{source}_rounded", f"{source}_wide", []
+) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
+    """The numbers in FP64 as the library reads them."""
+    rounded, wide, parts = f"{source}_rounded", f"{source}_wide", []
     if narrow:
-        names.append(Part("Cast", (source,), rounded, {"to": TensorProto.FLOAT}))
+        parts.append(NodeSpec("Cast", (source,), rounded, {"to": TensorProto.FLOAT}))
     first = rounded if narrow else source
-    names.append(Part("Cast", (first,), wide, {"to": TensorProto.DOUBLE}))
+    parts.append(NodeSpec("Cast", (first,), wide, {"to": TensorProto.DOUBLE}))
     nan = f"{source}_nan"
     constants: dict[str, np.ndarray] = {}
-    for place, number in enumerate(missing):
-        is_mark, mark, read = (f"{source}_{part}{place}" for part in ("is_mark", "mark", "read"))
-        names.append(Part("Equal", (names[-1].output, mark), is_mark, {}))
-        names.append(Part("Where", (is_mark, nan, names[-2].output), read, {}))
+    for index, number in enumerate(missing):
+        is_mark, mark, read = (
+            f"{source}_{suffix}{index}" for suffix in ("is_mark", "mark", "read")
+        )
+        parts.append(NodeSpec("Equal", (parts[-1].output, mark), is_mark, {}))
+        parts.append(NodeSpec("Where", (is_mark, nan, parts[-2].output), read, {}))
         constants |= {mark: np.array(number, np.float64), nan: np.array(np.nan)}
-    return names, constants
+    return parts, constants
 
 
-def _started(
+def _add_start(
     source: str, total: str, start: np.ndarray, link: str
-) -> tuple[list[Part], dict[str, np.ndarray]]:
-    raw, begin = f"{source}_raw", f"{source}_start"
-    linked, more = _linked(link, raw, f"{source}_answer")
-    constants = {begin: start.astype(np.float64)[None]} | more
-    return [Part("Add", (total, begin), raw, {}), *linked], constants
+) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
+    raw, start_name = f"{source}_raw", f"{source}_start"
+    linked, link_constants = _linked(link, raw, f"{source}_answer")
+    constants = {start_name: start.astype(np.float64)[None]} | link_constants
+    return [NodeSpec("Add", (total, start_name), raw, {}), *linked], constants
 
 
-def _linked(link: str, raw: str, answer: str) -> tuple[list[Part], dict[str, np.ndarray]]:
+def _linked(link: str, raw: str, answer: str) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
     match link:
         case "identity":
-            return [Part("Identity", (raw,), answer, {})], {}
+            return [NodeSpec("Identity", (raw,), answer, {})], {}
         case "exp":
-            return [Part("Exp", (raw,), answer, {})], {}
+            return [NodeSpec("Exp", (raw,), answer, {})], {}
         case "minus exp":
-            power = Part("Exp", (raw,), f"{raw}_power", {})
-            return [power, Part("Neg", (power.output,), answer, {})], {}
+            power = NodeSpec("Exp", (raw,), f"{raw}_power", {})
+            return [power, NodeSpec("Neg", (power.output,), answer, {})], {}
         case "softmax":
-            return [Part("Softmax", (raw,), answer, {"axis": 1})], {}
+            return [NodeSpec("Softmax", (raw,), answer, {"axis": 1})], {}
         case "sigmoid one" | "sigmoid each":
-            return [Part("Sigmoid", (raw,), answer, {})], {}
+            return [NodeSpec("Sigmoid", (raw,), answer, {})], {}
         case "hinge" | "hinge one":
-            return _steps(raw, answer, both=link == "hinge")
+            return _hinge(raw, answer, both=link == "hinge")
         case "sigmoid" | "sigmoid of twice":
             factor = 2.0 if link == "sigmoid of twice" else 1.0
             return _two_classes(raw, answer, factor)
     raise ValueError(f"there is no link {link!r}")
 
 
-def _two_classes(raw: str, answer: str, factor: float) -> tuple[list[Part], dict[str, np.ndarray]]:
-    """[n, 1] raw -> [n, 2]: the probability of the first class and of the second."""
-    both = Part("Mul", (raw, f"{raw}_signs"), f"{raw}_both", {})
+def _two_classes(
+    raw: str, answer: str, factor: float
+) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
+    """[n, 1] raw -> [n, 2]: the probabilities of the first and of the second class."""
+    both = NodeSpec("Mul", (raw, f"{raw}_signs"), f"{raw}_both", {})
     signs = np.array([[-factor, factor]])
-    return [both, Part("Sigmoid", (f"{raw}_both",), answer, {})], {f"{raw}_signs": signs}
+    return [both, NodeSpec("Sigmoid", (f"{raw}_both",), answer, {})], {f"{raw}_signs": signs}
 
 
-def _steps(raw: str, answer: str, *, both: bool) -> tuple[list[Part], dict[str, np.ndarray]]:
+def _hinge(raw: str, answer: str, *, both: bool) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
     """[n, 1] raw -> 1 where it is above 0; with ``both`` [n, 2]: the first class, the second."""
-    over = Part("Greater", (raw, f"{raw}_zero"), f"{raw}_over", {})
+    over = NodeSpec("Greater", (raw, f"{raw}_zero"), f"{raw}_over", {})
     constants = {f"{raw}_zero": np.array(0.0)}
     if not both:
-        return [over, Part("Cast", (over.output,), answer, {"to": TensorProto.DOUBLE})], constants
-    second = Part("Cast", (over.output,), f"{raw}_second", {"to": TensorProto.DOUBLE})
-    first = Part("Sub", (f"{raw}_one", second.output), f"{raw}_first", {})
-    joined = Part("Concat", (first.output, second.output), answer, {"axis": 1})
+        return [
+            over,
+            NodeSpec("Cast", (over.output,), answer, {"to": TensorProto.DOUBLE}),
+        ], constants
+    second = NodeSpec("Cast", (over.output,), f"{raw}_second", {"to": TensorProto.DOUBLE})
+    first = NodeSpec("Sub", (f"{raw}_one", second.output), f"{raw}_first", {})
+    joined = NodeSpec("Concat", (first.output, second.output), answer, {"axis": 1})
     return [over, second, first, joined], constants | {f"{raw}_one": np.array(1.0)}

@@ -1,8 +1,8 @@
 """Decision trees -> one ONNX node that decides exactly as the library does.
 
-scikit-learn, XGBoost and LightGBM all come here as ``Tree``. Thresholds stay FP64: skl2onnx and
-onnxmltools round them to FP32, and a value between a threshold and its rounding then goes the other
-way.
+scikit-learn, XGBoost and LightGBM trees all arrive here as ``Tree``. Thresholds stay FP64: skl2onnx
+and onnxmltools round them to FP32, and a value between a threshold and its rounding then goes the
+other way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 3
 @dataclass(frozen=True)
 class Tree:
     """One tree of n nodes; the root is node 0. ``yes`` and ``no`` INT [n] are the children, -1 at a
-    leaf. A row goes to ``yes`` when its ``feature`` is on that side of the ``threshold`` FP64 [n]
-    (how, ``mode`` says: BRANCH_LEQ, BRANCH_LT or BRANCH_EQ) or, with ``missing`` BOOL [n], when it
-    is NaN. ``value`` FP64 [n, width] are added to the targets from ``target`` on, at leaves only.
-    """
+    leaf. A row goes to ``yes`` if its ``feature`` is on that side of the ``threshold`` FP64 [n]
+    (``mode`` says how: BRANCH_LEQ, BRANCH_LT or BRANCH_EQ), or, where ``missing`` BOOL [n] is set,
+    if it is NaN. ``value`` FP64 [n, width] is added to the targets from ``target`` on, at leaves
+    only."""
 
     feature: np.ndarray
     threshold: np.ndarray
@@ -39,8 +39,8 @@ class Tree:
 
 
 def tree_attributes(trees: Sequence[Tree], targets: int) -> dict[str, Any]:
-    """The attributes of a ``TreeEnsembleRegressor`` (ai.onnx.ml 3), FP64 in, FP32 [n, targets]
-    out: the sum over the trees."""
+    """The attributes of a ``TreeEnsembleRegressor`` (ai.onnx.ml 3), FP64 in, FP32 [n, targets] out:
+    the sum over the trees."""
     rows = [row for index, tree in enumerate(trees) for row in _nodes(index, tree)]
     ids, nodes, features, modes, yes, no, missing, thresholds = zip(*rows, strict=True)
     leaves = [leaf for index, tree in enumerate(trees) for leaf in _leaves(index, tree)]
@@ -65,14 +65,14 @@ def tree_attributes(trees: Sequence[Tree], targets: int) -> dict[str, Any]:
 
 
 def thresholds_by_feature(trees: Sequence[Tree], features: int) -> list[np.ndarray]:
-    """The distinct thresholds of each of so many features, ascending; of others (sets of
-    categories) none."""
-    found: list[list[np.ndarray]] = [[] for _ in range(features)]
+    """The distinct thresholds of each of the first ``features`` features, ascending, FP64; later
+    ones (sets of categories) are ignored."""
+    thresholds: list[list[np.ndarray]] = [[] for _ in range(features)]
     for tree in trees:
         inner = ~tree.leaves
         for feature in np.unique(tree.feature[inner & (tree.feature < features)]):
-            found[feature].append(tree.threshold[inner & (tree.feature == feature)])
-    return [np.unique(np.concatenate(each)) if each else np.empty(0) for each in found]
+            thresholds[feature].append(tree.threshold[inner & (tree.feature == feature)])
+    return [np.unique(np.concatenate(parts)) if parts else np.empty(0) for parts in thresholds]
 
 
 def _nodes(index: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
@@ -81,9 +81,9 @@ def _nodes(index: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
             yield index, node, 0, "LEAF", 0, 0, 0, 0.0
         else:
             children = int(tree.yes[node]), int(tree.no[node])
-            way = int(tree.missing[node])
+            missing = int(tree.missing[node])
             feature, threshold = int(tree.feature[node]), float(tree.threshold[node])
-            yield index, node, feature, tree.mode[node], *children, way, threshold
+            yield index, node, feature, tree.mode[node], *children, missing, threshold
 
 
 def _leaves(index: int, tree: Tree) -> Iterator[tuple[int, int, int, float]]:

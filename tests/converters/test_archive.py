@@ -1,4 +1,4 @@
-"""Zip files are measured before they are unpacked."""
+"""Zip files are checked before they are unpacked."""
 
 import zipfile
 
@@ -26,7 +26,7 @@ def test_ordinary_archives_pass(tmp_path):
     require_no_bomb(_zip(tmp_path / "small.zip", {"zeros": b"\0" * 100_000}))
 
 
-def test_what_is_no_zip_is_left_to_its_reader(tmp_path):
+def test_a_file_that_is_not_a_zip_is_left_to_its_reader(tmp_path):
     (tmp_path / "x").write_bytes(b"\x80\x02")
     require_no_bomb(tmp_path / "x")
 
@@ -37,8 +37,8 @@ def test_a_bomb_is_refused_by_its_directory_alone(tmp_path):
         require_no_bomb(path)
 
 
-def test_a_declared_size_is_believed_before_it_is_unpacked(tmp_path):
-    """The directory says 2 GB, the file holds a few bytes: nothing is read to find out."""
+def test_a_declared_size_is_checked_before_unpacking(tmp_path):
+    """The directory declares 2 GB, the file holds a few bytes: nothing is read to find out."""
     path = _zip(tmp_path / "lie.skops", {"x.npy": b"abc" * 100})
     raw = bytearray(path.read_bytes())
     entry = raw.rindex(b"PK\x01\x02")
@@ -48,7 +48,7 @@ def test_a_declared_size_is_believed_before_it_is_unpacked(tmp_path):
         require_no_bomb(path)
 
 
-def test_too_many_members_and_no_file(tmp_path, monkeypatch):
+def test_too_many_members_and_a_missing_file(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MEMBER_LIMIT", 100)
     path = _zip(tmp_path / "many.zip", {str(index): b"" for index in range(101)})
     with pytest.raises(SourceRefused, match="101 files"):

@@ -117,9 +117,9 @@ def _a_text_model(folder):
 REFUSED = {
     _no_processor: (SourceMissing, "has no preprocessor_config.json"),
     _another_size: (SourceRefused, "does not run on RGB images of 96x96"),
-    _grey_with_three_means: (SourceRefused, "image_mean has not one number, of grey"),
+    _grey_with_three_means: (SourceRefused, "image_mean does not have one number, for grey"),
     _grey_made_rgb: (SourceRefused, "set do_convert_rgb to false"),
-    _infrared: (SourceRefused, "sees 4 channels"),
+    _infrared: (SourceRefused, "takes 4 channels"),
     _labels_that_are_fewer: (SourceRefused, "transformers cannot load"),
     _a_label_of_two_lines: (SourceRefused, "label 0 in"),
     _a_regression: (SourceRefused, "problem_type is regression"),
@@ -212,7 +212,7 @@ def test_a_flag_that_says_nothing_known_is_refused(folder, preset):
 
 
 def test_a_flag_against_the_folders_own_file_is_refused(folder):
-    with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*leave --preprocess"):
+    with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*omit --preprocess"):
         _said(folder, "imagenet")
 
 
@@ -255,7 +255,7 @@ def test_a_model_of_one_channel_sees_grey(tmp_path, preset):
 def test_a_preset_of_colours_is_refused_for_grey(tmp_path):
     model = save_image_classifier("vit", tmp_path / "model", num_channels=1)
     _no_processor(model)
-    with pytest.raises(SourceRefused, match="say half, unit, digits of a model that sees grey"):
+    with pytest.raises(SourceRefused, match="use half, unit, digits for a greyscale model"):
         _said(model, "imagenet")
 
 

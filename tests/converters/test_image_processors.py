@@ -101,27 +101,27 @@ def test_the_step_gives_the_processors_pixels(tmp_path, name, settings):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("ViT", {"size": SHORTER}, "images would keep sizes of their own"),
-        ("ViT", {"do_resize": False}, "images would keep sizes of their own"),
+        ("ViT", {"size": SHORTER}, "images would keep different sizes"),
+        ("ViT", {"do_resize": False}, "images would keep different sizes"),
         ("ViT", {"size": {"shortest_edge": 48, "longest_edge": 90}}, "size is {'longest_edge': 90"),
         ("ViT", {"size": {"max_height": 48, "max_width": 90}}, "size is {'max_height'"),
         ("ViT", {"size": 2000}, "the size is 2000x2000"),
         ("ViT", {"size": 48, "resample": 9}, "resample is 9"),
-        ("ViT", {"image_mean": [0.5]}, "image_mean has not 3 numbers"),
+        ("ViT", {"image_mean": [0.5]}, "image_mean does not have 3 numbers"),
         ("ViT", {"image_std": [0.5, 0.5, 0]}, "image_std is 0"),
         ("ViT", {"do_pad": True, "pad_size": {"height": 90, "width": 90}}, "pad_size is set"),
         ("ConvNext", {"size": SQUARE}, "without shortest_edge"),
         ("ConvNext", {"size": SHORTER, "crop_pct": 0.001}, "the shorter side would be 48000"),
-        ("Donut", {}, "its class has its own preprocess, "),
-        ("TextNet", {}, "its class has its own"),
-        ("ImageGPT", {"clusters": [[0, 0, 0]]}, "its class has its own _preprocess"),
+        ("Donut", {}, "its class overrides preprocess, "),
+        ("TextNet", {}, "its class overrides"),
+        ("ImageGPT", {"clusters": [[0, 0, 0]]}, "its class overrides _preprocess"),
     ],
 )
 def test_what_the_step_cannot_do_is_refused_by_name(tmp_path, name, settings, message):
     processor = open_processor(_folder(tmp_path, name, settings))
     with pytest.raises(SourceRefused) as refused:
         transform(processor)
-    assert f"{name}ImageProcessorPil cannot be carried over exactly" in str(refused.value)
+    assert f"{name}ImageProcessorPil cannot be reproduced exactly" in str(refused.value)
     assert message in str(refused.value)
 
 
@@ -134,7 +134,7 @@ def test_a_folder_without_a_processor_is_refused(tmp_path):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ('{"auto_map": {"AutoImageProcessor": "evil.Reader"}}', "wants to run code of its own"),
+        ('{"auto_map": {"AutoImageProcessor": "evil.Reader"}}', "would run its own code"),
         ('{"image_processor_type": "NoSuchImageProcessor"}', "cannot load the image processor"),
         ('{"image_processor_type": "ViTImageProcessor", "size": "big"}', "cannot load"),
         ('{"image_processor_type": "PPLCNetImageProcessor"}', "torchvision"),

@@ -1,5 +1,5 @@
-"""Whatever is given to ``tidegate convert``, what cannot be converted says so in a line: the cause
-and what to do. Never a traceback, and never a reason that is not true."""
+"""Whatever ``tidegate convert`` is given, a source that cannot be converted is refused in one line:
+the cause and the remedy. Never a traceback, and never a wrong reason."""
 
 import json
 import os
@@ -22,10 +22,10 @@ from tests.tiny_models import save_classifier, save_tagger
 from tidegate.convert import command
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
-# Some export first, and are refused by what comes of it.
+# Some are exported first, and refused because of the result.
 pytestmark = pytest.mark.timeout(300)
 TEXT = ("--task", "text-classification")
-PICTURE = ("--task", "image-classification")
+IMAGE = ("--task", "image-classification")
 
 MODULES = """
 import warnings
@@ -119,7 +119,7 @@ on_meta = lambda: (nn.Linear(6, 2, device="meta"), (X,))
 nothing = lambda: None
 """
 
-# The factory, and what is said of it.
+# The factory, and a part of the message.
 FACTORIES = {
     "scripted": "TorchScript",
     "traced": "TorchScript",
@@ -150,30 +150,30 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def _refused(source, *options) -> str:
-    """The one line that ``tidegate convert`` says, whichever way it is refused."""
+def _refusal(source, *options) -> str:
+    """The message of ``tidegate convert``, whichever way it refuses."""
     run = CliRunner().invoke(command, [str(source), "--name", "m", *options])
     assert run.exit_code != 0
     if isinstance(run.exception, SystemExit):  # click's own, with the usage above it
-        said = run.output.strip().splitlines()[-1]
+        message = run.output.strip().splitlines()[-1]
     else:
         assert isinstance(run.exception, ConversionError), repr(run.exception)
-        said = str(run.exception)
-    assert said
-    assert "Traceback" not in said
-    return said
+        message = str(run.exception)
+    assert message
+    assert "Traceback" not in message
+    return message
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_a_factory_that_cannot_be_converted(home, monkeypatch, factory):
-    name = f"brought_{abs(hash(str(home)))}"
+    name = f"imported_{abs(hash(str(home)))}"
     (home / f"{name}.py").write_text(textwrap.dedent(MODULES))
     monkeypatch.syspath_prepend(home)
     monkeypatch.setenv("PYTHONPATH", str(home), prepend=":")
-    said = _refused(f"{name}:{factory}")
-    assert FACTORIES[factory] in said
-    if factory != "of_the_batch":  # a proof that fails names its checks, a line each
-        assert "\n" not in said
+    message = _refusal(f"{name}:{factory}")
+    assert FACTORIES[factory] in message
+    if factory != "of_the_batch":  # a failed proof names its checks, one per line
+        assert "\n" not in message
 
 
 def _data_missing(folder):
@@ -196,8 +196,8 @@ def _sequence(folder):
     model = onnx.load(linear(folder / "m.onnx"))
     del model.graph.output[:]
     model.graph.node.append(helper.make_node("SequenceConstruct", ["h"], ["s"]))
-    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
-    model.graph.output.append(helper.make_value_info("s", kind))
+    sequence_type = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
+    model.graph.output.append(helper.make_value_info("s", sequence_type))
     onnx.save(model, folder / "m.onnx")
 
 
@@ -205,13 +205,13 @@ def _optional(folder):
     model = onnx.load(linear(folder / "m.onnx"))
     del model.graph.output[:]
     model.graph.node.append(helper.make_node("Optional", ["h"], ["s"]))
-    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(F, None))
-    model.graph.output.append(helper.make_value_info("s", kind))
+    optional_type = helper.make_optional_type_proto(helper.make_tensor_type_proto(F, None))
+    model.graph.output.append(helper.make_value_info("s", optional_type))
     onnx.save(model, folder / "m.onnx")
 
 
 def _loop(folder):
-    """As many turns as the first number of the batch says: another answer in another batch."""
+    """As many iterations as the batch's largest number says: the output depends on the batch."""
     turn = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "v"], ["w"])],
         "turn",
@@ -232,9 +232,9 @@ def _loop(folder):
 def _broken_int8(folder):
     """QLinearMatMul without its scales."""
     nodes = [helper.make_node("QLinearMatMul", ["x", "s", "z", "w", "s", "z", "s"], ["y"])]
-    kind = TensorProto.UINT8
+    dtype = TensorProto.UINT8
     weights = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((4, 2), np.uint8)}
-    shapes = [("x", kind, ["b", 4])], [("y", kind, ["b", 2])]
+    shapes = [("x", dtype, ["b", 4])], [("y", dtype, ["b", 2])]
     write_graph(folder / "m.onnx", nodes, *shapes, weights)
 
 
@@ -259,7 +259,7 @@ def _empty(folder):
 
 
 def _rows_of_its_own(folder):
-    """As many rows as there are different numbers."""
+    """As many rows as there are distinct numbers."""
     nodes = [helper.make_node("Unique", ["x"], ["y"])]
     write_graph(folder / "m.onnx", nodes, [("x", F, ["b", 4])], [("y", F, ["n"])])
 
@@ -273,7 +273,7 @@ GRAPHS = {
     _optional: "Triton carries only tensors",
     _broken_int8: "ONNX Runtime",
     _wrong_rank: "fails on a sample",
-    _no_onnx: "no ONNX file",
+    _no_onnx: "not an ONNX file",
     _empty: "is empty: copy it again",
     _loop: "batch",
 }
@@ -283,13 +283,13 @@ GRAPHS = {
 def test_a_graph_that_cannot_be_converted(home, write):
     (home / "g").mkdir()
     write(home / "g")
-    assert GRAPHS[write] in _refused(home / "g" / "m.onnx")
+    assert GRAPHS[write] in _refusal(home / "g" / "m.onnx")
 
 
 def test_a_folder_with_two_graphs(home):
     (home / "g").mkdir()
     _two_models(home / "g")
-    assert "give the folder of one model, or the file" in _refused(home / "g", "--task", "tensors")
+    assert "give the folder of one model, or the file" in _refusal(home / "g", "--task", "tensors")
 
 
 def _file(name, data=b"\x00" * 64):
@@ -348,8 +348,8 @@ def _lightning(folder):
 
 def _adapter(folder):
     (folder / "m").mkdir()
-    named = {"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}
-    (folder / "m" / "adapter_config.json").write_text(json.dumps(named))
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}
+    (folder / "m" / "adapter_config.json").write_text(json.dumps(settings))
     save_file({"w": torch.zeros(2, 2)}, folder / "m" / "adapter_model.safetensors")
     return folder / "m"
 
@@ -402,15 +402,15 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("task", [(), TEXT, PICTURE, ("--task", "tensors")], ids=str)
-@pytest.mark.parametrize("kind", FILES)
-def test_a_file_of_another_kind(home, kind, task):
-    """Whatever task is given with it: the format is what is wrong, and not the task."""
-    write, message = FILES[kind]
-    said = _refused(write(home), *task)
-    assert message.lower() in said.lower()
-    assert "does not say what the model does" not in said
-    assert "\n" not in said
+@pytest.mark.parametrize("task", [(), TEXT, IMAGE, ("--task", "tensors")], ids=str)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_format(home, name, task):
+    """Whatever task is given with it, the message is about the format and not the task."""
+    write, expected = FILES[name]
+    message = _refusal(write(home), *task)
+    assert expected.lower() in message.lower()
+    assert "does not say what the model does" not in message
+    assert "\n" not in message
 
 
 def _edited(folder, file, **changes):
@@ -419,7 +419,7 @@ def _edited(folder, file, **changes):
 
 
 @pytest.fixture(scope="module")
-def brought(tmp_path_factory):
+def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save_classifier("bert", folder / "classifier")
     save_tagger("bert", folder / "tagger")
@@ -441,12 +441,12 @@ def _shards_of_nothing(folder):
 def _ids_beyond(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {word: place + 500 for word, place in vocabulary.items()}
+    tokenizer["model"]["vocab"] = {word: index + 500 for word, index in vocabulary.items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def _token_added(folder):
-    """The usual mistake: a token was added, and the embedding was not grown."""
+    """The usual mistake: a token was added, but the embedding was not enlarged."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     count = len(tokenizer["model"]["vocab"])
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
@@ -481,7 +481,7 @@ def _tokenizer_is_a_list(folder):
 
 
 def _pointer(folder):
-    """What git leaves without git-lfs."""
+    """The file that git leaves without git-lfs."""
     (folder / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\nsize 437951328\n"
     )
@@ -525,18 +525,18 @@ TEXT_FOLDERS = {
 
 
 @pytest.mark.parametrize("spoil", TEXT_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_a_text_folder_that_cannot_be_converted(home, brought, spoil):
-    shutil.copytree(brought / "classifier", home / "m")
+def test_a_text_folder_that_cannot_be_converted(home, models, spoil):
+    shutil.copytree(models / "classifier", home / "m")
     spoil(home / "m")
-    said = _refused(home / "m", *TEXT)
-    assert TEXT_FOLDERS[spoil].lower() in said.lower()
-    assert "\n" not in said
+    message = _refusal(home / "m", *TEXT)
+    assert TEXT_FOLDERS[spoil].lower() in message.lower()
+    assert "\n" not in message
 
 
-def test_a_folder_for_another_task_says_which(home, brought):
-    assert "--task token-classification" in _refused(brought / "tagger", *TEXT)
-    assert "--task text-classification" in _refused(brought / "classifier", *PICTURE)
-    assert "config.json" in _refused(brought / "classifier", "--task", "tensors")
+def test_a_folder_for_another_task_says_which(home, models):
+    assert "--task token-classification" in _refusal(models / "tagger", *TEXT)
+    assert "--task text-classification" in _refusal(models / "classifier", *IMAGE)
+    assert "config.json" in _refusal(models / "classifier", "--task", "tensors")
 
 
 def _no_size(folder):
@@ -555,7 +555,7 @@ def _two_channels(folder):
     _edited(folder, "preprocessor_config.json", image_mean=[0.5, 0.5], image_std=[0.5, 0.5])
 
 
-PICTURE_FOLDERS = {
+IMAGE_FOLDERS = {
     _no_size: "size",
     _nonsense_mean: "image_mean",
     _processor_of_nobody: "QuantumImageProcessor",
@@ -563,13 +563,13 @@ PICTURE_FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("spoil", PICTURE_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_a_image_folder_that_cannot_be_converted(home, brought, spoil):
-    shutil.copytree(brought / "images", home / "m")
+@pytest.mark.parametrize("spoil", IMAGE_FOLDERS, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_an_image_folder_that_cannot_be_converted(home, models, spoil):
+    shutil.copytree(models / "images", home / "m")
     spoil(home / "m")
-    said = _refused(home / "m", *PICTURE)
-    assert PICTURE_FOLDERS[spoil] in said
-    assert "\n" not in said
+    message = _refusal(home / "m", *IMAGE)
+    assert IMAGE_FOLDERS[spoil] in message
+    assert "\n" not in message
 
 
 def _lfs(name):
@@ -659,19 +659,19 @@ OTHERS = {
         _folder_with(config_dot_json='{"model_type": "model2vec"}', model_dot_safetensors="x"),
         "model2vec",
     ),
-    "a list in skops": (_list_in_skops, "no estimator"),
+    "a list in skops": (_list_in_skops, "not an estimator"),
     "nesting without end": (_file("m.json", b"[" * 100_000), "not an XGBoost model"),
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_what_nobody_named(home, kind):
-    write, message = OTHERS[kind]
-    said = _refused(write(home), *(("--task", "embedding") if "model2vec" in kind else ()))
-    assert message.lower() in said.lower()
-    assert "does not say what the model does" not in said
-    assert "Stack trace" not in said
-    assert "\n" not in said
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_sources_that_cannot_be_converted(home, name):
+    write, expected = OTHERS[name]
+    message = _refusal(write(home), *(("--task", "embedding") if "model2vec" in name else ()))
+    assert expected.lower() in message.lower()
+    assert "does not say what the model does" not in message
+    assert "Stack trace" not in message
+    assert "\n" not in message
 
 
 def test_the_ending_of_a_graph_may_be_in_capitals(home):
@@ -702,13 +702,13 @@ def _ring_of_nodes(model):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "todo"),
+    ("spoil", "remedy"),
     [(_domain, "never loaded"), (_cut, "damaged"), (_ring_of_nodes, "written wrongly")],
 )
-def test_what_to_do_about_a_graph_that_does_not_run_fits_the_reason(home, spoil, todo):
+def test_the_remedy_for_a_graph_that_does_not_run_fits_the_reason(home, spoil, remedy):
     model = onnx.load(linear(home / "m.onnx"))
     spoil(model)
     (home / "m.onnx").write_bytes(model.SerializeToString())
-    said = _refused(home / "m.onnx")
-    assert todo in said
-    assert "opset that this version has" not in said
+    message = _refusal(home / "m.onnx")
+    assert remedy in message
+    assert "opset that this version has" not in message

@@ -1,5 +1,5 @@
-"""Static embeddings (model2vec's, through sentence-transformers): a table of a vector a token, and
-their mean."""
+"""Static embeddings (model2vec's, through sentence-transformers): the mean of one vector per
+token."""
 
 import numpy as np
 import pytest
@@ -17,17 +17,18 @@ from converters.tolerance import tolerance
 from ensembles.steps.tokenize_text import BucketTokenizer
 from tests.tiny_models import word_tokenizer
 
-WIDTH, MOST = 24, 100
+WIDTH, MAX_TOKENS = 24, 100
 TEXTS = ("Where is my parcel?", "réparer, 高兴", "a", "the the the same words again " * 30)
 
 
-def _saved(path, kind, most=0):
-    """As sentence-transformers saves one, of this type of number and cut at so many tokens."""
+def _save_static(path, dtype, max_tokens=0):
+    """Save a model as sentence-transformers does, with weights of this dtype and texts truncated to
+    ``max_tokens``."""
     tokenizer = Tokenizer.from_str(word_tokenizer(512).backend_tokenizer.to_str())
-    if most:
-        tokenizer.enable_truncation(most)
+    if max_tokens:
+        tokenizer.enable_truncation(max_tokens)
     torch.manual_seed(0)
-    table = torch.randn(tokenizer.get_vocab_size(), WIDTH).to(kind)
+    table = torch.randn(tokenizer.get_vocab_size(), WIDTH).to(dtype)
     static = StaticEmbedding(tokenizer, embedding_weights=table)
     SentenceTransformer(modules=[static, Normalize()], device="cpu").save_pretrained(str(path))
     return path
@@ -35,11 +36,11 @@ def _saved(path, kind, most=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return _saved(tmp_path_factory.mktemp("static") / "model", torch.float16, MOST)
+    return _save_static(tmp_path_factory.mktemp("static") / "model", torch.float16, MAX_TOKENS)
 
 
-def test_the_graph_and_the_tokens_are_the_originals(folder, tmp_path):
-    """From raw texts, padded and not: through our tokenizer's step and the exported graph."""
+def test_the_graph_and_the_tokens_match_the_original(folder, tmp_path):
+    """From raw texts, padded and not: through our tokenizer step and the exported graph."""
     import onnxruntime
 
     task = Embedding(ConversionRequest("passages", str(folder)))
@@ -47,7 +48,7 @@ def test_the_graph_and_the_tokens_are_the_originals(folder, tmp_path):
     assert (metadata["width"], metadata["normalised"], metadata["buckets"][-1]) == (
         WIDTH,
         True,
-        MOST,
+        MAX_TOKENS,
     )
     for part in ("pre", "post"):
         (tmp_path / part).mkdir()
@@ -56,11 +57,11 @@ def test_the_graph_and_the_tokens_are_the_originals(folder, tmp_path):
     step = BucketTokenizer(tokenizer, list(metadata["buckets"]), metadata["pad_id"])
     task.export(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    reported = SentenceTransformer(str(folder), device="cpu").float().encode(list(TEXTS))
-    for text, wanted in zip(TEXTS, reported, strict=True):
+    vectors = SentenceTransformer(str(folder), device="cpu").float().encode(list(TEXTS))
+    for text, expected in zip(TEXTS, vectors, strict=True):
         tokens = step([text.encode()], truncate=True)
         feed = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-        assert np.abs(session.run(None, feed)[0][0] - wanted).max() < 1e-6
+        assert np.abs(session.run(None, feed)[0][0] - expected).max() < 1e-6
     task.samples = [*TEXTS, *default_texts(12)]
     answers = task.ask(tmp_path, lambda text: None)
     reference = Reference("passages", tmp_path, metadata, answers, tolerance(task.name, "fp32"))
@@ -70,25 +71,27 @@ def test_the_graph_and_the_tokens_are_the_originals(folder, tmp_path):
     assert "static" in task.card()["pooling"]
 
 
-def test_a_tokenizer_that_cuts_nowhere_takes_as_much_as_any_model(tmp_path):
-    task = Embedding(ConversionRequest("passages", str(_saved(tmp_path / "model", torch.float32))))
+def test_a_tokenizer_without_truncation_gets_the_general_limit(tmp_path):
+    task = Embedding(
+        ConversionRequest("passages", str(_save_static(tmp_path / "model", torch.float32)))
+    )
     assert task.buckets[-1] == 2048
 
 
-def test_a_row_of_the_table_that_is_another_is_found(folder, tmp_path):
-    """The graph of a table with two rows exchanged gives other vectors."""
+def test_a_wrong_row_of_the_table_changes_the_vectors(folder, tmp_path):
+    """The graph of a table with one row overwritten by another gives other vectors."""
     task = Embedding(ConversionRequest("passages", str(folder)))
     ids = torch.tensor([task.tokenizer.backend.encode(TEXTS[0]).ids])
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        right = task.module(ids, mask)
+        expected = task.module(ids, mask)
         first, second = ids[0, 0].item(), ids[0, 1].item()
         rows = task.module.table.weight
         rows[first] = rows[second].clone()
-        assert (task.module(ids, mask) - right).abs().max() > 1e-3
+        assert (task.module(ids, mask) - expected).abs().max() > 1e-3
 
 
-def test_a_tokenizer_that_is_none_is_refused(folder, tmp_path):
+def test_an_invalid_tokenizer_is_refused(folder, tmp_path):
     import shutil
 
     shutil.copytree(folder, tmp_path / "m")

@@ -1,5 +1,5 @@
 """XGBoost's and LightGBM's estimators inside scikit-learn's pipelines, with what only the estimator
-itself knows: which number is missing, where training stopped."""
+itself knows: which number means missing, where training stopped."""
 
 import warnings
 
@@ -16,7 +16,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from converters.errors import SourceRefused
-from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tables_in_process import (
+    build_reference,
+    failed_checks,
+    graph_scores,
+    named_columns,
+    open_task,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -24,35 +30,36 @@ with warnings.catch_warnings():
     import xgboost
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-DRAW = np.random.default_rng(7)
+RNG = np.random.default_rng(7)
 COUNT = 400
 TABLE = pd.DataFrame(
     {
-        "age": DRAW.normal(40, 12, COUNT).round(),
-        "income": np.where(DRAW.random(COUNT) < 0.2, np.nan, DRAW.normal(50, 20, COUNT)),
-        "plan": DRAW.choice(["basic", "plus", "pro", "team", "trial"], COUNT),
+        "age": RNG.normal(40, 12, COUNT).round(),
+        "income": np.where(RNG.random(COUNT) < 0.2, np.nan, RNG.normal(50, 20, COUNT)),
+        "plan": RNG.choice(["basic", "plus", "pro", "team", "trial"], COUNT),
     }
 )
 VALUES = (
     TABLE["age"] / 10
     + (TABLE["plan"] == "pro") * 3
     + TABLE["income"].fillna(90) / 20
-    + DRAW.normal(size=COUNT)
+    + RNG.normal(size=COUNT)
 ).to_numpy()
 CLASSES = np.digitize(VALUES, [7, 9])
 TWO = (VALUES > 8).astype(int)
-FRESH = TABLE.sample(200, random_state=1).assign(age=lambda t: t["age"] + 1)
+NEW_ROWS = TABLE.sample(200, random_state=1).assign(age=lambda t: t["age"] + 1)
 XGB = {"n_estimators": 12, "max_depth": 4, "n_jobs": 1}
 LGBM = {"n_estimators": 12, "verbose": -1, "n_jobs": 1, "min_child_samples": 5}
 
 
-def _mixed(last, threshold=0.3, *, scaler=None):
-    """A ColumnTransformer's rows are sparse where fewer than ``threshold`` of them are not 0."""
-    parts = [
+def _mixed(estimator, threshold=0.3, *, scaler=None):
+    """A ColumnTransformer's rows are sparse if fewer than ``threshold`` of their values are not
+    0."""
+    transformers = [
         ("number", scaler or StandardScaler(), ["age", "income"]),
         ("text", OneHotEncoder(handle_unknown="ignore"), ["plan"]),
     ]
-    return make_pipeline(ColumnTransformer(parts, sparse_threshold=threshold), last)
+    return make_pipeline(ColumnTransformer(transformers, sparse_threshold=threshold), estimator)
 
 
 PIPELINES = {
@@ -106,22 +113,25 @@ PIPELINES = {
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_booster_at_the_end_of_a_pipeline(tmp_path, name):
-    model, answers = PIPELINES[name]
-    skops.io.dump(model.fit(TABLE, answers), tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    columns = {column: FRESH[column].to_numpy() for column in FRESH}
+    model, targets = PIPELINES[name]
+    skops.io.dump(model.fit(TABLE, targets), tmp_path / "m.skops")
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    columns = {column: NEW_ROWS[column].to_numpy() for column in NEW_ROWS}
     columns["plan"] = columns["plan"].astype(np.str_)
-    wanted = model.predict_proba(FRESH) if task.model.labels else model.predict(FRESH)[:, None]
-    assert served(reference, columns) == pytest.approx(wanted, abs=1e-5)
+    expected = (
+        model.predict_proba(NEW_ROWS) if task.model.labels else model.predict(NEW_ROWS)[:, None]
+    )
+    assert graph_scores(reference, columns) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mark", [np.nan, -999.0])
-def test_an_estimator_alone_keeps_what_its_own_file_does_not(tmp_path, mark):
+def test_an_estimator_keeps_settings_that_its_own_file_lacks(tmp_path, mark):
     rows = TABLE[["age", "income"]].to_numpy()
-    rows, fresh = (
-        np.where(np.isnan(each), mark, each) for each in (rows, FRESH[["age", "income"]].to_numpy())
+    rows, new_rows = (
+        np.where(np.isnan(values), mark, values)
+        for values in (rows, NEW_ROWS[["age", "income"]].to_numpy())
     )
     model = xgboost.XGBClassifier(
         **{**XGB, "n_estimators": 60}, missing=mark, early_stopping_rounds=3
@@ -129,42 +139,42 @@ def test_an_estimator_alone_keeps_what_its_own_file_does_not(tmp_path, mark):
     model.fit(rows[:300], TWO[:300], eval_set=[(rows[300:], TWO[300:])], verbose=False)
     assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, numbered(fresh, ["f0", "f1"]))
-    assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
-    assert any(f"takes {mark} for a missing number" in note for note in task.exercised(reference))
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, named_columns(new_rows, ["f0", "f1"]))
+    assert actual == pytest.approx(model.predict_proba(new_rows), abs=1e-5)
+    assert any(f"reads {mark} as a missing number" in note for note in task.exercised(reference))
 
 
-def test_lightgbm_stops_early_in_a_pipeline(tmp_path):
+def test_lightgbm_with_early_stopping_in_a_pipeline(tmp_path):
     rows = TABLE[["age", "income"]].to_numpy()
     model = lightgbm.LGBMRegressor(**{**LGBM, "n_estimators": 200}, early_stopping_round=3)
     model.fit(rows[:300], VALUES[:300], eval_set=[(rows[300:], VALUES[300:])])
     assert model.best_iteration_ < 200
     skops.io.dump(make_pipeline(FunctionTransformer().fit(rows), model), tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, numbered(rows, ["f0", "f1"]))[:, 0]
-    assert got == pytest.approx(model.predict(rows), abs=1e-4)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, named_columns(rows, ["f0", "f1"]))[:, 0]
+    assert actual == pytest.approx(model.predict(rows), abs=1e-4)
 
 
 def test_texts_into_xgboost(tmp_path):
     texts = ["a good thing", "bad thing", "not so good", "bad, bad"] * 20
     model = make_pipeline(TfidfVectorizer(), xgboost.XGBClassifier(**XGB)).fit(texts, [1, 0] * 40)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    fresh = ["good", "bad thing and good", "", "nothing known"]
-    got = served(reference, {"text": np.array(fresh)})
-    assert got == pytest.approx(model.predict_proba(fresh), abs=1e-5)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    new_texts = ["good", "bad thing and good", "", "nothing known"]
+    actual = graph_scores(reference, {"text": np.array(new_texts)})
+    assert actual == pytest.approx(model.predict_proba(new_texts), abs=1e-5)
 
 
-def test_what_a_booster_s_own_file_is_refused_for_is_refused_in_a_pipeline(tmp_path):
+def test_a_booster_that_its_own_file_cannot_convert_is_refused_in_a_pipeline(tmp_path):
     rows = TABLE[["age"]].to_numpy()
     model = make_pipeline(StandardScaler(), xgboost.XGBRegressor(booster="gblinear", **XGB))
     skops.io.dump(model.fit(rows, VALUES), tmp_path / "m.skops")
     with pytest.raises(SourceRefused, match=r"\(gblinear\) is not converted inside a pipeline"):
-        built(opened(tmp_path / "m.skops"), tmp_path / "c")
+        build_reference(open_task(tmp_path / "m.skops"), tmp_path / "c")

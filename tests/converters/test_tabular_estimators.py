@@ -1,5 +1,5 @@
-"""Whatever estimator of scikit-learn's a file holds: it has a graph, or one true line says why not
-and what to do. Never a traceback."""
+"""Every estimator of scikit-learn either has a graph or is refused in one true line, with the cause
+and the remedy. Never a traceback."""
 
 import re
 import warnings
@@ -10,7 +10,7 @@ import skops.io
 from sklearn.utils import all_estimators
 
 from converters.errors import ConversionError
-from tests.tables_in_process import opened
+from tests.tables_in_process import open_task
 from tests.tiny_tabular_models import WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -18,18 +18,18 @@ ROWS, CLASSES = np.abs(WINE[0][::3, :4]), WINE[1][::3]
 VALUES = ROWS @ np.array([1, 2, -1, 0.5])
 TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 15
 GRAPH = "a graph"
-# What is to come of each; a part of the message, where it is refused.
+# The expected result; for a refused estimator, a part of the message.
 EXPECTED = {
     "ARDRegression": GRAPH,
-    "AffinityPropagation": "take a classifier, a regressor, a KMeans",
-    "AgglomerativeClustering": "no answer for a new row",
+    "AffinityPropagation": "use a classifier, a regressor, a KMeans",
+    "AgglomerativeClustering": "no prediction for a new row",
     "BayesianGaussianMixture": GRAPH,
     "BernoulliNB": GRAPH,
     "BisectingKMeans": GRAPH,
     "CalibratedClassifierCV": GRAPH,
     "ComplementNB": GRAPH,
     "CountVectorizer": "prepares columns and predicts nothing",
-    "DBSCAN": "no answer for a new row",
+    "DBSCAN": "no prediction for a new row",
     "DummyClassifier": "DummyClassifier has no converter; train with another",
     "EllipticEnvelope": "EllipticEnvelope has no converter; train with another",
     "ExtraTreeRegressor": GRAPH,
@@ -39,18 +39,18 @@ EXPECTED = {
     "HistGradientBoostingRegressor": GRAPH,
     "HuberRegressor": GRAPH,
     "IsolationForest": GRAPH,
-    "IsotonicRegression": "takes one number and no columns",
+    "IsotonicRegression": "takes a single number instead of columns",
     "KBinsDiscretizer": "prepares columns and predicts nothing",
     "KMeans": GRAPH,
     "KNeighborsClassifier": GRAPH,
-    "KernelDensity": "take a classifier, a regressor, a KMeans",
+    "KernelDensity": "use a classifier, a regressor, a KMeans",
     "KernelRidge": "KernelRidge has no converter; train with another",
     "LabelEncoder": "prepares columns and predicts nothing",
     "LabelPropagation": "LabelPropagation has no converter; train with another",
     "LinearSVC": GRAPH,
     "LocalOutlierFactor": "train it with novelty=True",
     "MLPClassifier": GRAPH,
-    "MeanShift": "take a classifier, a regressor, a KMeans",
+    "MeanShift": "use a classifier, a regressor, a KMeans",
     "MiniBatchKMeans": GRAPH,
     "NMF": "prepares columns and predicts nothing",
     "NearestCentroid": "NearestCentroid has no converter; train with another",
@@ -59,11 +59,11 @@ EXPECTED = {
     "PLSRegression": GRAPH,
     "QuadraticDiscriminantAnalysis": GRAPH,
     "RANSACRegressor": GRAPH,
-    "RadiusNeighborsClassifier": "its graph fails on rows that the library answers",
-    "RadiusNeighborsRegressor": "its graph fails on rows that the library answers",
+    "RadiusNeighborsClassifier": "its graph fails on rows that the library predicts",
+    "RadiusNeighborsRegressor": "its graph fails on rows that the library predicts",
     "RidgeClassifierCV": GRAPH,
     "SGDOneClassSVM": GRAPH,
-    "SpectralClustering": "no answer for a new row",
+    "SpectralClustering": "no prediction for a new row",
     "TfidfVectorizer": "prepares columns and predicts nothing",
     "TheilSenRegressor": GRAPH,
     "TweedieRegressor": GRAPH,
@@ -80,12 +80,12 @@ SETTINGS = {
 
 
 def _fitted(name):
-    kind = dict(all_estimators())[name]
+    estimator_class = dict(all_estimators())[name]
     if name.endswith("Vectorizer"):
-        return kind().fit(TEXTS)
+        return estimator_class().fit(TEXTS)
     if name == "LabelEncoder":
-        return kind().fit(CLASSES)
-    model = kind(**SETTINGS.get(name, {}))
+        return estimator_class().fit(CLASSES)
+    model = estimator_class(**SETTINGS.get(name, {}))
     if name == "IsotonicRegression":
         return model.fit(ROWS[:, 0], VALUES)
     regresses = getattr(model, "_estimator_type", "") == "regressor" or "Regress" in name
@@ -98,13 +98,13 @@ def test_an_estimator_has_a_graph_or_a_reason(tmp_path, name):
         warnings.simplefilter("ignore")
         skops.io.dump(_fitted(name), tmp_path / "m.skops")
         try:
-            opened(tmp_path / "m.skops").export(tmp_path / "m.onnx")
-            said = GRAPH
+            open_task(tmp_path / "m.skops").export(tmp_path / "m.onnx")
+            result = GRAPH
         except ConversionError as error:
-            said = str(error)
+            result = str(error)
     if EXPECTED[name] == GRAPH:
-        assert said == GRAPH
+        assert result == GRAPH
         return
-    assert EXPECTED[name] in said
-    assert len(said) < 600
-    assert not re.search(r"\n|Traceback|<class|shape calculator|never fitted", said)
+    assert EXPECTED[name] in result
+    assert len(result) < 600
+    assert not re.search(r"\n|Traceback|<class|shape calculator|never fitted", result)

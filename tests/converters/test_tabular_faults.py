@@ -1,4 +1,5 @@
-"""Faults planted in the built graph of a table's model: the proof names row, value and original."""
+"""Faults planted in the graph of a tabular model: the proof names the row, the value and the
+original."""
 
 import json
 
@@ -15,7 +16,7 @@ from tests.tiny_tabular_models import customer_pipeline, customers, save
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A proved graph and its case."""
+    """A proved graph and its reference."""
     folder = tmp_path_factory.mktemp("built")
     path = save(customer_pipeline(), folder / "risk.skops", customers())
     task = TabularClassification(ConversionRequest("risk", str(path)))
@@ -34,7 +35,7 @@ def _node(graph, operator):
 
 
 def _swaps_labels(graph):
-    names = next(each for each in graph.initializer if each.name.endswith("label_names"))
+    names = next(tensor for tensor in graph.initializer if tensor.name.endswith("label_names"))
     names.string_data[:] = list(names.string_data)[::-1]
 
 
@@ -50,17 +51,17 @@ def _after_scores(graph, operator, number):
 
 
 def _ignores_a_column(graph):
-    """``plan`` is always what the first row of the batch says."""
+    """Every row reads the ``plan`` of the batch's first row."""
     graph.initializer.append(numpy_helper.from_array(np.array([0]), "first_row"))
-    reads = next(node for node in graph.node if list(node.input) == ["plan"])
-    reads.input[0] = "plans"
-    added = [
+    reader = next(node for node in graph.node if list(node.input) == ["plan"])
+    reader.input[0] = "plans"
+    nodes = [
         helper.make_node("Gather", ["plan", "first_row"], ["one_plan"], axis=0),
         helper.make_node("Shape", ["plan"], ["plan_shape"]),
         helper.make_node("Expand", ["one_plan", "plan_shape"], ["plans"]),
     ]
-    for place, node in enumerate(added):
-        graph.node.insert(place, node)
+    for index, node in enumerate(nodes):
+        graph.node.insert(index, node)
 
 
 def _forgets_what_is_missing(graph):
@@ -92,11 +93,11 @@ def test_a_fault_in_the_built_graph_is_caught(built, tmp_path, spoil):
     failed = [
         check for check in task.prove_graph(tmp_path / "bad.onnx", reference) if not check.passed
     ]
-    assert [c for c in failed if FAULTS[spoil] in c.name], failed
-    named = next(check for check in failed if FAULTS[spoil] in check.name)
-    if "difference" in named.name:
-        assert "original" in named.worst
-        assert "row" in named.worst or "threshold" in named.worst
+    assert [check for check in failed if FAULTS[spoil] in check.name], failed
+    matching_check = next(check for check in failed if FAULTS[spoil] in check.name)
+    if "difference" in matching_check.name:
+        assert "original" in matching_check.worst
+        assert "row" in matching_check.worst or "threshold" in matching_check.worst
 
 
 def test_a_graph_that_does_not_load_is_a_failed_check(built, tmp_path):

@@ -1,4 +1,4 @@
-"""Kinds of scikit-learn models that people have: each is served as it answers, or refused with the
+"""Kinds of scikit-learn models in common use: each is served as it predicts, or refused with the
 reason."""
 
 import numpy as np
@@ -14,13 +14,19 @@ from sklearn.pipeline import make_pipeline
 from converters.errors import ConversionError, SourceRefused
 from converters.tabular import oracle
 from converters.tabular.table import Table
-from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tables_in_process import (
+    build_reference,
+    failed_checks,
+    graph_scores,
+    named_columns,
+    open_task,
+)
 from tests.tiny_tabular_models import CANCER, DIABETES, WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-HOLES = np.random.default_rng(0).random(DIABETES[0].shape) < 0.1
+MISSING_CELLS = np.random.default_rng(0).random(DIABETES[0].shape) < 0.1
 POSITIVE = np.abs(DIABETES[0]) * 100 + 1, DIABETES[1]
-HOLED = np.where(HOLES, np.nan, DIABETES[0]), DIABETES[1]
+DATA_WITH_MISSING = np.where(MISSING_CELLS, np.nan, DIABETES[0]), DIABETES[1]
 SCALED = preprocessing.StandardScaler
 
 KINDS = {
@@ -49,7 +55,7 @@ KINDS = {
     ),
     "missing indicators": (
         make_pipeline(SimpleImputer(add_indicator=True), linear_model.Ridge()),
-        HOLED,
+        DATA_WITH_MISSING,
     ),
     "selected columns": (
         make_pipeline(
@@ -65,23 +71,25 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_common_kinds(tmp_path, name):
-    model, (rows, answers) = KINDS[name]
-    model.fit(rows, answers)
+def test_common_models(tmp_path, name):
+    model, (rows, targets) = KINDS[name]
+    model.fit(rows, targets)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, numbered(rows, [f"f{place}" for place in range(rows.shape[1])]))
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(
+        reference, named_columns(rows, [f"f{index}" for index in range(rows.shape[1])])
+    )
     if hasattr(model, "predict_proba"):
-        wanted = model.predict_proba(rows)
+        expected = model.predict_proba(rows)
     elif hasattr(model, "decision_function"):
-        wanted = model.decision_function(rows)
-        wanted = wanted if wanted.ndim > 1 else np.stack([-wanted, wanted], axis=1)
+        expected = model.decision_function(rows)
+        expected = expected if expected.ndim > 1 else np.stack([-expected, expected], axis=1)
         assert any("margins" in note for note in task.exercised(reference))
     else:
-        wanted = model.predict(rows)[:, None]
-    assert got == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+        expected = model.predict(rows)[:, None]
+    assert actual == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 REFUSED = {
@@ -104,7 +112,7 @@ REFUSED = {
     ),
     "a graph that does not load": (
         make_pipeline(KNNImputer(), linear_model.Ridge()),
-        HOLED,
+        DATA_WITH_MISSING,
         "export it to ONNX yourself",
     ),
     "never fitted": (make_pipeline(TfidfVectorizer(), svm.LinearSVC()), None, "never fitted"),
@@ -116,31 +124,31 @@ def test_what_is_refused_says_why(tmp_path, name):
     model, data, reason = REFUSED[name]
     skops.io.dump(model.fit(*data) if data else model, tmp_path / "m.skops")
     with pytest.raises(ConversionError, match=reason):
-        task = opened(tmp_path / "m.skops")
-        built(task, tmp_path / "c")
+        task = open_task(tmp_path / "m.skops")
+        build_reference(task, tmp_path / "c")
 
 
-def test_an_original_whose_answer_depends_on_its_past_is_refused(tmp_path, monkeypatch):
-    """The second process is asked backwards, and answers otherwise."""
-    asked = []
+def test_an_original_whose_prediction_depends_on_earlier_rows_is_refused(tmp_path, monkeypatch):
+    """The second process runs the rows backwards, and predicts differently."""
+    calls = []
 
-    def ask(_module, _model, _said, _questions, answers):
-        asked.append(np.load(_questions)["rows"].tolist())
-        return {"answers": np.full((len(asked[-1]), 1), 1.0 + 0.1 * len(asked))}
+    def ask(_module, _model, _options, rows_file, answers):
+        calls.append(np.load(rows_file)["rows"].tolist())
+        return {"answers": np.full((len(calls[-1]), 1), 1.0 + 0.1 * len(calls))}
 
     monkeypatch.setattr(oracle, "ask", ask)
-    rows = Table({"f0": np.arange(5.0)}, [f"row {place}" for place in range(5)])
-    with pytest.raises(SourceRefused, match="asked in another order"):
+    rows = Table({"f0": np.arange(5.0)}, [f"row {index}" for index in range(5)])
+    with pytest.raises(SourceRefused, match="differently in another order"):
         oracle.ask_library(tmp_path / "m.skops", {}, rows, tmp_path)
-    assert asked[1] == asked[0][::-1]
+    assert calls[1] == calls[0][::-1]
 
 
-def test_the_samples_reach_every_leaf_and_say_so(tmp_path):
+def test_the_samples_reach_most_leaves_and_the_note_says_how_many(tmp_path):
     model = RandomForestRegressor(5, max_depth=6, random_state=0).fit(*DIABETES)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
     (note,) = [note for note in task.exercised(reference) if "leaves of 5 trees" in note]
-    hit, total = (int(word) for word in note.replace("of", "").split()[:2])
-    assert hit > 0.85 * total
-    assert hit == total or "not reached: tree" in note
+    reached, total = (int(word) for word in note.replace("of", "").split()[:2])
+    assert reached > 0.85 * total
+    assert reached == total or "not reached: tree" in note

@@ -1,4 +1,4 @@
-"""Each library's models, converted and compared with the library itself, thresholds included."""
+"""Each library's models, converted and compared with the library itself, at thresholds too."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from converters.tabular.task import TabularClassification, TabularRegression
 from converters.task import ConversionRequest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # their imports warn of one another's old names
+    warnings.simplefilter("ignore")  # their imports warn about each other's deprecated names
     import lightgbm
     import skl2onnx  # noqa: F401
     import skops.io
@@ -34,8 +34,8 @@ from tests.tiny_tabular_models import CANCER, DIABETES, WINE, customer_pipeline,
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def _proved(task, folder):
-    """The checks of the task's own graph, the library being asked in this very process."""
+def _graph_checks(task, folder):
+    """The checks of the task's own graph, with the library running in this process."""
     rows = task.rows
     folder.mkdir(exist_ok=True)
     task.export(folder / "model.onnx")
@@ -79,14 +79,14 @@ def test_classifiers_of_scikit_learn(tmp_path, name):
     task = TabularClassification(
         ConversionRequest("t", str(save(model, tmp_path / "m.skops", data)))
     )
-    assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
+    assert [check.line() for check in _graph_checks(task, tmp_path / "c") if not check.passed] == []
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_regressors_of_scikit_learn(tmp_path, name):
     path = save(REGRESSORS[name], tmp_path / "m.skops", DIABETES)
     task = TabularRegression(ConversionRequest("t", str(path)))
-    assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
+    assert [check.line() for check in _graph_checks(task, tmp_path / "c") if not check.passed] == []
 
 
 XGBOOST = {
@@ -106,9 +106,9 @@ LIGHTGBM = {
 }
 
 
-def _boosted(path):
-    opened = TabularClassification if _has_labels(path) else TabularRegression
-    return opened(ConversionRequest("t", str(path)))
+def _booster_task(path):
+    task_class = TabularClassification if _has_labels(path) else TabularRegression
+    return task_class(ConversionRequest("t", str(path)))
 
 
 def _has_labels(path) -> bool:
@@ -117,33 +117,37 @@ def _has_labels(path) -> bool:
     return bool(open_model(path).labels)
 
 
-@pytest.mark.parametrize("ending", ["json", "ubj"])
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
 @pytest.mark.parametrize("objective", XGBOOST)
-def test_models_of_xgboost(tmp_path, objective, ending):
-    (rows, answers), settings = XGBOOST[objective]
+def test_models_of_xgboost(tmp_path, objective, suffix):
+    (rows, targets), settings = XGBOOST[objective]
     settings = {"objective": objective, "nthread": 1, "max_depth": 4, **settings}
-    model = xgboost.train(settings, xgboost.DMatrix(rows, answers), 6)
-    model.save_model(tmp_path / f"m.{ending}")
-    checks = _proved(_boosted(tmp_path / f"m.{ending}"), tmp_path / "c")
+    model = xgboost.train(settings, xgboost.DMatrix(rows, targets), 6)
+    model.save_model(tmp_path / f"m.{suffix}")
+    checks = _graph_checks(_booster_task(tmp_path / f"m.{suffix}"), tmp_path / "c")
     assert [check.line() for check in checks if not check.passed] == []
 
 
 @pytest.mark.parametrize("objective", LIGHTGBM)
 def test_models_of_lightgbm(tmp_path, objective):
-    (rows, answers), settings = LIGHTGBM[objective]
+    (rows, targets), settings = LIGHTGBM[objective]
     settings = {"objective": objective, "verbose": -1, "num_threads": 1, **settings}
     rows = np.where(np.random.default_rng(0).random(rows.shape) < 0.05, np.nan, rows)
-    lightgbm.train(settings, lightgbm.Dataset(rows, answers), 6).save_model(tmp_path / "m.txt")
-    checks = _proved(_boosted(tmp_path / "m.txt"), tmp_path / "c")
+    lightgbm.train(settings, lightgbm.Dataset(rows, targets), 6).save_model(tmp_path / "m.txt")
+    checks = _graph_checks(_booster_task(tmp_path / "m.txt"), tmp_path / "c")
     assert [check.line() for check in checks if not check.passed] == []
 
 
-def test_a_threshold_is_found_where_the_model_itself_jumps(tmp_path):
-    """The rows at a jump: neighbouring FP64 numbers with different answers."""
+def test_boundary_rows_are_at_the_models_own_jumps(tmp_path):
+    """The rows at a jump: neighbouring FP64 numbers with different predictions."""
     path = save(tree.DecisionTreeRegressor(max_depth=3), tmp_path / "m.skops", DIABETES)
     task = TabularRegression(ConversionRequest("t", str(path)))
-    below = [i for i, label in enumerate(task.rows.labels) if label.startswith("just below")]
-    above = [i for i, label in enumerate(task.rows.labels) if label.startswith("just above")]
+    below = [
+        index for index, label in enumerate(task.rows.labels) if label.startswith("just below")
+    ]
+    above = [
+        index for index, label in enumerate(task.rows.labels) if label.startswith("just above")
+    ]
     assert len(below) == len(above) > 5
     answers = task.model.answer(task.rows)
     assert (np.abs(answers[below] - answers[above]) > 1).all()
@@ -151,11 +155,11 @@ def test_a_threshold_is_found_where_the_model_itself_jumps(tmp_path):
 
 def test_thresholds_rounded_to_fp32_are_caught(tmp_path):
     """What skl2onnx and onnxmltools do: the rows at the thresholds then fall on the other side."""
-    rows, answers = DIABETES
+    rows, targets = DIABETES
     settings = {"objective": "regression", "verbose": -1, "num_threads": 1}
-    lightgbm.train(settings, lightgbm.Dataset(rows, answers), 6).save_model(tmp_path / "m.txt")
-    task = _boosted(tmp_path / "m.txt")
-    assert all(check.passed for check in _proved(task, tmp_path / "c"))
+    lightgbm.train(settings, lightgbm.Dataset(rows, targets), 6).save_model(tmp_path / "m.txt")
+    task = _booster_task(tmp_path / "m.txt")
+    assert all(check.passed for check in _graph_checks(task, tmp_path / "c"))
     graph = onnx.load(tmp_path / "c" / "model.onnx")
     trees = next(node for node in graph.graph.node if node.op_type.startswith("TreeEnsemble"))
     attribute = next(a for a in trees.attribute if a.name == "nodes_values_as_tensor")
@@ -168,7 +172,7 @@ def test_thresholds_rounded_to_fp32_are_caught(tmp_path):
     assert "threshold of 'Column_" in failed[0].worst
 
 
-class _Own(ClassifierMixin, BaseEstimator):
+class _CustomClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, rows, answers):
         self.classes_, self.n_features_in_ = np.unique(answers), rows.shape[1]
         return self
@@ -200,27 +204,27 @@ def _write_bomb(folder):
     return folder / "m.skops"
 
 
-def _write_strange_type(folder):
-    return save(_Own(), folder / "m.skops")
+def _write_unknown_type(folder):
+    return save(_CustomClassifier(), folder / "m.skops")
 
 
 def _write_function(folder):
-    """A file that names a function of numpy's is not trusted with it."""
+    """A file may not call a function of numpy's by naming it."""
     path = save(tree.DecisionTreeClassifier(), folder / "m.skops")
     with zipfile.ZipFile(path) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
-    held["schema.json"] = (
-        held["schema.json"]
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["schema.json"] = (
+        members["schema.json"]
         .replace(b'"__class__": "DecisionTreeClassifier"', b'"__class__": "rundocs"')
         .replace(b'"__module__": "sklearn.tree._classes"', b'"__module__": "numpy.testing"')
     )
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in held.items():
+        for name, content in members.items():
             archive.writestr(name, content)
     return path
 
 
-def _write_pointing_outside(folder):
+def _write_invalid_node_numbers(folder):
     """A tree whose nodes lead out of it: scikit-learn itself would follow them."""
     model = tree.DecisionTreeClassifier().fit(*WINE)
     state = model.tree_.__getstate__()
@@ -269,16 +273,16 @@ def _write_missing(folder):
 
 REFUSED = {
     _write_pickle: "skops.io.dump",
-    _write_cut_off: "cut off",
+    _write_cut_off: "truncated",
     _write_bomb: "zip bomb",
-    _write_strange_type: "_Own",
+    _write_unknown_type: "_CustomClassifier",
     _write_function: "numpy.testing.rundocs",
-    _write_pointing_outside: "points outside itself",
+    _write_invalid_node_numbers: "points outside itself",
     _write_no_scores: "CalibratedClassifierCV",
     _write_regressor: "tabular-regression",
     _write_unfitted: "never fitted",
-    _write_cut_off_xgboost: "cut off",
-    _write_cut_off_lightgbm: "cut off",
+    _write_cut_off_xgboost: "truncated",
+    _write_cut_off_lightgbm: "truncated",
     _write_linear_trees: "linear_tree",
     _write_missing: "there is no file",
 }
@@ -286,9 +290,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__.removeprefix("_write_"))
 def test_files_that_are_broken_or_unsafe_are_refused(tmp_path, write):
-    with pytest.raises(ConversionError) as refused:
+    with pytest.raises(ConversionError) as refusal:
         TabularClassification(ConversionRequest("t", str(write(tmp_path))))
-    assert REFUSED[write] in str(refused.value)
+    assert REFUSED[write] in str(refusal.value)
     assert not Path("/tmp/tidegate-table-was-here").exists()
 
 
@@ -302,30 +306,30 @@ def test_an_estimator_without_a_converter_is_named(tmp_path):
         TabularClassification(ConversionRequest("t", str(path))).export(tmp_path / "m.onnx")
 
 
-def test_a_model_of_another_version_is_said(tmp_path):
+def test_a_model_of_another_version_is_reported(tmp_path):
     path = save(tree.DecisionTreeClassifier(), tmp_path / "m.skops")
     with zipfile.ZipFile(path) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
+        members = {name: archive.read(name) for name in archive.namelist()}
     import sklearn
 
-    ours, theirs = f'"{sklearn.__version__}"'.encode(), b'"0.24.2"'
-    names = [n for n, content in held.items() if ours in content]
-    assert names or _holds_version(held, sklearn.__version__)
+    current, other = f'"{sklearn.__version__}"'.encode(), b'"0.24.2"'
+    names = [n for n, content in members.items() if current in content]
+    assert names or _contains_version(members, sklearn.__version__)
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in held.items():
-            archive.writestr(name, _with_version(content, sklearn.__version__, ours, theirs))
+        for name, content in members.items():
+            archive.writestr(name, _with_version(content, sklearn.__version__, current, other))
     task = TabularClassification(ConversionRequest("t", str(path)))
     assert "0.24.2" in task.remarks[0]
     assert task.card()["remarks"] == task.remarks
 
 
-def _holds_version(held, version) -> bool:
-    return any(f'\\"{version}\\"'.encode() in content for content in held.values())
+def _contains_version(members, version) -> bool:
+    return any(f'\\"{version}\\"'.encode() in content for content in members.values())
 
 
-def _with_version(content: bytes, version: str, ours: bytes, theirs: bytes) -> bytes:
+def _with_version(content: bytes, version: str, current: bytes, other: bytes) -> bytes:
     escaped = f'\\"{version}\\"'.encode()
-    return content.replace(ours, theirs).replace(escaped, b'\\"0.24.2\\"')
+    return content.replace(current, other).replace(escaped, b'\\"0.24.2\\"')
 
 
 CSV = {
@@ -335,7 +339,7 @@ CSV = {
     "age,income (k€),plan,country\n1,2,basic,DE\n1,x,basic,DE\n": "line 3: 'income (k€)' is 'x'",
     "age,income (k€),plan,country\n1,2,basic\n": "line 2: 3 values",
     "age,income (k€),plan,country\n": "no row",
-    "age,income (k€),plan,country\n1,inf,basic,DE\n": "takes no such value",
+    "age,income (k€),plan,country\n1,inf,basic,DE\n": "does not accept there",
 }
 
 
@@ -347,21 +351,21 @@ def customer_file(tmp_path_factory):
 @pytest.mark.parametrize("text", CSV, ids=lambda text: CSV[text].replace(" ", "-"))
 def test_samples_that_do_not_fit_are_refused(tmp_path, customer_file, text):
     (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(SourceRefused) as refused:
+    with pytest.raises(SourceRefused) as refusal:
         TabularClassification(ConversionRequest("t", str(customer_file), tmp_path / "s.csv"))
-    assert CSV[text] in str(refused.value)
+    assert CSV[text] in str(refusal.value)
 
 
-def test_samples_of_the_user_come_first_and_boundaries_between_them(tmp_path, customer_file):
+def test_the_users_samples_come_first_then_boundaries_between_them(tmp_path, customer_file):
     table, _ = customers()
     table.drop(columns="score").head(40).to_csv(tmp_path / "s.csv", index=False)
     task = TabularClassification(ConversionRequest("t", str(customer_file), tmp_path / "s.csv"))
     assert task.rows.labels[0] == "line 2 of s.csv"
     assert any("threshold of 'age'" in label for label in task.rows.labels)
-    assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
+    assert [check.line() for check in _graph_checks(task, tmp_path / "c") if not check.passed] == []
 
 
-def test_a_column_that_is_called_as_an_output_gets_a_tensor_of_its_own(tmp_path):
+def test_a_column_named_like_an_output_gets_another_tensor_name(tmp_path):
     import pandas as pd
 
     rows = pd.DataFrame(WINE[0][:, :2], columns=["score", "label"])
@@ -371,4 +375,4 @@ def test_a_column_that_is_called_as_an_output_gets_a_tensor_of_its_own(tmp_path)
         )
     )
     assert [c["tensor"] for c in task.metadata()["columns"]] == ["score_column", "label_column"]
-    assert [check.line() for check in _proved(task, tmp_path / "c") if not check.passed] == []
+    assert [check.line() for check in _graph_checks(task, tmp_path / "c") if not check.passed] == []

@@ -1,5 +1,5 @@
-"""Searches for outliers and for clusters, what stands around an estimator, and steps whose answer
-jumps: each answers fresh rows as scikit-learn does."""
+"""Outlier detectors and clusterers, wrappers around an estimator, and steps whose output jumps:
+each predicts new rows as scikit-learn does."""
 
 import numpy as np
 import pytest
@@ -22,50 +22,56 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tables_in_process import (
+    build_reference,
+    failed_checks,
+    graph_scores,
+    named_columns,
+    open_task,
+)
 from tests.tiny_tabular_models import DIABETES, WINE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 ROWS = WINE[0]
-FRESH = ROWS + np.random.default_rng(3).normal(size=ROWS.shape) * ROWS.std(axis=0) * 0.3
-FEW = {"n_estimators": 12, "random_state": 0}
-SEARCHES = {
-    "outliers": IsolationForest(**FEW),
+NEW_ROWS = ROWS + np.random.default_rng(3).normal(size=ROWS.shape) * ROWS.std(axis=0) * 0.3
+SMALL = {"n_estimators": 12, "random_state": 0}
+DETECTORS = {
+    "outliers": IsolationForest(**SMALL),
     "outliers, some columns": IsolationForest(
-        **FEW, max_features=0.5, max_samples=64, contamination=0.1
+        **SMALL, max_features=0.5, max_samples=64, contamination=0.1
     ),
-    "outliers behind a scaler": make_pipeline(StandardScaler(), IsolationForest(**FEW)),
+    "outliers behind a scaler": make_pipeline(StandardScaler(), IsolationForest(**SMALL)),
     "clusters": KMeans(4, n_init=1),
     "clusters behind a scaler": make_pipeline(StandardScaler(), MiniBatchKMeans(3, n_init=1)),
     "a mixture": GaussianMixture(3),
 }
 
 
-def _proved(model, path):
+def _prove(model, path):
     skops.io.dump(model, path / "m.skops")
-    task = opened(path / "m.skops")
-    reference = built(task, path / "c")
-    assert failed(task, reference) == []
+    task = open_task(path / "m.skops")
+    reference = build_reference(task, path / "c")
+    assert failed_checks(task, reference) == []
     return task, reference
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_outliers_and_clusters(tmp_path, name):
-    model = SEARCHES[name].fit(ROWS)
-    task, reference = _proved(model, tmp_path)
-    got = served(reference, numbered(FRESH, [f"f{place}" for place in range(13)]))
+    model = DETECTORS[name].fit(ROWS)
+    task, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
     if hasattr(model, "decision_function"):
-        assert got[:, 0] == pytest.approx(model.decision_function(FRESH), abs=1e-6)
-        assert ((got[:, 0] < 0) == (model.predict(FRESH) < 0)).all()
+        assert actual[:, 0] == pytest.approx(model.decision_function(NEW_ROWS), abs=1e-6)
+        assert ((actual[:, 0] < 0) == (model.predict(NEW_ROWS) < 0)).all()
         assert any("below 0 it is an outlier" in note for note in task.exercised(reference))
         return
-    assert task.model.labels == tuple(map(str, range(got.shape[1])))
-    assert (got.argmax(axis=1) == model.predict(FRESH)).all()
-    wanted = model.predict_proba(FRESH) if name == "a mixture" else -model.transform(FRESH)
-    assert got == pytest.approx(wanted, rel=3e-5, abs=1e-6)
+    assert task.model.labels == tuple(map(str, range(actual.shape[1])))
+    assert (actual.argmax(axis=1) == model.predict(NEW_ROWS)).all()
+    expected = model.predict_proba(NEW_ROWS) if name == "a mixture" else -model.transform(NEW_ROWS)
+    assert actual == pytest.approx(expected, rel=3e-5, abs=1e-6)
 
 
-AROUND = {
+WRAPPERS = {
     "a search for parameters": GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression()),
         {"logisticregression__C": [0.1, 1]},
@@ -79,12 +85,12 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("name", AROUND)
-def test_what_stands_around_an_estimator(tmp_path, name):
-    model = AROUND[name].fit(*WINE)
-    _, reference = _proved(model, tmp_path)
-    got = served(reference, numbered(FRESH, [f"f{place}" for place in range(13)]))
-    assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-5)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_around_an_estimator(tmp_path, name):
+    model = WRAPPERS[name].fit(*WINE)
+    _, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
 
 
 TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 20
@@ -96,9 +102,11 @@ def test_a_search_and_a_target_over_texts(tmp_path):
     )
     model = TransformedTargetRegressor(search, func=np.log1p, inverse_func=np.expm1)
     model.fit(TEXTS, np.tile([5.0, 1.0, 2.0, 7.0], 20))
-    _, reference = _proved(model, tmp_path)
-    fresh = ["good", "bad thing", "", "so quite"]
-    assert served(reference, {"text": np.array(fresh)})[:, 0] == pytest.approx(model.predict(fresh))
+    _, reference = _prove(model, tmp_path)
+    new_texts = ["good", "bad thing", "", "so quite"]
+    assert graph_scores(reference, {"text": np.array(new_texts)})[:, 0] == pytest.approx(
+        model.predict(new_texts)
+    )
 
 
 STEPS = {
@@ -110,7 +118,7 @@ STEPS = {
         StandardScaler(), PolynomialFeatures(interaction_only=True, include_bias=False)
     ),
 }
-PLACES = {
+OFFSETS = {
     "ones": lambda n: n,
     "1e8": lambda n: 1e8 + n,
     "seconds": lambda n: 1.7e9 + n,
@@ -118,31 +126,33 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("name", STEPS)
-def test_steps_over_numbers_that_fp32_cannot_tell_apart(tmp_path, name, place):
+def test_steps_over_numbers_that_fp32_cannot_tell_apart(tmp_path, name, offset):
     numbers = np.random.default_rng(2).integers(0, 400, (700, 3)).astype(float)
-    answers = numbers[:, 0] / 40 + np.sin(numbers[:, 1] / 20) * 3
-    rows = PLACES[place](numbers)
-    model = make_pipeline(STEPS[name], Ridge()).fit(rows[:400], answers[:400])
-    _, reference = _proved(model, tmp_path)
-    got = served(reference, numbered(rows[400:], ["f0", "f1", "f2"]))[:, 0]
-    assert got == pytest.approx(model.predict(rows[400:]), abs=1e-4)
+    targets = numbers[:, 0] / 40 + np.sin(numbers[:, 1] / 20) * 3
+    rows = OFFSETS[offset](numbers)
+    model = make_pipeline(STEPS[name], Ridge()).fit(rows[:400], targets[:400])
+    _, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(rows[400:], ["f0", "f1", "f2"]))[:, 0]
+    assert actual == pytest.approx(model.predict(rows[400:]), abs=1e-4)
 
 
 def test_a_threshold_beyond_fp32(tmp_path):
     rows = np.random.default_rng(2).integers(0, 400, (700, 3)) + 1e8
-    answers = (rows > 1e8 + 201).sum(axis=1) + rows[:, 0] * 0
-    model = make_pipeline(Binarizer(threshold=1e8 + 201), Ridge()).fit(rows, answers)
-    _, reference = _proved(model, tmp_path)
-    got = served(reference, numbered(rows, ["f0", "f1", "f2"]))[:, 0]
-    assert got == pytest.approx(model.predict(rows), abs=1e-4)
+    targets = (rows > 1e8 + 201).sum(axis=1) + rows[:, 0] * 0
+    model = make_pipeline(Binarizer(threshold=1e8 + 201), Ridge()).fit(rows, targets)
+    _, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(rows, ["f0", "f1", "f2"]))[:, 0]
+    assert actual == pytest.approx(model.predict(rows), abs=1e-4)
 
 
-def test_a_constant_of_numbers_in_the_place_of_missing_ones(tmp_path):
-    rows, answers = DIABETES
-    holed = np.where(np.random.default_rng(0).random(rows.shape) < 0.2, np.nan, rows)
+def test_missing_numbers_replaced_by_a_constant(tmp_path):
+    rows, targets = DIABETES
+    with_missing = np.where(np.random.default_rng(0).random(rows.shape) < 0.2, np.nan, rows)
     model = make_pipeline(SimpleImputer(strategy="constant", fill_value=-9), Ridge())
-    _, reference = _proved(model.fit(holed, answers), tmp_path)
-    got = served(reference, numbered(holed, [f"f{place}" for place in range(10)]))[:, 0]
-    assert got == pytest.approx(model.predict(holed), rel=1e-5)
+    _, reference = _prove(model.fit(with_missing, targets), tmp_path)
+    actual = graph_scores(
+        reference, named_columns(with_missing, [f"f{index}" for index in range(10)])
+    )[:, 0]
+    assert actual == pytest.approx(model.predict(with_missing), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The tables of what changes a prediction name every parameter that the libraries have."""
+"""The prediction settings' tables name every parameter that the libraries have."""
 
 import inspect
 import warnings
@@ -37,13 +37,13 @@ XGBOOST = [
 ]
 LIGHTGBM = [getattr(lightgbm, f"LGBM{name}") for name in ("Classifier", "Regressor", "Ranker")]
 PARAMETERS = [
-    *((each, settings.XGBOOST_PARAMETERS) for each in XGBOOST),
-    *((each, settings.LIGHTGBM_PARAMETERS) for each in LIGHTGBM),
+    *((estimator, settings.XGBOOST_PARAMETERS) for estimator in XGBOOST),
+    *((estimator, settings.LIGHTGBM_PARAMETERS) for estimator in LIGHTGBM),
     *(
-        (each, settings.VECTORIZER_PARAMETERS)
-        for each in (CountVectorizer, TfidfVectorizer, HashingVectorizer)
+        (vectorizer, settings.VECTORIZER_PARAMETERS)
+        for vectorizer in (CountVectorizer, TfidfVectorizer, HashingVectorizer)
     ),
-    *((each, settings.ENCODER_PARAMETERS) for each in (OneHotEncoder, OrdinalEncoder)),
+    *((encoder, settings.ENCODER_PARAMETERS) for encoder in (OneHotEncoder, OrdinalEncoder)),
     (TargetEncoder, settings.ENCODER_PARAMETERS),
     (SimpleImputer, settings.IMPUTER_PARAMETERS),
     (Normalizer, settings.NORMALIZER_PARAMETERS),
@@ -53,22 +53,22 @@ PARAMETERS = [
     (Binarizer, settings.BINARIZER_PARAMETERS),
     (PolynomialFeatures, settings.POLYNOMIAL_PARAMETERS),
     (IsolationForest, settings.ISOLATION_PARAMETERS),
-    *((each, settings.CENTRES_PARAMETERS) for each in (KMeans, MiniBatchKMeans, BisectingKMeans)),
+    *((model, settings.CENTRES_PARAMETERS) for model in (KMeans, MiniBatchKMeans, BisectingKMeans)),
 ]
 CALLS = [
     *(
-        (getattr(each, name), settings.XGBOOST_CALL)
-        for each in XGBOOST
+        (getattr(estimator, name), settings.XGBOOST_CALL)
+        for estimator in XGBOOST
         for name in ("predict", "predict_proba")
-        if hasattr(each, name)
+        if hasattr(estimator, name)
     ),
     (xgboost.Booster.predict, settings.XGBOOST_CALL),
     (xgboost.DMatrix.__init__, settings.XGBOOST_CALL),
     *(
-        (getattr(each, name), settings.LIGHTGBM_CALL)
-        for each in LIGHTGBM
+        (getattr(estimator, name), settings.LIGHTGBM_CALL)
+        for estimator in LIGHTGBM
         for name in ("predict", "predict_proba")
-        if hasattr(each, name)
+        if hasattr(estimator, name)
     ),
     (lightgbm.Booster.predict, settings.LIGHTGBM_CALL),
 ]
@@ -76,15 +76,15 @@ VERDICTS = {"applied", "asked", "refused", "training"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "table"), PARAMETERS, ids=lambda each: getattr(each, "__name__", "")
+    ("estimator", "table"), PARAMETERS, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_every_parameter_of_an_estimator_has_a_verdict(kind, table):
-    assert set(kind().get_params()) <= set(table)
+def test_every_parameter_of_an_estimator_has_a_verdict(estimator, table):
+    assert set(estimator().get_params()) <= set(table)
     assert set(table.values()) <= VERDICTS
 
 
 @pytest.mark.parametrize(
-    ("call", "table"), CALLS, ids=lambda each: getattr(each, "__qualname__", "")
+    ("call", "table"), CALLS, ids=lambda value: getattr(value, "__qualname__", "")
 )
 def test_every_parameter_of_a_call_has_a_verdict(call, table):
     assert set(inspect.signature(call).parameters) - {"self"} <= set(table)
@@ -92,13 +92,21 @@ def test_every_parameter_of_a_call_has_a_verdict(call, table):
 
 def test_no_table_names_a_parameter_that_is_gone():
     for table in {id(table): table for _, table in PARAMETERS}.values():
-        held = {name for kind, own in PARAMETERS if own is table for name in kind().get_params()}
-        assert set(table) == held
-    for table in (settings.XGBOOST_CALL, settings.LIGHTGBM_CALL):
-        held = {
-            n for call, own in CALLS if own is table for n in inspect.signature(call).parameters
+        parameters = {
+            name
+            for estimator, estimator_table in PARAMETERS
+            if estimator_table is table
+            for name in estimator().get_params()
         }
-        assert set(table) == held - {"self"}
+        assert set(table) == parameters
+    for table in (settings.XGBOOST_CALL, settings.LIGHTGBM_CALL):
+        parameters = {
+            name
+            for call, call_table in CALLS
+            if call_table is table
+            for name in inspect.signature(call).parameters
+        }
+        assert set(table) == parameters - {"self"}
 
 
 def test_what_is_asked_is_an_option_of_the_command():

@@ -1,4 +1,5 @@
-"""Limits go by the spread of the original's own answers: targets of 1e-6 and of 1e8 alike."""
+"""Limits scale with the spread of the original's own predictions: targets of 1e-6 and of 1e8
+alike."""
 
 import warnings
 
@@ -12,7 +13,13 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from tests.tables_in_process import built, failed, numbered, opened, served
+from tests.tables_in_process import (
+    build_reference,
+    failed_checks,
+    graph_scores,
+    named_columns,
+    open_task,
+)
 from tests.tiny_tabular_models import DIABETES
 
 with warnings.catch_warnings():
@@ -23,7 +30,7 @@ with warnings.catch_warnings():
 SCALES = (1e-8, 1e-6, 1.0, 1e8)
 
 
-def _boosted(folder, scale, offset=0.0, trees=20):
+def _save_booster(folder, scale, offset=0.0, trees=20):
     rows, values = DIABETES
     model = xgboost.XGBRegressor(n_estimators=trees, max_depth=3, n_jobs=1)
     model.fit(rows, values * scale + offset).save_model(folder / "m.json")
@@ -33,13 +40,13 @@ def _boosted(folder, scale, offset=0.0, trees=20):
 @pytest.fixture(scope="module", params=SCALES)
 def tiny(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
-    # XGBoost itself splits nothing where targets are this small.
+    # XGBoost itself makes no splits for targets this small.
     rows, values = DIABETES
     model = GradientBoostingRegressor(n_estimators=20, max_depth=3)
     skops.io.dump(model.fit(rows, values * request.param), folder / "m.skops")
-    task = opened(folder / "m.skops")
-    reference = built(task, folder / "c")
-    assert failed(task, reference) == []
+    task = open_task(folder / "m.skops")
+    reference = build_reference(task, folder / "c")
+    assert failed_checks(task, reference) == []
     return task, reference
 
 
@@ -51,12 +58,12 @@ def _multiplied(graph, factor):
 
 
 def _without_a_tree(graph):
-    """The leaves of one tree are 0."""
+    """The leaves of one tree become 0."""
     trees = next(node for node in graph.node if node.op_type.startswith("TreeEnsemble"))
-    held = {attribute.name: attribute for attribute in trees.attribute}
-    weights = numpy_helper.to_array(held["target_weights_as_tensor"].t).copy()
-    weights[np.array(held["target_treeids"].ints) == 0] = 0
-    held["target_weights_as_tensor"].t.CopyFrom(numpy_helper.from_array(weights, "weights"))
+    attributes = {attribute.name: attribute for attribute in trees.attribute}
+    weights = numpy_helper.to_array(attributes["target_weights_as_tensor"].t).copy()
+    weights[np.array(attributes["target_treeids"].ints) == 0] = 0
+    attributes["target_weights_as_tensor"].t.CopyFrom(numpy_helper.from_array(weights, "weights"))
 
 
 FAULTS = {
@@ -69,7 +76,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen_at_every_scale(tiny, tmp_path, fault):
+def test_a_fault_is_caught_at_every_scale(tiny, tmp_path, fault):
     task, reference = tiny
     model = onnx.load(reference.folder / "model.onnx")
     FAULTS[fault](model.graph)
@@ -89,21 +96,21 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_fp32_rounds_off_is_no_fault(tmp_path, name):
-    task = opened(_boosted(tmp_path, *GOOD[name]))
-    assert failed(task, built(task, tmp_path / "c")) == []
+def test_fp32_rounding_is_not_a_fault(tmp_path, name):
+    task = open_task(_save_booster(tmp_path, *GOOD[name]))
+    assert failed_checks(task, build_reference(task, tmp_path / "c")) == []
 
 
-def test_an_original_whose_own_rounding_is_as_large_as_what_it_says_proves_nothing(tmp_path):
-    task = opened(_boosted(tmp_path, 1.0, 1e7, 400))
-    checks = failed(task, built(task, tmp_path / "c"))
+def test_an_original_whose_rounding_is_as_large_as_its_spread_proves_nothing(tmp_path):
+    task = open_task(_save_booster(tmp_path, 1.0, 1e7, 400))
+    checks = failed_checks(task, build_reference(task, tmp_path / "c"))
     assert any("share of the spread that is error" in check for check in checks)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen_beside_the_originals_own_rounding(tmp_path, fault):
-    task = opened(_boosted(tmp_path, 1.0, 1e5, 100))
-    reference = built(task, tmp_path / "c")
+def test_a_fault_is_caught_despite_the_originals_own_rounding(tmp_path, fault):
+    task = open_task(_save_booster(tmp_path, 1.0, 1e5, 100))
+    reference = build_reference(task, tmp_path / "c")
     model = onnx.load(reference.folder / "model.onnx")
     FAULTS[fault](model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
@@ -121,19 +128,20 @@ def test_lightgbm_and_scikit_learn_at_every_scale(tmp_path, scale):
     boosting = GradientBoostingRegressor(n_estimators=20).fit(rows, values * scale)
     skops.io.dump(boosting, tmp_path / "m.skops")
     for file in ("m.txt", "m.skops"):
-        task = opened(tmp_path / file)
-        assert failed(task, built(task, tmp_path / "c")) == []
+        task = open_task(tmp_path / file)
+        assert failed_checks(task, build_reference(task, tmp_path / "c")) == []
 
 
 @pytest.mark.parametrize("norm", ["max", "l1", "l2"])
 @pytest.mark.parametrize("scale", [1.0, 1e-8])
-def test_a_normalizer_is_scikit_learns_own(tmp_path, norm, scale):
-    """ONNX Runtime's divides by the largest number, and scikit-learn by the largest size."""
+def test_a_normalizer_computes_as_scikit_learn_does(tmp_path, norm, scale):
+    """ONNX Runtime's Normalizer divides by the largest number, scikit-learn by the largest
+    magnitude."""
     rows, values = DIABETES
     model = make_pipeline(StandardScaler(), Normalizer(norm), Ridge()).fit(rows, values * scale)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, numbered(rows, [f"f{place}" for place in range(10)]))
-    assert got[:, 0] == pytest.approx(model.predict(rows), rel=1e-5)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, named_columns(rows, [f"f{index}" for index in range(10)]))
+    assert actual[:, 0] == pytest.approx(model.predict(rows), rel=1e-5)

@@ -1,4 +1,5 @@
-"""Text pipelines of scikit-learn: whatever the vectorizer does, what is served is its answer."""
+"""scikit-learn's text pipelines: whatever the vectorizer does, the served prediction is the
+same."""
 
 import json
 from pathlib import Path
@@ -24,7 +25,7 @@ from sklearn.svm import LinearSVC
 
 from ensembles.tabular import declare
 from tests.in_process import step
-from tests.tables_in_process import built, failed, opened, served
+from tests.tables_in_process import build_reference, failed_checks, graph_scores, open_task
 
 GOOD = [
     "очень хороший товар", "мне нравится", "отличное качество", "very good, I like it",
@@ -39,7 +40,7 @@ BAD = [
     "broken again, C 3", "poor résumé",
 ]  # fmt: skip
 TEXTS, CLASSES = (GOOD + BAD) * 4, (["good"] * len(GOOD) + ["bad"] * len(BAD)) * 4
-FRESH = [
+NEW_TEXTS = [
     *GOOD, *BAD, "", "x", "GOOD buy", "Café", "cafe", "cafe\u0301", "KAUPUTT", "größer als Möbel",
     "Я не работает", "good-buy", "not good", "İ", "unknown words only", "плохое", "😀", "a", "I",
 ]  # fmt: skip
@@ -47,7 +48,7 @@ FRESH = [
 VECTORIZERS = {
     "tfidf": TfidfVectorizer(),
     "count": CountVectorizer(),
-    "reference": CountVectorizer(lowercase=False),
+    "case": CountVectorizer(lowercase=False),
     "one letter": TfidfVectorizer(token_pattern=r"(?u)\b\w+\b"),
     "bigrams": TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True),
     "characters": TfidfVectorizer(analyzer="char", ngram_range=(2, 4)),
@@ -63,21 +64,25 @@ VECTORIZERS = {
 
 
 @pytest.mark.parametrize("name", VECTORIZERS)
-def test_a_list_of_texts_is_served_as_scikit_learn_reads_it(tmp_path, name):
+def test_texts_are_served_as_scikit_learn_predicts_them(tmp_path, name):
     """As the step in Triton runs it, and as the proof does."""
     model = make_pipeline(VECTORIZERS[name], LogisticRegression()).fit(TEXTS, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    wanted = model.predict_proba(FRESH)
-    assert served(reference, {"text": np.array(FRESH)}) == pytest.approx(wanted, abs=1e-6)
-    assert _through_the_step(reference, FRESH) == pytest.approx(wanted.max(axis=1), abs=1e-6)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    expected = model.predict_proba(NEW_TEXTS)
+    assert graph_scores(reference, {"text": np.array(NEW_TEXTS)}) == pytest.approx(
+        expected, abs=1e-6
+    )
+    assert _scores_through_the_step(reference, NEW_TEXTS) == pytest.approx(
+        expected.max(axis=1), abs=1e-6
+    )
     if hasattr(model[0], "vocabulary_"):
         assert any("terms of its vocabulary" in note for note in task.exercised(reference))
 
 
-def _through_the_step(reference, texts):
+def _scores_through_the_step(reference, texts):
     import onnxruntime
 
     vectorize = step("vectorize_text").TextVectorizers(
@@ -103,15 +108,15 @@ HEADS = {
 def test_heads_of_text_pipelines(tmp_path, name):
     model = make_pipeline(CountVectorizer(), TfidfTransformer(), HEADS[name]).fit(TEXTS, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, {"text": np.array(FRESH)})
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, {"text": np.array(NEW_TEXTS)})
     if hasattr(model, "predict_proba"):
-        assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-6)
+        assert actual == pytest.approx(model.predict_proba(NEW_TEXTS), abs=1e-6)
     else:
-        margins = model.decision_function(FRESH)
-        assert got == pytest.approx(np.stack([-margins, margins], 1), abs=1e-6)
+        margins = model.decision_function(NEW_TEXTS)
+        assert actual == pytest.approx(np.stack([-margins, margins], 1), abs=1e-6)
 
 
 def test_three_classes_and_a_union_of_vectorizers(tmp_path):
@@ -125,21 +130,21 @@ def test_three_classes_and_a_union_of_vectorizers(tmp_path):
     )
     model = make_pipeline(union, LogisticRegression()).fit(TEXTS, classes)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, {"text": np.array(FRESH)})
-    assert got == pytest.approx(model.predict_proba(FRESH), abs=1e-6)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, {"text": np.array(NEW_TEXTS)})
+    assert actual == pytest.approx(model.predict_proba(NEW_TEXTS), abs=1e-6)
 
 
 def test_text_columns_beside_others(tmp_path):
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
             "отзыв": TEXTS,
-            "plan": draw.choice(["a", "b"], len(TEXTS)),
-            "stars": draw.normal(3, 1, len(TEXTS)),
-            "title": draw.permutation(TEXTS),
+            "plan": rng.choice(["a", "b"], len(TEXTS)),
+            "stars": rng.normal(3, 1, len(TEXTS)),
+            "title": rng.permutation(TEXTS),
         }
     )
     columns = ColumnTransformer(
@@ -152,12 +157,12 @@ def test_text_columns_beside_others(tmp_path):
     )
     model = make_pipeline(columns, LogisticRegression()).fit(frame, CLASSES)
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    fresh = frame.assign(отзыв=draw.permutation(TEXTS), title=draw.permutation(TEXTS))
-    got = served(reference, {name: fresh[name].to_numpy() for name in fresh})
-    assert got == pytest.approx(model.predict_proba(fresh), abs=1e-6)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    new_rows = frame.assign(отзыв=rng.permutation(TEXTS), title=rng.permutation(TEXTS))
+    actual = graph_scores(reference, {name: new_rows[name].to_numpy() for name in new_rows})
+    assert actual == pytest.approx(model.predict_proba(new_rows), abs=1e-6)
     pipeline = declare("t", reference.metadata, task.golden(reference), task.card())
     assert [model.name for model in pipeline.models] == ["t_pre", "t_onnx", "t"]
 
@@ -165,23 +170,25 @@ def test_text_columns_beside_others(tmp_path):
 def test_a_regression_of_texts(tmp_path):
     model = make_pipeline(TfidfVectorizer(), Ridge()).fit(TEXTS, [len(text) for text in TEXTS])
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
-    assert failed(task, reference) == []
-    got = served(reference, {"text": np.array(FRESH)})
-    assert got[:, 0] == pytest.approx(model.predict(FRESH), rel=1e-6)
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    actual = graph_scores(reference, {"text": np.array(NEW_TEXTS)})
+    assert actual[:, 0] == pytest.approx(model.predict(NEW_TEXTS), rel=1e-6)
 
 
 PLANTED = {
-    "reference": lambda held: held["settings"].update(lowercase=False),
-    "accents": lambda held: held["settings"].update(strip_accents="unicode"),
-    "one letter": lambda held: held["settings"].update(token_pattern=r"(?u)\b\w+\b"),
-    "ascii words": lambda held: held["settings"].update(token_pattern=r"(?a)\b\w\w+\b"),
-    "norm": lambda held: held["settings"].update(norm="l1"),
-    "unigrams": lambda held: held["settings"].update(ngram_range=[1, 1]),
-    "stop words": lambda held: held["settings"].update(stop_words=["good"]),
-    "idf": lambda held: held["idf"].reverse(),
-    "two words swapped": lambda held: held["vocabulary"].update(good=held["vocabulary"]["bad"]),
+    "case": lambda document: document["settings"].update(lowercase=False),
+    "accents": lambda document: document["settings"].update(strip_accents="unicode"),
+    "one letter": lambda document: document["settings"].update(token_pattern=r"(?u)\b\w+\b"),
+    "ascii words": lambda document: document["settings"].update(token_pattern=r"(?a)\b\w\w+\b"),
+    "norm": lambda document: document["settings"].update(norm="l1"),
+    "unigrams": lambda document: document["settings"].update(ngram_range=[1, 1]),
+    "stop words": lambda document: document["settings"].update(stop_words=["good"]),
+    "idf": lambda document: document["idf"].reverse(),
+    "two words swapped": lambda document: document["vocabulary"].update(
+        good=document["vocabulary"]["bad"]
+    ),
 }
 
 
@@ -192,10 +199,10 @@ def test_a_fault_in_the_vectorizer_is_caught(tmp_path, name):
         [*TEXTS, "i x i x"], [*CLASSES, "bad"]
     )
     skops.io.dump(model, tmp_path / "m.skops")
-    task = opened(tmp_path / "m.skops")
-    reference = built(task, tmp_path / "c")
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
     file = Path(reference.folder / "pre" / "texts.json")
-    held = json.loads(file.read_text())
-    PLANTED[name](held[0])
-    file.write_text(json.dumps(held))
-    assert failed(task, reference)
+    documents = json.loads(file.read_text())
+    PLANTED[name](documents[0])
+    file.write_text(json.dumps(documents))
+    assert failed_checks(task, reference)

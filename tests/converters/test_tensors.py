@@ -281,13 +281,13 @@ def _answers_nan(path):
 
 
 REFUSED = {
-    _no_onnx: "no ONNX file",
-    _cut_off: "cut off",
+    _no_onnx: "not an ONNX file",
+    _cut_off: "truncated",
     _climbing: "outside the model's folder",
     _absolute: "outside the model's folder",
     _linked: "outside the model's folder",
     _data_missing: "not there",
-    _data_cut_off: "cut off",
+    _data_cut_off: "truncated",
     _unknown_operator: "my.own",
     _future_opset: "opset",
     _fixed_batch: "input 'x' has the shape [1, 4]: its first axis is fixed to 1",
@@ -461,11 +461,11 @@ def test_the_form_of_a_source_says_its_task(tmp_path):
 
 
 FACTORIES = {
-    "brought_nets:random_weights": "another model each time",
+    "brought_nets:random_weights": "a different model each time",
     "brought_nets:baked": "batch",
     "brought_nets:fails": "no weights here",
     "brought_nets:wrong_return": "return (module, example_inputs)",
-    "brought_nets:wrong_inputs": "no tensor",
+    "brought_nets:wrong_inputs": "not a tensor",
     "brought_nets:no_batch": "no axis",
     "brought_nets:unlike": "differ",
     "brought_nets:half_forward": "fails on its example",

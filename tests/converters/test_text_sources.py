@@ -1,4 +1,4 @@
-"""What a text model's folder says of labels, scores and padding, and what is refused."""
+"""What a text model's folder defines about labels, scores and padding, and what is refused."""
 
 import json
 
@@ -11,8 +11,10 @@ from converters.text.token_classification import TokenClassification
 from tests.tiny_models import save_classifier, save_tagger
 
 
-def _classifier(folder, kind="bert", **config) -> TextClassification:
-    return TextClassification(ConversionRequest("x", str(save_classifier(kind, folder, **config))))
+def _classifier(folder, architecture="bert", **config) -> TextClassification:
+    return TextClassification(
+        ConversionRequest("x", str(save_classifier(architecture, folder, **config)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ def _classifier(folder, kind="bert", **config) -> TextClassification:
         ({"problem_type": "regression", "labels": ("stars",)}, "none"),
     ],
 )
-def test_scores_are_made_as_transformers_makes_them(tmp_path, config, function):
+def test_scores_are_computed_as_transformers_computes_them(tmp_path, config, function):
     from transformers import pipeline
 
     from converters.text.classification_proof import FUNCTIONS
@@ -36,26 +38,28 @@ def test_scores_are_made_as_transformers_makes_them(tmp_path, config, function):
     assert metadata["function"] == function
     original = pipeline("text-classification", str(tmp_path / "m"), top_k=None, device="cpu")
     text = "Where is my parcel?"
-    wanted = {each["label"]: each["score"] for each in original([text])[0]}
+    expected = {entry["label"]: entry["score"] for entry in original([text])[0]}
     inputs = original.tokenizer(text, return_tensors="pt")
     logits = original.model(**inputs).logits.detach().numpy()
     names, scores = TopLabels(metadata["labels"], len(metadata["labels"]), function)(logits)
-    got = {name.decode(): score for name, score in zip(names[0], scores[0], strict=True)}
-    assert got == pytest.approx(wanted, abs=1e-6)
-    proved = FUNCTIONS[function](logits)[0]
-    assert dict(zip(metadata["labels"], proved, strict=True)) == pytest.approx(wanted, abs=1e-6)
+    actual = {name.decode(): score for name, score in zip(names[0], scores[0], strict=True)}
+    assert actual == pytest.approx(expected, abs=1e-6)
+    proof_scores = FUNCTIONS[function](logits)[0]
+    assert dict(zip(metadata["labels"], proof_scores, strict=True)) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("a", "b\nc", "d"), "label 1 .* one line"),
-        (("a", "b\u2028c", "d"), "label 1 .* one line"),
-        (("a", "", "d"), "label 1 .* one line"),
-        (("a", "b", "a"), "two labels .* have one name"),
+        (("a", "b\nc", "d"), "label 1 .* one-line"),
+        (("a", "b\u2028c", "d"), "label 1 .* one-line"),
+        (("a", "", "d"), "label 1 .* one-line"),
+        (("a", "b", "a"), "two labels .* have the same name"),
     ],
 )
-def test_labels_that_an_answer_could_not_tell_apart_are_refused(tmp_path, labels, message):
+def test_ambiguous_labels_are_refused(tmp_path, labels, message):
     for task, save in (
         (TextClassification, save_classifier),
         (TokenClassification, save_tagger),
@@ -74,7 +78,7 @@ def test_labels_that_are_not_numbered_are_refused(tmp_path, id2label):
 
 
 def test_a_decoder_must_know_its_padding(tmp_path):
-    with pytest.raises(SourceRefused, match=r"cannot answer two texts at once .* pad_token_id"):
+    with pytest.raises(SourceRefused, match=r"cannot process two texts at once .* pad_token_id"):
         _classifier(tmp_path / "a", "gpt2").metadata()
     metadata = _classifier(tmp_path / "b", "gpt2", pad_token_id=1).metadata()
     assert (metadata["pad_id"], metadata["buckets"][-1]) == (1, 64)
@@ -103,7 +107,7 @@ def test_token_types_other_than_zero_are_refused(tmp_path):
         TextClassification(ConversionRequest("x", str(folder))).metadata()
 
 
-def test_a_tokenizer_that_gives_the_model_more_than_tokens_is_refused():
+def test_a_tokenizer_with_other_inputs_is_refused():
     import torch
 
     from converters.sources.token_model import takes_token_types

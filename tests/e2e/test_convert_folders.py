@@ -180,7 +180,7 @@ REFUSED = {
     _config_is_no_json: "is not JSON",
     _truncated: "cannot be read safely",
     _no_weights: "has no weights",
-    _remote_code: "never done",
+    _remote_code: "never allowed",
     _unknown_architecture: "transformers cannot load",
     _pickle: "cannot be read safely",
     _labels_that_do_not_match: "transformers cannot load",

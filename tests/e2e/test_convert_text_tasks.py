@@ -184,7 +184,7 @@ REFUSED = {
     _unknown_module: "names the module 'os.system', which is never loaded",
     _module_outside: "outside the folder",
     _modules_no_json: "is not JSON",
-    _prompt: "take default_prompt_name out",
+    _prompt: "remove default_prompt_name",
     _other_settings: "sets model_args",
     _truncated: "cannot be read safely",
 }
