@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from converters.conversion import ask_original, reference_in
 from converters.errors import ProofFailed
 from converters.task import ConversionRequest
-from converters.text.answered import case_texts
+from converters.text.answered import reference_texts
 from converters.text.embedding import Embedding
 from converters.text.embedding_proof import graph_checks, parity
 from converters.text.invariance import texts_for_buckets
@@ -251,7 +251,7 @@ def _throws_dice(ids, mask, vectors):
 def test_a_planted_fault_is_caught_by_its_check(task, reference, fault, caught):
     real = task.graph(reference.folder / "model.onnx", reference)
     real.__class__ = type("Faulty", (Planted,), {"fault": staticmethod(fault)})
-    failed = _failed(graph_checks(real, case_texts(reference), reference))
+    failed = _failed(graph_checks(real, reference_texts(reference), reference))
     assert [name for name in failed if name.startswith(caught)], failed
 
 
@@ -260,7 +260,7 @@ def test_vectors_that_are_not_normalised_may_differ_in_proportion(reference):
     long = replace(
         reference, answers={**reference.answers, "vectors": reference.answers["vectors"] * 100}
     )
-    texts = case_texts(reference)
+    texts = reference_texts(reference)
     for gap, passes in ((9e-6, True), (1e-3, False)):
         got = long.answers["vectors"].copy()
         got[3, 5] += 100 * gap
@@ -269,7 +269,7 @@ def test_vectors_that_are_not_normalised_may_differ_in_proportion(reference):
 
 
 def test_another_neighbour_is_caught_and_a_tie_is_none(reference):
-    texts, vectors = case_texts(reference), reference.answers["vectors"]
+    texts, vectors = reference_texts(reference), reference.answers["vectors"]
     turned = vectors[np.roll(np.arange(len(vectors)), 1)]
     failed = _failed(parity(turned, reference, texts))
     assert "task: same nearest neighbour" in failed
@@ -284,7 +284,7 @@ def test_the_samples_are_real_and_reach_into_every_bucket(task, reference):
     tokens = task.tokenizer.counter()
     lengths = [tokens(text) for text in texts_for_buckets(texts, BUCKETS, tokens)]
     assert all(full - 3 <= length <= full for length, full in zip(lengths, BUCKETS, strict=True))
-    assert sum(not text.isascii() for text in case_texts(reference)) >= 10
+    assert sum(not text.isascii() for text in reference_texts(reference)) >= 10
 
 
 def test_the_graph_has_no_custom_operators(reference):

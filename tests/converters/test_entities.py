@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from converters.conversion import ask_original, reference_in
 from converters.errors import SourceRefused
 from converters.task import ConversionRequest
-from converters.text.entities import Found, score_difference, slices_of_text, span_f1
+from converters.text.entities import TextEntities, score_difference, slices_of_text, span_f1
 from converters.text.samples import default_texts, multilingual_texts
 from converters.text.served_entities import checks_of
 from converters.text.token_classification import TokenClassification
@@ -177,37 +177,37 @@ def test_a_model_that_finds_nothing_is_not_proved_by_finding_nothing(task, refer
         task.ask(reference.folder, lambda text: None)
 
 
-ONE = Found(((0, 3, "PER"),), (0.9,), ("Ann",))
+ONE = TextEntities(((0, 3, "PER"),), (0.9,), ("Ann",))
 TEXT = ["Ann"]
 
 
 def test_spans_must_be_exact():
     for span in ((0, 2, "PER"), (1, 3, "PER"), (0, 3, "LOC")):
-        check = span_f1("f1", [Found((span,), (0.9,))], [ONE], [True], 1.0, TEXT)
+        check = span_f1("f1", [TextEntities((span,), (0.9,))], [ONE], [True], 1.0, TEXT)
         assert (check.passed, check.measured) == (False, 0.0)
         assert str(span) in check.worst
         assert "(0, 3, 'PER')" in check.worst
     assert span_f1("f1", [ONE], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [Found((), ())], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [ONE], [Found((), ())], [True], 1.0, TEXT).passed
+    assert not span_f1("f1", [TextEntities((), ())], [ONE], [True], 1.0, TEXT).passed
+    assert not span_f1("f1", [ONE], [TextEntities((), ())], [True], 1.0, TEXT).passed
 
 
 def test_a_text_without_a_clear_answer_does_not_count():
-    assert span_f1("f1", [Found((), ())], [ONE], [False], 1.0, TEXT).passed
+    assert span_f1("f1", [TextEntities((), ())], [ONE], [False], 1.0, TEXT).passed
 
 
 def test_scores_are_compared_span_by_span_even_when_a_span_is_there_twice():
-    twice = Found(((0, 1, "PER"), (0, 1, "PER")), (0.2, 0.9))
+    twice = TextEntities(((0, 1, "PER"), (0, 1, "PER")), (0.2, 0.9))
     assert score_difference("s", [twice], [twice], 0.0, TEXT).passed
-    turned = Found(twice.spans, (0.9, 0.2))
+    turned = TextEntities(twice.spans, (0.9, 0.2))
     check = score_difference("s", [turned], [twice], 0.1, TEXT)
     assert check.measured == pytest.approx(0.7)
-    nan = Found(ONE.spans, (float("nan"),))
+    nan = TextEntities(ONE.spans, (float("nan"),))
     assert not score_difference("s", [nan], [ONE], 0.1, TEXT).passed
 
 
 def test_the_text_of_an_entity_is_a_slice_of_what_was_sent():
     assert slices_of_text("t", [ONE], TEXT).passed
-    wrong = slices_of_text("t", [Found(ONE.spans, ONE.scores, ("An",))], TEXT)
+    wrong = slices_of_text("t", [TextEntities(ONE.spans, ONE.scores, ("An",))], TEXT)
     assert not wrong.passed
     assert "'An', original 'Ann'" in wrong.worst
