@@ -1,4 +1,4 @@
-"""The proof of a token classifier has teeth: planted faults are caught, by name."""
+"""The proof of a token classifier catches planted faults, by name."""
 
 import numpy as np
 import onnx
@@ -134,8 +134,8 @@ def test_a_fault_in_the_first_step_is_caught(task, reference, fault):
 
 def _ignores_its_mask(model):
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = "ones" if name == "attention_mask" else name
+        for index, name in enumerate(node.input):
+            node.input[index] = "ones" if name == "attention_mask" else name
     make = onnx.helper.make_node
     nodes = [make("Shape", ["input_ids"], ["shape"]), make("ConstantOfShape", ["shape"], ["ones"])]
     one = numpy_helper.from_array(np.ones(1, dtype=np.int64))
@@ -145,7 +145,7 @@ def _ignores_its_mask(model):
 
 
 def _is_scaled(model):
-    """Every logit 0.5 % larger: no label changes."""
+    """Every logit is 0.5 % larger: no label changes."""
     for node in model.graph.node:
         node.output[:] = ["unscaled" if name == "logits" else name for name in node.output]
     factor = numpy_helper.from_array(np.array(1.005, dtype=np.float32), "factor")
@@ -170,9 +170,9 @@ def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught
     assert "original" in named[0]
 
 
-def test_a_model_that_finds_nothing_is_not_proved_by_finding_nothing(task, reference, monkeypatch):
-    nothing = {**reference.answers, "row": reference.answers["row"][:0]}
-    monkeypatch.setattr("converters.text.token_classification.find_entities", lambda *_: nothing)
+def test_a_model_that_finds_nothing_cannot_be_proved(task, reference, monkeypatch):
+    answers = {**reference.answers, "row": reference.answers["row"][:0]}
+    monkeypatch.setattr("converters.text.token_classification.find_entities", lambda *_: answers)
     with pytest.raises(SourceRefused, match=r"no entity in any of .* --samples"):
         task.ask(reference.folder, lambda text: None)
 
@@ -192,15 +192,15 @@ def test_spans_must_be_exact():
     assert not span_f1("f1", [ONE], [TextEntities((), ())], [True], 1.0, TEXT).passed
 
 
-def test_a_text_without_a_clear_answer_does_not_count():
+def test_a_text_with_an_undecided_token_does_not_count():
     assert span_f1("f1", [TextEntities((), ())], [ONE], [False], 1.0, TEXT).passed
 
 
-def test_scores_are_compared_span_by_span_even_when_a_span_is_there_twice():
+def test_scores_are_compared_span_by_span_even_when_a_span_occurs_twice():
     twice = TextEntities(((0, 1, "PER"), (0, 1, "PER")), (0.2, 0.9))
     assert score_difference("s", [twice], [twice], 0.0, TEXT).passed
-    turned = TextEntities(twice.spans, (0.9, 0.2))
-    check = score_difference("s", [turned], [twice], 0.1, TEXT)
+    swapped = TextEntities(twice.spans, (0.9, 0.2))
+    check = score_difference("s", [swapped], [twice], 0.1, TEXT)
     assert check.measured == pytest.approx(0.7)
     nan = TextEntities(ONE.spans, (float("nan"),))
     assert not score_difference("s", [nan], [ONE], 0.1, TEXT).passed
