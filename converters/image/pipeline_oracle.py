@@ -34,7 +34,7 @@ def classify(
     """``pixels`` FP32 [n, channels, height, width], ``logits`` and ``scores`` FP32 [n, labels], and
     what FP32 rounds off the latter two (``original.fp32_noise``). ``processor`` is the folder with
     the preprocessing, if not the model's; ``grey`` says that the model has one channel."""
-    paths_file, answers = work_dir / "images.json", work_dir / "answers.npz"
+    paths_file, answers_file = work_dir / "images.json", work_dir / "answers.npz"
     paths_file.write_text(json.dumps([str(path) for path in images]))
     arrays = ask(
         "converters.image.pipeline_oracle",
@@ -42,9 +42,9 @@ def classify(
         processor or folder,
         "grey" if grey else "rgb",
         paths_file,
-        answers=answers,
+        answers=answers_file,
     )
-    answers.unlink()
+    answers_file.unlink()
     return arrays
 
 

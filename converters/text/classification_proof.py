@@ -86,10 +86,8 @@ def score_unit(reference: Reference) -> float:
 def scores_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
     """Closeness of the scores, one text at a time; agreement is the share of texts with the same
     likeliest label."""
-    actual, expected = (
-        _scores(graph, reference_texts(reference), reference),
-        reference.answers["scores"],
-    )
+    actual = _scores(graph, reference_texts(reference), reference)
+    expected = reference.answers["scores"]
     return closeness(actual, expected, same_label(actual, expected))
 
 
@@ -98,7 +96,7 @@ def _scores(graph: TokenGraph, texts: Sequence[str], reference: Reference) -> np
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    logits = np.stack([answer for text in texts for answer in graph.answer([text])])
+    logits = np.stack([logits_row for text in texts for logits_row in graph.answer([text])])
     return np.asarray(logits.astype(np.float64))
 
 

@@ -33,7 +33,7 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     return [
         *parity(vectors, reference, texts),
         *answers_self_test(
-            lambda vectors: parity(vectors, reference, texts), reference.answers["vectors"]
+            lambda faulty: parity(faulty, reference, texts), reference.answers["vectors"]
         ),
         *invariance_checks(graph, few, buckets, limit),
     ]

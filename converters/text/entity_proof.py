@@ -53,7 +53,7 @@ def spans_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    return np.concatenate([answer for text in texts for answer in graph.answer([text])])
+    return np.concatenate([token_logits for text in texts for token_logits in graph.answer([text])])
 
 
 def _spans(texts: Sequence[np.ndarray], labels: Sequence[str]) -> set[tuple[int, int, int, str]]:

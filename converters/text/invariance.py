@@ -49,7 +49,7 @@ def texts_for_buckets(
     return [text for text in texts_by_bucket if text]
 
 
-def worst_answer(
+def worst_output(
     name: str,
     actual: Sequence[np.ndarray],
     expected: Sequence[np.ndarray],
@@ -75,13 +75,13 @@ def _batch_invariance(graph: TokenGraph, texts: list[str], limit: float) -> Chec
     """A text's output must not depend on the rest of its batch (same padding for both)."""
     width = max(graph.length(text) for text in texts)
     together, alone = graph.answer(texts, width), _alone(graph, texts, width)
-    return worst_answer("batch invariance", together, alone, limit, texts)
+    return worst_output("batch invariance", together, alone, limit, texts)
 
 
 def _padding_invariance(graph: TokenGraph, texts: list[str], bucket: int, limit: float) -> Check:
     fitting = [text for text in texts if graph.length(text) <= bucket]
     padded, alone = graph.answer(fitting, bucket), _alone(graph, fitting)
-    return worst_answer(f"padding invariance at {bucket}", padded, alone, limit, fitting)
+    return worst_output(f"padding invariance at {bucket}", padded, alone, limit, fitting)
 
 
 def _dynamic_axes(graph: TokenGraph, texts: list[str], buckets: Sequence[int]) -> Check:
@@ -98,4 +98,4 @@ def _dynamic_axes(graph: TokenGraph, texts: list[str], buckets: Sequence[int]) -
 
 
 def _determinism(graph: TokenGraph, texts: list[str]) -> Check:
-    return worst_answer("determinism", graph.answer(texts), graph.answer(texts), 0.0, texts)
+    return worst_output("determinism", graph.answer(texts), graph.answer(texts), 0.0, texts)

@@ -23,18 +23,18 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
     alone = np.empty(0)
     with triton.InferenceServerClient(address) as client:
         served = ServedText(client, reference.name)
-        for mode, answers in served.rounds(texts, OUTPUTS):
-            scores = np.concatenate([_in_order(answer, labels) for answer in answers])
+        for mode, responses in served.rounds(texts, OUTPUTS):
+            scores = np.concatenate([_in_order(response, labels) for response in responses])
             if mode == "alone":
                 alone = scores
                 checks += [
                     *parity(scores, reference, texts),
-                    _token_counts(answers, reference, texts),
+                    _token_counts(responses, reference, texts),
                 ]
             else:
                 limit = reference.tolerance.invariance * unit
                 checks.append(worst_difference(f"the same {mode}", scores, alone, limit, texts))
-            checks.append(_likeliest_first(f"likeliest first, {mode}", answers, texts))
+            checks.append(_likeliest_first(f"likeliest first, {mode}", responses, texts))
         return [*checks, *token_checks(served, reference), _truncated(served, reference)]
 
 

@@ -50,7 +50,7 @@ EXCESS_TOKENS = 20  # tokens beyond the model's limit, in a text that must be cu
 
 class TextTask(Task):
     """A Hugging Face folder whose graph takes INT64 ``input_ids`` and ``attention_mask``, both
-    [n, length], and answers with one FP32 tensor, ``output``."""
+    [n, length], and returns one FP32 tensor, ``output``."""
 
     output: ClassVar[str]
     # The arrays of a Reference's answers that have a row per text.
