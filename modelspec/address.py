@@ -43,8 +43,9 @@ def resolved(host: str) -> tuple[socket.AddressFamily, str]:
     has both, such as localhost. OSError or UnicodeError when the name cannot be resolved."""
     addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     family, _, _, _, sockaddr = min(addresses, key=lambda info: info[0] != socket.AF_INET)
-    has_zone = family == socket.AF_INET6 and len(sockaddr) == 4 and sockaddr[3]
-    zone = f"%{sockaddr[3]}" if has_zone else ""
+    zone = ""
+    if family == socket.AF_INET6 and len(sockaddr) == 4 and sockaddr[3]:
+        zone = f"%{sockaddr[3]}"
     return family, str(sockaddr[0]).partition("%")[0] + zone
 
 
