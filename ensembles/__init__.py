@@ -1,1 +1,1 @@
-"""The public pipelines, one declaration each. ``steps/`` holds what runs inside Triton."""
+"""The public pipelines, one declaration each. ``steps/`` has the code that runs inside Triton."""

@@ -1,6 +1,6 @@
-"""An embedding pipeline of any name: text -> a vector; near vectors mean near meanings.
+"""Any embedding pipeline: text -> a vector; near vectors mean near meanings.
 
-text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx -> vector
+text -> NAME_pre (tokenize, pad to a bucket) -> NAME_onnx -> vector
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ VECTOR = "sentence_embedding"
 
 @dataclass(frozen=True)
 class Declaration:
-    """``buckets`` are lengths in tokens, the last the longest text; ``width`` is the vectors',
-    whose length is 1 if they are ``normalised``."""
+    """``buckets`` are lengths in tokens, the last that of the longest text; ``width`` is the number
+    of elements of a vector, whose length is 1 if ``normalised``."""
 
     name: str
     buckets: Sequence[int]
@@ -54,15 +54,15 @@ class Declaration:
                 StepSpec(f"{self.name}_pre", 1, {"text": "text"}, outputs),
                 StepSpec(f"{self.name}_onnx", 1, tokens, {VECTOR: VECTOR}),
             ),
-            endpoint_schema=self._face(),
+            endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )
 
-    def _face(self) -> EndpointSchema:
-        compare = "dot product" if self.normalised else "cosine"
+    def _endpoint_schema(self) -> EndpointSchema:
+        metric = "dot product" if self.normalised else "cosine"
         text = f"{self.languages} text".strip().capitalize()
         return EndpointSchema(
-            purpose=f"Turn a text into a vector: near vectors (by {compare}) mean near meanings.",
+            purpose=f"Turn a text into a vector: near vectors (by {metric}) mean near meanings.",
             request=text_request(f"{text} of at most {self.buckets[-1]} tokens."),
             response=self._response(),
             example=self.golden.request,
@@ -93,8 +93,8 @@ class Declaration:
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The pipeline of a model whose facts are ``buckets``, ``pad_id``, ``width`` and
+    """The pipeline of a model with the metadata ``buckets``, ``pad_id``, ``width`` and
     ``normalised``."""
-    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+    return Declaration(name, golden=golden, card=card, **metadata).pipeline()

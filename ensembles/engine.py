@@ -12,7 +12,7 @@ def onnx_engine(
     max_batch_size: int,
     lengths: Sequence[int] = (),
 ) -> ModelSpec:
-    """``NAME_onnx``, two instances of one thread each: on 2 cores they beat one of two threads.
+    """``NAME_onnx``, two instances of one thread each: on 2 cores they beat one with two threads.
     ``lengths`` are the buckets that its axes of any length are padded to."""
     return ModelSpec(
         name=f"{pipeline}_onnx",

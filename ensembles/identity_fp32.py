@@ -1,5 +1,4 @@
-"""``identity_fp32``: returns what it gets. Probes and benchmarks use it; it has no endpoint
-schema."""
+"""``identity_fp32``: returns its input. Probes and benchmarks use it; it has no endpoint schema."""
 
 from modelspec.model import Batching, ModelSpec, Pipeline, TensorSpec
 
@@ -14,6 +13,6 @@ PIPELINE = Pipeline(
         outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),
         batching=Batching(),
         versions=(1,),
-        parameters={"tidegate.short": "true"},  # the gateway may HTTP upstream it over HTTP
+        parameters={"tidegate.short": "true"},  # the gateway may send it to Triton over HTTP/1.1
     ),
 )

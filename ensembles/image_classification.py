@@ -1,7 +1,7 @@
-"""A pipeline that says what is on an image, and the known one of the name ``image_classification``
+"""Any image-classification pipeline, and the committed one named ``image_classification``
 (EfficientNet-Lite0, ImageNet's classes).
 
-image -> NAME_pre (decode, upright, RGB, the model's own size) -> NAME_onnx
+image -> NAME_pre (decode, turn upright, RGB, the model's own size) -> NAME_onnx
 -> NAME_post (softmax or sigmoid, the likeliest labels)
 """
 
@@ -21,9 +21,9 @@ _IMAGE = TensorSpec("image", "BYTES", (1,))
 
 @dataclass(frozen=True)
 class Declaration:
-    """``channels``, ``height`` and ``width`` are what the engine takes; ``classes`` the number of
-    its labels, of which ``top_k`` are answered; ``function`` turns logits into scores: ``softmax``,
-    or ``sigmoid`` where labels do not exclude each other."""
+    """``channels``, ``height`` and ``width`` are the engine's input; ``classes`` is the number of
+    labels, of which ``top_k`` are returned; ``function`` turns logits into scores: ``softmax``, or
+    ``sigmoid`` where labels do not exclude each other."""
 
     name: str
     height: int
@@ -60,7 +60,7 @@ class Declaration:
             step="top_labels",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(self._logits,),
-            outputs=self._answer,
+            outputs=self._predictions,
             batching=Batching(),
             parameters={"top_k": str(self.top_k), "function": self.function},
             versions=(1,),
@@ -76,38 +76,38 @@ class Declaration:
         return TensorSpec("logits", "FP32", (self.classes,))
 
     @property
-    def _answer(self) -> tuple[TensorSpec, TensorSpec]:
+    def _predictions(self) -> tuple[TensorSpec, TensorSpec]:
         shape = (self.top_k,)
         return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
 
     def _public(self) -> ModelSpec:
         name = self.name
-        labelled = {"label": "label", "score": "score"}
+        predictions = {"label": "label", "score": "score"}
         return ModelSpec(
             name=name,
             backend="ensemble",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(_IMAGE,),
-            outputs=self._answer,
+            outputs=self._predictions,
             steps=(
                 StepSpec(f"{name}_pre", 1, {"image": "image"}, {"pixels": "pixels"}),
                 StepSpec(f"{name}_onnx", 1, {"pixels": "pixels"}, {"logits": "logits"}),
-                StepSpec(f"{name}_post", 1, {"logits": "logits"}, labelled),
+                StepSpec(f"{name}_post", 1, {"logits": "logits"}, predictions),
             ),
-            endpoint_schema=self._face(),
+            endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )
 
-    def _face(self) -> EndpointSchema:
-        scores = {
+    def _endpoint_schema(self) -> EndpointSchema:
+        score_descriptions = {
             "softmax": f"Softmax over all {self.classes} classes.",
-            "sigmoid": "Sigmoid of each class for itself.",
+            "sigmoid": "Sigmoid of each class on its own.",
         }
-        several = f"the {self.top_k} likeliest of {self.classes} classes, with scores"
+        likeliest = f"the {self.top_k} likeliest of {self.classes} classes, with scores"
         return EndpointSchema(
-            purpose=f"Say what is on a photograph: {several}.",
+            purpose=f"Say what is on a photograph: {likeliest}.",
             request=_REQUEST,
-            response=_response(self.top_k, scores[self.function]),
+            response=_response(self.top_k, score_descriptions[self.function]),
             example=self.golden.request,
             card=self.card,
         )
@@ -132,7 +132,7 @@ _REQUEST = {
 }
 
 
-def _response(top_k: int, score: str) -> Mapping[str, Any]:
+def _response(top_k: int, score_description: str) -> Mapping[str, Any]:
     record = {
         "type": "object",
         "required": ["label", "score"],
@@ -142,7 +142,7 @@ def _response(top_k: int, score: str) -> Mapping[str, Any]:
                 "type": "number",
                 "minimum": 0,
                 "maximum": 1,
-                "description": score,
+                "description": score_description,
                 "x-tensor": "score",
             },
         },
@@ -157,9 +157,9 @@ def _response(top_k: int, score: str) -> Mapping[str, Any]:
     return {"type": "object", "required": ["labels"], "properties": {"labels": labels}}
 
 
-# A generated image would tell the model nothing; this is a man with a camera on a tripod, 96x96
+# A generated image would mean nothing to the model; this is a man with a camera on a tripod, 96x96
 # (photo by Lav Varshney, CC0, from scikit-image).
-GOLDEN_PICTURE = (
+GOLDEN_IMAGE = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4"
     "UG1RV19iZ2hnPk1xeXBkeFxlZ2P/wAALCABgAGABAREA/8QAGwAAAQUBAQAAAAAAAAAAAAAAAAECAwUGBAf/xAA1EAAB"
     "BAECBAUBBgUFAAAAAAABAAIDEQQhMQUSQVEGE2FxgSIUMkJSkaEVI7HR4SRiwfDx/9oACAEBAAA/ANLSTlRyopJSKSUi"
@@ -189,9 +189,9 @@ CARD = {
     "none fits. No people, no text. Sees the middle square of the image.",
 }
 
-# From the original model; the proof asks the served pipeline for it.
+# From the original model; the proof sends it to the served pipeline.
 GOLDEN = Golden(
-    request={"image": {"b64": GOLDEN_PICTURE}},
+    request={"image": {"b64": GOLDEN_IMAGE}},
     expect={"label": ["tripod"], "score": [0.9554]},
     tolerance=1e-3,
 )
@@ -202,12 +202,12 @@ PIPELINE = Declaration(
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The committed pipeline of our own model's name, else that of a model whose facts are
+    """The committed pipeline where it has this name, else that of a model with the metadata
     ``channels``, ``height``, ``width``, ``labels``, ``top_k`` and ``function``."""
     if name == PIPELINE.name:
         return PIPELINE
-    others = {key: facts[key] for key in ("channels", "height", "width", "top_k", "function")}
-    classes = len(facts["labels"])
-    return Declaration(name, classes=classes, golden=golden, card=card, **others).pipeline()
+    fields = {key: metadata[key] for key in ("channels", "height", "width", "top_k", "function")}
+    classes = len(metadata["labels"])
+    return Declaration(name, classes=classes, golden=golden, card=card, **fields).pipeline()

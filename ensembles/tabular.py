@@ -1,7 +1,7 @@
-"""A pipeline of a model on a table, of any name: one tensor a column -> labels or a value.
+"""Any tabular pipeline: one tensor per column -> labels or a value.
 
-columns -> NAME_onnx. There is no other step: stacking and sorting are in the graph. Texts that a
-vectorizer of scikit-learn reads go through NAME_pre, which runs it: text -> terms -> NAME_onnx.
+columns -> NAME_onnx. There is no other step: stacking and sorting are in the graph. Texts for a
+scikit-learn vectorizer go through NAME_pre, which runs it: text -> terms -> NAME_onnx.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 64
-# A request takes far less time than asking whether it was cancelled: the gateway heeds this.
+# A request takes far less time than checking whether it was cancelled: the gateway reads this.
 SHORT = {"tidegate.short": "true"}
-# A missing text on the wire: a code point that Unicode keeps out of texts for ever.
+# A missing text on the wire: a Unicode noncharacter, which no text can contain.
 MISSING_TEXT = "\ufdd0"
-# More categories than this would bury the documentation.
-MOST_CATEGORIES = 200
+# More categories than this would clutter the documentation.
+CATEGORY_LIMIT = 200
 
 
 @dataclass(frozen=True)
 class Declaration:
     """``columns`` are mappings with name, tensor, is_text, categories, open, nullable,
-    blank_missing, values; ``number`` is the V2 type of those that are no text; ``labels`` are empty
-    for a regression."""
+    blank_missing, values; ``number`` is the V2 dtype of those that are not texts; ``labels`` is
+    empty for a regression."""
 
     name: str
     columns: Sequence[Mapping[str, Any]]
@@ -37,8 +37,8 @@ class Declaration:
     texts: Sequence[Mapping[str, Any]] = ()
 
     def pipeline(self) -> Pipeline:
-        read = (*self._direct, *self._terms)
-        engine = onnx_engine(self.name, read, self._outputs, MAX_BATCH_SIZE)
+        inputs = (*self._direct, *self._terms)
+        engine = onnx_engine(self.name, inputs, self._outputs, MAX_BATCH_SIZE)
         steps = (self._vectorizer(),) if self.texts else ()
         return Pipeline((*steps, engine), self._public())
 
@@ -63,7 +63,7 @@ class Declaration:
 
     @property
     def _terms(self) -> tuple[TensorSpec, ...]:
-        """What the vectorizers make of them."""
+        """The outputs of the vectorizers: ids, then values."""
         ids = [TensorSpec(text["ids"], "INT64", (-1,)) for text in self.texts]
         return (*ids, *(TensorSpec(text["values"], "FP64", (-1,)) for text in self.texts))
 
@@ -102,16 +102,16 @@ class Declaration:
             inputs=self._inputs,
             outputs=self._outputs,
             steps=(texts, engine) if self.texts else (engine,),
-            # A vectorizer may be given a long text: worth cancelling.
+            # A vectorizer may get a long text, whose request is worth cancelling.
             parameters={} if self.texts else SHORT,
-            endpoint_schema=self._face(),
+            endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )
 
-    def _face(self) -> EndpointSchema:
-        what = f"which of {len(self.labels)} labels fit" if self.labels else "what value fits"
+    def _endpoint_schema(self) -> EndpointSchema:
+        result = f"which of {len(self.labels)} labels fit" if self.labels else "what value fits"
         return EndpointSchema(
-            purpose=f"Say {what} a row of {len(self.columns)} columns.",
+            purpose=f"Say {result} a row of {len(self.columns)} columns.",
             request=self._request(),
             response=_LABELS if self.labels else _VALUE,
             example=self.golden.request,
@@ -129,10 +129,10 @@ class Declaration:
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The pipeline of a model whose facts are ``columns``, ``number`` and ``labels``."""
-    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+    """The pipeline of a model with the metadata ``columns``, ``number`` and ``labels``."""
+    return Declaration(name, golden=golden, card=card, **metadata).pipeline()
 
 
 def _same_names(tensors: Sequence[TensorSpec]) -> dict[str, str]:
@@ -144,32 +144,32 @@ def _field(column: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number_field(column: Mapping[str, Any]) -> dict[str, Any]:
-    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
-    known = list(column.get("values", ()))
-    few = not column["open"] and 0 < len(known) <= MOST_CATEGORIES
+    binding: dict[str, Any] = {"x-tensor": column["tensor"]}
+    values = list(column.get("values", ()))
+    is_enum = not column["open"] and 0 < len(values) <= CATEGORY_LIMIT
     if not column["nullable"]:
-        return {"type": "number", **({"enum": known} if few else {}), **bound}
+        return {"type": "number", **({"enum": values} if is_enum else {}), **binding}
     missing = "null: missing (in V2's binary form and over gRPC: NaN)."
-    allowed = {"enum": [*known, None]} if few else {}
-    return {"type": ["number", "null"], **allowed, "description": missing, **bound}
+    enum = {"enum": [*values, None]} if is_enum else {}
+    return {"type": ["number", "null"], **enum, "description": missing, **binding}
 
 
 def _text_field(column: Mapping[str, Any]) -> dict[str, Any]:
-    bound: dict[str, Any] = {"x-tensor": column["tensor"]}
-    kind: Any = "string"
+    binding: dict[str, Any] = {"x-tensor": column["tensor"]}
+    json_type: Any = "string"
     if column["nullable"]:
-        kind = ["string", "null"]
-        said = "null: missing (over V2 and gRPC: the text U+FDD0)."
+        json_type = ["string", "null"]
+        description = "null: missing (over V2 and gRPC: the text U+FDD0)."
         if column["blank_missing"]:
-            said = f"An empty text: missing. {said}"
-        bound |= {"description": said, "x-null": MISSING_TEXT}
-    known = list(column["categories"])
-    if column["open"] or not 0 < len(known) <= MOST_CATEGORIES:
-        known_few = {"examples": known[:5]} if known else {}
-        return {"type": kind, "maxLength": 65536, **known_few, **bound}
-    blank = [""] if column["blank_missing"] and "" not in known else []
-    gone = [None] if column["nullable"] else []
-    return {"type": kind, "enum": [*known, *blank, *gone], **bound}
+            description = f"An empty text: missing. {description}"
+        binding |= {"description": description, "x-null": MISSING_TEXT}
+    categories = list(column["categories"])
+    if column["open"] or not 0 < len(categories) <= CATEGORY_LIMIT:
+        examples = {"examples": categories[:5]} if categories else {}
+        return {"type": json_type, "maxLength": 65536, **examples, **binding}
+    blank = [""] if column["blank_missing"] and "" not in categories else []
+    null = [None] if column["nullable"] else []
+    return {"type": json_type, "enum": [*categories, *blank, *null], **binding}
 
 
 _LABELS = {

@@ -1,4 +1,4 @@
-"""A pipeline of plain tensors, of any name: the model's own inputs -> NAME_onnx -> its outputs."""
+"""Any pipeline of plain tensors: the model's own inputs -> NAME_onnx -> its outputs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,94 +10,108 @@ from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32
-JSON_TYPES = {"BOOL": "boolean", "BYTES": "string", "FP16": "number", "FP32": "number"} | {
-    "FP64": "number"
+JSON_TYPES = {
+    "BOOL": "boolean",
+    "BYTES": "string",
+    "FP16": "number",
+    "FP32": "number",
+    "FP64": "number",
 }
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The pipeline of a model whose facts are ``inputs`` and ``outputs``: each a mapping with name,
-    dtype (V2) and dims, the batch axis left out."""
-    inputs, outputs = _tensors(facts["inputs"]), _tensors(facts["outputs"])
-    taken, given = _tensors(facts["inputs"], flat=True), _tensors(facts["outputs"], flat=True)
-    engine = onnx_engine(name, taken, given, MAX_BATCH_SIZE)
+    """The pipeline of a model with the metadata ``inputs`` and ``outputs``: lists of mappings with
+    name, dtype (V2) and dims, the batch axis left out."""
+    inputs, outputs = _tensors(metadata["inputs"]), _tensors(metadata["outputs"])
+    engine_inputs = _tensors(metadata["inputs"], flat=True)
+    engine_outputs = _tensors(metadata["outputs"], flat=True)
+    engine = onnx_engine(name, engine_inputs, engine_outputs, MAX_BATCH_SIZE)
     public = ModelSpec(
         name=name,
         backend="ensemble",
         max_batch_size=MAX_BATCH_SIZE,
         inputs=inputs,
         outputs=outputs,
-        steps=(StepSpec(f"{name}_onnx", 1, _same(inputs), _same(outputs)),),
-        endpoint_schema=_face(facts, golden, card),
+        steps=(StepSpec(f"{name}_onnx", 1, _same_names(inputs), _same_names(outputs)),),
+        endpoint_schema=_endpoint_schema(metadata, golden, card),
         golden=golden,
     )
     return Pipeline((engine,), public)
 
 
-def _tensors(ports: Sequence[Mapping[str, Any]], flat: bool = False) -> tuple[TensorSpec, ...]:
-    """``flat``: as the graph has them, for its own config."""
-    # Triton wants an axis beside the batch's: a number a row is written [1].
+def _tensors(
+    declarations: Sequence[Mapping[str, Any]], flat: bool = False
+) -> tuple[TensorSpec, ...]:
+    """``flat``: as the graph has them, for the engine's own config."""
+    # Triton wants an axis besides the batch's: one number per row is declared as [1].
     return tuple(
-        TensorSpec(p["name"], p["dtype"], tuple(p["dims"]) or (1,), flat and not p["dims"])
-        for p in ports
+        TensorSpec(
+            declaration["name"],
+            declaration["dtype"],
+            tuple(declaration["dims"]) or (1,),
+            flat and not declaration["dims"],
+        )
+        for declaration in declarations
     )
 
 
-def _same(tensors: Sequence[TensorSpec]) -> dict[str, str]:
+def _same_names(tensors: Sequence[TensorSpec]) -> dict[str, str]:
     return {tensor.name: tensor.name for tensor in tensors}
 
 
-def _face(facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]) -> EndpointSchema:
-    inputs, outputs = facts["inputs"], facts["outputs"]
+def _endpoint_schema(
+    metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+) -> EndpointSchema:
+    inputs, outputs = metadata["inputs"], metadata["outputs"]
     return EndpointSchema(
-        purpose=f"Run the model on {', '.join(port['name'] for port in inputs)}.",
+        purpose=f"Run the model on {', '.join(tensor['name'] for tensor in inputs)}.",
         request={
             "type": "object",
-            "required": [port["name"] for port in inputs],
+            "required": [tensor["name"] for tensor in inputs],
             "additionalProperties": False,
-            "properties": {port["name"]: _input(port) for port in inputs},
+            "properties": {tensor["name"]: _input(tensor) for tensor in inputs},
         },
         response={
             "type": "object",
-            "required": [port["name"] for port in outputs],
-            "properties": {port["name"]: _output(port) for port in outputs},
+            "required": [tensor["name"] for tensor in outputs],
+            "properties": {tensor["name"]: _output(tensor) for tensor in outputs},
         },
         example=golden.request,
         card=card,
     )
 
 
-def _input(port: Mapping[str, Any]) -> dict[str, Any]:
+def _input(tensor: Mapping[str, Any]) -> dict[str, Any]:
     """A number, or the elements of a row, flat in row-major order."""
-    element, dims = {"type": _json_type(port["dtype"])}, port["dims"]
+    element, dims = {"type": _json_type(tensor["dtype"])}, tensor["dims"]
     if not dims:
-        return {**element, "x-tensor": port["name"]}
+        return {**element, "x-tensor": tensor["name"]}
     field = {
         "type": "array",
         "description": f"Shape {list(dims)}, flat, in row-major order"
         + (" (-1: any length)." if -1 in dims else "."),
         "items": element,
         "minItems": 1,
-        "x-tensor": port["name"],
+        "x-tensor": tensor["name"],
     }
     count = math.prod(dims)
     return field if -1 in dims else {**field, "minItems": count, "maxItems": count}
 
 
-def _output(port: Mapping[str, Any]) -> dict[str, Any]:
-    element = {"type": _json_type(port["dtype"])}
-    if not port["dims"]:
-        return {**element, "x-tensor": port["name"]}
+def _output(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    element = {"type": _json_type(tensor["dtype"])}
+    if not tensor["dims"]:
+        return {**element, "x-tensor": tensor["name"]}
     return {
         "type": "array",
-        "description": f"Shape {list(port['dims'])}.",
-        # Numbers come as rows of rows, texts flat.
+        "description": f"Shape {list(tensor['dims'])}.",
+        # Numbers come as nested lists, texts flat.
         "items": element
-        if len(port["dims"]) == 1 or port["dtype"] == "BYTES"
+        if len(tensor["dims"]) == 1 or tensor["dtype"] == "BYTES"
         else {"type": "array"},
-        "x-tensor": port["name"],
+        "x-tensor": tensor["name"],
     }
 
 

@@ -1,6 +1,6 @@
-"""A text-classification pipeline of any name: text -> the likeliest labels with their scores.
+"""Any text-classification pipeline: text -> the labels with their scores, the likeliest first.
 
-text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx -> NAME_post (softmax or sigmoid, top k)
+text -> NAME_pre (tokenize, pad to a bucket) -> NAME_onnx -> NAME_post (softmax or sigmoid, top k)
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ MAX_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Declaration:
-    """``buckets`` are lengths in tokens, the last the longest text. ``function`` is what turns
+    """``buckets`` are lengths in tokens, the last that of the longest text. ``function`` turns
     logits into scores: ``softmax``, or ``sigmoid`` where labels do not exclude each other."""
 
     name: str
@@ -44,7 +44,7 @@ class Declaration:
             step="top_labels",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(self._logits,),
-            outputs=self._answer,
+            outputs=self._predictions,
             batching=Batching(),
             parameters={"top_k": str(len(self.labels)), "function": self.function},
             versions=(1,),
@@ -56,7 +56,7 @@ class Declaration:
         return TensorSpec("logits", "FP32", (len(self.labels),))
 
     @property
-    def _answer(self) -> tuple[TensorSpec, TensorSpec]:
+    def _predictions(self) -> tuple[TensorSpec, TensorSpec]:
         shape = (len(self.labels),)
         return TensorSpec("label", "BYTES", shape), TensorSpec("score", "FP32", shape)
 
@@ -67,7 +67,7 @@ class Declaration:
             backend="ensemble",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(TEXT,),
-            outputs=(*self._answer, TOKEN_COUNT),
+            outputs=(*self._predictions, TOKEN_COUNT),
             steps=(
                 StepSpec(
                     f"{self.name}_pre",
@@ -83,11 +83,11 @@ class Declaration:
                     {"label": "label", "score": "score"},
                 ),
             ),
-            endpoint_schema=self._face(),
+            endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )
 
-    def _face(self) -> EndpointSchema:
+    def _endpoint_schema(self) -> EndpointSchema:
         return EndpointSchema(
             purpose=f"Say which of {len(self.labels)} labels fit a text, with scores.",
             request=_REQUEST,
@@ -98,10 +98,11 @@ class Declaration:
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The pipeline of a model whose facts are ``buckets``, ``pad_id``, ``labels``, ``function``."""
-    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+    """The pipeline of a model with the metadata ``buckets``, ``pad_id``, ``labels`` and
+    ``function``."""
+    return Declaration(name, golden=golden, card=card, **metadata).pipeline()
 
 
 _REQUEST = {

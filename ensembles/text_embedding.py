@@ -1,6 +1,6 @@
 """``text_embedding``: text -> a normalised 384-dimensional vector (all-MiniLM-L6-v2).
 
-text -> text_embedding_pre (tokenise, pad to a bucket) -> text_embedding_onnx -> vector
+text -> text_embedding_pre (tokenize, pad to a bucket) -> text_embedding_onnx -> vector
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ CARD = {
     "embed poorly.",
 }
 
-# From sentence-transformers; a conversion whose original answers otherwise is refused.
+# From sentence-transformers; a conversion whose original gives another vector is refused.
 GOLDEN = Golden(
     request={"text": "Where is my parcel?"},
     expect={
@@ -58,33 +58,33 @@ ENDPOINT_SCHEMA = PIPELINE.public.endpoint_schema
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The committed pipeline; ValueError when the original is not what it says. Only a config
-    profile
-    whose answers differ more, or one that was accepted against its proof, says so of itself."""
-    _require_same(facts, golden)
+    """The committed pipeline; ValueError when the original does not match its declaration. Only
+    another precision, or a model accepted despite a failed proof, gets a card that says so and,
+    where needed, a wider golden tolerance."""
+    _require_declared(metadata, golden)
     if card.get("precision") == "fp32" and "accepted_proof_failure" not in card:
         return PIPELINE
     wide = replace(GOLDEN, tolerance=max(GOLDEN.tolerance, golden.tolerance))
     return replace(_DECLARATION, golden=wide, card={**card, **CARD}).pipeline()
 
 
-def _require_same(facts: Mapping[str, Any], golden: Golden) -> None:
+def _require_declared(metadata: Mapping[str, Any], golden: Golden) -> None:
     declared = {
         "buckets": list(BUCKETS),
         "pad_id": _DECLARATION.pad_id,
         "width": _DECLARATION.width,
         "normalised": _DECLARATION.normalised,
     }
-    found = {key: facts[key] for key in declared}
-    if {**found, "buckets": list(found["buckets"])} != declared:
-        raise ValueError(f"the original has {found}, and the declaration says {declared}")
-    for tensor, values in GOLDEN.expect.items():
-        answer = golden.expect[tensor]
-        gaps = [abs(mine - theirs) for mine, theirs in zip(values, answer, strict=True)]
+    actual = {key: metadata[key] for key in declared}
+    if {**actual, "buckets": list(actual["buckets"])} != declared:
+        raise ValueError(f"the original has {actual}, and the declaration says {declared}")
+    for tensor, expected in GOLDEN.expect.items():
+        values = golden.expect[tensor]
+        gaps = [abs(target - value) for target, value in zip(expected, values, strict=True)]
         if golden.request != GOLDEN.request or not max(gaps) <= GOLDEN.tolerance:
             raise ValueError(
                 f"the golden sample is not the original's: {tensor} of {golden.request} is "
-                f"{answer}, and the declaration says {values} of {GOLDEN.request}"
+                f"{values}, and the declaration says {expected} of {GOLDEN.request}"
             )

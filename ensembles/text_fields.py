@@ -1,4 +1,4 @@
-"""What every pipeline that begins with a text shares: the tokeniser step's tensors and fields."""
+"""What every pipeline that begins with a text shares: the tokenizer step's tensors and fields."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ TRUNCATE = {
 
 
 def text_request(description: str) -> dict[str, Any]:
-    """The request's schema: ``text``, and whether one that is too long is cut."""
+    """The request's schema: ``text``, and ``truncate``: whether to cut one that is too long."""
     text = {
         "type": "string",
         "minLength": 1,
@@ -42,7 +42,7 @@ def text_tokenizer(
     pipeline: str, buckets: Sequence[int], pad_id: int, max_batch_size: int, spans: bool = False
 ) -> ModelSpec:
     """``NAME_pre``: text -> token tensors, padded to one of ``buckets`` (lengths in tokens); with
-    ``spans`` also where in the text each token stands."""
+    ``spans`` also where in the text each token begins and ends."""
     return ModelSpec(
         name=f"{pipeline}_pre",
         backend="python",

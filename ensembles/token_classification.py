@@ -1,7 +1,7 @@
-"""A token-classification pipeline of any name: text -> the entities in it, with scores.
+"""Any token-classification pipeline: text -> the entities in it, with scores.
 
-text -> NAME_pre (tokenise, pad to a bucket) -> NAME_onnx (a label for each token)
-     -> NAME_post (tokens joined to entities)
+text -> NAME_pre (tokenize, pad to a bucket) -> NAME_onnx (a label for each token)
+     -> NAME_post (joins tokens into entities)
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 
 MAX_BATCH_SIZE = 32
 ENTITY = (
-    TensorSpec("entity", "BYTES", (-1,)),  # not ``text``: an ensemble's tensors share their names
+    # Not ``text``, which is the input: all tensors of an ensemble share one namespace.
+    TensorSpec("entity", "BYTES", (-1,)),
     TensorSpec("start", "INT32", (-1,)),
     TensorSpec("end", "INT32", (-1,)),
     TensorSpec("label", "BYTES", (-1,)),
@@ -34,8 +35,8 @@ COUNT = TensorSpec("count", "INT32", (1,))
 
 @dataclass(frozen=True)
 class Declaration:
-    """``labels`` are the tokens' (``B-PER``, ...), ``buckets`` lengths in tokens, the last the
-    longest text."""
+    """``labels`` are the tokens' (``B-PER``, ...), ``buckets`` lengths in tokens, the last that of
+    the longest text."""
 
     name: str
     labels: Sequence[str]
@@ -47,13 +48,13 @@ class Declaration:
     def pipeline(self) -> Pipeline:
         pre = text_tokenizer(self.name, self.buckets, self.pad_id, MAX_BATCH_SIZE, spans=True)
         engine = onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE, self.buckets)
-        return Pipeline((pre, engine, self._finder()), self._public())
+        return Pipeline((pre, engine, self._entity_finder()), self._public())
 
     @property
     def _logits(self) -> TensorSpec:
         return TensorSpec("logits", "FP32", (-1, len(self.labels)))
 
-    def _finder(self) -> ModelSpec:
+    def _entity_finder(self) -> ModelSpec:
         return ModelSpec(
             name=f"{self.name}_post",
             backend="python",
@@ -89,29 +90,30 @@ class Declaration:
                     {tensor.name: tensor.name for tensor in (*ENTITY, COUNT)},
                 ),
             ),
-            endpoint_schema=self._face(),
+            endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )
 
-    def _face(self) -> EndpointSchema:
+    def _endpoint_schema(self) -> EndpointSchema:
         return EndpointSchema(
-            purpose=f"Find the entities in a text: {', '.join(self._kinds())}.",
+            purpose=f"Find the entities in a text: {', '.join(self._entity_labels())}.",
             request=text_request(f"Text of at most {self.buckets[-1]} tokens."),
             response=_RESPONSE,
             example=self.golden.request,
             card=self.card,
         )
 
-    def _kinds(self) -> list[str]:
-        kinds = dict.fromkeys(label.split("-", 1)[-1] for label in self.labels)
-        return [kind for kind in kinds if kind != "O"]
+    def _entity_labels(self) -> list[str]:
+        """The labels of entities: the tokens' without ``B-`` and ``I-``."""
+        labels = dict.fromkeys(label.split("-", 1)[-1] for label in self.labels)
+        return [label for label in labels if label != "O"]
 
 
 def declare(
-    name: str, facts: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
 ) -> Pipeline:
-    """The pipeline of a model whose facts are ``buckets``, ``pad_id`` and ``labels``."""
-    return Declaration(name, golden=golden, card=card, **facts).pipeline()
+    """The pipeline of a model with the metadata ``buckets``, ``pad_id`` and ``labels``."""
+    return Declaration(name, golden=golden, card=card, **metadata).pipeline()
 
 
 _RESPONSE = {
@@ -120,7 +122,7 @@ _RESPONSE = {
     "properties": {
         "entities": {
             "type": "array",
-            "description": "In the text's order.",
+            "description": "In the order of the text.",
             "x-count": "count",
             "items": {
                 "type": "object",

@@ -1,5 +1,5 @@
 """The vocabulary that every writer of the model repository shares.
 
-``tensor`` and ``model`` say what a model is, ``endpoint_schema`` how the gateway shows it,
-``pbtxt`` how it is written for Triton, ``layout`` where it lies on disk.
+``model`` says what a model is, ``endpoint_schema`` how the gateway exposes it, ``pbtxt`` how its
+config is written for Triton, ``layout`` where it is on disk.
 """

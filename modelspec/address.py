@@ -8,23 +8,24 @@ _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """The host, an IPv6 address without its brackets, and the port; ValueError says what is wrong.
-    Whether the host exists is not asked."""
+    """The host (an IPv6 address without its brackets) and the port; ValueError says what is wrong.
+    Does not check whether the host exists."""
     host, colon, port = text.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if not is_ipv6(host):
-            raise ValueError(f"{text!r}: {host!r} is no IPv6 address")
+            raise ValueError(f"{text!r}: {host!r} is not an IPv6 address")
     elif is_ipv6(host) or is_ipv6(text.strip()):
-        shown = f"[{host}]:{port}" if is_ipv6(host) else f"[{text.strip()}]:8001"
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as {shown}")
+        example = f"[{host}]:{port}" if is_ipv6(host) else f"[{text.strip()}]:8001"
+        raise ValueError(f"{text!r}: put an IPv6 address in brackets, such as {example}")
     elif not colon or not _NAME.fullmatch(host):
         raise ValueError(f"{text!r} is not HOST:PORT, such as 10.0.0.5:8001 or [::1]:8001")
     return host, _port(text, port)
 
 
 def require_replica(text: str) -> str:
-    """The text itself, HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT; ValueError if it is neither."""
+    """Return the text itself, HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT; ValueError if it is
+    neither."""
     address, slash, http_port = text.partition("/")
     host_and_port(address)
     if slash:
@@ -33,22 +34,24 @@ def require_replica(text: str) -> str:
 
 
 def joined(host: str, port: int) -> str:
-    """``HOST:PORT`` as gRPC and URLs take it; an IPv6 address gets its brackets."""
+    """``HOST:PORT`` as gRPC and URLs take it, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def resolved(host: str) -> tuple[socket.AddressFamily, str]:
-    """The family and the one address that a listener on ``host`` gets: of a name that has both
-    kinds, such as localhost, the IPv4 one. OSError or UnicodeError when nobody knows the name."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    family, _, _, _, place = min(found, key=lambda each: each[0] != socket.AF_INET)
-    zone = f"%{place[3]}" if family == socket.AF_INET6 and len(place) == 4 and place[3] else ""
-    return family, str(place[0]).partition("%")[0] + zone
+    """The family and the one address that a listener on ``host`` binds: the IPv4 one of a name that
+    has both, such as localhost. OSError or UnicodeError when the name cannot be resolved."""
+    addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    family, _, _, _, sockaddr = min(addresses, key=lambda info: info[0] != socket.AF_INET)
+    zone = ""
+    if family == socket.AF_INET6 and len(sockaddr) == 4 and sockaddr[3]:
+        zone = f"%{sockaddr[3]}"
+    return family, str(sockaddr[0]).partition("%")[0] + zone
 
 
 def reached_at(host: str) -> str:
-    """Where on this machine to reach what listens on ``host``: all addresses of a family are
-    reached at its loopback."""
+    """The address on this machine that reaches a listener on ``host``: the loopback address where
+    it listens on every address of its family."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
 
 

@@ -45,7 +45,7 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 
 
 def element_type(name: str) -> ElementType:
-    """The element type with this V2 name; ValueError lists those that exist."""
+    """The element type with this V2 name; ValueError lists the names there are."""
     try:
         return ELEMENT_TYPES[name]
     except KeyError:

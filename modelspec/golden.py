@@ -1,7 +1,8 @@
-"""The golden sample of a pipeline: one row whose answer is known, parsed and judged in one place.
+"""The golden sample of a pipeline: one row whose outputs are known, parsed and evaluated in one
+place.
 
-It travels in the model's config as the parameter ``tidegate.golden``. Publishing, the watcher and
-the gateway ask it of a running model, and must come to the same verdict.
+It is stored in the model's config as the parameter ``tidegate.golden``. Publishing, the watcher and
+the gateway send it to a running model, and must come to the same verdict.
 """
 
 import base64
@@ -15,16 +16,17 @@ import numpy as np
 
 GOLDEN_PARAMETER = "tidegate.golden"
 LEAST_PROBE_S = 5.0
-UNMEASURED_PROBE_S = 120.0  # of a model whose answer nobody has waited for yet
+UNMEASURED_PROBE_S = 120.0  # for a model whose probe has not been timed yet
 SLACK = 4.0  # times the measured time
 _PARTS = ("request", "expect", "tolerance")
 
 
 def probe_time_s(took_s: float | None) -> float:
-    """How long to wait for a golden answer, where the last right one took ``took_s`` seconds (None:
-    there was none yet). Publisher, gateway, watcher and ``tidegate up`` all wait so long.
+    """How many seconds to wait for the response to a golden sample, where the last correct one took
+    ``took_s`` (None: there was none yet). Publisher, gateway, watcher and ``tidegate up`` all wait
+    that long.
 
-    It bounds the wait and judges nobody: a model that is late is judged by whether it gets on.
+    It only bounds the wait: whether a late model is healthy depends on whether it makes progress.
     """
     if took_s is None:
         return UNMEASURED_PROBE_S
@@ -32,16 +34,16 @@ def probe_time_s(took_s: float | None) -> float:
 
 
 class GoldenError(ValueError):
-    """The sample cannot be used; the message completes "the golden sample ..."."""
+    """The sample cannot be used; the message completes the sentence "the golden sample ..."."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One row whose answer is known: the probe that tells a live model from a dead one.
+    """One row whose outputs are known: the probe that tells a live model from a dead one.
 
-    ``request`` is a request of the endpoint. ``expect`` maps an output to the first elements of its
-    row: texts, numbers (which may differ by ``tolerance``), or None for NaN. Of a model with
-    several answers to a request, the elements of one answer follow those of the one before. The
+    ``request`` is a request to the endpoint. ``expect`` maps an output to the first elements of its
+    row: texts, numbers (which may differ by ``tolerance``), or None for NaN. For a model that sends
+    several responses to a request, the elements of one response follow those of the one before. The
     values come from the original framework, and the conversion proof fails when they do not.
     """
 
@@ -50,7 +52,7 @@ class Golden:
     tolerance: float
 
     def to_json(self) -> str:
-        expect = {name: [_without_nan(each) for each in row] for name, row in self.expect.items()}
+        expect = {name: [_without_nan(value) for value in row] for name, row in self.expect.items()}
         document = {"request": self.request, "expect": expect, "tolerance": self.tolerance}
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -69,37 +71,37 @@ class Golden:
         if not isinstance(expect, dict) or not expect:
             raise GoldenError("must expect something: {output: [first elements]}")
         if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
-            raise GoldenError(f"has the tolerance {tolerance!r}: give a number from 0 on")
+            raise GoldenError(f"has the tolerance {tolerance!r}: give a number of 0 or more")
         for name, row in expect.items():
             _check_row(name, row)
         return cls(request, expect, float(tolerance))
 
     def require_bound(self, fields: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """GoldenError unless the request's fields and the expected outputs are there. ``fields``
-        are the endpoint's schemas by name; bytes must be base64."""
+        """Raise GoldenError unless the request's fields and the expected outputs exist. ``fields``
+        maps the endpoint's field names to their schemas; bytes must be base64."""
         for name, value in self.request.items():
             if name not in fields:
-                raise GoldenError(f"asks with a field {name!r} that the endpoint does not have")
+                raise GoldenError(f"sends a field {name!r} that the endpoint does not have")
             if fields[name].get("x-bytes") and not _is_base64(value):
                 raise GoldenError(f'must have {{"b64": "..."}} in the field {name!r}, in base64')
         for name in self.expect:
             if name not in outputs:
                 raise GoldenError(f"expects an output {name!r} that the model does not have")
 
-    def is_answered(self, given: Mapping[str, Sequence[Any]]) -> bool:
-        """Whether there are enough elements to judge by."""
-        return all(len(given.get(name, ())) >= len(row) for name, row in self.expect.items())
+    def is_answered(self, outputs: Mapping[str, Sequence[Any]]) -> bool:
+        """Whether ``outputs`` has enough elements to compare."""
+        return all(len(outputs.get(name, ())) >= len(row) for name, row in self.expect.items())
 
-    def fault(self, given: Mapping[str, Sequence[Any]]) -> str:
-        """'' when the answer is right, else what is wrong with it.
+    def fault(self, outputs: Mapping[str, Sequence[Any]]) -> str:
+        """'' when ``outputs`` is as expected, else what is wrong with it.
 
-        ``given`` maps outputs to the elements of the row, flat: numbers, ``str``, or ``bytes``,
-        which are read as UTF-8.
+        ``outputs`` maps each output to the elements of the row, flat: numbers, ``str``, or
+        ``bytes``, which are read as UTF-8.
         """
         for name, expected in self.expect.items():
-            if name not in given:
+            if name not in outputs:
                 return f"answers its golden sample without the tensor {name}"
-            actual = list(given[name][: len(expected)])
+            actual = list(outputs[name][: len(expected)])
             if len(actual) != len(expected):
                 return f"answers its golden sample with too few elements in {name}"
             if not agree(actual, expected, self.tolerance):
@@ -108,11 +110,11 @@ class Golden:
 
 
 def agree(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> bool:
-    """Whether the elements are as many and the same: numbers (numpy's too) within ``tolerance``,
-    NaN only where NaN (or None) is expected, texts (or their bytes in UTF-8) to the letter."""
+    """Whether both have the same elements: numbers (numpy's too) within ``tolerance``, NaN only
+    where NaN (or None) is expected, texts (or their bytes in UTF-8) exactly."""
     return len(actual) == len(expected) and all(
-        _is_right(_plain(one), _plain(other), tolerance)
-        for one, other in zip(actual, expected, strict=True)
+        _is_close(_plain(value), _plain(target), tolerance)
+        for value, target in zip(actual, expected, strict=True)
     )
 
 
@@ -122,24 +124,24 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value  # an int64 stays exact
 
 
-def _is_right(actual: Any, expected: Any, tolerance: float) -> bool:
+def _is_close(actual: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, str) or isinstance(actual, str):
         return bool(actual == expected)
     if expected is None or math.isnan(expected):
         return isinstance(actual, float) and math.isnan(actual)
-    # Two infinities of one sign differ by NaN, which is near nothing.
+    # Two infinities of one sign differ by NaN, which is within no tolerance.
     return bool(actual == expected or abs(actual - expected) <= tolerance)
 
 
 def _check_row(name: str, row: Any) -> None:
     if not isinstance(row, list) or not row:
         raise GoldenError(f"must expect a list of elements of the output {name!r}")
-    if all(isinstance(each, str) for each in row):
+    if all(isinstance(value, str) for value in row):
         return
-    if not all(each is None or isinstance(each, int | float) for each in row):
+    if not all(value is None or isinstance(value, int | float) for value in row):
         raise GoldenError(f"must expect only texts or only numbers of the output {name!r}")
-    if any(isinstance(each, float) and not math.isfinite(each) for each in row):
-        raise GoldenError(f"expects a number of the output {name!r} that is too large to be one")
+    if any(isinstance(value, float) and not math.isfinite(value) for value in row):
+        raise GoldenError(f"expects a number of the output {name!r} that is too large for FP64")
 
 
 def _is_base64(value: Any) -> bool:
@@ -155,4 +157,4 @@ def _without_nan(value: Any) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"JSON has no {name}: NaN is expected by null")
+    raise ValueError(f"JSON has no {name}: write null to expect NaN")

@@ -1,12 +1,12 @@
-"""The hardware config profiles of an engine's config: ``configs/NAME.pbtxt``, for
---model-config-name.
+"""An engine's config profiles for other hardware: ``configs/NAME.pbtxt``, which Triton's
+``--model-config-name`` selects.
 
     gpu            ONNX Runtime on CUDA
-    gpu-tensorrt   the same, with its TensorRT accelerator: engines are built while it loads
+    gpu-tensorrt   the same with its TensorRT accelerator, which builds engines while it loads
     tensorrt       Triton's TensorRT backend on ``model.plan``; written only where a plan was built
 
-Only where the model runs differs from ``config.pbtxt``; a model without the config profile that
-Triton was started with is served by its ``config.pbtxt``.
+They differ from ``config.pbtxt`` only in where the model runs. A model without the config profile
+that Triton was started with is served by its ``config.pbtxt``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from modelspec.pbtxt import to_proto
 from modelspec.profiles import Profile, profiles_of
 
 GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
-# TF32 keeps 11 bits of what is declared and was proved as FP32.
+# TF32 would keep only 11 bits of what is declared and was proved as FP32.
 # HEURISTIC finds convolution algorithms as fast as ONNX Runtime's default, EXHAUSTIVE, does, in a
 # third of the time: 0.07 to 0.5 s for a batch size of EfficientNet on an H200 (docs/gpu.md).
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -32,30 +32,30 @@ def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
     """The config profiles that every ONNX engine has, by name; {} for other models."""
     if spec.backend != "onnxruntime":
         return {}
-    found = {GPU: _on_gpu(spec)}
+    configs = {GPU: _on_gpu(spec)}
     try:
         shapes = profiles_of(spec)
     except ValueError:
-        return found  # TensorRT cannot take these tensors
-    found[GPU_TENSORRT] = _on_gpu(spec)
-    # Before CUDA: ONNX Runtime gives each operator to the first that takes it.
-    accelerators = found[GPU_TENSORRT].optimization.execution_accelerators
+        return configs  # TensorRT cannot take these tensors
+    configs[GPU_TENSORRT] = _on_gpu(spec)
+    # Before CUDA: ONNX Runtime assigns each operator to the first provider that takes it.
+    accelerators = configs[GPU_TENSORRT].optimization.execution_accelerators
     cuda = accelerators.gpu_execution_accelerator.pop()
     accelerators.gpu_execution_accelerator.add(
         name="tensorrt", parameters=_accelerator_options(shapes)
     )
     accelerators.gpu_execution_accelerator.append(cuda)
-    return found
+    return configs
 
 
 def plan_config(spec: ModelSpec) -> pb.ModelConfig:
-    """The config profile for the plan of an ONNX engine; ValueError where TensorRT cannot take
-    it."""
+    """The config profile that serves an ONNX engine's plan; ValueError where TensorRT cannot take
+    the engine."""
     proto = to_proto(spec)
     proto.backend = "tensorrt"
     proto.default_model_filename = PLAN_FILE
     del proto.instance_group[:]
-    # Triton uses the first profile alone unless it is told of the others.
+    # Triton uses only the first optimization profile unless the others are listed.
     names = map(str, range(len(profiles_of(spec))))
     proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, profile=names)
     for key in _ONNX_RUNTIME_ONLY:
@@ -74,16 +74,18 @@ def engine_of(pipeline: Pipeline) -> ModelSpec:
 def with_plan(pipeline: Pipeline) -> Pipeline:
     """The pipeline with ``NAME_trt`` in place of ``NAME_onnx``: wired and pinned the same way."""
     old, new = engine_of(pipeline).name, f"{pipeline.name}_trt"
-    members = tuple(replace(m, name=new) if m.name == old else m for m in pipeline.members)
+    members = tuple(
+        replace(member, name=new) if member.name == old else member for member in pipeline.members
+    )
     public = pipeline.public
-    steps = tuple(replace(s, model=new) if s.model == old else s for s in public.steps)
+    steps = tuple(replace(step, model=new) if step.model == old else step for step in public.steps)
     return Pipeline(members, replace(public, steps=steps))
 
 
 def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
     proto = to_proto(spec)
     del proto.instance_group[:]
-    # One instance a GPU: a second one competes for it, and holds the weights twice.
+    # One instance per GPU: a second one competes for it and loads the weights again.
     proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
     accelerators = proto.optimization.execution_accelerators
     accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
@@ -91,17 +93,18 @@ def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
 
 
 def _accelerator_options(shapes: Sequence[Profile]) -> Mapping[str, str]:
-    """ONNX Runtime's own names. Without profiles it builds an engine at the first request, and
+    """ONNX Runtime's option names. Without profiles it builds an engine at the first request, and
     again for each shape that it has not seen."""
-    written = {
-        "trt_profile_min_shapes": [(name, r.least) for p in shapes for name, r in p.items()],
-        "trt_profile_opt_shapes": [(name, r.usual) for p in shapes for name, r in p.items()],
-        "trt_profile_max_shapes": [(name, r.most) for p in shapes for name, r in p.items()],
+    ranges = [(name, shape) for profile in shapes for name, shape in profile.items()]
+    bounds = {
+        "trt_profile_min_shapes": [(name, shape.least) for name, shape in ranges],
+        "trt_profile_opt_shapes": [(name, shape.usual) for name, shape in ranges],
+        "trt_profile_max_shapes": [(name, shape.most) for name, shape in ranges],
     }
-    joined = {
+    profile_options = {
         key: ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in pairs)
-        for key, pairs in written.items()
+        for key, pairs in bounds.items()
     }
     # The precision is the graph's own: TensorRT 11 takes no other.
     limits = {"precision_mode": "FP32", "max_workspace_size_bytes": str(WORKSPACE_BYTES)}
-    return {**limits, **joined}
+    return {**limits, **profile_options}

@@ -1,4 +1,4 @@
-"""Where things lie in a model repository, and which names are allowed there."""
+"""Where files are in a model repository, and which names are allowed there."""
 
 import os
 import re
@@ -10,12 +10,12 @@ PLAN_FILE = "model.plan"
 CONFIGS = "configs"
 STEP_FILE = "model.py"
 
-# The gateway uses the same pattern on the wire: nothing in it can climb out of a folder.
+# The gateway accepts the same pattern on the wire: no such name can leave its folder.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-# What ``serving`` puts behind a pipeline's name for as long as a canary or a candidate lasts.
-OWN_SUFFIX = re.compile(r"\.(v\d+|candidate)\Z")
-# The first part of a path under /v1 that is OpenAI's, whether the gateway offers it or not: its
-# clients read no other shape of an error than OpenAI's.
+# What ``serving`` appends to a pipeline's name while a canary or a candidate exists.
+ROLLOUT_SUFFIX = re.compile(r"\.(v\d+|candidate)\Z")
+# The first path segments under /v1 that belong to OpenAI's API and that the gateway does not offer:
+# OpenAI's clients read only errors in OpenAI's shape, so these routes answer in it too.
 NOT_OFFERED_OPENAI = frozenset(
     {
         "assistants",
@@ -41,12 +41,13 @@ NOT_OFFERED_OPENAI = frozenset(
     }
 )
 OPENAI_RESOURCES = NOT_OFFERED_OPENAI | {"chat", "completions", "embeddings", "models"}
-# What stands under /v1 already, so that no pipeline may be called so.
+# Names already taken under /v1, which no pipeline may have.
 RESERVED_NAMES = OPENAI_RESOURCES | {"pipelines", "jobs"}
 
 
 def require_model_name(name: str) -> str:
-    """The name itself; ValueError when Triton's folders or the gateway's routes cannot carry it."""
+    """Return the name itself; ValueError when Triton's folders or the gateway's routes cannot have
+    it."""
     if not MODEL_NAME.match(name) or ".." in name:
         raise ValueError(
             f"illegal model name {name!r}: use letters, digits, '.', '_' and '-', at most 128, "
@@ -61,21 +62,20 @@ def require_model_name(name: str) -> str:
 
 
 def require_pipeline_name(name: str) -> str:
-    """The name of a public model that is to be published; ValueError for what
-    ``require_model_name`` refuses, and for the names that canaries and candidates get, which are
-    removed again."""
+    """Return the name of a public model to publish; ValueError for what ``require_model_name``
+    refuses, and for the names of canaries and candidates, which are removed again."""
     require_model_name(name)
-    own = OWN_SUFFIX.search(name)
-    if own:
+    suffix = ROLLOUT_SUFFIX.search(name)
+    if suffix:
         raise ValueError(
-            f"the name {name!r} ends in {own[0]!r}, which is how canaries (NAME.v7) and candidates "
-            f"(NAME.candidate) are called: choose another, such as {name.replace('.', '_')!r}"
+            f"the name {name!r} ends in {suffix[0]!r}, as the names of canaries (NAME.v7) and "
+            f"candidates (NAME.candidate) do: choose another, such as {name.replace('.', '_')!r}"
         )
     return name
 
 
 def version_folders(model_dir: Path) -> list[int]:
-    """The version numbers present under a model's folder, ascending; [] when there are none."""
+    """The version numbers under a model's folder, ascending; [] when there are none."""
     if not model_dir.is_dir():
         return []
     return sorted(
@@ -88,14 +88,14 @@ def version_folders(model_dir: Path) -> list[int]:
 def staging_folder(repository: Path) -> Path:
     """The folder beside the repository where models are built.
 
-    Not inside it: Triton lists every sub-folder of a repository, dot-folders too, as a model. Not
+    Not inside it: Triton takes every sub-folder of a repository, dot-folders too, for a model. Not
     elsewhere: os.rename is atomic only within one file system.
     """
     return repository.parent / f".{repository.name}.staging"
 
 
 def atomic_write(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Write the file whole or not at all: a temporary file beside it, fsync, rename."""
+    """Write the whole file or nothing: a temporary file beside it, fsync, rename."""
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

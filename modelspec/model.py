@@ -1,4 +1,4 @@
-"""What a model in the repository is: its tensors, how it is batched, which steps it is made of."""
+"""What a model in the repository is: its tensors, how it is batched, which steps it has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from modelspec.layout import require_model_name
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor. ``dims`` leave the batch axis out; -1 is an axis of any length. ``flat``: the
-    model has no axis beside the batch's, where Triton wants one, and ``dims`` are (1,)."""
+    """A named tensor. ``dims`` leave out the batch axis; -1 is an axis of any length. ``flat``: the
+    graph has only the batch axis where Triton wants a second one, and ``dims`` are (1,)."""
 
     name: str
     dtype: str
@@ -27,8 +27,7 @@ class TensorSpec:
             raise ValueError(
                 f"tensor {self.name}: a flat tensor has the dims (1,), not {self.dims}"
             )
-        bad = [dim for dim in self.dims if dim != -1 and dim < 1]
-        if bad:
+        if any(dim != -1 and dim < 1 for dim in self.dims):
             raise ValueError(f"tensor {self.name}: dims {self.dims} must be positive or -1")
 
 
@@ -38,12 +37,13 @@ class Batching:
 
     There is no queue policy here, on purpose: with any of its fields set (a size, a timeout, an
     override) Triton 2.51 wakes up late, by up to 0.5 s, and serves 50 to 1,600 requests/s where it
-    serves 8,000 without (ARCHITECTURE.md has the figures). The gateway bounds what is under way to
-    a replica and keeps every request's deadline instead.
+    serves 8,000 without (ARCHITECTURE.md has the figures). The gateway instead limits the requests
+    in flight to a replica and enforces every request's deadline.
     """
 
-    queue_delay_us: int = 0  # on 2 cores a 2 ms delay halves light-load throughput: one batch
-    # takes everything and the other instance idles
+    # On 2 cores a 2 ms delay halves light-load throughput: one batch takes every request and the
+    # other instance idles.
+    queue_delay_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Instances:
 class StepSpec:
     """One step of an ensemble: which model and version, and how its tensors are wired.
 
-    ``version`` is the pin: an ensemble never follows "the newest" (see design: the pin is the
-    alias). ``inputs`` and ``outputs`` map the step's tensor name to the ensemble's.
+    ``version`` is the pin: an ensemble never runs "the newest version" (the pin is the alias).
+    ``inputs`` and ``outputs`` map the step's tensor names to the ensemble's.
     """
 
     model: str
@@ -76,11 +76,11 @@ class StepSpec:
 class ModelSpec:
     """One folder of the model repository.
 
-    ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with a
-    ``endpoint_schema`` is public;
-    ``internal`` ones are engines and steps that the gateway hides. ``step`` names the module of
-    ``ensembles.steps`` that is copied into the version folder as its ``model.py``. ``lengths`` are
-    those that its axes of any length (-1) are padded to, ascending: TensorRT plans for each.
+    ``backend`` is ``ensemble`` exactly when there are ``steps``. A model with an
+    ``endpoint_schema`` is public; ``internal`` ones are engines and steps that the gateway hides.
+    ``step`` names the module of ``ensembles.steps`` that is copied into the version folder as
+    ``model.py``. ``lengths`` are what its axes of any length (-1) are padded to, ascending:
+    TensorRT plans for each.
     """
 
     name: str
@@ -108,12 +108,12 @@ class ModelSpec:
         if self.batching and self.max_batch_size == 0:
             raise ValueError(f"{self.name}: dynamic batching needs max_batch_size above 0")
         if self.endpoint_schema and not self.golden:
-            raise ValueError(f"{self.name}: a public model needs a golden sample to be probed with")
+            raise ValueError(f"{self.name}: a public model needs a golden sample for its probes")
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A public model and everything it is made of: the members first, the public model last."""
+    """A public model and its members: the models that its steps run."""
 
     members: tuple[ModelSpec, ...]
     public: ModelSpec
@@ -124,4 +124,5 @@ class Pipeline:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
+        """The members first, the public model last."""
         return (*self.members, self.public)

@@ -1,6 +1,6 @@
 """ModelSpec <-> Triton's ModelConfig protobuf <-> config.pbtxt.
 
-Protos are built and printed with ``text_format``; no pbtxt is ever formatted by hand.
+Protos are built as objects and printed with ``text_format``; no pbtxt is ever formatted by hand.
 
     >>> print(render(to_proto(spec)))
 """
@@ -18,16 +18,18 @@ def to_proto(spec: ModelSpec) -> config.ModelConfig:
     """The ModelConfig that Triton should serve this spec with."""
     proto = config.ModelConfig(name=spec.name, max_batch_size=spec.max_batch_size)
     proto.input.extend(
-        config.ModelInput(name=t.name, data_type=_data_type(t), dims=t.dims) for t in spec.inputs
+        config.ModelInput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+        for tensor in spec.inputs
     )
     proto.output.extend(
-        config.ModelOutput(name=t.name, data_type=_data_type(t), dims=t.dims) for t in spec.outputs
+        config.ModelOutput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+        for tensor in spec.outputs
     )
-    for tensor, declared in zip(
+    for tensor, tensor_proto in zip(
         (*spec.inputs, *spec.outputs), (*proto.input, *proto.output), strict=True
     ):
         if tensor.flat:
-            declared.reshape.SetInParent()
+            tensor_proto.reshape.SetInParent()
     for key, value in _parameters(spec).items():
         proto.parameters[key].string_value = value
     if spec.versions:
@@ -36,12 +38,12 @@ def to_proto(spec: ModelSpec) -> config.ModelConfig:
         proto.platform = "ensemble"
         proto.ensemble_scheduling.step.extend(_step(step) for step in spec.steps)
     else:
-        _run_with(proto, spec)
+        _set_backend(proto, spec)
     return proto
 
 
 def render(proto: config.ModelConfig) -> str:
-    """Text that parses back to the same proto, ``max_batch_size: 0`` written out.
+    """Text that parses back to the same proto, with ``max_batch_size: 0`` written out.
 
     Proto3's printer drops zeros, and Triton's auto-complete would then choose a batch size.
     """
@@ -80,7 +82,7 @@ def _step(step: StepSpec) -> config.ModelEnsembling.Step:
     )
 
 
-def _run_with(proto: config.ModelConfig, spec: ModelSpec) -> None:
+def _set_backend(proto: config.ModelConfig, spec: ModelSpec) -> None:
     proto.backend = spec.backend
     proto.instance_group.add(
         count=spec.instances.count,

@@ -1,5 +1,5 @@
-"""Write a model's folder as Triton expects it: ``config.pbtxt``, its hardware config profiles
-beside, and one version folder."""
+"""Write a model's folder as Triton expects it: ``config.pbtxt``, its config profiles for other
+hardware, and one version folder."""
 
 import py_compile
 import shutil
@@ -18,18 +18,18 @@ KEEP = ".gitkeep"
 def stage_model(
     repository: Path, spec: ModelSpec, files: Mapping[str, Path], version: int = 1
 ) -> Path:
-    """Write ``repository/NAME`` and return it. ``files`` maps a name in the version folder to the
-    file to copy there."""
+    """Write ``repository/NAME`` and return its path. ``files`` maps a name in the version folder to
+    the file to copy there."""
     folder = repository / spec.name
     version_folder = folder / str(version)
     version_folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(render(to_proto(spec)), encoding="utf-8")
-    _write_precisions(folder, spec, has_plan=PLAN_FILE in files)
+    _write_config_profiles(folder, spec, has_plan=PLAN_FILE in files)
     for name, source in files.items():
         shutil.copyfile(source, version_folder / name)
     if STEP_FILE in files:
-        # Triton's stub would write it at the first load, whatever PYTHONDONTWRITEBYTECODE says,
-        # and Triton takes a version folder that has changed for a model that must be reloaded.
+        # Triton's stub would write the .pyc at the first load, whatever PYTHONDONTWRITEBYTECODE
+        # says, and Triton reloads a model whose version folder has changed.
         # By hash, not by time: the same source gives the same bytes, and a copy stays valid.
         py_compile.compile(
             str(version_folder / STEP_FILE),
@@ -41,7 +41,7 @@ def stage_model(
     return folder
 
 
-def _write_precisions(folder: Path, spec: ModelSpec, has_plan: bool) -> None:
+def _write_config_profiles(folder: Path, spec: ModelSpec, has_plan: bool) -> None:
     profiles = hardware_configs(spec)
     if has_plan:
         profiles[TENSORRT] = plan_config(spec)

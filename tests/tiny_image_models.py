@@ -1,5 +1,5 @@
-"""Small image classifiers as a user would bring them: real architectures, random weights, each with
-the image processor that transformers saves beside it."""
+"""Small image classifiers like a user's: real architectures, random weights, each with the image
+processor that transformers saves beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ _SHORTER = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width"
 _SQUARE = {"size": {"height": SIDE, "width": SIDE}}
 
 # Architecture -> the model's class, its config, the processor's class and its settings.
-KINDS: Mapping[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+ARCHITECTURES: Mapping[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "vit": ("ViT", _VIT, "ViT", _SQUARE),
     "deit": ("DeiT", _VIT, "DeiT", _SHORTER),
     "beit": ("Beit", _VIT, "Beit", _SQUARE),
@@ -52,25 +52,27 @@ KINDS: Mapping[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
-def save_image_classifier(kind: str, folder: Path, *, processor: Any = (), **config: Any) -> Path:
-    """A classifier of this architecture in Hugging Face's form; ``processor`` and ``config`` are
-    settings to add or to change."""
-    name, settings, reader, reading = KINDS[kind]
+def save_image_classifier(
+    architecture: str, folder: Path, *, processor: Any = (), **config: Any
+) -> Path:
+    """A Hugging Face folder with a classifier of this architecture; ``processor`` and ``config``
+    are settings to add or to change."""
+    name, settings, processor_name, processor_settings = ARCHITECTURES[architecture]
     torch.manual_seed(0)
-    named = {"id2label": dict(enumerate(LABELS)), "label2id": dict.fromkeys(LABELS, 0)}
-    described = getattr(transformers, f"{name}Config")(**{**settings, **named, **config})
-    model = getattr(transformers, f"{name}ForImageClassification")(described)
-    _enliven(model)
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": dict.fromkeys(LABELS, 0)}
+    model_config = getattr(transformers, f"{name}Config")(**{**settings, **labels, **config})
+    model = getattr(transformers, f"{name}ForImageClassification")(model_config)
+    _initialise(model)
     model.save_pretrained(folder)
-    kind_of_reader = getattr(transformers, f"{reader}ImageProcessorPil")
-    kind_of_reader(**{**reading, **dict(processor)}).save_pretrained(folder)
+    processor_class = getattr(transformers, f"{processor_name}ImageProcessorPil")
+    processor_class(**{**processor_settings, **dict(processor)}).save_pretrained(folder)
     return folder
 
 
-def _enliven(model: torch.nn.Module) -> None:
-    """Answers must differ between images for a proof to mean anything: weights that pass on what
-    they get, and batch statistics of something that was seen."""
-    norms = [each for each in model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+def _initialise(model: torch.nn.Module) -> None:
+    """Outputs must differ between images for a proof to mean anything: give the model weights that
+    preserve variance, and batch statistics of real activations."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
         torch.nn.init.ones_(norm.weight)

@@ -1,7 +1,7 @@
-"""Small models as a user would bring them: real architectures and tokenizers, random weights.
+"""Small models like a user's: real architectures and tokenizers, random weights.
 
-Nothing can be downloaded here, and a proof asks whether a conversion keeps the answers, not whether
-they are good ones.
+Nothing can be downloaded here, and a proof is about whether a conversion keeps the outputs, not
+about whether they are good.
 """
 
 from collections.abc import Sequence
@@ -49,14 +49,14 @@ _ANGLED = {
 
 @cache
 def _words() -> str:
-    """WordPiece, trained on the spot on the sample texts."""
+    """WordPiece, trained on the sample texts."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = list(_SPECIAL.values())
     trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
     tokenizer.train_from_iterator([*default_texts(), *multilingual_texts()], trainer)
-    ends = [(each, tokenizer.token_to_id(each)) for each in ("[CLS]", "[SEP]")]
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
@@ -81,7 +81,7 @@ def _bytes() -> str:
 
 @cache
 def _pieces() -> str:
-    """Unigram over "▁", as SentencePiece's models are."""
+    """Unigram over "▁", like SentencePiece's models."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -121,7 +121,7 @@ _SMALL = {
     "intermediate_size": 64,
     "max_position_embeddings": 64,
 }
-# RoBERTa's table has as many entries as its tokenizer says, and two of them are no positions.
+# RoBERTa's table of positions has two rows that are not positions.
 _OFFSET = {**_SMALL, "max_position_embeddings": 66, "pad_token_id": 1}
 ARCHITECTURES = {
     "bert": (word_tokenizer, _SMALL),
@@ -152,47 +152,53 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def save_classifier(kind: str, folder: Path, labels: Sequence[str] = LABELS, **config) -> Path:
-    """A text classifier of this architecture in Hugging Face's form."""
-    return _save(kind, folder, AutoModelForSequenceClassification, {**_named(labels), **config})
+def save_classifier(
+    architecture: str, folder: Path, labels: Sequence[str] = LABELS, **config
+) -> Path:
+    """A Hugging Face folder with a text classifier of this architecture."""
+    config = {**_label_config(labels), **config}
+    return _save(architecture, folder, AutoModelForSequenceClassification, config)
 
 
-def save_tagger(kind: str, folder: Path, labels: Sequence[str] = TAGS, **config) -> Path:
-    """A token classifier of this architecture in Hugging Face's form."""
-    return _save(kind, folder, AutoModelForTokenClassification, {**_named(labels), **config})
+def save_tagger(architecture: str, folder: Path, labels: Sequence[str] = TAGS, **config) -> Path:
+    """A Hugging Face folder with a token classifier of this architecture."""
+    config = {**_label_config(labels), **config}
+    return _save(architecture, folder, AutoModelForTokenClassification, config)
 
 
-def save_encoder(kind: str, folder: Path, **config) -> Path:
-    """An encoder without a head, in Hugging Face's form."""
-    return _save(kind, folder, AutoModel, config)
+def save_encoder(architecture: str, folder: Path, **config) -> Path:
+    """A Hugging Face folder with an encoder without a head."""
+    return _save(architecture, folder, AutoModel, config)
 
 
-def save_embedder(kind: str, folder: Path, *modules, **transformer) -> Path:
+def save_embedder(architecture: str, folder: Path, *modules, **transformer) -> Path:
     """A sentence-transformers folder of this architecture and these modules; ``transformer`` goes
     into its sentence_bert_config.json."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Transformer
 
-    plain = save_encoder(kind, folder.with_name(f"{folder.name}-plain"))
+    plain = save_encoder(architecture, folder.with_name(f"{folder.name}-plain"))
     first = Transformer(str(plain), **transformer)
     SentenceTransformer(modules=[first, *modules], device="cpu").save(str(folder))
     return folder
 
 
-def _save(kind: str, folder: Path, auto_class, config: dict) -> Path:
+def _save(architecture: str, folder: Path, auto_class, config: dict) -> Path:
     torch.manual_seed(0)
-    make_tokenizer, sizes = ARCHITECTURES[kind]
-    model = auto_class.from_config(AutoConfig.for_model(kind, **{**sizes, **config}))
-    # Larger than the usual start: answers must differ between texts for a proof to mean anything.
+    make_tokenizer, sizes = ARCHITECTURES[architecture]
+    model = auto_class.from_config(AutoConfig.for_model(architecture, **{**sizes, **config}))
+    # Larger than usual initial weights: outputs must differ between texts for a proof to mean
+    # anything.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3) if parameter.ndim > 1 else None
+            if parameter.ndim > 1:
+                parameter.mul_(3)
     make_tokenizer(sizes.get("max_position_embeddings", 64)).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
 
-def _named(labels: Sequence[str]) -> dict:
+def _label_config(labels: Sequence[str]) -> dict:
     return {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},

@@ -1,4 +1,4 @@
-"""What a served image classifier answered: its likeliest labels, beside the original's scores."""
+"""Compare a served image classifier's likeliest labels with the original's scores."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from converters.image.proof import case_names
+from converters.image.proof import image_names
 from converters.parity import mean_difference
 from converters.proof import Check, at_least, at_most, worst_difference
 from converters.task import Reference
@@ -16,93 +16,104 @@ from converters.tolerance import clear_margin
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Of one image, the likeliest first; ``error`` is what came instead."""
+class Prediction:
+    """The labels of one image, the likeliest first; ``error`` where there are none."""
 
     labels: tuple[bytes, ...] = ()
     scores: tuple[float, ...] = ()
     error: str = ""
 
 
-def answered(infer: Callable[[], Any], images: int) -> list[Answer]:
-    """The answers for so many images of one request."""
+def predictions_of(infer: Callable[[], Any], count: int) -> list[Prediction]:
+    """The predictions for the ``count`` images of one request."""
     try:
         result = infer()
     except InferenceServerException as error:
-        return [Answer(error=" ".join(str(error).split())[:300])] * images
+        return [Prediction(error=" ".join(str(error).split())[:300])] * count
     label, score = result.as_numpy("label"), result.as_numpy("score")
-    if label.shape != score.shape or len(label) != images:
-        return [Answer(error=f"label {label.shape}, score {score.shape}")] * images
-    return [Answer(tuple(a), tuple(map(float, b))) for a, b in zip(label, score, strict=True)]
-
-
-def errors(answers: Sequence[Answer], names: Sequence[str]) -> Check:
-    """Every image gets an answer."""
-    wrong = [
-        f"{name!r}: {each.error}" for name, each in zip(names, answers, strict=True) if each.error
+    if label.shape != score.shape or len(label) != count:
+        return [Prediction(error=f"label {label.shape}, score {score.shape}")] * count
+    return [
+        Prediction(tuple(labels), tuple(map(float, scores)))
+        for labels, scores in zip(label, score, strict=True)
     ]
-    return at_most("images that got an error", len(wrong), 0, wrong[0] if wrong else "")
 
 
-def scores_of(answers: Sequence[Answer], reference: Reference) -> np.ndarray:
-    """FP64 [n, top_k]; a row that is not so long is not a number."""
-    scores = np.full((len(answers), reference.metadata["top_k"]), np.nan)
-    for row, answer in enumerate(answers):
-        if len(answer.scores) == scores.shape[1]:
-            scores[row] = answer.scores
+def errors(predictions: Sequence[Prediction], names: Sequence[str]) -> Check:
+    """Every image gets a prediction."""
+    failures = [
+        f"{name!r}: {prediction.error}"
+        for name, prediction in zip(names, predictions, strict=True)
+        if prediction.error
+    ]
+    return at_most("images that got an error", len(failures), 0, failures[0] if failures else "")
+
+
+def scores_of(predictions: Sequence[Prediction], reference: Reference) -> np.ndarray:
+    """FP64 [n, top_k]; NaN in rows of another length."""
+    scores = np.full((len(predictions), reference.metadata["top_k"]), np.nan)
+    for row, prediction in enumerate(predictions):
+        if len(prediction.scores) == scores.shape[1]:
+            scores[row] = prediction.scores
     return scores
 
 
-def label_parity(answers: Sequence[Answer], reference: Reference, how: str) -> list[Check]:
-    """Each label with the original's score for it, the highest of its scores, and its likeliest."""
-    names, allowed = case_names(reference), reference.tolerance
-    original, got = reference.answers["scores"], scores_of(answers, reference)
-    theirs = np.array(
-        [_original_scores(*pair, reference) for pair in zip(answers, original, strict=True)]
+def label_parity(predictions: Sequence[Prediction], reference: Reference, mode: str) -> list[Check]:
+    """Compare each label's score with the original's for it, the scores with the original's
+    highest, and the likeliest label."""
+    names, tolerance = image_names(reference), reference.tolerance
+    original, actual = reference.answers["scores"], scores_of(predictions, reference)
+    original_scores = np.array(
+        [_original_scores(*row, reference) for row in zip(predictions, original, strict=True)]
     )
-    best = -np.sort(-original, axis=1)[:, : got.shape[1]]
+    highest = -np.sort(-original, axis=1)[:, : actual.shape[1]]
     return [
         worst_difference(
-            f"parity: the score of each label, {how}", got, theirs, allowed.difference, names
+            f"parity: the score of each label, {mode}",
+            actual,
+            original_scores,
+            tolerance.difference,
+            names,
         ),
         worst_difference(
-            f"parity: the highest scores, {how}", got, best, allowed.difference, names
+            f"parity: the highest scores, {mode}", actual, highest, tolerance.difference, names
         ),
-        mean_difference(f"parity: mean difference of a score, {how}", got, best, allowed.mean),
-        _likeliest(answers, reference, how),
+        mean_difference(
+            f"parity: mean difference of a score, {mode}", actual, highest, tolerance.mean
+        ),
+        _likeliest(predictions, reference, mode),
     ]
 
 
-def _original_scores(answer: Answer, original: np.ndarray, reference: Reference) -> list[float]:
-    """The original's score for each label that was named, not a number for one that it has not.
-    Of two classes of one name the nearer is meant, each once."""
-    positions = defaultdict(list)
-    for place, label in enumerate(reference.metadata["labels"]):
-        positions[label.encode()].append(place)
-    theirs = [np.nan] * reference.metadata["top_k"]
-    for index, (label, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
-        if positions[label] and index < len(theirs):
-            place = min(positions[label], key=lambda each: abs(original[each] - score))
-            positions[label].remove(place)
-            theirs[index] = float(original[place])
-    return theirs
+def _original_scores(
+    prediction: Prediction, original: np.ndarray, reference: Reference
+) -> list[float]:
+    """The original's score for each predicted label, NaN for one that it does not have. Where two
+    classes have one name, the class with the nearer score is taken, each once."""
+    indexes = defaultdict(list)
+    for index, label in enumerate(reference.metadata["labels"]):
+        indexes[label.encode()].append(index)
+    scores = [np.nan] * reference.metadata["top_k"]
+    for rank, (label, score) in enumerate(zip(prediction.labels, prediction.scores, strict=True)):
+        if indexes[label] and rank < len(scores):
+            index = min(indexes[label], key=lambda candidate: abs(original[candidate] - score))
+            indexes[label].remove(index)
+            scores[rank] = float(original[index])
+    return scores
 
 
-def _likeliest(answers: Sequence[Answer], reference: Reference, how: str) -> Check:
-    """The share of images with the original's likeliest label, where that leads clearly."""
-    names, labels, scores = (
-        case_names(reference),
-        reference.metadata["labels"],
-        reference.answers["scores"],
-    )
+def _likeliest(predictions: Sequence[Prediction], reference: Reference, mode: str) -> Check:
+    """The share of images with the original's likeliest label, of those where it leads clearly."""
+    names, labels = image_names(reference), reference.metadata["labels"]
+    scores = reference.answers["scores"]
     ordered = np.sort(scores, axis=1)
     margin = ordered[:, -1] - ordered[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
     clear = np.flatnonzero(margin > clear_margin(reference.tolerance))
-    wrong = []
+    failures = []
     for row in clear:
-        wanted, got = labels[int(scores[row].argmax())], answers[row].labels[:1]
-        if got != (wanted.encode(),):
-            wrong.append(f"{names[row]!r} is called {got}, original {wanted!r}")
-    share = 1 - len(wrong) / max(1, len(clear))
-    name = f"task: same likeliest label, {how}"
-    return at_least(name, share, reference.tolerance.agreement, wrong[0] if wrong else "")
+        expected, actual = labels[int(scores[row].argmax())], predictions[row].labels[:1]
+        if actual != (expected.encode(),):
+            failures.append(f"{names[row]!r} is called {actual}, original {expected!r}")
+    share = 1 - len(failures) / max(1, len(clear))
+    name = f"task: same likeliest label, {mode}"
+    return at_least(name, share, reference.tolerance.agreement, failures[0] if failures else "")

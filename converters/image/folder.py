@@ -1,4 +1,4 @@
-"""The task ``image-classification``: a Hugging Face folder with any such model of transformers."""
+"""The task ``image-classification``: a Hugging Face folder with any such transformers model."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -37,7 +37,7 @@ class PixelModel(torch.nn.Module):
 
 
 class HuggingFaceImages(ImageTask):
-    """Everything is carried over from the folder: weights, labels, preprocessing, function."""
+    """Everything comes from the folder: weights, labels, preprocessing, function."""
 
     options: ClassVar[tuple[str, ...]] = ("preprocess",)
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
@@ -52,7 +52,8 @@ class HuggingFaceImages(ImageTask):
         self._function = _function(self.source.config, len(self._labels))
 
     def _processor(self) -> Any:
-        """transformers' own: the folder's, or that of ``--preprocess`` where it has none."""
+        """transformers' image processor: the folder's, or that of ``--preprocess`` where the folder
+        has none."""
         if not self._preset:
             return open_processor(self.source)
         require_no_processor(self.source)
@@ -74,7 +75,7 @@ class HuggingFaceImages(ImageTask):
 
     @cached_property
     def module(self) -> PixelModel:
-        """SourceRefused when it does not run on what its own preprocessing gives."""
+        """SourceRefused when the model does not run on images from its own preprocessing."""
         from transformers import AutoModelForImageClassification
 
         module = PixelModel(self.source.model(AutoModelForImageClassification)).eval()
@@ -95,8 +96,8 @@ class HuggingFaceImages(ImageTask):
         try:
             super().export(target)
         except ExportFailed:
-            # The fused attention of Swin and BEiT cannot be taken apart by the exporter (torch
-            # 2.13); written out it computes the same.
+            # The exporter (torch 2.13) cannot decompose the fused attention of Swin and BEiT; the
+            # eager one computes the same.
             self.module.model.set_attn_implementation("eager")
             super().export(target)
 
@@ -111,32 +112,34 @@ class HuggingFaceImages(ImageTask):
             )
 
     def _require_logits(self, module: PixelModel) -> None:
-        """The head has as many outputs as there are labels, on images of the right size."""
+        """Raise SourceRefused unless the head, on images of the right size, has one output per
+        label."""
         channels, height, width = self.seen
-        colours = "grey" if channels == GREY else "RGB"
-        what = f"{colours} images of {height}x{width}, which is what its preprocessing gives"
+        colour_mode = "grey" if channels == GREY else "RGB"
+        images = f"{colour_mode} images of {height}x{width}, which is what its preprocessing gives"
         try:
             with torch.no_grad():
                 shape = tuple(module(torch.zeros(2, *self.seen)).shape)
-        except Exception as error:  # a model may raise anything on what does not fit it
+        except Exception as error:  # a model may raise anything on an input of the wrong shape
             reason = " ".join(str(error).split())[:200]
             raise SourceRefused(
-                f"{self.source.path} does not run on {what} ({reason}): config.json and "
-                "preprocessor_config.json must be those of one model"
+                f"{self.source.path} does not run on {images} ({reason}): config.json and "
+                "preprocessor_config.json must belong to one model"
             ) from error
         if shape != (2, len(self.labels)):
             raise SourceRefused(
-                f"{self.source.path} answers {shape} to two {what}, and has {len(self.labels)} "
-                "labels: id2label in config.json must name every output of the head"
+                f"{self.source.path} returns {shape} for two {images}, and has "
+                f"{len(self.labels)} labels: id2label in config.json must name every output of the "
+                "head"
             )
 
 
 def _function(config: Mapping[str, Any], labels: int) -> str:
-    """As transformers' own pipeline chooses it."""
-    problem = config.get("problem_type")
-    if problem == "regression":
+    """The function that transformers' own pipeline would choose."""
+    problem_type = config.get("problem_type")
+    if problem_type == "regression":
         raise SourceRefused(
-            "the model's problem_type is regression, whose answer is a number and no label: an "
-            "image-classification model is needed"
+            "the model's problem_type is regression, whose output is a number and not a label: "
+            "give an image-classification model"
         )
-    return "sigmoid" if problem == "multi_label_classification" or labels == 1 else "softmax"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

@@ -1,4 +1,4 @@
-"""``image_classification``: EfficientNet-Lite0 as its packages carry it, with ImageNet's labels."""
+"""``image_classification``: EfficientNet-Lite0 from its packages, with ImageNet's labels."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,7 +11,7 @@ import torch
 
 from converters.image import efficientnet_oracle as image_oracle
 from converters.image.photos import KNOWN
-from converters.image.proof import case_names
+from converters.image.proof import image_names
 from converters.image.samples import Sample, image_samples
 from converters.image.task import ImageTask
 from converters.proof import Check, at_most
@@ -22,16 +22,16 @@ from converters.task import ConversionRequest, Reference
 LABELS = Path(__file__).parent / "labels" / "imagenet_1k.txt"
 BICUBIC = 3
 SHORTER_SIDE = 256
-# Their versions decide what a sample's bytes are and how the original decodes them.
+# Their versions decide the bytes of a sample and how the original decodes them.
 PACKAGES = ("pillow", "scikit-image", "scikit-learn")
 
 
 class ImageClassification(ImageTask):
-    """The weights come from an installed package: the order's source is only a name."""
+    """The weights come from an installed package; the request's source is only a name."""
 
     labels: ClassVar[Sequence[str]] = LABELS.read_text(encoding="utf-8").splitlines()
     function: ClassVar[str] = "softmax"
-    # As PyTorch evaluates ImageNet models, with the numbers that Google normalises this family by.
+    # As PyTorch evaluates ImageNet models, with Google's mean and deviation for this family.
     transform: ClassVar[Mapping[str, Any]] = {
         "height": SIDE,
         "width": SIDE,
@@ -50,7 +50,8 @@ class ImageClassification(ImageTask):
         return [self._weights, LABELS]
 
     def settings(self) -> str:
-        return "".join(f"{each}={version(each)};" for each in PACKAGES) + super().settings()
+        versions = "".join(f"{package}={version(package)};" for package in PACKAGES)
+        return versions + super().settings()
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -65,15 +66,16 @@ class ImageClassification(ImageTask):
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        known = known_photos(reference.answers["logits"], case_names(reference), self.labels, KNOWN)
+        logits, names = reference.answers["logits"], image_names(reference)
+        known = known_photos(logits, names, self.labels, KNOWN)
         return [*super().prove_graph(engine, reference, runner), known]
 
 
 def known_photos(
     logits: np.ndarray, names: Sequence[str], labels: Sequence[str], known: Mapping[str, set[str]]
 ) -> Check:
-    """Photos that a person can name get one of those names: the label file is in order."""
+    """Photos that a person can name get one of those names, so the label file is in order."""
     likeliest = {name: labels[row.argmax()] for name, row in zip(names, logits, strict=True)}
-    wrong = [name for name in likeliest if likeliest[name] not in known.get(name, labels)]
-    worst = ", ".join(f"{name} is called {likeliest[name]}" for name in wrong)
-    return at_most("task: known photos named wrongly", len(wrong), 0, worst)
+    misnamed = [name for name in likeliest if likeliest[name] not in known.get(name, labels)]
+    worst = ", ".join(f"{name} is called {likeliest[name]}" for name in misnamed)
+    return at_most("task: known photos named wrongly", len(misnamed), 0, worst)

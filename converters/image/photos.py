@@ -1,6 +1,6 @@
 """Real photographs, from the packages ``scikit-image`` and ``scikit-learn``.
 
-Nothing of them is copied into this repository; they are read where pip installed them.
+None of them is copied into this repository; they are read where pip installed them.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ PHOTOS = {
     "retina": "skimage/retina.jpg",
     "rocket": "skimage/rocket.jpg",
 }
-# What a person would call them: ImageNet's classes that fit the photo.
+# What a person would call them: the ImageNet classes that fit the photo.
 KNOWN = {
     "camera": {"tripod"},
     "chelsea": {"tabby", "tiger cat", "Egyptian cat"},
@@ -45,10 +45,10 @@ KNOWN = {
 
 
 def photo_file(name: str) -> Path:
-    """The file of one of ``PHOTOS``; SourceMissing says how to get it."""
+    """The file of one of ``PHOTOS``; SourceMissing says how to install it."""
     package, file = PHOTOS[name].split("/")
-    found = importlib.util.find_spec(package)
-    path = Path(found.origin).parent / _FOLDERS[package] / file if found and found.origin else None
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / _FOLDERS[package] / file if spec and spec.origin else None
     if path is None or not path.is_file():
         raise SourceMissing(
             f"the photo {file} is in the package {_DISTRIBUTIONS[package]}, which is not "

@@ -1,10 +1,10 @@
-"""What ``transformers``' own image-classification pipeline answers, in a process of its own.
+"""Run ``transformers``' own image-classification pipeline, in a process of its own.
 
     python -m converters.image.pipeline_oracle FOLDER PROCESSOR COLOURS PATHS.json ANSWERS.npz
 
-One image at a time, through the pipeline's three stages, so that pixels and logits are seen as
-well as scores. COLOURS is ``rgb`` or ``grey``: that pipeline itself makes every image RGB, and a
-model of one channel is asked as its users do, the processor given the image in grey.
+One image at a time, through the pipeline's three stages, which gives pixels and logits as well as
+scores. COLOURS is ``rgb`` or ``grey``: the pipeline itself converts every image to RGB, so a model
+of one channel runs as its users run it, with the grey image passed to the processor.
 
 The proof compares against this, never against code that Tidegate also serves with.
 """
@@ -21,83 +21,86 @@ from PIL import Image, ImageOps
 from converters.original import ask, fp32_noise, places_again
 from converters.past import require_same_again
 
-Show = Callable[[Any, str], Any]  # the pipeline and a file -> what the model is asked with
+Preprocess = Callable[[Any, str], Any]  # the pipeline and a file -> the model's inputs
 
 
 def classify(
     folder: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     work_dir: Path,
     processor: Path | None = None,
     grey: bool = False,
 ) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, channels, height, width], ``logits`` and ``scores`` FP32 [n, labels], and
-    what FP32 rounds off of both (``original.fp32_noise``). ``processor`` is another folder than the
-    model's with the preprocessing; ``grey`` a model of one channel."""
-    questions, answers = work_dir / "images.json", work_dir / "answers.npz"
-    questions.write_text(json.dumps([str(path) for path in pictures]))
-    answered = ask(
+    what FP32 rounds off the latter two (``original.fp32_noise``). ``processor`` is the folder with
+    the preprocessing, if not the model's; ``grey`` says that the model has one channel."""
+    paths_file, answers_file = work_dir / "images.json", work_dir / "answers.npz"
+    paths_file.write_text(json.dumps([str(path) for path in images]))
+    arrays = ask(
         "converters.image.pipeline_oracle",
         folder,
         processor or folder,
         "grey" if grey else "rgb",
-        questions,
-        answers=answers,
+        paths_file,
+        answers=answers_file,
     )
-    answers.unlink()
-    return answered
+    answers_file.unlink()
+    return arrays
 
 
-def main(folder: str, read: str, colours: str, questions: str, answers: str) -> None:
-    paths = json.loads(Path(questions).read_text())
-    show = _grey if colours == "grey" else _whole
-    classifier = _opened(folder, read)
+def main(
+    folder: str, processor_folder: str, colour_mode: str, paths_file: str, target: str
+) -> None:
+    paths = json.loads(Path(paths_file).read_text())
+    preprocess = _grey_inputs if colour_mode == "grey" else _rgb_inputs
+    classifier = _opened(folder, processor_folder)
     pixels, logits, scores = [], [], []
     for path in paths:
-        inputs = show(classifier, path)
+        inputs = preprocess(classifier, path)
         pixels.append(inputs["pixel_values"].numpy())
         outputs = classifier.forward(inputs)
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
-    _require_no_past(folder, read, show, paths, np.concatenate(logits))
+    _require_no_past(folder, processor_folder, preprocess, paths, np.concatenate(logits))
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
     reported = {name: np.concatenate(rows) for name, rows in arrays.items()}
     measured = {name: reported[name] for name in ("logits", "scores")}
     noise = fp32_noise(
         measured, lambda positions: _exact(classifier, reported["pixels"][positions])
     )
-    np.savez(answers, **reported, **noise)
+    np.savez(target, **reported, **noise)
 
 
-def _whole(classifier: Any, path: str) -> Any:
+def _rgb_inputs(classifier: Any, path: str) -> Any:
     return classifier.preprocess(path)
 
 
-def _grey(classifier: Any, path: str) -> Any:
+def _grey_inputs(classifier: Any, path: str) -> Any:
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("L")
     return classifier.image_processor(images=image, return_tensors="pt")
 
 
 def _exact(classifier: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of pixels [m, channels, height, width] in FP64, which the model then stays in."""
+    """``logits`` and ``scores`` in FP64 of pixels [m, channels, height, width]. The model stays in
+    FP64."""
     import torch
 
     classifier.model.double()
     logits, scores = [], []
-    for each in torch.from_numpy(pixels).double():
-        outputs = classifier.forward({"pixel_values": each[None]})
+    for image in torch.from_numpy(pixels).double():
+        outputs = classifier.forward({"pixel_values": image[None]})
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
     return {"logits": np.concatenate(logits), "scores": np.concatenate(scores)}
 
 
-def _opened(folder: str, read: str) -> Any:
+def _opened(folder: str, processor_folder: str) -> Any:
     import transformers
 
-    # The PIL form, wherever torchvision is installed too: it is the one that can be served.
-    reader: Any = transformers.AutoImageProcessor
-    processor = reader.from_pretrained(read, backend="pil", trust_remote_code=False)
+    # The PIL backend, even where torchvision is installed: it is the one that can be served.
+    auto_class: Any = transformers.AutoImageProcessor
+    processor = auto_class.from_pretrained(processor_folder, backend="pil", trust_remote_code=False)
     return transformers.pipeline(
         "image-classification",
         model=folder,
@@ -108,28 +111,36 @@ def _opened(folder: str, read: str) -> Any:
 
 
 def _require_no_past(
-    folder: str, read: str, show: Show, paths: Sequence[str], logits: np.ndarray
+    folder: str,
+    processor_folder: str,
+    preprocess: Preprocess,
+    paths: Sequence[str],
+    logits: np.ndarray,
 ) -> None:
-    """The same once more, from a fresh one and in reverse: the answers may not depend on that."""
-    fresh = _opened(folder, read)
+    """Run some images again with a fresh pipeline and in reverse, and end the process where the
+    logits depend on either."""
+    fresh = _opened(folder, processor_folder)
     positions = places_again(len(paths))
-    rows = [fresh.forward(show(fresh, paths[place]))["logits"].numpy() for place in positions]
+    rows = [
+        fresh.forward(preprocess(fresh, paths[position]))["logits"].numpy()
+        for position in positions
+    ]
     require_same_again(
         "logits", logits, np.concatenate(rows), [f"image {row}" for row in range(len(paths))]
     )
 
 
 def _in_order(classifier: Any, outputs: Any) -> np.ndarray:
-    """The pipeline's scores FP32 [1, labels] in the model's order: it gives them sorted, with
-    labels of which two may be the same, so that each class is given its number for a name."""
+    """The pipeline's scores FP32 [1, labels] in the model's order. The pipeline sorts them, and two
+    classes may have the same label, so each class is labelled with its number meanwhile."""
     config = classifier.model.config
-    named = config.id2label
+    id2label = config.id2label
     config.id2label = {index: str(index) for index in range(config.num_labels)}
-    answer = classifier.postprocess(outputs, top_k=config.num_labels)
-    config.id2label = named
+    predictions = classifier.postprocess(outputs, top_k=config.num_labels)
+    config.id2label = id2label
     scores = np.zeros((1, config.num_labels), dtype=np.float32)
-    for each in answer:
-        scores[0, int(each["label"])] = each["score"]
+    for prediction in predictions:
+        scores[0, int(prediction["label"])] = prediction["score"]
     return scores
 
 

@@ -11,9 +11,9 @@ from PIL import ExifTags, Image
 
 from converters.image.photos import PHOTOS, photo_file
 
-# These are sent in every way below, the others as they are and as two JPEGs.
+# These are sent in all the ways below, the others unchanged and as two JPEGs.
 VARIED = ("chelsea", "coffee", "flower")
-_SIDEWAYS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,23 +26,23 @@ _SIDEWAYS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. ``asked``, where set, is shown to the original in its place; ``duplicate`` names
-    the sample whose answer must be the very same."""
+    """One image file. ``reference_data``, where set, is what the original gets instead of ``data``;
+    ``duplicate`` names the sample that must have exactly the same scores."""
 
     name: str
     data: bytes
-    asked: bytes = b""
+    reference_data: bytes = b""
     duplicate: str = ""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that it is."""
+        """SHA-256 of the sample."""
         named = f"{self.name}\0{self.duplicate}\0{len(self.data)}\0".encode()
-        return hashlib.sha256(named + self.data + self.asked).hexdigest()
+        return hashlib.sha256(named + self.data + self.reference_data).hexdigest()
 
 
 def image_samples() -> list[Sample]:
-    """About 120 images, each with a name of its own that a file can have."""
+    """About 120 images, each with a unique name that is also a valid file name."""
     samples = []
     for name in PHOTOS:
         samples.append(Sample(name, photo_file(name).read_bytes()))
@@ -58,7 +58,7 @@ def image_samples() -> list[Sample]:
 
 
 def few_image_samples() -> list[Sample]:
-    """Every photo as it is, and one in every way: for models that are slower to ask."""
+    """Every photo unchanged, and one in all the ways: for slower models."""
     samples = [Sample(name, photo_file(name).read_bytes()) for name in PHOTOS]
     with Image.open(photo_file(VARIED[0])) as image:
         photo = image.convert("RGB")
@@ -66,43 +66,45 @@ def few_image_samples() -> list[Sample]:
 
 
 def variations(name: str, photo: Image.Image) -> list[Sample]:
-    """An RGB photo in every mode, format, orientation and shape."""
-    kinds = (_modes, _formats, _turned, _shapes)
-    return [sample for kind in kinds for sample in kind(name, photo)]
+    """An RGB photo in all modes, formats, orientations and shapes."""
+    groups = (_modes, _formats, _turned, _shapes)
+    return [sample for group in groups for sample in group(name, photo)]
 
 
-def as_asked(picture: bytes) -> bytes:
-    """What to show the original in its place: it clips 16-bit grey, which is a mistake of reading
-    and none of the model's, so that it gets the high bytes; empty where it gets the file itself."""
-    with Image.open(io.BytesIO(picture)) as image:
+def reference_data_for(data: bytes) -> bytes:
+    """The high bytes of a 16-bit grey image, b"" for any other. The original would clip 16-bit
+    grey, which is a mistake in reading the file and not the model's, so it gets these instead."""
+    with Image.open(io.BytesIO(data)) as image:
         if not image.mode.startswith("I"):
             return b""
         high = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return encoded(high, "PNG", exif=image.getexif())
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The image as a file of this kind."""
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    """The image as a file in this format."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def grey_16_bit(photo: Image.Image) -> bytes:
-    """A PNG of 16 bits a pixel, whose high bytes are the photo in grey."""
+    """A PNG of 16 bits per pixel, whose high bytes are the photo in grey."""
     grey = np.asarray(photo.convert("L")).astype(np.uint16)
     return encoded(Image.fromarray(grey * 256 + 77), "PNG")
 
 
 def _modes(name: str, photo: Image.Image) -> Iterator[Sample]:
     grey = encoded(photo.convert("L"), "PNG")
-    clear = photo.copy()
-    clear.putalpha(Image.linear_gradient("L").resize(photo.size))
+    transparent = photo.copy()
+    transparent.putalpha(Image.linear_gradient("L").resize(photo.size))
     yield Sample(f"{name}-rgb", encoded(photo, "PNG"))
     yield Sample(f"{name}-grey", grey)
-    yield Sample(f"{name}-grey16", grey_16_bit(photo), asked=grey, duplicate=f"{name}-grey")
-    yield Sample(f"{name}-alpha", encoded(clear, "PNG"), duplicate=f"{name}-rgb")
-    yield Sample(f"{name}-grey-alpha", encoded(clear.convert("LA"), "PNG"))
+    yield Sample(
+        f"{name}-grey16", grey_16_bit(photo), reference_data=grey, duplicate=f"{name}-grey"
+    )
+    yield Sample(f"{name}-alpha", encoded(transparent, "PNG"), duplicate=f"{name}-rgb")
+    yield Sample(f"{name}-grey-alpha", encoded(transparent.convert("LA"), "PNG"))
     yield Sample(f"{name}-palette", encoded(photo.quantize(64), "PNG", transparency=0))
     yield Sample(f"{name}-bilevel", encoded(photo.convert("1"), "PNG"))
     yield Sample(f"{name}-cmyk", encoded(photo.convert("CMYK"), "JPEG", quality=95))
@@ -118,7 +120,7 @@ def _formats(name: str, photo: Image.Image) -> Iterator[Sample]:
 
 
 def _turned(name: str, photo: Image.Image) -> Iterator[Sample]:
-    for tag, turn in _SIDEWAYS.items():
+    for tag, turn in _TRANSPOSITIONS.items():
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = tag
         turned = photo.transpose(turn)

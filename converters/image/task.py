@@ -1,4 +1,4 @@
-"""What every task that begins with an image shares: samples, graph, proof and golden probe."""
+"""What every task that begins with an image shares: samples, graph, proof and golden sample."""
 
 import base64
 import json
@@ -26,21 +26,21 @@ from converters.task import Eager, Feed, Reference, Task
 from converters.torch2onnx import export_image_model
 from modelspec.golden import Golden
 
-SAMPLES = "samples"
+SAMPLES, REFERENCE_DATA = "samples", "reference_data"
 TOP_K = 5
-# The golden image stands in the pipeline's config.pbtxt, and is sent with every probe.
+# The golden image is stored in the pipeline's config.pbtxt and sent with every probe.
 GOLDEN_LIMIT_BYTES = 16 << 10
-# It may be asked on another machine, whose arithmetic rounds otherwise.
+# The probe may run on another machine, whose arithmetic rounds differently.
 GOLDEN_TOLERANCE = 1e-3
 
 
 class ImageTask(Task):
-    """A classifier whose graph takes ``pixels`` FP32 [n, channels, height, width] and gives
+    """A classifier whose graph takes ``pixels`` FP32 [n, channels, height, width] and returns
     ``logits`` FP32 [n, labels].
 
-    Answers: ``names`` of the n images in ``folder/samples``; ``duplicates``, the names of those
-    whose
-    answers must be the same ("" for most); the original's ``pixels``, ``logits`` and ``scores``.
+    Answers: ``names`` of the n images in ``folder/samples``; ``duplicates``, for each the name of
+    the image that must have the same scores ("" for most); the original's ``pixels``, ``logits``
+    and ``scores``.
     """
 
     name: ClassVar[str] = "image-classification"
@@ -53,7 +53,7 @@ class ImageTask(Task):
     @property
     @abstractmethod
     def function(self) -> str:
-        """What turns logits into scores: ``softmax`` or ``sigmoid``."""
+        """The function that turns logits into scores: ``softmax`` or ``sigmoid``."""
 
     @property
     @abstractmethod
@@ -62,7 +62,7 @@ class ImageTask(Task):
 
     @property
     def seen(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the graph takes."""
+        """Channels, height and width of the graph's input."""
         document = self.transform
         return document.get("channels", COLOURS), document["height"], document["width"]
 
@@ -73,11 +73,12 @@ class ImageTask(Task):
 
     @abstractmethod
     def default_samples(self) -> list[Sample]:
-        """The images for want of the user's own."""
+        """The images to use when the user gives none."""
 
     @abstractmethod
     def original(self, images: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
-        """``pixels``, ``logits`` and ``scores`` of these files, from a process of its own."""
+        """``pixels``, ``logits`` and ``scores`` of these files, from the original in a process of
+        its own."""
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -118,22 +119,22 @@ class ImageTask(Task):
     ) -> list[Check]:
         try:
             graph = Graph(engine, runner)
-        except Exception as error:  # ONNX Runtime raises many kinds
+        except Exception as error:  # the runtimes' errors share no base class
             return [failed("the graph can be loaded", error)]
         return graph_checks(graph, reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        answers, allowed = reference.answers, reference.tolerance
+        answers, tolerance = reference.answers, reference.tolerance
         return [
             self.whose(len(answers["names"])),
-            *spread_lines("logits", answers["logits"], allowed),
-            *label_lines(answers["scores"], reference.metadata["labels"], allowed),
+            *spread_lines("logits", answers["logits"], tolerance),
+            *label_lines(answers["scores"], reference.metadata["labels"], tolerance),
         ]
 
     def few(self, reference: Reference, rows: int) -> Reference:
-        chosen = np.unique(np.linspace(0, len(reference.answers["names"]) - 1, rows).astype(int))
+        indexes = np.unique(np.linspace(0, len(reference.answers["names"]) - 1, rows).astype(int))
         answers = {
-            name: values if name.endswith("_noise") else values[chosen]
+            name: values if name.endswith("_noise") else values[indexes]
             for name, values in reference.answers.items()
         }
         return replace(reference, answers=answers)
@@ -148,11 +149,11 @@ class ImageTask(Task):
         return lambda feed: self.module(torch.from_numpy(feed["pixels"]))
 
     def golden(self, reference: Reference) -> Golden:
-        """The small image that the original is surest of, with its label if that is clear."""
-        images, scores = case_images(reference), np.sort(reference.answers["scores"], axis=1)
+        """The small image that the original is surest of, with its label if that leads clearly."""
+        images, scores = sample_images(reference), np.sort(reference.answers["scores"], axis=1)
         margins = scores[:, -1] - scores[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
-        small = [row for row, each in enumerate(images) if len(each) <= GOLDEN_LIMIT_BYTES]
-        row = max(small, key=lambda each: margins[each])
+        small = [row for row, image in enumerate(images) if len(image) <= GOLDEN_LIMIT_BYTES]
+        row = max(small, key=lambda candidate: margins[candidate])
         tolerance = max(GOLDEN_TOLERANCE, reference.tolerance.difference)
         expect: dict[str, list[Any]] = {"score": [float(scores[row, -1])]}
         if margins[row] > 2 * tolerance:
@@ -162,26 +163,26 @@ class ImageTask(Task):
         return Golden({"image": image}, expect, tolerance)
 
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
-        return served_checks(address, reference, case_images(reference))
+        return served_checks(address, reference, sample_images(reference))
 
 
-def case_images(reference: Reference) -> list[bytes]:
-    """The files of the samples, in the order of the arrays of ``reference.answers``."""
+def sample_images(reference: Reference) -> list[bytes]:
+    """The contents of the sample files, in the order of the arrays of ``reference.answers``."""
     folder = reference.folder / SAMPLES
     return [(folder / str(row)).read_bytes() for row in range(len(reference.answers["names"]))]
 
 
 def _written(samples: Sequence[Sample], folder: Path) -> list[Path]:
-    """The files that the original is asked about; those that are served are in ``folder/samples``,
-    by their number: a user's file may have any name."""
-    shown = []
-    for kind in (SAMPLES, "asked"):
-        (folder / kind).mkdir()
+    """Write the samples and return the files for the original. Those for the served pipeline are in
+    ``folder/samples``, named by number, since a user's file may have any name."""
+    paths = []
+    for folder_name in (SAMPLES, REFERENCE_DATA):
+        (folder / folder_name).mkdir()
     for row, sample in enumerate(samples):
         path = folder / SAMPLES / str(row)
         path.write_bytes(sample.data)
-        if sample.asked:
-            path = folder / "asked" / str(row)
-            path.write_bytes(sample.asked)
-        shown.append(path)
-    return shown
+        if sample.reference_data:
+            path = folder / REFERENCE_DATA / str(row)
+            path.write_bytes(sample.reference_data)
+        paths.append(path)
+    return paths

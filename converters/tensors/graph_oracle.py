@@ -1,9 +1,9 @@
-"""What an executor that shares nothing with ONNX Runtime answers, in a process of its own.
+"""Run a graph with an executor that shares nothing with ONNX Runtime, in a process of its own.
 
     python -m converters.tensors.graph_oracle MODEL ROWS.npz ANSWERS.npz
 
 That is onnx's own reference evaluator. Where it lacks an operator, or takes too long, ONNX Runtime
-answers with every optimisation off, and the proof says so.
+runs the graph with every optimisation off, and the proof says so.
 """
 
 import sys
@@ -20,58 +20,60 @@ from converters.runner import NO_SPINNING
 from converters.sources.tensor_source import Group, ReferenceOutputs
 from converters.tensors.graph_probe import limit_memory, reason_of
 from converters.tensors.group_files import pack_groups, unpack_groups
-from converters.tensors.proof import as_fed, as_kept, doubled, joined, single_rows
+from converters.tensors.proof import doubled, from_runtime, joined, single_rows, to_feed
 
-# onnx/onnx#7805: LRN sums over another window (1.23); ONNX Runtime and torch agree.
 REFERENCE = "onnx.reference"
-WRONG_THERE = {"LRN"}
+# onnx/onnx#7805: LRN sums over another window (1.23); ONNX Runtime and torch agree.
+MISCOMPUTED = {"LRN"}
 PATIENCE_S = 3.0  # for one row
-EXACT = 8  # rows of a group that are asked in FP64 as well: it is slow
-Answer = Callable[[Group], dict[str, np.ndarray]]
+EXACT_ROWS = 8  # rows of a group that also run in FP64, which is slow
+Executor = Callable[[Group], dict[str, np.ndarray]]
 
 
 def ask_reference(path: Path, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-    """The answers to each group, asked about one row at a time."""
-    questions = folder / "rows.npz"
-    np.savez(questions, **pack_groups(groups, "in"))
-    answers = folder / "reference.npz"
-    reported = ask("converters.tensors.graph_oracle", path, questions, answers=answers)
+    """The oracle's outputs for each group, one row at a time."""
+    rows_file = folder / "rows.npz"
+    np.savez(rows_file, **pack_groups(groups, "in"))
+    answers_file = folder / "reference.npz"
+    reported = ask("converters.tensors.graph_oracle", path, rows_file, answers=answers_file)
     outputs, noise = (unpack_groups(reported, part) for part in ("out", "noise"))
     return ReferenceOutputs(outputs, str(reported["oracle"]), noise)
 
 
-def main(model: str, questions: str, answers: str) -> None:
+def main(model: str, rows_file: str, target: str) -> None:
     limit_memory(model)
-    with np.load(questions) as stored:
+    with np.load(rows_file) as stored:
         groups = unpack_groups(stored, "in")
-    answer, oracle = _reference(model, groups[0])
-    if answer is None:
-        answer, oracle = _unoptimised(model), "ONNX Runtime without optimisation"
+    executor, oracle = _reference(model, groups[0])
+    if executor is None:
+        executor, oracle = _unoptimised(model), "ONNX Runtime without optimisation"
     try:
-        outputs = [joined([answer(row) for row in single_rows(group)]) for group in groups]
+        outputs = [joined([executor(row) for row in single_rows(group)]) for group in groups]
     except Exception as error:  # ONNX Runtime's errors share no base class
         sys.exit(
-            f"{oracle} fails on a sample ({reason_of(error)}): mend the graph, or give --samples "
+            f"{oracle} fails on a sample ({reason_of(error)}): fix the graph, or give --samples "
             "that it takes"
         )
-    _require_a_row_each(groups, outputs)
+    _require_one_row_each(groups, outputs)
     _require_no_past(model, oracle, groups, outputs)
     if oracle == REFERENCE:
-        noise = [_noise(model, *each) for each in zip(groups, outputs, strict=True)]
+        noise = [
+            _noise(model, group, reported) for group, reported in zip(groups, outputs, strict=True)
+        ]
     else:
         noise = [{} for _ in groups]
     arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
-    np.savez(answers, oracle=np.array(oracle), **arrays)
+    np.savez(target, oracle=np.array(oracle), **arrays)
 
 
-def _require_a_row_each(groups: Sequence[Group], reported: Sequence[Group]) -> None:
-    """Ends the process where an output has not one row for each row that it was asked about."""
+def _require_one_row_each(groups: Sequence[Group], reported: Sequence[Group]) -> None:
+    """End the process where an output does not have one row for each row of the inputs."""
     for group, outputs in zip(groups, reported, strict=True):
         rows = len(next(iter(group.values())))
         for name, values in outputs.items():
             if len(values) != rows:
                 sys.exit(
-                    f"output {name!r} has {len(values)} rows for {rows} samples, asked one at a "
+                    f"output {name!r} has {len(values)} rows for {rows} samples, run one at a "
                     "time: its first axis must be the batch's, one row for each row of the inputs. "
                     "Export it without the operator that adds or drops rows (Unique, NonZero, "
                     "Compress, NonMaxSuppression)"
@@ -79,8 +81,12 @@ def _require_a_row_each(groups: Sequence[Group], reported: Sequence[Group]) -> N
 
 
 def _noise(model: str, group: Group, reported: Group) -> dict[str, np.ndarray]:
-    """What FP32 rounds off of each output FP32: the same graph in FP64."""
-    floats = {n: each for n, each in reported.items() if each.dtype == np.float32 and each.size}
+    """What FP32 rounds off each FP32 output, measured with the same graph in FP64."""
+    floats = {
+        name: values
+        for name, values in reported.items()
+        if values.dtype == np.float32 and values.size
+    }
     if not floats:
         return {}
 
@@ -89,15 +95,15 @@ def _noise(model: str, group: Group, reported: Group) -> dict[str, np.ndarray]:
 
         evaluator = ReferenceEvaluator(in_double(model))
         rows = list(single_rows(group))
-        answers = [evaluator.run(None, as_fed(doubled(rows[place]))) for place in positions]
-        return joined([_named(evaluator.output_names, each) for each in answers])
+        outputs = [evaluator.run(None, to_feed(doubled(rows[position]))) for position in positions]
+        return joined([_named(evaluator.output_names, values) for values in outputs])
 
-    noise = fp32_noise(floats, exact, EXACT)
+    noise = fp32_noise(floats, exact, EXACT_ROWS)
     return {name: noise[f"{name}_noise"] for name in floats}
 
 
 def in_double(model: str) -> Any:
-    """The graph with FP64 wherever it has FP32: for onnx's evaluator, which asks no types."""
+    """The graph with FP64 wherever it has FP32, for onnx's evaluator, which checks no types."""
     import onnx
     from onnx import TensorProto, numpy_helper
 
@@ -118,9 +124,9 @@ def in_double(model: str) -> Any:
     def widen_graph(graph: onnx.GraphProto) -> None:
         for tensor in graph.initializer:
             widen(tensor)
-        for port in (*graph.input, *graph.output):
-            if port.type.tensor_type.elem_type == TensorProto.FLOAT:
-                port.type.tensor_type.elem_type = TensorProto.DOUBLE
+        for tensor_info in (*graph.input, *graph.output):
+            if tensor_info.type.tensor_type.elem_type == TensorProto.FLOAT:
+                tensor_info.type.tensor_type.elem_type = TensorProto.DOUBLE
         widen_nodes(graph.node)
 
     loaded = onnx.load(model)
@@ -133,49 +139,50 @@ def in_double(model: str) -> Any:
 def _require_no_past(
     model: str, oracle: str, groups: Sequence[Group], reported: Sequence[Group]
 ) -> None:
-    """The same once more, from a fresh executor and in reverse."""
-    answer = _evaluated(model) if oracle == REFERENCE else _unoptimised(model)
+    """Run some rows again with a fresh executor and in reverse, and end the process where the
+    outputs depend on either."""
+    executor = _evaluated(model) if oracle == REFERENCE else _unoptimised(model)
     for group, outputs in zip(groups, reported, strict=True):
         rows = list(single_rows(group))
         labels = [f"sample {row}" for row in range(len(rows))]
-        again = joined([answer(rows[place]) for place in places_again(len(rows))])
-        for name, first in outputs.items():
-            require_same_again(name, first, again[name], labels)
+        again = joined([executor(rows[position]) for position in places_again(len(rows))])
+        for name, values in outputs.items():
+            require_same_again(name, values, again[name], labels)
 
 
-def _evaluated(model: str) -> Answer:
+def _evaluated(model: str) -> Executor:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(model)
-    return lambda row: _named(evaluator.output_names, evaluator.run(None, as_fed(row)))
+    return lambda row: _named(evaluator.output_names, evaluator.run(None, to_feed(row)))
 
 
-def _reference(model: str, group: Group) -> tuple[Answer | None, str]:
-    """onnx's evaluator, if it can answer to the first row, and in time."""
+def _reference(model: str, group: Group) -> tuple[Executor | None, str]:
+    """onnx's evaluator, if it computes the first row in time; else None and the reason."""
     first = next(single_rows(group))
-    wrong = _known_to_be_wrong(model)
-    if wrong:
-        return None, f"none ({wrong})"
+    miscomputed = _miscomputed_operators(model)
+    if miscomputed:
+        return None, f"none ({miscomputed})"
     try:
-        answer = _evaluated(model)
+        executor = _evaluated(model)
         started = time.monotonic()
-        answer(first)
-    except Exception as error:  # it raises whatever Python does
+        executor(first)
+    except Exception as error:  # it may raise any Python error
         return None, f"none ({error})"
     if time.monotonic() - started > PATIENCE_S:
         return None, "none (too slow)"
-    return answer, REFERENCE
+    return executor, REFERENCE
 
 
-def _known_to_be_wrong(model: str) -> str:
-    """An operator that onnx's evaluator computes otherwise than its own specification."""
+def _miscomputed_operators(model: str) -> str:
+    """The operators in the graph that onnx's evaluator computes against onnx's specification."""
     import onnx
 
-    kinds = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
-    return ", ".join(sorted(kinds & WRONG_THERE))
+    operators = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
+    return ", ".join(sorted(operators & MISCOMPUTED))
 
 
-def _unoptimised(model: str) -> Answer:
+def _unoptimised(model: str) -> Executor:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -184,12 +191,13 @@ def _unoptimised(model: str) -> Answer:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_outputs()]
-    return lambda row: _named(names, session.run(names, as_fed(row)))
+    return lambda row: _named(names, session.run(names, to_feed(row)))
 
 
 def _named(names: Sequence[str], values: Any) -> dict[str, np.ndarray]:
     return {
-        str(name): as_kept(np.asarray(value)) for name, value in zip(names, values, strict=True)
+        str(name): from_runtime(np.asarray(value))
+        for name, value in zip(names, values, strict=True)
     }
 
 

@@ -1,8 +1,9 @@
-"""Load an ONNX graph in a process of its own, under a memory limit, and say what it takes.
+"""Load an ONNX graph in a process of its own, under a memory limit, and print its inputs and
+outputs.
 
     python -m converters.tensors.graph_probe MODEL
 
-A graph can be small and ask for a terabyte, or crash the runtime: then only this process dies.
+A small graph can allocate a terabyte, or crash the runtime: then only this process dies.
 """
 
 import json
@@ -22,7 +23,7 @@ from converters.offline import OFFLINE
 from converters.sources.tensor_source import TensorInfo
 
 TIMEOUT_S = 300.0
-# Address space: the runtime itself maps about 2 GB, and the constants are folded into copies.
+# Address space: the runtime itself maps about 2 GB, and constant folding makes copies.
 MEMORY_BYTES = 8 * 1024**3
 REFUSED = 3
 V2_TYPES = {
@@ -44,43 +45,45 @@ V2_TYPES = {
 
 def probe(graph: Path, path: Path) -> dict[str, Any]:
     """``inputs`` and ``outputs`` as ``TensorInfo.metadata``, ``ids`` as ``id_counts``;
-    SourceRefused says
-    why the ``graph`` made of the file ``path`` (the same, mostly) cannot be served."""
+    SourceRefused says why the ``graph`` cannot be served. ``path`` is the user's file that it was
+    made from (mostly the same one), which errors name."""
     command = [sys.executable, "-m", "converters.tensors.graph_probe", str(graph)]
     try:
         run = subprocess.run(
             command, capture_output=True, text=True, env=OFFLINE, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise SourceRefused(f"{path} takes over {TIMEOUT_S:.0f} s to load: it is refused") from None
+        raise SourceRefused(
+            f"{path} takes over {TIMEOUT_S:.0f} s to load: export a smaller graph"
+        ) from None
     if run.returncode == 0:
         return dict(json.loads(run.stdout))
     if run.returncode == REFUSED:
         raise SourceRefused(f"{path}: {run.stderr.strip().splitlines()[-1]}")
     raise SourceRefused(
-        f"{path} broke ONNX Runtime while it was loaded (it wants too much memory, or is "
-        "malformed): check the graph with onnx.checker"
+        f"{path} crashed ONNX Runtime while loading (it needs too much memory, or is malformed): "
+        "check the graph with onnx.checker"
     )
 
 
-def ports(session: Any) -> dict[str, list[dict[str, Any]]]:
-    """What the graph takes and gives; ValueError with cause and remedy when Triton cannot serve
-    it."""
+def signature_of(session: Any) -> dict[str, list[dict[str, Any]]]:
+    """The graph's ``inputs`` and ``outputs`` as ``TensorInfo.metadata``; ValueError with cause and
+    remedy when Triton cannot serve them."""
     return {
-        "inputs": [_port(node, "input").metadata() for node in session.get_inputs()],
-        "outputs": [_port(node, "output").metadata() for node in session.get_outputs()],
+        "inputs": [_tensor_info(node, "input").metadata() for node in session.get_inputs()],
+        "outputs": [_tensor_info(node, "output").metadata() for node in session.get_outputs()],
     }
 
 
-def _port(node: Any, side: str) -> TensorInfo:
+def _tensor_info(node: Any, side: str) -> TensorInfo:
     if not node.type.startswith("tensor("):
         raise ValueError(
-            f"{side} {node.name!r} is a {node.type}, and Triton carries only tensors: export "
-            "without it (skl2onnx: options={'zipmap': False})"
+            f"{side} {node.name!r} is a {node.type}, and Triton serves only tensors: export the "
+            "model without it (skl2onnx: options={'zipmap': False})"
         )
     if node.type not in V2_TYPES:
         raise ValueError(
-            f"{side} {node.name!r} holds {node.type}, which Triton cannot carry: cast it inside "
+            f"{side} {node.name!r} is a {node.type}, which Triton cannot serve: cast it inside "
             "the graph, from or to FP32"
         )
     if not node.shape:
@@ -101,7 +104,7 @@ def _port(node: Any, side: str) -> TensorInfo:
 
 
 def reason_of(error: Exception) -> str:
-    """ONNX Runtime's own words, without the paths of its sources."""
+    """ONNX Runtime's message without its prefixes and source paths."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"^Load model from \S+ failed:", "", text)
@@ -112,8 +115,8 @@ def reason_of(error: Exception) -> str:
 _REMEDIES = (
     (
         r"is not a registered function/op",
-        "Operators of a library of your own are never loaded: export it without, as standard "
-        "operators or as a function within the file",
+        "Custom operator libraries are never loaded: export it without them, with standard "
+        "operators or with a function inside the file",
     ),
     (r"locale", "Install that locale, or export the operator with another"),
     (r"(?i)allocat|bad_alloc", "It needs more memory than there is: export it with smaller axes"),
@@ -124,13 +127,13 @@ _REMEDIES = (
     ),
     (
         r"",
-        "It was written wrongly or is damaged: onnx.checker.check_model says more; export it again",
+        "The file is invalid or damaged: onnx.checker.check_model says more; export it again",
     ),
 )
 
 
 def limit_memory(path: str) -> None:
-    """What this process may map from now on: room for the model in ``path``, several times over."""
+    """Limit this process's address space, with room for several copies of the model ``path``."""
     files = [file for file in Path(path).parent.iterdir() if file.is_file()]
     limit = MEMORY_BYTES + 6 * sum(min(file.stat().st_size, 2 * 1024**3) for file in files)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -145,8 +148,8 @@ def main(path: str) -> None:
     options.intra_op_num_threads = 1
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        found = ports(session)
-        print(json.dumps({**found, "ids": _ids(session, found["inputs"])}))  # noqa: T201
+        signature = signature_of(session)
+        print(json.dumps({**signature, "ids": _ids(session, signature["inputs"])}))  # noqa: T201
     except ValueError as error:
         _refuse(str(error))
     except Exception as error:  # ONNX Runtime's errors share no base class
@@ -157,32 +160,32 @@ def main(path: str) -> None:
 
 
 def remedy(text: str) -> str:
-    """What to do about a graph that ONNX Runtime refuses with these words."""
-    return next(todo for said, todo in _REMEDIES if re.search(said, text))
+    """What to do about a graph that ONNX Runtime refuses with this message."""
+    return next(advice for pattern, advice in _REMEDIES if re.search(pattern, text))
 
 
 def _ids(session: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``id_counts`` of the graph, asked with made-up rows; {} when it takes none of them."""
+    """``id_counts`` of the graph, measured with made-up rows; {} when it takes none of them."""
     from converters.tensors.ids import id_counts
-    from converters.tensors.proof import as_fed
+    from converters.tensors.proof import to_feed
     from converters.tensors.samples import made_up
 
-    ports_in = [TensorInfo.from_facts(each) for each in inputs]
-    (*_, group) = made_up(ports_in)
+    tensors = [TensorInfo.from_facts(metadata) for metadata in inputs]
+    (*_, group) = made_up(tensors)
     row = {
-        name: np.zeros_like(each[:1]) if each.dtype.kind in "iu" else each[:1]
-        for name, each in group.items()
+        name: np.zeros_like(values[:1]) if values.dtype.kind in "iu" else values[:1]
+        for name, values in group.items()
     }
-    counts = id_counts(lambda feed: session.run(None, as_fed(feed)), row)
-    # An open axis was tried at one length, and any other has the same limit.
-    opened = {port.name for port in ports_in if -1 in port.dims}
-    return {
-        name: int(np.max(each))
-        if name in opened and (each == each.flat[0]).all()
-        else each.tolist()
-        for name, each in counts.items()
-        if name not in opened or (each == each.flat[0]).all()
-    }
+    counts = id_counts(lambda feed: session.run(None, to_feed(feed)), row)
+    open_inputs = {tensor.name for tensor in tensors if -1 in tensor.dims}
+    ids: dict[str, Any] = {}
+    for name, count in counts.items():
+        if name not in open_inputs:
+            ids[name] = count.tolist()
+        # An open axis was tried at one length: only one limit for all holds at any other.
+        elif (count == count.flat[0]).all():
+            ids[name] = int(np.max(count))
+    return ids
 
 
 def _refuse(reason: str) -> None:

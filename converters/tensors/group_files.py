@@ -1,4 +1,4 @@
-"""Groups of rows as one ``.npz``, for the oracles' processes and for a Reference."""
+"""Groups of rows in one ``.npz``, for the oracles' processes and for a Reference."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,25 +6,25 @@ import numpy as np
 
 
 def pack_groups(groups: Sequence[Mapping[str, np.ndarray]], prefix: str) -> dict[str, np.ndarray]:
-    """Numbered arrays, and their names: any text may be a tensor's name."""
+    """Numbered arrays, and an array of their names, since a tensor's name may be any text."""
     names = list(groups[0]) if groups else []
     arrays = {
-        f"{prefix}{place}.{index}": group[name]
-        for place, group in enumerate(groups)
+        f"{prefix}{group_index}.{index}": group[name]
+        for group_index, group in enumerate(groups)
         for index, name in enumerate(names)
     }
     return {**arrays, f"{prefix}names": np.array(names, dtype=np.str_)}
 
 
 def unpack_groups(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
-    """What ``pack_groups`` was given."""
+    """The groups that ``pack_groups`` packed under this prefix."""
     names = [str(name) for name in arrays[f"{prefix}names"]]
     groups: list[dict[str, np.ndarray]] = []
     if not names:
         return groups
     while f"{prefix}{len(groups)}.0" in arrays:
-        place = len(groups)
+        group_index = len(groups)
         groups.append(
-            {name: arrays[f"{prefix}{place}.{index}"] for index, name in enumerate(names)}
+            {name: arrays[f"{prefix}{group_index}.{index}"] for index, name in enumerate(names)}
         )
     return groups

@@ -30,38 +30,38 @@ BATCH_SIZES = (1, 2, 32)
 
 
 class TensorGraph:
-    """The engine, opened by ``runner``. ``metadata`` are the task's."""
+    """The engine, opened by ``runner``. ``metadata`` is the task's."""
 
     def __init__(
         self, engine: Path, metadata: Mapping[str, Any], runner: OpenRunner = onnx_runner
     ) -> None:
         self._session = runner(engine)
-        self.outputs = [TensorInfo.from_facts(each) for each in metadata["outputs"]]
+        self.outputs = [TensorInfo.from_facts(output) for output in metadata["outputs"]]
 
     def run(self, group: Group) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group at once."""
-        names = [port.name for port in self.outputs]
-        answers = self._session.run(names, as_fed(group))
-        return {name: as_kept(values) for name, values in zip(names, answers, strict=True)}
+        names = [tensor.name for tensor in self.outputs]
+        outputs = self._session.run(names, to_feed(group))
+        return {name: from_runtime(values) for name, values in zip(names, outputs, strict=True)}
 
     def alone(self, group: Group) -> dict[str, np.ndarray]:
-        """The same, one row at a time."""
+        """The outputs for all rows of a group, one row at a time."""
         return joined([self.run(row) for row in single_rows(group)])
 
 
-def as_fed(group: Group) -> dict[str, np.ndarray]:
-    """As ONNX Runtime takes it: texts are objects."""
+def to_feed(group: Group) -> dict[str, np.ndarray]:
+    """The group as ONNX Runtime takes it: texts as object arrays."""
     return {
         name: values.astype(object) if values.dtype.kind == "U" else values
         for name, values in group.items()
     }
 
 
-def as_kept(values: np.ndarray) -> np.ndarray:
-    """Without objects: texts as NumPy has them."""
+def from_runtime(values: np.ndarray) -> np.ndarray:
+    """An output of ONNX Runtime, object arrays turned into NumPy's Unicode."""
     if values.dtype != object:
         return values
-    texts = [each.decode() if isinstance(each, bytes) else str(each) for each in values.flat]
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in values.flat]
     return np.array(texts, dtype=np.str_).reshape(values.shape)
 
 
@@ -73,28 +73,29 @@ def single_rows(group: Group, size: int = 1) -> Iterator[dict[str, np.ndarray]]:
 
 
 def doubled(group: Group) -> dict[str, np.ndarray]:
-    """The group with FP64 for FP32."""
+    """The group with FP64 instead of FP32."""
     return {
         name: values.astype(np.float64) if values.dtype == np.float32 else values
         for name, values in group.items()
     }
 
 
-def joined(answers: Sequence[Group]) -> dict[str, np.ndarray]:
-    """Batches put together again; ValueError when their rows have unlike shapes."""
-    return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
+def joined(batches: Sequence[Group]) -> dict[str, np.ndarray]:
+    """Concatenate batches; ValueError when their rows have different shapes."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
-    """Every check of the graph, for each group of rows."""
+    """All checks of the graph, for each group of rows."""
     oracle, checks = str(reference.answers["oracle"]), []
-    parts = case_groups(reference)
-    for group, original, noise in parts:
-        where = f"parity with {oracle}{shape_note(group, len(parts))}"
+    groups = reference_groups(reference)
+    for group, original, noise in groups:
+        note = shape_note(group, len(groups))
+        title = f"parity with {oracle}{note}"
         alone, together = graph.alone(group), graph.run(group)
         checks += [
-            *parity(where, alone, original, noise, reference),
-            *_self_test(where, original, noise, reference),
+            *parity(title, alone, original, noise, reference),
+            *_self_test(title, note, original, noise, reference),
             *invariance("batch invariance", together, alone, reference.tolerance.invariance, noise),
             *invariance("determinism", graph.run(group), together, 0.0),
             _dynamic_batch(graph, group),
@@ -103,77 +104,80 @@ def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
 
 
 def parity_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
-    """The checks of parity alone."""
+    """Only the checks of parity."""
     checks: list[Check] = []
-    for group, original, noise in case_groups(reference):
+    for group, original, noise in reference_groups(reference):
         checks += parity("parity", graph.alone(group), original, noise, reference)
     return checks
 
 
-def case_groups(reference: Reference) -> list[tuple[Group, Group, Group]]:
-    """Of each group of rows the inputs, the original's outputs, and what FP32 rounds off of them
+def reference_groups(reference: Reference) -> list[tuple[Group, Group, Group]]:
+    """For each group of rows: the inputs, the original's outputs, and what FP32 rounds off these
     (``ReferenceOutputs.noise``)."""
-    given, reported = (unpack_groups(reference.answers, part) for part in ("in", "out"))
-    noise = unpack_groups(reference.answers, "noise") or [{} for _ in reported]
-    return list(zip(given, reported, noise, strict=True))
+    inputs, outputs = (unpack_groups(reference.answers, part) for part in ("in", "out"))
+    noise = unpack_groups(reference.answers, "noise") or [{} for _ in outputs]
+    return list(zip(inputs, outputs, noise, strict=True))
 
 
-def _self_test(where: str, original: Group, noise: Group, reference: Reference) -> list[Check]:
-    """Faults planted into each output of floats, and into it alone."""
+def _self_test(
+    title: str, note: str, original: Group, noise: Group, reference: Reference
+) -> list[Check]:
+    """Checks that parity sees faults planted in each floating-point output, one at a time."""
     return [
         check
-        for name, wanted in original.items()
-        if wanted.dtype.kind == "f" and wanted.size
+        for name, expected in original.items()
+        if expected.dtype.kind == "f" and expected.size
         for check in answers_self_test(
-            lambda answers, name=name: parity(  # type: ignore[misc]
-                where, {name: answers}, {name: original[name]}, noise, reference
+            lambda faulty, name=name: parity(  # type: ignore[misc]
+                title, {name: faulty}, {name: original[name]}, noise, reference
             ),
-            wanted,
-            function_of(wanted),
-            f"{name}{where.partition(' at ')[1]}{where.partition(' at ')[2]}",
+            expected,
+            function_of(expected),
+            f"{name}{note}",
         )
     ]
 
 
 def outputs_closeness(graph: TensorGraph, reference: Reference) -> Closeness:
-    """Every row alone, relative to the original's numbers; the worst of all FP outputs. Agreement
-    is the same largest element of outputs [n, classes], over all rows."""
-    views = []
+    """Closeness of the outputs, one row at a time and relative to how much the original's numbers
+    vary: the worst of all floating-point outputs. Agreement is the share of rows with the same
+    largest element."""
+    results = []
     originals = unpack_groups(reference.answers, "out")
     for group, original in zip(unpack_groups(reference.answers, "in"), originals, strict=True):
         alone = graph.alone(group)
-        for name, wanted in original.items():
-            if wanted.dtype.kind == "f" and wanted.size:
-                got, theirs = (each.reshape(len(wanted), -1) for each in (alone[name], wanted))
-                same = same_largest(got, theirs) if theirs.shape[1] > 1 else 1.0
-                views.append(closeness(got, theirs, same, relative=True))
+        for name, expected in original.items():
+            if expected.dtype.kind == "f" and expected.size:
+                actual = alone[name].reshape(len(expected), -1)
+                target = expected.reshape(len(expected), -1)
+                agreement = same_largest(actual, target) if target.shape[1] > 1 else 1.0
+                results.append(closeness(actual, target, agreement, relative=True))
     # Without a float there is nothing that rounding could change.
-    return worst_of(views) if views else Closeness(0.0, 0.0, 1.0, 1.0, 1.0)
+    return worst_of(results) if results else Closeness(0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def shape_note(group: Group, groups: int) -> str:
-    """Which group it is, where there are several."""
+    """`` at NAME[shape]``, to tell groups apart; "" where there is only one."""
     if groups == 1:
         return ""
     return " at " + ", ".join(f"{name}{list(values.shape[1:])}" for name, values in group.items())
 
 
 def parity(
-    where: str, got: Group, original: Group, noise: Group, reference: Reference
+    title: str, actual: Group, original: Group, noise: Group, reference: Reference
 ) -> list[Check]:
-    """Every output against the original's, row by row."""
+    """Compare every output with the original's, row by row."""
     checks: list[Check] = []
-    for name, wanted in original.items():
-        mine = beyond_noise(got[name], wanted, noise.get(name))
-        labels = row_labels(name, len(wanted))
-        if wanted.dtype.kind != "f" or mine.shape != wanted.shape or not wanted.size:
+    for name, expected in original.items():
+        values = beyond_noise(actual[name], expected, noise.get(name))
+        labels = row_labels(name, len(expected))
+        if expected.dtype.kind != "f" or values.shape != expected.shape or not expected.size:
             shares = reference.tolerance.shares
-            checks += relative_checks(f"{where}: {name}", mine, wanted, shares, labels)
+            checks += relative_checks(f"{title}: {name}", values, expected, shares, labels)
             continue
-        flat = mine.reshape(len(mine), -1), wanted.reshape(len(wanted), -1)
-        title = f"{where}: {name}"
+        flat = values.reshape(len(values), -1), expected.reshape(len(expected), -1)
         checks += score_spread_checks(
-            title, *flat, function_of(wanted), reference.tolerance.shares, labels
+            f"{title}: {name}", *flat, function_of(expected), reference.tolerance.shares, labels
         )
         checks += _cosine(name, *flat, reference)
         checks += _decisions(name, *flat, reference, labels)
@@ -181,8 +185,8 @@ def parity(
 
 
 def function_of(original: np.ndarray) -> str:
-    """What an output FP [n, ...] is by its numbers: ``softmax`` (each row [classes] adds up to 1),
-    ``sigmoid`` (all lie between 0 and 1) or ``none``."""
+    """What function a floating-point output [n, ...] seems to come from: ``softmax`` (each row
+    [classes] adds up to 1), ``sigmoid`` (all numbers are between 0 and 1) or ``none``."""
     inside = original.min() >= 0 and original.max() <= 1
     if not inside or np.isin(original, (0, 1)).all():
         return "none"
@@ -194,85 +198,92 @@ def function_of(original: np.ndarray) -> str:
 
 
 def _decisions(
-    name: str, got: np.ndarray, wanted: np.ndarray, reference: Reference, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, reference: Reference, labels: Sequence[str]
 ) -> list[Check]:
-    """The same largest element of an output [n, classes], and the same side of 0.5 of one that is a
-    probability, where the original's lead is clear; probabilities also within the limits that a
-    classifier's have."""
-    allowed, checks = reference.tolerance, []
-    function = function_of(wanted)
+    """The same largest element of an output [n, classes], and the same side of 0.5 for a single
+    probability, where the original's lead is clear; probabilities also within a classifier's
+    tolerance."""
+    tolerance, checks = reference.tolerance, []
+    function = function_of(expected)
     if function != "none":
         title = f"probabilities {name}: largest difference"
-        checks.append(worst_difference(title, got, wanted, allowed.difference, labels))
-    if function == "sigmoid" and wanted.shape[1] == 1:
-        mine, theirs = (np.concatenate([1 - each, each], axis=1) for each in (got, wanted))
+        checks.append(worst_difference(title, actual, expected, tolerance.difference, labels))
+    if function == "sigmoid" and expected.shape[1] == 1:
+        pair, expected_pair = (
+            np.concatenate([1 - scores, scores], axis=1) for scores in (actual, expected)
+        )
         title = f"task: same side of 0.5 of {name}"
-        checks.append(same_decision(title, mine, theirs, allowed, labels))
-    if wanted.shape[1] > 1 and len(wanted.shape) == 2 and _rank(reference, name) == 1:
-        checks.append(same_largest_check(name, got, wanted, allowed, labels))
+        checks.append(same_decision(title, pair, expected_pair, tolerance, labels))
+    if expected.shape[1] > 1 and len(expected.shape) == 2 and _rank(reference, name) == 1:
+        checks.append(same_largest_check(name, actual, expected, tolerance, labels))
     return checks
 
 
 def _rank(reference: Reference, name: str) -> int:
-    return next(len(each["dims"]) for each in reference.metadata["outputs"] if each["name"] == name)
+    return next(
+        len(output["dims"]) for output in reference.metadata["outputs"] if output["name"] == name
+    )
 
 
 def same_largest_check(
-    name: str, got: np.ndarray, wanted: np.ndarray, allowed: Tolerance, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, tolerance: Tolerance, labels: Sequence[str]
 ) -> Check:
-    """Logits have no scale of their own: a lead is clear beyond twice the share of their spread
-    that may be error."""
-    spread = spread_of(wanted)
-    margin = 2 * allowed.shares.lost * float(np.sqrt((spread.size**2).mean()))
-    clear = decided(wanted, margin + 2 * float(spread.floor.max()))
-    flipped = ~same_best(got, wanted) & clear
+    """The share of rows with the original's largest element, of those where it leads clearly.
+    Logits have no scale of their own: a lead is clear beyond twice the share of their spread that
+    may be error."""
+    spread = spread_of(expected)
+    margin = 2 * tolerance.shares.lost * float(np.sqrt((spread.size**2).mean()))
+    clear = decided(expected, margin + 2 * float(spread.floor.max()))
+    flipped = ~same_best(actual, expected) & clear
     worst = labels[int(flipped.argmax())] if flipped.any() else f"{int(clear.sum())} are clear"
     share = 1 - flipped.sum() / max(1, clear.sum())
-    return at_least(f"task: same largest of {name}", share, allowed.agreement, worst)
+    return at_least(f"task: same largest of {name}", share, tolerance.agreement, worst)
 
 
-def _cosine(name: str, got: np.ndarray, wanted: np.ndarray, reference: Reference) -> list[Check]:
-    """The lowest cosine of the rows that have a direction: those longer than what may differ, ten
-    times over. A vector of almost nothing, and a single number, have none."""
-    typical = np.sqrt((spread_of(wanted).size ** 2).mean())
-    noise = 10 * reference.tolerance.shares.lost * typical * np.sqrt(wanted.shape[1])
-    long = np.flatnonzero(np.linalg.norm(wanted.astype(np.float64), axis=1) > noise)
-    if wanted.shape[1] < 2 or not len(long):
+def _cosine(
+    name: str, actual: np.ndarray, expected: np.ndarray, reference: Reference
+) -> list[Check]:
+    """The lowest cosine of the rows that have a direction: those longer than ten times the allowed
+    difference. A vector near zero, and a single number, have none."""
+    typical = np.sqrt((spread_of(expected).size ** 2).mean())
+    noise = 10 * reference.tolerance.shares.lost * typical * np.sqrt(expected.shape[1])
+    long = np.flatnonzero(np.linalg.norm(expected.astype(np.float64), axis=1) > noise)
+    if expected.shape[1] < 2 or not len(long):
         return []
     labels = [f"{name!r} of sample {row}" for row in long]
     limit = reference.tolerance.cosine
-    return [lowest_cosine(f"{name}: lowest cosine", got[long], wanted[long], limit, labels)]
+    return [lowest_cosine(f"{name}: lowest cosine", actual[long], expected[long], limit, labels)]
 
 
 def invariance(
-    what: str, got: Group, wanted: Group, limit: float, noise: Group | None = None
+    title: str, actual: Group, expected: Group, limit: float, noise: Group | None = None
 ) -> list[Check]:
-    """Two runs of the same rows: floats within ``limit``, but for ``noise``; all else equal."""
+    """Two runs of the same rows: floats within ``limit`` beyond their ``noise``, all else equal."""
     checks: list[Check] = []
-    for name, first in wanted.items():
-        labels = row_labels(name, len(first))
-        if first.dtype.kind == "f":
-            mine = beyond_noise(got[name], first, (noise or {}).get(name))
-            checks.append(largest_relative(f"{what}: {name}", mine, first, limit, labels))
+    for name, values in expected.items():
+        labels = row_labels(name, len(values))
+        if values.dtype.kind == "f":
+            denoised = beyond_noise(actual[name], values, (noise or {}).get(name))
+            checks.append(largest_relative(f"{title}: {name}", denoised, values, limit, labels))
         else:
-            checks += relative_checks(f"{what}: {name}", got[name], first, (0, 0), labels)
+            checks += relative_checks(f"{title}: {name}", actual[name], values, (0, 0), labels)
     return checks
 
 
 def row_labels(name: str, rows: int) -> list[str]:
-    """How a check names the rows of an output."""
+    """The names of an output's rows in checks."""
     return [f"{name!r} of sample {row}" for row in range(rows)]
 
 
 def _dynamic_batch(graph: TensorGraph, group: Group) -> Check:
-    wrong, rows = 0, len(next(iter(group.values())))
+    failures, rows = 0, len(next(iter(group.values())))
     for size in BATCH_SIZES:
         positions = np.arange(size) % rows
         try:
-            answers = graph.run({name: values[positions] for name, values in group.items()})
+            outputs = graph.run({name: values[positions] for name, values in group.items()})
         except Exception:  # ONNX Runtime's errors share no base class
-            wrong += 1
+            failures += 1
             continue
-        wrong += any(len(values) != size for values in answers.values())
+        failures += any(len(values) != size for values in outputs.values())
     sizes = ", ".join(map(str, BATCH_SIZES))
-    return at_most(f"dynamic batch {sizes}: sizes that went wrong", wrong, 0)
+    return at_most(f"dynamic batch {sizes}: sizes that went wrong", failures, 0)

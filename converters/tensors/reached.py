@@ -1,5 +1,5 @@
-"""Which parts of a graph the samples never reached: a branch that was never taken, a table's rows
-that were never read. A fault in such a part would pass, so the proof names it."""
+"""Which parts of a graph the samples never reached: branches never taken, table rows never read. A
+fault in such a part would go unseen, so the proof names it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,47 +16,47 @@ SMALLEST_TABLE = 2
 
 
 @dataclass
-class _Seen:
-    """What one tensor held, over all samples."""
+class _Observed:
+    """The values of one tensor over all samples."""
 
     low: float = np.inf
     high: float = -np.inf
     ids: set[int] = field(default_factory=set)
 
-    def add(self, values: np.ndarray, whole: bool) -> None:
+    def add(self, values: np.ndarray, are_ids: bool) -> None:
         if not values.size:
             return
-        self.low, self.high = (
-            min(self.low, float(values.min())),
-            max(self.high, float(values.max())),
-        )
-        if whole:
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+        if are_ids:
             self.ids |= set(np.unique(values).tolist())
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A node whose behaviour turns on the numbers of ``tensor``. ``rows``: of the table that they
-    are read from; ``low`` and ``high``: where its answer bends."""
+    """A node whose behaviour depends on the values of ``tensor``. ``rows``: the size of the table
+    that they index; ``low`` and ``high``: the values below and above which it behaves otherwise."""
 
-    kind: str
+    operator: str
     name: str
     tensor: str
     rows: int = 0
     low: float | None = None
     high: float | None = None
 
-    def missing(self, seen: _Seen) -> Iterator[str]:
-        where = f"{self.kind} {self.name!r}"
+    def unreached(self, observed: _Observed) -> Iterator[str]:
+        """What the ``observed`` values left out, a line each."""
+        node = f"{self.operator} {self.name!r}"
         if self.rows:
-            read = {i % self.rows for i in seen.ids if -self.rows <= i < self.rows}
-            if len(read) < self.rows:
-                yield f"{where}: {self.rows - len(read)} of the {self.rows} rows of its table"
+            in_range = (index for index in observed.ids if -self.rows <= index < self.rows)
+            unread = self.rows - len({index % self.rows for index in in_range})
+            if unread:
+                yield f"{node}: {unread} of the {self.rows} rows of its table"
             return
-        if self.low is not None and not seen.low < self.low:
-            yield f"{where}: no number below {self.low:g}"
-        if self.high is not None and not seen.high > self.high:
-            yield f"{where}: no number above {self.high:g}"
+        if self.low is not None and not observed.low < self.low:
+            yield f"{node}: no number below {self.low:g}"
+        if self.high is not None and not observed.high > self.high:
+            yield f"{node}: no number above {self.high:g}"
 
 
 def unreached(graph: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> list[str]:
@@ -64,16 +64,16 @@ def unreached(graph: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> list[st
     model = onnx.load(graph)
     parts = list(_parts(model.graph))
     names = list(dict.fromkeys(part.tensor for part in parts))
-    seen = {name: _Seen() for name in names}
-    whole = {part.tensor for part in parts if part.rows}
+    observed = {name: _Observed() for name in names}
+    id_tensors = {part.tensor for part in parts if part.rows}
     if names:
-        given = {each.name for each in model.graph.input} | {e.name for e in model.graph.output}
-        asked = [name for name in names if name not in given]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in asked)
-        for values in _run(model, names, feeds):
-            for name, each in values.items():
-                seen[name].add(each, name in whole)
-    lines = [line for part in parts for line in part.missing(seen[part.tensor])]
+        public = {info.name for info in (*model.graph.input, *model.graph.output)}
+        inner_names = [name for name in names if name not in public]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner_names)
+        for tensors in _run(model, names, feeds):
+            for name, values in tensors.items():
+                observed[name].add(values, name in id_tensors)
+    lines = [line for part in parts for line in part.unreached(observed[part.tensor])]
     more = [f"NOT REACHED: {len(lines) - SHOWN} parts more"] if len(lines) > SHOWN else []
     return [f"NOT REACHED: {line}" for line in lines[:SHOWN]] + more
 
@@ -89,26 +89,31 @@ def _run(
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    outside = {each.name for each in session.get_inputs()}
-    inside = [name for name in names if name not in outside]
+    graph_inputs = {node.name for node in session.get_inputs()}
+    inner_names = [name for name in names if name not in graph_inputs]
     for feed in feeds:
-        values = dict(zip(inside, session.run(inside, dict(feed)) if inside else [], strict=True))
-        yield values | {name: feed[name] for name in names if name in outside}
+        values = session.run(inner_names, dict(feed)) if inner_names else []
+        tensors = dict(zip(inner_names, values, strict=True))
+        yield tensors | {name: feed[name] for name in names if name in graph_inputs}
 
 
 def _parts(graph: onnx.GraphProto) -> Iterator[_Part]:
-    constants = {each.name: each for each in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+            constants.update(
+                (node.output[0], attribute.t)
+                for attribute in node.attribute
+                if attribute.name == "value"
+            )
     for node in graph.node:
         name = node.name or (node.output[0] if node.output else "")
         if node.op_type == "Relu":
             yield _Part("Relu", name, node.input[0], low=0.0, high=0.0)
         elif node.op_type == "Clip":
             low, high = (
-                _number(constants, node.input[place]) if len(node.input) > place else None
-                for place in (1, 2)
+                _number(constants, node.input[index]) if len(node.input) > index else None
+                for index in (1, 2)
             )
             yield _Part("Clip", name, node.input[0], low=low, high=high)
         elif node.op_type in ("Where", "If") and node.input[0] not in constants:
@@ -117,7 +122,9 @@ def _parts(graph: onnx.GraphProto) -> Iterator[_Part]:
             yield _Part(node.op_type, name, node.output[0], low=0.5, high=0.5)
         elif node.op_type == "Gather":
             table = constants.get(node.input[0])
-            axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+            axis = next(
+                (attribute.i for attribute in node.attribute if attribute.name == "axis"), 0
+            )
             if table is None or axis >= len(table.dims) or node.input[1] in constants:
                 continue
             if table.dims[axis] >= SMALLEST_TABLE:

@@ -1,4 +1,4 @@
-"""Rows to prove a model of plain tensors on: the user's, or seeded variations of an example."""
+"""Rows to prove a model of plain tensors with: the user's, or seeded variations of an example."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,9 @@ from converters.sources.tensor_source import NUMPY_TYPES, Group, TensorInfo
 from converters.text.sample_files import SAMPLE_LIMIT
 
 ROWS = 24
-# Of the example's own rows so many stay as they are; a table is read by so many more at most.
-OWN_ROWS = 8
-TABLE_ROWS = 256
-LENGTHS = (1, 7, 16)  # of an axis of any length, where nobody said
+UNCHANGED_ROWS = 8  # of the example's own rows
+TABLE_ROWS = 256  # at most, added so that all rows of a table are read
+LENGTHS = (1, 7, 16)  # of an axis of any length, where the user gives no samples
 SEED = 20240229
 
 
@@ -27,7 +26,7 @@ def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Group]:
     if path.suffix != ".npz":
         raise SourceRefused(
             f"{path} is not an .npz with an array for each input "
-            f"({', '.join(port.name for port in inputs)}): write it with "
+            f"({', '.join(tensor.name for tensor in inputs)}): write it with "
             f"numpy.savez('samples.npz', {inputs[0].name}=rows)"
         )
     require_no_bomb(path)
@@ -36,106 +35,109 @@ def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Group]:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise SourceRefused(
-            f"{path} is no .npz of plain arrays ({' '.join(str(error).split())[:160]}): write it "
-            "with numpy.savez"
+            f"{path} is not an .npz of plain arrays ({' '.join(str(error).split())[:160]}): write "
+            "it with numpy.savez"
         ) from error
-    wanted = [port.name for port in inputs]
-    if set(arrays) != set(wanted):
+    expected = [tensor.name for tensor in inputs]
+    if set(arrays) != set(expected):
         raise SourceRefused(
-            f"{path} has the arrays {sorted(arrays)}, and the model takes {sorted(wanted)}"
+            f"{path} has the arrays {sorted(arrays)}, and the model takes {sorted(expected)}"
         )
-    group = {port.name: _fitted(path, port, arrays[port.name]) for port in inputs}
+    group = {tensor.name: _fitted(path, tensor, arrays[tensor.name]) for tensor in inputs}
     rows = {len(values) for values in group.values()}
     if len(rows) > 1 or rows == {0}:
-        raise SourceRefused(f"{path}: its arrays have {sorted(rows)} rows: give as many of each")
+        raise SourceRefused(
+            f"{path}: its arrays have {sorted(rows)} rows: give the same number in each, at least 1"
+        )
     return [{name: values[:SAMPLE_LIMIT] for name, values in group.items()}]
 
 
-def _fitted(path: Path, port: TensorInfo, values: np.ndarray) -> np.ndarray:
-    where = f"{path}: {port.name!r}"
-    fits = values.ndim == len(port.dims) + 1 and all(
-        want in (-1, got) for want, got in zip(port.dims, values.shape[1:], strict=True)
+def _fitted(path: Path, tensor: TensorInfo, values: np.ndarray) -> np.ndarray:
+    subject = f"{path}: {tensor.name!r}"
+    fits = values.ndim == len(tensor.dims) + 1 and all(
+        expected in (-1, actual)
+        for expected, actual in zip(tensor.dims, values.shape[1:], strict=True)
     )
     if not fits:
         raise SourceRefused(
-            f"{where} has shape {list(values.shape)}, and the model takes [n, "
-            f"{', '.join(map(str, port.dims))}]: the first axis is the samples"
+            f"{subject} has shape {list(values.shape)}, and the model takes [n, "
+            f"{', '.join(map(str, tensor.dims))}]: the first axis is the samples"
         )
-    kind = NUMPY_TYPES[port.dtype]
-    if (values.dtype.kind in "US") != (port.dtype == "BYTES"):
-        raise SourceRefused(f"{where} holds {values.dtype}, and the model takes {port.dtype}")
-    # float64 to float32 is what a client does too; 1.5 is no integer.
-    if not np.can_cast(values.dtype, kind, casting="same_kind"):
+    numpy_type = NUMPY_TYPES[tensor.dtype]
+    if (values.dtype.kind in "US") != (tensor.dtype == "BYTES"):
+        raise SourceRefused(f"{subject} holds {values.dtype}, and the model takes {tensor.dtype}")
+    # float64 to float32 is what clients do too; 1.5 is not an integer.
+    if not np.can_cast(values.dtype, numpy_type, casting="same_kind"):
         raise SourceRefused(
-            f"{where} holds {values.dtype}, and the model takes {port.dtype}: convert it with "
-            f".astype('{np.dtype(kind)}')"
+            f"{subject} holds {values.dtype}, and the model takes {tensor.dtype}: convert it with "
+            f".astype('{np.dtype(numpy_type)}')"
         )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise SourceRefused(f"{where} row {_first_odd(values)} is not finite: leave it out")
-    return values.astype(kind)
-
-
-def _first_odd(values: np.ndarray) -> int:
-    return int(np.argwhere(~np.isfinite(values))[0][0])
+        row = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise SourceRefused(f"{subject} row {row} is not finite: leave it out")
+    return values.astype(numpy_type)
 
 
 def whole_tables(groups: Sequence[Group], ids: Mapping[str, np.ndarray]) -> list[Group]:
-    """The groups with ids from all that each input of whole numbers takes (``ids``: ``id_counts``),
-    shuffled, and with as many rows more as it takes to give every id once, at most
-    ``TABLE_ROWS``. The first rows stay as they are."""
+    """The groups with ids from the whole range of each integer input (``ids``: ``id_counts``),
+    shuffled, and with enough more rows to have every id once, at most ``TABLE_ROWS``. The first
+    rows are unchanged."""
     if not ids:
         return list(groups)
     generator = np.random.default_rng(SEED)
-    return [_reading(group, ids, generator) for group in groups]
+    return [_with_all_ids(group, ids, generator) for group in groups]
 
 
-def _reading(
+def _with_all_ids(
     group: Group, ids: Mapping[str, np.ndarray], generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     rows = len(next(iter(group.values())))
-    own = min(rows, OWN_ROWS)
+    kept = min(rows, UNCHANGED_ROWS)
     needed = [_rows_for(counts, group[name][0].size) for name, counts in ids.items()]
-    wanted = max(rows, own + min(TABLE_ROWS, max(needed, default=0)))
-    grown = {name: np.resize(values, (wanted, *values.shape[1:])) for name, values in group.items()}
+    count = max(rows, kept + min(TABLE_ROWS, max(needed, default=0)))
+    grown = {name: np.resize(values, (count, *values.shape[1:])) for name, values in group.items()}
     for name, counts in ids.items():
-        most = np.where(counts > 0, counts - 1, np.iinfo(grown[name].dtype).max)
-        grown[name] = np.minimum(grown[name], most).astype(grown[name].dtype)
-        place = grown[name][own:]
+        largest = np.where(counts > 0, counts - 1, np.iinfo(grown[name].dtype).max)
+        grown[name] = np.minimum(grown[name], largest).astype(grown[name].dtype)
+        added = grown[name][kept:]
         if not counts.ndim:
-            place[:] = _all_over(int(counts), place.size, generator).reshape(place.shape)
+            added[:] = _spread_ids(int(counts), added.size, generator).reshape(added.shape)
             continue
-        for turn, column in enumerate(np.ndindex(counts.shape)):
-            if counts[column]:
-                at, shift = (slice(None), *column), turn / counts.size
-                place[at] = _all_over(int(counts[column]), len(place), generator, shift)
+        for index, position in enumerate(np.ndindex(counts.shape)):
+            if counts[position]:
+                column, shift = (slice(None), *position), index / counts.size
+                added[column] = _spread_ids(int(counts[position]), len(added), generator, shift)
     return grown
 
 
 def _rows_for(counts: np.ndarray, size: int) -> int:
-    """How many rows of ``size`` elements give every id once."""
+    """How many rows of ``size`` elements it takes to have every id once."""
     return int(counts.max()) if counts.ndim else -(-int(counts) // max(1, size))
 
 
-def _all_over(
-    count: int, wanted: int, generator: np.random.Generator, shift: float = 0.0
+def _spread_ids(
+    count: int, length: int, generator: np.random.Generator, shift: float = 0.0
 ) -> np.ndarray:
-    """So many ids below ``count``, from the first to the last, shuffled. ``shift``, from 0 to 1,
-    takes others of those that are left out: columns may share one table."""
-    few = min(count, wanted)
-    ids = np.linspace(0, count - 1, few) + (shift * count / few if few < count else 0)
+    """``length`` ids, shuffled, spread evenly from 0 to ``count`` - 1. ``shift``, from 0 to 1,
+    chooses others where not all fit: columns may share one table."""
+    distinct = min(count, length)
+    ids = np.linspace(0, count - 1, distinct) + (
+        shift * count / distinct if distinct < count else 0
+    )
     ids = np.minimum(ids.round(), count - 1).astype(np.int64)
     ids[0] = 0
-    return np.resize(generator.permutation(ids), wanted)
+    return np.resize(generator.permutation(ids), length)
 
 
 def variations(example: Mapping[str, np.ndarray], inputs: Sequence[TensorInfo]) -> list[Group]:
-    """The example's rows, and ``ROWS`` more in its range: integers stay within those that it
-    has."""
+    """The example's rows, and ``ROWS`` more within the range of its values."""
     generator = np.random.default_rng(SEED)
     return [
         {
-            port.name: np.concatenate([example[port.name], _varied(example[port.name], generator)])
-            for port in inputs
+            tensor.name: np.concatenate(
+                [example[tensor.name], _varied(example[tensor.name], generator)]
+            )
+            for tensor in inputs
         }
     ]
 
@@ -151,34 +153,37 @@ def _varied(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return np.asarray(generator.choice(values.reshape(-1), shape))
     low, high = int(values.min()), int(values.max())
     if low < high:
-        kind = np.int64 if values.dtype.kind == "b" else values.dtype
-        drawn = generator.integers(low, high, shape, endpoint=True, dtype=kind)
+        dtype = np.int64 if values.dtype.kind == "b" else values.dtype
+        drawn = generator.integers(low, high, shape, endpoint=True, dtype=dtype)
         return np.asarray(drawn.astype(values.dtype))
-    # Always the same (torch.zeros, a mask of ones) says nothing of what it does: others are tried,
-    # but for the first of a row, so that a mask leaves something.
-    others = {0: (0, 1, 2), 1: (0, 1)}.get(low, (low, low - 1, low + 1))
+    # A constant (torch.zeros, a mask of ones) does not show what the input does: other values are
+    # drawn, except for the first of a row, so that a mask leaves something.
+    candidates = {0: (0, 1, 2), 1: (0, 1)}.get(low, (low, low - 1, low + 1))
     if values.dtype.kind == "b":
-        others = (0, 1)
-    drawn = generator.choice(np.array(others), shape).astype(values.dtype)
+        candidates = (0, 1)
+    drawn = generator.choice(np.array(candidates), shape).astype(values.dtype)
     if values[0].size > 1:
         drawn.reshape(len(drawn), -1)[:, 0] = values.flat[0]
     return np.asarray(drawn)
 
 
 def made_up(inputs: Sequence[TensorInfo]) -> list[Group]:
-    """Rows for a graph of which nothing is known but its inputs: normal floats, integers 0 and 1; a
-    group for each of ``LENGTHS`` where an axis may have any."""
+    """Rows for a graph of which only the inputs are known: normally distributed floats, integers 0
+    and 1; a group for each of ``LENGTHS`` where an axis may have any length."""
     generator = np.random.default_rng(SEED)
-    lengths = LENGTHS if any(-1 in port.dims for port in inputs) else LENGTHS[:1]
-    return [{port.name: _made_up(port, length, generator) for port in inputs} for length in lengths]
+    lengths = LENGTHS if any(-1 in tensor.dims for tensor in inputs) else LENGTHS[:1]
+    return [
+        {tensor.name: _made_up(tensor, length, generator) for tensor in inputs}
+        for length in lengths
+    ]
 
 
-def _made_up(port: TensorInfo, length: int, generator: np.random.Generator) -> np.ndarray:
-    shape = (ROWS, *(length if dim == -1 else dim for dim in port.dims))
-    kind = NUMPY_TYPES[port.dtype]
-    if port.dtype == "BYTES":
+def _made_up(tensor: TensorInfo, length: int, generator: np.random.Generator) -> np.ndarray:
+    shape = (ROWS, *(length if dim == -1 else dim for dim in tensor.dims))
+    numpy_type = NUMPY_TYPES[tensor.dtype]
+    if tensor.dtype == "BYTES":
         return generator.choice(np.array(["", "a", "b c", "größer", "高兴"]), shape)
-    if np.dtype(kind).kind == "f":
-        # Short numbers: one row of them is the golden sample, which travels as JSON.
-        return generator.standard_normal(shape).round(3).astype(kind)
-    return generator.integers(0, 1, shape, endpoint=True).astype(kind)
+    if np.dtype(numpy_type).kind == "f":
+        # Rounded: one row is the golden sample, which is stored as JSON.
+        return generator.standard_normal(shape).round(3).astype(numpy_type)
+    return generator.integers(0, 1, shape, endpoint=True).astype(numpy_type)

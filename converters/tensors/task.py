@@ -1,4 +1,4 @@
-"""The task ``tensors``: a torch module or an ONNX graph, its own tensors in and out."""
+"""The task ``tensors``: a torch module or an ONNX graph, served with its own tensors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from converters.task import ConversionRequest, Eager, Feed, Reference, Task
 from converters.tensors.group_files import pack_groups, unpack_groups
 from converters.tensors.proof import (
     TensorGraph,
-    as_fed,
     graph_checks,
     outputs_closeness,
     parity_checks,
+    to_feed,
 )
 from converters.tensors.reached import unreached
 from converters.tensors.samples import made_up, read_npz, variations, whole_tables
@@ -57,16 +57,15 @@ class Tensors(Task):
                 if values.dtype.kind == "f" and values.size and values.min() == values.max():
                     raise SourceRefused(
                         f"8-bit scales are measured on samples, and the example of input {name!r} "
-                        f"is all {values.flat[0]:g}, which says nothing of the range that real "
-                        "inputs have: give --samples, or an example with real rows"
+                        f"is all {values.flat[0]:g}, which says nothing about the range of real "
+                        "inputs: give --samples, or an example with real rows"
                     )
         return self.feeds(reference)
 
     def exercised(self, reference: Reference) -> list[str]:
         groups = unpack_groups(reference.answers, INPUTS)
-        lines = [
-            self.whose(sum(map(_rows, groups))) + f", answered by {reference.answers['oracle']}"
-        ]
+        count = sum(map(_rows, groups))
+        lines = [f"{self.whose(count)}, answered by {reference.answers['oracle']}"]
         for name, counts in self.source.ids().items():
             lines += _id_lines(name, counts, [group[name] for group in groups])
         graph = reference.folder / "model.onnx"
@@ -74,8 +73,8 @@ class Tensors(Task):
             lines += unreached(graph, self.feeds(reference))
         for group in groups:
             lines += self._input_lines(group)
-        for reported in unpack_groups(reference.answers, OUTPUTS):
-            for name, values in reported.items():
+        for outputs in unpack_groups(reference.answers, OUTPUTS):
+            for name, values in outputs.items():
                 lines += spread_lines(f"output {name}", values, reference.tolerance)
         return list(dict.fromkeys(lines))
 
@@ -93,8 +92,8 @@ class Tensors(Task):
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "inputs": [port.metadata() for port in self.source.inputs],
-            "outputs": [port.metadata() for port in self.source.outputs],
+            "inputs": [tensor.metadata() for tensor in self.source.inputs],
+            "outputs": [tensor.metadata() for tensor in self.source.outputs],
             "half": self.source.computes_in_half(),
         }
 
@@ -118,7 +117,7 @@ class Tensors(Task):
     def feeds(self, reference: Reference) -> Iterator[Feed]:
         for group in unpack_groups(reference.answers, INPUTS):
             for row in range(_rows(group)):
-                yield as_fed({name: values[row : row + 1] for name, values in group.items()})
+                yield to_feed({name: values[row : row + 1] for name, values in group.items()})
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
@@ -138,16 +137,18 @@ class Tensors(Task):
         return served_checks(address, reference)
 
     def golden(self, reference: Reference) -> Golden:
-        given = unpack_groups(reference.answers, INPUTS)[0]
-        reported = unpack_groups(reference.answers, OUTPUTS)[0]
-        expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in reported.items()}
+        inputs = unpack_groups(reference.answers, INPUTS)[0]
+        outputs = unpack_groups(reference.answers, OUTPUTS)[0]
+        expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in outputs.items()}
         return Golden(
             request={
-                port.name: _flat(given[port.name][0]) if port.dims else given[port.name][0].item()
-                for port in self.source.inputs
+                tensor.name: _flat(inputs[tensor.name][0])
+                if tensor.dims
+                else inputs[tensor.name][0].item()
+                for tensor in self.source.inputs
             },
             expect=expect,
-            tolerance=_golden_tolerance(reported, reference),
+            tolerance=_golden_tolerance(outputs, reference),
         )
 
 
@@ -167,18 +168,18 @@ def open_source(source: str) -> TensorSource:
     return TorchFactory(source)
 
 
-def _id_lines(name: str, counts: np.ndarray, read: Sequence[np.ndarray]) -> Iterator[str]:
-    """Of each element of a row, or of all together, how many of its ids were given."""
+def _id_lines(name: str, counts: np.ndarray, inputs: Sequence[np.ndarray]) -> Iterator[str]:
+    """How many of their ids the samples have, for each element of a row, or for all together."""
     if not counts.ndim:
-        every = np.concatenate([each.reshape(-1) for each in read])
-        yield from rows_lines(f"input {name}", every, int(counts))
+        ids = np.concatenate([values.reshape(-1) for values in inputs])
+        yield from rows_lines(f"input {name}", ids, int(counts))
         return
-    for column in np.ndindex(counts.shape):
-        if counts[column]:
-            place = int(np.ravel_multi_index(column, counts.shape))
-            given = np.concatenate([each.reshape(len(each), -1)[:, place] for each in read])
-            where = f"[{', '.join(map(str, column))}]" if column else ""
-            yield from rows_lines(f"input {name}{where}", given, int(counts[column]))
+    for position in np.ndindex(counts.shape):
+        if counts[position]:
+            index = int(np.ravel_multi_index(position, counts.shape))
+            ids = np.concatenate([values.reshape(len(values), -1)[:, index] for values in inputs])
+            suffix = f"[{', '.join(map(str, position))}]" if position else ""
+            yield from rows_lines(f"input {name}{suffix}", ids, int(counts[position]))
 
 
 def _rows(group: Group) -> int:
@@ -189,23 +190,24 @@ def _flat(values: np.ndarray) -> list[Any]:
     return list(np.ravel(values).tolist())
 
 
-def _golden_tolerance(reported: Group, reference: Reference) -> float:
-    """Ten times what may differ of the output that lies furthest apart."""
-    sizes = [0.0]
-    for values in reported.values():
+def _golden_tolerance(outputs: Group, reference: Reference) -> float:
+    """Ten times the largest difference that any output may have."""
+    differences = [0.0]
+    for values in outputs.values():
         if values.dtype.kind == "f" and values.size:
             spread, shares = spread_of(values), reference.tolerance.shares
-            sizes.append(shares.largest * float(spread.size.max()) + float(spread.floor.max()))
-    return 10 * max(sizes)
+            difference = shares.largest * float(spread.size.max()) + float(spread.floor.max())
+            differences.append(difference)
+    return 10 * max(differences)
 
 
-def _require_finite(outputs: Sequence[Group], given: bool) -> None:
-    what = "samples" if given else "made-up samples"
-    for place, group in enumerate(outputs):
+def _require_finite(outputs: Sequence[Group], from_user: bool) -> None:
+    samples = "samples" if from_user else "made-up samples"
+    for index, group in enumerate(outputs):
         for name, values in group.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0][0])
                 raise SourceRefused(
-                    f"the original itself answers NaN or infinity in output {name!r} for {what} "
-                    f"row {row} of group {place}: mend the model, or give other --samples"
+                    f"the original itself returns NaN or infinity in output {name!r} for {samples} "
+                    f"row {row} of group {index}: fix the model, or give other --samples"
                 )

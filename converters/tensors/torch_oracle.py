@@ -1,4 +1,4 @@
-"""What a user's torch module answers by itself, one row at a time, in a process of its own.
+"""Run a user's torch module itself, one row at a time, in a process of its own.
 
 python -m converters.tensors.torch_oracle MODULE:FACTORY NAMES.json ROWS.npz ANSWERS.npz
 """
@@ -22,65 +22,76 @@ from converters.tensors.proof import doubled, joined, single_rows
 def ask_module(
     source: str, names: Sequence[str], groups: Sequence[Group], folder: Path
 ) -> tuple[ReferenceOutputs, str]:
-    """The answers under these output names, and the weights that gave them (SHA-256)."""
-    questions, written = folder / "rows.npz", folder / "names.json"
-    np.savez(questions, **pack_groups(groups, "in"))
-    written.write_text(json.dumps(list(names)), encoding="utf-8")
-    answers = folder / "torch.npz"
-    reported = ask("converters.tensors.torch_oracle", source, written, questions, answers=answers)
+    """The module's outputs under these names, and the SHA-256 of its weights."""
+    rows_file, names_file = folder / "rows.npz", folder / "names.json"
+    np.savez(rows_file, **pack_groups(groups, "in"))
+    names_file.write_text(json.dumps(list(names)), encoding="utf-8")
+    answers_file = folder / "torch.npz"
+    reported = ask(
+        "converters.tensors.torch_oracle", source, names_file, rows_file, answers=answers_file
+    )
     outputs, noise = (unpack_groups(reported, part) for part in ("out", "noise"))
     return ReferenceOutputs(outputs, "torch", noise), str(reported["weights"])
 
 
-def main(source: str, names: str, questions: str, answers: str) -> None:
+def main(source: str, names_file: str, rows_file: str, target: str) -> None:
     module, _ = made_by(source, find_factory(source)[0])
-    wanted = json.loads(Path(names).read_text(encoding="utf-8"))
-    with np.load(questions) as stored:
+    names = json.loads(Path(names_file).read_text(encoding="utf-8"))
+    with np.load(rows_file) as stored:
         groups = unpack_groups(stored, "in")
     outputs = [
-        joined([_answer(module, wanted, row) for row in single_rows(group)]) for group in groups
+        joined([_outputs(module, names, row) for row in single_rows(group)]) for group in groups
     ]
     weights = np.array(weights_sha256(module))
-    fresh = _require_no_past(source, wanted, groups, outputs)
-    noise = [_noise(fresh, wanted, *each) for each in zip(groups, outputs, strict=True)]
+    fresh = _require_no_past(source, names, groups, outputs)
+    noise = [
+        _noise(fresh, names, group, reported)
+        for group, reported in zip(groups, outputs, strict=True)
+    ]
     arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
-    np.savez(answers, weights=weights, **arrays)
+    np.savez(target, weights=weights, **arrays)
 
 
 def _require_no_past(
     source: str, names: Sequence[str], groups: Sequence[Group], reported: Sequence[Group]
 ) -> torch.nn.Module:
-    """The same once more, from a fresh module and in reverse: what it answers may not depend on
-    that. The fresh module."""
+    """Run some rows again with a fresh module and in reverse, and return that module. Ends the
+    process where the outputs depend on either."""
     module, _ = made_by(source, find_factory(source)[0])
     for group, outputs in zip(groups, reported, strict=True):
         rows = list(single_rows(group))
         labels = [f"sample {row}" for row in range(len(rows))]
-        again = joined([_answer(module, names, rows[place]) for place in places_again(len(rows))])
-        for name, first in outputs.items():
-            require_same_again(name, first, again[name], labels)
+        again = joined(
+            [_outputs(module, names, rows[position]) for position in places_again(len(rows))]
+        )
+        for name, values in outputs.items():
+            require_same_again(name, values, again[name], labels)
     return module
 
 
 def _noise(
     module: torch.nn.Module, names: Sequence[str], group: Group, reported: Group
 ) -> dict[str, np.ndarray]:
-    """What FP32 rounds off of each output FP32; the module is in FP64 from then on."""
-    floats = {n: each for n, each in reported.items() if each.dtype == np.float32 and each.size}
+    """What FP32 rounds off each FP32 output; the module stays in FP64."""
+    floats = {
+        name: values
+        for name, values in reported.items()
+        if values.dtype == np.float32 and values.size
+    }
     if not floats:
         return {}
     rows = list(single_rows(group))
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         module.double()
-        return joined([_answer(module, names, doubled(rows[place])) for place in positions])
+        return joined([_outputs(module, names, doubled(rows[position])) for position in positions])
 
     noise = fp32_noise(floats, exact)
     return {name: noise[f"{name}_noise"] for name in floats}
 
 
 @torch.inference_mode()
-def _answer(module: torch.nn.Module, names: Sequence[str], row: Group) -> dict[str, np.ndarray]:
+def _outputs(module: torch.nn.Module, names: Sequence[str], row: Group) -> dict[str, np.ndarray]:
     inputs = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in row.items()}
     values = named_outputs(module(**inputs)).values()
     return {name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)}

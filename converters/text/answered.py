@@ -1,20 +1,20 @@
-"""The texts that an original has answered, in a Reference."""
+"""The sample texts in a Reference."""
 
 import numpy as np
 
 from converters.task import Reference
 
 
-def case_texts(reference: Reference) -> list[str]:
-    """The texts, in the order of every other array of ``reference.answers``."""
+def reference_texts(reference: Reference) -> list[str]:
+    """The texts, in the order of all other arrays of ``reference.answers``."""
     return [str(text) for text in reference.answers["texts"]]
 
 
 def few_of_each_length(texts: list[str], buckets: int) -> list[str]:
-    """A handful for the slow checks: short ones, and those that reach into the buckets."""
+    """A few texts for the slow checks: short ones, and those that fill the buckets."""
     return [*texts[:16], *texts[-buckets:]]
 
 
 def as_text_array(texts: list[str]) -> np.ndarray:
-    """Unicode [n]: NumPy drops NULs at the end, which no sample has."""
+    """Unicode [n]. NumPy drops trailing NULs, which no sample has."""
     return np.array(texts, dtype=np.str_)

@@ -12,7 +12,7 @@ from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Reference
 from converters.text import classification_proof
-from converters.text.answered import as_text_array, case_texts
+from converters.text.answered import as_text_array, reference_texts
 from converters.text.classification_oracle import classify
 from converters.text.served_classification import served_checks
 from converters.text.task import TextTask
@@ -20,7 +20,7 @@ from modelspec.golden import Golden
 
 
 class TextClassification(TextTask):
-    """Answers: ``texts`` and ``too_long`` texts, and of both what ``classify`` returns."""
+    """Answers: ``texts`` and ``too_long`` texts, and for both what ``classify`` returns."""
 
     name: ClassVar[str] = "text-classification"
     output: ClassVar[str] = "logits"
@@ -47,7 +47,7 @@ class TextClassification(TextTask):
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
         graph = self.graph(engine, reference, runner)
-        return classification_proof.graph_checks(graph, case_texts(reference), reference)
+        return classification_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
         scores, labels = reference.answers["scores"], reference.metadata["labels"]
@@ -65,12 +65,11 @@ class TextClassification(TextTask):
     def golden(self, reference: Reference) -> Golden:
         scores, labels = reference.answers["scores"][0], reference.metadata["labels"]
         best = int(scores.argmax())
+        unit = classification_proof.score_unit(reference)
         return Golden(
-            request={"text": case_texts(reference)[0]},
+            request={"text": reference_texts(reference)[0]},
             expect={"label": [labels[best]], "score": [float(scores[best])]},
-            tolerance=10
-            * reference.tolerance.difference
-            * classification_proof.score_unit(reference),
+            tolerance=10 * reference.tolerance.difference * unit,
         )
 
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
@@ -79,7 +78,7 @@ class TextClassification(TextTask):
 
 def _function(config: Any, labels: int) -> str:
     """As transformers' own pipeline chooses it."""
-    kind = config.get("problem_type")
-    if kind == "regression":
+    problem_type = config.get("problem_type")
+    if problem_type == "regression":
         return "none"
-    return "sigmoid" if kind == "multi_label_classification" or labels == 1 else "softmax"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

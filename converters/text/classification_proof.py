@@ -1,6 +1,6 @@
 """Prove a text-classification graph, and the pipeline that serves it, against the original.
 
-Scores are probabilities; ``converters.tolerance`` says how far they may differ, and why.
+Scores are probabilities; ``converters.tolerance`` says how much they may differ, and why.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ from converters.parity import (
 from converters.proof import Check, worst_difference
 from converters.self_test import answers_self_test
 from converters.task import Reference
-from converters.text.answered import case_texts, few_of_each_length
+from converters.text.answered import few_of_each_length, reference_texts
 from converters.text.invariance import invariance_checks
 from converters.text.token_graph import TokenGraph
 
-# Padding changes the order of many sums, not of one.
+# In units of rounding: padding changes the order of many sums, not of one.
 ROUNDED = 16
 
 Scores = Callable[[np.ndarray], np.ndarray]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ FUNCTIONS: dict[str, Scores] = {"softmax": softmax, "sigmoid": sigmoid, "none": 
 
 
 def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> list[Check]:
-    """Every check on these texts, whose original ``scores`` are FP32 [n, labels]."""
+    """All checks on these texts, whose original ``scores`` are FP32 [n, labels]."""
     logits = _logits(graph, texts)
     scores = FUNCTIONS[reference.metadata["function"]](logits)
     buckets = reference.metadata["buckets"]
@@ -53,30 +53,29 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     original, function = reference.answers["scores"], reference.metadata["function"]
     return [
         *parity(scores, reference, texts),
-        *answers_self_test(lambda got: parity(got, reference, texts), original, function),
+        *answers_self_test(lambda faulty: parity(faulty, reference, texts), original, function),
         *invariance_checks(graph, few, buckets, logit_limit(logits, reference)),
     ]
 
 
 def logit_limit(logits: np.ndarray, reference: Reference) -> float:
-    """How far a logit may be off between alone and in a batch: of logits as they usually are, what
-    a score may; of larger or smaller ones in proportion to how far they lie apart, and never less
-    than FP32 rounds off."""
+    """How far a logit may differ between alone and in a batch: where logits vary as usual, as much
+    as a score; otherwise in proportion to how much they vary, and never less than FP32 rounds
+    off."""
     spread = spread_of(logits)
     floor = ROUNDED * float(spread.floor.max())
     return float(max(reference.tolerance.invariance * spread.size.max(), floor))
 
 
 def parity_checks(graph: TokenGraph, reference: Reference) -> list[Check]:
-    """The checks of parity alone."""
-    return parity(
-        _scores(graph, case_texts(reference), reference), reference, case_texts(reference)
-    )
+    """Only the checks of parity."""
+    texts = reference_texts(reference)
+    return parity(_scores(graph, texts, reference), reference, texts)
 
 
 def score_unit(reference: Reference) -> float:
-    """What a difference of scores is measured in: 1 of probabilities, of a regression's numbers how
-    far they lie apart (and, in units of rounding, how large they are)."""
+    """The unit of a difference of scores: 1 for probabilities; for a regression's numbers how far
+    they lie apart (or, where that is more, how much FP32 rounds off them)."""
     if reference.metadata["function"] != "none":
         return 1.0
     spread, shares = spread_of(reference.answers["scores"]), reference.tolerance.shares
@@ -85,9 +84,11 @@ def score_unit(reference: Reference) -> float:
 
 
 def scores_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
-    """Every text alone; agreement is the same likeliest label, over all of them."""
-    got, wanted = _scores(graph, case_texts(reference), reference), reference.answers["scores"]
-    return closeness(got, wanted, same_label(got, wanted))
+    """Closeness of the scores, one text at a time; agreement is the share of texts with the same
+    likeliest label."""
+    actual = _scores(graph, reference_texts(reference), reference)
+    expected = reference.answers["scores"]
+    return closeness(actual, expected, same_label(actual, expected))
 
 
 def _scores(graph: TokenGraph, texts: Sequence[str], reference: Reference) -> np.ndarray:
@@ -95,27 +96,26 @@ def _scores(graph: TokenGraph, texts: Sequence[str], reference: Reference) -> np
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    logits = np.stack([answer for text in texts for answer in graph.answer([text])])
+    logits = np.stack([logits_row for text in texts for logits_row in graph.answer([text])])
     return np.asarray(logits.astype(np.float64))
 
 
 def parity(scores: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every text."""
-    original, allowed = reference.answers["scores"], reference.tolerance
+    original, tolerance = reference.answers["scores"], reference.tolerance
+    function = reference.metadata["function"]
     scores = beyond_noise(scores, original, reference.answers.get("scores_noise"))
     spread = score_spread_checks(
-        "parity: score", scores, original, reference.metadata["function"], allowed.shares, texts
+        "parity: score", scores, original, function, tolerance.shares, texts
     )
-    if (
-        reference.metadata["function"] == "none"
-    ):  # a regression: its numbers have a scale of their own
+    if function == "none":  # a regression, whose numbers have a scale of their own
         return spread
     return [
         *spread,
         worst_difference(
-            "parity: largest difference of a score", scores, original, allowed.difference, texts
+            "parity: largest difference of a score", scores, original, tolerance.difference, texts
         ),
-        mean_difference("parity: mean difference of a score", scores, original, allowed.mean),
-        lowest_cosine("parity: lowest cosine", scores, original, allowed.cosine, texts),
-        same_decision("task: same likeliest label", scores, original, allowed, texts),
+        mean_difference("parity: mean difference of a score", scores, original, tolerance.mean),
+        lowest_cosine("parity: lowest cosine", scores, original, tolerance.cosine, texts),
+        same_decision("task: same likeliest label", scores, original, tolerance, texts),
     ]

@@ -23,7 +23,7 @@ from converters.sources.sentence_embedding import (
 from converters.sources.token_model import probe_ids
 from converters.task import Reference
 from converters.text import embedding_proof
-from converters.text.answered import as_text_array, case_texts
+from converters.text.answered import as_text_array, reference_texts
 from converters.text.embedding_oracle import embed
 from converters.text.served_embedding import served_checks
 from converters.text.task import TextTask
@@ -34,7 +34,7 @@ GOLDEN_ELEMENTS = 8
 
 class Embedding(TextTask):
     """Answers: ``texts`` with their original ``vectors`` FP32 [n, width] and ``token_count`` INT32
-    [n], and ``too_long`` texts with the ``long_vectors`` of what is left of them when cut."""
+    [n], and ``too_long`` texts with the ``long_vectors`` of what the model reads of them."""
 
     name: ClassVar[str] = "embedding"
     output: ClassVar[str] = "sentence_embedding"
@@ -87,7 +87,7 @@ class Embedding(TextTask):
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
         graph = self.graph(engine, reference, runner)
-        return embedding_proof.graph_checks(graph, case_texts(reference), reference)
+        return embedding_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
         return list(spread_lines("vectors", reference.answers["vectors"], reference.tolerance))
@@ -102,7 +102,7 @@ class Embedding(TextTask):
         vector, count = reference.answers["vectors"][0], reference.answers["token_count"][0]
         unit = embedding_proof.typical_length(reference)
         return Golden(
-            request={"text": case_texts(reference)[0]},
+            request={"text": reference_texts(reference)[0]},
             expect={
                 "sentence_embedding": [round(float(x), 6) for x in vector[:GOLDEN_ELEMENTS]],
                 "token_count": [int(count)],
@@ -116,25 +116,25 @@ class Embedding(TextTask):
     def card(self) -> dict[str, Any]:
         settings = prompts(self.folder.path)
         card = {**super().card(), "pooling": self._pooling()}
-        named = {name: text for name, text in settings.get("prompts", {}).items() if text}
-        if named:
-            card["prompts"] = named
+        prompt_texts = {name: text for name, text in settings.get("prompts", {}).items() if text}
+        if prompt_texts:
+            card["prompts"] = prompt_texts
             card["prompts_note"] = "Not added for you: put the right one before the text."
         if settings.get("similarity_fn_name"):
             card["similarity"] = settings["similarity_fn_name"]
         return card
 
     def _normalises(self) -> bool:
-        kinds = [kind for kind, _ in self.folder.modules]
-        return kinds[-1:] == ["Normalize"] and self.original.truncate_dim is None
+        types = [module_type for module_type, _ in self.folder.modules]
+        return types[-1:] == ["Normalize"] and self.original.truncate_dim is None
 
     def _pooling(self) -> str:
         if self.folder.is_static:
-            behind = [kind for kind, _ in self.folder.modules]
-            return " then ".join(["the mean of the tokens' vectors (static)", *behind])
+            following = [module_type for module_type, _ in self.folder.modules]
+            return " then ".join(["the mean of the tokens' vectors (static)", *following])
         if self.folder.modules:
-            return " then ".join(kind for kind, _ in self.folder.modules)
+            return " then ".join(module_type for module_type, _ in self.folder.modules)
         return (
-            "the folder names none: as sentence-transformers does then, the mean of the token "
-            "vectors (of a decoder, the last token), not normalised"
+            "the folder names none, so as in sentence-transformers: the mean of the token vectors "
+            "(of a decoder, the last token), not normalised"
         )

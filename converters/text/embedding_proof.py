@@ -1,7 +1,7 @@
 """Prove a sentence-embedding graph against the original framework's vectors.
 
-The allowed differences are those of vectors of length 1; vectors that the model does not normalise
-may differ by as much in proportion to their length.
+The tolerances are those of vectors of length 1; vectors that the model does not normalise may
+differ in proportion to their length.
 """
 
 from collections.abc import Sequence
@@ -19,36 +19,38 @@ from converters.parity import lowest_cosine, mean_difference, same_decision, spr
 from converters.proof import Check, worst_difference
 from converters.self_test import answers_self_test
 from converters.task import Reference
-from converters.text.answered import case_texts, few_of_each_length
+from converters.text.answered import few_of_each_length, reference_texts
 from converters.text.invariance import invariance_checks
 from converters.text.token_graph import TokenGraph
 
 
 def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> list[Check]:
-    """Every check on these texts, whose original ``vectors`` are FP32 [n, width]."""
-    got = np.stack([answer for text in texts for answer in graph.answer([text])])
+    """All checks on these texts, whose original ``vectors`` are FP32 [n, width]."""
+    vectors = _vectors(graph, texts)
     buckets = reference.metadata["buckets"]
     few = few_of_each_length(texts, len(buckets))
     limit = reference.tolerance.invariance * typical_length(reference)
     return [
-        *parity(got, reference, texts),
-        *answers_self_test(lambda got: parity(got, reference, texts), reference.answers["vectors"]),
+        *parity(vectors, reference, texts),
+        *answers_self_test(
+            lambda faulty: parity(faulty, reference, texts), reference.answers["vectors"]
+        ),
         *invariance_checks(graph, few, buckets, limit),
     ]
 
 
 def parity_checks(graph: TokenGraph, reference: Reference) -> list[Check]:
-    """The checks of parity alone."""
-    texts = case_texts(reference)
-    got = np.stack([answer for text in texts for answer in graph.answer([text])])
-    return parity(got, reference, texts)
+    """Only the checks of parity."""
+    texts = reference_texts(reference)
+    return parity(_vectors(graph, texts), reference, texts)
 
 
 def vectors_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
-    """Every text alone; agreement is the same nearest neighbour, over all of them."""
-    got = np.stack([answer for text in case_texts(reference) for answer in graph.answer([text])])
+    """Closeness of the vectors, one text at a time; agreement is the share of texts with the same
+    nearest neighbour."""
+    vectors = _vectors(graph, reference_texts(reference))
     original, unit = reference.answers["vectors"], typical_length(reference)
-    return closeness(got / unit, original / unit, same_neighbour(got, original))
+    return closeness(vectors / unit, original / unit, same_neighbour(vectors, original))
 
 
 def typical_length(reference: Reference) -> float:
@@ -56,23 +58,26 @@ def typical_length(reference: Reference) -> float:
     return float(np.linalg.norm(reference.answers["vectors"], axis=1).mean())
 
 
-def parity(got: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
+def _vectors(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
+    return np.stack([vector for text in texts for vector in graph.answer([text])])
+
+
+def parity(vectors: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
     """The same vectors, and the same nearest neighbour for every text that has a clear one."""
-    original, allowed, unit = (
-        reference.answers["vectors"],
-        reference.tolerance,
-        typical_length(reference),
-    )
-    got = beyond_noise(got, original, reference.answers.get("vectors_noise"))
+    original, tolerance = reference.answers["vectors"], reference.tolerance
+    unit = typical_length(reference)
+    vectors = beyond_noise(vectors, original, reference.answers.get("vectors_noise"))
     name = "parity: largest difference"
-    largest = worst_difference(name, got, original, allowed.difference * unit, texts)
-    if got.shape != original.shape:
+    largest = worst_difference(name, vectors, original, tolerance.difference * unit, texts)
+    if vectors.shape != original.shape:
         return [largest]
-    near, wanted = similarity(got), similarity(original)
+    similarities, original_similarities = similarity(vectors), similarity(original)
     return [
         largest,
-        *spread_checks("parity: vector", got, original, allowed.shares, texts),
-        mean_difference("parity: mean difference", got, original, allowed.mean * unit),
-        lowest_cosine("parity: lowest cosine", got, original, allowed.cosine, texts),
-        same_decision("task: same nearest neighbour", near, wanted, allowed, texts),
+        *spread_checks("parity: vector", vectors, original, tolerance.shares, texts),
+        mean_difference("parity: mean difference", vectors, original, tolerance.mean * unit),
+        lowest_cosine("parity: lowest cosine", vectors, original, tolerance.cosine, texts),
+        same_decision(
+            "task: same nearest neighbour", similarities, original_similarities, tolerance, texts
+        ),
     ]

@@ -1,6 +1,6 @@
-"""What ``transformers``' own token-classification pipeline answers, in a process of its own.
+"""Run ``transformers``' own token-classification pipeline, in a process of its own.
 
-    python -m converters.text.entity_oracle FOLDER QUESTIONS.json ANSWERS.npz
+    python -m converters.text.entity_oracle FOLDER REQUEST.json ANSWERS.npz
 
 The proof compares against this, never against code that Tidegate also serves with.
 """
@@ -24,73 +24,76 @@ from converters.original import (
 def find_entities(
     folder: Path, texts: list[str], too_long: list[str], limit: int, work_dir: Path
 ) -> dict[str, np.ndarray]:
-    """The entities of all texts, one text at a time, an element each: ``row`` (which text),
-    ``start``, ``end`` INT32, ``label`` text, ``score`` FP32. ``logits`` FP32 [tokens, labels] are
-    those of all texts' tokens, ``logits_noise`` FP64 [labels], ``of_text`` BOOL [tokens] says which
-    are no special tokens, and ``token_count`` INT32 [n] how many each text has. ``long_...`` is the
-    same of the texts that are ``too_long``, cut to ``limit`` tokens."""
-    questions = work_dir / "questions.json"
-    questions.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
-    return ask("converters.text.entity_oracle", folder, questions, answers=work_dir / "oracle.npz")
+    """The entities of all texts, found one text at a time, with an element each in ``row`` (the
+    text's index), ``start``, ``end`` INT32, ``label`` text and ``score`` FP32. ``logits`` FP32
+    [tokens, labels] are those of all texts' tokens, ``logits_noise`` FP64 [labels], ``of_text``
+    BOOL [tokens] is False for special tokens, ``token_ids`` INT64 [tokens], and ``token_count``
+    INT32 [n] is how many tokens each text has. ``long_...`` are the same for the ``too_long``
+    texts, cut to ``limit`` tokens."""
+    request_file = work_dir / "request.json"
+    request_file.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
+    return ask(
+        "converters.text.entity_oracle", folder, request_file, answers=work_dir / "oracle.npz"
+    )
 
 
-def main(folder: str, questions: str, answers: str) -> None:
+def main(folder: str, request_file: str, target: str) -> None:
     from transformers import pipeline
 
-    asked = json.loads(Path(questions).read_text())
+    request = json.loads(Path(request_file).read_text())
     tagger: Any = pipeline(
         "token-classification",
         model=folder,
         device="cpu",
         aggregation_strategy="simple",
-        # A folder of half precision is asked in FP32 too, as it is converted.
+        # A half-precision folder also runs in FP32 here, as it does when it is converted.
         dtype="float32",
     )
-    tagger.tokenizer.model_max_length = asked["limit"]
-    answers_of = _answers(tagger, asked["texts"])
-    fresh = _require_no_past(folder, asked, answers_of)
-    cut = {f"long_{name}": array for name, array in _answers(tagger, asked["too_long"]).items()}
-    np.savez(answers, **answers_of, **cut, **_noise(fresh, asked["texts"], answers_of))
+    tagger.tokenizer.model_max_length = request["limit"]
+    reported = _answers(tagger, request["texts"])
+    fresh = _require_no_past(folder, request, reported)
+    cut = {f"long_{name}": array for name, array in _answers(tagger, request["too_long"]).items()}
+    np.savez(target, **reported, **cut, **_noise(fresh, request["texts"], reported))
 
 
-def _require_no_past(folder: str, asked: Any, reported: dict[str, np.ndarray]) -> Any:
-    """The same once more, from a fresh one and in reverse: the answers may not depend on that. The
-    fresh one."""
+def _require_no_past(folder: str, request: Any, reported: dict[str, np.ndarray]) -> Any:
+    """Run some texts again with a fresh pipeline and in reverse, and return that pipeline. Ends the
+    process where the logits depend on either."""
     from transformers import pipeline
 
     fresh: Any = pipeline("token-classification", model=folder, device="cpu", dtype="float32")
-    fresh.tokenizer.model_max_length = asked["limit"]
+    fresh.tokenizer.model_max_length = request["limit"]
     parts = np.split(reported["logits"], np.cumsum(reported["token_count"])[:-1])
-    for place in places_again(len(parts)):
-        again, _ = _tokens(fresh, asked["texts"][place])
-        names = [asked["texts"][place]] * len(again)
-        require_no_past(parts[place], again, range(len(again)), names)
+    for position in places_again(len(parts)):
+        again, _ = _token_logits(fresh, request["texts"][position])
+        names = [request["texts"][position]] * len(again)
+        require_no_past(parts[position], again, range(len(again)), names)
     return fresh
 
 
 def _noise(fresh: Any, texts: list[str], reported: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What FP32 rounds off, of the tokens of some texts."""
-    chosen = places_exact(len(texts))
+    """What FP32 rounds off the logits, measured on the tokens of some texts."""
+    samples = places_exact(len(texts))
     parts = np.split(reported["logits"], np.cumsum(reported["token_count"])[:-1])
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         fresh.model.double()
-        tokens = np.concatenate([_tokens(fresh, texts[place])[0] for place in chosen])
+        tokens = np.concatenate([_token_logits(fresh, texts[sample])[0] for sample in samples])
         return {"logits": tokens[positions]}
 
-    return fp32_noise({"logits": np.concatenate([parts[place] for place in chosen])}, exact)
+    return fp32_noise({"logits": np.concatenate([parts[sample] for sample in samples])}, exact)
 
 
 def _answers(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:
-    found = [(row, entity) for row, text in enumerate(texts) for entity in tagger(text)]
-    tokens = [_tokens(tagger, text) for text in texts]
+    entities = [(row, entity) for row, text in enumerate(texts) for entity in tagger(text)]
+    tokens = [_token_logits(tagger, text) for text in texts]
     ids = [_ids(tagger, text) for text in texts]
     return {
-        "row": np.array([row for row, _ in found], dtype=np.int32),
-        "start": np.array([entity["start"] for _, entity in found], dtype=np.int32),
-        "end": np.array([entity["end"] for _, entity in found], dtype=np.int32),
-        "label": np.array([entity["entity_group"] for _, entity in found], dtype=np.str_),
-        "score": np.array([entity["score"] for _, entity in found], dtype=np.float32),
+        "row": np.array([row for row, _ in entities], dtype=np.int32),
+        "start": np.array([entity["start"] for _, entity in entities], dtype=np.int32),
+        "end": np.array([entity["end"] for _, entity in entities], dtype=np.int32),
+        "label": np.array([entity["entity_group"] for _, entity in entities], dtype=np.str_),
+        "score": np.array([entity["score"] for _, entity in entities], dtype=np.float32),
         "logits": np.concatenate([logits for logits, _ in tokens]).astype(np.float32),
         "of_text": np.concatenate([of_text for _, of_text in tokens]),
         "token_ids": np.concatenate(ids),
@@ -104,11 +107,11 @@ def _ids(tagger: Any, text: str) -> np.ndarray:
     return np.asarray(inputs["input_ids"][0].numpy(), dtype=np.int64)
 
 
-def _tokens(tagger: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of the text's tokens, and which of them are of the text."""
+def _token_logits(tagger: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of the text's tokens, and which of these are not special tokens."""
     (inputs,) = tagger.preprocess(text, **tagger._preprocess_params)
-    answer = tagger.forward(inputs)
-    return answer["logits"][0].numpy(), answer["special_tokens_mask"][0].numpy() == 0
+    outputs = tagger.forward(inputs)
+    return outputs["logits"][0].numpy(), outputs["special_tokens_mask"][0].numpy() == 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Prove a token-classification graph against the original's answers for each token.
+"""Prove a token-classification graph against the original's logits for each token.
 
-Scores are probabilities; ``converters.tolerance`` says how far they may differ, and why.
+Scores are probabilities; ``converters.tolerance`` says how much they may differ, and why.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from converters.parity import lowest_cosine, mean_difference, same_decision, spr
 from converters.proof import Check, worst_difference
 from converters.self_test import answers_self_test
 from converters.task import Reference
-from converters.text.answered import case_texts, few_of_each_length
+from converters.text.answered import few_of_each_length, reference_texts
 from converters.text.entities import token_scores
 from converters.text.invariance import invariance_checks
 from converters.text.token_graph import TokenGraph
 
 
 def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> list[Check]:
-    """Every check on these texts, whose tokens' original ``logits`` are FP32 [tokens, labels]."""
+    """All checks on these texts, whose tokens' original ``logits`` are FP32 [tokens, labels]."""
     logits = _logits(graph, texts)
     buckets = reference.metadata["buckets"]
     few = few_of_each_length(texts, len(buckets))
@@ -28,44 +28,46 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     original = reference.answers["logits"]
     return [
         *_parity(logits, reference, tokens),
-        *answers_self_test(lambda got: _parity(got, reference, tokens), original),
+        *answers_self_test(lambda faulty: _parity(faulty, reference, tokens), original),
         *invariance_checks(graph, few, buckets, limit),
     ]
 
 
 def parity_checks(graph: TokenGraph, reference: Reference) -> list[Check]:
-    """The checks of parity alone."""
-    texts = case_texts(reference)
+    """Only the checks of parity."""
+    texts = reference_texts(reference)
     return _parity(_logits(graph, texts), reference, _tokens(texts, reference))
 
 
 def spans_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
-    """Every text alone; agreement is the F1 of the spans of tokens that are labelled alike."""
-    logits, original = _logits(graph, case_texts(reference)), reference.answers["logits"]
+    """Closeness of the scores, one text at a time; agreement is the F1 of the spans of equally
+    labelled tokens."""
+    logits, original = _logits(graph, reference_texts(reference)), reference.answers["logits"]
     ends = np.cumsum(reference.answers["token_count"])[:-1]
-    mine, theirs = (
-        _spans(np.split(each.argmax(axis=1), ends), reference.metadata["labels"])
-        for each in (logits, original)
-    )
-    f1 = 2 * len(mine & theirs) / (len(mine) + len(theirs)) if mine or theirs else 1.0
+    labels = reference.metadata["labels"]
+    found = _spans(np.split(logits.argmax(axis=1), ends), labels)
+    expected = _spans(np.split(original.argmax(axis=1), ends), labels)
+    total = len(found) + len(expected)
+    f1 = 2 * len(found & expected) / total if total else 1.0
     return closeness(token_scores(logits), token_scores(original), f1)
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    return np.concatenate([answer for text in texts for answer in graph.answer([text])])
+    return np.concatenate([token_logits for text in texts for token_logits in graph.answer([text])])
 
 
 def _spans(texts: Sequence[np.ndarray], labels: Sequence[str]) -> set[tuple[int, int, int, str]]:
-    """Text, first and last token, and kind of each run of tokens of one kind; ``B-`` begins one."""
+    """(text, first token, last token, label) of each run of tokens with the same label; ``B-``
+    begins a new run."""
     spans: set[tuple[int, int, int, str]] = set()
     for text, indexes in enumerate(texts):
         names, start = [labels[index] for index in indexes], 0
         for end in range(1, len(names) + 1):
-            kind = _entity(names[start])
-            if end < len(names) and _entity(names[end]) == kind and names[end][:2] != "B-":
+            label = _entity(names[start])
+            if end < len(names) and _entity(names[end]) == label and names[end][:2] != "B-":
                 continue
-            if kind:
-                spans.add((text, start, end - 1, kind))
+            if label:
+                spans.add((text, start, end - 1, label))
             start = end
     return spans
 
@@ -76,33 +78,37 @@ def _entity(label: str) -> str:
 
 def _parity(logits: np.ndarray, reference: Reference, tokens: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every token."""
-    original, allowed = reference.answers["logits"], reference.tolerance
+    original, tolerance = reference.answers["logits"], reference.tolerance
     name = "parity: largest difference of a token's score"
     if logits.shape != original.shape:
-        return [worst_difference(name, logits, original, allowed.difference, tokens)]
+        return [worst_difference(name, logits, original, tolerance.difference, tokens)]
     logits = beyond_noise(logits, original, reference.answers.get("logits_noise"))
-    got, wanted = token_scores(logits), token_scores(original)
-    limit = allowed.difference * _unit(reference)
+    scores, original_scores = token_scores(logits), token_scores(original)
+    limit = tolerance.difference * _unit(reference)
     return [
-        worst_difference(name, got, wanted, allowed.difference, tokens),
+        worst_difference(name, scores, original_scores, tolerance.difference, tokens),
         *spread_checks(
-            "parity: logit", _centred(logits), _centred(original), allowed.shares, tokens
+            "parity: logit", _centred(logits), _centred(original), tolerance.shares, tokens
         ),
-        mean_difference("parity: mean difference of a score", got, wanted, allowed.mean),
-        lowest_cosine("parity: lowest cosine", got, wanted, allowed.cosine, tokens),
+        mean_difference(
+            "parity: mean difference of a score", scores, original_scores, tolerance.mean
+        ),
+        lowest_cosine("parity: lowest cosine", scores, original_scores, tolerance.cosine, tokens),
         worst_difference("parity: largest difference of a logit", logits, original, limit, tokens),
-        same_decision("task: same likeliest label of a token", got, wanted, allowed, tokens),
+        same_decision(
+            "task: same likeliest label of a token", scores, original_scores, tolerance, tokens
+        ),
     ]
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:
-    """Logits less their mean, which the scores do not depend on."""
+    """Logits minus their mean, on which the scores do not depend."""
     return np.asarray(logits.astype(np.float64) - logits.mean(axis=1, keepdims=True))
 
 
 def _unit(reference: Reference) -> float:
-    """Logits have no scale of their own: they may differ in proportion to the largest, which is
-    seldom below 1."""
+    """The unit of a difference of logits, which have no scale of their own: the largest of them, at
+    least 1."""
     return max(1.0, float(np.abs(reference.answers["logits"]).max()))
 
 

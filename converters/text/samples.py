@@ -1,4 +1,4 @@
-"""Real sentences to prove conversions on, from the package ``chatterbot-corpus`` (BSD licence).
+"""Real sentences for proofs, from the package ``chatterbot-corpus`` (BSD licence).
 
 Nothing of the corpus is copied into this repository; it is read where pip installed it.
 """
@@ -12,8 +12,8 @@ from converters.errors import SourceMissing
 # Customer questions and answers, and general knowledge for longer sentences.
 TOPICS = ("tech_support", "money", "trivia", "science", "psychology")
 
-# Names and places in each, so that a tagger has something to find. The marks in the middle are one
-# character of several code points; the last lines hold tabs, NFD, and marks of direction.
+# Each has names or places, so that a tagger has something to find. The family emoji is one
+# character of several code points; the last lines have tabs, NFD and direction marks.
 _MULTILINGUAL = (
     "Angela Merkel flew from Berlin to São Paulo on Friday ✈️.",
     "北京大学的王小明昨天去了上海。",
@@ -47,18 +47,18 @@ def corpus_texts(limit: int) -> list[str]:
 
 
 def multilingual_texts() -> list[str]:
-    """A few lines in many scripts, of our own: where a byte is not a character, and a character not
-    always one code point, steps go wrong first."""
+    """A few lines of our own in many scripts: steps break first where a byte is not a character,
+    and a character not always one code point."""
     return list(_MULTILINGUAL)
 
 
 def odd_texts(special: Sequence[str]) -> list[str]:
-    """Texts that a tokeniser may take for something else: its own ``special`` tokens and those of
-    others as words, accents, one letter, marks alone, other scripts side by side."""
-    own = list(special)
+    """Texts that a tokenizer may misread: its own ``special`` tokens and those of others as words,
+    accents, a single letter, punctuation alone, several scripts side by side."""
+    tokens = list(special)
     return [
-        *(f"it says {token} here" for token in own),
-        *([" ".join(own), f"{own[-1]}inside{own[0]}"] if own else []),
+        *(f"it says {token} here" for token in tokens),
+        *([" ".join(tokens), f"{tokens[-1]}inside{tokens[0]}"] if tokens else []),
         "[SEP] inside [CLS] text [MASK] </s> <s>",
         "<pad> [PAD] <unk> [UNK] <mask> <|endoftext|>",
         "a",
@@ -70,16 +70,17 @@ def odd_texts(special: Sequence[str]) -> list[str]:
     ]
 
 
-def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], wanted: int) -> str:
-    """Whole texts joined, repeated where they are too few, and cut to the longest beginning of at
-    most ``wanted`` tokens: a real text of a wanted length. "" when no beginning is so short."""
+def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], limit: int) -> str:
+    """A real text of almost ``limit`` tokens: the texts joined, repeated where they are too few,
+    and cut to the longest prefix of at most ``limit`` tokens. "" when no prefix is that short.
+    ``tokens`` counts a text's tokens."""
     joined = " ".join(texts)
-    while tokens(joined) <= wanted:
+    while tokens(joined) <= limit:
         joined = f"{joined} {joined}"
     fits, too_long = 0, len(joined)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if tokens(joined[:middle]) <= wanted:
+        if tokens(joined[:middle]) <= limit:
             fits = middle
         else:
             too_long = middle

@@ -1,4 +1,5 @@
-"""Ask a served text pipeline as its clients do: alone, in batches of mixed lengths, in a crowd."""
+"""Send texts to a served pipeline as clients do: alone, in batches of mixed lengths, all at
+once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,11 @@ from converters.errors import ProofFailed
 
 TIMEOUT_S = 60.0
 BATCH = 8
-CROWD = 16
+CLIENTS = 16
 
 
 class ServedText:
-    """The pipeline ``model`` at a gRPC address; ``answer`` is one request."""
+    """The pipeline ``model`` behind a gRPC client; ``answer`` is one request."""
 
     def __init__(self, client: triton.InferenceServerClient, model: str) -> None:
         self._client, self._model = client, model
@@ -24,10 +25,10 @@ class ServedText:
     def answer(
         self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False
     ) -> dict[str, np.ndarray]:
-        """The output tensors for these texts, a row each."""
-        return self._ask(self._model, texts, outputs, truncate)
+        """The output tensors for these texts, one row each; ProofFailed when it does not answer."""
+        return self._infer(self._model, texts, outputs, truncate)
 
-    def _ask(
+    def _infer(
         self, model: str, texts: Sequence[str], outputs: Sequence[str], truncate: bool
     ) -> dict[str, np.ndarray]:
         tensor = triton.InferInput("text", [len(texts), 1], "BYTES")
@@ -47,26 +48,27 @@ class ServedText:
         return {name: result.as_numpy(name) for name in outputs}
 
     def tokens(self, texts: Sequence[str], truncate: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """What the first step, asked by itself, makes of these texts: ``input_ids`` and
-        ``attention_mask`` INT64 [n, bucket]."""
-        answer = self._ask(f"{self._model}_pre", texts, ("input_ids", "attention_mask"), truncate)
-        return answer["input_ids"], answer["attention_mask"]
+        """``input_ids`` and ``attention_mask`` INT64 [n, bucket] of these texts, from the first
+        step of the pipeline alone."""
+        names = ("input_ids", "attention_mask")
+        tensors = self._infer(f"{self._model}_pre", texts, names, truncate)
+        return tensors["input_ids"], tensors["attention_mask"]
 
     def rounds(
         self, texts: Sequence[str], outputs: Sequence[str]
     ) -> Iterator[tuple[str, list[Mapping[str, np.ndarray]]]]:
-        """Every way of asking, and the answers to all texts: one mapping a request, in order."""
+        """Each way of sending the texts, with the output tensors of its requests, in order."""
         alone = [[text] for text in texts]
-        for how, groups, workers in (
+        for mode, groups, workers in (
             ("alone", alone, 1),
             (f"in batches of {BATCH}", _groups(texts, BATCH), 1),
             (f"in batches of {self.max_batch_size}", _groups(texts, self.max_batch_size), 1),
-            (f"{CROWD} at a time", alone, CROWD),
+            (f"{CLIENTS} at a time", alone, CLIENTS),
         ):
             with ThreadPoolExecutor(workers) as pool:
-                yield how, list(pool.map(lambda group: self.answer(group, outputs), groups))
+                yield mode, list(pool.map(lambda group: self.answer(group, outputs), groups))
 
 
 def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:
-    """Consecutive texts: the samples' lengths are mixed, and the last group is a smaller one."""
+    """Consecutive texts, so that lengths are mixed; the last group may be smaller."""
     return [texts[start : start + size] for start in range(0, len(texts), size)]

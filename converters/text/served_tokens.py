@@ -1,7 +1,7 @@
-"""The first step of a served text pipeline, asked by itself: its tokens are the original's.
+"""Prove the first step of a served text pipeline by itself: its tokens are the original's.
 
-Whatever a precision may round off of the answers, a token is right or wrong: another case, a lost
-accent, a text cut from the other side would hide within what 8 bits may cost.
+Whatever a precision rounds off the outputs, a token is right or wrong: a letter of the wrong case,
+a lost accent, a text cut from the wrong side could hide in the tolerance of 8 bits.
 """
 
 from collections.abc import Sequence
@@ -10,50 +10,51 @@ import numpy as np
 
 from converters.proof import Check, at_most
 from converters.task import Reference
-from converters.text.answered import case_texts
+from converters.text.answered import reference_texts
 from converters.text.served import BATCH, ServedText
 
 IDS, LONG_IDS = "token_ids", "long_token_ids"
 
 
 def token_checks(served: ServedText, reference: Reference) -> list[Check]:
-    """Every text's ids, padding and mask, in batches, and those of the texts that are cut."""
-    texts = case_texts(reference)
+    """The ids, padding and mask of every text, in batches, and those of the texts that are cut."""
+    texts = reference_texts(reference)
     too_long = [str(text) for text in reference.answers["too_long"]]
     ends = np.cumsum(reference.answers["token_count"])[:-1]
-    cut = np.split(reference.answers[LONG_IDS], len(too_long))
+    long_ids = np.split(reference.answers[LONG_IDS], len(too_long))
     return [
         _same("tokens", served, reference, texts, np.split(reference.answers[IDS], ends), False),
-        _same("tokens of a text that is cut", served, reference, too_long, cut, True),
+        _same("tokens of a text that is cut", served, reference, too_long, long_ids, True),
     ]
 
 
 def _same(
-    what: str,
+    title: str,
     served: ServedText,
     reference: Reference,
     texts: Sequence[str],
-    wanted: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
     truncate: bool,
 ) -> Check:
     wrong = []
     for start in range(0, len(texts), BATCH):
         rows = texts[start : start + BATCH]
         ids, masks = served.tokens(rows, truncate)
-        theirs = wanted[start : start + BATCH]
+        expected_rows = expected[start : start + BATCH]
         wrong += [
-            f"{text[:60]!r}: {mine[: len(right) + 1].tolist()[:12]}, original {right.tolist()[:12]}"
-            for text, mine, mask, right in zip(rows, ids, masks, theirs, strict=True)
-            if not _is_padded(mine, mask, right, reference.metadata["pad_id"])
+            f"{text[:60]!r}: {row[: len(original) + 1].tolist()[:12]}, "
+            f"original {original.tolist()[:12]}"
+            for text, row, mask, original in zip(rows, ids, masks, expected_rows, strict=True)
+            if not _is_padded(row, mask, original, reference.metadata["pad_id"])
         ]
-    return at_most(f"{what}: texts with others", len(wrong), 0, wrong[0] if wrong else "")
+    return at_most(f"{title}: texts with others", len(wrong), 0, wrong[0] if wrong else "")
 
 
-def _is_padded(ids: np.ndarray, mask: np.ndarray, right: np.ndarray, pad_id: int) -> bool:
-    """Whether a row is the ``right`` ids, and then padding that the mask leaves out."""
-    padding = np.arange(len(ids)) >= len(right)
-    expected = np.full(len(ids), pad_id)
-    if len(right) > len(ids):
+def _is_padded(ids: np.ndarray, mask: np.ndarray, expected: np.ndarray, pad_id: int) -> bool:
+    """Whether a row is the ``expected`` ids, then padding that the mask leaves out."""
+    padding = np.arange(len(ids)) >= len(expected)
+    padded = np.full(len(ids), pad_id)
+    if len(expected) > len(ids):
         return False
-    expected[: len(right)] = right
-    return bool((ids == expected).all() and (mask == ~padding).all())
+    padded[: len(expected)] = expected
+    return bool((ids == padded).all() and (mask == ~padding).all())

@@ -1,4 +1,4 @@
-"""What every task that begins with a text shares: tokeniser, buckets, samples and their graph."""
+"""What every task that begins with a text shares: tokenizer, buckets, samples and graph."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from converters.sources.token_model import (
     usable_tokens,
 )
 from converters.task import LAYER_SAMPLES, ConversionRequest, Eager, Feed, Reference, Task
-from converters.text.answered import case_texts
+from converters.text.answered import reference_texts
 from converters.text.invariance import padding_checks, texts_for_buckets
 from converters.text.sample_files import read_texts
 from converters.text.samples import (
@@ -43,26 +43,25 @@ TOKENIZER = Path("pre") / "tokenizer.json"
 CALIBRATION_TEXTS = 128
 TIMED_TOKENS = 32
 MANY_TEXTS = 1500
-# Where layers are compared: the most tokens, and those of padding.
-LAYER_TOKENS, PADDED = 64, 3
-LONGER = 20  # tokens more than the model takes
+# Where layers are compared: the longest text, and the padding after each text, in tokens.
+LAYER_TOKENS, LAYER_PADDING = 64, 3
+EXCESS_TOKENS = 20  # tokens beyond the model's limit, in a text that must be cut
 
 
 class TextTask(Task):
     """A Hugging Face folder whose graph takes INT64 ``input_ids`` and ``attention_mask``, both
-    [n, length], and answers with one FP32 tensor, ``output``."""
+    [n, length], and returns one FP32 tensor, ``output``."""
 
     output: ClassVar[str]
-    per_text: ClassVar[
-        tuple[str, ...]
-    ]  # the arrays of a Reference's answers that have a row a text
+    # The arrays of a Reference's answers that have a row per text.
+    per_text: ClassVar[tuple[str, ...]]
     has_mask = True
 
     def __init__(self, request: ConversionRequest) -> None:
         super().__init__(request)
         self.source = self.open_source(request.source)
         self.source.require_head(self.name, self.auto_class)
-        self.samples = read_texts(request.samples) if request.samples else _own_samples()
+        self.samples = read_texts(request.samples) if request.samples else _default_samples()
 
     def open_source(self, source: str) -> HuggingFaceFolder:
         """The folder with the config and the weights; SourceMissing or SourceRefused."""
@@ -91,14 +90,14 @@ class TextTask(Task):
 
     @cached_property
     def buckets(self) -> tuple[int, ...]:
-        """The lengths that texts are padded to; the last is the longest text that is taken."""
+        """The lengths in tokens that texts are padded to; the last is that of the longest text."""
         self._require_known_tokens()
         require_batches(self.module)
         return buckets_up_to(usable_tokens(self.module, self.tokenizer.max_tokens))
 
     @cached_property
     def table_rows(self) -> int | None:
-        """How many tokens the model's embedding has; None where it does not say."""
+        """How many rows (tokens) the model's embedding has; None where that cannot be read."""
         model: Any = getattr(self.module, "model", self.module)
         try:
             table = model.get_input_embeddings()
@@ -107,15 +106,15 @@ class TextTask(Task):
         return len(table.weight) if isinstance(table, torch.nn.Embedding) else None
 
     def _require_known_tokens(self) -> None:
-        """SourceRefused when the tokenizer knows words that the model has no row for. Its special
-        tokens may be more: a text that has one is refused by the original too."""
+        """SourceRefused when the tokenizer has words without a row in the model's embedding.
+        Special tokens without one are accepted: the original, too, refuses a text with them."""
         rows = self.table_rows
-        beyond = self.tokenizer.beyond(rows) if rows is not None else []
-        if beyond:
+        unknown = self.tokenizer.beyond(rows) if rows is not None else []
+        if unknown:
             raise SourceRefused(
                 f"the tokenizer has tokens that the model's embedding of {rows} rows does not "
-                f"have, {beyond[0]!r} for one: both must be of one model; after adding tokens call "
-                "model.resize_token_embeddings(len(tokenizer)), train it, and save both again"
+                f"have, such as {unknown[0]!r}: both must belong to one model; after adding tokens "
+                "call model.resize_token_embeddings(len(tokenizer)), train it, and save both again"
             )
         if rows is not None and not 0 <= self.pad_id() < rows:
             raise SourceRefused(
@@ -143,19 +142,19 @@ class TextTask(Task):
         return TokenGraph(engine, tokenizer, metadata["buckets"][-1], metadata["pad_id"], runner)
 
     def texts(self, folder: Path, say: Say) -> list[str]:
-        """The samples, cut to what the model takes, then texts that fill each bucket."""
+        """The samples, cut to the model's limit, then texts that fill each bucket."""
         limit = self.buckets[-1]
         tokens = self.tokenizer.counter()
-        whole = [text for text in self.samples if tokens(text) <= limit]
-        if len(whole) < len(self.samples):
-            say(f"{len(self.samples) - len(whole)} samples are cut to {limit} tokens")
+        excess = sum(tokens(text) > limit for text in self.samples)
+        if excess:
+            say(f"{excess} samples are cut to {limit} tokens")
         cut = (
             text_of_tokens([text], tokens, limit) if tokens(text) > limit else text
             for text in self.samples
         )
-        known = self.tokenizer.known(self.table_rows)
-        odd = [text for text in odd_texts(known) if tokens(text) <= limit]
-        fitting = list(dict.fromkeys([*(text for text in cut if text), *odd]))
+        special = self.tokenizer.known(self.table_rows)
+        odd_samples = [text for text in odd_texts(special) if tokens(text) <= limit]
+        fitting = list(dict.fromkeys([*(text for text in cut if text), *odd_samples]))
         if not fitting:
             raise SourceRefused(
                 f"no beginning of a sample fits the {limit} tokens that the model takes: give "
@@ -164,67 +163,70 @@ class TextTask(Task):
         return [*fitting, *texts_for_buckets(fitting, self.buckets, tokens)]
 
     def too_long(self, texts: list[str]) -> list[str]:
-        """A real text that is longer than the model takes: what ``truncate`` is asked with."""
-        wanted = self.buckets[-1] + LONGER
-        return [text_of_tokens(texts, self.tokenizer.counter(), wanted)]
+        """A real text that is longer than the model takes, to prove ``truncate`` with."""
+        length = self.buckets[-1] + EXCESS_TOKENS
+        return [text_of_tokens(texts, self.tokenizer.counter(), length)]
 
     def exercised(self, reference: Reference) -> list[str]:
-        texts = case_texts(reference)
-        count = self.tokenizer_in(reference)
-        ids = np.concatenate([np.array(count.encode(text).ids, dtype=np.int64) for text in texts])
-        odd = sum(not text.isascii() for text in texts)
+        texts = reference_texts(reference)
+        tokenizer = self.tokenizer_in(reference)
+        ids = np.concatenate(
+            [np.array(tokenizer.encode(text).ids, dtype=np.int64) for text in texts]
+        )
+        non_ascii = sum(not text.isascii() for text in texts)
         return [
             self.whose(len(texts)),
-            f"{odd} texts are not plain ASCII; the longest has "
+            f"{non_ascii} texts are not plain ASCII; the longest has "
             f"{int(reference.answers['token_count'].max())} of "
             f"{reference.metadata['buckets'][-1]} tokens",
-            *rows_lines("tokens", ids, count.get_vocab_size()),
+            *rows_lines("tokens", ids, tokenizer.get_vocab_size()),
             *self.answer_lines(reference),
         ]
 
     def answer_lines(self, reference: Reference) -> list[str]:
-        """Of the answers, what ``exercised`` says."""
+        """The lines of ``exercised`` about the original's answers."""
         return []
 
     def tokenizer_in(self, reference: Reference) -> Tokenizer:
-        """The case's own, which neither pads nor cuts."""
+        """The reference's own tokenizer, with neither padding nor truncation."""
         tokenizer = Tokenizer.from_file(str(reference.folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
 
     def few(self, reference: Reference, rows: int) -> Reference:
-        """Short texts and the longest, evenly: ``per_text`` names what has a row a text."""
-        texts = case_texts(reference)
-        chosen = np.unique(np.linspace(0, len(texts) - 1, rows).astype(int))
-        answers = {name: reference.answers[name][chosen] for name in self.per_text}
+        """About ``rows`` texts, evenly from short ones to the longest."""
+        texts = reference_texts(reference)
+        indexes = np.unique(np.linspace(0, len(texts) - 1, rows).astype(int))
+        answers = {name: reference.answers[name][indexes] for name in self.per_text}
         return replace(reference, answers={**reference.answers, **answers})
 
     def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
-        graph, texts = self.graph(engine, reference), case_texts(reference)
+        graph, texts = self.graph(engine, reference), reference_texts(reference)
         return padding_checks(
             graph, texts[:8], reference.metadata["buckets"][:2], reference.tolerance
         )
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
         graph = self.graph(reference.folder / "model.onnx", reference)
-        for text in case_texts(reference)[:CALIBRATION_TEXTS]:
+        for text in reference_texts(reference)[:CALIBRATION_TEXTS]:
             yield graph.feed([text])
 
     def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
         """Each text is padded by a few tokens, so that a mask has something to hide."""
-        graph, texts = self.graph(reference.folder / "model.onnx", reference), case_texts(reference)
+        graph = self.graph(reference.folder / "model.onnx", reference)
+        texts = reference_texts(reference)
         limit = int(reference.metadata["buckets"][-1])
         short = [text for text in texts if graph.length(text) <= LAYER_TOKENS] or texts
-        chosen = np.unique(np.linspace(0, len(short) - 1, LAYER_SAMPLES).astype(int))
-        for text in (short[place] for place in chosen):
-            yield graph.feed([text], min(limit, graph.length(text) + PADDED))
+        indexes = np.unique(np.linspace(0, len(short) - 1, LAYER_SAMPLES).astype(int))
+        for text in (short[index] for index in indexes):
+            yield graph.feed([text], min(limit, graph.length(text) + LAYER_PADDING))
 
     def eager(self) -> Eager:
         return lambda feed: self.module(*(torch.from_numpy(feed[name]) for name in INPUTS))
 
     def timed_feed(self, reference: Reference, rows: int) -> Feed:
-        """Texts of 32 tokens, none padded."""
+        """Texts of 32 tokens (or the model's limit), none padded."""
         length = min(TIMED_TOKENS, int(reference.metadata["buckets"][-1]))
         texts = [feed["input_ids"][0] for feed in itertools.islice(self.feeds(reference), rows)]
         ids = np.stack([np.resize(texts[row % len(texts)], length) for row in range(rows)])
@@ -237,7 +239,8 @@ class TextTask(Task):
         return target
 
 
-def _own_samples() -> list[str]:
-    """Other scripts in the middle: the first sample is the golden one, the last are the longest."""
+def _default_samples() -> list[str]:
+    """Other scripts in the middle: the first sample becomes the golden one, the last are the
+    longest."""
     sentences = default_texts()
     return [*sentences[:8], *multilingual_texts(), *sentences[8:]]

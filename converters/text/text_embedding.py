@@ -1,4 +1,4 @@
-"""The known pipeline ``text_embedding``: all-MiniLM-L6-v2, as an installed package carries it."""
+"""The built-in pipeline ``text_embedding``: all-MiniLM-L6-v2 from an installed package."""
 
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.sources.sentence_embedding import packaged_folder
@@ -10,7 +10,7 @@ GOLDEN_TEXT = "Where is my parcel?"
 
 
 class TextEmbedding(Embedding):
-    """The order's source is the pipeline's name; its golden text is the first sample."""
+    """The request's source is the pipeline's name; the golden text is the first sample."""
 
     def __init__(self, request: ConversionRequest) -> None:
         super().__init__(request)

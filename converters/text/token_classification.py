@@ -15,7 +15,7 @@ from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
 from converters.task import Reference
 from converters.text import entity_proof
-from converters.text.answered import as_text_array, case_texts
+from converters.text.answered import as_text_array, reference_texts
 from converters.text.entities import clear_texts, original_entities, token_scores
 from converters.text.entity_oracle import find_entities
 from converters.text.served_entities import served_checks
@@ -24,7 +24,7 @@ from modelspec.golden import Golden
 
 
 class TokenClassification(TextTask):
-    """Answers: ``texts`` and ``too_long`` texts, and of both what ``find_entities`` returns."""
+    """Answers: ``texts`` and ``too_long`` texts, and for both what ``find_entities`` returns."""
 
     name: ClassVar[str] = "token-classification"
     output: ClassVar[str] = "logits"
@@ -45,8 +45,8 @@ class TokenClassification(TextTask):
         answers = find_entities(self.source.path, texts, too_long, self.buckets[-1], folder)
         if not len(answers["row"]):
             raise SourceRefused(
-                f"the original finds no entity in any of {len(texts)} samples, so that nothing "
-                "could be proved: give texts that have some with --samples"
+                f"the original finds no entity in any of {len(texts)} samples, so there is nothing "
+                "to prove: give texts that have some with --samples"
             )
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
 
@@ -54,7 +54,7 @@ class TokenClassification(TextTask):
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
         graph = self.graph(engine, reference, runner)
-        return entity_proof.graph_checks(graph, case_texts(reference), reference)
+        return entity_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
         scores, labels = token_scores(reference.answers["logits"]), reference.metadata["labels"]
@@ -67,16 +67,16 @@ class TokenClassification(TextTask):
         ]
 
     def few(self, reference: Reference, rows: int) -> Reference:
-        few = super().few(reference, rows)
+        reduced = super().few(reference, rows)
         ends = np.cumsum(reference.answers["token_count"])[:-1]
-        positions = [case_texts(reference).index(text) for text in case_texts(few)]
+        indexes = [reference_texts(reference).index(text) for text in reference_texts(reduced)]
         parts = {
             name: np.concatenate(
-                [np.split(reference.answers[name], ends)[place] for place in positions]
+                [np.split(reference.answers[name], ends)[index] for index in indexes]
             )
             for name in ("logits", "of_text")
         }
-        return replace(few, answers={**few.answers, **parts})
+        return replace(reduced, answers={**reduced.answers, **parts})
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         return entity_proof.parity_checks(self.graph(engine, reference), reference)
@@ -85,15 +85,13 @@ class TokenClassification(TextTask):
         return entity_proof.spans_closeness(self.graph(engine, reference), reference)
 
     def golden(self, reference: Reference) -> Golden:
-        """The shortest text that has a clear answer and an entity in it."""
-        texts = case_texts(reference)
-        found, clear = (
-            original_entities(reference, len(texts)),
-            clear_texts(reference, reference.tolerance),
-        )
-        rows = [row for row, each in enumerate(found) if each.spans and clear[row]]
+        """The shortest text with an entity and without an undecided token."""
+        texts = reference_texts(reference)
+        entities = original_entities(reference, len(texts))
+        clear = clear_texts(reference, reference.tolerance)
+        rows = [row for row in range(len(texts)) if entities[row].spans and clear[row]]
         row = min(rows, key=lambda row: len(texts[row]), default=0)
-        spans = found[row].spans if rows else ()
+        spans = entities[row].spans if rows else ()
         return Golden(
             request={"text": texts[row]},
             expect={
@@ -101,7 +99,7 @@ class TokenClassification(TextTask):
                 "start": [start for start, _, _ in spans],
                 "end": [end for _, end, _ in spans],
                 "label": [label for _, _, label in spans],
-                "score": list(found[row].scores),
+                "score": list(entities[row].scores),
             },
             tolerance=10 * reference.tolerance.difference,
         )

@@ -11,8 +11,8 @@ from converters.runner import OpenRunner, onnx_runner
 
 
 class TokenGraph:
-    """``answer`` is the graph's first output: FP32 [n, width], or [n, length, width] where every
-    token has an answer of its own."""
+    """``answer`` returns the graph's first output: FP32 [n, width], or [n, length, width] where
+    there is an output for every token."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class TokenGraph:
     ) -> None:
         try:
             self._session = runner(engine)
-        except Exception as error:  # the engines' errors share no base class
+        except Exception as error:  # the runtimes' errors share no base class
             reason = " ".join(str(error).split())[:300]
             raise ProofFailed(f"the graph cannot be loaded: {reason}") from error
         self._pad_id = pad_id
@@ -33,11 +33,15 @@ class TokenGraph:
         self._tokenizer.enable_truncation(max_tokens)
 
     def answer(self, texts: Sequence[str], length: int | None = None) -> list[np.ndarray]:
-        """One array a text, from a single batch padded to ``length`` tokens; what was answered for
+        """One array per text, from a single batch padded to ``length`` tokens; the output for
         padding is cut off."""
-        answers = self.run(**self.feed(texts, length))
-        lengths = [self.length(text) for text in texts]
-        return [each[:n] if each.ndim > 1 else each for each, n in zip(answers, lengths)]  # noqa: B905 - a wrong number of rows is for the checks to find
+        outputs = self.run(**self.feed(texts, length))
+        counts = [self.length(text) for text in texts]
+        # Not strict: the checks report a wrong number of rows.
+        return [
+            output[:count] if output.ndim > 1 else output
+            for output, count in zip(outputs, counts, strict=False)
+        ]
 
     def feed(self, texts: Sequence[str], length: int | None = None) -> dict[str, np.ndarray]:
         """The graph's inputs INT64 [n, width], at least ``length`` wide."""
@@ -51,11 +55,11 @@ class TokenGraph:
         return {"input_ids": ids, "attention_mask": mask}
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """The graph's first output, whatever its shape; ProofFailed when it does not run."""
+        """The graph's first output, of any shape; ProofFailed when the graph does not run."""
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
         try:
             return np.asarray(self._session.run(None, feed)[0])
-        except Exception as error:  # ONNX Runtime raises many kinds; all mean: it does not run
+        except Exception as error:  # the runtimes' errors share no base class
             rows, length = input_ids.shape
             reason = " ".join(str(error).split())[:300]
             raise ProofFailed(
@@ -63,4 +67,5 @@ class TokenGraph:
             ) from error
 
     def length(self, text: str) -> int:
+        """Tokens in the text, special tokens included."""
         return len(self._tokenizer.encode(text).ids)

@@ -1,1 +1,2 @@
-"""Copied into the model repository as a step's ``model.py``; these import nothing of ours."""
+"""Modules that are copied into the model repository as a step's ``model.py``: they import nothing
+of Tidegate's."""

@@ -1,17 +1,17 @@
 """Decode images and prepare them for the engine (a step that runs inside Triton).
 
 Input ``image`` BYTES [n, 1], each a whole JPEG, PNG or WebP file; output ``pixels`` FP32
-[n, channels, height, width]: three, or one of a model that sees grey.
+[n, channels, height, width]: three channels, or one for a model of grey images.
 
-An image is put upright by its EXIF and made RGB: alpha is dropped, an embedded colour profile is
-not applied, and CMYK is converted without one. What then follows is the model's own transform for
-evaluation, in ``preprocess.json`` beside this module:
+An image is turned upright by its EXIF and converted to RGB: alpha is dropped, an embedded colour
+profile is not applied, and CMYK is converted without one. Then comes the model's own evaluation
+transform, from ``preprocess.json`` beside this module:
 ``{"height": 224, "width": 224, "operations": [{"op": "crop", "height": 224, "width": 224}, ...]}``,
-whose operations are the functions below. ``"channels": 1`` stands beside them where the first is
+whose operations are the functions below. It also has ``"channels": 1`` where the first operation is
 ``grey``.
 
-An image is refused by its header, before memory is taken for its pixels: by its format, number of
-frames, number of pixels or shape. Each limit is below, and its error says what to send instead.
+An image is refused by its header, before memory is allocated for its pixels: by its format, number
+of frames, number of pixels or shape. Each limit is below, and its error says what to send instead.
 """
 
 import io
@@ -29,16 +29,16 @@ try:  # exists only inside Triton's Python stub
 except ImportError:
     pb_utils = None
 
-# The gateway shows a client only texts that begin with such a marker, and names the row as the
-# client counts rows: a batch here may be a part of the client's.
+# The gateway forwards to a client only messages that begin with this marker, and replaces the row
+# by the client's own: a batch here may be a part of the client's.
 INVALID = "[tidegate:invalid_input row={}] "
 FORMATS = ("JPEG", "PNG", "WEBP")
-PICTURE_LIMIT_BYTES = 16 << 20
-# Above the 24.5 megapixels of today's phones. Measured: decoding takes 8 bytes a pixel (a JPEG that
-# is turned) to 17 (a WebP), so at most 430 MB: an instance decodes one image at a time.
+FILE_LIMIT_BYTES = 16 << 20
+# Above the 24.5 megapixels of today's phones. Measured: decoding takes from 8 bytes per pixel (a
+# JPEG that is turned) to 17 (a WebP), so at most 430 MB: an instance decodes one image at a time.
 PIXEL_LIMIT = 25_000_000
 SHORTEST_SIDE = 16
-# Most models see the middle square only: of a longer strip less than a twentieth.
+# Most models see only the middle square, which is less than a twentieth of a longer strip.
 LONGEST_TO_SHORTEST = 20
 
 ORIENTATION_TAG = 0x0112
@@ -58,7 +58,8 @@ class InvalidImage(ValueError):
 
 
 class Transform:
-    """What ``preprocess.json`` says; ``channels``, ``height`` and ``width`` are of its result.
+    """The transform in ``preprocess.json``; ``channels``, ``height`` and ``width`` are its
+    result's.
 
     Raises ValueError for an operation that is not one of ``OPERATIONS``.
     """
@@ -70,7 +71,7 @@ class Transform:
         for settings in document["operations"]:
             name = settings["op"]
             if name not in OPERATIONS:
-                raise ValueError(f"there is no operation {name!r}: {', '.join(OPERATIONS)} are")
+                raise ValueError(f"unknown operation {name!r}: use one of {', '.join(OPERATIONS)}")
             arguments = {key: value for key, value in settings.items() if key != "op"}
             self._operations.append((OPERATIONS[name], arguments))
 
@@ -86,51 +87,51 @@ class Transform:
         return _values(pixels, np.float32).transpose(2, 0, 1)
 
 
-def _values(image: Any, kind: Any = None) -> np.ndarray:
-    """[height, width, channels] of an image or of such an array."""
-    values = np.asarray(image, dtype=kind)
+def _values(image: Any, dtype: Any = None) -> np.ndarray:
+    """An image or an array as an array [height, width, channels]."""
+    values = np.asarray(image, dtype=dtype)
     return values[..., None] if values.ndim == 2 else values  # Pillow gives grey no axis of its own
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """One channel, by the weights of ITU-R 601-2."""
+    """To one channel, with the weights of ITU-R 601-2."""
     return image.convert("L")
 
 
 def resize(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
-    """To just this size, with one of Pillow's filters, by its number; always antialiased."""
+    """To exactly this size, with the Pillow filter of this number; always antialiased."""
     return image.resize((width, height), Image.Resampling(resample))
 
 
 def resize_shorter(image: Image.Image, edge: int, resample: int) -> Image.Image:
-    """The shorter side to ``edge`` pixels, the other in proportion, cut to a whole number."""
+    """The shorter side to ``edge`` pixels, the other in proportion, rounded down."""
     shorter = min(image.size)
     width, height = (int(edge * side / shorter) for side in image.size)
     return resize(image, height, width, resample)
 
 
 def crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle; black surrounds an image that is smaller."""
+    """The middle; a smaller image is padded with black."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def crop_part(image: Image.Image, height: float, width: float) -> Image.Image:
-    """The middle, measured in parts of the shorter side."""
+    """The middle, its sides given as fractions of the shorter side."""
     shorter = min(image.size)
     return crop(image, int(height * shorter), int(width * shorter))
 
 
 def rescale(image: Any, factor: float, offset: float = 0.0) -> np.ndarray:
-    """value * factor + offset; rounded as transformers does, which multiplies in FP64."""
+    """value * factor + offset; rounded as in transformers, which multiplies in FP64."""
     scaled = (_values(image, np.float64) * factor).astype(np.float32)
     return scaled + np.float32(offset)
 
 
 def normalize(image: Any, mean: list[float], std: list[float]) -> np.ndarray:
-    """(value - mean) / std, each a number for every channel."""
+    """(value - mean) / std, with a number for each channel."""
     pixels = _values(image, np.float32)
-    means, deviations = (np.array(each, dtype=np.float32) for each in (mean, std))
+    means, deviations = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
     return np.asarray((pixels - means) / deviations)
 
 
@@ -145,10 +146,10 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def prepare(picture: bytes, transform: Transform) -> np.ndarray:
-    """Pixels FP32 [channels, height, width] of an image; InvalidImage if it cannot be used."""
-    # One name throughout: each stage frees the one before it.
-    image = _opened(picture, transform.size)
+def prepare(data: bytes, transform: Transform) -> np.ndarray:
+    """Pixels FP32 [channels, height, width] of an image file; InvalidImage if it cannot be used."""
+    # One name throughout, so that each stage frees the image of the one before it.
+    image = _open(data, transform.size)
     _check(image, transform.size)
     _load(image)
     turn = _turn(image)
@@ -158,31 +159,31 @@ def prepare(picture: bytes, transform: Transform) -> np.ndarray:
     return transform(image)
 
 
-def _opened(picture: bytes, seen: str) -> Image.Image:
-    """The image with only its header read; ``seen`` is the size that the model looks at."""
-    if not picture:
+def _open(data: bytes, model_size: str) -> Image.Image:
+    """The image with only its header read; ``model_size`` is the size that the model sees."""
+    if not data:
         raise InvalidImage("is empty: send the bytes of a JPEG, PNG or WebP file")
-    if len(picture) > PICTURE_LIMIT_BYTES:
-        raise InvalidImage(f"has {len(picture)} bytes: send at most {PICTURE_LIMIT_BYTES}")
+    if len(data) > FILE_LIMIT_BYTES:
+        raise InvalidImage(f"has {len(data)} bytes: send at most {FILE_LIMIT_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(picture), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_many_pixels(seen) from None
+        raise _too_many_pixels(model_size) from None
     except UnidentifiedImageError:
         raise InvalidImage(
             "is not a whole JPEG, PNG or WebP file, whatever its name says: convert it to one"
         ) from None
-    except Exception:  # Pillow raises many kinds for a header that is broken
-        raise _broken() from None
+    except Exception:  # Pillow raises many types for a broken header
+        raise _damaged() from None
 
 
-def _check(image: Image.Image, seen: str) -> None:
+def _check(image: Image.Image, model_size: str) -> None:
     width, height = image.size
     shorter, longer = sorted(image.size)
     if width * height > PIXEL_LIMIT:
-        raise _too_many_pixels(seen)
+        raise _too_many_pixels(model_size)
     # A phone's JPEG may carry further images (MPO); the first is the photo.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise InvalidImage("is animated: send one frame of it as a still image")
@@ -198,45 +199,45 @@ def _check(image: Image.Image, seen: str) -> None:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels; this is where a file that is cut off shows."""
+    """Decode the pixels; this is where a truncated file fails."""
     try:
         image.load()
     except MemoryError:
         raise
-    except Exception:  # Pillow raises many kinds for data that is broken
-        raise _broken() from None
+    except Exception:  # Pillow raises many types for broken data
+        raise _damaged() from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        # 16-bit grey: keep the high byte, as is done for 16-bit colour. convert() would clip.
+        # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour. convert() would clip.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How to put the image upright, read once its pixels are loaded: PNG may end with EXIF."""
+    """How to turn the image upright. Read after the pixels are loaded: a PNG may end with EXIF."""
     try:
         return UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF around a good image, which viewers show as it lies
+    except Exception:  # broken EXIF in a good image, which viewers show unturned
         return None
 
 
-def _too_many_pixels(seen: str) -> InvalidImage:
+def _too_many_pixels(model_size: str) -> InvalidImage:
     return InvalidImage(
         f"has more than {PIXEL_LIMIT // 10**6} million pixels: send a smaller one "
-        f"(the model looks at {seen})"
+        f"(the model looks at {model_size})"
     )
 
 
-def _broken() -> InvalidImage:
+def _damaged() -> InvalidImage:
     return InvalidImage("is cut off or damaged: it cannot be decoded, send the whole file")
 
 
 class TritonPythonModel:
-    """Triton's entry point: requests in, pixels out. A bad image fails its own request only."""
+    """Triton's entry point: requests in, pixels out. A bad image fails only its own request."""
 
     def initialize(self, args: dict[str, str]) -> None:
         Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
@@ -245,18 +246,18 @@ class TritonPythonModel:
         self._transform = Transform(document)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        seen = self._transform
-        shape = (len(images), seen.channels, seen.height, seen.width)
+        transform = self._transform
+        shape = (len(images), transform.channels, transform.height, transform.width)
         pixels = np.empty(shape, dtype=np.float32)
-        for index, picture in enumerate(images):
+        for index, image in enumerate(images):
             try:
-                pixels[index] = prepare(picture, self._transform)
+                pixels[index] = prepare(image, transform)
             except InvalidImage as error:
-                text = f"{INVALID.format(index)}the image {error}"
-                failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
+                message = f"{INVALID.format(index)}the image {error}"
+                failure = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=failure)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])

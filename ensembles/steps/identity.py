@@ -1,4 +1,4 @@
-"""Return the input (runs inside Triton): what probes and benchmarks measure against."""
+"""Return the input (a step that runs inside Triton): what probes and benchmarks measure against."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ class TritonPythonModel:
     """INPUT0 FP32 [n, m] -> OUTPUT0, the same values."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         values = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", values)])

@@ -1,14 +1,14 @@
 """Token logits -> the entities of a text (a step that runs inside Triton).
 
-Inputs ``logits`` FP32 [n, tokens, labels], ``token_span`` INT32 [n, tokens, 2] (begin and end of
-each token in the text, in Unicode code points; -1 for what is not of the text) and ``text`` BYTES
-[n, 1]. Outputs ``count`` INT32 [n, 1] and, for each entity, ``entity`` BYTES (its text), ``start``
-and ``end`` INT32, ``label`` BYTES and ``score`` FP32, all [n, k]: ``k`` is the largest count of the
-request, at least 1, and what is beyond a row's count is empty or 0.
+Inputs ``logits`` FP32 [n, tokens, labels], ``token_span`` INT32 [n, tokens, 2] (start and end of
+each token in the text, in Unicode code points; -1 for tokens that are not in the text) and ``text``
+BYTES [n, 1]. Outputs ``count`` INT32 [n, 1] and, for each entity, ``entity`` BYTES (its text),
+``start`` and ``end`` INT32, ``label`` BYTES and ``score`` FP32, all [n, k]: ``k`` is the largest
+count in the request, at least 1, and elements beyond a row's count are empty or 0.
 
 Tokens are joined as transformers' pipeline joins them with ``aggregation_strategy="simple"``: each
-token has its likeliest label; tokens that follow one another with one tag are one entity, unless
-the later one begins another (``B-``); its score is the mean of theirs, and ``O`` is no entity.
+token has its likeliest label; consecutive tokens with the same tag are one entity, unless the later
+one begins another (``B-``); its score is the mean of theirs, and ``O`` is not an entity.
 
 Files beside this module: ``labels.json``, a list of names in the model's order.
 """
@@ -31,7 +31,7 @@ NO_ENTITY = "O"
 
 @dataclass(frozen=True)
 class Entity:
-    """``start`` and ``end`` are code points of the text, ``end`` the first that is not of it."""
+    """``start`` and ``end`` are indexes of code points in the text, ``end`` the first after it."""
 
     entity: str
     start: int
@@ -57,11 +57,14 @@ class EntityFinder:
     def __call__(
         self, logits: np.ndarray, span: np.ndarray, texts: Sequence[bytes]
     ) -> list[list[Entity]]:
-        """The entities of each text, in their order. ``logits`` FP32 [n, tokens, labels] and
-        ``span`` INT32 [n, tokens, 2]; ValueError when they do not fit, or are not finite."""
-        wanted = (*span.shape[:2], len(self._labels))
-        if logits.shape != wanted or len(texts) != len(logits):
-            raise ValueError(f"the engine gave {logits.shape}, not {wanted} for {len(texts)} texts")
+        """The entities of each text, in its order, from ``logits`` FP32 [n, tokens, labels] and
+        ``span`` INT32 [n, tokens, 2]; ValueError when the shapes do not match, or for logits that
+        are not finite."""
+        expected = (*span.shape[:2], len(self._labels))
+        if logits.shape != expected or len(texts) != len(logits):
+            raise ValueError(
+                f"the engine returned {logits.shape}, not {expected} for {len(texts)} texts"
+            )
         return [
             self._entities(scores, spans, text.decode("utf-8"))
             for scores, spans, text in zip(logits, span, texts, strict=True)
@@ -70,14 +73,14 @@ class EntityFinder:
     def _entities(self, logits: np.ndarray, span: np.ndarray, text: str) -> list[Entity]:
         of_text = span[:, 0] >= 0
         if not np.isfinite(logits[of_text]).all():
-            raise ValueError("the engine gave numbers that are not finite")
+            raise ValueError("the engine returned numbers that are not finite")
         tokens = self._tokens(logits[of_text], span[of_text])
         entities = (_entity(group, text) for group in _groups(tokens))
         return [entity for entity in entities if entity.label != NO_ENTITY]
 
     def _tokens(self, logits: np.ndarray, span: np.ndarray) -> list[_Token]:
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        scores = powers / powers.sum(axis=-1, keepdims=True)
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        scores = exponentials / exponentials.sum(axis=-1, keepdims=True)
         best = scores.argmax(axis=-1)
         return [
             _Token(int(start), int(end), self._labels[label], row[label])
@@ -90,11 +93,11 @@ def _tag(label: str) -> str:
 
 
 def _groups(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
-    """Tokens that belong together: one tag, one after another, none but the first beginning one."""
+    """Runs of consecutive tokens with the same tag; a token with ``B-`` always begins a new one."""
     group: list[_Token] = []
     for token in tokens:
-        same = group and _tag(token.label) == _tag(group[-1].label)
-        if group and not (same and not token.label.startswith("B-")):
+        same_tag = group and _tag(token.label) == _tag(group[-1].label)
+        if group and not (same_tag and not token.label.startswith("B-")):
             yield group
             group = []
         group.append(token)
@@ -104,15 +107,15 @@ def _groups(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
 
 def _entity(group: Sequence[_Token], text: str) -> Entity:
     start, end = group[0].start, group[-1].end
-    # As transformers names the group: what comes after the first hyphen, whatever is before it.
+    # As transformers names the group: what follows the first hyphen, whatever precedes it.
     label = group[0].label.split("-", 1)[-1]
     score = float(np.mean([token.score for token in group]))
     return Entity(text[start:end], start, end, label, score)
 
 
-def as_tensors(found: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
+def as_tensors(entities_by_text: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
     """The entities of each text as the output tensors."""
-    shape = (len(found), max(1, *map(len, found)) if found else 1)
+    shape = (len(entities_by_text), max(1, *map(len, entities_by_text)) if entities_by_text else 1)
     tensors = {
         "entity": np.full(shape, b"", dtype=object),
         "start": np.zeros(shape, dtype=np.int32),
@@ -120,11 +123,11 @@ def as_tensors(found: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
         "label": np.full(shape, b"", dtype=object),
         "score": np.zeros(shape, dtype=np.float32),
     }
-    for row, entities in enumerate(found):
+    for row, entities in enumerate(entities_by_text):
         for column, entity in enumerate(entities):
             for name, value in vars(entity).items():
                 tensors[name][row, column] = value.encode() if isinstance(value, str) else value
-    count = np.array([[len(entities)] for entities in found], dtype=np.int32)
+    count = np.array([[len(entities)] for entities in entities_by_text], dtype=np.int32)
     return {**tensors, "count": count}
 
 
@@ -137,9 +140,9 @@ class TritonPythonModel:
         self._find = EntityFinder(labels)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         logits, span, texts = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in ("logits", "token_span", "text")

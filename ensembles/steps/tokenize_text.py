@@ -1,16 +1,16 @@
-"""Tokenise text and pad it to a length bucket (a step that runs inside Triton).
+"""Tokenize text and pad it to a length bucket (a step that runs inside Triton).
 
 Input ``text`` BYTES [n, 1]; outputs ``input_ids`` and ``attention_mask`` INT64 [n, bucket],
 ``token_count`` INT32 [n, 1] and, if the model's config has that output, ``token_span`` INT32
-[n, bucket, 2]: where in the text each token begins and ends, in Unicode code points, and -1 twice
-for what is not of the text (special tokens, padding).
+[n, bucket, 2]: where in the text each token begins and ends, in Unicode code points, and -1 for
+both where a token is not in the text (special tokens, padding).
 
 Triton merges only requests of equal shape, so every request is padded to the next of a few lengths
 and the engine's dynamic batcher can merge those that share one. A text longer than the model takes
-is refused, unless the request says ``truncate`` (a request parameter).
+is refused, unless the request has the parameter ``truncate``.
 
-Files beside this module: ``tokenizer.json`` (its truncation says from which side a long text is
-cut). Model parameters: ``buckets``, the lengths in tokens, and ``pad_id``.
+Files beside this module: ``tokenizer.json`` (its truncation says from which side to cut a long
+text). Model parameters: ``buckets``, the lengths in tokens, and ``pad_id``.
 """
 
 import json
@@ -28,17 +28,17 @@ try:  # exists only inside Triton's Python stub
 except ImportError:
     pb_utils = None
 
-# The gateway shows a client only texts that begin with such a marker, and names the row, if it has
-# one, as the client counts rows: a batch here may be a part of the client's.
+# The gateway forwards to a client only messages that begin with one of these markers, and replaces
+# the row by the client's own: a batch here may be a part of the client's.
 INVALID, INVALID_ROW = "[tidegate:invalid_input] ", "[tidegate:invalid_input row={}] "
-# Far above any bucket (a token has about 4 bytes), and small enough to tokenise in a blink.
+# Far above any bucket (a token has about 4 bytes), and small enough to tokenize in no time.
 TEXT_LIMIT_BYTES = 65_536
 
 
 class InvalidText(ValueError):
-    """The client's text cannot be tokenised; the message says what to do.
+    """The client's text cannot be tokenized; the message says what to do.
 
-    ``row`` is its place in the batch, None when all of it is to blame.
+    ``row`` is its index in the batch, None when the error concerns the whole batch.
     """
 
     def __init__(self, problem: str, row: int | None = None) -> None:
@@ -47,7 +47,7 @@ class InvalidText(ValueError):
 
     @property
     def for_client(self) -> str:
-        """As Triton is told it."""
+        """The message for Triton, with the gateway's marker."""
         if self.row is None:
             return f"{INVALID}{self.problem}"
         return f"{INVALID_ROW.format(self.row)}the text {self.problem}"
@@ -63,7 +63,7 @@ class Tokens:
     encodings: Sequence[Any]
 
     def span(self) -> np.ndarray:
-        """INT32 [n, bucket, 2]: begin and end of each token in its text; -1 if it is not of it."""
+        """INT32 [n, bucket, 2]: start and end of each token in its text; -1 if it is not in it."""
         span = np.full((*self.ids.shape, 2), -1, dtype=np.int32)
         for row, encoding in zip(span, self.encodings, strict=True):
             of_text = np.array(encoding.special_tokens_mask) == 0
@@ -72,11 +72,11 @@ class Tokens:
 
 
 class BucketTokenizer:
-    """A tokenizer that pads to buckets; the last bucket is the longest text allowed, in tokens."""
+    """A tokenizer that pads to buckets; the last is the longest text allowed. All in tokens."""
 
     def __init__(self, tokenizer: Tokenizer, buckets: list[int], pad_id: int = 0) -> None:
-        # tokenizer.json may carry the padding and truncation of its training: ours decide, but for
-        # the side that a text is cut from.
+        # tokenizer.json may have the padding and truncation of training: the buckets replace them,
+        # except for the side that a text is cut from.
         self._cut_from = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -85,8 +85,8 @@ class BucketTokenizer:
         self._pad_id = pad_id
 
     def __call__(self, texts: list[bytes], truncate: bool) -> Tokens:
-        """The tokens of the texts; raises InvalidText for no text, one that is empty, not UTF-8 or
-        too long."""
+        """The tokens of the texts; raises InvalidText without a text, and for one that is empty,
+        not UTF-8 or too long."""
         if not texts:
             raise InvalidText("there is no text: send at least one")
         rows = [self._encoding(index, text, truncate) for index, text in enumerate(texts)]
@@ -100,7 +100,7 @@ class BucketTokenizer:
 
     def _encoding(self, index: int, text: bytes, truncate: bool) -> Any:
         limit = self._buckets[-1]
-        # encode, not encode_batch: the latter wakes a thread pool, which costs more than it saves.
+        # Not encode_batch: it wakes a thread pool, which costs more than it saves.
         encoding = self._tokenizer.encode(_decoded(index, text))
         if len(encoding.ids) > limit:
             if not truncate:
@@ -136,7 +136,7 @@ def _decoded(index: int, text: bytes) -> str:
 
 
 def wants_truncation(parameters: str) -> bool:
-    """Whether the request's parameters (JSON) say ``truncate``."""
+    """Whether the request's parameters (JSON, or "") set ``truncate``."""
     value = json.loads(parameters).get("truncate", False) if parameters else False
     return value is True or str(value).lower() == "true"
 
@@ -147,7 +147,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = config["parameters"]
-        self._gives_spans = "token_span" in {output["name"] for output in config["output"]}
+        self._has_spans = "token_span" in {output["name"] for output in config["output"]}
         buckets = [int(length) for length in parameters["buckets"]["string_value"].split(",")]
         folder = Path(args["model_repository"]) / args["model_version"]
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -155,9 +155,9 @@ class TritonPythonModel:
         self._tokenize = BucketTokenizer(tokenizer, buckets, pad_id)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         texts = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
         try:
             tokens = self._tokenize(list(texts.reshape(-1)), wants_truncation(request.parameters()))
@@ -169,6 +169,6 @@ class TritonPythonModel:
             pb_utils.Tensor("attention_mask", tokens.mask),
             pb_utils.Tensor("token_count", tokens.count),
         ]
-        if self._gives_spans:
+        if self._has_spans:
             outputs.append(pb_utils.Tensor("token_span", tokens.span()))
         return pb_utils.InferenceResponse(outputs)

@@ -2,10 +2,10 @@
 
 Input ``logits`` FP32 [n, classes]; outputs ``label`` BYTES [n, k] and ``score`` FP32 [n, k], the
 likeliest first. Scores are the softmax over all classes or, where labels do not exclude each other,
-the sigmoid of each; of a regression they are the numbers themselves.
+the sigmoid of each; a regression's scores are the numbers themselves.
 
-Files beside this module: ``labels.txt``, one name a line. Model parameters: ``top_k`` and, if it is
-not softmax, ``function``.
+Files beside this module: ``labels.txt``, one name per line. Model parameters: ``top_k`` and, if it
+is not softmax, ``function``.
 """
 
 import json
@@ -22,8 +22,8 @@ except ImportError:
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """FP32 [n, classes], each row adding up to 1."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _none(logits: np.ndarray) -> np.ndarray:
-    """FP32 [n, classes], as they are: what a regression says is no probability."""
+    """FP32 [n, classes], unchanged: the output of a regression is not a probability."""
     return logits.astype(np.float32)
 
 
@@ -44,7 +44,7 @@ class TopLabels:
 
     def __init__(self, labels: list[str], k: int, function: str = "softmax") -> None:
         if function not in FUNCTIONS:
-            raise ValueError(f"function is {function!r}: give one of {', '.join(FUNCTIONS)}")
+            raise ValueError(f"function is {function!r}: use one of {', '.join(FUNCTIONS)}")
         if not 1 <= k <= len(labels):
             raise ValueError(f"top_k is {k}: give 1 to {len(labels)}, the number of labels")
         self._labels = np.array([label.encode() for label in labels], dtype=object)
@@ -54,14 +54,14 @@ class TopLabels:
     def __call__(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """label object (bytes) [n, k] and score FP32 [n, k] of logits FP32 [n, classes].
 
-        Raises ValueError when the logits are not one for each label, or not finite.
+        Raises ValueError for logits that are not finite, or not one for each label.
         """
         if logits.ndim != 2 or logits.shape[1] != len(self._labels):
-            raise ValueError(f"the engine gave {logits.shape}, not [n, {len(self._labels)}]")
+            raise ValueError(f"the engine returned {logits.shape}, not [n, {len(self._labels)}]")
         if not np.isfinite(logits).all():
-            raise ValueError("the engine gave numbers that are not finite")
+            raise ValueError("the engine returned numbers that are not finite")
         scores = self._scores(logits)
-        # Stable: of two equal scores the earlier class comes first, every time.
+        # Stable: of two equal scores, the earlier class always comes first.
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
         return self._labels[best], np.take_along_axis(scores, best, axis=1)
 
@@ -74,15 +74,15 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
         function = parameters.get("function", {}).get("string_value", "softmax")
-        self._name = TopLabels(labels, int(parameters["top_k"]["string_value"]), function)
+        self._top_labels = TopLabels(labels, int(parameters["top_k"]["string_value"]), function)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy()
         try:
-            label, score = self._name(logits)
+            label, score = self._top_labels(logits)
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(

@@ -1,10 +1,10 @@
 """Turn texts into terms with scikit-learn's own vectorizer (a step that runs inside Triton).
 
 Inputs: the text columns, BYTES [n, 1]. Outputs, for each vectorizer: its ids INT64 [n, length] and
-values FP64 of the same shape; where a text has fewer terms, the id is the vocabulary's size and the
-value 0. Lengths are powers of two from 16 on, so that Triton can merge requests.
+values FP64 [n, length]; where a text has fewer terms, the id is the vocabulary's size and the value
+0. Lengths are powers of two, at least 16, so that Triton can merge requests.
 
-The file ``texts.json`` beside this module holds the vectorizers: class, settings, vocabulary, idf.
+The file ``texts.json`` beside this module lists the vectorizers: class, settings, vocabulary, idf.
 """
 
 import json
@@ -21,22 +21,22 @@ try:  # exists only inside Triton's Python stub
 except ImportError:
     pb_utils = None
 
-# The gateway shows a client only texts that begin with this marker.
+# The gateway forwards to a client only messages that begin with this marker.
 INVALID = "[tidegate:invalid_input] "
 TEXT_LIMIT_BYTES = 65_536
 LEAST_LENGTH = 16
 
 
 class InvalidText(ValueError):
-    """The client's text cannot be read; the message says what to do."""
+    """The client's text cannot be used; the message says what to do."""
 
 
 class TextVectorizers:
     """The vectorizers of one pipeline, from the list in ``texts.json``."""
 
-    def __init__(self, held: list[dict[str, Any]]) -> None:
-        self._held = [(each, _vectorizer(each)) for each in held]
-        self.inputs = list(dict.fromkeys(str(each["tensor"]) for each in held))
+    def __init__(self, configs: list[dict[str, Any]]) -> None:
+        self._vectorizers = [(config, _vectorizer(config)) for config in configs]
+        self.inputs = list(dict.fromkeys(str(config["tensor"]) for config in configs))
 
     def __call__(self, texts: Mapping[str, list[bytes]]) -> dict[str, np.ndarray]:
         """The outputs by name; raises InvalidText for a text that is not UTF-8 or too long."""
@@ -44,42 +44,43 @@ class TextVectorizers:
             name: [_decoded(name, text) for text in column] for name, column in texts.items()
         }
         outputs = {}
-        for each, vectorizer in self._held:
-            ids, values = _terms(vectorizer, decoded[each["tensor"]], int(each["size"]))
-            outputs[each["ids"]], outputs[each["values"]] = ids, values
+        for config, vectorizer in self._vectorizers:
+            ids, values = _terms(vectorizer, decoded[config["tensor"]], int(config["size"]))
+            outputs[config["ids"]], outputs[config["values"]] = ids, values
         return outputs
 
 
-def _vectorizer(held: Mapping[str, Any]) -> Any:
-    settings = dict(held["settings"])
+def _vectorizer(config: Mapping[str, Any]) -> Any:
+    settings = dict(config["settings"])
     settings["ngram_range"] = tuple(settings["ngram_range"])
     settings["dtype"] = np.dtype(settings["dtype"]).type
-    vectorizer = getattr(sklearn_text, held["class"])(**settings)
-    if held["class"] == "HashingVectorizer":
+    vectorizer = getattr(sklearn_text, config["class"])(**settings)
+    if config["class"] == "HashingVectorizer":
         return vectorizer
-    vectorizer.vocabulary_ = dict(held["vocabulary"])
+    vectorizer.vocabulary_ = dict(config["vocabulary"])
     vectorizer.fixed_vocabulary_ = True
-    if held["class"] == "TfidfVectorizer":
+    if config["class"] == "TfidfVectorizer":
         names = ("norm", "use_idf", "smooth_idf", "sublinear_tf")
-        vectorizer._tfidf = sklearn_text.TfidfTransformer(**{n: settings[n] for n in names})
-        vectorizer._tfidf.n_features_in_ = int(held["size"])
-        if held["idf"]:
-            vectorizer._tfidf.idf_ = np.array(held["idf"], dtype=settings["dtype"])
+        options = {name: settings[name] for name in names}
+        vectorizer._tfidf = sklearn_text.TfidfTransformer(**options)
+        vectorizer._tfidf.n_features_in_ = int(config["size"])
+        if config["idf"]:
+            vectorizer._tfidf.idf_ = np.array(config["idf"], dtype=settings["dtype"])
     return vectorizer
 
 
 def _terms(vectorizer: Any, texts: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # stop words that its own tokens would not have
+        warnings.simplefilter("ignore")  # it warns of stop words that its tokenizer cannot produce
         rows = vectorizer.transform(texts).tocsr()
     counts = np.diff(rows.indptr)
-    most, length = int(counts.max(initial=0)), LEAST_LENGTH
-    while length < most:
+    largest, length = int(counts.max(initial=0)), LEAST_LENGTH
+    while length < largest:
         length *= 2
     ids = np.full((len(texts), length), size, dtype=np.int64)
     values = np.zeros((len(texts), length))
-    held = np.arange(length) < counts[:, None]
-    ids[held], values[held] = rows.indices, rows.data
+    is_term = np.arange(length) < counts[:, None]
+    ids[is_term], values[is_term] = rows.indices, rows.data
     return ids, values
 
 
@@ -100,18 +101,15 @@ class TritonPythonModel:
         self._vectorize = TextVectorizers(json.loads((folder / "texts.json").read_text("utf-8")))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
+        texts = {
+            name: list(pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1))
+            for name in self._vectorize.inputs
+        }
         try:
-            outputs = self._vectorize(
-                {
-                    name: list(
-                        pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
-                    )
-                    for name in self._vectorize.inputs
-                }
-            )
+            outputs = self._vectorize(texts)
         except InvalidText as error:
             failure = pb_utils.TritonError(f"{INVALID}{error}", pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)

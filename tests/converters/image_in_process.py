@@ -1,5 +1,5 @@
-"""A pipeline of our own steps in this process, in the place of a Triton: what a fault in a step or
-a graph does to the proof shows in milliseconds."""
+"""A pipeline of our own steps in this process, instead of a Triton: shows in milliseconds what a
+fault in a step or a graph does to the proof."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ SHOWN = (
     "flower-cmyk",
     "motorcycle-half",
     "flower-large",
-    # What else there is to see: the original's answers must lie as far apart as they do.
+    # Other subjects: the original's logits must vary as much as they do over all samples.
     "astronaut-half",
     "camera-half",
     "china-half",
@@ -52,13 +52,13 @@ class FewImages(ImageClassification):
 
 
 def few_converted() -> Converted:
-    """EfficientNet-Lite0, proved on ``SHOWN`` only; from the cache after the first time."""
+    """EfficientNet-Lite0, proved only on ``SHOWN``; from the cache after the first time."""
     task = FewImages(ConversionRequest("image_classification", "image_classification"))
     return convert(task, ConversionOptions(), lambda text: None)
 
 
 class Tensor:
-    """Stands for tritonclient's InferInput."""
+    """Replaces tritonclient's InferInput."""
 
     def __init__(self, name: str, shape: list[int], datatype: str) -> None:
         self.shape = shape
@@ -70,14 +70,14 @@ class Tensor:
 
 @dataclass
 class InProcess:
-    """Stands for tritonclient's InferenceServerClient; ``spoil_*`` change what a part gives."""
+    """Replaces tritonclient's InferenceServerClient; ``spoil_*`` change what a step returns."""
 
     reference: Reference
     graph: Graph
     golden: Golden
     labels: list[str] = field(default_factory=list)
     spoil_pixels: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
-    spoil_answer: Callable[[Any, Any], Any] = lambda label, score: (label, score)
+    spoil_labels: Callable[[Any, Any], Any] = lambda label, score: (label, score)
 
     def __post_init__(self) -> None:
         document = json.loads((self.reference.folder / "pre" / "preprocess.json").read_text())
@@ -95,9 +95,9 @@ class InProcess:
 
     def infer(self, model: str, inputs: list[Tensor], client_timeout: float) -> Any:
         values = inputs[0].values
-        parts = {"_pre": self._decoded, "_post": self._labelled, "": self._whole}
+        models = {"_pre": self._decoded, "_post": self._labelled, "": self._whole}
         try:
-            tensors = parts[model.removeprefix(self.reference.name)](values)
+            tensors = models[model.removeprefix(self.reference.name)](values)
         except (decode_image.InvalidImage, ValueError) as error:
             raise InferenceServerException(str(error)) from error
         return SimpleNamespace(as_numpy=tensors.get)
@@ -107,11 +107,11 @@ class InProcess:
         return SimpleNamespace(config=SimpleNamespace(parameters={GOLDEN_PARAMETER: golden}))
 
     def _decoded(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        rows = [decode_image.prepare(each, self._transform) for each in images.flat]
+        rows = [decode_image.prepare(image, self._transform) for image in images.flat]
         return {"pixels": self.spoil_pixels(np.stack(rows))}
 
     def _labelled(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        label, score = self.spoil_answer(*self._label(logits))
+        label, score = self.spoil_labels(*self._label(logits))
         return {"label": label, "score": score}
 
     def _whole(self, images: np.ndarray) -> dict[str, np.ndarray]:

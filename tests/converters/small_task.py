@@ -1,4 +1,4 @@
-"""The smallest task there is: y = factor * x. Faults are planted by its fields."""
+"""The smallest possible task: y = factor * x. Its attributes plant faults."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ class Doubling(Task):
 
     name = "tensors"
 
-    def __init__(self, order, graph_factor=2.0, fails_in=""):
-        super().__init__(order)
+    def __init__(self, request, graph_factor=2.0, fails_in=""):
+        super().__init__(request)
         self.graph_factor, self.fails_in = graph_factor, fails_in
         self.asked = 0
 
@@ -60,13 +60,13 @@ class Doubling(Task):
 
     def prove_graph(self, engine, reference, runner=onnx_runner):
         session = runner(engine)
-        got = session.run(None, {"x": reference.answers["x"]})[0]
-        wanted, allowed = reference.answers["y"], reference.tolerance
-        names = [f"row {index}" for index in range(len(got))]
+        actual = session.run(None, {"x": reference.answers["x"]})[0]
+        expected, tolerance = reference.answers["y"], reference.tolerance
+        names = [f"row {index}" for index in range(len(actual))]
         return [
-            worst_difference("parity", got, wanted, allowed.difference, names),
-            mean_difference("mean", got, wanted, allowed.mean),
-            lowest_cosine("cosine", got, wanted, allowed.cosine, names),
+            worst_difference("parity", actual, expected, tolerance.difference, names),
+            mean_difference("mean", actual, expected, tolerance.mean),
+            lowest_cosine("cosine", actual, expected, tolerance.cosine, names),
         ]
 
     def golden(self, reference):

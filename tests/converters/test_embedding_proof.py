@@ -1,4 +1,4 @@
-"""The proof of an embedding has teeth: faults planted in graph and steps are caught, by name."""
+"""The proof of an embedding catches faults planted in graph and steps, by name."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from converters.conversion import ask_original, reference_in
 from converters.errors import ProofFailed
 from converters.task import ConversionRequest
-from converters.text.answered import case_texts
+from converters.text.answered import reference_texts
 from converters.text.embedding import Embedding
 from converters.text.embedding_proof import graph_checks, parity
 from converters.text.invariance import texts_for_buckets
@@ -25,7 +25,7 @@ from tests.in_process import InProcess, as_it_is, changed
 from tests.tiny_models import save_embedder
 
 BUCKETS = (16, 32, 40)
-# Each way of pooling that there is, one beside the other.
+# All ways of pooling, concatenated.
 POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -66,7 +66,7 @@ def _served(task, reference, pre=as_it_is) -> dict[str, str]:
 
 
 def test_a_folder_of_many_modules_is_converted_as_it_says(task, reference):
-    """Lower case, the length limit, every pooling, a dense layer and the normalising."""
+    """Lower case, the length limit, every pooling, a dense layer and the normalisation."""
     assert reference.metadata["buckets"] == list(BUCKETS)
     assert (reference.metadata["width"], reference.metadata["normalised"]) == (24, True)
     assert np.linalg.norm(reference.answers["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
@@ -145,7 +145,7 @@ def _without_accents(tokenizer):
 
 @pytest.mark.parametrize("fault", SMALL_FAULTS)
 def test_a_token_is_right_at_every_precision(task, reference, fault):
-    """What 8 bits may round off of a vector is more than some of these do to it."""
+    """8 bits may round off more of a vector than some of these faults change."""
     reference = replace(reference, tolerance=tolerance("embedding", "int8"))
     plant = changed(*SMALL_FAULTS[fault])
     failed = _served(task, reference, pre=lambda source: plant(source) + WITHOUT_ACCENTS)
@@ -185,7 +185,7 @@ def _is_nan(values):
 def _scaled(model):
     for node in model.graph.node:
         name = "sentence_embedding"
-        node.output[:] = ["unscaled" if each == name else each for each in node.output]
+        node.output[:] = ["unscaled" if output == name else output for output in node.output]
     factor = numpy_helper.from_array(np.array(1.001, dtype=np.float32), "factor")
     model.graph.initializer.append(factor)
     make = onnx.helper.make_node
@@ -193,16 +193,16 @@ def _scaled(model):
 
 
 @pytest.mark.parametrize(
-    ("fault", "caught", "says"),
+    ("fault", "caught", "message"),
     [
         (_with_weights(_nudged), "parity: largest difference", "original"),
         (_with_weights(_is_nan), "parity: largest difference", "is not finite"),
         (_scaled, "parity: largest difference", "original"),
     ],
 )
-def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught, says):
+def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught, message):
     failed = _tampered(task, reference, tmp_path / "m.onnx", fault)
-    assert says in failed[caught]
+    assert message in failed[caught]
 
 
 def test_a_graph_with_a_baked_batch_says_which_shape_it_refuses(task, reference, tmp_path):
@@ -214,7 +214,7 @@ def test_a_graph_with_a_baked_batch_says_which_shape_it_refuses(task, reference,
 
 
 class Planted(TokenGraph):
-    """The real graph, with a fault added to its answers: faults that an exporter can make."""
+    """The real graph with a fault added to its vectors, of a kind that an exporter can make."""
 
     fault = staticmethod(lambda ids, mask, vectors: vectors)
 
@@ -227,7 +227,7 @@ def _mixes_the_batch(ids, mask, vectors):
     return vectors + 1e-2 * vectors.mean(axis=0) * (len(vectors) > 1)
 
 
-def _minds_the_padding(ids, mask, vectors):
+def _depends_on_the_padding(ids, mask, vectors):
     return vectors + 1e-3 * (mask.shape[1] - mask.sum(axis=1, keepdims=True))
 
 
@@ -235,7 +235,7 @@ def _has_a_fixed_batch(ids, mask, vectors):
     return vectors[:8]
 
 
-def _throws_dice(ids, mask, vectors):
+def _is_random(ids, mask, vectors):
     return vectors + np.random.default_rng().normal(0, 1e-7, vectors.shape).astype(np.float32)
 
 
@@ -243,35 +243,35 @@ def _throws_dice(ids, mask, vectors):
     ("fault", "caught"),
     [
         (_mixes_the_batch, "batch invariance"),
-        (_minds_the_padding, "padding invariance at 32"),
+        (_depends_on_the_padding, "padding invariance at 32"),
         (_has_a_fixed_batch, "dynamic axes"),
-        (_throws_dice, "determinism"),
+        (_is_random, "determinism"),
     ],
 )
 def test_a_planted_fault_is_caught_by_its_check(task, reference, fault, caught):
     real = task.graph(reference.folder / "model.onnx", reference)
     real.__class__ = type("Faulty", (Planted,), {"fault": staticmethod(fault)})
-    failed = _failed(graph_checks(real, case_texts(reference), reference))
+    failed = _failed(graph_checks(real, reference_texts(reference), reference))
     assert [name for name in failed if name.startswith(caught)], failed
 
 
 def test_vectors_that_are_not_normalised_may_differ_in_proportion(reference):
-    """The same vectors 100 times as long, and one element 9e-6 or 1e-3 of the length off."""
+    """Vectors 100 times as long, with one element off by 9e-6 or 1e-3 of their length."""
     long = replace(
         reference, answers={**reference.answers, "vectors": reference.answers["vectors"] * 100}
     )
-    texts = case_texts(reference)
+    texts = reference_texts(reference)
     for gap, passes in ((9e-6, True), (1e-3, False)):
-        got = long.answers["vectors"].copy()
-        got[3, 5] += 100 * gap
-        checks = {check.name: check.passed for check in parity(got, long, texts)}
+        vectors = long.answers["vectors"].copy()
+        vectors[3, 5] += 100 * gap
+        checks = {check.name: check.passed for check in parity(vectors, long, texts)}
         assert checks["parity: largest difference"] is passes
 
 
-def test_another_neighbour_is_caught_and_a_tie_is_none(reference):
-    texts, vectors = case_texts(reference), reference.answers["vectors"]
-    turned = vectors[np.roll(np.arange(len(vectors)), 1)]
-    failed = _failed(parity(turned, reference, texts))
+def test_another_neighbour_is_caught_and_a_tie_has_none(reference):
+    texts, vectors = reference_texts(reference), reference.answers["vectors"]
+    rolled = vectors[np.roll(np.arange(len(vectors)), 1)]
+    failed = _failed(parity(rolled, reference, texts))
     assert "task: same nearest neighbour" in failed
     tied = np.tile(vectors[:1], (len(vectors), 1))
     same = replace(reference, answers={**reference.answers, "vectors": tied})
@@ -283,8 +283,9 @@ def test_the_samples_are_real_and_reach_into_every_bucket(task, reference):
     assert len(texts) == len(set(texts)) > 200
     tokens = task.tokenizer.counter()
     lengths = [tokens(text) for text in texts_for_buckets(texts, BUCKETS, tokens)]
-    assert all(full - 3 <= length <= full for length, full in zip(lengths, BUCKETS, strict=True))
-    assert sum(not text.isascii() for text in case_texts(reference)) >= 10
+    filled = zip(lengths, BUCKETS, strict=True)
+    assert all(bucket - 3 <= length <= bucket for length, bucket in filled)
+    assert sum(not text.isascii() for text in reference_texts(reference)) >= 10
 
 
 def test_the_graph_has_no_custom_operators(reference):
@@ -294,14 +295,14 @@ def test_the_graph_has_no_custom_operators(reference):
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
 
 
-FACTS = {"buckets": [16, 32, 64, 128, 256], "pad_id": 0, "width": 384, "normalised": True}
+METADATA = {"buckets": [16, 32, 64, 128, 256], "pad_id": 0, "width": 384, "normalised": True}
 
 
 def test_the_known_pipeline_is_the_committed_one():
     card = {"precision": "fp32"}
-    assert declare("text_embedding", FACTS, GOLDEN, card) is PIPELINE
+    assert declare("text_embedding", METADATA, GOLDEN, card) is PIPELINE
     wide = replace(GOLDEN, tolerance=0.1)
-    int8 = declare("text_embedding", FACTS, wide, {"precision": "int8"})
+    int8 = declare("text_embedding", METADATA, wide, {"precision": "int8"})
     assert int8.public.golden.tolerance == 0.1
     assert int8.public.endpoint_schema.card["precision"] == "int8"
     assert int8.public.outputs == PIPELINE.public.outputs
@@ -320,4 +321,4 @@ def test_the_known_pipeline_is_the_committed_one():
 def test_an_original_that_is_not_the_declared_one_is_refused(metadata, golden, message):
     other = replace(GOLDEN, expect={**GOLDEN.expect, **golden})
     with pytest.raises(ValueError, match=message):
-        declare("text_embedding", {**FACTS, **metadata}, other, {"precision": "fp32"})
+        declare("text_embedding", {**METADATA, **metadata}, other, {"precision": "fp32"})

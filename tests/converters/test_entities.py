@@ -1,4 +1,4 @@
-"""The proof of a token classifier has teeth: planted faults are caught, by name."""
+"""The proof of a token classifier catches planted faults, by name."""
 
 import numpy as np
 import onnx
@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from converters.conversion import ask_original, reference_in
 from converters.errors import SourceRefused
 from converters.task import ConversionRequest
-from converters.text.entities import Found, score_difference, slices_of_text, span_f1
+from converters.text.entities import TextEntities, score_difference, slices_of_text, span_f1
 from converters.text.samples import default_texts, multilingual_texts
 from converters.text.served_entities import checks_of
 from converters.text.token_classification import TokenClassification
@@ -134,8 +134,8 @@ def test_a_fault_in_the_first_step_is_caught(task, reference, fault):
 
 def _ignores_its_mask(model):
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = "ones" if name == "attention_mask" else name
+        for index, name in enumerate(node.input):
+            node.input[index] = "ones" if name == "attention_mask" else name
     make = onnx.helper.make_node
     nodes = [make("Shape", ["input_ids"], ["shape"]), make("ConstantOfShape", ["shape"], ["ones"])]
     one = numpy_helper.from_array(np.ones(1, dtype=np.int64))
@@ -145,7 +145,7 @@ def _ignores_its_mask(model):
 
 
 def _is_scaled(model):
-    """Every logit 0.5 % larger: no label changes."""
+    """Every logit is 0.5 % larger: no label changes."""
     for node in model.graph.node:
         node.output[:] = ["unscaled" if name == "logits" else name for name in node.output]
     factor = numpy_helper.from_array(np.array(1.005, dtype=np.float32), "factor")
@@ -170,44 +170,44 @@ def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught
     assert "original" in named[0]
 
 
-def test_a_model_that_finds_nothing_is_not_proved_by_finding_nothing(task, reference, monkeypatch):
-    nothing = {**reference.answers, "row": reference.answers["row"][:0]}
-    monkeypatch.setattr("converters.text.token_classification.find_entities", lambda *_: nothing)
+def test_a_model_that_finds_nothing_cannot_be_proved(task, reference, monkeypatch):
+    answers = {**reference.answers, "row": reference.answers["row"][:0]}
+    monkeypatch.setattr("converters.text.token_classification.find_entities", lambda *_: answers)
     with pytest.raises(SourceRefused, match=r"no entity in any of .* --samples"):
         task.ask(reference.folder, lambda text: None)
 
 
-ONE = Found(((0, 3, "PER"),), (0.9,), ("Ann",))
+ONE = TextEntities(((0, 3, "PER"),), (0.9,), ("Ann",))
 TEXT = ["Ann"]
 
 
 def test_spans_must_be_exact():
     for span in ((0, 2, "PER"), (1, 3, "PER"), (0, 3, "LOC")):
-        check = span_f1("f1", [Found((span,), (0.9,))], [ONE], [True], 1.0, TEXT)
+        check = span_f1("f1", [TextEntities((span,), (0.9,))], [ONE], [True], 1.0, TEXT)
         assert (check.passed, check.measured) == (False, 0.0)
         assert str(span) in check.worst
         assert "(0, 3, 'PER')" in check.worst
     assert span_f1("f1", [ONE], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [Found((), ())], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [ONE], [Found((), ())], [True], 1.0, TEXT).passed
+    assert not span_f1("f1", [TextEntities((), ())], [ONE], [True], 1.0, TEXT).passed
+    assert not span_f1("f1", [ONE], [TextEntities((), ())], [True], 1.0, TEXT).passed
 
 
-def test_a_text_without_a_clear_answer_does_not_count():
-    assert span_f1("f1", [Found((), ())], [ONE], [False], 1.0, TEXT).passed
+def test_a_text_with_an_undecided_token_does_not_count():
+    assert span_f1("f1", [TextEntities((), ())], [ONE], [False], 1.0, TEXT).passed
 
 
-def test_scores_are_compared_span_by_span_even_when_a_span_is_there_twice():
-    twice = Found(((0, 1, "PER"), (0, 1, "PER")), (0.2, 0.9))
+def test_scores_are_compared_span_by_span_even_when_a_span_occurs_twice():
+    twice = TextEntities(((0, 1, "PER"), (0, 1, "PER")), (0.2, 0.9))
     assert score_difference("s", [twice], [twice], 0.0, TEXT).passed
-    turned = Found(twice.spans, (0.9, 0.2))
-    check = score_difference("s", [turned], [twice], 0.1, TEXT)
+    swapped = TextEntities(twice.spans, (0.9, 0.2))
+    check = score_difference("s", [swapped], [twice], 0.1, TEXT)
     assert check.measured == pytest.approx(0.7)
-    nan = Found(ONE.spans, (float("nan"),))
+    nan = TextEntities(ONE.spans, (float("nan"),))
     assert not score_difference("s", [nan], [ONE], 0.1, TEXT).passed
 
 
 def test_the_text_of_an_entity_is_a_slice_of_what_was_sent():
     assert slices_of_text("t", [ONE], TEXT).passed
-    wrong = slices_of_text("t", [Found(ONE.spans, ONE.scores, ("An",))], TEXT)
+    wrong = slices_of_text("t", [TextEntities(ONE.spans, ONE.scores, ("An",))], TEXT)
     assert not wrong.passed
     assert "'An', original 'Ann'" in wrong.worst

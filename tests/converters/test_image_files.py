@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.image.files import PICTURE_LIMIT, read_images
+from converters.image.files import IMAGE_LIMIT, read_images
 from converters.image.samples import grey_16_bit
 from ensembles.steps.decode_image import Transform, prepare
 from tests.ensembles.images import bad_images, colours, encoded
@@ -48,39 +48,39 @@ def test_the_step_takes_every_sample(tmp_path):
     assert min(len(sample.data) for sample in samples) < 16 << 10
 
 
-def test_of_16_bit_grey_the_original_is_shown_the_high_bytes(tmp_path):
+def test_the_original_gets_the_high_bytes_of_16_bit_grey(tmp_path):
     (tmp_path / "deep.png").write_bytes(grey_16_bit(colours()))
     (deep, *_) = read_images(tmp_path)
-    with Image.open(io.BytesIO(deep.asked)) as shown:
+    with Image.open(io.BytesIO(deep.reference_data)) as shown:
         assert shown.mode == "L"
         assert np.array_equal(np.asarray(shown), np.asarray(colours().convert("L")))
 
 
-def test_turned_16_bit_grey_is_shown_turned(tmp_path):
+def test_the_original_gets_turned_16_bit_grey_turned(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     with Image.open(io.BytesIO(grey_16_bit(colours()))) as image:
         image.save(tmp_path / "deep.png", exif=exif)
     (deep, *_) = read_images(tmp_path)
-    with Image.open(io.BytesIO(deep.asked)) as shown:
+    with Image.open(io.BytesIO(deep.reference_data)) as shown:
         assert shown.getexif()[ExifTags.Base.Orientation] == 6
 
 
 def test_at_most_a_hundred_are_read(tmp_path):
-    picture = encoded(colours(), "PNG")
-    for number in range(PICTURE_LIMIT + 5):
-        (tmp_path / f"{number:03}.png").write_bytes(picture)
-    own = [sample for sample in read_images(tmp_path) if sample.name.endswith(".png")]
-    assert len(own) == PICTURE_LIMIT
+    image = encoded(colours(), "PNG")
+    for number in range(IMAGE_LIMIT + 5):
+        (tmp_path / f"{number:03}.png").write_bytes(image)
+    users = [sample for sample in read_images(tmp_path) if sample.name.endswith(".png")]
+    assert len(users) == IMAGE_LIMIT
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_is_no_such_image_is_refused_by_its_name(tmp_path, name):
+def test_a_file_that_is_not_such_an_image_is_refused_by_name(tmp_path, name):
     (tmp_path / "a.png").write_bytes(encoded(colours(), "PNG"))
-    (tmp_path / "wrong one").write_bytes(BAD[name][0])
+    (tmp_path / "bad file").write_bytes(BAD[name][0])
     with pytest.raises(SourceRefused) as refused:
         read_images(tmp_path)
-    assert f"{tmp_path}/wrong one" in str(refused.value)
+    assert f"{tmp_path}/bad file" in str(refused.value)
     assert REFUSED[name] in str(refused.value)
     assert "a sample is a still JPEG, PNG or WebP image" in str(refused.value)
 
@@ -92,7 +92,7 @@ def test_a_folder_within_is_refused(tmp_path):
 
 
 def test_an_empty_folder_and_a_file_are_refused(tmp_path):
-    with pytest.raises(SourceRefused, match="holds no sample: put JPEG, PNG or WebP"):
+    with pytest.raises(SourceRefused, match="has no samples: put JPEG, PNG or WebP"):
         read_images(tmp_path)
     (tmp_path / "a.png").write_bytes(encoded(colours(), "PNG"))
     with pytest.raises(SourceMissing, match=r"a\.png is not a folder"):

@@ -1,4 +1,4 @@
-"""Every image processor of transformers that is carried over, against the step, to the last bit."""
+"""Every supported image processor of transformers against the step, to the last bit."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tests.ensembles.images import colours
 SQUARE, SHORTER = {"height": 48, "width": 40}, {"shortest_edge": 48}
 CROP = {"height": 40, "width": 36}
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
-CASES = {
+PROCESSORS = {
     "ViT": [
         {},
         {"size": SQUARE, "resample": 0},
@@ -63,9 +63,9 @@ CASES = {
     "Siglip": [{}],
     "Pvt": [{}],
 }
-PICTURES = [
-    encoded(colours(size), kind, **options)
-    for size, kind, options in (
+FILES = [
+    encoded(colours(size), file_format, **options)
+    for size, file_format, options in (
         ((97, 61), "PNG", {}),
         ((33, 160), "JPEG", {"quality": 80}),
         ((500, 333), "WEBP", {"quality": 80}),
@@ -82,20 +82,20 @@ def _folder(tmp_path, name, settings) -> HuggingFaceFolder:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [(name, each) for name, several in CASES.items() for each in several],
+    [(name, settings) for name, variations in PROCESSORS.items() for settings in variations],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "as it is",
 )
 def test_the_step_gives_the_processors_pixels(tmp_path, name, settings):
     original = open_processor(_folder(tmp_path, name, settings))
     document = json.loads(json.dumps(transform(original)))
     step = Transform(document)
-    for picture in PICTURES:
-        with Image.open(io.BytesIO(picture)) as image:
-            wanted = original(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-        got = prepare(picture, step)
-        assert got.dtype == np.float32
-        assert got.shape == (3, document["height"], document["width"]) == wanted.shape
-        assert np.array_equal(got, wanted)
+    for file in FILES:
+        with Image.open(io.BytesIO(file)) as image:
+            expected = original(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
+        actual = prepare(file, step)
+        assert actual.dtype == np.float32
+        assert actual.shape == (3, document["height"], document["width"]) == expected.shape
+        assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The proof of the graph has teeth: what is planted in it is caught."""
+"""The proof of an image graph catches the faults that are planted in it."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from converters.image.image_classification import known_photos
-from converters.image.proof import Graph, case_names, graph_checks
+from converters.image.proof import Graph, graph_checks, image_names
 from tests.converters.image_in_process import SHOWN, few_converted
 
 
@@ -25,7 +25,7 @@ def _failed(checks):
 
 
 def test_the_real_graph_passes(converted, reference):
-    assert case_names(reference) == sorted(SHOWN, key=case_names(reference).index)
+    assert image_names(reference) == sorted(SHOWN, key=image_names(reference).index)
     assert not _failed(graph_checks(Graph(converted.engine), reference))
     assert converted.record.passed
 
@@ -38,9 +38,9 @@ def _tampered(converted, target, change) -> Graph:
 
 
 def _last_weight(graph):
-    """The classifier's own: what is before it may be scaled back by a normalisation."""
+    """The classifier's own: a normalisation may undo the scaling of an earlier one."""
     feeding = next(node for node in graph.node if "logits" in node.output)
-    return next(each for each in graph.initializer if each.name == feeding.input[1])
+    return next(tensor for tensor in graph.initializer if tensor.name == feeding.input[1])
 
 
 def _scale_a_weight(graph):
@@ -57,13 +57,13 @@ def _nothing_is_a_number(graph):
 
 def _rename_logits(graph):
     for node in graph.node:
-        for place, name in enumerate(node.output):
+        for index, name in enumerate(node.output):
             if name == "logits":
-                node.output[place] = "own"
+                node.output[index] = "own"
 
 
 def _look_at_the_batch(graph):
-    """The batch's highest: right for an image that is alone, and only there."""
+    """The highest logits of the batch: right only for an image that is alone."""
     _rename_logits(graph)
     axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis")
     graph.initializer.append(axes)
@@ -75,7 +75,7 @@ def _look_at_the_batch(graph):
 
 
 def _answer_one(graph):
-    """A baked axis: as many answers as the example had images."""
+    """A baked batch axis: as many rows as the example had images."""
     _rename_logits(graph)
     shape = numpy_helper.from_array(np.array([1, 1000], dtype=np.int64), "one_row")
     graph.initializer.append(shape)
@@ -99,7 +99,8 @@ def test_a_fault_in_the_graph_is_caught(converted, reference, tmp_path, change, 
     graph = _tampered(converted, tmp_path / "model.onnx", change)
     checks = graph_checks(graph, reference)
     assert check in _failed(checks)
-    assert all(each.worst for each in checks if not each.passed and each.name in (LOGITS, check))
+    named = [result for result in checks if not result.passed and result.name in (LOGITS, check)]
+    assert all(result.worst for result in named)
 
 
 def test_a_graph_that_cannot_run_at_all_fails(reference):
@@ -110,8 +111,8 @@ def test_a_graph_that_cannot_run_at_all_fails(reference):
     assert [(check.passed, check.worst) for check in checks] == [(False, "no such operator")]
 
 
-def test_an_engine_that_is_no_graph_fails(converted, reference, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"this is no graph")
+def test_an_engine_that_is_not_a_graph_fails(converted, reference, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
     checks = converted.task.prove_graph(tmp_path / "model.onnx", reference)
     assert not checks[0].passed
     assert "INVALID_PROTOBUF" in checks[0].worst or "protobuf" in checks[0].worst
@@ -119,7 +120,7 @@ def test_an_engine_that_is_no_graph_fails(converted, reference, tmp_path):
 
 def test_labels_out_of_order_are_caught(reference):
     known = {"coffee-rgb": {"espresso"}}
-    arguments = reference.answers["logits"], case_names(reference)
+    arguments = reference.answers["logits"], image_names(reference)
     labels = reference.metadata["labels"]
     assert known_photos(*arguments, labels, known).passed
     check = known_photos(*arguments, labels[1:] + labels[:1], known)

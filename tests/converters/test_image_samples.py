@@ -1,4 +1,4 @@
-"""The photos are real, named, and sent in every way that people send them."""
+"""The photos are real, named, and sent in all the ways that people send them."""
 
 import io
 from importlib.machinery import PathFinder

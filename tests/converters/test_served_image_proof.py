@@ -1,4 +1,4 @@
-"""The proof of what is served has teeth: faults in decoding, labels and batches are caught."""
+"""The proof of a served image pipeline catches faults in decoding, labels and batches."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from PIL import Image
 from converters.image import served as served_image_proof
 from converters.image import served_steps as served_image_steps
 from converters.image.proof import Graph
-from converters.image.task import case_images
+from converters.image.task import sample_images
 from ensembles.steps import decode_image
 from tests.converters.image_in_process import InProcess, Tensor, few_converted
 
@@ -30,17 +30,17 @@ def _failed(checks):
 
 @pytest.fixture
 def served(converted, reference, monkeypatch):
-    """The checks of the pipeline of our own steps in this process."""
+    """Run the checks on a pipeline of our own steps in this process."""
     graph, golden = Graph(converted.engine), converted.task.golden(reference)
 
-    def run(**spoiled):
-        client = InProcess(reference, graph, spoiled.pop("golden", golden), **spoiled)
+    def run(**changes):
+        client = InProcess(reference, graph, changes.pop("golden", golden), **changes)
         for module in (served_image_proof, served_image_steps):
             monkeypatch.setattr(module.triton, "InferInput", Tensor)
         monkeypatch.setattr(
             served_image_proof.triton, "InferenceServerClient", lambda address: client
         )
-        return served_image_proof.served_checks("127.0.0.1:1", reference, case_images(reference))
+        return served_image_proof.served_checks("127.0.0.1:1", reference, sample_images(reference))
 
     return run
 
@@ -75,8 +75,8 @@ def _wrong_for_cmyk(image):
     return image.convert("L").convert("RGB") if image.mode == "CMYK" else image.convert("RGB")
 
 
-SCORES = "parity: the score of each label, one a request"
-PIXELS = "pixels, one a request"
+SCORES = "parity: the score of each label, one per request"
+PIXELS = "pixels, one per request"
 OPERATIONS = {
     "without the aspect": ("resize_shorter", _squeezed, SCORES),
     "bilinear": ("resize_shorter", _bilinear, PIXELS),
@@ -94,22 +94,22 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_fault_in_the_transform_is_caught(served, monkeypatch, name):
-    place, fault, check = OPERATIONS[name]
-    monkeypatch.setitem(decode_image.OPERATIONS, place, fault)
+    operation, fault, check = OPERATIONS[name]
+    monkeypatch.setitem(decode_image.OPERATIONS, operation, fault)
     assert check in _failed(served())
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_fault_in_the_decoding_is_caught(served, monkeypatch, name):
-    place, fault, check = FUNCTIONS[name]
-    monkeypatch.setattr(decode_image, place, fault)
+    function, fault, check = FUNCTIONS[name]
+    monkeypatch.setattr(decode_image, function, fault)
     checks = served()
     assert check in _failed(checks)
-    worst = next(each.worst for each in checks if each.name == check)
+    worst = next(result.worst for result in checks if result.name == check)
     assert "original" in worst
 
 
-def test_a_image_that_the_step_refuses_is_named(served, monkeypatch):
+def test_an_image_that_the_step_refuses_is_named(served, monkeypatch):
     monkeypatch.setattr(decode_image, "SHORTEST_SIDE", 50)
     checks = {check.name: check for check in served()}
     assert checks["images that got an error"].worst.startswith("'coffee-small': is 60x40 pixels")
@@ -121,23 +121,23 @@ def _second_row_moved(pixels):
 
 def test_pixels_that_are_wrong_only_in_a_batch_are_caught(served):
     failed = _failed(served(spoil_pixels=_second_row_moved))
-    assert {"pixels, 8 a request", "batch invariance, served"} <= failed
+    assert {"pixels, 8 per request", "batch invariance, served"} <= failed
     assert PIXELS not in failed
 
 
-def test_two_labels_that_no_sample_gets_are_not_exchanged_unseen(served, reference):
+def test_exchanged_labels_that_no_sample_gets_are_caught(served, reference):
     labels = list(reference.metadata["labels"])
     labels[700], labels[701] = labels[701], labels[700]
     checks = served(labels=labels)
     assert _failed(checks) == {"labels and scores of every class"}
-    check = next(each for each in checks if not each.passed)
+    check = next(result for result in checks if not result.passed)
     assert check.worst.startswith("class 700 is called b'parachute', original b'paper towel'")
 
 
 def test_labels_out_of_order_are_caught_when_served(served, reference):
     labels = reference.metadata["labels"]
     failed = _failed(served(labels=labels[1:] + labels[:1]))
-    assert "task: same likeliest label, one a request" in failed
+    assert "task: same likeliest label, one per request" in failed
     assert "labels and scores of every class" in failed
 
 
@@ -156,18 +156,18 @@ def _second_label(label, score):
     ("spoil", "check"),
     [
         (_neighbours, "batch invariance, served"),
-        (_second_label, "task: same likeliest label, 8 a request"),
+        (_second_label, "task: same likeliest label, 8 per request"),
         (lambda label, score: (label, score * np.float32(1.002)), SCORES),
         (lambda label, score: (label[:, :4], score[:, :4]), "labels and scores of every class"),
         (lambda label, score: (label[:1], score[:1]), "images that got an error"),
     ],
 )
-def test_answers_that_are_wrong_are_caught(served, spoil, check):
-    assert check in _failed(served(spoil_answer=spoil))
+def test_wrong_labels_and_scores_are_caught(served, spoil, check):
+    assert check in _failed(served(spoil_labels=spoil))
 
 
 def test_a_golden_sample_that_is_not_the_originals_is_caught(served, converted, reference):
     golden = converted.task.golden(reference)
-    score = {**golden.expect, "score": [golden.expect["score"][0] - 0.1]}
-    for expect in (score, {"label": ["no such"], "score": golden.expect["score"]}):
+    other_score = {**golden.expect, "score": [golden.expect["score"][0] - 0.1]}
+    for expect in (other_score, {"label": ["no such"], "score": golden.expect["score"]}):
         assert _failed(served(golden=replace(golden, expect=expect))) == {"golden sample, served"}

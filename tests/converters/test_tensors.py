@@ -1,4 +1,4 @@
-"""torch modules and ONNX graphs: what is taken, what is refused, which faults are caught."""
+"""torch modules and ONNX graphs: what is accepted, what is refused, which faults are caught."""
 
 import json
 import sys
@@ -29,8 +29,8 @@ def write_graph(path, nodes, inputs, outputs, weights=(), **settings):
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
+        [helper.make_tensor_value_info(*tensor) for tensor in inputs],
+        [helper.make_tensor_value_info(*tensor) for tensor in outputs],
         [numpy_helper.from_array(value, name) for name, value in dict(weights).items()],
     )
     opsets = [helper.make_opsetid("", settings.pop("opset", 17)), *settings.pop("opsets", ())]
@@ -50,7 +50,7 @@ def linear(path, **settings):
 
 
 def _proved(task, folder):
-    """The graph's checks, the oracle being asked as ever."""
+    """The reference and the checks of the graph, with the oracle's real outputs."""
     folder.mkdir(exist_ok=True)
     task.export(folder / "model.onnx")
     answers = task.ask(folder, lambda text: None)
@@ -73,16 +73,17 @@ def test_a_graph_is_served_as_it_is_and_proved_by_an_independent_executor(tmp_pa
     assert len(golden.expect["y"]) == 3
 
 
-def test_external_data_beside_the_file_is_drawn_in(tmp_path):
+def test_external_data_beside_the_file_is_included(tmp_path):
     settings = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0}
     linear(tmp_path / "m.onnx", **settings)
     source = open_source(str(tmp_path))
     assert [file.name for file in source.files()] == ["m.onnx", "w.bin"]
     source.write(tmp_path / "one.onnx")
-    assert not [t for t in onnx.load(tmp_path / "one.onnx").graph.initializer if t.external_data]
+    weights = onnx.load(tmp_path / "one.onnx").graph.initializer
+    assert not [tensor for tensor in weights if tensor.external_data]
 
 
-def test_texts_integers_and_an_open_axis_are_taken(tmp_path):
+def test_texts_integers_and_an_open_axis_are_accepted(tmp_path):
     keys = {"keys_strings": ["a", "größer"], "values_int64s": [1, 2], "default_int64": -1}
     nodes = [
         helper.make_node("LabelEncoder", ["word"], ["code"], domain="ai.onnx.ml", **keys),
@@ -114,7 +115,7 @@ def _swapped(graph):
 
 
 def _depends_on_the_batch(graph):
-    """Subtracts a little of the batch's mean, which is nothing where the batch is one row."""
+    """Replaces the rows by their batch's mean, which changes nothing for a batch of one row."""
     zero = numpy_helper.from_array(np.array([0]), "first")
     graph.initializer.append(zero)
     graph.node[0].output[0] = "raw"
@@ -123,8 +124,8 @@ def _depends_on_the_batch(graph):
         helper.make_node("Sub", ["raw", "mean"], ["rest"]),
         helper.make_node("Sub", ["raw", "rest"], ["h"]),
     ]
-    for place, node in enumerate(added):
-        graph.node.insert(1 + place, node)
+    for index, node in enumerate(added):
+        graph.node.insert(1 + index, node)
 
 
 def _baked(graph):
@@ -194,9 +195,8 @@ def _cut_off(path):
 def _outside(path, location):
     linear(path, save_as_external_data=True, location="w.bin", size_threshold=0)
     model = onnx.load(path, load_external_data=False)
-    next(
-        e for e in model.graph.initializer[0].external_data if e.key == "location"
-    ).value = location
+    external_data = model.graph.initializer[0].external_data
+    next(entry for entry in external_data if entry.key == "location").value = location
     path.write_bytes(model.SerializeToString())
 
 
@@ -258,14 +258,14 @@ def _zip_map(path):
 
 
 def _bfloat(path):
-    """ONNX Runtime multiplies none on a CPU."""
+    """ONNX Runtime cannot multiply BF16 matrices on a CPU."""
     node = helper.make_node("MatMul", ["x", "x"], ["y"])
-    kind = TensorProto.BFLOAT16
-    write_graph(path, [node], [("x", kind, ["b", 4, 4])], [("y", kind, ["b", 4, 4])])
+    dtype = TensorProto.BFLOAT16
+    write_graph(path, [node], [("x", dtype, ["b", 4, 4])], [("y", dtype, ["b", 4, 4])])
 
 
 def _enormous(path):
-    """A few bytes that ask for a terabyte."""
+    """A few bytes that allocate a terabyte."""
     nodes = [
         helper.make_node("ConstantOfShape", ["size"], ["much"]),
         helper.make_node("ReduceSum", ["much"], ["sum"], keepdims=1),
@@ -309,31 +309,32 @@ def test_a_graph_that_is_broken_or_unsafe_is_refused(tmp_path, write):
 
 
 def test_bf16_is_served_as_fp32_and_rounded_in_the_graph(tmp_path):
-    """Against torch's rounding: an input with a Cast before it, and an output that FP32 holds."""
+    """Against torch's rounding: an input with a Cast after it, and an output in FP32."""
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], to=F),
         helper.make_node("Mul", ["wide", "three"], ["more"]),
         helper.make_node("Cast", ["more"], ["y"], to=TensorProto.BFLOAT16),
         helper.make_node("Cast", ["y"], ["z"], to=F),
     ]
-    brief = TensorProto.BFLOAT16
+    bf16 = TensorProto.BFLOAT16
     write_graph(
         tmp_path / "m.onnx",
         nodes,
-        [("x", brief, ["b", 4])],
-        [("y", brief, ["b", 4]), ("z", F, ["b", 4])],
+        [("x", bf16, ["b", 4])],
+        [("y", bf16, ["b", 4]), ("z", F, ["b", 4])],
         {"three": np.float32(3.1)},
     )
     task = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))
     metadata = task.metadata()
-    assert [each["dtype"] for each in (*metadata["inputs"], *metadata["outputs"])] == ["FP32"] * 3
-    assert metadata["half"]  # an output that is rounded to 8 bits is measured by such limits
+    tensors = (*metadata["inputs"], *metadata["outputs"])
+    assert [tensor["dtype"] for tensor in tensors] == ["FP32"] * 3
+    assert metadata["half"]  # an output rounded to 8 bits needs the tolerance of half precision
     task.export(tmp_path / "engine.onnx")
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "engine.onnx")
-    wanted = (torch.from_numpy(x).bfloat16().float() * 3.1).bfloat16().float().numpy()
-    for got in session.run(["y", "z"], {"x": x}):
-        assert (got == wanted).all()
+    expected = (torch.from_numpy(x).bfloat16().float() * 3.1).bfloat16().float().numpy()
+    for actual in session.run(["y", "z"], {"x": x}):
+        assert (actual == expected).all()
     (tmp_path / "work").mkdir()
     answers = task.ask(tmp_path / "work", lambda text: None)
     reference = Reference("t", tmp_path / "work", metadata, answers, tolerance("tensors", "fp16"))
@@ -416,11 +417,11 @@ def half():
 
 @pytest.fixture
 def factories(tmp_path, monkeypatch):
-    (tmp_path / "brought_nets.py").write_text(textwrap.dedent(MODULE))
-    (tmp_path / "brought_broken.py").write_text("import torch\nraise SystemExit('no')\n")
+    (tmp_path / "user_nets.py").write_text(textwrap.dedent(MODULE))
+    (tmp_path / "user_broken.py").write_text("import torch\nraise SystemExit('no')\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("brought_nets", "brought_broken"):
+    for name in ("user_nets", "user_broken"):
         sys.modules.pop(name, None)
     if str(tmp_path) in sys.path:
         sys.path.remove(str(tmp_path))
@@ -428,25 +429,23 @@ def factories(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factory", ["good", "named"])
 def test_a_module_in_training_mode_with_one_row_is_exported_for_any_batch(factories, factory):
-    task = Tensors(ConversionRequest("t", f"brought_nets:{factory}"))
+    task = Tensors(ConversionRequest("t", f"user_nets:{factory}"))
     _, checks = _proved(task, factories / "c")
     assert [check.line() for check in checks if not check.passed] == []
-    assert [port.name for port in task.source.outputs] == ["scores", "embedding", "top"]
+    assert [output.name for output in task.source.outputs] == ["scores", "embedding", "top"]
     assert any("elements that differ" in check.name for check in checks)
 
 
 def test_what_the_factorys_module_imports_decides_the_cache_too(factories):
-    (factories / "brought_layers.py").write_text("import torch\nLAYER = torch.nn.ReLU\n")
-    text = (
-        "import brought_layers, torch\nmake = lambda: (brought_layers.LAYER(), (torch.ones(1, 2),))"
-    )
-    (factories / "brought_nets.py").write_text(text)
-    names = [file.name for file in open_source("brought_nets:make").files()]
-    sys.modules.pop("brought_layers")
-    assert names == ["brought_layers.py", "brought_nets.py"]
+    (factories / "user_layers.py").write_text("import torch\nLAYER = torch.nn.ReLU\n")
+    source = "import user_layers, torch\nmake = lambda: (user_layers.LAYER(), (torch.ones(1, 2),))"
+    (factories / "user_nets.py").write_text(source)
+    names = [file.name for file in open_source("user_nets:make").files()]
+    sys.modules.pop("user_layers")
+    assert names == ["user_layers.py", "user_nets.py"]
 
 
-def test_the_form_of_a_source_says_its_task(tmp_path):
+def test_the_task_is_inferred_from_the_source(tmp_path):
     (tmp_path / "onnx_folder").mkdir()
     linear(tmp_path / "onnx_folder" / "m.onnx")
     assert task_of("anything.onnx") == "tensors"
@@ -461,19 +460,19 @@ def test_the_form_of_a_source_says_its_task(tmp_path):
 
 
 FACTORIES = {
-    "brought_nets:random_weights": "a different model each time",
-    "brought_nets:baked": "batch",
-    "brought_nets:fails": "no weights here",
-    "brought_nets:wrong_return": "return (module, example_inputs)",
-    "brought_nets:wrong_inputs": "not a tensor",
-    "brought_nets:no_batch": "no axis",
-    "brought_nets:unlike": "differ",
-    "brought_nets:half_forward": "fails on its example",
-    "brought_nets:bfloat": "bfloat16",
-    "brought_nets:half": "FP16",
-    "brought_nets:nothing": "no function 'nothing'",
-    "brought_nowhere:x": "no module 'brought_nowhere'",
-    "brought_broken:x": "importing brought_broken fails",
+    "user_nets:random_weights": "another model each time",
+    "user_nets:baked": "batch",
+    "user_nets:fails": "no weights here",
+    "user_nets:wrong_return": "return (module, example_inputs)",
+    "user_nets:wrong_inputs": "no tensor",
+    "user_nets:no_batch": "no axis",
+    "user_nets:unlike": "differ",
+    "user_nets:half_forward": "fails on its example",
+    "user_nets:bfloat": "bfloat16",
+    "user_nets:half": "FP16",
+    "user_nets:nothing": "no function 'nothing'",
+    "user_nowhere:x": "no module 'user_nowhere'",
+    "user_broken:x": "importing user_broken fails",
     "what is this": "neither",
 }
 
@@ -527,7 +526,7 @@ def test_the_users_samples_are_used(tmp_path):
 
 
 def test_variations_stay_in_the_examples_range():
-    ports = [
+    inputs = [
         TensorInfo("ids", "INT64", (3,)),
         TensorInfo("x", "FP32", (2,)),
         TensorInfo("on", "BOOL", (1,)),
@@ -537,8 +536,8 @@ def test_variations_stay_in_the_examples_range():
         "x": np.array([[-1.0, 3.0]], np.float32),
         "on": np.array([[True]]),
     }
-    (group,) = variations(example, ports)
+    (group,) = variations(example, inputs)
     assert set(np.unique(group["ids"])) == set(range(2, 8))
     assert group["x"].dtype == np.float32
     assert -1 <= group["x"].min() < group["x"].max() <= 3
-    assert set(np.unique(group["on"])) == {True, False}  # a mask of ones would hide what it hides
+    assert set(np.unique(group["on"])) == {True, False}  # a mask of ones would mask nothing

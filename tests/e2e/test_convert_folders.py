@@ -233,7 +233,7 @@ def test_a_wrong_command_line_is_refused_at_once(models, tmp_path, arguments, me
 def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
     samples = tmp_path / "samples.txt"
     options = ConvertOptions(str(models / "bert"), "text-classification", "x", samples)
-    for content, message in ((b"\n  \n", "holds no sample"), (b"\xff\xfe\x00", "not UTF-8")):
+    for content, message in ((b"\n  \n", "has no samples"), (b"\xff\xfe\x00", "not UTF-8")):
         samples.write_bytes(content)
         with pytest.raises(ConversionError, match=message):
             run(options, Paths(tmp_path), _ignore_progress)

@@ -121,7 +121,7 @@ def _scaled(repository):
 
 
 FAULTS = {
-    _another_filter: "pixels, one a request",
+    _another_filter: "pixels, one per request",
     _labels_exchanged: "labels and scores of every class",
     _scaled: "parity: largest difference of a logit",
 }

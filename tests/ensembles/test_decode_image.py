@@ -1,4 +1,4 @@
-"""The decoding step, as the ordinary module that it is."""
+"""The decoding step, imported as an ordinary module."""
 
 import json
 import subprocess
@@ -35,12 +35,12 @@ DOCUMENT = {
 }
 
 
-def prepare(picture: bytes) -> np.ndarray:
-    return decode_image.prepare(picture, Transform(DOCUMENT))
+def prepare(data: bytes) -> np.ndarray:
+    return decode_image.prepare(data, Transform(DOCUMENT))
 
 
 def _model(folder):
-    """The step as Triton makes it, from version 1 of a model's folder."""
+    """The step as Triton opens it, from version 1 of a model's folder."""
     (folder / "1").mkdir()
     (folder / "1" / "preprocess.json").write_text(json.dumps(DOCUMENT))
     model = decode_image.TritonPythonModel()
@@ -65,8 +65,8 @@ def test_pixels_are_rgb_and_normalised():
     assert red[:, 100, 100].tolist() == [1.0, 0.0, -127 / 128]
 
 
-def test_the_middle_is_kept():
-    """Shorter side to 256 and the middle 224: of 512x256 the columns 144 to 367."""
+def test_the_middle_is_cropped():
+    """Shorter side to 256, then the middle 224: columns 144 to 367 of 512x256."""
     columns = np.tile(np.arange(512, dtype=np.float64) / 2, (256, 1))
     pixels = prepare(encoded(Image.fromarray(columns.astype(np.uint8)), "PNG"))
     values = pixels[0, 100] * 128 + 127
@@ -75,26 +75,26 @@ def test_the_middle_is_kept():
 
 
 @pytest.mark.parametrize("tag", TURNS)
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_exif_orientation_is_applied(tag, kind, upright):
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_exif_orientation_is_applied(tag, file_format, upright):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = tag
     turned = colours().transpose(TURNS[tag])
-    options = {"lossless": True} if kind == "WEBP" else {}
-    assert np.array_equal(prepare(encoded(turned, kind, exif=exif, **options)), upright)
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    assert np.array_equal(prepare(encoded(turned, file_format, exif=exif, **options)), upright)
 
 
 def test_a_turned_jpeg_is_upright(upright):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     turned = colours().transpose(Image.Transpose.ROTATE_90)
-    got = prepare(encoded(turned, "JPEG", quality=95, exif=exif))
-    assert np.abs(got - upright).mean() < 0.02
+    actual = prepare(encoded(turned, "JPEG", quality=95, exif=exif))
+    assert np.abs(actual - upright).mean() < 0.02
 
 
 def test_broken_exif_is_not_a_broken_image(upright):
-    got = prepare(encoded(colours(), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff nothing"))
-    assert np.array_equal(got, upright)
+    actual = prepare(encoded(colours(), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff nothing"))
+    assert np.array_equal(actual, upright)
 
 
 def test_alpha_is_dropped(upright):
@@ -105,9 +105,9 @@ def test_alpha_is_dropped(upright):
 
 def test_a_palette_is_its_colours():
     paletted = colours().quantize(32)
-    wanted = prepare(encoded(paletted.convert("RGB"), "PNG"))
-    assert np.array_equal(prepare(encoded(paletted, "PNG")), wanted)
-    assert np.array_equal(prepare(encoded(paletted, "PNG", transparency=0)), wanted)
+    expected = prepare(encoded(paletted.convert("RGB"), "PNG"))
+    assert np.array_equal(prepare(encoded(paletted, "PNG")), expected)
+    assert np.array_equal(prepare(encoded(paletted, "PNG", transparency=0)), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
@@ -128,24 +128,24 @@ def test_16_bit_grey_keeps_the_high_byte():
 
 
 def test_cmyk_shows_the_same_colours(upright):
-    got = prepare(encoded(colours().convert("CMYK"), "JPEG", quality=95, subsampling=0))
-    assert np.abs(got - upright).mean() < 0.02
+    actual = prepare(encoded(colours().convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert np.abs(actual - upright).mean() < 0.02
 
 
 def test_a_phones_jpeg_with_further_images_is_its_first(upright):
     further = [Image.new("RGB", (96, 64), "black")]
-    several = encoded(colours(), "MPO", save_all=True, append_images=further, quality=95)
-    assert np.abs(prepare(several) - upright).mean() < 0.05
+    mpo = encoded(colours(), "MPO", save_all=True, append_images=further, quality=95)
+    assert np.abs(prepare(mpo) - upright).mean() < 0.05
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_refused_by_name(name):
-    picture, message = BAD[name]
+    data, message = BAD[name]
     with pytest.raises(InvalidImage, match=message):
-        prepare(picture)
+        prepare(data)
 
 
-# In a process of its own: what a test before it has freed would be used again and not be seen.
+# In a process of its own: memory that an earlier test freed would be reused and not counted.
 MEASURE = """
 import contextlib, json, sys
 from pathlib import Path
@@ -169,10 +169,10 @@ print((read("VmHWM") - before) / 1e6)
 """
 
 
-def _peak_mb(picture: bytes) -> float:
-    """What decoding adds to a process's memory at its highest."""
+def _peak_mb(data: bytes) -> float:
+    """How many MB decoding adds to a process's memory at its peak."""
     command = [sys.executable, "-c", MEASURE, json.dumps(DOCUMENT)]
-    run = subprocess.run(command, input=picture, capture_output=True, check=True)
+    run = subprocess.run(command, input=data, capture_output=True, check=True)
     return float(run.stdout)
 
 
@@ -181,10 +181,10 @@ def test_a_bomb_takes_no_memory(name):
     assert _peak_mb(BAD[name][0]) < 20
 
 
-@pytest.mark.parametrize(("kind", "limit_mb"), [("JPEG", 240), ("PNG", 240), ("WEBP", 460)])
-def test_the_largest_image_takes_a_known_amount(kind, limit_mb):
+@pytest.mark.parametrize(("file_format", "limit_mb"), [("JPEG", 240), ("PNG", 240), ("WEBP", 460)])
+def test_the_largest_image_takes_a_known_amount(file_format, limit_mb):
     # 75 MB are the pixels themselves.
-    assert 60 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), kind)) < limit_mb
+    assert 60 < _peak_mb(encoded(Image.new("RGB", (5000, 5000), "teal"), file_format)) < limit_mb
 
 
 def _as_image(values) -> Image.Image:
@@ -196,50 +196,50 @@ def _run(image, *operations) -> np.ndarray:
 
 
 def test_a_small_image_is_cropped_with_black_around_it():
-    """As transformers does: of an odd rest the larger half comes first."""
+    """As in transformers: the larger half of an odd remainder comes first."""
     white = _as_image(np.full((2, 4, 3), 255))
-    got = _run(white, {"op": "crop", "height": 5, "width": 2})
-    assert got.shape == (3, 5, 2)
-    assert got[0].tolist() == [[0, 0], [0, 0], [255, 255], [255, 255], [0, 0]]
+    actual = _run(white, {"op": "crop", "height": 5, "width": 2})
+    assert actual.shape == (3, 5, 2)
+    assert actual[0].tolist() == [[0, 0], [0, 0], [255, 255], [255, 255], [0, 0]]
 
 
-def test_a_crop_by_parts_is_measured_on_the_shorter_side():
-    got = _run(colours((100, 50)), {"op": "crop_part", "height": 0.5, "width": 0.875})
-    assert got.shape == (3, 25, 43)
+def test_a_crop_by_fractions_is_measured_on_the_shorter_side():
+    actual = _run(colours((100, 50)), {"op": "crop_part", "height": 0.5, "width": 0.875})
+    assert actual.shape == (3, 25, 43)
 
 
 def test_values_are_rescaled_offset_normalised_and_flipped():
-    one = _as_image([[[0, 127, 255]]])
-    half = {"op": "rescale", "factor": 1 / 127.5, "offset": -1.0}
-    assert _run(one, half)[:, 0, 0] == pytest.approx([-1, -1 / 255, 1])
+    pixel = _as_image([[[0, 127, 255]]])
+    to_minus_one_to_one = {"op": "rescale", "factor": 1 / 127.5, "offset": -1.0}
+    assert _run(pixel, to_minus_one_to_one)[:, 0, 0] == pytest.approx([-1, -1 / 255, 1])
     by_channel = {"op": "normalize", "mean": [0, 127, 5], "std": [1, 2, 50]}
-    assert _run(one, by_channel)[:, 0, 0].tolist() == [0, 0, 5]
-    assert _run(one, {"op": "flip"})[:, 0, 0].tolist() == [255, 127, 0]
+    assert _run(pixel, by_channel)[:, 0, 0].tolist() == [0, 0, 5]
+    assert _run(pixel, {"op": "flip"})[:, 0, 0].tolist() == [255, 127, 0]
 
 
 @pytest.mark.parametrize("resample", range(6))
 def test_every_filter_is_pillows(resample):
     image = colours((50, 40))
-    got = _run(image, {"op": "resize", "height": 20, "width": 10, "resample": resample})
-    wanted = np.asarray(image.resize((10, 20), Image.Resampling(resample)))
-    assert np.array_equal(got, wanted.transpose(2, 0, 1))
+    actual = _run(image, {"op": "resize", "height": 20, "width": 10, "resample": resample})
+    expected = np.asarray(image.resize((10, 20), Image.Resampling(resample)))
+    assert np.array_equal(actual, expected.transpose(2, 0, 1))
 
 
-def test_an_operation_that_is_none_is_an_error():
-    with pytest.raises(ValueError, match="no operation 'blur': grey, resize, "):
+def test_an_unknown_operation_is_an_error():
+    with pytest.raises(ValueError, match="unknown operation 'blur': use one of grey, resize, "):
         Transform({**DOCUMENT, "operations": [{"op": "blur"}]})
 
 
-def test_the_error_says_what_the_model_looks_at():
+def test_the_error_says_what_size_the_model_looks_at():
     small = Transform({**DOCUMENT, "height": 32, "width": 48})
     with pytest.raises(InvalidImage, match="the model looks at 48x32"):
         decode_image.prepare(BAD["bomb"][0], small)
 
 
 def test_any_cut_is_refused_or_decoded():
-    """No prefix of a file makes anything but an image or an error for its sender."""
-    for kind in ("JPEG", "PNG", "WEBP"):
-        whole = encoded(colours(), kind)
+    """No prefix of a file gives anything but an image or an error for its sender."""
+    for file_format in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(colours(), file_format)
         for length in range(0, len(whole), 37):
             with pytest.raises(InvalidImage):
                 prepare(whole[:length])
@@ -247,8 +247,8 @@ def test_any_cut_is_refused_or_decoded():
 
 def test_any_damage_is_refused_or_decoded():
     random = np.random.default_rng(7)
-    for kind in ("JPEG", "PNG", "WEBP"):
-        whole = encoded(colours(), kind)
+    for file_format in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(colours(), file_format)
         for _ in range(100):
             damaged = np.frombuffer(whole, np.uint8).copy()
             damaged[random.integers(0, len(damaged), 8)] = random.integers(0, 256, 8)
@@ -260,7 +260,7 @@ def test_any_damage_is_refused_or_decoded():
 
 
 class _Triton:
-    """As much of ``triton_python_backend_utils`` as the step uses."""
+    """The part of ``triton_python_backend_utils`` that the step uses."""
 
     class TritonError(Exception):
         INVALID_ARG = 3
@@ -278,8 +278,8 @@ class _Triton:
         return SimpleNamespace(tensors=dict(tensors), error=error)
 
 
-def _request(*pictures):
-    values = np.array([[picture] for picture in pictures], dtype=object)
+def _request(*files):
+    values = np.array([[file] for file in files], dtype=object)
     return {"image": SimpleNamespace(as_numpy=lambda: values)}
 
 

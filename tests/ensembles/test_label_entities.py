@@ -1,4 +1,4 @@
-"""The step that joins tokens to entities, as the ordinary module that it is."""
+"""The step that joins tokens into entities, imported as an ordinary module."""
 
 import json
 from types import SimpleNamespace
@@ -23,17 +23,17 @@ def _spans(words=WORDS) -> np.ndarray:
     return np.array([[*spans, (-1, -1)]], dtype=np.int32)
 
 
-def _logits(names, sure=5.0) -> np.ndarray:
-    """A token a label, between two special tokens that would be entities."""
+def _logits(names, margin=5.0) -> np.ndarray:
+    """One token per label, between two special tokens that would be entities."""
     logits = np.zeros((1, len(names) + 2, len(LABELS)), dtype=np.float32)
-    for place, name in enumerate(["B-PER", *names, "B-PER"]):
-        logits[0, place, LABELS.index(name)] = sure
+    for index, name in enumerate(["B-PER", *names, "B-PER"]):
+        logits[0, index, LABELS.index(name)] = margin
     return logits
 
 
 def _find(names):
-    (found,) = EntityFinder(LABELS)(_logits(names), _spans(WORDS[: len(names)]), [TEXT.encode()])
-    return [(each.entity, each.label) for each in found]
+    (entities,) = EntityFinder(LABELS)(_logits(names), _spans(WORDS[: len(names)]), [TEXT.encode()])
+    return [(entity.entity, entity.label) for entity in entities]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def _find(names):
         (["I-PER", "I-PER", "O"], [("Ann Lee", "PER")]),
         (["I-PER", "I-LOC", "O"], [("Ann", "PER"), ("Lee", "LOC")]),
         (["B-PER", "O", "I-PER"], [("Ann", "PER"), ("of", "PER")]),
-        (["MISC", "MISC", "O"], [("Ann Lee", "MISC")]),  # without B- or I- tokens still join
-        (["X-Y-Z", "O", "A-O"], [("Ann", "Y-Z")]),  # the group is named by what is after a hyphen
+        (["MISC", "MISC", "O"], [("Ann Lee", "MISC")]),  # tokens join even without B- or I-
+        (["X-Y-Z", "O", "A-O"], [("Ann", "Y-Z")]),  # what follows the first hyphen is the name
         (["O", "O", "O", "B-LOC", "O", "I-PER"], [("北京", "LOC"), ("Zoe\u0308", "PER")]),
         (["O", "O"], []),
     ],
@@ -55,35 +55,37 @@ def test_tokens_are_joined(labels, entities):
 
 
 def _original(logits, spans) -> list[tuple]:
-    """What transformers' own code makes of the same tokens."""
+    """The entities that transformers' own code makes of the same tokens."""
     pipeline = object.__new__(TokenClassificationPipeline)
     pipeline.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(LABELS))))
     pipeline.tokenizer = SimpleNamespace(convert_tokens_to_string=" ".join)
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores = powers / powers.sum(axis=-1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores = exponentials / exponentials.sum(axis=-1, keepdims=True)
     tokens = [
-        {"scores": row, "word": "", "index": place, "start": int(start), "end": int(end)}
-        for place, (row, (start, end)) in enumerate(zip(scores, spans, strict=True))
+        {"scores": row, "word": "", "index": index, "start": int(start), "end": int(end)}
+        for index, (row, (start, end)) in enumerate(zip(scores, spans, strict=True))
         if start >= 0
     ]
     from transformers.pipelines.token_classification import AggregationStrategy
 
     groups = pipeline.aggregate(tokens, AggregationStrategy.SIMPLE)
     return [
-        (each["start"], each["end"], each["entity_group"], float(each["score"]))
-        for each in groups
-        if each["entity_group"] != "O"
+        (group["start"], group["end"], group["entity_group"], float(group["score"]))
+        for group in groups
+        if group["entity_group"] != "O"
     ]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_labels_are_joined_as_transformers_joins_them(seed):
     logits = np.random.default_rng(seed).normal(0, 3, (1, 10, len(LABELS))).astype(np.float32)
-    (found,) = EntityFinder(LABELS)(logits, _spans(), [TEXT.encode()])
-    wanted = _original(logits[0], _spans()[0])
-    assert [(each.start, each.end, each.label) for each in found] == [each[:3] for each in wanted]
-    assert [each.score for each in found] == pytest.approx([each[3] for each in wanted], abs=1e-7)
-    assert all(each.entity == TEXT[each.start : each.end] for each in found)
+    (entities,) = EntityFinder(LABELS)(logits, _spans(), [TEXT.encode()])
+    expected = _original(logits[0], _spans()[0])
+    spans = [(entity.start, entity.end, entity.label) for entity in entities]
+    assert spans == [(start, end, label) for start, end, label, _ in expected]
+    scores = [entity.score for entity in entities]
+    assert scores == pytest.approx([score for *_, score in expected], abs=1e-7)
+    assert all(entity.entity == TEXT[entity.start : entity.end] for entity in entities)
 
 
 def test_rows_are_padded_to_the_largest_and_counted():
@@ -98,7 +100,7 @@ def test_rows_are_padded_to_the_largest_and_counted():
     assert tensors["score"].dtype == np.float32
 
 
-def test_without_an_entity_there_is_one_empty_place():
+def test_without_an_entity_there_is_one_empty_element():
     tensors = as_tensors(EntityFinder(LABELS)(_logits(["O"] * 8), _spans(), [TEXT.encode()]))
     assert tensors["count"].tolist() == [[0]]
     assert tensors["entity"].tolist() == [[b""]]
@@ -106,26 +108,26 @@ def test_without_an_entity_there_is_one_empty_place():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_engine_that_gives_no_number_is_an_error(value):
+def test_logits_that_are_not_finite_are_an_error(value):
     logits = _logits(["O"] * 8)
     logits[0, 3, 1] = value
     with pytest.raises(ValueError, match="not finite"):
         EntityFinder(LABELS)(logits, _spans(), [TEXT.encode()])
 
 
-def test_an_engine_of_other_labels_or_tokens_is_an_error():
-    with pytest.raises(ValueError, match=r"gave \(1, 10, 7\), not \(1, 10, 8\)"):
+def test_logits_of_other_labels_or_tokens_are_an_error():
+    with pytest.raises(ValueError, match=r"returned \(1, 10, 7\), not \(1, 10, 8\)"):
         EntityFinder(LABELS)(_logits(["O"] * 8)[..., :7], _spans(), [TEXT.encode()])
-    with pytest.raises(ValueError, match=r"gave \(1, 9, 8\)"):
+    with pytest.raises(ValueError, match=r"returned \(1, 9, 8\)"):
         EntityFinder(LABELS)(_logits(["O"] * 7), _spans(), [TEXT.encode()])
 
 
 def test_the_model_reads_the_labels_of_its_version(tmp_path):
     (tmp_path / "3").mkdir()
-    odd = ["O", "B-line\nbreak"]
-    (tmp_path / "3" / "labels.json").write_text(json.dumps(odd))
+    labels = ["O", "B-line\nbreak"]
+    (tmp_path / "3" / "labels.json").write_text(json.dumps(labels))
     model = TritonPythonModel()
     model.initialize({"model_repository": str(tmp_path), "model_version": "3"})
     logits = np.array([[[0, 5]]], dtype=np.float32)
-    (found,) = model._find(logits, np.array([[[0, 3]]]), [b"Ann"])
-    assert [each.label for each in found] == ["line\nbreak"]
+    (entities,) = model._find(logits, np.array([[[0, 3]]]), [b"Ann"])
+    assert [entity.label for entity in entities] == ["line\nbreak"]

@@ -1,4 +1,4 @@
-"""The tokeniser step, as the ordinary module that it is."""
+"""The tokenizer step, imported as an ordinary module."""
 
 import numpy as np
 import pytest
@@ -36,10 +36,10 @@ def test_a_batch_takes_the_bucket_of_its_longest(tokenize):
 
 
 def test_the_last_bucket_is_the_limit(tokenize):
-    exactly = b"word " * 62  # and [CLS] and [SEP]
-    assert tokenize([exactly], truncate=False).ids.shape == (1, 64)
+    longest = b"word " * 62  # and [CLS] and [SEP]
+    assert tokenize([longest], truncate=False).ids.shape == (1, 64)
     with pytest.raises(InvalidText, match=r"text 1 has 65 tokens and the model takes 64.*truncate"):
-        tokenize([b"a", exactly + b"word"], truncate=False)
+        tokenize([b"a", longest + b"word"], truncate=False)
 
 
 def test_truncation_cuts_and_leaves_no_trace(tokenize):
@@ -52,12 +52,13 @@ def test_truncation_cuts_and_leaves_no_trace(tokenize):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_text_is_cut_from_the_side_that_the_file_says(side):
-    fast = word_tokenizer(64, truncation_side=side)
+    original = word_tokenizer(64, truncation_side=side)
     text = "the first words and the last words"
-    original = fast(text, truncation=True, max_length=6)["input_ids"]
-    fast.backend_tokenizer.enable_truncation(64, direction=side)
-    ids = BucketTokenizer(fast.backend_tokenizer, [6])([text.encode()], truncate=True).ids
-    assert ids[0].tolist() == original
+    expected = original(text, truncation=True, max_length=6)["input_ids"]
+    backend = original.backend_tokenizer
+    backend.enable_truncation(64, direction=side)
+    ids = BucketTokenizer(backend, [6])([text.encode()], truncate=True).ids
+    assert ids[0].tolist() == expected
 
 
 TEXTS = (
@@ -70,22 +71,22 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("make", [word_tokenizer, byte_tokenizer, piece_tokenizer])
+@pytest.mark.parametrize("make_tokenizer", [word_tokenizer, byte_tokenizer, piece_tokenizer])
 @pytest.mark.parametrize("text", TEXTS)
-def test_spans_are_those_of_transformers_in_code_points(make, text):
-    """And what is not of the text, special tokens and padding, has none."""
-    fast = make(64)
-    original = fast(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    tokens = BucketTokenizer(fast.backend_tokenizer, [16, 64])(
+def test_spans_are_those_of_transformers_in_code_points(make_tokenizer, text):
+    """And special tokens and padding, which are not in the text, have none."""
+    original = make_tokenizer(64)
+    encoding = original(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = BucketTokenizer(original.backend_tokenizer, [16, 64])(
         [text.encode(), b"a long text after it " * 3], truncate=False
     )
-    wanted = np.array(original["offset_mapping"])
-    wanted[np.array(original["special_tokens_mask"]) == 1] = -1
+    expected = np.array(encoding["offset_mapping"])
+    expected[np.array(encoding["special_tokens_mask"]) == 1] = -1
     span = tokens.span()
     assert span.dtype == np.int32
     assert span.shape == (2, 64, 2)
-    assert span[0, : len(wanted)].tolist() == wanted.tolist()
-    assert (span[0, len(wanted) :] == -1).all()
+    assert span[0, : len(expected)].tolist() == expected.tolist()
+    assert (span[0, len(expected) :] == -1).all()
     assert span[0].max() <= len(text)
 
 
@@ -99,13 +100,13 @@ def test_spans_are_those_of_transformers_in_code_points(make, text):
         ([b"x" * 70_000], "70000 bytes: send at most 65536"),
     ],
 )
-def test_what_cannot_be_tokenised_says_what_to_do(tokenize, texts, message):
+def test_a_text_that_cannot_be_tokenized_says_what_to_do(tokenize, texts, message):
     with pytest.raises(InvalidText, match=message):
         tokenize(texts, truncate=True)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "wanted"),
+    ("parameters", "expected"),
     [
         ("", False),
         ("{}", False),
@@ -116,5 +117,5 @@ def test_what_cannot_be_tokenised_says_what_to_do(tokenize, texts, message):
         ('{"other": true}', False),
     ],
 )
-def test_the_request_says_whether_to_truncate(parameters, wanted):
-    assert wants_truncation(parameters) is wanted
+def test_the_request_says_whether_to_truncate(parameters, expected):
+    assert wants_truncation(parameters) is expected

@@ -1,4 +1,4 @@
-"""The labelling step, as the ordinary module that it is."""
+"""The labelling step, imported as an ordinary module."""
 
 import json
 
@@ -37,13 +37,13 @@ def test_large_logits_do_not_overflow():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_engine_that_gives_no_number_is_an_error(value):
+def test_logits_that_are_not_finite_are_an_error(value):
     with pytest.raises(ValueError, match="not finite"):
         TopLabels(NAMES, 1)(np.array([[0, value, 0, 0]], dtype=np.float32))
 
 
-def test_an_engine_of_other_classes_is_an_error():
-    with pytest.raises(ValueError, match=r"gave \(1, 3\), not \[n, 4\]"):
+def test_logits_of_other_classes_are_an_error():
+    with pytest.raises(ValueError, match=r"returned \(1, 3\), not \[n, 4\]"):
         TopLabels(NAMES, 1)(np.zeros((1, 3), dtype=np.float32))
 
 
@@ -61,7 +61,7 @@ def test_the_model_reads_the_labels_of_its_version(tmp_path):
     model.initialize(
         {"model_config": config, "model_repository": str(tmp_path), "model_version": "3"}
     )
-    label, _ = model._name(np.array([[0, 0, 0, 1]], dtype=np.float32))
+    label, _ = model._top_labels(np.array([[0, 0, 0, 1]], dtype=np.float32))
     assert label.tolist() == [[b"dog"]]
 
 
@@ -69,7 +69,7 @@ def test_the_label_file_names_a_thousand_classes():
     labels = LABELS.read_text(encoding="utf-8").splitlines()
     assert len(labels) == len(set(labels)) == 1000
     assert all(label == label.strip() and label for label in labels)
-    # Where ImageNet's own order puts them.
+    # In ImageNet's own order.
     assert (labels[0], labels[282], labels[967], labels[999]) == (
         "tench",
         "tiger cat",

@@ -1,4 +1,4 @@
-"""Addresses are read in one place, and what is wrong with one is said."""
+"""Addresses are parsed in one place, and an error says what is wrong."""
 
 import socket
 
@@ -28,7 +28,7 @@ def test_an_address(text, host, port):
         ("::1:8001", r"in brackets, such as \[::1\]:8001"),
         ("::1", r"such as \[::1\]:8001"),
         ("[::1]", "is not HOST:PORT"),
-        ("[nothing]:8001", "'nothing' is no IPv6 address"),
+        ("[nothing]:8001", "'nothing' is not an IPv6 address"),
         ("127.0.0.1", "is not HOST:PORT"),
         (":8001", "is not HOST:PORT"),
         ("http://127.0.0.1:8001", "is not HOST:PORT"),
@@ -40,19 +40,19 @@ def test_an_address(text, host, port):
         ("", "is not HOST:PORT"),
     ],
 )
-def test_what_is_no_address(text, message):
+def test_an_invalid_address_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         host_and_port(text)
 
 
 def test_a_replica_may_have_two_ports():
     assert require_replica("[::1]:8001/8000") == "[::1]:8001/8000"
-    for wrong in ("[::1]:8001/", "a:8001/http", "8001/8000", "::1:8001/8000"):
+    for invalid in ("[::1]:8001/", "a:8001/http", "8001/8000", "::1:8001/8000"):
         with pytest.raises(ValueError, match=r"port|HOST:PORT|brackets"):
-            require_replica(wrong)
+            require_replica(invalid)
 
 
 def test_where_a_listener_is():
     assert resolved("localhost") == (socket.AF_INET, "127.0.0.1")
     assert resolved("::1") == (socket.AF_INET6, "::1")
-    assert [reached_at(each) for each in ("0.0.0.0", "::", "::1")] == ["127.0.0.1", "::1", "::1"]  # noqa: S104
+    assert [reached_at(host) for host in ("0.0.0.0", "::", "::1")] == ["127.0.0.1", "::1", "::1"]  # noqa: S104

@@ -17,7 +17,7 @@ GOOD = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
         ("", "is not JSON"),
         ("nonsense", "is not JSON"),
@@ -41,21 +41,21 @@ GOOD = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}
         (json.dumps(GOOD | {"tolerance": None}), "tolerance"),
     ],
 )
-def test_a_sample_that_cannot_be_used_says_why(text, why):
-    with pytest.raises(GoldenError, match=why):
+def test_a_sample_that_cannot_be_used_says_why(text, reason):
+    with pytest.raises(GoldenError, match=reason):
         Golden.parse(text)
 
 
-def test_a_sample_is_written_as_it_is_read_nan_included():
+def test_a_sample_survives_writing_and_parsing_nan_included():
     golden = Golden({"x": 1}, {"score": [1.5, math.nan]}, 0.01)
-    read = Golden.parse(golden.to_json())
-    assert read.expect == {"score": [1.5, None]}
-    assert read.fault({"score": [1.505, math.nan]}) == ""
-    assert "wrongly" in read.fault({"score": [1.5, 2.0]})
+    parsed = Golden.parse(golden.to_json())
+    assert parsed.expect == {"score": [1.5, None]}
+    assert parsed.fault({"score": [1.505, math.nan]}) == ""
+    assert "wrongly" in parsed.fault({"score": [1.5, 2.0]})
 
 
 @pytest.mark.parametrize(
-    ("actual", "expected", "is_right"),
+    ("actual", "expected", "agrees"),
     [
         ([1.0], [1.005], True),
         ([1.0], [1.02], False),
@@ -75,8 +75,8 @@ def test_a_sample_is_written_as_it_is_read_nan_included():
         ([1.0], [1.0, 2.0], False),
     ],
 )
-def test_elements_agree(actual, expected, is_right):
-    assert agree(actual, expected, 0.01) is is_right
+def test_elements_agree(actual, expected, agrees):
+    assert agree(actual, expected, 0.01) is agrees
 
 
 def _config(golden: str) -> model_config_pb2.ModelConfig:
@@ -100,11 +100,11 @@ def _config(golden: str) -> model_config_pb2.ModelConfig:
     return config
 
 
-def _answer(values: list[float]) -> service_pb2.ModelInferResponse:
-    answer = service_pb2.ModelInferResponse()
-    answer.outputs.add(name="score", datatype="FP32", shape=[1, len(values)])
-    answer.raw_output_contents.append(np.array(values, np.float32).tobytes())
-    return answer
+def _response(values: list[float]) -> service_pb2.ModelInferResponse:
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="score", datatype="FP32", shape=[1, len(values)])
+    response.raw_output_contents.append(np.array(values, np.float32).tobytes())
+    return response
 
 
 @pytest.mark.parametrize(
@@ -126,27 +126,26 @@ def test_a_bad_sample_is_a_fault_for_publisher_and_gateway_alike(golden):
 
 @pytest.mark.parametrize("values", [[1.5], [1.6], [math.nan], [math.inf], []])
 @pytest.mark.parametrize("expected", [1.5, None])
-def test_publisher_and_gateway_judge_an_answer_alike(values, expected):
+def test_publisher_and_gateway_come_to_the_same_verdict(values, expected):
     config = _config(json.dumps(GOOD | {"expect": {"score": [expected]}}))
     model = read_model(config, ("1",))
-    control = SimpleNamespace(infer=lambda request, timeout_s: _answer(values))
+    control = SimpleNamespace(infer=lambda request, timeout_s: _response(values))
     row = np.array([values], np.float32)[0].reshape(-1)
     verdict = model.golden.fault({"score": row})
     assert verdict == fault(control, "m", config)
-    right = values == [1.5] if expected else bool(values) and math.isnan(values[0])
-    assert (verdict == "") is right
+    correct = values == [1.5] if expected else bool(values) and math.isnan(values[0])
+    assert (verdict == "") is correct
 
 
-def test_several_answers_follow_each_other():
-    """Of a model that streams."""
+def test_the_elements_of_streamed_responses_are_joined():
     config = _config(json.dumps(GOOD | {"expect": {"score": [1, 2]}}))
     config.model_transaction_policy.decoupled = True
-    asked = []
+    requests = []
 
     def stream(request, timeout_s):
-        asked.append(request)
+        requests.append(request)
         for value in (1.0, 2.0):
-            yield _answer([value])
+            yield _response([value])
 
     assert fault(SimpleNamespace(stream_infer=stream), "m", config) == ""
-    assert len(asked) == 1
+    assert len(requests) == 1

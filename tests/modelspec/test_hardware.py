@@ -1,4 +1,4 @@
-"""The hardware config profiles: written from the declaration, and different only in where a model
+"""Config profiles for other hardware: written from the declaration, different only in where a model
 runs."""
 
 from pathlib import Path
@@ -29,23 +29,26 @@ def _without(proto: pb.ModelConfig, *fields: str) -> pb.ModelConfig:
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
 def test_the_committed_profiles_are_what_the_declaration_says(spec):
     folder = ROOT / "model_repository" / spec.name / "configs"
-    committed = {p.stem: p.read_text() for p in folder.glob("*.pbtxt") if p.stem != "tuned"}
+    committed = {
+        path.stem: path.read_text() for path in folder.glob("*.pbtxt") if path.stem != "tuned"
+    }
     declared = {name: render(proto) for name, proto in hardware_configs(spec).items()}
     assert committed == declared
     assert bool(declared) == (spec.backend == "onnxruntime")
 
 
-def test_on_a_gpu_only_the_place_differs_and_fp32_stays_fp32():
+def test_a_gpu_profile_differs_only_in_where_it_runs_and_fp32_stays_fp32():
     gpu = hardware_configs(ENGINE)["gpu"]
     assert parse(render(gpu)) == gpu
     assert _without(gpu, *RUNS_ON[:2]) == _without(to_proto(ENGINE), *RUNS_ON[:2])
-    assert [(g.kind, g.count) for g in gpu.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 1)]
+    (group,) = gpu.instance_group
+    assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_GPU, 1)
     (cuda,) = gpu.optimization.execution_accelerators.gpu_execution_accelerator
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     assert (cuda.name, dict(cuda.parameters)) == ("cuda", options)
 
 
-def test_the_accelerator_is_an_option_and_is_given_the_profiles():
+def test_the_accelerator_is_an_option_and_gets_the_profiles():
     config = hardware_configs(ENGINE)["gpu-tensorrt"]
     first, second = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert (first.name, second.name) == ("tensorrt", "cuda")
@@ -57,7 +60,7 @@ def test_the_accelerator_is_an_option_and_is_given_the_profiles():
     assert first.parameters["precision_mode"] == "FP32"
 
 
-def test_the_backend_here_reads_the_profiles_as_they_are_meant(monkeypatch):
+def test_our_backend_reads_the_profiles_as_they_are_meant(monkeypatch):
     """The Python-based backend's own reading, with the providers of a build for GPUs."""
     from google.protobuf import json_format
 
@@ -73,10 +76,10 @@ def test_the_backend_here_reads_the_profiles_as_they_are_meant(monkeypatch):
     assert [name for name, _ in gpu] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert gpu[0][1]["device_id"] == "0"
     assert gpu[0][1]["use_tf32"] == "0"
-    both = choose_providers(configs["gpu-tensorrt"], "GPU", 0, built_in)
-    assert [name for name, _ in both] == built_in
-    assert both[0][1]["trt_max_workspace_size"] == str(4 << 30)
-    assert "trt_profile_opt_shapes" in both[0][1]
+    accelerated = choose_providers(configs["gpu-tensorrt"], "GPU", 0, built_in)
+    assert [name for name, _ in accelerated] == built_in
+    assert accelerated[0][1]["trt_max_workspace_size"] == str(4 << 30)
+    assert "trt_profile_opt_shapes" in accelerated[0][1]
 
 
 def test_the_plan_is_served_by_tensorrt_with_every_profile():
@@ -99,7 +102,7 @@ def test_what_tensorrt_cannot_take_has_no_such_profile():
     assert hardware_configs(PIPELINE.public) == {}
 
 
-def test_a_plan_takes_the_place_of_the_graph_and_is_pinned():
+def test_a_plan_replaces_the_graph_and_is_pinned():
     changed = with_plan(PIPELINE)
     assert [spec.name for spec in changed.models] == [
         "text_embedding_pre",
@@ -114,14 +117,15 @@ def test_a_plan_takes_the_place_of_the_graph_and_is_pinned():
 
 
 def test_the_plans_profile_is_staged_only_with_a_plan(tmp_path):
-    graph, plan = tmp_path / "g", tmp_path / "p"
-    graph.write_bytes(b"graph"), plan.write_bytes(b"plan")
+    graph, plan = tmp_path / "graph", tmp_path / "plan"
+    graph.write_bytes(b"graph")
+    plan.write_bytes(b"plan")
     folder = stage_model(tmp_path / "without", ENGINE, {"model.onnx": graph})
-    assert sorted(p.name for p in (folder / "configs").iterdir()) == [
+    assert sorted(path.name for path in (folder / "configs").iterdir()) == [
         "gpu-tensorrt.pbtxt",
         "gpu.pbtxt",
     ]
     engine = with_plan(PIPELINE).members[1]
     folder = stage_model(tmp_path / "with", engine, {"model.onnx": graph, "model.plan": plan})
-    written = parse((folder / "configs" / "tensorrt.pbtxt").read_text())
-    assert (written.name, written.backend) == ("text_embedding_trt", "tensorrt")
+    config = parse((folder / "configs" / "tensorrt.pbtxt").read_text())
+    assert (config.name, config.backend) == ("text_embedding_trt", "tensorrt")

@@ -1,4 +1,4 @@
-"""Version folders: numbers as Triton reads them, whatever else lies there."""
+"""Version folders: numbers as Triton reads them, whatever else is there."""
 
 from modelspec.layout import version_folders
 

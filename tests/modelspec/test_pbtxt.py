@@ -32,7 +32,7 @@ def test_a_rendered_config_parses_back_to_the_same_proto(spec):
 
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
 def test_the_committed_config_is_what_the_declaration_says(spec):
-    """But for the serving parameters that ``tidegate optimize --commit`` measured, and says so in
+    """Except for the serving parameters that ``tidegate optimize --commit`` measured and marked in
     the config."""
     committed = (ROOT / "model_repository" / spec.name / "config.pbtxt").read_text()
     assert committed == render(carried(parse(committed), to_proto(spec)))
@@ -40,7 +40,7 @@ def test_the_committed_config_is_what_the_declaration_says(spec):
 
 @pytest.mark.parametrize("spec", list(_specs()), ids=lambda spec: spec.name)
 def test_batched_models_batch_dynamically_and_without_a_queue_policy(spec):
-    """With one, Triton 2.51 answers up to 0.5 s late."""
+    """With a queue policy, Triton 2.51 answers up to 0.5 s late."""
     proto = to_proto(spec)
     assert proto.HasField("dynamic_batching") == bool(spec.max_batch_size and not spec.steps)
     assert not proto.dynamic_batching.HasField("default_queue_policy")
@@ -52,20 +52,18 @@ def test_max_batch_size_0_is_written_out():
     assert parse(text).max_batch_size == 0
 
 
-def test_steps_are_pinned_and_the_face_travels():
+def test_steps_are_pinned_and_the_config_has_the_endpoint_schema():
     from ensembles.text_embedding import ENDPOINT_SCHEMA, GOLDEN, PIPELINE
 
     proto = to_proto(PIPELINE.public)
     assert [step.model_version for step in proto.ensemble_scheduling.step] == [1, 1]
-    assert (
-        json.loads(proto.parameters[ENDPOINT_PARAMETER].string_value)["purpose"]
-        == ENDPOINT_SCHEMA.purpose
-    )
+    endpoint_schema = json.loads(proto.parameters[ENDPOINT_PARAMETER].string_value)
+    assert endpoint_schema["purpose"] == ENDPOINT_SCHEMA.purpose
     golden = json.loads(proto.parameters[GOLDEN_PARAMETER].string_value)
     assert golden["request"] == GOLDEN.request
 
 
-def test_a_text_that_is_no_config_says_the_line():
+def test_an_error_in_a_config_names_its_line():
     with pytest.raises(ValueError, match="2:1"):
         parse('name: "x"\nno_such_field: 1')
 
@@ -93,5 +91,5 @@ def test_a_spec_that_cannot_be_served_is_refused(broken, message):
 def test_dtypes_are_those_of_triton():
     from modelspec.dtypes import ELEMENT_TYPES
 
-    known = set(model_config_pb2.DataType.keys())
-    assert {element.config_name for element in ELEMENT_TYPES.values()} <= known
+    tritons = set(model_config_pb2.DataType.keys())
+    assert {element.config_name for element in ELEMENT_TYPES.values()} <= tritons

@@ -1,7 +1,8 @@
-"""Optimisation profiles are arithmetic on a spec: every case by hand."""
+"""Optimisation profiles are arithmetic on a spec: every case is worked out by hand."""
 
 import pytest
 
+from modelspec.hardware import engine_of
 from modelspec.model import TensorSpec
 from modelspec.profiles import (
     ShapeRange,
@@ -16,33 +17,37 @@ MASK = TensorSpec("attention_mask", "INT64", (-1,))
 PIXELS = TensorSpec("pixels", "FP32", (3, 224, 224))
 
 
-def test_a_image_has_one_profile_and_only_its_batch_varies():
-    (found,) = profiles([PIXELS], batch_sizes(16))
-    assert found == {
+def test_an_image_has_one_profile_and_only_its_batch_varies():
+    (profile,) = profiles([PIXELS], batch_sizes(16))
+    assert profile == {
         "pixels": ShapeRange((1, 3, 224, 224), (8, 3, 224, 224), (16, 3, 224, 224)),
     }
 
 
 def test_each_length_bucket_is_a_profile_and_no_length_is_left_out():
-    found = profiles([IDS, MASK], batch_sizes(64), (16, 32, 256))
-    assert [each["input_ids"] for each in found] == [
+    by_length = profiles([IDS, MASK], batch_sizes(64), (16, 32, 256))
+    assert [profile["input_ids"] for profile in by_length] == [
         ShapeRange((1, 1), (8, 16), (64, 16)),
         ShapeRange((1, 17), (8, 32), (64, 32)),
         ShapeRange((1, 33), (8, 256), (64, 256)),
     ]
-    assert all(each["attention_mask"] == each["input_ids"] for each in found)
+    assert all(profile["attention_mask"] == profile["input_ids"] for profile in by_length)
     for length in range(1, 257):
         shapes = {"input_ids": (3, length), "attention_mask": (3, length)}
-        holding = [n for n, each in enumerate(found) if each["input_ids"].holds((3, length))]
-        assert holding == [profile_for(found, shapes)]
+        matches = [
+            index
+            for index, profile in enumerate(by_length)
+            if profile["input_ids"].holds((3, length))
+        ]
+        assert matches == [profile_for(by_length, shapes)]
 
 
 def test_fixed_axes_stay_fixed_beside_those_of_any_length():
     frames = TensorSpec("frames", "FP16", (-1, 80))
     scale = TensorSpec("scale", "FP32", ())
-    (found,) = profiles([frames, scale], (1, 2, 4), (100,))
-    assert found["frames"] == ShapeRange((1, 1, 80), (2, 100, 80), (4, 100, 80))
-    assert found["scale"] == ShapeRange((1,), (2,), (4,))
+    (profile,) = profiles([frames, scale], (1, 2, 4), (100,))
+    assert profile["frames"] == ShapeRange((1, 1, 80), (2, 100, 80), (4, 100, 80))
+    assert profile["scale"] == ShapeRange((1,), (2,), (4,))
 
 
 @pytest.mark.parametrize(
@@ -59,47 +64,46 @@ def test_a_model_without_a_batch_axis_has_no_profiles(most, usual):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "lengths", "said"),
+    ("inputs", "lengths", "message"),
     [
         ([], (), "without inputs"),
         ([IDS, IDS], (16,), "named twice"),
         ([IDS], (), "may be of any length: say which"),
         ([PIXELS], (16,), "axes are all fixed"),
-        ([IDS], (32, 16), "must be positive and ascend"),
-        ([IDS], (16, 16), "must be positive and ascend"),
-        ([IDS], (0, 16), "must be positive and ascend"),
-        ([IDS], (-5,), "must be positive and ascend"),
+        ([IDS], (32, 16), "must be positive and ascending"),
+        ([IDS], (16, 16), "must be positive and ascending"),
+        ([IDS], (0, 16), "must be positive and ascending"),
+        ([IDS], (-5,), "must be positive and ascending"),
         ([TensorSpec("text", "BYTES", (1,))], (), "is BYTES, and TensorRT takes FP32"),
         ([TensorSpec("age", "FP64", (1,))], (), "is FP64, and TensorRT takes FP32"),
         ([TensorSpec("ids", "INT64", (-1, 1024))], (2**20,), "elements"),
     ],
 )
-def test_nonsense_is_refused_with_its_reason(inputs, lengths, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_are_refused_with_the_reason(inputs, lengths, message):
+    with pytest.raises(ValueError, match=message):
         profiles(inputs, batch_sizes(64), lengths)
 
 
 @pytest.mark.parametrize(
     "shapes", [((1, 4), (1, 3), (1, 5)), ((0,), (1,), (1,)), ((1,), (1, 1), (1,))]
 )
-def test_a_range_that_is_none_cannot_be_made(shapes):
-    with pytest.raises(ValueError, match="no range of shapes"):
+def test_a_range_of_shapes_must_be_in_order(shapes):
+    with pytest.raises(ValueError, match="not a range of shapes"):
         ShapeRange(*shapes)
 
 
 def test_a_shape_beyond_every_profile_is_refused_with_the_largest():
-    found = profiles([IDS], batch_sizes(4), (16,))
+    single = profiles([IDS], batch_sizes(4), (16,))
     for shape in ((5, 16), (4, 17), (4,), (4, 16, 1)):
         with pytest.raises(ValueError, match=r"no profile holds input_ids .*the largest is"):
-            profile_for(found, {"input_ids": shape})
+            profile_for(single, {"input_ids": shape})
 
 
 def test_our_own_pipelines_have_the_profiles_of_their_buckets():
-    from ensembles.image_classification import PIPELINE as PICTURES
-    from ensembles.text_embedding import BUCKETS, MAX_BATCH_SIZE, PIPELINE
+    from ensembles.image_classification import PIPELINE as IMAGE_PIPELINE
+    from ensembles.text_embedding import BUCKETS, MAX_BATCH_SIZE
+    from ensembles.text_embedding import PIPELINE as TEXT_PIPELINE
 
-    engine = next(spec for spec in PIPELINE.members if spec.backend == "onnxruntime")
-    found = profiles_of(engine)
-    assert [each["input_ids"].most for each in found] == [(MAX_BATCH_SIZE, b) for b in BUCKETS]
-    engine = next(spec for spec in PICTURES.members if spec.backend == "onnxruntime")
-    assert len(profiles_of(engine)) == 1
+    largest = [profile["input_ids"].most for profile in profiles_of(engine_of(TEXT_PIPELINE))]
+    assert largest == [(MAX_BATCH_SIZE, bucket) for bucket in BUCKETS]
+    assert len(profiles_of(engine_of(IMAGE_PIPELINE))) == 1
