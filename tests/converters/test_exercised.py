@@ -459,7 +459,7 @@ def test_a_grade_goes_by_what_was_measured():
 def test_what_an_oracle_says_last_is_one_line():
     said = "Traceback (most recent call last):\n  File x\n\x1b[96mIndexError: index out of range\n"
     assert last_words(said).startswith("IndexError: index out of range: a token")
-    assert last_words("") == "it said nothing"
+    assert last_words("") == "no message"
 
 
 def test_an_original_that_answers_the_same_again_has_no_past():

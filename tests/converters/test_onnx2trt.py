@@ -131,7 +131,7 @@ def test_it_builds_again_only_when_the_stamp_does_not_match(machine, graph, tmp_
     _build(graph, folder)
     machine.seen.clear()
     assert _build(folder / "model.onnx", folder) == onnx2trt.BUILT
-    assert "is there, and of this machine" in capsys.readouterr().err and not machine.seen
+    assert "is already there, built for this machine" in capsys.readouterr().err and not machine.seen
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
     assert _build(folder / "model.onnx", folder) == onnx2trt.BUILT
     assert "compute_capability 9.0, here 8.9" in capsys.readouterr().err and machine.seen
@@ -247,7 +247,7 @@ def test_a_signal_stops_the_build_and_nothing_is_written(graph, tmp_path, number
                 process.send_signal(number)
     timer.cancel()
     assert process.returncode == onnx2trt.STOPPED, said
-    assert said[-1] == "onnx2trt: stopped, nothing was written\n"
+    assert said[-1] == "onnx2trt: interrupted, nothing was written\n"
     assert not any("100%" in line for line in said) and not engine.exists()
 
 
