@@ -32,7 +32,7 @@ def require_same_again(
             _refuse(
                 what,
                 names[positions[row]],
-                f"{_shown(actual[row])} and not {_shown(expected[row])}",
+                f"{_shown(actual[row])} instead of {_shown(expected[row])}",
             )
         return
     if not np.isfinite(first).all():

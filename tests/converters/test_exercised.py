@@ -228,7 +228,7 @@ def test_a_scorer_is_proved_at_every_precision_and_each_fault_is_seen(modules, p
     assert (
         "one layer skipped"
         in _check_of(checks, "self-test: planted faults that would pass, graphs")
-        .worst.partition("seen: ")[2]
+        .worst.partition("detected: ")[2]
         .partition(";")[0]
     )
     for fault in ("constant", "negated", "scaled"):

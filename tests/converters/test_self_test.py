@@ -45,7 +45,7 @@ def test_every_fault_in_plain_numbers_is_seen(precision, scale, columns):
     (check,) = answers_self_test(_checks(precision, original), original)
     assert check.passed, check.worst
     assert "would pass" not in check.worst
-    seen = check.worst.partition("seen: ")[2].partition(";")[0].split(", ")
+    seen = check.worst.partition("detected: ")[2].partition(";")[0].split(", ")
     assert len(seen) == (6 if columns == 1 else 7)
 
 
