@@ -134,7 +134,7 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ("embedding", "fp32"): (_VECTOR32, "two correct runs differ by 3e-7 (order of additions)"),
     ("embedding", "fp16"): (
         Tolerance(1e-3, 4e-4, 0.9999, 0.99, 1e-3),
-        "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, and a GPU may add in another order",
+        "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, a GPU may add differently",
     ),
     ("embedding", "w8"): (
         Tolerance(0.02, 0.01, 0.995, 0.95, 1e-4),
@@ -174,7 +174,7 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ),
     ("image-classification", "w8"): (
         Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4),
-        "a tiny ViT: mean 0.01; in a convolutional network only the last matrix is affected: 0.0013",
+        "a tiny ViT: mean 0.01; in a convolutional net only the last matrix changes: 0.0013",
     ),
     ("image-classification", "int8"): (
         Tolerance(0.25, 0.04, 0.8, 0.95, 1e-4),
@@ -210,14 +210,14 @@ def tolerance(task: str, precision: str) -> Tolerance:
     if (task, precision) in LIMITS:
         limits, _ = LIMITS[task, precision]
         return replace(limits, shares=SHARES[precision][0], layers=LAYERS[precision][0])
-    precisions = [precision for name, precision in LIMITS if name == task]
-    if not precisions:
+    supported = [other for name, other in LIMITS if name == task]
+    if not supported:
         tasks = dict.fromkeys(name for name, _ in LIMITS)
         raise ConversionError(
             f"no tolerances for the task {task!r}: choose from {', '.join(tasks)}"
         )
     raise ConversionError(
-        f"{task} does not support {precision!r}: choose from {', '.join(precisions)}"
+        f"{task} does not support {precision!r}: choose from {', '.join(supported)}"
     )
 
 
