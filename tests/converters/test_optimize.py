@@ -1,4 +1,4 @@
-"""The arithmetic of ``tidegate optimize`` on invented figures: front, pick, reasons, budget, cache."""
+"""The arithmetic of ``tidegate optimize`` on invented figures: front, pick, reasons, budget."""
 
 import json
 import signal
