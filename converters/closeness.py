@@ -117,7 +117,7 @@ def _typical(distances: np.ndarray, floor: np.ndarray) -> np.ndarray:
     moving = np.where(distances > floor, distances, np.nan)
     still = np.isnan(moving).all(axis=0)
     median = np.where(still, 0.0, np.nanmedian(np.where(still, 0.0, moving), axis=0))
-    return np.minimum(np.sqrt((distances**2).mean(axis=0)), 1.5 * median)
+    return np.asarray(np.minimum(np.sqrt((distances**2).mean(axis=0)), 1.5 * median))
 
 
 def _grid(values: np.ndarray, magnitude: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from converters.self_test import compared_layers, graph_self_test
 from converters.task import Reference, Task
 from converters.tolerance import tolerance
 
-GRAPH, FACTS, ANSWERS = "model.onnx", "metadata.json", "original.npz"
+GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
 STEPS = ("pre", "post")
 
 
@@ -77,7 +77,7 @@ def convert(task: Task, options: ConversionOptions, say: Say) -> Converted:
 
 def reference_in(folder: Path, name: str, task: str, precision: str) -> Reference:
     """The reference stored in ``folder``, with the tolerances of this precision."""
-    metadata: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    metadata: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
         answers = dict(stored)
     # A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion.
@@ -93,7 +93,7 @@ def ask_original(task: Task, folder: Path, say: Say) -> None:
     task.write_steps(folder)
     say(f"{task.request.name}: asking the original model")
     answers = task.ask(folder, say)
-    (folder / FACTS).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+    (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
     np.savez(folder / ANSWERS, **answers)
 
 

@@ -49,7 +49,7 @@ def spread_checks(
         at_most(f"{name}: share of the spread that is error", error.lost, allowed.lost),
         at_most(f"{name}: the same of the worst element", error.worst_column, allowed.column),
         at_most(f"{name}: moves less or more than the original", abs(1 - error.gain), allowed.gain),
-        _misplaced(f"{name}: elements in another's place", actual, expected),
+        _misplaced(f"{name}: elements with another's numbers", actual, expected),
     ]
 
 

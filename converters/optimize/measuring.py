@@ -64,7 +64,7 @@ class Bench:
     subject: Subject
     converted: Converted
     many: Reference
-    kept: Kept
+    cache: Kept
     say: Say
     engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
     accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
@@ -130,16 +130,16 @@ class Bench:
     def _compare(self, candidate: Candidate, budget: Budget) -> None:
         engine, reference = self.engines[candidate.graph], self.converted.reference
         answers = [files_sha256([r.folder / ANSWERS]) for r in (reference, self.many)]
-        key = self.kept.key(
+        key = self.cache.key(
             "accuracy", self.task.name, candidate.graph, files_sha256([engine]), answers
         )
-        fields = self.kept.get(key)
+        fields = self.cache.get(key)
         if fields is None:
             if not budget.allows(COMPARING):
                 raise ConversionError(LEFT_OUT)
             self.say(f"comparing {candidate.name} with the original")
             fields = compare(self.task, engine, candidate.precision, reference, self.many).to_dict()
-            self.kept.put(key, fields)
+            self.cache.put(key, fields)
         self.accuracies[candidate.graph] = Accuracy.from_dict(fields)
 
     def row(self, candidate: Candidate, timings: Timings) -> Row:
@@ -169,7 +169,7 @@ class Bench:
         )
         batches = [files_sha256([Path(path)]) for path in feeds.values()]
         request = self.task.request
-        timed = []
+        timed: list[TimedCandidate] = []
         if self.task.eager() is not None:
             spec = {
                 "task": self.subject.kind,
@@ -190,7 +190,7 @@ class Bench:
         return timed
 
 
-def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
+def measure(subject: Subject, cache: Kept, budget: Budget, say: Say) -> Measured:
     """Measure as much as the budget allows; ConversionError if the model cannot be converted."""
     task = subject.open_task(subject.request)
     precisions = _valid_precisions(task, subject.precisions)
@@ -205,7 +205,7 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
             "whose conversion is cached and reused"
         ) from None
     many = _larger_reference(subject, converted, say, budget)
-    bench = Bench(subject, converted, many, kept, say)
+    bench = Bench(subject, converted, many, cache, say)
     choices = candidates(precisions, subject.pruning is not None)
     bench.compare_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
@@ -213,7 +213,7 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
         if not timed:
             rows = tuple(bench.row(candidate, Timings()) for candidate in choices)
             return Measured(rows, bench.samples, task.name, choices[0].name)
-        timings = Timer(timed, kept, Path(work), say).run(budget)
+        timings = Timer(timed, cache, Path(work), say).run(budget)
     first = timed[0].candidate
     original = [first] if first.precision == ORIGINAL else []
     rows = tuple(

@@ -76,9 +76,9 @@ class Timer:
     """``candidates[0]`` is the baseline of the ratios."""
 
     def __init__(
-        self, candidates: Sequence[TimedCandidate], kept: Kept, folder: Path, say: Say
+        self, candidates: Sequence[TimedCandidate], cache: Kept, folder: Path, say: Say
     ) -> None:
-        self.candidates, self.kept, self.folder, self.say = candidates, kept, folder, say
+        self.candidates, self.cache, self.folder, self.say = candidates, cache, folder, say
         self.timings = {timed.candidate: self._cached(timed) for timed in candidates}
         self._processes: dict[Candidate, BenchmarkProcess] = {}
 
@@ -137,7 +137,7 @@ class Timer:
                 continue
             timings.memory_bytes = self._processes[timed.candidate].memory_bytes
             timings.add(turn, cell, times, baseline)
-            self.kept.put(self._key(timed), asdict(timings))
+            self.cache.put(self._key(timed), asdict(timings))
 
     def _times(self, timed: TimedCandidate, cell: Cell, processes: ExitStack) -> Times:
         if timed.candidate not in self._processes:
@@ -148,7 +148,7 @@ class Timer:
         return self._processes[timed.candidate].visit(cell)
 
     def _cached(self, timed: TimedCandidate) -> Timings:
-        return Timings(**(self.kept.get(self._key(timed)) or {}))
+        return Timings(**(self.cache.get(self._key(timed)) or {}))
 
     def _key(self, timed: TimedCandidate) -> str:
-        return self.kept.key("times", self.candidates[0].content, timed.content)
+        return self.cache.key("times", self.candidates[0].content, timed.content)
