@@ -1,7 +1,7 @@
 """Trained model -> ONNX -> proof that the conversion kept the model's answers.
 
-Importing the package takes the process offline: the settings are read when the frameworks are
-loaded, and whichever module is imported first loads one.
+Importing the package takes the process offline: the frameworks read these settings when they are
+loaded, and any module of the package may load one.
 """
 
 from converters.offline import go_offline

@@ -1,4 +1,4 @@
-"""Graphs with a fault each, as somebody might make one: what every proof must see."""
+"""Graphs with one plausible fault each, which every proof must detect."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from converters.task import Reference, Task
 
 LAYERS = ("MatMul", "Gemm", "Conv")
-# Operators that give what they are given, changed: of the same shape, so that the graph still runs.
+# Operators whose output has their input's shape: the graph still runs when one is left out.
 NONLINEAR = (
     *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid"),
     *("HardSwish", "Clip", "Softplus", "Mish"),
@@ -29,8 +29,8 @@ NORMALISING = (
 def broken_graphs(
     task: "Task", reference: "Reference", source: Path, precision: str, folder: Path
 ) -> Iterator[tuple[str, list[Path]]]:
-    """The kinds of fault, each with the graphs that have one, in other places: none where the graph
-    has nothing to break so."""
+    """The kinds of fault, each with graphs that have it in different positions; no graph where
+    there is nothing to break in that way."""
     yield "one layer skipped", list(skipped_layers(source, folder))
     yield "two units swapped", list(swapped_units(source, folder))
     yield "an operator left out", list(left_out(source, folder))
@@ -41,13 +41,14 @@ def broken_graphs(
 
 
 def skipped_layers(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with the weights of one layer zero, which is to skip it where there is a way round;
-    three such, from the first quarter, the middle and the third quarter. None without a layer."""
+    """The graph with the weights of one layer set to zero, which skips the layer where a residual
+    connection bypasses it; three such graphs, at the middle, the first and the third quarter. None
+    without a layer."""
     return _changed_weights(source, folder, "skipped", np.zeros_like)
 
 
 def swapped_units(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with the first and the last column of a layer's weights in each other's place."""
+    """The graph with the first and the last column of a layer's weights swapped."""
 
     def swap(weights: np.ndarray) -> np.ndarray:
         swapped = weights.copy()
@@ -58,59 +59,59 @@ def swapped_units(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def _changed_weights(
-    source: Path, folder: Path, what: str, change: Callable[[np.ndarray], np.ndarray]
+    source: Path, folder: Path, prefix: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Path]:
     model = onnx.load(source)
-    weights = {each.name: each for each in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     layers = [
         node.input[1]
         for node in model.graph.node
         if node.op_type in LAYERS and len(node.input) > 1 and node.input[1] in weights
     ]
-    for place in _places(len(layers)):
-        tensor = weights[layers[place]]
-        whole = onnx.TensorProto()
-        whole.CopyFrom(tensor)
+    for position in _positions(len(layers)):
+        tensor = weights[layers[position]]
+        original = onnx.TensorProto()
+        original.CopyFrom(tensor)
         values = numpy_helper.to_array(tensor)
         changed = change(values)
         if not np.array_equal(changed, values):
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-            path = folder / f"{what}-{place}.onnx"
+            path = folder / f"{prefix}-{position}.onnx"
             onnx.save(model, path)
-            tensor.CopyFrom(whole)
+            tensor.CopyFrom(original)
             yield path
 
 
 def left_out(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with one operator giving what it is given: a nonlinearity, and a normalisation."""
+    """The graph with one operator replaced by Identity: a nonlinearity, then a normalisation."""
     model = onnx.load(source)
-    for kinds in (NONLINEAR, NORMALISING):
-        nodes = [node for node in model.graph.node if node.op_type in kinds]
-        for place in _places(len(nodes))[:1]:
-            node, whole = nodes[place], onnx.NodeProto()
-            whole.CopyFrom(node)
-            node.CopyFrom(helper.make_node("Identity", [whole.input[0]], [whole.output[0]]))
-            path = folder / f"without-{whole.op_type}.onnx"
+    for operators in (NONLINEAR, NORMALISING):
+        nodes = [node for node in model.graph.node if node.op_type in operators]
+        for position in _positions(len(nodes))[:1]:
+            node, original = nodes[position], onnx.NodeProto()
+            original.CopyFrom(node)
+            node.CopyFrom(helper.make_node("Identity", [original.input[0]], [original.output[0]]))
+            path = folder / f"without-{original.op_type}.onnx"
             onnx.save(model, path)
-            node.CopyFrom(whole)
+            node.CopyFrom(original)
             yield path
 
 
-def _places(count: int) -> list[int]:
+def _positions(count: int) -> list[int]:
     return list(dict.fromkeys(count * part // 4 for part in (2, 1, 3))) if count else []
 
 
 def dropped_mask(source: Path, folder: Path) -> Iterator[Path]:
-    """The graph with every token of its ``attention_mask`` taken for one of the text."""
+    """The graph with every token of its ``attention_mask`` treated as part of the text."""
     model = onnx.load(source)
     graph = model.graph
-    if not any(each.name == "attention_mask" for each in graph.input):
+    if not any(value.name == "attention_mask" for value in graph.input):
         return
     for node in graph.node:
-        node.input[:] = ["all_of_it" if each == "attention_mask" else each for each in node.input]
+        node.input[:] = ["all_ones" if name == "attention_mask" else name for name in node.input]
     one = numpy_helper.from_array(np.array([1], dtype=np.int64), "tidegate_one")
     graph.node.insert(0, helper.make_node("Shape", ["attention_mask"], ["tidegate_shape"]))
-    ones = helper.make_node("ConstantOfShape", ["tidegate_shape"], ["all_of_it"], value=one)
+    ones = helper.make_node("ConstantOfShape", ["tidegate_shape"], ["all_ones"], value=one)
     graph.node.insert(1, ones)
     path = folder / "dropped.onnx"
     onnx.save(model, path)
@@ -130,5 +131,5 @@ def _calibrated_on_zeros(
     try:
         write_precision("int8", source, path, zeros)
     except ConversionError:
-        return  # such a calibration is refused by itself
+        return  # the precision itself refuses such a calibration
     yield path

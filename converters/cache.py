@@ -26,8 +26,8 @@ def cache_root() -> Path:
 
 def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) -> Path:
     """The folder with this key: from the cache, or built by ``build`` in a temporary folder and
-    then kept. It is whole when it has the file ``marker``. What ``build`` raises leaves nothing
-    behind."""
+    then cached. It is complete when it has the file ``marker``. If ``build`` raises, nothing is
+    left behind; ConversionError if the cache cannot be read or written."""
     final = cache_root() / "conversions" / key
     if (final / marker).is_file():
         return final
@@ -39,26 +39,26 @@ def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) 
             folder = Path(building) / "done"
             folder.mkdir()
             build(folder)
-            _keep(folder, final, marker)
+            _publish(folder, final, marker)
     except OSError as error:
         raise ConversionError(
-            f"{name}: a file could not be read or written ({error}): the conversion needs room and "
-            f"rights in {final.parent} (XDG_CACHE_HOME chooses another folder); then run the same "
-            "command again"
+            f"{name}: a file could not be read or written ({error}): the conversion needs free "
+            f"space and write permission in {final.parent} (XDG_CACHE_HOME sets another folder); "
+            "then run the same command again"
         ) from error
     return final
 
 
 def _clear_up(folder: Path) -> None:
-    """Remove what processes that were killed have left half-built."""
-    for left in folder.glob(f"{BUILDING}*"):
-        owner = left.name.removeprefix(BUILDING).partition("-")[0]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove unfinished folders of processes that were killed."""
+    for unfinished in folder.glob(f"{BUILDING}*"):
+        pid = unfinished.name.removeprefix(BUILDING).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _keep(folder: Path, final: Path, marker: str) -> None:
-    """One rename makes it visible; another process that was quicker is as good."""
+def _publish(folder: Path, final: Path, marker: str) -> None:
+    """One rename makes it visible; the folder of a process that was faster is as good."""
     try:
         folder.rename(final)
     except OSError:
@@ -68,11 +68,11 @@ def _keep(folder: Path, final: Path, marker: str) -> None:
 
 def content_key(settings: str) -> str:
     """SHA-256 over this package's own code, the tools' versions and ``settings``."""
-    here = Path(__file__).parent
-    # ``precisions`` measures what the rest has made: it decides nothing of a conversion.
-    own = sorted(path for path in here.rglob("*.py") if path.parent != here / "precisions")
+    package = Path(__file__).parent
+    # ``optimize`` only measures what the rest makes: it does not change a conversion.
+    code = sorted(path for path in package.rglob("*.py") if path.parent != package / "optimize")
     tools = "".join(f"{tool}={version(tool)};" for tool in TOOLS)
-    return files_sha256(own, tools + settings)
+    return files_sha256(code, tools + settings)
 
 
 def content_text(text: str) -> str:
@@ -81,7 +81,7 @@ def content_text(text: str) -> str:
 
 
 def files_sha256(files: Iterable[Path], settings: str = "") -> str:
-    """SHA-256 over the files' names and bytes, in the order given, and ``settings``."""
+    """SHA-256 over the files' names and bytes, in this order, and ``settings``."""
     digest = hashlib.sha256(settings.encode())
     for path in files:
         digest.update(path.name.encode())

@@ -1,8 +1,8 @@
-"""Source -> FP32 graph and the original's answers -> a proved precision of the graph.
+"""Source -> FP32 graph and the original's answers -> a proved graph of the chosen precision.
 
-Two folders in the cache: the *original* (graph, steps, answers), made once for a source and its
-samples, whatever the pipeline is called, and one *precision* for each name and precision, which is
-there only if its proof held.
+The cache has two kinds of folder: the *original* (graph, steps, answers), made once for a source
+and its samples whatever the pipeline is called, and the *converted* graph, one for each pipeline
+name and precision, which exists only if its proof held.
 """
 
 import json
@@ -23,13 +23,13 @@ from converters.self_test import compared_layers, graph_self_test
 from converters.task import Reference, Task
 from converters.tolerance import tolerance
 
-GRAPH, FACTS, ANSWERS = "model.onnx", "metadata.json", "original.npz"
+GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
 STEPS = ("pre", "post")
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """One precision of a conversion, with the reason for accepting it if its proof fails."""
+    """The precision to convert to, and the reason for accepting it if its proof fails."""
 
     precision: str = "fp32"
     accepted: str = ""
@@ -37,7 +37,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """A proved graph: ``engine`` is the file, ``record`` its proof so far."""
+    """A proved graph: ``engine`` is its file, ``record`` its proof so far."""
 
     task: Task
     reference: Reference
@@ -51,9 +51,10 @@ class Converted:
 
 
 def convert(task: Task, options: ConversionOptions, say: Say) -> Converted:
-    """The task's source as a proved graph of this precision, from the cache where it is there.
+    """The task's source as a proved graph of this precision, from the cache if it is there.
 
-    Raises ConversionError (its tree says what kind); the cache then has no such precision.
+    Raises a ConversionError (see the tree in ``converters.errors``); nothing of this precision is
+    then in the cache.
     """
     if options.precision not in task.precisions:
         raise ConversionError(
@@ -62,26 +63,26 @@ def convert(task: Task, options: ConversionOptions, say: Say) -> Converted:
         )
     name = task.request.name
     key = _key(task)
-    original = conversion(name, key, ANSWERS, lambda folder: _original(task, folder, say))
+    original = conversion(name, key, ANSWERS, lambda folder: _export(task, folder, say))
     reference = reference_in(original, name, task.name, options.precision)
     settings = json.dumps([name, key, options.precision, options.accepted])
-    built = conversion(
+    converted = conversion(
         name,
         content_key(settings),
         PROOF_FILE,
-        lambda folder: _precision(task, reference, options, folder, say),
+        lambda folder: _write_precision(task, reference, options, folder, say),
     )
-    return Converted(task, reference, built / GRAPH, Record.load(built / PROOF_FILE))
+    return Converted(task, reference, converted / GRAPH, Record.load(converted / PROOF_FILE))
 
 
 def reference_in(folder: Path, name: str, task: str, precision: str) -> Reference:
-    """The case that ``folder`` holds, with the tolerances of this precision."""
-    metadata: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    """The reference stored in ``folder``, with the tolerances of this precision."""
+    metadata: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
         answers = dict(stored)
-    # A graph that came in FP16 is proved as such: its own rounding is no fault of the conversion.
-    own = "fp16" if metadata.get("half") and precision == "fp32" else precision
-    return Reference(name, folder, metadata, answers, tolerance(task, own))
+    # A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion.
+    proved_as = "fp16" if metadata.get("half") and precision == "fp32" else precision
+    return Reference(name, folder, metadata, answers, tolerance(task, proved_as))
 
 
 def ask_original(task: Task, folder: Path, say: Say) -> None:
@@ -92,7 +93,7 @@ def ask_original(task: Task, folder: Path, say: Say) -> None:
     task.write_steps(folder)
     say(f"{task.request.name}: asking the original model")
     answers = task.ask(folder, say)
-    (folder / FACTS).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+    (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
     np.savez(folder / ANSWERS, **answers)
 
 
@@ -103,8 +104,8 @@ def prove_graph(
     runner: OpenRunner = onnx_runner,
     what: str = "the graph",
 ) -> Proof:
-    """Every check of the graph in ``engine``, passed or not: one that cannot run failed. ``what``
-    it is called, where ``runner`` is another than ONNX Runtime (which shows no layers)."""
+    """Every check of the graph in ``engine``, passed or not; a check that cannot run counts as
+    failed. ``what`` names the engine in the proof. Layers are compared under ONNX Runtime only."""
     checks = attempted(what, lambda: task.prove_graph(engine, reference, runner))
     source = reference.folder / GRAPH
     if runner is onnx_runner and task.tests_graphs and source.is_file():
@@ -115,29 +116,29 @@ def prove_graph(
 
 
 def source_sha256(task: Task) -> str:
-    """What the model and its samples are, whatever converts them."""
+    """SHA-256 of the model and its samples, independent of the code that converts them."""
     source_options = dict(task.request.options)
     return files_sha256(task.files(), json.dumps([task.name, task.settings(), source_options]))
 
 
 def _key(task: Task) -> str:
-    """The original's: without the pipeline's name, which only the proof's record holds."""
+    """The original's key: without the pipeline's name, which only the proof's record has."""
     return content_key(source_sha256(task))
 
 
-def _original(task: Task, folder: Path, say: Say) -> None:
+def _export(task: Task, folder: Path, say: Say) -> None:
     say(f"{task.request.name}: exporting to ONNX")
     task.export(folder / GRAPH)
     ask_original(task, folder, say)
 
 
-def _precision(
+def _write_precision(
     task: Task, reference: Reference, options: ConversionOptions, folder: Path, say: Say
 ) -> None:
     from converters.precision import write_precision
 
     if options.precision != "fp32":
-        say(f"{reference.name}: writing the {options.precision} precision")
+        say(f"{reference.name}: writing the {options.precision} graph")
     target = folder / GRAPH
     write_precision(
         options.precision, reference.folder / GRAPH, target, lambda: task.calibration(reference)
@@ -145,11 +146,11 @@ def _precision(
     say(f"{reference.name}: proving the {options.precision} graph against the original")
     proof = prove_graph(task, target, reference)
     if task.tests_graphs:
-        say(f"{reference.name}: planting faults, each of which the proof must see")
-        tested = attempted(
+        say(f"{reference.name}: planting faults that the proof must detect")
+        self_test = attempted(
             "the self-test", lambda: [graph_self_test(task, reference, options.precision)]
         )
-        proof = replace(proof, checks=(*proof.checks, *tested))
+        proof = replace(proof, checks=(*proof.checks, *self_test))
     exercised = task.exercised(reference)
     for line in exercised:
         say(f"{reference.name}: {line}")

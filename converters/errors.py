@@ -1,12 +1,12 @@
 """What can go wrong in a conversion.
 
 ConversionError             the message says what failed and what to do
-|- SourceMissing            the weights or their package are not there
-|- SourceRefused            they are there, but broken, unsafe or not for this task
-|- ExportFailed             the framework's exporter gave up
+|- SourceMissing            the weights or a required package are missing
+|- SourceRefused            the source is broken, unsafe or not for this task
+|- ExportFailed             the graph could not be exported or written in this precision
 |- ProofFailed              the converted model does not give the original's answers
 |- EngineUnavailable        no TensorRT here: the GPU or the package is missing
-`- EngineFailed             TensorRT gave up
+`- EngineFailed             TensorRT could not build or run the engine
 """
 
 from collections.abc import Iterator
@@ -42,13 +42,13 @@ class EngineFailed(ConversionError):
 
 
 @contextmanager
-def no_traceback(kind: type[ConversionError], what: str, todo: str) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ``kind`` of one line: ``what`` could not be done,
-    the library's own reason, and ``todo``. A ConversionError passes as it is."""
+def no_traceback(error_class: type[ConversionError], what: str, remedy: str) -> Iterator[None]:
+    """Turn any exception of a library into an ``error_class`` of one line: ``what`` failed, the
+    library's own reason, and the ``remedy``. A ConversionError passes unchanged."""
     try:
         yield
     except ConversionError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        raise kind(f"{what} ({type(error).__name__}: {reason}): {todo}") from error
+        raise error_class(f"{what} ({type(error).__name__}: {reason}): {remedy}") from error

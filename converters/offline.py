@@ -1,5 +1,5 @@
-"""The environment in which models are loaded: nothing is fetched, nothing is sent, and no core kept
-busy with waiting."""
+"""The environment in which models are loaded: nothing is downloaded, nothing is sent, and no thread
+spins while it waits."""
 
 import os
 
@@ -8,13 +8,13 @@ _SETTINGS = {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Else ONNX Runtime (1.31) keeps a device id in ~/.cache and sends events to its maker.
+    # Otherwise ONNX Runtime (1.31) stores a device id in ~/.cache and sends telemetry events.
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
-    # Read when OpenMP is loaded. Threads that spin while they wait take the core from whoever else
-    # is at work, and then wait for it themselves: on a busy machine of two cores 240 short texts
-    # cost an original 13 s of processor time, and without that 2 s.
+    # Read when OpenMP is loaded. Threads that spin while they wait take a core from other work, and
+    # then have to wait for it themselves: on a busy machine with two cores, 240 short texts cost an
+    # original 13 s of processor time with spinning and 2 s without.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 

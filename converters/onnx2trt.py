@@ -2,9 +2,9 @@
 
     python -m converters.onnx2trt model.onnx --output engine/ --max-batch 64 --lengths 16,32,64
 
-Its own process, so that the GPU's memory comes back whatever happens. Writes into the folder:
-``model.plan``; ``model.plan.json``, its stamp; ``model.onnx``, what it was built from; and
-``reproduce.sh``. A plan whose stamp is this machine's is left as it is.
+A process of its own, so that the GPU's memory is released whatever happens. Writes into the folder:
+``model.plan``; ``model.plan.json``, its stamp; ``model.onnx``, the graph it was built from; and
+``reproduce.sh``. A plan that already has this machine's stamp is not built again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__" and not __package__:  # run by its path: our packages lie one up
+if __name__ == "__main__" and not __package__:  # run by path: our packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from converters.errors import ConversionError, EngineFailed, EngineUnavailable
@@ -39,8 +39,8 @@ EXAMPLE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 built (or there already), 1 failed, 2 a wrong command line, 3 no GPU or no
-    package, 130 stopped."""
+    """The exit code: 0 built (or already there), 1 failed, 2 invalid command line, 3 no GPU or no
+    package, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         run(options)
@@ -51,53 +51,53 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"onnx2trt: {error}")
         return FAILED
     except KeyboardInterrupt:
-        _say("onnx2trt: stopped, nothing was written")
+        _say("onnx2trt: interrupted, nothing was written")
         return STOPPED
     return BUILT
 
 
 def run(options: argparse.Namespace) -> None:
-    """Build what is wished, unless it is there; ConversionError, ValueError or OSError."""
+    """Build the engine unless it is already there; ConversionError, ValueError or OSError."""
     from converters.trt.onnx_inputs import read_inputs
 
     batch = batch_sizes(options.max_batch, options.usual_batch)
-    found = profiles(read_inputs(options.onnx), batch, options.lengths)
+    shapes = profiles(read_inputs(options.onnx), batch, options.lengths)
     gpu = find_gpu()
     require_package()
     from converters.trt.build import BuildRequest, tensorrt_version
 
     version = tensorrt_version()
-    wanted = stamp.stamp_of(options.onnx, gpu, version, found)
-    reason = stamp.why_build(options.output, wanted)
+    target = stamp.stamp_of(options.onnx, gpu, version, shapes)
+    reason = stamp.why_build(options.output, target)
     if not reason:
-        _say(f"{options.output}: the engine is there, and of this machine")
+        _say(f"{options.output}: the engine is already there, built for this machine")
         return
     _say(f"building {options.output} for {gpu.name}, TensorRT {version}: {reason}")
     # One file for each release and kind of GPU: TensorRT refuses any other.
     cache = options.timing_cache / f"trt-{version}-sm{gpu.compute_capability}.timings"
-    plan = build_or_stop(BuildRequest(options.onnx, found, options.workspace_mib, cache))
+    plan = build_or_stop(BuildRequest(options.onnx, shapes, options.workspace_mib, cache))
     options.output.mkdir(parents=True, exist_ok=True)
     copy_beside(options.onnx, options.output / ENGINE_FILE)
     reproduce.write(options.output, options)
-    stamp.write(options.output, plan, wanted)
+    stamp.write(options.output, plan, target)
 
 
-def copy_beside(onnx: Path, beside: Path) -> None:
-    """What the plan was built from, whole or not at all."""
-    if onnx.resolve() != beside.resolve():
-        temporary = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+def copy_beside(onnx: Path, target: Path) -> None:
+    """Copy the graph that the plan was built from, completely or not at all."""
+    if onnx.resolve() != target.resolve():
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             shutil.copyfile(onnx, temporary)
-            temporary.replace(beside)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def build_or_stop(order: "BuildRequest") -> bytes:
-    """The plan. A signal ends the build after its present step: KeyboardInterrupt.
+def build_or_stop(request: "BuildRequest") -> bytes:
+    """The plan; KeyboardInterrupt if a signal stopped the build, which ends after the current step.
 
-    TensorRT builds on a thread, for Python sees a signal on the main thread only, and that one
-    would be inside TensorRT until the end.
+    TensorRT builds on another thread: Python handles signals on the main thread only, which would
+    be inside TensorRT until the end.
     """
     from converters.trt.build import build_plan
 
@@ -107,28 +107,30 @@ def build_or_stop(order: "BuildRequest") -> bytes:
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
 
-    before = {each: signal.signal(each, on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         with ThreadPoolExecutor(1) as pool:
-            building = pool.submit(build_plan, order, line)
-            while not building.done():
-                stop.wait(0.2)  # a wait without an end would not see the signal
+            build = pool.submit(build_plan, request, line)
+            while not build.done():
+                stop.wait(0.2)  # with no timeout, the signal would not be seen
                 if stop.is_set():
                     break
-            plan = building.result()
+            plan = build.result()
     except EngineFailed:
         if stop.is_set():
             raise KeyboardInterrupt from None
         raise
     finally:
         line.close()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     return plan
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(",") if each)
+    return tuple(int(length) for length in text.split(",") if length)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,21 +139,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m converters.onnx2trt",
         description="Build a TensorRT engine for this machine's GPU from an ONNX file. The "
-        "network is strongly typed: precision is what the graph says (docs/precisions.md).",
+        "network is strongly typed: the graph decides the precision (docs/precisions.md).",
         epilog=EXAMPLE,
     )
     add = parser.add_argument
-    add("onnx", type=Path, help="the graph; every input's first axis is the batch")
-    add("--output", type=Path, required=True, help="folder for model.plan and what belongs to it")
-    add("--max-batch", type=int, required=True, help="the largest batch that is served")
-    add("--usual-batch", type=int, default=USUAL_BATCH, help="kernels are chosen for it (8)")
-    add("--lengths", type=_lengths, default=(), help="buckets of axes of any length: 16,32,64")
+    add("onnx", type=Path, help="the graph; the first axis of every input is the batch")
+    add("--output", type=Path, required=True, help="folder for model.plan and its files")
+    add("--max-batch", type=int, required=True, help="largest batch to serve")
+    add(
+        "--usual-batch",
+        type=int,
+        default=USUAL_BATCH,
+        help="batch that kernels are tuned for (8)",
+    )
+    add("--lengths", type=_lengths, default=(), help="buckets of variable-length axes: 16,32,64")
     add("--workspace-mib", type=int, default=4096, help="GPU memory for building (4096)")
     add(
         "--timing-cache",
         type=Path,
         default=cache_root() / "timings",
-        help="folder where measured kernels are kept (beside the conversions in the cache)",
+        help="folder for measured kernel timings (default: beside the conversions in the cache)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""How near two sets of answers are: the checks that every task shares."""
+"""How close two sets of answers are: the checks that all tasks share."""
 
 from collections.abc import Sequence
 
@@ -9,63 +9,62 @@ from converters.proof import Check, at_least, at_most
 from converters.tolerance import Shares, Tolerance, clear_margin
 
 
-def mean_difference(name: str, got: np.ndarray, wanted: np.ndarray, limit: float) -> Check:
+def mean_difference(name: str, actual: np.ndarray, expected: np.ndarray, limit: float) -> Check:
     """The largest difference of each row of two arrays [n, ...], averaged over the rows: it does
-    not depend on how many classes or elements a row has."""
-    if got.shape != wanted.shape:
-        return _wrong_shape(name, got, wanted, limit)
-    return at_most(name, float(row_gaps(got, wanted).mean()), limit)
+    not depend on the number of classes or elements of a row."""
+    if actual.shape != expected.shape:
+        return _wrong_shape(name, actual, expected, limit)
+    return at_most(name, float(row_gaps(actual, expected).mean()), limit)
 
 
 def lowest_cosine(
-    name: str, got: np.ndarray, wanted: np.ndarray, limit: float, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, limit: float, labels: Sequence[str]
 ) -> Check:
-    """The lowest cosine between rows of two arrays [n, width], and whose it is."""
-    if got.shape != wanted.shape:
-        return _wrong_shape(name, got, wanted, limit)
-    cosine = row_cosines(got, wanted)
+    """The lowest cosine between rows of two arrays [n, width], and the row that has it."""
+    if actual.shape != expected.shape:
+        return _wrong_shape(name, actual, expected, limit)
+    cosine = row_cosines(actual, expected)
     # argmin finds a NaN first, and NaN passes no limit.
     row = int(cosine.argmin())
     return at_least(name, cosine[row], limit, repr(labels[row][:60]))
 
 
 def spread_checks(
-    name: str, got: np.ndarray, wanted: np.ndarray, allowed: Shares, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, allowed: Shares, labels: Sequence[str]
 ) -> list[Check]:
-    """How much of the spread of the original's answers [n, ...] is error in ``got``: of the worst
-    number, of all, of the worst element, and whether they move as the original's do. ``labels``
-    name the rows."""
+    """How much of the spread of the original's answers [n, ...] is error in ``actual``: for the
+    worst number, overall and for the worst element; and whether the answers move as the original's
+    do. ``labels`` name the rows."""
     title = f"{name}: largest difference, of the spread"
-    if got.shape != wanted.shape:
-        return [_wrong_shape(title, got, wanted, allowed.largest)]
-    if not got.size:
+    if actual.shape != expected.shape:
+        return [_wrong_shape(title, actual, expected, allowed.largest)]
+    if not actual.size:
         return [at_most(title, 0.0, allowed.largest)]
-    found = departure(got, wanted, allowed.resolution)
-    place = found.row, found.column
-    values = (each.reshape(len(each), -1)[place] for each in (got, wanted))
-    mine, theirs = (f"{value:.8g}" for value in values)
-    worst = f"{labels[found.row]} element {found.column}: {mine}, original {theirs}"
+    error = departure(actual, expected, allowed.resolution)
+    values = (rows.reshape(len(rows), -1)[error.row, error.column] for rows in (actual, expected))
+    value, original = (f"{value:.8g}" for value in values)
+    worst = f"{labels[error.row]} element {error.column}: {value}, original {original}"
     return [
-        at_most(title, found.largest, allowed.largest, worst),
-        at_most(f"{name}: share of the spread that is error", found.lost, allowed.lost),
-        at_most(f"{name}: the same of the worst element", found.worst_column, allowed.column),
-        at_most(f"{name}: moves less or more than the original", abs(1 - found.gain), allowed.gain),
-        _in_place(f"{name}: elements in another's place", got, wanted),
+        at_most(title, error.largest, allowed.largest, worst),
+        at_most(f"{name}: share of the spread that is error", error.lost, allowed.lost),
+        at_most(f"{name}: the same of the worst element", error.worst_column, allowed.column),
+        at_most(f"{name}: moves less or more than the original", abs(1 - error.gain), allowed.gain),
+        _misplaced(f"{name}: elements with another's numbers", actual, expected),
     ]
 
 
-def _in_place(name: str, got: np.ndarray, wanted: np.ndarray) -> Check:
-    wrong = misplaced(got, wanted)
-    return at_most(name, len(wrong), 0, f"element {wrong[0]}" if len(wrong) else "")
+def _misplaced(name: str, actual: np.ndarray, expected: np.ndarray) -> Check:
+    elements = misplaced(actual, expected)
+    return at_most(name, len(elements), 0, f"element {elements[0]}" if len(elements) else "")
 
 
 def unsquashed(scores: np.ndarray, function: str) -> np.ndarray:
-    """What 8-bit scores [n, labels] are compared as, FP64: logits again, since rounding is of
-    logits, and a label of 1e-4 moves as much as one of 0.5. ``function`` is what made the scores:
-    ``softmax`` (the logits' mean is lost, and so 0), ``sigmoid`` or ``none``."""
+    """The logits, FP64, of 8-bit scores [n, labels]: they are compared as logits because rounding
+    happens there, and a label of 1e-4 moves as much as one of 0.5. ``function`` made the scores:
+    ``softmax`` (the mean of the logits is lost, and set to 0), ``sigmoid`` or ``none``."""
     numbers = scores.astype(np.float64)
     if function == "softmax":
-        # Scores that are exactly 0 were no softmax's: what is below 1e-4 then counts as that.
+        # A softmax gives no exact 0: where there is one, anything below 1e-4 counts as 1e-4.
         logs = np.log(np.maximum(numbers, 1e-4 if (numbers == 0).any() else 1e-12))
         return np.asarray(logs - logs.mean(axis=1, keepdims=True))
     if function == "sigmoid":
@@ -76,30 +75,30 @@ def unsquashed(scores: np.ndarray, function: str) -> np.ndarray:
 
 def score_spread_checks(
     name: str,
-    got: np.ndarray,
-    wanted: np.ndarray,
+    actual: np.ndarray,
+    expected: np.ndarray,
     function: str,
     allowed: Shares,
     labels: Sequence[str],
 ) -> list[Check]:
-    """``spread_checks`` of scores [n, labels] that ``function`` made."""
-    if got.shape == wanted.shape and allowed.resolution:
-        got, wanted = unsquashed(got, function), unsquashed(wanted, function)
-    return spread_checks(name, got, wanted, allowed, labels)
+    """``spread_checks`` of the scores [n, labels] that ``function`` made."""
+    if actual.shape == expected.shape and allowed.resolution:
+        actual, expected = unsquashed(actual, function), unsquashed(expected, function)
+    return spread_checks(name, actual, expected, allowed, labels)
 
 
 def same_decision(
-    name: str, got: np.ndarray, wanted: np.ndarray, allowed: Tolerance, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, allowed: Tolerance, labels: Sequence[str]
 ) -> Check:
-    """The share of rows [n, classes] whose largest element is at the same place, of those where the
-    original's best leads clearly (``tolerance.clear_margin``)."""
-    if got.shape != wanted.shape:
-        return _wrong_shape(name, got, wanted, allowed.agreement)
-    clear = decided(wanted, clear_margin(allowed))
-    flipped = ~same_best(got, wanted) & clear
+    """The share of rows [n, classes] whose largest element is in the same position, among those
+    where the original's largest leads clearly (``tolerance.clear_margin``)."""
+    if actual.shape != expected.shape:
+        return _wrong_shape(name, actual, expected, allowed.agreement)
+    clear = decided(expected, clear_margin(allowed))
+    flipped = ~same_best(actual, expected) & clear
     worst = repr(labels[int(flipped.argmax())][:60]) if flipped.any() else ""
     return at_least(name, 1 - flipped.sum() / max(1, clear.sum()), allowed.agreement, worst)
 
 
-def _wrong_shape(name: str, got: np.ndarray, wanted: np.ndarray, limit: float) -> Check:
-    return Check(name, float("nan"), limit, False, f"shape {got.shape}, not {wanted.shape}")
+def _wrong_shape(name: str, actual: np.ndarray, expected: np.ndarray, limit: float) -> Check:
+    return Check(name, float("nan"), limit, False, f"shape {actual.shape}, not {expected.shape}")

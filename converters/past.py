@@ -1,5 +1,5 @@
-"""Whether an original answers the same when it is asked again, afresh and in another order: what
-keeps something from call to call has answers that no graph can have."""
+"""Whether a fresh original gives the same answers in another order: a model that keeps state from
+call to call gives answers that no graph can give."""
 
 import sys
 from collections.abc import Sequence
@@ -13,42 +13,44 @@ from converters.original import SAME, places_again
 def require_same_again(
     what: str, first: np.ndarray, again: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Ends the process where a fresh original answers otherwise than ``first`` [n, ...].
+    """End the process if a fresh original's answers differ from ``first`` [n, ...].
 
-    ``again`` are a fresh one's answers [m, ...] to the samples at ``places_again(n)``, in that
-    order; ``names`` are all the samples'. Floats may differ by rounding, measured element by
-    element in how far the original's answers lie apart; all else must be equal.
+    ``again`` [m, ...] are its answers to the samples at ``places_again(n)``, in that order;
+    ``names`` are those of all samples. Floats may differ by rounding, measured for each element
+    against the spread of the original's answers; everything else must be equal.
     """
     positions = places_again(len(first))
     if not first.size:
         return
-    wanted, got = first[positions], again
-    if got.shape != wanted.shape:
-        _refuse(what, names[positions[0]], f"with the shape {list(got.shape[1:])}")
+    expected, actual = first[positions], again
+    if actual.shape != expected.shape:
+        _refuse(what, names[positions[0]], f"with the shape {list(actual.shape[1:])}")
     if first.dtype.kind != "f":
-        other = (got != wanted).reshape(len(positions), -1).any(axis=1)
-        if other.any():
-            row = int(other.argmax())
+        differs = (actual != expected).reshape(len(positions), -1).any(axis=1)
+        if differs.any():
+            row = int(differs.argmax())
             _refuse(
-                what, names[positions[row]], f"{_shown(got[row])} and not {_shown(wanted[row])}"
+                what,
+                names[positions[row]],
+                f"{_shown(actual[row])} instead of {_shown(expected[row])}",
             )
         return
     if not np.isfinite(first).all():
-        return  # the proof says so, in its own words
+        return  # the proof reports this itself
     spread = spread_of(first)
-    floor, scale = (each[positions] for each in (spread.floor, spread.scale))
-    gaps = np.abs(got.astype(np.float64) - wanted).reshape(len(positions), -1)
-    apart = np.where(gaps > floor, gaps / np.maximum(scale, 1e-300), 0.0)
-    if not apart.max() <= SAME:
-        row, column = map(int, np.unravel_index(int(apart.argmax()), apart.shape))
+    floor, scale = spread.floor[positions], spread.scale[positions]
+    gaps = np.abs(actual.astype(np.float64) - expected).reshape(len(positions), -1)
+    errors = np.where(gaps > floor, gaps / np.maximum(scale, 1e-300), 0.0)
+    if not errors.max() <= SAME:
+        row, column = map(int, np.unravel_index(int(errors.argmax()), errors.shape))
         _refuse(what, names[positions[row]], f"by {gaps[row, column]:.3g} in element {column}")
 
 
 def _refuse(what: str, sample: str, how: str) -> None:
     sys.exit(
-        f"a fresh one answers {sample[:60]!r} otherwise ({what}: {how}): it keeps something from "
-        "call to call, or is random, which no graph can follow, or its source makes another model "
-        "each time: load trained weights, and take out what remembers"
+        f"a fresh one answers {sample[:60]!r} differently ({what}: {how}): it keeps state from "
+        "call to call, or is random, which no graph can follow, or its source builds another model "
+        "each time: load trained weights, and remove the state"
     )
 
 

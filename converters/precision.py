@@ -1,9 +1,9 @@
-"""Variants of a proved FP32 graph: smaller or faster, and each to be proved again.
+"""A proved FP32 graph in other precisions: smaller or faster, each to be proved again.
 
     write_precision("w8", source, target, feeds)
 
-What a precision may differ by is in ``converters.tolerance``; what each is for, and what was
-measured, in docs/precisions.md.
+``converters.tolerance`` has the limits within which each may differ from the original, and
+docs/precisions.md what each is for and what was measured.
 """
 
 import contextlib
@@ -32,37 +32,37 @@ Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
 def write_precision(precision: str, source: Path, target: Path, feeds: Feeds) -> None:
-    """Write ``target`` from the FP32 ONNX file ``source``: whole, or not at all.
+    """Write ``target`` from the FP32 ONNX file ``source``: completely, or not at all.
 
-    ``feeds`` is called only for int8 and int8-rows, and gives samples: one mapping each from the
-    graph's input names to arrays with a batch axis. They are taken one at a time, so that memory
-    does not grow with their number. The same source and samples give the same bytes.
+    ``feeds`` is called only for int8 and int8-rows, and yields samples: mappings from the graph's
+    input names to arrays with a batch axis. They are consumed one at a time, so that memory does
+    not grow with their number. The same source and samples give the same bytes.
 
-    Raises ConversionError for an unknown precision and ExportFailed if this graph cannot be
-    written so; both say what to do instead.
+    Raises ConversionError for an unknown precision and ExportFailed if this graph cannot be written
+    in the precision; both messages say what to do instead.
     """
     if precision not in PRECISIONS:
         raise ConversionError(
             f"there is no precision {precision!r}: choose from {', '.join(PRECISIONS)}"
         )
-    # In the target's folder: what is finished then only has to be renamed.
+    # In the target's folder, so that a rename is enough once the file is complete.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".precision-") as work:
-        made = Path(work) / "model.onnx"
+        output = Path(work) / "model.onnx"
         try:
             with _quiet():
-                _write(precision, source, made, feeds)
-                _require_loadable(made)
+                _write(precision, source, output, feeds)
+                _require_loadable(output)
         except ConversionError:
             raise
-        except Exception as error:  # the quantisers raise many kinds; a user does the same for all
+        except Exception as error:  # the quantisers raise many types; one remedy fits all
             raise ExportFailed(
                 f"the graph could not be written as {precision}: {_first_line(error)}. "
                 "Use another --precision; fp32 always works"
             ) from error
-        made.replace(target)
+        output.replace(target)
 
 
-def _write(precision: str, source: Path, made: Path, feeds: Feeds) -> None:
+def _write(precision: str, source: Path, output: Path, feeds: Feeds) -> None:
     # Imported late: onnx and the quantisers take a second to load.
     from converters.precisions import (
         fp16,
@@ -73,24 +73,24 @@ def _write(precision: str, source: Path, made: Path, feeds: Feeds) -> None:
     )
 
     writers: dict[str, Callable[[], object]] = {
-        "fp32": lambda: shutil.copyfile(source, made),
-        "fp16": lambda: fp16.write_fp16(source, made),
-        "w8": lambda: int8_weight_only.write_w8(source, made),
-        "int8": lambda: int8_static.write_int8(source, made, feeds),
-        "int8-rows": lambda: int8_per_row.write_int8_rows(source, made, feeds),
-        "int8-dynamic": lambda: int8_dynamic.write_int8_dynamic(source, made),
+        "fp32": lambda: shutil.copyfile(source, output),
+        "fp16": lambda: fp16.write_fp16(source, output),
+        "w8": lambda: int8_weight_only.write_w8(source, output),
+        "int8": lambda: int8_static.write_int8(source, output, feeds),
+        "int8-rows": lambda: int8_per_row.write_int8_rows(source, output, feeds),
+        "int8-dynamic": lambda: int8_dynamic.write_int8_dynamic(source, output),
     }
     writers[precision]()
 
 
-def _require_loadable(made: Path) -> None:
-    """A graph with operators of ONNX Runtime's own is not for ``onnx.checker``: load it instead."""
+def _require_loadable(output: Path) -> None:
+    """Load the graph: ``onnx.checker`` does not know ONNX Runtime's own operators."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    onnxruntime.InferenceSession(str(made), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
 
 
 def _first_line(error: Exception) -> str:
@@ -99,7 +99,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers print, log their every step, and one of them sets up the root logger."""
+    """The quantisers print, log every step, and one of them configures the root logger."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What a proof is made of: checks, each with what was measured and what was allowed."""
+"""A proof consists of checks, each with what was measured and what is allowed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Check:
-    """One measurement. ``passed`` is measured against ``limit``; ``worst`` names the sample."""
+    """One measurement. ``passed``: whether it is within ``limit``; ``worst`` names the sample."""
 
     name: str
     measured: float
     limit: float
     passed: bool
     worst: str = ""
-    least: bool = False  # ``limit`` is the least that is allowed, not the most
+    least: bool = False  # ``limit`` is the minimum, not the maximum
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Check":
@@ -30,7 +30,7 @@ class Check:
         return cls(**{**fields, **numbers})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, which knows no NaN and no infinity: null stands for both."""
+        """In JSON types: null for NaN and infinity, which JSON does not have."""
         numbers = {"measured": self.measured, "limit": self.limit}
         finite = {key: number if isfinite(number) else None for key, number in numbers.items()}
         return {**asdict(self), **finite}
@@ -46,7 +46,7 @@ class Check:
 
 
 def at_most(name: str, measured: float, limit: float, worst: str = "") -> Check:
-    # A NaN compares false, and so it fails.
+    # NaN compares false, and therefore fails.
     return Check(name, float(measured), limit, bool(measured <= limit), worst)
 
 
@@ -55,18 +55,20 @@ def at_least(name: str, measured: float, limit: float, worst: str = "") -> Check
 
 
 def worst_difference(
-    name: str, got: np.ndarray, wanted: np.ndarray, limit: float, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, limit: float, labels: Sequence[str]
 ) -> Check:
-    """The largest absolute difference of two arrays [n, ...], and the row it stands in."""
-    if got.shape != wanted.shape:
-        return Check(name, float("nan"), limit, False, f"shape {got.shape}, not {wanted.shape}")
-    if not np.isfinite(got).all():
-        row = int(np.argwhere(~np.isfinite(got))[0][0])
+    """The largest absolute difference of two arrays [n, ...], and where it is."""
+    if actual.shape != expected.shape:
+        return Check(
+            name, float("nan"), limit, False, f"shape {actual.shape}, not {expected.shape}"
+        )
+    if not np.isfinite(actual).all():
+        row = int(np.argwhere(~np.isfinite(actual))[0][0])
         return Check(name, float("nan"), limit, False, f"{labels[row]!r} is not finite")
-    gaps = np.abs(got.astype(np.float64) - wanted).reshape(len(got), -1)
+    gaps = np.abs(actual.astype(np.float64) - expected).reshape(len(actual), -1)
     row, column = map(int, np.unravel_index(int(gaps.argmax()), gaps.shape))
-    values = (got.reshape(gaps.shape)[row, column], wanted.reshape(gaps.shape)[row, column])
-    worst = f"{labels[row][:60]!r} element {column}: {values[0]:.6g}, original {values[1]:.6g}"
+    value, original = (rows.reshape(gaps.shape)[row, column] for rows in (actual, expected))
+    worst = f"{labels[row][:60]!r} element {column}: {value:.6g}, original {original:.6g}"
     return at_most(name, float(gaps.max()), limit, worst)
 
 

@@ -1,4 +1,4 @@
-"""``proof.json`` and ``proof.md``: what was converted, what was measured, and who accepted what."""
+"""``proof.json`` and ``proof.md``: what was converted, what was measured, and what was accepted."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +23,13 @@ PAGE_FILE = "proof.md"
 
 @dataclass(frozen=True)
 class Record:
-    """``source`` is the last part of the path only: a proof is read far from where it was made.
+    """The content of a proof.
 
-    ``source_sha256`` covers the model's files and its samples, ``engine_sha256`` the graph.
-    ``accepted`` is the reason that somebody gave for publishing a model whose proof failed,
-    ``options`` what the user said of the original beside its file (``ConversionRequest.options``).
-    ``exercised`` says what the samples reached of the model, and what they did not.
+    ``source`` is only the last part of the path, since a proof is often read on another machine.
+    ``source_sha256`` covers the model's files and samples, ``engine_sha256`` the graph.
+    ``accepted`` is the user's reason for publishing a model whose proof failed, ``options`` what
+    the user stated about the source (``ConversionRequest.options``). ``exercised`` says which parts
+    of the model the samples reached, and which they did not.
     """
 
     name: str
@@ -49,22 +50,22 @@ class Record:
     def start(
         cls,
         task: "Task",
-        variant: "ConversionOptions",
+        options: "ConversionOptions",
         source: str,
         proof: Proof,
         engine: Path,
         exercised: Sequence[str] = (),
     ) -> "Record":
-        """The record of a graph that has just been proved; ``exercised`` is ``Task.exercised``."""
+        """The record of a newly proved graph; ``exercised`` is the result of ``Task.exercised``."""
         return cls(
             name=task.request.name,
             task=task.name,
             source=Path(task.request.source).name,
-            precision=variant.precision,
-            grade=measured_grade(variant.precision, proof.checks),
+            precision=options.precision,
+            grade=measured_grade(options.precision, proof.checks),
             source_sha256=source,
             engine_sha256=files_sha256([engine]),
-            accepted=variant.accepted,
+            accepted=options.accepted,
             tools={tool: version(tool) for tool in (*TOOLS, *task.oracle_packages)},
             proofs=(proof,),
             options=dict(task.request.options),
@@ -74,14 +75,14 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> "Record":
-        """The record in a ``proof.json``; ValueError or KeyError when it is none."""
+        """The record in a ``proof.json``; ValueError or KeyError if the file is not one."""
         fields = json.loads(path.read_text(encoding="utf-8"))
         passed = fields.pop("passed")
-        proofs = tuple(Proof.from_dict(each) for each in fields.pop("proofs"))
+        proofs = tuple(Proof.from_dict(proof) for proof in fields.pop("proofs"))
         fields["exercised"] = tuple(fields.get("exercised", ()))
         record = cls(**fields, proofs=proofs)
         if record.passed != passed:
-            raise ValueError(f"{path} contradicts itself: its checks do not add up to its verdict")
+            raise ValueError(f"{path} contradicts itself: its verdict does not match its checks")
         return record
 
     @property
@@ -93,7 +94,7 @@ class Record:
         return replace(self, proofs=(*self.proofs, proof))
 
     def require(self) -> None:
-        """ProofFailed lists every check that failed, unless somebody accepted that."""
+        """ProofFailed, listing every failed check, unless the user accepted the failure."""
         if self.passed or self.accepted:
             return
         failed = [f"{p.subject}: {c.line()}" for p in self.proofs for c in p.checks if not c.passed]
@@ -114,11 +115,11 @@ class Record:
         verdict = "The proof held." if self.passed else "**The proof failed.**"
         yield f"# {self.name}: {self.task}, {self.precision}\n\n{verdict}"
         if self.accepted:
-            yield f"\nPublished all the same, because: {_cell(self.accepted)}"
+            yield f"\nPublished anyway, because: {_cell(self.accepted)}"
         yield f"\nMade from `{_cell(self.source)}`. {self.grade.capitalize()}."
         if self.options:
-            said = ", ".join(f"{name.replace('_', '-')} {v}" for name, v in self.options.items())
-            yield f"\nSaid of the original beside its file: {_cell(said)}."
+            stated = ", ".join(f"{name.replace('_', '-')} {v}" for name, v in self.options.items())
+            yield f"\nOptions of the conversion: {_cell(stated)}."
         if self.made_on:
             yield f"\nProved on {self.made_on}."
             yield f"\nThe model's files and samples: SHA-256 `{self.source_sha256}`"
@@ -134,10 +135,10 @@ class Record:
 
 
 def measured_grade(precision: str, checks: Sequence[Check]) -> str:
-    """What the precision promises about the batch, unless a check has just measured otherwise."""
+    """What the precision promises about the batch, unless a check measured the opposite."""
     about_batch = ("batch invariance", "padding invariance", "the same ", "dynamic")
-    broken = any(not check.passed and check.name.startswith(about_batch) for check in checks)
-    return graded(inf) if broken else grade(precision)
+    dependent = any(not check.passed and check.name.startswith(about_batch) for check in checks)
+    return graded(inf) if dependent else grade(precision)
 
 
 def _row(check: Check) -> str:
@@ -147,7 +148,7 @@ def _row(check: Check) -> str:
 
 
 def _cell(text: str) -> str:
-    """The text of a sample or a user may hold anything, and must not end its cell or become
-    markup."""
+    """Escape the text of a sample or a user: it may hold anything, and must not end its cell or
+    become markup."""
     escaped = "".join(f"\\{char}" if char in "|`*_<>[]\\" else char for char in text)
     return " ".join(escaped.split())

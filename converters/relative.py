@@ -1,4 +1,4 @@
-"""How near two tensors are, whatever their magnitude and their type."""
+"""How close two tensors are, whatever their magnitude and dtype."""
 
 from collections.abc import Sequence
 
@@ -12,53 +12,55 @@ from converters.tolerance import Shares
 
 def relative_checks(
     name: str,
-    got: np.ndarray,
-    wanted: np.ndarray,
+    actual: np.ndarray,
+    expected: np.ndarray,
     limits: tuple[float, float] | Shares,
     labels: Sequence[str],
 ) -> list[Check]:
-    """Floats [n, ...] against the spread of the original's own (``parity.spread_checks``), however
-    small they are; integers, booleans and texts must be equal. ``limits`` are the largest
-    difference and the share of all that may be error; ``labels`` name the rows."""
-    if wanted.dtype.kind != "f":
-        return [equal(name, got, wanted, labels)]
+    """Floats [n, ...] are measured against the spread of the original's (``parity.spread_checks``),
+    however small they are; integers, booleans and texts must be equal. ``limits`` are the largest
+    difference and the overall share that may be error; ``labels`` name the rows."""
+    if expected.dtype.kind != "f":
+        return [equal(name, actual, expected, labels)]
     if not isinstance(limits, Shares):
-        most, lost = limits
-        limits = Shares(most, lost, max(most, lost), max(most, lost))
-    return spread_checks(name, got, wanted, limits, labels)
+        largest, lost = limits
+        limits = Shares(largest, lost, max(largest, lost), max(largest, lost))
+    return spread_checks(name, actual, expected, limits, labels)
 
 
 def largest_relative(
-    name: str, got: np.ndarray, wanted: np.ndarray, limit: float, labels: Sequence[str]
+    name: str, actual: np.ndarray, expected: np.ndarray, limit: float, labels: Sequence[str]
 ) -> Check:
-    """The largest difference, in units of how far ``wanted`` [n, ...] lie apart, and where it is;
-    with a ``limit`` of 0 not one bit may differ. Two NaN are not equal."""
-    if got.shape != wanted.shape:
-        return Check(name, float("nan"), limit, False, f"shape {got.shape}, not {wanted.shape}")
-    if not got.size:
+    """The largest difference, in units of the spread of ``expected`` [n, ...], and where it is;
+    with a ``limit`` of 0 no bit may differ. Two NaNs are not equal."""
+    if actual.shape != expected.shape:
+        return Check(
+            name, float("nan"), limit, False, f"shape {actual.shape}, not {expected.shape}"
+        )
+    if not actual.size:
         return at_most(name, 0.0, limit)
-    if not limit and not np.array_equal(got, wanted):
-        # A unit of rounding is nothing to a proof, but not the same.
-        return at_most(name, max(departure(got, wanted).largest, 1e-9), limit)
-    found = departure(got, wanted)
-    mine, theirs = (
-        f"{each.reshape(len(each), -1)[found.row, found.column]:.8g}" for each in (got, wanted)
+    if not limit and not np.array_equal(actual, expected):
+        # One unit of rounding counts as no error, but the arrays are not the same.
+        return at_most(name, max(departure(actual, expected).largest, 1e-9), limit)
+    error = departure(actual, expected)
+    value, original = (
+        f"{rows.reshape(len(rows), -1)[error.row, error.column]:.8g}" for rows in (actual, expected)
     )
-    worst = f"{labels[found.row]} element {found.column}: {mine}, original {theirs}"
-    return at_most(name, found.largest, limit, worst)
+    worst = f"{labels[error.row]} element {error.column}: {value}, original {original}"
+    return at_most(name, error.largest, limit, worst)
 
 
-def equal(name: str, got: np.ndarray, wanted: np.ndarray, labels: Sequence[str]) -> Check:
-    """How many elements of two arrays [n, ...] differ; none may."""
+def equal(name: str, actual: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> Check:
+    """The number of elements in which two arrays [n, ...] differ; the limit is 0."""
     name = f"{name}: elements that differ"
-    if got.shape != wanted.shape:
-        return Check(name, float("nan"), 0.0, False, f"shape {got.shape}, not {wanted.shape}")
-    if not got.size:
+    if actual.shape != expected.shape:
+        return Check(name, float("nan"), 0.0, False, f"shape {actual.shape}, not {expected.shape}")
+    if not actual.size:
         return at_most(name, 0, 0)
-    wrong = np.asarray(got != wanted).reshape(len(got), -1)
-    if not wrong.any():
+    differs = np.asarray(actual != expected).reshape(len(actual), -1)
+    if not differs.any():
         return at_most(name, 0, 0)
-    row, column = map(int, np.argwhere(wrong)[0])
-    values = got.reshape(wrong.shape)[row, column], wanted.reshape(wrong.shape)[row, column]
-    worst = f"{labels[row]} element {column}: {values[0]!r}, original {values[1]!r}"
-    return at_most(name, int(wrong.sum()), 0, worst)
+    row, column = map(int, np.argwhere(differs)[0])
+    value, original = (rows.reshape(differs.shape)[row, column] for rows in (actual, expected))
+    worst = f"{labels[row]} element {column}: {value!r}, original {original!r}"
+    return at_most(name, int(differs.sum()), 0, worst)

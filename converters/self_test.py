@@ -1,11 +1,11 @@
-"""Whether a proof could fail: ten faults planted into what it is asked about, each to be seen.
+"""Whether a proof could fail at all: faults are planted, and the proof must detect each of them.
 
-A check that passes says nothing where it would have passed for a broken model too: where answers
-are so alike, or a precision's limits so wide, that nobody could tell. So every proof is asked about
-answers that are surely wrong: always the same, turned round, scaled, zero, another sample's, two
-labels swapped, all labels one further; and, when a graph is converted, about graphs that are: one
-layer skipped, calibrated on zeros, the mask dropped. A precision for which one of these passes is
-not offered for the model.
+A passing check proves nothing if it would also pass for a broken model: if the answers are so
+similar, or the limits of a precision so wide, that a fault makes no difference. So every proof also
+judges answers that are certainly wrong: constant, negated, scaled, zero, another sample's, two
+labels swapped, all labels shifted by one; and, when a graph is converted, wrong graphs: a skipped
+layer, calibration on zeros, a dropped mask. A precision that lets one of these pass is refused for
+the model.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Checks = Callable[[np.ndarray], list[Check]]
 NAME = "self-test: planted faults that would pass"
-# Graphs with faults are asked about so many samples.
+# Graphs with faults are run on this many samples.
 FEW = 24
 FEW_LAYERS = 3
 
@@ -39,39 +39,43 @@ def answers_self_test(
 ) -> list[Check]:
     """One check: how many faults planted into the answers FP [n, ...] themselves pass ``checks``.
 
-    ``function`` made the answers (``softmax``, ``sigmoid``: scores [n, labels]; ``none``): a fault
-    is planted into what it was made of, so that what comes is still a distribution. A fault that
-    leaves the answers as they were is none, and is named. Constant originals are said to be so.
+    ``function`` made the answers (``softmax``, ``sigmoid``: scores [n, labels]; ``none``): faults
+    are planted into its inputs, so that the result is still a distribution. A fault that does not
+    change the answers does not count, and the check names it. ``what`` is added to the check's
+    name.
     """
     name = f"{NAME}{f', {what}' if what else ''}"
-    passed, seen, nothing = [], [], []
-    for fault, answers in planted(original, function):
+    passed, detected, unchanged = [], [], []
+    for fault, answers in faulty_answers(original, function):
         if _is_same(answers, original):
-            nothing.append(fault)
+            unchanged.append(fault)
         elif all(check.passed for check in checks(answers)):
             passed.append(fault)
         else:
-            seen.append(fault)
-    return [at_most(name, len(passed), 0, _told(passed, seen, nothing))]
+            detected.append(fault)
+    return [at_most(name, len(passed), 0, _summary(passed, detected, unchanged))]
 
 
-def _told(passed: Sequence[str], seen: Sequence[str], nothing: Sequence[str]) -> str:
-    said = f"would pass: {', '.join(passed)}: these limits cannot tell. " if passed else ""
-    said += f"seen: {', '.join(seen)}" if seen else "seen: none"
-    return said + (f"; would change nothing here: {', '.join(nothing)}" if nothing else "")
+def _summary(passed: Sequence[str], detected: Sequence[str], unchanged: Sequence[str]) -> str:
+    summary = ""
+    if passed:
+        summary += f"would pass: {', '.join(passed)}: these limits cannot detect them. "
+    summary += f"detected: {', '.join(detected) or 'none'}"
+    if unchanged:
+        summary += f"; would change nothing here: {', '.join(unchanged)}"
+    return summary
 
 
 def is_constant(original: np.ndarray) -> bool:
-    """Whether the original answers the same to each of these samples."""
-    flat = original.reshape(len(original), -1).astype(np.float64)
-    spread = spread_of(original)
-    apart = np.abs(flat - np.median(flat, axis=0)).max(axis=0, initial=0.0)
-    return bool((apart <= spread.floor).all())
+    """Whether the original gives the same answer to each of these samples."""
+    answers = original.reshape(len(original), -1).astype(np.float64)
+    distances = np.abs(answers - np.median(answers, axis=0)).max(axis=0, initial=0.0)
+    return bool((distances <= spread_of(original).floor).all())
 
 
-def planted(original: np.ndarray, function: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The faults of answers [n, ...] by name, each with the answers that it gives."""
-    plain = _opened(original, function)
+def faulty_answers(original: np.ndarray, function: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The name of each fault, and what it makes of the answers [n, ...]."""
+    plain = _inverse(original, function)
     middle = np.median(plain, axis=0, keepdims=True)
     for name, answers in (
         ("constant", np.broadcast_to(middle, plain.shape)),
@@ -82,20 +86,20 @@ def planted(original: np.ndarray, function: str) -> Iterator[tuple[str, np.ndarr
         ("swapped", _swapped(plain)),
         ("labels rotated", _rotated(plain)),
     ):
-        yield name, _closed(np.array(answers), function).astype(original.dtype)
+        yield name, _applied(np.array(answers), function).astype(original.dtype)
 
 
 def _swapped(plain: np.ndarray) -> np.ndarray:
-    """Two elements of each answer change places; of a single number, two samples' do."""
+    """Two elements of each answer swapped; for answers of one number, those of two samples."""
     answers = plain.copy()
     flat = answers.reshape(len(answers), -1)
     if flat.shape[1] < 2:
         order = np.argsort(flat[:, 0])
         flat[order[[0, -1]]] = flat[order[[-1, 0]]]
         return answers
-    apart = np.abs(flat - flat[:, :1]).mean(axis=0)
-    other = int(apart.argmax())
-    flat[:, [0, other]] = flat[:, [other, 0]]
+    distances = np.abs(flat - flat[:, :1]).mean(axis=0)
+    farthest = int(distances.argmax())
+    flat[:, [0, farthest]] = flat[:, [farthest, 0]]
     return answers
 
 
@@ -104,7 +108,8 @@ def _rotated(plain: np.ndarray) -> np.ndarray:
     return np.roll(flat, 1, axis=1).reshape(plain.shape)
 
 
-def _opened(original: np.ndarray, function: str) -> np.ndarray:
+def _inverse(original: np.ndarray, function: str) -> np.ndarray:
+    """The inputs FP64 of ``function``, whose outputs these are."""
     numbers = original.astype(np.float64)
     if function == "softmax":
         return np.asarray(np.log(np.maximum(numbers, 1e-30)))
@@ -114,7 +119,7 @@ def _opened(original: np.ndarray, function: str) -> np.ndarray:
     return numbers
 
 
-def _closed(plain: np.ndarray, function: str) -> np.ndarray:
+def _applied(plain: np.ndarray, function: str) -> np.ndarray:
     if function == "softmax":
         powers = np.exp(plain - plain.max(axis=-1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
@@ -124,46 +129,44 @@ def _closed(plain: np.ndarray, function: str) -> np.ndarray:
 
 
 def _is_same(answers: np.ndarray, original: np.ndarray) -> bool:
-    """Whether nobody could tell even at FP32."""
-    found, exact = departure(answers, original), SHARES["fp32"][0]
-    return found.largest <= exact.largest and found.lost <= exact.lost
+    """Whether the answers are equal even within the limits of FP32."""
+    error, limits = departure(answers, original), SHARES["fp32"][0]
+    return error.largest <= limits.largest and error.lost <= limits.lost
 
 
 def graph_self_test(task: "Task", reference: "Reference", precision: str) -> Check:
     """How many faults planted into the graph itself pass within the limits of ``precision``.
 
-    The faults are planted into the FP32 graph of ``reference`` and asked about a few samples: what
-    the
-    limits let through is the same for each way of writing it. Of each kind there are several, in
-    other places of the graph, and all must be seen.
+    The faults are planted into the FP32 graph of ``reference``, which is run on a few samples: what
+    the limits let through does not depend on how the precision is written. Each kind of fault is
+    planted in several positions of the graph, and all must be detected.
     """
     few = task.few(reference, FEW)
     exact = replace(few, tolerance=tolerance(task.name, "fp32"))
     source = reference.folder / "model.onnx"
     layers = Layers(source, list(islice(task.layer_feeds(few), FEW_LAYERS)))
-    passed, seen, nothing = [], [], []
+    passed, detected, unchanged = [], [], []
     with tempfile.TemporaryDirectory(prefix="tidegate-self-test-") as work:
         for fault, files in broken_graphs(task, few, source, precision, Path(work)):
-            missed = [file for file in files if not _is_seen(task, few, file, layers)]
-            # What even FP32 cannot tell is no fault.
-            if any(_is_seen(task, exact, file, layers) for file in missed):
+            missed = [file for file in files if not _is_detected(task, few, file, layers)]
+            # A difference that even FP32's limits do not show is not a fault.
+            if any(_is_detected(task, exact, file, layers) for file in missed):
                 passed.append(fault)
             elif len(missed) < len(files):
-                seen.append(fault)
+                detected.append(fault)
             else:
-                nothing.append(fault)
-    return at_most(f"{NAME}, graphs", len(passed), 0, _told(passed, seen, nothing))
+                unchanged.append(fault)
+    return at_most(f"{NAME}, graphs", len(passed), 0, _summary(passed, detected, unchanged))
 
 
 def compared_layers(task: "Task", engine: Path, reference: "Reference") -> list[Check]:
-    """Each layer of ``engine`` against the FP32 graph of the case, within
-    ``reference.tolerance``."""
+    """Each layer of ``engine`` against the FP32 graph of ``reference``, within its tolerance."""
     layers = Layers(reference.folder / "model.onnx", list(task.layer_feeds(reference)))
     return layers.checks(engine, reference.tolerance.layers)
 
 
-def _is_seen(task: "Task", reference: "Reference", engine: Path, layers: Layers) -> bool:
-    """By the layers, by the answers, or by what padding changes: in the order of what they cost."""
+def _is_detected(task: "Task", reference: "Reference", engine: Path, layers: Layers) -> bool:
+    """Whether the layers, the answers or the mask show a fault; the cheapest checks come first."""
     return any(
         not check.passed
         for checks in (

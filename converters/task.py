@@ -1,7 +1,7 @@
-"""What every kind of model must be able to do to be converted, proved and served.
+"""What every task must implement so that its models can be converted, proved and served.
 
 A task is opened on one source. ``converters.conversion`` asks it for a graph, ``tidegate`` for the
-pipeline's proof through Triton; neither knows what kind of model it is.
+proof of the pipeline through Triton; neither knows which task it is.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,9 @@ LAYER_SAMPLES = 12
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What is to be converted: ``source`` as the user wrote it (a path, ``module:factory``), the
-    pipeline's ``name`` and ``samples``, a file of real inputs (None: the task's own small set).
-    ``options`` are what the source does not say and the user does (``missing``: ``-999``)."""
+    """What to convert: ``source`` as the user wrote it (a path or ``module:factory``), the
+    pipeline's ``name``, and ``samples``, a file of real inputs (None: the task's own small set).
+    ``options`` are what the user must say because the source does not (``missing``: ``-999``)."""
 
     name: str
     source: str
@@ -42,8 +42,8 @@ class ConversionRequest:
 
 @dataclass(frozen=True)
 class Reference:
-    """An original that has answered. ``folder`` holds what the pipeline's steps need (``pre/``,
-    ``post/``) and whatever ``Task.ask`` left there; ``answers`` is what it returned."""
+    """An original and its answers. ``folder`` contains the files of the pipeline's steps (``pre/``,
+    ``post/``) and whatever ``Task.ask`` wrote there; ``answers`` is what ``Task.ask`` returned."""
 
     name: str
     folder: Path
@@ -55,9 +55,9 @@ class Reference:
 class Task(ABC):
     """One kind of model, opened on one source.
 
-    Opening checks the source and the samples: SourceMissing or SourceRefused says what is wrong and
-    what to do. Everything after ``ask`` works from the ``Reference`` alone, so that a conversion
-    in the cache is proved and published without loading the original again.
+    Opening checks the source and the samples; SourceMissing or SourceRefused says what is wrong and
+    what to do. Everything after ``ask`` needs only the ``Reference``, so that a cached conversion
+    is proved and published without loading the original again.
     """
 
     name: ClassVar[str]
@@ -70,126 +70,126 @@ class Task(ABC):
         "int8-dynamic",
     )
 
-    # The ``ConversionRequest.options`` that it takes, besides ``base``, which ``sources.lora`` has
-    # read.
+    # The ``ConversionRequest.options`` that it accepts, besides ``base``, which ``sources.lora``
+    # reads.
     options: ClassVar[tuple[str, ...]] = ()
-    auto_class: ClassVar[str] = ""  # transformers' own for the task
+    auto_class: ClassVar[str] = ""  # the AutoModel class of transformers for the task
 
     def __init__(self, request: ConversionRequest) -> None:
         self.request = request
-        strange = [name for name in request.options if name not in (*self.options, "base")]
-        if strange:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
-            raise SourceRefused(f"{self.name} takes no {flags}: leave it out")
+        unknown = [name for name in request.options if name not in (*self.options, "base")]
+        if unknown:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+            raise SourceRefused(f"{self.name} does not accept {flags}: leave it out")
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files that decide what the model answers (and, with the samples, the cache's key)."""
+        """The files that determine the model's answers (and, with the samples, the cache key)."""
 
     def settings(self) -> str:
-        """Anything else that decides it: the versions of packages, the text of the samples."""
+        """Anything else that determines them: versions of packages, the text of the samples."""
         return ""
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """What the pipeline is declared with, as JSON has it: labels, buckets, sizes."""
+        """What the pipeline's declaration needs, in JSON types: labels, buckets, sizes."""
 
     def write_steps(self, folder: Path) -> None:  # noqa: B027 - a pipeline may have no steps
         """Write the files of the pipeline's steps: ``folder/pre/...`` for ``NAME_pre``'s version
-        folder, ``folder/post/...`` for ``NAME_post``'s. The folders are there already."""
+        folder, ``folder/post/...`` for ``NAME_post``'s. Both folders exist."""
 
     @abstractmethod
     def export(self, target: Path) -> None:
-        """Write the FP32 graph, its batch axis dynamic; ExportFailed says why it cannot be."""
+        """Write the FP32 graph, with a dynamic batch axis; ExportFailed says why it failed."""
 
     @abstractmethod
     def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        """What the original framework, in a process of its own, answers to the samples; the samples
-        too, unless they are kept as files in ``folder/samples``. No object arrays."""
+        """The answers of the original framework, in a process of its own, to the samples; also the
+        samples, unless they are files in ``folder/samples``. No object arrays."""
 
     @abstractmethod
     def feeds(self, reference: Reference) -> Iterator[Feed]:
-        """The samples as the graph's inputs, at most a few hundred: what is calibrated on."""
+        """The samples as inputs of the graph, at most a few hundred: used for calibration."""
 
     @abstractmethod
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        """Parity, the task's own metric, batch and padding invariance, dynamic axes, NaN,
-        determinism: of the graph alone, opened by ``runner``, within ``reference.tolerance``."""
+        """The checks of the graph alone, opened by ``runner``, within ``reference.tolerance``:
+        parity, the task's metric, batch and padding invariance, dynamic axes, NaN, determinism."""
 
     @abstractmethod
     def golden(self, reference: Reference) -> Golden:
-        """One sample and the original's answer: what ``/readyz`` asks for ever after."""
+        """One sample and the original's answer, which ``/readyz`` checks from then on."""
 
     @abstractmethod
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
-        """The same samples, raw, to the pipeline that a Triton serves at this gRPC address."""
+        """Send the same samples, raw, to the pipeline that Triton serves at this gRPC address."""
 
-    oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS, whose versions count
+    oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS; versions are recorded
 
     def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
-        """A few samples that each layer is compared on."""
+        """A few samples on which the layers are compared."""
         return islice(self.feeds(reference), LAYER_SAMPLES)
 
     def calibration(self, reference: Reference) -> Iterator[Feed]:
-        """What 8-bit scales are measured on; SourceRefused where the samples say nothing of the
-        range that real inputs have."""
+        """The samples for measuring 8-bit scales; SourceRefused if they say nothing about the range
+        of real inputs."""
         return self.feeds(reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        """What the samples reached of the model, a line each, for people: how many and whose they
-        are, how far the original's answers lie apart, how many were clear, what none reached."""
+        """What the samples reached of the model, in readable lines: how many there are and whose,
+        how much the original's answers vary, how many were clear, what no sample reached."""
         return [self.whose(len(next(iter(reference.answers.values()))))]
 
     def whose(self, samples: int) -> str:
-        """The first such line."""
+        """The first of these lines."""
         return f"{samples} samples, " + (
             f"yours ({self.request.samples.name})" if self.request.samples else "the task's own set"
         )
 
-    # What the self-test asks (``converters.self_test``): whether a broken graph would be seen.
+    # For ``converters.self_test``: would a broken graph be detected?
 
-    tests_graphs: ClassVar[bool] = True  # False where no layer could be skipped: trees
-    has_mask: ClassVar[bool] = False  # whether the graph is told what is padding
+    tests_graphs: ClassVar[bool] = True  # False if no layer could be skipped: trees
+    has_mask: ClassVar[bool] = False  # whether the graph has an attention mask
 
     def few(self, reference: Reference, rows: int) -> Reference:
-        """The case with some of its samples only, about ``rows``."""
+        """The reference with only about ``rows`` of its samples."""
         return reference
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
-        """Of ``prove_graph`` those checks that compare with the original's answers."""
+        """The checks of ``prove_graph`` that compare with the original's answers."""
         return self.prove_graph(engine, reference)
 
     def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
-        """Of ``prove_graph`` those that padding must not change."""
+        """The checks of ``prove_graph`` that padding does not change the answers."""
         return []
 
-    # What ``tidegate optimize`` asks, beside the above.
+    # For ``tidegate optimize``, in addition.
 
     def closeness(self, engine: Path, reference: Reference) -> Closeness:
-        """The samples, one at a time, against the original's answers, by the task's own metric."""
-        raise ConversionError(f"{self.name} has no precisions to compare: fp32 is its only form")
+        """The answers to the samples, one by one, against the original's, by the task's metric."""
+        raise ConversionError(f"{self.name} has no precisions to compare: it only supports fp32")
 
     def eager(self) -> Eager | None:
-        """The original in its own framework, on the graph's inputs; None where it has none."""
+        """The original in its own framework, on the graph's inputs; None if it has none."""
         return None
 
     def timed_feed(self, reference: Reference, rows: int) -> Feed:
-        """A batch of this many rows to take the time with: samples of one shape."""
+        """A batch of this many rows for timing, from samples of the same shape."""
         feeds = iter(self.feeds(reference))
         first = next(feeds)
-        alike = [first, *(feed for feed in feeds if _shapes(feed) == _shapes(first))]
-        chosen = [alike[row % len(alike)] for row in range(rows)]
+        same_shape = [first, *(feed for feed in feeds if _shapes(feed) == _shapes(first))]
+        chosen = [same_shape[row % len(same_shape)] for row in range(rows)]
         return {name: np.concatenate([feed[name] for feed in chosen]) for name in first}
 
     def more_samples(self, target: Path) -> Path | None:
-        """More real samples than the task's own set, written to ``target``; None if the set is all
-        there is, or the user brought one."""
+        """Write more real samples than the task's own set to ``target``; None if there are no more,
+        or if the samples are the user's."""
         return None
 
     def card(self) -> dict[str, Any]:
-        """What a user should know of the model: shown in the endpoint's documentation."""
+        """What a user should know about the model, for the endpoint's documentation."""
         return {"model": Path(self.request.source).name}
 
 

@@ -1,9 +1,9 @@
 """How far a precision's answers may be from the original's, by task and precision.
 
-A row says what was measured (``tidegate optimize`` does it anew; ONNX Runtime 1.31 on an x86 CPU
-with VNNI) or, where there are no real weights to measure on, what it follows from. The
-limits leave about twice what was measured, so that another model of the kind passes and a broken
-precision (two labels swapped, a last layer scaled wrongly) does not.
+Each row says what was measured (``tidegate optimize`` repeats it; ONNX Runtime 1.31 on an x86 CPU
+with VNNI) or, without real weights to measure, what the limit is derived from. The limits are about
+twice what was measured, so that another model of the kind passes and a broken one (two labels
+swapped, a last layer scaled wrongly) does not.
 
     python -m converters.tolerance      prints the table of docs/precisions.md
 """
@@ -19,15 +19,15 @@ from converters.errors import ConversionError
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of the original's own spread (``closeness.Departure``) may be error, whatever the
-    task: an answer that is always the same, turned round, zero or another sample's loses all of it.
+    """How much of the original's own spread (``closeness.Departure``) may be error, for any task:
+    answers that are constant, negated, zero or another sample's lose all of it.
 
-    largest   of one number, in units of how far the original's lie apart
-    lost      over all numbers, 0 to 1 for what can be called an answer at all
-    column    the same of the worst element of an answer (a label, a tensor's element)
-    gain      by how much less, or more, the answers may move than the original's
-    resolution  elements that move less than this share of the typical element's are measured as
-              though they moved so much: 8-bit scales go by the largest of a tensor
+    largest     of one number, in units of the spread
+    lost        over all numbers; useful answers lose between 0 and 1
+    column      the same for the worst element of an answer (a label, a tensor's element)
+    gain        by how much less, or more, the answers may move than the original's
+    resolution  elements that move less than this share of the typical element are measured as
+                though they moved that much: 8-bit scales depend on the largest value of a tensor
     """
 
     largest: float
@@ -37,9 +37,10 @@ class Shares:
     resolution: float = 0.0
 
 
-# Measured: text_embedding's vectors, logits of them, EfficientNet-Lite0's logits; the largest of
-# all. The limits are about twice that; FP32 has a hundred times, being so far from the others,
-# 8-bit weights what small random models need: there the layers (``LAYERS``) tell what is broken.
+# Measured: text_embedding's vectors, logits computed from them, EfficientNet-Lite0's logits; the
+# largest of all. The limits are about twice that. FP32 gets a hundred times as much, being so far
+# from the others, and 8-bit weights what small random models need: there the layers (``LAYERS``)
+# show what is broken.
 SHARES: dict[str, tuple[Shares, str]] = {
     "fp32": (Shares(3e-4, 1e-4, 3e-4, 1e-4), "measured 3e-5, 2e-6, 2e-5, 7e-8"),
     "fp16": (Shares(0.3, 0.025, 0.2, 0.012), "measured 0.13, 0.012, 0.08, 0.005"),
@@ -52,13 +53,13 @@ SHARES: dict[str, tuple[Shares, str]] = {
 
 @dataclass(frozen=True)
 class LayerLimits:
-    """How much of what one operator gives may be error, asked with the precision's own inputs
-    (``converters.layers``), so that nothing has added up.
+    """How much of one operator's output may be error when it runs on the rounded graph's own
+    inputs (``converters.layers``), so that nothing has accumulated.
 
-    exact   of an operator that is not rounded, of its worst unit
-    lost    of a layer that is (a product with weights, a convolution): of all that it gives
-    column  the same of its worst unit
-    gain    by how much less, or more, it may give
+    exact   of an operator that is not rounded: its worst unit
+    lost    of a layer that is rounded (a product with weights, a convolution): its whole output
+    column  the same for its worst unit
+    gain    by how much smaller, or larger, its output may be
     """
 
     exact: float
@@ -67,8 +68,9 @@ class LayerLimits:
     gain: float
 
 
-# Measured on MiniLM and on tiny models of random weights, the largest of all. The limits are about
-# three times that; of a layer zeroed, turned or with two units swapped, ``column`` is 1 and more.
+# Measured on MiniLM and on tiny models with random weights, the largest of all. The limits are
+# about three times that; a layer that is zeroed, transposed or has two units swapped has a
+# ``column`` of 1 or more.
 LAYERS: dict[str, tuple[LayerLimits, str]] = {
     "fp32": (LayerLimits(1e-4, 1e-4, 1e-3, 1e-4), "the same operators: measured 2e-7"),
     "fp16": (LayerLimits(5e-3, 5e-3, 0.02, 2e-3), "measured 1e-3, 1e-3, 4e-3, 6e-4"),
@@ -78,9 +80,9 @@ LAYERS: dict[str, tuple[LayerLimits, str]] = {
     "int8-dynamic": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.051, 0.2, 0.004"),
 }
 
-# Whose best score leads by less may go either way in 8 bits, and nobody can rely on it.
+# A decision whose best score leads by less may flip in 8 bits, and cannot be relied on.
 CLEAR = 0.05
-# Twice the limit of FP16; rounding by the batch's range moves an answer by 1e-2 and more.
+# Twice the limit of FP16; rounding by the range of the batch moves an answer by 1e-2 or more.
 INDEPENDENT = 2e-3
 
 
@@ -89,18 +91,18 @@ class Tolerance:
     """The limits of one task at one precision.
 
     difference   largest absolute difference of one number of an answer: a probability, an element
-                 of a unit vector; where an answer has no scale of its own (tensors, regression)
-                 only ``shares`` counts
+                 of a unit vector; if answers have no fixed scale (tensors, regression), only
+                 ``shares`` counts
     mean         the largest difference of each sample, averaged over the samples: it does not
-                 depend on how many classes or elements an answer has
+                 depend on the number of classes or elements of an answer
     cosine       lowest cosine between a sample's whole answers
-    agreement    least share of samples with the same decision: the likeliest class where the
+    agreement    smallest share of samples with the same decision: the likeliest class where the
                  original's lead is clear (``clear_margin``), the same nearest neighbour, span F1;
-                 0 where a task has no decision
-    invariance   largest difference between an answer alone and in a batch or padded; ``inf`` where
-                 it is no promise, and is graded instead (``graded``)
+                 0 if a task makes no decision
+    invariance   largest difference between an answer alone and in a batch or padded; ``inf`` if
+                 nothing is promised and the measurement is graded instead (``graded``)
     shares       how much of the original's own spread may be error
-    layers       how much of what each operator of the graph gives
+    layers       how much of each operator's output may be error
     """
 
     difference: float
@@ -120,19 +122,19 @@ _SCORES8 = Tolerance(0.3, 0.05, 0.9, 0.97, 1e-4)
 _SCORES_ROWS = Tolerance(0.1, 0.02, 0.99, 0.98, 1e-4)
 _SCORES_DYNAMIC = Tolerance(0.25, 0.04, 0.93, 0.97, inf)
 
-_NO_WEIGHTS = "no real weights at hand: as text-classification, a token's scores being the same"
+_NO_WEIGHTS = "no real weights available: as text-classification, since a token's scores are alike"
 _PROBABILITIES = (
-    "of outputs that are probabilities (as classification's, the looser of texts and images); of "
+    "for outputs that are probabilities (as classification, the looser of text and image); for "
     "all outputs the shares below and the cosine"
 )
-_ROWS = "as the scores of w8, which is as near on average and twice as near at worst (embedding)"
+_ROWS = "as the scores of w8: as close on average, and twice as close at worst (embedding)"
 _SPANS = f"{_NO_WEIGHTS}; a span needs every token right"
 
 LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
-    ("embedding", "fp32"): (_VECTOR32, "two right runs differ by 3e-7 (order of additions)"),
+    ("embedding", "fp32"): (_VECTOR32, "two correct runs differ by 3e-7 (order of additions)"),
     ("embedding", "fp16"): (
         Tolerance(1e-3, 4e-4, 0.9999, 0.99, 1e-3),
-        "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, and a GPU may sum otherwise",
+        "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, a GPU may add differently",
     ),
     ("embedding", "w8"): (
         Tolerance(0.02, 0.01, 0.995, 0.95, 1e-4),
@@ -140,7 +142,7 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ),
     ("embedding", "int8"): (
         Tolerance(0.08, 0.04, 0.92, 0.8, 1e-4),
-        "measured 0.05, 0.027, 0.956, 0.84, 6e-8: one neighbour of six is another",
+        "measured 0.05, 0.027, 0.956, 0.84, 6e-8: one nearest neighbour in six changes",
     ),
     ("embedding", "int8-rows"): (
         Tolerance(0.04, 0.015, 0.99, 0.95, 1e-4),
@@ -150,7 +152,7 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
         Tolerance(0.07, 0.035, 0.95, 0.8, inf),
         "measured 0.042, 0.02, 0.976, 0.88; in another batch up to 0.06",
     ),
-    ("text-classification", "fp32"): (_FP32, "two right runs differ by 1e-6"),
+    ("text-classification", "fp32"): (_FP32, "two correct runs differ by 1e-6"),
     ("text-classification", "fp16"): (_SCORES16, "measured 4e-4, 4e-5, 1.00000, 1.0, 1e-7"),
     ("text-classification", "w8"): (_SCORES_W8, "measured 0.023, 0.003, 0.999, 1.0, 2e-7"),
     ("text-classification", "int8"): (_SCORES8, "measured 0.16, 0.016, 0.968, 0.996, 1e-7"),
@@ -159,20 +161,20 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
         _SCORES_DYNAMIC,
         "measured 0.10, 0.011, 0.984, 1.0; in another batch up to 0.08",
     ),
-    ("token-classification", "fp32"): (_FP32, "two right runs differ by 1e-6"),
+    ("token-classification", "fp32"): (_FP32, "two correct runs differ by 1e-6"),
     ("token-classification", "fp16"): (_SCORES16, _NO_WEIGHTS),
     ("token-classification", "w8"): (Tolerance(0.05, 0.01, 0.995, 0.97, 1e-4), _SPANS),
     ("token-classification", "int8"): (Tolerance(0.3, 0.05, 0.9, 0.9, 1e-4), _SPANS),
     ("token-classification", "int8-rows"): (Tolerance(0.1, 0.02, 0.99, 0.94, 1e-4), _SPANS),
     ("token-classification", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.9, inf), _SPANS),
-    ("image-classification", "fp32"): (_FP32, "two right runs differ by 2e-6"),
+    ("image-classification", "fp32"): (_FP32, "two correct runs differ by 2e-6"),
     ("image-classification", "fp16"): (
         Tolerance(0.02, 4e-3, 0.999, 1.0, 2e-3),
         "measured 0.008, 0.0015, 0.9998, 1.0, 0",
     ),
     ("image-classification", "w8"): (
         Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4),
-        "a tiny ViT: mean 0.01; of a convolutional net only the last matrix is concerned: 0.0013",
+        "a tiny ViT: mean 0.01; in a convolutional net only the last matrix changes: 0.0013",
     ),
     ("image-classification", "int8"): (
         Tolerance(0.25, 0.04, 0.8, 0.95, 1e-4),
@@ -191,11 +193,11 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ("tensors", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.95, inf), _PROBABILITIES),
     ("tabular-classification", "fp32"): (
         Tolerance(1e-4, 1e-4, 0.99999, 1.0, 1e-4),
-        "of the original's spread: thresholds and votes: any rounding may be a flip",
+        "of the original's spread; thresholds and votes: any rounding may flip a decision",
     ),
     ("tabular-regression", "fp32"): (
         Tolerance(1e-4, 1e-4, 0.99999, 0.0, 1e-4),
-        "of the original's spread: scikit-learn sums in FP64, the graph in FP32",
+        "of the original's spread; scikit-learn sums in FP64, the graph in FP32",
     ),
 }
 
@@ -204,20 +206,24 @@ NUMBERS = ("difference", "mean", "cosine", "agreement", "invariance")
 
 
 def tolerance(task: str, precision: str) -> Tolerance:
-    """The limits; ConversionError for a pair that makes no sense, saying what does."""
-    found = LIMITS.get((task, precision))
-    if found:
-        return replace(found[0], shares=SHARES[precision][0], layers=LAYERS[precision][0])
-    known = [kind for name, kind in LIMITS if name == task]
-    if not known:
+    """The limits; ConversionError, naming the valid choices, if there are none for this pair."""
+    if (task, precision) in LIMITS:
+        limits, _ = LIMITS[task, precision]
+        return replace(limits, shares=SHARES[precision][0], layers=LAYERS[precision][0])
+    supported = [other for name, other in LIMITS if name == task]
+    if not supported:
         tasks = dict.fromkeys(name for name, _ in LIMITS)
-        raise ConversionError(f"no tolerances for the task {task!r}: there are {', '.join(tasks)}")
-    raise ConversionError(f"{task} cannot be had as {precision!r}: choose from {', '.join(known)}")
+        raise ConversionError(
+            f"no tolerances for the task {task!r}: choose from {', '.join(tasks)}"
+        )
+    raise ConversionError(
+        f"{task} does not support {precision!r}: choose from {', '.join(supported)}"
+    )
 
 
 def clear_margin(limits: Tolerance) -> float:
-    """The lead from which on a decision must stay: what ``difference`` can turn round, at most
-    ``CLEAR``."""
+    """The lead above which a decision must not change: twice the ``difference`` that could flip it,
+    at most ``CLEAR``."""
     return min(CLEAR, 2 * limits.difference)
 
 
@@ -227,8 +233,8 @@ def grade(precision: str) -> str:
 
 
 def graded(difference: float) -> str:
-    """The same for what was measured: the largest difference between alone and in a batch."""
-    # NaN compares false: it is no promise.
+    """The same for a measurement: the largest difference between an answer alone and in a batch."""
+    # NaN compares false: it promises nothing.
     if difference <= INDEPENDENT:
         return "answers do not depend on the batch"
     return "answers depend on the batch"
@@ -250,9 +256,9 @@ def _head(names: Sequence[str]) -> list[str]:
 
 def _rows() -> Iterator[str]:
     for (task, precision), (limits, why) in LIMITS.items():
-        numbers = [getattr(limits, each) for each in NUMBERS]
-        written = ("-" if value == inf else f"{value:g}" for value in numbers)
-        yield f"| {task} | {precision} | {' | '.join(written)} | {why} |"
+        numbers = [getattr(limits, field) for field in NUMBERS]
+        cells = ("-" if number == inf else f"{number:g}" for number in numbers)
+        yield f"| {task} | {precision} | {' | '.join(cells)} | {why} |"
 
 
 def _by_precision(limits: Mapping[str, tuple[Any, str]]) -> Iterator[str]:

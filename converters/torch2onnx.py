@@ -23,7 +23,7 @@ def export_token_model(
 
     An output named ``embedding`` breaks the exporter ("Duplicate definition of name").
     """
-    # Two rows of two lengths: a size of one would be baked in as a constant.
+    # Two rows: the exporter would fix a size of one as a constant.
     example = tuple(torch.ones(2, 9, dtype=torch.int64) for _ in input_names)
     _export(module, dict(zip(input_names, example, strict=True)), (0, 1), output_name, target)
 
@@ -48,7 +48,7 @@ def _export(
     output_name: str,
     target: Path,
 ) -> None:
-    """``dynamic`` are the axes, the same for every input, that may have any length."""
+    """``dynamic`` are the axes, the same for every input, whose length may vary."""
     axes = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
@@ -62,8 +62,8 @@ def _export(
                 dynamic_shapes=tuple(axes for _ in example),
                 verbose=False,
             )
-    except Exception as error:  # torch raises many kinds; all of them mean the same to a user
-        # The exporter wraps the reason in a page of advice.
+    except Exception as error:  # torch raises many types; all of them mean the same to a user
+        # The exporter buries the reason in a page of advice.
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.__cause__ or error))
         reason = " ".join(plain.split())[:300]
         raise ExportFailed(f"torch could not export the model: {reason}") from error
@@ -98,6 +98,6 @@ def _quiet() -> Iterator[None]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        # It logs that torchvision is missing, which nothing here needs.
+        # It logs that torchvision, which nothing here needs, is missing.
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         yield

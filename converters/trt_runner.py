@@ -1,7 +1,7 @@
-"""A TensorRT plan behind the interface of ``converters.runner``: what ONNX Runtime's session is for
-the ONNX graph, so that the same proof measures both.
+"""A TensorRT plan behind the interface of ``converters.runner``, the counterpart of ONNX Runtime's
+session: the same proof measures both.
 
-Every name of TensorRT's in this file is looked up in the binaries of two releases
+Every TensorRT name in this file is looked up in the binaries of two releases
 (tests/converters/test_trt_names.py).
 """
 
@@ -31,7 +31,7 @@ NUMPY_TYPES = {
 
 
 class TrtRunner:
-    """One plan, loaded; runs on the thread that made it."""
+    """One loaded plan; runs on the thread that created it."""
 
     def __init__(self, plan: Path, device: Device | None = None) -> None:
         self._device = device or Device()
@@ -40,65 +40,66 @@ class TrtRunner:
         engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
             raise EngineFailed(f"TensorRT cannot load {plan}: {'; '.join(self._log.errors)[:300]}")
-        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-        given = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = [name for name in names if given[name]]
-        self.outputs = [name for name in names if not given[name]]
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self.inputs = [name for name in names if is_input[name]]
+        self.outputs = [name for name in names if not is_input[name]]
         self._types = {name: NUMPY_TYPES[engine.get_tensor_dtype(name)] for name in names}
         self.profiles: list[Profile] = [_profile(engine, self.inputs, n) for n in _count(engine)]
         self._engine = engine
         self._context = engine.create_execution_context()
-        self._chosen = 0
+        self._active_profile = 0
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
-        """The outputs for this batch; EngineFailed or ValueError when it cannot be run.
+        """The outputs for this batch; EngineFailed or ValueError if it cannot be run.
 
-        A larger batch than the engine takes is asked in parts: a proof has some, Triton sends none.
+        A batch larger than the engine's maximum is run in parts: proofs have some, Triton sends
+        none.
         """
-        fed: Arrays = {name: self._as_taken(name, feed[name]) for name in self.inputs}
-        rows, most = len(fed[self.inputs[0]]), self.profiles[-1][self.inputs[0]].most[0]
+        inputs: Arrays = {name: self._input(name, feed[name]) for name in self.inputs}
+        rows, limit = len(inputs[self.inputs[0]]), self.profiles[-1][self.inputs[0]].most[0]
         parts: list[Arrays] = [
-            self._run({name: array[start : start + most] for name, array in fed.items()})
-            for start in range(0, max(1, rows), most)
+            self._run({name: array[start : start + limit] for name, array in inputs.items()})
+            for start in range(0, max(1, rows), limit)
         ]
         return [np.concatenate([part[name] for part in parts]) for name in names or self.outputs]
 
-    def _run(self, fed: Arrays) -> Arrays:
-        self._choose({name: array.shape for name, array in fed.items()})
-        for name, array in fed.items():
+    def _run(self, inputs: Arrays) -> Arrays:
+        self._select_profile({name: array.shape for name, array in inputs.items()})
+        for name, array in inputs.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise EngineFailed(f"TensorRT refuses {name} of shape {list(array.shape)}")
-        answers: Arrays = {name: self._empty(name) for name in self.outputs}
-        with ExitStack() as rooms:
-            positions: dict[str, int] = {
-                name: rooms.enter_context(self._device.room(array))
-                for name, array in (fed | answers).items()
+        outputs: Arrays = {name: self._empty(name) for name in self.outputs}
+        with ExitStack() as buffers:
+            addresses: dict[str, int] = {
+                name: buffers.enter_context(self._device.buffer(array))
+                for name, array in (inputs | outputs).items()
             }
-            for name, address in positions.items():
+            for name, address in addresses.items():
                 self._context.set_tensor_address(name, address)
-            for name, array in fed.items():
-                self._device.put(array, positions[name])
+            for name, array in inputs.items():
+                self._device.put(array, addresses[name])
             if not self._context.execute_async_v3(self._device.stream):
                 raise EngineFailed(f"TensorRT did not run: {'; '.join(self._log.errors)[:300]}")
-            for name, array in answers.items():
-                self._device.get(positions[name], array)
+            for name, array in outputs.items():
+                self._device.get(addresses[name], array)
             self._device.wait()
-        return answers
+        return outputs
 
-    def _as_taken(self, name: str, values: Any) -> np.ndarray:
-        array, wanted = np.ascontiguousarray(values), np.dtype(self._types[name])
-        if array.dtype != wanted:
-            raise EngineFailed(f"input {name} is {array.dtype}, and the engine takes {wanted}")
+    def _input(self, name: str, values: Any) -> np.ndarray:
+        array, dtype = np.ascontiguousarray(values), np.dtype(self._types[name])
+        if array.dtype != dtype:
+            raise EngineFailed(f"input {name} is {array.dtype}, but the engine takes {dtype}")
         return array
 
-    def _choose(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        wanted = profile_for(self.profiles, shapes)
-        if wanted == self._chosen:
+    def _select_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        profile = profile_for(self.profiles, shapes)
+        if profile == self._active_profile:
             return
-        if not self._context.set_optimization_profile_async(wanted, self._device.stream):
-            raise EngineFailed(f"TensorRT does not change to profile {wanted}")
+        if not self._context.set_optimization_profile_async(profile, self._device.stream):
+            raise EngineFailed(f"TensorRT does not change to profile {profile}")
         self._device.wait()
-        self._chosen = wanted
+        self._active_profile = profile
 
     def _empty(self, name: str) -> np.ndarray:
         shape = _as_tuple(self._context.get_tensor_shape(name))
@@ -119,4 +120,4 @@ def _profile(engine: trt.ICudaEngine, inputs: Sequence[str], number: int) -> Pro
 
 
 def _as_tuple(dims: trt.Dims) -> tuple[int, ...]:
-    return tuple(dims[place] for place in range(len(dims)))
+    return tuple(dims[axis] for axis in range(len(dims)))

@@ -12,14 +12,14 @@ from converters.proof import Check
 from converters.task import Reference, Task
 from converters.tolerance import INDEPENDENT, Tolerance, graded, tolerance
 
-# The checks of a proof that ask whether an answer depends on its company or its padding.
+# Prefixes of the checks that measure whether an answer depends on its batch or its padding.
 INVARIANCE = ("batch", "padding")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``failed`` are the checks that are outside of the tolerance of the precision, as they read;
-    ``grade`` and ``invariant`` are about the batch, measured and not promised."""
+    """``failed`` are the lines of the checks outside the tolerance of the precision; ``grade`` and
+    ``invariant`` describe the dependence on the batch, as measured rather than promised."""
 
     closeness: Closeness
     samples: int
@@ -33,16 +33,16 @@ class Accuracy:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Accuracy":
         """What ``to_dict`` wrote."""
-        near = Closeness(**fields["closeness"])
-        return cls(**{**fields, "closeness": near, "failed": tuple(fields["failed"])})
+        closeness = Closeness(**fields["closeness"])
+        return cls(**{**fields, "closeness": closeness, "failed": tuple(fields["failed"])})
 
 
 def compare(
     task: Task, engine: Path, precision: str, reference: Reference, many: Reference
 ) -> Accuracy:
     """Prove the graph on ``reference``, and measure the task's metric on ``many``."""
-    allowed = measured_tolerance(task.name, precision)
-    checks = attempted("the graph", lambda: task.prove_graph(engine, _within(reference, allowed)))
+    strict = replace(reference, tolerance=measured_tolerance(task.name, precision))
+    checks = attempted("the graph", lambda: task.prove_graph(engine, strict))
     about_batch = [check for check in checks if check.name.startswith(INVARIANCE)]
     others = [check for check in checks if not check.name.startswith(INVARIANCE)]
     invariant = bool(about_batch) and all(check.passed for check in about_batch)
@@ -56,14 +56,10 @@ def compare(
 
 
 def measured_tolerance(task: str, precision: str) -> Tolerance:
-    """The precision's own; one that promises nothing about the batch is measured against what
-    counts as independent."""
+    """The tolerance of the precision; if it promises nothing about the batch, its invariance is
+    measured against the limit that counts as independent."""
     limits = tolerance(task, precision)
     return replace(limits, invariance=min(limits.invariance, INDEPENDENT))
-
-
-def _within(reference: Reference, allowed: Tolerance) -> Reference:
-    return replace(reference, tolerance=allowed)
 
 
 def _failed(checks: list[Check]) -> Iterator[str]:
@@ -71,8 +67,8 @@ def _failed(checks: list[Check]) -> Iterator[str]:
 
 
 def _rows(reference: Reference) -> int:
-    """How many samples the original has answered: the longest of its arrays."""
+    """The number of samples that the original answered: the length of its longest array."""
     names = [name for name in ("texts", "names") if name in reference.answers]
     if names:
         return len(reference.answers[names[0]])
-    return max((len(each) for each in reference.answers.values() if each.ndim), default=0)
+    return max((len(array) for array in reference.answers.values() if array.ndim), default=0)

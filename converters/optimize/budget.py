@@ -1,5 +1,5 @@
-"""A time budget: what is not begun before its end is left out, and said; what is begun and takes
-longer than anybody knew is ended with it."""
+"""A time budget: what has not started by its end is left out and reported; what is still running,
+because it takes longer than expected, is stopped."""
 
 import signal
 import threading
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Of the whole, when there are no forms to be timed any more: writing and comparing may take this.
+# The share of the budget for writing and comparing candidates; the rest is for timing them.
 COMPARING = 0.6
-AT_LEAST_S = 0.01  # a timer of 0 never rings
+MIN_TIMER_S = 0.01  # a timer of 0 never fires
 
 
 class OutOfTime(BaseException):
-    """The budget ended. No Exception: what catches all of these must not take it for a failure."""
+    """The budget ended. Not an Exception: code that catches those must not see a failure here."""
 
 
 class Budget:
-    """``seconds`` from the moment it is made; ``hard_s`` (the same where it is not said) is what
-    the conversion, without which there is nothing to measure, may take. ``now`` is for tests."""
+    """``seconds`` from its creation; ``hard_s`` (default: the same) is the limit of the conversion,
+    without which there is nothing to measure. ``now`` is for tests."""
 
     def __init__(
         self,
@@ -40,29 +40,28 @@ class Budget:
         return max(0.0, self.seconds - self.spent)
 
     def has_room(self, seconds: float, share: float = 1.0) -> bool:
-        """Whether something that takes so long would end within this share of the budget."""
+        """Whether something that takes this long would end within this share of the budget."""
         return self.spent + seconds <= share * self.seconds
 
     def allows(self, share: float = 1.0) -> bool:
-        """Whether this share of the budget is not used up yet."""
+        """Whether this share of the budget is not used up."""
         return self.spent < share * self.seconds
 
     @contextmanager
     def enforced(self, conversion: bool = False) -> Iterator[None]:
-        """OutOfTime at the end of the budget (of a ``conversion``: at ``hard_s``), wherever the
-        code inside is. Only the main thread can be interrupted: elsewhere it takes the time that it
-        takes."""
+        """Raise OutOfTime at the end of the budget (for a ``conversion`` at ``hard_s``), wherever
+        the code inside is. Only the main thread can be interrupted; on others there is no limit."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         end = self.hard_s if conversion else self.seconds
-        before = signal.signal(signal.SIGALRM, _end)
-        signal.setitimer(signal.ITIMER_REAL, max(AT_LEAST_S, end - self.spent))
+        handler = signal.signal(signal.SIGALRM, _end)
+        signal.setitimer(signal.ITIMER_REAL, max(MIN_TIMER_S, end - self.spent))
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -1,10 +1,10 @@
-"""The forms in which a model could be served."""
+"""The candidates: what a model could be served as."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Names of ONNX Runtime's levels, and how a Triton config writes them: optimization.graph.level of
-# the native backend and of serving/backends/onnxruntime.
+# The names of ONNX Runtime's levels, and their values in a Triton config: optimization.graph.level
+# of the native backend and of serving/backends/onnxruntime.
 LEVELS = {"disable": 2, "basic": -1, "extended": 1, "all": 0}
 # Opt-in: the answers depend on who shares the batch.
 BATCH_DEPENDENT = ("int8-dynamic",)
@@ -15,8 +15,8 @@ ORIGINAL = "original"
 class Candidate:
     """A precision, ONNX Runtime's graph optimisation level, and whether the graph is pruned.
 
-    ``ORIGINAL`` as the precision is the model in its own framework, eagerly: the row that all
-    ratios are against.
+    ``ORIGINAL`` as the precision means the model in its own framework, eagerly: all ratios are
+    relative to it.
     """
 
     precision: str
@@ -30,30 +30,25 @@ class Candidate:
 
     @property
     def graph(self) -> tuple[str, bool]:
-        """Candidates with the same are one file, run differently."""
+        """Candidates with the same value share a file and run it differently."""
         return self.precision, self.pruned
 
 
-def candidates(precisions: Sequence[str], pruning: bool) -> list[Candidate]:
-    """Every form for these precisions: each at the level that serving has, FP32 at every other
-    level too, and where there is ``pruning`` each precision pruned first."""
-    return list(_all(precisions, pruning))
-
-
-# On a CPU, fastest first as they were measured (docs/precisions.md); FP32 is what all come from,
-# FP16 is slower than that. A budget that ends early has measured what is likeliest to be picked.
+# Fastest first, as measured on a CPU (docs/precisions.md); all are written from FP32, and FP16 is
+# slower than that. A budget that ends early has then measured the likeliest picks.
 PROMISING = ("fp32", "int8-rows", "int8", "w8", "int8-dynamic", "fp16")
 
 
-def _promise(precision: str) -> int:
+def candidates(precisions: Sequence[str], pruning: bool) -> list[Candidate]:
+    """All candidates for these precisions: each at the level used for serving, FP32 at every other
+    level too, and with ``pruning`` each precision of the pruned graph."""
+    ranked = [Candidate(precision) for precision in sorted(precisions, key=_rank)]
+    if "fp32" in precisions:
+        ranked += [Candidate("fp32", level) for level in LEVELS if level != "all"]
+    if pruning:
+        ranked += [Candidate(precision, pruned=True) for precision in precisions]
+    return ranked
+
+
+def _rank(precision: str) -> int:
     return PROMISING.index(precision) if precision in PROMISING else len(PROMISING)
-
-
-def _all(precisions: Sequence[str], pruning: bool) -> Iterator[Candidate]:
-    for precision in sorted(precisions, key=_promise):
-        yield Candidate(precision)
-    for level in LEVELS:
-        if level != "all" and "fp32" in precisions:
-            yield Candidate("fp32", level)
-    for precision in precisions if pruning else ():
-        yield Candidate(precision, pruned=True)

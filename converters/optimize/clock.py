@@ -1,11 +1,11 @@
-"""One form of a model in a process of its own: how fast, how much memory.
+"""One candidate in a process of its own: its speed and its memory.
 
     python -m converters.optimize.clock SPEC.json
 
-Then, on stdin, one line ``{"threads": 1, "rows": 8, "seconds": 0.2}`` at a time, each answered by a
-line of JSON: the times of single runs in seconds. The first line on stdout is what loading took.
-``converters.optimize.clocks`` is the other end; it asks several such processes in turn, so that
-whatever else the machine does hits all of them alike.
+The first line on stdout is the memory that loading took. Then each line on stdin, such as
+``{"threads": 1, "rows": 8, "seconds": 0.2}``, is answered by a line of JSON: the times of single
+runs in seconds. ``converters.optimize.clocks`` is the other end; it runs several such processes in
+turn, so that whatever else the machine does affects all of them alike.
 """
 
 import importlib
@@ -23,37 +23,37 @@ from converters.runner import NO_SPINNING
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed, int], object]
 
-LEAST_RUNS = 3
+MIN_RUNS = 3
 
 
 def main(spec_file: str) -> None:
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
     feeds = {int(rows): _feed(Path(path)) for rows, path in spec["feeds"].items()}
     load = _graph if spec.get("engine") else _original
-    # Imports are the runtime's, not the model's.
+    # Import first: the memory of imports is the runtime's, not the model's.
     importlib.import_module("onnxruntime" if spec.get("engine") else "torch")
     idle = _resident_bytes()
     _forget_peak()
     run = load(spec)
     run(feeds[max(feeds)], 1)
-    _say({"memory_bytes": max(0, _peak_bytes() - idle)})
+    _reply({"memory_bytes": max(0, _peak_bytes() - idle)})
     for line in sys.stdin:
-        _say(_timed(run, feeds, json.loads(line)))
+        _reply(_timed(run, feeds, json.loads(line)))
 
 
-def _timed(run: Run, feeds: dict[int, Feed], asked: dict[str, Any]) -> list[float]:
-    feed, threads = feeds[asked["rows"]], asked["threads"]
+def _timed(run: Run, feeds: dict[int, Feed], request: dict[str, Any]) -> list[float]:
+    feed, threads = feeds[request["rows"]], request["threads"]
     run(feed, threads)
     times: list[float] = []
-    while len(times) < LEAST_RUNS or sum(times) < asked["seconds"]:
-        begun = time.perf_counter()
+    while len(times) < MIN_RUNS or sum(times) < request["seconds"]:
+        start = time.perf_counter()
         run(feed, threads)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return times
 
 
 def _graph(spec: dict[str, Any]) -> Run:
-    """ONNX Runtime, a session for each number of threads, made when it is first asked for."""
+    """ONNX Runtime, with one session per number of threads, created on first use."""
     import onnxruntime as ort
 
     levels = {
@@ -80,15 +80,15 @@ def _graph(spec: dict[str, Any]) -> Run:
 
 
 def _original(spec: dict[str, Any]) -> Run:
-    """The model as its own framework runs it, eagerly."""
+    """The model in its own framework, eagerly."""
     import torch
 
     from converters.task import ConversionRequest
 
     module, _, name = spec["task"].partition(":")
     samples = spec["samples"] and Path(spec["samples"])
-    order = ConversionRequest(spec["name"], spec["source"], samples, spec["options"])
-    eager = getattr(importlib.import_module(module), name)(order).eager()
+    request = ConversionRequest(spec["name"], spec["source"], samples, spec["options"])
+    eager = getattr(importlib.import_module(module), name)(request).eager()
 
     def run(feed: Feed, threads: int) -> object:
         if torch.get_num_threads() != threads:
@@ -100,7 +100,7 @@ def _original(spec: dict[str, Any]) -> Run:
 
 
 def _feed(path: Path) -> Feed:
-    """ONNX Runtime takes texts as objects."""
+    """The batch in this file; ONNX Runtime takes texts as object arrays."""
     with np.load(path) as stored:
         return {
             name: values.astype(object) if values.dtype.kind == "U" else values
@@ -108,13 +108,13 @@ def _feed(path: Path) -> Feed:
         }
 
 
-def _say(answer: object) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _reply(reply: object) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 
 def _forget_peak() -> None:
-    """The peak so far was that of the imports (5: man 5 proc, clear_refs)."""
+    """Reset the peak, which was that of the imports (5: man 5 proc, clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

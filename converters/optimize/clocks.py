@@ -1,4 +1,4 @@
-"""The processes that take the times: started, asked in turn, ended."""
+"""The processes that time the candidates: started, used in turn, stopped."""
 
 import json
 import subprocess
@@ -16,13 +16,13 @@ from converters.offline import OFFLINE
 
 ROWS = (1, 8, 32)
 THREADS = (1, 2)
-# Long enough for some runs of each, short enough that a neighbour's burst hits several forms.
+# Long enough for several runs, short enough that a neighbour's burst hits several candidates.
 SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is timed at once: rows of a batch, and threads of the runtime."""
+    """One measuring point: the rows of a batch and the threads of the runtime."""
 
     rows: int
     threads: int
@@ -37,7 +37,7 @@ CELLS = tuple(Cell(rows, threads) for threads in THREADS for rows in ROWS)
 
 @dataclass(frozen=True)
 class Times:
-    """Of one cell, from one visit: rows/s by the median run, and percentiles of a run in ms."""
+    """One visit to one cell: rows/s by the median run, and percentiles of a run in ms."""
 
     rows_s: float
     p50_ms: float
@@ -50,8 +50,8 @@ class Times:
 
 
 @dataclass
-class Clock:
-    """One form of the model in its process; ``spec`` is what ``clock.main`` reads."""
+class BenchmarkProcess:
+    """One candidate in its process; ``spec`` is what ``clock.main`` reads."""
 
     spec: Mapping[str, Any]
     memory_bytes: int = 0
@@ -59,7 +59,7 @@ class Clock:
     _process: "subprocess.Popen[str] | None" = field(default=None, repr=False)
 
     def start(self, folder: Path) -> None:
-        """Load the model; ConversionError says why it cannot be."""
+        """Load the model; ConversionError says why that failed."""
         work = Path(tempfile.mkdtemp(dir=folder, prefix="clock-"))
         file, self._log = work / "spec.json", work / "stderr.txt"
         file.write_text(json.dumps(self.spec), encoding="utf-8")
@@ -72,19 +72,19 @@ class Clock:
                 text=True,
                 env=OFFLINE,
             )
-        self.memory_bytes = self._answer()["memory_bytes"]
+        self.memory_bytes = self._reply()["memory_bytes"]
 
     def visit(self, cell: Cell) -> Times:
-        """Some runs now."""
+        """Time a few runs now; ConversionError if the process has ended."""
         if self._process is None or self._process.stdin is None:
-            raise ConversionError("the clock was not started")
-        asked = {"rows": cell.rows, "threads": cell.threads, "seconds": SECONDS}
+            raise ConversionError("the benchmark process was not started")
+        request = {"rows": cell.rows, "threads": cell.threads, "seconds": SECONDS}
         try:
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise self._died() from error
-        return Times.of(self._answer(), cell.rows)
+        return Times.of(self._reply(), cell.rows)
 
     def stop(self) -> None:
         if self._process is None:
@@ -92,22 +92,22 @@ class Clock:
         self._process.kill()
         self._process.communicate()
 
-    def _answer(self) -> Any:
+    def _reply(self) -> Any:
         line = self._process.stdout.readline() if self._process and self._process.stdout else ""
         if not line:
             raise self._died()
         return json.loads(line)
 
     def _died(self) -> ConversionError:
-        said = self._log.read_text(encoding="utf-8", errors="replace").strip()
-        last = " ".join((said.splitlines() or ["no word"])[-1].split())[:300]
+        stderr = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        last = " ".join((stderr.splitlines() or ["no message"])[-1].split())[:300]
         return ConversionError(f"it cannot be run on this machine: {last}")
 
 
 def write_feeds(
     feeds: Iterable[tuple[int, Mapping[str, np.ndarray]]], folder: Path
 ) -> dict[str, str]:
-    """The batches as files, by their number of rows."""
+    """Write the batches to files; the paths by their number of rows."""
     paths = {}
     for rows, feed in feeds:
         path = folder / f"rows{rows}.npz"

@@ -1,4 +1,4 @@
-"""What a run found: the pick, the reasons, and everything as JSON."""
+"""The findings of a run: the pick, the reasons, and everything as JSON."""
 
 import json
 import os
@@ -18,7 +18,7 @@ JSON_FILE = "optimize.json"
 
 @dataclass(frozen=True)
 class Findings:
-    """``against`` is the form that the ratios are of: the original, or FP32 where that has no
+    """``against`` names what the ratios are relative to: the original, or FP32 if that has no
     framework of its own."""
 
     name: str
@@ -30,7 +30,7 @@ class Findings:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def forms(self) -> list[Row]:
+    def candidates(self) -> list[Row]:
         """The candidates, fastest first; those without times last."""
         rows = (row for row in self.rows if row.candidate.precision != ORIGINAL)
         return sorted(rows, key=lambda row: -row.throughput)
@@ -71,7 +71,7 @@ class Findings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain JSON types."""
+        """The findings in plain JSON types."""
         chosen = self.chosen
         return {
             "name": self.name,
@@ -87,7 +87,7 @@ class Findings:
             "refused": {row.candidate.name: why for row, why in self.refused},
             "not_measured": {row.candidate.name: row.why_not for row in self.left_out},
             "level_hint": self.level_hint(),
-            "forms": [_form(row) for row in self.rows],
+            "forms": [_row_to_dict(row) for row in self.rows],
         }
 
     def save(self, folder: Path) -> Path:
@@ -98,7 +98,7 @@ class Findings:
         return folder / JSON_FILE
 
 
-def _form(row: Row) -> dict[str, Any]:
+def _row_to_dict(row: Row) -> dict[str, Any]:
     return {
         "name": row.candidate.name,
         **asdict(row.candidate),
@@ -113,7 +113,7 @@ def _form(row: Row) -> dict[str, Any]:
 
 
 def this_machine() -> dict[str, Any]:
-    """What the figures hold for."""
+    """The machine that the figures are valid for."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -124,5 +124,5 @@ def this_machine() -> dict[str, Any]:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "unknown")
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")

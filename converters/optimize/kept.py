@@ -1,4 +1,4 @@
-"""What was measured, kept by content, so that a run that was stopped goes on where it was."""
+"""The cache of measurements, keyed by content: an interrupted run continues where it stopped."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from converters.cache import TOOLS, content_text
 from converters.errors import ConversionError
 
-# Part of every key: what is measured, and how. Raise it when either changes.
+# Part of every key: raise it when what is measured, or how, changes.
 METHOD = 2
 
 
 class Kept:
-    """A folder of JSON files, each under the key of what it answers."""
+    """A folder of JSON files, one per measurement, named by its key."""
 
     def __init__(self, folder: Path, machine: str) -> None:
         self.folder = folder
@@ -23,18 +23,18 @@ class Kept:
         self._settings = [METHOD, machine, tools]
 
     def key(self, *parts: object) -> str:
-        """Of everything that decides a measurement: contents, not names of files."""
+        """The key of everything that determines a measurement: contents, not file names."""
         return content_text(json.dumps([self._settings, parts], sort_keys=True, default=str))
 
     def get(self, key: str) -> Any | None:
-        """None when it is not there; a file that cannot be read is as good as none."""
+        """The value, or None if there is none; an unreadable file counts as none."""
         try:
             return json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Whole or not at all: the process may be stopped at any moment."""
+        """Store the value, completely or not at all: the process may be killed at any moment."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             unfinished = self.folder / f".{key}.{os.getpid()}"
@@ -42,14 +42,14 @@ class Kept:
             unfinished.replace(self.folder / f"{key}.json")
         except OSError as error:
             raise ConversionError(
-                f"a measurement could not be kept in {self.folder} ({error}): make room, or give "
-                "rights, and run the same command again"
+                f"a measurement could not be saved in {self.folder} ({error}): free some space, or "
+                "allow writing, and run the same command again"
             ) from error
 
     def once(self, key: str, measure: Callable[[], Any]) -> Any:
-        """What is kept; measured now where there is nothing."""
-        found = self.get(key)
-        if found is None:
-            found = measure()
-            self.put(key, found)
-        return found
+        """The cached value; if there is none, it is measured now and cached."""
+        value = self.get(key)
+        if value is None:
+            value = measure()
+            self.put(key, value)
+        return value

@@ -1,4 +1,4 @@
-"""Every form of one model: written, compared with the original, timed in turn, within a budget."""
+"""The candidates of one model: written, compared with the original and timed within a budget."""
 
 import json
 import tempfile
@@ -25,18 +25,18 @@ from converters.optimize.clocks import ROWS, write_feeds
 from converters.optimize.kept import Kept
 from converters.optimize.pareto import Row
 from converters.optimize.pruning import Pruning, write_pruned
-from converters.optimize.timing import Form, Timer, Visits
+from converters.optimize.timing import TimedCandidate, Timer, Timings
 from converters.precision import write_precision
 from converters.task import ConversionRequest, Reference, Task
 
-LEFT_OUT = "not measured, and so not in the choice: the time budget ended first (--budget)"
-# What is left of the budget must be as much for many samples to be asked.
+LEFT_OUT = "not measured, and so not considered: the time budget ended first (--budget)"
+# The original answers the larger set of samples only if this much of the budget is left.
 MANY_S = 200.0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model. ``open_task`` opens it on an order; ``kind`` is the task's class, written
+    """One model. ``open_task`` opens a task on a request; ``kind`` is the task's class, written
     "module:name", for the process that runs the original."""
 
     request: ConversionRequest
@@ -48,8 +48,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """The original's row comes first if it has a framework of its own; ``samples`` is how many the
-    accuracy was measured on, ``against`` what the ratios are of."""
+    """The original's row comes first if it has a framework of its own; ``samples`` is the number of
+    samples behind the accuracy, ``against`` names what the ratios are relative to."""
 
     rows: tuple[Row, ...]
     samples: int
@@ -59,17 +59,17 @@ class Measured:
 
 @dataclass
 class Bench:
-    """A converted model, what the original answered to many samples, and what is known so far."""
+    """A converted model, the original's answers to many samples, and the results so far."""
 
     subject: Subject
     converted: Converted
     many: Reference
-    kept: Kept
+    cache: Kept
     say: Say
     engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
     accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
     reasons: dict[tuple[str, bool], str] = field(default_factory=dict)
-    _longest_s: float = 0.0  # what writing and comparing one form took at most
+    _longest_s: float = 0.0  # the longest time to write and compare one candidate
 
     @property
     def task(self) -> Task:
@@ -77,110 +77,123 @@ class Bench:
 
     @property
     def samples(self) -> int:
-        """How many the accuracy was measured on."""
-        return next((each.samples for each in self.accuracies.values()), 0)
+        """The number of samples behind the accuracy."""
+        return next((accuracy.samples for accuracy in self.accuracies.values()), 0)
 
-    def compare_all(self, forms: Sequence[Candidate], budget: Budget) -> None:
-        """Write each graph and compare its answers, in this order, until the budget has no more."""
-        for form in forms:
-            if form.graph in self.engines or form.graph in self.reasons:
+    def compare_all(self, candidates: Sequence[Candidate], budget: Budget) -> None:
+        """Write each graph and compare its answers, in this order, until the budget is spent."""
+        for candidate in candidates:
+            if candidate.graph in self.engines or candidate.graph in self.reasons:
                 continue
             if not budget.has_room(self._longest_s, COMPARING):
-                self.reasons[form.graph] = LEFT_OUT
+                self.reasons[candidate.graph] = LEFT_OUT
                 continue
             started = budget.spent
             try:
                 with budget.enforced():
-                    self._write(form)
-                    self._compare(form, budget)
+                    self._write(candidate)
+                    self._compare(candidate, budget)
                 self._longest_s = max(self._longest_s, budget.spent - started)
             except OutOfTime:
-                self.reasons[form.graph] = LEFT_OUT
+                self.reasons[candidate.graph] = LEFT_OUT
             except ConversionError as error:
-                self.reasons[form.graph] = " ".join(str(error).split())[:300]
+                self.reasons[candidate.graph] = " ".join(str(error).split())[:300]
 
-    def _write(self, form: Candidate) -> None:
-        source, reference = self.converted.engine, self.converted.reference
-        pruning = _pruning_key(self.subject.pruning) if form.pruned else ""
-        parts = [source_sha256(self.task), files_sha256([source]), form.precision, pruning]
+    def _write(self, candidate: Candidate) -> None:
+        fp32, reference = self.converted.engine, self.converted.reference
+        pruning = _pruning_key(self.subject.pruning) if candidate.pruned else ""
+        parts = [source_sha256(self.task), files_sha256([fp32]), candidate.precision, pruning]
         settings = json.dumps(["candidate", *parts])
 
         def build(folder: Path) -> None:
-            self.say(f"writing {form.name}")
-            feeds = lambda: self.task.calibration(reference)  # noqa: E731 - it has no name to give
-            write_precision(form.precision, self._graph(form, folder), folder / GRAPH, feeds)
+            self.say(f"writing {candidate.name}")
+            source = self._graph(candidate, folder)
+            write_precision(
+                candidate.precision,
+                source,
+                folder / GRAPH,
+                lambda: self.task.calibration(reference),
+            )
 
-        self.engines[form.graph] = (
+        self.engines[candidate.graph] = (
             conversion(reference.name, content_key(settings), GRAPH, build) / GRAPH
         )
 
-    def _graph(self, form: Candidate, folder: Path) -> Path:
-        """What the form is written from: the proved graph, pruned first where that is wished."""
-        if not (form.pruned and self.subject.pruning):
+    def _graph(self, candidate: Candidate, folder: Path) -> Path:
+        """The graph that the candidate is written from: the proved one, or that pruned."""
+        if not (candidate.pruned and self.subject.pruning):
             return self.converted.engine
         pruned = folder / "pruned.onnx"
         write_pruned(self.converted.engine, pruned, self.subject.pruning)
         return pruned
 
-    def _compare(self, form: Candidate, budget: Budget) -> None:
-        engine, reference = self.engines[form.graph], self.converted.reference
-        answers = [files_sha256([each.folder / ANSWERS]) for each in (reference, self.many)]
-        key = self.kept.key("accuracy", self.task.name, form.graph, files_sha256([engine]), answers)
-        found = self.kept.get(key)
-        if found is None:
+    def _compare(self, candidate: Candidate, budget: Budget) -> None:
+        engine, reference = self.engines[candidate.graph], self.converted.reference
+        answers = [files_sha256([r.folder / ANSWERS]) for r in (reference, self.many)]
+        key = self.cache.key(
+            "accuracy", self.task.name, candidate.graph, files_sha256([engine]), answers
+        )
+        fields = self.cache.get(key)
+        if fields is None:
             if not budget.allows(COMPARING):
                 raise ConversionError(LEFT_OUT)
-            self.say(f"comparing {form.name} with the original")
-            found = compare(self.task, engine, form.precision, reference, self.many).to_dict()
-            self.kept.put(key, found)
-        self.accuracies[form.graph] = Accuracy.from_dict(found)
+            self.say(f"comparing {candidate.name} with the original")
+            fields = compare(self.task, engine, candidate.precision, reference, self.many).to_dict()
+            self.cache.put(key, fields)
+        self.accuracies[candidate.graph] = Accuracy.from_dict(fields)
 
-    def row(self, form: Candidate, visits: Visits) -> Row:
-        """All that is known of this form."""
-        if form.precision == ORIGINAL:
-            return Row(form, None, visits.times(), visits.ratios(), visits.passes,
-                       memory_mb=visits.memory_bytes / 1e6, why_not=visits.why_not)  # fmt: skip
-        engine = self.engines.get(form.graph)
-        untimed = "" if visits.passes else LEFT_OUT
+    def row(self, candidate: Candidate, timings: Timings) -> Row:
+        """Everything that is known about this candidate."""
+        if candidate.precision == ORIGINAL:
+            return Row(candidate, None, timings.times(), timings.ratios(), timings.passes,
+                       memory_mb=timings.memory_bytes / 1e6, why_not=timings.why_not)  # fmt: skip
+        engine = self.engines.get(candidate.graph)
+        untimed = "" if timings.passes else LEFT_OUT
         return Row(
-            candidate=form,
-            accuracy=self.accuracies.get(form.graph),
-            times=visits.times(),
-            ratios=visits.ratios(),
-            passes=visits.passes,
+            candidate=candidate,
+            accuracy=self.accuracies.get(candidate.graph),
+            times=timings.times(),
+            ratios=timings.ratios(),
+            passes=timings.passes,
             size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
-            memory_mb=visits.memory_bytes / 1e6,
-            why_not=self.reasons.get(form.graph) or visits.why_not or untimed,
+            memory_mb=timings.memory_bytes / 1e6,
+            why_not=self.reasons.get(candidate.graph) or timings.why_not or untimed,
             engine=engine,
         )
 
-    def timed(self, forms: Sequence[Candidate], folder: Path) -> list[Form]:
-        """What can be timed, with the batches written into ``folder``."""
+    def timed(self, candidates: Sequence[Candidate], folder: Path) -> list[TimedCandidate]:
+        """What can be timed, the original first; the batches are written into ``folder``."""
         reference = self.converted.reference
         feeds = write_feeds(
             ((rows, self.task.timed_feed(reference, rows)) for rows in ROWS), folder
         )
-        content = [files_sha256([Path(path)]) for path in feeds.values()]
-        request, found = self.task.request, []
+        batches = [files_sha256([Path(path)]) for path in feeds.values()]
+        request = self.task.request
+        timed: list[TimedCandidate] = []
         if self.task.eager() is not None:
-            samples = str(request.samples) if request.samples else None
-            asked = {"name": request.name, "source": request.source, "samples": samples,
-                     "options": dict(request.options)}  # fmt: skip
-            spec = {"task": self.subject.kind, **asked, "feeds": feeds}
-            original = [ORIGINAL, source_sha256(self.task), *content]
-            found.append(Form(Candidate(ORIGINAL), spec, original))
-        for form in forms:
-            if form.graph in self.accuracies:
-                engine = self.engines[form.graph]
-                spec = {"engine": str(engine), "level": form.level, "feeds": feeds}
-                found.append(Form(form, spec, [files_sha256([engine]), form.level, *content]))
-        return found
+            spec = {
+                "task": self.subject.kind,
+                "name": request.name,
+                "source": request.source,
+                "samples": str(request.samples) if request.samples else None,
+                "options": dict(request.options),
+                "feeds": feeds,
+            }
+            content = [ORIGINAL, source_sha256(self.task), *batches]
+            timed.append(TimedCandidate(Candidate(ORIGINAL), spec, content))
+        for candidate in candidates:
+            if candidate.graph in self.accuracies:
+                engine = self.engines[candidate.graph]
+                spec = {"engine": str(engine), "level": candidate.level, "feeds": feeds}
+                content = [files_sha256([engine]), candidate.level, *batches]
+                timed.append(TimedCandidate(candidate, spec, content))
+        return timed
 
 
-def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
-    """Whatever the budget allows; ConversionError when the model cannot be converted at all."""
+def measure(subject: Subject, cache: Kept, budget: Budget, say: Say) -> Measured:
+    """Measure as much as the budget allows; ConversionError if the model cannot be converted."""
     task = subject.open_task(subject.request)
-    precisions = _known(task, subject.precisions)
+    precisions = _valid_precisions(task, subject.precisions)
     name = subject.request.name
     try:
         with budget.enforced(conversion=True):
@@ -189,27 +202,32 @@ def measure(subject: Subject, kept: Kept, budget: Budget, say: Say) -> Measured:
         raise ConversionError(
             f"{name}: the budget ended after {budget.spent:.0f} s, before {name} was converted: "
             f"nothing was measured. Give a larger --budget, or run tidegate convert {name} first, "
-            "whose conversion is kept and found again"
+            "whose conversion is cached and reused"
         ) from None
-    many = _asked_more(subject, converted, say, budget)
-    bench = Bench(subject, converted, many, kept, say)
-    forms = candidates(precisions, subject.pruning is not None)
-    bench.compare_all(forms, budget)
+    many = _larger_reference(subject, converted, say, budget)
+    bench = Bench(subject, converted, many, cache, say)
+    choices = candidates(precisions, subject.pruning is not None)
+    bench.compare_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
-        timed = bench.timed(forms, Path(work))
+        timed = bench.timed(choices, Path(work))
         if not timed:
-            rows = tuple(bench.row(form, Visits()) for form in forms)
-            return Measured(rows, bench.samples, task.name, forms[0].name)
-        visits = Timer(timed, kept, Path(work), say).run(budget)
+            rows = tuple(bench.row(candidate, Timings()) for candidate in choices)
+            return Measured(rows, bench.samples, task.name, choices[0].name)
+        timings = Timer(timed, cache, Path(work), say).run(budget)
     first = timed[0].candidate
-    shown = [first] if first.precision == ORIGINAL else []
-    rows = tuple(bench.row(form, visits.get(form, Visits())) for form in [*shown, *forms])
-    against = "torch eager" if shown else first.name
+    original = [first] if first.precision == ORIGINAL else []
+    rows = tuple(
+        bench.row(candidate, timings.get(candidate, Timings()))
+        for candidate in [*original, *choices]
+    )
+    against = "torch eager" if original else first.name
     return Measured(rows, bench.samples, task.name, against)
 
 
-def _asked_more(subject: Subject, converted: Converted, say: Say, budget: Budget) -> Reference:
-    """The case with many samples, or the proof's own where the budget has no time for them."""
+def _larger_reference(
+    subject: Subject, converted: Converted, say: Say, budget: Budget
+) -> Reference:
+    """The reference with many samples, or the proof's own if the budget leaves no time."""
     if not budget.has_room(budget.seconds / 2):
         say(f"{subject.request.name}: converting took {budget.spent:.0f} s of the budget")
         return converted.reference
@@ -223,8 +241,8 @@ def _asked_more(subject: Subject, converted: Converted, say: Say, budget: Budget
 def many_samples(
     subject: Subject, converted: Converted, say: Say, budget: Budget | None = None
 ) -> Reference:
-    """The original's answers to more samples than the proof has, where the task has them and the
-    ``budget`` the time to ask; from the cache if it was asked before."""
+    """The original's answers to more samples than the proof has, if the task has more and the
+    ``budget`` enough time; from the cache if they were computed before."""
     with tempfile.TemporaryDirectory(prefix="tidegate-samples-") as work:
         file = converted.task.more_samples(Path(work) / "samples.txt")
         if file is None:
@@ -234,27 +252,27 @@ def many_samples(
             ConversionRequest(request.name, request.source, file, request.options)
         )
         key = content_key(json.dumps(["many", source_sha256(task)]))
-        is_there = (cache_root() / "conversions" / key / ANSWERS).is_file()
-        if budget and not is_there and budget.left < MANY_S:
-            say(f"{request.name}: measured on the proof's samples: 1,500 more would take too long")
+        is_cached = (cache_root() / "conversions" / key / ANSWERS).is_file()
+        if budget and not is_cached and budget.left < MANY_S:
+            say(f"{request.name}: measuring on the proof's samples: 1,500 more would take too long")
             return converted.reference
-        build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - one line says it
+        build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - a name would add nothing
         folder = conversion(request.name, key, ANSWERS, build)
     return reference_in(folder, request.name, converted.task.name, "fp32")
 
 
 def _pruning_key(pruning: Pruning | None) -> str:
-    """The shares, and the code that finds and cuts, which a conversion's key does not have."""
+    """The shares, and the pruning code, which the key of a conversion does not cover."""
     code = sorted(Path(__file__).parent.glob("prun*.py"))
     return files_sha256(code, str(pruning))
 
 
-def _known(task: Task, wished: Sequence[str]) -> tuple[str, ...]:
-    """The wished precisions, all if none is wished; fp32 always: the others come from it."""
-    wrong = [each for each in wished if each not in task.precisions]
-    if wrong:
+def _valid_precisions(task: Task, precisions: Sequence[str]) -> tuple[str, ...]:
+    """The requested precisions, all if none is requested; always fp32, which the others come from.
+    ConversionError for one that the task does not have."""
+    invalid = [precision for precision in precisions if precision not in task.precisions]
+    if invalid:
         raise ConversionError(
-            f"{task.name} has no precision {wrong[0]!r}: choose from {', '.join(task.precisions)}"
+            f"{task.name} has no precision {invalid[0]!r}: choose from {', '.join(task.precisions)}"
         )
-    chosen = wished or task.precisions
-    return tuple(dict.fromkeys(["fp32", *chosen]))
+    return tuple(dict.fromkeys(["fp32", *(precisions or task.precisions)]))

@@ -1,4 +1,4 @@
-"""Which form to serve: the front of accuracy and throughput, the pick, and why not the others."""
+"""Which candidate to serve: the front of accuracy and throughput, the pick, and the refusals."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ from converters.optimize.accuracy import Accuracy
 from converters.optimize.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate
 from converters.optimize.clocks import Cell, Times
 
-# What counts as throughput in one number: the batcher merges a few requests, and an instance has
-# one thread (instance_group and intra_op_thread_count of our configs).
+# Throughput in one number: the batcher merges a few requests, and an instance has one thread
+# (instance_group and intra_op_thread_count of our configs).
 HEADLINE = Cell(rows=8, threads=1)
-# Two forms whose throughput differs by less are equally fast: the closer one is picked.
+# Candidates whose throughput differs by less are equally fast: the closer one is picked.
 NOISE = 0.03
 
 
 @dataclass(frozen=True)
 class Row:
-    """All that was measured of one candidate; ``times`` are medians over the passes, and ``ratios``
-    the medians of throughput over the original's in the same pass, by the name of the cell.
+    """All measurements of one candidate, by the name of the cell: ``times`` are medians over the
+    passes, ``ratios`` medians of the throughput relative to the original's in the same pass.
 
-    ``why_not`` says what could not be measured, "" when all was; ``engine`` is the graph's file.
+    ``why_not`` says what could not be measured, "" if all was; ``engine`` is the graph's file.
     """
 
     candidate: Candidate
@@ -35,9 +35,9 @@ class Row:
 
     @property
     def throughput(self) -> float:
-        """Rows/s of the headline cell; 0 when it was not measured."""
-        found = self.times.get(HEADLINE.name)
-        return found.rows_s if found else 0.0
+        """Rows/s of the headline cell; 0 if it was not measured."""
+        times = self.times.get(HEADLINE.name)
+        return times.rows_s if times else 0.0
 
     @property
     def measured(self) -> bool:
@@ -45,13 +45,13 @@ class Row:
 
     @property
     def exactness(self) -> float:
-        """What the front goes by: the mean cosine with the original."""
+        """The accuracy that the front uses: the mean cosine with the original."""
         return self.accuracy.closeness.mean_cosine if self.accuracy else 0.0
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What the user allows and asks for, beside the tolerances."""
+    """What the user permits and requires, in addition to the tolerances."""
 
     batch_dependent: bool = False
     accuracy_cost: bool = False
@@ -61,31 +61,31 @@ class Allowed:
 
 def front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other beats in both throughput and exactness, fastest first. The original
-    is no candidate: its exactness is by definition."""
+    is not a candidate: it is exact by definition."""
     best: list[Row] = []
-    forms = [row for row in rows if row.measured and row.candidate.precision != ORIGINAL]
-    for row in sorted(forms, key=lambda row: (-row.throughput, -row.exactness)):
+    measured = [row for row in rows if row.measured and row.candidate.precision != ORIGINAL]
+    for row in sorted(measured, key=lambda row: (-row.throughput, -row.exactness)):
         if not best or row.exactness > best[-1].exactness:
             best.append(row)
     return best
 
 
 def refusals(row: Row, allowed: Allowed) -> list[str]:
-    """Why this row is not picked, however fast it is; none when it may be."""
+    """Why this row cannot be picked, however fast it is; empty if it can."""
     return list(_refusals(row, allowed))
 
 
 def _refusals(row: Row, allowed: Allowed) -> Iterator[str]:
     candidate, accuracy = row.candidate, row.accuracy
     if candidate.precision == ORIGINAL:
-        yield "the original itself: what the others are measured against"
+        yield "the original itself, which the others are measured against"
         return
     if row.why_not:
         yield row.why_not
     if accuracy is None:
         return
     if candidate.level != "all":
-        yield "a graph optimisation level, not a form of its own"
+        yield "a graph optimisation level, not a candidate of its own"
     if not (accuracy.invariant or allowed.batch_dependent):
         hint = " (--allow-batch-dependent)" if candidate.precision in BATCH_DEPENDENT else ""
         yield f"{accuracy.grade}{hint}"
@@ -94,36 +94,36 @@ def _refusals(row: Row, allowed: Allowed) -> Iterator[str]:
     elif accuracy.failed and not candidate.pruned:
         more = f", and {len(accuracy.failed) - 1} more" if len(accuracy.failed) > 1 else ""
         yield f"outside its tolerance: {accuracy.failed[0]}{more}"
-    near = accuracy.closeness
-    if near.cosine < allowed.least_cosine:
-        yield f"lowest cosine {near.cosine:.4f}, below the {allowed.least_cosine:g} asked for"
-    if near.agreement < allowed.least_agreement:
-        yield f"agreement {near.agreement:.3f}, below the {allowed.least_agreement:g} asked for"
+    closeness = accuracy.closeness
+    if closeness.cosine < allowed.least_cosine:
+        yield f"lowest cosine {closeness.cosine:.4f}, below the required {allowed.least_cosine:g}"
+    if closeness.agreement < allowed.least_agreement:
+        yield f"agreement {closeness.agreement:.3f}, below the required {allowed.least_agreement:g}"
 
 
 def pick(rows: Sequence[Row], allowed: Allowed) -> Row | None:
-    """The fastest that nothing speaks against; of those as fast, the closest to the original."""
-    fit = [row for row in rows if row.measured and not refusals(row, allowed)]
-    if not fit:
+    """The fastest candidate that is not refused; of those as fast, the closest to the original."""
+    eligible = [row for row in rows if row.measured and not refusals(row, allowed)]
+    if not eligible:
         return None
-    fastest = max(row.throughput for row in fit)
-    as_fast = [row for row in fit if row.throughput >= (1 - NOISE) * fastest]
+    fastest = max(row.throughput for row in eligible)
+    as_fast = [row for row in eligible if row.throughput >= (1 - NOISE) * fastest]
     return max(as_fast, key=lambda row: (row.exactness, row.throughput))
 
 
 def refused_faster(
     rows: Sequence[Row], chosen: Row | None, allowed: Allowed
 ) -> list[tuple[Row, str]]:
-    """Every form that is faster than the pick, and why it was not picked."""
-    bar = chosen.throughput if chosen else 0.0
-    found = []
+    """Every candidate that is faster than the pick, and why it was not picked."""
+    threshold = chosen.throughput if chosen else 0.0
+    refused = []
     for row in sorted(rows, key=lambda row: -row.throughput):
-        if row.candidate.precision == ORIGINAL or row is chosen or row.throughput < bar:
+        if row.candidate.precision == ORIGINAL or row is chosen or row.throughput < threshold:
             continue
         if not row.measured:
             continue
         reasons = refusals(row, allowed) or [
             f"not more than {NOISE:.0%} faster, and further from the original"
         ]
-        found.append((row, "; ".join(reasons)))
-    return found
+        refused.append((row, "; ".join(reasons)))
+    return refused

@@ -1,4 +1,4 @@
-"""Where in a graph whole heads or channels can be cut out: found by following its operators."""
+"""The places in a graph where whole heads or channels can be cut out, found from its operators."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,22 +7,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-# They work on each number for itself: what they do to a channel, they do to that channel alone.
+# They act on each number separately: an operation on a channel affects that channel alone.
 ELEMENTWISE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Abs", "Sqrt", "Exp", "Erf", "Clip", "Cast"),
-        *(
-            "Relu",
-            "LeakyRelu",
-            "Elu",
-            "Gelu",
-            "Tanh",
-            "Sigmoid",
-            "HardSigmoid",
-            "HardSwish",
-            "Silu",
-        ),
-        *("Swish", "Mish", "Softplus", "Softsign", "Identity"),
+        *("Relu", "LeakyRelu", "Elu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish"),
+        *("Silu", "Swish", "Mish", "Softplus", "Softsign", "Identity"),
     )
 )
 
@@ -30,8 +20,8 @@ ELEMENTWISE = frozenset(
 @dataclass(frozen=True)
 class Block:
     """``columns`` are the constants that lose columns (matrices and biases), ``first`` the matrix
-    among them that importance goes by, ``last`` the matrix that loses the rows; a unit is ``size``
-    of them."""
+    among them that determines the importance, ``last`` the matrix that loses rows; a unit is
+    ``size`` of these columns and rows."""
 
     columns: tuple[str, ...]
     first: str
@@ -42,19 +32,19 @@ class Block:
 def channel_blocks(graph: onnx.GraphProto) -> list[Block]:
     """Layers that widen and narrow again: a product, elementwise operators, another product."""
     view = _View(graph)
-    found = (view.channels(node) for node in view.products)
-    return _apart([block for block in found if block])
+    blocks = (view.channels(node) for node in view.products)
+    return _disjoint([block for block in blocks if block])
 
 
 def attention_blocks(graph: onnx.GraphProto) -> list[Block]:
-    """Attentions: three products, scores and their mixture, and a product with what comes out."""
+    """Attentions: three products, scores, weighted values, and a product with the result."""
     view = _View(graph)
-    found = (view.attention(node) for node in view.products)
-    return _apart([block for block in found if block])
+    blocks = (view.attention(node) for node in view.products)
+    return _disjoint([block for block in blocks if block])
 
 
-def _apart(blocks: list[Block]) -> list[Block]:
-    """Without those whose constants another block, or another operator, uses too."""
+def _disjoint(blocks: list[Block]) -> list[Block]:
+    """The blocks that share no constant with another block."""
     used: dict[str, int] = {}
     for block in blocks:
         for name in (*block.columns, block.last):
@@ -65,7 +55,7 @@ def _apart(blocks: list[Block]) -> list[Block]:
 class _View:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.makers = {name: node for node in graph.node for name in node.output}
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
@@ -80,13 +70,13 @@ class _View:
         return len(weight.dims) == 2 and len(self.readers[node.input[1]]) == 1
 
     def channels(self, last: onnx.NodeProto) -> Block | None:
-        """Everything between one other product and this one, if it is elementwise and used here
-        alone."""
+        """The block between one other product and this one, if everything in between is elementwise
+        and used nowhere else."""
         width = self.constants[last.input[1]].dims[0]
-        found = self._region(last.input[0], ELEMENTWISE)
-        if found is None:
+        region = self._region(last.input[0], ELEMENTWISE)
+        if region is None:
             return None
-        inside, products = found
+        inside, products = region
         if len(products) != 1 or not self._closed([*inside, *products], last):
             return None
         first = products[0].input[1]
@@ -96,7 +86,8 @@ class _View:
         return Block((first, *vectors), first, last.input[1])
 
     def attention(self, last: onnx.NodeProto) -> Block | None:
-        """Reshape, Transpose and the mixture of values, made from three products of one width."""
+        """The block of Reshape, Transpose and the weighted values, from three products of one
+        width."""
         mixture = self._behind(last.input[0], ("Reshape", "Transpose"))
         if mixture is None or mixture.op_type != "MatMul" or self._is_product(mixture):
             return None
@@ -107,36 +98,38 @@ class _View:
         width = self.constants[last.input[1]].dims[0]
         products = {p.output[0]: p for side in sides if side for p in side[1]}
         size = self._head_size(mixture.input[1])
-        value = sides[1][1] if sides[1] else []
-        if len(products) != 3 or len(value) != 1 or not size or width % size:
+        value_products = sides[1][1] if sides[1] else []
+        if len(products) != 3 or len(value_products) != 1 or not size or width % size:
             return None
         columns: list[str] = []
         for product in products.values():
             if self.constants[product.input[1]].dims[1] != width:
                 return None
             columns += [product.input[1], *self._bias(product, width)]
-        return Block(tuple(columns), value[0].input[1], last.input[1], size)
+        return Block(tuple(columns), value_products[0].input[1], last.input[1], size)
 
-    def _behind(self, name: str, passed: tuple[str, ...]) -> onnx.NodeProto | None:
-        """What made this, behind one operator of each of these kinds."""
-        for kind in passed:
-            node = self.makers.get(name)
-            if node is None or node.op_type != kind:
+    def _behind(self, name: str, operators: tuple[str, ...]) -> onnx.NodeProto | None:
+        """The producer of this tensor, before exactly these operators, last one first."""
+        for operator in operators:
+            node = self.producers.get(name)
+            if node is None or node.op_type != operator:
                 return None
             name = node.input[0]
-        return self.makers.get(name)
+        return self.producers.get(name)
 
     def _head_size(self, name: str) -> int:
-        """The last number of the shape that values are split by, if their number is left open."""
-        split = self.makers[self.makers[name].input[0]]
+        """The size of a head: the last number of the shape that splits the values, if the number of
+        heads is left open."""
+        split = self.producers[self.producers[name].input[0]]
         numbers = self._shape_end(split.input[1])
         return numbers[-1] if len(numbers) >= 2 and numbers[-2] == -1 else 0
 
     def _shape_end(self, name: str) -> list[int]:
         """The constant numbers at the end of a shape."""
         if name in self.constants:
-            return [int(each) for each in numpy_helper.to_array(self.constants[name]).reshape(-1)]
-        node = self.makers.get(name)
+            shape = numpy_helper.to_array(self.constants[name])
+            return [int(number) for number in shape.reshape(-1)]
+        node = self.producers.get(name)
         if node is None or node.op_type != "Concat":
             return []
         numbers: list[int] = []
@@ -145,43 +138,43 @@ class _View:
         return numbers
 
     def _region(
-        self, name: str, passed: frozenset[str] | None
+        self, name: str, allowed: frozenset[str] | None
     ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]] | None:
-        """The operators back to the next products, and these; None when one of another kind stands
-        between or an input of the graph is reached (``passed`` None lets everything through)."""
+        """The operators back to the nearest products, and these products. None if another operator
+        or an input of the graph is reached; if ``allowed`` is None, every operator is allowed."""
         inside: dict[str, onnx.NodeProto] = {}
         products: dict[str, onnx.NodeProto] = {}
-        left = [name]
-        while left:
-            each = left.pop()
-            node = self.makers.get(each)
-            if each in self.constants or each in inside or each in products or not each:
+        pending = [name]
+        while pending:
+            tensor = pending.pop()
+            node = self.producers.get(tensor)
+            if tensor in self.constants or tensor in inside or tensor in products or not tensor:
                 continue
             if node is None:
-                if passed is not None:
+                if allowed is not None:
                     return None
                 continue
             if self._is_product(node):
-                products[each] = node
-            elif passed is None or node.op_type in passed:
-                inside[each] = node
-                left += list(node.input)
+                products[tensor] = node
+            elif allowed is None or node.op_type in allowed:
+                inside[tensor] = node
+                pending += list(node.input)
             else:
                 return None
         return list(inside.values()), list(products.values())
 
     def _closed(self, nodes: list[onnx.NodeProto], last: onnx.NodeProto) -> bool:
-        """Whether nobody but these and ``last`` reads what they make."""
-        own = {id(node) for node in [*nodes, last]}
-        made = [name for node in nodes for name in node.output]
-        return not self.outputs & set(made) and all(
-            id(reader) in own for name in made for reader in self.readers.get(name, [])
+        """Whether only these nodes and ``last`` read their outputs."""
+        members = {id(node) for node in [*nodes, last]}
+        tensors = [name for node in nodes for name in node.output]
+        return not self.outputs & set(tensors) and all(
+            id(reader) in members for name in tensors for reader in self.readers.get(name, [])
         )
 
     def _vectors(self, nodes: list[onnx.NodeProto], width: int) -> list[str] | None:
-        """The constants of this width that elementwise operators use; None when one of another
-        size, or one that others read too, is among them."""
-        found: list[str] = []
+        """The constants of this width that elementwise operators use; None if one of them has
+        another size or other readers."""
+        vectors: list[str] = []
         for node in nodes:
             for name in node.input:
                 tensor = self.constants.get(name)
@@ -189,8 +182,8 @@ class _View:
                     continue
                 if list(tensor.dims) != [width] or len(self.readers[name]) > 1:
                     return None
-                found.append(name)
-        return found
+                vectors.append(name)
+        return vectors
 
     def _bias(self, product: onnx.NodeProto, width: int) -> Iterator[str]:
         for reader in self.readers.get(product.output[0], []):

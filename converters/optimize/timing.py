@@ -1,4 +1,4 @@
-"""The times of several forms, taken in turn: each cell of each pass visits all of them."""
+"""The times of the candidates, taken in turn: each cell of each pass visits all of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,19 +11,19 @@ from converters.cache import Say
 from converters.errors import ConversionError
 from converters.optimize.budget import Budget, OutOfTime
 from converters.optimize.candidates import Candidate
-from converters.optimize.clocks import CELLS, Cell, Clock, Times
+from converters.optimize.clocks import CELLS, BenchmarkProcess, Cell, Times
 from converters.optimize.kept import Kept
 from converters.optimize.pareto import HEADLINE
 
 PASSES = 5
-# What the pick goes by comes first: a budget that ends early has that at least.
+# The cell that decides the pick comes first: a budget that ends early has at least that.
 ORDER = tuple(sorted(CELLS, key=lambda cell: cell != HEADLINE))
 
 
 @dataclass(frozen=True)
-class Form:
-    """Something that can be timed: ``spec`` is what its process is told, ``content`` what decides
-    its times (the graph's SHA-256, the runtime's level, the batches)."""
+class TimedCandidate:
+    """A candidate that can be timed: ``spec`` is the input of its process, ``content`` what
+    determines its times (the graph's SHA-256, the runtime's level, the batches)."""
 
     candidate: Candidate
     spec: Mapping[str, Any]
@@ -31,31 +31,32 @@ class Form:
 
 
 @dataclass
-class Visits:
-    """What is kept of a form: its memory, and for each pass and cell its times and those of the
-    form that ratios are against, taken within the same seconds."""
+class Timings:
+    """The cached measurements of a candidate: its memory, and for each pass and cell its times and
+    those of the baseline, taken within the same seconds."""
 
     memory_bytes: int = 0
     why_not: str = ""
     pairs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
-    def add(self, turn: int, cell: Cell, mine: Times, against: Times) -> None:
-        self.pairs[f"{turn}/{cell.name}"] = [asdict(mine), asdict(against)]
+    def add(self, turn: int, cell: Cell, times: Times, baseline: Times) -> None:
+        self.pairs[f"{turn}/{cell.name}"] = [asdict(times), asdict(baseline)]
 
     def has(self, turn: int, cell: Cell) -> bool:
         return f"{turn}/{cell.name}" in self.pairs or bool(self.why_not)
 
     def times(self) -> dict[str, Times]:
         """The median over the passes, by the name of the cell."""
-        return {
-            cell: Times(*(median(column) for column in zip(*(mine.values() for mine, _ in pairs))))  # noqa: B905 - all have the same three
-            for cell, pairs in self._by_cell().items()
-        }
+        medians = {}
+        for cell, pairs in self._by_cell().items():
+            columns = zip(*(times.values() for times, _ in pairs), strict=True)
+            medians[cell] = Times(*(median(column) for column in columns))
+        return medians
 
     def ratios(self) -> dict[str, float]:
-        """Throughput over the other form's, the median over the passes."""
+        """Throughput relative to the baseline's, the median over the passes."""
         return {
-            cell: median(mine["rows_s"] / other["rows_s"] for mine, other in pairs)
+            cell: median(times["rows_s"] / baseline["rows_s"] for times, baseline in pairs)
             for cell, pairs in self._by_cell().items()
         }
 
@@ -72,70 +73,82 @@ class Visits:
 
 
 class Timer:
-    """``forms[0]`` is what ratios are against."""
+    """``candidates[0]`` is the baseline of the ratios."""
 
-    def __init__(self, forms: Sequence[Form], kept: Kept, folder: Path, say: Say) -> None:
-        self.forms, self.kept, self.folder, self.say = forms, kept, folder, say
-        self.visits = {form.candidate: self._loaded(form) for form in forms}
-        self._clocks: dict[Candidate, Clock] = {}
+    def __init__(
+        self, candidates: Sequence[TimedCandidate], cache: Kept, folder: Path, say: Say
+    ) -> None:
+        self.candidates, self.cache, self.folder, self.say = candidates, cache, folder, say
+        self.timings = {timed.candidate: self._cached(timed) for timed in candidates}
+        self._processes: dict[Candidate, BenchmarkProcess] = {}
 
-    def run(self, budget: Budget, passes: int = 0) -> dict[Candidate, Visits]:
-        """As many passes as the budget allows. Raises ConversionError when ``forms[0]`` fails."""
+    def run(self, budget: Budget, passes: int = 0) -> dict[Candidate, Timings]:
+        """As many passes as the budget allows; ConversionError if the baseline fails."""
         passes = passes or PASSES
         longest = 0.0
-        with ExitStack() as clocks:
+        with ExitStack() as processes:
             for turn, cell, missing in self._missing(passes):
                 if not budget.has_room(longest):
                     break
                 started = budget.spent
                 if cell == ORDER[0]:
-                    self.say(f"pass {turn + 1} of {passes}: {len(missing)} forms in turn")
+                    self.say(f"pass {turn + 1} of {passes}: {len(missing)} candidates in turn")
                 try:
                     with budget.enforced():
-                        self._visit(turn, cell, missing, clocks, budget)
+                        self._visit(turn, cell, missing, processes, budget)
                 except OutOfTime:
                     break
-                # The first round starts the processes as well: half of it is what one may take.
-                longest = max(
-                    longest, (budget.spent - started) / (1 if turn or cell != ORDER[0] else 2)
-                )
-        return self.visits
+                # The first round also starts the processes: a later round takes at most half of it.
+                starts_processes = turn == 0 and cell == ORDER[0]
+                longest = max(longest, (budget.spent - started) / (2 if starts_processes else 1))
+        return self.timings
 
-    def _missing(self, passes: int) -> Iterator[tuple[int, Cell, list[Form]]]:
+    def _missing(self, passes: int) -> Iterator[tuple[int, Cell, list[TimedCandidate]]]:
         for turn in range(passes):
             for cell in ORDER:
-                missing = [f for f in self.forms if not self.visits[f.candidate].has(turn, cell)]
+                missing = [
+                    timed
+                    for timed in self.candidates
+                    if not self.timings[timed.candidate].has(turn, cell)
+                ]
                 if missing:
-                    # Every other pass backwards: what a neighbour leaves hot or cold evens out.
+                    # Every other pass backwards, to even out what a neighbour leaves hot or cold.
                     yield turn, cell, missing if turn % 2 == 0 else missing[::-1]
 
     def _visit(
-        self, turn: int, cell: Cell, missing: Sequence[Form], clocks: ExitStack, budget: Budget
+        self,
+        turn: int,
+        cell: Cell,
+        missing: Sequence[TimedCandidate],
+        processes: ExitStack,
+        budget: Budget,
     ) -> None:
-        against = self._times(self.forms[0], cell, clocks)
-        for form in missing:
+        baseline = self._times(self.candidates[0], cell, processes)
+        for timed in missing:
             if not budget.allows():
                 return
-            visits = self.visits[form.candidate]
+            timings = self.timings[timed.candidate]
             try:
-                mine = against if form is self.forms[0] else self._times(form, cell, clocks)
+                times = (
+                    baseline if timed is self.candidates[0] else self._times(timed, cell, processes)
+                )
             except ConversionError as error:
-                visits.why_not = str(error)
+                timings.why_not = str(error)
                 continue
-            visits.memory_bytes = self._clocks[form.candidate].memory_bytes
-            visits.add(turn, cell, mine, against)
-            self.kept.put(self._key(form), asdict(visits))
+            timings.memory_bytes = self._processes[timed.candidate].memory_bytes
+            timings.add(turn, cell, times, baseline)
+            self.cache.put(self._key(timed), asdict(timings))
 
-    def _times(self, form: Form, cell: Cell, clocks: ExitStack) -> Times:
-        if form.candidate not in self._clocks:
-            clock = Clock(form.spec)
-            clocks.callback(clock.stop)
-            clock.start(self.folder)
-            self._clocks[form.candidate] = clock
-        return self._clocks[form.candidate].visit(cell)
+    def _times(self, timed: TimedCandidate, cell: Cell, processes: ExitStack) -> Times:
+        if timed.candidate not in self._processes:
+            process = BenchmarkProcess(timed.spec)
+            processes.callback(process.stop)
+            process.start(self.folder)
+            self._processes[timed.candidate] = process
+        return self._processes[timed.candidate].visit(cell)
 
-    def _loaded(self, form: Form) -> Visits:
-        return Visits(**(self.kept.get(self._key(form)) or {}))
+    def _cached(self, timed: TimedCandidate) -> Timings:
+        return Timings(**(self.cache.get(self._key(timed)) or {}))
 
-    def _key(self, form: Form) -> str:
-        return self.kept.key("times", self.forms[0].content, form.content)
+    def _key(self, timed: TimedCandidate) -> str:
+        return self.cache.key("times", self.candidates[0].content, timed.content)

@@ -1,4 +1,4 @@
-"""What every precision starts from: an FP32 graph in a form that the rewriting can rely on."""
+"""The common start of every precision: an FP32 graph, normalised for rewriting."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,37 +9,38 @@ from onnx import helper, numpy_helper
 
 from converters.errors import ExportFailed
 
-# What scikit-learn's models become: thresholds and votes, where a rounded number is another answer.
+# What scikit-learn's models become: thresholds and votes, where rounding changes the answer.
 TABULAR = ("TreeEnsemble", "LinearClassifier", "LinearRegressor", "SVM")
 
 
 def load_tidy(source: Path) -> onnx.ModelProto:
-    """The graph of ``source``, ready to be rewritten; ExportFailed where that makes no sense.
+    """The graph of ``source``, ready to be rewritten; ExportFailed if it is made of trees and the
+    like, whose numbers must not be rounded.
 
-    Its constants are initializers, every node has a name of its own, and no initializer has a
-    second, stale shape: the exporter leaves some behind, and the quantisers then stop with
-    "Inferred shape and existing shape differ".
+    Its constants are initializers, every node has a unique name, and no initializer has a second,
+    stale shape: the exporter leaves some behind, and the quantisers then fail with "Inferred shape
+    and existing shape differ".
     """
     model = onnx.load(source)
     _refuse_tabular(model.graph.node)
     _constants_as_initializers(model.graph)
     _name_nodes(model.graph)
     constants = {tensor.name for tensor in model.graph.initializer}
-    shapes = [each for each in model.graph.value_info if each.name not in constants]
+    shapes = [value for value in model.graph.value_info if value.name not in constants]
     replace(model.graph.value_info, shapes)
     return model
 
 
 def replace(field: object, values: Iterable[object]) -> None:
-    """Put these values into a repeated field of a proto."""
-    kept = list(values)
+    """Set a repeated field of a proto to these values."""
+    new = list(values)
     del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
+    field.extend(new)  # type: ignore[attr-defined]
 
 
-def count(model: onnx.ModelProto, *kinds: str) -> int:
-    """How many nodes are of these kinds."""
-    return sum(node.op_type in kinds for node in model.graph.node)
+def count(model: onnx.ModelProto, *operators: str) -> int:
+    """The number of nodes with these operators."""
+    return sum(node.op_type in operators for node in model.graph.node)
 
 
 def gemm_to_matmul(graph: onnx.GraphProto) -> None:
@@ -48,15 +49,15 @@ def gemm_to_matmul(graph: onnx.GraphProto) -> None:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        nodes += _split(node, graph, weights) if _plain_gemm(node, weights) else [node]
+        nodes += _matmul_and_add(node, graph, weights) if _is_plain_gemm(node, weights) else [node]
     replace(graph.node, nodes)
 
 
 def _refuse_tabular(nodes: Iterable[onnx.NodeProto]) -> None:
-    found = sorted({node.op_type for node in nodes if node.op_type.startswith(TABULAR)})
-    if found:
+    tabular = sorted({node.op_type for node in nodes if node.op_type.startswith(TABULAR)})
+    if tabular:
         raise ExportFailed(
-            f"the model is made of {', '.join(found)}: it has no matrices to make smaller, and "
+            f"the model is made of {', '.join(tabular)}: it has no matrices to make smaller, and "
             "rounding its thresholds would change its answers. Use --precision fp32"
         )
 
@@ -64,7 +65,7 @@ def _refuse_tabular(nodes: Iterable[onnx.NodeProto]) -> None:
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:
     nodes = []
     for node in graph.node:
-        value = next((each.t for each in node.attribute if each.name == "value"), None)
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
         if node.op_type != "Constant" or value is None:
             nodes.append(node)
             continue
@@ -82,22 +83,22 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         taken.add(node.name)
 
 
-def _plain_gemm(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+def _is_plain_gemm(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
     if node.op_type != "Gemm" or node.input[1] not in weights:
         return False
-    settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     scaled = settings.get("alpha", 1.0) != 1.0 or settings.get("beta", 1.0) != 1.0
     return not scaled and not settings.get("transA", 0)
 
 
-def _split(
+def _matmul_and_add(
     node: onnx.NodeProto, graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
     rows, weight, *bias = node.input
-    if any(each.name == "transB" and each.i for each in node.attribute):
-        turned = np.ascontiguousarray(numpy_helper.to_array(weights[weight]).T)
+    if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+        transposed = np.ascontiguousarray(numpy_helper.to_array(weights[weight]).T)
         weight = f"{node.name}_weight"
-        graph.initializer.append(numpy_helper.from_array(turned, weight))
+        graph.initializer.append(numpy_helper.from_array(transposed, weight))
     if not any(bias):
         return [helper.make_node("MatMul", [rows, weight], node.output, f"{node.name}_matmul")]
     product = f"{node.output[0]}_matmul"
@@ -108,15 +109,15 @@ def _split(
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Take out initializers that nothing reads any more, and second copies of one name."""
+    """Remove initializers that nothing reads any more, and duplicates of the same name."""
     read = {name for node in graph.node for name in names_read(node)}
     read |= {output.name for output in graph.output}
-    kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in read}
-    replace(graph.initializer, kept.values())
+    used = {tensor.name: tensor for tensor in graph.initializer if tensor.name in read}
+    replace(graph.initializer, used.values())
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """A node's inputs, and what its subgraphs take from outside."""
+    """A node's inputs, and the names that its subgraphs read."""
     names = {name for name in node.input if name}
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:

@@ -1,6 +1,7 @@
-"""Weights in 8 bits; activations are rounded by the range of the whole batch that they come in.
+"""Weights in 8 bits; activations are rounded by the range of their whole batch.
 
-The fastest on a CPU, and the one whose answers depend on who shares the batch: opt-in only.
+The fastest precision on a CPU, and the only one whose answers depend on who shares the batch:
+opt-in only.
 """
 
 from pathlib import Path
@@ -11,8 +12,8 @@ from converters.errors import ExportFailed
 from converters.precisions.graph import count, load_tidy
 from converters.precisions.unsigned import unsigned_weights
 
-# Not Conv: int8 has a kernel for it that is fast and whose answers do not depend on the batch.
-KINDS = ("MatMul", "Gemm", "LSTM", "Attention")
+# Not Conv: for it, int8 has a fast kernel whose answers do not depend on the batch.
+OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention")
 INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention")
 
 
@@ -25,7 +26,7 @@ def write_int8_dynamic(source: Path, target: Path) -> None:
     quantize_dynamic(
         str(tidy),
         str(target),
-        op_types_to_quantize=list(KINDS),
+        op_types_to_quantize=list(OPERATORS),
         # Per tensor, MiniLM's mean cosine is 0.955 instead of 0.991 (1,500 sentences).
         per_channel=True,
         weight_type=QuantType.QInt8,

@@ -1,11 +1,11 @@
-"""Weights in 8 bits, one scale for each 32 of them; activations are rounded per row as they come.
+"""Weights in 8 bits, one scale for every 32 of them; activations are rounded per row at run time.
 
-What a row is rounded by depends on that row alone, so that an answer does not depend on who shares
-its batch. The block is 32: measured on MiniLM (ONNX Runtime 1.31, AVX-512 VNNI), blocks of 16, 32
-and 64 give bit for bit the same whatever stands beside a row; blocks of 128 and 256 add up in
-another order at the edge of a tile (1e-6), the next layer's rounding makes 9e-3 of it, and 4 texts
-of 10 then have another vector in another batch. Smaller blocks also round the activations in
-smaller pieces: the lowest cosine is 0.994 at 128, 0.997 at 64, 0.998 at 32 and 0.999 at 16.
+How a row is rounded depends on that row alone, so that an answer does not depend on who shares its
+batch. The block size is 32: measured on MiniLM (ONNX Runtime 1.31, AVX-512 VNNI), blocks of 16, 32
+and 64 give bit-identical results whatever else is in the batch; blocks of 128 and 256 add in
+another order at the edge of a tile (1e-6), which the next layer's rounding amplifies to 9e-3, so
+that 4 texts in 10 have another vector in another batch. Smaller blocks also round the activations
+in smaller pieces: the lowest cosine is 0.994 at 128, 0.997 at 64, 0.998 at 32 and 0.999 at 16.
 """
 
 from pathlib import Path
@@ -35,6 +35,6 @@ def write_w8(source: Path, target: Path) -> None:
             "nothing was quantised: w8 is for matrix multiplications with constant weights, and "
             "this graph has none. For convolutions use --precision int8, else fp32"
         )
-    # A weight that two operators share is written once for each.
+    # A weight that two operators share is written once for each of them.
     drop_unused(written.graph)
     onnx.save(written, target)

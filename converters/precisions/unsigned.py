@@ -1,9 +1,9 @@
-"""8-bit weights, unsigned with the zero point 128 instead of signed with 0: the same numbers.
+"""8-bit weights, unsigned with zero point 128 instead of signed with 0: the same numbers.
 
 A CPU without VNNI adds products of unsigned activations and *signed* weights in pairs of 16 bits
-(``vpmaddubsw``), which overflow (2 * 255 * 127): the answers are wrong there, and nothing says
-so. For unsigned weights ONNX Runtime's kernels are exact on every CPU, and where there is VNNI they
-are those of signed weights.
+(``vpmaddubsw``), which overflow (2 * 255 * 127): the answers are then silently wrong. For unsigned
+weights ONNX Runtime's kernels are exact on every CPU, and with VNNI they are the same kernels as
+for signed weights.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 CENTRE = 128
-# By operator: where among its inputs the weights are, and their zero point.
+# By operator: the input indices of the weights and of their zero point.
 WEIGHTS = {
     "DequantizeLinear": [(0, 2)],
     "MatMulInteger": [(1, 3)],
@@ -33,6 +33,6 @@ def unsigned_weights(graph: onnx.GraphProto) -> None:
 
 
 def _shift(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type == TensorProto.INT8:  # else already shifted, for another reader
+    if tensor.data_type == TensorProto.INT8:  # otherwise already shifted for another reader
         values = numpy_helper.to_array(tensor).astype(np.int16) + CENTRE
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.uint8), tensor.name))

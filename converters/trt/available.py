@@ -15,7 +15,7 @@ GET_PACKAGE = "pip install 'tidegate[tensorrt]' on the machine with the GPU (doc
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that CUDA shows first. ``compute_capability`` as NVIDIA writes it, "9.0"."""
+    """The first GPU that CUDA lists. ``compute_capability`` as NVIDIA writes it, "9.0"."""
 
     name: str
     compute_capability: str
@@ -23,7 +23,7 @@ class Gpu:
 
 
 def missing() -> str:
-    """Which of the two is missing and how to get it, in one line; "" when both are there."""
+    """Which of the two is missing and how to get it, in one line; "" if both are there."""
     try:
         find_gpu()
         require_package()
@@ -33,34 +33,34 @@ def missing() -> str:
 
 
 def find_gpu() -> Gpu:
-    """The GPU, as nvidia-smi (which comes with the driver) says; EngineUnavailable without one."""
+    """The GPU that nvidia-smi (part of the driver) reports; EngineUnavailable without one."""
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    # Else CUDA counts the fastest GPU first, and nvidia-smi goes by the slot.
+    # By default CUDA lists the fastest GPU first, and nvidia-smi goes by the slot.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    # nvidia-smi knows nothing of this variable, and takes what stands in it: numbers and UUIDs.
+    # nvidia-smi ignores this variable, but accepts its values: indices and UUIDs.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
-        run = subprocess.run(
+        process = subprocess.run(
             [*command, f"--id={first}"], capture_output=True, text=True, timeout=TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired):
-        raise EngineUnavailable(f"no NVIDIA GPU: nvidia-smi is not here; {GET_GPU}") from None
-    rows = [row for row in csv.reader(run.stdout.splitlines(), skipinitialspace=True) if row]
-    if run.returncode or not rows or len(rows[0]) != 3:
-        said = " ".join((run.stdout + run.stderr).split())[:200] or "nothing"
-        raise EngineUnavailable(f"no NVIDIA GPU: nvidia-smi says {said!r}; {GET_GPU}")
+        raise EngineUnavailable(f"no NVIDIA GPU: nvidia-smi not found; {GET_GPU}") from None
+    rows = [row for row in csv.reader(process.stdout.splitlines(), skipinitialspace=True) if row]
+    if process.returncode or not rows or len(rows[0]) != 3:
+        output = " ".join((process.stdout + process.stderr).split())[:200] or "nothing"
+        raise EngineUnavailable(f"no NVIDIA GPU: nvidia-smi says {output!r}; {GET_GPU}")
     return Gpu(*(cell.strip() for cell in rows[0]))
 
 
 def require_package() -> None:
-    """EngineUnavailable where ``import tensorrt`` would give nothing."""
-    found = importlib.util.find_spec("tensorrt")
+    """EngineUnavailable if ``import tensorrt`` does not give a usable package."""
+    spec = importlib.util.find_spec("tensorrt")
     # Type stubs leave a folder without a module, which Python imports as an empty namespace.
-    if found is None or found.origin is None:
+    if spec is None or spec.origin is None:
         raise EngineUnavailable(f"the package tensorrt is not installed: {GET_PACKAGE}")
     try:
         importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:  # a binding whose libraries are not there
+    except (ImportError, OSError) as error:  # bindings without their libraries
         reason = " ".join(str(error).split())[:200]
         raise EngineUnavailable(
             f"the package tensorrt cannot be loaded ({reason}): {GET_PACKAGE}"

@@ -1,4 +1,4 @@
-"""Memory and a stream on the GPU, by the CUDA driver's own interface (package cuda-bindings)."""
+"""Memory and a stream on the GPU, through the CUDA driver API (package cuda-bindings)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from converters.errors import EngineFailed
 
 
 class Device:
-    """The GPU that CUDA shows first, with one stream. Not for several threads."""
+    """The first GPU that CUDA lists, with one stream. Not thread-safe."""
 
     def __init__(self) -> None:
         from cuda.bindings import driver
@@ -26,9 +26,9 @@ class Device:
         return int(self._stream)
 
     @contextmanager
-    def room(self, array: np.ndarray) -> Iterator[int]:
-        """The address of as much memory on the GPU as the array has; freed afterwards."""
-        # CUDA gives no block of 0 bytes, and TensorRT wants an address for an empty tensor too.
+    def buffer(self, array: np.ndarray) -> Iterator[int]:
+        """The address of GPU memory of the array's size; freed afterwards."""
+        # CUDA allocates no block of 0 bytes, but TensorRT needs an address for empty tensors too.
         address = self._call(self._cuda.cuMemAlloc(max(1, array.nbytes)))
         try:
             yield int(address)
@@ -36,24 +36,24 @@ class Device:
             self._call(self._cuda.cuMemFree(address))
 
     def put(self, array: np.ndarray, address: int) -> None:
-        """Copy a contiguous array to the GPU, in the stream's order."""
+        """Copy a contiguous array to the GPU, in stream order."""
         if array.nbytes:
             source = array.ctypes.data
             self._call(self._cuda.cuMemcpyHtoDAsync(address, source, array.nbytes, self._stream))
 
     def get(self, address: int, array: np.ndarray) -> None:
-        """Fill a contiguous array from the GPU, in the stream's order."""
+        """Fill a contiguous array from the GPU, in stream order."""
         if array.nbytes:
             target = array.ctypes.data
             self._call(self._cuda.cuMemcpyDtoHAsync(target, address, array.nbytes, self._stream))
 
     def wait(self) -> None:
-        """Return when the stream has done everything."""
+        """Return when the stream has finished."""
         self._call(self._cuda.cuStreamSynchronize(self._stream))
 
-    def _call(self, answer: tuple[Any, ...]) -> Any:
-        """What a call of the driver gave; EngineFailed with its name for the error."""
-        error, *given = answer
+    def _call(self, result: tuple[Any, ...]) -> Any:
+        """The value of a driver call; EngineFailed with the name of its error."""
+        error, *values = result
         if int(error):
-            raise EngineFailed(f"the CUDA driver says {error.name}: see nvidia-smi and dmesg")
-        return given[0] if given else None
+            raise EngineFailed(f"the CUDA driver reports {error.name}: see nvidia-smi and dmesg")
+        return values[0] if values else None

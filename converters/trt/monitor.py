@@ -1,6 +1,6 @@
-"""TensorRT's two callbacks: what it says, and how far it is.
+"""TensorRT's two callbacks: its log and its progress.
 
-Every name of TensorRT's in this file is looked up in the binaries of two releases
+Every TensorRT name in this file is looked up in the binaries of two releases
 (tests/converters/test_trt_names.py).
 """
 
@@ -10,7 +10,7 @@ from converters.trt.progress import ProgressLine
 
 
 class Log(trt.ILogger):
-    """Keeps the errors, for the message of the one that is raised."""
+    """Collects the errors, for the message of the exception."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)

@@ -1,4 +1,4 @@
-"""What an ONNX graph takes, as TensorSpecs: the file is the truth about ranks and types."""
+"""The inputs of an ONNX graph as TensorSpecs: the file is the authority on ranks and types."""
 
 from pathlib import Path
 
@@ -26,30 +26,30 @@ DTYPES = {
 
 
 def read_inputs(path: Path) -> tuple[TensorSpec, ...]:
-    """The graph's inputs, the batch axis left out; SourceMissing or SourceRefused."""
+    """The graph's inputs without their batch axis; SourceMissing or SourceRefused."""
     if not path.is_file():
         raise SourceMissing(f"there is no file {path}")
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's error has no public class
-        raise SourceRefused(f"{path} is no ONNX file: {error}") from error
-    outside = [t.name for t in graph.initializer if t.data_location == TensorProto.EXTERNAL]
-    if outside:
+        raise SourceRefused(f"{path} is not an ONNX file: {error}") from error
+    external = [t.name for t in graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if external:
         raise SourceRefused(
-            f"{path} keeps {outside[0]!r} in another file: save it as one (onnx.save does, up to "
-            "2 GiB), so that what lies beside the engine is all of it"
+            f"{path} stores {external[0]!r} in another file: save the model as a single file "
+            "(onnx.save does, up to 2 GiB), so that the graph beside the engine is complete"
         )
     constants = {tensor.name for tensor in graph.initializer}
-    return tuple(_spec(each, path) for each in graph.input if each.name not in constants)
+    return tuple(_spec(value, path) for value in graph.input if value.name not in constants)
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
-    kind = value.type.tensor_type
-    dims = [axis.dim_value or -1 for axis in kind.shape.dim]
-    dtype = TensorProto.DataType.Name(kind.elem_type)
+    tensor = value.type.tensor_type
+    dims = [axis.dim_value or -1 for axis in tensor.shape.dim]
+    dtype = TensorProto.DataType.Name(tensor.elem_type)
     if dtype not in DTYPES:
         raise SourceRefused(
-            f"{path}: input {value.name!r} is {dtype}, which TensorRT does not take"
+            f"{path}: input {value.name!r} is {dtype}, which TensorRT does not support"
         )
     if not dims or dims[0] != -1:
         raise SourceRefused(

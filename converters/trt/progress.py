@@ -1,7 +1,7 @@
-"""How far a build is, in one line. Knows no TensorRT: ``monitor`` passes on what that says.
+"""The progress of a build, in one line. Independent of TensorRT: ``monitor`` forwards its reports.
 
-TensorRT reports nested phases of a known number of steps. The share that is done is that of the
-outermost, moved on by the share of the one inside it, and so on.
+TensorRT reports nested phases of a known number of steps. The share done is that of the outermost
+phase, plus the share of the phase inside its current step, and so on.
 """
 
 import threading
@@ -20,9 +20,9 @@ class _Phase:
 
 
 class ProgressLine:
-    """``stop`` is set from another thread; TensorRT then ends the build after its present step.
+    """``stop`` is set from another thread; TensorRT then ends the build after the current step.
 
-    On a terminal one line is written over and over; elsewhere a line for each tenth.
+    On a terminal one line is overwritten; elsewhere there is a line for each tenth.
     """
 
     def __init__(self, out: TextIO, stop: threading.Event) -> None:
@@ -37,7 +37,7 @@ class ProgressLine:
             self._show()
 
     def stepped(self, name: str, step: int) -> bool:
-        """Whether to go on."""
+        """Whether to continue."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
@@ -50,27 +50,27 @@ class ProgressLine:
             self._show()
 
     def close(self) -> None:
-        """End the line, so that what comes next begins its own."""
+        """End the line, so that the next output starts a new one."""
         if self._out.isatty() and self._tenth >= 0:
             self._out.write("\n")
             self._out.flush()
 
     def share(self) -> float:
-        """How much is done, 0 to 1."""
-        share, worth, name = 0.0, 1.0, self._inside(None)
+        """The share that is done, 0 to 1."""
+        share, weight, name = 0.0, 1.0, self._inside(None)
         while name:
             phase = self._phases[name]
-            share += worth * min(1.0, phase.done / phase.steps)
-            worth /= phase.steps
+            share += weight * min(1.0, phase.done / phase.steps)
+            weight /= phase.steps
             name = self._inside(name)
         return min(1.0, share)
 
     def _inside(self, parent: str | None) -> str | None:
-        """The newest phase whose parent this is; a parent that was never told of counts as none."""
+        """The newest phase with this parent; a parent that was never reported counts as None."""
         names = [
-            each.name
-            for each in self._phases.values()
-            if (each.parent if each.parent in self._phases else None) == parent
+            phase.name
+            for phase in self._phases.values()
+            if (phase.parent if phase.parent in self._phases else None) == parent
         ]
         return names[-1] if names else None
 

@@ -1,6 +1,6 @@
 """``reproduce.sh`` beside an engine: the exact command, from any folder, on any machine.
 
-It builds into another folder: what is published must stay what its manifest says.
+It builds into another folder: a published version must stay what its manifest says.
 """
 
 import shlex
@@ -15,12 +15,13 @@ TARGET = "rebuilt-engine"
 
 
 def write(folder: Path, options: Namespace) -> None:
-    """The script for what was wished of ``onnx2trt``."""
+    """Write the script for these options of ``onnx2trt``."""
     atomic_write(folder / SCRIPT, script(options), mode=0o755)
 
 
 def script(options: Namespace) -> str:
-    """POSIX shell. The ONNX file is the one beside; everything else is as it was given."""
+    """The POSIX shell script. It takes the ONNX file from its own folder and everything else from
+    ``options``."""
     flags = [f"--max-batch={options.max_batch}", f"--usual-batch={options.usual_batch}"]
     if options.lengths:
         flags.append(f"--lengths={','.join(map(str, options.lengths))}")
@@ -37,7 +38,7 @@ def script(options: Namespace) -> str:
             'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
             f"python={shlex.quote(sys.executable)}",
             '[ -x "$python" ] || python=python3',
-            # -P: a folder called converters where the user happens to stand is not ours.
+            # -P: a folder named converters in the user's working directory is not ours.
             'exec "${PYTHON:-$python}" -P -m converters.onnx2trt '
             f'"$here/{ENGINE_FILE}" --output "${{1:-{TARGET}}}" {shlex.join(flags)}',
             "",

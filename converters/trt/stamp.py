@@ -1,7 +1,7 @@
 """What a plan is bound to, in ``model.plan.json`` beside it.
 
-A plan is machine code for one TensorRT and one kind of GPU. Whatever of the stamp differs, the plan
-is built again from the ONNX file that lies beside it, and never tried.
+A plan is machine code for one TensorRT and one kind of GPU. If any field of the stamp differs, the
+plan is never tried, but built again from the ONNX file beside it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Shapes = list[dict[str, list[list[int]]]]
 
 @dataclass(frozen=True)
 class Stamp:
-    """``profiles``: for each profile and input, its least, usual and most shape."""
+    """``profiles``: the minimum, usual and maximum shape of each input in each profile."""
 
     tensorrt: str
     compute_capability: str
@@ -30,13 +30,13 @@ class Stamp:
     profiles: Shapes
 
     def differences(self, other: "Stamp") -> list[str]:
-        """What ``other`` has otherwise, for a person."""
-        mine, theirs = asdict(self), asdict(other)
-        short = ("onnx_sha256", "profiles")
+        """The fields in which ``other`` differs, in readable form."""
+        built, here = asdict(self), asdict(other)
+        unreadable = ("onnx_sha256", "profiles")
         return [
-            f"another {name}" if name in short else f"{name} {mine[name]}, here {theirs[name]}"
-            for name in mine
-            if mine[name] != theirs[name]
+            f"another {name}" if name in unreadable else f"{name} {built[name]}, here {here[name]}"
+            for name in built
+            if built[name] != here[name]
         ]
 
 
@@ -56,8 +56,8 @@ def stamp_of(onnx: Path, gpu: Gpu, tensorrt: str, profiles: Sequence[Profile]) -
 
 
 def write(folder: Path, plan: bytes, stamp: Stamp) -> None:
-    """The plan and its stamp, each by one rename. In between there is none: a plan without its own
-    stamp counts as none."""
+    """Write the plan and its stamp, each with one rename. In between there is no engine: a plan
+    without its own stamp does not count."""
     (folder / STAMP_FILE).unlink(missing_ok=True)
     atomic_write(folder / PLAN_FILE, plan)
     fields = {**asdict(stamp), "plan_sha256": hashlib.sha256(plan).hexdigest()}
@@ -65,7 +65,7 @@ def write(folder: Path, plan: bytes, stamp: Stamp) -> None:
 
 
 def read(folder: Path) -> Stamp | None:
-    """The stamp of the plan in ``folder``; None where there is no plan, or not the stamp's."""
+    """The stamp of the plan in ``folder``; None if there is no plan, or not the stamped one."""
     try:
         fields = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
         if fields.pop("plan_sha256") != sha256(folder / PLAN_FILE):
@@ -75,12 +75,12 @@ def read(folder: Path) -> Stamp | None:
         return None
 
 
-def why_build(folder: Path, wanted: Stamp) -> str:
-    """Why the plan in ``folder`` cannot be used for what is wanted; "" when it can."""
-    found = read(folder)
-    if found is None:
+def why_build(folder: Path, target: Stamp) -> str:
+    """Why the plan in ``folder`` cannot be used as ``target``; "" if it can."""
+    built = read(folder)
+    if built is None:
         return "there is no plan with its stamp"
-    return "; ".join(found.differences(wanted))
+    return "; ".join(built.differences(target))
 
 
 def sha256(path: Path) -> str:

@@ -1,10 +1,9 @@
-"""A stand-in for the package tensorrt, for what the real one cannot do without a GPU: our own
-orchestration is what is tested with it. That TensorRT has these names is looked up in its binaries
-(test_trt_names.py), that they take these arguments by mypy in its stubs; that it answers rightly
-nobody has seen (docs/gpu.md).
+"""A fake of the package tensorrt, which needs a GPU: it tests our own orchestration. Its binaries
+show that TensorRT has these names (test_trt_names.py), and mypy with its stubs that they take these
+arguments; that its answers are right is not tested here (docs/gpu.md).
 
-A "plan" is the ONNX graph with the profiles that it was built with; ONNX Runtime computes what the
-plan is asked, on arrays that lie in this process's own memory.
+A "plan" is the ONNX graph with the profiles it was built with; ONNX Runtime executes it, on arrays
+in this process's own memory.
 """
 
 import ctypes
@@ -21,7 +20,7 @@ import numpy as np
 
 VERSION = "10.13.3.9"
 STEPS = 4
-# What the last build was told, and what to do instead of building.
+# What the last build received, and what to do instead of building.
 seen: dict[str, Any] = {}
 faults: dict[str, Any] = {}
 
@@ -75,13 +74,13 @@ class Builder:
                 return None
         monitor.phase_finish("Building Engine")
         if "build" in faults:
-            self._log.log(ILogger.Severity.WARNING, "nobody asked for this")
+            self._log.log(ILogger.Severity.WARNING, "an unrelated warning")
             self._log.log(ILogger.Severity.ERROR, faults["build"])
             return None
         config.timings.append("measured")
-        with open(network.onnx, "rb") as file:  # noqa: PTH123 - as TensorRT, of a text
-            head = json.dumps([p.shapes for p in config.profiles]).encode()
-            return head + b"\0" + file.read()
+        with open(network.onnx, "rb") as file:  # noqa: PTH123 - a string, as for TensorRT
+            header = json.dumps([p.shapes for p in config.profiles]).encode()
+            return header + b"\0" + file.read()
 
 
 class _Config:
@@ -101,8 +100,8 @@ class _Config:
         self.profiles.append(profile)
         return faults.get("profile", len(self.profiles) - 1)
 
-    def create_timing_cache(self, kept: bytes) -> bytes:
-        return kept
+    def create_timing_cache(self, cached: bytes) -> bytes:
+        return cached
 
     def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
         if cache.startswith(b"of another GPU"):
@@ -123,8 +122,8 @@ class OnnxParser:
         self._network.onnx = path
         return not self.num_errors
 
-    def get_error(self, place: int) -> Any:
-        return SimpleNamespace(desc=lambda: faults["parse"][place])
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: faults["parse"][index])
 
 
 class Runtime:
@@ -132,11 +131,11 @@ class Runtime:
         self._log = log
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        head, found, graph = plan.partition(b"\0")
-        if not found:
+        header, separator, graph = plan.partition(b"\0")
+        if not separator:
             self._log.log(ILogger.Severity.ERROR, "the plan was built by another TensorRT")
             return None
-        return _Engine(json.loads(head), graph)
+        return _Engine(json.loads(header), graph)
 
 
 class _Engine:
@@ -146,20 +145,20 @@ class _Engine:
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(graph, providers=providers)
         self.profiles = profiles
-        self.ports = {port.name: port for port in self.session.get_inputs()}
-        self._inputs = set(self.ports)
-        self.ports |= {port.name: port for port in self.session.get_outputs()}
-        self.num_io_tensors = len(self.ports)
+        self.tensors = {tensor.name: tensor for tensor in self.session.get_inputs()}
+        self._inputs = set(self.tensors)
+        self.tensors |= {tensor.name: tensor for tensor in self.session.get_outputs()}
+        self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(profiles)
 
-    def get_tensor_name(self, place: int) -> str:
-        return list(self.ports)[place]
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
         return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return _TYPES[self.ports[name].type]
+        return _TYPES[self.tensors[name].type]
 
     def get_tensor_profile_shape(self, name: str, number: int) -> Any:
         return [tuple(dims) for dims in self.profiles[number][name]]
@@ -169,7 +168,7 @@ class _Engine:
 
 
 class _Context:
-    """Refuses a shape outside the profile that is chosen, as TensorRT does."""
+    """Refuses a shape outside the selected profile, as TensorRT does."""
 
     def __init__(self, engine: _Engine) -> None:
         self._engine, self._profile = engine, 0
@@ -191,17 +190,17 @@ class _Context:
             return (faults["axis"],)
         sizes = {
             axis: n
-            for given, shape in self._shapes.items()
-            for axis, n in zip(self._engine.ports[given].shape, shape, strict=True)
+            for fed, shape in self._shapes.items()
+            for axis, n in zip(self._engine.tensors[fed].shape, shape, strict=True)
         }
-        return tuple(sizes.get(axis, axis) for axis in self._engine.ports[name].shape)
+        return tuple(sizes.get(axis, axis) for axis in self._engine.tensors[name].shape)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self._addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
         feed = {name: self._array(name, shape) for name, shape in self._shapes.items()}
-        names = [name for name in self._engine.ports if name not in feed]
+        names = [name for name in self._engine.tensors if name not in feed]
         for name, values in zip(names, self._engine.session.run(names, feed), strict=True):
             self._array(name, values.shape)[...] = values
         return True
@@ -220,25 +219,25 @@ class HostDevice:
     stream = 7
 
     def __init__(self) -> None:
-        self.held: dict[int, Any] = {}
+        self.allocated: dict[int, Any] = {}
         self.pending: list[tuple[np.ndarray, int]] = []
 
     @contextmanager
-    def room(self, array: np.ndarray) -> Any:
+    def buffer(self, array: np.ndarray) -> Any:
         memory = (ctypes.c_char * max(1, array.nbytes))()
         address = ctypes.addressof(memory)
-        self.held[address] = memory
+        self.allocated[address] = memory
         try:
             yield address
         finally:
-            del self.held[address]
+            del self.allocated[address]
 
     def put(self, array: np.ndarray, address: int) -> None:
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def get(self, address: int, array: np.ndarray) -> None:
-        """Done when the stream is waited for, and not before: as on a GPU."""
-        assert address in self.held
+        """Copies when ``wait`` is called, and not before, as on a GPU."""
+        assert address in self.allocated
         self.pending.append((array, address))
 
     def wait(self) -> None:
@@ -248,7 +247,7 @@ class HostDevice:
 
 
 def as_module() -> ModuleType:
-    """This file as ``import tensorrt`` would give it."""
+    """This file as the module that ``import tensorrt`` returns."""
     module = ModuleType("tensorrt")
     module.__dict__.update(vars(sys.modules[__name__]))
     module.__dict__["__version__"] = VERSION

@@ -1,5 +1,5 @@
-"""What rounding hides at the end of a graph is seen layer by layer: planted into each precision's
-own graph, whose answers are often as near as an honest one's."""
+"""Faults that rounding hides at the end of a graph show layer by layer. They are planted into the
+graph of each precision, whose answers are often as close as a correct graph's."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,8 +21,8 @@ EIGHT = [precision for precision in PRECISIONS if precision not in ("fp32", "fp1
 
 
 def mlp() -> onnx.ModelProto:
-    """Two hidden layers over x FP32 [n, 8], whose answers [n, 3] hardly vary: a large bias, and
-    samples that are nearly alike."""
+    """Two hidden layers over x FP32 [n, 8], whose answers [n, 3] hardly vary: the bias is large and
+    the samples are nearly alike."""
     random = np.random.default_rng(5)
     node = helper.make_node
     nodes = [
@@ -38,8 +38,8 @@ def mlp() -> onnx.ModelProto:
     ]
     sizes = [8, WIDTH, WIDTH, 3]
     constants = {
-        f"w_{place}": random.normal(0, 1.5 / np.sqrt(rows), (rows, columns)).astype(np.float32)
-        for place, (rows, columns) in enumerate(pairwise(sizes), start=1)
+        f"w_{number}": random.normal(0, 1.5 / np.sqrt(rows), (rows, columns)).astype(np.float32)
+        for number, (rows, columns) in enumerate(pairwise(sizes), start=1)
     }
     constants |= {
         "b_1": random.normal(0, 1, WIDTH).astype(np.float32),
@@ -69,7 +69,7 @@ def scorer() -> onnx.ModelProto:
 
 
 def padded() -> list[dict[str, np.ndarray]]:
-    """Sentences whose last place is padding."""
+    """Sentences whose last position is padding."""
     feeds = sentences(8)
     for feed in feeds:
         feed["mask"][:, -1] = 0
@@ -81,28 +81,28 @@ def images() -> list[dict[str, np.ndarray]]:
     return [{"x": random.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(6)]
 
 
-Made = tuple[Callable[[], onnx.ModelProto], Callable[[], list[dict[str, np.ndarray]]]]
-MODELS: dict[str, Made] = {
+Model = tuple[Callable[[], onnx.ModelProto], Callable[[], list[dict[str, np.ndarray]]]]
+MODELS: dict[str, Model] = {
     "mlp": (mlp, rows_nearly_alike),
     "scorer": (scorer, rows_nearly_alike),
     "attention": (lambda: attention(-100.0), padded),
-    "attention, masked by the least number": (attention, padded),
+    "attention, masked by the lowest number": (attention, padded),
     "convolutions": (convolutions, images),
 }
 
 
-def _weight(change: Callable[[np.ndarray], np.ndarray], name: str):
+def _changed(change: Callable[[np.ndarray], np.ndarray], name: str):
     def plant(model: onnx.ModelProto) -> None:
-        tensor = next(each for each in model.graph.initializer if each.name == name)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
         values = change(numpy_helper.to_array(tensor))
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
 
     return plant
 
 
-def _left_out(kind: str):
+def _left_out(operator: str):
     def plant(model: onnx.ModelProto) -> None:
-        node = next(each for each in model.graph.node if each.op_type == kind)
+        node = next(node for node in model.graph.node if node.op_type == operator)
         node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name))
 
     return plant
@@ -111,9 +111,9 @@ def _left_out(kind: str):
 def _mask_dropped(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         node.input[:] = ["all" if name == "mask" else name for name in node.input]
-    zero = numpy_helper.from_array(np.zeros(1, np.float32), "none_of_it")
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     model.graph.initializer.append(zero)
-    nothing = helper.make_node("Mul", ["mask", "none_of_it"], ["nothing"])
+    nothing = helper.make_node("Mul", ["mask", "zero"], ["nothing"])
     model.graph.node.insert(0, nothing)
     model.graph.node.insert(1, helper.make_node("Add", ["nothing", "one"], ["all"]))
 
@@ -125,32 +125,32 @@ def _columns_swapped(values: np.ndarray) -> np.ndarray:
 
 
 FAULTS = {
-    ("mlp", "hidden units swapped"): _weight(_columns_swapped, "w_1"),
-    ("mlp", "second layer's units swapped"): _weight(_columns_swapped, "w_2"),
-    ("mlp", "labels swapped"): _weight(_columns_swapped, "w_3"),
-    ("mlp", "layer zeroed"): _weight(np.zeros_like, "w_2"),
-    ("mlp", "layer negated"): _weight(np.negative, "w_2"),
-    ("mlp", "layer turned"): _weight(np.transpose, "w_2"),
-    ("mlp", "layer scaled"): _weight(lambda values: values * np.float32(1.1), "w_2"),
-    ("mlp", "bias shifted"): _weight(lambda values: np.roll(values, 1), "b_2"),
+    ("mlp", "hidden units swapped"): _changed(_columns_swapped, "w_1"),
+    ("mlp", "second layer's units swapped"): _changed(_columns_swapped, "w_2"),
+    ("mlp", "labels swapped"): _changed(_columns_swapped, "w_3"),
+    ("mlp", "layer zeroed"): _changed(np.zeros_like, "w_2"),
+    ("mlp", "layer negated"): _changed(np.negative, "w_2"),
+    ("mlp", "layer transposed"): _changed(np.transpose, "w_2"),
+    ("mlp", "layer scaled"): _changed(lambda values: values * np.float32(1.1), "w_2"),
+    ("mlp", "bias shifted"): _changed(lambda values: np.roll(values, 1), "b_2"),
     ("mlp", "no Relu"): _left_out("Relu"),
     ("mlp", "no LayerNormalization"): _left_out("LayerNormalization"),
     ("mlp", "no Erf"): _left_out("Erf"),
-    ("scorer", "negated"): _weight(np.negative, "w"),
-    ("attention", "keys zeroed"): _weight(np.zeros_like, "w_k"),
-    ("attention", "values negated"): _weight(np.negative, "w_v"),
-    ("attention", "queries' units swapped"): _weight(_columns_swapped, "w_q"),
+    ("scorer", "negated"): _changed(np.negative, "w"),
+    ("attention", "keys zeroed"): _changed(np.zeros_like, "w_k"),
+    ("attention", "values negated"): _changed(np.negative, "w_v"),
+    ("attention", "queries' units swapped"): _changed(_columns_swapped, "w_q"),
     ("attention", "no Softmax"): _left_out("Softmax"),
     ("attention", "no LayerNormalization"): _left_out("LayerNormalization"),
     ("attention", "mask dropped"): _mask_dropped,
-    ("convolutions", "channels rolled"): _weight(lambda values: np.roll(values, 1, 0), "w_1"),
-    ("convolutions", "last layer negated"): _weight(np.negative, "w_2"),
+    ("convolutions", "channels rolled"): _changed(lambda values: np.roll(values, 1, 0), "w_1"),
+    ("convolutions", "last layer negated"): _changed(np.negative, "w_2"),
 }
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Writes a model's graph, with or without a fault, in a precision: the file."""
+def graph_file(tmp_path_factory):
+    """Write a model's graph, with or without a fault, in a precision, and return the file."""
     folder = tmp_path_factory.mktemp("graphs")
 
     def write(model: str, precision: str, fault: str = "") -> Path:
@@ -167,44 +167,43 @@ def written(tmp_path_factory):
     return write
 
 
-def _failed(written, model: str, engine: Path, precision: str) -> list[Check]:
-    layers = Layers(written(model, "fp32"), MODELS[model][1]())
+def _failed(graph_file, model: str, engine: Path, precision: str) -> list[Check]:
+    layers = Layers(graph_file(model, "fp32"), MODELS[model][1]())
     checks = layers.checks(engine, LAYERS[precision][0])
     assert checks
     return [check for check in checks if not check.passed]
 
 
-def _has_form(model: str, precision: str) -> bool:
+def _supports(model: str, precision: str) -> bool:
     return model != "convolutions" or precision in ("fp32", "fp16", "int8")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_an_honest_graph_passes(model, precision, written):
-    if _has_form(model, precision):
-        failed = _failed(written, model, written(model, precision), precision)
+def test_a_correct_graph_passes(model, precision, graph_file):
+    if _supports(model, precision):
+        failed = _failed(graph_file, model, graph_file(model, precision), precision)
         assert [check.line() for check in failed] == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("model", "fault"), FAULTS)
-def test_a_planted_fault_is_seen(model, fault, precision, written):
-    if _has_form(model, precision):
-        engine = written(model, precision, fault)
-        assert _failed(written, model, engine, precision), "passed"
+def test_a_planted_fault_is_detected(model, fault, precision, graph_file):
+    if _supports(model, precision):
+        engine = graph_file(model, precision, fault)
+        assert _failed(graph_file, model, engine, precision), "passed"
 
 
 @pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
 def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision, tmp_path):
-    """Two inputs that are the same in every sample: their rows of weights can be swapped, and no
-    answer shows it."""
+    """Two inputs are equal in every sample: swapping their rows of weights changes no answer."""
     feeds = [{"x": np.full((1, 8), value, np.float32)} for value in (0.5, 1, 2)]
     model = mlp()
     for name in ("good", "bad"):
         source = tmp_path / f"{name}.onnx"
         onnx.save(model, source)
         write_precision(precision, source, tmp_path / f"{name}-8.onnx", lambda: iter(feeds))
-        _weight(lambda rows: rows[[1, 0, *range(2, len(rows))]], "w_1")(model)
+        _changed(lambda rows: rows[[1, 0, *range(2, len(rows))]], "w_1")(model)
     layers = Layers(tmp_path / "good.onnx", feeds)
     limits = LAYERS[precision][0]
     assert all(check.passed for check in layers.checks(tmp_path / "good-8.onnx", limits))
@@ -214,28 +213,27 @@ def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision,
 
 
 @pytest.mark.parametrize("model", ["mlp", "convolutions"])
-def test_scales_measured_on_zeros_are_seen(model, written, tmp_path):
+def test_scales_measured_on_zeros_are_detected(model, graph_file, tmp_path):
     make, feeds = MODELS[model]
     onnx.save(make(), tmp_path / "source.onnx")
     engine = tmp_path / "engine.onnx"
     zeros = [{name: np.zeros_like(values) for name, values in feed.items()} for feed in feeds()]
     write_precision("int8", tmp_path / "source.onnx", engine, lambda: iter(zeros))
-    assert _failed(written, model, engine, "int8")
+    assert _failed(graph_file, model, engine, "int8")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_operator_put_in_between_is_seen(precision, written, tmp_path):
-    """Into the precision's own graph, under a name that the original does not have."""
-    model = onnx.load(written("mlp", precision))
+def test_an_inserted_operator_is_detected(precision, graph_file, tmp_path):
+    """Inserted into the precision's graph, under a name that the original does not have."""
+    model = onnx.load(graph_file("mlp", precision))
     reader = next(node for node in model.graph.node if "even" in "".join(node.input))
-    name = next(each for each in reader.input if "even" in each)
+    tensor = next(name for name in reader.input if "even" in name)
     for node in model.graph.node:
-        node.input[:] = ["turned" if each == name else each for each in node.input]
-    maker = next(place for place, n in enumerate(model.graph.node) if name in n.output)
-    turned = helper.make_node("Neg", [name], ["turned"])
-    model.graph.node.insert(maker + 1, turned)
+        node.input[:] = ["negated" if name == tensor else name for name in node.input]
+    producer = next(index for index, n in enumerate(model.graph.node) if tensor in n.output)
+    model.graph.node.insert(producer + 1, helper.make_node("Neg", [tensor], ["negated"]))
     onnx.save(model, tmp_path / "bad.onnx")
-    assert _failed(written, "mlp", tmp_path / "bad.onnx", precision)
+    assert _failed(graph_file, "mlp", tmp_path / "bad.onnx", precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -259,7 +257,7 @@ def test_rows_of_a_table_that_no_sample_reads_are_compared(precision, tmp_path):
         write_precision(
             precision, tmp_path / f"{name}.onnx", tmp_path / f"{name}-8.onnx", lambda: iter(feeds)
         )
-        _weight(lambda rows: np.concatenate([rows[:40], rows[:39:-1]]), "table")(model)
+        _changed(lambda rows: np.concatenate([rows[:40], rows[:39:-1]]), "table")(model)
     layers = Layers(tmp_path / "good.onnx", feeds)
     limits = LAYERS[precision][0]
     assert all(check.passed for check in layers.checks(tmp_path / "good-8.onnx", limits))

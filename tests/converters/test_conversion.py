@@ -1,4 +1,4 @@
-"""Conversion: cached by content, refused when the proof fails, nothing left when it breaks."""
+"""Conversion: cached by content, refused if the proof fails, no files left behind on errors."""
 
 import errno
 import os
@@ -30,14 +30,14 @@ def conversion_request(tmp_path):
 
 
 def _say(text: str) -> None:
-    """Progress is not what is tested here."""
+    """Progress is not tested here."""
 
 
 def _entries(cache):
     return sorted(path.name for path in (cache_root() / "conversions").iterdir())
 
 
-def test_a_conversion_holds_the_engine_the_steps_and_its_proof(conversion_request, cache):
+def test_a_conversion_has_the_engine_the_steps_and_its_proof(conversion_request, cache):
     converted = convert(Doubling(conversion_request), ConversionOptions(), _say)
     assert converted.engine.is_file()
     assert converted.step_files("pre")["note.txt"].read_text() == "carried over"
@@ -48,7 +48,7 @@ def test_a_conversion_holds_the_engine_the_steps_and_its_proof(conversion_reques
     assert "| ok | parity |" in (converted.engine.parent / "proof.md").read_text()
 
 
-def test_the_same_source_is_asked_once_and_a_changed_one_again(conversion_request, tmp_path):
+def test_a_source_answers_once_and_again_when_it_changes(conversion_request, tmp_path):
     first, second = Doubling(conversion_request), Doubling(conversion_request)
     assert (
         convert(first, ConversionOptions(), _say).engine
@@ -62,22 +62,20 @@ def test_the_same_source_is_asked_once_and_a_changed_one_again(conversion_reques
     assert second.asked == 1
 
 
-def test_another_name_does_not_ask_the_original_again(conversion_request):
+def test_another_name_does_not_run_the_original_again(conversion_request):
     first = Doubling(conversion_request)
     second = Doubling(replace(conversion_request, name="double"))
-    one, other = (
-        convert(first, ConversionOptions(), _say),
-        convert(second, ConversionOptions(), _say),
-    )
+    twice = convert(first, ConversionOptions(), _say)
+    double = convert(second, ConversionOptions(), _say)
     assert (first.asked, second.asked) == (1, 0)
-    assert (one.reference.name, other.reference.name) == ("twice", "double")
-    assert (one.record.name, other.record.name) == ("twice", "double")
-    assert one.record.proofs[0].subject == "twice: the graph"
-    assert other.record.proofs[0].subject == "double: the graph"
-    assert one.engine != other.engine
+    assert (twice.reference.name, double.reference.name) == ("twice", "double")
+    assert (twice.record.name, double.record.name) == ("twice", "double")
+    assert twice.record.proofs[0].subject == "twice: the graph"
+    assert double.record.proofs[0].subject == "double: the graph"
+    assert twice.engine != double.engine
 
 
-def test_another_precision_does_not_ask_the_original_again(conversion_request):
+def test_another_precision_does_not_run_the_original_again(conversion_request):
     task = Doubling(conversion_request)
     assert (
         convert(task, ConversionOptions("fp16"), _say).engine
@@ -93,11 +91,11 @@ def test_a_wrong_graph_is_refused_with_sample_element_and_both_values(conversion
     text = str(failure.value)
     assert "parity" in text and "'row 3' element 2" in text
     assert "24.12" in text and "original 24" in text
-    # The original's answers are kept (they are right), the precision is not.
+    # The original's answers stay in the cache (they are right), the converted graph does not.
     assert len(_entries(cache)) == 1
 
 
-def test_a_failed_proof_is_published_only_with_a_reason_which_is_kept(conversion_request):
+def test_a_failed_proof_is_published_only_with_a_reason_which_is_recorded(conversion_request):
     task = Doubling(conversion_request, graph_factor=2.01)
     converted = convert(task, ConversionOptions(accepted="known | drift"), _say)
     assert not converted.record.passed and converted.record.accepted == "known | drift"
@@ -121,13 +119,13 @@ def test_a_task_refuses_a_precision_that_it_does_not_have(conversion_request):
         convert(task, ConversionOptions("w8"), _say)
 
 
-def test_an_interrupt_leaves_nothing(conversion_request, cache):
+def test_an_interrupt_leaves_no_files(conversion_request, cache):
     with pytest.raises(KeyboardInterrupt):
         convert(Doubling(conversion_request, fails_in="ask"), ConversionOptions(), _say)
     assert _entries(cache) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(conversion_request, cache):
+def test_a_full_disk_is_reported_and_leaves_no_files(conversion_request, cache):
     def full(folder):
         (folder / "half").write_bytes(b"x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -137,15 +135,15 @@ def test_a_full_disk_is_said_and_leaves_nothing(conversion_request, cache):
     assert _entries(cache) == []
 
 
-def test_what_a_killed_process_left_is_cleared_up(conversion_request, cache):
+def test_folders_of_killed_processes_are_removed(conversion_request, cache):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     folder = cache_root() / "conversions"
     for pid in (ended.pid, os.getpid()):
         (folder / f"{BUILDING}{pid}-abc").mkdir(parents=True)
     convert(Doubling(conversion_request), ConversionOptions(), _say)
-    left = [name for name in _entries(cache) if name.startswith(BUILDING)]
-    assert left == [f"{BUILDING}{os.getpid()}-abc"]
+    unfinished = [name for name in _entries(cache) if name.startswith(BUILDING)]
+    assert unfinished == [f"{BUILDING}{os.getpid()}-abc"]
 
 
 def test_a_graph_that_cannot_run_fails_its_proof(conversion_request, tmp_path):

@@ -1,4 +1,4 @@
-"""Samples that can tell, sources that say why they are not taken, and what proof.md says."""
+"""Samples that exercise a model, sources that are refused with a reason, and ``proof.md``."""
 
 import textwrap
 
@@ -27,7 +27,7 @@ from tidegate.convert import command
 from tidegate.task_registry import why_not_taken
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
-# Each exports and proves, in processes of their own: a busy machine takes minutes for one.
+# Each test exports and proves in separate processes: a busy machine takes minutes for one.
 pytestmark = pytest.mark.timeout(300)
 
 MODULES = """
@@ -134,7 +134,7 @@ constant = lambda: (Constant(), {"x": X})
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    name = f"brought_{tmp_path.name.replace('-', '_')}"
+    name = f"imported_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(MODULES))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -154,15 +154,15 @@ def _check_of(checks, name):
     return next(check for check in checks if check.name.startswith(name))
 
 
-def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, tmp_path):
-    """The example holds nothing but id 0; rows 1 to 499 backwards passed."""
+def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_detected(modules, tmp_path):
+    """The example contains only id 0; reversing rows 1 to 499 once passed."""
     task = Tensors(ConversionRequest("t", f"{modules}:ids"))
     assert task.source.ids()["ids"].tolist() == [500] * 6
     (group,) = task.groups
     assert len(np.unique(group["ids"])) > 400
     converted = _proved(task)
     model = onnx.load(converted.engine)
-    table = next(each for each in model.graph.initializer if list(each.dims) == [500, 8])
+    table = next(t for t in model.graph.initializer if list(t.dims) == [500, 8])
     rows = numpy_helper.to_array(table).copy()
     rows[1:] = rows[1:][::-1]
     table.CopyFrom(numpy_helper.from_array(rows, table.name))
@@ -174,7 +174,7 @@ def test_ids_are_drawn_from_the_whole_table_and_reversed_rows_are_seen(modules, 
     assert "of 500 rows of its table were read" in page
     assert "the task's own set" in page
     assert "Proved on 20" in page
-    assert "lie " in page
+    assert "the original's answers vary by" in page
 
 
 def test_a_flat_output_is_declared_with_a_reshape(modules):
@@ -205,7 +205,7 @@ def test_a_module_that_cannot_be_converted_says_why_in_a_line(modules, factory, 
     assert "\n" not in str(refused.value)
 
 
-def test_a_module_that_remembers_is_refused(modules):
+def test_a_module_with_state_is_refused(modules):
     with pytest.raises(ConversionError, match="a fresh one answers"):
         Tensors(ConversionRequest("t", f"{modules}:remembers")).ask(
             __import__("pathlib").Path.cwd(), _quiet
@@ -220,7 +220,9 @@ def test_scales_are_not_measured_on_an_example_of_zeros(modules):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8", "int8-rows", "int8-dynamic"])
-def test_a_scorer_is_proved_at_every_precision_and_each_fault_is_seen(modules, precision, tmp_path):
+def test_a_scorer_is_proved_at_every_precision_and_faults_are_detected(
+    modules, precision, tmp_path
+):
     task = Tensors(ConversionRequest("t", f"{modules}:mlp"))
     converted = _proved(task, precision)
     checks = [check for proof in converted.record.proofs for check in proof.checks]
@@ -228,7 +230,7 @@ def test_a_scorer_is_proved_at_every_precision_and_each_fault_is_seen(modules, p
     assert (
         "one layer skipped"
         in _check_of(checks, "self-test: planted faults that would pass, graphs")
-        .worst.partition("seen: ")[2]
+        .worst.partition("detected: ")[2]
         .partition(";")[0]
     )
     for fault in ("constant", "negated", "scaled"):
@@ -245,27 +247,27 @@ def _after_the_output(graph, fault):
     """0.5 always, 1 - p, or p / 2."""
     name = graph.output[0].name
     for node in graph.node:
-        node.output[:] = ["own" if each == name else each for each in node.output]
+        node.output[:] = ["original" if output == name else output for output in node.output]
     factor, offset = {"constant": (0, 0.5), "negated": (-1, 1), "scaled": (0.5, 0)}[fault]
     for key, value in (("factor", factor), ("offset", offset)):
         graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), f"t_{key}"))
-    graph.node.append(helper.make_node("Mul", ["own", "t_factor"], ["t_scaled"]))
+    graph.node.append(helper.make_node("Mul", ["original", "t_factor"], ["t_scaled"]))
     graph.node.append(helper.make_node("Add", ["t_scaled", "t_offset"], [name]))
 
 
-def test_a_constant_original_is_said_to_be_one(modules):
+def test_a_constant_original_is_reported(modules):
     task = Tensors(ConversionRequest("t", f"{modules}:constant"))
     assert any("CONSTANT" in line for line in _proved(task).record.exercised)
 
 
-def test_samples_that_are_no_npz_are_refused_in_a_line(tmp_path):
+def test_samples_that_are_not_npz_are_refused_in_a_line(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 4)))
     task_inputs = [type("P", (), {"name": "x", "dtype": "FP32", "dims": (4,)})()]
     with pytest.raises(SourceRefused, match=r"savez\('samples.npz', x=rows\)"):
         read_npz(tmp_path / "x.npy", task_inputs)
 
 
-def test_a_graph_that_computes_in_fp16_is_proved_as_such(tmp_path):
+def test_a_graph_that_computes_in_fp16_is_proved_as_fp16(tmp_path):
     weight = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float16)
     nodes = [
         helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
@@ -285,7 +287,7 @@ def test_a_graph_that_computes_in_fp16_is_proved_as_such(tmp_path):
 
 
 def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
-    """JSON has no FP16. What is nearer than FP16 tells apart is one number to the original."""
+    """JSON has no FP16. Numbers closer than FP16 can distinguish are the same to the original."""
     weight = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float16)
     half = TensorProto.FLOAT16
     graph = helper.make_graph(
@@ -298,16 +300,17 @@ def test_an_fp16_input_is_served_as_fp32_and_rounded_inside(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     task = Tensors(ConversionRequest("t", str(tmp_path / "m.onnx")))
-    assert [port.dtype for port in task.source.inputs] == ["FP32"]
+    assert [tensor.dtype for tensor in task.source.inputs] == ["FP32"]
     converted = _proved(task)
     assert converted.record.passed
     import onnxruntime
 
     row = np.linspace(-1, 1, 6, dtype=np.float32)[None]
-    own, ours = (onnxruntime.InferenceSession(str(path)) for path in
-                 (tmp_path / "m.onnx", converted.engine))  # fmt: skip
-    (wanted,), (got,) = own.run(None, {"x": row.astype(np.float16)}), ours.run(None, {"x": row})
-    assert np.array_equal(got, wanted)
+    original = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    engine = onnxruntime.InferenceSession(str(converted.engine))
+    (expected,) = original.run(None, {"x": row.astype(np.float16)})
+    (actual,) = engine.run(None, {"x": row})
+    assert np.array_equal(actual, expected)
     declared = declare("t", converted.reference.metadata, task.golden(converted.reference), {})
     assert declared.public.inputs[0].dtype == "FP32"
 
@@ -328,8 +331,8 @@ def test_local_response_normalisation_is_proved_by_onnx_runtime(tmp_path):
     assert str(converted.reference.answers["oracle"]) == "ONNX Runtime without optimisation"
 
 
-def test_the_ids_that_a_graph_takes_are_found_by_asking_it(tmp_path):
-    """Columns with tables of their own, one behind an offset, and numbers that have no limit."""
+def test_the_ids_that_a_graph_accepts_are_found_by_trying(tmp_path):
+    """Columns with separate tables, one after an offset, and numbers without a limit."""
     first, second = (np.zeros((rows, 2), np.float32) for rows in (70, 30))
     nodes = [
         helper.make_node("Gather", ["ids", "0"], ["a"], axis=1),
@@ -353,14 +356,14 @@ def test_the_ids_that_a_graph_takes_are_found_by_asking_it(tmp_path):
     assert set(group["ids"][:, 1]) == set(range(10))
 
 
-def test_columns_with_tables_of_their_own_are_read_and_the_rest_is_named(modules, tmp_path):
-    """An example of zeros: any table could be reversed, but for its row 0."""
+def test_columns_with_separate_tables_are_read_and_the_rest_is_named(modules, tmp_path):
+    """With an example of zeros, any table could be reversed except for its row 0."""
     task = Tensors(ConversionRequest("t", f"{modules}:columns"))
     assert task.source.ids()["cats"].tolist() == [5, 40, 300]
     converted = _proved(task)
     for rows in (5, 40, 300):
         model = onnx.load(converted.engine)
-        table = next(each for each in model.graph.initializer if list(each.dims) == [rows, 4])
+        table = next(t for t in model.graph.initializer if list(t.dims) == [rows, 4])
         values = numpy_helper.to_array(table).copy()
         values[1:] = values[1:][::-1]
         table.CopyFrom(numpy_helper.from_array(values, table.name))
@@ -383,7 +386,7 @@ def test_a_mask_of_ones_and_an_example_of_zeros_are_varied():
     from converters.sources.tensor_source import TensorInfo
     from converters.tensors.samples import variations
 
-    ports = [
+    tensors = [
         TensorInfo("mask", "INT64", (6,)),
         TensorInfo("count", "INT32", ()),
         TensorInfo("on", "BOOL", (4,)),
@@ -393,7 +396,7 @@ def test_a_mask_of_ones_and_an_example_of_zeros_are_varied():
         "count": np.zeros(2, np.int32),
         "on": np.ones((2, 4), bool),
     }
-    (group,) = variations(example, ports)
+    (group,) = variations(example, tensors)
     assert set(np.unique(group["mask"])) == {0, 1}
     assert (group["mask"][:, 0] == 1).all()
     assert len(np.unique(group["count"])) > 1
@@ -408,8 +411,8 @@ def test_special_tokens_are_among_the_samples():
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_special_tokens_in_a_text_are_read_as_the_original_reads_them(tmp_path, split):
-    """``split_special_tokens`` is a setting of the class, and tokenizer.json does not have it."""
+def test_special_tokens_in_a_text_are_tokenised_as_the_original_does(tmp_path, split):
+    """``split_special_tokens`` is a setting of the class; tokenizer.json does not have it."""
     save_classifier("bert", tmp_path)
     word_tokenizer(64, split_special_tokens=split).save_pretrained(tmp_path)
     from transformers import AutoTokenizer
@@ -450,29 +453,31 @@ def test_other_formats_say_what_to_do(source):
     assert "does not say what the model does" not in run.output
 
 
-def test_a_grade_goes_by_what_was_measured():
+def test_a_grade_follows_the_measurement():
     broken = Check("batch invariance: y", 0.3, 1e-4, passed=False)
     assert measured_grade("fp32", [broken]) == "answers depend on the batch"
     assert measured_grade("fp32", []) == "answers do not depend on the batch"
 
 
-def test_what_an_oracle_says_last_is_one_line():
-    said = "Traceback (most recent call last):\n  File x\n\x1b[96mIndexError: index out of range\n"
-    assert last_words(said).startswith("IndexError: index out of range: a token")
-    assert last_words("") == "it said nothing"
+def test_the_last_words_of_an_oracle_are_one_line():
+    stderr = (
+        "Traceback (most recent call last):\n  File x\n\x1b[96mIndexError: index out of range\n"
+    )
+    assert last_words(stderr).startswith("IndexError: index out of range: a token")
+    assert last_words("") == "no message"
 
 
-def test_an_original_that_answers_the_same_again_has_no_past():
+def test_an_original_with_the_same_answers_again_keeps_no_state():
     first = np.random.default_rng(0).standard_normal((20, 3))
-    paths = places_again(20)
-    assert paths[0] == 19
-    names = [str(place) for place in range(20)]
-    require_no_past(first, first[paths], paths, names)
+    positions = places_again(20)
+    assert positions[0] == 19
+    names = [str(position) for position in range(20)]
+    require_no_past(first, first[positions], positions, names)
     with pytest.raises(SystemExit, match="a fresh one answers"):
-        require_no_past(first, first[paths] + 0.01, paths, names)
+        require_no_past(first, first[positions] + 0.01, positions, names)
 
 
-def test_graph_faults_are_what_they_say(tmp_path):
+def test_graph_faults_do_what_they_say(tmp_path):
     mask = helper.make_node("Cast", ["attention_mask"], ["m"], to=F)
     nodes = [mask, helper.make_node("MatMul", ["m", "w"], ["y"])]
     graph = helper.make_graph(

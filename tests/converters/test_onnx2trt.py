@@ -1,7 +1,7 @@
-"""``onnx2trt``: what it tells TensorRT, what it leaves behind, what it says where there is none.
+"""``onnx2trt``: what it configures in TensorRT, which files it writes, and its messages.
 
-TensorRT itself is a stand-in here (fake_trt.py says what for), the GPU a program called nvidia-smi;
-what is missing on this machine is really missing.
+TensorRT itself is a fake here (see fake_trt.py), the GPU a program called nvidia-smi; in the tests
+of what is missing, it really is missing.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def _names(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-# ------------------------------------------------------------------------------------ not here
+# ------------------------------------------------------------------------------- without a GPU
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
@@ -64,17 +64,19 @@ def test_without_a_gpu_it_says_so_in_one_line_and_how_to_get_one(graph, tmp_path
         run = _run(*command, *arguments, cwd=folder)
         assert run.returncode == onnx2trt.UNAVAILABLE, run.stderr
         assert run.stderr.count("\n") == 1
-        assert run.stderr.startswith("onnx2trt: no NVIDIA GPU: nvidia-smi is not here; run this on")
+        assert run.stderr.startswith("onnx2trt: no NVIDIA GPU: nvidia-smi not found; run this on")
         assert not (tmp_path / "e").exists()
 
 
 def test_without_the_package_it_says_that_and_how_to_get_it(graph, tmp_path, monkeypatch, capsys):
-    """The type stubs' folder, which Python imports as an empty namespace, is no TensorRT."""
+    """The folder of the type stubs, which Python imports as an empty namespace, does not count."""
     monkeypatch.setenv("PATH", str(plant_gpu(tmp_path / "bin")) + ":" + os.environ["PATH"])
     assert "tensorrt" not in sys.modules
     assert _build(graph, tmp_path / "engine") == onnx2trt.UNAVAILABLE
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "the package tensorrt is not installed: pip install" in said
+    message = capsys.readouterr().err
+    assert (
+        message.count("\n") == 1 and "the package tensorrt is not installed: pip install" in message
+    )
     assert _names(tmp_path / "engine") == []
 
 
@@ -86,7 +88,7 @@ def test_a_package_whose_libraries_are_missing_says_that(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("row", "code"), [("No devices were found", 6), ("", 0), ("a, b", 0)])
-def test_a_driver_that_shows_no_gpu_is_none(tmp_path, monkeypatch, row, code):
+def test_a_driver_that_reports_no_gpu_counts_as_none(tmp_path, monkeypatch, row, code):
     monkeypatch.setenv("PATH", f"{plant_gpu(tmp_path / 'bin', row, code)}:{os.environ['PATH']}")
     with pytest.raises(available.EngineUnavailable, match="no NVIDIA GPU: nvidia-smi says"):
         available.find_gpu()
@@ -104,7 +106,7 @@ def test_the_gpu_is_the_one_that_cuda_sees(machine, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ a build
 
 
-def test_it_tells_tensorrt_profiles_limit_and_precision(machine, graph, tmp_path):
+def test_it_passes_profiles_limit_and_precision_to_tensorrt(machine, graph, tmp_path):
     assert _build(graph, tmp_path / "engine", "--workspace-mib=512") == onnx2trt.BUILT
     config = machine.seen["config"]
     assert [p.shapes["ids"] for p in config.profiles] == [
@@ -115,15 +117,15 @@ def test_it_tells_tensorrt_profiles_limit_and_precision(machine, graph, tmp_path
     assert config.cleared == [machine.BuilderFlag.TF32]
 
 
-def test_it_leaves_the_plan_its_stamp_the_graph_and_the_command(machine, graph, tmp_path):
+def test_it_writes_the_plan_its_stamp_the_graph_and_the_command(machine, graph, tmp_path):
     folder = tmp_path / "engine"
     assert _build(graph, folder) == onnx2trt.BUILT
     assert _names(folder) == WRITTEN
     assert (folder / "model.onnx").read_bytes() == graph.read_bytes()
-    found = stamp.read(folder)
-    assert (found.gpu, found.compute_capability, found.driver) == GPU
-    assert found.tensorrt == machine.VERSION
-    assert found.onnx_sha256 == hashlib.sha256(graph.read_bytes()).hexdigest()
+    built = stamp.read(folder)
+    assert (built.gpu, built.compute_capability, built.driver) == GPU
+    assert built.tensorrt == machine.VERSION
+    assert built.onnx_sha256 == hashlib.sha256(graph.read_bytes()).hexdigest()
 
 
 def test_it_builds_again_only_when_the_stamp_does_not_match(machine, graph, tmp_path, capsys):
@@ -131,35 +133,37 @@ def test_it_builds_again_only_when_the_stamp_does_not_match(machine, graph, tmp_
     _build(graph, folder)
     machine.seen.clear()
     assert _build(folder / "model.onnx", folder) == onnx2trt.BUILT
-    assert "is there, and of this machine" in capsys.readouterr().err and not machine.seen
+    assert (
+        "is already there, built for this machine" in capsys.readouterr().err and not machine.seen
+    )
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
     assert _build(folder / "model.onnx", folder) == onnx2trt.BUILT
     assert "compute_capability 9.0, here 8.9" in capsys.readouterr().err and machine.seen
     assert stamp.read(folder).gpu == "NVIDIA L4"
 
 
-def test_timings_are_kept_beside_the_conversions_and_used_again(machine, graph, tmp_path):
+def test_timings_are_cached_beside_the_conversions_and_reused(machine, graph, tmp_path):
     _build(graph, tmp_path / "first")
-    (kept,) = (tmp_path / "cache" / "tidegate" / "timings").iterdir()
-    assert kept.name == f"trt-{machine.VERSION}-sm9.0.timings"
-    assert json.loads(kept.read_text()) == ["measured"]
+    (timings,) = (tmp_path / "cache" / "tidegate" / "timings").iterdir()
+    assert timings.name == f"trt-{machine.VERSION}-sm9.0.timings"
+    assert json.loads(timings.read_text()) == ["measured"]
     _build(graph, tmp_path / "second")
     assert machine.seen["config"].timings == ["measured"] * 2
-    kept.write_bytes(b"of another GPU")
+    timings.write_bytes(b"of another GPU")
     assert _build(graph, tmp_path / "third") == onnx2trt.BUILT
-    assert json.loads(kept.read_text()) == ["measured"]
+    assert json.loads(timings.read_text()) == ["measured"]
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         ({"parse": ["no importer for Foo", "and none for Bar"]}, "for Foo; and none for Bar"),
         ({"build": "out of memory"}, "built no engine of .*: out of memory"),
         ({"profile": -1}, "refuses the profile"),
     ],
 )
-def test_a_build_that_fails_says_why_and_leaves_what_was_there(
-    machine, graph, tmp_path, capsys, fault, said
+def test_a_failed_build_says_why_and_keeps_the_old_engine(
+    machine, graph, tmp_path, capsys, fault, expected
 ):
     folder = tmp_path / "engine"
     _build(graph, folder)
@@ -169,35 +173,35 @@ def test_a_build_that_fails_says_why_and_leaves_what_was_there(
     capsys.readouterr()
     assert _build(graph, folder) == onnx2trt.FAILED
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(said, last), last
+    assert re.search(expected, last), last
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--max-batch=0", "--lengths=16"], "batches of 1 or more"),
         (["--max-batch=4"], "ids may be of any length: say which"),
         (["--max-batch=4", "--lengths=32,16"], "must be positive and ascend"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_looked_for(
-    graph, tmp_path, capsys, arguments, said
+def test_invalid_options_are_refused_before_anything_else(
+    graph, tmp_path, capsys, arguments, expected
 ):
     folder = tmp_path / "engine"
     assert onnx2trt.main([str(graph), f"--output={folder}", *arguments]) == onnx2trt.FAILED
-    assert said in capsys.readouterr().err and not folder.exists()
+    assert expected in capsys.readouterr().err and not folder.exists()
 
 
-def test_a_file_that_is_none_or_has_no_batch_axis_is_refused(tmp_path, capsys):
+def test_a_missing_file_or_one_that_is_not_onnx_is_refused(tmp_path, capsys):
     assert _build(tmp_path / "nowhere.onnx", tmp_path / "e") == onnx2trt.FAILED
     (tmp_path / "text.onnx").write_text("not a graph")
     assert _build(tmp_path / "text.onnx", tmp_path / "e") == onnx2trt.FAILED
-    said = capsys.readouterr().err
-    assert "there is no file" in said and "is no ONNX file" in said
+    messages = capsys.readouterr().err
+    assert "there is no file" in messages and "is not an ONNX file" in messages
 
 
-def test_a_graph_whose_weights_lie_elsewhere_is_refused(graph, tmp_path, capsys):
+def test_a_graph_with_external_weights_is_refused(graph, tmp_path, capsys):
     model = onnx.load(graph)
     constant = model.graph.initializer[0]
     constant.data_location = onnx.TensorProto.EXTERNAL
@@ -205,7 +209,7 @@ def test_a_graph_whose_weights_lie_elsewhere_is_refused(graph, tmp_path, capsys)
     constant.ClearField("int64_data")
     graph.write_bytes(model.SerializeToString())
     assert _build(graph, tmp_path / "e") == onnx2trt.FAILED
-    assert "keeps 'two' in another file: save it as one" in capsys.readouterr().err
+    assert "stores 'two' in another file: save the model as a single" in capsys.readouterr().err
 
 
 def test_help_has_an_example():
@@ -216,7 +220,7 @@ def test_help_has_an_example():
 # ------------------------------------------------------------------------------------ its process
 
 
-# 40 s, unless it is stopped.
+# 40 s, unless it is interrupted.
 SLOW = """
 import sys
 from tests.converters import fake_trt
@@ -240,28 +244,28 @@ def test_a_signal_stops_the_build_and_nothing_is_written(graph, tmp_path, number
     timer = threading.Timer(30, process.kill)
     timer.start()
     with process:  # waits for it, and closes the pipe
-        said = []
+        lines = []
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if "  0% Building Engine" in line:
                 process.send_signal(number)
     timer.cancel()
-    assert process.returncode == onnx2trt.STOPPED, said
-    assert said[-1] == "onnx2trt: stopped, nothing was written\n"
-    assert not any("100%" in line for line in said) and not engine.exists()
+    assert process.returncode == onnx2trt.STOPPED, lines
+    assert lines[-1] == "onnx2trt: interrupted, nothing was written\n"
+    assert not any("100%" in line for line in lines) and not engine.exists()
 
 
 def test_reproduce_builds_the_same_from_any_folder_with_any_names(graph, tmp_path):
-    """A folder that a shell would take apart, moved after the build, called from elsewhere."""
+    """A folder name that a shell would split, moved after the build, called from elsewhere."""
     environment = child_environment(tmp_path)
-    odd = tmp_path / 'it\'s $HOME; a "folder" -n'
-    cache = tmp_path / "kept $(touch gone)"
-    command = [sys.executable, "-m", "converters.onnx2trt", str(graph), "--output", str(odd)]
+    folder = tmp_path / 'it\'s $HOME; a "folder" -n'
+    cache = tmp_path / "timings $(touch gone)"
+    command = [sys.executable, "-m", "converters.onnx2trt", str(graph), "--output", str(folder)]
     options = ["--max-batch=4", "--lengths=8,16", "--usual-batch=2", f"--timing-cache={cache}"]
     built = _run(*command, *options, env=environment, cwd=ROOT)
     assert built.returncode == 0, built.stderr
     moved = tmp_path / "-moved"
-    odd.rename(moved)
+    folder.rename(moved)
     graph.unlink()
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "converters").mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""Every precision of small graphs made here: close, invariant, deterministic, and whole or
-absent."""
+"""Every precision of small graphs: close to the original, invariant, deterministic, and written
+completely or not at all."""
 
 import logging
 import os
@@ -146,7 +146,7 @@ def run(graph: Path, *feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def padded(feeds: list[dict[str, np.ndarray]], length: int) -> dict[str, np.ndarray]:
-    """One batch, filled up with numbers that must not matter."""
+    """One batch, padded with numbers that must not matter."""
     x = np.full((len(feeds), length, WIDTH), 3, np.float32)
     mask = np.zeros((len(feeds), length), np.float32)
     for row, feed in enumerate(feeds):
@@ -159,15 +159,15 @@ def padded(feeds: list[dict[str, np.ndarray]], length: int) -> dict[str, np.ndar
 def test_a_precision_keeps_the_answers(tmp_path, task, precision):
     source, target = build(tmp_path, task, precision)
     feeds = MODELS[task][1]()
-    got, wanted = run(target, *feeds), run(source, *feeds)
+    actual, expected = run(target, *feeds), run(source, *feeds)
     limits = tolerance(task, precision)
-    near = closeness(got, wanted, same_decision(got, wanted, clear_margin(limits)))
-    assert near.difference <= limits.difference
-    assert near.mean <= limits.mean
-    assert near.cosine >= limits.cosine
-    assert near.agreement >= limits.agreement
+    measured = closeness(actual, expected, same_decision(actual, expected, clear_margin(limits)))
+    assert measured.difference <= limits.difference
+    assert measured.mean <= limits.mean
+    assert measured.cosine >= limits.cosine
+    assert measured.agreement >= limits.agreement
     if precision != "fp32":
-        assert near.difference > 0, "nothing was changed"
+        assert measured.difference > 0, "nothing was changed"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8", "int8-rows"])
@@ -194,8 +194,8 @@ def test_a_row_of_w8_is_the_same_bit_for_bit_in_any_batch(tmp_path):
 
 @pytest.mark.parametrize("low", [-4.0, -0.1])
 def test_a_row_of_int8_rows_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, monkeypatch):
-    """Two-sided and one-sided inputs; 768 is rounded in four pieces, and an outlying row beside a
-    small one does not touch it."""
+    """Two-sided and one-sided inputs; a row of 768 is rounded in four pieces, and an outlier row
+    does not affect a small one beside it."""
     product = [
         helper.make_node("Clip", ["x", "low"], ["bounded"]),
         helper.make_node("MatMul", ["bounded", "w"], ["answer"]),
@@ -211,15 +211,15 @@ def test_a_row_of_int8_rows_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, 
     together = run(target, {"x": x})
     for rows in (1, 3, 7, 15, 17, 63):
         assert (run(target, {"x": x[:rows]}) == together[:rows]).all(), rows
-    wanted = run(source, {"x": x})
-    assert 0 < np.abs(together - wanted)[[0, *range(2, 64)]].max() < 0.08
-    kinds = [node.op_type for node in onnx.load(target).graph.node]
-    assert kinds.count("MatMulIntegerToFloat") == 4
-    assert ("Abs" in kinds) == (low < -1)
+    expected = run(source, {"x": x})
+    assert 0 < np.abs(together - expected)[[0, *range(2, 64)]].max() < 0.08
+    operators = [node.op_type for node in onnx.load(target).graph.node]
+    assert operators.count("MatMulIntegerToFloat") == 4
+    assert ("Abs" in operators) == (low < -1)
 
 
 def test_dynamic_answers_depend_on_the_batch(tmp_path):
-    """If this fails, ONNX Runtime has learnt to scale each row: the grade can go."""
+    """If this fails, ONNX Runtime now scales each row, and the grade is no longer needed."""
     _, target = build(tmp_path, "text-classification", "int8-dynamic")
     feeds = sentences()
     difference = np.abs(run(target, padded(feeds, 64)) - run(target, *feeds)).max()
@@ -258,7 +258,7 @@ def test_an_unknown_precision_is_refused(tmp_path):
         write_precision("int7", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 
-def test_a_weight_that_two_layers_share_is_no_obstacle(tmp_path):
+def test_a_weight_that_two_layers_share_is_supported(tmp_path):
     twice = [
         helper.make_node("MatMul", ["x", "w"], ["h"]),
         helper.make_node("MatMul", ["h", "w"], ["answer"]),
@@ -273,7 +273,7 @@ def test_a_weight_that_two_layers_share_is_no_obstacle(tmp_path):
 
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
-def test_it_is_quiet_and_leaves_nothing_else(tmp_path, precision, capfd):
+def test_it_prints_nothing_and_leaves_no_other_files(tmp_path, precision, capfd):
     handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
     build(tmp_path, "text-classification", precision)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.onnx", "target.onnx"]
@@ -282,14 +282,14 @@ def test_it_is_quiet_and_leaves_nothing_else(tmp_path, precision, capfd):
 
 
 def test_the_same_bytes_each_time_and_in_every_process(tmp_path):
-    """Sets are ordered by a seed that differs between processes; a manifest holds the bytes."""
+    """The order of a set depends on a seed per process, and a manifest has the bytes' checksum."""
     code = (
         "import sys, pathlib, hashlib; from tests.converters.test_precision import build;"
         "from converters.precision import PRECISIONS; folder = pathlib.Path(sys.argv[1]);"
-        "print([hashlib.sha256(build(folder, 'text-classification', each)[1].read_bytes())"
-        ".hexdigest() for each in PRECISIONS])"
+        "print([hashlib.sha256(build(folder, 'text-classification', precision)[1].read_bytes())"
+        ".hexdigest() for precision in PRECISIONS])"
     )
-    printed = [
+    checksums = [
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -300,4 +300,4 @@ def test_the_same_bytes_each_time_and_in_every_process(tmp_path):
         ).stdout
         for seed in ("1", "2")
     ]
-    assert printed[0] == printed[1]
+    assert checksums[0] == checksums[1]

@@ -1,4 +1,4 @@
-"""The 8-bit arithmetic is exact on every CPU: also where signed weights would overflow in pairs."""
+"""8-bit arithmetic is exact on every CPU, even where signed weights would overflow in pairs."""
 
 import numpy as np
 import onnx
@@ -10,28 +10,29 @@ from converters.precision import write_precision
 
 WIDTH = 64
 SIGNS = np.where(np.arange(WIDTH) % 3 == 0, -1, 1).astype(np.float32)
-# Every weight is 127 or -127 steps; each column has one sign, so that neighbours add up.
+# Every weight is 127 or -127 steps; a column has one sign, so that neighbours do not cancel.
 PAIRS = np.tile(SIGNS, (WIDTH, 1))
 DEAD = np.where(np.arange(WIDTH) == 5, 0, PAIRS).astype(np.float32)
 
 
-def save(folder, kind, constants, shape, **attributes):
+def save(folder, operator, constants, shape, **attributes):
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, form)
-        for name, form in (("x", shape), ("answer", None))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", shape), ("answer", None))
     ]
     tensors = [
         numpy_helper.from_array(np.ascontiguousarray(value), name)
         for name, value in constants.items()
     ]
-    node = helper.make_node(kind, ["x", *constants], ["answer"], **attributes)
+    node = helper.make_node(operator, ["x", *constants], ["answer"], **attributes)
     graph = helper.make_graph([node], "extremes", values[:1], values[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, folder / "source.onnx")
 
 
 def both(folder, precision, feed):
-    """The answers of the graph and of its precision: FP32 each. Extremes are also the samples."""
+    """The answers of the graph in FP32 and in the precision; the feed is also the calibration
+    sample."""
     source, target = folder / "source.onnx", folder / "target.onnx"
     write_precision(precision, source, target, lambda: [feed])
     return [
@@ -43,36 +44,36 @@ def both(folder, precision, feed):
 
 
 def extremes(*shape):
-    """255 steps nearly everywhere, and 0 in places: an answer is a whole number."""
+    """255 steps almost everywhere and 0 elsewhere: answers are whole numbers of steps."""
     return (np.random.default_rng(3).random(shape) < 0.9).astype(np.float32)
 
 
 @pytest.mark.parametrize("weights", [PAIRS, DEAD], ids=["all at the ends", "a column of zeros"])
-@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize("precision", ["int8", "int8-rows", "int8-dynamic"])
-def test_products_of_the_largest_numbers_are_exact(tmp_path, precision, kind, weights):
-    save(tmp_path, kind, {"w": weights}, ["n", WIDTH])
-    expected, answer = both(tmp_path, precision, {"x": extremes(40, WIDTH)})
-    np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
+def test_products_of_the_largest_numbers_are_exact(tmp_path, precision, operator, weights):
+    save(tmp_path, operator, {"w": weights}, ["n", WIDTH])
+    expected, actual = both(tmp_path, precision, {"x": extremes(40, WIDTH)})
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, WIDTH])
 def test_convolutions_of_the_largest_numbers_are_exact(tmp_path, groups):
-    """A channel of zeros has the same zero point as all others: QLinearConv insists on it."""
+    """A channel of zeros has the same zero point as all others: QLinearConv requires it."""
     shape = (WIDTH, WIDTH // groups, 3, 3)
     weights = np.broadcast_to(DEAD[0][:, None, None, None], shape)
     save(tmp_path, "Conv", {"w": weights}, ["n", WIDTH, 8, 8], group=groups)
-    expected, answer = both(tmp_path, "int8", {"x": extremes(2, WIDTH, 8, 8)})
-    step = (expected.max() - expected.min()) / 255  # the answer is rounded to 8 bits as well
-    assert np.abs(answer - expected).max() <= 0.51 * step
+    expected, actual = both(tmp_path, "int8", {"x": extremes(2, WIDTH, 8, 8)})
+    step = (expected.max() - expected.min()) / 255  # the output is rounded to 8 bits as well
+    assert np.abs(actual - expected).max() <= 0.51 * step
 
 
-def test_a_recurrence_of_the_largest_numbers_is_near(tmp_path):
-    """Gates at 0.05 a weight: the sums are in the steep part of the sigmoid, none is saturated."""
+def test_a_recurrence_of_large_numbers_is_close(tmp_path):
+    """Gate weights of 0.05: the sums are in the steep part of the sigmoid, none is saturated."""
     gates = np.tile(np.resize(SIGNS, 4 * WIDTH)[:, None], (1, WIDTH)) * np.float32(0.05)
     save(tmp_path, "LSTM", {"w": gates[None], "r": gates[None]}, [3, 2, WIDTH], hidden_size=WIDTH)
-    expected, answer = both(tmp_path, "int8-dynamic", {"x": extremes(3, 2, WIDTH)})
-    assert np.abs(answer - expected).max() < 0.02
+    expected, actual = both(tmp_path, "int8-dynamic", {"x": extremes(3, 2, WIDTH)})
+    assert np.abs(actual - expected).max() < 0.02
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-rows", "int8-dynamic"])

@@ -1,4 +1,4 @@
-"""FP16 arithmetic as it is on a GPU: nothing overflows, nothing vanishes, no NaN."""
+"""FP16 arithmetic as on a GPU: no overflow, no underflow, no NaN."""
 
 from pathlib import Path
 
@@ -21,33 +21,33 @@ from tests.converters.test_precision import (
 
 
 def run_in_fp16(graph: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
-    """By the reference implementation: ONNX Runtime's CPU goes through FP32 where it has no FP16
-    kernel, and so hides an overflow that a GPU has."""
+    """Run the reference implementation: on a CPU, ONNX Runtime computes in FP32 where it has no
+    FP16 kernel, which hides overflows that a GPU would have."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(ReferenceEvaluator(str(graph)).run(None, feed)[0])
 
 
 @pytest.mark.parametrize("masked", [FINFO_MIN, -1e9, -1e5])
 def test_masks_survive_fp16(tmp_path, masked):
-    """With a row masked throughout, whose scores of about -200 push -65504 over the edge."""
+    """With a fully masked row, whose scores of about -200 make -65504 overflow."""
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     model = attention(masked)
-    tensors = {each.name: each for each in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     opposite = -numpy_helper.to_array(tensors["w_q"])
     tensors["w_k"].CopyFrom(numpy_helper.from_array(opposite, "w_k"))
     onnx.save(model, source)
     write_precision("fp16", source, target, list)
     feed = padded(sentences(4), LENGTH)
     feed["mask"][1], feed["x"][1] = 0, 3
-    got, wanted = run_in_fp16(target, feed), run(source, feed)
-    assert np.isfinite(got).all()
-    assert np.abs(got - wanted).max() < 2e-3
-    kinds = {each.data_type for each in onnx.load(target).graph.initializer}
-    assert TensorProto.FLOAT16 in kinds
+    actual, expected = run_in_fp16(target, feed), run(source, feed)
+    assert np.isfinite(actual).all()
+    assert np.abs(actual - expected).max() < 2e-3
+    dtypes = {tensor.data_type for tensor in onnx.load(target).graph.initializer}
+    assert TensorProto.FLOAT16 in dtypes
 
 
 def test_fp16_keeps_sums_of_squares_and_small_divisors(tmp_path):
-    """x / sqrt(mean(x * x) + 1e-12): in FP16, 400 squared is infinite and 1e-12 is nothing."""
+    """x / sqrt(mean(x * x) + 1e-12): in FP16, 400 squared is infinite and 1e-12 is 0."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"]),
         helper.make_node("Mul", ["h", "h"], ["square"]),

@@ -1,4 +1,4 @@
-"""The tolerances: the page says what the code holds, and they catch what is wrong."""
+"""The tolerances: the page matches the code, and they catch broken precisions."""
 
 from dataclasses import astuple
 from math import inf, nan
@@ -28,7 +28,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "precisions.md"
 
 
 def _rows(heading: str, first: str = "") -> list[list[str]]:
-    """The rows of the table in this section, or of the one whose first column is so headed."""
+    """The rows of the section's table whose header begins with ``first``."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     tables = [part for part in section.split("\n\n") if part.strip().startswith(f"| {first}")]
     lines = [line for line in tables[0].strip().splitlines() if line.startswith("| ")]
@@ -36,32 +36,32 @@ def _rows(heading: str, first: str = "") -> list[list[str]]:
 
 
 def test_the_page_has_the_tolerances_of_the_code():
-    written = {}
+    page = {}
     for task, precision, *numbers, why in _rows("Tolerances", "task"):
         values = tuple(inf if number == "-" else float(number) for number in numbers)
-        written[task, precision] = (values, why)
-    held = {
-        pair: (tuple(getattr(limits, each) for each in NUMBERS), why)
+        page[task, precision] = (values, why)
+    code = {
+        pair: (tuple(getattr(limits, field) for field in NUMBERS), why)
         for pair, (limits, why) in LIMITS.items()
     }
-    assert written == held
+    assert page == code
     shares = {
         precision: (tuple(map(float, numbers)), why)
         for precision, *numbers, why in _rows("Tolerances", "precision | largest")
     }
-    assert shares == {each: (astuple(limits), why) for each, (limits, why) in SHARES.items()}
+    assert shares == {p: (astuple(limits), why) for p, (limits, why) in SHARES.items()}
     layers = {
         precision: (tuple(map(float, numbers)), why)
         for precision, *numbers, why in _rows("Tolerances", "precision | exact")
     }
-    assert layers == {each: (astuple(limits), why) for each, (limits, why) in LAYERS.items()}
+    assert layers == {p: (astuple(limits), why) for p, (limits, why) in LAYERS.items()}
 
 
 def test_the_page_names_every_precision():
     assert [row[0].strip("`") for row in _rows("Which one")] == list(PRECISIONS)
 
 
-def test_every_pair_has_limits_or_says_what_has():
+def test_every_pair_has_limits_or_says_which_do():
     tasks = dict.fromkeys(task for task, _ in LIMITS)
     for task in tasks:
         for precision in PRECISIONS:
@@ -85,47 +85,45 @@ def test_grades():
 
 
 def test_closeness_measures_what_it_says():
-    wanted = np.array([[0.0, 1.0], [1.0, 0.0], [0.51, 0.49]])
-    got = np.array([[0.0, 0.9], [1.0, 0.0], [0.49, 0.51]])
-    near = closeness(got, wanted, same_decision(got, wanted, 0.05))
-    assert near.difference == pytest.approx(0.1)
-    assert near.mean == pytest.approx(0.12 / 3)
-    assert near.agreement == 1.0  # the third was not clear
-    assert same_decision(got, wanted, 0.01) == pytest.approx(2 / 3)
-    assert same_decision(got[:, :1], wanted[:, :1], 0.01) == 1.0
-    assert near.mean_cosine == pytest.approx(np.mean([row_cosines(got, wanted)]))
+    expected = np.array([[0.0, 1.0], [1.0, 0.0], [0.51, 0.49]])
+    actual = np.array([[0.0, 0.9], [1.0, 0.0], [0.49, 0.51]])
+    measured = closeness(actual, expected, same_decision(actual, expected, 0.05))
+    assert measured.difference == pytest.approx(0.1)
+    assert measured.mean == pytest.approx(0.12 / 3)
+    assert measured.agreement == 1.0  # the third was not clear
+    assert same_decision(actual, expected, 0.01) == pytest.approx(2 / 3)
+    assert same_decision(actual[:, :1], expected[:, :1], 0.01) == 1.0
+    assert measured.mean_cosine == pytest.approx(np.mean([row_cosines(actual, expected)]))
     relative = closeness(np.array([[101.0]]), np.array([[100.0]]), 1.0, relative=True)
     assert relative.difference == pytest.approx(0.01)
-    assert not closeness(np.full((3, 2), nan), wanted, 1.0).difference <= 1
+    assert not closeness(np.full((3, 2), nan), expected, 1.0).difference <= 1
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
     assert same_neighbour(vectors, vectors) == 1.0
 
 
-def _within(near, limits) -> bool:
+def _within(measured, limits) -> bool:
     return (
-        near.difference <= limits.difference
-        and near.mean <= limits.mean
-        and near.cosine >= limits.cosine
-        and near.agreement >= limits.agreement
+        measured.difference <= limits.difference
+        and measured.mean <= limits.mean
+        and measured.cosine >= limits.cosine
+        and measured.agreement >= limits.agreement
     )
 
 
 @pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
 @pytest.mark.parametrize("fault", ["scale", "labels"])
 def test_broken_precisions_are_outside(tmp_path, precision, fault):
-    """One layer's scales have the wrong sign, or two labels change places."""
+    """One layer's scales have the wrong sign, or two labels are swapped."""
     source, target = build(tmp_path, "text-classification", precision)
     if fault == "scale":
         model = onnx.load(target)
-        tensor = next(
-            each for each in model.graph.initializer if each.name in ("w_v_scales", "w_v_scale")
-        )
+        tensor = next(t for t in model.graph.initializer if t.name in ("w_v_scales", "w_v_scale"))
         tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
         onnx.save(model, target)
     feeds = sentences()
-    got, wanted = run(target, *feeds), run(source, *feeds)
+    actual, expected = run(target, *feeds), run(source, *feeds)
     if fault == "labels":
-        got = got[:, [1, 0, *range(2, got.shape[1])]]
+        actual = actual[:, [1, 0, *range(2, actual.shape[1])]]
     limits = tolerance("text-classification", precision)
-    near = closeness(got, wanted, same_decision(got, wanted, clear_margin(limits)))
-    assert not _within(near, limits)
+    measured = closeness(actual, expected, same_decision(actual, expected, clear_margin(limits)))
+    assert not _within(measured, limits)

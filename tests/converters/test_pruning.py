@@ -1,4 +1,4 @@
-"""Heads and channels that leave a graph: the right ones, and nothing else changes."""
+"""Heads and channels that pruning removes: the right ones, and nothing else changes."""
 
 import numpy as np
 import onnx
@@ -14,8 +14,8 @@ WIDTH, HEADS, SIZE, HIDDEN = 32, 4, 8, 256
 
 
 def layer(idle_heads=(), idle_channels=(), shared_bias=False) -> onnx.ModelProto:
-    """Attention over x FP32 [n, length, WIDTH], then a feed-forward layer; what is idle does not
-    reach the answer."""
+    """Attention over x FP32 [n, length, WIDTH], then a feed-forward layer; idle heads and channels
+    do not affect the answer."""
     generator = np.random.default_rng(3)
     constants = {
         name: generator.normal(0, 0.3, shape).astype(np.float32)
@@ -31,7 +31,7 @@ def layer(idle_heads=(), idle_channels=(), shared_bias=False) -> onnx.ModelProto
         constants["w_o"][head * SIZE : (head + 1) * SIZE] = 0
     for channel in idle_channels:
         constants["w_down"][channel] = 0
-    if shared_bias:  # as exporters do it with biases that are 0
+    if shared_bias:  # as exporters do with biases of 0
         constants["b_q"][:] = 0
     bias = {part: "b_q" if shared_bias else f"b_{part}" for part in "qkv"}
     constants |= {
@@ -41,22 +41,22 @@ def layer(idle_heads=(), idle_channels=(), shared_bias=False) -> onnx.ModelProto
     }
     node = helper.make_node
     nodes = []
-    for part, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+    for part, axes in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
         nodes += [
             node("MatMul", ["x", f"w_{part}"], [f"{part}_product"]),
             node("Add", [f"{part}_product", bias[part]], [f"{part}_sum"]),
             node("Reshape", [f"{part}_sum", "split"], [f"{part}_split"]),
-            node("Transpose", [f"{part}_split"], [part], perm=order),
+            node("Transpose", [f"{part}_split"], [part], perm=axes),
         ]
     nodes += [
         node("MatMul", ["q", "k"], ["scores"]),
         node("Softmax", ["scores"], ["shares"], axis=-1),
         node("MatMul", ["shares", "v"], ["mixed"]),
-        node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
-        node("Reshape", ["turned", "join"], ["joined"]),
+        node("Transpose", ["mixed"], ["transposed"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["transposed", "join"], ["joined"]),
         node("MatMul", ["joined", "w_o"], ["attended"]),
-        node("Add", ["attended", "x"], ["beside"]),
-        node("MatMul", ["beside", "w_up"], ["up_product"]),
+        node("Add", ["attended", "x"], ["residual"]),
+        node("MatMul", ["residual", "w_up"], ["up_product"]),
         node("Add", ["up_product", "b_up"], ["up"]),
         node("Sigmoid", ["up"], ["gate"]),
         node("Mul", ["up", "gate"], ["gated"]),
@@ -78,8 +78,8 @@ def pruned(folder, model, pruning):
 
 
 @pytest.mark.parametrize("shared_bias", [False, True])
-def test_what_is_idle_leaves_and_the_answers_stay(tmp_path, shared_bias):
-    idle = list(range(7, HIDDEN, 4))  # 63 of 256: with 192 kept, one more goes
+def test_idle_units_are_removed_and_the_answers_stay(tmp_path, shared_bias):
+    idle = list(range(7, HIDDEN, 4))  # 63 of 256: 192 remain, so one more is removed
     model = layer([1], [*idle, 0], shared_bias)
     source, target = pruned(tmp_path, model, Pruning(0.25, 0.25))
     assert np.abs(run(target, x()) - run(source, x())).max() < 1e-5
@@ -91,7 +91,7 @@ def test_what_is_idle_leaves_and_the_answers_stay(tmp_path, shared_bias):
     assert sizes["b_up"] == [192]
 
 
-def test_a_busy_model_answers_otherwise(tmp_path):
+def test_a_pruned_model_without_idle_units_gives_other_answers(tmp_path):
     source, target = pruned(tmp_path, layer(), Pruning(heads=0.5))
     assert np.abs(run(target, x()) - run(source, x())).max() > 1e-2
     assert target.stat().st_size < source.stat().st_size
@@ -105,7 +105,7 @@ def test_heads_and_channels_are_found():
     assert (channels.columns, channels.last) == (("w_up", "b_up"), "w_down")
 
 
-def test_an_answer_in_between_that_others_read_is_left_alone():
+def test_a_layer_whose_inner_tensor_has_other_readers_is_not_pruned():
     model = layer()
     model.graph.output.append(helper.make_tensor_value_info("active", 1, ["n", "length", HIDDEN]))
     assert channel_blocks(model.graph) == []
@@ -114,12 +114,12 @@ def test_an_answer_in_between_that_others_read_is_left_alone():
 @pytest.mark.parametrize(("pruning", "what"), [(Pruning(heads=0.5), "attention heads"),
                                                (Pruning(channels=0.5), "channels")])  # fmt: skip
 def test_a_graph_without_them_is_refused(tmp_path, pruning, what):
-    with pytest.raises(ExportFailed, match=f"has no {what}.*Leave --prune out"):
+    with pytest.raises(ExportFailed, match=f"no {what} can be identified.*Leave out --prune"):
         pruned(tmp_path, convolutions(), pruning)
 
 
 @pytest.mark.parametrize("text", ["heads", "heads=2", "heads=0", "width=0.5", "heads=x", ""])
-def test_shares_that_make_no_sense(text):
+def test_invalid_shares_are_refused(text):
     with pytest.raises(ConversionError, match=r"write heads=0\.25"):
         Pruning.parse(text)
 

@@ -1,5 +1,5 @@
-"""No TensorRT runs here. What can be known all the same: every name of it that the code uses is in
-the binary of both releases, and what 11 has removed is in none of ours."""
+"""TensorRT does not run here. What can be tested all the same: the binaries of both releases have
+every TensorRT name that the code uses, and our files use nothing that 11 has removed."""
 
 import subprocess
 import sys
@@ -11,33 +11,33 @@ from tests.converters.trt_names import used
 from tests.tensorrt_parts import RELEASES, PartMissing, binary, wheel
 
 ROOT = Path(__file__).parent.parent.parent
-# Of NVIDIA's migration guide: gone in 11, alive in 10.
+# From NVIDIA's migration guide: removed in 11, present in 10.
 REMOVED_IN_11 = ("FP16", "EXPLICIT_BATCH", "IInt8EntropyCalibrator2", "int8_calibrator")
 
 
-def _ours() -> dict[str, set[str]]:
-    """The names that each file uses that imports tensorrt."""
+def _names_by_file() -> dict[str, set[str]]:
+    """The TensorRT names of each file that imports tensorrt."""
     paths = [*(ROOT / "converters").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]
-    found = {str(path.relative_to(ROOT)): used(path.read_text()) for path in paths}
-    return {path: names for path, names in found.items() if names}
+    by_file = {str(path.relative_to(ROOT)): used(path.read_text()) for path in paths}
+    return {path: names for path, names in by_file.items() if names}
 
 
 def _has(library: bytes, name: str) -> bool:
-    """pybind11 keeps names as C strings. The linker lets one be the end of another, so nothing can
-    be said of what comes before; the type checker knows which class has what."""
+    """pybind11 stores names as C strings. The linker may merge one into the tail of another, so
+    what precedes it proves nothing; the type checker knows which class has which name."""
     return f"{name}\0".encode() in library
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_name_that_the_code_uses_is_in_the_binary(release):
     library = binary(release)
-    ours = _ours()
-    assert {"converters/trt/build.py", "converters/trt_runner.py"} <= set(ours)
+    names_by_file = _names_by_file()
+    assert {"converters/trt/build.py", "converters/trt_runner.py"} <= set(names_by_file)
     missing = {
         path: sorted(name for name in names if not _has(library, name))
-        for path, names in ours.items()
+        for path, names in names_by_file.items()
     }
-    assert not any(missing.values()), f"TensorRT {release} has not: {missing}"
+    assert not any(missing.values()), f"TensorRT {release} does not have: {missing}"
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -68,7 +68,7 @@ def test_a_callback_of_a_wrong_name_is_found():
 def test_what_11_removed_is_seen_to_be_gone_and_is_not_used(name):
     assert _has(binary("10"), name)
     assert not _has(binary("11"), name)
-    assert name not in set().union(*_ours().values())
+    assert name not in set().union(*_names_by_file().values())
 
 
 def test_the_type_checker_sees_what_is_wrong(tmp_path):
@@ -81,17 +81,17 @@ def test_the_type_checker_sees_what_is_wrong(tmp_path):
         "print(trt.DataType.FLAOT)\n"
         "builder.create_network(flag=1)\n"
     )
-    run = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(wrong)],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    found = [line for line in run.stdout.splitlines() if ": error: " in line]
-    assert len(found) == 3, run.stdout
-    assert '"Builder" has no attribute "create_netwrk"' in found[0]
-    assert '"type[DataType]" has no attribute "FLAOT"' in found[1]
-    assert 'Unexpected keyword argument "flag"' in found[2]
+    errors = [line for line in process.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 3, process.stdout
+    assert '"Builder" has no attribute "create_netwrk"' in errors[0]
+    assert '"type[DataType]" has no attribute "FLAOT"' in errors[1]
+    assert 'Unexpected keyword argument "flag"' in errors[2]
 
 
 def test_without_the_wheels_it_fails_and_says_what_to_run(monkeypatch, tmp_path):

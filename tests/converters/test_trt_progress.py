@@ -1,4 +1,4 @@
-"""The line that shows how far a build is."""
+"""The line that shows the progress of a build."""
 
 import io
 import threading
@@ -54,7 +54,7 @@ def test_a_long_line_is_cut_so_that_it_stays_one(stop):
     assert max(map(len, terminal.getvalue().split("\r"))) == 78
 
 
-def test_stopping_is_told_at_the_next_step(stop):
+def test_a_stop_takes_effect_at_the_next_step(stop):
     line = ProgressLine(io.StringIO(), stop)
     line.started("Building Engine", None, 3)
     assert line.stepped("Building Engine", 0) is True
@@ -62,11 +62,11 @@ def test_stopping_is_told_at_the_next_step(stop):
     assert line.stepped("Building Engine", 1) is False
 
 
-def test_what_was_never_started_or_has_no_steps_breaks_nothing(stop):
+def test_an_unknown_phase_or_one_without_steps_breaks_nothing(stop):
     line = ProgressLine(io.StringIO(), stop)
     line.finished("nobody")
     assert line.stepped("nobody", 3)
-    line.started("empty", "a parent that nobody told of", 0)
+    line.started("empty", "a parent that was never reported", 0)
     line.stepped("empty", 7)
     assert line.share() == 1
 

@@ -1,6 +1,6 @@
-"""A plan is asked what the graph is asked: the runner, and the same proofs through it.
+"""A plan gets the same inputs as the graph: the runner, and the same proofs through it.
 
-The engine behind is a stand-in (fake_trt.py says what for); on a GPU nobody has run it yet.
+The engine is a fake (see fake_trt.py); docs/gpu.md says what has run on a real GPU.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def test_it_answers_as_onnx_runtime_does(machine, tmp_path):
         np.testing.assert_array_equal(doubled, ids * 2)
         np.testing.assert_array_equal(runner.run(["doubled"], {"ids": ids})[0], ids * 2)
     assert machine.seen["switches"] == [1, 0]  # only when another profile is needed
-    assert not runner._device.held
+    assert not runner._device.allocated
 
 
 def test_an_array_that_is_not_contiguous_is_sent_as_it_reads(machine, tmp_path):
@@ -50,17 +50,17 @@ def test_an_array_that_is_not_contiguous_is_sent_as_it_reads(machine, tmp_path):
     np.testing.assert_array_equal(doubled, ids * 2)
 
 
-def test_a_batch_above_the_engines_largest_is_asked_in_parts(machine, tmp_path):
+def test_a_batch_above_the_engines_largest_is_run_in_parts(machine, tmp_path):
     runner = _open(tmp_path)
     ids = np.arange(11 * 8, dtype=np.int64).reshape(11, 8)
     np.testing.assert_array_equal(runner.run(None, {"ids": ids})[0], ids * 2)
 
 
-def test_what_no_profile_holds_or_is_of_another_type_is_refused(machine, tmp_path):
+def test_inputs_outside_all_profiles_or_of_another_dtype_are_refused(machine, tmp_path):
     runner = _open(tmp_path)
     with pytest.raises(ValueError, match=r"no profile holds ids \[4, 17\]"):
         runner.run(None, {"ids": np.zeros((4, 17), np.int64)})
-    with pytest.raises(EngineFailed, match="ids is int32, and the engine takes int64"):
+    with pytest.raises(EngineFailed, match="ids is int32, but the engine takes int64"):
         runner.run(None, {"ids": np.zeros((4, 8), np.int32)})
     machine.faults["axis"] = -1
     with pytest.raises(EngineFailed, match="depends on values"):
@@ -95,7 +95,7 @@ def test_an_error_of_the_driver_is_named():
 
 @pytest.fixture
 def converted(machine, tmp_path, monkeypatch):
-    """A small task's proved graph, on a machine whose child processes see the stand-ins too."""
+    """A small task's proved graph, on a machine whose child processes see the fakes too."""
     for name, value in child_environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     import converters.trt_runner
@@ -109,9 +109,9 @@ def converted(machine, tmp_path, monkeypatch):
     )
 
 
-def test_an_engine_is_built_proved_and_kept_with_both_proofs(converted):
-    said = []
-    engine = build_engine(converted, SPEC, said.append)
+def test_an_engine_is_built_proved_and_cached_with_both_proofs(converted):
+    progress = []
+    engine = build_engine(converted, SPEC, progress.append)
     assert set(engine.files()) == set(FILES) and all(p.is_file() for p in engine.files().values())
     assert [proof.subject for proof in engine.record.proofs] == [
         "twice: the graph",
@@ -119,9 +119,9 @@ def test_an_engine_is_built_proved_and_kept_with_both_proofs(converted):
     ]
     assert engine.record.tools["tensorrt"] == fake_trt.VERSION
     assert Record.load(engine.folder / "proof.json") == engine.record
-    assert len(said) == 2
-    assert build_engine(converted, SPEC, said.append).folder == engine.folder
-    assert len(said) == 2, "it came from the cache"
+    assert len(progress) == 2
+    assert build_engine(converted, SPEC, progress.append).folder == engine.folder
+    assert len(progress) == 2, "it came from the cache"
 
 
 def test_another_gpu_is_another_engine(converted, tmp_path):
@@ -134,14 +134,14 @@ def test_another_gpu_is_another_engine(converted, tmp_path):
     assert why_not_of_here(second.folder) == ""
 
 
-def test_an_engine_that_answers_otherwise_is_refused_and_nothing_is_kept(converted, monkeypatch):
+def test_an_engine_with_wrong_answers_is_refused_and_not_cached(converted, monkeypatch):
     run = fake_trt._Context.execute_async_v3
 
     def wrong(self, stream):
-        done = run(self, stream)
+        success = run(self, stream)
         name = next(n for n in self._addresses if n not in self._shapes)
         self._array(name, next(iter(self._shapes.values())))[0] += 0.01
-        return done
+        return success
 
     monkeypatch.setattr(fake_trt._Context, "execute_async_v3", wrong)
     folder = converted.engine.parent.parent
@@ -151,10 +151,12 @@ def test_an_engine_that_answers_otherwise_is_refused_and_nothing_is_kept(convert
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_build_that_makes_no_sense_says_so(converted):
+def test_a_build_with_an_invalid_spec_or_graph_says_so(converted):
     texts = ModelSpec("twice_onnx", "onnxruntime", 0, (THREE,), (THREE,))
-    with pytest.raises(EngineFailed, match="twice_onnx has no TensorRT engine: a profile needs"):
+    with pytest.raises(
+        EngineFailed, match="twice_onnx cannot have a TensorRT engine: a profile needs"
+    ):
         stamp_here(converted.engine, texts)
     converted.engine.write_bytes(converted.engine.read_bytes()[:40])
-    with pytest.raises(Exception, match="is no ONNX file"):
+    with pytest.raises(Exception, match="is not an ONNX file"):
         build_engine(converted, SPEC, str)

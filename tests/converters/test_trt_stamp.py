@@ -1,4 +1,4 @@
-"""A plan counts only with its own stamp, and only where the stamp is this machine's."""
+"""A plan counts only with its own stamp, and only on the machine of its stamp."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ PLAN = b"machine code"
 
 
 @pytest.fixture
-def wanted(tmp_path):
+def target(tmp_path):
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(b"a graph")
     shapes = profiles([TensorSpec("ids", "INT64", (-1,))], batch_sizes(4), (8, 16))
@@ -23,23 +23,23 @@ def wanted(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, wanted):
+def folder(tmp_path, target):
     path = tmp_path / "engine"
     path.mkdir()
-    stamp.write(path, PLAN, wanted)
+    stamp.write(path, PLAN, target)
     return path
 
 
-def test_what_was_written_is_read_and_needs_no_building(folder, wanted):
-    assert stamp.read(folder) == wanted
-    assert stamp.why_build(folder, wanted) == ""
+def test_what_was_written_is_read_and_needs_no_building(folder, target):
+    assert stamp.read(folder) == target
+    assert stamp.why_build(folder, target) == ""
     fields = json.loads((folder / "model.plan.json").read_text())
     assert fields["compute_capability"] == "9.0" and fields["driver"] == "580.65"
     assert fields["profiles"][1] == {"ids": [[1, 9], [4, 16], [4, 16]]}
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "expected"),
     [
         ("tensorrt", "10.13.3.9", "tensorrt 11.4.0.106, here 10.13.3.9"),
         ("compute_capability", "8.9", "compute_capability 9.0, here 8.9"),
@@ -49,12 +49,12 @@ def test_what_was_written_is_read_and_needs_no_building(folder, wanted):
         ("profiles", [], "another profiles"),
     ],
 )
-def test_whatever_differs_it_is_built_again_and_says_why(folder, wanted, field, value, said):
-    assert stamp.why_build(folder, replace(wanted, **{field: value})) == said
+def test_any_difference_is_a_reason_to_build_again(folder, target, field, value, expected):
+    assert stamp.why_build(folder, replace(target, **{field: value})) == expected
 
 
-def test_several_differences_are_all_said(folder, wanted):
-    other = replace(wanted, gpu="NVIDIA L4", compute_capability="8.9")
+def test_all_differences_are_reported(folder, target):
+    other = replace(target, gpu="NVIDIA L4", compute_capability="8.9")
     assert stamp.why_build(folder, other).count(";") == 1
 
 
@@ -69,14 +69,14 @@ def test_several_differences_are_all_said(folder, wanted):
         lambda folder: (folder / "model.plan.json").write_text('{"plan_sha256": "0"}'),
     ],
 )
-def test_half_a_plan_or_a_strangers_counts_as_none(folder, wanted, break_it):
+def test_an_incomplete_or_foreign_plan_counts_as_none(folder, target, break_it):
     break_it(folder)
     assert stamp.read(folder) is None
-    assert stamp.why_build(folder, wanted) == "there is no plan with its stamp"
+    assert stamp.why_build(folder, target) == "there is no plan with its stamp"
 
 
-def test_a_disk_that_fills_up_leaves_no_plan_that_counts(folder, wanted, monkeypatch):
-    """The new plan is there, its stamp is not: the old stamp must not stand for it."""
+def test_a_disk_that_fills_up_leaves_no_plan_that_counts(folder, target, monkeypatch):
+    """The new plan is there, its stamp is not: the old stamp must not count for it."""
     written = []
 
     def full(path, data, mode=0o644):
@@ -87,5 +87,5 @@ def test_a_disk_that_fills_up_leaves_no_plan_that_counts(folder, wanted, monkeyp
 
     monkeypatch.setattr(stamp, "atomic_write", full)
     with pytest.raises(OSError, match="No space"):
-        stamp.write(folder, b"another plan", wanted)
+        stamp.write(folder, b"another plan", target)
     assert written == ["model.plan"] and stamp.read(folder) is None

@@ -1,4 +1,4 @@
-"""A machine that seems to have a GPU: a program called nvidia-smi, and the stand-in of fake_trt."""
+"""A machine that seems to have a GPU: a program called nvidia-smi, and the module fake_trt."""
 
 import os
 import sys
@@ -11,13 +11,13 @@ from onnx import TensorProto, helper
 from tests.converters import fake_trt
 
 ROOT = Path(__file__).parent.parent.parent
-# What needs tensorrt when it is imported: to be imported anew with the stand-in, and without it.
+# Modules that import tensorrt: they are imported anew with the fake, and again without it.
 IMPORTERS = ("converters.trt.build", "converters.trt.monitor", "converters.trt_runner")
 GPU = ("NVIDIA H100 80GB HBM3", "9.0", "580.65.06")
 
 
 def plant_gpu(folder: Path, row: str = ", ".join(GPU), code: int = 0) -> Path:
-    """A program called nvidia-smi in ``folder`` that says this row and keeps its arguments."""
+    """A program called nvidia-smi in ``folder`` that prints this row and records its arguments."""
     folder.mkdir(exist_ok=True)
     program = folder / "nvidia-smi"
     program.write_text(f'#!/bin/sh\necho "$@" >> "$0.asked"\necho "{row}"\nexit {code}\n')
@@ -26,7 +26,7 @@ def plant_gpu(folder: Path, row: str = ", ".join(GPU), code: int = 0) -> Path:
 
 
 def plant_package(folder: Path) -> Path:
-    """The stand-in as a package that a child process imports."""
+    """The fake as a package that a child process imports."""
     folder.mkdir(exist_ok=True)
     lines = [
         "import sys",
@@ -51,12 +51,12 @@ def child_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """The stand-ins, for this process; what they saw is in ``fake_trt.seen``."""
+    """The fakes, for this process; ``fake_trt.seen`` has what they received."""
     fake_trt.seen.clear(), fake_trt.faults.clear()
     monkeypatch.setenv("PATH", f"{plant_gpu(tmp_path / 'bin')}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # set by what is tested: taken back
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the tested code sets it: restored
     monkeypatch.setitem(sys.modules, "tensorrt", fake_trt.as_module())
     forget()
     yield fake_trt

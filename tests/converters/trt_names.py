@@ -1,4 +1,4 @@
-"""Which names of TensorRT's a file uses, read from its syntax tree."""
+"""The TensorRT names that a file uses, read from its syntax tree."""
 
 import ast
 import builtins
@@ -9,12 +9,11 @@ TENSORRT = "tensorrt"
 
 
 def used(source: str) -> set[str]:
-    """Every attribute, method, enumerator and keyword by which the file could mean TensorRT.
+    """Every attribute, method, enumerator and keyword of the file that could be TensorRT's.
 
-    On the safe side: an attribute counts unless what it hangs on is known to be another's, so that
-    a name which this reader does not understand is looked up and not left out. Another's are
-    Python's own, names imported from elsewhere, parameters annotated with other types, the file's
-    own classes, and whatever is only ever assigned from these.
+    When in doubt, a name counts: an attribute is left out only if its object is known to be
+    foreign. Foreign are Python's builtins, names imported from elsewhere, parameters annotated with
+    other types, the file's own classes, and whatever is only ever assigned from these.
     """
     tree = ast.parse(source)
     aliases = [a for node in ast.walk(tree) for a in _aliases(node)]
@@ -25,38 +24,38 @@ def used(source: str) -> set[str]:
 class _Reader:
     def __init__(self, tree: ast.Module, alias: str) -> None:
         self._tree = tree
-        self._others = {*dir(builtins), "self", *_anothers(tree, alias)}
+        self._foreign = {*dir(builtins), "self", *_foreign_names(tree, alias)}
         bindings = _bindings(tree)
-        while more := {
+        while new := {
             name
             for name, values in bindings.items()
-            if name not in {*self._others, alias} and not any(map(self._is_tensorrts, values))
+            if name not in {*self._foreign, alias} and not any(map(self._is_tensorrt, values))
         }:
-            self._others |= more
+            self._foreign |= new
 
     def names(self) -> set[str]:
-        found = set()
+        names = set()
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Attribute) and self._is_tensorrts(node.value):
-                found.add(node.attr)
-            elif isinstance(node, ast.Call) and self._is_tensorrts(node.func):
-                found |= {keyword.arg for keyword in node.keywords if keyword.arg}
-            elif isinstance(node, ast.ClassDef) and any(map(self._is_tensorrts, node.bases)):
-                found |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
-        return {name for name in found if not name.startswith("_")}
+            if isinstance(node, ast.Attribute) and self._is_tensorrt(node.value):
+                names.add(node.attr)
+            elif isinstance(node, ast.Call) and self._is_tensorrt(node.func):
+                names |= {keyword.arg for keyword in node.keywords if keyword.arg}
+            elif isinstance(node, ast.ClassDef) and any(map(self._is_tensorrt, node.bases)):
+                names |= {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+        return {name for name in names if not name.startswith("_")}
 
-    def _is_tensorrts(self, node: ast.expr) -> bool:
+    def _is_tensorrt(self, node: ast.expr) -> bool:
         match node:
             case ast.Name(name):
-                return name not in self._others
+                return name not in self._foreign
             case ast.Attribute(ast.Name("self"), field):
-                return f"self.{field}" not in self._others
+                return f"self.{field}" not in self._foreign
             case ast.Attribute(value) | ast.Subscript(value):
-                return self._is_tensorrts(value)
+                return self._is_tensorrt(value)
             case ast.Call(function):
-                return self._is_tensorrts(function)
+                return self._is_tensorrt(function)
             case ast.BoolOp(values=values):
-                return any(map(self._is_tensorrts, values))
+                return any(map(self._is_tensorrt, values))
             case ast.Constant() | ast.JoinedStr() | ast.BinOp() | ast.Compare():
                 return False
         return True
@@ -66,8 +65,8 @@ def _aliases(node: ast.AST) -> list[ast.alias]:
     return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
 
 
-def _anothers(tree: ast.Module, alias: str) -> Iterator[str]:
-    """Names, and fields of ``self``, that are said to be something else's."""
+def _foreign_names(tree: ast.Module, alias: str) -> Iterator[str]:
+    """Names, and attributes of ``self``, that are declared as something other than TensorRT's."""
     for node in ast.walk(tree):
         yield from (a.asname or a.name for a in _aliases(node) if a.name != TENSORRT)
         if isinstance(node, ast.arg) and node.annotation and not _mentions(node.annotation, alias):
@@ -80,8 +79,8 @@ def _anothers(tree: ast.Module, alias: str) -> Iterator[str]:
 
 
 def _bindings(tree: ast.Module) -> Mapping[str, list[ast.expr]]:
-    """What each name, and each field of ``self``, is assigned."""
-    found: dict[str, list[ast.expr]] = defaultdict(list)
+    """The values assigned to each name and each attribute of ``self``."""
+    bindings: dict[str, list[ast.expr]] = defaultdict(list)
     for node in ast.walk(tree):
         pairs: list[tuple[ast.expr | None, ast.expr]] = []
         if isinstance(node, ast.Assign):
@@ -91,11 +90,11 @@ def _bindings(tree: ast.Module) -> Mapping[str, list[ast.expr]]:
         elif isinstance(node, ast.withitem):
             pairs = [(node.optional_vars, node.context_expr)]
         for target, value in pairs:
-            for each in getattr(target, "elts", [target]):
-                if each is not None:
-                    found[ast.unparse(each)].append(value)
-    return found
+            for element in getattr(target, "elts", [target]):
+                if element is not None:
+                    bindings[ast.unparse(element)].append(value)
+    return bindings
 
 
 def _mentions(node: ast.AST, alias: str) -> bool:
-    return any(isinstance(each, ast.Name) and each.id == alias for each in ast.walk(node))
+    return any(isinstance(child, ast.Name) and child.id == alias for child in ast.walk(node))
