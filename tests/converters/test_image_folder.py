@@ -277,7 +277,7 @@ def test_an_original_that_keeps_state_is_detected():
     small[:, 2] *= 1e-6  # an element that is small beside the others counts as they do
     spoilt = small + np.array([0, 0, 1e-7], dtype=np.float32)
     with pytest.raises(SystemExit, match="keeps state from call to call"):
-        require_same_again("logits", small, spoilt[paths], names)
+        require_same_again("logits", small, spoilt[positions], names)
     with pytest.raises(SystemExit, match="label: "):
         require_same_again("label", first > 0, first[positions] > 0.5, names)
     with pytest.raises(SystemExit, match="with the shape"):

@@ -79,7 +79,9 @@ def _all_at_once(running, key, count):
 def _outage_reports(running):
     """How often the workers' log reports that Redis is down, once it would report again."""
     log = running.home / ".tidegate" / "logs" / "gateway.log"
-    lines = [line for line in log.read_text().splitlines() if "limits: Redis is unavailable" in line]
+    lines = [
+        line for line in log.read_text().splitlines() if "limits: Redis is unavailable" in line
+    ]
     if lines:
         reported_at = datetime.fromisoformat(lines[-1][:23].replace(",", ".")).timestamp()
         time.sleep(max(0.0, reported_at + TELL_S + 1 - time.time()))

@@ -206,7 +206,12 @@ def faulty(tmp_path_factory):
         ("server.pem", "other.key", "", "and its unencrypted key .*MISMATCH"),
         ("server.pem", "locked.key", "", "the key is encrypted"),
         ("nonsense.pem", "server.key", "", "use a PEM certificate"),
-        ("server.pem", "server.key", "nonsense.pem", "TLS_CLIENT_CA_FILE=.*PEM certificates of authorities"),
+        (
+            "server.pem",
+            "server.key",
+            "nonsense.pem",
+            "TLS_CLIENT_CA_FILE=.*PEM certificates of authorities",
+        ),
         ("server.pem", "server.key", "missing.pem", "TLS_CLIENT_CA_FILE=.*cannot be read"),
     ],
 )
