@@ -62,6 +62,7 @@ class Layers:
             self._reference = load_tidy(source)
         except ExportFailed:  # trees, whose answers are exact or wrong
             self._reference = None
+        self._without_gemm: onnx.ModelProto | None = None  # made where a variant is written so
         # Loading takes longer than asking: for variants that have the same tensors it is done once.
         self._asked: dict[tuple[str, ...], Any] = {}
 
@@ -96,9 +97,10 @@ class Layers:
         assert self._reference is not None  # noqa: S101 - both callers have looked
         if any(node.op_type == "Gemm" for node in variant.graph.node):
             return self._reference
-        tidied = _copy(self._reference)
-        gemm_to_matmul(tidied.graph)
-        return tidied
+        if self._without_gemm is None:
+            self._without_gemm = _copy(self._reference)
+            gemm_to_matmul(self._without_gemm.graph)
+        return self._without_gemm
 
     def errors(self, variant: onnx.ModelProto) -> list[Error]:
         """Of every tensor that both graphs have."""
