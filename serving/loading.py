@@ -16,7 +16,6 @@ from typing import NoReturn
 import psutil
 
 from serving.errors import ModelLoadFailed, ServingError
-from serving.pins import pins
 from serving.repository import read_config
 from serving.stubs import live_stubs, stub_of
 
@@ -76,9 +75,8 @@ class Loading:
         """End the processes that this load has started, which frees Triton of it; raises
         ModelLoadFailed."""
         before = self._stubs_before
-        parts = self._parts()
         for stub in live_stubs(self._server.pid) - before:
-            if stub.model in parts:
+            if stub.model in self._names:
                 stub.end()
         raise ModelLoadFailed(
             self._model,
@@ -124,17 +122,10 @@ class Loading:
         """The model and what it pins, those that have a warm-up."""
         try:
             return [
-                each for each in self._parts() if read_config(self._repository, each).model_warmup
+                each for each in self._names if read_config(self._repository, each).model_warmup
             ]
         except (ServingError, OSError):
             return []
-
-    def _parts(self) -> list[str]:
-        """The model, and what it pins."""
-        try:
-            return [self._model, *pins(read_config(self._repository, self._model))]
-        except (ServingError, OSError):
-            return [self._model]
 
     def _has_died(self) -> bool:
         deadline = time.monotonic() + DIED_S
@@ -152,14 +143,15 @@ class Loading:
             return []
 
 
-def _with_steps(repository: Path, model: str) -> set[str]:
+def _with_steps(repository: Path, model: str) -> list[str]:
     """The model and, of an ensemble, all that it is made of, as far as the configs can be read."""
-    found, waiting = set[str](), [model]
+    found: list[str] = []
+    waiting = [model]
     while waiting:
-        name = waiting.pop()
+        name = waiting.pop(0)
         if name in found:
             continue
-        found.add(name)
+        found.append(name)
         with contextlib.suppress(ServingError, OSError, ValueError):
             config = read_config(repository, name)
             waiting += [step.model_name for step in config.ensemble_scheduling.step]
