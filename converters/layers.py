@@ -63,6 +63,7 @@ class Layers:
             self._reference = load_tidy(source)
         except ExportFailed:  # trees, whose answers are exact or wrong
             self._reference = None
+        self._without_gemm: onnx.ModelProto | None = None  # made when a precision has no Gemm
         # Loading takes longer than running: engines with the same tensors share a session.
         self._sessions: dict[tuple[str, ...], Any] = {}
 
@@ -97,9 +98,10 @@ class Layers:
         assert self._reference is not None  # noqa: S101 - both callers have checked
         if any(node.op_type == "Gemm" for node in rounded.graph.node):
             return self._reference
-        tidied = _copy(self._reference)
-        gemm_to_matmul(tidied.graph)
-        return tidied
+        if self._without_gemm is None:
+            self._without_gemm = _copy(self._reference)
+            gemm_to_matmul(self._without_gemm.graph)
+        return self._without_gemm
 
     def errors(self, rounded: onnx.ModelProto) -> list[Error]:
         """The error of every tensor that both graphs have."""

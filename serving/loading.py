@@ -14,7 +14,6 @@ from typing import NoReturn
 import psutil
 
 from serving.errors import ModelLoadFailed, ServingError
-from serving.pins import pins
 from serving.repository import read_config
 from serving.stubs import live_stubs, stub_of
 
@@ -74,9 +73,8 @@ class Loading:
         """End the processes that this load has started, so that Triton gives it up; raises
         ModelLoadFailed."""
         before = self._stubs_before
-        parts = self._parts()
         for stub in live_stubs(self._server.pid) - before:
-            if stub.model in parts:
+            if stub.model in self._names:
                 stub.end()
         raise ModelLoadFailed(
             self._model,
@@ -124,17 +122,10 @@ class Loading:
         """Those of the model and its members that have a warm-up."""
         try:
             return [
-                name for name in self._parts() if read_config(self._repository, name).model_warmup
+                name for name in self._names if read_config(self._repository, name).model_warmup
             ]
         except (ServingError, OSError):
             return []
-
-    def _parts(self) -> list[str]:
-        """The model and the members that it pins."""
-        try:
-            return [self._model, *pins(read_config(self._repository, self._model))]
-        except (ServingError, OSError):
-            return [self._model]
 
     def _has_died(self) -> bool:
         deadline = time.monotonic() + DIED_S
@@ -152,14 +143,15 @@ class Loading:
             return []
 
 
-def _with_steps(repository: Path, model: str) -> set[str]:
+def _with_steps(repository: Path, model: str) -> list[str]:
     """The model and, for an ensemble, all its steps, as far as the configs can be read."""
-    names, waiting = set[str](), [model]
+    names: list[str] = []
+    waiting = [model]
     while waiting:
-        name = waiting.pop()
+        name = waiting.pop(0)
         if name in names:
             continue
-        names.add(name)
+        names.append(name)
         with contextlib.suppress(ServingError, OSError, ValueError):
             config = read_config(repository, name)
             waiting += [step.model_name for step in config.ensemble_scheduling.step]

@@ -111,8 +111,10 @@ def environment(stack):
             (stack.home / name).symlink_to(ROOT / name)
     stamp = env / ".up"
     stamp.touch()
+    # What `make test ARGS=...` was given is not meant for the README's `make demo`.
+    inherited = {k: v for k, v in os.environ.items() if k not in ("ARGS", "MAKEFLAGS", "MFLAGS")}
     return {
-        **os.environ,
+        **inherited,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TIDEGATE_HOME": str(stack.home),
         "TIDEGATE_URL": stack.url,
