@@ -37,7 +37,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/mypy
 	@$(call DEBIAN,redis-server,redis-server)
 	@$(call DEBIAN,nginx,nginx-light)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

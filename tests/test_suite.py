@@ -1,0 +1,73 @@
+"""``make test``: what failed in the run runs once more, alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TESTS = """
+import pathlib
+
+def nth_run(name):
+    file = pathlib.Path(__file__).with_name(name)
+    file.write_text(file.read_text() + "x" if file.exists() else "x")
+    return len(file.read_text())
+
+def test_well():
+    assert nth_run("well") == 1
+"""
+FLAKY = "\ndef test_flaky_{0}():\n    assert nth_run('flaky_{0}') > 1\n"
+BROKEN = "\ndef test_broken():\n    nth_run('broken')\n    assert False\n"
+
+
+def _run(folder: Path, tests: str, *arguments: str) -> tuple[int, str]:
+    (folder / "pytest.ini").touch()
+    (folder / "test_toy.py").write_text(TESTS + tests)
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.suite", "-p", "xdist.plugin", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def _runs(folder: Path, name: str) -> int:
+    return len((folder / name).read_text())
+
+
+def test_one_that_passes_alone_is_unsteady_and_the_run_is_green(tmp_path):
+    code, output = _run(tmp_path, FLAKY.format(1), "-n", "2", "--dist", "loadfile")
+    assert code == 0, output
+    assert "unsteady: test_toy.py::test_flaky_1 failed in the run and passed alone" in output
+    assert (_runs(tmp_path, "flaky_1"), _runs(tmp_path, "well")) == (2, 1)
+
+
+def test_one_that_fails_again_fails_the_run(tmp_path):
+    code, output = _run(tmp_path, FLAKY.format(1) + BROKEN, "-n", "0", "test_toy.py")
+    assert code == 1, output
+    assert "unsteady: test_toy.py::test_flaky_1" in output
+    assert "FAILED twice: test_toy.py::test_broken" in output
+    assert (_runs(tmp_path, "broken"), _runs(tmp_path, "well")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("tests", "options", "code"),
+    [
+        ("".join(FLAKY.format(n) for n in range(6)), (), 1),  # too many for an accident
+        (FLAKY.format(0), ("-x",), 1),  # the rest has not run
+        (FLAKY.format(0) + "\nnonsense(", (), 2),
+        (FLAKY.format(0), ("-k", "well"), 0),
+    ],
+    ids=["six fail", "stopped at the first", "cannot be collected", "nothing fails"],
+)
+def test_nothing_runs_again(tmp_path, tests, options, code):
+    status, output = _run(tmp_path, tests, "-n", "0", *options)
+    assert status == code, output
+    assert "once more" not in output
+    assert not (tmp_path / "flaky_0").exists() or _runs(tmp_path, "flaky_0") == 1
