@@ -15,7 +15,7 @@ from converters.task import ConversionRequest, Reference
 
 def open_task(path: Path, options=None, samples=None) -> TabularTask:
     """The task for the file, as its own type says."""
-    from tidegate.task_registry import task_of
+    from tidegate.app.task_registry import task_of
 
     tasks = {task.name: task for task in (TabularClassification, TabularRegression)}
     options = options or {}

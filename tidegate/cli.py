@@ -13,21 +13,21 @@ TRACEBACK = "TIDEGATE_TRACEBACK"
 # Exit codes of every verb; docs/operating.md lists them too.
 DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = 0, 1, 2, 3, 130
 VERBS = {
-    "up": "tidegate.up",
-    "status": "tidegate.status",
-    "convert": "tidegate.convert",
-    "prove": "tidegate.prove",
-    "publish": "tidegate.publish",
-    "rollback": "tidegate.rollback",
-    "versions": "tidegate.versions",
-    "prune": "tidegate.prune",
-    "canary": "tidegate.canary",
-    "promote": "tidegate.promote",
-    "lint": "tidegate.lint",
-    "optimize": "tidegate.optimize",
-    "keys": "tidegate.keys",
-    "audit": "tidegate.audit",
-    "demo": "tidegate.demo",
+    "up": "tidegate.commands.up",
+    "status": "tidegate.commands.status",
+    "convert": "tidegate.commands.convert",
+    "prove": "tidegate.commands.prove",
+    "publish": "tidegate.commands.publish",
+    "rollback": "tidegate.commands.rollback",
+    "versions": "tidegate.commands.versions",
+    "prune": "tidegate.commands.prune",
+    "canary": "tidegate.commands.canary",
+    "promote": "tidegate.commands.promote",
+    "lint": "tidegate.commands.lint",
+    "optimize": "tidegate.commands.optimize",
+    "keys": "tidegate.commands.keys",
+    "audit": "tidegate.commands.audit",
+    "demo": "tidegate.commands.demo",
 }
 
 
@@ -120,14 +120,14 @@ def _where(error: OSError) -> str:
     """The folders to look at when the disk is full: that error names no file."""
     if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
-    from tidegate.paths import Paths
+    from tidegate.app.paths import Paths
 
     paths = Paths.current()
     return f" for {paths.repository} or {paths.state}"
 
 
 def _code(error: Exception) -> int:
-    from tidegate.claim import NothingRuns
+    from tidegate.app.claim import NothingRuns
 
     return NOTHING if isinstance(error, NothingRuns) else FAILED
 

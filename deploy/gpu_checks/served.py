@@ -118,7 +118,7 @@ def trace(name: str, precision: str, target: Path, cpu: bool) -> None:
     import torch
 
     from converters.task import ConversionRequest
-    from tidegate.task_registry import KNOWN, TASKS
+    from tidegate.app.task_registry import KNOWN, TASKS
 
     device = "cpu" if cpu else "cuda"
     task = KNOWN[name] or TASKS["tensors"]

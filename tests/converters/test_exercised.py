@@ -23,8 +23,8 @@ from converters.text.samples import odd_texts
 from ensembles.tensors import declare
 from modelspec.pbtxt import to_proto
 from tests.tiny_models import save_classifier, word_tokenizer
-from tidegate.convert import command
-from tidegate.task_registry import why_not_taken
+from tidegate.app.task_registry import why_not_taken
+from tidegate.commands.convert import command
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 # Each test exports and proves in separate processes: a busy machine takes minutes for one.

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from converters.errors import ConversionError
 from converters.task import ConversionRequest
 from tests.tiny_models import save_classifier
-from tidegate.task_registry import TASKS
+from tidegate.app.task_registry import TASKS
 
 RANK, ALPHA = 4, 6
 QUERY = "bert.encoder.layer.0.attention.self.query"

@@ -19,7 +19,7 @@ from converters.errors import ConversionError
 from tests.converters.test_tensors import linear, write_graph
 from tests.tiny_image_models import save_image_classifier
 from tests.tiny_models import save_classifier, save_tagger
-from tidegate.convert import command
+from tidegate.commands.convert import command
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 # Some are exported first, and refused because of the result.
@@ -675,7 +675,7 @@ def test_other_sources_that_cannot_be_converted(home, name):
 
 
 def test_the_ending_of_a_graph_may_be_in_capitals(home):
-    from tidegate.task_registry import TASKS, task_of
+    from tidegate.app.task_registry import TASKS, task_of
 
     linear(home / "m.onnx").rename(home / "M.ONNX")
     assert task_of(str(home / "M.ONNX")) == "tensors"

@@ -19,7 +19,7 @@ from converters.task import ConversionRequest, Reference
 from converters.tensors.samples import variations
 from converters.tensors.task import Tensors, open_source
 from converters.tolerance import tolerance
-from tidegate.task_registry import task_of
+from tidegate.app.task_registry import task_of
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 

@@ -13,7 +13,7 @@ from gateway.settings import Settings
 from gateway.upstream.probes import Background
 from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 # Returns its inputs, whatever they are.
 ECHO = """

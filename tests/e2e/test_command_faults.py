@@ -8,8 +8,8 @@ from serving.errors import ServingError
 from tests.running import wait_until
 from tests.serving.small_pipeline import stage
 from tidegate import cli
-from tidegate.faults import require_loadable
-from tidegate.log_keeper import LogKeeper, rotate
+from tidegate.app.faults import require_loadable
+from tidegate.app.log_keeper import LogKeeper, rotate
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,10 @@ def test_a_log_that_cannot_be_rotated_is_reported_once_and_stays(tmp_path, monke
         log.write_bytes(b"x" * 100)
         log.with_name(f"{log.name}.1").mkdir()  # blocks the rotation, as a full disk would
     looked = []
-    monkeypatch.setattr("tidegate.log_keeper.TROUBLE_S", 0.01)
-    monkeypatch.setattr("tidegate.log_keeper.rotate", lambda *log: (looked.append(1), rotate(*log)))
+    monkeypatch.setattr("tidegate.app.log_keeper.TROUBLE_S", 0.01)
+    monkeypatch.setattr(
+        "tidegate.app.log_keeper.rotate", lambda *log: (looked.append(1), rotate(*log))
+    )
     keeper = LogKeeper(logs, 10, 1, messages.append)
     keeper.start()
     try:

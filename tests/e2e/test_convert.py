@@ -57,7 +57,7 @@ def test_a_tampered_step_fails_the_proof(stack, tmp_path):
     """A fault in the tokeniser step, which only the proof through Triton can find."""
     planted = tmp_path / "planted.py"
     planted.write_text(
-        "import tidegate.pipelines as b\n"
+        "import tidegate.app.pipelines as b\n"
         "from pathlib import Path\n"
         "source = b.step_file('tokenize_text').read_text()\n"
         "wrong = Path(__file__).with_name('wrong.py')\n"

@@ -22,11 +22,11 @@ from tests.converters import fake_trt
 from tests.converters.test_tensors import linear
 from tests.converters.trt_machine import child_environment, machine, plant_gpu
 from tests.running import environment
-from tidegate.convert import ConvertOptions, run
-from tidegate.engines import is_on, on_engine, why_not_here
-from tidegate.paths import Paths
-from tidegate.pipelines import Built
-from tidegate.prove import ProveOptions, prove
+from tidegate.app.engines import is_on, on_engine, why_not_here
+from tidegate.app.paths import Paths
+from tidegate.app.pipelines import Built
+from tidegate.commands.convert import ConvertOptions, run
+from tidegate.commands.prove import ProveOptions, prove
 
 __all__ = ["machine"]
 BACKEND = '''
@@ -87,7 +87,7 @@ def gpu_box(machine, tmp_path, monkeypatch):
     box = replace(real, backends=backends)
     monkeypatch.setattr("modelspec.staging.plan_config", _plan_config_on_the_cpu)
     monkeypatch.setattr("serving.launch.find_triton", lambda: box)
-    monkeypatch.setattr("tidegate.engines.find_triton", lambda: box)
+    monkeypatch.setattr("tidegate.app.engines.find_triton", lambda: box)
     return backends
 
 

@@ -18,11 +18,11 @@ from serving.publish import publish
 from tests.running import environment, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate import cli
-from tidegate.claim import Running
+from tidegate.app.claim import Running
+from tidegate.app.paths import Paths
+from tidegate.app.stack import Stack, StackOptions
 from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
-from tidegate.paths import Paths
-from tidegate.stack import Stack, StackOptions
-from tidegate.status import Report, _print
+from tidegate.commands.status import Report, _print
 
 
 def _leaves(command, path=()):

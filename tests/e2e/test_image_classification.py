@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from converters.image.photos import photo_file
 from tests.ensembles.images import bad_images, colours, encoded
-from tidegate.client import GatewayClient
-from tidegate.demo_photo import describe_photo, show_photo
+from tidegate.app.client import GatewayClient
+from tidegate.app.demo_photo import describe_photo, show_photo
 
 NAME = "image_classification"
 PATH = f"/v1/{NAME}"

@@ -22,7 +22,7 @@ from serving.ports import free_ports
 from tests.e2e.grpc_models import serving
 from tests.gateway.test_large_bodies import SIZE, filled, peak_bytes
 from tests.running import ROOT
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 ECHO = """
 import triton_python_backend_utils as pb_utils

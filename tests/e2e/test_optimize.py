@@ -9,11 +9,11 @@ from converters.optimize import clocks, timing
 from converters.record import Record
 from converters.text.samples import default_texts
 from tests.tiny_models import save_classifier
+from tidegate.app.optimize_candidates import original_options
+from tidegate.app.paths import Paths
+from tidegate.app.published import engine_folder
 from tidegate.cli import cli
-from tidegate.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
-from tidegate.optimize_candidates import original_options
-from tidegate.paths import Paths
-from tidegate.published import engine_folder
+from tidegate.commands.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from serving.launch import LaunchOptions, TritonServer
 from serving.ports import Ports, free_ports
 from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
 from tests.running import ROOT, environment, wait_until
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 # y is x; a negative x is an error, and 1000 + s sleeps for s seconds.
 PLAIN = """

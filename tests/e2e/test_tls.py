@@ -23,7 +23,7 @@ from gateway.settings import Settings, SettingsError
 from serving.ports import free_ports
 from tests.gateway.authority import Authority, private
 from tests.running import wait_until
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 POLICY = """
 [certificates."CN=batch,O=Acme"]

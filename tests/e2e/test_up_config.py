@@ -13,7 +13,7 @@ from serving.repository import read_config
 from serving.tuning.journal import engine_files, machine
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import MODELS, NAME, stage
-from tidegate.configs import config_name, tuned_line
+from tidegate.app.configs import config_name, tuned_line
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from gateway.audit import log as audit
 from gateway.audit.log import AuditLog, Decision, append, locked
 from tests.gateway.request_contexts import context_of
 from tests.running import wait_until
-from tidegate.audit_check import verify
+from tidegate.app.audit_check import verify
 
 PEPPER = b"pepper"
 FIELDS = {
@@ -430,7 +430,12 @@ def test_a_long_field_is_cut(tmp_path):
 
 def _verb(home, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", "from tidegate.audit import command; command()", *arguments],
+        [
+            sys.executable,
+            "-c",
+            "from tidegate.commands.audit import command; command()",
+            *arguments,
+        ],
         env={**os.environ, "TIDEGATE_HOME": str(home)},
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ from gateway.identity.callers import Callers
 from gateway.identity.certificates import CertificateProtocol, certificate_names
 from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import parse_rules
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 RULES = """
 [certificates."CN=batch,O=Acme\\\\, Inc.,C=DE"]

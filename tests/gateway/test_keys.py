@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import Unauthenticated
 from gateway.identity.keys import KEY_FORM, KeyRing
 from gateway.identity.principal import ADMIN, USER, Grant
-from tidegate.key_store import KeyStore, UnknownKey, generate_key, has_good_checksum, state_of
+from tidegate.app.key_store import KeyStore, UnknownKey, generate_key, has_good_checksum, state_of
 
 
 @pytest.fixture

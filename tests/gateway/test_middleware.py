@@ -12,7 +12,7 @@ from gateway.app import create_app
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
 from tests.running import ROOT
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 ORIGIN = "https://app.example.com"
 TENANTS = "[tenants.default]\nmodels = ['echo_*']\n"

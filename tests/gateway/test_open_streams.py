@@ -18,7 +18,7 @@ from gateway.supervision import Supervisor, every
 from gateway.upstream.probes import GUARD_S
 from tests.gateway.issuer import Issuer, SigningKey
 from tests.gateway.limits.redis_server import RedisServer
-from tidegate.key_store import KeyStore
+from tidegate.app.key_store import KeyStore
 
 POLICY = """\
 [tenants.acme]

@@ -10,8 +10,8 @@ from gateway.policy.taken import FOLDER, Taken, in_force
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from serving.errors import ServingError
-from tidegate import routes_file
-from tidegate.routes_file import set_weights, wait_until_taken
+from tidegate.app import routes_file
+from tidegate.app.routes_file import set_weights, wait_until_taken
 
 
 @pytest.fixture

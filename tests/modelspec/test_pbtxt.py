@@ -11,7 +11,7 @@ from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
 from serving.tuning.committed import carried
-from tidegate.task_registry import KNOWN
+from tidegate.app.task_registry import KNOWN
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = TensorSpec("x", "FP32", (-1,))

@@ -8,7 +8,7 @@ import pytest
 
 from converters.errors import SourceMissing, SourceRefused
 from ensembles.text_embedding import ENDPOINT_SCHEMA
-from tidegate.config_search_samples import bodies
+from tidegate.app.config_search_samples import bodies
 
 TEXT = ENDPOINT_SCHEMA.request["properties"]
 IMAGE = {"image": {"type": "string", "x-bytes": True, "x-tensor": "image"}}

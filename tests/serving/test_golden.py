@@ -10,7 +10,7 @@ from serving.golden import sample_of
 from serving.plan import PlannedVersion
 from serving.preflight import available_bytes, require_memory
 from tests.serving.small_pipeline import pipeline
-from tidegate.task_registry import KNOWN
+from tidegate.app.task_registry import KNOWN
 
 
 @pytest.mark.parametrize("name", [name for name, task in KNOWN.items() if task])

@@ -15,9 +15,9 @@ from serving.publish import publish
 from serving.repository import is_published, read_config
 from serving.versions import prune
 from tests.serving.small_pipeline import MODELS, NAME, stage
-from tidegate.canary import command as canary_command
-from tidegate.convert import command as convert_command
-from tidegate.optimize import command as optimize_command
+from tidegate.commands.canary import command as canary_command
+from tidegate.commands.convert import command as convert_command
+from tidegate.commands.optimize import command as optimize_command
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from modelspec.staging import stage_model
 from serving.errors import PublishFailed
 from serving.publish import publish
 from serving.repository import is_published, top_models
-from tidegate.task_registry import KNOWN
+from tidegate.app.task_registry import KNOWN
 
 
 @pytest.fixture

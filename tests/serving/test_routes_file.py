@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from serving.errors import ServingError
-from tidegate.routes_file import Route, read_route, set_weights
+from tidegate.app.routes_file import Route, read_route, set_weights
 
 WRITTEN = """# ours, by hand
 replicas = ["a:1"]   # two spaces  kept

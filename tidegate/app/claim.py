@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from serving.errors import ServingError
 from serving.servers import servers_of
-from tidegate.paths import Paths
+from tidegate.app.paths import Paths
 
 FILE = "up.json"
 # A reader holds the lock only for a moment.

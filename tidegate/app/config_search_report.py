@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from serving.tuning.closed_loop import Figures
     from serving.tuning.trial import Trial
     from serving.tuning.tune import Result
-    from tidegate.config_search import ConfigSearchReport
+    from tidegate.app.config_search import ConfigSearchReport
 
 # A load generator that takes a larger share of the machine's cores distorts the measurement.
 GENERATOR_SHARE = 0.25

@@ -18,9 +18,9 @@ from serving.publish import publish
 from serving.replica import connected
 from serving.repository import is_published
 from serving.servers import servers_of
-from tidegate.published import pinned
-from tidegate.scratch import proved_through_triton
-from tidegate.task_registry import RegisteredTask
+from tidegate.app.published import pinned
+from tidegate.app.scratch import proved_through_triton
+from tidegate.app.task_registry import RegisteredTask
 
 if TYPE_CHECKING:
     from converters.conversion import ConversionOptions, Converted

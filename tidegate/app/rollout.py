@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import progress
-from tidegate.paths import Address, Paths
+from tidegate.app.paths import Address, Paths
+from tidegate.commands.convert import progress
 
 if TYPE_CHECKING:
     from serving.deployment import Deployment

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from tidegate import rollout
-from tidegate.paths import Paths, json_option, print_json
+from tidegate.app import rollout
+from tidegate.app.paths import Paths, json_option, print_json
 
 MIB = 1024 * 1024
 

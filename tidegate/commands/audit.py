@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from tidegate.paths import Paths, json_option, print_json, stack_option
+from tidegate.app.paths import Paths, json_option, print_json, stack_option
 
 
 @click.group("audit")
@@ -30,7 +30,7 @@ def command() -> None:
 def verify(as_json: bool, first: int) -> None:
     """Find lines that were changed, removed, moved or cut off, missing files, and decisions that
     could not be written. Exits 1 if there are any."""
-    from tidegate import audit_check
+    from tidegate.app import audit_check
 
     paths = Paths.current()
     if not paths.state.is_dir():

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate import rollout
-from tidegate.paths import Paths, json_option, print_json
-from tidegate.signals import interrupt_on_sigterm
+from tidegate.app import rollout
+from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
     from serving.deployment import Deployment
-    from tidegate.canaries import Canaries
-    from tidegate.routes_file import Per
+    from tidegate.app.canaries import Canaries
+    from tidegate.app.routes_file import Per
 
 
 @click.command("canary")
@@ -58,7 +58,7 @@ def command(
     tidegate canary text_embedding --weight 0
     """
     from serving.canary import canary_name
-    from tidegate.canaries import Canaries, policies, share_of
+    from tidegate.app.canaries import Canaries, policies, share_of
 
     interrupt_on_sigterm()
     paths = Paths.current()

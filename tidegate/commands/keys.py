@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.paths import Paths, json_option, print_json, stack_option
+from tidegate.app.paths import Paths, json_option, print_json, stack_option
 
 if TYPE_CHECKING:
-    from tidegate.key_store import KeyStore
+    from tidegate.app.key_store import KeyStore
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_S = 100 * 365 * 86400
@@ -89,7 +89,7 @@ def create(
 @stack_option
 def list_(as_json: bool) -> None:
     """Show every key: its id, name, rights and state."""
-    from tidegate.key_store import state_of
+    from tidegate.app.key_store import state_of
 
     records = _store().records()
     if as_json:
@@ -113,7 +113,7 @@ def list_(as_json: bool) -> None:
 @stack_option
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
     """Create a new key with the same rights; the old one ends after the overlap."""
-    from tidegate.key_store import UnknownKey
+    from tidegate.app.key_store import UnknownKey
 
     try:
         record, key, ended = _store().rotate(id_or_name, overlap)
@@ -132,7 +132,7 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
 @stack_option
 def revoke(id_or_name: str, as_json: bool) -> None:
     """Revoke the key with this id, or every key of this name."""
-    from tidegate.key_store import UnknownKey
+    from tidegate.app.key_store import UnknownKey
 
     try:
         revoked = _store().revoke(id_or_name)
@@ -167,7 +167,7 @@ def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
 
 
 def _store() -> "KeyStore":
-    from tidegate.key_store import KeyStore
+    from tidegate.app.key_store import KeyStore
 
     paths = Paths.current()
     return KeyStore(paths.keys, paths.pepper)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelspec.layout import require_model_name
-from tidegate.paths import Paths
-from tidegate.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
+from tidegate.app.paths import Paths
+from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
 
 if TYPE_CHECKING:
     from converters.cache import Say
     from converters.optimize.budget import Budget
     from converters.optimize.findings import Findings
-    from tidegate.optimize import OptimizeOptions
+    from tidegate.commands.optimize import OptimizeOptions
 
 
 def find(
@@ -79,7 +79,7 @@ def _allowed(options: "OptimizeOptions") -> Any:
 
 def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask:
     """The model's task; a usage error says what is missing."""
-    from tidegate.published import published_record
+    from tidegate.app.published import published_record
 
     known = KNOWN.get(options.name)
     if known and options.source in (None, options.name):
@@ -110,7 +110,7 @@ def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask
 def original_options(options: "OptimizeOptions", paths: Paths) -> Mapping[str, str]:
     """The original's source options: those it was converted with, overridden by those passed
     now."""
-    from tidegate.published import published_record
+    from tidegate.app.published import published_record
 
     record = published_record(paths.repository, options.name)
     return {**(record.options if record else {}), **options.source_options}

@@ -1,18 +1,17 @@
 """The serving parameters of a pipeline, searched on this machine: the second half of
-``tidegate optimize NAME``. By itself: ``python -m tidegate.config_search NAME --budget 10m``."""
+``tidegate optimize NAME``, and all of it with ``--only config``."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.paths import Paths
+from tidegate.app.paths import Paths
 
 if TYPE_CHECKING:
     from serving.tuning.tune import Result
 
 Say = Callable[[str], None]
-DEFAULT_BUDGET_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class ConfigSearchReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        from tidegate.config_search_report import lines
+        from tidegate.app.config_search_report import lines
 
         return lines(self)
 
@@ -83,8 +82,8 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     from serving.repository import read_config
     from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
-    from tidegate.config_search_samples import bodies
-    from tidegate.rollout import deployment
+    from tidegate.app.config_search_samples import bodies
+    from tidegate.app.rollout import deployment
 
     repository = paths.repository
     search.require_pipeline(repository, options.name)
@@ -98,29 +97,3 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
         written = write_tuned(target, result)
         committed = commit(target, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)
-
-
-def main() -> None:
-    import click
-
-    from tidegate.convert import progress
-    from tidegate.signals import interrupt_on_sigterm
-
-    @click.command("serving_parameters")
-    @click.argument("name")
-    @click.option("--budget", "budget_s", type=float, default=DEFAULT_BUDGET_S, help="Seconds.")
-    @click.option("--p99-ms", type=float)
-    @click.option("--connections", type=int, default=32)
-    @click.option("--samples", type=click.Path(exists=True, path_type=Path))
-    @click.option("--fresh", is_flag=True)
-    @click.option("--commit", is_flag=True)
-    def command(**options: Any) -> None:
-        interrupt_on_sigterm()
-        for line in tune(ConfigSearchOptions(**options), Paths.current(), progress()).lines():
-            click.echo(line)
-
-    command()
-
-
-if __name__ == "__main__":
-    main()

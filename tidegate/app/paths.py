@@ -81,7 +81,7 @@ def _set_repository(context: click.Context, option: click.Parameter, value: Path
 
 def _set_stack(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     if value is not None:
-        from tidegate.claim import home_serving
+        from tidegate.app.claim import home_serving
 
         home = home_serving(Paths.current(), value.resolve())
         _set(context, TIDEGATE_HOME=str(home), TIDEGATE_REPOSITORY=str(value.resolve()))

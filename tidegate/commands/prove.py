@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import progress
-from tidegate.paths import Paths, json_option, print_json, repository_option
-from tidegate.signals import interrupt_on_sigterm
-from tidegate.task_registry import TASKS, registered_task
+from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.app.task_registry import TASKS, registered_task
+from tidegate.commands.convert import progress
 
 if TYPE_CHECKING:
     from converters.proof import Check, Proof
@@ -77,9 +77,9 @@ def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> li
     from converters.conversion import ask_original, prove_graph, reference_in
     from converters.task import ConversionRequest
     from modelspec.layout import ENGINE_FILE
-    from tidegate.engines import proved_profiles
-    from tidegate.published import copy_pipeline, engine_folder, published_record
-    from tidegate.scratch import proved_through_triton
+    from tidegate.app.engines import proved_profiles
+    from tidegate.app.published import copy_pipeline, engine_folder, published_record
+    from tidegate.app.scratch import proved_through_triton
 
     repository, name = paths.repository, options.name
     record = published_record(repository, name)

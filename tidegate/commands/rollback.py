@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from tidegate import rollout
-from tidegate.paths import Paths, json_option, print_json
-from tidegate.signals import interrupt_on_sigterm
+from tidegate.app import rollout
+from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.signals import interrupt_on_sigterm
 
 
 @click.command("rollback")

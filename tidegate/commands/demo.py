@@ -7,11 +7,11 @@ from typing import Any
 import click
 import numpy as np
 
-from tidegate.claim import running_in
-from tidegate.client import GatewayClient
-from tidegate.demo_photo import Photo, describe_photo, show_photo
-from tidegate.paths import Address, Paths, json_option, print_json, stack_option
-from tidegate.triton_times import StepTimes, measured
+from tidegate.app.claim import running_in
+from tidegate.app.client import GatewayClient
+from tidegate.app.demo_photo import Photo, describe_photo, show_photo
+from tidegate.app.paths import Address, Paths, json_option, print_json, stack_option
+from tidegate.app.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
 STEPS = ("text_embedding_pre", "text_embedding_onnx")

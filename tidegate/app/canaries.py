@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from serving.canary import canaries, canary_name, start, stop, unload_left
 from serving.errors import PublishFailed, ServingError
 from serving.repository import is_published
-from tidegate.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
+from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
 if TYPE_CHECKING:
     from serving.deployment import Deployment
     from serving.servers import Server
-    from tidegate.paths import Paths
+    from tidegate.app.paths import Paths
 
 
 def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:

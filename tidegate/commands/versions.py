@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate import rollout
-from tidegate.paths import Paths, json_option, print_json
+from tidegate.app import rollout
+from tidegate.app.paths import Paths, json_option, print_json
 
 if TYPE_CHECKING:
     from serving.servers import Server
     from serving.versions import Version
-    from tidegate.canaries import Canaries
-    from tidegate.routes_file import Route
+    from tidegate.app.canaries import Canaries
+    from tidegate.app.routes_file import Route
 
 
 @click.command("versions")
@@ -31,8 +31,8 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
     tidegate versions text_embedding
     """
     from serving.versions import versions
-    from tidegate.canaries import Canaries, policies
-    from tidegate.configs import tuned_line
+    from tidegate.app.canaries import Canaries, policies
+    from tidegate.app.configs import tuned_line
 
     paths = Paths.current()
     path = rollout.selected_repository(paths, repository)
@@ -112,7 +112,7 @@ def _share(route: "Route | None", canary: str | None) -> dict[str, object] | Non
 
 
 def _canary_lines(canaries: "Canaries", route: "Route | None", fault: str) -> Iterator[str]:
-    from tidegate.canaries import share_of
+    from tidegate.app.canaries import share_of
 
     loaded = canaries.loaded()
     if route is None:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from tidegate.paths import Paths, json_option, repository_option
-from tidegate.signals import interrupt_on_sigterm
-from tidegate.stack import Stack, StackOptions
+from tidegate.app.paths import Paths, json_option, repository_option
+from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.app.stack import Stack, StackOptions
 
 POLL_S = 0.3
 FAILED_S = 5.0

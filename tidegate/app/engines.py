@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import PLAN_FILE
 from serving.installation import find_triton
-from tidegate.published import engine_folder, pinned
+from tidegate.app.published import engine_folder, pinned
 
 if TYPE_CHECKING:
-    from tidegate.pipelines import Built
+    from tidegate.app.pipelines import Built
 
 ENGINES = ("onnx", TENSORRT)
 Say = Callable[[str], None]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.convert import progress, source_options
-from tidegate.paths import Paths, json_option, print_json, repository_option
-from tidegate.signals import interrupt_on_sigterm
-from tidegate.task_registry import KNOWN, NOTHING, TASKS
+from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.app.task_registry import KNOWN, NOTHING, TASKS
+from tidegate.commands.convert import progress, source_options
 
 if TYPE_CHECKING:
     from converters.optimize.findings import Findings
@@ -189,7 +189,7 @@ def _choose_model(
     """The findings, saved and plotted, and the seconds they took; None if there is no choice."""
     from converters.optimize.budget import Budget
     from converters.optimize.chart import draw
-    from tidegate.optimize_candidates import find, keep_pruned
+    from tidegate.app.optimize_candidates import find, keep_pruned
 
     budget = Budget(budget_s, hard_s=max(1.0, options.budget_s - CLOSING_S))
     findings = find(options, budget, paths, say)
@@ -205,7 +205,7 @@ def _choose_model(
 
 
 def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say: Say) -> Any:
-    from tidegate.config_search import ConfigSearchOptions, tune
+    from tidegate.app.config_search import ConfigSearchOptions, tune
 
     search_options = ConfigSearchOptions(
         name=options.name,
@@ -221,7 +221,7 @@ def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say:
 
 def _show(options: OptimizeOptions, findings: "Findings", paths: Paths) -> None:
     from converters.optimize.table import lines
-    from tidegate.optimize_candidates import original_options
+    from tidegate.app.optimize_candidates import original_options
 
     click.echo("\n".join(lines(findings)))
     chosen = findings.chosen
@@ -254,9 +254,9 @@ def convert_line(
 
 def _publish(options: OptimizeOptions, findings: "Findings", paths: Paths, say: Say) -> None:
     """Publish the pick as ``tidegate convert NAME --precision X`` would."""
-    from tidegate.convert import ConvertOptions
-    from tidegate.convert import run as convert
-    from tidegate.optimize_candidates import original_options
+    from tidegate.app.optimize_candidates import original_options
+    from tidegate.commands.convert import ConvertOptions
+    from tidegate.commands.convert import run as convert
 
     chosen = findings.chosen
     if chosen is None or chosen.candidate.pruned:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.paths import Paths, json_option, print_json, repository_option
-from tidegate.published import PARTS
-from tidegate.task_registry import KNOWN
+from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.published import PARTS
+from tidegate.app.task_registry import KNOWN
 
 if TYPE_CHECKING:
     from serving.lint.finding import Finding

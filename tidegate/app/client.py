@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import ServingError
-from tidegate.paths import Paths
+from tidegate.app.paths import Paths
 
 TIMEOUT_S = 30
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")

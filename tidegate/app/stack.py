@@ -32,15 +32,15 @@ from serving.recovery import clear_up
 from serving.repository import is_published
 from serving.servers import servers_of
 from serving.watch import Watcher
-from tidegate.canaries import companion_models
-from tidegate.claim import Claim, Running
-from tidegate.configs import AUTO, DEFAULT, config_name
-from tidegate.faults import require_loadable
-from tidegate.gateway_watch import GatewayWatch
-from tidegate.log_keeper import LogKeeper
-from tidegate.paths import Paths
-from tidegate.pipelines import is_current
-from tidegate.task_registry import KNOWN
+from tidegate.app.canaries import companion_models
+from tidegate.app.claim import Claim, Running
+from tidegate.app.configs import AUTO, DEFAULT, config_name
+from tidegate.app.faults import require_loadable
+from tidegate.app.gateway_watch import GatewayWatch
+from tidegate.app.log_keeper import LogKeeper
+from tidegate.app.paths import Paths
+from tidegate.app.pipelines import is_current
+from tidegate.app.task_registry import KNOWN
 
 # For the gateway to start and probe each model's golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
@@ -370,7 +370,7 @@ class Stack:
     def _make_dev_key(self) -> None:
         from gateway.identity.principal import ADMIN
         from gateway.private_file import write_private
-        from tidegate.key_store import KeyStore
+        from tidegate.app.key_store import KeyStore
 
         paths = self.options.paths
         store = KeyStore(paths.keys, paths.pepper)

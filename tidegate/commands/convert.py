@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.engines import ENGINES, is_on, on_engine
-from tidegate.paths import Paths, json_option, print_json, repository_option
-from tidegate.signals import interrupt_on_sigterm
-from tidegate.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
+from tidegate.app.engines import ENGINES, is_on, on_engine
+from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
 
 if TYPE_CHECKING:
     from converters.record import Record
@@ -149,7 +149,7 @@ class ConvertOptions:
 
 def run(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
     """Convert, prove and publish; click.UsageError when the options make no sense."""
-    from tidegate.pipelines import Built, release
+    from tidegate.app.pipelines import Built, release
 
     if options.is_known and not options.force and _is_current(options, paths.repository, say):
         return _already_published(options.source, paths)
@@ -164,7 +164,7 @@ def run(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
 def _convert(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
     from converters.conversion import ConversionOptions
     from converters.task import ConversionRequest
-    from tidegate.pipelines import build, release
+    from tidegate.app.pipelines import build, release
 
     name, registered = _name(options), _registered_task(options)
     require_precisions(options.precisions)
@@ -227,7 +227,7 @@ def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say)
     """Whether exactly this is already published; PublishFailed when the name is taken."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
-    from tidegate.published import conflicting_models, published_record
+    from tidegate.app.published import conflicting_models, published_record
 
     conflicts = conflicting_models(paths.repository, task.request.name)
     if options.force or not conflicts:
@@ -244,8 +244,8 @@ def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say)
 
 def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
     """Whether the known pipeline is published in the requested precision and on the engine."""
-    from tidegate.pipelines import is_current
-    from tidegate.published import published_record
+    from tidegate.app.pipelines import is_current
+    from tidegate.app.published import published_record
 
     if not is_current(options.source, repository):
         return False
@@ -279,7 +279,7 @@ def _counts(record: "Record") -> tuple[int, int]:
 
 
 def _already_published(name: str, paths: Paths) -> ConvertResult:
-    from tidegate.published import published_record
+    from tidegate.app.published import published_record
 
     record = published_record(paths.repository, name)
     return ConvertResult(name, is_new=False, records=(record,) if record else ())

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tidegate.client import GatewayClient
+from tidegate.app.client import GatewayClient
 
 ENDPOINT = "image_classification"
 PHOTO = "coffee"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from tidegate import rollout
-from tidegate.paths import Paths, json_option, print_json
-from tidegate.signals import interrupt_on_sigterm
+from tidegate.app import rollout
+from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.signals import interrupt_on_sigterm
 
 
 @click.command("promote")
@@ -37,7 +37,7 @@ def command(
     """
     from serving.canary import promote
     from serving.versions import require_published
-    from tidegate.canaries import Canaries, policies
+    from tidegate.app.canaries import Canaries, policies
 
     interrupt_on_sigterm()
     paths = Paths.current()

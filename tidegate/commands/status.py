@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.paths import Paths, json_option, print_json
+from tidegate.app.paths import Paths, json_option, print_json
 
 if TYPE_CHECKING:
-    from tidegate.claim import Running
+    from tidegate.app.claim import Running
 
 WELL, NOT_WELL, NOTHING = 0, 1, 3
 
@@ -63,7 +63,7 @@ def command(as_json: bool, repository: Path | None) -> None:
     tidegate status
     tidegate status --json
     """
-    from tidegate.claim import home_serving, running_in
+    from tidegate.app.claim import home_serving, running_in
 
     paths = Paths.current()
     if repository:
@@ -82,7 +82,7 @@ def command(as_json: bool, repository: Path | None) -> None:
 
 def _print_nothing_runs(paths: Paths, *, as_json: bool) -> None:
     """Say that nothing runs in this home, and from which homes its repository is served instead."""
-    from tidegate.claim import homes_serving
+    from tidegate.app.claim import homes_serving
 
     others = [str(home) for home in homes_serving(paths, paths.repository)]
     if as_json:
@@ -98,7 +98,7 @@ def _print_nothing_runs(paths: Paths, *, as_json: bool) -> None:
 
 
 def _check(paths: Paths, running: "Running") -> Report:
-    from tidegate.stack import ask
+    from tidegate.app.stack import ask
 
     report = Report(running, _stopped(running.pid))
     key = paths.dev_key.read_text().strip() if paths.dev_key.is_file() else ""

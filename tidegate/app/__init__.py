@@ -1,0 +1,1 @@
+"""What the verbs do: the other packages composed, imported late where they are heavy."""

@@ -1,0 +1,1 @@
+"""The verbs of the command line, one a file: its options, one call, its exit code."""
