@@ -36,7 +36,7 @@ def broken_graphs(
     yield "an operator left out", list(left_out(source, folder))
     if task.has_mask:
         yield "mask dropped", list(dropped_mask(source, folder))
-    if precision == "int8":
+    if precision == "int8-static":
         yield "calibration on zeros", list(_calibrated_on_zeros(task, reference, source, folder))
 
 
@@ -129,7 +129,7 @@ def _calibrated_on_zeros(
 
     path = folder / "zeros.onnx"
     try:
-        write_precision("int8", source, path, zeros)
+        write_precision("int8-static", source, path, zeros)
     except ConversionError:
         return  # the precision itself refuses such a calibration
     yield path

@@ -16,7 +16,7 @@ PROOF_FILE = "proof.json"
 # Folders under construction: .building-PID-...
 BUILDING = ".building-"
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 def cache_root() -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from converters.attempt import attempted
-from converters.cache import PROOF_FILE, Say, content_key, conversion, files_sha256
+from converters.cache import PROOF_FILE, Progress, content_key, conversion, files_sha256
 from converters.errors import ConversionError
 from converters.proof import Proof
 from converters.record import Record
@@ -50,7 +50,7 @@ class Converted:
         return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
-def convert(task: Task, options: ConversionOptions, say: Say) -> Converted:
+def convert(task: Task, options: ConversionOptions, report: Progress) -> Converted:
     """The task's source as a proved graph of this precision, from the cache if it is there.
 
     Raises a ConversionError (see the tree in ``converters.errors``); nothing of this precision is
@@ -63,14 +63,14 @@ def convert(task: Task, options: ConversionOptions, say: Say) -> Converted:
         )
     name = task.request.name
     key = _key(task)
-    original = conversion(name, key, ANSWERS, lambda folder: _export(task, folder, say))
+    original = conversion(name, key, ANSWERS, lambda folder: _export(task, folder, report))
     reference = reference_in(original, name, task.name, options.precision)
     settings = json.dumps([name, key, options.precision, options.accepted])
     converted = conversion(
         name,
         content_key(settings),
         PROOF_FILE,
-        lambda folder: _write_precision(task, reference, options, folder, say),
+        lambda folder: _write_precision(task, reference, options, folder, report),
     )
     return Converted(task, reference, converted / GRAPH, Record.load(converted / PROOF_FILE))
 
@@ -85,14 +85,14 @@ def reference_in(folder: Path, name: str, task: str, precision: str) -> Referenc
     return Reference(name, folder, metadata, answers, tolerance(task, proved_as))
 
 
-def ask_original(task: Task, folder: Path, say: Say) -> None:
+def ask_original(task: Task, folder: Path, report: Progress) -> None:
     """Write into ``folder`` all that a Reference needs, from the source alone: no graph."""
     metadata = task.metadata()
     for part in STEPS:
         (folder / part).mkdir()
     task.write_steps(folder)
-    say(f"{task.request.name}: asking the original model")
-    answers = task.ask(folder, say)
+    report(f"{task.request.name}: asking the original model")
+    answers = task.ask(folder, report)
     (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
     np.savez(folder / ANSWERS, **answers)
 
@@ -126,34 +126,34 @@ def _key(task: Task) -> str:
     return content_key(source_sha256(task))
 
 
-def _export(task: Task, folder: Path, say: Say) -> None:
-    say(f"{task.request.name}: exporting to ONNX")
+def _export(task: Task, folder: Path, report: Progress) -> None:
+    report(f"{task.request.name}: exporting to ONNX")
     task.export(folder / GRAPH)
-    ask_original(task, folder, say)
+    ask_original(task, folder, report)
 
 
 def _write_precision(
-    task: Task, reference: Reference, options: ConversionOptions, folder: Path, say: Say
+    task: Task, reference: Reference, options: ConversionOptions, folder: Path, report: Progress
 ) -> None:
     from converters.precision import write_precision
 
     if options.precision != "fp32":
-        say(f"{reference.name}: writing the {options.precision} graph")
+        report(f"{reference.name}: writing the {options.precision} graph")
     target = folder / GRAPH
     write_precision(
         options.precision, reference.folder / GRAPH, target, lambda: task.calibration(reference)
     )
-    say(f"{reference.name}: proving the {options.precision} graph against the original")
+    report(f"{reference.name}: proving the {options.precision} graph against the original")
     proof = prove_graph(task, target, reference)
     if task.tests_graphs:
-        say(f"{reference.name}: planting faults that the proof must detect")
+        report(f"{reference.name}: planting faults that the proof must detect")
         self_test = attempted(
             "the self-test", lambda: [graph_self_test(task, reference, options.precision)]
         )
         proof = replace(proof, checks=(*proof.checks, *self_test))
     exercised = task.exercised(reference)
     for line in exercised:
-        say(f"{reference.name}: {line}")
+        report(f"{reference.name}: {line}")
     record = Record.start(task, options, source_sha256(task), proof, target, exercised)
     record.require()
     record.save(folder)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from converters.cache import PROOF_FILE, Say, content_key, conversion
+from converters.cache import PROOF_FILE, Progress, content_key, conversion
 from converters.conversion import Converted, prove_graph
 from converters.errors import EngineFailed
 from converters.record import Record
@@ -70,7 +70,7 @@ def why_not_of_here(folder: Path) -> str:
     return "; ".join(built.differences(replace(here, profiles=built.profiles)))
 
 
-def build_engine(converted: Converted, spec: ModelSpec, say: Say) -> Engine:
+def build_engine(converted: Converted, spec: ModelSpec, report: Progress) -> Engine:
     """The engine of the graph that ``spec`` declares, from the cache or newly built. EngineFailed
     or ProofFailed if there is none."""
     target = stamp_here(converted.engine, spec)
@@ -80,9 +80,9 @@ def build_engine(converted: Converted, spec: ModelSpec, say: Say) -> Engine:
     key = content_key(json.dumps(settings))
 
     def build(folder: Path) -> None:
-        say(f"{record.name}: building a TensorRT engine for {target.gpu}")
+        report(f"{record.name}: building a TensorRT engine for {target.gpu}")
         _build(converted.engine, spec, folder)
-        say(f"{record.name}: proving the TensorRT engine against the original")
+        report(f"{record.name}: proving the TensorRT engine against the original")
         proved = _proved(converted, target, folder)
         proved.require()
         proved.save(folder)

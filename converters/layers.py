@@ -178,8 +178,8 @@ def other_rounded_weights(
 ) -> Iterator[str]:
     """The names of the 8-bit weights that differ from the original's by more than rounding can:
     half a step of their scale. Swapped rows or columns show up here whatever the samples are.
-    ``tidied`` is the reference with its Gemms written as in ``rounded``. Weights of ``int8-rows``
-    are skipped: their scales depend on the samples.
+    ``tidied`` is the reference with its Gemms written as in ``rounded``. Weights of
+    ``int8-per-row`` are skipped: their scales depend on the samples.
     """
     tensors = [*reference.initializer, *tidied.initializer]
     originals = {tensor.name: tensor for tensor in tensors}

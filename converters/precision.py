@@ -1,6 +1,6 @@
 """A proved FP32 graph in other precisions: smaller or faster, each to be proved again.
 
-    write_precision("w8", source, target, feeds)
+    write_precision("int8-weight-only", source, target, feeds)
 
 ``converters.tolerance`` has the limits within which each may differ from the original, and
 docs/precisions.md what each is for and what was measured.
@@ -22,9 +22,9 @@ from converters.errors import ConversionError, ExportFailed
 PRECISIONS: dict[str, str] = {
     "fp32": "the graph as it is: the original's answers",
     "fp16": "FP16 weights and arithmetic, half the size, for GPUs",
-    "w8": "8-bit weights for matrix multiplications; answers do not depend on the batch",
-    "int8": "8-bit weights and activations, calibrated; answers do not depend on the batch",
-    "int8-rows": "8-bit, scaled by row: fast text on a CPU; answers do not depend on the batch",
+    "int8-weight-only": "8-bit weights of matrices; answers do not depend on the batch",
+    "int8-static": "8-bit weights and activations, calibrated; answers do not depend on the batch",
+    "int8-per-row": "8-bit, scaled by row: fast text on a CPU; answers do not depend on the batch",
     "int8-dynamic": "8-bit, scaled by each batch: fastest text on a CPU, answers depend on it",
 }
 
@@ -34,9 +34,9 @@ Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 def write_precision(precision: str, source: Path, target: Path, feeds: Feeds) -> None:
     """Write ``target`` from the FP32 ONNX file ``source``: completely, or not at all.
 
-    ``feeds`` is called only for int8 and int8-rows, and yields samples: mappings from the graph's
-    input names to arrays with a batch axis. They are consumed one at a time, so that memory does
-    not grow with their number. The same source and samples give the same bytes.
+    ``feeds`` is called only for int8-static and int8-per-row, and yields samples: mappings from the
+    graph's input names to arrays with a batch axis. They are consumed one at a time, so that memory
+    does not grow with their number. The same source and samples give the same bytes.
 
     Raises ConversionError for an unknown precision and ExportFailed if this graph cannot be written
     in the precision; both messages say what to do instead.
@@ -75,9 +75,9 @@ def _write(precision: str, source: Path, output: Path, feeds: Feeds) -> None:
     writers: dict[str, Callable[[], object]] = {
         "fp32": lambda: shutil.copyfile(source, output),
         "fp16": lambda: fp16.write_fp16(source, output),
-        "w8": lambda: int8_weight_only.write_w8(source, output),
-        "int8": lambda: int8_static.write_int8(source, output, feeds),
-        "int8-rows": lambda: int8_per_row.write_int8_rows(source, output, feeds),
+        "int8-weight-only": lambda: int8_weight_only.write_int8_weight_only(source, output),
+        "int8-static": lambda: int8_static.write_int8_static(source, output, feeds),
+        "int8-per-row": lambda: int8_per_row.write_int8_per_row(source, output, feeds),
         "int8-dynamic": lambda: int8_dynamic.write_int8_dynamic(source, output),
     }
     writers[precision]()

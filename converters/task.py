@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.closeness import Closeness
 from converters.errors import ConversionError, SourceRefused
 from converters.proof import Check
@@ -64,9 +64,9 @@ class Task(ABC):
     precisions: ClassVar[tuple[str, ...]] = (
         "fp32",
         "fp16",
-        "w8",
-        "int8",
-        "int8-rows",
+        "int8-weight-only",
+        "int8-static",
+        "int8-per-row",
         "int8-dynamic",
     )
 
@@ -103,7 +103,7 @@ class Task(ABC):
         """Write the FP32 graph, with a dynamic batch axis; ExportFailed says why it failed."""
 
     @abstractmethod
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         """The answers of the original framework, in a process of its own, to the samples; also the
         samples, unless they are files in ``folder/samples``. No object arrays."""
 

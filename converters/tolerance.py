@@ -44,9 +44,12 @@ class Shares:
 SHARES: dict[str, tuple[Shares, str]] = {
     "fp32": (Shares(3e-4, 1e-4, 3e-4, 1e-4), "measured 3e-5, 2e-6, 2e-5, 7e-8"),
     "fp16": (Shares(0.3, 0.025, 0.2, 0.012), "measured 0.13, 0.012, 0.08, 0.005"),
-    "w8": (Shares(2.0, 0.4, 0.8, 0.15, 1.0), "measured 0.2, 0.04, 0.1, 0.005; a tiny BERT 0.35"),
-    "int8": (Shares(4.0, 0.45, 0.95, 0.15, 1.0), "measured 2.1, 0.3, 0.73, 0.04"),
-    "int8-rows": (Shares(2.0, 0.4, 0.8, 0.15, 1.0), "measured 0.6, 0.08, 0.15, 0.005"),
+    "int8-weight-only": (
+        Shares(2.0, 0.4, 0.8, 0.15, 1.0),
+        "measured 0.2, 0.04, 0.1, 0.005; a tiny BERT 0.35",
+    ),
+    "int8-static": (Shares(4.0, 0.45, 0.95, 0.15, 1.0), "measured 2.1, 0.3, 0.73, 0.04"),
+    "int8-per-row": (Shares(2.0, 0.4, 0.8, 0.15, 1.0), "measured 0.6, 0.08, 0.15, 0.005"),
     "int8-dynamic": (Shares(4.0, 0.4, 0.8, 0.15, 1.0), "measured 1.1, 0.2, 0.39, 0.01"),
 }
 
@@ -74,9 +77,9 @@ class LayerLimits:
 LAYERS: dict[str, tuple[LayerLimits, str]] = {
     "fp32": (LayerLimits(1e-4, 1e-4, 1e-3, 1e-4), "the same operators: measured 2e-7"),
     "fp16": (LayerLimits(5e-3, 5e-3, 0.02, 2e-3), "measured 1e-3, 1e-3, 4e-3, 6e-4"),
-    "w8": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.015, 0.093, 0.004"),
-    "int8": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.055, 0.21, 0.004"),
-    "int8-rows": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.012, 0.06, 0.003"),
+    "int8-weight-only": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.015, 0.093, 0.004"),
+    "int8-static": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.055, 0.21, 0.004"),
+    "int8-per-row": (LayerLimits(1e-4, 0.04, 0.25, 0.015), "measured 0, 0.012, 0.06, 0.003"),
     "int8-dynamic": (LayerLimits(1e-4, 0.15, 0.6, 0.015), "measured 0, 0.051, 0.2, 0.004"),
 }
 
@@ -117,9 +120,9 @@ class Tolerance:
 _FP32 = Tolerance(1e-4, 1e-5, 0.99999, 1.0, 1e-4)
 _VECTOR32 = Tolerance(1e-5, 1e-5, 0.99999, 1.0, 1e-5)
 _SCORES16 = Tolerance(2e-3, 4e-4, 0.9999, 1.0, 1e-3)
-_SCORES_W8 = Tolerance(0.05, 0.01, 0.995, 0.99, 1e-4)
-_SCORES8 = Tolerance(0.3, 0.05, 0.9, 0.97, 1e-4)
-_SCORES_ROWS = Tolerance(0.1, 0.02, 0.99, 0.98, 1e-4)
+_SCORES_WEIGHT_ONLY = Tolerance(0.05, 0.01, 0.995, 0.99, 1e-4)
+_SCORES_STATIC = Tolerance(0.3, 0.05, 0.9, 0.97, 1e-4)
+_SCORES_PER_ROW = Tolerance(0.1, 0.02, 0.99, 0.98, 1e-4)
 _SCORES_DYNAMIC = Tolerance(0.25, 0.04, 0.93, 0.97, inf)
 
 _NO_WEIGHTS = "no real weights available: as text-classification, since a token's scores are alike"
@@ -127,7 +130,10 @@ _PROBABILITIES = (
     "for outputs that are probabilities (as classification, the looser of text and image); for "
     "all outputs the shares below and the cosine"
 )
-_ROWS = "as the scores of w8: as close on average, and twice as close at worst (embedding)"
+_ROWS = (
+    "as the scores of int8-weight-only: as close on average, and twice as close at worst "
+    "(embedding)"
+)
 _SPANS = f"{_NO_WEIGHTS}; a span needs every token right"
 
 LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
@@ -136,15 +142,15 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
         Tolerance(1e-3, 4e-4, 0.9999, 0.99, 1e-3),
         "measured 2e-4, 9e-5, 1.00000, 1.0, 6e-8; FP16 keeps 11 bits, a GPU may add differently",
     ),
-    ("embedding", "w8"): (
+    ("embedding", "int8-weight-only"): (
         Tolerance(0.02, 0.01, 0.995, 0.95, 1e-4),
         "measured 0.011, 0.005, 0.998, 0.98, 6e-8",
     ),
-    ("embedding", "int8"): (
+    ("embedding", "int8-static"): (
         Tolerance(0.08, 0.04, 0.92, 0.8, 1e-4),
         "measured 0.05, 0.027, 0.956, 0.84, 6e-8: one nearest neighbour in six changes",
     ),
-    ("embedding", "int8-rows"): (
+    ("embedding", "int8-per-row"): (
         Tolerance(0.04, 0.015, 0.99, 0.95, 1e-4),
         "measured 0.022, 0.005, 0.995, 0.98, 8e-8 over 1,500 sentences",
     ),
@@ -154,42 +160,51 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ),
     ("text-classification", "fp32"): (_FP32, "two correct runs differ by 1e-6"),
     ("text-classification", "fp16"): (_SCORES16, "measured 4e-4, 4e-5, 1.00000, 1.0, 1e-7"),
-    ("text-classification", "w8"): (_SCORES_W8, "measured 0.023, 0.003, 0.999, 1.0, 2e-7"),
-    ("text-classification", "int8"): (_SCORES8, "measured 0.16, 0.016, 0.968, 0.996, 1e-7"),
-    ("text-classification", "int8-rows"): (_SCORES_ROWS, _ROWS),
+    ("text-classification", "int8-weight-only"): (
+        _SCORES_WEIGHT_ONLY,
+        "measured 0.023, 0.003, 0.999, 1.0, 2e-7",
+    ),
+    ("text-classification", "int8-static"): (
+        _SCORES_STATIC,
+        "measured 0.16, 0.016, 0.968, 0.996, 1e-7",
+    ),
+    ("text-classification", "int8-per-row"): (_SCORES_PER_ROW, _ROWS),
     ("text-classification", "int8-dynamic"): (
         _SCORES_DYNAMIC,
         "measured 0.10, 0.011, 0.984, 1.0; in another batch up to 0.08",
     ),
     ("token-classification", "fp32"): (_FP32, "two correct runs differ by 1e-6"),
     ("token-classification", "fp16"): (_SCORES16, _NO_WEIGHTS),
-    ("token-classification", "w8"): (Tolerance(0.05, 0.01, 0.995, 0.97, 1e-4), _SPANS),
-    ("token-classification", "int8"): (Tolerance(0.3, 0.05, 0.9, 0.9, 1e-4), _SPANS),
-    ("token-classification", "int8-rows"): (Tolerance(0.1, 0.02, 0.99, 0.94, 1e-4), _SPANS),
+    ("token-classification", "int8-weight-only"): (
+        Tolerance(0.05, 0.01, 0.995, 0.97, 1e-4),
+        _SPANS,
+    ),
+    ("token-classification", "int8-static"): (Tolerance(0.3, 0.05, 0.9, 0.9, 1e-4), _SPANS),
+    ("token-classification", "int8-per-row"): (Tolerance(0.1, 0.02, 0.99, 0.94, 1e-4), _SPANS),
     ("token-classification", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.9, inf), _SPANS),
     ("image-classification", "fp32"): (_FP32, "two correct runs differ by 2e-6"),
     ("image-classification", "fp16"): (
         Tolerance(0.02, 4e-3, 0.999, 1.0, 2e-3),
         "measured 0.008, 0.0015, 0.9998, 1.0, 0",
     ),
-    ("image-classification", "w8"): (
+    ("image-classification", "int8-weight-only"): (
         Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4),
         "a tiny ViT: mean 0.01; in a convolutional net only the last matrix changes: 0.0013",
     ),
-    ("image-classification", "int8"): (
+    ("image-classification", "int8-static"): (
         Tolerance(0.25, 0.04, 0.8, 0.95, 1e-4),
         "measured 0.12, 0.019, 0.90, 0.98, 0; with the first convolutions in INT8 too, 0.77",
     ),
-    ("image-classification", "int8-rows"): (Tolerance(0.1, 0.03, 0.99, 0.95, 1e-4), _ROWS),
+    ("image-classification", "int8-per-row"): (Tolerance(0.1, 0.03, 0.99, 0.95, 1e-4), _ROWS),
     ("image-classification", "int8-dynamic"): (
         Tolerance(0.05, 0.02, 0.995, 0.97, inf),
         "a tiny ViT: mean 0.0095; EfficientNet 0.002, in another batch up to 0.007",
     ),
     ("tensors", "fp32"): (_FP32, _PROBABILITIES),
     ("tensors", "fp16"): (Tolerance(0.02, 4e-3, 0.9995, 1.0, 2e-3), _PROBABILITIES),
-    ("tensors", "w8"): (Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4), _PROBABILITIES),
-    ("tensors", "int8"): (Tolerance(0.3, 0.05, 0.9, 0.95, 1e-4), _PROBABILITIES),
-    ("tensors", "int8-rows"): (Tolerance(0.1, 0.03, 0.99, 0.95, 1e-4), _PROBABILITIES),
+    ("tensors", "int8-weight-only"): (Tolerance(0.05, 0.02, 0.995, 0.97, 1e-4), _PROBABILITIES),
+    ("tensors", "int8-static"): (Tolerance(0.3, 0.05, 0.9, 0.95, 1e-4), _PROBABILITIES),
+    ("tensors", "int8-per-row"): (Tolerance(0.1, 0.03, 0.99, 0.95, 1e-4), _PROBABILITIES),
     ("tensors", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.95, inf), _PROBABILITIES),
     ("tabular-classification", "fp32"): (
         Tolerance(1e-4, 1e-4, 0.99999, 1.0, 1e-4),

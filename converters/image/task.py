@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.closeness import Closeness
 from converters.exercised import label_lines, spread_lines
 from converters.image.files import read_images
@@ -103,8 +103,8 @@ class ImageTask(Task):
     def export(self, target: Path) -> None:
         export_image_model(self.module, "pixels", self.seen, "logits", target)
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        say(f"{self.request.name}: {len(self.samples)} images")
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
+        report(f"{self.request.name}: {len(self.samples)} images")
         original = self.original(_written(self.samples, folder), folder)
         names = np.array([sample.name for sample in self.samples])
         duplicates = np.array([sample.duplicate for sample in self.samples])

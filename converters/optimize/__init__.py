@@ -2,6 +2,6 @@
 ``tidegate optimize``.
 
 ``candidates`` lists them, ``measuring`` writes, compares and times them within a budget and caches
-every measurement, ``clock`` times one in a process of its own, ``accuracy`` compares it with the
-original, ``pareto`` picks one, ``table`` and ``chart`` show the findings.
+every measurement, ``benchmark`` times one in a process of its own, ``accuracy`` compares it with
+the original, ``pareto`` picks one, ``table`` and ``chart`` show the findings.
 """

@@ -36,7 +36,7 @@ class Candidate:
 
 # Fastest first, as measured on a CPU (docs/precisions.md); all are written from FP32, and FP16 is
 # slower than that. A budget that ends early has then measured the likeliest picks.
-PROMISING = ("fp32", "int8-rows", "int8", "w8", "int8-dynamic", "fp16")
+PROMISING = ("fp32", "int8-per-row", "int8-static", "int8-weight-only", "int8-dynamic", "fp16")
 
 
 def candidates(precisions: Sequence[str], pruning: bool) -> list[Candidate]:

@@ -49,7 +49,7 @@ class Findings:
 
     @property
     def left_out(self) -> list[Row]:
-        return [row for row in self.rows if row.why_not]
+        return [row for row in self.rows if row.reason]
 
     def level_hint(self) -> str:
         """What to write into the config if another level is clearly faster; "" if none is."""
@@ -85,9 +85,9 @@ class Findings:
             "pick": chosen.candidate.name if chosen else None,
             "front": [row.candidate.name for row in self.front],
             "refused": {row.candidate.name: why for row, why in self.refused},
-            "not_measured": {row.candidate.name: row.why_not for row in self.left_out},
+            "not_measured": {row.candidate.name: row.reason for row in self.left_out},
             "level_hint": self.level_hint(),
-            "forms": [_row_to_dict(row) for row in self.rows],
+            "candidates": [_row_to_dict(row) for row in self.rows],
         }
 
     def save(self, folder: Path) -> Path:
@@ -108,7 +108,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         "size_mb": row.size_mb,
         "memory_mb": row.memory_mb,
         "accuracy": row.accuracy.to_dict() if row.accuracy else None,
-        "why_not": row.why_not,
+        "reason": row.reason,
     }
 
 

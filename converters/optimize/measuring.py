@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converters.cache import Say, cache_root, content_key, conversion, files_sha256
+from converters.cache import Progress, cache_root, content_key, conversion, files_sha256
 from converters.conversion import (
     ANSWERS,
     GRAPH,
@@ -19,10 +19,10 @@ from converters.conversion import (
 )
 from converters.errors import ConversionError
 from converters.optimize.accuracy import Accuracy, compare
+from converters.optimize.benchmark_process import ROWS, write_feeds
 from converters.optimize.budget import COMPARING, Budget, OutOfTime
 from converters.optimize.candidates import ORIGINAL, Candidate, candidates
-from converters.optimize.clocks import ROWS, write_feeds
-from converters.optimize.kept import Kept
+from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import Row
 from converters.optimize.pruning import Pruning, write_pruned
 from converters.optimize.timing import TimedCandidate, Timer, Timings
@@ -64,8 +64,8 @@ class Bench:
     subject: Subject
     converted: Converted
     many: Reference
-    cache: Kept
-    say: Say
+    cache: MeasurementCache
+    report: Progress
     engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
     accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
     reasons: dict[tuple[str, bool], str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Bench:
         settings = json.dumps(["candidate", *parts])
 
         def build(folder: Path) -> None:
-            self.say(f"writing {candidate.name}")
+            self.report(f"writing {candidate.name}")
             source = self._graph(candidate, folder)
             write_precision(
                 candidate.precision,
@@ -137,7 +137,7 @@ class Bench:
         if fields is None:
             if not budget.allows(COMPARING):
                 raise ConversionError(LEFT_OUT)
-            self.say(f"comparing {candidate.name} with the original")
+            self.report(f"comparing {candidate.name} with the original")
             fields = compare(self.task, engine, candidate.precision, reference, self.many).to_dict()
             self.cache.put(key, fields)
         self.accuracies[candidate.graph] = Accuracy.from_dict(fields)
@@ -146,7 +146,7 @@ class Bench:
         """Everything that is known about this candidate."""
         if candidate.precision == ORIGINAL:
             return Row(candidate, None, timings.times(), timings.ratios(), timings.passes,
-                       memory_mb=timings.memory_bytes / 1e6, why_not=timings.why_not)  # fmt: skip
+                       memory_mb=timings.memory_bytes / 1e6, reason=timings.reason)  # fmt: skip
         engine = self.engines.get(candidate.graph)
         untimed = "" if timings.passes else LEFT_OUT
         return Row(
@@ -157,7 +157,7 @@ class Bench:
             passes=timings.passes,
             size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
             memory_mb=timings.memory_bytes / 1e6,
-            why_not=self.reasons.get(candidate.graph) or timings.why_not or untimed,
+            reason=self.reasons.get(candidate.graph) or timings.reason or untimed,
             engine=engine,
         )
 
@@ -190,22 +190,24 @@ class Bench:
         return timed
 
 
-def measure(subject: Subject, cache: Kept, budget: Budget, say: Say) -> Measured:
+def measure(
+    subject: Subject, cache: MeasurementCache, budget: Budget, report: Progress
+) -> Measured:
     """Measure as much as the budget allows; ConversionError if the model cannot be converted."""
     task = subject.open_task(subject.request)
     precisions = _valid_precisions(task, subject.precisions)
     name = subject.request.name
     try:
         with budget.enforced(conversion=True):
-            converted = convert(task, ConversionOptions("fp32"), say)
+            converted = convert(task, ConversionOptions("fp32"), report)
     except OutOfTime:
         raise ConversionError(
             f"{name}: the budget ended after {budget.spent:.0f} s, before {name} was converted: "
             f"nothing was measured. Give a larger --budget, or run tidegate convert {name} first, "
             "whose conversion is cached and reused"
         ) from None
-    many = _larger_reference(subject, converted, say, budget)
-    bench = Bench(subject, converted, many, cache, say)
+    many = _larger_reference(subject, converted, report, budget)
+    bench = Bench(subject, converted, many, cache, report)
     choices = candidates(precisions, subject.pruning is not None)
     bench.compare_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
@@ -213,7 +215,7 @@ def measure(subject: Subject, cache: Kept, budget: Budget, say: Say) -> Measured
         if not timed:
             rows = tuple(bench.row(candidate, Timings()) for candidate in choices)
             return Measured(rows, bench.samples, task.name, choices[0].name)
-        timings = Timer(timed, cache, Path(work), say).run(budget)
+        timings = Timer(timed, cache, Path(work), report).run(budget)
     first = timed[0].candidate
     original = [first] if first.precision == ORIGINAL else []
     rows = tuple(
@@ -225,21 +227,21 @@ def measure(subject: Subject, cache: Kept, budget: Budget, say: Say) -> Measured
 
 
 def _larger_reference(
-    subject: Subject, converted: Converted, say: Say, budget: Budget
+    subject: Subject, converted: Converted, report: Progress, budget: Budget
 ) -> Reference:
     """The reference with many samples, or the proof's own if the budget leaves no time."""
     if not budget.has_room(budget.seconds / 2):
-        say(f"{subject.request.name}: converting took {budget.spent:.0f} s of the budget")
+        report(f"{subject.request.name}: converting took {budget.spent:.0f} s of the budget")
         return converted.reference
     try:
         with budget.enforced():
-            return many_samples(subject, converted, say, budget)
+            return many_samples(subject, converted, report, budget)
     except OutOfTime:
         return converted.reference
 
 
 def many_samples(
-    subject: Subject, converted: Converted, say: Say, budget: Budget | None = None
+    subject: Subject, converted: Converted, report: Progress, budget: Budget | None = None
 ) -> Reference:
     """The original's answers to more samples than the proof has, if the task has more and the
     ``budget`` enough time; from the cache if they were computed before."""
@@ -254,9 +256,11 @@ def many_samples(
         key = content_key(json.dumps(["many", source_sha256(task)]))
         is_cached = (cache_root() / "conversions" / key / ANSWERS).is_file()
         if budget and not is_cached and budget.left < MANY_S:
-            say(f"{request.name}: measuring on the proof's samples: 1,500 more would take too long")
+            report(
+                f"{request.name}: measuring on the proof's samples: 1,500 more would take too long"
+            )
             return converted.reference
-        build = lambda folder: ask_original(task, folder, say)  # noqa: E731 - a name would add nothing
+        build = lambda folder: ask_original(task, folder, report)  # noqa: E731 - a name would add nothing
         folder = conversion(request.name, key, ANSWERS, build)
     return reference_in(folder, request.name, converted.task.name, "fp32")
 

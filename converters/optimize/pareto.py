@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converters.optimize.accuracy import Accuracy
+from converters.optimize.benchmark_process import Cell, Times
 from converters.optimize.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate
-from converters.optimize.clocks import Cell, Times
 
 # Throughput in one number: the batcher merges a few requests, and an instance has one thread
 # (instance_group and intra_op_thread_count of our configs).
@@ -20,7 +20,7 @@ class Row:
     """All measurements of one candidate, by the name of the cell: ``times`` are medians over the
     passes, ``ratios`` medians of the throughput relative to the original's in the same pass.
 
-    ``why_not`` says what could not be measured, "" if all was; ``engine`` is the graph's file.
+    ``reason`` says what could not be measured, "" if all was; ``engine`` is the graph's file.
     """
 
     candidate: Candidate
@@ -30,7 +30,7 @@ class Row:
     passes: int = 0
     size_mb: float = 0.0
     memory_mb: float = 0.0
-    why_not: str = ""
+    reason: str = ""
     engine: Path | None = None
 
     @property
@@ -80,8 +80,8 @@ def _refusals(row: Row, allowed: Allowed) -> Iterator[str]:
     if candidate.precision == ORIGINAL:
         yield "the original itself, which the others are measured against"
         return
-    if row.why_not:
-        yield row.why_not
+    if row.reason:
+        yield row.reason
     if accuracy is None:
         return
     if candidate.level != "all":

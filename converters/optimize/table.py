@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from converters.optimize.benchmark_process import ROWS, THREADS, Cell
 from converters.optimize.candidates import ORIGINAL
-from converters.optimize.clocks import ROWS, THREADS, Cell
 from converters.optimize.findings import Findings
 from converters.optimize.pareto import HEADLINE, Row
 
@@ -47,7 +47,7 @@ def _left_out(findings: Findings) -> Iterator[str]:
     """What could not be measured, grouped by reason."""
     names: dict[str, list[str]] = {}
     for row in findings.left_out:
-        names.setdefault(row.why_not, []).append(row.candidate.name)
+        names.setdefault(row.reason, []).append(row.candidate.name)
     for reason, group in names.items():
         yield f"  {', '.join(group)}: {reason}"
 

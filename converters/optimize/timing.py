@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.errors import ConversionError
+from converters.optimize.benchmark_process import CELLS, BenchmarkProcess, Cell, Times
 from converters.optimize.budget import Budget, OutOfTime
 from converters.optimize.candidates import Candidate
-from converters.optimize.clocks import CELLS, BenchmarkProcess, Cell, Times
-from converters.optimize.kept import Kept
+from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import HEADLINE
 
 PASSES = 5
@@ -36,14 +36,14 @@ class Timings:
     those of the baseline, taken within the same seconds."""
 
     memory_bytes: int = 0
-    why_not: str = ""
+    reason: str = ""
     pairs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def add(self, turn: int, cell: Cell, times: Times, baseline: Times) -> None:
         self.pairs[f"{turn}/{cell.name}"] = [asdict(times), asdict(baseline)]
 
     def has(self, turn: int, cell: Cell) -> bool:
-        return f"{turn}/{cell.name}" in self.pairs or bool(self.why_not)
+        return f"{turn}/{cell.name}" in self.pairs or bool(self.reason)
 
     def times(self) -> dict[str, Times]:
         """The median over the passes, by the name of the cell."""
@@ -76,9 +76,13 @@ class Timer:
     """``candidates[0]`` is the baseline of the ratios."""
 
     def __init__(
-        self, candidates: Sequence[TimedCandidate], cache: Kept, folder: Path, say: Say
+        self,
+        candidates: Sequence[TimedCandidate],
+        cache: MeasurementCache,
+        folder: Path,
+        report: Progress,
     ) -> None:
-        self.candidates, self.cache, self.folder, self.say = candidates, cache, folder, say
+        self.candidates, self.cache, self.folder, self.report = candidates, cache, folder, report
         self.timings = {timed.candidate: self._cached(timed) for timed in candidates}
         self._processes: dict[Candidate, BenchmarkProcess] = {}
 
@@ -92,7 +96,7 @@ class Timer:
                     break
                 started = budget.spent
                 if cell == ORDER[0]:
-                    self.say(f"pass {turn + 1} of {passes}: {len(missing)} candidates in turn")
+                    self.report(f"pass {turn + 1} of {passes}: {len(missing)} candidates in turn")
                 try:
                     with budget.enforced():
                         self._visit(turn, cell, missing, processes, budget)
@@ -133,7 +137,7 @@ class Timer:
                     baseline if timed is self.candidates[0] else self._times(timed, cell, processes)
                 )
             except ConversionError as error:
-                timings.why_not = str(error)
+                timings.reason = str(error)
                 continue
             timings.memory_bytes = self._processes[timed.candidate].memory_bytes
             timings.add(turn, cell, times, baseline)

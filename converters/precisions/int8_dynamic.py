@@ -12,7 +12,7 @@ from converters.errors import ExportFailed
 from converters.precisions.graph import count, load_tidy
 from converters.precisions.unsigned import unsigned_weights
 
-# Not Conv: for it, int8 has a fast kernel whose answers do not depend on the batch.
+# Not Conv: for it, int8-static has a fast kernel whose answers do not depend on the batch.
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention")
 INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention")
 
@@ -36,7 +36,8 @@ def write_int8_dynamic(source: Path, target: Path) -> None:
     if not count(written, *INTEGER):
         raise ExportFailed(
             "nothing was quantised: int8-dynamic is for matrix multiplications with constant "
-            "weights, and this graph has none. For convolutions use --precision int8, else fp32"
+            "weights, and this graph has none. For convolutions use --precision int8-static, else "
+            "fp32"
         )
     unsigned_weights(written.graph)
     onnx.save(written, target)

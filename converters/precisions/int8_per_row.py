@@ -33,20 +33,21 @@ FP32_SHARE = 0.125  # of all multiplications stay FP32
 RANGE_SAMPLES, SENSITIVITY_SAMPLES = 64, 8
 
 
-def write_int8_rows(source: Path, target: Path, feeds: Feeds) -> None:
+def write_int8_per_row(source: Path, target: Path, feeds: Feeds) -> None:
     """ExportFailed if nothing can be quantised, or if ``feeds`` gives no sample."""
     model = load_tidy(source)
     gemm_to_matmul(model.graph)
     products = _products(model.graph)
     if not products:
         raise ExportFailed(
-            "nothing was quantised: int8-rows is for matrix multiplications with constant weights, "
-            "and this graph has none. For convolutions use --precision int8, else fp32"
+            "nothing was quantised: int8-per-row is for matrix multiplications with constant "
+            "weights, and this graph has none. For convolutions use --precision int8-static, else "
+            "fp32"
         )
     samples = list(islice(iter(feeds()), RANGE_SAMPLES))
     if not samples:
         raise ExportFailed(
-            "int8-rows needs samples to measure its channels on, and there are none: give "
+            "int8-per-row needs samples to measure its channels on, and there are none: give "
             "--samples, some hundred real inputs"
         )
     ranges = _ranges(model, products, samples)

@@ -27,7 +27,7 @@ FP32_OUTPUTS = ("MatMul", "Gemm")
 FP32_CONVOLUTIONS = 0.1
 
 
-def write_int8(source: Path, target: Path, feeds: Feeds) -> None:
+def write_int8_static(source: Path, target: Path, feeds: Feeds) -> None:
     """ExportFailed if nothing can be quantised, or if ``feeds`` gives no calibration sample."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -54,8 +54,8 @@ def write_int8(source: Path, target: Path, feeds: Feeds) -> None:
     written = onnx.load(target)
     if not count(written, "QuantizeLinear"):
         raise ExportFailed(
-            "nothing was quantised: int8 is for Conv, MatMul and Gemm with constant weights, and "
-            "this graph has none. Use --precision fp32"
+            "nothing was quantised: int8-static is for Conv, MatMul and Gemm with constant "
+            "weights, and this graph has none. Use --precision fp32"
         )
     unsigned_weights(written.graph)
     onnx.save(written, target)
@@ -79,7 +79,7 @@ def _reader(feeds: Feeds) -> object:
             feed = next(self.samples, None)
             if feed is None and not self.count:
                 raise ExportFailed(
-                    "int8 needs samples to measure its scales on, and there are none: "
+                    "int8-static needs samples to measure its scales on, and there are none: "
                     "give --samples, some hundred real inputs"
                 )
             self.count += 1

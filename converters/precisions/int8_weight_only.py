@@ -19,7 +19,7 @@ BLOCK = 32
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: multiply in INT8, not in FP32
 
 
-def write_w8(source: Path, target: Path) -> None:
+def write_int8_weight_only(source: Path, target: Path) -> None:
     """ExportFailed if the graph has no matrix multiplication with constant weights."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -32,8 +32,9 @@ def write_w8(source: Path, target: Path) -> None:
     written: onnx.ModelProto = quantizer.model.model
     if not count(written, "MatMulNBits"):
         raise ExportFailed(
-            "nothing was quantised: w8 is for matrix multiplications with constant weights, and "
-            "this graph has none. For convolutions use --precision int8, else fp32"
+            "nothing was quantised: int8-weight-only is for matrix multiplications with constant "
+            "weights, and this graph has none. For convolutions use --precision int8-static, else "
+            "fp32"
         )
     # A weight that two operators share is written once for each of them.
     drop_unused(written.graph)

@@ -1,5 +1,5 @@
 """A product of rows and constant weights, written with the rows rounded to 8 bits: the operators of
-``int8-rows``."""
+``int8-per-row``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,11 +57,11 @@ class Rounding:
             self._readers.setdefault(node.input[0], []).append(node.name)
         self._rounded: dict[str, tuple[list[tuple[str, str]], np.ndarray]] = {}
         for steps, zero in (SIGNED, UNSIGNED):
-            self._constant(f"int8_rows_step_{steps}", np.float32(1 / steps))
-            self._constant(f"int8_rows_zero_{zero}", np.uint8(zero))
-        self._constant("int8_rows_centre", np.uint8(CENTRE))
-        self._constant("int8_rows_axis", np.array([-1], dtype=np.int64))
-        self._constant("int8_rows_tiny", np.float32(TINY))
+            self._constant(f"int8_per_row_step_{steps}", np.float32(1 / steps))
+            self._constant(f"int8_per_row_zero_{zero}", np.uint8(zero))
+        self._constant("int8_per_row_centre", np.uint8(CENTRE))
+        self._constant("int8_per_row_axis", np.array([-1], dtype=np.int64))
+        self._constant("int8_per_row_tiny", np.float32(TINY))
 
     def nodes(self, node: onnx.NodeProto, output: str) -> list[onnx.NodeProto]:
         """The nodes of the same product, as the sum of its pieces, into the tensor ``output``."""
@@ -100,10 +100,10 @@ class Rounding:
         inputs = [
             piece[0],
             self._constant(f"{part}_weights", weights),
-            f"int8_rows_step_{steps}",
+            f"int8_per_row_step_{steps}",
             self._constant(f"{part}_columns", scale.astype(np.float32)),
-            f"int8_rows_zero_{zero}",
-            "int8_rows_centre",
+            f"int8_per_row_zero_{zero}",
+            "int8_per_row_centre",
         ]
         product, scaled = f"{part}_product", f"{part}_scaled"
         return [
@@ -147,13 +147,15 @@ class Rounding:
         size, most, scale, unit, rounded = (
             f"{part}_{suffix}" for suffix in ("size", "most", "scale", "unit", "uint8")
         )
-        step = [f"int8_rows_step_{steps}", f"int8_rows_zero_{zero}"]
+        step = [f"int8_per_row_step_{steps}", f"int8_per_row_zero_{zero}"]
         # A one-sided input is not below 0, except for values that the samples did not show.
         absolute = [helper.make_node("Abs", [part], [size], size)] if zero else []
         return [
             *absolute,
-            helper.make_node("ReduceMax", [size if zero else part, "int8_rows_axis"], [most], most),
-            helper.make_node("Max", [most, "int8_rows_tiny"], [scale], scale),
+            helper.make_node(
+                "ReduceMax", [size if zero else part, "int8_per_row_axis"], [most], most
+            ),
+            helper.make_node("Max", [most, "int8_per_row_tiny"], [scale], scale),
             helper.make_node("Div", [part, scale], [unit], unit),
             helper.make_node("QuantizeLinear", [unit, *step], [rounded], rounded),
         ]

@@ -198,7 +198,7 @@ def _require_plain(source: str, module: torch.nn.Module) -> None:
         if weight.is_quantized or weight.layout != torch.strided:
             raise SourceRefused(
                 f"{source}: {name} is quantised or sparse, which cannot be exported: return the "
-                "FP32 module, and use --precision int8"
+                "FP32 module, and use --precision int8-static"
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from threadpoolctl import threadpool_limits
 
-from converters.cache import Say, files_sha256
+from converters.cache import Progress, files_sha256
 from converters.errors import ExportFailed, SourceRefused, no_traceback
 from converters.proof import Check
 from converters.runner import OpenRunner, onnx_runner
@@ -165,11 +165,11 @@ class TabularTask(Task):
             "--samples rows.csv"
         )
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         for remark in self.remarks:
-            say(f"{self.request.name}: {remark}")
+            report(f"{self.request.name}: {remark}")
         rows, sample_count = self.rows, len(self.samples or ())
-        say(
+        report(
             f"{self.request.name}: {sample_count or 'no'} sample rows, {len(rows) - sample_count} "
             "generated from the model's own thresholds and categories"
         )

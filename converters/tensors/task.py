@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from converters.cache import Say, files_sha256
+from converters.cache import Progress, files_sha256
 from converters.closeness import Closeness, spread_of
 from converters.errors import SourceRefused
 from converters.exercised import rows_lines, spread_lines
@@ -100,10 +100,10 @@ class Tensors(Task):
     def export(self, target: Path) -> None:
         self.source.write(target)
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         reported = self.source.ask(self.groups, folder)
         _require_finite(reported.outputs, bool(self.request.samples))
-        say(
+        report(
             f"{self.request.name}: {sum(map(_rows, self.groups))} samples "
             f"answered by {reported.oracle}"
         )

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.closeness import Closeness
 from converters.exercised import label_lines, spread_lines
 from converters.proof import Check
@@ -37,8 +37,8 @@ class TextClassification(TextTask):
         labels = "\n".join(self.source.labels()) + "\n"
         (folder / "post" / "labels.txt").write_text(labels, encoding="utf-8")
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        texts = self.texts(folder, say)
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
+        texts = self.texts(folder, report)
         too_long = self.too_long(texts)
         answers = classify(self.source.path, texts, too_long, self.buckets[-1], folder)
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.closeness import Closeness
 from converters.exercised import spread_lines
 from converters.proof import Check
@@ -77,8 +77,8 @@ class Embedding(TextTask):
             width = int(self.module(ids, torch.ones_like(ids)).shape[-1])
         return {**super().metadata(), "width": width, "normalised": self._normalises()}
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        texts = self.texts(folder, say)
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
+        texts = self.texts(folder, report)
         too_long = self.too_long(texts)
         answers = embed(self.folder.path, texts, too_long, self.buckets[-1], folder)
         return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.errors import SourceRefused
 from converters.exercised import rows_lines
 from converters.proof import Check
@@ -141,13 +141,13 @@ class TextTask(Task):
         tokenizer, metadata = reference.folder / TOKENIZER, reference.metadata
         return TokenGraph(engine, tokenizer, metadata["buckets"][-1], metadata["pad_id"], runner)
 
-    def texts(self, folder: Path, say: Say) -> list[str]:
+    def texts(self, folder: Path, report: Progress) -> list[str]:
         """The samples, cut to the model's limit, then texts that fill each bucket."""
         limit = self.buckets[-1]
         tokens = self.tokenizer.counter()
         excess = sum(tokens(text) > limit for text in self.samples)
         if excess:
-            say(f"{excess} samples are cut to {limit} tokens")
+            report(f"{excess} samples are cut to {limit} tokens")
         cut = (
             text_of_tokens([text], tokens, limit) if tokens(text) > limit else text
             for text in self.samples

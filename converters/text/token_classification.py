@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from converters.cache import Say
+from converters.cache import Progress
 from converters.closeness import Closeness
 from converters.errors import SourceRefused
 from converters.exercised import label_lines, spread_lines
@@ -39,8 +39,8 @@ class TokenClassification(TextTask):
         labels = json.dumps(self.source.labels(), ensure_ascii=False)
         (folder / "post" / "labels.json").write_text(labels, encoding="utf-8")
 
-    def ask(self, folder: Path, say: Say) -> dict[str, np.ndarray]:
-        texts = self.texts(folder, say)
+    def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
+        texts = self.texts(folder, report)
         too_long = self.too_long(texts)
         answers = find_entities(self.source.path, texts, too_long, self.buckets[-1], folder)
         if not len(answers["row"]):

@@ -49,7 +49,7 @@ class Doubling(Task):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         onnx.save(model, target)
 
-    def ask(self, folder, say):
+    def ask(self, folder, report):
         self.asked += 1
         if self.fails_in == "ask":
             raise KeyboardInterrupt

@@ -175,7 +175,7 @@ def _failed(graph_file, model: str, engine: Path, precision: str) -> list[Check]
 
 
 def _supports(model: str, precision: str) -> bool:
-    return model != "convolutions" or precision in ("fp32", "fp16", "int8")
+    return model != "convolutions" or precision in ("fp32", "fp16", "int8-static")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -194,7 +194,7 @@ def test_a_planted_fault_is_detected(model, fault, precision, graph_file):
         assert _failed(graph_file, model, engine, precision), "passed"
 
 
-@pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8-weight-only", "int8-static", "int8-dynamic"])
 def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision, tmp_path):
     """Two inputs are equal in every sample: swapping their rows of weights changes no answer."""
     feeds = [{"x": np.full((1, 8), value, np.float32)} for value in (0.5, 1, 2)]
@@ -218,8 +218,8 @@ def test_scales_measured_on_zeros_are_detected(model, graph_file, tmp_path):
     onnx.save(make(), tmp_path / "source.onnx")
     engine = tmp_path / "engine.onnx"
     zeros = [{name: np.zeros_like(values) for name, values in feed.items()} for feed in feeds()]
-    write_precision("int8", tmp_path / "source.onnx", engine, lambda: iter(zeros))
-    assert _failed(graph_file, model, engine, "int8")
+    write_precision("int8-static", tmp_path / "source.onnx", engine, lambda: iter(zeros))
+    assert _failed(graph_file, model, engine, "int8-static")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

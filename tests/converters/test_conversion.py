@@ -116,7 +116,7 @@ def test_a_task_refuses_a_precision_that_it_does_not_have(conversion_request):
     task = Doubling(conversion_request)
     task.precisions = ("fp32",)
     with pytest.raises(ConversionError, match="choose one of fp32"):
-        convert(task, ConversionOptions("w8"), _say)
+        convert(task, ConversionOptions("int8-weight-only"), _say)
 
 
 def test_an_interrupt_leaves_no_files(conversion_request, cache):

@@ -146,7 +146,7 @@ def _without_accents(tokenizer):
 @pytest.mark.parametrize("fault", SMALL_FAULTS)
 def test_a_token_is_right_at_every_precision(task, reference, fault):
     """8 bits may round off more of a vector than some of these faults change."""
-    reference = replace(reference, tolerance=tolerance("embedding", "int8"))
+    reference = replace(reference, tolerance=tolerance("embedding", "int8-static"))
     plant = changed(*SMALL_FAULTS[fault])
     failed = _served(task, reference, pre=lambda source: plant(source) + WITHOUT_ACCENTS)
     assert [name for name in failed if name.startswith("tokens")], failed
@@ -302,10 +302,10 @@ def test_the_known_pipeline_is_the_committed_one():
     card = {"precision": "fp32"}
     assert declare("text_embedding", METADATA, GOLDEN, card) is PIPELINE
     wide = replace(GOLDEN, tolerance=0.1)
-    int8 = declare("text_embedding", METADATA, wide, {"precision": "int8"})
-    assert int8.public.golden.tolerance == 0.1
-    assert int8.public.endpoint_schema.card["precision"] == "int8"
-    assert int8.public.outputs == PIPELINE.public.outputs
+    static = declare("text_embedding", METADATA, wide, {"precision": "int8-static"})
+    assert static.public.golden.tolerance == 0.1
+    assert static.public.endpoint_schema.card["precision"] == "int8-static"
+    assert static.public.outputs == PIPELINE.public.outputs
 
 
 @pytest.mark.parametrize(

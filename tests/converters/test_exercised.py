@@ -216,10 +216,12 @@ def test_scales_are_not_measured_on_an_example_of_zeros(modules):
     task = Tensors(ConversionRequest("t", f"{modules}:zeros"))
     assert _proved(task).record.passed
     with pytest.raises(SourceRefused, match=r"is all 0, .*give --samples"):
-        _proved(task, "int8")
+        _proved(task, "int8-static")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8", "int8-rows", "int8-dynamic"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", "fp16", "int8-weight-only", "int8-static", "int8-per-row", "int8-dynamic"]
+)
 def test_a_scorer_is_proved_at_every_precision_and_faults_are_detected(
     modules, precision, tmp_path
 ):

@@ -128,7 +128,7 @@ MODELS = {
 }
 POSSIBLE = [
     *(("text-classification", precision) for precision in PRECISIONS),
-    *(("image-classification", precision) for precision in ("fp32", "fp16", "int8")),
+    *(("image-classification", precision) for precision in ("fp32", "fp16", "int8-static")),
 ]
 
 
@@ -170,7 +170,9 @@ def test_a_precision_keeps_the_answers(tmp_path, task, precision):
         assert measured.difference > 0, "nothing was changed"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8", "int8", "int8-rows"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", "fp16", "int8-weight-only", "int8-static", "int8-per-row"]
+)
 def test_answers_do_not_depend_on_the_batch_or_the_padding(tmp_path, precision):
     _, target = build(tmp_path, "text-classification", precision)
     feeds = sentences()
@@ -179,13 +181,13 @@ def test_answers_do_not_depend_on_the_batch_or_the_padding(tmp_path, precision):
         assert np.abs(run(target, padded(feeds, length)) - alone).max() <= limit
 
 
-def test_a_row_of_w8_is_the_same_bit_for_bit_in_any_batch(tmp_path):
+def test_a_row_of_int8_weight_only_is_the_same_bit_for_bit_in_any_batch(tmp_path):
     """Not so with blocks of 128: 1e-6 here, and 9e-3 after six layers have rounded it."""
     product = [helper.make_node("MatMul", ["x", "w"], ["answer"])]
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     weights = {"w": _weights(1536, 384)}
     onnx.save(graph_of(product, {"x": ["n", 1536]}, ["n", 384], weights), source)
-    write_precision("w8", source, target, list)
+    write_precision("int8-weight-only", source, target, list)
     x = _weights(64, 1536, seed=5) * 8
     together = run(target, {"x": x})
     for rows in (1, 3, 7, 15, 17, 63):
@@ -193,7 +195,7 @@ def test_a_row_of_w8_is_the_same_bit_for_bit_in_any_batch(tmp_path):
 
 
 @pytest.mark.parametrize("low", [-4.0, -0.1])
-def test_a_row_of_int8_rows_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, monkeypatch):
+def test_a_row_of_int8_per_row_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, monkeypatch):
     """Two-sided and one-sided inputs; a row of 768 is rounded in four pieces, and an outlier row
     does not affect a small one beside it."""
     product = [
@@ -207,7 +209,7 @@ def test_a_row_of_int8_rows_is_the_same_bit_for_bit_in_any_batch(tmp_path, low, 
     x[1] *= 100
     x[2] = 0
     monkeypatch.setattr(int8_per_row, "FP32_SHARE", 0.0)
-    write_precision("int8-rows", source, target, lambda: [{"x": x[3:]}])
+    write_precision("int8-per-row", source, target, lambda: [{"x": x[3:]}])
     together = run(target, {"x": x})
     for rows in (1, 3, 7, 15, 17, 63):
         assert (run(target, {"x": x[:rows]}) == together[:rows]).all(), rows
@@ -226,14 +228,16 @@ def test_dynamic_answers_depend_on_the_batch(tmp_path):
     assert graded(difference) == "answers depend on the batch"
 
 
-@pytest.mark.parametrize("precision", ["w8", "int8-rows", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8-weight-only", "int8-per-row", "int8-dynamic"])
 def test_a_graph_without_matrices_is_refused(tmp_path, precision):
-    with pytest.raises(ExportFailed, match=r"nothing was quantised.*--precision int8"):
+    with pytest.raises(ExportFailed, match=r"nothing was quantised.*--precision int8-static"):
         build(tmp_path, "image-classification", precision)
     assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "w8", "int8", "int8-rows", "int8-dynamic"])
+@pytest.mark.parametrize(
+    "precision", ["fp16", "int8-weight-only", "int8-static", "int8-per-row", "int8-dynamic"]
+)
 def test_a_forest_is_refused(tmp_path, precision):
     tree = helper.make_node("TreeEnsembleRegressor", ["x"], ["answer"], domain="ai.onnx.ml")
     values = [
@@ -245,7 +249,7 @@ def test_a_forest_is_refused(tmp_path, precision):
         write_precision(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-rows"])
+@pytest.mark.parametrize("precision", ["int8-static", "int8-per-row"])
 def test_int8_without_samples_is_refused(tmp_path, precision):
     onnx.save(attention(), tmp_path / "source.onnx")
     with pytest.raises(ExportFailed, match=r"give\s+--samples"):
@@ -254,7 +258,9 @@ def test_int8_without_samples_is_refused(tmp_path, precision):
 
 
 def test_an_unknown_precision_is_refused(tmp_path):
-    with pytest.raises(ConversionError, match=r"choose from fp32, .*int8, int8-rows, int8-dynamic"):
+    with pytest.raises(
+        ConversionError, match=r"choose from fp32, .*int8-static, int8-per-row, int8-dynamic"
+    ):
         write_precision("int7", tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 

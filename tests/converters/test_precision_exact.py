@@ -50,7 +50,7 @@ def extremes(*shape):
 
 @pytest.mark.parametrize("weights", [PAIRS, DEAD], ids=["all at the ends", "a column of zeros"])
 @pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
-@pytest.mark.parametrize("precision", ["int8", "int8-rows", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8-static", "int8-per-row", "int8-dynamic"])
 def test_products_of_the_largest_numbers_are_exact(tmp_path, precision, operator, weights):
     save(tmp_path, operator, {"w": weights}, ["n", WIDTH])
     expected, actual = both(tmp_path, precision, {"x": extremes(40, WIDTH)})
@@ -63,7 +63,7 @@ def test_convolutions_of_the_largest_numbers_are_exact(tmp_path, groups):
     shape = (WIDTH, WIDTH // groups, 3, 3)
     weights = np.broadcast_to(DEAD[0][:, None, None, None], shape)
     save(tmp_path, "Conv", {"w": weights}, ["n", WIDTH, 8, 8], group=groups)
-    expected, actual = both(tmp_path, "int8", {"x": extremes(2, WIDTH, 8, 8)})
+    expected, actual = both(tmp_path, "int8-static", {"x": extremes(2, WIDTH, 8, 8)})
     step = (expected.max() - expected.min()) / 255  # the output is rounded to 8 bits as well
     assert np.abs(actual - expected).max() <= 0.51 * step
 
@@ -76,7 +76,7 @@ def test_a_recurrence_of_large_numbers_is_close(tmp_path):
     assert np.abs(actual - expected).max() < 0.02
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-rows", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8-static", "int8-per-row", "int8-dynamic"])
 def test_no_weight_is_signed(tmp_path, precision):
     save(tmp_path, "MatMul", {"w": PAIRS}, ["n", WIDTH])
     both(tmp_path, precision, {"x": extremes(4, WIDTH)})

@@ -69,8 +69,10 @@ def test_every_pair_has_limits_or_says_which_do():
                 limits = tolerance(task, precision)
                 assert 0 < limits.mean <= limits.difference
                 assert 0 < clear_margin(limits) <= 0.05
-    with pytest.raises(ConversionError, match=r"tabular-classification.*'w8'.*choose from fp32"):
-        tolerance("tabular-classification", "w8")
+    with pytest.raises(
+        ConversionError, match=r"tabular-classification.*'int8-weight-only'.*choose from fp32"
+    ):
+        tolerance("tabular-classification", "int8-weight-only")
     with pytest.raises(ConversionError, match=r"no tolerances for the task 'chess'.*embedding"):
         tolerance("chess", "fp32")
 
@@ -80,7 +82,7 @@ def test_grades():
         *["answers do not depend on the batch"] * 5,
         "answers depend on the batch",
     ]
-    assert graded(1e-6) == grade("w8")
+    assert graded(1e-6) == grade("int8-weight-only")
     assert graded(0.04) == graded(nan) == grade("int8-dynamic")
 
 
@@ -110,7 +112,7 @@ def _within(measured, limits) -> bool:
     )
 
 
-@pytest.mark.parametrize("precision", ["w8", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8-weight-only", "int8-static", "int8-dynamic"])
 @pytest.mark.parametrize("fault", ["scale", "labels"])
 def test_broken_precisions_are_outside(tmp_path, precision, fault):
     """One layer's scales have the wrong sign, or two labels are swapped."""

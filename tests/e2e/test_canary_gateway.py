@@ -15,7 +15,7 @@ def stack_with_two_versions(built):
     running = launch(built, NAME)
     try:
         wait_ready(running, 90)
-        run = running.tidegate("convert", NAME, "--precision", "w8", "--force")
+        run = running.tidegate("convert", NAME, "--precision", "int8-weight-only", "--force")
         assert run.returncode == 0, run.stderr
         assert running.tidegate("rollback", NAME).returncode == 0
         yield running

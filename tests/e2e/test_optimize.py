@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from converters.optimize import clocks, timing
+from converters.optimize import benchmark_process, timing
 from converters.record import Record
 from converters.text.samples import default_texts
 from tests.tiny_models import save_classifier
@@ -33,14 +33,14 @@ def options(model) -> OptimizeOptions:
         samples=model / "texts.txt",
         only="model",
         budget_s=240.0,
-        precisions=("fp32", "w8", "int8-rows", "int8-dynamic"),
+        precisions=("fp32", "int8-weight-only", "int8-per-row", "int8-dynamic"),
         publish=True,
     )
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(clocks, "SECONDS", 0.01)
+    monkeypatch.setattr(benchmark_process, "SECONDS", 0.01)
     monkeypatch.setattr(timing, "PASSES", 1)
 
 
@@ -50,19 +50,19 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, ca
     assert run(options, paths, messages.append) == 0
     folder = model / ".tidegate" / "optimize" / "mood"
     document = json.loads((folder / "optimize.json").read_text())
-    rows = {row["name"]: row for row in document["forms"]}
+    rows = {row["name"]: row for row in document["candidates"]}
     assert set(rows) == {
-        *("original", "fp32", "w8", "int8-rows", "int8-dynamic"),
+        *("original", "fp32", "int8-weight-only", "int8-per-row", "int8-dynamic"),
         *("fp32@disable", "fp32@basic", "fp32@extended"),
     }
     for row in rows.values():
-        assert set(row["times"]) == {cell.name for cell in clocks.CELLS}
+        assert set(row["times"]) == {cell.name for cell in benchmark_process.CELLS}
         assert row["memory_mb"] > 0
-        assert row["why_not"] == ""
+        assert row["reason"] == ""
     assert rows["original"]["ratios"]["rows8_threads1"] == 1
     assert rows["fp32"]["accuracy"]["failed"] == []
     assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
-    assert document["pick"] in ("fp32", "w8", "int8-rows")
+    assert document["pick"] in ("fp32", "int8-weight-only", "int8-per-row")
     # The pick is active now, proved under its own tolerances.
     record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
     assert (record.precision, record.passed) == (document["pick"], True)
@@ -110,12 +110,12 @@ def test_both_parts_run_unless_one_is_selected():
 
 
 def test_the_command_that_publishes(options, model):
-    assert convert_line(OptimizeOptions("text_embedding"), "w8") == (
-        "tidegate convert text_embedding --precision w8 --force"
+    assert convert_line(OptimizeOptions("text_embedding"), "int8-weight-only") == (
+        "tidegate convert text_embedding --precision int8-weight-only --force"
     )
-    assert convert_line(options, "int8-rows") == (
+    assert convert_line(options, "int8-per-row") == (
         f"tidegate convert {model}/model --name mood --task text-classification "
-        f"--samples {model}/texts.txt --precision int8-rows --force"
+        f"--samples {model}/texts.txt --precision int8-per-row --force"
     )
 
 
@@ -126,7 +126,7 @@ def test_the_source_options_of_the_conversion_are_kept(tmp_path):
     )
     said = original_options(options, Paths(tmp_path))
     assert said == {"preprocess": "half"}
-    line = convert_line(options, "w8", said)
-    assert "--preprocess half --precision w8" in line
+    line = convert_line(options, "int8-weight-only", said)
+    assert "--preprocess half --precision int8-weight-only" in line
     run = CliRunner().invoke(cli, ["optimize", "nobody", "--preprocess", "half", "--base", "b"])
     assert "give its original with --against" in run.output

@@ -12,19 +12,19 @@ from tidegate.app.paths import Paths
 from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
 
 if TYPE_CHECKING:
-    from converters.cache import Say
+    from converters.cache import Progress
     from converters.optimize.budget import Budget
     from converters.optimize.findings import Findings
     from tidegate.commands.optimize import OptimizeOptions
 
 
 def find(
-    options: "OptimizeOptions", budget: "Budget", paths: Paths, say: "Say"
+    options: "OptimizeOptions", budget: "Budget", paths: Paths, report: "Progress"
 ) -> "Findings | None":
     """Measure every candidate; None for a model that has only one. Raises ConversionError, and
     click.UsageError for an unknown name."""
     from converters.optimize.findings import Findings, this_machine
-    from converters.optimize.kept import Kept
+    from converters.optimize.measurement_cache import MeasurementCache
     from converters.optimize.measuring import Subject, measure
     from converters.task import ConversionRequest
 
@@ -39,14 +39,14 @@ def find(
     if _only_fp32(registered):
         return None
     machine = this_machine()
-    kept = Kept(folder / "measured", f"{machine['processor']} {machine['cores']}")
+    cache = MeasurementCache(folder / "measured", f"{machine['processor']} {machine['cores']}")
     request = ConversionRequest(
         options.name, source, options.samples, original_options(options, paths)
     )
     subject = Subject(
         request, registered.open_task, registered.task, options.precisions, options.prune
     )
-    measured = measure(subject, kept, budget, say)
+    measured = measure(subject, cache, budget, report)
     return Findings(
         name=options.name,
         task=measured.task,

@@ -48,8 +48,8 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, w8, int8, int8-rows or int8-dynamic; of a comma-separated list, the first is "
-    "served and the others are only proved.",
+    help="fp32, fp16, int8-weight-only, int8-static, int8-per-row or int8-dynamic; of a "
+    "comma-separated list, the first is served and the others are only proved.",
 )
 @click.option(
     "--engine",

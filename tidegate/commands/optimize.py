@@ -18,7 +18,7 @@ from tidegate.commands.convert import progress, source_options
 if TYPE_CHECKING:
     from converters.optimize.findings import Findings
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 BOTH = ("model", "config")
 # The model's share of the budget when both parts run: the config is searched through a server,
 # which is slower.
@@ -147,17 +147,17 @@ def command(as_json: bool, precisions: str, **arguments: Any) -> None:
     sys.exit(run(options, Paths.current(), _silent if as_json else progress(), as_json))
 
 
-def run(options: OptimizeOptions, paths: Paths, say: Say, as_json: bool = False) -> int:
+def run(options: OptimizeOptions, paths: Paths, report: Progress, as_json: bool = False) -> int:
     """Run the selected parts; returns the exit code."""
     documents: dict[str, Any] = {}
     code, remaining_s = 0, options.budget_s
     if "model" in options.parts:
         share = MODEL_SHARE if "config" in options.parts else 1.0
-        say(
+        report(
             f"{options.name}: choosing the model, with {share * options.budget_s:.0f} s of the "
             "budget"
         )
-        findings, spent_s = _choose_model(options, share * options.budget_s, paths, say)
+        findings, spent_s = _choose_model(options, share * options.budget_s, paths, report)
         documents["model"] = findings.to_dict() if findings else None
         code, remaining_s = (
             (OUT_OF_REACH if findings and not findings.chosen else 0),
@@ -170,21 +170,21 @@ def run(options: OptimizeOptions, paths: Paths, say: Say, as_json: bool = False)
         and remaining_s < CONFIG_SEARCH_AT_LEAST_S
         and "model" in options.parts
     ):
-        say(f"{options.name}: no config search: only {remaining_s:.0f} s of the budget are left")
+        report(f"{options.name}: no config search: only {remaining_s:.0f} s of the budget are left")
         documents["config"] = None
     elif "config" in options.parts:
-        say(f"{options.name}: searching the config, with {remaining_s:.0f} s of the budget")
-        report = _search_config(options, max(1.0, remaining_s - CLOSING_S), paths, say)
-        documents["config"] = report.as_json()
+        report(f"{options.name}: searching the config, with {remaining_s:.0f} s of the budget")
+        searched = _search_config(options, max(1.0, remaining_s - CLOSING_S), paths, report)
+        documents["config"] = searched.as_json()
         if not as_json:
-            click.echo("\n".join(report.lines()))
+            click.echo("\n".join(searched.lines()))
     if as_json:
         print_json(documents)
     return code
 
 
 def _choose_model(
-    options: OptimizeOptions, budget_s: float, paths: Paths, say: Say
+    options: OptimizeOptions, budget_s: float, paths: Paths, report: Progress
 ) -> tuple["Findings | None", float]:
     """The findings, saved and plotted, and the seconds they took; None if there is no choice."""
     from converters.optimize.budget import Budget
@@ -192,19 +192,21 @@ def _choose_model(
     from tidegate.app.optimize_candidates import find, keep_pruned
 
     budget = Budget(budget_s, hard_s=max(1.0, options.budget_s - CLOSING_S))
-    findings = find(options, budget, paths, say)
+    findings = find(options, budget, paths, report)
     if findings is None:
-        say(f"{options.name}: tabular models exist in fp32 only: nothing to choose")
+        report(f"{options.name}: tabular models exist in fp32 only: nothing to choose")
         return None, budget.spent
     folder = paths.state / "optimize" / options.name
     saved = [findings.save(folder), *draw(findings, folder), *keep_pruned(findings, folder)]
-    say("written: " + ", ".join(paths.shown(path) for path in saved))
+    report("written: " + ", ".join(paths.shown(path) for path in saved))
     if options.publish and findings.chosen:
-        _publish(options, findings, paths, say)
+        _publish(options, findings, paths, report)
     return findings, budget.spent
 
 
-def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say: Say) -> Any:
+def _search_config(
+    options: OptimizeOptions, budget_s: float, paths: Paths, report: Progress
+) -> Any:
     from tidegate.app.config_search import ConfigSearchOptions, tune
 
     search_options = ConfigSearchOptions(
@@ -216,7 +218,7 @@ def _search_config(options: OptimizeOptions, budget_s: float, paths: Paths, say:
         fresh=options.fresh,
         commit=options.commit,
     )
-    return tune(search_options, paths, say)
+    return tune(search_options, paths, report)
 
 
 def _show(options: OptimizeOptions, findings: "Findings", paths: Paths) -> None:
@@ -252,7 +254,9 @@ def convert_line(
     return " ".join([*words, "--precision", precision, "--force"])
 
 
-def _publish(options: OptimizeOptions, findings: "Findings", paths: Paths, say: Say) -> None:
+def _publish(
+    options: OptimizeOptions, findings: "Findings", paths: Paths, report: Progress
+) -> None:
     """Publish the pick as ``tidegate convert NAME --precision X`` would."""
     from tidegate.app.optimize_candidates import original_options
     from tidegate.commands.convert import ConvertOptions
@@ -260,7 +264,7 @@ def _publish(options: OptimizeOptions, findings: "Findings", paths: Paths, say: 
 
     chosen = findings.chosen
     if chosen is None or chosen.candidate.pruned:
-        say("not published: convert does not publish a pruned graph under its original's task")
+        report("not published: convert does not publish a pruned graph under its original's task")
         return
     known = options.name in KNOWN
     convert_options = ConvertOptions(
@@ -272,8 +276,8 @@ def _publish(options: OptimizeOptions, findings: "Findings", paths: Paths, say: 
         precisions=(chosen.candidate.precision,),
         force=True,
     )
-    for line in convert(convert_options, paths, say).lines(paths):
-        say(line)
+    for line in convert(convert_options, paths, report).lines(paths):
+        report(line)
 
 
 def _silent(text: str) -> None:

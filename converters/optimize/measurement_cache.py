@@ -14,7 +14,7 @@ from converters.errors import ConversionError
 METHOD = 2
 
 
-class Kept:
+class MeasurementCache:
     """A folder of JSON files, one per measurement, named by its key."""
 
     def __init__(self, folder: Path, machine: str) -> None:

@@ -1,11 +1,11 @@
 """One candidate in a process of its own: its speed and its memory.
 
-    python -m converters.optimize.clock SPEC.json
+    python -m converters.optimize.benchmark SPEC.json
 
 The first line on stdout is the memory that loading took. Then each line on stdin, such as
 ``{"threads": 1, "rows": 8, "seconds": 0.2}``, is answered by a line of JSON: the times of single
-runs in seconds. ``converters.optimize.clocks`` is the other end; it runs several such processes in
-turn, so that whatever else the machine does affects all of them alike.
+runs in seconds. ``converters.optimize.benchmark_process`` is the other end; it runs several such
+processes in turn, so that whatever else the machine does affects all of them alike.
 """
 
 import importlib

@@ -51,7 +51,7 @@ class Times:
 
 @dataclass
 class BenchmarkProcess:
-    """One candidate in its process; ``spec`` is what ``clock.main`` reads."""
+    """One candidate in its process; ``spec`` is what ``benchmark.main`` reads."""
 
     spec: Mapping[str, Any]
     memory_bytes: int = 0
@@ -60,12 +60,12 @@ class BenchmarkProcess:
 
     def start(self, folder: Path) -> None:
         """Load the model; ConversionError says why that failed."""
-        work = Path(tempfile.mkdtemp(dir=folder, prefix="clock-"))
+        work = Path(tempfile.mkdtemp(dir=folder, prefix="benchmark-"))
         file, self._log = work / "spec.json", work / "stderr.txt"
         file.write_text(json.dumps(self.spec), encoding="utf-8")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "converters.optimize.clock", str(file)],
+                [sys.executable, "-m", "converters.optimize.benchmark", str(file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
