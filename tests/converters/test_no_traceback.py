@@ -702,7 +702,7 @@ def _ring_of_nodes(model):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "todo"),
+    ("spoil", "remedy"),
     [(_domain, "never loaded"), (_cut, "damaged"), (_ring_of_nodes, "invalid or damaged")],
 )
 def test_the_remedy_for_a_graph_that_does_not_run_fits_the_reason(home, spoil, remedy):
