@@ -464,7 +464,7 @@ FACTORIES = {
     "user_nets:baked": "batch",
     "user_nets:fails": "no weights here",
     "user_nets:wrong_return": "return (module, example_inputs)",
-    "user_nets:wrong_inputs": "no tensor",
+    "user_nets:wrong_inputs": "not a tensor",
     "user_nets:no_batch": "no axis",
     "user_nets:unlike": "differ",
     "user_nets:half_forward": "fails on its example",
