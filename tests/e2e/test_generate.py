@@ -75,7 +75,7 @@ def test_a_failing_stream_hides_the_models_message(echo):
         ({"stream": True}, "'text_input' is missing"),
         ({"text_input": "a", "stream": 1}, "BOOL data"),
         ({"text_input": "a", "parameters": {"text_input": "b"}}, "in the body and in 'parameters'"),
-        ({"text_input": "a", "parameters": {"shared_memory_region": "x"}}, "works only with infer"),
+        ({"text_input": "a", "parameters": {"shared_memory_region": "x"}}, "cannot be used"),
         ({"text_input": "a", "parameters": {"sequence_id": 4}}, "works only with infer"),
         ({"text_input": "a", "parameters": {"x": [1]}}, "must be a string, a number"),
         ({"text_input": "a", "parameters": 3}, "must be an object"),
