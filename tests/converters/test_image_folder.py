@@ -121,7 +121,7 @@ REFUSED = {
     _another_size: (SourceRefused, "does not run on RGB images of 96x96"),
     _grey_with_three_means: (SourceRefused, "image_mean does not have one number, for grey"),
     _grey_made_rgb: (SourceRefused, "set do_convert_rgb to false"),
-    _infrared: (SourceRefused, "sees 4 channels"),
+    _infrared: (SourceRefused, "takes 4 channels"),
     _fewer_labels: (SourceRefused, "transformers cannot load"),
     _a_label_of_two_lines: (SourceRefused, "label 0 in"),
     _a_regression: (SourceRefused, "problem_type is regression"),
