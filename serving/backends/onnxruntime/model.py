@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
+import ort_cuda
 from ort_batch import BatchError, InvalidInput, Job, Runner, Tensors
 from ort_graph import (
     Config,
@@ -30,12 +31,15 @@ from ort_graph import (
     merge_unlike_shapes,
 )
 from ort_session import (
+    CPU,
     REPOSITORY_VARIABLE,
     choose_providers,
     find_model_file,
     find_version_folder,
     open_session,
+    operators,
     read_only_session,
+    wants_graphs,
 )
 
 try:
@@ -63,9 +67,10 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         try:
-            self._runner = _open(args)
+            self._runner, served_by = _open(args)
         except ModelRefused as refusal:
             raise pb_utils.TritonModelException(str(refusal)) from None
+        self._metric = _report(args, served_by)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         jobs = [self._read(request) for request in requests]
@@ -73,7 +78,7 @@ class TritonPythonModel:
         return [_respond(next(results) if isinstance(job, Job) else job) for job in jobs]
 
     def finalize(self) -> None:
-        del self._runner
+        del self._runner, self._metric
 
     def _read(self, request: Any) -> Any:
         """The request as a Job, or the TritonError to answer it with."""
@@ -101,13 +106,15 @@ def _complete(config: Config) -> None:
     complete_config(config, Graph.read(session))
 
 
-def _open(args: dict[str, str]) -> Runner:
+def _open(args: dict[str, str]) -> tuple[Runner, dict[str, int]]:
+    """The model, and the number of its operators on each provider."""
     config = json.loads(args["model_config"])
     # Triton names the kind with or without the prefix of the config file.
     kind = args["model_instance_kind"].removeprefix("KIND_")
-    providers = choose_providers(
-        config, kind, int(args["model_instance_device_id"]), ort.get_available_providers()
-    )
+    device_id = int(args["model_instance_device_id"])
+    providers = choose_providers(config, kind, device_id, ort.get_available_providers())
+    if providers[0][0] != CPU:
+        ort_cuda.preload()
     file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
 
     def new_session() -> Any:
@@ -117,12 +124,46 @@ def _open(args: dict[str, str]) -> Runner:
     graph = Graph.read(session)
     check_config(config, graph, pb_utils.Logger.log_warn)
     runner = Runner(config, graph, session)
-    if kind == "GPU":
+    if kind == "GPU" and wants_graphs(config):
+        try:
+            runner.capture_graphs(config, ("cuda", device_id))
+        except BatchError as error:
+            raise ModelRefused(f"no CUDA graph was captured: {error} ({error.__cause__})") from None
+    elif kind == "GPU":
         try:
             runner.fix_sizes(config, new_session)
         except BatchError as error:
             pb_utils.Logger.log_warn(f"not warmed up, the first requests will be slow: {error}")
-    return runner
+    served_by = operators(session)
+    if providers[0][0] != CPU and served_by.keys() == {CPU}:
+        pb_utils.Logger.log_warn(
+            f"model '{config['name']}': {providers[0][0]} runs none of its operators, so that all "
+            "of it runs on the CPU: write kind: KIND_CPU, or serve another precision"
+        )
+    return runner, served_by
+
+
+def _report(args: dict[str, str], served_by: dict[str, int]) -> Any:
+    """Say in Triton's log and metrics which provider serves the model; returns the metrics, which
+    exist as long as they are referred to."""
+    model, version = args["model_name"], args["model_version"]
+    counts = ", ".join(f"{count} operators on {name}" for name, count in served_by.items())
+    pb_utils.Logger.log_info(f"model '{model}' version {version}: {counts}")
+    try:
+        family = pb_utils.MetricFamily(
+            name="tidegate_engine_operators",
+            description="Operators of the model's graph, by ONNX Runtime's provider that runs them",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        metrics = []
+        for provider, count in served_by.items():
+            labels = {"model": model, "version": version, "provider": provider}
+            metrics.append(family.Metric(labels=labels))
+            metrics[-1].set(count)
+    except pb_utils.TritonModelException as error:  # Triton was started without metrics
+        pb_utils.Logger.log_warn(f"model '{model}': no metric says its provider: {error}")
+        return None
+    return family, metrics
 
 
 def _respond(result: Tensors | BatchError | Any) -> Any:

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-from ort_graph import Config, Graph, GraphTensor, is_squeezed, model_dims
+from ort_cuda_graph import CudaGraph, differ, graph_shapes
+from ort_graph import Config, Graph, GraphTensor, ModelRefused, is_squeezed, model_dims
 from ort_session import run_options
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 # The gateway only shows clients messages with this marker, and strips it.
 MARKER = "[tidegate:invalid_input]"
@@ -74,7 +76,9 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
-        self._sessions: dict[int, Any] = {}  # by rows per run, ascending, if sizes are fixed
+        self._sizes: list[int] = []  # of rows per run, ascending, if only these are run
+        self._sessions: dict[int, Any] = {}  # by rows per run, where each size has its own
+        self._graphs: dict[Shapes, CudaGraph] = {}
         self.last_run_s = math.inf  # before the first run, a run is assumed to be long
 
     def fix_sizes(self, config: Config, new_session: Callable[[], Any]) -> None:
@@ -119,6 +123,47 @@ class Runner:
         for size in (*sizes[1:], largest):
             self._sessions[size] = new_session()
             seconds(size)
+        self._sizes = list(self._sessions)
+
+    def capture_graphs(self, config: Config, device: tuple[str, int]) -> None:
+        """Capture a CUDA graph for 1, 2, 4 ... ``max_batch_size`` rows of each length, and from now
+        on only run these numbers of rows, padded with copies of the last one. Each graph is
+        compared with an ordinary run; other lengths are run without a graph.
+
+        ``device`` is its kind, "cuda", and number. Raises ModelRefused where the model cannot be
+        captured, BatchError where its run fails.
+        """
+        largest = max(1, config["max_batch_size"])
+        sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest]
+        sizes.append(largest)
+        tensors = {entry["name"]: self._inputs[entry["name"]] for entry in config["input"]}
+        for number, shapes in enumerate(graph_shapes(config, tensors.values(), sizes), start=1):
+            ones, other = (
+                self.job(
+                    {
+                        name: np.resize(np.array(values, tensors[name].dtype), shape)
+                        for name, shape in shapes.items()
+                    },
+                    frozenset(),
+                ).feeds
+                for values in ([1], [1, 1, 0])
+            )
+            graph = CudaGraph(self._session, config, device, number)
+            try:
+                graph.capture(ones, dict(zip(self._outputs, self._ordinary(ones), strict=True)))
+                replayed, ordinary = graph.run(self._outputs, other), self._ordinary(other)
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                raise self._explain(error, ones) from error
+            if differ(replayed, ordinary):
+                raise ModelRefused(
+                    f"model '{self._model}': its CUDA graph for {shapes} gives other values than a "
+                    "run without: remove optimization { cuda { graphs } }"
+                )
+            self._graphs[_shapes(ones)] = graph
+        self._sizes = sizes
+
+    def _ordinary(self, feeds: Tensors) -> list[Array]:
+        return list(self._session.run(list(self._outputs), feeds, self._options))
 
     def job(self, feeds: Tensors, requested: frozenset[str]) -> Job:
         """A request as the graph takes it; InvalidInput if the graph cannot take it."""
@@ -201,13 +246,14 @@ class Runner:
 
     def _run_once(self, feeds: Tensors, requested: frozenset[str], rows: int) -> Tensors:
         names = [name for name in self._outputs if name in requested]
-        run_rows = next((size for size in self._sessions if size >= rows), rows)
+        run_rows = next((size for size in self._sizes if 0 < rows <= size), rows)
         if run_rows > rows:
             feeds = {name: _padded(array, run_rows) for name, array in feeds.items()}
         session = self._sessions.get(run_rows, self._session)
+        graph = self._graphs.get(_shapes(feeds)) if self._graphs else None
         started = time.perf_counter()
         try:
-            arrays = session.run(names, feeds, self._options)
+            arrays = graph.run(names, feeds) if graph else session.run(names, feeds, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise self._explain(error, feeds) from error
         self.last_run_s = time.perf_counter() - started
@@ -240,6 +286,10 @@ class Runner:
                 self._model, names, _reason(error), "send values that the model takes"
             )
         return RunFailed(f"model '{self._model}': ONNX Runtime failed: {_reason(error)}")
+
+
+def _shapes(feeds: Tensors) -> Shapes:
+    return tuple((name, array.shape) for name, array in feeds.items())
 
 
 def _padded(array: Array, rows: int) -> Array:

@@ -7,11 +7,13 @@ here calls BLAS.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from ort_cuda import why_not_started
 from ort_graph import Config, ModelRefused, Warn
 
 REPOSITORY_VARIABLE = "TIDEGATE_MODEL_REPOSITORY"
@@ -36,7 +38,9 @@ NO_SPINNING = {
     "session.intra_op.allow_spinning": "0",
     "session.inter_op.allow_spinning": "0",
 }
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+NO_GRAPH = -1  # ONNX Runtime's number for a run that neither captures nor replays
 CUDA_CHOICES = {
     "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
     "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
@@ -103,14 +107,25 @@ def open_session(config: Config, file: Path, providers: list[Provider], warn: Wa
     options = session_options(config, warn)
     for library in config.get("model_operations", {}).get("op_library_filename", ()):
         options.register_custom_ops_library(library)
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     session = _load(config, file, options, providers)
     missing = [name for name, _ in providers if name not in session.get_providers()]
     if missing:
+        reason = why_not_started() if CUDA in missing else "see Triton's log"
         raise ModelRefused(
-            f"model '{config['name']}': {', '.join(missing)} did not start on this machine "
-            "(driver, CUDA or TensorRT libraries): see Triton's log, or write kind: KIND_CPU"
+            f"model '{config['name']}': {', '.join(missing)} did not start on this machine: "
+            f"{reason}. Mend that, or write kind: KIND_CPU"
         )
     return session
+
+
+def operators(session: Any) -> dict[str, int]:
+    """The number of the graph's operators on each provider, the most first: ONNX Runtime puts those
+    that a provider lacks on the CPU."""
+    counts = Counter[str]()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts.most_common())
 
 
 def read_only_session(config: Config, file: Path) -> Any:
@@ -127,7 +142,9 @@ def read_only_session(config: Config, file: Path) -> Any:
 
 def _load(config: Config, file: Path, options: Any, providers: list[Provider]) -> Any:
     try:
-        return ort.InferenceSession(str(file), options, providers=providers)
+        # Without fallback: otherwise the Python package answers a failed run, or one that cannot
+        # start, with a session on the CPU, and prints a line.
+        return ort.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelRefused(
             f"model '{config['name']}': ONNX Runtime {ort.__version__} cannot load {file}: {error}"
@@ -157,8 +174,16 @@ def session_options(config: Config, warn: Warn) -> Any:
     return options
 
 
-def run_options(config: Config) -> Any:
+def wants_graphs(config: Config) -> bool:
+    """Whether the config says ``optimization { cuda { graphs: true } }``."""
+    return bool(config.get("optimization", {}).get("cuda", {}).get("graphs"))
+
+
+def run_options(config: Config, graph: int = NO_GRAPH) -> Any:
+    """ONNX Runtime's options for a run, which captures or replays the CUDA graph of this number."""
     options = ort.RunOptions()
+    if wants_graphs(config):
+        options.add_run_config_entry("gpu_graph_id", str(graph))
     # A failed run is reported to its client; ONNX Runtime need not print it too.
     options.log_severity_level = 4
     shrinkage = string_parameters(config).get(ARENA_SHRINKAGE)
@@ -254,6 +279,14 @@ def _gpu_providers(config: Config, device_id: int) -> list[Provider]:
             cuda = cuda | parameters
         else:
             raise _unknown_accelerator(config, accelerator)
+    if "enable_cuda_graph" in cuda:
+        # Set alone, ONNX Runtime would replay the first request's graph for every other shape.
+        raise ModelRefused(
+            f"model '{config['name']}': remove the cuda accelerator's enable_cuda_graph, and write "
+            "optimization { cuda { graphs: true } }"
+        )
+    if wants_graphs(config):
+        cuda |= {"enable_cuda_graph": "1"}
     return [*providers, (CUDA, cuda)]
 
 

@@ -1,21 +1,25 @@
 """The parts of the onnxruntime backend that need no Triton, over the real ONNX Runtime."""
 
 import copy
+import ctypes
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 import serving.backends
 
@@ -31,6 +35,8 @@ from ort_batch import (  # noqa: E402 - found through the line above
     RunFailed,
     Runner,
 )
+from ort_cuda import why_not_started  # noqa: E402
+from ort_cuda_graph import graph_shapes  # noqa: E402
 from ort_graph import (  # noqa: E402
     Graph,
     GraphTensor,
@@ -47,6 +53,7 @@ from ort_session import (  # noqa: E402
     find_model_file,
     find_version_folder,
     open_session,
+    operators,
     read_only_session,
     run_options,
     session_options,
@@ -462,6 +469,15 @@ class TestProviders:
         with pytest.raises(ModelRefused, match="'cudnn_conv_algo_search' cannot be '7'"):
             choose_providers(parameters(cudnn_conv_algo_search="7"), "GPU", 0, [CUDA, CPU])
 
+    def test_cuda_graphs(self) -> None:
+        graphs = {"cuda": {"graphs": True}}
+        cuda, _ = choose_providers(config(optimization=graphs), "GPU", 0, [CUDA, CPU])
+        assert cuda[1] == {"device_id": "0", "enable_cuda_graph": "1"}
+        accelerator = {"name": "cuda", "parameters": {"enable_cuda_graph": "1"}}
+        accelerators = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
+        with pytest.raises(ModelRefused, match=r"write optimization \{ cuda \{ graphs: true"):
+            choose_providers(config(optimization=accelerators), "GPU", 0, [CUDA, CPU])
+
     def test_tensorrt_parameters(self) -> None:
         values = {
             "precision_mode": "INT8",
@@ -482,6 +498,62 @@ class TestProviders:
         for invalid in ({"precision_mode": "FP4"}, {"speed": "11"}):
             with pytest.raises(ModelRefused, match="the tensorrt accelerator does not know"):
                 tensorrt_options(config(), invalid)
+
+
+class TestCuda:
+    def test_a_failed_run_is_an_error_and_not_run_again_on_the_cpu(self, tmp_path: Path) -> None:
+        """The Python package's own default is to go on with a session on the CPU."""
+        graph = helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["y"])],
+            "graph",
+            [value("x", FLOAT, "N", 3)],
+            [value("y", FLOAT, "N", 3)],
+        )
+        opset = [helper.make_opsetid("", 18)]
+        onnx.save(
+            helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "model.onnx"
+        )
+        tensors = {name: [entry(name, "TYPE_FP32", 3)] for name in "xy"}
+        full = config(max_batch_size=2, input=tensors["x"], output=tensors["y"])
+        session = open_session(full, tmp_path / "model.onnx", [(CPU, {})], pytest.fail)
+        assert operators(session) == {CPU: 1}
+
+        def fail(*_: Any) -> None:
+            raise EPFail("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc(&p, size)")
+
+        relu = Runner(full, Graph.read(session), session)
+        request = job(relu, x=np.ones((1, 3), "f"))
+        session._sess = SimpleNamespace(run=fail, is_webgpu_graph_capture_enabled=lambda: False)
+        (error,) = relu.run([request])
+        assert isinstance(error, RunFailed)
+        assert "CUDA failure 2: out of memory" in repr(error.__cause__)
+
+    def test_a_session_without_its_provider_is_refused_in_the_loaders_words(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ort_session.why_not_started", lambda: "libcudnn.so.9: cannot open")
+        monkeypatch.setattr("ort_session._load", lambda *_: identity(FLOAT, "N", 3))
+        with pytest.raises(ModelRefused, match=rf"{CUDA} did not start .*: libcudnn.so.9: cannot"):
+            open_session(config(), tmp_path, [(CUDA, {}), (CPU, {})], pytest.fail)
+
+    def test_without_a_driver_the_loader_says_so(self) -> None:
+        def load(name: str) -> Any:
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+        assert why_not_started(load).startswith("libcuda.so.1: cannot open shared object file")
+
+    def test_a_drivers_own_error_is_reported(self, tmp_path: Path) -> None:
+        """A stand-in for the driver of a machine without a GPU, through the real loader."""
+        source = tmp_path / "cuda.c"
+        source.write_text(
+            "int cuInit(unsigned flags) { return 100; }\n"
+            "int cuGetErrorString(int code, const char **text)\n"
+            '{ *text = "no CUDA-capable device is detected"; return code != 100; }\n'
+        )
+        library = tmp_path / "libcuda.so.1"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+        reason = why_not_started(lambda _: ctypes.CDLL(str(library)))
+        assert reason == "CUDA error 100: no CUDA-capable device is detected"
 
 
 class TestRunner:
@@ -711,6 +783,81 @@ class TestRunner:
         assert MARKER not in str(error)
 
 
+class TestCudaGraphs:
+    """The backend's own part, on the CPU: there, a run through bound tensors replays nothing."""
+
+    GRAPHS: ClassVar[dict[str, Any]] = {"optimization": {"cuda": {"graphs": True}}}
+
+    def sum_of(self, *axes: int | str) -> Any:
+        """A session that gives y = x + x."""
+        return session_of(
+            [helper.make_node("Add", ["x", "x"], ["y"])],
+            [value("x", FLOAT, *axes)],
+            [value("y", FLOAT, *axes)],
+        )
+
+    def test_each_number_of_rows_and_length_has_a_graph_and_others_run_without(self) -> None:
+        lengths = parameters(cuda_graph_lengths="2,4")["parameters"]
+        full = config(
+            max_batch_size=6,
+            input=[entry("x", "TYPE_FP32", -1)],
+            output=[entry("y", "TYPE_FP32", -1)],
+            parameters=lengths,
+            **self.GRAPHS,
+        )
+        session = self.sum_of("N", "L")
+        summing = Runner(full, Graph.read(session), session)
+        summing.capture_graphs(full, ("cpu", 0))
+        assert [shapes for ((_, shapes),) in summing._graphs] == [
+            (rows, length) for rows in (1, 2, 4, 6) for length in (2, 4)
+        ]
+        ordinary = Counting(session)
+        summing._session = ordinary
+        for rows in (1, 3, 4, 5):
+            sent = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+            (outputs,) = summing.run([job(summing, x=sent)])
+            np.testing.assert_array_equal(outputs["y"], sent * 2)  # type: ignore[index]
+        assert ordinary.runs == 0
+        (outputs,) = summing.run([job(summing, x=np.ones((3, 5), "f"))])
+        assert outputs["y"].shape == (3, 5)  # type: ignore[index]
+        assert ordinary.runs == 1
+
+    def test_a_graph_that_gives_other_values_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where a value was computed on the CPU while it was captured."""
+        full = config(
+            max_batch_size=2,
+            input=[entry("x", "TYPE_FP32", 3)],
+            output=[entry("y", "TYPE_FP32", 3)],
+            **self.GRAPHS,
+        )
+        session = self.sum_of("N", 3)
+        summing = Runner(full, Graph.read(session), session)
+        monkeypatch.setattr(
+            "ort_batch.CudaGraph.run", lambda self, names, feeds: [feeds["x"] * 2 + 1]
+        )
+        with pytest.raises(ModelRefused, match="gives other values than a run without"):
+            summing.capture_graphs(full, ("cpu", 0))
+
+    @pytest.mark.parametrize(
+        ("tensor", "data_type", "lengths", "problem"),
+        [
+            (TensorProto.STRING, "TYPE_STRING", "4", "an input holds strings"),
+            (FLOAT, "TYPE_FP32", "", "cuda_graph_lengths does not say which"),
+            (FLOAT, "TYPE_FP32", "short", "cuda_graph_lengths cannot be 'short'"),
+        ],
+    )
+    def test_what_cannot_be_captured(
+        self, tensor: int, data_type: str, lengths: str, problem: str
+    ) -> None:
+        written = parameters(cuda_graph_lengths=lengths)["parameters"]
+        full = config(input=[entry("x", data_type, -1)], parameters=written)
+        inputs = [GraphTensor("x", {FLOAT: "tensor(float)"}.get(tensor, "tensor(string)"), ("N",))]
+        with pytest.raises(ModelRefused, match=problem):
+            list(graph_shapes(full, inputs, (1,)))
+
+
 def _pair(name: str) -> dict[str, Any]:
     return entry(name, "TYPE_FP32", 2)
 
@@ -751,7 +898,16 @@ class StandIn:
 
     class Logger:
         log_warn = staticmethod(pytest.fail)
-        log_error = staticmethod(print)
+        log_error = log_info = staticmethod(print)
+
+    class MetricFamily:
+        GAUGE = "gauge"
+
+        def __init__(self, name: str, description: str, kind: str) -> None:
+            self.name, self.values = name, {}
+
+        def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
+            return SimpleNamespace(set=partial(self.values.__setitem__, tuple(labels.values())))
 
 
 class Request:
@@ -795,6 +951,7 @@ class TestModel:
         model.initialize(
             {
                 "model_config": json.dumps(full),
+                "model_name": "m",
                 "model_instance_kind": kind,
                 "model_instance_device_id": "0",
                 "model_repository": str(repository / "m"),
@@ -804,7 +961,11 @@ class TestModel:
         return model
 
     def test_from_an_empty_config_to_answers(
-        self, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        backend: ModuleType,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         self._save(tmp_path / "m" / "1")
         monkeypatch.setenv("TIDEGATE_MODEL_REPOSITORY", str(tmp_path))
@@ -814,6 +975,9 @@ class TestModel:
         assert full["max_batch_size"] == 4
 
         model = self._load(backend, full, tmp_path)
+        assert "model 'm' version 1: 1 operators on CPUExecutionProvider" in capsys.readouterr().out
+        family, _ = model._metric
+        assert family.values == {("m", "1", CPU): 1}
         bad, cancelled = (
             Request(index=np.array([[9]])),
             Request(index=np.array([[0]]), cancelled=True),
