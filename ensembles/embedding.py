@@ -12,6 +12,7 @@ from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request, text_
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 VECTOR = "sentence_embedding"
 
@@ -51,8 +52,8 @@ class Declaration:
             inputs=(TEXT,),
             outputs=(self._vector, TOKEN_COUNT),
             steps=(
-                StepSpec(f"{self.name}_pre", 1, {"text": "text"}, outputs),
-                StepSpec(f"{self.name}_onnx", 1, tokens, {VECTOR: VECTOR}),
+                StepSpec(member_name(self.name, Role.PRE), 1, {"text": "text"}, outputs),
+                StepSpec(member_name(self.name, Role.ENGINE), 1, tokens, {VECTOR: VECTOR}),
             ),
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,

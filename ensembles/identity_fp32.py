@@ -1,6 +1,7 @@
 """``identity_fp32``: returns its input. Probes and benchmarks use it; it has no endpoint schema."""
 
 from modelspec.model import Batching, ModelSpec, Pipeline, TensorSpec
+from modelspec.parameters import CANCELLABLE_PARAMETER
 
 PIPELINE = Pipeline(
     members=(),
@@ -13,6 +14,6 @@ PIPELINE = Pipeline(
         outputs=(TensorSpec("OUTPUT0", "FP32", (-1,)),),
         batching=Batching(),
         versions=(1,),
-        parameters={"tidegate.short": "true"},  # the gateway may send it to Triton over HTTP/1.1
+        parameters={CANCELLABLE_PARAMETER: "false"},  # the gateway may send it over HTTP/1.1
     ),
 )

@@ -13,6 +13,7 @@ from ensembles.engine import onnx_engine
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 MAX_BATCH_SIZE = 16
 
@@ -41,7 +42,7 @@ class Declaration:
 
     def _decoder(self) -> ModelSpec:
         return ModelSpec(
-            name=f"{self.name}_pre",
+            name=member_name(self.name, Role.PRE),
             backend="python",
             step="decode_image",
             max_batch_size=MAX_BATCH_SIZE,
@@ -55,7 +56,7 @@ class Declaration:
 
     def _labeller(self) -> ModelSpec:
         return ModelSpec(
-            name=f"{self.name}_post",
+            name=member_name(self.name, Role.POST),
             backend="python",
             step="top_labels",
             max_batch_size=MAX_BATCH_SIZE,
@@ -90,9 +91,11 @@ class Declaration:
             inputs=(_IMAGE,),
             outputs=self._predictions,
             steps=(
-                StepSpec(f"{name}_pre", 1, {"image": "image"}, {"pixels": "pixels"}),
-                StepSpec(f"{name}_onnx", 1, {"pixels": "pixels"}, {"logits": "logits"}),
-                StepSpec(f"{name}_post", 1, {"logits": "logits"}, predictions),
+                StepSpec(member_name(name, Role.PRE), 1, {"image": "image"}, {"pixels": "pixels"}),
+                StepSpec(
+                    member_name(name, Role.ENGINE), 1, {"pixels": "pixels"}, {"logits": "logits"}
+                ),
+                StepSpec(member_name(name, Role.POST), 1, {"logits": "logits"}, predictions),
             ),
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,

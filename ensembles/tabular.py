@@ -12,10 +12,12 @@ from ensembles.engine import onnx_engine
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
+from modelspec.parameters import CANCELLABLE_PARAMETER
 
 MAX_BATCH_SIZE = 64
 # A request takes far less time than checking whether it was cancelled: the gateway reads this.
-SHORT = {"tidegate.short": "true"}
+NOT_CANCELLABLE = {CANCELLABLE_PARAMETER: "false"}
 # A missing text on the wire: a Unicode noncharacter, which no text can contain.
 MISSING_TEXT = "\ufdd0"
 # More categories than this would clutter the documentation.
@@ -44,7 +46,7 @@ class Declaration:
 
     def _vectorizer(self) -> ModelSpec:
         return ModelSpec(
-            name=f"{self.name}_pre",
+            name=member_name(self.name, Role.PRE),
             backend="python",
             step="vectorize_text",
             max_batch_size=MAX_BATCH_SIZE,
@@ -89,12 +91,14 @@ class Declaration:
 
     def _public(self) -> ModelSpec:
         engine = StepSpec(
-            f"{self.name}_onnx",
+            member_name(self.name, Role.ENGINE),
             1,
             _same_names((*self._direct, *self._terms)),
             _same_names(self._outputs),
         )
-        texts = StepSpec(f"{self.name}_pre", 1, _same_names(self._texts), _same_names(self._terms))
+        texts = StepSpec(
+            member_name(self.name, Role.PRE), 1, _same_names(self._texts), _same_names(self._terms)
+        )
         return ModelSpec(
             name=self.name,
             backend="ensemble",
@@ -103,7 +107,7 @@ class Declaration:
             outputs=self._outputs,
             steps=(texts, engine) if self.texts else (engine,),
             # A vectorizer may get a long text, whose request is worth cancelling.
-            parameters={} if self.texts else SHORT,
+            parameters={} if self.texts else NOT_CANCELLABLE,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
         )

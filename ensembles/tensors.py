@@ -8,6 +8,7 @@ from ensembles.engine import onnx_engine
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 MAX_BATCH_SIZE = 32
 JSON_TYPES = {
@@ -34,7 +35,9 @@ def declare(
         max_batch_size=MAX_BATCH_SIZE,
         inputs=inputs,
         outputs=outputs,
-        steps=(StepSpec(f"{name}_onnx", 1, _same_names(inputs), _same_names(outputs)),),
+        steps=(
+            StepSpec(member_name(name, Role.ENGINE), 1, _same_names(inputs), _same_names(outputs)),
+        ),
         endpoint_schema=_endpoint_schema(metadata, golden, card),
         golden=golden,
     )

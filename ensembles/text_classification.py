@@ -12,6 +12,7 @@ from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_toke
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 MAX_BATCH_SIZE = 32
 
@@ -39,7 +40,7 @@ class Declaration:
 
     def _labeller(self) -> ModelSpec:
         return ModelSpec(
-            name=f"{self.name}_post",
+            name=member_name(self.name, Role.POST),
             backend="python",
             step="top_labels",
             max_batch_size=MAX_BATCH_SIZE,
@@ -70,14 +71,14 @@ class Declaration:
             outputs=(*self._predictions, TOKEN_COUNT),
             steps=(
                 StepSpec(
-                    f"{self.name}_pre",
+                    member_name(self.name, Role.PRE),
                     1,
                     {"text": "text"},
                     {**tokens, "token_count": "token_count"},
                 ),
-                StepSpec(f"{self.name}_onnx", 1, tokens, {"logits": "logits"}),
+                StepSpec(member_name(self.name, Role.ENGINE), 1, tokens, {"logits": "logits"}),
                 StepSpec(
-                    f"{self.name}_post",
+                    member_name(self.name, Role.POST),
                     1,
                     {"logits": "logits"},
                     {"label": "label", "score": "score"},

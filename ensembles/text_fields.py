@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelspec.model import Batching, ModelSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 TEXT = TensorSpec("text", "BYTES", (1,))
 TOKENS = (
@@ -44,7 +45,7 @@ def text_tokenizer(
     """``NAME_pre``: text -> token tensors, padded to one of ``buckets`` (lengths in tokens); with
     ``spans`` also where in the text each token begins and ends."""
     return ModelSpec(
-        name=f"{pipeline}_pre",
+        name=member_name(pipeline, Role.PRE),
         backend="python",
         step="tokenize_text",
         max_batch_size=max_batch_size,

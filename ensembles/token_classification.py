@@ -20,6 +20,7 @@ from ensembles.text_fields import (
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
+from modelspec.names import Role, member_name
 
 MAX_BATCH_SIZE = 32
 ENTITY = (
@@ -56,7 +57,7 @@ class Declaration:
 
     def _entity_finder(self) -> ModelSpec:
         return ModelSpec(
-            name=f"{self.name}_post",
+            name=member_name(self.name, Role.POST),
             backend="python",
             step="label_entities",
             max_batch_size=MAX_BATCH_SIZE,
@@ -77,14 +78,14 @@ class Declaration:
             outputs=(*ENTITY, COUNT, TOKEN_COUNT),
             steps=(
                 StepSpec(
-                    f"{self.name}_pre",
+                    member_name(self.name, Role.PRE),
                     1,
                     {"text": "text"},
                     {**tokens, "token_count": "token_count", "token_span": "token_span"},
                 ),
-                StepSpec(f"{self.name}_onnx", 1, tokens, {"logits": "logits"}),
+                StepSpec(member_name(self.name, Role.ENGINE), 1, tokens, {"logits": "logits"}),
                 StepSpec(
-                    f"{self.name}_post",
+                    member_name(self.name, Role.POST),
                     1,
                     {"logits": "logits", "token_span": "token_span", "text": "text"},
                     {tensor.name: tensor.name for tensor in (*ENTITY, COUNT)},

@@ -5,11 +5,12 @@ folder of a killed one, and never that of a living one.
 """
 
 import contextlib
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from modelspec.files import lock
 
 PREFIX = "tidegate-metrics-"
 LOCK = "lock"
@@ -21,7 +22,7 @@ def shared_folder() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         hidden = Path(name) / f".{LOCK}"
         with hidden.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
             hidden.rename(Path(name) / LOCK)  # so it is always locked under its final name
             yield name
 
@@ -30,5 +31,5 @@ def clear_left() -> None:
     """Remove the folders of gateways that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if lock(file):
+                shutil.rmtree(folder, ignore_errors=True)

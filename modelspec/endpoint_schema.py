@@ -19,9 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ENDPOINT_PARAMETER = "tidegate.endpoint"
-INTERNAL_PARAMETER = "tidegate.internal"
-
 Schema = Mapping[str, Any]
 
 

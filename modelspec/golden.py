@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-GOLDEN_PARAMETER = "tidegate.golden"
 LEAST_PROBE_S = 5.0
 UNMEASURED_PROBE_S = 120.0  # for a model whose probe has not been timed yet
 SLACK = 4.0  # times the measured time

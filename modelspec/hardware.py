@@ -16,6 +16,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from modelspec.layout import PLAN_FILE
 from modelspec.model import ModelSpec, Pipeline
+from modelspec.names import Role, member_name
+from modelspec.parameters import INTER_OP_THREADS, INTRA_OP_THREADS
 from modelspec.pbtxt import to_proto
 from modelspec.profiles import Profile, profiles_of
 
@@ -25,7 +27,7 @@ GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
 # third of the time: 0.07 to 0.5 s for a batch size of EfficientNet on an H200 (docs/gpu.md).
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 WORKSPACE_BYTES = 4 << 30
-_ONNX_RUNTIME_ONLY = ("intra_op_thread_count", "inter_op_thread_count")
+_ONNX_RUNTIME_ONLY = (INTRA_OP_THREADS, INTER_OP_THREADS)
 
 
 def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
@@ -73,7 +75,7 @@ def engine_of(pipeline: Pipeline) -> ModelSpec:
 
 def with_plan(pipeline: Pipeline) -> Pipeline:
     """The pipeline with ``NAME_trt`` in place of ``NAME_onnx``: wired and pinned the same way."""
-    old, new = engine_of(pipeline).name, f"{pipeline.name}_trt"
+    old, new = engine_of(pipeline).name, member_name(pipeline.name, Role.PLAN)
     members = tuple(
         replace(member, name=new) if member.name == old else member for member in pipeline.members
     )

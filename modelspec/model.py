@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from modelspec.dtypes import element_type
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
-from modelspec.layout import require_model_name
+from modelspec.names import require_model_name
 
 
 @dataclass(frozen=True)

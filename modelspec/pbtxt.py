@@ -9,9 +9,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as config
 
 from modelspec.dtypes import element_type
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER, INTERNAL_PARAMETER
-from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import ModelSpec, StepSpec, TensorSpec
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
 
 
 def to_proto(spec: ModelSpec) -> config.ModelConfig:

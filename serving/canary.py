@@ -11,6 +11,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import CONFIG_FILE
+from modelspec.parameters import CANARY_PARAMETER
 from serving.config_profiles import copy_profiles
 from serving.deployment import Deployment
 from serving.errors import ModelLoadFailed, PublishFailed, ServingError
@@ -24,7 +25,6 @@ from serving.repository import active_version, is_published, read_config
 from serving.versions import checked_config, list_beside, require_published, switch_to
 
 # In a canary's config: the pipeline whose canary it is.
-CANARY_PARAMETER = "tidegate.canary"
 # After this time no worker of a gateway routes requests there any more, busy or not; one of them
 # may have read its rules just before the change.
 REROUTED_S = 2.0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER, INTERNAL_PARAMETER
 from modelspec.layout import CONFIG_FILE
+from modelspec.parameters import ENDPOINT_PARAMETER, INTERNAL_PARAMETER
 from serving.config_profiles import copy_profiles
 from serving.deployment import Deployment
 from serving.errors import ModelLoadFailed, PublishFailed

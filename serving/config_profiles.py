@@ -12,14 +12,14 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import CONFIG_FILE, CONFIGS
+from modelspec.parameters import OURS, TUNED_PARAMETER
 from modelspec.pbtxt import parse
 from serving.files import place
-from serving.pins import TUNED_PARAMETER, as_bytes, is_ensemble
+from serving.pins import as_bytes, is_ensemble
 from serving.repository import model_folders, read_config
 
 TUNED = "tuned"
 # Parameters with this prefix are about the model, not about how it is run.
-OURS = "tidegate."
 
 
 def profile_path(repository: Path, model: str, name: str) -> Path:

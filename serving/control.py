@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from modelspec.parameters import NO_MODEL, REVISION_PARAMETER
 from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
 from serving.loading import Loading
 
@@ -26,7 +27,6 @@ LOOK_S = 0.2
 # many seconds: the machine may be busy, and files no longer in memory. After that the processes
 # that the load has started are ended.
 RELOAD_FACTOR, LEAST_RELOAD_S = 4.0, 30.0
-NO_MODEL, AFRESH = "tidegate.none", "tidegate.afresh"
 # Triton's messages for a request that a model's queue policy refuses: it is busy, not unhealthy.
 QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
 # The index walks the folders one by one, and fails if a publisher removes one meanwhile.
@@ -83,7 +83,9 @@ class TritonControl:
         try:
             if afresh:
                 config = self.config(model)
-                config.parameters[AFRESH].string_value = str(time.time())  # a changed config
+                config.parameters[REVISION_PARAMETER].string_value = str(
+                    time.time()
+                )  # a changed config
                 text = MessageToJson(config, preserving_proto_field_name=True)
                 request.parameters["config"].string_param = text
         except ServingError as error:

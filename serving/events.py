@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from modelspec.layout import atomic_write
+from modelspec.files import atomic_write
 
 COUNTER = "tidegate_watch_events_total"
 HEARTBEAT = "tidegate_watch_heartbeat_timestamp_seconds"

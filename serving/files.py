@@ -1,11 +1,11 @@
 """Files that must survive a crash: fsynced, placed by one rename, hashed."""
 
-import hashlib
 import os
 import secrets
 import shutil
 from pathlib import Path
 
+from modelspec.files import atomic_write, file_sha256, sync_folder
 from modelspec.layout import staging_folder
 
 
@@ -27,16 +27,7 @@ def place(repository: Path, path: Path, data: bytes) -> bool:
     """
     if path.is_file() and path.read_bytes() == data:
         return False
-    temporary = owned_path(repository, "file")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    atomic_write(path, data, temporary=owned_path(repository, "file"))
     sync_folder(path.parent)
     return True
 
@@ -49,14 +40,6 @@ def sync(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_folder(repository: Path, folder: Path) -> None:
@@ -72,12 +55,7 @@ def remove_folder(repository: Path, folder: Path) -> None:
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under ``folder``, by its path relative to ``folder``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def size_bytes(folder: Path) -> int:

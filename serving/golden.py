@@ -17,8 +17,8 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from modelspec.dtypes import element_type
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER
-from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError, probe_time_s
+from modelspec.golden import Golden, GoldenError, probe_time_s
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from serving.control import TritonControl
 from serving.errors import NoAnswerInTime, ServingError
 

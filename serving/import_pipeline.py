@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, CONFIGS, require_pipeline_name, staging_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, staging_folder
+from modelspec.names import require_pipeline_name
 from serving import manifest
 from serving.config_profiles import TUNED, profile_files
 from serving.deployment import Deployment

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, atomic_write, staging_folder
+from modelspec.files import atomic_write
+from modelspec.layout import CONFIG_FILE, staging_folder
 
 
 @dataclass(frozen=True)

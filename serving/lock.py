@@ -1,11 +1,11 @@
 """One publisher at a time per repository."""
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from modelspec.layout import staging_folder
 from serving.errors import RepositoryBusy
@@ -22,25 +22,17 @@ def publishing(repository: Path, what: str, wait_s: float = WAIT_S) -> Iterator[
     """
     path = staging_folder(repository) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = FileLock(path, timeout=wait_s, poll_interval=POLL_S)
     try:
-        _acquire(descriptor, repository, time.monotonic() + wait_s)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}: {what}".encode(), 0)
+        lock.acquire()
+    except Timeout:
+        holder = path.read_bytes()[:300].decode(errors="replace") or "unknown"
+        raise RepositoryBusy(
+            f"another process is publishing into {repository} ({holder}); nothing was changed. "
+            "Run the same command again when it is done"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()}: {what}", encoding="utf-8")
         yield
     finally:
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, repository: Path, deadline: float) -> None:
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                holder = os.pread(descriptor, 300, 0).decode(errors="replace") or "unknown"
-                raise RepositoryBusy(
-                    f"another process is publishing into {repository} ({holder}); nothing was "
-                    "changed. Run the same command again when it is done"
-                ) from None
-            time.sleep(POLL_S)
+        lock.release()

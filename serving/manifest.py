@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from modelspec.files import file_sha256
 from serving.errors import PublishFailed, Tampered
-from serving.files import hashes, sha256
+from serving.files import hashes
 
 MANIFEST_FILE = "manifest.json"
 PROOF_FILE = "proof.json"
@@ -86,7 +87,7 @@ def verify(repository: Path, manifest: Manifest) -> None:
         path = repository / name
         if not path.is_file():
             raise Tampered(name, "is missing")
-        if sha256(path) != digest:
+        if file_sha256(path) != digest:
             raise Tampered(name, "has changed")
     for added in _files(repository, manifest) - set(manifest.files):
         raise Tampered(added, "was added")

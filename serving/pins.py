@@ -5,14 +5,18 @@ from collections.abc import Iterable, Mapping
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.parameters import (
+    BUCKETS_PARAMETER,
+    INTER_OP_THREADS,
+    INTRA_OP_THREADS,
+    TUNED_PARAMETER,
+)
 from modelspec.pbtxt import render
 
 NEWEST = -1
 # These decide how fast a model answers, not what: an old version may run with their new values.
 SERVING_FIELDS = ("version_policy", "instance_group", "dynamic_batching")
-TUNED_PARAMETER = "tidegate.tuned"  # where the serving parameters were measured: serving/tuning
-BUCKETS_PARAMETER = "buckets"
-SERVING_PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", TUNED_PARAMETER)
+SERVING_PARAMETERS = (INTRA_OP_THREADS, INTER_OP_THREADS, TUNED_PARAMETER)
 
 
 def is_ensemble(config: ModelConfig) -> bool:

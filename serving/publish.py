@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from modelspec.files import sync_folder
 from modelspec.layout import CONFIG_FILE, version_folders
 from serving import manifest
 from serving.activation import activate
 from serving.config_profiles import place_config, place_profile, profiles_now, synced_with
 from serving.deployment import Deployment
 from serving.errors import PublishFailed
-from serving.files import sync, sync_folder
+from serving.files import sync
 from serving.journal import Journal, configs_now
 from serving.lock import publishing
 from serving.manifest import MANIFEST_FILE, Manifest

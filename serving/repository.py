@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.endpoint_schema import INTERNAL_PARAMETER
 from modelspec.layout import CONFIG_FILE, version_folders
+from modelspec.parameters import INTERNAL_PARAMETER
 from modelspec.pbtxt import parse
 from serving.errors import ModelLoadFailed, ServingError
 from serving.pins import NEWEST, is_ensemble, listed_versions, pins

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from modelspec.layout import atomic_write, staging_folder
+from modelspec.files import atomic_write
+from modelspec.layout import staging_folder
 from serving.process_start import start_ticks
 
 FOLDER = "servers"

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "ensembles": {"modelspec"},
     "serving": {"modelspec"},
     "gateway": {"modelspec"},
-    "loadtests": set(),
+    "loadtests": {"modelspec"},
 }
 INSIDE_TRITON = ("ensembles/steps", "serving/backends")
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers")

@@ -18,7 +18,7 @@ from converters.image.proof import checked, image_names
 from converters.image.served_steps import label_checks, pixel_checks
 from converters.proof import Check, at_most, worst_difference
 from converters.task import Reference
-from modelspec.golden import GOLDEN_PARAMETER
+from modelspec.parameters import GOLDEN_PARAMETER
 
 TIMEOUT_S = 60.0
 ROWS = 8

@@ -9,6 +9,7 @@ from converters.image.proof import checked, image_names
 from converters.proof import Check, at_most, worst_difference
 from converters.task import Reference
 from converters.text.classification_proof import FUNCTIONS
+from modelspec.names import Role, member_name
 
 TIMEOUT_S = 60.0
 ROWS = 8
@@ -55,7 +56,7 @@ def _decoded(
 ) -> np.ndarray:
     tensor = triton.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    result = client.infer(f"{reference.name}_pre", [tensor], client_timeout=TIMEOUT_S)
+    result = client.infer(member_name(reference.name, Role.PRE), [tensor], client_timeout=TIMEOUT_S)
     return np.asarray(result.as_numpy("pixels"))
 
 
@@ -107,5 +108,7 @@ def _labelled(
 ) -> tuple[np.ndarray, np.ndarray]:
     tensor = triton.InferInput("logits", list(logits.shape), "FP32")
     tensor.set_data_from_numpy(logits)
-    result = client.infer(f"{reference.name}_post", [tensor], client_timeout=TIMEOUT_S)
+    result = client.infer(
+        member_name(reference.name, Role.POST), [tensor], client_timeout=TIMEOUT_S
+    )
     return result.as_numpy("label"), result.as_numpy("score")

@@ -12,6 +12,7 @@ from typing import Any
 from converters.cache import TOOLS
 from converters.optimize.candidates import LEVELS, ORIGINAL
 from converters.optimize.pareto import HEADLINE, NOISE, Allowed, Row, front, pick, refused_faster
+from modelspec.names import Role, member_name
 
 JSON_FILE = "optimize.json"
 
@@ -67,7 +68,8 @@ class Findings:
         number = LEVELS[best.candidate.level]
         return (
             f"graph level {best.candidate.level} is {best.throughput / chosen.throughput:.2f} x as "
-            f"fast: optimization {{ graph {{ level: {number} }} }} in {self.name}_onnx/config.pbtxt"
+            f"fast: optimization {{ graph {{ level: {number} }} }} in "
+            f"{member_name(self.name, Role.ENGINE)}/config.pbtxt"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The cache of measurements, keyed by content: an interrupted run continues where it stopped."""
 
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from converters.cache import TOOLS, content_text
 from converters.errors import ConversionError
+from modelspec.files import atomic_write
 
 # Part of every key: raise it when what is measured, or how, changes.
 METHOD = 2
@@ -37,9 +37,7 @@ class MeasurementCache:
         """Store the value, completely or not at all: the process may be killed at any moment."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self.folder / f".{key}.{os.getpid()}"
-            unfinished.write_text(json.dumps(value), encoding="utf-8")
-            unfinished.replace(self.folder / f"{key}.json")
+            atomic_write(self.folder / f"{key}.json", json.dumps(value))
         except OSError as error:
             raise ConversionError(
                 f"a measurement could not be saved in {self.folder} ({error}): free some space, or "

@@ -9,6 +9,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from converters.errors import ProofFailed
+from modelspec.names import Role, member_name
 
 TIMEOUT_S = 60.0
 BATCH = 8
@@ -51,7 +52,7 @@ class ServedText:
         """``input_ids`` and ``attention_mask`` INT64 [n, bucket] of these texts, from the first
         step of the pipeline alone."""
         names = ("input_ids", "attention_mask")
-        tensors = self._infer(f"{self._model}_pre", texts, names, truncate)
+        tensors = self._infer(member_name(self._model, Role.PRE), texts, names, truncate)
         return tensors["input_ids"], tensors["attention_mask"]
 
     def rounds(

@@ -14,7 +14,7 @@ import tensorrt as trt
 from converters.errors import EngineFailed
 from converters.trt.monitor import Log, Monitor
 from converters.trt.progress import ProgressLine
-from modelspec.layout import atomic_write
+from modelspec.files import atomic_write
 from modelspec.profiles import Profile
 
 

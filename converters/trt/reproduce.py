@@ -8,7 +8,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from modelspec.layout import ENGINE_FILE, PLAN_FILE, atomic_write
+from modelspec.files import atomic_write
+from modelspec.layout import ENGINE_FILE, PLAN_FILE
 
 SCRIPT = "reproduce.sh"
 TARGET = "rebuilt-engine"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from converters.trt.available import Gpu
-from modelspec.layout import PLAN_FILE, atomic_write
+from modelspec.files import atomic_write, file_sha256
+from modelspec.layout import PLAN_FILE
 from modelspec.profiles import Profile
 
 STAMP_FILE = f"{PLAN_FILE}.json"
@@ -47,7 +48,7 @@ def stamp_of(onnx: Path, gpu: Gpu, tensorrt: str, profiles: Sequence[Profile]) -
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
         gpu=gpu.name,
-        onnx_sha256=sha256(onnx),
+        onnx_sha256=file_sha256(onnx),
         profiles=[
             {name: [list(r.least), list(r.usual), list(r.most)] for name, r in profile.items()}
             for profile in profiles
@@ -68,7 +69,7 @@ def read(folder: Path) -> Stamp | None:
     """The stamp of the plan in ``folder``; None if there is no plan, or not the stamped one."""
     try:
         fields = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
-        if fields.pop("plan_sha256") != sha256(folder / PLAN_FILE):
+        if fields.pop("plan_sha256") != file_sha256(folder / PLAN_FILE):
             return None
         return Stamp(**fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -81,8 +82,3 @@ def why_build(folder: Path, target: Stamp) -> str:
     if built is None:
         return "there is no plan with its stamp"
     return "; ".join(built.differences(target))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

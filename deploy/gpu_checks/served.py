@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from modelspec.names import Role, member_name
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CUDA = "CUDAExecutionProvider"
 LARGEST_BATCH = 64
@@ -90,7 +92,7 @@ def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[st
 def published_graph(name: str) -> Path:
     """The newest FP32 graph in the repository; converts and proves one first if there is none."""
     repository = Path(os.environ.get("TIDEGATE_REPOSITORY", ROOT / "model_repository"))
-    pattern = f"{name}_onnx/[0-9]*/model.onnx"
+    pattern = f"{member_name(name, Role.ENGINE)}/[0-9]*/model.onnx"
     if not list(repository.glob(pattern)):
         command = [sys.executable, "-m", "tidegate", "convert", name]
         subprocess.run(command, check=True, cwd=ROOT)

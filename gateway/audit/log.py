@@ -17,7 +17,6 @@ line>.log`` and the chain continues in a new one.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -34,7 +33,7 @@ from typing import Any
 import orjson
 
 from gateway.http.request_context import RequestContext
-from gateway.private_file import write_private
+from modelspec.files import lock, write_private
 
 log = logging.getLogger("gateway")
 FLUSH_S, RETRY_S = 0.1, 5.0
@@ -109,7 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno != errno.EROFS:
                 raise
         else:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait_s=None)
         yield
 
 

@@ -19,7 +19,7 @@ from gateway.http.handler import Reply
 from gateway.http.render import CLIENT_LEFT, SHOWN_PATH, api_of, error_reply, status_of
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.limits.limiter import LimitReached
-from modelspec.layout import NOT_OFFERED_OPENAI
+from modelspec.names import NOT_OFFERED_OPENAI
 
 log = logging.getLogger("gateway")
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})

@@ -11,7 +11,7 @@ import orjson
 
 from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.http.handler import Reply
-from modelspec.layout import OPENAI_RESOURCES
+from modelspec.names import OPENAI_RESOURCES
 
 
 class Api(Enum):

@@ -23,7 +23,7 @@ from typing import Any
 
 from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
 from gateway.identity.principal import Principal as Principal
-from gateway.private_file import write_private
+from modelspec.files import write_private
 
 log = logging.getLogger("gateway")
 KEY_FORM = re.compile(r"tg_([A-Za-z0-9]{12})_[A-Za-z0-9]{43}_([A-Za-z0-9]{6})\Z")

@@ -23,13 +23,19 @@ from gateway.models.endpoint_schema import EndpointSchema
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.upstream.replicas import Replica
-from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
+from modelspec.dtypes import protocol_name
+from modelspec.golden import Golden, GoldenError
+from modelspec.parameters import (
+    CANARY_PARAMETER,
+    CANCELLABLE_PARAMETER,
+    ENDPOINT_PARAMETER,
+    GOLDEN_PARAMETER,
+    INTERNAL_PARAMETER,
+    texts_of,
+)
 
-ENDPOINT_SCHEMA = "tidegate.endpoint"
-INTERNAL, CANARY = "tidegate.internal", "tidegate.canary"
 TEXT_ROUTES = frozenset({"chat", "completions"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's default
-SHORT = "tidegate.short"  # "true": no request of the model is ever worth cancelling
 # Triton writes these differently in JSON than the gateway, or not at all.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})
 
@@ -218,15 +224,15 @@ class Reader:
 def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
     """A model from its config; None for an internal one. Raises EndpointSchemaError if its endpoint
     schema is invalid or names tensors that do not exist."""
-    parameters = {key: value.string_value for key, value in config.parameters.items()}
-    if parameters.get(INTERNAL) == "true":
+    parameters = texts_of(config.parameters)
+    if parameters.get(INTERNAL_PARAMETER) == "true":
         return None
     inputs = {t.name: _meta(t, t.optional) for t in config.input}
     outputs = {t.name: _meta(t) for t in config.output}
     endpoint_schema = None
-    if ENDPOINT_SCHEMA in parameters:
+    if ENDPOINT_PARAMETER in parameters:
         endpoint_schema = EndpointSchema.compile(
-            parameters[ENDPOINT_SCHEMA], set(inputs), set(outputs)
+            parameters[ENDPOINT_PARAMETER], set(inputs), set(outputs)
         )
         if not TEXT_ROUTES.isdisjoint(endpoint_schema.openai):
             from gateway.models.text_binding import check
@@ -241,12 +247,12 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         outputs=outputs,
         decoupled=config.model_transaction_policy.decoupled,
         endpoint_schema=endpoint_schema,
-        canary_of=parameters.get(CANARY, ""),
+        canary_of=parameters.get(CANARY_PARAMETER, ""),
         golden=golden,
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
-        is_relayed=parameters.get(SHORT) == "true"
+        is_relayed=parameters.get(CANCELLABLE_PARAMETER) == "false"
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
@@ -309,6 +315,4 @@ def _with_slots_of_steps(model: Model, slots: Mapping[str, SequenceSlots | None]
 
 
 def _meta(tensor: Any, optional: bool = False) -> TensorMeta:
-    dtype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
-    name = "BYTES" if dtype == "STRING" else dtype
-    return TensorMeta(tensor.name, name, tuple(tensor.dims), optional)
+    return TensorMeta(tensor.name, protocol_name(tensor.data_type), tuple(tensor.dims), optional)

@@ -21,7 +21,7 @@ from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE, PolicyError, Rules, parse_rules
 from gateway.policy.taken import version_of
 from gateway.policy.transition import covers, lost, narrowed
-from gateway.private_file import write_private
+from modelspec.files import write_private
 
 log = logging.getLogger("gateway")
 SETTLE_S, LOST_S = 2.0, 10.0

@@ -5,12 +5,13 @@ lives: nobody waits for the file of a killed worker.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
 from pathlib import Path
+
+from modelspec.files import lock
 
 log = logging.getLogger("gateway")
 FOLDER = "workers"
@@ -56,7 +57,7 @@ class Taken:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         hidden = self._path.with_name(f".{self._path.name}")
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         return descriptor
 
 
@@ -66,13 +67,11 @@ def in_force(state_folder: Path, policy_file: Path) -> list[tuple[int, str]]:
     workers = []
     for path in (state_folder / FOLDER).glob(f"{_prefix(policy_file)}*"):
         with contextlib.suppress(OSError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if lock(file, shared=True):
+                path.unlink()  # its worker has ended
+            else:
                 version = file.read(_LENGTH).decode().strip()
                 workers.append((int(path.name.split(".")[1]), version))
-            else:
-                path.unlink()  # its worker has ended
     return workers
 
 

@@ -1,9 +1,9 @@
 """V2 requests to short models over Triton's HTTP/1.1 API, whose responses are passed on unchanged.
 
 This costs a fraction of ``grpc.aio`` (docs/performance.md), but Triton's HTTP API does not notice
-that a client has left. It is therefore only for models that declare ``tidegate.short``. The request
-is serialised again from what the tensor firewall accepted, each tensor as the bytes it checked:
-Triton cannot parse differently what we have parsed.
+that a client has left. It is therefore only for models whose config has ``tidegate.cancellable`` =
+``"false"``. The request is serialised again from what the tensor firewall accepted, each tensor as
+the bytes it checked: Triton cannot parse differently what we have parsed.
 """
 
 import asyncio

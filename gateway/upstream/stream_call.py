@@ -20,6 +20,8 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from modelspec.parameters import NO_MODEL
+
 QUIET_S = 0.005  # if a model that pauses sends nothing for this long, no response is being written
 # A fast model ends its stream immediately when it is cancelled, while the cancel is being handled.
 # A model counts as fast if one of its last ``GAPS`` pauses was short: shorter than QUIET_S, and
@@ -28,7 +30,6 @@ GAPS, TURN_S, SLOW_S, SILENT_S = 8, 0.0005, 0.025, 0.1
 BOUND_S = 600.0  # a model that is not quiet for this long is cancelled anyway
 PROOF_S = 2.0
 CLOSE_S = 2.0  # for streams that are ending when the gateway shuts down
-NO_MODEL = "tidegate.none"  # the stream thread itself refuses a request for it
 # Makes Triton say when each stream has ended, even if it ends without another output.
 EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _FAILED = (grpc.RpcError, asyncio.InvalidStateError)

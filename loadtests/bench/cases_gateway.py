@@ -37,7 +37,7 @@ def identity(stack: BenchStack, effort: Effort) -> Section:
         floors,
         [
             "Each ratio is over Triton's own HTTP API with V2 JSON at the same load.",
-            "identity_fp32 is `tidegate.short`: the gateway calls Triton over HTTP/1.1, not gRPC.",
+            "The gateway calls Triton over HTTP/1.1, not gRPC: identity_fp32 is not cancellable.",
         ],
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from loadtests.bench.errors import BenchError
 from loadtests.bench.processes import free_ports, start
+from modelspec.names import Role, member_name
 
 START_S = 600.0  # a cold machine converts the models first
 IDENTITY, IDENTITY_ONNX, EMBEDDING = "identity_fp32", "bench_identity_onnx", "text_embedding"
@@ -39,11 +40,11 @@ class BenchStack:
 
     @property
     def model_file(self) -> Path:
-        return newest(self.repository / "text_embedding_onnx") / "model.onnx"
+        return newest(self.repository / member_name(EMBEDDING, Role.ENGINE)) / "model.onnx"
 
     @property
     def tokenizer_file(self) -> Path:
-        return newest(self.repository / "text_embedding_pre") / "tokenizer.json"
+        return newest(self.repository / member_name(EMBEDDING, Role.PRE)) / "tokenizer.json"
 
 
 def newest(model: Path) -> Path:

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER, INTERNAL_PARAMETER, EndpointSchema
-from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError
+from modelspec.endpoint_schema import EndpointSchema
+from modelspec.golden import Golden, GoldenError
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, MODEL_NAME, RESERVED_NAMES
+from modelspec.layout import CONFIG_FILE
+from modelspec.names import MODEL_NAME, RESERVED_NAMES
 from modelspec.pbtxt import parse
 from serving import manifest
 from serving.errors import Tampered

@@ -3,12 +3,13 @@ with onnxruntime, or with the package onnx if that is missing or the file is lar
 
 from collections.abc import Iterator, Mapping
 
+from modelspec.parameters import INTER_OP_THREADS, INTRA_OP_THREADS
 from serving.lint import graph_file
 from serving.lint.finding import Finding, error
 from serving.lint.graph_file import ort_graph
 from serving.lint.reading import Model
 
-_THREADS = ("intra_op_thread_count", "inter_op_thread_count")
+_THREADS = (INTRA_OP_THREADS, INTER_OP_THREADS)
 _SWITCHES: Mapping[str, tuple[str, ...]] = {
     "enable_mem_arena": ("0", "1", "true", "false"),
     "enable_mem_pattern": ("0", "1", "true", "false"),

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator
 
+from modelspec.parameters import INTRA_OP_THREADS, TUNED_PARAMETER
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model, Repository
 from serving.lint.wiring import is_decoupled
-from serving.pins import TUNED_PARAMETER
 
-THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT")
+THREAD_PARAMETERS = (INTRA_OP_THREADS, "INTRA_OP_THREAD_COUNT")
 THREADED = ("onnxruntime", "pytorch")
 LONG_DELAY_US = 50_000
 _PLACEHOLDER = re.compile(r"\$\{[A-Za-z_]+\}")

@@ -3,10 +3,9 @@ and how they survive the next conversion."""
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serving.pins import BUCKETS_PARAMETER, TUNED_PARAMETER
-from serving.tuning.setting import THREADS_PARAMETER
+from modelspec.parameters import BUCKETS_PARAMETER, INTRA_OP_THREADS, TUNED_PARAMETER
 
-CARRIED_PARAMETERS = (THREADS_PARAMETER, BUCKETS_PARAMETER)
+CARRIED_PARAMETERS = (INTRA_OP_THREADS, BUCKETS_PARAMETER)
 
 
 def is_committed(config: ModelConfig) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.parameters import TUNED_PARAMETER
 from serving.config_profiles import (
     TUNED,
     place_config,
@@ -21,7 +22,6 @@ from serving.config_profiles import (
 from serving.deployment import Deployment
 from serving.errors import ServingError
 from serving.lock import publishing
-from serving.pins import TUNED_PARAMETER
 from serving.recovery import recover
 from serving.repository import active_members, active_version, read_config
 from serving.tuning.journal import engine_files

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serving.pins import BUCKETS_PARAMETER, is_ensemble, pins
+from modelspec.names import Role, role_of
+from modelspec.parameters import BUCKETS_PARAMETER, INTRA_OP_THREADS
+from serving.pins import is_ensemble, pins
 
-THREADS_PARAMETER = "intra_op_thread_count"
 ENGINE_BACKEND = "onnxruntime"
 Configs = Mapping[str, ModelConfig]
 
@@ -61,10 +62,10 @@ def roles(configs: Configs) -> Roles:
     """The roles of a pipeline's models (NAME_onnx and NAME_pre by the repository's names, with a
     generation's suffix or not)."""
     public = next(name for name, config in configs.items() if is_ensemble(config))
-    parts = {model.removeprefix(public).partition(".")[0]: model for model in pins(configs[public])}
+    members = {role_of(public, model): model for model in pins(configs[public])}
     by_backend = [m for m, c in configs.items() if c.backend == ENGINE_BACKEND]
-    engine = parts.get("_onnx") or next(iter(by_backend), "")
-    return Roles(public, engine, parts.get("_pre", ""))
+    engine = members.get(Role.ENGINE) or next(iter(by_backend), "")
+    return Roles(public, engine, members.get(Role.PRE, ""))
 
 
 def setting_of(configs: Configs) -> Setting:
@@ -73,7 +74,7 @@ def setting_of(configs: Configs) -> Setting:
     engine, pre = configs.get(role.engine), configs.get(role.pre)
     return Setting(
         instances=_instances(engine),
-        threads=int(_parameter(engine, THREADS_PARAMETER)) or None,
+        threads=int(_parameter(engine, INTRA_OP_THREADS)) or None,
         max_batch=configs[role.public].max_batch_size or None,
         queue_delay_us=_queue_delay_us(engine),
         buckets=_buckets(pre),
@@ -101,7 +102,7 @@ def _set_engine(config: ModelConfig, setting: Setting) -> None:
     if setting.instances is not None:
         config.instance_group[0].count = setting.instances
     if setting.threads is not None:
-        config.parameters[THREADS_PARAMETER].string_value = str(setting.threads)
+        config.parameters[INTRA_OP_THREADS].string_value = str(setting.threads)
     if setting.queue_delay_us is not None:
         # Its other fields stay unset: any of them makes Triton 2.51's batcher wake up late.
         config.dynamic_batching.max_queue_delay_microseconds = setting.queue_delay_us

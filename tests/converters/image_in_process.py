@@ -17,7 +17,8 @@ from converters.image.samples import image_samples
 from converters.task import ConversionRequest, Reference
 from ensembles.steps import decode_image
 from ensembles.steps.top_labels import TopLabels
-from modelspec.golden import GOLDEN_PARAMETER, Golden
+from modelspec.golden import Golden
+from modelspec.parameters import GOLDEN_PARAMETER
 
 SHOWN = (
     "camera",

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.api.grpc import holdings
 from gateway.api.grpc.stream_errors import fault_of
 from gateway.errors import Forbidden, NoCapacity
-from modelspec.layout import atomic_write
+from modelspec.files import atomic_write
 from tests.e2e.grpc_models import POLICY, RunningGrpcServer, serving
 from tests.e2e.test_grpc_api import Streaming, _input, _metadata
 from tests.running import wait_until

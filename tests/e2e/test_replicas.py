@@ -45,13 +45,13 @@ class TritonPythonModel:
             time.sleep(x.item() - 1000)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
 """
-SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
+NOT_CANCELLABLE = 'parameters { key: "tidegate.cancellable" value { string_value: "false" } }\n'
 # A server is slow to start on a busy machine: sequences must not become idle meanwhile.
 LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
 MODELS = {
     "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
     "only_second": (PLAIN, ONE),
-    "short": (PLAIN, ONE + SHORT),
+    "short": (PLAIN, ONE + NOT_CANCELLABLE),
     "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
     "tally": (TALLY, LONG_SEQUENCE),
 }

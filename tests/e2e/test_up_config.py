@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from modelspec.parameters import TUNED_PARAMETER
 from serving.config_profiles import place_profile
 from serving.control import TritonControl, read_key
 from serving.errors import ServingError
-from serving.pins import TUNED_PARAMETER
 from serving.publish import publish
 from serving.repository import read_config
 from serving.tuning.journal import engine_files, machine

@@ -42,9 +42,9 @@ def test_paths_are_hidden():
         "EXECUTION_ENV_PATH": "$$TRITON_MODEL_DIRECTORY/env.tar.gz",
         "tokenizer": "/srv/models/secret",
         "url": "file:///etc/passwd",
-        "tidegate.short": "true",
+        "tidegate.cancellable": "false",
         "threads": "2",
     }.items():
         config.parameters[name].string_value = value
     hide_paths(config)
-    assert set(config.parameters) == {"tidegate.short", "threads"}
+    assert set(config.parameters) == {"tidegate.cancellable", "threads"}

@@ -48,7 +48,7 @@ class TritonPythonModel:
         values = np.array([seconds, np.nan if seconds == 0.125 else 1e-7], dtype=np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", values)])
 """
-SHORT = 'parameters { key: "tidegate.short" value { string_value: "true" } }\n'
+NOT_CANCELLABLE = 'parameters { key: "tidegate.cancellable" value { string_value: "false" } }\n'
 
 
 def _add(home, name: str, code: str, tensors: str) -> None:
@@ -56,7 +56,7 @@ def _add(home, name: str, code: str, tensors: str) -> None:
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(code)
     head = 'backend: "python"\nmax_batch_size: 0\n'
-    (folder / "config.pbtxt").write_text(head + tensors + SHORT)
+    (folder / "config.pbtxt").write_text(head + tensors + NOT_CANCELLABLE)
 
 
 @pytest.fixture(scope="module")

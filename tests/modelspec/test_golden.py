@@ -9,8 +9,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from gateway.models.catalogue import read_model
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER
-from modelspec.golden import GOLDEN_PARAMETER, Golden, GoldenError, agree
+from modelspec.golden import Golden, GoldenError, agree
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from serving.golden import fault
 
 GOOD = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from modelspec.endpoint_schema import ENDPOINT_PARAMETER
-from modelspec.golden import GOLDEN_PARAMETER
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from modelspec.pbtxt import parse, render, to_proto
 from serving.tuning.committed import carried
 from tidegate.app.task_registry import KNOWN

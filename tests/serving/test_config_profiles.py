@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from modelspec.layout import staging_folder
+from modelspec.parameters import TUNED_PARAMETER
 from modelspec.pbtxt import parse
 from serving.config_profiles import (
     TUNED,
@@ -19,7 +20,7 @@ from serving.deployment import Deployment
 from serving.errors import PublishFailed
 from serving.files import place
 from serving.import_pipeline import import_pipeline
-from serving.pins import TUNED_PARAMETER, as_bytes, listed_versions, pins, with_versions
+from serving.pins import as_bytes, listed_versions, pins, with_versions
 from serving.publish import publish
 from serving.publish_phase import PublishPhase
 from serving.recovery import recover

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from tritonclient import grpc
 
-from modelspec.golden import GOLDEN_PARAMETER
+from modelspec.parameters import GOLDEN_PARAMETER
 from serving import health, pulse, work
 from serving.events import Events
 from serving.golden import fault

@@ -2,8 +2,9 @@
 
 import pytest
 
+from modelspec.parameters import TUNED_PARAMETER
 from serving.lint.check import lint
-from serving.pins import TUNED_PARAMETER, as_bytes
+from serving.pins import as_bytes
 from serving.publish import publish
 from serving.repository import read_config
 from tests.serving.small_pipeline import MODELS, NAME, stage

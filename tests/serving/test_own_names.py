@@ -5,7 +5,8 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from modelspec.layout import CONFIG_FILE, require_pipeline_name
+from modelspec.layout import CONFIG_FILE
+from modelspec.names import require_pipeline_name
 from modelspec.pbtxt import render
 from serving import canary, candidate
 from serving.deployment import Deployment

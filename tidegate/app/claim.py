@@ -4,7 +4,6 @@ The lock ends with the process, however it ends, so a file left by a killed stac
 """
 
 import contextlib
-import fcntl
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from modelspec.files import lock
 from serving.errors import ServingError
 from serving.servers import servers_of
 from tidegate.app.paths import Paths
 
 FILE = "up.json"
-# A reader holds the lock only for a moment.
-TRIES, PAUSE_S = 20, 0.1
+LOCK_WAIT_S = 2.0  # a reader holds the lock only for a moment
+TRIES, PAUSE_S = 20, 0.1  # until the file has been written
 
 
 @dataclass
@@ -72,11 +72,8 @@ class Claim:
         self._file.close()
 
     def _lock(self) -> None:
-        for _ in range(TRIES):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(PAUSE_S)
+        if lock(self._file, LOCK_WAIT_S):
+            return
         other = _read(self._file)
         owner = f" (process {other.pid}, {other.url}, since {other.since})" if other else ""
         raise ServingError(
@@ -93,11 +90,7 @@ def running_in(state: Path) -> Running | None:
     except FileNotFoundError:
         return None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read(file)
-        return None
+        return None if lock(file, shared=True) else _read(file)
 
 
 def home_serving(paths: Paths, repository: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import PLAN_FILE
+from modelspec.names import Role, member_name
 from serving.installation import find_triton
 from tidegate.app.published import engine_folder, pinned
 
@@ -52,7 +53,9 @@ def why_not_here() -> str:
 def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
     """Whether the published pipeline runs on this engine. A plan of another machine does not count;
     where no plan can be built, whatever is published counts."""
-    has_plan = any(model.startswith(f"{name}_trt") for model in pinned(repository, name))
+    has_plan = any(
+        model.startswith(member_name(name, Role.PLAN)) for model in pinned(repository, name)
+    )
     if engine != TENSORRT:
         return not has_plan
     reason = why_not_here()

@@ -1,7 +1,6 @@
 """Create, list, rotate and revoke API keys: the writer of keys.toml. The gateway only reads it."""
 
 import contextlib
-import fcntl
 import secrets
 import string
 import time
@@ -12,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import tomli_w
+from filelock import FileLock
 
 from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
 from gateway.identity.principal import USER, Grant
-from gateway.private_file import write_private
+from modelspec.files import write_private
 
 ALPHABET = string.ascii_letters + string.digits
 
@@ -107,9 +107,7 @@ class KeyStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._keys_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._keys_file.with_suffix(".lock")
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self._keys_file.with_suffix(".lock")):
             yield
 
 

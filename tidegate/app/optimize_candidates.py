@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelspec.layout import require_model_name
+from modelspec.names import require_model_name
 from tidegate.app.paths import Paths
 from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
 

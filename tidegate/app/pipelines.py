@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_folders
 from modelspec.model import ModelSpec, Pipeline
+from modelspec.names import Role, member_name
 from modelspec.staging import stage_model
 from serving.deployment import Deployment
 from serving.files import owned_prefix
@@ -102,7 +103,7 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
 def is_current(name: str, repository: Path) -> bool:
     """Whether the known pipeline is in the repository, with the current steps."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
-    if is_published(repository, name) and f"{name}_trt" in pinned(repository, name):
+    if is_published(repository, name) and member_name(name, Role.PLAN) in pinned(repository, name):
         pipeline = with_plan(pipeline)
     return all(
         is_published(repository, spec.name) and _has_step(repository / spec.name, spec)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelspec.layout import CONFIG_FILE, ENGINE_FILE
+from modelspec.names import possible_models
 from modelspec.pbtxt import parse
 from serving.errors import ServingError
 from serving.repository import is_published
@@ -12,12 +13,10 @@ from serving.repository import is_published
 if TYPE_CHECKING:
     from converters.record import Record
 
-PARTS = ("", "_pre", "_onnx", "_trt", "_post")
-
 
 def conflicting_models(repository: Path, name: str) -> list[str]:
     """The models that a pipeline of this name would replace."""
-    return [f"{name}{part}" for part in PARTS if (repository / f"{name}{part}").exists()]
+    return [model for model in possible_models(name) if (repository / model).exists()]
 
 
 def pinned(repository: Path, name: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modelspec.layout import atomic_write
+from modelspec.files import atomic_write
 from serving.errors import ServingError
 
 _HEADER = re.compile(r"^\s*\[")

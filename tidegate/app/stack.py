@@ -369,7 +369,7 @@ class Stack:
 
     def _make_dev_key(self) -> None:
         from gateway.identity.principal import ADMIN
-        from gateway.private_file import write_private
+        from modelspec.files import write_private
         from tidegate.app.key_store import KeyStore
 
         paths = self.options.paths

@@ -185,7 +185,7 @@ def _convert(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
 
 def _name(options: ConvertOptions) -> str:
     """The pipeline's name; a usage error when it is missing, invalid or one of ours."""
-    from modelspec.layout import require_pipeline_name
+    from modelspec.names import require_pipeline_name
 
     if options.is_known:
         return options.source

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import numpy as np
 
+from modelspec.names import Role, member_name
 from tidegate.app.claim import running_in
 from tidegate.app.client import GatewayClient
 from tidegate.app.demo_photo import Photo, describe_photo, show_photo
@@ -14,7 +15,7 @@ from tidegate.app.paths import Address, Paths, json_option, print_json, stack_op
 from tidegate.app.triton_times import StepTimes, measured
 
 ENDPOINT = "text_embedding"
-STEPS = ("text_embedding_pre", "text_embedding_onnx")
+STEPS = tuple(member_name(ENDPOINT, role) for role in (Role.PRE, Role.ENGINE))
 # Two pairs of paraphrases, and one sentence that matches neither.
 SENTENCES = (
     "Where is my parcel?",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from modelspec.names import possible_models
 from tidegate.app.paths import Paths, json_option, print_json, repository_option
-from tidegate.app.published import PARTS
 from tidegate.app.task_registry import KNOWN
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def command(
     from serving.lint.newer import TRITON
 
     paths = Paths.current()
-    on_demand = {f"{name}{part}" for name in KNOWN for part in PARTS}
+    on_demand = {model for name in KNOWN for model in possible_models(name)}
     findings = lint(repository or paths.repository, cores or 0, on_demand, triton or TRITON)
     if as_json:
         print_json([asdict(finding) for finding in findings])

@@ -8,12 +8,12 @@ import psutil
 import pytest
 
 from modelspec.layout import staging_folder
+from modelspec.parameters import TUNED_PARAMETER
 from serving.config_profiles import TUNED, read_profiles
 from serving.deployment import Deployment
 from serving.errors import PublishFailed, ServingError
 from serving.launch import LaunchOptions, TritonServer
 from serving.leftovers import FOLDER
-from serving.pins import TUNED_PARAMETER
 from serving.ports import Ports, free_ports
 from serving.publish import publish
 from serving.replica import Replica

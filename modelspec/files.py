@@ -1,0 +1,80 @@
+"""Files that survive a crash: written whole or not at all, hashed, locked.
+
+A lock that is only waited for is a ``filelock.FileLock``. ``lock`` is for what that does not do: a
+shared lock, by which a reader sees whether the owner of a file is alive without taking it over, and
+a lock on a file that is open already, because it is renamed or has content.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+PRIVATE = 0o600  # only this user reads it
+POLL_S = 0.1
+
+
+def atomic_write(
+    path: Path, data: bytes | str, mode: int = 0o644, temporary: Path | None = None
+) -> None:
+    """Write the whole file or nothing: a temporary file, fsync, rename.
+
+    ``temporary`` must be on the same file system; by default it is a hidden file beside ``path``.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Atomically write a file that only this user can read; makes the folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, data, PRIVATE)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's entries to the disk: a rename in it then survives a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hex; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(file: int | IO[bytes] | IO[str], wait_s: float | None = 0.0, shared: bool = False) -> bool:
+    """Lock an open file; False if another process still has it after ``wait_s`` seconds (None:
+    wait as long as it takes).
+
+    The lock ends when the file is closed, or with the process, however it ends. A ``shared`` lock
+    is refused only while another process has an exclusive one.
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if wait_s is None:
+        fcntl.flock(file, operation)
+        return True
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
