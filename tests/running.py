@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 # A cold machine converts every pipeline first.

@@ -146,8 +146,8 @@ def feed(name: str, rows: int) -> dict[str, np.ndarray]:
 @contextmanager
 def triton(work: Path, profile: str | None) -> Iterator[Any]:
     """A Triton on ``work/repository``, on free ports, with this config profile."""
-    from serving.launch import LaunchOptions, TritonServer
-    from serving.ports import Ports, free_ports
+    from serving.triton.launch import LaunchOptions, TritonServer
+    from serving.triton.ports import Ports, free_ports
 
     (work / "repository").mkdir()
     ports = Ports(*free_ports(3))

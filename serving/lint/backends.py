@@ -9,8 +9,8 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.errors import TritonMissing
-from serving.installation import find_triton
 from serving.lint.finding import Finding, error, one_of
+from serving.triton.installation import find_triton
 
 # The file that each backend looks for if the config names no other.
 DEFAULT_FILES: Mapping[str, str] = {

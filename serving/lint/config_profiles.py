@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from serving.config_profiles import read_profiles
 from serving.lint.finding import Finding, warning
 from serving.lint.reading import Model, Repository
-from serving.pins import listed_versions, pins
+from serving.repository.config_profiles import read_profiles
+from serving.repository.pins import listed_versions, pins
 
 Check = Callable[[Model, Repository], Iterator[Finding]]
 

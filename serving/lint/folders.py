@@ -7,11 +7,11 @@ from pathlib import Path
 from modelspec.layout import CONFIG_FILE
 from modelspec.names import MODEL_NAME, RESERVED_NAMES
 from modelspec.pbtxt import parse
-from serving import manifest
 from serving.errors import Tampered
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
-from serving.repository import CANDIDATE_SUFFIX
+from serving.repository import manifest
+from serving.repository.model_repository import CANDIDATE_SUFFIX
 
 # Editors, systems and tools leave these, and Triton takes each for a change to the model.
 _STRAY = re.compile(

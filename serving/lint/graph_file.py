@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from serving.errors import TritonMissing
-from serving.installation import find_triton
+from serving.triton.installation import find_triton
 
 if TYPE_CHECKING:
     # The files of a Triton backend are top-level modules in Triton, and for mypy.

@@ -13,7 +13,7 @@ from modelspec.pbtxt import parse
 from serving.lint import backends, graph_file, syntax
 from serving.lint.backends import Resolved
 from serving.lint.graph_file import ReadGraph
-from serving.repository import model_folders
+from serving.repository.model_repository import model_folders
 
 # Backends that read tensors out of the model and fill in what the config leaves open.
 _NEVER_COMPLETE = ("", "pytorch")

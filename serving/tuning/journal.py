@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from serving.plan import content
+from serving.publish.plan import content
 from serving.tuning.setting import setting_of
 from serving.tuning.trial import Trial
 from serving.tuning.trial_server import TrialServer

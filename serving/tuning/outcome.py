@@ -11,7 +11,10 @@ from typing import Any
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.parameters import TUNED_PARAMETER
-from serving.config_profiles import (
+from serving.errors import ServingError
+from serving.publish.deployment import Deployment
+from serving.publish.recovery import recover
+from serving.repository.config_profiles import (
     TUNED,
     place_config,
     place_profile,
@@ -19,11 +22,8 @@ from serving.config_profiles import (
     remove_profile,
     synced_with,
 )
-from serving.deployment import Deployment
-from serving.errors import ServingError
-from serving.lock import publishing
-from serving.recovery import recover
-from serving.repository import active_members, active_version, read_config
+from serving.repository.lock import publishing
+from serving.repository.model_repository import active_members, active_version, read_config
 from serving.tuning.journal import engine_files
 from serving.tuning.setting import applied, setting_of
 from serving.tuning.trial import Trial

@@ -14,11 +14,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.layout import CONFIG_FILE, staging_folder
 from serving.errors import ServingError
-from serving.files import owned_prefix
-from serving.launch import LaunchOptions, TritonServer
-from serving.pins import as_bytes, pins, repinned, with_versions
-from serving.ports import Ports, free_ports
-from serving.repository import active_members, active_version, read_config
+from serving.repository.files import owned_prefix
+from serving.repository.model_repository import active_members, active_version, read_config
+from serving.repository.pins import as_bytes, pins, repinned, with_versions
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 from serving.tuning.setting import Configs, Setting, applied, setting_of
 
 TRIAL_SUFFIX = ".trial"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
-from serving.pins import is_ensemble
-from serving.repository import is_published, read_config
+from serving.repository.model_repository import is_published, read_config
+from serving.repository.pins import is_ensemble
 from serving.tuning import workload
 from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context

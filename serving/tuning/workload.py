@@ -9,9 +9,9 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.golden import GoldenError, agree
-from serving.control import TritonControl
 from serving.errors import ServingError
-from serving.golden import bound, infer_request, request_fields, sample_of, values_of
+from serving.triton.control import TritonControl
+from serving.triton.golden import bound, infer_request, request_fields, sample_of, values_of
 
 SEED = 20240229
 TIMEOUT_S = 60.0

@@ -11,8 +11,8 @@ from gateway.core import Gateway
 from gateway.identity.principal import Grant
 from gateway.settings import Settings
 from gateway.upstream.probes import Background
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 from tidegate.app.key_store import KeyStore
 
 # Returns its inputs, whatever they are.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.repository import active_version
+from serving.repository.model_repository import active_version
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import Caller, serving_small_pipeline

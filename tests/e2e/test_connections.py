@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.gateway.authority import Authority
 from tests.running import wait_until
 

@@ -17,7 +17,7 @@ from converters.errors import ProofFailed
 from ensembles.text_embedding import PIPELINE
 from modelspec.hardware import plan_config
 from modelspec.pbtxt import parse
-from serving import installation
+from serving.triton import installation
 from tests.converters import fake_trt
 from tests.converters.test_tensors import linear
 from tests.converters.trt_machine import child_environment, machine, plant_gpu
@@ -86,7 +86,7 @@ def gpu_box(machine, tmp_path, monkeypatch):
     (backends / "tensorrt" / "model.py").write_text(BACKEND)
     box = replace(real, backends=backends)
     monkeypatch.setattr("modelspec.staging.plan_config", _plan_config_on_the_cpu)
-    monkeypatch.setattr("serving.launch.find_triton", lambda: box)
+    monkeypatch.setattr("serving.triton.launch.find_triton", lambda: box)
     monkeypatch.setattr("tidegate.app.engines.find_triton", lambda: box)
     return backends
 

@@ -13,8 +13,8 @@ import click
 import psutil
 import pytest
 
-from serving.ports import Ports
-from serving.publish import publish
+from serving.publish.publish import publish
+from serving.triton.ports import Ports
 from tests.running import environment, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate import cli
@@ -176,7 +176,7 @@ def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
     publish(stage(repository, 0), repository, MODELS)
     shutil.rmtree(tmp_path / ".model_repository.staging" / "servers", ignore_errors=True)
     code = (
-        "import signal; from pathlib import Path; from serving.lock import publishing\n"
+        "import signal; from pathlib import Path; from serving.repository.lock import publishing\n"
         f"with publishing(Path({str(repository)!r}), 'a test'):\n"
         "    print('held', flush=True); signal.pause()"
     )

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from serving.publish import publish
+from serving.publish.publish import publish
 from tests.running import ROOT, RunningStack, launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import MODELS, stage
 

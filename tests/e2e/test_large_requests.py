@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.http.buffered import BufferedProtocol
 from gateway.identity.principal import Grant
 from gateway.settings import Settings
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.e2e.grpc_models import serving
 from tests.gateway.test_large_bodies import SIZE, filled, peak_bytes
 from tests.running import ROOT

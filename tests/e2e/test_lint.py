@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 from serving.errors import ModelLoadFailed
-from serving.launch import LaunchOptions, TritonServer
 from serving.lint.check import lint
-from serving.ports import Ports, free_ports
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 from tests.running import ROOT, environment
 from tests.serving.small_pipeline import step
 

@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.running import ROOT, RunningStack, environment, wait_until
 
 NAMES = (

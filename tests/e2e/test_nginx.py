@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.api.nginx import ACTIONS, NginxApi
 from gateway.http.handler import Endpoint
 from gateway.http.middleware import Middleware
-from serving.ports import free_ports, is_taken
+from serving.triton.ports import free_ports, is_taken
 from tests.e2e.grpc_models import RunningGrpcServer, serving
 from tests.running import ROOT, wait_until
 

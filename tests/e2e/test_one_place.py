@@ -12,13 +12,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from serving.deployment import Deployment
 from serving.errors import ServingError
-from serving.publish import publish
-from serving.replica import connected
-from serving.repository import active_version
-from serving.servers import servers_of
-from serving.versions import switch_to
+from serving.publish.deployment import Deployment
+from serving.publish.publish import publish
+from serving.publish.replica import connected
+from serving.publish.versions import switch_to
+from serving.repository.model_repository import active_version
+from serving.triton.servers import servers_of
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate.cli import cli

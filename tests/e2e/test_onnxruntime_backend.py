@@ -15,10 +15,10 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.backend_directory import OURS
 from serving.errors import ModelLoadFailed
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
+from serving.triton.backend_directory import OURS
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 MARKER = "[tidegate:invalid_input]"

@@ -3,9 +3,9 @@
 import pytest
 
 from serving.errors import ModelLoadFailed, PublishFailed
-from serving.publish import publish
-from serving.stubs import live_stubs
-from serving.versions import prune, switch_to
+from serving.publish.publish import publish
+from serving.publish.versions import prune, switch_to
+from serving.triton.stubs import live_stubs
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load

@@ -2,11 +2,11 @@
 
 import pytest
 
-from serving import canary
 from serving.errors import PublishFailed
-from serving.publish import publish
-from serving.repository import active_members, active_version, top_models
-from serving.versions import prune, switch_to
+from serving.publish import canary
+from serving.publish.publish import publish
+from serving.publish.versions import prune, switch_to
+from serving.repository.model_repository import active_members, active_version, top_models
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import ask, grpc, online, serving_small_pipeline, under_load
 

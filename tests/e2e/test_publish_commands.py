@@ -9,7 +9,7 @@ import tomllib
 import httpx
 import pytest
 
-from serving.publish import publish
+from serving.publish.publish import publish
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import MODELS, NAME, stage
 

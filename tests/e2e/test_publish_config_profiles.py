@@ -2,10 +2,10 @@
 
 import pytest
 
-from serving.canary import canary_name, start, stop
 from serving.errors import ServingError
-from serving.publish import publish
-from serving.versions import switch_to
+from serving.publish.canary import canary_name, start, stop
+from serving.publish.publish import publish
+from serving.publish.versions import switch_to
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load

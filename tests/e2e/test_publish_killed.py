@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from modelspec.layout import staging_folder, version_folders
-from serving.publish_phase import PublishPhase
-from serving.recovery import clear_up
-from serving.repository import active_members, active_version
-from serving.servers import servers_of
+from serving.publish.phases import PublishPhase
+from serving.publish.recovery import clear_up
+from serving.repository.model_repository import active_members, active_version
+from serving.triton.servers import servers_of
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import serving_small_pipeline, under_load

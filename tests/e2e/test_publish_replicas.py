@@ -5,17 +5,17 @@ import shutil
 
 import pytest
 
-from serving import manifest
-from serving.deployment import Deployment
 from serving.errors import PublishFailed, RolloutStopped, Tampered
-from serving.import_pipeline import import_pipeline
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
-from serving.publish import publish
-from serving.publish_phase import PublishPhase
-from serving.repository import active_members, active_version
-from serving.servers import servers_of
-from serving.versions import switch_to
+from serving.publish.deployment import Deployment
+from serving.publish.import_pipeline import import_pipeline
+from serving.publish.phases import PublishPhase
+from serving.publish.publish import publish
+from serving.publish.versions import switch_to
+from serving.repository import manifest
+from serving.repository.model_repository import active_members, active_version
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
+from serving.triton.servers import servers_of
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load
 

@@ -8,11 +8,11 @@ import time
 import psutil
 import pytest
 
-from serving import health, restart_backoff, watch
-from serving.publish import publish
-from serving.stubs import live_stubs
-from serving.versions import switch_to
-from serving.watch import Watcher
+from serving.health import health, restart_backoff, watch
+from serving.health.watch import Watcher
+from serving.publish.publish import publish
+from serving.publish.versions import switch_to
+from serving.triton.stubs import live_stubs
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load

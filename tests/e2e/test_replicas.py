@@ -19,8 +19,8 @@ import pytest
 from tritonclient import grpc as triton_grpc
 
 from gateway.identity.principal import Grant
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
 from tests.running import ROOT, environment, wait_until
 from tidegate.app.key_store import KeyStore

@@ -20,7 +20,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from gateway.http.tls import Tls
 from gateway.settings import Settings, SettingsError
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.gateway.authority import Authority, private
 from tests.running import wait_until
 from tidegate.app.key_store import KeyStore

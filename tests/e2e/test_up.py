@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.running import launch, stop, wait_ready
 
 REGIONS = Path("/dev/shm")

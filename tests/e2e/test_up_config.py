@@ -5,11 +5,11 @@ import json
 import pytest
 
 from modelspec.parameters import TUNED_PARAMETER
-from serving.config_profiles import place_profile
-from serving.control import TritonControl, read_key
 from serving.errors import ServingError
-from serving.publish import publish
-from serving.repository import read_config
+from serving.publish.publish import publish
+from serving.repository.config_profiles import place_profile
+from serving.repository.model_repository import read_config
+from serving.triton.control import TritonControl, read_key
 from serving.tuning.journal import engine_files, machine
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import MODELS, NAME, stage

@@ -15,7 +15,7 @@ from gateway.core import Gateway
 from gateway.listening import listening_socket, peer_address
 from gateway.settings import Settings
 from gateway.upstream.probes import readiness
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 
 
 @pytest.fixture

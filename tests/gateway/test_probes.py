@@ -9,7 +9,7 @@ from gateway.errors import NotFound
 from gateway.settings import Settings
 from gateway.upstream import probes, server
 from gateway.upstream.probes import Background, readiness
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
 
 

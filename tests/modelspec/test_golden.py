@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from gateway.models.catalogue import read_model
 from modelspec.golden import Golden, GoldenError, agree
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
-from serving.golden import fault
+from serving.triton.golden import fault
 
 GOOD = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}
 

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from modelspec.pbtxt import parse, render, to_proto
-from serving.tuning.committed import carried
+from serving.repository.tuned import carried
 from tidegate.app.task_registry import KNOWN
 
 ROOT = Path(__file__).parent.parent.parent

@@ -4,7 +4,7 @@
     python -m tests.serving.killed_publisher WORK_DIR REPOSITORY STEP switch VERSION
 
 It kills itself with SIGKILL when it reaches the phase STEP (a name of
-serving.publish_phase.PublishPhase, or - for none).
+serving.publish.phases.PublishPhase, or - for none).
 """
 
 import os
@@ -12,12 +12,12 @@ import signal
 import sys
 from pathlib import Path
 
-from serving.deployment import Deployment
-from serving.publish import publish
-from serving.publish_phase import PublishPhase
-from serving.replica import connected
-from serving.servers import servers_of
-from serving.versions import switch_to
+from serving.publish.deployment import Deployment
+from serving.publish.phases import PublishPhase
+from serving.publish.publish import publish
+from serving.publish.replica import connected
+from serving.publish.versions import switch_to
+from serving.triton.servers import servers_of
 from tests.serving.small_pipeline import MODELS, NAME
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.deployment import Deployment
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
-from serving.publish import publish
-from serving.replica import connected
-from serving.servers import servers_of
+from serving.publish.deployment import Deployment
+from serving.publish.publish import publish
+from serving.publish.replica import connected
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
+from serving.triton.servers import servers_of
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 

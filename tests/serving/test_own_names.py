@@ -8,13 +8,13 @@ from click.testing import CliRunner
 from modelspec.layout import CONFIG_FILE
 from modelspec.names import require_pipeline_name
 from modelspec.pbtxt import render
-from serving import canary, candidate
-from serving.deployment import Deployment
 from serving.errors import PublishFailed
-from serving.import_pipeline import import_pipeline
-from serving.publish import publish
-from serving.repository import is_published, read_config
-from serving.versions import prune
+from serving.publish import canary, candidate
+from serving.publish.deployment import Deployment
+from serving.publish.import_pipeline import import_pipeline
+from serving.publish.publish import publish
+from serving.publish.versions import prune
+from serving.repository.model_repository import is_published, read_config
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tidegate.commands.canary import command as canary_command
 from tidegate.commands.convert import command as convert_command

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.canary import canaries, canary_name, start, stop, unload_left
 from serving.errors import PublishFailed, ServingError
-from serving.repository import is_published
+from serving.publish.canary import canaries, canary_name, start, stop, unload_left
+from serving.repository.model_repository import is_published
 from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
 if TYPE_CHECKING:
-    from serving.deployment import Deployment
-    from serving.servers import Server
+    from serving.publish.deployment import Deployment
+    from serving.triton.servers import Server
     from tidegate.app.paths import Paths
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from modelspec.files import lock
 from serving.errors import ServingError
-from serving.servers import servers_of
+from serving.triton.servers import servers_of
 from tidegate.app.paths import Paths
 
 FILE = "up.json"

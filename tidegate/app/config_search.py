@@ -78,8 +78,8 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     Raises ServingError or ConversionError. Ctrl-C keeps the finished trials: the same
     options resume from there.
     """
-    from serving.golden import request_fields
-    from serving.repository import read_config
+    from serving.repository.model_repository import read_config
+    from serving.triton.golden import request_fields
     from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
     from tidegate.app.config_search_samples import bodies

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from serving.config_profiles import TUNED, profile_names
 from serving.errors import ServingError
-from serving.repository import is_published, top_models
+from serving.repository.config_profiles import TUNED, profile_names
+from serving.repository.model_repository import is_published, top_models
 from serving.tuning.journal import machine
 from serving.tuning.outcome import is_of_another_engine, tuned_measurement
 

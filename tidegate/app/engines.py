@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from modelspec.hardware import TENSORRT, engine_of, with_plan
 from modelspec.layout import PLAN_FILE
 from modelspec.names import Role, member_name
-from serving.installation import find_triton
+from serving.triton.installation import find_triton
 from tidegate.app.published import engine_folder, pinned
 
 if TYPE_CHECKING:

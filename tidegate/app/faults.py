@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
-from serving.pins import pins
-from serving.repository import read_config
+from serving.repository.model_repository import read_config
+from serving.repository.pins import pins
 
 if TYPE_CHECKING:
     from serving.lint.finding import Finding

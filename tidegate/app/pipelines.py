@@ -13,12 +13,12 @@ from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_fol
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
 from modelspec.staging import stage_model
-from serving.deployment import Deployment
-from serving.files import owned_prefix
-from serving.publish import publish
-from serving.replica import connected
-from serving.repository import is_published
-from serving.servers import servers_of
+from serving.publish.deployment import Deployment
+from serving.publish.publish import publish
+from serving.publish.replica import connected
+from serving.repository.files import owned_prefix
+from serving.repository.model_repository import is_published
+from serving.triton.servers import servers_of
 from tidegate.app.published import pinned
 from tidegate.app.scratch import proved_through_triton
 from tidegate.app.task_registry import RegisteredTask

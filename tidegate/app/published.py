@@ -8,7 +8,7 @@ from modelspec.layout import CONFIG_FILE, ENGINE_FILE
 from modelspec.names import possible_models
 from modelspec.pbtxt import parse
 from serving.errors import ServingError
-from serving.repository import is_published
+from serving.repository.model_repository import is_published
 
 if TYPE_CHECKING:
     from converters.record import Record

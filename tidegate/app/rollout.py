@@ -12,8 +12,8 @@ from tidegate.app.paths import Address, Paths
 from tidegate.commands.convert import progress
 
 if TYPE_CHECKING:
-    from serving.deployment import Deployment
-    from serving.servers import Server
+    from serving.publish.deployment import Deployment
+    from serving.triton.servers import Server
 
 repositories = click.option(
     "--repository",
@@ -61,10 +61,10 @@ def deployment(
     """The repository with every server that runs on it now, and those at ``addresses``. Phases are
     printed as they complete, to stderr if stdout holds JSON. PublishFailed if one of those does not
     answer."""
-    from serving.deployment import Deployment
     from serving.errors import PublishFailed
-    from serving.publish_phase import PublishPhase
-    from serving.replica import connected
+    from serving.publish.deployment import Deployment
+    from serving.publish.phases import PublishPhase
+    from serving.publish.replica import connected
 
     say = progress(err=as_json)
     known = running(paths, repository, addresses)
@@ -87,7 +87,7 @@ def deployment(
 
 def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
     """The servers that run on the repository, and those at ``addresses``."""
-    from serving.servers import Server, servers_of
+    from serving.triton.servers import Server, servers_of
 
     registered = servers_of(paths.state, repository)
     registered_addresses = {server.address for server in registered}

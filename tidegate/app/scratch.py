@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Ports, free_ports
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
 
 if TYPE_CHECKING:
     from converters.proof import Proof

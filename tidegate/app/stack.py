@@ -22,16 +22,16 @@ import psutil
 from gateway.heartbeat import SOCKET
 from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
-from serving.children import end, start, why_ended
-from serving.config_profiles import TUNED
-from serving.control import LOAD_TIMEOUT_S
 from serving.errors import ServingError
-from serving.launch import LaunchOptions, TritonServer
-from serving.ports import Endpoint, Ports, require_free
-from serving.recovery import clear_up
-from serving.repository import is_published
-from serving.servers import servers_of
-from serving.watch import Watcher
+from serving.health.watch import Watcher
+from serving.publish.recovery import clear_up
+from serving.repository.config_profiles import TUNED
+from serving.repository.model_repository import is_published
+from serving.triton.children import end, start, why_ended
+from serving.triton.control import LOAD_TIMEOUT_S
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Endpoint, Ports, require_free
+from serving.triton.servers import servers_of
 from tidegate.app.canaries import companion_models
 from tidegate.app.claim import Claim, Running
 from tidegate.app.configs import AUTO, DEFAULT, config_name
@@ -338,7 +338,7 @@ class Stack:
             paths = self.options.paths
             companions = companion_models(paths.repository, paths.policy, self.options.pipelines)
             return list(dict.fromkeys([*self.options.pipelines, *companions, "identity_fp32"]))
-        from serving.repository import top_models
+        from serving.repository.model_repository import top_models
 
         return list(dict.fromkeys([*KNOWN, *top_models(self.options.paths.repository)]))
 

@@ -10,7 +10,7 @@ from tidegate.app.paths import Paths, json_option, print_json
 from tidegate.app.signals import interrupt_on_sigterm
 
 if TYPE_CHECKING:
-    from serving.deployment import Deployment
+    from serving.publish.deployment import Deployment
     from tidegate.app.canaries import Canaries
     from tidegate.app.routes_file import Per
 
@@ -57,7 +57,7 @@ def command(
     tidegate canary text_embedding --weight 10 --per request
     tidegate canary text_embedding --weight 0
     """
-    from serving.canary import canary_name
+    from serving.publish.canary import canary_name
     from tidegate.app.canaries import Canaries, policies, share_of
 
     interrupt_on_sigterm()
@@ -120,8 +120,8 @@ def _document(canaries: "Canaries", deployment: "Deployment", removed: list[str]
 
 
 def _end(canaries: "Canaries", deployment: "Deployment", version: int | None) -> list[str]:
-    from serving.canary import canary_name
     from serving.errors import PublishFailed
+    from serving.publish.canary import canary_name
 
     names = None if version is None else {canary_name(canaries.name, version)}
     if names and not names & set(canaries.loaded()):
@@ -134,7 +134,7 @@ def _end(canaries: "Canaries", deployment: "Deployment", version: int | None) ->
 def _default(canaries: "Canaries") -> int:
     """The running canary's version, or the newest version that is not active."""
     from serving.errors import PublishFailed
-    from serving.versions import versions
+    from serving.publish.versions import versions
 
     candidates = list(canaries.routed().values()) or list(canaries.loaded().values())
     candidates = candidates or [

@@ -286,7 +286,7 @@ def _already_published(name: str, paths: Paths) -> ConvertResult:
 
 
 def _document(result: ConvertResult, paths: Paths) -> dict[str, Any]:
-    from serving.repository import active_version
+    from serving.repository.model_repository import active_version
 
     return {
         "pipeline": result.name,

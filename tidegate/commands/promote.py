@@ -35,8 +35,8 @@ def command(
     \b
     tidegate promote text_embedding
     """
-    from serving.canary import promote
-    from serving.versions import require_published
+    from serving.publish.canary import promote
+    from serving.publish.versions import require_published
     from tidegate.app.canaries import Canaries, policies
 
     interrupt_on_sigterm()

@@ -36,7 +36,7 @@ def command(
     \b
     tidegate prune text_embedding --keep 3
     """
-    from serving.versions import prune
+    from serving.publish.versions import prune
 
     paths = Paths.current()
     path = rollout.selected_repository(paths, repository)

@@ -55,12 +55,12 @@ def command(
     documents = []
     for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
         if Path(what).is_dir():
-            from serving.import_pipeline import import_pipeline
+            from serving.publish.import_pipeline import import_pipeline
 
             pipeline, version = import_pipeline(Path(what).resolve(), deployment, name, accepted)
         else:
-            from serving.repository import active_version
-            from serving.versions import require_published, switch_to
+            from serving.publish.versions import require_published, switch_to
+            from serving.repository.model_repository import active_version
 
             require_published(deployment.repository, what)
             active = active_version(deployment.repository, what)

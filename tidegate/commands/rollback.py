@@ -41,7 +41,7 @@ def command(
     tidegate rollback text_embedding
     tidegate rollback text_embedding --to 3
     """
-    from serving.versions import switch_to
+    from serving.publish.versions import switch_to
 
     interrupt_on_sigterm()
     paths = Paths.current()

@@ -125,9 +125,9 @@ def _stopped(pid: int) -> str:
 
 
 def _check_triton(paths: Paths, report: Report) -> None:
-    from serving.control import TritonControl, read_key
     from serving.errors import ServingError
-    from serving.replica import READY
+    from serving.publish.replica import READY
+    from serving.triton.control import TritonControl, read_key
 
     running = report.running
     try:

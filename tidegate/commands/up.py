@@ -139,8 +139,8 @@ def command(as_json: bool, **options: Any) -> None:
     tidegate up
     tidegate up text_embedding --gateway-port 9090
     """
-    from serving.events import telling
-    from serving.ports import Ports
+    from serving.health.events import telling
+    from serving.triton.ports import Ports
 
     triton = Ports(
         *(options.pop(f"triton_{protocol}_port") for protocol in ("http", "grpc", "metrics"))

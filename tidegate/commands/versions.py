@@ -11,8 +11,8 @@ from tidegate.app import rollout
 from tidegate.app.paths import Paths, json_option, print_json
 
 if TYPE_CHECKING:
-    from serving.servers import Server
-    from serving.versions import Version
+    from serving.publish.versions import Version
+    from serving.triton.servers import Server
     from tidegate.app.canaries import Canaries
     from tidegate.app.routes_file import Route
 
@@ -30,7 +30,7 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
     \b
     tidegate versions text_embedding
     """
-    from serving.versions import versions
+    from serving.publish.versions import versions
     from tidegate.app.canaries import Canaries, policies
     from tidegate.app.configs import tuned_line
 
@@ -63,7 +63,7 @@ def command(name: str, as_json: bool, repository: Path | None, addresses: tuple[
 
 
 def _line(version: "Version") -> str:
-    from serving.manifest import summary
+    from serving.repository.manifest import summary
 
     members = " ".join(f"{model}/{number}" for model, number in version.members.items())
     mark = "*" if version.is_active else " "
@@ -76,7 +76,7 @@ def _line(version: "Version") -> str:
 def _served(server: "Server", name: str) -> list[int] | str:
     """The versions of the pipeline that the server has loaded, or why they are unknown."""
     from serving.errors import ServingError
-    from serving.replica import connected
+    from serving.publish.replica import connected
 
     try:
         with connected([server]) as replicas:

@@ -9,15 +9,15 @@ import pytest
 
 from modelspec.layout import staging_folder
 from modelspec.parameters import TUNED_PARAMETER
-from serving.config_profiles import TUNED, read_profiles
-from serving.deployment import Deployment
 from serving.errors import PublishFailed, ServingError
-from serving.launch import LaunchOptions, TritonServer
-from serving.leftovers import FOLDER
-from serving.ports import Ports, free_ports
-from serving.publish import publish
-from serving.replica import Replica
-from serving.repository import read_config
+from serving.publish.deployment import Deployment
+from serving.publish.publish import publish
+from serving.publish.replica import Replica
+from serving.repository.config_profiles import TUNED, read_profiles
+from serving.repository.model_repository import read_config
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.leftovers import FOLDER
+from serving.triton.ports import Ports, free_ports
 from serving.tuning.outcome import commit, is_of_another_engine, tuned_measurement, write_tuned
 from serving.tuning.setting import setting_of
 from serving.tuning.trial import FAILED, MEASURED, REFUSED, Trial

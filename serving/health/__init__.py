@@ -1,0 +1,1 @@
+"""Watch a running Triton: dead and hung processes, failing golden samples, restarts."""

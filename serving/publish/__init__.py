@@ -1,0 +1,1 @@
+"""Publish versions beside the active one, move the pin, and recover from what a kill left."""

@@ -1,0 +1,1 @@
+"""A model repository on disk: its configs, versions, pins, manifests and lock."""

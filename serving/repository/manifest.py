@@ -1,0 +1,160 @@
+"""The manifest of one published pipeline version: what it is made of, and where that came from.
+
+It is in the pipeline's own version folder, ``NAME/7/manifest.json``, beside the config that pins
+version 7's members. That folder appears by one rename like any other, and nothing is ever added to
+it, so Triton sees no change for which it would reload a model.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from modelspec.files import file_sha256
+from serving.errors import PublishFailed, Tampered
+from serving.repository.files import hashes
+
+MANIFEST_FILE = "manifest.json"
+PROOF_FILE = "proof.json"
+CACHE_FOLDER = "__pycache__"  # another Python version may add its own files there
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``members`` maps each model to its version; ``files`` maps "MODEL/VERSION/FILE" to its
+    SHA-256; ``proof`` is the summary of each engine's proof, by model."""
+
+    pipeline: str
+    version: int
+    made_at: str
+    members: Mapping[str, int]
+    files: Mapping[str, str]
+    proof: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    note: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def start(pipeline: str, number: int, folders: Mapping[tuple[str, int], Path]) -> Manifest:
+    """The manifest of the files in ``folders``: (model, version) -> version folder, the pipeline's
+    own among them."""
+    files = {
+        f"{model}/{model_version}/{path}": digest
+        for (model, model_version), folder in folders.items()
+        for path, digest in hashes(folder).items()
+        if path != MANIFEST_FILE
+    }
+    members = {model: model_version for model, model_version in folders if model != pipeline}
+    proofs = {model: _proof(folder) for (model, _), folder in folders.items()}
+    proof = {model: summary for model, summary in proofs.items() if summary}
+    tools: dict[str, str] = {}
+    for summary in proof.values():
+        tools |= summary.pop("tools")
+    return Manifest(
+        pipeline=pipeline,
+        version=number,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        members=members,
+        files=files,
+        proof=proof,
+        tools={**tools, **_installed_tools()},
+        git_commit=_git_commit(),
+    )
+
+
+def read(repository: Path, pipeline: str, number: int) -> Manifest | None:
+    """The manifest of a version; None if it has none. Tampered if it cannot be read."""
+    path = repository / pipeline / str(number) / MANIFEST_FILE
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise Tampered(str(path), "is not a manifest") from None
+
+
+def verify(repository: Path, manifest: Manifest) -> None:
+    """Tampered names the first file that is missing, has changed or was added."""
+    for name, digest in manifest.files.items():
+        path = repository / name
+        if not path.is_file():
+            raise Tampered(name, "is missing")
+        if file_sha256(path) != digest:
+            raise Tampered(name, "has changed")
+    for added in _files(repository, manifest) - set(manifest.files):
+        raise Tampered(added, "was added")
+
+
+def summary(manifest: Manifest) -> str:
+    """The proof in one line, for people."""
+    if not manifest.proof:
+        return manifest.note or "nothing was converted"
+    verdicts = [
+        f"{model}: {proof['checks']} checks, "
+        + ("passed" if proof["passed"] else f"FAILED, accepted: {proof['accepted']}")
+        for model, proof in manifest.proof.items()
+    ]
+    return "; ".join(verdicts)
+
+
+def _files(repository: Path, manifest: Manifest) -> set[str]:
+    folders = {**manifest.members, manifest.pipeline: manifest.version}
+    return {
+        path.relative_to(repository).as_posix()
+        for model, number in folders.items()
+        for path in (repository / model / str(number)).rglob("*")
+        if path.is_file() and CACHE_FOLDER not in path.parts and path.name != MANIFEST_FILE
+    }
+
+
+def _proof(folder: Path) -> dict[str, Any]:
+    """The summary of the proof beside an engine; {} if there is none."""
+    try:
+        proof = json.loads((folder / PROOF_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise PublishFailed(f"{folder / PROOF_FILE} cannot be read: {error}") from error
+    keys = ("passed", "source", "source_sha256", "engine_sha256", "precision", "accepted", "task")
+    checks = sum(len(part.get("checks", [])) for part in proof.get("proofs", []))
+    summary = {key: proof.get(key, "") for key in keys}
+    return {**summary, "checks": checks, "tools": dict(proof.get("tools", {}))}
+
+
+def _installed_tools() -> dict[str, str]:
+    installed = dict(_installed(("tidegate", "nvidia-pytriton")))
+    return {"python": platform.python_version(), **installed}
+
+
+def _installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _git_commit() -> str:
+    """The commit of this code, with "+changes" if tracked files differ from it; '' outside git."""
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""

@@ -1,0 +1,1 @@
+"""One Triton server: find it, launch it, talk to it, and know its processes."""

@@ -1,0 +1,307 @@
+"""Run one Triton server as a child process: start, wait, stop, leave nothing behind.
+
+with TritonServer(LaunchOptions(repository, work_dir)) as server:
+    server.control.load("text_embedding")
+"""
+
+import math
+import os
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+
+from modelspec.address import joined, reached_at
+from serving.errors import ServingError, TritonDied
+from serving.publish.recovery import clear_up
+from serving.triton import children, leftovers, servers
+from serving.triton.backend_directory import assemble
+from serving.triton.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
+from serving.triton.installation import Installation, find_triton
+from serving.triton.loading import Loading
+from serving.triton.ports import Ports, require_free
+
+# Closed to clients without our key: these APIs read or change what the server serves.
+RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
+RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
+START_TIMEOUT_S = 60.0
+EXIT_TIMEOUT_S = 10
+# What a path may contain: Triton 2.51 starts Python processes with ``bash -c``, without quotes.
+PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Where the models are, where to keep logs and keys, and which ports to listen on."""
+
+    repository: Path
+    work_dir: Path
+    ports: Ports = field(default_factory=Ports)
+    address: str = "127.0.0.1"
+    config_name: str | None = None
+    name: str = "triton"
+    load_timeout_s: float = LOAD_TIMEOUT_S
+
+
+class TritonServer:
+    """One tritonserver process and the shared memory, backend directory and key that it owns."""
+
+    def __init__(
+        self,
+        options: LaunchOptions,
+        installation: Installation | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``tell`` is called with problems that do not stop the server (what could not be written
+        or cleared up), and with the model that is still loading."""
+        self.options, self._tell = options, tell
+        self._backends: Path | None = None  # reused by ``restart``
+        self._is_restarting = False
+        self.key = _restricted_key(options.work_dir / "triton.key")
+        self._installation = installation or find_triton()
+        self._prefix = leftovers.new_prefix()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0  # where in the log (bytes) this process's part begins
+        self.control = TritonControl(
+            joined(reached_at(options.address), options.ports.grpc),
+            self.key,
+            options.load_timeout_s,
+            self._loading,
+        )
+
+    @property
+    def log_file(self) -> Path:
+        return self.options.work_dir / "logs" / f"{self.options.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Launch the server and return once it is live. If that fails, ServingError, and nothing is
+        left behind."""
+        self.require_ports()
+        self._clear_up()
+        self._log_offset = self.log_file.stat().st_size if self.log_file.is_file() else 0
+        backends = self._assemble_backends()
+        repository = self._shell_safe(self.options.repository, "models")
+        command = self._command(repository, self._shell_safe(backends, "backends"))
+        self._process = children.start(command, self._environment(repository), self._open_log())
+        try:
+            self._wait_live()
+            self._announce()
+        except BaseException:
+            self.stop()
+            raise
+
+    def require_ports(self) -> None:
+        """ServingError unless this server can listen on its ports now."""
+        require_free(self.options.ports.endpoints(self.options.address))
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def why_ended(self) -> str:
+        """How the process ended, and what its log says about it; '' if none was started."""
+        if self._process is None:
+            return ""
+        return children.why_ended(self._process, self.log_file, self._log_offset)
+
+    def stop(self, *, gently: bool = True) -> None:
+        """Stop the server and its Python stubs (SIGTERM, then SIGKILL), and remove its shared
+        memory. With ``gently=False`` the server is killed at once."""
+        if self._process is not None:
+            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
+            stubs = _stubs(self._prefix)
+            if not gently:
+                self._process.kill()
+            children.end(self._process, EXIT_TIMEOUT_S + 5)
+            _end(stubs)
+            leftovers.remove(self._prefix)
+            self._process = None
+        if not self._is_restarting:
+            leftovers.remove_backends(self._prefix, self._build_folder)
+
+    def restart(self) -> None:
+        """``stop`` what is left of the server and ``start`` it again; this needs no disk space."""
+        self._is_restarting = True
+        try:
+            self.stop()
+            self.start()
+        finally:
+            self._is_restarting = False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self.control.close()
+
+    def _loading(self, model: str) -> Loading:
+        if not self.is_alive():
+            raise TritonDied(f"Triton has ended: {self._last_error()}")
+        options = self.options
+        return Loading(model, options.repository, self.log_file, self.pid or 0, self._tell)
+
+    def _shell_safe(self, path: Path, what: str) -> Path:
+        """A path to the folder that ``bash -c`` takes without quotes: its own, or that of a link.
+        The link is beside the server's shared memory, and is removed with it."""
+        if PLAIN.fullmatch(str(path)):
+            return path
+        link = leftovers.FOLDER / f"{self._prefix}{what}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        return link
+
+    @property
+    def _build_folder(self) -> Path:
+        return self.options.work_dir / "build"
+
+    def _clear_up(self) -> None:
+        """Clear up what others left. What cannot be cleared up is reported, and stays."""
+        work_dir, repository = self.options.work_dir, self.options.repository
+        try:
+            clear_up(repository, servers.servers_of(work_dir, repository), self._tell)
+        except (ServingError, OSError) as error:
+            self._tell(f"what a killed publisher left was not cleared up: {error}")
+        leftovers.remove_orphans(self._build_folder)
+
+    def _assemble_backends(self) -> Path:
+        # A separate folder: another server of the same home may be running from the previous one.
+        if self._backends is None or not self._backends.is_dir():
+            self._backends = assemble(
+                self._installation, self._build_folder / f"{self._prefix}backends"
+            )
+        return self._backends
+
+    def _open_log(self) -> IO[bytes]:
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            return self.log_file.open("ab")
+        except OSError as error:
+            self._tell(f"Triton's log is not written: {error}")
+            return Path(os.devnull).open("ab")
+
+    def _announce(self) -> None:
+        """Announce the server: from now on publishers load new versions on it."""
+        options, pid = self.options, self._process.pid if self._process else 0
+        key_file = options.work_dir / "triton.key"
+        server = servers.Server.running(
+            options.repository, self.control.address, key_file, pid, options.work_dir
+        )
+        server = replace(server, load_timeout_s=options.load_timeout_s)
+        try:
+            is_found = servers.announce(options.work_dir, self._prefix, server)
+        except OSError as error:
+            self._tell(
+                f"publishers will not find this server until it is restarted, because it cannot be "
+                f"announced: {error}. Publish with --server {self.control.address}"
+            )
+            return
+        if not is_found:
+            self._tell(
+                f"nothing can be written beside {options.repository}: from another home, publish "
+                f"with --server {self.control.address}"
+            )
+
+    def _wait_live(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.control.is_live():
+            if not self.is_alive():
+                raise TritonDied(f"Triton ended while starting: {self._last_error()}")
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"Triton was not live after {START_TIMEOUT_S:.0f} s: see {self.log_file}"
+                )
+            time.sleep(0.05)
+
+    def _last_error(self) -> str:
+        try:
+            lines = self.log_file.read_text(errors="replace").splitlines()[-40:]
+        except OSError:
+            lines = []
+        errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
+        return (errors or lines or ["no output"])[-1].strip() + f" (log: {self.log_file})"
+
+    def _command(self, repository: Path, backends: Path) -> list[str]:
+        options, ports, address = self.options, self.options.ports, self.options.address
+        command = [
+            str(self._installation.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=explicit",
+            f"--http-address={address}",
+            f"--grpc-address={address}",
+            f"--metrics-address={address}",
+            f"--http-port={ports.http}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-port={ports.metrics}",
+            f"--http-restricted-api={RESTRICTED_HTTP}:{KEY_HEADER}={self.key}",
+            f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{KEY_HEADER}={self.key}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            # Triton's default of 30 s ends in its death (2.51 throws while it clears up); a stub
+            # that has ended, or hangs, is detected by ``loading``.
+            f"--backend-config=python,stub-timeout-seconds={math.ceil(options.load_timeout_s)}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        ]
+        if self._installation.caches:
+            command.append(f"--cache-directory={self._installation.caches}")
+        if options.config_name:
+            command.append(f"--model-config-name={options.config_name}")
+        return command
+
+    def _environment(self, repository: Path) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self._installation.environment,
+            # Python-based backends get the config, but not the path of the repository.
+            "TIDEGATE_MODEL_REPOSITORY": str(repository),
+            # A new __pycache__ in a version folder would look like a changed model to Triton.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            # Otherwise ONNX Runtime (1.31) keeps a device id in ~/.cache and sends telemetry.
+            "ORT_DISABLE_TELEMETRY": "1",
+        }
+
+
+def _restricted_key(path: Path) -> str:
+    """Read the key, or create one that only this user can read."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    return path.read_text().strip()
+
+
+def _stubs(prefix: str) -> list[psutil.Process]:
+    """The server's Python stubs, whatever their parent: those of a killed server live on, and hold
+    its HTTP port and connections open (Triton does not mark them close-on-exec)."""
+    processes = psutil.process_iter(["name", "cmdline"])
+    return [
+        process
+        for process in processes
+        if process.info["name"] != "tritonserver"
+        and any(prefix in word for word in process.info["cmdline"] or ())
+    ]
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=2)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=5)

@@ -1,0 +1,90 @@
+"""An unhealthy model is restarted with growing pauses, and given up."""
+
+import signal
+import subprocess
+import time
+
+import psutil
+
+from serving.health.events import Events
+from serving.health.restart_backoff import ATTEMPTS, LATER_S, WELL_AFTER_S, RestartBackoff
+from serving.triton.stubs import NAME, stub_of
+from tests.running import wait_until
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_pauses_grow_and_after_the_last_attempt_it_is_tried_rarely():
+    clock = Clock()
+    backoff = RestartBackoff("m", mark=1)
+    pauses = []
+    while not backoff.is_given_up:
+        assert backoff.is_due(clock)
+        backoff.begin(clock)
+        assert not backoff.is_due(clock)
+        pauses.append(backoff.not_before - clock.now)
+        backoff.give_up()
+        clock.now = backoff.not_before
+    assert pauses == [0.5, 1, 2, 4, 8]
+    assert len(pauses) == ATTEMPTS
+    clock.now = backoff.last_trouble + LATER_S - 1
+    assert not backoff.is_due(clock)
+    clock.now += 2
+    assert backoff.is_due(clock)  # the cause may have passed
+    backoff.begin(clock)
+    assert backoff.give_up()
+    assert backoff.not_before - clock.now == LATER_S
+
+
+def test_a_model_without_trouble_for_a_while_is_well():
+    backoff = RestartBackoff("m", mark=1)
+    backoff.begin(lambda: 1000.0)
+    assert not backoff.is_well(lambda: 1000.0 + WELL_AFTER_S)
+    assert backoff.is_well(lambda: 1001.0 + WELL_AFTER_S)
+
+
+def test_events_are_logged_and_counted(tmp_path):
+    events = Events(tmp_path)
+    events.add("healed", "m", 'a "quoted" reason')
+    events.add("healed", "m")
+    log = (tmp_path / "logs" / "events.jsonl").read_text().splitlines()
+    assert len(log) == 2
+    assert '"event": "healed", "model": "m", "detail": "a \\"quoted\\" reason"' in log[0]
+    metrics = (tmp_path / "watch.prom").read_text()
+    assert 'tidegate_watch_events_total{event="healed",model="m"} 2\n' in metrics
+    assert metrics.startswith("# HELP tidegate_watch_events_total ")
+
+
+def test_a_model_with_an_odd_name_breaks_no_metric(tmp_path):
+    events = Events(tmp_path)
+    events.add("healed", 'a"b\\c\nd')
+    assert (
+        f'{{event="healed",model="a{chr(92)}"b{chr(92) * 2}c{chr(92)}nd"}} 1\n' in events.render()
+    )
+
+
+def test_heartbeats_go_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.health.events.HEARTBEAT_S", 0.0)
+    events, now = Events(tmp_path), time.time()
+    events.heartbeat()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    events.heartbeat()
+    assert (
+        f"heartbeat_timestamp_seconds {now - 3600:.3f}\n" in (tmp_path / "watch.prom").read_text()
+    )
+
+
+def test_a_process_is_recognized_after_the_clock_is_set(monkeypatch):
+    name = ["bash", "-c", f"exec -a {NAME} sleep 60"]
+    with subprocess.Popen(name) as process:
+        wait_until(lambda: stub_of(psutil.Process(process.pid)), 20, "its start")
+        before = stub_of(psutil.Process(process.pid))
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+        assert stub_of(psutil.Process(process.pid)) == before
+        before.end()
+        assert process.wait(20) == -signal.SIGKILL

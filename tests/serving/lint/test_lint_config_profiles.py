@@ -1,0 +1,94 @@
+"""The linter reads configs/NAME.pbtxt as a Triton with --model-config-name=NAME does."""
+
+import pytest
+
+from modelspec.parameters import TUNED_PARAMETER
+from serving.lint.check import lint
+from serving.publish.publish import publish
+from serving.repository.model_repository import read_config
+from serving.repository.pins import as_bytes
+from tests.serving.small_pipeline import MODELS, NAME, stage
+
+
+@pytest.fixture
+def repository(tmp_path):
+    repository = tmp_path / "model_repository"
+    publish(stage(repository, 0), repository, MODELS)
+    return repository
+
+
+def add_profile(repository, model, change, name="gpu"):
+    config = read_config(repository, model)
+    change(config)
+    folder = repository / model / "configs"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.pbtxt").write_bytes(as_bytes(config))
+
+
+def findings(repository):
+    return {(finding.code, finding.place) for finding in lint(repository)}
+
+
+def test_a_profile_that_changes_nothing_adds_no_finding(repository):
+    before = findings(repository)
+    add_profile(repository, "mood_onnx", lambda config: None)
+    add_profile(repository, NAME, lambda config: None)
+    assert findings(repository) == before
+
+
+def _other_version(config):
+    config.version_policy.specific.versions[:] = [2]
+
+
+def _smaller_batch(config):
+    config.max_batch_size = 2
+
+
+def _queue_policy(config):
+    config.dynamic_batching.default_queue_policy.max_queue_size = 4
+
+
+def _too_many(config):
+    config.backend = "onnxruntime"
+    config.instance_group[0].count = 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "place"),
+    [
+        (_other_version, "config-profile-behind", "mood_onnx/configs/gpu.pbtxt"),
+        (_smaller_batch, "batch-too-large", "mood/config.pbtxt:step 2 (mood_onnx)"),
+        (_queue_policy, "queue-policy", "mood_onnx/configs/gpu.pbtxt"),
+        (_too_many, "threads-unset", "mood_onnx/configs/gpu.pbtxt"),
+    ],
+)
+def test_a_fault_of_a_profile_is_found(repository, change, code, place):
+    before = findings(repository)
+    add_profile(repository, "mood_onnx", change)
+    new = findings(repository) - before
+    assert (code, place) in new
+    assert all(
+        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config-profile-behind"
+    )
+
+
+@pytest.mark.parametrize("model", ["mood_pre", "mood_onnx"])
+def test_a_profile_of_the_whole_pipeline_agrees_with_itself(repository, model):
+    for name in MODELS:
+        add_profile(repository, name, _smaller_batch)
+    assert "batch-too-large" not in {code for code, _ in findings(repository)}
+    (repository / model / "configs" / "gpu.pbtxt").unlink()
+    assert "batch-too-large" not in {code for code, _ in findings(repository)}
+
+
+@pytest.mark.parametrize(("cores", "warns"), [(2, False), (1, True)])
+def test_instances_that_were_measured_may_share_the_cores(repository, cores, warns):
+    def four_threads(config):
+        config.backend = "onnxruntime"
+        config.instance_group[0].count = 4
+        config.parameters["intra_op_thread_count"].string_value = "1"
+        config.parameters[TUNED_PARAMETER].string_value = "{}"
+
+    add_profile(repository, "mood_onnx", four_threads, "tuned")
+    codes = {finding.code for finding in lint(repository, cores)}
+    assert ("threads-over-cores" in codes) == warns

@@ -1,0 +1,52 @@
+"""The golden samples in the configs of our own pipelines can be used as probes."""
+
+import importlib
+
+import pytest
+
+from modelspec.pbtxt import to_proto
+from serving.errors import PublishFailed
+from serving.publish.plan import PlannedVersion
+from serving.publish.preflight import available_bytes, require_memory
+from serving.triton.golden import sample_of
+from tests.serving.small_pipeline import pipeline
+from tidegate.app.task_registry import KNOWN
+
+
+@pytest.mark.parametrize("name", [name for name, task in KNOWN.items() if task])
+def test_a_sample_fills_the_inputs_and_expects_outputs(name):
+    config = to_proto(importlib.import_module(f"ensembles.{name}").PIPELINE.public)
+    sample = sample_of(config)
+    required = {tensor.name for tensor in config.input if not tensor.optional}
+    assert required <= set(sample.tensors)
+    assert set(sample.golden.expect) <= {tensor.name for tensor in config.output}
+
+
+def test_bytes_are_decoded():
+    config = to_proto(importlib.import_module("ensembles.image_classification").PIPELINE.public)
+    assert sample_of(config).tensors["image"].startswith(b"\xff\xd8")  # a JPEG
+
+
+def test_a_model_without_a_sample_has_none():
+    assert sample_of(to_proto(pipeline(1).members[0])) is None
+
+
+def test_too_little_memory_is_reported_with_the_numbers(tmp_path, monkeypatch):
+    engine = pipeline(1).members[1]
+    (tmp_path / "model.py").write_bytes(b"x" * 1024)
+    version = PlannedVersion("mood_onnx", 2, to_proto(engine), tmp_path)
+    monkeypatch.setattr("serving.publish.preflight.available_bytes", lambda: 100 * 2**20)
+    with pytest.raises(PublishFailed, match=r"need about 340 MiB .* 100 MiB are available"):
+        require_memory([version], [2**22 + 1])  # no such process
+    require_memory([version], [])  # no server: nothing is loaded twice
+
+
+def test_a_containers_memory_limit_counts(tmp_path):
+    machine = available_bytes(tmp_path)
+    assert machine > 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("0")
+    assert available_bytes(tmp_path) == pytest.approx(machine, rel=0.3)
+    (tmp_path / "memory.max").write_text(f"{2**20}\n")
+    (tmp_path / "memory.current").write_text("1024")
+    assert available_bytes(tmp_path) == 2**20 - 1024
