@@ -1,11 +1,12 @@
 """Find a Triton server: on PATH (NVIDIA's container), else in the PyPI wheel nvidia-pytriton."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def _container(binary: Path) -> Installation:
 
 
 def _wheel(package: Path) -> Installation:
+    require_numpy_1(importlib.metadata.version("numpy"))
     root = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -69,29 +71,42 @@ def _wheel(package: Path) -> Installation:
 
 
 def _wheel_environment(site_packages: Path) -> dict[str, str]:
+    """What the server and its stubs need. Only ``PATH`` chooses a stub's packages: it is an
+    isolated Python, which ignores ``PYTHONPATH``, of the venv whose ``python3`` is first."""
     libraries = [str(site_packages / "nvidia_pytriton.libs"), str(_libpython_folder())]
+    libraries += map(str, cuda_libraries(sys.path))
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
         "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": str(site_packages),
     }
 
 
+def cuda_libraries(search_path: Iterable[str]) -> list[Path]:
+    """The folders of the packages nvidia-* (CUDA, cuDNN) on Python's path, where the loader does
+    not look by itself."""
+    return sorted(lib for folder in search_path for lib in Path(folder).glob("nvidia/*/lib"))
+
+
+def require_numpy_1(version: str) -> None:
+    """TritonMissing for numpy 2: with it, the stubs of Triton 2.51 answer with empty tensors, and
+    report success."""
+    if int(version.partition(".")[0]) >= 2:
+        raise TritonMissing(
+            f"numpy {version} is installed, with which the Triton in nvidia-pytriton answers with "
+            "empty tensors: pip install 'numpy<2'"
+        )
+
+
 def _libpython_folder() -> Path:
-    """The stub links libpython dynamically, and many Python builds keep it elsewhere."""
-    versioned_name = sysconfig.get_config_var("INSTSONAME") or ""
+    """The stub links libpython dynamically, and many Python builds have it elsewhere."""
     candidates = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     if multiarch:
         candidates.append(f"/usr/lib/{multiarch}")
     library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     for folder in filter(None, candidates):
-        if any(
-            (Path(folder) / file_name).exists()
-            for file_name in (library, versioned_name)
-            if file_name
-        ):
+        if (Path(folder) / library).exists():  # a static libpython3.X.a is of no use
             return Path(folder)
     raise TritonMissing(
         f"{library} is not installed, and Triton's Python backend needs it: "

@@ -841,19 +841,19 @@ class TestCudaGraphs:
             summing.capture_graphs(full, ("cpu", 0))
 
     @pytest.mark.parametrize(
-        ("tensor", "data_type", "lengths", "problem"),
+        ("onnx_type", "data_type", "lengths", "problem"),
         [
-            (TensorProto.STRING, "TYPE_STRING", "4", "an input holds strings"),
-            (FLOAT, "TYPE_FP32", "", "cuda_graph_lengths does not say which"),
-            (FLOAT, "TYPE_FP32", "short", "cuda_graph_lengths cannot be 'short'"),
+            ("tensor(string)", "TYPE_STRING", "4", "an input holds strings"),
+            ("tensor(float)", "TYPE_FP32", "", "cuda_graph_lengths does not say which"),
+            ("tensor(float)", "TYPE_FP32", "short", "cuda_graph_lengths cannot be 'short'"),
         ],
     )
     def test_what_cannot_be_captured(
-        self, tensor: int, data_type: str, lengths: str, problem: str
+        self, onnx_type: str, data_type: str, lengths: str, problem: str
     ) -> None:
         written = parameters(cuda_graph_lengths=lengths)["parameters"]
         full = config(input=[entry("x", data_type, -1)], parameters=written)
-        inputs = [GraphTensor("x", {FLOAT: "tensor(float)"}.get(tensor, "tensor(string)"), ("N",))]
+        inputs = [GraphTensor("x", onnx_type, ("N",))]
         with pytest.raises(ModelRefused, match=problem):
             list(graph_shapes(full, inputs, (1,)))
 
@@ -904,7 +904,8 @@ class StandIn:
         GAUGE = "gauge"
 
         def __init__(self, name: str, description: str, kind: str) -> None:
-            self.name, self.values = name, {}
+            self.name = name
+            self.values: dict[tuple[str, ...], int] = {}
 
         def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
             return SimpleNamespace(set=partial(self.values.__setitem__, tuple(labels.values())))

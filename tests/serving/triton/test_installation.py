@@ -1,15 +1,18 @@
 """Finding Triton: PATH first, then the wheel; the error names what is missing and how to get it."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
+import sys
+import sysconfig
 
 import pytest
 
 from serving.errors import TritonMissing
 from serving.triton import leftovers
 from serving.triton.backend_directory import assemble
-from serving.triton.installation import find_triton
+from serving.triton.installation import cuda_libraries, find_triton
 
 
 def test_the_wheel_is_found_and_its_server_runs():
@@ -67,6 +70,36 @@ def test_without_a_server_the_error_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TritonMissing, match=r"pip install 'tidegate\[server\]'"):
         find_triton(search_path="/nonexistent")
+
+
+def test_numpy_2_is_refused_because_stubs_would_answer_with_empty_tensors(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.4.1")
+    with pytest.raises(TritonMissing, match=r"numpy 2.4.1 is installed.*pip install 'numpy<2'"):
+        find_triton(search_path="/nonexistent")
+
+
+def test_a_static_libpython_does_not_count(tmp_path, monkeypatch):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    static = f"libpython{version}.a"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / static).touch()
+    settings = {"LIBDIR": str(tmp_path / "lib"), "INSTSONAME": static}
+    monkeypatch.setattr(sysconfig, "get_config_var", settings.get)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    with pytest.raises(TritonMissing, match=rf"libpython{version}.so.1.0 is not installed"):
+        find_triton(search_path="/nonexistent")
+
+
+def test_the_folders_of_cudas_packages_are_found_on_pythons_path(tmp_path, monkeypatch):
+    for folder in ("nvidia/cudnn/lib", "nvidia/cu13/lib", "nvidia/cudnn/include", "torch/lib"):
+        (tmp_path / "site" / folder).mkdir(parents=True)
+    expected = [tmp_path / "site" / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    assert cuda_libraries([str(tmp_path), str(tmp_path / "site")]) == expected
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    environment = find_triton(search_path="/nonexistent").environment
+    folders = environment["LD_LIBRARY_PATH"].split(os.pathsep)
+    assert [str(folder) for folder in expected] == folders[2:4]
+    assert "PYTHONPATH" not in environment
 
 
 def test_regions_of_dead_owners_are_removed_and_those_of_live_ones_are_not(tmp_path, monkeypatch):
