@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from converters.attempt import attempted
 from converters.cache import PROOF_FILE, Progress, content_key, conversion, files_sha256
 from converters.errors import ConversionError
-from converters.proof import Proof
-from converters.record import Record
-from converters.runner import OpenRunner, onnx_runner
-from converters.self_test import compared_layers, graph_self_test
+from converters.proof.attempt import attempted
+from converters.proof.checks import Proof
+from converters.proof.record import Record
+from converters.proof.runner import OpenRunner, onnx_runner
+from converters.proof.self_test import compared_layers, graph_self_test
+from converters.proof.tolerance import tolerance
 from converters.task import Reference, Task
-from converters.tolerance import tolerance
 
 GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
 STEPS = ("pre", "post")
@@ -135,7 +135,7 @@ def _export(task: Task, folder: Path, report: Progress) -> None:
 def _write_precision(
     task: Task, reference: Reference, options: ConversionOptions, folder: Path, report: Progress
 ) -> None:
-    from converters.precision import write_precision
+    from converters.precisions.write import write_precision
 
     if options.precision != "fp32":
         report(f"{reference.name}: writing the {options.precision} graph")

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from converters.cache import Progress
-from converters.closeness import Closeness
 from converters.errors import ConversionError, SourceRefused
-from converters.proof import Check
-from converters.runner import OpenRunner, onnx_runner
-from converters.tolerance import Tolerance
+from converters.proof.checks import Check
+from converters.proof.closeness import Closeness
+from converters.proof.runner import OpenRunner, onnx_runner
+from converters.proof.tolerance import Tolerance
 from modelspec.golden import Golden
 
 Metadata = Mapping[str, Any]
@@ -148,7 +148,7 @@ class Task(ABC):
             f"yours ({self.request.samples.name})" if self.request.samples else "the task's own set"
         )
 
-    # For ``converters.self_test``: would a broken graph be detected?
+    # For ``converters.proof.self_test``: would a broken graph be detected?
 
     tests_graphs: ClassVar[bool] = True  # False if no layer could be skipped: trees
     has_mask: ClassVar[bool] = False  # whether the graph has an attention mask

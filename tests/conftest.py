@@ -16,7 +16,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before anything imports torch: two workers share two cores (``converters.offline`` says why).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-import converters.original
+import converters.proof.reference_process
 from tests.echoing import echoing
 from tests.oracles import Oracles
 from tests.running import (
@@ -69,7 +69,7 @@ def oracles() -> Iterator[None]:
     """Conversions in this process run their originals through ``tests.oracles``."""
     oracles = Oracles()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(converters.original, "subprocess", oracles)
+        patch.setattr(converters.proof.reference_process, "subprocess", oracles)
         yield
     oracles.close()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from converters.proof.token_graph import TokenGraph
 from converters.task import Reference
-from converters.text.served import ServedText
-from converters.text.task import TOKENIZER
-from converters.text.token_graph import TokenGraph
+from converters.tasks.text.served_text import ServedText
+from converters.tasks.text.text_task import TOKENIZER
 
 Fault = Callable[[str], str]
 

@@ -27,18 +27,28 @@ _TEXTS = ("torch", "transformers.pipelines", "transformers.modeling_utils")
 # A module's libraries are loaded at its first use. None of them computes when imported: a process
 # with running threads must not be forked.
 LIBRARIES = {
-    "converters.text.classification_oracle": _TEXTS,
-    "converters.text.entity_oracle": _TEXTS,
-    "converters.text.embedding_oracle": ("sentence_transformers",),
-    "converters.image.pipeline_oracle": (*_TEXTS, "transformers.image_processing_utils"),
-    "converters.image.efficientnet_oracle": (*_TEXTS, "transformers.image_processing_utils"),
-    "converters.tabular.oracle": ("converters.sources.tabular_model", "skops.io", "threadpoolctl"),
-    "converters.tensors.torch_oracle": ("torch",),
+    "converters.tasks.text_classification.reference": _TEXTS,
+    "converters.tasks.token_classification.reference": _TEXTS,
+    "converters.tasks.embedding.reference": ("sentence_transformers",),
+    "converters.tasks.image_classification.reference": (
+        *_TEXTS,
+        "transformers.image_processing_utils",
+    ),
+    "converters.tasks.image_classification.efficientnet_reference": (
+        *_TEXTS,
+        "transformers.image_processing_utils",
+    ),
+    "converters.tasks.tabular.reference": (
+        "converters.sources.tabular_model",
+        "skops.io",
+        "threadpoolctl",
+    ),
+    "converters.tasks.tensors.torch_reference": ("torch",),
 }
 
 
 class Oracles:
-    """Replaces the module ``subprocess`` in ``converters.original``."""
+    """Replaces the module ``subprocess`` in ``converters.proof.reference_process``."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from converters.conversion import reference_in
-from converters.tabular.oracle import noise_of_answers
-from converters.tabular.proof import TableGraph, scores_by_label
-from converters.tabular.table import Table
-from converters.tabular.task import TabularClassification, TabularRegression, TabularTask
+from converters.sources.table import Table
 from converters.task import ConversionRequest, Reference
+from converters.tasks.tabular.checks import TableGraph, scores_by_label
+from converters.tasks.tabular.reference import noise_of_answers
+from converters.tasks.tabular.task import TabularClassification, TabularRegression, TabularTask
 
 
 def open_task(path: Path, options=None, samples=None) -> TabularTask:

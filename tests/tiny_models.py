@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from converters.text.samples import default_texts, multilingual_texts
+from converters.tasks.text.samples import default_texts, multilingual_texts
 
 LABELS = ("angry", "calm", "高兴")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")

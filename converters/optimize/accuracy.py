@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.attempt import attempted
-from converters.closeness import Closeness
-from converters.proof import Check
+from converters.proof.attempt import attempted
+from converters.proof.checks import Check
+from converters.proof.closeness import Closeness
+from converters.proof.tolerance import INDEPENDENT, Tolerance, graded, tolerance
 from converters.task import Reference, Task
-from converters.tolerance import INDEPENDENT, Tolerance, graded, tolerance
 
 # Prefixes of the checks that measure whether an answer depends on its batch or its padding.
 INVARIANCE = ("batch", "padding")

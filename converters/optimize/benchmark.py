@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.runner import NO_SPINNING
+from converters.proof.runner import NO_SPINNING
 
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed, int], object]

@@ -26,7 +26,7 @@ from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import Row
 from converters.optimize.pruning import Pruning, write_pruned
 from converters.optimize.timing import TimedCandidate, Timer, Timings
-from converters.precision import write_precision
+from converters.precisions.write import write_precision
 from converters.task import ConversionRequest, Reference, Task
 
 LEFT_OUT = "not measured, and so not considered: the time budget ended first (--budget)"

@@ -1,2 +1,2 @@
-"""How each precision of an FP32 graph is written, one precision a file; ``converters.precision`` is
-the entry point."""
+"""How each precision of an FP32 graph is written, one precision a file; ``write`` is the entry
+point."""

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.graph_probe import probe
 from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
-from converters.tensors.graph_oracle import ask_reference
-from converters.tensors.graph_probe import probe
+from converters.tasks.tensors.graph_reference import ask_reference
 
 # The most that protobuf, and so one file, can hold.
 SIZE_LIMIT_BYTES = 2 * 1024**3 - 1

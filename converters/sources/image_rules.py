@@ -1,7 +1,7 @@
 """What each of transformers' image processors does, as operations of the step ``decode_image``.
 
 One function per class, each written from the class's own code (transformers 5) and compared with
-it, image by image, in tests/converters/test_image_processors.py.
+it, image by image, in tests/converters/sources/test_image_processors.py.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceRefused
-from converters.sources.tabular_model import Forest, TabularModel
-from converters.tabular.category_graph import (
+from converters.export.category_graph import (
     NO,
     YES,
     CategorySplits,
@@ -18,9 +17,10 @@ from converters.tabular.category_graph import (
     coded,
     with_coded_inputs,
 )
-from converters.tabular.graph import tree_graph
-from converters.tabular.table import Column, Table
-from converters.tabular.trees2onnx import Tree, thresholds_by_feature
+from converters.export.tabular_graph import tree_graph
+from converters.export.trees2onnx import Tree, thresholds_by_feature
+from converters.sources.table import Column, Table
+from converters.sources.tabular_model import Forest, TabularModel
 
 ZERO = float(np.float32(1e-35))  # its kZeroThreshold
 LINKS = {

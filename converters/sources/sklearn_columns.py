@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
-from converters.tabular.table import Column
-from converters.tabular.vectorizers import is_vectorizer, words_of
+from converters.sources.table import Column
+from converters.sources.vectorizers import is_vectorizer, words_of
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
+from converters.export.trees2onnx import Tree, thresholds_by_feature
 from converters.sources.sklearn_boosters import booster_model, is_booster
 from converters.sources.xgboost_model import XgboostModel
-from converters.tabular.trees2onnx import Tree, thresholds_by_feature
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceMissing, SourceRefused, no_traceback
+from converters.export.trees2onnx import Tree
 from converters.sources.archive import require_no_bomb
-from converters.tabular.table import Column, Table
-from converters.tabular.trees2onnx import Tree
+from converters.sources.table import Column, Table
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill")

@@ -92,7 +92,7 @@ class TensorSource(ABC):
 
     def ids(self) -> Mapping[str, np.ndarray]:
         """For each integer input with a limit (the rows of an embedding, categories): the limit, as
-        ``converters.tensors.ids.id_counts`` gives it."""
+        ``converters.sources.ids.id_counts`` gives it."""
         return {}
 
     def eager(self) -> Callable[[Group], object] | None:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.sources.ids import id_counts
 from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
-from converters.tensors.ids import id_counts
 
 V2_TYPES = {
     torch.bool: "BOOL",
@@ -78,12 +78,12 @@ class TorchFactory(TensorSource):
         )
 
     def write(self, target: Path) -> None:
-        from converters.tensors.module2onnx import export_module
+        from converters.export.module2onnx import export_module
 
         export_module(self.module, self._example, self.outputs, target)
 
     def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-        from converters.tensors.torch_oracle import ask_module
+        from converters.tasks.tensors.torch_reference import ask_module
 
         names = [output.name for output in self.outputs]
         reference, digest = ask_module(self.source, names, groups, folder)

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceRefused
-from converters.sources.tabular_model import NO_OPTIONS, Forest, TabularModel
-from converters.tabular.category_graph import (
+from converters.export.category_graph import (
     NO,
     CategorySplits,
     category_frame,
     coded,
     with_coded_inputs,
 )
-from converters.tabular.graph import linear_graph, tree_graph
-from converters.tabular.table import Column, Table
-from converters.tabular.trees2onnx import Tree, thresholds_by_feature
+from converters.export.tabular_graph import linear_graph, tree_graph
+from converters.export.trees2onnx import Tree, thresholds_by_feature
+from converters.sources.table import Column, Table
+from converters.sources.tabular_model import NO_OPTIONS, Forest, TabularModel
 
 # Objective -> the link from raw scores to a prediction.
 LINKS = {

@@ -42,8 +42,8 @@ def measure(engine: dict[str, Any], address: str, options: Any) -> None:
 def parity(engine: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """Compare the answers with those of the proved FP32 graph in ONNX Runtime on the CPU, within
     the tolerances of this task and precision."""
-    from converters.runner import onnx_runner
-    from converters.tolerance import tolerance
+    from converters.proof.runner import onnx_runner
+    from converters.proof.tolerance import tolerance
 
     rows = feed(engine["model"], PARITY_ROWS)
     reference = onnx_runner(Path(engine["files"]["reference"])).run(None, rows)[0]

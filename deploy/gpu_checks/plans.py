@@ -13,7 +13,7 @@ from deploy.gpu_checks.served import LARGEST_BATCH, TOKENS, feed
 def build_all(work: Path, engines: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     """One TensorRT plan per engine, by its name; or only ``missing``, why there is no TensorRT.
     Raises RuntimeError when a plan cannot be built."""
-    from converters.trt.available import missing
+    from converters.tensorrt.available import missing
 
     reason = missing()
     if reason:
@@ -25,7 +25,7 @@ def build_all(work: Path, engines: list[dict[str, Any]], options: Any) -> dict[s
 
 
 def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
-    command = [sys.executable, "-m", "converters.onnx2trt", engine["files"]["onnx"]]
+    command = [sys.executable, "-m", "converters.tensorrt.onnx2trt", engine["files"]["onnx"]]
     command += ["--output", str(folder), f"--max-batch={LARGEST_BATCH}"]
     if engine["model"] == "text_embedding":
         command.append(f"--lengths={TOKENS}")
@@ -34,7 +34,7 @@ def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
     if run.returncode:
         raise RuntimeError(f"onnx2trt could not build {engine['served_as']}: see its output above")
     built_in_s = round(time.perf_counter() - started, 1)
-    from converters.trt_runner import TrtRunner
+    from converters.tensorrt.runner import TrtRunner
 
     runner = TrtRunner(folder / "model.plan")
     figures = {

@@ -64,7 +64,7 @@ def chosen_engine(cpu: bool) -> str:
 def stage(work: Path, what: tuple[str, str], runs_on: str, cpu: bool) -> dict[str, Any]:
     """Write ``what`` (model and precision) to ``work/repository``; returns its part of the
     report."""
-    from converters.precision import write_precision
+    from converters.precisions.write import write_precision
 
     name, precision = what
     graph, served_as = published_graph(name), f"{name}_{precision}"

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from converters.parity import lowest_cosine, mean_difference
-from converters.proof import worst_difference
-from converters.runner import onnx_runner
+from converters.proof.checks import worst_difference
+from converters.proof.parity import lowest_cosine, mean_difference
+from converters.proof.runner import onnx_runner
 from converters.task import Task
 from modelspec.golden import Golden
 

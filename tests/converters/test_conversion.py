@@ -11,7 +11,7 @@ import pytest
 from converters.cache import BUILDING, cache_root, conversion
 from converters.conversion import ConversionOptions, convert, prove_graph, source_sha256
 from converters.errors import ConversionError, ProofFailed
-from converters.record import Record
+from converters.proof.record import Record
 from converters.task import ConversionRequest
 from tests.converters.small_task import Doubling
 

@@ -1,8 +1,9 @@
 """``tidegate convert --engine tensorrt``: where it cannot work, and the whole path where it can.
 
 For the whole path this machine gets stand-ins for what it lacks: nvidia-smi, the tensorrt package
-(see tests/converters/fake_trt.py) and Triton's tensorrt backend, which here is a Python-based one.
-Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the publication are real.
+(see tests/converters/tensorrt/fake_trt.py) and Triton's tensorrt backend, which here is a
+Python-based one. Conversion, proofs, Triton, its choice of ``configs/tensorrt.pbtxt`` and the
+publication are real.
 """
 
 import shutil
@@ -18,9 +19,9 @@ from ensembles.text_embedding import PIPELINE
 from modelspec.hardware import plan_config
 from modelspec.pbtxt import parse
 from serving.triton import installation
-from tests.converters import fake_trt
-from tests.converters.test_tensors import linear
-from tests.converters.trt_machine import child_environment, machine, plant_gpu
+from tests.converters.tasks.test_tensors import linear
+from tests.converters.tensorrt import fake_trt
+from tests.converters.tensorrt.trt_machine import child_environment, machine, plant_gpu
 from tests.running import environment
 from tidegate.app.engines import is_on, on_engine, why_not_here
 from tidegate.app.paths import Paths
@@ -74,11 +75,11 @@ def paths(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu_box(machine, tmp_path, monkeypatch):
     """Make this process and its children see a GPU, TensorRT and a Triton with its backend."""
-    import converters.trt_runner
+    import converters.tensorrt.runner
 
     for name, value in child_environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(converters.trt_runner, "Device", fake_trt.HostDevice)
+    monkeypatch.setattr(converters.tensorrt.runner, "Device", fake_trt.HostDevice)
     real = installation.find_triton()
     backends = tmp_path / "backends"
     shutil.copytree(real.backends, backends)

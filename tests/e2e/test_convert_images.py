@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from converters.image.photos import photo_file
+from converters.tasks.image_classification.photos import photo_file
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
 from tests.tiny_image_models import LABELS, save_image_classifier

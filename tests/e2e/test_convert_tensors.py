@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from tritonclient import grpc as triton
 
-from tests.converters.test_tensors import MODULE, linear
+from tests.converters.tasks.test_tensors import MODULE, linear
 from tests.running import environment, launch, stop, wait_ready
 
 

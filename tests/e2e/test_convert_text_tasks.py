@@ -9,7 +9,7 @@ import openai
 import pytest
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from converters.text.samples import default_texts, multilingual_texts
+from converters.tasks.text.samples import default_texts, multilingual_texts
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
 from tests.tiny_models import save_embedder, save_encoder, save_tagger
@@ -194,7 +194,7 @@ REFUSED = {
 def test_a_folder_that_cannot_be_converted_is_refused(models, tmp_path, spoil):
     from converters.errors import SourceRefused
     from converters.task import ConversionRequest
-    from converters.text.embedding import Embedding
+    from converters.tasks.embedding.task import Embedding
 
     folder = tmp_path / "model"
     shutil.copytree(models / "embedder", folder)
@@ -216,7 +216,7 @@ def test_a_refusal_is_one_line_and_leaves_nothing(models, tmp_path):
 def test_a_tagger_without_its_head_is_refused(tmp_path):
     from converters.errors import SourceRefused
     from converters.task import ConversionRequest
-    from converters.text.token_classification import TokenClassification
+    from converters.tasks.token_classification.task import TokenClassification
 
     folder = save_encoder("bert", tmp_path / "m")
     with pytest.raises(SourceRefused, match="lacks weights that this task needs"):

@@ -19,7 +19,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
-from converters.image.photos import photo_file
+from converters.tasks.image_classification.photos import photo_file
 from tests.ensembles.images import bad_images, colours, encoded
 from tidegate.app.client import GatewayClient
 from tidegate.app.demo_photo import describe_photo, show_photo

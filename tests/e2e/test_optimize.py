@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from converters.optimize import benchmark_process, timing
-from converters.record import Record
-from converters.text.samples import default_texts
+from converters.proof.record import Record
+from converters.tasks.text.samples import default_texts
 from tests.tiny_models import save_classifier
 from tidegate.app.optimize_candidates import original_options
 from tidegate.app.paths import Paths

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from converters.image.image_classification import LABELS
+from converters.tasks.image_classification.efficientnet import LABELS
 from ensembles.steps.top_labels import TopLabels, TritonPythonModel
 
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -31,11 +31,11 @@ def _builtin(fields: Fields) -> list[Body]:
         return []
     name, schema = next(iter(tensors.items()))
     if schema.get("x-bytes"):
-        from converters.image.samples import few_image_samples
+        from converters.tasks.image_classification.samples import few_image_samples
 
         return [{name: _b64(sample.data)} for sample in few_image_samples()]
     if schema.get("type") == "string" and "enum" not in schema:
-        from converters.text.samples import default_texts
+        from converters.tasks.text.samples import default_texts
 
         return [{name: text} for text in default_texts()]
     return []
@@ -55,7 +55,7 @@ def _from_path(fields: Fields, path: Path) -> list[Body]:
         return _rows(fields, path)
     if path.suffix == ".npz":
         return _arrays(fields, path)
-    from converters.text.sample_files import read_texts
+    from converters.tasks.text.sample_files import read_texts
 
     name = _only(fields, path, lambda schema: schema.get("type") == "string", "text")
     return [{name: text} for text in read_texts(path)]

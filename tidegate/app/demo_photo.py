@@ -25,7 +25,7 @@ def show_photo(client: GatewayClient) -> Photo:
 
     Raises ServingError with the gateway's reason, SourceMissing if the photo is not installed.
     """
-    from converters.image.photos import photo_file
+    from converters.tasks.image_classification.photos import photo_file
 
     file = photo_file(PHOTO)
     image = base64.b64encode(file.read_bytes()).decode()

@@ -31,7 +31,7 @@ def on_engine(built: "Built", engine: str, say: Say) -> "Built":
     if reason:
         say(f"{reason}. The ONNX engine is served instead")
         return built
-    from converters.engine import build_engine
+    from converters.tensorrt.engine import build_engine
 
     plan = build_engine(built.converted, engine_of(built.pipeline), say)
     return replace(built, pipeline=with_plan(built.pipeline), plan=plan)
@@ -39,7 +39,7 @@ def on_engine(built: "Built", engine: str, say: Say) -> "Built":
 
 def why_not_here() -> str:
     """Why TensorRT is not available on this machine, in one line; "" when it is."""
-    from converters import engine
+    from converters.tensorrt import engine
 
     reason = engine.why_not_here()
     if not reason and not (find_triton().backends / TENSORRT).is_dir():
@@ -64,7 +64,7 @@ def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
         return True
     if not has_plan:
         return False
-    from converters.engine import why_not_of_here
+    from converters.tensorrt.engine import why_not_of_here
 
     reason = why_not_of_here(engine_folder(repository, name))
     if reason:

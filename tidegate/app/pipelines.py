@@ -25,9 +25,9 @@ from tidegate.app.task_registry import RegisteredTask
 
 if TYPE_CHECKING:
     from converters.conversion import ConversionOptions, Converted
-    from converters.engine import Engine
-    from converters.record import Record
+    from converters.proof.record import Record
     from converters.task import Task
+    from converters.tensorrt.engine import Engine
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from serving.errors import ServingError
 from serving.repository.model_repository import is_published
 
 if TYPE_CHECKING:
-    from converters.record import Record
+    from converters.proof.record import Record
 
 
 def conflicting_models(repository: Path, name: str) -> list[str]:
@@ -40,7 +40,7 @@ def engine_folder(repository: Path, name: str) -> Path:
 def published_record(repository: Path, name: str) -> "Record | None":
     """The record beside the pipeline's engine; None when there is no readable one."""
     from converters.cache import PROOF_FILE
-    from converters.record import Record
+    from converters.proof.record import Record
 
     try:
         return Record.load(engine_folder(repository, name) / PROOF_FILE)

@@ -7,7 +7,7 @@ from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 
 if TYPE_CHECKING:
-    from converters.proof import Proof
+    from converters.proof.checks import Proof
     from converters.task import Reference, Task
 
 
@@ -23,8 +23,8 @@ def proved_through_triton(
 
     Raises ServingError when it cannot be served at all.
     """
-    from converters.attempt import attempted
-    from converters.proof import Proof
+    from converters.proof.attempt import attempted
+    from converters.proof.checks import Proof
 
     ports = Ports(*free_ports(3))
     options = LaunchOptions(repository, work_dir, ports, config_name=profile, name="scratch")

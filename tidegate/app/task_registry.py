@@ -139,37 +139,37 @@ class RegisteredTask:
 
 TASKS: Mapping[str, RegisteredTask] = {
     "embedding": RegisteredTask(
-        "converters.text.embedding:Embedding",
+        "converters.tasks.embedding.task:Embedding",
         "ensembles.embedding:declare",
         "./my-sentence-transformer --task embedding --name passages",
     ),
     "text-classification": RegisteredTask(
-        "converters.text.classification:TextClassification",
+        "converters.tasks.text_classification.task:TextClassification",
         "ensembles.text_classification:declare",
         "./my-model --task text-classification --name mood --samples texts.txt",
     ),
     "token-classification": RegisteredTask(
-        "converters.text.token_classification:TokenClassification",
+        "converters.tasks.token_classification.task:TokenClassification",
         "ensembles.token_classification:declare",
         "./my-tagger --task token-classification --name entities --samples texts.txt",
     ),
     "image-classification": RegisteredTask(
-        "converters.image.folder:HuggingFaceImages",
+        "converters.tasks.image_classification.task:HuggingFaceImages",
         "ensembles.image_classification:declare",
         "./my-vit --task image-classification --name things --samples photos/",
     ),
     "tensors": RegisteredTask(
-        "converters.tensors.task:Tensors",
+        "converters.tasks.tensors.task:Tensors",
         "ensembles.tensors:declare",
         "my_package.models:make_scorer --name scorer --samples inputs.npz",
     ),
     "tabular-classification": RegisteredTask(
-        "converters.tabular.task:TabularClassification",
+        "converters.tasks.tabular.task:TabularClassification",
         "ensembles.tabular:declare",
         "risk.skops --name risk --samples customers.csv",
     ),
     "tabular-regression": RegisteredTask(
-        "converters.tabular.task:TabularRegression",
+        "converters.tasks.tabular.task:TabularRegression",
         "ensembles.tabular:declare",
         "price.json --name price --samples houses.csv",
     ),
@@ -179,10 +179,11 @@ TASKS: Mapping[str, RegisteredTask] = {
 KNOWN: Mapping[str, RegisteredTask | None] = {
     "identity_fp32": None,
     "text_embedding": RegisteredTask(
-        "converters.text.text_embedding:TextEmbedding", "ensembles.text_embedding:declare"
+        "converters.tasks.embedding.text_embedding:TextEmbedding",
+        "ensembles.text_embedding:declare",
     ),
     "image_classification": RegisteredTask(
-        "converters.image.image_classification:ImageClassification",
+        "converters.tasks.image_classification.efficientnet:ImageClassification",
         "ensembles.image_classification:declare",
     ),
 }

@@ -14,7 +14,7 @@ from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
 
 if TYPE_CHECKING:
-    from converters.record import Record
+    from converters.proof.record import Record
     from converters.task import Task
 
 Say = Callable[[str], None]
@@ -257,7 +257,7 @@ def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
 
 
 def require_precisions(precisions: Sequence[str]) -> None:
-    from converters.precision import PRECISIONS
+    from converters.precisions.write import PRECISIONS
 
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown or len(set(precisions)) < len(precisions):

@@ -15,7 +15,7 @@ from tidegate.app.task_registry import TASKS, registered_task
 from tidegate.commands.convert import progress
 
 if TYPE_CHECKING:
-    from converters.proof import Check, Proof
+    from converters.proof.checks import Check, Proof
 
 SAME_ENGINE = "the graph is the one that was proved when it was published"
 
@@ -119,7 +119,7 @@ def _same_engine(recorded: str, engine: Path) -> "Check":
     """Whether the graph is the one that was proved when it was published: this also finds a change
     that hides within a precision's rounding tolerance."""
     from converters.cache import files_sha256
-    from converters.proof import at_most
+    from converters.proof.checks import at_most
 
     actual = files_sha256([engine])
     detail = f"SHA-256 {actual[:12]}..., proof.json says {recorded[:12]}...: convert it again"

@@ -1,0 +1,117 @@
+"""scikit-learn -> ONNX, in FP64, as scikit-learn itself computes.
+
+skl2onnx converts everything except what converters.export.sklearn_exact replaces.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from converters.errors import ExportFailed, SourceRefused
+from converters.export.graph_names import ALL, OPSET
+from converters.export.sklearn_exact import register_exact, register_vectorizers
+from converters.export.trees2onnx import ML_DOMAIN, ML_OPSET
+from converters.sources.table import Column
+
+NO_CONVERTER = re.compile(r"Unable to find a (?:shape calculator|converter)\D*?<class '([\w.]+)'")
+
+
+def convert_estimator(
+    estimator: Any,
+    columns: Sequence[Column] | None,
+    width: int,
+    kind: str,
+    vectorizers: Sequence[Any] = (),
+    *,
+    zero_missing: bool = False,
+) -> onnx.ModelProto:
+    """The graph of a fitted estimator. ``kind`` is ``classifier`` (the graph gives its
+    probabilities), ``regressor``, ``outliers`` or ``clusters``.
+
+    It has one input for each of ``columns``, or, if they are None, one of all ``width``. Each of
+    ``vectorizers`` becomes a node ``VECTORIZE`` with its index, which ``public_graph`` replaces.
+    ``zero_missing``: see ``register_exact``. ExportFailed or SourceRefused names an estimator that
+    has no converter.
+    """
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    register_exact(zero_missing=zero_missing)
+    register_vectorizers(vectorizers)
+    _disable_flatten_transform(estimator)
+    reasons = []
+    # Some of ONNX Runtime's operators (support vectors, AdaBoost) support FP32 only.
+    for number in (DoubleTensorType, FloatTensorType):
+        try:
+            graph = _converted(estimator, columns, width, kind, number)
+            if not vectorizers:
+                _require_loadable(graph)
+            return graph
+        except SourceRefused:
+            raise
+        except Exception as error:  # skl2onnx and ONNX Runtime raise many types
+            reasons.append(_reason(error))
+    raise ExportFailed(
+        f"{type(estimator).__name__} cannot be converted to ONNX{_step_names(estimator)}: "
+        f"{reasons[-1]}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The reason with a remedy, where skl2onnx's own message is about its internals."""
+    message = " ".join(str(error).split())
+    match = NO_CONVERTER.search(message)
+    if match:
+        name = match[1].rpartition(".")[2]
+        return f"{name} has no converter; train with another estimator or step instead"
+    return message[:200]
+
+
+def _converted(
+    estimator: Any, columns: Sequence[Column] | None, width: int, kind: str, number: Any
+) -> onnx.ModelProto:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import StringTensorType
+
+    types = [(ALL, number([None, width]))] if columns is None else None
+    if columns is not None:
+        types = [
+            (column.name, (StringTensorType if column.is_text else number)([None, 1]))
+            for column in columns
+        ]
+    options = {id(estimator): {"zipmap": False}} if kind == "classifier" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph: onnx.ModelProto = convert_sklearn(
+            estimator,
+            initial_types=types,
+            options=options,
+            target_opset={"": OPSET, ML_DOMAIN: ML_OPSET},
+        )
+    # A classifier's outputs are the label and the probabilities; the label is computed later.
+    del graph.graph.output[:-1]
+    return graph
+
+
+def _disable_flatten_transform(estimator: Any) -> None:
+    """skl2onnx requires a VotingClassifier without this option, which only transform() uses."""
+    steps = [step for _, step in getattr(estimator, "steps", [])]
+    for part in (estimator, *steps):
+        if hasattr(part, "flatten_transform"):
+            part.flatten_transform = False
+
+
+def _require_loadable(graph: onnx.ModelProto) -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _step_names(estimator: Any) -> str:
+    """The names of the estimator's steps in parentheses, or ""."""
+    steps = [type(step).__name__ for _, step in getattr(estimator, "steps", [])]
+    return f" (its steps: {', '.join(steps)})" if steps else ""

@@ -1,0 +1,674 @@
+"""Converters that replace skl2onnx's own: exactly scikit-learn's arithmetic, in its order.
+
+skl2onnx's trees and SimpleImputer support FP32 only, and its MinMaxScaler rounds in another order:
+each sends a row near a threshold to the other side. Its encoders support neither missing nor rare
+categories. Each function is a converter with skl2onnx's signature: ``(scope, operator,
+container)``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from converters.export.graph_names import TIDEGATE_DOMAIN, VECTORIZE
+from converters.export.tree_graph import tree_parts
+from converters.export.trees2onnx import ML_OPSET
+from converters.sources.sklearn_boosters import XGBOOST, booster_classes
+from converters.sources.sklearn_columns import is_missing
+from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
+from converters.sources.sklearn_functions import FUNCTIONS, function_parts
+from converters.sources.sklearn_trees import tree_models, tree_sum
+from converters.sources.table import MISSING
+from converters.sources.vectorizers import size_of
+
+ML_DOMAIN = "ai.onnx.ml"
+
+
+def register_exact(*, zero_missing: bool = False) -> None:
+    """Make skl2onnx use these converters. ``zero_missing``: boosters are given sparse rows, in
+    which XGBoost reads the omitted values, which are 0, as missing."""
+    from skl2onnx import _parse, update_registered_converter
+    from skl2onnx.common.shape_calculator import (
+        calculate_linear_classifier_output_shapes,
+        calculate_linear_regressor_output_shapes,
+    )
+    from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
+    from sklearn import cluster
+    from sklearn.ensemble import IsolationForest
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import (
+        Binarizer,
+        FunctionTransformer,
+        KBinsDiscretizer,
+        MinMaxScaler,
+        Normalizer,
+        OneHotEncoder,
+        OrdinalEncoder,
+        PolynomialFeatures,
+        TargetEncoder,
+    )
+
+    # skl2onnx cannot merge adjacent text and number columns into one tensor.
+    _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
+    flags = {
+        "zipmap": [True, False, "columns"],
+        "nocl": [True, False],
+        "raw_scores": [True, False],
+        "output_class_labels": [False, True],
+    }
+    classifier = calculate_linear_classifier_output_shapes
+    regressor = calculate_linear_regressor_output_shapes
+    for model, classifies in (*tree_models(), *booster_classes()):
+        zero = (0.0,) if zero_missing and model.__name__ in XGBOOST else ()
+        update_registered_converter(
+            model,
+            f"Sklearn{model.__name__}",
+            classifier if classifies else regressor,
+            _trees_converter(zero),
+            options=flags if classifies else None,
+            parser=_single_output_parser if model is IsolationForest else None,
+        )
+    for model in (cluster.KMeans, cluster.MiniBatchKMeans, cluster.BisectingKMeans):
+        update_registered_converter(
+            model,
+            f"Sklearn{model.__name__}",
+            _distances_shape,
+            _convert_centres,
+            parser=_single_output_parser,
+        )
+    for model in linear_classifiers():
+        update_registered_converter(
+            model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=flags
+        )
+    for part, shapes, convert in (
+        (SimpleImputer, _imputed_shape, _convert_imputer),
+        (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
+        (OneHotEncoder, _encoded_shape, _convert_encoder),
+        (OrdinalEncoder, _encoded_shape, _convert_encoder),
+        (TargetEncoder, _encoded_shape, _convert_encoder),
+        (KBinsDiscretizer, _binned_shape, _convert_bins),
+        (Binarizer, _same_shape, _convert_binarizer),
+        (PolynomialFeatures, _polynomial_shape, _convert_polynomial),
+        (Normalizer, _same_shape, _convert_normalizer),
+        (TfidfTransformer, _same_shape, _convert_tfidf),
+        (FunctionTransformer, _function_shape, _convert_function),
+    ):
+        update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
+
+
+def _trees_converter(extra_missing: tuple[float, ...]) -> Any:
+    """A converter whose trees also read these numbers as missing."""
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        _convert_trees(scope, operator, container, extra_missing)
+
+    return convert
+
+
+def _convert_trees(
+    scope: Any, operator: Any, container: Any, extra_missing: tuple[float, ...]
+) -> None:
+    from skl2onnx.common.data_types import guess_proto_type
+
+    tree_model = tree_sum(operator.raw_operator)
+    source = scope.get_unique_variable_name("trees")
+    container.add_node("Identity", [_joined_input(scope, operator, container)], [source])
+    subgraph = tree_parts(
+        tree_model.trees,
+        tree_model.start,
+        tree_model.link,
+        narrow=tree_model.narrow,
+        source=source,
+        missing=(*tree_model.missing, *extra_missing),
+    )
+    for name, value in subgraph.constants.items():
+        container.add_initializer(name, onnx.TensorProto.DOUBLE, value.shape, value.ravel())
+    for part in subgraph.parts:
+        versions = {"op_domain": part.domain, "op_version": ML_OPSET} if part.domain else {}
+        name = scope.get_unique_operator_name(part.operator)
+        container.add_node(
+            part.operator,
+            list(part.inputs),
+            [part.output],
+            name=name,
+            **versions,
+            **part.attributes,
+        )
+    target, answer = operator.outputs[-1], subgraph.parts[-1].output
+    container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
+    if len(operator.outputs) > 1:
+        _add_label(scope, operator, container, answer)
+
+
+def _single_output_parser(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """A parser for one output; skl2onnx's own adds a label, in its own order."""
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    operator = scope.declare_local_operator(f"Sklearn{type(model).__name__}", model)
+    operator.inputs = inputs
+    is_fp32 = any(isinstance(variable.type, FloatTensorType) for variable in inputs)
+    tensor_type = FloatTensorType if is_fp32 else DoubleTensorType
+    operator.outputs.append(scope.declare_local_variable("answer", tensor_type()))
+    return operator.outputs
+
+
+def _distances_shape(operator: Any) -> None:
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type.shape = [rows, len(operator.raw_operator.cluster_centers_)]
+
+
+def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
+    """Minus the distances to the centres: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn computes
+    them."""
+    source, dtype = _joined_input(scope, operator, container), onnx.TensorProto.DOUBLE
+    centres = np.asarray(operator.raw_operator.cluster_centers_, np.float64)
+    keys = (
+        "wide",
+        "length",
+        "product",
+        "twice",
+        "first",
+        "square",
+        "positive",
+        "distance",
+        "minus",
+    )
+    name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    centre_columns = _constant(scope, container, centres.T, dtype, centres.T.shape)
+    centre_lengths = _constant(scope, container, (centres**2).sum(axis=1), dtype, (1, len(centres)))
+    two, zero = (_constant(scope, container, [number], dtype) for number in (-2.0, 0.0))
+    container.add_node("Cast", [source], [name["wide"]], to=dtype)
+    container.add_node("ReduceSumSquare", [name["wide"], axes], [name["length"]], keepdims=1)
+    container.add_node("MatMul", [name["wide"], centre_columns], [name["product"]])
+    container.add_node("Mul", [name["product"], two], [name["twice"]])
+    container.add_node("Add", [name["twice"], name["length"]], [name["first"]])
+    container.add_node("Add", [name["first"], centre_lengths], [name["square"]])
+    container.add_node("Max", [name["square"], zero], [name["positive"]])
+    container.add_node("Sqrt", [name["positive"]], [name["distance"]])
+    container.add_node("Neg", [name["distance"]], [name["minus"]])
+    target = operator.outputs[0]
+    container.add_node("Cast", [name["minus"]], [target.full_name], to=_output_dtype(target, dtype))
+
+
+def register_vectorizers(vectorizers: Sequence[Any]) -> None:
+    """Make skl2onnx write a ``VECTORIZE`` node, with its index among ``vectorizers``, for each of
+    them."""
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    indices = {id(vectorizer): index for index, vectorizer in enumerate(vectorizers)}
+
+    def shape(operator: Any) -> None:
+        rows = operator.inputs[0].get_first_dimension()
+        operator.outputs[0].type = DoubleTensorType([rows, size_of(operator.raw_operator)])
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        container.add_node(
+            VECTORIZE,
+            [operator.inputs[0].full_name],
+            [operator.outputs[0].full_name],
+            name=scope.get_unique_operator_name(VECTORIZE),
+            op_domain=TIDEGATE_DOMAIN,
+            op_version=1,
+            index=indices[id(operator.raw_operator)],
+        )
+
+    for vectorizer_class in {type(vectorizer) for vectorizer in vectorizers}:
+        update_registered_converter(
+            vectorizer_class, f"Sklearn{vectorizer_class.__name__}", shape, convert
+        )
+
+
+def linear_classifiers() -> Iterator[type]:
+    """Yield the classifiers that are ``x @ coef_ + intercept_`` and a link."""
+    from sklearn import linear_model, svm
+
+    names = (
+        "LogisticRegression",
+        "LogisticRegressionCV",
+        "SGDClassifier",
+        "Perceptron",
+        "RidgeClassifier",
+        "RidgeClassifierCV",
+        "PassiveAggressiveClassifier",
+    )
+    yield from (getattr(linear_model, name) for name in names if hasattr(linear_model, name))
+    yield svm.LinearSVC
+
+
+def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
+    """Scores, or margins if the estimator has no scores ([n, classes]; for two, -d and d)."""
+    model, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype = _input_dtype(operator)
+    if dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        dtype, raw_source = onnx.TensorProto.DOUBLE, source
+        source = scope.get_unique_variable_name("numbers")
+        container.add_node("Cast", [raw_source], [source], to=dtype)
+    weights = np.asarray(model.coef_, np.float64).T
+    weights = weights.reshape(
+        len(weights), -1
+    )  # a RidgeClassifier for two classes may have one axis
+    start = np.ravel(np.asarray(model.intercept_, np.float64))
+    bias = np.broadcast_to(start, weights.shape[1:])
+    if weights.shape[1] == 1:
+        weights = np.hstack([-weights, weights])
+        bias = np.concatenate([-bias, bias])
+    names = {
+        key: scope.get_unique_variable_name(key) for key in ("product", "margin", "odds", "sum")
+    }
+    weights_name = _constant(scope, container, weights, dtype, weights.shape)
+    container.add_node("MatMul", [source, weights_name], [names["product"]])
+    bias_name = _constant(scope, container, bias, dtype)
+    container.add_node("Add", [names["product"], bias_name], [names["margin"]])
+    answer = scope.get_unique_variable_name("answer")
+    match _linear_link(model):
+        case "margin":
+            container.add_node("Identity", [names["margin"]], [answer])
+        case "softmax":
+            container.add_node("Softmax", [names["margin"]], [answer], axis=1)
+        case "sigmoid":
+            container.add_node("Sigmoid", [names["margin"]], [answer])
+        case "one against the rest":
+            axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+            container.add_node("Sigmoid", [names["margin"]], [names["odds"]])
+            container.add_node("ReduceSum", [names["odds"], axes], [names["sum"]], keepdims=1)
+            container.add_node("Div", [names["odds"], names["sum"]], [answer])
+    target = operator.outputs[-1]
+    container.add_node(
+        "Cast", [answer], [target.full_name], to=_output_dtype(target, onnx.TensorProto.DOUBLE)
+    )
+    if len(operator.outputs) > 1:
+        _add_label(scope, operator, container, answer)
+
+
+def _linear_link(model: Any) -> str:
+    if not hasattr(model, "predict_proba"):
+        return "margin"
+    if getattr(model, "loss", "log_loss") != "log_loss":
+        raise NotImplementedError(f"{type(model).__name__}(loss={model.loss!r}) has no converter")
+    if len(model.classes_) == 2:
+        return "sigmoid"
+    one_vs_rest = (
+        getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
+    )
+    return "one against the rest" if one_vs_rest or hasattr(model, "loss") else "softmax"
+
+
+def _output_dtype(variable: Any, default: int) -> int:
+    from skl2onnx.common.data_types import guess_proto_type
+
+    return int(guess_proto_type(variable.type) or default)
+
+
+def _add_label(scope: Any, operator: Any, container: Any, answer: str) -> None:
+    classes = np.asarray(operator.raw_operator.classes_)
+    is_text = classes.dtype.kind in "OUS"
+    labels = [str(label).encode() if is_text else int(label) for label in classes]
+    index = scope.get_unique_variable_name("index")
+    names = _constant(
+        scope, container, labels, onnx.TensorProto.STRING if is_text else onnx.TensorProto.INT64
+    )
+    container.add_node("ArgMax", [answer], [index], axis=1, keepdims=0)
+    container.add_node("Gather", [names, index], [operator.outputs[0].full_name])
+
+
+def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
+    """``x * scale_ + min_``, as transform() computes it."""
+    scaler, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
+    scaled = scope.get_unique_variable_name("scaled")
+    container.add_node("Mul", [source, _constant(scope, container, scaler.scale_, dtype)], [scaled])
+    minimum = _constant(scope, container, scaler.min_, dtype)
+    if not scaler.clip:
+        container.add_node("Add", [scaled, minimum], [target])
+        return
+    moved = scope.get_unique_variable_name("moved")
+    container.add_node("Add", [scaled, minimum], [moved])
+    ends = [_constant(scope, container, end, dtype, ()) for end in scaler.feature_range]
+    container.add_node("Clip", [moved, *ends], [target])
+
+
+def _binned_shape(operator: Any) -> None:
+    bins = operator.raw_operator.n_bins_
+    width = len(bins) if operator.raw_operator.encode == "ordinal" else int(np.sum(bins))
+    tensor_type, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = tensor_type([rows, width])
+
+
+def _convert_bins(scope: Any, operator: Any, container: Any) -> None:
+    """The bin is the number of inner edges that the number reaches, all in FP64."""
+    discretizer, dtype, double = (
+        operator.raw_operator,
+        _input_dtype(operator),
+        onnx.TensorProto.DOUBLE,
+    )
+    source, columns = _joined_input(scope, operator, container), []
+    if discretizer.dtype == np.float32:
+        narrow = str(scope.get_unique_variable_name("narrow"))
+        container.add_node("Cast", [source], [narrow], to=onnx.TensorProto.FLOAT)
+        source = narrow
+    numbers = str(scope.get_unique_variable_name("numbers"))
+    container.add_node("Cast", [source], [numbers], to=double)
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    for index, edges in enumerate(discretizer.bin_edges_):
+        keys = ("column", "reached", "ones", "bin", "same", "encoded")
+        name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
+        index_name = _constant(scope, container, [index], onnx.TensorProto.INT64)
+        # One more edge that nothing reaches: a column of one bin has no inner edge.
+        inner = [*map(float, edges[1:-1]), np.inf]
+        edges_name = _constant(scope, container, inner, double, (1, len(inner)))
+        container.add_node("Gather", [numbers, index_name], [name["column"]], axis=1)
+        container.add_node("GreaterOrEqual", [name["column"], edges_name], [name["reached"]])
+        container.add_node("Cast", [name["reached"]], [name["ones"]], to=dtype)
+        container.add_node("ReduceSum", [name["ones"], axes], [name["bin"]], keepdims=1)
+        if discretizer.encode == "ordinal":
+            columns.append(name["bin"])
+            continue
+        count = int(discretizer.n_bins_[index])
+        bin_numbers = _constant(scope, container, list(map(float, range(count))), dtype, (1, count))
+        container.add_node("Equal", [name["bin"], bin_numbers], [name["same"]])
+        container.add_node("Cast", [name["same"]], [name["encoded"]], to=dtype)
+        columns.append(name["encoded"])
+    container.add_node("Concat", columns, [operator.outputs[0].full_name], axis=1)
+
+
+def _polynomial_shape(operator: Any) -> None:
+    tensor_type, rows = type(operator.inputs[0].type), operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = tensor_type([rows, int(operator.raw_operator.n_output_features_)])
+
+
+def _convert_polynomial(scope: Any, operator: Any, container: Any) -> None:
+    """Each output is a product of columns: as many factors as the degree, padded with 1."""
+    polynomial, dtype, source = (
+        operator.raw_operator,
+        _input_dtype(operator),
+        _joined_input(scope, operator, container),
+    )
+    columns = int(polynomial.n_features_in_)
+    factors = [np.repeat(np.arange(columns), powers) for powers in polynomial.powers_]
+    degree = max(1, *(len(row) for row in factors))
+    positions = np.array([[*row, *[columns] * (degree - len(row))] for row in factors])
+    names = [
+        str(scope.get_unique_variable_name(key)) for key in ("first", "is_nan", "one", "extended")
+    ]
+    first, is_nan, one, extended = names
+    origin = _constant(scope, container, [0], onnx.TensorProto.INT64)
+    one_constant = _constant(scope, container, [1.0], dtype)
+    # 1 in every row, whatever the first column holds.
+    container.add_node("Gather", [source, origin], [first], axis=1)
+    container.add_node("IsNaN", [first], [is_nan])
+    container.add_node("Where", [is_nan, one_constant, one_constant], [one])
+    container.add_node("Concat", [source, one], [extended], axis=1)
+    product = ""
+    for factor_index in range(degree):
+        position = _constant(
+            scope, container, positions[:, factor_index].tolist(), onnx.TensorProto.INT64
+        )
+        factor = str(scope.get_unique_variable_name("factor"))
+        container.add_node("Gather", [extended, position], [factor], axis=1)
+        if not product:
+            product = factor
+            continue
+        next_product = str(scope.get_unique_variable_name("product"))
+        container.add_node("Mul", [product, factor], [next_product])
+        product = next_product
+    container.add_node("Identity", [product], [operator.outputs[0].full_name])
+
+
+def _convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
+    source, dtype = _joined_input(scope, operator, container), _input_dtype(operator)
+    numbers, is_over = (str(scope.get_unique_variable_name(key)) for key in ("numbers", "over"))
+    double = onnx.TensorProto.DOUBLE
+    threshold = _constant(scope, container, [float(operator.raw_operator.threshold)], double)
+    container.add_node("Cast", [source], [numbers], to=double)
+    container.add_node("Greater", [numbers, threshold], [is_over])
+    container.add_node("Cast", [is_over], [operator.outputs[0].full_name], to=dtype)
+
+
+def _same_shape(operator: Any) -> None:
+    tensor_type = type(operator.inputs[0].type)
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type = tensor_type([rows, int(operator.raw_operator.n_features_in_)])
+
+
+def _convert_normalizer(scope: Any, operator: Any, container: Any) -> None:
+    source = _joined_input(scope, operator, container)
+    _add_norm(scope, operator, container, source, operator.raw_operator.norm)
+
+
+def _add_norm(scope: Any, operator: Any, container: Any, source: str, norm: str | None) -> None:
+    """Write rows divided by their norm, where it is not 0, to the operator's output."""
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
+    if norm is None:
+        container.add_node("Identity", [source], [target])
+        return
+    names = [scope.get_unique_variable_name("norm") for _ in range(4)]
+    size, length, is_zero, safe = map(str, names)
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    container.add_node("Abs", [source], [size])
+    reduction = {"l1": "ReduceSum", "l2": "ReduceL2", "max": "ReduceMax"}[norm]
+    container.add_node(reduction, [size, axes], [length], keepdims=1)
+    zero, one = (_constant(scope, container, [number], dtype) for number in (0.0, 1.0))
+    container.add_node("Equal", [length, zero], [is_zero])
+    container.add_node("Where", [is_zero, one, length], [safe])
+    container.add_node("Div", [source, safe], [target])
+
+
+def _function_shape(operator: Any) -> None:
+    first = operator.inputs[0]
+    width = sum(variable.type.shape[1] or 0 for variable in operator.inputs) or None
+    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
+
+
+def _convert_function(scope: Any, operator: Any, container: Any) -> None:
+    function, source = operator.raw_operator.func, _joined_input(scope, operator, container)
+    dtype, target = _input_dtype(operator), operator.outputs[0].full_name
+    parts = function_parts(function, source, target)
+    if parts is None:
+        raise NotImplementedError(
+            f"FunctionTransformer({getattr(function, '__name__', function)}) has no converter: use "
+            f"{', '.join(sorted(FUNCTIONS))}, or no function"
+        )
+    if source != target and not parts:
+        container.add_node("Identity", [source], [target])
+    for operator_name, inputs, output, constant in parts:
+        extra_inputs = [] if constant is None else [_constant(scope, container, [constant], dtype)]
+        container.add_node(operator_name, [*inputs, *extra_inputs], [output])
+
+
+def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
+    transformer, source = operator.raw_operator, _joined_input(scope, operator, container)
+    dtype = _input_dtype(operator)
+    if transformer.sublinear_tf:
+        names = [scope.get_unique_variable_name("tf") for _ in range(5)]
+        is_positive, positive, logs, shifted, scaled = map(str, names)
+        zero, one = (_constant(scope, container, [number], dtype) for number in (0.0, 1.0))
+        container.add_node("Greater", [source, zero], [is_positive])
+        container.add_node("Where", [is_positive, source, one], [positive])
+        container.add_node("Log", [positive], [logs])
+        container.add_node("Add", [logs, one], [shifted])
+        container.add_node("Where", [is_positive, shifted, zero], [scaled])
+        source = scaled
+    if transformer.use_idf:
+        weighted = str(scope.get_unique_variable_name("tfidf"))
+        idf = _constant(scope, container, np.asarray(transformer.idf_, np.float64), dtype)
+        container.add_node("Mul", [source, idf], [weighted])
+        source = weighted
+    _add_norm(scope, operator, container, source, transformer.norm)
+
+
+def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Replace missing values with ``statistics_``; in a text column the empty text is missing."""
+    imputer, source = operator.raw_operator, _joined_input(scope, operator, container)
+    statistics = np.asarray(imputer.statistics_)
+    missing_name, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
+    final, indicator = target, imputer.indicator_
+    if indicator is not None:
+        target = scope.get_unique_variable_name("filled")
+    missing_value = imputer.missing_values
+    # A numeric constant is stored as objects.
+    of_texts = any(isinstance(value, str) for value in statistics)
+    if of_texts:
+        keys = ["", MISSING] if is_missing(missing_value) else [str(missing_value)]
+        _add_lookup(scope, container, source, missing_name, dict.fromkeys(keys, 1), 0)
+        flags, missing_name = missing_name, scope.get_unique_variable_name("is_missing")
+        container.add_node("Cast", [flags], [missing_name], to=onnx.TensorProto.BOOL)
+        texts = [str(text).encode() for text in statistics]
+        fill = _constant(scope, container, texts, onnx.TensorProto.STRING)
+    else:
+        dtype, numbers = _input_dtype(operator), statistics.astype(np.float64)
+        fill = _constant(scope, container, numbers, dtype)
+        if not np.isfinite(numbers).all():
+            raise NotImplementedError("a SimpleImputer that drops empty columns has no converter")
+        if is_missing(missing_value):
+            container.add_node("IsNaN", [source], [missing_name])
+        else:
+            value = _constant(scope, container, [float(missing_value)], dtype)
+            container.add_node("Equal", [source, value], [missing_name])
+    container.add_node("Where", [missing_name, fill, source], [target])
+    if indicator is None:
+        return
+    if of_texts:
+        raise NotImplementedError("SimpleImputer(add_indicator=True) for texts has no converter")
+    flag_numbers, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
+    flag_positions = _constant(
+        scope,
+        container,
+        [int(position) for position in indicator.features_],
+        onnx.TensorProto.INT64,
+    )
+    container.add_node("Cast", [missing_name], [flag_numbers], to=_input_dtype(operator))
+    container.add_node("Gather", [flag_numbers, flag_positions], [flagged], axis=1)
+    container.add_node("Concat", [target, flagged], [final], axis=1)
+
+
+def _imputed_shape(operator: Any) -> None:
+    first, imputer = operator.inputs[0], operator.raw_operator
+    flags = 0 if imputer.indicator_ is None else len(imputer.indicator_.features_)
+    width = len(imputer.statistics_) + flags
+    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
+
+
+def _add_lookup(
+    scope: Any,
+    container: Any,
+    source: str,
+    target: str,
+    positions: Mapping[str, int],
+    default: int,
+) -> None:
+    """Look texts [...] up in ``positions``: INT64 of the same shape, ``default`` for an unknown
+    one."""
+    container.add_node(
+        "LabelEncoder",
+        [source],
+        [target],
+        name=scope.get_unique_operator_name("LabelEncoder"),
+        keys_strings=list(positions),
+        values_int64s=list(positions.values()),
+        default_int64=default,
+        op_domain=ML_DOMAIN,
+        op_version=2,
+    )
+
+
+def _encoded_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    types = [type(variable.type) for variable in operator.inputs]
+    tensor_type = FloatTensorType if FloatTensorType in types else DoubleTensorType
+    width = sum(column.rows.shape[1] for column in encoder_columns(operator.raw_operator))
+    operator.outputs[0].type = tensor_type([operator.inputs[0].get_first_dimension(), width])
+
+
+def _convert_encoder(scope: Any, operator: Any, container: Any) -> None:
+    """Look each column's value up among its categories, and read the encoder's own output for that
+    category from a table, which covers all of the encoder's options."""
+    from skl2onnx.common.data_types import StringTensorType, guess_proto_type
+
+    columns = encoder_columns(operator.raw_operator)
+    remaining, dtype = iter(columns), guess_proto_type(operator.outputs[0].type)
+    parts: list[str] = []
+    for variable in operator.inputs:
+        # A single input holds all columns; of several, each declares its width.
+        width = len(columns) if len(operator.inputs) == 1 else variable.type.shape[1]
+        for position in range(width):
+            column = next(remaining)
+            source = variable.full_name
+            if width > 1:
+                position_name = _constant(scope, container, [position], onnx.TensorProto.INT64)
+                source = scope.get_unique_variable_name("column")
+                container.add_node("Gather", [variable.full_name, position_name], [source], axis=1)
+            is_text = isinstance(variable.type, StringTensorType)
+            add_index = _index_of_text if is_text else _index_of_number
+            index = add_index(scope, container, source, column, variable)
+            rows = _constant(scope, container, column.rows, dtype, column.rows.shape)
+            encoded = scope.get_unique_variable_name("encoded")
+            container.add_node("Gather", [rows, index], [encoded], axis=0)
+            flat = _constant(scope, container, [-1, column.rows.shape[1]], onnx.TensorProto.INT64)
+            parts.append(scope.get_unique_variable_name("encoded_flat"))
+            container.add_node("Reshape", [encoded, flat], [parts[-1]])
+    container.add_node("Concat", parts, [operator.outputs[0].full_name], axis=1)
+
+
+def _index_of_text(
+    scope: Any, container: Any, source: str, column: EncoderColumn, _variable: Any
+) -> str:
+    positions = {str(category): index for index, category in enumerate(column.known, start=1)}
+    positions[MISSING] = len(column.known) + 1
+    index = str(scope.get_unique_variable_name("index"))
+    _add_lookup(scope, container, source, index, positions, 0)
+    return index
+
+
+def _index_of_number(
+    scope: Any, container: Any, source: str, column: EncoderColumn, variable: Any
+) -> str:
+    """1, 2, ... for a known number, 0 for another, the last for NaN."""
+    from skl2onnx.common.data_types import guess_proto_type
+
+    dtype, count = int(guess_proto_type(variable.type)), len(column.known)
+    names = [scope.get_unique_variable_name("index") for _ in range(6)]
+    same, matches, weighted, index, is_nan, result = map(str, names)
+    known = [float(category) for category in column.known]
+    known_name = _constant(scope, container, known, dtype, (1, count))
+    container.add_node("Equal", [source, known_name], [same])
+    container.add_node("Cast", [same], [matches], to=onnx.TensorProto.INT64)
+    numbers = _constant(
+        scope, container, list(range(1, count + 1)), onnx.TensorProto.INT64, (1, count)
+    )
+    container.add_node("Mul", [matches, numbers], [weighted])
+    axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
+    container.add_node("ReduceSum", [weighted, axes], [index], keepdims=1)
+    container.add_node("IsNaN", [source], [is_nan])
+    last = _constant(scope, container, [count + 1], onnx.TensorProto.INT64)
+    container.add_node("Where", [is_nan, last, index], [result])
+    return result
+
+
+def _joined_input(scope: Any, operator: Any, container: Any) -> str:
+    """The operator's one input; several are concatenated first."""
+    from skl2onnx.operator_converters.common import concatenate_variables
+
+    if len(operator.inputs) > 1:
+        return str(concatenate_variables(scope, operator.inputs, container))
+    return str(operator.inputs[0].full_name)
+
+
+def _input_dtype(operator: Any) -> int:
+    from skl2onnx.common.data_types import guess_proto_type
+
+    return int(guess_proto_type(operator.inputs[0].type))
+
+
+def _constant(
+    scope: Any, container: Any, values: Any, dtype: int, shape: tuple[int, ...] | None = None
+) -> str:
+    name = str(scope.get_unique_variable_name("constant"))
+    flat = list(np.ravel(values)) if not isinstance(values, list) else values
+    container.add_initializer(name, dtype, [len(flat)] if shape is None else list(shape), flat)
+    return name

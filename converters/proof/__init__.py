@@ -1,0 +1,1 @@
+"""Whether a graph, and what Triton serves of it, kept the original's answers."""

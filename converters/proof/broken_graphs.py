@@ -1,0 +1,135 @@
+"""Graphs with one plausible fault each, which every proof must detect."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converters.errors import ConversionError
+
+if TYPE_CHECKING:
+    from converters.task import Reference, Task
+
+LAYERS = ("MatMul", "Gemm", "Conv")
+# Operators whose output has their input's shape: the graph still runs when one is left out.
+NONLINEAR = (
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid"),
+    *("HardSwish", "Clip", "Softplus", "Mish"),
+)
+NORMALISING = (
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization"),
+    *("RMSNormalization", "Softmax"),
+)
+
+
+def broken_graphs(
+    task: "Task", reference: "Reference", source: Path, precision: str, folder: Path
+) -> Iterator[tuple[str, list[Path]]]:
+    """The kinds of fault, each with graphs that have it in different positions; no graph where
+    there is nothing to break in that way."""
+    yield "one layer skipped", list(skipped_layers(source, folder))
+    yield "two units swapped", list(swapped_units(source, folder))
+    yield "an operator left out", list(left_out(source, folder))
+    if task.has_mask:
+        yield "mask dropped", list(dropped_mask(source, folder))
+    if precision == "int8-static":
+        yield "calibration on zeros", list(_calibrated_on_zeros(task, reference, source, folder))
+
+
+def skipped_layers(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with the weights of one layer set to zero, which skips the layer where a residual
+    connection bypasses it; three such graphs, at the middle, the first and the third quarter. None
+    without a layer."""
+    return _changed_weights(source, folder, "skipped", np.zeros_like)
+
+
+def swapped_units(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with the first and the last column of a layer's weights swapped."""
+
+    def swap(weights: np.ndarray) -> np.ndarray:
+        swapped = weights.copy()
+        swapped[..., [0, -1]] = swapped[..., [-1, 0]]
+        return swapped
+
+    return islice(_changed_weights(source, folder, "swapped", swap), 1)
+
+
+def _changed_weights(
+    source: Path, folder: Path, prefix: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Path]:
+    model = onnx.load(source)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type in LAYERS and len(node.input) > 1 and node.input[1] in weights
+    ]
+    for position in _positions(len(layers)):
+        tensor = weights[layers[position]]
+        original = onnx.TensorProto()
+        original.CopyFrom(tensor)
+        values = numpy_helper.to_array(tensor)
+        changed = change(values)
+        if not np.array_equal(changed, values):
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+            path = folder / f"{prefix}-{position}.onnx"
+            onnx.save(model, path)
+            tensor.CopyFrom(original)
+            yield path
+
+
+def left_out(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with one operator replaced by Identity: a nonlinearity, then a normalisation."""
+    model = onnx.load(source)
+    for operators in (NONLINEAR, NORMALISING):
+        nodes = [node for node in model.graph.node if node.op_type in operators]
+        for position in _positions(len(nodes))[:1]:
+            node, original = nodes[position], onnx.NodeProto()
+            original.CopyFrom(node)
+            node.CopyFrom(helper.make_node("Identity", [original.input[0]], [original.output[0]]))
+            path = folder / f"without-{original.op_type}.onnx"
+            onnx.save(model, path)
+            node.CopyFrom(original)
+            yield path
+
+
+def _positions(count: int) -> list[int]:
+    return list(dict.fromkeys(count * part // 4 for part in (2, 1, 3))) if count else []
+
+
+def dropped_mask(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with every token of its ``attention_mask`` treated as part of the text."""
+    model = onnx.load(source)
+    graph = model.graph
+    if not any(value.name == "attention_mask" for value in graph.input):
+        return
+    for node in graph.node:
+        node.input[:] = ["all_ones" if name == "attention_mask" else name for name in node.input]
+    one = numpy_helper.from_array(np.array([1], dtype=np.int64), "tidegate_one")
+    graph.node.insert(0, helper.make_node("Shape", ["attention_mask"], ["tidegate_shape"]))
+    ones = helper.make_node("ConstantOfShape", ["tidegate_shape"], ["all_ones"], value=one)
+    graph.node.insert(1, ones)
+    path = folder / "dropped.onnx"
+    onnx.save(model, path)
+    yield path
+
+
+def _calibrated_on_zeros(
+    task: "Task", reference: "Reference", source: Path, folder: Path
+) -> Iterator[Path]:
+    from converters.precisions.write import write_precision
+
+    def zeros() -> Iterator[Mapping[str, np.ndarray]]:
+        feed = next(iter(task.feeds(reference)))
+        yield {n: v if v.dtype == object else np.zeros_like(v) for n, v in feed.items()}
+
+    path = folder / "zeros.onnx"
+    try:
+        write_precision("int8-static", source, path, zeros)
+    except ConversionError:
+        return  # the precision itself refuses such a calibration
+    yield path

@@ -1,0 +1,101 @@
+"""What holds for every text graph, whatever its task: the output depends on the text alone.
+
+Not on the other texts in the batch, not on how far it is padded, not on when it runs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from converters.proof.checks import Check, at_most, worst_difference
+from converters.proof.token_graph import TokenGraph
+from converters.proof.tolerance import Tolerance
+from converters.tasks.text.samples import text_of_tokens
+
+BATCH_SIZES = (1, 2, 64)
+
+
+def invariance_checks(
+    graph: TokenGraph, texts: list[str], buckets: Sequence[int], limit: float
+) -> list[Check]:
+    """Batch invariance, padding to each bucket, dynamic axes and determinism on these texts."""
+    return [
+        _batch_invariance(graph, texts, limit),
+        *(_padding_invariance(graph, texts, bucket, limit) for bucket in buckets),
+        _dynamic_axes(graph, texts, buckets),
+        _determinism(graph, texts),
+    ]
+
+
+def padding_checks(
+    graph: TokenGraph, texts: list[str], buckets: Sequence[int], tolerance: Tolerance
+) -> list[Check]:
+    """Only padding invariance, in units of the graph's largest output where that is above 1."""
+    outputs = np.concatenate([output.reshape(-1) for output in _alone(graph, texts)])
+    limit = max(tolerance.invariance, tolerance.invariance * float(np.abs(outputs).max()))
+    return [_padding_invariance(graph, texts, bucket, limit) for bucket in buckets]
+
+
+def texts_for_buckets(
+    texts: list[str], buckets: Sequence[int], tokens: Callable[[str], int]
+) -> list[str]:
+    """One text that fills each bucket: real sentences joined and cut; ``tokens`` counts a text's
+    tokens."""
+    rotations = (texts[start % len(texts) :] + texts for start in range(len(buckets)))
+    texts_by_bucket = (
+        text_of_tokens(rotation, tokens, bucket)
+        for rotation, bucket in zip(rotations, buckets, strict=True)
+    )
+    return [text for text in texts_by_bucket if text]
+
+
+def worst_output(
+    name: str,
+    actual: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    limit: float,
+    texts: Sequence[str],
+) -> Check:
+    """The largest difference between two outputs for the same text, and that text."""
+    if not len(actual) == len(expected) == len(texts):
+        return Check(name, float("nan"), limit, False, f"{len(actual)} rows for {len(texts)} texts")
+    checks = [
+        worst_difference(name, output[None], target[None], limit, [text])
+        for output, target, text in zip(actual, expected, texts, strict=True)
+    ]
+    # The largest of the failed checks, else of all; NaN would not compare.
+    return max(checks, key=lambda check: (not check.passed, np.nan_to_num(check.measured)))
+
+
+def _alone(graph: TokenGraph, texts: Sequence[str], width: int | None = None) -> list[np.ndarray]:
+    return [output for text in texts for output in graph.answer([text], width)]
+
+
+def _batch_invariance(graph: TokenGraph, texts: list[str], limit: float) -> Check:
+    """A text's output must not depend on the rest of its batch (same padding for both)."""
+    width = max(graph.length(text) for text in texts)
+    together, alone = graph.answer(texts, width), _alone(graph, texts, width)
+    return worst_output("batch invariance", together, alone, limit, texts)
+
+
+def _padding_invariance(graph: TokenGraph, texts: list[str], bucket: int, limit: float) -> Check:
+    fitting = [text for text in texts if graph.length(text) <= bucket]
+    padded, alone = graph.answer(fitting, bucket), _alone(graph, fitting)
+    return worst_output(f"padding invariance at {bucket}", padded, alone, limit, fitting)
+
+
+def _dynamic_axes(graph: TokenGraph, texts: list[str], buckets: Sequence[int]) -> Check:
+    """Every batch size at the shortest, a middle and the longest length returns a row per text."""
+    failures = 0
+    token = graph.feed(texts[:1])["input_ids"][0, 0]
+    for rows in BATCH_SIZES:
+        for length in (1, buckets[len(buckets) // 2], buckets[-1]):
+            ids = np.full((rows, length), token, dtype=np.int64)
+            output = graph.run(ids, np.ones_like(ids))
+            per_token = output.ndim == 3 and output.shape[1] != length
+            failures += output.shape[0] != rows or per_token or not np.isfinite(output).all()
+    return at_most("dynamic axes: shapes that went wrong", failures, 0)
+
+
+def _determinism(graph: TokenGraph, texts: list[str]) -> Check:
+    return worst_output("determinism", graph.answer(texts), graph.answer(texts), 0.0, texts)

@@ -1,0 +1,1 @@
+"""The tasks, one same-shaped folder each: ``task``, ``reference``, ``checks``, ``served``."""

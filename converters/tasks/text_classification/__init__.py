@@ -1,0 +1,1 @@
+"""A text -> a score for each label."""

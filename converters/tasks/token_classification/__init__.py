@@ -1,0 +1,1 @@
+"""A text -> the entities in it."""
