@@ -14,22 +14,22 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.api.health import HealthApi
+from gateway.api.admin.health import HealthApi
 from gateway.api.openai.embeddings import EmbeddingsApi
 from gateway.api.openapi.docs_pages import DocsPages
 from gateway.api.openapi.document import describe
 from gateway.api.tasks.routes import TaskApi
 from gateway.api.v2.routes import V2Api
+from gateway.background import Background, readiness
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, MethodNotAllowed
 from gateway.heartbeat import SOCKET, heartbeat
 from gateway.http.handler import Endpoint, Handler, LateEndpoint, Reply, json_reply, open_to_all
-from gateway.http.middleware import Middleware, unknown_path
-from gateway.http.render import error_reply
 from gateway.http.request_context import RequestContext
 from gateway.logs import set_up
+from gateway.middleware import Middleware, unknown_path
+from gateway.render import error_reply
 from gateway.settings import Settings
-from gateway.upstream.probes import Background, readiness
 from gateway.upstream.replicas import CHECK_S
 from gateway.workers import end_with_parent
 
@@ -128,7 +128,7 @@ def _listeners(gateway: Gateway) -> dict[str, Listener]:
     settings = gateway.settings
     listeners: dict[str, Listener] = {}
     if settings.admin_port:
-        from gateway.api.admin import AdminListener
+        from gateway.api.admin.routes import AdminListener
 
         listeners["admin"] = AdminListener(gateway, settings.admin_port)
     if settings.grpc_port:
@@ -154,7 +154,7 @@ def _late_routes(gateway: Gateway) -> list[Route]:
         return CompletionsApi(gateway)
 
     def decide() -> Handler:
-        from gateway.api.nginx import NginxApi
+        from gateway.api.grpc.nginx import NginxApi
 
         return NginxApi(gateway).decide
 

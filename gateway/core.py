@@ -11,11 +11,11 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
-from gateway.access_control import AccessControl
+from gateway.access.control import AccessControl
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
 from gateway.http.handler import Reply
-from gateway.http.held import HeldBytes
 from gateway.http.json_body import SMALL_BYTES
+from gateway.http.memory_budget import HeldBytes
 from gateway.http.off_loop import OffLoop
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission

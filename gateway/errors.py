@@ -14,7 +14,7 @@ GatewayError                 a stable code, a message that says what to do, some
 |- UpstreamError             a model or its server failed
 `- Internal                  our own bug
 
-Nothing here knows HTTP: ``gateway.http.render`` has the status table, one column per API.
+Nothing here knows HTTP: ``gateway.render`` has the status table, one column per API.
 """
 
 from collections.abc import Sequence

@@ -15,9 +15,9 @@ from tritonclient.grpc import service_pb2
 
 from gateway.core import Gateway
 from gateway.errors import GatewayError
-from gateway.http.render import error_reply
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.models.catalogue import Model
+from gateway.render import error_reply
 
 log = logging.getLogger("gateway")
 HEARTBEAT_S = 15.0  # proxies close a connection that is silent for a minute

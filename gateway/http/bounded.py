@@ -30,9 +30,9 @@ from gateway.errors import (
     TooLarge,
 )
 from gateway.http.connections import OPEN
-from gateway.http.render import error_reply
 from gateway.http.request_context import ClientGone, new_request_id
-from gateway.http.turns import BULK_BYTES, TURNS
+from gateway.http.round_robin import BULK_BYTES, TURNS
+from gateway.render import error_reply
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
 HEAD_TIMEOUT_S = 10.0  # for the request line and headers; also counts from the connection's start

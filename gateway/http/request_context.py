@@ -20,10 +20,11 @@ from gateway.errors import (
     TooLarge,
     Unauthenticated,
 )
-from gateway.http.held import HeldBytes
-from gateway.http.turns import BULK_BYTES, TURNS
-from gateway.identity.principal import Principal, bearer
+from gateway.http.memory_budget import HeldBytes
+from gateway.http.round_robin import BULK_BYTES, TURNS
+from gateway.identity.credentials import bearer
 from gateway.policy.access import Access
+from gateway.policy.principal import Principal
 
 if TYPE_CHECKING:
     from gateway.limits.limiter import Admission
@@ -56,7 +57,7 @@ class ClientGone(Exception):
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """What the APIs need to know about a request; created by ``gateway.http.middleware``."""
+    """What the APIs need to know about a request; created by ``gateway.middleware``."""
 
     scope: Scope
     receive: Receive

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from gateway.identity.credentials import bearer
 from gateway.identity.keys import KeyRing
-from gateway.identity.principal import Principal, bearer
 from gateway.policy.gateway_toml import Rules
+from gateway.policy.principal import Principal
 
 if TYPE_CHECKING:
     from gateway.identity.certificates import Certificates

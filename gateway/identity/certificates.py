@@ -14,9 +14,10 @@ from cryptography import x509
 from starlette.types import Scope
 
 from gateway.http.buffered import BufferedProtocol
-from gateway.identity.principal import Grant, Principal, refused
+from gateway.identity.credentials import refused
 from gateway.listening import peer_address
 from gateway.policy.gateway_toml import Rules
+from gateway.policy.principal import Grant, Principal
 
 SCOPE_KEY = "tidegate.client_certificate"
 ENDS_KEY = "tidegate.client_certificate_ends"  # seconds since the epoch

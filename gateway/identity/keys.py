@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gateway.identity.principal import ACTIONS, DEFAULT_TENANT, Grant, bearer, refused
-from gateway.identity.principal import Principal as Principal
+from gateway.identity.credentials import bearer, refused
+from gateway.policy.principal import ACTIONS, DEFAULT_TENANT, Grant
+from gateway.policy.principal import Principal as Principal
 from modelspec.files import write_private
 
 log = logging.getLogger("gateway")

@@ -13,9 +13,10 @@ from typing import Any
 
 import jwt
 
+from gateway.identity.credentials import refused
 from gateway.identity.jwks import Jwks
-from gateway.identity.principal import DEFAULT_TENANT, Grant, Principal, refused
 from gateway.policy.gateway_toml import Issuer
+from gateway.policy.principal import DEFAULT_TENANT, Grant, Principal
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SUBJECT = 256

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import TypeVar
 
 from gateway.errors import Forbidden, no_model, quoted
-from gateway.identity.principal import ACTIONS, Grant, Principal
 from gateway.limits.limit import Limit
 from gateway.policy.gateway_toml import Role, Rules
+from gateway.policy.principal import ACTIONS, Grant, Principal
 
 K = TypeVar("K")
 V = TypeVar("V")

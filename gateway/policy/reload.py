@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.policy.access import Access
+from gateway.policy.applied_policy import version_of
 from gateway.policy.gateway_toml import NO_FILE, PolicyError, Rules, parse_rules
-from gateway.policy.taken import version_of
 from gateway.policy.transition import covers, lost, narrowed
 from modelspec.files import write_private
 

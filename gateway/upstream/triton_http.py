@@ -8,7 +8,7 @@ ValueError        what came back is not a valid response
 import asyncio
 from typing import Any, NamedTuple
 
-from gateway.http.turns import BULK_BYTES, TURNS
+from gateway.http.round_robin import BULK_BYTES, TURNS
 
 _END = b"\r\n\r\n"
 

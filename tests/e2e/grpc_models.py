@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gateway.api.grpc.server import GrpcServer
+from gateway.background import Background
 from gateway.core import Gateway
-from gateway.identity.principal import Grant
+from gateway.policy.principal import Grant
 from gateway.settings import Settings
-from gateway.upstream.probes import Background
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tidegate.app.key_store import KeyStore

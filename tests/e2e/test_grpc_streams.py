@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from gateway.api.grpc import holdings
+from gateway.api.grpc import caller_bounds
 from gateway.api.grpc.stream_errors import fault_of
 from gateway.errors import Forbidden, NoCapacity
 from modelspec.files import atomic_write
@@ -95,9 +95,9 @@ def silent_streams(api, tenant: str, count: int):
 def test_silent_streams_hold_nothing_that_others_need(api, inflight):
     """512 of them once took every permit; beyond a cap they are refused."""
     with silent_streams(api, "some", 150) as codes:
-        wait_until(lambda: len(codes) >= 150 - holdings.MAX_SILENT_STREAMS, 10, "the refusals")
+        wait_until(lambda: len(codes) >= 150 - caller_bounds.MAX_SILENT_STREAMS, 10, "the refusals")
         assert set(codes) == {"RESOURCE_EXHAUSTED"}
-        assert len(codes) == 150 - holdings.MAX_SILENT_STREAMS
+        assert len(codes) == 150 - caller_bounds.MAX_SILENT_STREAMS
         assert inflight() == 0
         with InferenceServerClient(api.address) as client:
             client.infer("echo", [_input([1.0], "FP32")], headers=api.headers("all"))
@@ -107,11 +107,11 @@ def test_silent_streams_hold_nothing_that_others_need(api, inflight):
             assert stream.next().as_numpy("y").item() == 0
         # They end, like any stream on which nothing moves.
         wait_until(lambda: len(codes) == 150, 12, "the end of the others")
-        assert codes.count("DEADLINE_EXCEEDED") == holdings.MAX_SILENT_STREAMS
+        assert codes.count("DEADLINE_EXCEEDED") == caller_bounds.MAX_SILENT_STREAMS
 
 
 def test_a_refusal_of_silent_streams_says_what_to_do(api):
-    with silent_streams(api, "slow", holdings.MAX_SILENT_STREAMS):
+    with silent_streams(api, "slow", caller_bounds.MAX_SILENT_STREAMS):
         with grpc.insecure_channel(api.address) as channel:
 
             def refused() -> bool:

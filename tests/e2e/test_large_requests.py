@@ -16,11 +16,11 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.http.buffered import BufferedProtocol
-from gateway.identity.principal import Grant
+from gateway.policy.principal import Grant
 from gateway.settings import Settings
 from serving.triton.ports import free_ports
 from tests.e2e.grpc_models import serving
-from tests.gateway.test_large_bodies import SIZE, filled, peak_bytes
+from tests.gateway.api.v2.test_large_bodies import SIZE, filled, peak_bytes
 from tests.running import ROOT
 from tidegate.app.key_store import KeyStore
 

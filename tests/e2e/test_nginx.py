@@ -15,9 +15,9 @@ from starlette.routing import Route
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from gateway.api.nginx import ACTIONS, NginxApi
+from gateway.api.grpc.nginx import ACTIONS, NginxApi
 from gateway.http.handler import Endpoint
-from gateway.http.middleware import Middleware
+from gateway.middleware import Middleware
 from serving.triton.ports import free_ports, is_taken
 from tests.e2e.grpc_models import RunningGrpcServer, serving
 from tests.running import ROOT, wait_until

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
 
-from gateway.identity.principal import Grant
+from gateway.policy.principal import Grant
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY

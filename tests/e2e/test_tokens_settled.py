@@ -22,8 +22,8 @@ from tritonclient.utils import InferenceServerException
 from gateway.api.v2.generate import GenerateApi
 from gateway.api.v2.routes import V2Api
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity
-from gateway.identity.principal import Grant, Principal
 from gateway.limits.limit import Subject, bucket_of
+from gateway.policy.principal import Grant, Principal
 from tests.e2e.grpc_models import HEAD, RunningGrpcServer, serving
 from tests.echoing import MODELS as ECHO
 from tests.gateway.request_contexts import context_of

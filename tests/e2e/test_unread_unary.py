@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from gateway.api.grpc.holdings import MAX_ARRIVING, Holdings
+from gateway.api.grpc.caller_bounds import MAX_ARRIVING, Holdings
 from tests.e2e.grpc_models import ONE, RunningGrpcServer, serving
 from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
 from tests.running import wait_until

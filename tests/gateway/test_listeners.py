@@ -9,12 +9,12 @@ import grpc
 import httpx
 import pytest
 
-from gateway.api.admin import AdminListener
+from gateway.api.admin.routes import AdminListener
 from gateway.api.grpc.server import GrpcServer
+from gateway.background import readiness
 from gateway.core import Gateway
 from gateway.listening import listening_socket, peer_address
 from gateway.settings import Settings
-from gateway.upstream.probes import readiness
 from serving.triton.ports import free_ports
 
 

@@ -9,7 +9,7 @@ from gateway.settings import Settings
 
 async def test_a_path_cannot_forge_a_line_of_the_log(caplog, monkeypatch):
     forged = "/healthz\n2026-11-25 INFO keys reloaded\r\x1b[2K"
-    monkeypatch.setattr("gateway.http.middleware.OPEN_PATHS", {forged})
+    monkeypatch.setattr("gateway.middleware.OPEN_PATHS", {forged})
     app = create_app(Settings())
 
     async def receive():

@@ -14,9 +14,8 @@ import gateway
 FOLDER = Path(gateway.__file__).parent
 # Modules that most gateways never need.
 OPTIONAL = {
-    "gateway.api.admin",
+    "gateway.api.admin.routes",
     "gateway.api.grpc",
-    "gateway.api.nginx",
     "gateway.api.openai.completions",
     "gateway.api.openai.token_ids",
     "gateway.api.tasks.multipart",
@@ -24,8 +23,8 @@ OPTIONAL = {
     "gateway.http.tls",
     "gateway.identity.certificates",
     "gateway.identity.tokens",
-    "gateway.limits.metering",
     "gateway.limits.redis",
+    "gateway.models.metering",
     "gateway.models.text_binding",
     "gateway.policy.canary",
     "gateway.upstream.http_upstream",

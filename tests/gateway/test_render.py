@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import GatewayError
-from gateway.http.render import TABLE, Api, api_of, error_reply, status_of
+from gateway.render import TABLE, Api, api_of, error_reply, status_of
 
 # From the design's table: task, OpenAI, V2.
 DESIGN = {

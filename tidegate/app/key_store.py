@@ -14,7 +14,7 @@ import tomli_w
 from filelock import FileLock
 
 from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
-from gateway.identity.principal import USER, Grant
+from gateway.policy.principal import USER, Grant
 from modelspec.files import write_private
 
 ALPHABET = string.ascii_letters + string.digits

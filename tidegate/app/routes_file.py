@@ -50,7 +50,7 @@ def read_route(path: Path, pipeline: str) -> Route:
 def wait_until_taken(path: Path) -> None:
     """Return when every worker of every gateway that follows this file has applied it; at once if
     none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
-    from gateway.policy.taken import in_force, version_of
+    from gateway.policy.applied_policy import in_force, version_of
 
     expected = version_of(path.read_bytes())
     deadline = time.monotonic() + TAKEN_TIMEOUT_S

@@ -368,7 +368,7 @@ class Stack:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
-        from gateway.identity.principal import ADMIN
+        from gateway.policy.principal import ADMIN
         from modelspec.files import write_private
         from tidegate.app.key_store import KeyStore
 

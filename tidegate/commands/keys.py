@@ -73,7 +73,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Create a key called NAME and print it, this once."""
-    from gateway.identity.principal import ACTIONS, Grant
+    from gateway.policy.principal import ACTIONS, Grant
 
     grant = Grant(tenant, roles, models, scopes or ACTIONS)
     _warn_if_unknown(grant.tenant, grant.roles)

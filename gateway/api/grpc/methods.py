@@ -11,13 +11,13 @@ from gateway.api.grpc.response import metered, request_token_counts
 from gateway.api.grpc.wire import RequestParts
 from gateway.api.v2.describe_model import check_readable, hide_paths, readable_statistics
 from gateway.api.v2.routes import EXTENSIONS, NAME
+from gateway.background import readable_readiness
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NoCapacity, NotFound, no_model
 from gateway.http.handler import needs
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
-from gateway.upstream.probes import readable_readiness
 from gateway.upstream.server import translated
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -7,7 +7,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.wire import RequestParts, length_at, varint
 from gateway.errors import UpstreamError
-from gateway.limits.metering import Meter
+from gateway.models.metering import Meter
 from gateway.upstream.stream_call import FINAL
 
 _ID_TAG, _PARAMETER_TAG, _OUTPUT_TAG, _RAW_TAG = (number << 3 | 2 for number in (3, 4, 5, 6))

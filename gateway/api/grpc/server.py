@@ -16,14 +16,15 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from gateway.api.grpc.caller_bounds import Holdings
 from gateway.api.grpc.health import SERVICE as HEALTH
 from gateway.api.grpc.health import Health
-from gateway.api.grpc.holdings import Holdings
 from gateway.api.grpc.methods import Handler, Methods
 from gateway.api.grpc.reflection import VERSIONS, Reflection, service_name
 from gateway.api.grpc.status import STATUS, as_metadata, shortened, trailers
 from gateway.api.grpc.stream import InferStream
 from gateway.api.grpc.unread import Unread
+from gateway.background import readiness
 from gateway.core import Gateway
 from gateway.errors import (
     DeadlineExceeded,
@@ -34,10 +35,9 @@ from gateway.errors import (
     TooLarge,
 )
 from gateway.http.handler import declared, needs
-from gateway.http.render import CLIENT_LEFT, Api, status_of
 from gateway.http.request_context import RequestContext
+from gateway.render import CLIENT_LEFT, Api, status_of
 from gateway.settings import Settings
-from gateway.upstream.probes import readiness
 from modelspec.address import joined, resolved
 
 log = logging.getLogger("gateway")

@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses: gRPC's column of the table in ``gateway.http.render``."""
+"""Errors as gRPC statuses: gRPC's column of the table in ``gateway.render``."""
 
 from collections.abc import Iterable
 

@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from gateway.api.grpc.holdings import Holdings
+from gateway.api.grpc.caller_bounds import Holdings
 from gateway.api.grpc.methods import parse_request, permitted_model
 from gateway.api.grpc.outgoing import Outgoing
 from gateway.api.grpc.request import check_request, timeout_s
@@ -46,10 +46,10 @@ from gateway.errors import (
     Unauthenticated,
     UpstreamError,
 )
-from gateway.http.render import Api, status_of
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
+from gateway.render import Api, status_of
 from gateway.upstream.server import Upstream, end_stream, translate
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from gateway.access_control import BYTES_A_TOKEN
+from gateway.access.control import BYTES_A_TOKEN
 from gateway.api.event_streams import DONE, EventStream, stream_responses
 from gateway.api.openai.embeddings import resolve_model
 from gateway.api.openai.generation import Generation, GenerationRequest

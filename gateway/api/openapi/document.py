@@ -198,7 +198,7 @@ def _openai_paths(catalogue: Catalogue) -> Json:
     ]
     if not text_models:
         return paths
-    from gateway.api.openai.description import describe as describe_text_routes
+    from gateway.api.openapi.openai_text import describe as describe_text_routes
 
     return paths | describe_text_routes(text_models)
 

@@ -7,13 +7,13 @@ from starlette.routing import Route
 from gateway.api.v2 import request as v2_request
 from gateway.api.v2 import response as v2_response
 from gateway.api.v2.request import HEADER_LENGTH
+from gateway.background import readable_readiness
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NoCapacity
 from gateway.http.handler import Endpoint, Handler, Reply, json_reply, needs
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.models.v2_request import V2Request
-from gateway.upstream.probes import readable_readiness
 
 NAME = "triton"  # NVIDIA's clients look for it: the extensions are Triton's
 EXTENSIONS = [

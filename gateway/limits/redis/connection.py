@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gateway.limits.redis.patience import Patience
+from gateway.limits.redis.running_timeout import Patience
 
 log = logging.getLogger("gateway")
 TIMEOUT_S = 0.05

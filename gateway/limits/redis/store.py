@@ -10,7 +10,7 @@ from functools import partial
 
 from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.redis.connection import TIMEOUT_S, Call, Line, Reply
-from gateway.limits.redis.patience import Patience
+from gateway.limits.redis.running_timeout import Patience
 
 LEASE_S = 10.0  # what a gateway holds comes back this long after its last heartbeat
 _LEASE_US = int(LEASE_S * 1e6)

@@ -1,0 +1,1 @@
+"""What operators call: health, metrics, the policy in force, replicas and models."""

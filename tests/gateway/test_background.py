@@ -1,0 +1,281 @@
+"""The catalogue and the golden samples over several replicas: which are probed, what is ready."""
+
+import asyncio
+
+import pytest
+
+from gateway.background import BUSY_S, Background, readiness
+from gateway.core import Gateway
+from gateway.errors import NotFound
+from gateway.settings import Settings
+from gateway.upstream import server
+from serving.triton.ports import free_ports
+from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
+
+
+@pytest.fixture
+async def pair():
+    """Two fakes that serve ``p``, and a gateway on them."""
+    fakes = FakeTriton(public("p")), FakeTriton(public("p"))
+    addresses = [await fake.start() for fake in fakes]
+    yield fakes, addresses
+    for fake in fakes:
+        await fake.stop()
+
+
+@pytest.fixture
+async def gateway(pair):
+    _, addresses = pair
+    gateway = Gateway(Settings(replicas=tuple(addresses), pipelines=("p",), max_inflight=1))
+    yield gateway
+    await gateway.pool.close()
+
+
+async def _round(gateway: Gateway, previous: Background | None = None) -> dict[str, str]:
+    """One round of all background work, continuing ``previous``; returns what is not ready then."""
+    background = previous or Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    await background.probe()
+    if previous is None:
+        background._cancel_probes()
+    return {name: fault for name, fault in readiness(gateway).items() if fault}
+
+
+async def test_every_replica_is_probed(pair, gateway):
+    fakes, _ = pair
+    assert await _round(gateway) == {}
+    assert [fake.inferences for fake in fakes] == [1, 1]
+
+
+@pytest.mark.parametrize("answer", [wrong(7.0), failing()])
+async def test_a_replica_with_wrong_results_gets_no_requests_and_the_pipeline_is_ready(
+    pair, gateway, answer
+):
+    fakes, addresses = pair
+    fakes[0].answer = answer
+    assert await _round(gateway) == {}
+    assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[1]}
+    assert gateway.pool.replicas[0].probes["p"]
+    fakes[0].answer = wrong(0.0)
+    assert await _round(gateway) == {}
+    assert not gateway.pool.replicas[0].probes["p"]
+
+
+async def test_a_pipeline_that_nobody_answers_rightly_is_not_ready(pair, gateway):
+    for fake in pair[0]:
+        fake.answer = wrong(7.0)
+    assert await _round(gateway) == {"p": "answers its golden sample wrongly in y"}
+
+
+async def test_a_full_pool_is_not_an_unhealthy_one(pair, gateway):
+    with gateway.pool.replicas[0].permit("p"), gateway.pool.replicas[1].permit("p"):
+        assert await _round(gateway) == {}
+
+
+async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch):
+    monkeypatch.setattr("gateway.background.LATE_S", 0.2)
+    monkeypatch.setattr("gateway.background.LONGEST_BUSY_S", 1.0)
+    background = Background(gateway)
+    assert await _round(gateway, background) == {}
+    for fake in pair[0]:
+        fake.answer = late(60)
+    for _ in range(8):
+        for replica in gateway.pool.replicas:
+            replica.ended("p", None)  # a client has just received a response
+        assert await _round(gateway, background) == {}
+        await asyncio.sleep(0.2)
+    # With no response for that long it is no longer load.
+    await asyncio.sleep(1.1)
+    assert (await _round(gateway, background))["p"].startswith("does not answer its golden sample")
+    background._cancel_probes()
+
+
+async def test_a_late_probe_proves_nothing_of_what_was_never_proved(pair, gateway, monkeypatch):
+    monkeypatch.setattr("gateway.background.LATE_S", 0.2)
+    for fake in pair[0]:
+        fake.answer = late(0.5)
+    assert "p" in await _round(gateway)
+
+
+async def test_one_that_completes_requests_of_others_is_healthy_though_it_never_answered_us(
+    pair, gateway, monkeypatch
+):
+    """A worker that starts under load, or beside other callers: Triton's own count shows it."""
+    monkeypatch.setattr("gateway.background.LATE_S", 0.1)
+    monkeypatch.setattr("gateway.background.LONGEST_BUSY_S", 0.5)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    for fake in pair[0]:
+        fake.answer, fake.completed = late(60), 7
+    await background.probe()
+    assert readiness(gateway)["p"] == "is being probed for the first time"
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    await asyncio.sleep(0.6)  # nothing completes any longer: it hangs
+    await background.probe()
+    assert readiness(gateway)["p"] == "does not answer its golden sample in time"
+    for fake in pair[0]:
+        fake.completed += 1
+    await background.probe()
+    assert readiness(gateway)["p"] == ""
+    background._cancel_probes()
+
+
+async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
+    pair, gateway, monkeypatch
+):
+    monkeypatch.setattr("gateway.background.LATE_S", 0.1)
+    for fake in pair[0]:
+        fake.answer = late(0.6)
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    deadline = asyncio.get_running_loop().time() + 20
+    while readiness(gateway)["p"]:
+        assert asyncio.get_running_loop().time() < deadline
+        await background.probe()
+        await asyncio.sleep(0.05)
+    assert all(fake.inferences <= 2 for fake in pair[0])  # no more than the next probe
+    background._cancel_probes()
+
+
+async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch):
+    fakes, _ = pair
+    monkeypatch.setattr("gateway.background.LATE_S", 0.3)
+
+    async def slow_p(request):
+        await asyncio.sleep(60 if request.model_name == "p" else 0)
+        return 0.0
+
+    for fake in fakes:
+        fake.configs["quick"] = public("quick")
+        fake.answer = slow_p
+    background = Background(gateway)
+    await background.check_replicas()
+    await background.refresh_catalogue()
+    await background.probe()
+    start = asyncio.get_running_loop().time()
+    for _ in range(5):
+        await background.probe()
+    assert asyncio.get_running_loop().time() - start < 1.5  # nobody waits for ``p`` again
+    assert gateway.probes["quick"] == ""
+    background._cancel_probes()
+
+
+async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
+    monkeypatch.setattr("gateway.background.LATE_S", 0.2)
+    for fake in pair[0]:
+        fake.answer = wrong(7.0)
+    assert "p" in await _round(gateway)
+    for fake, replica in zip(pair[0], gateway.pool.replicas, strict=True):
+        fake.answer = late(0.5)
+        replica.ended("p", None)
+    assert "p" in await _round(gateway)
+
+
+async def test_the_catalogue_is_what_all_serve_together(pair, gateway):
+    fakes, addresses = pair
+    fakes[1].configs["only_second"] = public("only_second")
+    await _round(gateway)
+    assert set(gateway.catalogue.models) == {"p", "only_second"}
+    permits = {gateway.pool.permit("only_second").replica.place for _ in range(20)}
+    assert permits == {addresses[1]}
+    await fakes[1].stop()
+    await asyncio.sleep(0.1)
+    await _round(gateway)
+    assert gateway.catalogue.model("only_second")  # a 503, not a 404
+    del fakes[0].configs["p"]
+    await _round(gateway)
+    assert set(gateway.catalogue.models) == {"p", "only_second"}
+
+
+async def test_a_model_that_all_have_unloaded_is_gone(pair, gateway):
+    fakes, _ = pair
+    for fake in fakes:
+        fake.configs["gone"] = public("gone")
+    await _round(gateway)
+    for fake in fakes:
+        del fake.configs["gone"]
+    await _round(gateway)
+    with pytest.raises(NotFound):
+        gateway.catalogue.model("gone")
+
+
+@pytest.mark.parametrize("golden", ["not JSON", "{", ""])
+async def test_an_invalid_model_affects_no_other(pair, gateway, golden):
+    for fake in pair[0]:
+        fake.configs["bad"] = public("bad")
+        fake.configs["bad"].parameters["tidegate.golden"].string_value = golden
+        fake.configs["worse"] = public("worse", endpoint="{}")
+    assert await _round(gateway) == {}
+    assert "p" in gateway.catalogue.models
+    assert "worse" in gateway.reader.faults
+
+
+async def test_a_dead_first_replica_costs_neither_catalogue_nor_readiness(pair):
+    _, addresses = pair
+    dead = f"127.0.0.1:{free_ports(1)[0]}"
+    gateway = Gateway(Settings(replicas=(dead, addresses[0]), pipelines=("p",)))
+    try:
+        assert await _round(gateway) == {}
+        assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[0]}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_nothing_to_serve_is_not_ready_even_if_nothing_is_asked_for(pair):
+    fakes, addresses = pair
+    fakes[0].configs.clear()
+    gateway = Gateway(Settings(replicas=(addresses[0],)))
+    try:
+        assert await _round(gateway) == {"tidegate:replicas": "no model is being served"}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_nobody_to_ask_is_not_ready(pair):
+    gateway = Gateway(Settings(replicas=(f"127.0.0.1:{free_ports(1)[0]}",)))
+    try:
+        assert await _round(gateway) == {"tidegate:replicas": "no Triton server can be reached"}
+    finally:
+        await gateway.pool.close()
+
+
+async def test_a_catalogue_that_is_not_read_for_long_is_not_ready(pair, gateway, monkeypatch):
+    assert await _round(gateway) == {}
+    monkeypatch.setattr("gateway.background.STALE_S", 0.1)
+    await asyncio.sleep(0.2)
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
+
+
+async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready(
+    pair, gateway, monkeypatch
+):
+    assert await _round(gateway) == {}
+    monkeypatch.setattr("gateway.background.STALE_S", 0.1)
+    for fake in pair[0]:
+        fake.takes_s["RepositoryIndex"] = 30
+    reading = asyncio.create_task(Background(gateway).refresh_catalogue())
+    await asyncio.sleep(0.15)
+    assert readiness(gateway) == {"p": ""}  # it is still waited for
+    reading.cancel()
+    monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.1)
+    await Background(gateway).refresh_catalogue()
+    assert readiness(gateway) == {"p": ""}  # none responded in time, but each answers its probes
+    for replica in gateway.pool.replicas:
+        replica.last_answer -= BUSY_S
+    assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
+
+
+async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, monkeypatch):
+    await _round(gateway)
+    before = gateway.catalogue.models["p"]
+    monkeypatch.setattr(server, "CONTROL_TIMEOUT_S", 0.2)
+    for fake in pair[0]:
+        fake.takes_s["ModelConfig"] = 30
+    await Background(gateway).refresh_catalogue()
+    assert gateway.catalogue.models["p"] is before
