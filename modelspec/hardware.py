@@ -1,12 +1,12 @@
 """An engine's config profiles for other hardware: ``configs/NAME.pbtxt``, which Triton's
 ``--model-config-name`` selects.
 
-    gpu            ONNX Runtime on CUDA
+    gpu            ONNX Runtime on CUDA; as many of the steps in front as such an engine needs
     gpu-tensorrt   the same with its TensorRT accelerator, which builds engines while it loads
     tensorrt       Triton's TensorRT backend on ``model.plan``; written only where a plan was built
 
-They differ from ``config.pbtxt`` only in where the model runs. A model without the config profile
-that Triton was started with is served by its ``config.pbtxt``.
+They differ from ``config.pbtxt`` only in where the model runs and in how many processes. A model
+without the config profile that Triton was started with is served by its ``config.pbtxt``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,23 @@ GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
 # HEURISTIC finds convolution algorithms as fast as ONNX Runtime's default, EXHAUSTIVE, does, in a
 # third of the time: 0.07 to 0.5 s for a batch size of EfficientNet on an H200 (docs/gpu.md).
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# Whether a run is replayed as a CUDA graph (docs/gpu.md): how it is switched on in a gpu.pbtxt.
+CUDA_GRAPHS = False
+GRAPH_LENGTHS = "cuda_graph_lengths"
+# Processes of the steps that keep a core busy in front of an engine on a GPU, by step; a machine
+# with a GPU has eight cores and more for it.
+STEP_INSTANCES = {"tokenize_text": 4, "decode_image": 8}
 WORKSPACE_BYTES = 4 << 30
 _ONNX_RUNTIME_ONLY = (INTRA_OP_THREADS, INTER_OP_THREADS)
 
 
 def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
-    """The config profiles that every ONNX engine has, by name; {} for other models."""
+    """The config profiles that every ONNX engine and every step in front of one has, by name; {}
+    for other models."""
+    if spec.step in STEP_INSTANCES:
+        proto = to_proto(spec)
+        proto.instance_group[0].count = STEP_INSTANCES[spec.step]
+        return {GPU: proto, GPU_TENSORRT: proto}
     if spec.backend != "onnxruntime":
         return {}
     configs = {GPU: _on_gpu(spec)}
@@ -91,6 +102,10 @@ def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
     proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
     accelerators = proto.optimization.execution_accelerators
     accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
+    if CUDA_GRAPHS:
+        proto.optimization.cuda.graphs = True
+    if spec.lengths:
+        proto.parameters[GRAPH_LENGTHS].string_value = ",".join(map(str, spec.lengths))
     return proto
 
 

@@ -7,7 +7,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensembles.text_embedding import BUCKETS, PIPELINE
-from modelspec.hardware import engine_of, hardware_configs, plan_config, with_plan
+from modelspec.hardware import STEP_INSTANCES, engine_of, hardware_configs, plan_config, with_plan
 from modelspec.model import ModelSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
 from modelspec.staging import stage_model
@@ -34,18 +34,29 @@ def test_the_committed_profiles_are_what_the_declaration_says(spec):
     }
     declared = {name: render(proto) for name, proto in hardware_configs(spec).items()}
     assert committed == declared
-    assert bool(declared) == (spec.backend == "onnxruntime")
+    assert bool(declared) == (spec.backend == "onnxruntime" or spec.step in STEP_INSTANCES)
 
 
 def test_a_gpu_profile_differs_only_in_where_it_runs_and_fp32_stays_fp32():
     gpu = hardware_configs(ENGINE)["gpu"]
     assert parse(render(gpu)) == gpu
+    assert gpu.parameters["cuda_graph_lengths"].string_value == "16,32,64,128,256"
+    del gpu.parameters["cuda_graph_lengths"]
     assert _without(gpu, *RUNS_ON[:2]) == _without(to_proto(ENGINE), *RUNS_ON[:2])
     (group,) = gpu.instance_group
     assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_GPU, 1)
     (cuda,) = gpu.optimization.execution_accelerators.gpu_execution_accelerator
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     assert (cuda.name, dict(cuda.parameters)) == ("cuda", options)
+
+
+def test_the_steps_in_front_of_an_engine_on_a_gpu_run_in_more_processes():
+    tokenizer = PIPELINE.members[0]
+    gpu = hardware_configs(tokenizer)["gpu"]
+    assert [(group.kind, group.count) for group in gpu.instance_group] == [
+        (pb.ModelInstanceGroup.KIND_CPU, 4)
+    ]
+    assert _without(gpu, "instance_group") == _without(to_proto(tokenizer), "instance_group")
 
 
 def test_the_accelerator_is_an_option_and_gets_the_profiles():
