@@ -214,7 +214,7 @@ def test_an_unknown_preset_is_refused(folder, preset):
 
 
 def test_a_flag_besides_the_folders_own_file_is_refused(folder):
-    with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*leave --preprocess"):
+    with pytest.raises(SourceRefused, match=r"has preprocessor_config.json.*omit --preprocess"):
         _with_preset(folder, "imagenet")
 
 
@@ -257,7 +257,7 @@ def test_a_model_of_one_channel_sees_grey(tmp_path, preset):
 def test_a_preset_of_colours_is_refused_for_grey(tmp_path):
     model = save_image_classifier("vit", tmp_path / "model", num_channels=1)
     _no_processor(model)
-    with pytest.raises(SourceRefused, match="say half, unit, digits of a model that sees grey"):
+    with pytest.raises(SourceRefused, match="use half, unit, digits for a greyscale model"):
         _with_preset(model, "imagenet")
 
 
