@@ -35,7 +35,7 @@ def main() -> int:
         is_restarted = os.environ.get(RESTARTED) == "1"
         _check_policy(settings, is_restarted=is_restarted)
         if not is_restarted:
-            settings.kept_keys.unlink(missing_ok=True)
+            settings.last_good_keys.unlink(missing_ok=True)
         tls_options = _tls_options(settings)
         listener = _listener(settings)
     except (SettingsError, PolicyError, OSError) as error:
@@ -70,26 +70,26 @@ def _tls_options(settings: Settings) -> dict[str, Any]:
 
 def _check_policy(settings: Settings, *, is_restarted: bool) -> None:
     """Raises PolicyError if the file is invalid and there is no earlier policy to continue with."""
-    if is_restarted and settings.kept_policy.exists():
+    if is_restarted and settings.last_good_policy.exists():
         return  # the workers compare the file with what was in force
     try:
         PolicyFile(settings.policy_file).refresh()
     except PolicyError as error:
-        if not _has_kept(settings):
+        if not _has_last_good(settings):
             raise
         sys.stderr.write(f"gateway: {error}; the last good policy is in force instead\n")
         return
     with contextlib.suppress(FileNotFoundError):
-        settings.kept_policy.unlink()
+        settings.last_good_policy.unlink()
 
 
-def _has_kept(settings: Settings) -> bool:
+def _has_last_good(settings: Settings) -> bool:
     """Whether there is a saved policy that can be read. A saved note that there was no file is not
     enough to start with an invalid one: its rules may be the reason for starting the gateway."""
-    kept = PolicyFile(settings.policy_file, kept=settings.kept_policy)
+    saved = PolicyFile(settings.policy_file, last_good=settings.last_good_policy)
     with contextlib.suppress(PolicyError):
-        kept.refresh()
-    return kept.current.version != "default"
+        saved.refresh()
+    return saved.current.version != "default"
 
 
 def _run(settings: Settings, tls_options: Mapping[str, Any], listener: socket.socket) -> None:

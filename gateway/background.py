@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.http.request_context import RequestContext
-from gateway.limits.limiter import BEAT_S
+from gateway.limits.limiter import HEARTBEAT_S
 from gateway.models.catalogue import Model
 from gateway.models.endpoint_schema import EndpointSchema
 from gateway.models.rows import batches
@@ -29,7 +29,7 @@ from gateway.upstream.server import Upstream, request_id
 from modelspec.golden import LEAST_PROBE_S, Golden, probe_time_s
 
 log = logging.getLogger("gateway")
-GUARD_S = 0.25  # a revoked key is refused within a second
+ACCESS_CHECK_S = 0.25  # a revoked key is refused within a second
 LATE_S = LEAST_PROBE_S  # a probe without a response for this long counts as late
 # A probe may queue behind requests, each of which may take as long as its deadline. A model may
 # therefore complete nothing for BUSY_S, or for the deadline if that is longer.
@@ -65,9 +65,9 @@ class Background:
     def start(self) -> None:
         """Run the loops until the supervisor is closed."""
         settings, access_control = self.gateway.settings, self.gateway.access_control
-        self._repeat("rules", GUARD_S, self.refresh_access_control)
-        self._repeat("rights", GUARD_S, access_control.check_streams)
-        self._repeat("limits", BEAT_S, access_control.limiter.heartbeat)
+        self._repeat("rules", ACCESS_CHECK_S, self.refresh_access_control)
+        self._repeat("rights", ACCESS_CHECK_S, access_control.check_streams)
+        self._repeat("limits", HEARTBEAT_S, access_control.limiter.heartbeat)
         self._repeat("replicas", CHECK_S, self.check_replicas)
         self._repeat("catalogue", settings.refresh_s, self.refresh_catalogue)
         self._repeat("probes", settings.probe_s, self.probe, self._cancel_probes)
@@ -132,7 +132,7 @@ class Background:
             if gateway.probes.get(name) != fault:
                 log.info("pipeline %s: %s", name, shown_state(gateway, name, fault))
         gateway.probes = faults
-        current = {(replica.place, name) for replica in gateway.pool.replicas for name in names}
+        current = {(replica.address, name) for replica in gateway.pool.replicas for name in names}
         for removed in set(self._probes) - current:
             self._cancel_probe(self._probes.pop(removed))
 
@@ -154,7 +154,7 @@ class Background:
 
     def _start_probe(self, replica: Replica, model: Model) -> asyncio.Task[None] | None:
         """A new probe, or None if one is in flight."""
-        probe = self._probes.setdefault((replica.place, model.name), _Probe())
+        probe = self._probes.setdefault((replica.address, model.name), _Probe())
         if probe.is_pending:
             return None
         probe.since = time.monotonic()
@@ -177,7 +177,7 @@ class Background:
 
     async def _evaluate_at(self, replica: Replica, model: Model) -> str:
         """The outcome of the replica's last probe. A late one is judged by the model's progress."""
-        probe = self._probes.get((replica.place, model.name))
+        probe = self._probes.get((replica.address, model.name))
         if probe is not None and probe.is_pending and time.monotonic() - probe.since >= LATE_S:
             await self._evaluate_late(replica, model, probe, f"{_NO_ANSWER} in time")
         return replica.probes.get(model.name, "is being probed for the first time")
@@ -255,7 +255,7 @@ class Background:
 
 def _set_fault(replica: Replica, model: Model, fault: str) -> None:
     if fault and fault != replica.probes.get(model.name):
-        log.warning("replica %s: pipeline %s %s", replica.place, model.name, fault)
+        log.warning("replica %s: pipeline %s %s", replica.address, model.name, fault)
     replica.probes[model.name] = fault
 
 

@@ -15,7 +15,7 @@ from gateway.access.control import AccessControl
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
 from gateway.http.handler import Reply
 from gateway.http.json_body import SMALL_BYTES
-from gateway.http.memory_budget import HeldBytes
+from gateway.http.memory_budget import MemoryBudget
 from gateway.http.off_loop import OffLoop
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
@@ -44,9 +44,9 @@ class Gateway:
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics.restarted)
         self.access_control = AccessControl(settings, self.supervisor, self.metrics)
-        self.held = HeldBytes(
-            settings.held_bytes,
-            settings.caller_held_bytes,
+        self.memory_budget = MemoryBudget(
+            settings.buffered_bytes,
+            settings.caller_buffered_bytes,
             lambda: bool(self.access_control.policy.current.rules.tenants),
         )
         self.off_loop = OffLoop()
@@ -74,8 +74,8 @@ class Gateway:
         context = RequestContext(scope, receive, access, settings.body_limit_bytes, deadline_s)
         # Each request runs in its own task, and therefore in its own contextvars context.
         request_id.set(context.request_id)
-        context.body_patience_s = settings.body_patience_s
-        context.memory = self.held
+        context.body_timeout_s = settings.body_timeout_s
+        context.memory_budget = self.memory_budget
         return context
 
     async def work(
@@ -118,7 +118,7 @@ class Gateway:
             return model.name
         if message is not None and step_of(message):
             return model.name
-        key = context.lot if route.per == "request" else context.principal.id
+        key = context.canary_key if route.per == "request" else context.principal.id
         from gateway.policy.canary import choose
 
         return choose(model.name, route.weights, key, self._is_healthy)
@@ -186,7 +186,7 @@ class Gateway:
             return nullcontext()
         return self.open_sequences.under_way(
             step,
-            (tenant, model.name, replica.address),
+            (tenant, model.name, replica.grpc_address),
             model.sequences.idle_s,
             self.most_open(model),
         )

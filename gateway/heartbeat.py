@@ -9,14 +9,14 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 # Set by the process that listens: the name of an abstract Unix datagram socket.
 SOCKET = "TIDEGATE_HEARTBEAT_SOCKET"
 READY, UNREADY = b"ready", b"unready"
 
 
 async def heartbeat(name: str, is_ready: Callable[[], bool]) -> None:
-    """Send a heartbeat every ``BEAT_S``, with whether the worker is ready, until cancelled."""
+    """Send a heartbeat every ``HEARTBEAT_S``, with whether the worker is ready, until cancelled."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         address = b"\0" + name.encode()
@@ -24,4 +24,4 @@ async def heartbeat(name: str, is_ready: Callable[[], bool]) -> None:
             # Fails if nobody listens any more, or the queue is full: both are harmless.
             with contextlib.suppress(OSError):
                 sender.sendto(READY if is_ready() else UNREADY, address)
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)

@@ -89,7 +89,7 @@ class Metrics:
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
         """Set the gauges to the replicas' current state, and drop those of removed replicas."""
-        addresses = {replica.place for replica in replicas}
+        addresses = {replica.address for replica in replicas}
         for address in self._addresses - addresses:
             for gauge in (self._healthy, self._inflight):
                 if SHARED_FOLDER in os.environ:
@@ -98,8 +98,8 @@ class Metrics:
                     gauge.remove(address)
         self._addresses = addresses
         for replica in replicas:
-            self._healthy.labels(replica.place).set(not replica.reason)
-            self._inflight.labels(replica.place).set(replica.inflight)
+            self._healthy.labels(replica.address).set(not replica.reason)
+            self._inflight.labels(replica.address).set(replica.inflight)
 
     def page(self, watcher_file: Path) -> bytes:
         """The text for Prometheus: the metrics of all workers, if they share a folder, and then

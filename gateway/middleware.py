@@ -53,7 +53,7 @@ class Middleware:
         self.app, self.apis = app, apis
         self.gateway, self.access_control = gateway, gateway.access_control
         settings = gateway.settings
-        self.connection_limits = ConnectionLimits(settings.answer_patience_s)
+        self.connection_limits = ConnectionLimits(settings.send_timeout_s)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._matched: dict[tuple[str, str], _Matched] = {}  # by method and path
 
@@ -83,8 +83,8 @@ class Middleware:
             log.exception("%s %r failed", context.request_id, context.path)
             await response.fail(Internal("the gateway failed: report the request id"))
         finally:
-            if context.held_bytes:
-                context.release()
+            if context.buffered_bytes:
+                context.release_buffered()
             status = response.outcome()
             self.gateway.metrics.record(context, status, self.gateway.catalogue)
             if context.principal or status == 401:

@@ -61,13 +61,13 @@ class Settings:
     body_limit_bytes: int = 32 * 1024 * 1024
     deadline_s: float = 30.0
     # A body that stalls for this long is refused; the deadline bounds the whole body.
-    body_patience_s: float = 10.0
+    body_timeout_s: float = 10.0
     # A client that reads nothing of its response for this long is disconnected.
-    answer_patience_s: float = 20.0
+    send_timeout_s: float = 20.0
     # Bytes of bodies that are still arriving and of large responses that have not been read yet:
     # per caller, and in total.
-    caller_held_bytes: int = 128 * 1024 * 1024
-    held_bytes: int = 512 * 1024 * 1024
+    caller_buffered_bytes: int = 128 * 1024 * 1024
+    buffered_bytes: int = 512 * 1024 * 1024
     # How long a connection is kept open between two requests: longer than the load balancer in
     # front of the gateway does (most: 60 s), which would otherwise send into a closed connection.
     keep_alive_s: int = 75
@@ -84,14 +84,14 @@ class Settings:
     probe_s: float = 1.0
 
     @property
-    def kept_policy(self) -> Path:
+    def last_good_policy(self) -> Path:
         """Where the policy in force is saved, for a worker that is restarted."""
-        return kept_file(self.state_folder, self.policy_file, str(self.gateway_port))
+        return last_good_file(self.state_folder, self.policy_file, str(self.gateway_port))
 
     @property
-    def kept_keys(self) -> Path:
+    def last_good_keys(self) -> Path:
         """Where the keys in force are saved, likewise: their HMACs, as in the file itself."""
-        return kept_file(self.state_folder, self.keys_file, str(self.gateway_port), "keys")
+        return last_good_file(self.state_folder, self.keys_file, str(self.gateway_port), "keys")
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
@@ -113,10 +113,10 @@ class Settings:
             "deadline_s",
             "max_inflight",
             "gateways",
-            "body_patience_s",
-            "answer_patience_s",
-            "caller_held_bytes",
-            "held_bytes",
+            "body_timeout_s",
+            "send_timeout_s",
+            "caller_buffered_bytes",
+            "buffered_bytes",
             "keep_alive_s",
             "sequence_share",
         ):
@@ -159,10 +159,10 @@ class Settings:
             ) from None
 
 
-def kept_file(state_folder: Path, file: Path, port: str, what: str = "policy") -> Path:
+def last_good_file(state_folder: Path, file: Path, port: str, what: str = "policy") -> Path:
     """Where the gateway on that port saves what it has read from the file."""
     name = hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:12]
-    return state_folder / f"{what}.{name}.{port}.settled"
+    return state_folder / f"{what}.{name}.{port}.last_good"
 
 
 def _check_replica(replica: str) -> None:

@@ -94,7 +94,7 @@ class Task:
         self._name, self._work, self._stall_s = name, work, stall_s
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._started_at = self._last_beat = self._ended_at = 0.0  # monotonic seconds
+        self._started_at = self._last_heartbeat = self._ended_at = 0.0  # monotonic seconds
         self._restarts = 0  # in a row
         self._why = ""
         self._failures, self._failure = 0, ""
@@ -103,18 +103,18 @@ class Task:
         now = time.monotonic()
         if now - self._started_at > STEADY_S:
             self._restarts = 0
-        self._started_at = self._last_beat = now
+        self._started_at = self._last_heartbeat = now
         self._task = asyncio.get_running_loop().create_task(self._guarded(), name=self._name)
         self._task.add_done_callback(self._handle_end)
 
     def heartbeat(self) -> None:
         """Called by the work: it is alive, and its last round succeeded."""
-        self._last_beat = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._failures = 0
 
     def failed(self, why: str) -> None:
         """Called by the work: it is alive, but its last round failed."""
-        self._last_beat = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._failures, self._failure = self._failures + 1, why
 
     def fault(self) -> str:
@@ -128,7 +128,7 @@ class Task:
 
     @property
     def _stalled_s(self) -> float:
-        silent_s = time.monotonic() - self._last_beat
+        silent_s = time.monotonic() - self._last_heartbeat
         return silent_s if self._stall_s is not None and silent_s > self._stall_s else 0.0
 
     def revive(self) -> bool:

@@ -32,7 +32,7 @@ _MODULE_FILES = ("*/*.json", "*/*.safetensors")
 Weights = Mapping[str, torch.Tensor]
 
 
-def merged_order(request: ConversionRequest, auto_class: str) -> ConversionRequest:
+def merged_request(request: ConversionRequest, auto_class: str) -> ConversionRequest:
     """The request with the merged model as its source if the source is an adapter, else the request
     unchanged.
 

@@ -17,7 +17,7 @@ from gateway.limits.shared_slots import SharedSlots
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
 from gateway.policy.access import Access
-from gateway.policy.applied_policy import Taken
+from gateway.policy.applied_policy import AppliedPolicy
 from gateway.policy.gateway_toml import PolicyError, Rules
 from gateway.policy.principal import Principal
 from gateway.policy.reload import PolicyFile
@@ -36,11 +36,13 @@ class AccessControl:
 
     def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
         self._supervisor, self._metrics = supervisor, metrics
-        self.keys = KeyRing(settings.keys_file, settings.pepper_file, kept=settings.kept_keys)
-        self.policy = PolicyFile(settings.policy_file, kept=settings.kept_policy)
+        self.keys = KeyRing(
+            settings.keys_file, settings.pepper_file, last_good=settings.last_good_keys
+        )
+        self.policy = PolicyFile(settings.policy_file, last_good=settings.last_good_policy)
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
-        self._taken = Taken(settings.state_folder, settings.policy_file)
+        self._applied_policy = AppliedPolicy(settings.state_folder, settings.policy_file)
         self._audit: Any = None  # started by the first policy that asks for a record
         self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
@@ -57,11 +59,11 @@ class AccessControl:
         self._refresh_keys()  # unreadable: no key is valid, and the gateway is not ready
         self._refresh_policy(is_start=True)
         self._apply_policy()
-        self._taken.report(self.policy.current.version)
+        self._applied_policy.report(self.policy.current.version)
         await self.limiter.heartbeat()
 
     async def close(self) -> None:
-        self._taken.close()
+        self._applied_policy.close()
         await self.limiter.close()
         if self._audit:
             await asyncio.to_thread(self._audit.close)
@@ -75,7 +77,7 @@ class AccessControl:
         if self.policy.current is before:
             return False
         self._apply_policy()
-        self._taken.report(self.policy.current.version)
+        self._applied_policy.report(self.policy.current.version)
         log.info("gateway.toml reloaded: version %s", self.policy.current.version)
         if self.policy.pending_s:
             log.info(
@@ -113,11 +115,11 @@ class AccessControl:
             self.policy.refresh()
             self._unreadable.pop("gateway.toml", None)
         except OSError as error:
-            if is_start and not self.policy.has_kept:
+            if is_start and not self.policy.has_last_good:
                 raise
             self._set_unreadable("gateway.toml", error, "policy")
         except PolicyError as error:
-            if is_start and not self.policy.has_kept:
+            if is_start and not self.policy.has_last_good:
                 raise
             self._unreadable.pop("gateway.toml", None)
             log.error("%s; the previous policy stays in force", error)
@@ -155,7 +157,7 @@ class AccessControl:
                     "limits: %s processes count separately, and each lets one request through: "
                     "together that is more than your %s allows at once; set TIDEGATE_REDIS_URL",
                     counters,
-                    limit.described,
+                    limit.description,
                 )
 
     async def identify(self, context: RequestContext) -> None:

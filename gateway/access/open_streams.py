@@ -165,6 +165,8 @@ class OpenStreams:
         over = await self._limiter.readmit(admissions)
         for admission, limit in over or ():
             owners[admission].finish(
-                QuotaExceeded(f"your {limit.described} has no more room for this: try again later")
+                QuotaExceeded(
+                    f"your {limit.description} has no more room for this: try again later"
+                )
             )
         return over is not None

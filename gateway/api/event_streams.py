@@ -49,24 +49,24 @@ class EventStream:
     """A reply of ``events``; a failure before the first event is an ordinary error.
 
     After that, an error is the last event, in the shape of the path's API. A client that does not
-    read for ``patience_s`` seconds is disconnected.
+    read for ``timeout_s`` seconds is disconnected.
     """
 
     def __init__(
         self,
         context: RequestContext,
         events: AsyncGenerator[bytes, None],
-        patience_s: float,
+        timeout_s: float,
         rights: AbstractContextManager[None],
     ) -> None:
         """``rights`` (``AccessControl.bounded``) raises a GatewayError in its block when the
         caller may no longer go on."""
-        self._context, self._events, self._patience_s = context, events, patience_s
+        self._context, self._events, self._timeout_s = context, events, timeout_s
         self._rights = rights
 
     async def send(self, send: Send) -> None:
         """Raises ClientGone when the client disconnects; work upstream has ended by then."""
-        await self._context.while_connected(self._send(_Connection(send, self._patience_s)))
+        await self._context.while_connected(self._send(_Connection(send, self._timeout_s)))
 
     async def _send(self, connection: "_Connection") -> None:
         context = self._context
@@ -95,8 +95,8 @@ class EventStream:
 class _Connection:
     """The connection to the client, with a heartbeat while nothing else is sent."""
 
-    def __init__(self, send: Send, patience_s: float) -> None:
-        self._send, self._patience_s = send, patience_s
+    def __init__(self, send: Send, timeout_s: float) -> None:
+        self._send, self._timeout_s = send, timeout_s
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
@@ -108,7 +108,7 @@ class _Connection:
         """Return when the connection can take more; raises ClientGone when that takes too long."""
         self.stop_heartbeat()
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._timeout_s):
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise ClientGone from None

@@ -31,7 +31,7 @@ from gateway.errors import (
 )
 from gateway.http.connections import OPEN
 from gateway.http.request_context import ClientGone, new_request_id
-from gateway.http.round_robin import BULK_BYTES, TURNS
+from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.render import error_reply
 
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
@@ -59,7 +59,7 @@ _ONLY_HTTP_1 = InvalidRequest(
 class ConnectionLimits:
     """An application's limits for its connections: its attribute ``connection_limits``."""
 
-    answer_patience_s: float = 30.0  # a client that reads nothing for so long is disconnected
+    send_timeout_s: float = 30.0  # a client that reads nothing for so long is disconnected
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -81,7 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         limits = getattr(self.app, "connection_limits", ConnectionLimits())
-        self.flow = _ResponseFlow(transport, self.loop, limits.answer_patience_s)
+        self.flow = _ResponseFlow(transport, self.loop, limits.send_timeout_s)
         self._ahead = bytearray()
         self._pieces: list[bytes] = []  # of the body, not yet appended to the cycle's
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
@@ -161,7 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
             at = end
             if n_pieces > MANY_PIECES and at < size:
                 self._buffer(view[at:])
-                TURNS.call(self._resume_parsing, self._tenant())
+                ROUND_ROBIN.call(self._resume_parsing, self._tenant())
                 break
 
     def _resume_parsing(self) -> None:
@@ -364,7 +364,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(DISCARD_TIMEOUT_S, self._close)
         if count > BULK_BYTES:
             self.flow.hold_reading()
-            TURNS.call(self._resume_reading, self._tenant())
+            ROUND_ROBIN.call(self._resume_reading, self._tenant())
 
     def _resume_reading(self) -> None:
         if not self.transport.is_closing():
@@ -457,16 +457,16 @@ _DROPPED = _Dropped()
 
 
 class _ResponseFlow(FlowControl):
-    """Flow control with patience: a client that reads nothing for too long is disconnected."""
+    """Flow control with a timeout: a client that reads nothing for too long is disconnected."""
 
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
         super().__init__(transport)
-        self._loop, self._patience_s = loop, patience_s
+        self._loop, self._timeout_s = loop, timeout_s
 
     async def drain(self) -> None:
         """Wait until the connection takes more. Raises ClientGone if it is lost, or was cut for
         taking nothing."""
-        timer = self._loop.call_later(self._patience_s, self._transport.abort)
+        timer = self._loop.call_later(self._timeout_s, self._transport.abort)
         try:
             await super().drain()
         finally:

@@ -123,7 +123,7 @@ class Endpoint:
         try:
             reply = await self.handler(context)
             if type(reply) is Reply and len(reply.body) > PIECE_BYTES:
-                context.hold(len(reply.body))
+                context.count_buffered(len(reply.body))
             await reply.send(send)
         except BaseException as error:
             await context.leave(error)

@@ -16,7 +16,7 @@ from gateway.policy.principal import Principal
 TENANT_SHARE = 0.5  # of the total, for one tenant, once there are tenants
 
 
-class HeldBytes:
+class MemoryBudget:
     """At most ``most`` bytes in total, and ``most_of_caller`` for one principal. A request that is
     the only one is never refused here: the body limit bounds it."""
 

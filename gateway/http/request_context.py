@@ -20,8 +20,8 @@ from gateway.errors import (
     TooLarge,
     Unauthenticated,
 )
-from gateway.http.memory_budget import HeldBytes
-from gateway.http.round_robin import BULK_BYTES, TURNS
+from gateway.http.memory_budget import MemoryBudget
+from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.identity.credentials import bearer
 from gateway.policy.access import Access
 from gateway.policy.principal import Principal
@@ -73,12 +73,12 @@ class RequestContext:
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
     upstream_s: float = 0.0
-    body_patience_s: float = 30.0  # the longest wait for the next bytes of the body
-    memory: HeldBytes | None = None  # counts the bytes that this request holds
-    held_bytes: int = 0
+    body_timeout_s: float = 30.0  # the longest wait for the next bytes of the body
+    memory_budget: MemoryBudget | None = None  # counts the bytes that this request holds
+    buffered_bytes: int = 0
     entered: list[AbstractAsyncContextManager[Any]] | None = None
     # Drawn per request: it decides canaries, and a client may choose its request id.
-    lot: str = field(default_factory=lambda: new_request_id())
+    canary_key: str = field(default_factory=lambda: new_request_id())
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)
@@ -144,21 +144,21 @@ class RequestContext:
                 await self.leave(error)
                 raise
 
-    def hold(self, size: int) -> None:
+    def count_buffered(self, size: int) -> None:
         """Count bytes that are held in memory for the caller until the request has ended.
 
         Raises QuotaExceeded if the caller holds too many already, NoCapacity if all callers
         together do.
         """
-        if self.memory and self.principal:
-            self.memory.take(self.principal, size, self.held_bytes)
-            self.held_bytes += size
+        if self.memory_budget and self.principal:
+            self.memory_budget.take(self.principal, size, self.buffered_bytes)
+            self.buffered_bytes += size
 
-    def release(self) -> None:
+    def release_buffered(self) -> None:
         """Stop counting what was held; called once, by the middleware."""
-        if self.memory and self.principal and self.held_bytes:
-            self.memory.give_back(self.principal, self.held_bytes)
-            self.held_bytes = 0
+        if self.memory_budget and self.principal and self.buffered_bytes:
+            self.memory_budget.give_back(self.principal, self.buffered_bytes)
+            self.buffered_bytes = 0
 
     def authorization(self) -> bytes | None:
         """The Authorization header; an ``api-key`` (as Azure's clients send) is a bearer token.
@@ -186,7 +186,8 @@ class RequestContext:
 
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge, RequestTimeout, InvalidRequest for an encoded one, and
-        ClientGone if the client disconnects; QuotaExceeded or NoCapacity as ``hold`` does."""
+        ClientGone if the client disconnects; QuotaExceeded or NoCapacity as ``count_buffered``
+        does."""
         self._refuse_encoded()
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.body_limit_bytes:
@@ -202,14 +203,14 @@ class RequestContext:
 
     async def _rest(self, first: bytes) -> bytes:
         part, parts, received = first, [first], len(first)
-        self.hold(len(first))
+        self.count_buffered(len(first))
         more = True
         while more:
             if len(part) > BULK_BYTES:
-                await TURNS.take(self.tenant)
+                await ROUND_ROBIN.take(self.tenant)
             message = await self._message()
             part = message.get("body", b"")
-            self.hold(len(part))
+            self.count_buffered(len(part))
             if len(parts[-1]) < TINY_BYTES:
                 parts[-1] += part
             else:
@@ -225,7 +226,7 @@ class RequestContext:
         # What asyncio.timeout does, at a quarter of its cost: the body is usually here already.
         task, loop = _current_task(), asyncio.get_running_loop()
         now = time.perf_counter()
-        deadline = now + self.body_patience_s
+        deadline = now + self.body_timeout_s
         if self.deadline < deadline:
             deadline = now + self.remaining_s()
         timer = loop.call_later(deadline - now + TIMER_S, task.cancel)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 BULK_BYTES = 64 * 1024  # smaller parts need no turn: small requests consist of them
 
 
-class Turns:
+class RoundRobin:
     """One call per iteration of the loop: the next tenant's first. '' stands for no tenant."""
 
     def __init__(self) -> None:
@@ -48,4 +48,4 @@ class Turns:
         callback()
 
 
-TURNS = Turns()  # for the process's one event loop
+ROUND_ROBIN = RoundRobin()  # for the process's one event loop

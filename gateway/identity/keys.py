@@ -99,12 +99,14 @@ def _record(key_id: str, table: Mapping[str, Any]) -> KeyRecord:
 class KeyRing:
     """Verifies keys against the file; ``refresh`` notices when the file has changed.
 
-    The last keys that could be read are saved in ``kept``, if it is given: a process that is
+    The last keys that could be read are saved in ``last_good``, if it is given: a process that is
     restarted while the file is invalid then accepts the same keys as those that kept running.
     """
 
-    def __init__(self, keys_file: Path, pepper_file: Path, *, kept: Path | None = None) -> None:
-        self._keys_file, self._pepper_file, self._kept = keys_file, pepper_file, kept
+    def __init__(
+        self, keys_file: Path, pepper_file: Path, *, last_good: Path | None = None
+    ) -> None:
+        self._keys_file, self._pepper_file, self._last_good = keys_file, pepper_file, last_good
         self._has_started = False
         self._records: dict[str, KeyRecord] = {}
         self._pepper = b""
@@ -143,7 +145,7 @@ class KeyRing:
                 return False
             pepper, text = self._pepper_file.read_bytes(), self._keys_file.read_bytes()
         except FileNotFoundError:
-            self._save_kept(None)
+            self._save_last_good(None)
             changed = bool(self._records)
             self._records, self._seen, self.is_refused = {}, None, False
             self.generation += changed
@@ -155,9 +157,9 @@ class KeyRing:
             records = parse_records(text.decode())
         except ValueError:
             if is_first:
-                self._load_kept(pepper)
+                self._load_last_good(pepper)
             raise
-        self._save_kept(text)
+        self._save_last_good(text)
         self._apply(records, pepper)
         self.is_refused = False
         return True
@@ -166,24 +168,24 @@ class KeyRing:
         self._records, self._pepper = records, pepper
         self.generation += 1
 
-    def _load_kept(self, pepper: bytes) -> None:
+    def _load_last_good(self, pepper: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):
-            if self._kept is not None:
-                self._apply(parse_records(self._kept.read_bytes().decode()), pepper)
+            if self._last_good is not None:
+                self._apply(parse_records(self._last_good.read_bytes().decode()), pepper)
 
-    def _save_kept(self, text: bytes | None) -> None:
+    def _save_last_good(self, text: bytes | None) -> None:
         """Save the keys file's text; None removes the copy. If it cannot be saved, the older copy
         is removed too: a key that has been revoked since would be valid again."""
-        if self._kept is None:
+        if self._last_good is None:
             return
         try:
             if text is not None:
-                write_private(self._kept, text)
+                write_private(self._last_good, text)
                 return
         except OSError as error:
-            log.warning("%s: a restarted worker will not know the keys: %s", self._kept, error)
+            log.warning("%s: a restarted worker will not know the keys: %s", self._last_good, error)
         with contextlib.suppress(OSError):
-            self._kept.unlink()
+            self._last_good.unlink()
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -85,7 +85,7 @@ class Limit(BaseModel):
         return f'"{self.name}";q={quota:.0f};w={window_s}{unit}'
 
     @cached_property
-    def described(self) -> str:
+    def description(self) -> str:
         """For people: 'key limit of 10 requests in 1 s'."""
         if self.kind == "concurrency":
             return f"{self.scope} limit of {self.amount:g} requests at once"

@@ -11,7 +11,7 @@ from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.local import LocalStore, share_of, wait_s
 from gateway.limits.shared_slots import SharedSlots
 
-BEAT_S = 3.0  # how often ``heartbeat`` must be called
+HEARTBEAT_S = 3.0  # how often ``heartbeat`` must be called
 
 
 class LimitReached(QuotaExceeded):
@@ -129,7 +129,7 @@ class Limiter:
         return over
 
     async def heartbeat(self) -> None:
-        """Call it every BEAT_S, and once before the first request."""
+        """Call it every HEARTBEAT_S, and once before the first request."""
         self.local.sweep(self.clock())
         if self.redis:
             await self.redis.heartbeat()
@@ -232,7 +232,7 @@ def _refuse_oversized(checks: Sequence[Check]) -> None:
     for limit, _, cost in checks:
         if cost > limit.capacity:
             raise LimitReached(
-                f"{cost:g} {limit.kind} will never fit your {limit.described}: ask for less",
+                f"{cost:g} {limit.kind} will never fit your {limit.description}: ask for less",
                 [(b"x-should-retry", b"false")],
             )
 
@@ -247,4 +247,4 @@ def _refusal(checks: Sequence[Check], outcome: Outcome) -> LimitReached:
     limit = checks[waits.index(wait)].limit
     headers = limit_headers(checks, outcome)
     headers.append((b"retry-after-ms", b"%d" % ceil(wait * 1000)))
-    return LimitReached(f"your {limit.described} is used up: try again later", headers, wait)
+    return LimitReached(f"your {limit.description} is used up: try again later", headers, wait)

@@ -64,7 +64,7 @@ class Model:
     golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline whose canary it is
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
-    is_relayed: bool = False  # plain requests go over the HTTP upstream
+    uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
 
     @cached_property
@@ -252,7 +252,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
-        is_relayed=parameters.get(CANCELLABLE_PARAMETER) == "false"
+        uses_http_upstream=parameters.get(CANCELLABLE_PARAMETER) == "false"
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),

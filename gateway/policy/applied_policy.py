@@ -23,7 +23,7 @@ def version_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_LENGTH]
 
 
-class Taken:
+class AppliedPolicy:
     """One worker's report. Disk errors are not raised, but logged once."""
 
     def __init__(self, state_folder: Path, policy_file: Path) -> None:

@@ -48,8 +48,8 @@ class _Pending(NamedTuple):
 class PolicyFile:
     """Without a file at startup: one tenant, and every key may do everything.
 
-    The last complete policy, or the fact that there was none, is saved in ``kept``, if it is given:
-    a restarted process compares the file with it, as the processes that kept running do.
+    The last complete policy, or the fact that there was none, is saved in ``last_good``, if it is
+    given: a restarted process compares the file with it, as the processes that kept running do.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class PolicyFile:
         path: Path,
         clock: Callable[[], float] = time.monotonic,
         *,
-        kept: Path | None = None,
+        last_good: Path | None = None,
     ) -> None:
-        self._path, self._clock, self._kept = path, clock, kept
+        self._path, self._clock, self._last_good = path, clock, last_good
         self._seen: tuple[int, int, int] | None = None
         self._has_started = self._had_no_file = False
         self.current = InForce(NO_FILE, Access(NO_FILE), "default")
@@ -88,7 +88,7 @@ class PolicyFile:
         being written must not open every API.
         """
         is_first, self._has_started = not self._has_started, True
-        if is_first and self._load_kept():
+        if is_first and self._load_last_good():
             is_first = False
         try:
             stat = self._path.stat()
@@ -99,7 +99,7 @@ class PolicyFile:
         except FileNotFoundError:
             if self._seen is None:
                 if is_first:
-                    self._write_kept(NONE)
+                    self._write_last_good(NONE)
                 return False
             self._seen = self._pending = None
             raise PolicyError(
@@ -155,38 +155,40 @@ class PolicyFile:
     def _apply(self, policy: InForce, data: bytes) -> bool:
         self.current = self._complete = policy
         self._data, self._pending = data, None
-        self._save_kept(data)
+        self._save_last_good(data)
         return True
 
     @property
-    def has_kept(self) -> bool:
+    def has_last_good(self) -> bool:
         """Whether there are rules in force besides the file, which may be invalid or missing."""
         return self._had_no_file or self._complete.version != "default"
 
-    def _save_kept(self, data: bytes) -> None:
+    def _save_last_good(self, data: bytes) -> None:
         if self._seen is not None:
-            self._write_kept(b"%d %d %d\n" % self._seen + data)
+            self._write_last_good(b"%d %d %d\n" % self._seen + data)
 
-    def _write_kept(self, data: bytes) -> None:
-        if self._kept is None:
+    def _write_last_good(self, data: bytes) -> None:
+        if self._last_good is None:
             return
         try:
-            write_private(self._kept, data)
+            write_private(self._last_good, data)
         except OSError as error:
-            log.warning("%s: a restarted worker will not know the policy: %s", self._kept, error)
+            log.warning(
+                "%s: a restarted worker will not know the policy: %s", self._last_good, error
+            )
 
-    def _load_kept(self) -> bool:
+    def _load_last_good(self) -> bool:
         """Put in force what an earlier process saved, if it did."""
-        if self._kept is None:
+        if self._last_good is None:
             return False
         try:
-            kept = self._kept.read_bytes()
-            if kept == NONE:
+            saved = self._last_good.read_bytes()
+            if saved == NONE:
                 self._had_no_file = True
                 return True
-            first, _, data = kept.partition(b"\n")
+            first, _, data = saved.partition(b"\n")
             mtime_ns, size, inode = map(int, first.split())
-            rules = parse_rules(_text(data, self._path), str(self._kept))
+            rules = parse_rules(_text(data, self._path), str(self._last_good))
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:

@@ -44,8 +44,8 @@ _NOBODY = "no server can take this now: try again shortly"
 class Replica:
     """One Triton server: its state, and how many of our requests it is working on."""
 
-    def __init__(self, place: str, upstream: Upstream) -> None:
-        self.place, self.upstream = place, upstream
+    def __init__(self, address: str, upstream: Upstream) -> None:
+        self.address, self.upstream = address, upstream
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
         self.idle = asyncio.Event()
@@ -59,9 +59,9 @@ class Replica:
         self._failures, self._failed_at = 0.0, 0.0
 
     @property
-    def address(self) -> str:
+    def grpc_address(self) -> str:
         """HOST:GRPC_PORT: the same for every gateway, whether it uses the HTTP port or not."""
-        return self.place.partition("/")[0]
+        return self.address.partition("/")[0]
 
     @property
     def health(self) -> Health:
@@ -100,9 +100,9 @@ class Replica:
             fault = await self._read_versions()
         self.fault = fault
         if self.fault and not previous_fault:
-            log.warning("replica %s gets no requests: it %s", self.place, self.fault)
+            log.warning("replica %s gets no requests: it %s", self.address, self.fault)
         elif previous_fault and not self.fault:
-            log.info("replica %s gets requests again", self.place)
+            log.info("replica %s gets requests again", self.address)
 
     async def _find_fault(self, started: float) -> str:
         """'' or what is wrong with the server; ``started`` is in monotonic seconds."""
@@ -189,7 +189,7 @@ class ReplicaPool:
 
     def apply(self, addresses: Sequence[str]) -> None:
         """Use these replicas from now on; requests in flight on others end there."""
-        retired = {replica.place: replica for replica in self.replicas}
+        retired = {replica.address: replica for replica in self.replicas}
         self.replicas = [
             retired.pop(address) if address in retired else Replica(address, self._connect(address))
             for address in dict.fromkeys(addresses)
@@ -256,13 +256,15 @@ class ReplicaPool:
         gone, and NoCapacity if it is full or, for a start, if none is healthy.
         """
         serving = {
-            replica.address: replica for replica in self.replicas if replica.serves(model, version)
+            replica.grpc_address: replica
+            for replica in self.replicas
+            if replica.serves(model, version)
         }
         preference = [serving[address] for address in preferred(sequence, serving)]
         if starts:
             preference.sort(key=lambda replica: replica.health, reverse=True)  # stable
         elif begun_at:
-            preference = [replica for replica in self.replicas if replica.address == begun_at]
+            preference = [replica for replica in self.replicas if replica.grpc_address == begun_at]
         if not preference or (starts and not preference[0].health):
             raise lost() if begun_at and not starts else NoCapacity(_NOBODY, retry_after_s=1)
         replica = preference[0]

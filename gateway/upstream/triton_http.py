@@ -8,7 +8,7 @@ ValueError        what came back is not a valid response
 import asyncio
 from typing import Any, NamedTuple
 
-from gateway.http.round_robin import BULK_BYTES, TURNS
+from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 
 _END = b"\r\n\r\n"
 
@@ -112,7 +112,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if len(data) > BULK_BYTES:
             self._transport.pause_reading()
-            TURNS.call(self._resume_reading, self._tenant)
+            ROUND_ROBIN.call(self._resume_reading, self._tenant)
         try:
             complete = self._read(data)
         except ValueError as error:

@@ -409,12 +409,14 @@ def test_unread_answers_hold_their_place(triton, tmp_path):
     options = [("grpc.max_receive_message_length", -1)]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
-            RunningGrpcServer(triton, tmp_path / "own", OPEN_POLICY, caller_held_bytes=3_000_000)
+            RunningGrpcServer(
+                triton, tmp_path / "own", OPEN_POLICY, caller_buffered_bytes=3_000_000
+            )
         )
         channel = stack.enter_context(grpc.insecure_channel(server.address, options))
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         call = stub.ModelStreamInfer(iter([message] * 5), metadata=_metadata(server, "all"))
-        held = server.gateway.held
+        held = server.gateway.memory_budget
 
         def waits() -> bool:
             sizes = []
@@ -448,7 +450,7 @@ def _unread(api, count: int, tenant: str = "all"):
 
 def test_answers_that_are_not_read_hold_no_permits(api, inflight):
     """40 streams that read nothing once took all permits for 30 s."""
-    held = api.gateway.held
+    held = api.gateway.memory_budget
     streams = [_unread(api, 5) for _ in range(10)]
     wait_until(lambda: held.total > 10 * 300_000, 10, "the answers")
     wait_until(lambda: inflight() == 0, 5, "the permits")
@@ -459,9 +461,9 @@ def test_answers_that_are_not_read_hold_no_permits(api, inflight):
 
 
 def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", answer_patience_s=1.0) as server:
+    with RunningGrpcServer(triton, tmp_path / "own", send_timeout_s=1.0) as server:
         channel, call = _unread(server, 5)
-        held = server.gateway.held
+        held = server.gateway.memory_budget
         wait_until(lambda: held.total, 5, "answers")
         wait_until(lambda: not held.total, 5, "the end")
         with pytest.raises(grpc.RpcError) as caught:
@@ -472,7 +474,7 @@ def test_a_stream_that_is_not_read_is_ended(triton, tmp_path):
 
 def test_a_large_answer_gives_its_place_back_once_it_was_read(api, inflight):
     """At concurrency 1, sequential calls never find the previous one's slot still taken."""
-    held = api.gateway.held
+    held = api.gateway.memory_budget
     with InferenceServerClient(api.address) as client:
         for _ in range(10):
             response = client.infer(

@@ -85,17 +85,17 @@ def test_the_death_of_a_worker_ends_no_other_and_its_replacement_serves_the_last
 
 
 def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
-    (kept,) = (running.home / ".tidegate").glob("policy.*.settled")
-    data = kept.read_bytes()
+    (saved,) = (running.home / ".tidegate").glob("policy.*.last_good")
+    data = saved.read_bytes()
     first, second = _workers(running)
-    kept.write_bytes(b"no policy")
+    saved.write_bytes(b"no policy")
     try:
         first.kill()
         wait_until(lambda: "cannot start (see above)" in _log(running.home), 30, "a failed start")
         assert second.is_running()
         assert _status(running) == 200
     finally:
-        kept.write_bytes(data)
+        saved.write_bytes(data)
     wait_until(lambda: len(_workers(running)) == 2, 20, "the next attempt")
     wait_until(lambda: _versions(running) == {VERSION}, 30, "the last good policy")
     assert second in _workers(running)
@@ -121,8 +121,8 @@ def test_after_a_full_restart_the_last_good_policy_serves_or_up_says_why_not(hom
         assert "the last good policy is in force instead" in again.output
     finally:
         assert stop(again) == 0, again.output
-    (kept,) = (home / ".tidegate").glob("policy.*.settled")
-    kept.unlink()
+    (saved,) = (home / ".tidegate").glob("policy.*.last_good")
+    saved.unlink()
     refused = launch(home, "identity_fp32", ports=ports)
     assert refused.process.wait(60) == 1
     assert "the gateway ended (exit code 2; its log says: gateway: " in refused.output

@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from gateway.api.grpc.caller_bounds import MAX_ARRIVING, Holdings
+from gateway.api.grpc.caller_bounds import MAX_ARRIVING, CallerBounds
 from tests.e2e.grpc_models import ONE, RunningGrpcServer, serving
 from tests.e2e.test_grpc_strangers import PREFACE, SETTINGS, _field, _frame
 from tests.running import wait_until
@@ -52,7 +52,7 @@ amount = 1
 tenants = ["some"]
 """
 )
-PATIENCE_S = 1.0
+SEND_TIMEOUT_S = 1.0
 CANCELLED = _field(b"grpc-status", b"1")
 
 
@@ -126,7 +126,7 @@ def triton(tmp_path_factory):
 @pytest.fixture
 def api(triton, tmp_path):
     with RunningGrpcServer(
-        triton, tmp_path / "api", ONE_AT_ONCE, answer_patience_s=PATIENCE_S, max_inflight=40
+        triton, tmp_path / "api", ONE_AT_ONCE, send_timeout_s=SEND_TIMEOUT_S, max_inflight=40
     ) as running:
         yield running
 
@@ -166,7 +166,7 @@ def _resident() -> int:
 
 
 def _held(api) -> int:
-    return api.gateway.held.total
+    return api.gateway.memory_budget.total
 
 
 def test_an_unread_answer_is_cut_off(api, non_reader_of_some):
@@ -179,9 +179,9 @@ def test_an_unread_answer_is_cut_off(api, non_reader_of_some):
         _infer(api, 4, "some")  # its slot is taken
     assert number not in non_reader.ended
     most = _resident()
-    # 64 MB get four times the patience.
+    # 64 MB get four times the timeout.
     wait_until(lambda: number in non_reader.ended, 15, "the end")
-    assert time.monotonic() - started > 5 * PATIENCE_S
+    assert time.monotonic() - started > 5 * SEND_TIMEOUT_S
     assert CANCELLED in non_reader.ended[number]
     assert non_reader.received[number] == 65535
     wait_until(lambda: _held(api) == 0, 2, "what was held")
@@ -213,7 +213,7 @@ def test_small_answers_behind_a_full_window_are_counted_and_cut(api, non_reader)
 
 
 def test_too_many_unread_answers_are_refused(triton, tmp_path):
-    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_held_bytes=MB) as server:
+    with RunningGrpcServer(triton, tmp_path / "own", OPEN, caller_buffered_bytes=MB) as server:
         with contextlib.closing(NonReader(server)) as non_reader:
             non_reader.call(INFER, _request(900_000))
             wait_until(lambda: _held(server) > 900_000, 5, "the answer")
@@ -235,7 +235,7 @@ def test_a_client_that_reads_is_not_cut_off(api, caplog):
             assert len(response) > size
             assert call.code() is grpc.StatusCode.OK
             assert dict(call.trailing_metadata())["x-request-id"]
-        time.sleep(PATIENCE_S + 0.5)  # and finished calls are not checked again
+        time.sleep(SEND_TIMEOUT_S + 0.5)  # and finished calls are not checked again
         assert len(infer(_request(4), metadata=metadata)) > 4
     assert "is cut" not in caplog.text
     wait_until(lambda: _held(api) == 0, 2, "what was held")
@@ -272,9 +272,9 @@ def test_calls_that_were_cut_off_are_forgotten(api, capfd):
 
 
 def test_streams_that_are_not_read_leave_permits_to_others(triton, tmp_path):
-    """Two streams of 20 messages once held most of 40 permits until the patience was over."""
+    """Two streams of 20 messages once held most of 40 permits until the timeout."""
     with RunningGrpcServer(
-        triton, tmp_path / "own", OPEN, answer_patience_s=20.0, max_inflight=40
+        triton, tmp_path / "own", OPEN, send_timeout_s=20.0, max_inflight=40
     ) as server:
         replica = server.gateway.pool.replicas[0]
         quiet = _p99(server)
@@ -308,7 +308,7 @@ def _p99(api, count: int = 100) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _wait_for_ever(holdings, caller):
+async def _wait_for_ever(caller_bounds, caller):
     await asyncio.Future()
     yield
 
@@ -316,7 +316,7 @@ async def _wait_for_ever(holdings, caller):
 def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, non_reader):
     """Each may be as large as the body limit: further ones wait at their sender."""
     settings = api.gateway.settings
-    most = settings.caller_held_bytes // settings.body_limit_bytes
+    most = settings.caller_buffered_bytes // settings.body_limit_bytes
     assert most < MAX_ARRIVING
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
@@ -339,7 +339,7 @@ def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, non_reader, m
     """Its messages may be as large as any while they arrive; those that do not arrive time out."""
     monkeypatch.setattr("gateway.api.grpc.server.REFLECTION_S", 1.0)
     settings = api.gateway.settings
-    most = settings.caller_held_bytes // settings.body_limit_bytes
+    most = settings.caller_buffered_bytes // settings.body_limit_bytes
     announced = b"\0" + struct.pack(">I", settings.body_limit_bytes) + b"\x3a"
     for _ in range(most):
         non_reader.begin(REFLECT, announced)
@@ -358,7 +358,7 @@ def test_uploads_that_are_not_read_stay_at_their_client(api, monkeypatch):
         for _ in range(8):
             with pytest.raises(grpc.RpcError):
                 channel.unary_unary(INFER)(bytes(30 * MB), metadata=metadata)
-        monkeypatch.setattr(Holdings, "arriving", _wait_for_ever)  # for others' messages
+        monkeypatch.setattr(CallerBounds, "arriving", _wait_for_ever)  # for others' messages
         sent = [0] * 4
 
         def pieces(n: int):

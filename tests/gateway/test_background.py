@@ -55,7 +55,7 @@ async def test_a_replica_with_wrong_results_gets_no_requests_and_the_pipeline_is
     fakes, addresses = pair
     fakes[0].answer = answer
     assert await _round(gateway) == {}
-    assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[1]}
+    assert {gateway.pool.permit("p").replica.address for _ in range(20)} == {addresses[1]}
     assert gateway.pool.replicas[0].probes["p"]
     fakes[0].answer = wrong(0.0)
     assert await _round(gateway) == {}
@@ -182,7 +182,7 @@ async def test_the_catalogue_is_what_all_serve_together(pair, gateway):
     fakes[1].configs["only_second"] = public("only_second")
     await _round(gateway)
     assert set(gateway.catalogue.models) == {"p", "only_second"}
-    permits = {gateway.pool.permit("only_second").replica.place for _ in range(20)}
+    permits = {gateway.pool.permit("only_second").replica.address for _ in range(20)}
     assert permits == {addresses[1]}
     await fakes[1].stop()
     await asyncio.sleep(0.1)
@@ -222,7 +222,7 @@ async def test_a_dead_first_replica_costs_neither_catalogue_nor_readiness(pair):
     gateway = Gateway(Settings(replicas=(dead, addresses[0]), pipelines=("p",)))
     try:
         assert await _round(gateway) == {}
-        assert {gateway.pool.permit("p").replica.place for _ in range(20)} == {addresses[0]}
+        assert {gateway.pool.permit("p").replica.address for _ in range(20)} == {addresses[0]}
     finally:
         await gateway.pool.close()
 

@@ -123,7 +123,7 @@ class RegisteredTask:
                 raise _import_name("converters.errors:SourceRefused")(reason)
         task_class = _import_name(self.task)
         if request.options.get("base") or (Path(request.source) / "adapter_config.json").is_file():
-            request = _import_name("converters.sources.lora:merged_order")(
+            request = _import_name("converters.sources.lora:merged_request")(
                 request, task_class.auto_class
             )
         return task_class(request)

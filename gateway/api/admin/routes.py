@@ -56,7 +56,7 @@ class AdminApi:
         """Each replica, whether it receives requests, and if not, why."""
         replicas = [
             {
-                "address": replica.place,
+                "address": replica.address,
                 "health": replica.health.name.lower(),
                 "reason": replica.reason,
                 "inflight": replica.inflight,

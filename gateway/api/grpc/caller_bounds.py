@@ -8,6 +8,7 @@ the other APIs (``gateway.http.memory_budget``).
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from gateway.errors import GatewayError, QuotaExceeded
 
@@ -15,9 +16,10 @@ MAX_SILENT_STREAMS = 64
 MAX_ARRIVING = 16  # fewer, where that many messages could exceed the bytes a caller may hold
 
 End = Callable[[GatewayError], None]
+Kind = Literal["message", "reflection"]
 
 
-class Holdings:
+class CallerBounds:
     """One per worker. Callers are identified by their principals' ids.
 
     ``most_bytes`` is what a caller may hold; an arriving message may be up to ``message_bytes``,
@@ -27,7 +29,7 @@ class Holdings:
     def __init__(self, most_bytes: int, message_bytes: int) -> None:
         self._most_arriving = max(1, min(MAX_ARRIVING, most_bytes // message_bytes))
         self._silent: dict[str, dict[End, None]] = {}
-        self._arriving: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._arriving: dict[tuple[str, Kind], tuple[asyncio.Semaphore, int]] = {}
 
     def open_stream(self, caller: str, end: End) -> None:
         """A stream has opened, and is silent so far; ``end`` ends it. Raises QuotaExceeded when the
@@ -54,20 +56,22 @@ class Holdings:
             self._silent.pop(caller, None)
 
     @asynccontextmanager
-    async def arriving(self, caller: str) -> AsyncIterator[None]:
+    async def arriving(self, caller: str, kind: Kind = "message") -> AsyncIterator[None]:
         """Enter around the reading of a message: beyond the bound, the caller's other messages
-        wait, and take no memory meanwhile."""
-        slots, users = self._arriving.get(caller) or (asyncio.Semaphore(self._most_arriving), 0)
-        self._arriving[caller] = slots, users + 1
+        wait, and take no memory meanwhile. Each kind has a bound of its own, so that reflection
+        streams, which may be idle, hold up no inference."""
+        key = caller, kind
+        slots, users = self._arriving.get(key) or (asyncio.Semaphore(self._most_arriving), 0)
+        self._arriving[key] = slots, users + 1
         try:
             async with slots:
                 yield
         finally:
-            _, users = self._arriving[caller]
+            _, users = self._arriving[key]
             if users > 1:
-                self._arriving[caller] = slots, users - 1
+                self._arriving[key] = slots, users - 1
             else:
-                del self._arriving[caller]
+                del self._arriving[key]
 
 
 def _too_many_silent() -> QuotaExceeded:

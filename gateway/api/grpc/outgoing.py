@@ -20,17 +20,17 @@ _Entry = tuple[bytes | None, Callable[[], Awaitable[None]] | None, ExitStack]
 
 class Outgoing:
     """``write`` awaits until the client takes a response; ``give_up`` is called when that takes
-    longer than ``patience_s`` allows (see ``allowed_s``). ``counting`` is entered with the size of
+    longer than ``timeout_s`` allows (see ``allowed_s``). ``counting`` is entered with the size of
     each queued response."""
 
     def __init__(
         self,
         write: Callable[[bytes], Awaitable[None]],
         give_up: Callable[[], None],
-        patience_s: float,
+        timeout_s: float,
         counting: Callable[[int], AbstractContextManager[None]],
     ) -> None:
-        self._write, self._give_up, self._patience_s = write, give_up, patience_s
+        self._write, self._give_up, self._timeout_s = write, give_up, timeout_s
         self._counting = counting
         self._entries: deque[_Entry] = deque()
         self._bytes = 0
@@ -73,7 +73,7 @@ class Outgoing:
                 await self._changed.wait_for(lambda: bool(self._entries))
             response, then, counting = self._entries[0]
             if response is not None:
-                timer = loop.call_later(allowed_s(self._patience_s, len(response)), self._give_up)
+                timer = loop.call_later(allowed_s(self._timeout_s, len(response)), self._give_up)
                 try:
                     await self._write(response)
                 finally:

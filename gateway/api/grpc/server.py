@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from gateway.api.grpc.caller_bounds import Holdings
+from gateway.api.grpc.caller_bounds import CallerBounds
 from gateway.api.grpc.health import SERVICE as HEALTH
 from gateway.api.grpc.health import Health
 from gateway.api.grpc.methods import Handler, Methods
@@ -45,7 +45,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 INFER, STREAM = "ModelInfer", "ModelStreamInfer"
 SMALL_BYTES = 4096  # of a message that at most names a model
 # A larger response keeps its slot in the limits until it was read. A smaller one is read in a
-# moment, unless its connection is full of them: then its bytes and its patience are bound enough.
+# moment, unless its connection is full of them: then its bytes and its timeout are bound enough.
 SMALL_RESPONSE_BYTES = 64 * 1024
 LAST_S = 1.0  # for a client to read a stream's status, after a response it may not have read
 STOP_S = 5.0
@@ -67,9 +67,10 @@ class GrpcServer:
         self._server: Any = None
         self._has_ended = False
         settings = gateway.settings
-        self._holdings = Holdings(settings.caller_held_bytes, settings.body_limit_bytes)
-        self._reflection_holdings = Holdings(settings.caller_held_bytes, settings.body_limit_bytes)
-        self._unread = Unread(settings.answer_patience_s)
+        self._caller_bounds = CallerBounds(
+            settings.caller_buffered_bytes, settings.body_limit_bytes
+        )
+        self._unread = Unread(settings.send_timeout_s)
         self._releases: set[asyncio.Future[None]] = set()
 
     async def start(self) -> int:
@@ -175,8 +176,8 @@ class GrpcServer:
         """The only message of a call. Raises TimeoutError when it does not arrive in time,
         InvalidRequest without one, TooLarge over ``limit_bytes``."""
         caller = _caller(context)
-        context.hold(0)
-        async with asyncio.timeout(context.remaining_s()), self._holdings.arriving(caller):
+        context.count_buffered(0)
+        async with asyncio.timeout(context.remaining_s()), self._caller_bounds.arriving(caller):
             data: bytes = await call.read()
         if data is grpc.aio.EOF:
             raise InvalidRequest("the call carries no message")
@@ -188,13 +189,13 @@ class GrpcServer:
         """gRPC writes the response after our handler returns: until it was read it counts against
         its caller, and a large one keeps its slot in the limits; and it has to be read in time.
         Raises QuotaExceeded or NoCapacity when the caller, or all callers, have too many."""
-        context.hold(size)
+        context.count_buffered(size)
         entered: list[AbstractAsyncContextManager[Any]] | None = None
         if size > SMALL_RESPONSE_BYTES:
             entered, context.entered = context.entered, None
 
         def on_read(task: asyncio.Task[Any]) -> None:
-            context.release()
+            context.release_buffered()
             if entered:
                 context.entered = entered
                 release = asyncio.ensure_future(context.leave(None))
@@ -208,7 +209,7 @@ class GrpcServer:
 
     async def _stream(self, requests: Any, call: Any) -> None:
         async def work(context: RequestContext) -> None:
-            await InferStream(self.gateway, self._holdings, context, call).run(requests)
+            await InferStream(self.gateway, self._caller_bounds, context, call).run(requests)
 
         await self._governed(STREAM, "infer", call, work)
 
@@ -223,11 +224,11 @@ class GrpcServer:
                 if task:
                     task.cancel()
 
-            self._holdings.open_stream(caller, end)
+            self._caller_bounds.open_stream(caller, end)
             try:
                 with self.gateway.access_control.watching(context, end, tuple, tuple):
                     # Until it has arrived, a request may be as large as any message.
-                    async with self._reflection_holdings.arriving(caller):
+                    async with self._caller_bounds.arriving(caller, "reflection"):
                         await self._reflection.run(call, REFLECTION_S)
             except asyncio.CancelledError:
                 if fault is None or task is None:
@@ -235,7 +236,7 @@ class GrpcServer:
                 task.uncancel()
                 raise fault from None
             finally:
-                self._holdings.leave(caller, end)
+                self._caller_bounds.leave(caller, end)
 
         await self._governed("ServerReflectionInfo", "read", call, work)
 

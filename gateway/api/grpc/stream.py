@@ -9,7 +9,7 @@ Triton reads a stream however slowly its responses are read, so at most ``WINDOW
 flight. The permit is released when we have read Triton's last response, the slot in the limits when
 the client has. While many responses wait for a client that does not read, we do not read Triton
 either, and other requests may use the permits. The stream is ended when nothing moves for
-``deadline_s``, or when the client does not read a waiting response for ``answer_patience_s``.
+``deadline_s``, or when the client does not read a waiting response for ``send_timeout_s``.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from gateway.api.grpc.caller_bounds import Holdings
+from gateway.api.grpc.caller_bounds import CallerBounds
 from gateway.api.grpc.methods import parse_request, permitted_model
 from gateway.api.grpc.outgoing import Outgoing
 from gateway.api.grpc.request import check_request, timeout_s
@@ -95,9 +95,9 @@ class InferStream:
     """One stream of one client."""
 
     def __init__(
-        self, gateway: Gateway, holdings: Holdings, context: RequestContext, call: Any
+        self, gateway: Gateway, caller_bounds: CallerBounds, context: RequestContext, call: Any
     ) -> None:
-        self.gateway, self.holdings = gateway, holdings
+        self.gateway, self.caller_bounds = gateway, caller_bounds
         self.context, self.call = context, call
         self._strict = context.headers.get(STRICT) == b"true"
         self._caller = context.principal.id if context.principal else ""
@@ -123,8 +123,10 @@ class InferStream:
         self._outgoing = Outgoing(
             self._write,
             self._not_read,
-            gateway.settings.answer_patience_s,
-            lambda size: gateway.held.counted(principal, size) if principal else nullcontext(),
+            gateway.settings.send_timeout_s,
+            lambda size: (
+                gateway.memory_budget.counted(principal, size) if principal else nullcontext()
+            ),
         )
         self._writer: asyncio.Task[None] | None = None
         self._last_move = 0.0
@@ -137,7 +139,7 @@ class InferStream:
     async def run(self, requests: AsyncIterator[bytes]) -> None:
         """Serve the stream to its end. Raises the GatewayError that ended it, if any."""
         self._task = asyncio.current_task()
-        self.holdings.open_stream(self._caller, self.end)
+        self.caller_bounds.open_stream(self._caller, self.end)
         self._writer = asyncio.create_task(self._write_all())
         self._moved()
         self._watch_idle()
@@ -154,7 +156,7 @@ class InferStream:
             self._is_closing = True
             if self._idle_timer:
                 self._idle_timer.cancel()
-            self.holdings.leave(self._caller, self.end)
+            self.caller_bounds.leave(self._caller, self.end)
             await self._close()
 
     def end(self, fault: GatewayError) -> None:
@@ -223,7 +225,7 @@ class InferStream:
 
     async def _start(self, message: Message, parts: RequestParts) -> None:
         access_control, model = self.gateway.access_control, message.model
-        message.context.hold(0)
+        message.context.count_buffered(0)
         await self._client_reads.wait()
         async with contextlib.AsyncExitStack() as slot:
             admission = await slot.enter_async_context(access_control.admit(message.context, model))
@@ -244,7 +246,7 @@ class InferStream:
             message.wants_final, empty_final.bool_param = empty_final.bool_param, True
         self._in_flight[upstream_id.encode()] = message
         self._all_answered.clear()
-        self.holdings.leave(self._caller, self.end)
+        self.caller_bounds.leave(self._caller, self.end)
         self._set_timer(message)
         admission.started()
         # The task that reads the responses learns of an error here from the call.
@@ -379,7 +381,7 @@ class InferStream:
             return
         self._client_reads.clear()
         silent_timer = asyncio.get_running_loop().call_later(
-            _SLOW_S, self.holdings.fell_silent, self._caller, self.end
+            _SLOW_S, self.caller_bounds.fell_silent, self._caller, self.end
         )
         try:
             with self.gateway.pool.set_aside(self._upstream, len(self._in_flight)):
@@ -387,7 +389,7 @@ class InferStream:
         finally:
             self._client_reads.set()
             silent_timer.cancel()
-            self.holdings.leave(self._caller, self.end)
+            self.caller_bounds.leave(self._caller, self.end)
 
     def _set_timer(self, message: Message) -> None:
         """For a message's own ``timeout``. The stream as a whole has no deadline while it moves."""
@@ -428,7 +430,7 @@ class InferStream:
         await message.slot.__aexit__(type(fault) if fault else None, fault, None)
         self._window.release()
         if not self._in_flight and not self._unread and not self._is_closing:
-            self.holdings.fell_silent(self._caller, self.end)
+            self.caller_bounds.fell_silent(self._caller, self.end)
 
     async def _write_all(self) -> None:
         try:

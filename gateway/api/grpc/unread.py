@@ -16,9 +16,9 @@ from collections.abc import Collection
 from typing import Any
 
 log = logging.getLogger("gateway")
-# A response gets the patience once more for this many bytes: how much of it was read cannot be
+# A response gets the timeout once more for this many bytes: how much of it was read cannot be
 # seen, and a slow client must not be cut while it reads.
-BYTES_PER_PATIENCE = 16 * 1024 * 1024
+BYTES_PER_TIMEOUT = 16 * 1024 * 1024
 BATCH_S = 0.1  # overdue calls are cut together, at most this often
 _TASK = "rpc_task"  # grpc.aio's name for the tasks that wait for calls to end
 
@@ -26,17 +26,17 @@ _TASK = "rpc_task"  # grpc.aio's name for the tasks that wait for calls to end
 class Unread:
     """One per server."""
 
-    def __init__(self, patience_s: float) -> None:
-        self.patience_s = patience_s
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self._overdue: dict[asyncio.Task[Any], str] = {}
 
-    def bound(self, size: int, identifier: str, patience_s: float | None = None) -> None:
+    def bound(self, size: int, identifier: str, timeout_s: float | None = None) -> None:
         """From now on the client has to read the response of the current task, ``size`` bytes, in
         time; else its call is cut, the task is cancelled, and ``identifier`` is logged."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a handler always runs in a task
         loop = asyncio.get_running_loop()
-        seconds = allowed_s(self.patience_s if patience_s is None else patience_s, size)
+        seconds = allowed_s(self.timeout_s if timeout_s is None else timeout_s, size)
         timer = loop.call_later(seconds, self._note, task, identifier)
         task.add_done_callback(lambda _: timer.cancel())
 
@@ -53,9 +53,9 @@ class Unread:
         _cut(late)
 
 
-def allowed_s(patience_s: float, size: int) -> float:
+def allowed_s(timeout_s: float, size: int) -> float:
     """Seconds within which a client has to read a response of ``size`` bytes."""
-    return patience_s * (1 + size / BYTES_PER_PATIENCE)
+    return timeout_s * (1 + size / BYTES_PER_TIMEOUT)
 
 
 def _cut(handlers: Collection[asyncio.Task[Any]]) -> None:

@@ -59,7 +59,7 @@ class V2Api:
         request = await self._parse(context, model, version)
         context.shorten_deadline(request.timeout_s)
         serving = self.gateway.serving(context, model)
-        suits_http = model.is_relayed and request.is_plain and request.asks_little_json
+        suits_http = model.uses_http_upstream and request.is_plain and request.asks_little_json
         if suits_http and serving == model.name:
             return await self._infer_over_http(context, model, request)
         message = request.message()

@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gateway.limits.redis.running_timeout import Patience
+from gateway.limits.redis.running_timeout import RunningTimeout
 
 log = logging.getLogger("gateway")
 TIMEOUT_S = 0.05
@@ -34,7 +34,7 @@ class Call(NamedTuple):
     args: Sequence[str | int | float]
 
 
-class Line:
+class RedisConnection:
     """Runs scripts in the order of the calls; calls that arrive while some run are sent together.
 
     Callers never hold the connection, so a cancelled one cannot leave its reply for another. While
@@ -48,7 +48,7 @@ class Line:
         recovered: Callable[[], None],
         restarted: Callable[[], None] = lambda: None,
     ) -> None:
-        """``restarted`` is called after the line's own task had ended and was restarted."""
+        """``restarted`` is called after the connection's own task had ended and was restarted."""
         self._client = Redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
@@ -104,7 +104,7 @@ class Line:
             batch = [(call, future) for call, future in due if not future.done()]
             self._in_flight = batch
             try:
-                async with Patience(TIMEOUT_S):
+                async with RunningTimeout(TIMEOUT_S):
                     replies = await self._send([call for call, _ in batch])
             except Exception as error:  # whatever it is, limits must keep working
                 self._warn(error)
@@ -167,7 +167,7 @@ class Line:
                 await self._client.connection_pool.disconnect()  # drops any earlier reply
                 for name, text in SCRIPTS.items():
                     self._shas[name] = await self._client.script_load(text)
-            async with Patience(TIMEOUT_S):
+            async with RunningTimeout(TIMEOUT_S):
                 await self._send([self._probe])
         except Exception as error:  # whatever it is, limits must keep working
             self._warn(error)

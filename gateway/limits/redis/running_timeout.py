@@ -6,9 +6,9 @@ from types import TracebackType
 PARTS = 5
 
 
-class Patience:
-    """``async with Patience(s)``: as ``asyncio.timeout``, but a stall of this process does not
-    count against the other side.
+class RunningTimeout:
+    """``async with RunningTimeout(s)``: as ``asyncio.timeout``, but a stall of this process does
+    not count against the other side.
 
     After a stall, overdue timers run before data that was received meanwhile is read. Here the time
     is split into ``PARTS``, each of which starts when the end of the previous one was noticed:

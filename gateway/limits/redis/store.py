@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.limits.limit import Check, Limit, Outcome
-from gateway.limits.redis.connection import TIMEOUT_S, Call, Line, Reply
-from gateway.limits.redis.running_timeout import Patience
+from gateway.limits.redis.connection import TIMEOUT_S, Call, RedisConnection, Reply
+from gateway.limits.redis.running_timeout import RunningTimeout
 
 LEASE_S = 10.0  # what a gateway holds comes back this long after its last heartbeat
 _LEASE_US = int(LEASE_S * 1e6)
@@ -30,7 +30,7 @@ class RedisStore:
         self._heartbeat_call = Call(
             "renew", [_GATEWAYS], [_LEASE_US, "concurrency", self._process_id]
         )
-        self._line = Line(url, self._heartbeat_call, self._catch_up, restarted)
+        self._connection = RedisConnection(url, self._heartbeat_call, self._catch_up, restarted)
 
     async def admit(self, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
         """The decision and the lease to settle; None, after 50 ms at most, if Redis is
@@ -38,13 +38,14 @@ class RedisStore:
         lease = self._new_lease()
         reply: Reply = None
         try:
-            async with Patience(TIMEOUT_S):
-                reply = await self._line.call(_admit_call(checks, lease))
+            async with RunningTimeout(TIMEOUT_S):
+                reply = await self._connection.call(_admit_call(checks, lease))
         except TimeoutError:
             pass
         finally:
             if not isinstance(reply, list):
-                # Redis may still admit it, for nobody. The line keeps the order: this comes later.
+                # Redis may still admit it, for nobody. This call comes after it: the connection
+                # keeps the order.
                 self._finish(lease, _leased(checks), 0, again=True)
         if not isinstance(reply, list):
             return None
@@ -71,11 +72,11 @@ class RedisStore:
         self._finish(lease, released, None, again=False)
         for check in concurrency:
             args = (_LEASE_US, "concurrency", _member(lease, check))
-            self._line.call(Call("renew", [_leases(check.bucket)], args))
+            self._connection.call(Call("renew", [_leases(check.bucket)], args))
 
     def lease(self) -> str:
         """A new lease that holds nothing yet; '' while Redis is unavailable."""
-        return self._new_lease() if self._line.is_healthy else ""
+        return self._new_lease() if self._connection.is_healthy else ""
 
     def _new_lease(self) -> str:
         # Sorting leases by name sorts them by age, whichever process created them.
@@ -88,8 +89,8 @@ class RedisStore:
         for check in checks:
             call = Call("over", [_leases(check.bucket)], [int(check.limit.capacity)])
             try:
-                async with Patience(TIMEOUT_S):
-                    members = await self._line.call(call)
+                async with RunningTimeout(TIMEOUT_S):
+                    members = await self._connection.call(call)
             except TimeoutError:
                 members = None
             if not isinstance(members, list):
@@ -102,9 +103,9 @@ class RedisStore:
 
     async def heartbeat(self) -> None:
         """Renew this gateway's leases, and count the gateways."""
-        if await self._line.reached():
+        if await self._connection.reached():
             self._renew()
-        count = await self._line.call(self._heartbeat_call)
+        count = await self._connection.call(self._heartbeat_call)
         if isinstance(count, int):
             self.gateways = count
 
@@ -115,10 +116,10 @@ class RedisStore:
                 key = (check.bucket, check.limit.kind)
                 buckets.setdefault(key, []).append(_member(lease, check))
         for (bucket, kind), members in buckets.items():
-            self._line.call(Call("renew", [_leases(bucket)], [_LEASE_US, kind, *members]))
+            self._connection.call(Call("renew", [_leases(bucket)], [_LEASE_US, kind, *members]))
 
     async def close(self) -> None:
-        await self._line.close()
+        await self._connection.close()
 
     def _finish(
         self, lease: str, checks: Sequence[Check], tokens: float | None, *, again: bool
@@ -126,7 +127,7 @@ class RedisStore:
         if not checks:
             return
         call = _finish_call(checks, lease, tokens, again)
-        self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+        self._connection.call(call).add_done_callback(partial(self._keep_unsent, call))
 
     def _keep_unsent(self, call: Call, future: "asyncio.Future[Reply]") -> None:
         if future.cancelled() or future.result() is None:
@@ -137,7 +138,7 @@ class RedisStore:
         self._renew()
         unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT)
         for call in unsent:
-            self._line.call(call).add_done_callback(partial(self._keep_unsent, call))
+            self._connection.call(call).add_done_callback(partial(self._keep_unsent, call))
 
 
 def _leases(bucket: str) -> str:

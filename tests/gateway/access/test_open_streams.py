@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gateway.access.control import AccessControl
-from gateway.background import GUARD_S
+from gateway.background import ACCESS_CHECK_S
 from gateway.errors import Forbidden, GatewayError, NotFound, QuotaExceeded, Unauthenticated
 from gateway.http.request_context import RequestContext
 from gateway.metrics import Metrics
@@ -57,8 +57,10 @@ class World:
         self.access_control = AccessControl(self.settings, Supervisor(lambda name: None), Metrics())
         await self.access_control.open()
         self._loops = [
-            asyncio.create_task(every(GUARD_S, self._refresh, lambda: None)),
-            asyncio.create_task(every(GUARD_S, self.access_control.check_streams, lambda: None)),
+            asyncio.create_task(every(ACCESS_CHECK_S, self._refresh, lambda: None)),
+            asyncio.create_task(
+                every(ACCESS_CHECK_S, self.access_control.check_streams, lambda: None)
+            ),
         ]
 
     async def close(self) -> None:
@@ -218,7 +220,7 @@ async def test_a_key_revoked_while_the_request_was_read(world):
     stream = Stream(world, key, "chat")
     await world.access_control.identify(stream.context)
     world.store.revoke("app")
-    await asyncio.sleep(2 * GUARD_S + 0.1)
+    await asyncio.sleep(2 * ACCESS_CHECK_S + 0.1)
     world.access_control.identify = lambda context: asyncio.sleep(0)
     await stream.begin()
     assert isinstance(await stream.ended(), Unauthenticated)

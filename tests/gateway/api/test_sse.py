@@ -36,9 +36,9 @@ class FakeClient:
         return b"".join(message.get("body", b"") for message in self.messages)
 
 
-def _stream(client: FakeClient, events, patience_s: float = 5) -> EventStream:
+def _stream(client: FakeClient, events, timeout_s: float = 5) -> EventStream:
     context = context_of({"path": "/v1/x", "headers": []}, client.receive)
-    return EventStream(context, events, patience_s, contextlib.nullcontext())
+    return EventStream(context, events, timeout_s, contextlib.nullcontext())
 
 
 async def test_events_with_their_headers_and_an_end():
@@ -128,7 +128,7 @@ async def test_a_client_that_does_not_read_is_disconnected():
     client = FakeClient(slow_s=60)
     started = time.monotonic()
     with pytest.raises(ClientGone):
-        await _stream(client, events(), patience_s=0.1).send(client.send)
+        await _stream(client, events(), timeout_s=0.1).send(client.send)
     assert time.monotonic() - started < 1
     assert closed
 

@@ -200,8 +200,10 @@ def test_what_is_not_the_body_has_an_end(port, path, begin, part):
 def test_a_body_in_tiny_chunks_takes_turns(port, monkeypatch):
     """Each chunk costs some calls: all that arrive at once would hold everybody up."""
     taken = []
-    call = bounded.TURNS.call
-    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
+    call = bounded.ROUND_ROBIN.call
+    monkeypatch.setattr(
+        bounded.ROUND_ROBIN, "call", lambda *turn: (taken.append(turn), call(*turn))
+    )
     size = 200_000
     with _connected(port) as connection:
         connection.sendall(
@@ -217,8 +219,10 @@ def test_a_body_in_tiny_chunks_takes_turns(port, monkeypatch):
 def test_a_body_that_was_refused_takes_turns_too(port, monkeypatch):
     """A stranger gets responses before the body is read: many of them would hold up everybody."""
     taken = []
-    call = bounded.TURNS.call
-    monkeypatch.setattr(bounded.TURNS, "call", lambda *turn: (taken.append(turn), call(*turn)))
+    call = bounded.ROUND_ROBIN.call
+    monkeypatch.setattr(
+        bounded.ROUND_ROBIN, "call", lambda *turn: (taken.append(turn), call(*turn))
+    )
     size = 20_000_000
     with _connected(port) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)

@@ -4,12 +4,12 @@ import asyncio
 
 import uvloop
 
-from gateway.http.round_robin import Turns
+from gateway.http.round_robin import RoundRobin
 
 
 def test_one_turn_in_each_round_and_none_is_lost():
     async def run():
-        turns, iterations, taken = Turns(), [0], []
+        turns, iterations, taken = RoundRobin(), [0], []
         ended = asyncio.Event()
 
         def count():
@@ -42,7 +42,7 @@ def test_tenants_take_turns():
     """One tenant's many connections do not hold up another's single one."""
 
     async def run():
-        turns, taken = Turns(), []
+        turns, taken = RoundRobin(), []
 
         async def reader(tenant):
             for _ in range(5):
@@ -60,7 +60,7 @@ def test_tenants_take_turns():
 
 def test_a_turn_that_fails_is_not_the_last():
     async def run():
-        turns = Turns()
+        turns = RoundRobin()
         failed = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().set_exception_handler(lambda *_: failed.set_result(True))
         turns.call(lambda: 1 / 0, "a")

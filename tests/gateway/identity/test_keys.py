@@ -295,7 +295,7 @@ def test_refusing_takes_as_long_whatever_is_wrong(store, ring):
 def new_ring(tmp_path):
     """``new_ring()``: the keys of a restarted worker."""
     return lambda: KeyRing(
-        tmp_path / "keys.toml", tmp_path / "pepper", kept=tmp_path / "keys.settled"
+        tmp_path / "keys.toml", tmp_path / "pepper", last_good=tmp_path / "keys.last_good"
     )
 
 
@@ -306,7 +306,7 @@ def test_a_restarted_worker_lets_in_whom_the_one_before_let_in(store, new_ring, 
     assert new_ring().refresh()
     store.revoke("gone")
     assert new_ring().refresh()
-    assert (tmp_path / "keys.settled").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "keys.last_good").stat().st_mode & 0o777 == 0o600
     (tmp_path / "keys.toml").write_bytes(text)
     ring = new_ring()
     with pytest.raises(ValueError, match=r"."):
@@ -324,11 +324,11 @@ def test_what_is_kept_of_the_keys_is_never_older_than_what_was_read(store, new_r
     with pytest.MonkeyPatch.context() as disk:
         disk.setattr("gateway.identity.keys.write_private", _full)
         assert new_ring().refresh()
-    assert not (tmp_path / "keys.settled").exists()
+    assert not (tmp_path / "keys.last_good").exists()
     new_ring().refresh()
     (tmp_path / "keys.toml").unlink()
     new_ring().refresh()
-    assert not (tmp_path / "keys.settled").exists()
+    assert not (tmp_path / "keys.last_good").exists()
 
 
 def _full(path, data):

@@ -11,7 +11,7 @@ import time
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Subject, checks_of
 from gateway.limits.limiter import Limiter
-from gateway.limits.redis import connection as redis_line
+from gateway.limits.redis import connection as redis_connection
 from gateway.limits.redis import store as redis_store
 from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
@@ -37,7 +37,7 @@ async def hammer(limiter: Limiter, until: float) -> None:
 
 
 async def main(url: str, seconds: float, skew_s: float, timeout_s: float) -> None:
-    redis_line.TIMEOUT_S = redis_store.TIMEOUT_S = timeout_s
+    redis_connection.TIMEOUT_S = redis_store.TIMEOUT_S = timeout_s
     redis_store._LEASE_US = 2_000_000
     limiter = Limiter(RedisStore(url), gateways=GATEWAYS, clock=lambda: time.monotonic() + skew_s)
     await limiter.heartbeat()

@@ -21,7 +21,7 @@ AT_ONCE = limit_of("tenant", "concurrency", 10)
 TOKENS = limit_of("model", "tokens", 4000, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
 SUBJECT = Subject("acme", "k1", "chat")
-PATIENCE_S = 0.5  # the 50 ms, on a busy machine
+PROMPT_S = 0.5  # the 50 ms, on a busy machine
 RECOVERY_S = 3.0  # the one second, on a busy machine
 
 
@@ -34,11 +34,11 @@ async def ask(limiter: Limiter, limits: list[Limit]) -> bool:
     except QuotaExceeded:
         return False
     finally:
-        assert time.perf_counter() - start < PATIENCE_S
+        assert time.perf_counter() - start < PROMPT_S
 
 
 def decides_locally(limiter: Limiter) -> bool:
-    return not limiter.redis._line._healthy
+    return not limiter.redis._connection._healthy
 
 
 async def recovered(limiter: Limiter) -> None:
@@ -217,22 +217,22 @@ async def test_no_password_in_what_is_logged(server: RedisServer, caplog: pytest
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyError("bug"), GeneratorExit()])
-async def test_a_line_whose_task_ends_is_restarted(server, error, monkeypatch):
+async def test_a_connection_whose_task_ends_is_restarted(server, error, monkeypatch):
     """Whatever ended it: nobody waits for it for ever, and Redis decides again soon after."""
     restarts = []
     limiter = Limiter(RedisStore(server.url, lambda: restarts.append(1)), gateways=2)
     await limiter.heartbeat()
-    line = limiter.redis._line
+    connection = limiter.redis._connection
 
     async def fails(calls):
         raise error
 
-    monkeypatch.setattr(line, "_send", fails)
+    monkeypatch.setattr(connection, "_send", fails)
     async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:
         assert admission.lease == ""  # this process decided
     monkeypatch.undo()
     deadline = time.monotonic() + 5
-    while not line.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - no event for it
+    while not connection.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - no event for it
         await asyncio.sleep(0.05)
     async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:
         assert admission.lease

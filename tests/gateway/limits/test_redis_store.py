@@ -11,7 +11,7 @@ from gateway.errors import NoCapacity, QuotaExceeded
 from gateway.limits.limit import Check, Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter, LimitReached
 from gateway.limits.local import LocalStore
-from gateway.limits.redis import connection as redis_line
+from gateway.limits.redis import connection as redis_connection
 from gateway.limits.redis import store as redis_store
 from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
@@ -28,7 +28,7 @@ SUBJECT = Subject("acme", "k1", "chat")
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not depend on how busy the machine is."""
-    for module in (redis_line, redis_store):
+    for module in (redis_connection, redis_store):
         monkeypatch.setattr(module, "TIMEOUT_S", 5.0)
 
 

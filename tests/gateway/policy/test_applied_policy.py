@@ -6,7 +6,7 @@ import pytest
 
 from gateway.access.control import AccessControl
 from gateway.metrics import Metrics
-from gateway.policy.applied_policy import FOLDER, Taken, in_force
+from gateway.policy.applied_policy import FOLDER, AppliedPolicy, in_force
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from serving.errors import ServingError
@@ -57,7 +57,7 @@ async def test_a_worker_that_has_ended_is_not_waited_for(workers, tmp_path, monk
 
 def test_what_cannot_be_written_is_logged_once(tmp_path, caplog):
     (tmp_path / FOLDER).touch()
-    taken = Taken(tmp_path, tmp_path / "gateway.toml")
+    taken = AppliedPolicy(tmp_path, tmp_path / "gateway.toml")
     for version in ("a" * 12, "b" * 12):
         taken.report(version)
     taken.close()

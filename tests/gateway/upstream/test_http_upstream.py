@@ -101,7 +101,7 @@ async def triton():
 async def gateway(triton):
     replica = f"127.0.0.1:{triton.grpc_port}/{triton.http_port}"
     gateway = Gateway(Settings(replicas=(replica,)))
-    model = read_model(_config(short="true"), ("1",))
+    model = read_model(_config(cancellable="false"), ("1",))
     gateway.catalogue = Catalogue({"m": model})
     yield gateway
     await gateway.pool.close()
@@ -220,13 +220,13 @@ async def test_a_model_that_does_not_ask_never_comes_here(triton, gateway, param
 async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(
     triton, gateway, data_type
 ):
-    config = _config(short="true")
+    config = _config(cancellable="false")
     config.output[0].data_type = model_config_pb2.DataType.Value(data_type)
     await _only_grpc(triton, gateway, config)
 
 
 async def test_an_ensemble_never_comes_here(triton, gateway):
-    config = _config(short="true")
+    config = _config(cancellable="false")
     config.ensemble_scheduling.step.add(model_name="n")
     await _only_grpc(triton, gateway, config)
 
@@ -391,7 +391,9 @@ async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
     await triton.stop()
     with pytest.raises(GatewayError) as over_http:
         await _infer(gateway)
-    gateway.catalogue = Catalogue({"m": replace(gateway.catalogue.model("m"), is_relayed=False)})
+    gateway.catalogue = Catalogue(
+        {"m": replace(gateway.catalogue.model("m"), uses_http_upstream=False)}
+    )
     with pytest.raises(GatewayError) as over_grpc:
         await _infer(gateway)
     assert over_http.value.args == over_grpc.value.args

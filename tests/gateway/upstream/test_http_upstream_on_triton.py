@@ -86,7 +86,7 @@ async def apis(served):
     gateways = [Gateway(Settings(replicas=(a,), triton_key_file=key_file)) for a in addresses]
     for gateway in gateways:
         gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
-    assert gateways[0].catalogue.model("identity_fp32").is_relayed
+    assert gateways[0].catalogue.model("identity_fp32").uses_http_upstream
     yield [V2Api(gateway) for gateway in gateways]
     for gateway in gateways:
         await gateway.pool.close()

@@ -55,7 +55,7 @@ def pool():
 
 
 def _chosen(pool: ReplicaPool, model: str = "", times: int = 40) -> set[str]:
-    return {pool.permit(model).replica.place for _ in range(times)}
+    return {pool.permit(model).replica.address for _ in range(times)}
 
 
 async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
@@ -210,7 +210,7 @@ async def test_a_model_is_asked_where_it_is(pool):
     pool.replicas[1].versions = {"m": ("1", "2"), "n": ("1",)}
     assert _chosen(pool, "n") == {"b:1"}
     assert _chosen(pool, "m") == {"a:1", "b:1"}
-    assert {pool.permit("m", "2").replica.place for _ in range(20)} == {"b:1"}
+    assert {pool.permit("m", "2").replica.address for _ in range(20)} == {"b:1"}
     assert await pool.describe("ModelConfig", "n") == "b:1"
     with pytest.raises(NoCapacity):
         pool.permit("o")
@@ -240,11 +240,11 @@ def _home(pool, sequence, *, begun_at: str = "", starts: bool = False) -> Replic
 
 
 async def test_a_sequence_has_one_home_whatever_the_load(pool):
-    homes = {sequence: _home(pool, sequence).place for sequence in range(20)}
+    homes = {sequence: _home(pool, sequence).address for sequence in range(20)}
     assert set(homes.values()) == {"a:1", "b:1"}
     with pool.replicas[0].permit():
-        assert homes == {sequence: _home(pool, sequence).place for sequence in range(20)}
-    assert homes == {sequence: _home(pool, sequence, starts=True).place for sequence in range(20)}
+        assert homes == {sequence: _home(pool, sequence).address for sequence in range(20)}
+    assert homes == {sequence: _home(pool, sequence, starts=True).address for sequence in range(20)}
 
 
 async def test_the_http_port_does_not_move_a_sequence(pool):
@@ -255,20 +255,20 @@ async def test_the_http_port_does_not_move_a_sequence(pool):
 
 
 async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
-    homes = {sequence: _home(pool, sequence).place for sequence in range(20)}
+    homes = {sequence: _home(pool, sequence).address for sequence in range(20)}
     pool.replicas[0].upstream.connection = Health.DOWN
     for sequence, home in homes.items():
         if home == "b:1":
-            assert _home(pool, sequence).place == "b:1"
+            assert _home(pool, sequence).address == "b:1"
             continue
         with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence)
         with pytest.raises(UpstreamError, match="start the sequence again"):
             _home(pool, sequence, begun_at="a:1")
-        assert _home(pool, sequence, starts=True).place == "b:1"
+        assert _home(pool, sequence, starts=True).address == "b:1"
     pool.replicas[0].upstream.connection = Health.UP
     for sequence in homes:  # a sequence that was started elsewhere stays there
-        assert _home(pool, sequence, begun_at="b:1").place == "b:1"
+        assert _home(pool, sequence, begun_at="b:1").address == "b:1"
 
 
 async def test_a_sequence_whose_home_is_not_listed_any_more_is_lost(pool):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.api.grpc import caller_bounds
-from gateway.api.grpc.caller_bounds import MAX_SILENT_STREAMS, Holdings
+from gateway.api.grpc.caller_bounds import MAX_SILENT_STREAMS, CallerBounds
 from gateway.errors import QuotaExceeded
 
 
@@ -18,8 +18,8 @@ class Stream:
 
 
 @pytest.fixture
-def bounds() -> Holdings:
-    return Holdings(most_bytes=caller_bounds.MAX_ARRIVING, message_bytes=1)
+def bounds() -> CallerBounds:
+    return CallerBounds(most_bytes=caller_bounds.MAX_ARRIVING, message_bytes=1)
 
 
 def test_silent_streams_are_counted_for_each_caller(bounds):
@@ -68,7 +68,7 @@ async def test_messages_arrive_a_few_at_a_time(bounds):
 async def test_arriving_messages_have_no_more_bytes_than_a_caller_may_hold(
     most_bytes, most_messages
 ):
-    bounds = Holdings(most_bytes, message_bytes=32)
+    bounds = CallerBounds(most_bytes, message_bytes=32)
     at_once = [0]
 
     async def read() -> None:

@@ -14,29 +14,29 @@ from gateway.errors import NoCapacity, QuotaExceeded, RequestTimeout
 from gateway.http.bounded import ConnectionLimits
 from gateway.http.buffered import BufferedProtocol
 from gateway.http.handler import PIECE_BYTES, Endpoint, Reply, open_to_all
-from gateway.http.memory_budget import HeldBytes
+from gateway.http.memory_budget import MemoryBudget
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE
 from gateway.policy.principal import Grant, Principal
 from tests.running import wait_until
 
-PATIENCE_S = 0.5
+SEND_TIMEOUT_S = 0.5
 LARGE = 16 * 1024 * 1024
 
 
 class App:
     """Responds with as many bytes as the path says; ``slots`` has one entry per open response."""
 
-    connection_limits = ConnectionLimits(answer_patience_s=PATIENCE_S)
+    connection_limits = ConnectionLimits(send_timeout_s=SEND_TIMEOUT_S)
 
     def __init__(self):
-        self.memory = HeldBytes(2 * LARGE, LARGE, lambda: False)
+        self.memory = MemoryBudget(2 * LARGE, LARGE, lambda: False)
         self.slots, self.errors, self.faults = [], [], []
 
     async def __call__(self, scope, receive, send):
         context = RequestContext(scope, receive, Access(NO_FILE), 2 * LARGE, 5.0)
-        context.memory, context.body_patience_s = self.memory, PATIENCE_S
+        context.memory_budget, context.body_timeout_s = self.memory, SEND_TIMEOUT_S
         context.principal = Principal("a", "a")
         scope |= {"context": context, "path_params": {}}
         try:
@@ -47,7 +47,7 @@ class App:
             self.faults.append(error)
             await Reply(400, b"no").send(send)
         finally:
-            context.release()
+            context.release_buffered()
 
     @open_to_all
     async def respond(self, context):
@@ -123,7 +123,7 @@ def test_an_unread_response_keeps_its_slot_until_it_is_cut(served):
         connection.sendall(_get(LARGE))
         wait_until(lambda: app.slots and app.memory.total == LARGE, 2, "the answer")
         wait_until(lambda: not app.slots, 3, "the cut")
-        assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
+        assert SEND_TIMEOUT_S - 0.1 < time.monotonic() - started < 2.5
         wait_until(lambda: app.memory.total == 0, 1, "the memory")
     assert [type(error) for error in app.errors] == [ClientGone]
 
@@ -132,7 +132,7 @@ def test_one_that_is_read_slowly_is_not_cut(served):
     app, port = served
     with _connected(port) as connection:
         connection.sendall(_get(2_000_000))
-        received = _read(connection, 2_000_000, 0.02)  # longer than the patience
+        received = _read(connection, 2_000_000, 0.02)  # longer than the timeout
     assert received.startswith(b"HTTP/1.1 200") and received.count(b"a") >= 2_000_000 - 200
     wait_until(lambda: not app.slots, 1, "the end")
     assert app.errors == []
@@ -188,7 +188,7 @@ def test_a_body_that_stops_coming_is_refused(served):
         connection.sendall(bytes(1_000_000))
         wait_until(lambda: app.memory.total == 1_000_000, 2, "the bytes")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
-        assert PATIENCE_S - 0.1 < time.monotonic() - started < 2.5
+        assert SEND_TIMEOUT_S - 0.1 < time.monotonic() - started < 2.5
     assert isinstance(app.faults[0], RequestTimeout)
     wait_until(lambda: app.memory.total == 0, 1, "the memory")
 
@@ -245,7 +245,7 @@ async def test_contexts_exit_in_reverse_order_and_with_the_error():
 
 def test_one_callers_bytes_are_not_anothers():
     tenants = [False]
-    memory = HeldBytes(100, 40, lambda: tenants[0])
+    memory = MemoryBudget(100, 40, lambda: tenants[0])
     callers = {name: Principal(name, name, Grant(tenant=name[0])) for name in ("a1", "a2", "b1")}
     memory.take(callers["a1"], 30, 0)
     with pytest.raises(QuotaExceeded, match="finish sending"):
@@ -271,7 +271,7 @@ def test_one_callers_bytes_are_not_anothers():
         memory.take(callers["a2"], 30, 0)
     memory.take(callers["b1"], 40, 0)
     # A single request is never refused: the body limit bounds it.
-    alone = HeldBytes(10, 5, lambda: True)
+    alone = MemoryBudget(10, 5, lambda: True)
     alone.take(callers["a1"], 50, 0)
     alone.take(callers["a1"], 50, 50)
 

@@ -29,11 +29,11 @@ def settings(tmp_path):
 
 
 def _restarted(settings):
-    return PolicyFile(settings.policy_file, kept=settings.kept_policy)
+    return PolicyFile(settings.policy_file, last_good=settings.last_good_policy)
 
 
 def test_only_its_owner_can_read_what_is_kept(settings):
-    assert settings.kept_policy.stat().st_mode & 0o777 == 0o600
+    assert settings.last_good_policy.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_unchanged_file_is_what_was_kept(settings):
@@ -73,9 +73,9 @@ def test_what_a_changed_file_gives_more_waits_as_in_a_reload(settings):
 def test_an_operators_own_start_takes_the_file_and_a_supervisors_does_not(settings):
     settings.policy_file.write_text("")
     _check_policy(settings, is_restarted=True)
-    assert settings.kept_policy.exists()
+    assert settings.last_good_policy.exists()
     _check_policy(settings, is_restarted=False)
-    assert not settings.kept_policy.exists()
+    assert not settings.last_good_policy.exists()
     policy = _restarted(settings)
     policy.refresh()
     assert policy.current.rules.tenants == {}
@@ -84,7 +84,7 @@ def test_an_operators_own_start_takes_the_file_and_a_supervisors_does_not(settin
 def test_what_cannot_be_kept_stops_nothing(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     (tmp_path / "gateway.toml").write_text(TWO)
-    policy = PolicyFile(tmp_path / "gateway.toml", kept=tmp_path / "file" / "kept")
+    policy = PolicyFile(tmp_path / "gateway.toml", last_good=tmp_path / "file" / "saved")
     assert policy.refresh()
     assert "a restarted worker will not know the policy" in caplog.text
 
