@@ -251,7 +251,7 @@ async def test_the_http_port_does_not_move_a_sequence(pool):
     other = ReplicaPool(Connection, 2)
     other.apply(["b:1/2", "a:1/2"])
     for sequence in range(20):
-        assert _home(other, sequence).address == _home(pool, sequence).address
+        assert _home(other, sequence).grpc_address == _home(pool, sequence).grpc_address
 
 
 async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
