@@ -7,12 +7,15 @@
 Starts a real Triton with ``configs/gpu.pbtxt`` (ONNX Runtime on CUDA; torch on CUDA if the
 installed ONNX Runtime has no CUDA), serves MiniLM and EfficientNet in FP32 and FP16, compares them
 with the proved FP32 graph on the CPU, and measures rows/s at each batch size through gRPC and in
-this process. Builds TensorRT engines of both if TensorRT is installed. The JSON, with hardware and
-versions, is written even if something fails. Exit codes: 0 all held, 1 something failed, 2 no GPU.
+this process. Pictures are sent as UINT8 and normalised in the graph. Builds TensorRT engines of
+both if TensorRT is installed. The JSON, with hardware and versions, is written even if something
+fails, and Triton's log beside it (out.triton.log). Exit codes: 0 all held, 1 something failed, 2
+no GPU.
 """
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,13 +89,16 @@ def check(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="tidegate-gpu-check-") as folder:
         work = Path(folder)
         with served.triton(work, None if options.cpu else "gpu") as server:
-            report["versions"]["tritonserver"] = measured.server_version(server.control.address)
-            for name in options.models:
-                for precision in options.precisions:
-                    engine = served.stage(work, (name, precision), runs_on, options.cpu)
-                    report["engines"].append(engine)
-                    server.control.load(engine["served_as"])
-                    measured.measure(engine, server.control.address, options)
+            try:
+                report["versions"]["tritonserver"] = measured.server_version(server.control.address)
+                for name in options.models:
+                    for precision in options.precisions:
+                        engine = served.stage(work, (name, precision), runs_on, options)
+                        report["engines"].append(engine)
+                        server.control.load(engine["served_as"])
+                        measured.measure(engine, server.control.address, options)
+            finally:
+                shutil.copy(server.log_file, options.json.with_suffix(".triton.log"))
         report["tensorrt"] = plans.build_all(work, report["engines"], options)
 
 
@@ -118,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", choices=MODELS, default=MODELS)
     add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     add("--batches", type=_numbers, default=BATCHES, help="default: 1,2,4,8,16,32,64")
+    add("--instances", type=int, default=1, help="of each engine on the GPU (1)")
+    add("--cuda-graphs", action="store_true", help="replay each shape as a CUDA graph")
     add("--seconds", type=float, default=3.0, help="per figure")
     return parser
 

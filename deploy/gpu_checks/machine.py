@@ -44,7 +44,8 @@ def surroundings(cpu: bool) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "system": platform.platform(),
-            "git_commit": _output(commit).strip(),
+            "git_commit": os.environ.get("TIDEGATE_COMMIT") or _output(commit).strip(),
+            "onnxruntime_build": _build_of_onnxruntime(),
             **dict(filter(None, map(_installed, PACKAGES))),
         },
     }
@@ -55,6 +56,15 @@ def _installed(package: str) -> tuple[str, str] | None:
         return package, version(package)
     except PackageNotFoundError:
         return None
+
+
+def _build_of_onnxruntime() -> str:
+    """What ONNX Runtime says of itself: the package that is imported, whichever is installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ""
+    return f"{onnxruntime.__version__}; {onnxruntime.get_build_info()}"
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.gpu_checks.measured import parity, throughput
+from deploy.gpu_checks.measured import milliseconds, parity
 from deploy.gpu_checks.served import LARGEST_BATCH, TOKENS, feed
 
 
@@ -47,4 +47,4 @@ def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
 
 def _rows_per_s(runner: Any, engine: dict[str, Any], batch: int, seconds: float) -> float:
     rows = feed(engine["model"], batch)
-    return throughput(lambda batch_rows: runner.run(None, batch_rows)[0], rows, seconds, 1)
+    return batch / milliseconds(lambda: runner.run(None, rows)[0], seconds) * 1e3

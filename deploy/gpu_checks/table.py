@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HEAD = "| model | parity: difference, cosine | batch | gRPC, rows/s | in process, rows/s | share |"
+HEAD = (
+    "| model | parity: difference, cosine | batch | gRPC, rows/s | in process, rows/s "
+    "| bound, rows/s | share | road, ms |"
+)
+FIGURES = ("batch", "grpc", "in_process", "bound", "share", "road_ms")
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -27,7 +31,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             f"{engine['served_as']} | {_short(parity['difference'])}, {_short(parity['cosine'])}"
         )
         for row in engine.get("rows_per_s", ()):
-            figures = (row["batch"], row["grpc"], row["in_process"], row["share"])
+            figures = (row.get(name, "") for name in FIGURES)
             yield f"| {cells} | {' | '.join(map(str, figures))} |"
             cells = " | "
     yield f"\nTensorRT: {report.get('tensorrt', {}).get('missing') or report.get('tensorrt')}"

@@ -48,6 +48,7 @@ class LaunchOptions:
     config_name: str | None = None
     name: str = "triton"
     load_timeout_s: float = LOAD_TIMEOUT_S
+    gpu_metrics: bool = True  # off where the driver and Triton's DCGM do not agree
 
 
 class TritonServer:
@@ -260,6 +261,8 @@ class TritonServer:
         ]
         if self._installation.caches:
             command.append(f"--cache-directory={self._installation.caches}")
+        if not options.gpu_metrics:
+            command.append("--allow-gpu-metrics=false")
         if options.config_name:
             command.append(f"--model-config-name={options.config_name}")
         return command

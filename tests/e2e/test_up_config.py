@@ -1,6 +1,8 @@
 """Which configs a stack serves with: ``tidegate up --config``."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -13,7 +15,7 @@ from serving.triton.control import TritonControl, read_key
 from serving.tuning.journal import engine_files, machine
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import MODELS, NAME, stage
-from tidegate.app.configs import config_name, tuned_line
+from tidegate.app.configs import config_name, tuned_line, usable_gpu
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,29 @@ def test_an_outdated_measurement_is_reported(home):
     repository = home / "model_repository"
     publish(stage(repository, 3), repository, MODELS)
     assert "with a different engine or step than the active one" in tuned_line(repository, NAME)
+
+
+def test_auto_means_a_gpu_that_triton_can_use(home, tmp_path, monkeypatch):
+    """Stand-ins: nvidia-smi, and the package that brings CUDA."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 9.0, 580.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    repository, messages = tmp_path / "model_repository", []
+    shutil.copytree(home / "model_repository", repository)
+    model = MODELS[0]
+    tuned = repository / model / "configs" / "tuned.pbtxt"
+    shutil.copy(tuned, tuned.with_name("gpu.pbtxt"))
+    usable_gpu.cache_clear()
+    try:
+        assert config_name(repository, "auto", messages.append) == "tuned"
+        assert "NVIDIA H200 is not used, because ONNX Runtime is installed without" in messages[0]
+        messages.clear()
+        usable_gpu.cache_clear()
+        monkeypatch.setattr("tidegate.app.configs.version", lambda package: "1.31.1")
+        assert config_name(repository, "auto", messages.append) == "gpu"
+        assert messages[0].startswith("using NVIDIA H200 instead of tuned")
+        assert f"configs gpu: of {model}" in messages[1]
+        assert config_name(repository, "default", messages.append) is None
+    finally:
+        usable_gpu.cache_clear()

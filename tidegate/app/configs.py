@@ -1,27 +1,70 @@
 """Which configs Triton reads: the main ones, or ``configs/NAME.pbtxt`` where a model has one."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from modelspec.hardware import GPU
 from serving.errors import ServingError
 from serving.repository.config_profiles import TUNED, profile_names
 from serving.repository.model_repository import is_published, top_models
+from serving.triton.installation import find_triton
 from serving.tuning.journal import machine
 from serving.tuning.outcome import is_of_another_engine, tuned_measurement
 
 AUTO, DEFAULT = "auto", "default"
 
 
+@cache
+def usable_gpu() -> tuple[str, str]:
+    """The name of the GPU that this machine's Triton can serve ONNX engines on, or '' and what is
+    missing ('' too where there is no GPU)."""
+    from converters.errors import EngineUnavailable
+    from converters.tensorrt.available import find_gpu
+
+    try:
+        gpu = find_gpu().name
+    except EngineUnavailable:
+        return "", ""
+    if (find_triton().backends / "onnxruntime").is_dir():
+        return gpu, ""
+    try:
+        version("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return "", (
+            f"{gpu} is not used, because ONNX Runtime is installed without CUDA: pip uninstall "
+            "onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (docs/gpu.md)"
+        )
+    return gpu, ""
+
+
+def automatic() -> str:
+    """The config profile that ``auto`` looks for on this machine."""
+    gpu, _ = usable_gpu()
+    return GPU if gpu else TUNED
+
+
 def config_name(repository: Path, requested: str, say: Callable[[str], None]) -> str | None:
     """The name for ``--model-config-name``; None for the main configs.
 
-    ``auto`` means ``tuned`` where something was tuned. Raises ServingError when no model has the
-    requested config profile.
+    ``auto`` means ``gpu`` on a machine with a GPU that Triton can use, else ``tuned`` where
+    something was tuned. Raises ServingError when no model has the requested config profile.
     """
-    names = profile_names(repository)
-    if requested == DEFAULT or (requested == AUTO and TUNED not in names):
+    if requested == DEFAULT:
         return None
-    name = TUNED if requested == AUTO else requested
+    names = profile_names(repository)
+    name = requested
+    if requested == AUTO:
+        gpu, missing = usable_gpu()
+        if missing:
+            say(missing)
+        name = automatic()
+        if name not in names:
+            return None
+        if gpu:
+            of_cpu = f" instead of {TUNED}, which was measured without it" if TUNED in names else ""
+            say(f"using {gpu}{of_cpu}")
     if name not in names:
         available = ", ".join([DEFAULT, *sorted(names)])
         raise ServingError(f"no model has configs/{name}.pbtxt: choose --config from {available}")

@@ -25,7 +25,6 @@ from modelspec.golden import probe_time_s
 from serving.errors import ServingError
 from serving.health.watch import Watcher
 from serving.publish.recovery import clear_up
-from serving.repository.config_profiles import TUNED
 from serving.repository.model_repository import is_published
 from serving.triton.children import end, start, why_ended
 from serving.triton.control import LOAD_TIMEOUT_S
@@ -34,7 +33,7 @@ from serving.triton.ports import Endpoint, Ports, require_free
 from serving.triton.servers import servers_of
 from tidegate.app.canaries import companion_models
 from tidegate.app.claim import Claim, Running
-from tidegate.app.configs import AUTO, DEFAULT, config_name
+from tidegate.app.configs import AUTO, DEFAULT, automatic, config_name
 from tidegate.app.faults import require_loadable
 from tidegate.app.gateway_watch import GatewayWatch
 from tidegate.app.log_keeper import LogKeeper
@@ -67,6 +66,7 @@ class StackOptions:
     config: str = AUTO
     lint: bool = True
     load_timeout: float = LOAD_TIMEOUT_S
+    gpu_metrics: bool = True
     log_bytes: int = 64 * 1024 * 1024
     log_files: int = 4
     as_json: bool = False
@@ -119,7 +119,9 @@ class Stack:
         missing = self._missing()
         if options.lint:
             ready = [name for name in self._models() if name not in missing]
-            require_loadable(repository, ready, TUNED if options.config == AUTO else options.config)
+            require_loadable(
+                repository, ready, automatic() if options.config == AUTO else options.config
+            )
         self._convert(missing)
         self._make_dev_key()
         config = config_name(repository, options.config, self._say)
@@ -130,6 +132,7 @@ class Stack:
                 options.triton,
                 config_name=config,
                 load_timeout_s=options.load_timeout,
+                gpu_metrics=options.gpu_metrics,
             ),
             tell=self._say,
         )

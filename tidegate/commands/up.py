@@ -88,7 +88,16 @@ def _file(flag: str, description: str) -> Callable[[F], F]:
     show_default=True,
     show_envvar=True,
     help="Serve with each model's configs/NAME.pbtxt where it has one: tuned, gpu, tensorrt. "
-    "auto: tuned, if anything was tuned; default: the main configs.",
+    "auto: gpu, if there is one that Triton can use, else tuned, if anything was tuned; "
+    "default: the main configs.",
+)
+@click.option(
+    "--gpu-metrics/--no-gpu-metrics",
+    default=True,
+    envvar="TIDEGATE_GPU_METRICS",
+    show_default=True,
+    show_envvar=True,
+    help="Triton's metrics of GPUs; turn them off where Triton ends while it reads them.",
 )
 @click.option(
     "--lint/--no-lint",
